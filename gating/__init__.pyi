@@ -39,10 +39,10 @@ from .pruning.latency.costs import budget_for_speedup
 from .pruning.padding import silence_padding
 from .pruning.prune import prune_heads, prune_neurons
 from .pruning.prune_report import PruneReport
-from .report.card import CompactReport
+from .report.rows import CompactReport
 from .serving.formats import export_compact
 from .serving.graphs.graph_export import export_onnx
-from .structure.blocks import AttentionBlock
+from .structure.attention import AttentionBlock
 from .structure.feed_forward import FeedForwardBlock
 
 __version__: str

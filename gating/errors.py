@@ -33,7 +33,7 @@ __all__ = [
 # Packages of the extra "train" that do not come with torch and transformers.
 _TRAIN = (
     *("hydra", "omegaconf", "pytorch_lightning", "torchmetrics", "datasets", "pyarrow", "wandb", "pydantic"),
-    *("matplotlib", "PIL", "jinja2", "sacrebleu"),
+    *("matplotlib", "PIL", "sacrebleu"),
 )
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

@@ -108,6 +108,7 @@ def test_the_core_gates_removes_saves_and_loads(compact):
     assert (compact / "README.md").is_file()
 
 
+@pytest.mark.processes
 def test_inspect_needs_no_extra(compact):
     ended = run_without(packages_of_extras() - WITH_THE_CORE, COMMAND, "inspect", compact)
     assert ended.returncode == 0, ended.stderr
@@ -134,5 +135,5 @@ def test_a_command_without_its_packages_leaves_the_others(compact):
 
 def test_every_package_of_the_extra_is_looked_for():
     named = {re.match(r"[\w-]+", text)[0].replace("-", "_") for text in PROJECT["optional-dependencies"]["train"]}
-    expected = {IMPORTED_AS.get(name, name) for name in named} - (WITH_THE_CORE - {"jinja2"})
+    expected = {IMPORTED_AS.get(name, name) for name in named} - WITH_THE_CORE
     assert set(errors._TRAIN) == expected

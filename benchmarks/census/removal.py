@@ -18,7 +18,8 @@ from gating.discovery.find import search_attention, search_feed_forward
 from gating.discovery.ungated import UngatedModules
 from gating.proof.masked import factors_of, features_scaled
 from gating.proof.outputs import forward_outputs, max_relative_difference
-from gating.structure.blocks import AttentionBlock, Block
+from gating.structure.attention import AttentionBlock
+from gating.structure.blocks import Block
 
 __all__ = ["BATCH", "EXACT", "Row", "Tiny", "examine_heads", "examine_neurons", "save"]
 

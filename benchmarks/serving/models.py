@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import gating
-from gating.structure.blocks import iter_attention_blocks
+from gating.structure.attention import iter_attention_blocks
 from gating.structure.feed_forward import iter_feed_forward_blocks
 
 __all__ = ["CACHE_PATTERNS", "FAMILIES", "PATTERNS", "make_case", "make_for_cache", "make_for_speed"]

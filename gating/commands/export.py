@@ -19,7 +19,7 @@ def run(arguments: argparse.Namespace) -> None:
     name = place.rstrip("/") if source == Path(place) else Path(place).name
     report = export_compact(
         source,
-        arguments.output or f"{name}{FORMATS[arguments.format].ending}",
+        arguments.output or f"{name}{FORMATS[arguments.format].ending or f'-{arguments.format}'}",
         format=arguments.format,
         overwrite=arguments.overwrite,
         dtype=arguments.dtype,

@@ -15,7 +15,7 @@ from gating.pruning.measure import cache_bytes_per_token, count_macs, weight_meg
 from gating.pruning.prune_report import num_parameters
 from gating.pruning.recording import build_original, build_recorded
 from gating.report.tables import kept_heads_table, kept_neurons_table
-from gating.structure.blocks import iter_attention_blocks
+from gating.structure.attention import iter_attention_blocks
 from gating.structure.feed_forward import iter_feed_forward_blocks
 
 __all__ = ["run"]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel
 
 from gating.errors import InputError
-from gating.structure.blocks import iter_attention_blocks
+from gating.structure.attention import iter_attention_blocks
 from gating.structure.feed_forward import iter_feed_forward_blocks
 
 __all__ = ["DecoderSizes", "sizes_of"]

@@ -19,6 +19,7 @@ __all__ = [
     "StoredTensor",
     "check_file",
     "check_listed",
+    "damaged_file",
     "digest_checked",
     "read_config",
     "read_headers",
@@ -108,11 +109,11 @@ def read_headers(folder: Path) -> dict[str, StoredTensor]:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 - it cannot be iterated over
                     if name in found:
-                        raise _damaged(path, f"it has the tensor {name} twice")
+                        raise damaged_file(path, f"it has the tensor {name} twice")
                     view = file.get_slice(name)
                     found[name] = StoredTensor(view.get_dtype(), tuple(view.get_shape()))
         except (SafetensorError, OSError, OverflowError) as error:
-            raise _damaged(path, str(error).rstrip(".")) from error
+            raise damaged_file(path, str(error).rstrip(".")) from error
     return found
 
 
@@ -137,7 +138,7 @@ def _weight_files(folder: Path) -> list[Path]:
         index = read_json(folder / INDEX)
         places = index.get("weight_map")
         if not isinstance(places, dict) or not places or not isinstance(index.get("metadata"), dict):
-            raise _damaged(folder / INDEX, "it has no table weight_map")
+            raise damaged_file(folder / INDEX, "it has no table weight_map")
         for place in places.values():
             if not isinstance(place, str) or not _PLAIN_NAME.fullmatch(place):
                 raise InputError(f"{folder / INDEX} names {place!r}, which is not a file of the folder.")
@@ -167,9 +168,9 @@ def read_json(path: Path) -> dict[str, Any]:
             parse_float=lambda text: _refuse_number(text) if math.isinf(float(text)) else float(text),
         )
     except (ValueError, RecursionError) as error:
-        raise _damaged(path, str(error).rstrip(".")) from error
+        raise damaged_file(path, str(error).rstrip(".")) from error
     if not isinstance(found, dict):
-        raise _damaged(path, "it is not a table")
+        raise damaged_file(path, "it is not a table")
     return found
 
 
@@ -185,5 +186,6 @@ def _refuse_number(text: str) -> float:
     raise InputError(f"{text} is not a finite number")
 
 
-def _damaged(path: Path, reason: str) -> DamageError:
+def damaged_file(path: Path, reason: str) -> DamageError:
+    """Return the error about a file that cannot be used."""
     return DamageError(f"{path} is damaged: {reason}. Export the model again.", reason=reason)

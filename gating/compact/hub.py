@@ -33,19 +33,15 @@ def find_folder(
         FileNotFoundError: Neither a folder nor a model on the hub has this name, or the model lacks the revision.
         ConnectionError: The hub cannot be reached or refuses access.
     """
-    folder = Path(name_or_path)
-    if folder.exists() or not _is_full_name(name_or_path):
+    folder, name = Path(name_or_path), str(name_or_path)
+    is_full_name = isinstance(name_or_path, str) and "/" in name and invalid_name(name) is None
+    if folder.exists() or not is_full_name:
         return folder
-    name = str(name_or_path)
     try:
         return download(name, revision=revision, token=token, cache_dir=cache_dir)
     except (MissingFileError, UnreachableError) as error:
         message = f"There is no compact model in {name}: {name} does not exist here, and {error}"
         raise type(error)(message) from error.__cause__
-
-
-def _is_full_name(name: object) -> bool:
-    return isinstance(name, str) and "/" in name and invalid_name(name) is None
 
 
 def _write_uploaded_card(model: PreTrainedModel, folder: Path, repo_id: str, *, token: str | bool | None) -> None:

@@ -6,6 +6,7 @@ too, and says in a line of its log that the numbers of the whole model are not t
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from transformers import PreTrainedModel
@@ -13,7 +14,7 @@ from transformers import PreTrainedModel
 from gating.compact.decoders import sizes_of
 from gating.errors import InputError
 from gating.loader.integrity import CONFIG
-from gating.structure.blocks import iter_attention_blocks
+from gating.structure.attention import iter_attention_blocks
 from gating.structure.feed_forward import ExpertsBlock, iter_feed_forward_blocks
 
 __all__ = ["check_layers", "write_layer_counts"]
@@ -22,13 +23,8 @@ __all__ = ["check_layers", "write_layer_counts"]
 def write_layer_counts(model: PreTrainedModel, folder: Path) -> bool:
     """Write the head counts of each layer into the configuration of a compact folder, if vLLM can run the model.
 
-    Args:
-        model: The compact model.
-        folder: Folder with its ``config.json``, whose checksum is then another one.
-
-    Returns:
-        Whether the file has changed: not for models that are no decoders, have all their heads, or a
-            layer without any.
+    Returns whether the file has changed, so that its checksum is another one: not for models that are no decoders, have
+    all their heads, or a layer without any.
     """
     try:
         check_layers(model)
@@ -46,24 +42,27 @@ def write_layer_counts(model: PreTrainedModel, folder: Path) -> bool:
 
 def check_layers(model: PreTrainedModel) -> None:
     """Raise ``ValueError`` unless vLLM's backend for models of transformers can run the layers of a compact model."""
-    reason = ""
+    if reason := next(_reasons_against(model), None):
+        raise InputError(f"{type(model).__name__} does not run in vLLM with other heads in each layer: {reason}.")
+
+
+def _reasons_against(model: PreTrainedModel) -> Iterator[str]:
     if not getattr(model, "_supports_attention_backend", False):
-        reason = "its class does not let a runtime compute the attention (_supports_attention_backend)"
-    elif getattr(model.config, "is_heterogeneous", False):
-        reason = "its configuration has a per_layer_config of its own"
+        yield "its class does not let a runtime compute the attention (_supports_attention_backend)"
+    if getattr(model.config, "is_heterogeneous", False):
+        yield "its configuration has a per_layer_config of its own"
     ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
-    if lost := [name for name in model.state_dict() if any(re.search(pattern, name) for pattern in ignored)]:
-        reason = reason or f"vLLM leaves out {lost[0]}, as its class ignores such names in checkpoints"
+    for name in model.state_dict():
+        if any(re.search(pattern, name) for pattern in ignored):
+            yield f"vLLM leaves out {name}, as its class ignores such names in checkpoints"
     for block in iter_attention_blocks(model):
         if block.spec.keeps_key_value_heads:
-            reason = reason or f"{block.name} shares keys and values with other layers"
+            yield f"{block.name} shares keys and values with other layers"
         if any(layout == "hkv" for _, layout in block.projections()):
-            reason = reason or f"{block.name} caches a latent, for which vLLM has one size for all layers"
+            yield f"{block.name} caches a latent, for which vLLM has one size for all layers"
     for feed_forward in iter_feed_forward_blocks(model):
         if isinstance(feed_forward, ExpertsBlock) and feed_forward.num_neurons != feed_forward.width_before:
-            reason = reason or f"{feed_forward.name} has experts with fewer neurons than the configuration"
-    if reason:
-        raise InputError(f"{type(model).__name__} does not run in vLLM with other heads in each layer: {reason}.")
+            yield f"{feed_forward.name} has experts with fewer neurons than the configuration"
 
 
 def _counts(model: PreTrainedModel) -> dict[str, dict[str, int]]:

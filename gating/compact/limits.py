@@ -16,18 +16,16 @@ from torch import Tensor, nn
 from torch.nn.modules import module as registration
 from transformers import PreTrainedModel
 
-from gating.compact.files import StoredTensor, check_listed, read_config, read_headers, walk
+from gating.compact.files import StoredTensor, check_listed, damaged_file, read_config, read_headers, walk
 from gating.compact.manifest import check_manifest
-from gating.errors import DamageError, InputError
+from gating.errors import InputError
 from gating.loader.compact import check_built
-from gating.loader.integrity import RECORD_KEY, check_checksums, mixed
+from gating.loader.integrity import CONFIG, RECORD_KEY, check_checksums, mixed
 from gating.loader.record import recorded_names
 
 __all__ = ["checked_folder"]
 
 _MAX_LABELS = 1_000_000
-# Neurons of a layer; the widest of the configurations of transformers has 65,536.
-_MAX_WIDTH = 2**20
 # Names of numbers of layers; not of sizes "per layer" or positions of layers.
 _LAYERS = re.compile("(layers?|depth)$")
 
@@ -36,10 +34,7 @@ _LAYERS = re.compile("(layers?|depth)$")
 def checked_folder(folder: Path, *, verify: bool, exact: bool) -> Iterator[None]:
     """Check a model folder on entry, and refuse to build a model that does not fit its weights inside the block.
 
-    Args:
-        folder: The folder.
-        verify: Whether to compare its files with their checksums.
-        exact: Whether the model is the saved one, not one with another task head.
+    With ``verify``, files are compared with their checksums. Unless ``exact``, the model may have another task head.
 
     Raises:
         FileNotFoundError: A file is missing.
@@ -59,16 +54,13 @@ def checked_folder(folder: Path, *, verify: bool, exact: bool) -> Iterator[None]
         check_manifest(folder, of_model=False)
     elif verify:
         check_manifest(folder)
-    token = check_built.set(partial(_check_fits, folder=folder, stored=stored) if exact else _accept)
+    # A check that is set tells the loader that it need not check anything itself.
+    token = check_built.set(partial(_check_fits, folder=folder, stored=stored) if exact else lambda *_: None)
     try:
-        with _bounded_building(folder, stored, num_removed=_most_removed(config, stored)):
+        with _bounded_building(folder, stored):
             yield
     finally:
         check_built.reset(token)
-
-
-def _accept(_model: PreTrainedModel, _record: Any) -> None:
-    """Check nothing."""
 
 
 def _check_fits(
@@ -143,17 +135,15 @@ def _check_numbers(folder: Path, config: Mapping[str, Any], stored: Mapping[str,
         last = name.rpartition(".")[2]
         most = _most_parameters(stored) if _LAYERS.search(last) else _MAX_LABELS if last == "num_labels" else 2**63 - 1
         if type(value) is int and abs(value) > most:
-            reason = f"{name}={value} cannot be of a model with {len(stored)} tensors"
-            raise DamageError(f"{folder}/config.json is damaged: {reason}. Export the model again.", reason=reason)
+            raise damaged_file(folder / CONFIG, f"{name}={value} cannot be of a model with {len(stored)} tensors")
 
 
 @contextmanager
-def _bounded_building(folder: Path, stored: Mapping[str, StoredTensor], *, num_removed: int) -> Iterator[None]:
-    """Raise an error as soon as a model under construction is far larger than its weights and the removed neurons."""
+def _bounded_building(folder: Path, stored: Mapping[str, StoredTensor]) -> Iterator[None]:
+    """Raise an error as soon as a model under construction is far larger than its weights."""
     most_tensors = _most_parameters(stored)
-    # The model is built with all its heads and neurons; a small model is never too large.
-    longest = 16 * sum(tensor.num_elements for tensor in stored.values()) + 2**24
-    most_elements = longest + num_removed
+    # It is built with all its heads and neurons, a hundred times what may be left; a small model is never too large.
+    most_elements = 128 * sum(tensor.num_elements for tensor in stored.values()) + 2**24
     thread, counts = threading.get_ident(), [0, 0]
 
     def count(_module: nn.Module, _name: str, tensor: Tensor | None) -> None:
@@ -161,9 +151,9 @@ def _bounded_building(folder: Path, stored: Mapping[str, StoredTensor], *, num_r
             return
         counts[0] += 1
         counts[1] += tensor.numel()
-        if counts[0] > most_tensors or counts[1] > most_elements or max(tensor.shape, default=0) > longest:
+        if counts[0] > most_tensors or counts[1] > most_elements:
             reason = f"it describes a model far larger than its weights, which are {len(stored)} tensors"
-            raise DamageError(f"{folder}/config.json is damaged: {reason}. Export the model again.", reason=reason)
+            raise damaged_file(folder / CONFIG, reason)
 
     handles = [
         registration.register_module_parameter_registration_hook(count),
@@ -179,17 +169,3 @@ def _bounded_building(folder: Path, stored: Mapping[str, StoredTensor], *, num_r
 def _most_parameters(stored: Mapping[str, StoredTensor]) -> int:
     """Return the bound on parameters: layers without heads or neurons keep at least a quarter of their tensors."""
     return 4 * len(stored) + 100
-
-
-def _most_removed(config: Mapping[str, Any], stored: Mapping[str, StoredTensor]) -> int:
-    """Return a bound on the numbers in the rows and columns of removed neurons.
-
-    Without most of its neurons, a model may be a hundredth of the original. A neuron has at most three vectors of the
-    hidden size, which some stored tensor has.
-    """
-    record = config.get(RECORD_KEY)
-    entries = walk(record.get("feed_forward") if isinstance(record, dict) else None)
-    widths = [value for name, value in entries if name.endswith(".width") and type(value) is int and value > 0]
-    num_neurons = sum(min(width, _MAX_WIDTH) for width in widths)
-    longest = max((max(tensor.shape, default=0) for tensor in stored.values() if tensor.num_elements), default=0)
-    return 3 * num_neurons * longest

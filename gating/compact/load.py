@@ -12,11 +12,11 @@ import torch
 import transformers
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from gating.compact.files import read_config, walk
+from gating.compact.files import damaged_file, read_config, walk
 from gating.compact.hub import find_folder
 from gating.compact.limits import checked_folder
 from gating.compact.record_checks import check_record
-from gating.errors import DamageError, InputError, loading
+from gating.errors import InputError, loading
 from gating.loader.compact import auto_classes, compact_class
 from gating.loader.integrity import PLAIN_LOADING, RECORD_KEY, REMEDY_OF_PLAIN_LOADING, check_finite, load_whole, mixed
 
@@ -130,8 +130,7 @@ def _model_class(config: PreTrainedConfig, folder: Path) -> type[PreTrainedModel
     # Some families combine their own configuration class with the models of another family.
     models = {cls.__module__ for cls in auto_classes(type(config)).values()}
     if base.config_class is not type(config) and base.__module__ not in models:
-        reason = f"the architecture {name} is not of the type {config.model_type!r}"
-        raise DamageError(f"{folder}/config.json is damaged: {reason}. Export the model again.", reason=reason)
+        raise damaged_file(folder / "config.json", f"the architecture {name} is not of the type {config.model_type!r}")
     return base
 
 

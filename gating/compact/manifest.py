@@ -12,12 +12,11 @@ from typing import Any
 
 from gating.compact.files import digest_checked, read_json
 from gating.errors import InputError, RemedyError
-from gating.loader.integrity import CHECKSUMS, CONFIG, INDEX, WEIGHTS
+from gating.loader.integrity import CHECKSUMS, CONFIG, GENERATION, INDEX, WEIGHTS
 from gating.storage.results import RECORD_FILE, digest_record
 
 __all__ = ["check_manifest", "has_manifest", "read_record"]
 
-_GENERATION = "generation_config.json"
 # A difference in these files changes the model; transformers takes one file of weights before several.
 _OF_MODEL = re.compile(r"(config|generation_config)\.json|[\w.-]+\.safetensors(\.index\.json)?")
 _PLACE = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")
@@ -66,7 +65,7 @@ def check_manifest(folder: Path, *, of_model: bool = True) -> None:
             stacklevel=2,
         )
         return
-    present = {name for name in (WEIGHTS, INDEX, _GENERATION) if os.path.lexists(folder / name)}
+    present = {name for name in (WEIGHTS, INDEX, GENERATION) if os.path.lexists(folder / name)}
     for name in sorted({CONFIG, *present, *sums} - {RECORD_FILE}):
         if not _PLACE.fullmatch(name):
             raise InputError(f"{path} has a checksum of {name!r}, which is not a file of the folder.")

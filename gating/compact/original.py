@@ -21,7 +21,7 @@ from gating.loader.integrity import CHECKSUMS, RECORD_KEY
 from gating.pruning.prune_report import num_parameters
 from gating.pruning.recording import build_original, build_recorded
 from gating.storage.results import RECORD_FILE
-from gating.structure.blocks import iter_attention_blocks
+from gating.structure.attention import iter_attention_blocks
 from gating.structure.feed_forward import iter_feed_forward_blocks
 
 __all__ = ["read_original", "write_original"]
@@ -35,12 +35,7 @@ _FREE = frozenset({"architectures", "dtype", "torch_dtype", "transformers_versio
 
 
 def write_original(model: PreTrainedModel, folder: Path) -> None:
-    """Write the record of a compact model into a stock folder.
-
-    Args:
-        model: The compact model, with the record in its configuration.
-        folder: The folder.
-    """
+    """Write the record of a compact model into a stock folder."""
     config = deepcopy(model.config)
     vars(config).pop("auto_map", None)
     config.architectures = [type(model).__name__]
@@ -81,16 +76,13 @@ def read_original(model: PreTrainedModel, folder: Path | None = None) -> PreTrai
 
 
 def _check_record(described: Mapping[str, Any], model_type: str, path: Path) -> None:
-    """Reject a record of another kind of model, or one that asks for layers of any size, before one is built."""
+    """Reject a record of another kind of model, or with names that no record has, before a model is built."""
     if (found := described.get("model_type")) != model_type:
         raise InputError(f"{path} has model_type={found!r}, but the model has {model_type!r}.")
     record = described.get(RECORD_KEY)
     if not isinstance(record, dict):
         raise InputError(f"{path} has no record of kept units.")
     check_record(record)
-    for name, value in walk(record):
-        if type(value) is int and value > _MOST:
-            raise InputError(f"{path} has {name}={value}, which is no size of a layer.")
 
 
 def _check_sizes(described: Mapping[str, Any], mine: Mapping[str, Any], path: Path) -> None:

@@ -1,8 +1,7 @@
 """Saving of compact models as folders that load with transformers alone."""
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,13 +12,14 @@ from gating.compact.layer_counts import write_layer_counts
 from gating.compact.original import write_original
 from gating.compact.stock import StockError, may_be_stock, stock_model
 from gating.compact.verify import check_saved
-from gating.discovery.find import removable_attention
+from gating.discovery.find import search_attention
 from gating.discovery.vocabulary import check_vocabulary, vocabulary_size
 from gating.errors import InputError, InputTypeError
 from gating.loader.integrity import check_finite, write_checksums
 from gating.proof.conditions import check_has_values, check_no_adapters, check_savable
 from gating.pruning.recording import become_compact, has_lost_units
-from gating.report.card import CompactReport, write_card
+from gating.report.card import write_card
+from gating.report.rows import CompactReport
 from gating.storage.folders import replacing_folder
 from gating.storage.results import COMPACT_MODEL
 from gating.storage.transfer import check_upload, upload
@@ -114,8 +114,7 @@ def save_compact(
                 _write(model, folder, tokenizer, stock=form)
                 write_card(folder / "README.md", model, report, form, repo_id=repo_id)
                 if verify:
-                    with _as_stock_error() if form else nullcontext():
-                        check_saved(model, folder, probe=probe)
+                    _check_saved(model, folder, probe, stock=form)
             break
         except StockError:
             if form is forms[-1]:
@@ -137,7 +136,7 @@ def _write(model: PreTrainedModel, folder: Path, tokenizer: Processor | None, *,
     """Write the files of a model and its tokenizer, but no card."""
     saved = stock_model(model) if stock else model
     if not has_lost_units(model):
-        removable_attention(model)  # Raises for a model without heads or neurons to describe.
+        search_attention(model)  # Raises for a model without heads or neurons to describe.
     become_compact(model)
     saved.save_pretrained(folder)
     if stock and has_lost_units(model):
@@ -148,10 +147,11 @@ def _write(model: PreTrainedModel, folder: Path, tokenizer: Processor | None, *,
         tokenizer.save_pretrained(folder)
 
 
-@contextmanager
-def _as_stock_error() -> Iterator[None]:
-    """Turn an error about the saved model into one with the other form as a remedy."""
+def _check_saved(model: PreTrainedModel, folder: Path, probe: Mapping[str, Tensor] | None, *, stock: bool) -> None:
+    """Check a saved folder; the error about a stock model has the other form as a remedy."""
     try:
-        yield
+        check_saved(model, folder, probe=probe)
     except InputError as error:
+        if not stock:
+            raise
         raise StockError(str(error), python=" Or save it with stock=False, as a compact folder.", command="") from error

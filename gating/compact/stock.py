@@ -18,9 +18,9 @@ from transformers import PreTrainedConfig, PreTrainedModel, initialization
 
 from gating.compact.size_fields import HEADS, KEY_VALUE_HEADS, new_width
 from gating.errors import RemedyError
-from gating.loader.integrity import RECORD_KEY
 from gating.loader.record import base_prefix
-from gating.structure.blocks import AttentionBlock, iter_attention_blocks
+from gating.pruning.recording import dense_class, dense_config
+from gating.structure.attention import AttentionBlock, iter_attention_blocks
 from gating.structure.feed_forward import FeedForwardBlock, iter_feed_forward_blocks
 from gating.units import unit_of
 
@@ -66,14 +66,15 @@ def stock_model(model: PreTrainedModel) -> PreTrainedModel:
         >>> stock_model(model).config.intermediate_size
         24
     """
-    dense_class: type[PreTrainedModel] = getattr(type(model), "dense_class", type(model))
-    if getattr(transformers, dense_class.__name__, None) is not dense_class:
-        raise _refusal(model, f"{dense_class.__name__} is not a class of transformers")
-    blocks: list[_Block] = [*iter_attention_blocks(model), *iter_feed_forward_blocks(model)]
+    cls = dense_class(model)
+    if getattr(transformers, cls.__name__, None) is not cls:
+        raise _refusal(model, f"{cls.__name__} is not a class of transformers")
+    attention, feed_forward = list(iter_attention_blocks(model)), list(iter_feed_forward_blocks(model))
+    blocks: list[_Block] = [*attention, *feed_forward]
     _check_without_padding(model, blocks)
-    state = _dense_state(model, blocks)
-    search = _Search(dense_class, {name: tuple(tensor.shape) for name, tensor in state.items()})
-    config, differing = search.run(_dense_config(model), blocks)
+    state, config = _dense_state(model, attention), dense_config(model.config)
+    search = _Search(cls, {name: tuple(tensor.shape) for name, tensor in state.items()})
+    config, differing = search.run(config, list(_changes(config, attention, feed_forward)))
     if differing:
         raise _explain(model, blocks, differing)
     stock = search.build(config)
@@ -95,9 +96,8 @@ class _Search:
         """Args: ``shapes`` are those of the state dict."""
         self.dense_class, self.shapes = dense_class, shapes
 
-    def run(self, config: PreTrainedConfig, blocks: Sequence[_Block]) -> tuple[PreTrainedConfig, set[str]]:
+    def run(self, config: PreTrainedConfig, changes: Sequence[_Change]) -> tuple[PreTrainedConfig, set[str]]:
         """Return the configuration that was found, and the names of the tensors that still differ."""
-        changes = list(_changes(config, blocks))
         differing, before = self.compare(config), set[str]()
         while differing and differing != before:
             before = differing
@@ -128,16 +128,7 @@ class _Search:
         return {name for name in built.keys() | self.shapes.keys() if built.get(name) != self.shapes.get(name)}
 
 
-def _dense_config(model: PreTrainedModel) -> PreTrainedConfig:
-    """Return a copy of a model's configuration without the record and the references to code."""
-    config: PreTrainedConfig = copy.deepcopy(model.config)
-    for name in (RECORD_KEY, "auto_map"):
-        if hasattr(config, name):
-            delattr(config, name)
-    return config
-
-
-def _dense_state(model: PreTrainedModel, blocks: Sequence[_Block]) -> dict[str, Tensor]:
+def _dense_state(model: PreTrainedModel, blocks: Sequence[AttentionBlock]) -> dict[str, Tensor]:
     """Return the tensors of a model as a dense model has them.
 
     Attention of the kind of T5 keeps the position biases of all original heads and the numbers of its own: the dense
@@ -147,9 +138,8 @@ def _dense_state(model: PreTrainedModel, blocks: Sequence[_Block]) -> dict[str, 
     prefix = base_prefix(model)
     stacks: dict[str, list[AttentionBlock]] = {}
     for block in blocks:
-        if not isinstance(block, AttentionBlock) or f"{prefix}{block.name}.head_index" not in state:
-            continue
-        if hasattr(block.module, "has_relative_attention_bias"):
+        has_bias = hasattr(block.module, "has_relative_attention_bias")
+        if has_bias and f"{prefix}{block.name}.head_index" in state:
             stacks.setdefault(block.name.partition(".block.")[0], []).append(block)
     for members in stacks.values():
         shared: Sequence[int] | None = None
@@ -164,17 +154,19 @@ def _dense_state(model: PreTrainedModel, blocks: Sequence[_Block]) -> dict[str, 
     return state
 
 
-def _changes(config: PreTrainedConfig, blocks: Sequence[_Block]) -> Iterator[_Change]:
+def _changes(
+    config: PreTrainedConfig, attention: Sequence[AttentionBlock], feed_forward: Sequence[FeedForwardBlock]
+) -> Iterator[_Change]:
     """Yield changes of a configuration, nested ones included, that could give blocks their present sizes."""
     widths = {
         (block.width_before, block.num_neurons, block.hidden_size)
-        for block in blocks
-        if isinstance(block, FeedForwardBlock) and block.num_neurons != block.width_before
+        for block in feed_forward
+        if block.num_neurons != block.width_before
     }
     heads = {
         (block.num_heads_before, block.num_heads, block.num_key_value_heads, block.head_dim)
-        for block in blocks
-        if isinstance(block, AttentionBlock) and 0 < block.num_heads < block.num_heads_before
+        for block in attention
+        if 0 < block.num_heads < block.num_heads_before
     }
     for path, fields in _nested_fields(config):
         for width in sorted(widths):
@@ -226,7 +218,7 @@ def _refusal(model: PreTrainedModel, reason: str, remedy: str = "") -> StockErro
 
 def _check_without_padding(model: PreTrainedModel, blocks: Sequence[_Block]) -> None:
     for block in blocks:
-        if isinstance(block, AttentionBlock) and block.head_slots != block.head_ids:
+        if block.slot_ids != block.unit_ids:
             raise _refusal(
                 model,
                 f"{block.name} has removed heads as padding, since its groups of query heads lost different numbers",

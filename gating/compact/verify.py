@@ -24,13 +24,8 @@ def check_saved(model: PreTrainedModel, folder: Path, *, probe: Mapping[str, Ten
     """Load a model from the folder that it was just saved in, and compare weights and outputs.
 
     Equal weights are not enough: some families compute with buffers that are not saved, or with settings of the
-    configuration. Equal outputs are not enough either: a batch may leave out a tower.
-
-    Args:
-        model: The model.
-        folder: The folder that it was saved in.
-        probe: Batch for the comparison, as keyword arguments of the model; by default made from its configuration. If
-            that is impossible for the family, the model is only loaded.
+    configuration. Equal outputs are not enough either: a batch may leave out a tower. Without a ``probe``, the batch is
+    made from the configuration; if that is impossible for the family, weights alone are compared.
 
     Raises:
         ValueError: The folder does not load, the model does not accept the given probe, or outputs differ.

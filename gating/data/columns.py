@@ -6,8 +6,8 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict
 
-from gating.data.names.spelling import other_spelling
 from gating.data.rows import warn_of_overlap
+from gating.data.spelling import other_spelling
 from gating.distributed.collectives import is_rank_zero
 from gating.errors import InputError
 
@@ -54,10 +54,7 @@ def find_column(splits: DatasetDict, given: str | None, usual: Sequence[str]) ->
 def find_text_columns(splits: DatasetDict, text: str | None, text_pair: str | None) -> dict[str, str]:
     """Return the columns of a text or text pair by their role, for :func:`take_columns`.
 
-    Args:
-        splits: The data; the training split decides.
-        text: Column of the text; the usual names, also of pairs, are tried if None.
-        text_pair: Column of the second text.
+    If ``text`` is None, the usual names, also those of pairs, are looked for in the training split.
     """
     if text is not None:
         return {"text": text} | ({"text_pair": text_pair} if text_pair else {})
@@ -76,16 +73,14 @@ def find_input_columns(table: Dataset, settings: Mapping[str, Any]) -> list[str]
 
 
 def take_columns(splits: DatasetDict, columns: Mapping[str, str]) -> DatasetDict:
-    """Select columns and rename them to their roles; warn if splits share examples.
+    """Select the column of each role, and rename it to the role; warn if splits share examples.
+
+    A column such as ``translation.de`` is a field of a nested one.
 
     Example:
         >>> rows = Dataset.from_dict({"body": ["a", "b"], "stars": [5, 1], "id": [0, 1]})
         >>> take_columns(DatasetDict(train=rows), {"text": "body", "label": "stars"})["train"][0]
         {'text': 'a', 'label': 5}
-
-    Args:
-        splits: The data.
-        columns: The column of each role; ``translation.de`` selects a field of a nested column.
 
     Raises:
         ValueError: A split lacks a column, or a column has two roles.

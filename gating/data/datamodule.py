@@ -18,6 +18,9 @@ from gating.errors import InputError
 
 __all__ = ["ExampleDataModule"]
 
+# Number of examples on which gates, models and their copies are tried.
+_PROBED = 8
+
 
 class ExampleDataModule(pl.LightningDataModule):
     """Data loaders of prepared splits; with several processes, each loads its share of every batch."""
@@ -149,17 +152,17 @@ class ExampleDataModule(pl.LightningDataModule):
         batches = [shard[start:stop] for start, stop in pairwise(bounds)]
         return self._loader(split, batch_sampler=batches)
 
-    def probe_batch(self, *, size: int = 8, split: str = "validation") -> dict[str, Any]:
-        """Return the model inputs, without targets, of the longest examples of a split; equal in all processes."""
-        return self._inputs(split, self._by_length(split)[-size:])
+    def probe_batch(self) -> dict[str, Any]:
+        """Return the model inputs, without targets, of the longest validation examples; equal in all processes."""
+        return self._inputs("validation", self._by_length("validation")[-_PROBED:])
 
-    def median_batch(self, *, size: int = 8) -> dict[str, Any]:
+    def median_batch(self) -> dict[str, Any]:
         """Return the model inputs, without targets, of training examples of median length; equal in all processes."""
         order = self._by_length("train")
-        first = max(0, (len(order) - size) // 2)
-        return self._inputs("train", order[first : first + size])
+        first = max(0, (len(order) - _PROBED) // 2)
+        return self._inputs("train", order[first : first + _PROBED])
 
-    def timing_batch(self, length: str | int = "p95", *, size: int = 8, split: str = "validation") -> dict[str, Any]:
+    def timing_batch(self, length: str | int, *, size: int = 8, split: str = "validation") -> dict[str, Any]:
         """Return the model inputs, without targets, of examples of one length; equal in all processes.
 
         Args:

@@ -19,18 +19,17 @@ def cut_excerpts(splits: DatasetDict, *, words: int, number: int) -> DatasetDict
     """
     texts = [text for table in splits.values() for text in table["text"]]
     counts = Counter(excerpt for text in texts for excerpt in set(_excerpts(text, words, number)))
-    return DatasetDict({name: _cut(table, words, number, counts) for name, table in splits.items()})
-
-
-def _cut(table: Dataset, words: int, number: int, counts: Counter[str]) -> Dataset:
-    pairs = [
-        (excerpt, label)
-        for text, label in zip(table["text"], table["label"], strict=True)
-        for excerpt in dict.fromkeys(_excerpts(text, words, number))
-        if counts[excerpt] == 1
-    ]
-    columns = {"text": [excerpt for excerpt, _ in pairs], "label": [label for _, label in pairs]}
-    return Dataset.from_dict(columns, features=table.features)
+    cut = {}
+    for name, table in splits.items():
+        pairs = [
+            (excerpt, label)
+            for text, label in zip(table["text"], table["label"], strict=True)
+            for excerpt in dict.fromkeys(_excerpts(text, words, number))
+            if counts[excerpt] == 1
+        ]
+        columns = {"text": [excerpt for excerpt, _ in pairs], "label": [label for _, label in pairs]}
+        cut[name] = Dataset.from_dict(columns, features=table.features)
+    return DatasetDict(cut)
 
 
 def _excerpts(text: str, words: int, number: int) -> list[str]:

@@ -107,11 +107,7 @@ def _with_images(table: Dataset, where: str) -> Dataset:
 
 
 def _to_8_bits(image: Any) -> Any:
-    """Return an image with 8 bits per channel; Pillow would clip a 16-bit image.
-
-    Raises:
-        ValueError: The range of pixel values is unknown.
-    """
+    """Return an image with 8 bits per channel; Pillow would clip a 16-bit image."""
     if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
         return image
     pixels = np.asarray(image)

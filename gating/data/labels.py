@@ -10,11 +10,10 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Json
 
-from gating.data.names.spelling import groups_of_spellings, hint_at_spelling
 from gating.data.rows import name_row
+from gating.data.spelling import groups_of_spellings, hint_at_spelling
 from gating.distributed.collectives import is_rank_zero
 from gating.errors import InputError, shorten
-from gating.models.configs import MAX_CLASSES
 
 __all__ = [
     "LABEL_COLUMNS",
@@ -34,6 +33,8 @@ _log = logging.getLogger(__name__)
 
 _of_model: ContextVar[tuple[str, ...] | None] = ContextVar("of_model", default=None)
 
+# More labels are numbers of rows, not classes.
+_MAX_CLASSES = 100_000
 # More whole numbers than that are hardly ever the names of classes.
 _MANY = 20
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
@@ -41,10 +42,9 @@ _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 
 @contextmanager
 def using_classes(names: Sequence[str] | None) -> Iterator[None]:
-    """Encode labels in a ``with`` block as the classes of a model that is trained already.
+    """Encode labels in a ``with`` block as the classes of a trained model, in the order of their numbers.
 
-    Args:
-        names: Its classes in the order of their numbers; None for those of the training data.
+    Without names, the classes are those of the training data.
     """
     token = _of_model.set(None if names is None else tuple(names))
     try:
@@ -82,8 +82,6 @@ def encode_labels(splits: DatasetDict) -> tuple[DatasetDict, list[str]]:
         written = {split: _without_fractions(labels, split) for split, labels in written.items()}
     names = list(feature.names) if isinstance(feature, ClassLabel) else sort_labels(written["train"])
     names = list(classes_of_model() or names)
-    if not names:
-        raise InputError("The training data declares no classes and has no examples.")
     if len(names) < 2:
         raise InputError(
             f"All training examples have the label {shorten(repr(names[0]))}; a classifier needs at least two."
@@ -103,10 +101,10 @@ def number_classes(names: Sequence[str], counts: Mapping[str, int]) -> dict[str,
     Raises:
         ValueError: There are more classes than any model tells apart, such as the numbers of the rows.
     """
-    if len(names) > MAX_CLASSES:
+    if len(names) > _MAX_CLASSES:
         raise InputError(
             f"The training data has {len(names):,} classes, such as {shorten(ascii(names[0]))}; at most "
-            f"{MAX_CLASSES:,} can be learned. Name the right column with data.label_column=..., or learn numbers with "
+            f"{_MAX_CLASSES:,} can be learned. Name the right column with data.label_column=..., or learn numbers with "
             "task=regression."
         )
     groups = groups_of_spellings(names)
@@ -130,16 +128,12 @@ def check_classes(labels: Iterable[str], numbers: Mapping[str, int], split: str)
     unknown = next(((row, label) for row, label in enumerate(labels) if label not in numbers), None)
     if unknown:
         row, label = unknown
-        hint = hint_at_spelling(label, numbers)
+        owner, remedy = "training data", "Correct the row, or add examples of it to the training data."
         if classes_of_model() is not None:
-            raise InputError(
-                f"The {split} data has the label {shorten(repr(label))} ({name_row(split, row)}), which the model "
-                f"lacks; it has {shorten(', '.join(numbers))}. {hint or 'Evaluate it on data with its labels.'}"
-            )
+            owner, remedy = "model", "Evaluate it on data with its labels."
         raise InputError(
-            f"The {split} data has the label {shorten(repr(label))} ({name_row(split, row)}), which the training data "
-            f"lacks; it has {shorten(', '.join(numbers))}. "
-            f"{hint or 'Correct the row, or add examples of it to the training data.'}"
+            f"The {split} data has the label {shorten(repr(label))} ({name_row(split, row)}), which the {owner} "
+            f"lacks; it has {shorten(', '.join(numbers))}. {hint_at_spelling(label, numbers) or remedy}"
         )
 
 

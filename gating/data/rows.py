@@ -33,11 +33,7 @@ _of_splits: ContextVar[Mapping[str, Numbers]] = ContextVar("of_splits")
 
 @contextmanager
 def numbering_rows(rows: Mapping[str, Numbers]) -> Iterator[None]:
-    """Number the rows of splits in a ``with`` block by those of the data that they were drawn from.
-
-    Args:
-        rows: For each split that was drawn, the indices of its rows in the undivided data.
-    """
+    """Number the rows of splits in a ``with`` block by their indices in the undivided data, as in :class:`Examples`."""
     token = _of_splits.set(rows)
     try:
         yield
@@ -46,16 +42,12 @@ def numbering_rows(rows: Mapping[str, Numbers]) -> Iterator[None]:
 
 
 def name_row(split: str, row: int) -> str:
-    """Return the name of a row for a message; the first is row 1, and the header of a file is none.
+    """Return the name of a row for a message: index 0 is row 1, and the header of a file is none.
 
     Example:
         >>> with numbering_rows({"validation": np.array([4, 17])}):
         ...     name_row("validation", 1), name_row("test", 1)
         ('row 18 of the undivided data', 'row 2')
-
-    Args:
-        split: Name of the split.
-        row: Index in the split, from 0.
     """
     drawn = _of_splits.get({}).get(split)
     return f"row {row + 1}" if drawn is None else f"row {drawn[row] + 1} of the undivided data"

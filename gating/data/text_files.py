@@ -1,6 +1,5 @@
 """Texts for language models, from plain text files or tables."""
 
-from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
 
@@ -15,8 +14,6 @@ from gating.errors import InputError
 __all__ = ["load_text"]
 
 _PLAIN = (".txt", ".text", ".md")
-# Ends of the training and validation parts of a single file, as fractions of its length.
-_TRAIN_END, _VALIDATION_END = 0.9, 0.95
 
 
 def load_text(*, train: str, validation: str | None = None, test: str | None = None) -> Examples:
@@ -63,7 +60,7 @@ def _read(split: str, file: str) -> Dataset:
 
 def _divide(table: Dataset, num_parts: int, file: str) -> list[Dataset]:
     """Split the rows of a table, or its only text, into consecutive parts of .9 and .1, or .9, .05 and .05."""
-    ends = (0, _TRAIN_END, 1) if num_parts == 2 else (0, _TRAIN_END, _VALIDATION_END, 1)
+    ends = (0, 0.9, 1) if num_parts == 2 else (0, 0.9, 0.95, 1)
     is_text = len(table) == 1 and table.column_names == ["text"]
     size = len(table["text"][0]) if is_text else len(table)
     bounds = [round(end * size) for end in ends]
@@ -75,14 +72,10 @@ def _divide(table: Dataset, num_parts: int, file: str) -> list[Dataset]:
         return [table.select(range(start, stop)) for start, stop in pairwise(bounds)]
     text = table["text"][0]
     cuts = [_end_of_line(text, bound, limit) for bound, limit in pairwise(bounds[1:])]
-    return _pieces(text, [0, *cuts, size])
+    return [Dataset.from_dict({"text": [text[start:stop]]}) for start, stop in pairwise([0, *cuts, size])]
 
 
 def _end_of_line(text: str, start: int, limit: int) -> int:
     """Return the end of the line at a position; the position itself if the line ends beyond a limit."""
     end = text.find("\n", start, limit - 1)
     return start if end < 0 else end + 1
-
-
-def _pieces(text: str, bounds: Sequence[int]) -> list[Dataset]:
-    return [Dataset.from_dict({"text": [text[start:stop]]}) for start, stop in pairwise(bounds)]

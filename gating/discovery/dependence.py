@@ -8,10 +8,10 @@ from transformers import PreTrainedModel
 
 from gating.discovery.neuron_trial import why_features_change
 from gating.loader.changes import num_outputs
-from gating.structure.blocks import AttentionBlock, Block
+from gating.structure.attention import AttentionBlock
 from gating.structure.feed_forward import ExpertsBlock, FeedForwardBlock
 
-__all__ = ["why_dependent", "why_mixed", "why_not_attention"]
+__all__ = ["why_heads_depend", "why_mixed", "why_neurons_depend", "why_not_attention"]
 
 _MIXERS = r"Mamba|LinearAttention|DeltaNet|DeltaAttention|Lightning|Rwkv|RWKV|Retention|SSM|Mixer2?$"
 _OUTPUTS = ("o_proj", "out_proj", "dense", "projection_layer", "proj")
@@ -31,16 +31,12 @@ _BETWEEN = re.compile(r"(?i)((ffn|mlp|inner|mid|intermediate|sub)\w*(norm|ln)|\w
 _ATTENTION = re.compile(r"(?i)att(entio)?n")
 
 
-def why_dependent(block: Block) -> str | None:
-    """Return the reason for which units of a block depend on each other, such as a norm over all of them, or None."""
-    if isinstance(block, AttentionBlock):
-        return _why_heads_depend(block.module, len(block.head_slots) * block.head_dim)
-    if isinstance(block, FeedForwardBlock) and not isinstance(block, ExpertsBlock):
-        return _why_neurons_depend(block)
-    return None
+def why_heads_depend(block: AttentionBlock) -> str | None:
+    """Return the reason for which heads of a block depend on each other, such as a norm over all of them, or None."""
+    return _why_heads_mixed(block.module, len(block.head_slots) * block.head_dim)
 
 
-def _why_heads_depend(module: nn.Module, width: int) -> str | None:
+def _why_heads_mixed(module: nn.Module, width: int) -> str | None:
     if getattr(module, "head_logits_proj", None) is not None:
         return "its heads are mixed before the softmax (talking heads)"
     for name, child in module.named_children():
@@ -55,7 +51,10 @@ def _why_heads_depend(module: nn.Module, width: int) -> str | None:
     return None
 
 
-def _why_neurons_depend(block: FeedForwardBlock) -> str | None:
+def why_neurons_depend(block: FeedForwardBlock) -> str | None:
+    """Return the reason for which neurons of a block depend on each other, or None; those of experts never do."""
+    if isinstance(block, ExpertsBlock):
+        return None
     module, width = block.module, block.num_neurons
     if getattr(module, "slow_but_exact", False) and getattr(module, "pretraining_tp", 1) > 1:
         return (
@@ -98,7 +97,7 @@ def why_not_attention(module: nn.Module) -> str | None:
     # The names of models match, too.
     if re.search(_MIXERS, type(module).__name__) and has_projections and not isinstance(module, PreTrainedModel):
         return _why_not_mixer(module, width)
-    reason = _why_heads_depend(module, width) if isinstance(width, int) else None
+    reason = _why_heads_mixed(module, width) if isinstance(width, int) else None
     return reason or _why_not_layers(module) or _why_own_computation(module) or _why_single(module)
 
 

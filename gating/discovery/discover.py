@@ -12,19 +12,18 @@ from itertools import product
 
 from torch import Tensor, nn
 
-from gating.discovery.dependence import why_not_attention
+from gating.discovery.dependence import why_heads_depend, why_not_attention
 from gating.discovery.refusals import sort_blocks, why_not_editable
 from gating.errors import InputError
 from gating.families.registry import find_spec
 from gating.loader.changes import num_inputs, num_outputs
-from gating.loader.layouts import AttentionSpec, FeedForwardSpec, RowLayout
+from gating.loader.layouts import AttentionSpec, RowLayout
 from gating.proof.conditions import check_no_adapters
 from gating.proof.probe import run_probe
 from gating.proof.prove import try_removal
-from gating.structure.blocks import AttentionBlock, iter_attention_blocks
-from gating.structure.removal import plan_removal
+from gating.structure.attention import AttentionBlock, iter_attention_blocks
 
-__all__ = ["discover_specs", "share_specs"]
+__all__ = ["discover_specs"]
 
 _TRIPLES = [
     ("q_proj", "k_proj", "v_proj"),
@@ -47,9 +46,7 @@ _WIDTHS = ("all_head_size", "inner_dim", "split_size")
 def discover_specs(model: nn.Module, *, probe: Mapping[str, Tensor] | None = None) -> dict[type, str]:
     """Set the attribute ``attention_spec`` of the attention modules that have no spec yet, in place.
 
-    Args:
-        model: The model.
-        probe: The batch to try candidate layouts on; made from the model's configuration when left out.
+    Candidate layouts are tried on the probe, or on a batch that is made for the model.
 
     Returns:
         For each class that looks like attention although every candidate layout fails, the reason.
@@ -79,16 +76,6 @@ def _find_candidates(model: nn.Module) -> list[tuple[list[nn.Module], list[Atten
                 by_class.setdefault(type(module), []).append(module)
                 candidates.setdefault(type(module), guesses)
     return [(modules, candidates[attention_class]) for attention_class, modules in by_class.items()]
-
-
-def share_specs(model: nn.Module, other: nn.Module) -> None:
-    """Copy the discovered specs of a model to another model of the same classes, in place."""
-    modules = dict(other.named_modules())
-    for name, module in model.named_modules():
-        for attribute in ("attention_spec", "feed_forward_spec"):
-            spec = getattr(module, attribute, None)
-            if isinstance(spec, (AttentionSpec, FeedForwardSpec)) and name in modules:
-                setattr(modules[name], attribute, spec)
 
 
 def _guess(module: nn.Module, parent: nn.Module) -> Iterator[AttentionSpec]:
@@ -178,13 +165,11 @@ def _try(model: nn.Module, spec: AttentionSpec, probe: Mapping[str, Tensor], *, 
     The first group of heads tells layouts apart: the values of the last one are at the end of a fused projection in
     every layout.
     """
-    blocks = [block for block in sort_blocks(iter_attention_blocks(model))[0] if block.spec == spec]
+    blocks = [block for block in sort_blocks(iter_attention_blocks(model), why_heads_depend)[0] if block.spec == spec]
     kept = {block.name: () if emptied else _all_but_first_group(block) for block in blocks}
-    edits = [edit for block in blocks for edit in plan_removal(block, kept[block.name])]
-    try_removal(model, blocks, kept, edits, probe=probe)
+    try_removal(model, blocks, kept, probe=probe)
 
 
 def _all_but_first_group(block: AttentionBlock) -> tuple[int, ...]:
-    size = len(block.head_slots) // block.num_key_value_heads
     # Removing a single group would empty the block; its first query head is enough.
-    return block.head_slots[size if block.num_key_value_heads > 1 else 1 :]
+    return block.head_slots[block.queries_per_key if block.num_key_value_heads > 1 else 1 :]

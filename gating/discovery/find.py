@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
+from gating.discovery.dependence import why_heads_depend, why_neurons_depend
 from gating.discovery.discover import discover_specs
 from gating.discovery.flow import discover_feed_forward_specs
 from gating.discovery.lookalikes import attention_lookalikes, feed_forward_lookalikes
@@ -22,13 +23,13 @@ from gating.discovery.ungated import (
     without_left_out,
 )
 from gating.proof.conditions import check_not_wrapped, check_stays
-from gating.structure.blocks import AttentionBlock, Block, iter_attention_blocks
+from gating.structure.attention import AttentionBlock, iter_attention_blocks
+from gating.structure.blocks import Block
 from gating.structure.feed_forward import FeedForwardBlock, iter_feed_forward_blocks
 
 __all__ = [
     "find_attention_blocks",
     "find_feed_forward_blocks",
-    "removable_attention",
     "search_attention",
     "search_feed_forward",
 ]
@@ -99,45 +100,16 @@ def search_attention(
 
     The arguments and errors are those of :func:`find_attention_blocks`.
     """
-    blocks, refused, problems = _search(model, discover=discover, probe=probe)
-    return blocks, _ungated_attention(model, blocks, refused, problems, searched=discover)
-
-
-def removable_attention(
-    model: nn.Module, *, discover: bool = False, probe: Mapping[str, Tensor] | None = None
-) -> list[AttentionBlock]:
-    """Return the attention blocks of a model, without a look at its other modules.
-
-    The arguments and errors are those of :func:`find_attention_blocks`.
-    """
-    return _search(model, discover=discover, probe=probe)[0]
-
-
-def _search(
-    model: nn.Module, *, discover: bool, probe: Mapping[str, Tensor] | None
-) -> tuple[list[AttentionBlock], list[tuple[AttentionBlock, str]], dict[type, str]]:
-    """Return the blocks, other known ones with the reasons, and the problems of discovered ones by class."""
     check_not_wrapped(model)
     check_stays(model)
     problems = discover_specs(model, probe=probe) if discover else {}
-    blocks, refused = sort_blocks(iter_attention_blocks(model))
-    if not blocks:
-        ungated = _ungated_attention(model, blocks, refused, problems, searched=discover)
-        raise explain_no_heads(model, ungated, searched=discover)
-    return blocks, refused, problems
-
-
-def _ungated_attention(
-    model: nn.Module,
-    blocks: Sequence[AttentionBlock],
-    refused: Sequence[tuple[AttentionBlock, str]],
-    problems: Mapping[type, str],
-    *,
-    searched: bool,
-) -> list[UngatedModules]:
+    blocks, refused = sort_blocks(iter_attention_blocks(model), why_heads_depend)
     known = [*blocks, *(block for block, _ in refused)]
-    lookalikes = attention_lookalikes(model, known, problems=problems, searched=searched)
-    return group_ungated(model, refused, lookalikes, unit="heads", label="attention")
+    lookalikes = attention_lookalikes(model, known, problems=problems, searched=discover)
+    ungated = group_ungated(model, refused, lookalikes, unit="heads", label="attention")
+    if not blocks:
+        raise explain_no_heads(model, ungated, searched=discover)
+    return blocks, ungated
 
 
 def find_feed_forward_blocks(
@@ -195,7 +167,7 @@ def search_feed_forward(
     check_not_wrapped(model)
     if discover:
         discover_feed_forward_specs(model, probe=probe)
-    blocks, refused = sort_blocks(iter_feed_forward_blocks(model, group_size=group_size))
+    blocks, refused = sort_blocks(iter_feed_forward_blocks(model, group_size=group_size), why_neurons_depend)
     if not blocks:
         raise explain_no_neurons(model, refused, searched=discover)
     lookalikes = feed_forward_lookalikes(model, [*blocks, *(block for block, _ in refused)], searched=discover)

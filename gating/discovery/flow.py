@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from gating.discovery.dependence import why_neurons_depend
+from gating.discovery.lookalikes import parts_of_blocks
 from gating.discovery.refusals import sort_blocks
 from gating.discovery.trace import is_linear, trace_feed_forward
 from gating.errors import InputError
@@ -20,7 +22,6 @@ from gating.loader.layouts import FeedForwardSpec
 from gating.proof.conditions import check_no_adapters
 from gating.proof.probe import run_probe
 from gating.proof.prove import try_removal
-from gating.structure.blocks import iter_attention_blocks
 from gating.structure.feed_forward import FeedForwardBlock, iter_feed_forward_blocks
 
 __all__ = ["discover_feed_forward_specs"]
@@ -31,11 +32,7 @@ def discover_feed_forward_specs(model: nn.Module, *, probe: Mapping[str, Tensor]
     """Set the attribute ``feed_forward_spec`` of all modules with a feed-forward block that have no spec yet, in place.
 
     Such a module is the smallest that holds all projections of its block. Of two blocks in one such module, only the
-    first is found.
-
-    Args:
-        model: The model.
-        probe: The batch to run; made from the model's configuration when left out.
+    first is found. The probe is run, or a batch that is made for the model.
 
     Raises:
         ValueError: The model has adapters or does not run on the probe with gradients, or its outputs after a removal
@@ -65,7 +62,7 @@ def discover_feed_forward_specs(model: nn.Module, *, probe: Mapping[str, Tensor]
     try:
         for module, spec in found.items():
             module.feed_forward_spec = spec  # type: ignore[assignment]
-        blocks, refused = sort_blocks(iter_feed_forward_blocks(model))
+        blocks, refused = sort_blocks(iter_feed_forward_blocks(model), why_neurons_depend)
         for block, reason in refused:
             if block.module in found:
                 name = f"{block.name} ({type(block.module).__name__})"
@@ -79,12 +76,7 @@ def discover_feed_forward_specs(model: nn.Module, *, probe: Mapping[str, Tensor]
 
 def _find_candidates(model: nn.Module) -> dict[nn.Module, str]:
     """Return the linear layers, with their names, that may be projections of unknown blocks; none without a pair."""
-    known: set[nn.Module] = set()
-    for attention in iter_attention_blocks(model):
-        known.update(attention.output_projection.modules(), attention.module.modules())
-    for feed_forward in iter_feed_forward_blocks(model):
-        for linear in (feed_forward.output_projection, *(up for up, _ in feed_forward.ups())):
-            known.update(linear.modules())
+    known = parts_of_blocks(model, iter_feed_forward_blocks(model))
     for module in model.modules():
         # The two layers of a LoRA adapter look like a block.
         known |= set(module.modules()) - set(without_adapter(module).modules())
@@ -126,5 +118,4 @@ def _prove_removal(model: nn.Module, blocks: Sequence[FeedForwardBlock], probe: 
 def _try_removal(model: nn.Module, blocks: Sequence[FeedForwardBlock], probe: Mapping[str, Tensor]) -> None:
     halved = [block.regrouped(max(1, block.width_before // 2)) for block in blocks]
     kept = {block.name: block.group_ids[1:] for block in halved}
-    edits = [edit for block in halved for edit in block.plan_removal(kept[block.name])]
-    try_removal(model, halved, kept, edits, probe=probe)
+    try_removal(model, halved, kept, probe=probe)

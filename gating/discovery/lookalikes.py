@@ -1,7 +1,7 @@
 """Modules of a model that look like attention or feed-forward, and have no known block, with the reasons."""
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 
 from torch import nn
@@ -10,10 +10,10 @@ from transformers.pytorch_utils import Conv1D
 
 from gating.discovery.dependence import why_mixed, why_not_attention
 from gating.loader.changes import num_inputs, num_outputs, without_adapter
-from gating.structure.blocks import AttentionBlock, iter_attention_blocks
-from gating.structure.feed_forward import ExpertsBlock, FeedForwardBlock
+from gating.structure.attention import AttentionBlock, iter_attention_blocks
+from gating.structure.feed_forward import FeedForwardBlock
 
-__all__ = ["UNREGISTERED", "attention_lookalikes", "feed_forward_lookalikes", "why_no_neurons"]
+__all__ = ["UNREGISTERED", "attention_lookalikes", "feed_forward_lookalikes", "parts_of_blocks", "why_no_neurons"]
 
 UNREGISTERED = "its class is not registered; discover=True may find its layout"
 # Names of projections in modules whose class has another name.
@@ -30,13 +30,9 @@ _NAMED_SO = re.compile(r"MLP|Mlp|FeedForward|FFN|Ffn|Expert")
 def attention_lookalikes(
     model: nn.Module, known: Sequence[AttentionBlock], *, problems: Mapping[type, str], searched: bool
 ) -> Iterator[tuple[str, nn.Module, str]]:
-    """Yield the modules that look like attention, by class name or structure, with names and reasons.
+    """Yield the modules that look like attention and have no known block, with names and reasons.
 
-    Args:
-        model: The model.
-        known: The blocks with a known layout, which are left out.
-        problems: What a trial of discovery found wrong with the layout of a class.
-        searched: Whether discovery has searched the structure of the model.
+    The ``problems`` are those that discovery found with the layouts of some classes, if it has ``searched`` the model.
     """
     for name, module in _smallest_attention(model, {block.module for block in known}):
         reason = problems.get(type(module)) or why_not_attention(module)
@@ -47,10 +43,7 @@ def attention_lookalikes(
 def feed_forward_lookalikes(
     model: nn.Module, known: Sequence[FeedForwardBlock], *, searched: bool
 ) -> Iterator[tuple[str, nn.Module, str]]:
-    """Yield the modules that look like feed-forward, by class name or structure, with names and reasons.
-
-    The arguments are those of :func:`attention_lookalikes`.
-    """
+    """Yield the modules that look like feed-forward and have no known block, with names and reasons."""
     for name, module, linears in _unknown(model, known):
         yield name, module, _why_ungated(module, linears, searched=searched)
 
@@ -88,15 +81,9 @@ def _unknown(model: nn.Module, blocks: Sequence[FeedForwardBlock]) -> Iterator[t
 
     Modules of attention, recurrence and adapters are none: what they map to another width is no neuron.
     """
-    others: set[nn.Module] = set()
-    for attention in iter_attention_blocks(model):
-        others.update(attention.output_projection.modules(), attention.module.modules())
+    others = parts_of_blocks(model, blocks)
     for _, mixer in _smallest_attention(model, ()):
         others.update(mixer.modules())
-    for block in blocks:
-        layers = [block.module] if isinstance(block, ExpertsBlock) else [up for up, _ in block.ups()]
-        for layer in (block.output_projection, *layers):
-            others.update(layer.modules())
     for module in model.modules():
         others |= set(module.modules()) - {module} if without_adapter(module) is not module else set()
     for name, module in model.named_modules():
@@ -109,6 +96,13 @@ def _unknown(model: nn.Module, blocks: Sequence[FeedForwardBlock]) -> Iterator[t
         ]
         if _looks_like_feed_forward(module, linears):
             yield name, module, linears
+
+
+def parts_of_blocks(model: nn.Module, blocks: Iterable[FeedForwardBlock]) -> set[nn.Module]:
+    """Return the modules of all attention blocks of a model, and of the layers of some feed-forward blocks."""
+    attention = [layer for block in iter_attention_blocks(model) for layer in (block.module, block.output_projection)]
+    layers = [*attention, *(layer for block in blocks for layer in block.layers())]
+    return {part for layer in layers for part in layer.modules()}
 
 
 def _looks_like_feed_forward(module: nn.Module, linears: Sequence[nn.Module]) -> bool:

@@ -6,7 +6,6 @@ features and the down projection keeps its input. The model is not touched, so t
 quantized or on the meta device.
 """
 
-import inspect
 from collections.abc import Iterator, Mapping
 from types import FunctionType
 from typing import Any
@@ -16,7 +15,8 @@ from torch import Tensor, nn
 
 from gating.families.feed_forward import rows_of_layout
 from gating.loader.changes import num_inputs
-from gating.structure.feed_forward import ExpertsBlock, FeedForwardBlock
+from gating.proof.inputs.sizes import required_arguments
+from gating.structure.feed_forward import FeedForwardBlock
 
 __all__ = ["why_features_change"]
 
@@ -34,18 +34,8 @@ def why_features_change(block: FeedForwardBlock) -> str | None:
 
     None also stands for a class whose forward pass needs more than hidden states. Blocks of one class with the same
     settings are tried once.
-
-    Args:
-        block: The block; experts are not tried.
-
-    Example:
-        >>> from transformers import BertConfig, BertModel
-        >>> from gating import find_feed_forward_blocks
-        >>> model = BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=4))
-        >>> why_features_change(find_feed_forward_blocks(model)[0]) is None
-        True
     """
-    if isinstance(block, ExpertsBlock) or block.num_neurons < 2:
+    if block.num_neurons < 2:
         return None
     parts = [part for name, module in block.module.named_modules() for part in (name, type(module), *_settings(module))]
     key = (block.spec, block.num_neurons, block.hidden_size, *parts)
@@ -96,12 +86,8 @@ def _features(block: FeedForwardBlock, rows: Mapping[nn.Module, Tensor]) -> Tens
     down = _Down(hidden_size)
     replaced: dict[nn.Module, nn.Module] = {up: _Up(values) for up, values in rows.items()}
     replaced[block.output_projection] = down
-    num_others = sum(p.numel() for m in _others(block.module, replaced) for p in m.parameters(recurse=False))
-    required = [
-        parameter
-        for parameter in list(inspect.signature(type(block.module).forward).parameters.values())[1:]
-        if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
-    ]
+    num_others = _num_parameters(block.module) - sum(map(_num_parameters, replaced))
+    required = required_arguments(type(block.module).forward) - {"self"}
     if not required or num_others > _MOST_OTHERS:
         return None
     try:
@@ -140,11 +126,8 @@ class _Down(nn.Module):
         return inputs.new_zeros(*inputs.shape[:-1], self.hidden_size)
 
 
-def _others(module: nn.Module, replaced: Mapping[nn.Module, nn.Module]) -> Iterator[nn.Module]:
-    if module not in replaced:
-        yield module
-        for child in module.children():
-            yield from _others(child, replaced)
+def _num_parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _without_values(module: Any, replaced: Mapping[nn.Module, nn.Module]) -> Any:

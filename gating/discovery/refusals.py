@@ -1,18 +1,17 @@
 """Blocks from which units cannot be removed, with the reasons."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import MethodType
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from gating.discovery.dependence import why_dependent
 from gating.errors import InputError
 from gating.loader.changes import parameter_names, without_adapter
 from gating.proof.conditions import is_shard
-from gating.structure.blocks import AttentionBlock, Block
-from gating.structure.feed_forward import ExpertsBlock, FeedForwardBlock
+from gating.structure.blocks import Block
+from gating.structure.feed_forward import ExpertsBlock
 
 __all__ = ["sort_blocks", "why_not_editable"]
 
@@ -21,7 +20,9 @@ AnyBlock = TypeVar("AnyBlock", bound=Block)
 _IMPLEMENTATIONS = ("eager", "batched_mm", "grouped_mm")
 
 
-def sort_blocks(blocks: Iterable[AnyBlock]) -> tuple[list[AnyBlock], list[tuple[AnyBlock, str]]]:
+def sort_blocks(
+    blocks: Iterable[AnyBlock], why_dependent: Callable[[AnyBlock], str | None]
+) -> tuple[list[AnyBlock], list[tuple[AnyBlock, str]]]:
     """Return the blocks that can lose units, and the others with the reasons why their units depend on each other.
 
     Raises:
@@ -42,15 +43,6 @@ def sort_blocks(blocks: Iterable[AnyBlock]) -> tuple[list[AnyBlock], list[tuple[
     return usable, refused
 
 
-def _layers_of(block: Block) -> list[nn.Module]:
-    """Return the layers that a block loses rows or columns of."""
-    if isinstance(block, AttentionBlock):
-        others = [linear for linear, _ in (*block.projections(), *block.other_outputs())]
-    else:
-        others = [linear for linear, _ in block.ups()] if isinstance(block, FeedForwardBlock) else []
-    return [*others, block.output_projection]
-
-
 def _check_editable(block: Block) -> None:
     """Raise ``InputError`` for a block whose projections cannot lose rows or columns."""
     unit = block.unit
@@ -61,7 +53,7 @@ def _check_editable(block: Block) -> None:
         names = [*(name for name, _ in block.spec.ups), block.spec.down]
         reasons = [_why_not_divisible(block.module._parameters[name]) for name in names]
     else:
-        reasons = [why_not_editable(without_adapter(linear)) for linear in _layers_of(block)]
+        reasons = [why_not_editable(without_adapter(linear)) for linear in block.layers()]
     for reason in filter(None, reasons):
         reason = reason.replace("remove heads", f"remove {unit}")
         raise InputError(f"{unit.capitalize()} cannot be removed from {block.name}, because of a projection: {reason}.")
@@ -71,7 +63,7 @@ def _check_not_shared(blocks: Sequence[Block]) -> None:
     """Raise ``InputError`` for a layer that several blocks have, or one has twice: it could not lose units of both."""
     block_of: dict[nn.Module, Block] = {}
     for block in blocks:
-        for layer in _layers_of(block):
+        for layer in block.layers():
             other = block_of.get(layer)
             # A module that holds several projections as parameters is there for each of them.
             if other is not None and (other is not block or isinstance(layer, (nn.Linear, Conv1D))):

@@ -63,12 +63,7 @@ def group_ungated(
 ) -> list[UngatedModules]:
     """Return the modules without gates, those of one class with one reason together.
 
-    Args:
-        model: The model.
-        refused: The known blocks whose units depend on each other, with the reasons.
-        lookalikes: Names, modules and reasons of :mod:`gating.discovery.lookalikes`.
-        unit: Name of the units that the modules keep all of.
-        label: The modules in messages, such as ``attention``.
+    They are the known blocks that are refused, and the ``lookalikes`` with their names and reasons.
     """
     found: dict[tuple[str, str], list[str]] = {}
     for block, reason in refused:
@@ -103,13 +98,7 @@ def _sentence(model: nn.Module, ungated: Sequence[UngatedModules]) -> str:
 
 
 def explain_no_heads(model: nn.Module, ungated: Sequence[UngatedModules], *, searched: bool) -> InputError:
-    """Return the error for a model without any attention block that can have gates.
-
-    Args:
-        model: The model.
-        ungated: Its modules that look like attention.
-        searched: Whether discovery has searched its structure, too.
-    """
+    """Return the error for a model without any attention block that can have gates."""
     known = [one for one in ungated if one.reason != UNREGISTERED]
     # In a model with layers of several kinds, discovery may find attention in some.
     if known and (searched or len(known) == len(ungated)):
@@ -127,13 +116,7 @@ def explain_no_heads(model: nn.Module, ungated: Sequence[UngatedModules], *, sea
 def explain_no_neurons(
     model: nn.Module, refused: Sequence[tuple[FeedForwardBlock, str]], *, searched: bool
 ) -> InputError:
-    """Return the error for a model without any feed-forward block that can have gates.
-
-    Args:
-        model: The model.
-        refused: Its blocks whose neurons depend on each other, with the reasons.
-        searched: Whether discovery has searched its structure, too.
-    """
+    """Return the error for a model without any feed-forward block that can have gates."""
     for block, reason in refused:
         owner = f"{block.name} ({type(block.module).__name__})"
         return InputError(f"Neurons cannot be removed from {owner}: {reason}.")

@@ -66,10 +66,7 @@ _CONTENT: Projections = (
     ("k_pos_proj", "k"),
     ("v_proj", "v"),
 )
-_DETR_LIKE = "(Detr|ConditionalDetr|DeformableDetr|MaskFormerDetr|RTDetr|RTDetrV2|DFine|Deimv2|PPDocLayoutV[234])"
 DETECTION_FAMILIES: dict[str, Row] = {
-    f"{_DETR_LIKE}SelfAttention": AttentionSpec(Q_K_V_PROJ, "o_proj"),
-    f"{_DETR_LIKE}CrossAttention": AttentionSpec(Q_K_V_PROJ, "o_proj", is_cross_attention=True),
     "ConditionalDetrDecoderSelfAttention": AttentionSpec(_CONTENT, "o_proj"),
     "ConditionalDetrDecoderCrossAttention": AttentionSpec(_CONTENT, "o_proj", is_cross_attention=True),
     "(Detr|TableTransformer)Attention": AttentionSpec(Q_K_V_PROJ, "out_proj", forward=detr_forward),
@@ -84,7 +81,6 @@ DETECTION_FAMILIES: dict[str, Row] = {
         # Masks of texts have a copy for each head.
         per_head_inputs=(("attention_mask", 1),),
     ),
-    "(Segformer|LwDetr|LwDetrViT)Attention": AttentionSpec(Q_K_V_PROJ, "o_proj"),
     "(EomtDinov3|Sam3|Sam3LiteText)Attention": AttentionSpec(
         Q_K_V_PROJ, "o_proj", per_head_inputs=(("attention_mask", 1),)
     ),
@@ -99,7 +95,7 @@ DETECTION_FAMILIES: dict[str, Row] = {
     ),
     # Masks of the predicted objects have a copy for each head.
     "EomtAttention": AttentionSpec(Q_K_V_PROJ, "out_proj", per_head_inputs=(("attention_mask", 1),)),
-    "MaskFormerSwinSelfAttention": context_spec(per_head=(("relative_position_bias_table", 1),)),
+    "(DonutSwin|ClapAudio|MaskFormerSwin)SelfAttention": context_spec(per_head=(("relative_position_bias_table", 1),)),
     "(Swinv2|Swin2SR)SelfAttention": context_spec(
         (*QUERY_KEY_VALUE, ("continuous_position_bias_mlp.2", "q")), per_head=(("logit_scale", 0),)
     ),

@@ -1,6 +1,5 @@
 """The registry of feed-forward layouts: rows of common names of projections, and classes that the user registers."""
 
-import operator
 import re
 from collections.abc import Sequence
 from functools import lru_cache
@@ -14,7 +13,6 @@ from gating.loader.changes import num_inputs, num_outputs, without_adapter
 from gating.loader.layouts import FeedForwardSpec, UpLayout
 
 __all__ = [
-    "check_group_size",
     "find_feed_forward_spec",
     "fits",
     "register_feed_forward_spec",
@@ -79,10 +77,6 @@ def find_feed_forward_spec(module: nn.Module, *, shipped_only: bool = False) -> 
 
     Raises:
         ValueError: A registered spec does not fit the module.
-
-    Example:
-        >>> find_feed_forward_spec(nn.Linear(2, 2)) is None
-        True
     """
     own = None if shipped_only else getattr(module, "feed_forward_spec", None)
     if isinstance(own, FeedForwardSpec):
@@ -124,17 +118,6 @@ def rows_of_layout(layout: UpLayout, positions: Sequence[int], width: int) -> li
     if layout == "pairs":
         return [row for position in positions for row in (2 * position, 2 * position + 1)]
     return list(positions)
-
-
-def check_group_size(group_size: Any) -> int:
-    """Return a group size as a Python integer; integers of NumPy and PyTorch are accepted."""
-    try:
-        number = 0 if isinstance(group_size, bool) else operator.index(group_size)
-    except TypeError:
-        number = 0
-    if number < 1:
-        raise InputError(f"group_size={group_size!r} must be a positive whole number of neurons, such as 64.")
-    return number
 
 
 def fits(module: nn.Module, spec: FeedForwardSpec) -> bool:

@@ -12,9 +12,10 @@ from gating.loader.forwards_images import (
     group_vit_forward,
     multihead_forward,
     timesformer_forward,
-    trocr_forward,
     window_forward,
 )
+from gating.loader.forwards_sounds import rotary_forward, wavlm_forward
+from gating.loader.forwards_texts import trocr_forward
 from gating.loader.layouts import AttentionSpec
 
 __all__ = ["MEDIA_FAMILIES"]
@@ -70,11 +71,21 @@ def _gemma(module: Any) -> AttentionSpec:
     )
 
 
+def _conformer(module: nn.Module) -> AttentionSpec:
+    """Return the spec for a conformer's attention, by its type of positions."""
+    is_rotary = getattr(module, "position_embeddings_type", None) == "rotary"
+    return AttentionSpec(
+        _CONFORMER,
+        "linear_out",
+        head_dim="head_size",
+        per_head=(("pos_bias_u", 0), ("pos_bias_v", 0)),
+        forward=rotary_forward if is_rotary else None,
+    )
+
+
+_CONFORMER: Projections = (("linear_q", "q"), ("linear_k", "k"), ("linear_v", "v"), ("linear_pos", "q"))
 _LINEAR_PARTS: Projections = (("q_proj.linear", "q"), ("k_proj.linear", "k"), ("v_proj.linear", "v"))
-_IMAGES: dict[str, Row] = {
-    "(ViT|ViTMAE|ViTMSN|DeiT|Dinov2|Dinov2WithRegisters|DINOv3ViT|IJepa|Pixtral|Llama4Vision|MllamaVision)Attention": (
-        AttentionSpec(Q_K_V_PROJ, "o_proj")
-    ),
+MEDIA_FAMILIES: dict[str, Row] = {
     # The layer's and the encoder's table of position biases both come in through the mask.
     "BeitAttention": AttentionSpec(Q_K_V_PROJ, "o_proj", per_head_inputs=(("attention_mask", 1),)),
     "SwinAttention": AttentionSpec(
@@ -85,9 +96,6 @@ _IMAGES: dict[str, Row] = {
         per_head=(("relative_position_bias.relative_position_bias_table", 1),),
         per_head_inputs=(("relative_position_bias", 1),),
     ),
-    "(DonutSwin|ClapAudio)SelfAttention": context_spec(per_head=(("relative_position_bias_table", 1),)),
-    "(CLIP|Siglip|Siglip2|Aimv2|CLIPSeg|AltCLIP|ChineseCLIPVision|OwlViT|Owlv2|XCLIP|Kosmos2Vision|Idefics2Vision|"
-    "Idefics3Vision|SmolVLMVision|Ovis2Vision)Attention": AttentionSpec(Q_K_V_PROJ, "out_proj"),
     "BlipAttention": AttentionSpec(
         (("qkv", "qkv"),), "projection", head_widths=("embed_dim",), forward=blip_vision_forward
     ),
@@ -98,8 +106,6 @@ _IMAGES: dict[str, Row] = {
         Q_K_V_PROJ, "projection_layer", head_widths=("embed_dim",)
     ),
     "GroupViTAttention": AttentionSpec(Q_K_V_PROJ, "out_proj", forward=group_vit_forward),
-    "(Qwen2_5_VLVision|Qwen3VLVision|Qwen3VLMoeVision|Qwen3_5Vision|Qwen3_5MoeVision|Glm4vVision|Glm4vMoeVision|Vision)"
-    "Attention": AttentionSpec((("qkv", "qkv"),), "proj", returns="tensor"),
     "Qwen2_5OmniVisionAttention": AttentionSpec(Q_K_V, "proj", returns="tensor"),
     "Gemma4VisionAttention": AttentionSpec(_LINEAR_PARTS, "o_proj.linear"),
     "Kosmos2_5VisionAttention": AttentionSpec(QUERY_KEY_VALUE, "output", head_widths=("inner_dim",)),
@@ -109,7 +115,6 @@ _IMAGES: dict[str, Row] = {
     "VitDetAttention": lambda module: _fused(module, "num_heads", returns="mpnet"),
     "TimesformerSelfAttention": _timesformer,
     "(Sam|SamHQ)Attention": _two_way,
-    "(Sam2|EdgeTam)(Video)?Attention|Sam3Tracker(Video)?Attention": AttentionSpec(Q_K_V_PROJ, "o_proj"),
     "Exaone4_5_VisionAttention": AttentionSpec(
         (("qkv", "qkv"),), "proj", returns="tensor", head_widths=("q_dim",), key_widths=("kv_dim",)
     ),
@@ -118,29 +123,28 @@ _IMAGES: dict[str, Row] = {
     ),
     "Florence2VisionWindowAttention": lambda module: _fused(module, "num_heads", window_forward),
     "Florence2VisionChannelAttention": lambda module: _fused(module, "groups", channel_forward),
-}
-_SOUND: dict[str, Row] = {
-    "(Wav2Vec2|Hubert|UniSpeech|UniSpeechSat|SEW|Data2VecAudio)Attention": AttentionSpec(Q_K_V_PROJ, "out_proj"),
-    "Qwen2_5OmniAudioAttention": AttentionSpec(Q_K_V_PROJ, "out_proj", returns="tensor"),
-    "Gemma4AudioAttention": AttentionSpec((*_LINEAR_PARTS, ("relative_k_proj", "q")), "post.linear"),
-}
-# Attention between towers, and of tokens that stand for what a tower sees.
-_BETWEEN: dict[str, Row] = {
-    "MultiheadAttention": _multihead,
-    "(Blip2|InstructBlip|InstructBlipVideo)QFormerMultiHeadAttention": context_spec(),
-    "(Flava|Vilt|BridgeTower)SelfAttention": context_spec(),
-    "BridgeTowerCrossAttention": context_spec(is_cross_attention=True),
-    "Idefics2PerceiverAttention": AttentionSpec(Q_K_V_PROJ, "o_proj", is_cross_attention=True),
-    "XCLIPCrossAttention": AttentionSpec(Q_K_V_PROJ, "proj", returns="tensor", is_cross_attention=True),
-    "MllamaTextCrossAttention": AttentionSpec(Q_K_V_PROJ, "o_proj", is_cross_attention=True),
-}
-_LANGUAGE: dict[str, Row] = {
-    "(BlipText|AlignText|AltRoberta|ChineseCLIPText|ClapText)SelfAttention": context_spec(),
-    "(Qwen2VL|Qwen2_5_VL|Qwen3VLText|Qwen3VLMoeText|Qwen2_5Omni|Llama4Text|AriaText|Glm4vText|Glm4vMoeText)Attention": (
-        AttentionSpec(Q_K_V_PROJ, "o_proj")
+    "VJEPA2RopeAttention": AttentionSpec(QUERY_KEY_VALUE, "proj", head_dim="attention_head_size"),
+    "MobileViTSelfAttention": AttentionSpec(
+        QUERY_KEY_VALUE, "^output.dense", head_dim="attention_head_size", returns="unknown"
     ),
-    "MllamaTextSelfAttention": AttentionSpec(Q_K_V_PROJ, "o_proj"),
-    "(Kosmos|Kosmos2_5)TextAttention": AttentionSpec(Q_K_V_PROJ, "out_proj"),
+    "(Wav2Vec2Bert|Wav2Vec2Conformer|SeamlessM4TConformer)SelfAttention": _conformer,
+    "WavLMAttention": AttentionSpec(
+        Q_K_V_PROJ,
+        "out_proj",
+        returns="forward",
+        per_head=(("gru_rel_pos_const", 1),),
+        forward=wavlm_forward,
+        calls_projection=False,
+    ),
+    "(ParakeetEncoder|NemotronAsrStreamingEncoder)Attention": AttentionSpec(
+        (*Q_K_V_PROJ, ("relative_k_proj", "q")),
+        "o_proj",
+        per_head=(("bias_u", 0), ("bias_v", 0)),
+        config_counts=("num_attention_heads",),
+    ),
+    "Gemma4AudioAttention": AttentionSpec((*_LINEAR_PARTS, ("relative_k_proj", "q")), "post.linear"),
+    "MultiheadAttention": _multihead,
+    "XCLIPCrossAttention": AttentionSpec(Q_K_V_PROJ, "proj", returns="tensor", is_cross_attention=True),
     "(Gemma3n|Gemma4)TextAttention": _gemma,
     "ChameleonAttention": AttentionSpec(
         Q_K_V_PROJ,
@@ -154,4 +158,3 @@ _LANGUAGE: dict[str, Row] = {
     ),
     "TrOCRAttention": AttentionSpec(Q_K_V_PROJ, "out_proj", forward=trocr_forward),
 }
-MEDIA_FAMILIES: dict[str, Row] = {**_IMAGES, **_SOUND, **_BETWEEN, **_LANGUAGE}

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from gating.families.rows import Q_K_V_PROJ, QUERY_KEY_VALUE, Projections, Row, context_spec
+from gating.families.rows import Q_K_V_PROJ, QUERY_KEY_VALUE, Projections, Row
 from gating.loader.changes import num_outputs
 from gating.loader.forwards_texts import fsmt_forward, led_forward, longformer_forward
 from gating.loader.layouts import AttentionSpec
@@ -60,29 +60,18 @@ def _short_name(module: Any) -> AttentionSpec | None:
 
 _GLOBAL: Projections = (("query_global", "q"), ("key_global", "k"), ("value_global", "v"))
 _WINDOWED: Projections = (*QUERY_KEY_VALUE, *_GLOBAL)
-_LONG_TEXTS: dict[str, Row] = {
+SPECIAL_FAMILIES: dict[str, Row] = {
     "LongformerSelfAttention": AttentionSpec(
         _WINDOWED, "^output.dense", returns="longformer", forward=longformer_forward
     ),
     "LEDEncoderSelfAttention": AttentionSpec(_WINDOWED, "^output", returns="longformer", forward=longformer_forward),
     "LEDDecoderAttention": AttentionSpec(Q_K_V_PROJ, "out_proj", returns="cache", forward=led_forward),
-    "LongT5Attention": AttentionSpec(
-        (("q", "q"), ("k", "k"), ("v", "v")),
-        "o",
-        head_dim="key_value_proj_dim",
-        head_widths=("inner_dim",),
-        returns="t5",
-    ),
-    "BigBirdSelfAttention": context_spec(),
     "BigBirdPegasusSelfAttention": AttentionSpec(
         QUERY_KEY_VALUE, "^output", head_dim="attention_head_size", returns="context"
     ),
-}
-_DECODERS: dict[str, Row] = {
     "BloomAttention": _bloom,
     "MptAttention": AttentionSpec((("Wqkv", "qkv"),), "out_proj", per_head_inputs=(("position_bias", 0),)),
     "CodeGenAttention": AttentionSpec((("qkv_proj", "pqvk"),), "out_proj", head_widths=("embed_dim",)),
-    "GPTNeoSelfAttention": AttentionSpec(Q_K_V_PROJ, "out_proj"),
     "StableLmAttention": AttentionSpec(
         Q_K_V_PROJ,
         "o_proj",
@@ -97,8 +86,6 @@ _DECODERS: dict[str, Row] = {
         per_head_inputs=(("position_bias", 1),),
     ),
     "(Attention|MultiHeadAttention)": _short_name,
-}
-_ENCODERS: dict[str, Row] = {
     # The positions of the model's table serve all layers.
     "(LayoutLMv3|PPDocLayoutV2ReadingOrder)SelfAttention": AttentionSpec(
         QUERY_KEY_VALUE,
@@ -125,4 +112,3 @@ _ENCODERS: dict[str, Row] = {
     ),
     "FunnelRelMultiheadAttention": _funnel,
 }
-SPECIAL_FAMILIES: dict[str, Row] = {**_LONG_TEXTS, **_DECODERS, **_ENCODERS}

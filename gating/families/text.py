@@ -7,16 +7,6 @@ from gating.loader.layouts import AttentionSpec, RowLayout
 
 __all__ = ["TEXT_FAMILIES"]
 
-# Classes of one layout, which transformers copies from model to model.
-_BERT_LIKE = (
-    "(Bert|Roberta|XLMRoberta|Camembert|Electra|BertGeneration|Data2VecText|Ernie|LayoutLM|MarkupLM|MegatronBert|"
-    "RemBert|RobertaPreLayerNorm|RoCBert|Splinter|VisualBert|XLMRobertaXL|Xmod|Esm|EvollaSaProt)"
-)
-_LLAMA_LIKE = (
-    "(Llama|Mistral|Mixtral|Ministral3?|Qwen2|Qwen2Moe|Qwen3|Qwen3Moe|Gemma|Gemma2|Gemma3|VaultGemma|EuroBert|NomicBert|"
-    "Granite|GraniteMoe|GraniteMoeShared|Starcoder2|Olmo|Cohere2|Glm|Glm4|Helium|SmolLM3|Arcee|Apertus|Ernie4_5|"
-    "Exaone4|SeedOss|Nemotron|Phimoe|HunYuanDenseV1|JinaEmbeddingsV3)"
-)
 _LATENT_LIKE = (
     "(DeepseekV2|DeepseekV3|DeepseekV32|Youtu|Glm4MoeLite|MiniCPM3|AXK1|AXK2|KimiLinear|BailingHybrid|Mistral4)"
 )
@@ -59,9 +49,20 @@ def _falcon(module: nn.Module) -> AttentionSpec:
     return AttentionSpec((("query_key_value", layout),), "dense", per_head_inputs=per_head_inputs)
 
 
-_TEXT_ENCODERS: dict[str, Row] = {
-    f"{_BERT_LIKE}SelfAttention": context_spec(),
-    f"{_BERT_LIKE}CrossAttention": context_spec(is_cross_attention=True),
+_LATENT_PROJECTIONS: Projections = (
+    ("q_proj", "q"),
+    ("q_b_proj", "q"),
+    ("q_gate_proj", "q"),
+    ("kv_b_proj", "hkv"),
+    # Gates of the outputs, with one row or one for each feature of a head.
+    ("g_proj", "q"),
+    ("gate_proj", "q"),
+)
+# Keys and values of all heads come from one latent, which stays whole: it is what decoders cache.
+_LATENT = AttentionSpec(
+    _LATENT_PROJECTIONS, "o_proj", head_dim="v_head_dim", key_dim="qk_head_dim", per_head=(("sinks", 0),)
+)
+TEXT_FAMILIES: dict[str, Row] = {
     "DistilBertSelfAttention": AttentionSpec(
         (("q_lin", "q"), ("k_lin", "k"), ("v_lin", "v")), "out_lin", head_dim="attention_head_size"
     ),
@@ -73,18 +74,21 @@ _TEXT_ENCODERS: dict[str, Row] = {
         Q_K_V, "o", head_dim="attention_head_size", returns="mpnet", per_head_inputs=(("position_bias", 1),)
     ),
     "ModernBertAttention": AttentionSpec((("Wqkv", "qkv"),), "Wo"),
-}
-_DECODERS: dict[str, Row] = {
-    f"{_LLAMA_LIKE}Attention": AttentionSpec(Q_K_V_PROJ, "o_proj"),
     "GPT2Attention": _gpt2,
+    "(DecisionTransformerGPT2|ImageGPT)Attention": AttentionSpec(
+        (("c_attn", "qkv"),), "c_proj", head_widths=("split_size",)
+    ),
     "GPTNeoXAttention": AttentionSpec((("query_key_value", "hqkv"),), "dense", head_dim="head_size"),
-    "(OPT|GPTJ|BioGpt)Attention": AttentionSpec(Q_K_V_PROJ, "out_proj"),
+    "GPTNeoXJapaneseAttention": AttentionSpec(
+        (("query_key_value", "hqkv"),), "dense", head_dim="head_size", returns="unknown"
+    ),
     "GPTBigCodeAttention": _gpt_bigcode,
     "PersimmonAttention": AttentionSpec((("query_key_value", "hqkv"),), "dense"),
     "ModernBertDecoderAttention": AttentionSpec(Q_K_V_PROJ, "Wo"),
-    "XGLMAttention": AttentionSpec(Q_K_V_PROJ, "out_proj", head_widths=("embed_dim",)),
     "PhiAttention": AttentionSpec(Q_K_V_PROJ, "dense"),
-    "Phi3Attention": AttentionSpec((("qkv_proj", "qkv"),), "o_proj", config_counts=("num_attention_heads",)),
+    "(Phi3|Phi4Multimodal)Attention": AttentionSpec(
+        (("qkv_proj", "qkv"),), "o_proj", config_counts=("num_attention_heads",)
+    ),
     "FalconAttention": _falcon,
     "(GptOss|OpenAIPrivacyFilter|Flint|GraniteSWA|GraniteMoeSWA)Attention": AttentionSpec(
         Q_K_V_PROJ, "o_proj", per_head=(("sinks", 0),)
@@ -100,21 +104,6 @@ _DECODERS: dict[str, Row] = {
     "CohereAttention": AttentionSpec(
         Q_K_V_PROJ, "o_proj", per_head=(("q_norm.weight", 0),), per_key_value_head=(("k_norm.weight", 0),)
     ),
-}
-_LATENT_PROJECTIONS: Projections = (
-    ("q_proj", "q"),
-    ("q_b_proj", "q"),
-    ("q_gate_proj", "q"),
-    ("kv_b_proj", "hkv"),
-    # Gates of the outputs, with one row or one for each feature of a head.
-    ("g_proj", "q"),
-    ("gate_proj", "q"),
-)
-# Keys and values of all heads come from one latent, which stays whole: it is what decoders cache.
-_LATENT = AttentionSpec(
-    _LATENT_PROJECTIONS, "o_proj", head_dim="v_head_dim", key_dim="qk_head_dim", per_head=(("sinks", 0),)
-)
-_LATENT_DECODERS: dict[str, Row] = {
     f"{_LATENT_LIKE}Attention": _LATENT,
     "LongcatFlashMLA": _LATENT,
     # Layers pass on which keys they have chosen, so that none can go without a head.
@@ -126,12 +115,8 @@ _LATENT_DECODERS: dict[str, Row] = {
         key_dim="qk_head_dim",
         per_head=(("sinks", 0), ("softmax_scaling.scale", 0), ("softmax_scaling.bias", 0)),
     ),
-}
-# Attention of models whose other layers are recurrent, convolutions or linear attention.
-_HYBRID_DECODERS: dict[str, Row] = {
-    # The rows of a query head are followed by those of its output gate.
-    "(Qwen3Next|Qwen3_5|Qwen3_5Moe)Attention": AttentionSpec(Q_K_V_PROJ, "o_proj"),
-    # Each key head serves a group of heads, and the state of a head is normalized and gated for itself.
+    # Linear attention. Each key head serves a group of heads, and the state of a head is normalized and gated for
+    # itself.
     "(Qwen3Next|Qwen3_5|Qwen3_5Moe)GatedDeltaNet": AttentionSpec(
         (
             ("in_proj_qkvz", "gkkqq"),
@@ -152,14 +137,8 @@ _HYBRID_DECODERS: dict[str, Row] = {
         key_widths=("key_dim",),
         has_state=True,
     ),
-    "(FalconH1|Bamba|Jamba|GraniteMoeHybrid|NemotronH|MiniMax|RecurrentGemma)Attention": AttentionSpec(
-        Q_K_V_PROJ, "o_proj"
-    ),
-    "(Lfm2|Lfm2Moe)Attention": AttentionSpec(Q_K_V_PROJ, "out_proj"),
-}
-_ENCODER_DECODERS: dict[str, Row] = {
     # One table of position biases, in the first layer, serves a whole stack.
-    "(M?T5|SwitchTransformers|Udop|Pop2Piano)Attention": AttentionSpec(
+    "(M?T5|LongT5|SwitchTransformers|Udop|Pop2Piano)Attention": AttentionSpec(
         Q_K_V, "o", head_dim="key_value_proj_dim", head_widths=("inner_dim",), returns="t5"
     ),
     "UMT5Attention": AttentionSpec(
@@ -169,15 +148,4 @@ _ENCODER_DECODERS: dict[str, Row] = {
         head_widths=("inner_dim",),
         per_head=(("relative_attention_bias.weight", 1),),
     ),
-    "(Bart|Marian|MBart|Whisper|Pegasus|Blenderbot|BlenderbotSmall|M2M100|NllbMoe|PLBart|TimeSeriesTransformer|Informer)"
-    "Attention": AttentionSpec(Q_K_V_PROJ, "out_proj"),
-    "T5Gemma(Self|Cross)Attention": AttentionSpec(Q_K_V_PROJ, "o_proj"),
-    "MvpAttention": AttentionSpec(Q_K_V_PROJ, "out_proj", head_widths=("embed_dim",)),
-}
-TEXT_FAMILIES: dict[str, Row] = {
-    **_TEXT_ENCODERS,
-    **_DECODERS,
-    **_LATENT_DECODERS,
-    **_HYBRID_DECODERS,
-    **_ENCODER_DECODERS,
 }

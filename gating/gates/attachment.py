@@ -1,14 +1,17 @@
 """The place of gates in a model: a pre-hook of each output projection, and hooks of the model around each pass."""
 
 from collections.abc import Sequence
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
 
 from gating.errors import InputError
-from gating.gates.pass_values import BlockGate, PassValues
-from gating.gates.weight_gate import WeightGate, can_gate_weight
+from gating.gates.pass_values import PassValues
+from gating.loader.modules import original_class, subclass
 from gating.structure.blocks import Block
-from gating.structure.edits import Handle
+from gating.structure.hooks import Handle
 from gating.units import unit_of
 
 __all__ = ["CHILD_NAME", "Attachment", "check_not_gated"]
@@ -56,7 +59,7 @@ class Attachment:
             gate = BlockGate(values, index, shown=unit.describe_gates(block, size)).train(self.model.training)
             projection.add_module("gate", gate)
             self.projections.append(projection)
-            by_weight = unit.gates_weight and can_gate_weight(projection)
+            by_weight = unit.gates_weight and _can_gate_weight(projection)
             self.gate_handles.append(WeightGate(projection) if by_weight else block.hook_features(gate))
 
     def remove(self) -> None:
@@ -66,6 +69,71 @@ class Attachment:
         delattr(self.model, CHILD_NAME)
         for projection in self.projections:
             delattr(projection, "gate")
+
+
+class BlockGate(nn.Module):
+    """The gates of one block, as a function of its features.
+
+    A module, not a closure: ``print(model)`` shows it, and a copy of the model has its own.
+    """
+
+    def __init__(self, pass_values: PassValues, block_index: int, *, shown: str) -> None:
+        """Args: Values of all gates, the position of the block among theirs, and what ``print(model)`` shows."""
+        super().__init__()
+        self.pass_values = pass_values
+        self.block_index = block_index
+        self.shown = shown
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Scale features of heads or neurons, or the columns of a weight that they meet: ``[..., num_features]``."""
+        return features * self.pass_values.scaling(self.block_index, features.dtype)
+
+    def extra_repr(self) -> str:
+        """Return the description."""
+        return self.shown
+
+
+class WeightGate:
+    """The subclass of a layer that scales its weight by the gates of its submodule ``gate``, as a removable handle.
+
+    Gates on the columns of a weight are cheaper than gates on the features that it multiplies. A down projection has
+    four times as many inputs as outputs, so that scaling its input takes some 5 percent of a feed-forward block's time,
+    and as much memory as the input. With ``W`` of shape ``[outputs, inputs]``, ``(x * scale) W^T = x (W * scale)^T``,
+    and a batch has more tokens than the layer has outputs.
+    """
+
+    def __init__(self, projection: nn.Module) -> None:
+        """Change the class of a layer, in place."""
+        self._projection = projection
+        projection.__class__ = subclass(type(projection), _scaled)
+
+    def remove(self) -> None:
+        """Change the class of the layer back, in place."""
+        self._projection.__class__ = original_class(type(self._projection))
+
+
+def _scaled(base: Any) -> dict[str, Any]:
+    """Return the members of a subclass of ``nn.Linear`` or ``Conv1D`` that multiplies its inputs by gates."""
+    is_transposed = issubclass(base, Conv1D)
+
+    def forward(self: Any, features: Tensor) -> Tensor:
+        if features.numel() <= self.weight.numel():
+            output: Tensor = base.forward(self, self.gate(features))
+            return output
+        weight = self.weight.t() if is_transposed else self.weight
+        return functional.linear(features, self.gate(weight), self.bias)
+
+    return {"forward": forward}
+
+
+def _can_gate_weight(projection: nn.Module) -> bool:
+    """Return whether to scale the weight of a layer, not its input.
+
+    Adapters see the same features as their layer, so that features are scaled where a layer has any. For a frozen
+    weight, the gradient of the scale would be the only reason to compute that of the weight.
+    """
+    weight = projection._parameters.get("weight")
+    return type(projection) in (nn.Linear, Conv1D) and weight is not None and weight.requires_grad
 
 
 def check_not_gated(blocks: Sequence[Block]) -> None:

@@ -11,12 +11,12 @@ from gating.discovery.ungated import UngatedModules
 from gating.errors import InputError, OperationError
 from gating.gates import hard_concrete
 from gating.gates.attachment import Attachment
-from gating.gates.counts import GateCounts
+from gating.gates.counts import GatedUnits, table_of
 from gating.gates.interfaces import GateChoice, GateSampler
 from gating.gates.pass_values import PassValues
-from gating.structure.blocks import Block, group_labels
-from gating.structure.edits import Handle
-from gating.units import UNITS, check_units, find_blocks, unit_of
+from gating.structure.blocks import Block
+from gating.structure.hooks import Handle
+from gating.units import UNITS, UnitName, find_blocks
 
 __all__ = ["HeadGates"]
 
@@ -24,7 +24,7 @@ __all__ = ["HeadGates"]
 _search_numbers = count(1)
 
 
-class HeadGates(GateCounts):
+class HeadGates(GatedUnits):
     """The gates of all heads of a model, and of its feed-forward neurons if they are gated, in one vector.
 
     A gate stands for one head, for a group of query heads that share keys and values, or for a group of neurons.
@@ -62,8 +62,6 @@ class HeadGates(GateCounts):
         HeadGates(8 heads in 2 attention blocks)
     """
 
-    parameters_per_gate: Tensor
-    macs_per_gate: Tensor
     _num_features: Tensor
 
     def __init__(
@@ -76,34 +74,21 @@ class HeadGates(GateCounts):
         group_queries: bool = True,
     ) -> None:
         """Create gates for blocks; the arguments are those of :func:`~gating.gates.inject_gates`."""
-        super().__init__()
         hard_concrete.check_distribution(temperature, stretch_limits)
+        start = hard_concrete.log_alpha_for(init_prob_open, temperature=temperature, stretch_limits=stretch_limits)
+        super().__init__(blocks, group_queries=group_queries)
         self.temperature = temperature
         self.stretch_limits = stretch_limits
         self.init_prob_open = init_prob_open
-        self.group_queries = group_queries
-        self.block_names = [block.name for block in blocks]
-        self.block_kinds = [block.kind for block in blocks]
-        self.block_units = [block.unit for block in blocks]
-        self.block_towers = [block.tower for block in blocks]
-        self.block_groups = group_labels(blocks)
         self.ungated: tuple[UngatedModules, ...] = ()
-        self.units = check_units(set(self.block_units))
-        group_sizes = (getattr(block, "group_size", None) for block in blocks)
-        self.group_size = next((size for size in group_sizes if size is not None), None)
-        sizes = [unit_of(block).gate_sizes(block, group_queries=group_queries) for block in blocks]
-        start = hard_concrete.log_alpha_for(init_prob_open, temperature=temperature, stretch_limits=stretch_limits)
         device = next(blocks[0].module.parameters()).device
-        self.log_alpha = nn.Parameter(torch.full((sum(map(len, sizes)),), start, device=device))
-        self.count_units(sizes)
+        self.log_alpha = nn.Parameter(torch.full((len(self.gate_sizes),), start, device=device))
+        for unit, counts in self.counts.items():
+            self.register_buffer(f"_num_{unit}", torch.tensor(counts, device=device), persistent=False)
         features = [size.num_features for size in self.gate_sizes]
         self._features_of_each = features[0] if len(set(features)) == 1 else None
         self._total_features = sum(features)
         self.register_buffer("_num_features", torch.tensor(features, device=device), persistent=False)
-        # They are on the CPU, since some devices lack double precision.
-        parameters, macs = zip(*((size.num_parameters, size.macs()) for size in self.gate_sizes), strict=True)
-        self.parameters_per_gate = torch.tensor(parameters, dtype=torch.float64, device="cpu")
-        self.macs_per_gate = torch.tensor(macs, dtype=torch.float64, device="cpu")
         self.constraint: nn.Module | None = None
         self.sampler: GateSampler | None = None
         # A tuple keeps the objective from being a submodule of the gates.
@@ -150,22 +135,43 @@ class HeadGates(GateCounts):
             return self.sampler.prob_open(locations)
         return hard_concrete.prob_open(locations, temperature=self.temperature, stretch_limits=self.stretch_limits)
 
+    def count_open(self, unit: UnitName) -> int:
+        """Count the units whose gate's deterministic value is not zero."""
+        return int(((self.values() > 0) * self.get_buffer(f"_num_{unit}")).sum()) if unit in self.units else 0
+
+    def count_expected(self, unit: UnitName) -> Tensor:
+        """Return the expected number of open units, a scalar; differentiable."""
+        counts = self.get_buffer(f"_num_{unit}") if unit in self.units else torch.zeros_like(self.log_alpha)
+        return (self.prob_open() * counts).sum()
+
+    def num_open(self) -> int:
+        """Count the heads whose gate's deterministic value is not zero."""
+        return self.count_open("heads")
+
+    def num_open_neurons(self) -> int:
+        """Count the neurons whose gate's deterministic value is not zero."""
+        return self.count_open("neurons")
+
+    def expected_open(self) -> Tensor:
+        """Return the expected number of open heads, a scalar; differentiable."""
+        return self.count_expected("heads")
+
+    def open_by_block(self) -> dict[str, int]:
+        """Count the units of each block whose gate's deterministic value is not zero, by its name."""
+        sizes = torch.tensor(self.units_per_gate, device=self.log_alpha.device)
+        counts = ((self.values() > 0) * sizes).split(self.block_sizes)
+        return {name: int(count.sum()) for name, count in zip(self.block_names, counts, strict=True)}
+
+    def by_block(self) -> dict[str, Tensor]:
+        """Return the deterministic values of each block by its name."""
+        return dict(zip(self.block_names, self.values().detach().split(self.block_sizes), strict=True))
+
     def feature_scales(self) -> Tensor:
         """Return the factor of each feature of all blocks: a sample in training mode, else the values."""
         values = self.sample() if self.training and not self.is_fixed else self.values()
         if self._features_of_each is None:
             return values.repeat_interleave(self._num_features, output_size=self._total_features)
         return values.unsqueeze(1).expand(-1, self._features_of_each).reshape(-1)
-
-    def set_macs(self, macs: Tensor) -> None:
-        """Set the multiply-accumulates of each gate's units for one example, ``[num_gates]``.
-
-        Raises:
-            InputError: ``macs`` has another shape.
-        """
-        if macs.shape != self.log_alpha.shape:
-            raise InputError(f"Expected {self.log_alpha.numel()} numbers, got a tensor of shape {tuple(macs.shape)}.")
-        self.macs_per_gate = macs.double().cpu()
 
     def follow(self, objective: GateChoice | None) -> int:
         """Let an objective choose these gates from now on: forget what an earlier one has set; trained locations stay.
@@ -254,6 +260,36 @@ class HeadGates(GateCounts):
             self.attachment.remove()
         self.attachment = None
         self.renew_values()
+
+    @torch.no_grad()
+    def summary(self) -> str:
+        """Return a table of the gates: open units of each block and in all, and the parameters they stand for.
+
+        A unit is open if the deterministic value of its gate is not zero; ``expected`` is the number of open units over
+        the noise of the gates.
+
+        Example:
+            >>> from gating import inject_gates
+            >>> from transformers import BertConfig, BertModel
+            >>> config = BertConfig(hidden_size=8, num_attention_heads=4, num_hidden_layers=1, vocab_size=10)
+            >>> gates = inject_gates(BertModel(config))
+            >>> _ = gates.log_alpha.data.copy_(torch.tensor([9.0, -9, -9, 9]))
+            >>> print(gates.summary())
+            block                           kind     gates          open  expected  parameters
+            encoder.layer.0.attention.self  encoder      4  2 of 4 heads      2.00  140 of 280
+            all heads                                    4  2 of 4 heads      2.00  140 of 280
+            Without its closed units, the model has about 56,692 of 56,832 parameters (99.8 %).
+        """
+        is_open = self.values() > 0
+        lines = table_of(self, is_open, self.prob_open())
+        if self.attachment is not None:
+            # The gates are parameters of the model.
+            num_all = sum(weight.numel() for weight in self.attachment.model.parameters()) - self.log_alpha.numel()
+            closed = ~is_open.cpu() | (torch.tensor(self.units_per_gate, device="cpu") == 0)
+            left = num_all - int(self.parameters_per_gate[closed].sum())
+            share = f"about {left:,} of {num_all:,} parameters ({left / num_all:.1%}".replace("%", " %")
+            lines.append(f"Without its closed units, the model has {share}).")
+        return "\n".join(lines)
 
     def extra_repr(self) -> str:
         """Show the number of units with a gate."""

@@ -25,7 +25,6 @@ from gating.proof.probe import run_probe
 from gating.proof.prove import try_removal
 from gating.structure.blocks import Block
 from gating.structure.feed_forward import DEFAULT_GROUP_SIZE
-from gating.structure.removal import plan_removal
 from gating.units import UNITS, UnitName, check_units, unit_of
 
 __all__ = ["create_gates", "inject_gates"]
@@ -65,7 +64,7 @@ def inject_gates(
         exclude: Names of attention modules and feed-forward blocks that get no gates, or patterns such as
             ``vision_tower.*``.
         towers: Towers that get gates, such as ``["language"]``; all if left out. :attr:`AttentionBlock.tower
-            <gating.structure.blocks.AttentionBlock.tower>` is that of a block.
+            <gating.structure.attention.AttentionBlock.tower>` is that of a block.
         group_queries: Whether the query heads that share keys and values get one gate, so that they are removed
             together. With a gate for each query head, groups that lose different numbers of heads are filled up with
             padding. If all heads share keys and values, each head gets a gate in any case: no padding is needed.
@@ -203,9 +202,7 @@ def _prove_foreign_blocks(
         if foreign and unit.is_tried_if_it_runs and probe is None and not _runs(model):
             continue
         kept = {block.name: unit.all_but_some(block, group_queries=group_queries) for block in foreign}
-        edits = [edit for block in foreign for edit in plan_removal(block, kept[block.name])]
-        if edits:
-            try_removal(model, foreign, kept, edits, probe=probe, must_matter=False)
+        try_removal(model, foreign, kept, probe=probe, must_matter=False)
 
 
 def _runs(model: nn.Module) -> bool:

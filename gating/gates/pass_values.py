@@ -1,4 +1,4 @@
-"""The gate values of one forward pass: how they multiply the features of a block, and whether they are still valid."""
+"""The gate values of one forward pass, and whether they are still valid."""
 
 import sys
 import weakref
@@ -12,7 +12,7 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from gating.errors import OperationError
 
-__all__ = ["BlockGate", "PassValues"]
+__all__ = ["PassValues"]
 
 
 class _Gates(Protocol):
@@ -45,12 +45,7 @@ class PassValues:
     """
 
     def __init__(self, gates: _Gates, block_widths: Sequence[int]) -> None:
-        """Start without values.
-
-        Args:
-            gates: Maker of the values.
-            block_widths: Number of features of each block, the sum of its slot widths.
-        """
+        """Start without values; the widths of blocks are their numbers of features, the sums of their slot widths."""
         self._gates = gates
         self._block_widths = list(block_widths)
         # The factor of each feature of all blocks, and its parts for each block by dtype and gradient mode.
@@ -191,28 +186,6 @@ class PassValues:
             raise OperationError(
                 "Reentrant gradient checkpointing gives the gates no gradient: enable it with use_reentrant=False."
             )
-
-
-class BlockGate(nn.Module):
-    """The gates of one block, as a function of its features.
-
-    A module, not a closure: ``print(model)`` shows it, and a copy of the model has its own.
-    """
-
-    def __init__(self, pass_values: PassValues, block_index: int, *, shown: str) -> None:
-        """Args: Values of all gates, the position of the block among theirs, and what ``print(model)`` shows."""
-        super().__init__()
-        self.pass_values = pass_values
-        self.block_index = block_index
-        self.shown = shown
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Scale features of heads or neurons, or the columns of a weight that they meet: ``[..., num_features]``."""
-        return features * self.pass_values.scaling(self.block_index, features.dtype)
-
-    def extra_repr(self) -> str:
-        """Return the description."""
-        return self.shown
 
 
 class _Graph:

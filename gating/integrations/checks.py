@@ -75,12 +75,7 @@ def _is_number(value: object) -> TypeGuard[float]:
 
 
 def check_trainer(trainer: Trainer, *, has_adapters: bool) -> None:
-    """Raise ``InputError`` if a trainer with gates cannot train its model.
-
-    Args:
-        trainer: The trainer; its model has no gates yet.
-        has_adapters: Whether the model has adapters of PEFT.
-    """
+    """Raise ``InputError`` if a trainer cannot train its model, which may have adapters, with gates."""
     check_strategy(trainer)
     _check_tokenizer(trainer)
     # TRL makes no reference of its own for a model with adapters. This one would have gates, and lose its heads.
@@ -147,11 +142,10 @@ def check_place(folder: Path, parts: Iterable[object], *, overwrite: bool, check
     place, other = folder.resolve(), Path(checkpoints or "").resolve()
     name = place.relative_to(other).parts[0] if checkpoints and place != other and other in place.parents else ""
     if checkpoints and (place in (other, *other.parents) or re.match(r"(tmp-)?checkpoint-|runs$", name)):
-        problem = f"is {name}, a folder of the trainer," if name else "is or holds"
-        instead = Path(checkpoints) / "compact"
+        problem = f"is {name}, a folder of the trainer, in" if name else "is or holds"
         raise InputError(
-            f"output_dir={folder} {problem} {'in' if name else ''} args.output_dir={checkpoints}, the folder of the "
-            f"checkpoints: give another one, such as {instead}.".replace("  ", " ")
+            f"output_dir={folder} {problem} args.output_dir={checkpoints}, the folder of the checkpoints: give another "
+            f"one, such as {Path(checkpoints) / 'compact'}."
         )
     check_folder(folder, overwrite=overwrite)
     sources = [str(getattr(part, "name_or_path", "")) for part in parts]

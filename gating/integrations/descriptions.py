@@ -68,10 +68,10 @@ def describe_object(value: object, *, depth: int = 0) -> Any:
     """
     if isinstance(value, functools.partial):
         target = describe(value.func, depth=depth + 1)
-        return {"_target_": target, **_each({"args": value.args, **value.keywords}, depth=depth)}
+        return {"_target_": target, **describe({"args": value.args, **value.keywords}, depth=depth)}
     if isinstance(value, MethodType):
         of_function = _of_function(value.__func__, depth=depth) if isinstance(value.__func__, FunctionType) else {}
-        return {"_target_": value.__qualname__, **of_function, **_each({"self": value.__self__}, depth=depth)}
+        return {"_target_": value.__qualname__, **of_function, **describe({"self": value.__self__}, depth=depth)}
     if isinstance(value, FunctionType):
         return _of_function(value, depth=depth)
     settings: dict[str, Any] = {"_target_": type(value).__qualname__}
@@ -88,12 +88,7 @@ def describe_object(value: object, *, depth: int = 0) -> Any:
 
 
 def digest(tensor: Tensor, *, step: int = 1) -> str:
-    """Return the shape and a fingerprint of a tensor.
-
-    Args:
-        tensor: The tensor.
-        step: Distance of the elements that are read.
-    """
+    """Return the shape and a fingerprint of a tensor, of which each ``step``-th element is read."""
     if tensor.is_meta:
         return f"{tuple(tensor.shape)}"
     read = tensor.detach().flatten()[::step].cpu()
@@ -106,19 +101,11 @@ def _attributes(value: object) -> dict[str, Any]:
     """Return the attributes of an object that may be settings."""
     if dataclasses.is_dataclass(value):
         return {field.name: getattr(value, field.name, None) for field in dataclasses.fields(value) if field.repr}
-    slots = [name for kind in type(value).__mro__ for name in _names(getattr(kind, "__slots__", ()))]
-    own = {name: getattr(value, name) for name in slots if name[:2] != "__" and hasattr(value, name)}
-    own |= getattr(value, "__dict__", {})
-    found = {name: one for name, one in own.items() if name not in _NO_SETTINGS}
+    state: Any = object.__getstate__(value)
+    # That of an object with slots is a pair.
+    parts = [part for part in (state if isinstance(state, tuple) else (state,)) if part]
+    found = {name: one for part in parts for name, one in part.items() if name not in _NO_SETTINGS}
     return found | (dict(value.named_children()) if isinstance(value, nn.Module) else {})
-
-
-def _names(slots: Any) -> tuple[str, ...]:
-    return (slots,) if isinstance(slots, str) else tuple(slots)
-
-
-def _each(values: Mapping[str, Any], *, depth: int) -> dict[str, Any]:
-    return {name: describe(one, depth=depth + 1) for name, one in values.items()}
 
 
 def _of_function(function: FunctionType, *, depth: int) -> dict[str, Any]:
@@ -127,7 +114,7 @@ def _of_function(function: FunctionType, *, depth: int) -> dict[str, Any]:
     cells = dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
     made_with = {name: cell.cell_contents for name, cell in cells.items() if _is_filled(cell)}
     made_with |= {"defaults": [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).items()]}
-    settings = {"_target_": function.__qualname__, **_each(made_with, depth=depth)}
+    settings = {"_target_": function.__qualname__, **describe(made_with, depth=depth)}
     if not any(folder in code.co_filename for folder in _INSTALLED):
         settings["code"] = _sha(repr(_of_code(code, doc=function.__doc__)).encode())
     return settings

@@ -1,8 +1,10 @@
 """Checkpoints of transformers' Trainer with the state of the gates, and the change from the search to the recovery."""
 
+import inspect
 import uuid
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,27 +12,77 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, TrainerState
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
-from gating.errors import InputError, OperationError
+from gating.errors import DamageError, InputError, MissingFileError, OperationError
 from gating.integrations.gated_steps import GatedSteps
-from gating.integrations.rates import remake_options
 from gating.integrations.removal import check_compact_weights, repeat_removal
 from gating.integrations.search import ended_by_score
-from gating.integrations.settings import (
-    adapter_settings,
-    argument_settings,
-    data_settings,
-    early_stopping_settings,
-    optimizer_settings,
-    training_settings,
-)
-from gating.integrations.state import GateState
+from gating.integrations.settings import phase_settings, training_settings
 from gating.integrations.wrappers import base_model, with_new_adapters, without_autocast
 from gating.pruning.repeat import KeptUnits
+from gating.storage.atomic import replacing_file
 from gating.storage.same_settings import check_same_settings
 
-__all__ = ["GatedCheckpoints"]
+__all__ = ["GateState", "GatedCheckpoints", "find_checkpoint"]
+
+# File of the state of the gates in a checkpoint.
+_FILE = "gates.pt"
+
+
+@dataclass(frozen=True)
+class GateState:
+    """State of a training with gates between two steps.
+
+    Attributes:
+        search_steps: Optimizer steps of the search.
+        search: State of the search, with gates and objective; empty after the removal.
+        kept: Units of the model after the removal; None before.
+        settings: Settings of the trainer that decide its result.
+        training: Identity of the training.
+        below: Digest of the weights below the adapters of the recovery; None without them.
+    """
+
+    search_steps: int
+    search: dict[str, Any]
+    kept: KeptUnits | None
+    settings: dict[str, Any]
+    training: str
+    below: str | None
+
+    @property
+    def is_end_of_search(self) -> bool:
+        """Whether the search is complete, and nothing has been removed."""
+        return self.kept is None and self.search["reason"] is not None
+
+    def save(self, checkpoint: Path) -> None:
+        """Save the state in the folder of a checkpoint."""
+        # Plain values load without code.
+        values = {**vars(self), "kept": None if self.kept is None else vars(self.kept)}
+        with replacing_file(checkpoint / _FILE) as new:
+            torch.save(values, new)
+
+    @classmethod
+    def load(cls, checkpoint: Path) -> "GateState":
+        """Load the state from the folder of a checkpoint.
+
+        Raises:
+            FileNotFoundError: The checkpoint was not saved by a trainer with gates.
+            ValueError: The file is damaged.
+        """
+        path = checkpoint / _FILE
+        if not path.is_file():
+            raise MissingFileError(
+                f"{checkpoint} has no {_FILE}: it is not a checkpoint of a trainer with gates. Resume from another one."
+            )
+        try:
+            values = torch.load(path, map_location="cpu", weights_only=True)
+            kept = values.pop("kept")
+            return cls(**values, kept=None if kept is None else KeptUnits(**kept))
+        except Exception as error:
+            raise DamageError(
+                f"{path} is damaged: {error}. Resume from an earlier checkpoint.", reason=str(error)
+            ) from error
 
 
 class GatedCheckpoints(GatedSteps):
@@ -107,11 +159,7 @@ class GatedCheckpoints(GatedSteps):
             self._first_settings = training_settings(self, has_adapters=self._adapters is not None)
         self._settings = {
             **self._search_settings,
-            "args": argument_settings(self.args),
-            "adapters": adapter_settings(self._adapters),
-            "optimizer": optimizer_settings(self._given_optimizer),
-            "train_dataset": data_settings(self.train_dataset),
-            "early_stopping": early_stopping_settings(self.callback_handler.callbacks),
+            **phase_settings(self, adapters=self._adapters, optimizer=self._given_optimizer),
             **self._first_settings,
         }
 
@@ -179,8 +227,52 @@ class GatedCheckpoints(GatedSteps):
         self.state.best_metric = self.state.best_model_checkpoint = self.state.best_global_step = None
         # Their parameters are gone.
         if self._given_optimizer is not None:
-            self.optimizer_cls_and_kwargs = remake_options(self._given_optimizer)
+            self.optimizer_cls_and_kwargs = _remake_options(self._given_optimizer)
         self.optimizer = self.lr_scheduler = None
 
     def _use_model(self, model: nn.Module) -> None:
         self.model = self.model_wrapped = self.callback_handler.model = model
+
+
+def _remake_options(optimizer: torch.optim.Optimizer) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
+    """Return class and arguments of an optimizer, to make one like it for other parameters."""
+    accepted = inspect.signature(type(optimizer)).parameters
+    return type(optimizer), {name: value for name, value in optimizer.defaults.items() if name in accepted}
+
+
+def find_checkpoint(resume: str | bool | None, output_dir: str) -> Path | None:
+    """Return the folder of the checkpoint to resume from; None to begin a phase.
+
+    Args:
+        resume: The checkpoint, or True for the last one.
+        output_dir: Folder of the checkpoints.
+
+    Raises:
+        FileNotFoundError: There is no checkpoint.
+        InputError: The last one may be that of another training in the same folder.
+    """
+    if resume is not True:
+        return Path(resume) if resume else None
+    found = get_last_checkpoint(output_dir) if Path(output_dir).is_dir() else None
+    if found is None:
+        raise MissingFileError(
+            f"There is no checkpoint in args.output_dir={output_dir} to resume from: call train() without "
+            "resume_from_checkpoint=True."
+        )
+    by_training = {_training_of(path): path for path in sorted(Path(found).parent.glob("checkpoint-*"))}
+    by_training.pop(None, None)
+    if len(by_training) > 1:
+        names = " and ".join(path.name for path in by_training.values())
+        raise InputError(
+            f"args.output_dir={output_dir} has checkpoints of several trainings, such as {names}: give the path of the "
+            "one to resume from as resume_from_checkpoint, or move those of the others away."
+        )
+    return Path(found)
+
+
+def _training_of(checkpoint: Path) -> str | None:
+    """Return the identity of the training of a checkpoint; None if it cannot be read."""
+    try:
+        return GateState.load(checkpoint).training
+    except (MissingFileError, DamageError):
+        return None

@@ -1,23 +1,27 @@
 """Training steps with gates in transformers' Trainer: optimizer groups, learning rates, loss and logs."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from transformers import PrinterCallback, ProgressCallback
 
-from gating.integrations.rates import add_gate_groups, keep_gate_rates
+from gating.errors import InputError
 from gating.integrations.search import TrainerSearchEnd
+from gating.objectives.parameter_groups import gate_groups
 from gating.objectives.search import Search
 
 __all__ = ["GatedSteps"]
 
 # Names in the log of the numbers of one layer.
 _OF_LAYER = re.compile(r"gates/(layer|feed_forward)_\d+/")
+# Groups of an optimizer whose rates stay.
+_CONSTANT = {"gates", "multipliers"}
 # The class may be any that is made from transformers' Trainer.
 _Base: Any = object
 
@@ -59,14 +63,14 @@ class GatedSteps(_Base):  # type: ignore[misc]
             super().create_optimizer(*args, **kwargs)
         finally:
             gates.requires_grad_(True)
-        add_gate_groups(self.optimizer, gates, self.search.objective, **self._rates)
+        _add_gate_groups(self.optimizer, self.search, self._rates)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Create the scheduler over search and recovery together; gates and multipliers keep their rates."""
         if self.lr_scheduler is None:
             scheduler = super().create_scheduler(num_training_steps, optimizer)
-            keep_gate_rates(scheduler, optimizer or self.optimizer, first_step=self._first_step)
+            _keep_gate_rates(scheduler, optimizer or self.optimizer, first_step=self._first_step)
         return self.lr_scheduler
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -104,6 +108,61 @@ class GatedSteps(_Base):  # type: ignore[misc]
             logs = {**logs, **self.search.metrics()}
         with _printing_without_layers(self.callback_handler.callbacks):
             super().log(logs, *args, **kwargs)
+
+
+def _add_gate_groups(optimizer: torch.optim.Optimizer, search: Search, rates: Mapping[str, Any]) -> None:
+    """Add a group of the gates and, if the objective has multipliers, one of these to an optimizer, in place.
+
+    Raises:
+        InputError: Multipliers ascend, and the optimizer cannot; or it has the gates in another group already.
+    """
+    groups = gate_groups(search.gates, search.objective, **rates)
+    if len(groups) > 1 and "maximize" not in optimizer.defaults:
+        raise InputError(
+            f"{type(search.objective).__name__} trains multipliers by gradient ascent, and {type(optimizer).__name__} "
+            "has no option maximize: choose an optimizer of torch, such as args.optim='adamw_torch'."
+        )
+    own = {id(parameter) for group in groups for parameter in group["params"]}
+    for group in optimizer.param_groups:
+        if group.get("name") not in _CONSTANT and any(id(parameter) in own for parameter in group["params"]):
+            raise InputError(
+                "The optimizer in optimizers=(optimizer, None) has the gates in a group of weights: give it the "
+                "weights alone; the trainer adds a group of the gates, with a rate of their own and without decay."
+            )
+    if any(group.get("name") in _CONSTANT for group in optimizer.param_groups):
+        return  # Made by gating.parameter_groups.
+    for group in groups:
+        optimizer.add_param_group(group)
+
+
+def _keep_gate_rates(scheduler: LRScheduler, optimizer: torch.optim.Optimizer, *, first_step: int) -> None:
+    """Keep gates and multipliers at their learning rate in a new scheduler, in place; start it at a later step.
+
+    Raises:
+        InputError: The scheduler has no rates of each group.
+    """
+    groups = optimizer.param_groups
+    if isinstance(scheduler, ReduceLROnPlateau):
+        rates = zip(groups, scheduler.min_lrs, strict=True)
+        scheduler.min_lrs = [group["lr"] if group.get("name") in _CONSTANT else least for group, least in rates]
+        return
+    if not isinstance(scheduler, LambdaLR):
+        raise InputError(
+            f"args.lr_scheduler_type makes a {type(scheduler).__name__}, in which gates cannot keep a rate of their "
+            "own: choose linear, cosine, constant, or another one that is a LambdaLR."
+        )
+    for index, group in enumerate(groups):
+        factor = scheduler.lr_lambdas[index]
+        is_constant = group.get("name") in _CONSTANT
+        scheduler.lr_lambdas[index] = (lambda _: 1.0) if is_constant else _later(factor, first_step)
+        # The constructor has set the rate of the first step.
+        group["lr"] = group["initial_lr"] * scheduler.lr_lambdas[index](0)
+    scheduler._last_lr = [group["lr"] for group in groups]
+
+
+def _later(factor: Callable[[int], float], first_step: int) -> Callable[[int], float]:
+    """Return a schedule that begins at a later step; a function, since schedulers save the fields of other objects."""
+    return lambda step: factor(step + first_step)
 
 
 @contextmanager

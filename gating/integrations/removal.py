@@ -1,13 +1,12 @@
 """Removal of units from a model that may have adapters: at the end of a search, and in a resumed recovery."""
 
-from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from gating.compact.stock import stock_model
@@ -15,19 +14,17 @@ from gating.errors import InputError, MissingFileError
 from gating.gates import HeadGates
 from gating.integrations.wrappers import merged
 from gating.objectives.search import Search
-from gating.pruning.finalize import FinalizeReport, finalize
+from gating.pruning.finalize import FinalizeReport
 from gating.pruning.prune import remove_in_copy
 from gating.pruning.prune_report import unproven_note
 from gating.pruning.repeat import KeptUnits
-from gating.report.card import CompactReport
-from gating.report.rows import size_rows
+from gating.report.rows import CompactReport, size_rows
 from gating.storage.atomic import replacing_file
 from gating.storage.identity import file_digest
 
 __all__ = [
     "check_compact_weights",
     "check_stock",
-    "finalize_merged",
     "repeat_removal",
     "report_of",
     "save_compact_weights",
@@ -39,22 +36,8 @@ _WEIGHTS = "compact.safetensors"
 _MARK = {"written_by": "head-gating"}
 
 
-def finalize_merged(
-    model: nn.Module, gates: HeadGates, *, kept: Tensor | None, probe: Mapping[str, Tensor] | None
-) -> tuple[PreTrainedModel, FinalizeReport]:
-    """Merge the adapters of a model, if it has any, and remove closed units; return the compact model."""
-    base = merged(model)
-    gates.attach_again()
-    return base, finalize(base, gates, kept=kept, probe=probe)
-
-
 def check_stock(model: PreTrainedModel, search: Search) -> None:
-    """Raise ``StockError`` if a model of plain transformers cannot have the units that the search would keep now.
-
-    Args:
-        model: The model with its gates; unchanged.
-        search: The search, which has not begun.
-    """
+    """Raise ``StockError`` if a model of plain transformers cannot have the units that the search would keep now."""
     kept = search.objective.kept(search.gates)
     if kept is None:
         return  # Which gates will be open is not known before the search.
@@ -64,11 +47,7 @@ def check_stock(model: PreTrainedModel, search: Search) -> None:
 
 
 def check_compact_weights(folder: Path) -> None:
-    """Raise ``InputError`` if another file has the place of the weights below the adapters of a recovery.
-
-    Args:
-        folder: Folder of the checkpoints.
-    """
+    """Raise ``InputError`` if a folder of checkpoints has another file in the place of the weights below adapters."""
     weights = folder / _WEIGHTS
     if weights.exists() and not _is_own(weights):
         raise InputError(
@@ -86,11 +65,7 @@ def _is_own(weights: Path) -> bool:
 
 
 def save_compact_weights(model: PreTrainedModel, folder: Path) -> str:
-    """Save the weights of a compact model, on which the adapters of the recovery are trained; return their digest.
-
-    Args:
-        model: The compact model, without adapters.
-        folder: Folder of the checkpoints.
+    """Save the weights below the adapters of the recovery in the folder of the checkpoints; return their digest.
 
     Raises:
         InputError: A file of the user has their place.

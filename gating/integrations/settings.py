@@ -8,22 +8,13 @@ import torch
 from torch import nn
 from transformers import EarlyStoppingCallback, TrainingArguments
 
-from gating.gates import HeadGates
 from gating.integrations.descriptions import describe, describe_object, digest
 from gating.integrations.wrappers import base_model
 from gating.objectives.parameter_groups import default_gate_lr
 from gating.objectives.search import Search
 from gating.storage.identity import table_digests
 
-__all__ = [
-    "adapter_settings",
-    "argument_settings",
-    "data_settings",
-    "early_stopping_settings",
-    "optimizer_settings",
-    "search_settings",
-    "training_settings",
-]
+__all__ = ["phase_settings", "search_settings", "training_settings"]
 
 # Arguments that change no result, by the beginnings of their names: where and what is logged, saved and evaluated, and
 # how the work is done on a device.
@@ -43,6 +34,8 @@ _FREE = (
 _DECIDES = ("dataloader_drop_last",)
 # They say when the gates are checked, and when the best model is looked for.
 _OF_LOGS, _OF_EVALUATIONS = ("logging_strategy", "logging_steps"), ("eval_strategy", "eval_steps", "eval_delay")
+# Attributes of gates that are settings.
+_OF_GATES = ("units", "group_size", "group_queries", "temperature", "stretch_limits", "init_prob_open")
 # These settings of adapters say where they come from.
 _OF_PLACES = ("peft_version", "base_model_name_or_path", "auto_mapping", "runtime_config", "inference_mode", "revision")
 # These settings of a configuration say how the work is done, what is returned, and what a training sets by itself.
@@ -56,74 +49,63 @@ _FREE_OF_MODELS = (
 _MOST_BYTES = 2**30
 
 
-def argument_settings(args: TrainingArguments) -> dict[str, Any]:
-    """Return the arguments of a trainer that decide its result.
-
-    Args:
-        args: The arguments, also of a class that is made from transformers'.
-    """
+def _argument_settings(args: TrainingArguments) -> dict[str, Any]:
+    """Return the arguments of a trainer that decide its result, also those of a class made from transformers'."""
     names = [field.name for field in dataclasses.fields(args)]
     chosen = [name for name in names if not name.startswith(_FREE) or name in _DECIDES]
     chosen += _OF_EVALUATIONS if _evaluation_decides(args) else ()
     return {name: describe(getattr(args, name)) for name in chosen} | {"world_size": args.world_size}
 
 
-def gate_settings(gates: HeadGates) -> dict[str, Any]:
-    """Return the settings of gates, and the blocks that they are on."""
-    names = ("units", "group_size", "group_queries", "temperature", "stretch_limits", "init_prob_open")
-    settings = {name: describe(getattr(gates, name)) for name in names}
-    return {**settings, "blocks": dict(zip(gates.block_names, gates.block_sizes, strict=True))}
-
-
 def search_settings(
     search: Search, *, recovery: float, rates: Mapping[str, float | None], args: TrainingArguments
 ) -> dict[str, Any]:
-    """Return the settings of a search that has not begun.
-
-    Args:
-        search: The search.
-        recovery: Share of the steps after the search.
-        rates: Learning rates ``gate_lr`` and ``multiplier_lr``.
-        args: Arguments of the trainer: the criterion is asked at logged steps.
-    """
-    logs = {name: describe(getattr(args, name)) for name in _OF_LOGS}
-    defaults = {"gate_lr": default_gate_lr(search.gates.units)}
+    """Return the settings of a search that has not begun, whose criterion is asked at the logged steps of ``args``."""
+    gates, logs = search.gates, {name: describe(getattr(args, name)) for name in _OF_LOGS}
+    defaults = {"gate_lr": default_gate_lr(gates.units)}
     return {
         "objective": describe_object(search.objective),
-        "gates": gate_settings(search.gates),
+        "gates": {
+            **{name: describe(getattr(gates, name)) for name in _OF_GATES},
+            "blocks": dict(zip(gates.block_names, gates.block_sizes, strict=True)),
+        },
         "recovery": describe(recovery),
         "convergence": None if search.convergence is None else {**describe_object(search.convergence), **logs},
         **{name: defaults.get(name) if rate is None else describe(rate) for name, rate in rates.items()},
     }
 
 
-def optimizer_settings(optimizer: torch.optim.Optimizer | None) -> Any:
-    """Return the class and the defaults of an optimizer that the user has given; None without one."""
-    return optimizer and {"_target_": type(optimizer).__qualname__, **describe(optimizer.defaults)}
+def phase_settings(trainer: Any, *, adapters: Any, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
+    """Return the settings of a trainer as they are before a phase.
 
-
-def adapter_settings(config: Any) -> Any:
-    """Return the settings of adapters of PEFT; None without them."""
-    settings = None if config is None else config.to_dict()
-    return settings and {name: describe(value) for name, value in settings.items() if name not in _OF_PLACES}
+    Args:
+        trainer: The trainer.
+        adapters: Configuration of adapters of PEFT; None without them.
+        optimizer: The optimizer that the user has given; None without one.
+    """
+    of_adapters = {} if adapters is None else adapters.to_dict()
+    early_stopping = [one for one in trainer.callback_handler.callbacks if isinstance(one, EarlyStoppingCallback)]
+    return {
+        "args": _argument_settings(trainer.args),
+        "adapters": {name: describe(one) for name, one in of_adapters.items() if name not in _OF_PLACES} or None,
+        "optimizer": optimizer and {"_target_": type(optimizer).__qualname__, **describe(optimizer.defaults)},
+        "train_dataset": _data_settings(trainer.train_dataset),
+        # Their counters change.
+        "early_stopping": [[one.early_stopping_patience, one.early_stopping_threshold] for one in early_stopping],
+    }
 
 
 def training_settings(trainer: Any, *, has_adapters: bool) -> dict[str, Any]:
-    """Return the settings of the model, functions and evaluation data of a trainer before its search.
-
-    Args:
-        trainer: The trainer; its model has gates.
-        has_adapters: Whether checkpoints have the weights of adapters only.
-    """
+    """Return the settings of the model with gates, functions and evaluation data of a trainer before its search."""
     evaluation = None
     if _evaluation_decides(trainer.args):
         evaluation = {
-            "eval_dataset": data_settings(trainer.eval_dataset),
+            "eval_dataset": _data_settings(trainer.eval_dataset),
             "compute_metrics": describe(trainer.compute_metrics),
             "preprocess_logits_for_metrics": describe(trainer.preprocess_logits_for_metrics),
         }
     return {
-        "model": model_settings(trainer.model, has_adapters=has_adapters),
+        "model": _model_settings(trainer.model, has_adapters=has_adapters),
         "data_collator": describe(trainer.data_collator),
         "compute_loss_func": describe(trainer.compute_loss_func),
         "optimizer_cls_and_kwargs": describe(trainer.optimizer_cls_and_kwargs),
@@ -131,7 +113,7 @@ def training_settings(trainer: Any, *, has_adapters: bool) -> dict[str, Any]:
     }
 
 
-def model_settings(model: nn.Module, *, has_adapters: bool) -> dict[str, Any]:
+def _model_settings(model: nn.Module, *, has_adapters: bool) -> dict[str, Any]:
     """Return the configuration of a model, its dropout, and which weights are trained; below adapters, the weights."""
     parameters = {name: one for name, one in model.named_parameters() if "head_gates" not in name.split(".")}
     settings: dict[str, Any] = {
@@ -152,16 +134,10 @@ def model_settings(model: nn.Module, *, has_adapters: bool) -> dict[str, Any]:
     return settings
 
 
-def early_stopping_settings(callbacks: list[Any]) -> list[Any]:
-    """Return the settings of callbacks that end the recovery by its score, without their counters."""
-    found = [one for one in callbacks if isinstance(one, EarlyStoppingCallback)]
-    return [[one.early_stopping_patience, one.early_stopping_threshold] for one in found]
-
-
-def data_settings(table: Any) -> dict[str, Any] | None:
+def _data_settings(table: Any) -> dict[str, Any] | None:
     """Return the number of examples of a table or of each, and of a ``datasets.Dataset`` the columns and transform."""
     if isinstance(table, dict):
-        return {name: data_settings(one) for name, one in table.items()}
+        return {name: _data_settings(one) for name, one in table.items()}
     digests = table_digests(table)
     form = getattr(table, "format", None)
     options = form.get("format_kwargs") if isinstance(form, dict) else None

@@ -17,16 +17,15 @@ from gating.compact.save import save_compact
 from gating.errors import InputError, OperationError
 from gating.gates import HeadGates, inject_gates
 from gating.integrations.checks import check_arguments, check_choice, check_place, check_trainer
-from gating.integrations.gated_checkpoints import GatedCheckpoints
-from gating.integrations.removal import check_stock, finalize_merged, report_of, save_compact_weights
+from gating.integrations.gated_checkpoints import GatedCheckpoints, GateState, find_checkpoint
+from gating.integrations.removal import check_stock, report_of, save_compact_weights
 from gating.integrations.search import TrainerSearchEnd, without_early_stopping
 from gating.integrations.settings import search_settings
-from gating.integrations.state import GateState, find_checkpoint
 from gating.integrations.wrappers import adapter_config, base_model, merged, without_autocast
 from gating.objectives import Objective
 from gating.objectives.convergence import Convergence
 from gating.objectives.search import Search
-from gating.pruning.finalize import FinalizeReport
+from gating.pruning.finalize import FinalizeReport, finalize
 from gating.pruning.prune_report import unproven_note
 
 __all__ = ["GatedTrainer", "GatedTrainerMixin"]
@@ -162,7 +161,9 @@ class GatedTrainerMixin(GatedCheckpoints):
         kept = search.kept() if kept is None else kept
         check_choice(self.accelerator, search.gates, kept)
         self._check_weights()
-        model, self._report = finalize_merged(without_autocast(self.model), search.gates, kept=kept, probe=probe)
+        model = merged(without_autocast(self.model))
+        search.gates.attach_again()
+        self._report = finalize(model, search.gates, kept=kept, probe=probe)
         if self._report.unproven and self.args.should_save:
             warnings.warn(f"{unproven_note(self._report.unproven)}.", stacklevel=2)
         if self._adapters is not None and self.args.should_save and self.args.save_strategy != "no":

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 from transformers.utils.import_utils import is_peft_available
 
 from gating.errors import InputError
-from gating.structure.removal import has_no_weight
+from gating.structure.blocks import has_no_weight
 
 __all__ = ["adapter_config", "base_model", "merged", "with_new_adapters", "without_autocast"]
 

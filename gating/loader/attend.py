@@ -5,10 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers.cache_utils import EncoderDecoderCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-__all__ = ["attend", "attend_eagerly", "keys_and_values", "split_heads"]
+__all__ = ["attend", "attend_eagerly", "split_heads"]
 
 
 def split_heads(module: Any, *projected: Tensor) -> list[Tensor]:
@@ -28,7 +27,7 @@ def attend(
 
 
 def attend_eagerly(
-    _module: Any,
+    module: Any,
     queries: Tensor,
     keys: Tensor,
     values: Tensor,
@@ -38,23 +37,10 @@ def attend_eagerly(
     dropout: float = 0.0,
     **_kwargs: object,
 ) -> tuple[Tensor, Tensor]:
-    """Return the outputs of the heads, ``[batch, length, heads, head_dim]``, and the probabilities."""
+    """Return the outputs of the heads, ``[batch, length, heads, head_dim]``, and the probabilities.
+
+    The ``dropout`` is that in training.
+    """
     scores = queries * scaling @ keys.transpose(-1, -2)
     probabilities = torch.softmax(scores if attention_mask is None else scores + attention_mask, dim=-1)
-    return (functional.dropout(probabilities, dropout) @ values).transpose(1, 2), probabilities
-
-
-def keys_and_values(module: Any, source: Tensor | None, cache: Any, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the keys and values of a layer, ``[batch, heads, length, head_dim]``, and put them into its cache."""
-    own, has_both = cache, isinstance(cache, EncoderDecoderCache)
-    if has_both:
-        own = cache.self_attention_cache if source is None else cache.cross_attention_cache
-        if source is not None and cache.is_updated.get(module.layer_idx):
-            return own.layers[module.layer_idx].keys, own.layers[module.layer_idx].values
-    inputs = hidden_states if source is None else source
-    keys, values = split_heads(module, module.k_proj(inputs), module.v_proj(inputs))
-    if own is not None:
-        keys, values = own.update(keys, values, module.layer_idx)
-        if source is not None and has_both:
-            cache.is_updated[module.layer_idx] = True
-    return keys, values
+    return (functional.dropout(probabilities, dropout, module.training) @ values).transpose(1, 2), probabilities

@@ -11,12 +11,7 @@ __all__ = ["PARTS", "shared_bias", "sliced_inputs"]
 
 
 def sliced_inputs(base: type[nn.Module], inputs: tuple[tuple[str, int], ...]) -> Members:
-    """Return the members of a subclass that takes the entries of its own heads from some arguments.
-
-    Args:
-        base: The class.
-        inputs: Names of the arguments, with the dimension of the heads.
-    """
+    """Return the members of a subclass that takes the entries of its own heads from some arguments and dimensions."""
     bind = bind_arguments(base)
 
     def forward(self: Any, *args: object, **kwargs: object) -> object:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .attend import attend, attend_eagerly, keys_and_values, split_heads
+from .attend import attend, attend_eagerly, split_heads
 from .modules import with_zero_gradients
 
 __all__ = [
@@ -19,17 +19,21 @@ __all__ = [
     "mgp_forward",
     "multihead_forward",
     "timesformer_forward",
-    "trocr_forward",
     "window_forward",
 ]
 
 
 def blip_vision_forward(self: Any, hidden_states: Tensor, **_kwargs: object) -> tuple[Tensor, Tensor]:
     """Attend as BLIP's image encoder, whose own code computes the width of a head from the hidden size."""
-    queries, keys, values = self.qkv(hidden_states).unflatten(-1, (3, -1, self.head_dim)).permute(2, 0, 3, 1, 4)
-    probabilities = self.dropout(torch.softmax(queries @ keys.transpose(-1, -2) * self.scale, dim=-1))
-    head_outputs = (probabilities @ values).transpose(1, 2).flatten(2)
+    head_outputs, probabilities = _attend_fused(self, hidden_states, self.dropout)
     return self.projection(head_outputs), probabilities
+
+
+def _attend_fused(module: Any, hidden_states: Tensor, dropout: Any) -> tuple[Tensor, Tensor]:
+    """Return the outputs of the heads, ``[batch, length, features]``, and the probabilities."""
+    queries, keys, values = module.qkv(hidden_states).unflatten(-1, (3, module.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    probabilities = dropout(torch.softmax(queries @ keys.transpose(-1, -2) * module.scale, dim=-1))
+    return (probabilities @ values).transpose(1, 2).flatten(2), probabilities
 
 
 def blip_2_forward(self: Any, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
@@ -50,30 +54,10 @@ def group_vit_forward(
     """Attend as GroupViT, whose own code gives the outputs of the heads the hidden size."""
     source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
     queries, keys, values = split_heads(self, self.q_proj(hidden_states), self.k_proj(source), self.v_proj(source))
-    dropout = self.dropout if self.training else 0.0
     head_outputs, probabilities = attend_eagerly(
-        self, queries, keys, values, attention_mask, scaling=self.scale, dropout=dropout
+        self, queries, keys, values, attention_mask, scaling=self.scale, dropout=self.dropout
     )
     return self.out_proj(head_outputs.flatten(2)), probabilities
-
-
-def trocr_forward(
-    self: Any,
-    hidden_states: Tensor,
-    key_value_states: Tensor | None = None,
-    cache: Any = None,
-    attention_mask: Tensor | None = None,
-    output_attentions: bool | None = False,
-    **_kwargs: object,
-) -> tuple[Tensor, Tensor | None]:
-    """Attend as TrOCR's decoder, whose own code gives the outputs of the heads the hidden size."""
-    (queries,) = split_heads(self, self.q_proj(hidden_states))
-    keys, values = keys_and_values(self, key_value_states, cache, hidden_states)
-    dropout = self.dropout if self.training else 0.0
-    head_outputs, weights = attend_eagerly(
-        self, queries, keys, values, attention_mask, scaling=self.scaling, dropout=dropout
-    )
-    return self.out_proj(head_outputs.flatten(2)), weights if output_attentions else None
 
 
 def window_forward(self: Any, hidden_states: Tensor) -> Tensor:
@@ -127,12 +111,12 @@ def multihead_forward(
         rows = zip(inputs, self.in_proj_weight.chunk(3), biases, strict=True)
         queries, keys, values = split_heads(self, *(functional.linear(x, weight, bias) for x, weight, bias in rows))
         mask = _sum_of_masks(self, attn_mask, key_padding_mask, size=size, dtype=query.dtype)
-        dropout = self.dropout if self.training else 0.0
         if need_weights:
             features, weights = attend_eagerly(
-                self, queries, keys, values, mask, scaling=self.head_dim**-0.5, dropout=dropout
+                self, queries, keys, values, mask, scaling=self.head_dim**-0.5, dropout=self.dropout
             )
         else:
+            dropout = self.dropout if self.training else 0.0
             attend = functional.scaled_dot_product_attention
             features = attend(queries, keys, values, attn_mask=mask, dropout_p=dropout).transpose(1, 2)
         features = features.flatten(2)
@@ -167,9 +151,7 @@ def _sum_of_masks(
 
 def timesformer_forward(self: Any, hidden_states: Tensor, output_attentions: bool = False) -> tuple[Tensor, ...]:
     """Attend as TimeSformer, whose own code gives the outputs of the heads the hidden size."""
-    queries, keys, values = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-    probabilities = self.attn_drop(torch.softmax(queries @ keys.transpose(-1, -2) * self.scale, dim=-1))
-    head_outputs = (probabilities @ values).transpose(1, 2).flatten(2)
+    head_outputs, probabilities = _attend_fused(self, hidden_states, self.attn_drop)
     return (head_outputs, probabilities) if output_attentions else (head_outputs,)
 
 
@@ -192,18 +174,16 @@ def detr_forward(
     if attention_mask is not None and attention_mask.dtype == torch.bool:
         attention_mask = torch.zeros_like(attention_mask, dtype=queries.dtype).masked_fill_(attention_mask, -torch.inf)
     dropout = getattr(self, "attention_dropout", None)
-    rate = (self.dropout if dropout is None else dropout) if self.training else 0.0
+    dropout = self.dropout if dropout is None else dropout
     head_outputs, probabilities = attend_eagerly(
-        self, queries, keys, values, attention_mask, scaling=self.scaling, dropout=rate
+        self, queries, keys, values, attention_mask, scaling=self.scaling, dropout=dropout
     )
     return self.out_proj(head_outputs.flatten(2)), probabilities if output_attentions else None
 
 
 def mgp_forward(self: Any, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
     """Attend as MGP-STR, whose own code computes the width of a head from the hidden size."""
-    queries, keys, values = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-    probabilities = self.attn_drop(torch.softmax(queries @ keys.transpose(-1, -2) * self.scale, dim=-1))
-    head_outputs = (probabilities @ values).transpose(1, 2).flatten(2)
+    head_outputs, probabilities = _attend_fused(self, hidden_states, self.attn_drop)
     return self.proj_drop(self.proj(head_outputs)), probabilities
 
 
@@ -216,6 +196,5 @@ PARTS = {
     "forward mgp": mgp_forward,
     "forward multihead": multihead_forward,
     "forward timesformer": timesformer_forward,
-    "forward trocr": trocr_forward,
     "forward window": window_forward,
 }

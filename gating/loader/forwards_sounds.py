@@ -8,11 +8,7 @@ from torch.nn import functional
 
 from .modules import with_zero_gradients
 
-__all__ = [
-    "PARTS",
-    "rotary_forward",
-    "wavlm_forward",
-]
+__all__ = ["PARTS", "rotary_forward", "wavlm_forward"]
 
 
 def wavlm_forward(

@@ -1,20 +1,16 @@
-"""Forward passes of models of text whose own code needs all heads: Longformer, LED and FSMT."""
+"""Forward passes of models of text whose own code needs all heads: Longformer, LED, TrOCR and FSMT."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from transformers.cache_utils import EncoderDecoderCache
 
-from .attend import attend_eagerly, keys_and_values, split_heads
+from .attend import attend_eagerly, split_heads
 from .modules import update_cache, with_zero_gradients
 
-__all__ = [
-    "PARTS",
-    "fsmt_forward",
-    "led_forward",
-    "longformer_forward",
-]
+__all__ = ["PARTS", "fsmt_forward", "led_forward", "longformer_forward", "trocr_forward"]
 
 
 def longformer_forward(
@@ -67,24 +63,29 @@ def longformer_forward(
     return (head_outputs, weights, global_weights) if output_attentions else (head_outputs,)
 
 
-def led_forward(
+def trocr_forward(
     self: Any,
     hidden_states: Tensor,
     key_value_states: Tensor | None = None,
     cache: Any = None,
     attention_mask: Tensor | None = None,
-    output_attentions: bool = False,
+    output_attentions: bool | None = False,
     **_kwargs: object,
+) -> tuple[Tensor, Tensor | None]:
+    """Attend as TrOCR's decoder, whose own code gives the outputs of the heads the hidden size."""
+    (queries,) = split_heads(self, self.q_proj(hidden_states))
+    keys, values = _keys_and_values(self, key_value_states, cache, hidden_states)
+    head_outputs, weights = attend_eagerly(
+        self, queries, keys, values, attention_mask, scaling=self.scaling, dropout=self.dropout
+    )
+    return self.out_proj(head_outputs.flatten(2)), weights if output_attentions else None
+
+
+def led_forward(
+    self: Any, hidden_states: Tensor, key_value_states: Tensor | None = None, cache: Any = None, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None, Any]:
     """Attend as LED's decoder, whose own code gives the outputs of the heads the hidden size."""
-    (queries,) = split_heads(self, self.q_proj(hidden_states))
-    keys, values = keys_and_values(self, key_value_states, cache, hidden_states)
-    dropout = self.dropout if self.training else 0.0
-    head_outputs, weights = attend_eagerly(
-        self, queries, keys, values, attention_mask, scaling=self.scaling, dropout=dropout
-    )
-    output = self.out_proj(head_outputs.flatten(2))
-    return output, weights if output_attentions else None, cache
+    return *trocr_forward(self, hidden_states, key_value_states, cache, **kwargs), cache
 
 
 def fsmt_forward(
@@ -105,7 +106,7 @@ def fsmt_forward(
         features, weights = hidden_states, query.new_zeros(*hidden_states.shape[:2], 0, key_length).transpose(1, 2)
     else:
         (queries,) = split_heads(self, self.q_proj(hidden_states))
-        keys, values = keys_and_values(self, source, layer_state, hidden_states)
+        keys, values = _keys_and_values(self, source, layer_state, hidden_states)
         mask = attn_mask
         if key_padding_mask is not None and key_padding_mask.dim():
             is_padding = key_padding_mask[:, None, None]
@@ -113,15 +114,33 @@ def fsmt_forward(
                 is_padding, torch.finfo(query.dtype).min
             )
             mask = padding if mask is None else torch.minimum(mask, padding)
-        dropout = self.dropout if self.training else 0.0
-        features, weights = attend_eagerly(self, queries, keys, values, mask, scaling=self.scaling, dropout=dropout)
+        features, weights = attend_eagerly(
+            self, queries, keys, values, mask, scaling=self.scaling, dropout=self.dropout
+        )
         features = features.flatten(2)
     output = with_zero_gradients(self.out_proj(features.transpose(0, 1)), key)
     return output, weights if output_attentions else None
+
+
+def _keys_and_values(module: Any, source: Tensor | None, cache: Any, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the keys and values of a layer, ``[batch, heads, length, head_dim]``, and put them into its cache."""
+    own, has_both = cache, isinstance(cache, EncoderDecoderCache)
+    if has_both:
+        own = cache.self_attention_cache if source is None else cache.cross_attention_cache
+        if source is not None and cache.is_updated.get(module.layer_idx):
+            return own.layers[module.layer_idx].keys, own.layers[module.layer_idx].values
+    inputs = hidden_states if source is None else source
+    keys, values = split_heads(module, module.k_proj(inputs), module.v_proj(inputs))
+    if own is not None:
+        keys, values = own.update(keys, values, module.layer_idx)
+        if source is not None and has_both:
+            cache.is_updated[module.layer_idx] = True
+    return keys, values
 
 
 PARTS = {
     "forward fsmt": fsmt_forward,
     "forward led": led_forward,
     "forward longformer": longformer_forward,
+    "forward trocr": trocr_forward,
 }

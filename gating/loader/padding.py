@@ -53,13 +53,7 @@ def padded(
 ) -> Members:
     """Return the members of a subclass of attention that masks the input of adapters of its output projection, too.
 
-    Args:
-        base: The class.
-        make_members: Function of the other members, if any.
-        arguments: Its further arguments.
-        is_kept: For each head with columns in the projection, whether its outputs stay.
-        head_dim: Width of one head.
-        projection: Path of the projection.
+    The function ``make_members`` returns the other members, if any.
     """
     mask = HeadMask(is_kept, head_dim)
 

@@ -20,9 +20,9 @@ from gating.gates import HeadGates
 from gating.models.sources import ModelSource, NewModel
 from gating.pruning.padding import silence_padding
 from gating.sharding.plan import is_sharded, reshard
-from gating.structure.blocks import iter_attention_blocks
+from gating.structure.attention import iter_attention_blocks
+from gating.structure.blocks import has_no_weight
 from gating.structure.edits import fill, whole
-from gating.structure.removal import has_no_weight
 
 __all__ = ["Adapters", "LoRA", "NoAdapters", "check_adapters"]
 
@@ -138,12 +138,7 @@ def _merge_shards(wrapped: nn.Module) -> None:
 
 
 def check_adapters(adapters: Adapters, source: ModelSource, meta_model: PreTrainedModel) -> None:
-    """Check adapters against a model before it is loaded.
-
-    Args:
-        adapters: The adapters.
-        source: The source of the model.
-        meta_model: The model without weights.
+    """Check adapters against a model without its weights, before they are loaded.
 
     Raises:
         ValueError: A target module does not exist, or the model's frozen weights would be random.

@@ -9,10 +9,7 @@ from transformers import PreTrainedConfig
 
 from gating.errors import InputError
 
-__all__ = ["MAX_CLASSES", "check_names", "load_checked", "without_generation_values"]
-
-# More labels are numbers of rows, not classes.
-MAX_CLASSES = 100_000
+__all__ = ["check_names", "load_checked", "without_generation_values"]
 
 
 def check_names(config: PreTrainedConfig, changes: Mapping[str, Any]) -> None:

@@ -8,11 +8,7 @@ __all__ = ["check_gradient_checkpointing", "enable_gradient_checkpointing"]
 
 
 def check_gradient_checkpointing(meta_model: PreTrainedModel, *, compiled: bool) -> None:
-    """Check that a model supports gradient checkpointing.
-
-    Args:
-        meta_model: The model without weights.
-        compiled: Whether the model will be compiled.
+    """Check that a model supports gradient checkpointing, also if it will be compiled.
 
     Raises:
         ValueError: transformers does not support it for models of this class, or torch not in a compiled model.

@@ -14,9 +14,10 @@ from gating.errors import InputError, MissingFileError, MissingPackageError, Unr
 from gating.storage.transfer import invalid_name
 from gating.tracking.reachability import with_timeout
 
-__all__ = ["cached_folder", "locate", "package_folder", "require_hub"]
+__all__ = ["PACKAGE", "cached_folder", "locate", "package_folder", "require_hub"]
 
-_PACKAGE = "package://"
+# Beginning of the names of models in installed packages.
+PACKAGE = "package://"
 _TIMEOUT = 5.0
 _DEADLINE = 8.0
 _REMEDY = "connect to the internet, or give the path of a local folder or file instead"
@@ -44,8 +45,8 @@ def locate(name_or_path: str, *, revision: str = "main") -> str:
     """
     if not name_or_path.strip():
         raise MissingFileError("The name of a model is empty: give a folder or a name on the hub.")
-    if name_or_path.startswith(_PACKAGE):
-        package, _, inside = name_or_path.removeprefix(_PACKAGE).partition("/")
+    if name_or_path.startswith(PACKAGE):
+        package, _, inside = name_or_path.removeprefix(PACKAGE).partition("/")
         return str(package_folder(package) / inside)
     folder = Path(name_or_path).expanduser()
     if folder.is_dir():
@@ -79,16 +80,10 @@ def package_folder(package: str) -> Path:
 
 
 def cached_folder(repository: str, refused: ConnectionError, *, kind: str = "dataset", revision: str = "main") -> str:
-    """Return the folder of a repository in the local cache.
-
-    Args:
-        repository: Name on the hub.
-        refused: Error to raise if the repository is not in the cache.
-        kind: ``dataset`` or ``model``.
-        revision: Branch, tag or commit.
+    """Return the folder of a repository, a ``dataset`` or ``model``, in the local cache.
 
     Raises:
-        ConnectionError: ``refused``.
+        ConnectionError: ``refused``, if the repository is not in the cache.
     """
     try:
         return huggingface_hub.snapshot_download(repository, repo_type=kind, revision=revision, local_files_only=True)
@@ -101,9 +96,6 @@ def require_hub(wanted: str) -> None:
 
     huggingface_hub and datasets would retry for half a minute. After a failure this process puts both in offline mode,
     in which they load from their caches.
-
-    Args:
-        wanted: Title of the requested model or data set, for the message.
 
     Raises:
         ConnectionError: The hub cannot be reached or offline mode is on.

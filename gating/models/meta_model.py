@@ -20,10 +20,6 @@ def make_meta_model(source: ModelSource, auto_class: type) -> PreTrainedModel:
         >>> make_meta_model(NewModel("gpt2", config={"n_layer": 1}), AutoModelForCausalLM).device
         device(type='meta')
 
-    Args:
-        source: The source of the model.
-        auto_class: Auto class of transformers.
-
     Raises:
         ValueError: transformers cannot create the model, or has no class of this Auto class for its family.
     """
@@ -47,10 +43,6 @@ def make_meta_model(source: ModelSource, auto_class: type) -> PreTrainedModel:
 
 def check_memory(meta_model: PreTrainedModel, *, title: str) -> None:
     """Check that the weights of a model fit into the memory of this machine.
-
-    Args:
-        meta_model: The model without weights.
-        title: Name of the model, for the message.
 
     Raises:
         ValueError: They are larger than all of it.

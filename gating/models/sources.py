@@ -9,13 +9,12 @@ from typing import Any, Protocol
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from gating.loader.sharded import is_indivisible
+from gating.models.hub import PACKAGE
 from gating.models.new import NewModel
 from gating.models.pretrained import Pretrained
 from gating.sharding.plan import shard_model
 
 __all__ = ["ModelSource", "NewModel", "Pretrained", "load_sharded", "short_name", "teacher_source"]
-
-_PACKAGE = "package://"
 
 
 class ModelSource(Protocol):
@@ -34,11 +33,7 @@ class ModelSource(Protocol):
         """Branch, tag or commit of the tokenizer or image processor on the hub."""
 
     def load_config(self, **changes: Any) -> PreTrainedConfig:
-        """Return the model's configuration.
-
-        Args:
-            **changes: Configuration values to change.
-        """
+        """Return the model's configuration, with some values changed."""
 
     def load(self, auto_class: type, **changes: Any) -> PreTrainedModel:
         """Return the model in full precision.
@@ -54,12 +49,6 @@ def load_sharded(source: ModelSource, auto_class: type, meta_model: PreTrainedMo
 
     No process holds a pretrained model whole. Others are made whole in each, and cut then; so are those with scalars,
     which transformers does not leave out.
-
-    Args:
-        source: The source.
-        auto_class: Auto class of transformers.
-        meta_model: The model without weights.
-        **changes: Configuration values to change.
     """
     leaves_out = getattr(meta_model, "is_compact", False) or not any(map(is_indivisible, meta_model.parameters()))
     if isinstance(source, Pretrained) and leaves_out:
@@ -79,14 +68,11 @@ def teacher_source(*, teacher: str | None) -> ModelSource | None:
 def short_name(source: ModelSource) -> str:
     """Return a short name of a model for titles: its name on the hub, or that of its package or folder.
 
-    Args:
-        source: The source.
-
     Example:
         >>> short_name(Pretrained("package://some_package/model")), short_name(Pretrained("user/bert-tiny"))
         ('some_package', 'user/bert-tiny')
     """
     title = getattr(source, "hub_name", None) or source.title
-    if title.startswith(_PACKAGE):
-        return title.removeprefix(_PACKAGE).partition("/")[0]
+    if title.startswith(PACKAGE):
+        return title.removeprefix(PACKAGE).partition("/")[0]
     return Path(title).resolve().name if Path(title).expanduser().is_dir() else title

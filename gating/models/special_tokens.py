@@ -12,10 +12,6 @@ def special_token_ids(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConf
 
     A pretrained model has most of them already; a new one has the token IDs of its family's own tokenizer.
 
-    Args:
-        tokenizer: The model's tokenizer.
-        config: The model's configuration.
-
     Returns:
         ``bos_token_id``, ``eos_token_id`` and ``pad_token_id`` as far as the tokenizer has them; for encoder-decoders
         also ``decoder_start_token_id`` and ``forced_eos_token_id`` if they must change.

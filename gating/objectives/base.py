@@ -1,4 +1,4 @@
-"""The interface of objectives, and the search that an objective and its gates are connected by."""
+"""The interface of objectives, those with a budget, and the search that connects an objective and its gates."""
 
 from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
@@ -7,13 +7,16 @@ from torch import Tensor, nn
 
 from gating.errors import InputError, OperationError
 from gating.gates import HeadGates
+from gating.gates.full_precision import FullPrecision
+from gating.objectives.budget import HeadBudget
 from gating.objectives.parts import Costs
+from gating.objectives.schedule import BudgetSchedule
 
 __all__ = [
     "NOT_ATTACHED",
     "FollowsLoss",
-    "HasCost",
     "HasMovableBudget",
+    "KeepsBudget",
     "Objective",
     "begin_search",
     "check_objective",
@@ -83,23 +86,48 @@ class HasMovableBudget(Protocol):
 
 
 @runtime_checkable
-class HasCost(Protocol):
-    """Objectives whose heads and neurons compete for one cost.
-
-    Attributes:
-        cost: The cost, as in :func:`~gating.objectives.parts.gate_costs`.
-    """
-
-    cost: Costs
-
-
-@runtime_checkable
 class FollowsLoss(Protocol):
     """Objectives whose schedule follows the training loss."""
 
     def observe(self, loss: Tensor) -> None:
         """Add the loss of a training batch, a scalar without gradient; called after each forward pass."""
         ...
+
+
+class KeepsBudget(FullPrecision):
+    """An objective that keeps the gates with the largest ``log_alpha`` that meet a budget, which a schedule ends at."""
+
+    def __init__(self, budget: HeadBudget, schedule: BudgetSchedule | None) -> None:
+        super().__init__()
+        if isinstance(schedule, type) or not (schedule is None or hasattr(schedule, "target")):
+            raise InputError(f"schedule={schedule!r} is no schedule: give one such as gating.BudgetSchedule(end=0.5).")
+        self._budget = budget
+        self._schedule = BudgetSchedule() if schedule is None else schedule
+
+    @property
+    def cost(self) -> Costs:
+        """The cost for which heads and neurons compete."""
+        return self._budget.cost
+
+    def extra_repr(self) -> str:
+        """Return the budget."""
+        return str(self._budget)
+
+    def check(self, gates: HeadGates) -> None:
+        """Raise ``InputError`` if these gates cannot keep the budget."""
+        self._budget.check(gates)
+
+    def penalty(self, gates: HeadGates) -> Tensor:
+        """Return zero: the budget is met by construction."""
+        return gates.log_alpha.new_zeros(())
+
+    def kept(self, gates: HeadGates) -> Tensor:
+        """Return the gates with the largest ``log_alpha`` that meet the budget."""
+        return self._budget.choose(gates, gates.log_alpha)
+
+    def kept_at(self, gates: HeadGates, keep: float) -> Tensor:
+        """Return the gates that stay with another share of the cost, or of the units of gates on one."""
+        return self._budget.with_keep(keep).choose(gates, gates.log_alpha)
 
 
 def check_objective(objective: object) -> None:
@@ -114,12 +142,9 @@ def check_objective(objective: object) -> None:
 
 
 def begin_search(part: Any, gates: HeadGates, *, number: int | None = None) -> None:
-    """Let an objective, or a part of one, remember the search that it has the state of.
+    """Let an objective, which the gates follow from now on, or a part of one remember the search that it is used in.
 
-    Args:
-        part: The objective, which the gates follow from now on; or a part of it, which has a number.
-        gates: The gates.
-        number: Number of the search; by default a new one.
+    The search is a new one, unless its number is given.
     """
     part._search_number = gates.follow(part) if number is None else number
 

@@ -12,7 +12,7 @@ from gating.gates import HeadGates
 from gating.objectives.parts import COST, BudgetPart, Costs, gate_costs, parts_of
 from gating.units import UNITS, UnitName
 
-__all__ = ["DEFAULT_KEEP", "HeadBudget", "KeepsBudget", "resolve_budget", "whole_amount"]
+__all__ = ["DEFAULT_KEEP", "HeadBudget", "resolve_budget", "whole_amount"]
 
 # Share of the heads, or of the cost, that a budget without any number keeps.
 DEFAULT_KEEP = 0.25
@@ -78,10 +78,9 @@ class HeadBudget:
                 model lacks, is not a multiple of the heads or neurons of a gate, or is too small for ``min_per_layer``.
         """
         # Objectives ask at every step, and a large model has thousands of gates.
-        key = (gates.units_per_gate, gates.block_kinds, gates.macs_per_gate)
-        known = self._cache.get("key")
-        if known is None or any(one is not other for one, other in zip(known, key, strict=True)):
-            self._cache.update(parts=list(self._resolve(gates)), key=key)
+        # Gates have a tensor of their own for their work, and a new one once it is measured.
+        if self._cache.get("macs") is not gates.macs_per_gate:
+            self._cache.update(parts=list(self._resolve(gates)), macs=gates.macs_per_gate)
         parts: list[tuple[BudgetPart, float]] = self._cache["parts"]
         return parts
 
@@ -93,23 +92,11 @@ class HeadBudget:
         """Return the budget as a number of units of the whole model, or for several units as a share of their cost.
 
         The errors are those of :meth:`parts`.
-
-        Example:
-            >>> from transformers import BertConfig, BertModel
-            >>> from gating.gates import create_gates
-            >>> config = BertConfig(hidden_size=8, num_hidden_layers=2, num_attention_heads=4, intermediate_size=8)
-            >>> HeadBudget(keep=0.4).resolve(create_gates(BertModel(config)))
-            3
         """
         return self.amount(gates, [number for _, number in self.parts(gates)])
 
     def amount(self, gates: HeadGates, numbers: Sequence[float]) -> float:
-        """Return numbers of :meth:`parts` as one: of units, or for several units the share of the cost of all gates.
-
-        Args:
-            gates: The gates.
-            numbers: Number of units, or share of cost, of each part.
-        """
+        """Return numbers of :meth:`parts` as one: of units, or for several units the share of the cost of all gates."""
         if len(gates.units) == 1:
             return sum(numbers)
         parts = [part for part, _ in self.parts(gates)]
@@ -204,32 +191,6 @@ class HeadBudget:
         budget = resolve_budget(number, keep, total=int(part.total), kind=part.kind, unit=part.unit)
         part.check(budget, exact=number is not None)
         return part.nearest(budget) if number is None else budget
-
-
-class KeepsBudget:
-    """The part of an objective that keeps the gates with the largest ``log_alpha`` that meet a budget."""
-
-    _budget: HeadBudget
-
-    def extra_repr(self) -> str:
-        """Return the budget."""
-        return str(self._budget)
-
-    def check(self, gates: HeadGates) -> None:
-        """Raise ``InputError`` if these gates cannot keep the budget."""
-        self._budget.check(gates)
-
-    def penalty(self, gates: HeadGates) -> Tensor:
-        """Return zero: the budget is met by construction."""
-        return gates.log_alpha.new_zeros(())
-
-    def kept(self, gates: HeadGates) -> Tensor:
-        """Return the gates with the largest ``log_alpha`` that meet the budget."""
-        return self._budget.choose(gates, gates.log_alpha)
-
-    def kept_at(self, gates: HeadGates, keep: float) -> Tensor:
-        """Return the gates that stay with another share of the cost, or of the units of gates on one."""
-        return self._budget.with_keep(keep).choose(gates, gates.log_alpha)
 
 
 def whole_amount(gates: HeadGates) -> float:

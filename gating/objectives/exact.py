@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from gating.gates import HeadGates, hard_concrete
-from gating.objectives.base import begin_search, check_search
-from gating.objectives.budget import HeadBudget, KeepsBudget
+from gating.objectives.base import KeepsBudget, begin_search, check_search
+from gating.objectives.budget import HeadBudget
 from gating.objectives.parts import BudgetPart, Costs
 from gating.objectives.per_part import UniformRanks, modules_of, per_part
-from gating.objectives.schedule import BudgetSchedule, DescentStart, given_or_default
+from gating.objectives.schedule import BudgetSchedule, DescentStart
 
 __all__ = ["ExactBudget", "ExpectedCount", "solve_offset"]
 
@@ -131,7 +131,7 @@ def _search(logits: Tensor, weights: Tensor, target: Tensor) -> Tensor:
     return low + width * (num_intervals / 2)
 
 
-class ExactBudget(KeepsBudget, nn.Module):
+class ExactBudget(KeepsBudget):
     """An objective that keeps exactly the given number of heads or neurons, without a hyperparameter.
 
     Instead of a price on open gates, the expected number of open gates is held at a scheduled budget at every step
@@ -180,10 +180,7 @@ class ExactBudget(KeepsBudget, nn.Module):
             uniform: Whether all layers keep equally many, for each kind of attention and for neurons.
             schedule: Descent of the number of open heads or neurons, or of the share of cost.
         """
-        super().__init__()
-        self.cost = cost
-        self._budget = HeadBudget(num_heads, keep, min_per_layer, num_neurons, cost, uniform)
-        self._schedule = given_or_default(schedule)
+        super().__init__(HeadBudget(num_heads, keep, min_per_layer, num_neurons, cost, uniform), schedule)
         self._start = DescentStart() if self._schedule.start is None else None
 
     def attach(self, gates: HeadGates) -> None:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from gating.gates import HeadGates
-from gating.objectives.base import HasCost, Objective
-from gating.objectives.parts import COST, gate_costs
+from gating.objectives.base import Objective
+from gating.objectives.parts import COST, Costs, gate_costs
 from gating.units import UNITS
 
 __all__ = ["Quantity", "gate_metrics", "metrics_of", "open_amounts", "quantity_of", "spent_by_unit"]
@@ -83,10 +83,7 @@ def open_amounts(gates: HeadGates, objective: Objective) -> tuple[float, float]:
 def spent_by_unit(gates: HeadGates, objective: Objective, is_open: Tensor) -> dict[str, float]:
     """Return the share of the cost of all gates that the open ones of each unit have.
 
-    Args:
-        gates: Gates of several units.
-        objective: The objective, which may have a cost of its own.
-        is_open: Boolean mask of the open gates, ``[num_gates]``.
+    The cost is that of the objective, if it has one of its own.
     """
     shares = _cost_shares(gates, objective) * is_open.cpu()
     return {unit: float(shares[gates.is_of(unit)].sum()) for unit in gates.units}
@@ -94,7 +91,7 @@ def spent_by_unit(gates: HeadGates, objective: Objective, is_open: Tensor) -> di
 
 def _cost_shares(gates: HeadGates, objective: Objective) -> Tensor:
     """Return the share of each gate in the cost of all, ``[num_gates]``, in the cost that the objective has."""
-    cost = objective.cost if isinstance(objective, HasCost) else "macs"
+    cost: Costs = getattr(objective, "cost", "macs")
     # Exact numbers of heads and neurons need no measured cost.
     costs = torch.tensor(gate_costs(gates, "macs" if cost == "latency" else cost), dtype=torch.float64)
     return costs / costs.sum()

@@ -93,14 +93,7 @@ def _by_kind(group: dict[str, Any]) -> list[dict[str, Any]]:
 def gate_groups(
     gates: HeadGates, objective: Objective | None, *, gate_lr: float | None = None, multiplier_lr: float = 0.1
 ) -> list[dict[str, Any]]:
-    """Return the groups of :func:`parameter_groups` for gates and multipliers alone, to add to an optimizer's own.
-
-    Args:
-        gates: The gates.
-        objective: The objective, whose multipliers, if any, are trained.
-        gate_lr: Learning rate of the gates; None for :func:`default_gate_lr`.
-        multiplier_lr: Learning rate of the multipliers.
-    """
+    """Return the groups of :func:`parameter_groups` for gates and multipliers alone, to add to an optimizer's own."""
     groups: list[dict[str, Any]] = [
         {
             "name": "gates",

@@ -1,26 +1,34 @@
 """Parts of the gates that have a budget each: the numbers they can keep, and the gates they keep."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from gating.errors import InputError, RemedyError
 from gating.gates import HeadGates
-from gating.objectives.items import BlockGates, by_rank, equal_gates, uniform_items
 from gating.objectives.selection import Items, check_reachable
 from gating.structure.blocks import tower_of
 from gating.units import UNITS, UnitName
 
-__all__ = ["COST", "BudgetPart", "Costs", "gate_costs", "parts_of"]
+__all__ = ["COST", "BlockGates", "BudgetPart", "Costs", "by_rank", "gate_costs", "parts_of"]
 
 # Stands in place of a unit's name for a budget that is a share of the cost of all units, for which they compete.
 COST = "cost"
 Costs = Literal["macs", "parameters", "latency"] | Mapping[str, float]
+
+
+class BlockGates(NamedTuple):
+    """Name, kind and unit of a block, and the positions of its gates within a part."""
+
+    name: str
+    kind: str
+    unit: UnitName
+    gates: range
 
 
 @dataclass(frozen=True)
@@ -74,11 +82,9 @@ class BudgetPart:
         return number if self.unit == COST else self._items.nearest(round(number))
 
     def check(self, number: float, *, exact: bool) -> None:
-        """Raise ``InputError`` unless these gates can keep the budget.
+        """Raise ``InputError`` unless these gates can keep a number of units, or a share of cost.
 
-        Args:
-            number: Number of units, or share of cost.
-            exact: Whether the number must be reached exactly; else it is rounded later.
+        A number that need not be reached exactly is rounded later.
         """
         items = self._items
         for block in self.blocks:
@@ -107,12 +113,7 @@ class BudgetPart:
         return indices[self.choose_own(scores[indices], number)]
 
     def choose_own(self, scores: Tensor, number: float) -> Tensor:
-        """Return the positions, within the part, of the best gates for a budget.
-
-        Args:
-            scores: Score of one unit of each gate of the part.
-            number: As in :meth:`choose`.
-        """
+        """Return the positions, within the part, of the gates that :meth:`choose` would choose by their scores."""
         if not self.uniform:
             return self._select(scores, number)
         sizes = torch.tensor(self._sizes, device=scores.device, dtype=scores.dtype)
@@ -128,7 +129,25 @@ class BudgetPart:
         Raises:
             InputError: Blocks of one kind have different gates.
         """
-        return equal_gates(self.blocks, self.units_per_gate)
+        found = {}
+        for kind in dict.fromkeys(block.kind for block in self.blocks):
+            own = [block for block in self.blocks if block.kind == kind]
+            for block in own:
+                self._check_equal(own[0], block)
+            for size in sorted({self.units_per_gate[gate] for gate in own[0].gates} - {0}):
+                rows = [[gate for gate in block.gates if self.units_per_gate[gate] == size] for block in own]
+                found[kind, size] = torch.tensor(rows, device="cpu")
+        return found
+
+    def _check_equal(self, first: BlockGates, block: BlockGates) -> None:
+        sizes = [sorted(self.units_per_gate[gate] for gate in each.gates) for each in (first, block)]
+        if sizes[0] != sizes[1]:
+            raise RemedyError(
+                f"Layers cannot keep equally many: {first.name} has {sum(sizes[0])} {block.unit} with {len(sizes[0])} "
+                f"gates, and {block.name} has {sum(sizes[1])} with {len(sizes[1])}. Let them differ with ",
+                python="uniform=False.",
+                command="objective.uniform=false.",
+            )
 
     @cached_property
     def _sizes(self) -> tuple[float, ...]:
@@ -136,11 +155,20 @@ class BudgetPart:
 
     @cached_property
     def _items(self) -> Items:
+        """The items to choose from: gates, or for equal layers the best gate of every block, the second best ones..."""
         least = {block.kind: self._least_of(block) for block in self.blocks}
-        if self.uniform:
-            return uniform_items(self.blocks, self.matrices, least, units=self.units_per_gate, costs=self.costs)
-        groups = tuple(len(block.gates) for block in self.blocks)
-        return Items(self.units_per_gate, groups, tuple(least[block.kind] for block in self.blocks), self.costs)
+        if not self.uniform:
+            groups = tuple(len(block.gates) for block in self.blocks)
+            return Items(self.units_per_gate, groups, tuple(least[block.kind] for block in self.blocks), self.costs)
+        ranks = [(kind, rank) for (kind, _), matrix in self.matrices.items() for rank in matrix.T.tolist()]
+        num_ranks = Counter(kind for kind, _ in ranks)
+        num_blocks = Counter(block.kind for block in self.blocks)
+        return Items(
+            units=tuple(sum(self.units_per_gate[gate] for gate in rank) for _, rank in ranks),
+            groups=tuple(num_ranks.values()),
+            least=tuple(least[kind] * num_blocks[kind] for kind in num_ranks),
+            costs=tuple(sum(self.costs[gate] for gate in rank) for _, rank in ranks) if self.costs else (),
+        )
 
     def _least_of(self, block: BlockGates) -> int:
         return self.min_per_layer if UNITS[block.unit].has_minimum else 0
@@ -173,6 +201,11 @@ class BudgetPart:
         )
 
 
+def by_rank(gates: Tensor, scores: Tensor) -> Tensor:
+    """Return the gates of each block, ``[num_blocks, num_gates_per_block]``, with the best one first."""
+    return gates.gather(1, scores[gates].argsort(dim=1, descending=True, stable=True))
+
+
 def parts_of(
     gates: HeadGates,
     *,
@@ -193,39 +226,33 @@ def parts_of(
         uniform: Whether all blocks of a kind keep equally many.
     """
     unit = unit or gates.units[0]
-    starts = accumulate(gates.block_sizes, initial=0)
-    blocks = [
-        BlockGates(name, kind, own_unit, range(start, start + size))
-        for name, kind, own_unit, size, start in zip(
-            gates.block_names, gates.block_kinds, gates.block_units, gates.block_sizes, starts, strict=False
+    # The blocks of each part, and the indices of their gates among all gates.
+    groups: dict[str | None, tuple[list[BlockGates], list[int]]] = {}
+    start = 0
+    for name, kind, own_unit, size in zip(
+        gates.block_names, gates.block_kinds, gates.block_units, gates.block_sizes, strict=True
+    ):
+        if unit in (COST, own_unit):
+            group = {"kind": kind, "tower": tower_of(name), None: None}[by]
+            blocks, indices = groups.setdefault(group, ([], []))
+            blocks.append(BlockGates(name, kind, own_unit, range(len(indices), len(indices) + size)))
+            indices += range(start, start + size)
+        start += size
+    return [
+        BudgetPart(
+            name=group or unit if by != "tower" else f"{group}_{unit}",
+            unit=unit,
+            kind=group,
+            indices=tuple(indices),
+            units_per_gate=tuple(gates.units_per_gate[index] for index in indices),
+            costs=tuple(costs[index] for index in indices) if costs else (),
+            share=sum(costs[index] for index in indices) / sum(costs) if costs else 1.0,
+            blocks=tuple(blocks),
+            min_per_layer=min_per_layer,
+            uniform=uniform,
         )
-        if unit in (COST, own_unit)
+        for group, (blocks, indices) in groups.items()
     ]
-    groups: dict[str | None, list[BlockGates]] = {}
-    for block in blocks:
-        groups.setdefault({"kind": block.kind, "tower": tower_of(block.name), None: None}[by], []).append(block)
-    parts = []
-    for kind, own in groups.items():
-        indices = [index for block in own for index in block.gates]
-        starts = accumulate((len(block.gates) for block in own), initial=0)
-        parts.append(
-            BudgetPart(
-                name=kind or unit if by != "tower" else f"{kind}_{unit}",
-                unit=unit,
-                kind=kind,
-                indices=tuple(indices),
-                units_per_gate=tuple(gates.units_per_gate[index] for index in indices),
-                costs=tuple(costs[index] for index in indices) if costs else (),
-                share=sum(costs[index] for index in indices) / sum(costs) if costs else 1.0,
-                blocks=tuple(
-                    block._replace(gates=range(start, start + len(block.gates)))
-                    for block, start in zip(own, starts, strict=False)
-                ),
-                min_per_layer=min_per_layer,
-                uniform=uniform,
-            )
-        )
-    return parts
 
 
 def gate_costs(gates: HeadGates, cost: Costs) -> tuple[float, ...]:
@@ -238,13 +265,6 @@ def gate_costs(gates: HeadGates, cost: Costs) -> tuple[float, ...]:
 
     Raises:
         InputError: ``cost`` is ``latency``, for which a device must have been timed, or lacks a unit.
-
-    Example:
-        >>> from gating.gates import create_gates
-        >>> from transformers import BertConfig, BertModel
-        >>> config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64)
-        >>> gate_costs(create_gates(BertModel(config), units=("heads", "neurons")), "parameters")
-        (70.0, 70.0, 70.0, 70.0, 1088.0)
     """
     if cost == "latency":
         raise RemedyError(

@@ -1,16 +1,13 @@
 """Constraints and samplers of gates with several budgets, and of layers that keep equally many."""
 
-from collections.abc import Callable, Sequence
-from typing import cast
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from gating.errors import OperationError
-from gating.gates.interfaces import GateSampler
 from gating.objectives.base import NOT_ATTACHED
-from gating.objectives.items import by_rank
-from gating.objectives.parts import BudgetPart
+from gating.objectives.parts import BudgetPart, by_rank
 
 __all__ = ["PerPart", "UniformRanks", "modules_of", "per_part"]
 
@@ -26,12 +23,7 @@ class PerPart(nn.Module):
     _back: Tensor
 
     def __init__(self, parts: Sequence[BudgetPart], modules: Sequence[nn.Module]) -> None:
-        """Store a module for each part.
-
-        Args:
-            parts: Parts that together have every gate once.
-            modules: Constraints or samplers, one for each part.
-        """
+        """Store a constraint or sampler for each part; together, the parts have every gate once."""
         super().__init__()
         self.parts = nn.ModuleDict({part.name: module for part, module in zip(parts, modules, strict=True)})
         indices = torch.tensor([index for part in parts for index in part.indices])
@@ -41,25 +33,24 @@ class PerPart(nn.Module):
 
     def forward(self, log_alpha: Tensor) -> Tensor:
         """Return the constrained locations, ``[num_gates]``."""
-        return self._map(lambda module, locations: module(locations), log_alpha)
+        return self._map("forward", log_alpha)
 
     def sample(self, log_alpha: Tensor) -> Tensor:
         """Return the values for one forward pass in training, ``[num_gates]``."""
-        return self._map(lambda module, locations: cast(GateSampler, module).sample(locations), log_alpha)
+        return self._map("sample", log_alpha)
 
     def values(self, log_alpha: Tensor) -> Tensor:
         """Return the deterministic values, ``[num_gates]``."""
-        return self._map(lambda module, locations: cast(GateSampler, module).values(locations), log_alpha)
+        return self._map("values", log_alpha)
 
     def prob_open(self, log_alpha: Tensor) -> Tensor:
         """Return the probability that each gate is open, ``[num_gates]``."""
-        return self._map(lambda module, locations: cast(GateSampler, module).prob_open(locations), log_alpha)
+        return self._map("prob_open", log_alpha)
 
-    def _map(self, call: Callable[[nn.Module, Tensor], Tensor], log_alpha: Tensor) -> Tensor:
+    def _map(self, method: str, log_alpha: Tensor) -> Tensor:
         pieces = log_alpha[self._indices].split(self._sizes)
-        return torch.cat([call(module, piece) for module, piece in zip(self.parts.values(), pieces, strict=True)])[
-            self._back
-        ]
+        found = [getattr(part, method)(piece) for part, piece in zip(self.parts.values(), pieces, strict=True)]
+        return torch.cat(found)[self._back]
 
 
 class UniformRanks(nn.Module):

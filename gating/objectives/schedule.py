@@ -9,7 +9,7 @@ from torch import Tensor, distributed
 from gating.errors import InputError
 from gating.gates.full_precision import FullPrecision
 
-__all__ = ["BudgetSchedule", "DescentStart", "given_or_default"]
+__all__ = ["BudgetSchedule", "DescentStart"]
 
 # Share of the search before which no descent begins by itself.
 _EARLIEST = 0.13
@@ -71,19 +71,6 @@ class BudgetSchedule:
             return total
         left = 1 - (progress - start) / (self.end - start)
         return budget + (total - budget) * (left**3 if self.shape == "cubic" else left)
-
-
-def given_or_default(schedule: BudgetSchedule | None) -> BudgetSchedule:
-    """Return the schedule of an objective, which is the usual one if None is given.
-
-    Raises:
-        InputError: What is given is no schedule.
-    """
-    if schedule is None:
-        return BudgetSchedule()
-    if isinstance(schedule, type) or not hasattr(schedule, "target"):
-        raise InputError(f"schedule={schedule!r} is no schedule: give one such as gating.BudgetSchedule(end=0.5).")
-    return schedule
 
 
 class DescentStart(FullPrecision):

@@ -63,16 +63,13 @@ class Items:
         return (self._reachable & -self._reachable).bit_length() - 1
 
     def select(self, scores: Tensor, number: int) -> Tensor:
-        """Select the items with the largest scores that have exactly a number of units; the minima come first.
+        """Return the indices of items with the largest scores that have exactly a number of units; minima come first.
 
         If items have different numbers of units, the selection maximizes the sum of score times units.
 
         Args:
             scores: Score of one unit of each item, ``[num_items]``.
             number: A number that some selection has.
-
-        Returns:
-            Indices of the selected items.
 
         Example:
             >>> Items((1, 1, 1, 1)).select(torch.tensor([0.3, 0.9, 0.8, 0.1]), 2).tolist()
@@ -94,7 +91,7 @@ class Items:
         return select_exactly(values, self.units, number, groups=self.groups, least=least).to(scores.device)
 
     def select_within(self, scores: Tensor, budget: float) -> Tensor:
-        """Select the items with the largest scores whose costs sum to at most the budget; the minima come first.
+        """Return the indices of items with the largest scores whose costs sum to at most the budget; minima come first.
 
         The selection maximizes the sum of :func:`~gating.objectives.knapsack.values_of`, and leaves no room for another
         item.
@@ -103,13 +100,7 @@ class Items:
             scores: Score per unit of cost of each item, ``[num_items]``.
             budget: Largest sum of costs.
 
-        Returns:
-            Indices of the selected items.
-
         Example:
-            >>> items = Items((1, 1, 1, 1), costs=(2.0, 1.0, 1.0, 2.0))
-            >>> items.select_within(torch.tensor([0.3, 0.9, 0.8, 0.1]), 3.0).tolist()
-            [1, 2]
             >>> items = Items((0, 0, 0, 1), (3, 1), (0, 1), costs=(2.0, 1.0, 1.0, 2.0))
             >>> items.select_within(torch.tensor([0.3, 0.9, 0.8, 0.1]), 3.0).tolist()
             [3, 1]
@@ -122,12 +113,7 @@ class Items:
         return torch.cat([torch.tensor(first, dtype=torch.int64), others]).to(scores.device)
 
     def best_of_each(self, scores: Tensor) -> list[int]:
-        """Select the best items of each group until it has its minimum of units.
-
-        Example:
-            >>> Items((1, 1, 0, 2), (2, 2), (1, 1)).best_of_each(torch.tensor([1.0, 3.0, 2.0, 0.0]))
-            [1, 3]
-        """
+        """Select the best items of each group until it has its minimum of units."""
         selected = []
         order = scores.argsort(descending=True, stable=True).tolist() if any(self.least) else []
         for (start, end), minimum in self._bounds():
@@ -160,20 +146,7 @@ class Items:
 def check_reachable(
     number: int, items: Items, *, unit: UnitName = "heads", kind: str | None = None, uniform: bool = False
 ) -> None:
-    """Raise ``RemedyError`` unless some selection has exactly ``number`` units.
-
-    Args:
-        number: Number of units to keep.
-        items: The items.
-        unit: Name of the unit, for the message.
-        kind: Kind of blocks that the items belong to, for the message.
-        uniform: Whether an item is one gate of every block, for the message.
-
-    Example:
-        >>> check_reachable(3, Items((2, 2)))  # doctest: +IGNORE_EXCEPTION_DETAIL
-        Traceback (most recent call last):
-        gating.errors.RemedyError: num_heads=3 cannot be kept exactly
-    """
+    """Raise ``RemedyError`` unless some selection has exactly ``number`` units, which the message names."""
     if not 1 <= number <= sum(items.units) or items.has(number):
         return
     name = f"num_{unit}.{kind}" if kind else f"num_{unit}"

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from gating.errors import InputError
-from gating.proof.effects import without_effect
 from gating.proof.outputs import (
     cached_outputs,
     forward_outputs,
@@ -163,16 +162,15 @@ class _Recorder:
             raise InputError(
                 "The model or its gates give NaN: training has diverged. Lower the learning rate, or train in float32."
             )
-        run = partial(self.run, probe)
         with torch.no_grad():
-            perturbed = run([factor * (1 - rounding_of(outputs)) for factor in self.factors])
+            perturbed = self.run(probe, [factor * (1 - rounding_of(outputs)) for factor in self.factors])
         tolerance = self.processes.largest(rounding_tolerance(outputs, perturbed))
-        found = without_effect(run, self.factors, outputs, tolerance, agree=self.processes.largest)
+        unproven = frozenset(self._without_effect(probe, outputs, tolerance))
         has_cache = False
         if self.processes.cached:
             with self.masked(self.factors):
                 has_cache = _find_problem_with_cache(self.model, probe, tolerance) is None
-        return ExpectedOutputs(probe, outputs, tolerance, frozenset(self.blocks[i].name for i in found), has_cache)
+        return ExpectedOutputs(probe, outputs, tolerance, unproven, has_cache)
 
     def run(self, probe: Mapping[str, Tensor], factors: Sequence[Tensor]) -> list[Tensor]:
         """Return the outputs with other factors, with a graph where gradients are enabled."""
@@ -180,6 +178,51 @@ class _Recorder:
             outputs = forward_outputs(self.model, probe, with_gradients=torch.is_grad_enabled())
         self.processes.free(self.model)
         return outputs
+
+    def _without_effect(self, probe: Mapping[str, Tensor], outputs: list[Tensor], tolerance: float) -> Iterator[str]:
+        """Yield the names of the blocks that lose units, and whose features do not change the outputs.
+
+        Tried by exchanging the kept and the removed units of a block, unless an estimate shows the change.
+        """
+        exchanged = [(factor == 0).to(factor) for factor in self.factors]
+        estimates = self._estimate(probe, exchanged, outputs)
+        for index, other in enumerate(exchanged):
+            if not other.any() or self.processes.largest(estimates[index]) > tolerance:
+                continue
+            changed = [*self.factors[:index], other, *self.factors[index + 1 :]]
+            with torch.no_grad():
+                difference = max_relative_difference(outputs, self.run(probe, changed))
+            if self.processes.largest(difference) <= tolerance:
+                yield self.blocks[index].name
+
+    def _estimate(self, probe: Mapping[str, Tensor], exchanged: Sequence[Tensor], outputs: list[Tensor]) -> list[float]:
+        """Estimate to first order how much exchanging the units of each block would change the outputs.
+
+        Returns:
+            For each block about the root mean square of the change, relative to the largest output; zero where there
+            is no gradient.
+        """
+        leaves = [factor.detach().clone().requires_grad_() for factor in self.factors]
+        try:
+            with torch.enable_grad():
+                pairs = zip(self.run(probe, leaves), outputs, strict=True)
+                terms = [_projected(output, largest) for output, largest in pairs]
+                gradients = torch.autograd.grad(torch.stack(terms).sum(), leaves, allow_unused=True)
+        except Exception:  # Some kernels have no gradient, and some models run a tower without.
+            return [0.0] * len(self.factors)
+        return [
+            0.0 if gradient is None else float((gradient * (other - factor)).nan_to_num(0.0, 0.0, 0.0).abs().sum())
+            for gradient, other, factor in zip(gradients, exchanged, self.factors, strict=True)
+        ]
+
+
+def _projected(output: Tensor, expected: Tensor) -> Tensor:
+    """Return a sum of outputs with weights that are as good as random, in which no changes cancel: a scalar."""
+    finite = torch.where(output.isfinite(), output, 0.0).float().flatten()
+    largest = torch.where(expected.isfinite(), expected, 0.0).abs().amax() if expected.numel() else torch.tensor(1.0)
+    weights = torch.cos(12.9898 * torch.arange(len(finite), device=finite.device, dtype=torch.float32))
+    scaled: Tensor = (finite * weights).sum().cpu() / ((float(largest) + 1e-30) * max(1, len(finite)) ** 0.5)
+    return scaled
 
 
 def _find_problem_with_cache(model: nn.Module, probe: Mapping[str, Tensor], tolerance: float) -> str | None:

@@ -8,9 +8,8 @@ from torch import Tensor, nn
 
 from gating.errors import InputError, LayoutError
 from gating.proof.masked import MaskedOutputs, factors_of
-from gating.proof.undo import Undo, apply_edits, undo_edits
 from gating.structure.blocks import Block
-from gating.structure.edits import Edit
+from gating.structure.edits import Edit, Undo, apply_edits, undo_edits
 
 __all__ = ["Proof", "apply_proven", "check_proven", "try_removal"]
 
@@ -30,16 +29,11 @@ class Proof(NamedTuple):
 
 
 def apply_proven(model: nn.Module, edits: Sequence[Edit], masked: MaskedOutputs) -> Proof:
-    """Apply the edits of a removal, in place, and undo them unless the outputs equal those with masked units.
-
-    Args:
-        model: The model.
-        edits: The planned removal.
-        masked: The outputs of the model with the same units masked, recorded before.
+    """Apply the edits of a removal, in place, and undo them unless the outputs equal those recorded with masked units.
 
     Returns:
-        The functions for :func:`~gating.proof.undo.undo_edits`, the difference of the outputs, and the blocks of which
-        nothing is proven.
+        The functions for :func:`~gating.structure.edits.undo_edits`, the difference of the outputs, and the blocks of
+        which nothing is proven.
 
     Raises:
         LayoutError: The outputs differ, or the model does not run any more. The model is bit for bit as before then.
@@ -75,24 +69,25 @@ def try_removal(
     model: nn.Module,
     blocks: Sequence[Block],
     kept: Mapping[str, Collection[int]],
-    edits: Sequence[Edit],
     *,
     probe: Mapping[str, Tensor] | None = None,
     must_matter: bool = True,
 ) -> None:
-    """Apply a removal, compare the outputs with those of masked units, and undo it.
+    """Apply a removal, if it changes anything, compare the outputs with those of masked units, and undo it.
 
     Args:
         model: The model, which stays bit for bit as it is.
         blocks: The changed blocks.
         kept: For the name of each block, the original numbers of the units (heads, groups of neurons) to keep.
-        edits: The planned removal.
         probe: The batch to compare on; made from the model's configuration when left out.
         must_matter: Whether it is an error if the outputs depend on none of the blocks.
 
     Raises:
         ValueError: The outputs differ, or the model does not run on the probe, before or after the removal.
     """
+    edits = [edit for block in blocks for edit in block.plan_removal(kept[block.name])]
+    if not edits:
+        return
     masked = MaskedOutputs.record(model, blocks, factors_of(blocks, kept), probe=probe)
     losing = [block.name for block in blocks if not set(block.slot_ids) <= set(kept[block.name])]
     if must_matter and losing and set(losing) <= set(masked.unproven):

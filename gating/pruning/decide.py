@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from gating.errors import InputError, InputTypeError, RemedyError, RemedyWarning
 from gating.gates import HeadGates
 from gating.gates.interfaces import GateChoice
-from gating.objectives.selection import Items, check_reachable
-from gating.pruning.prune import whole_number
+from gating.objectives.parts import parts_of
+from gating.structure.blocks import whole_number
 from gating.units import UNITS, UnitName
 
 __all__ = ["decide_gate_values", "warn_if_arbitrary"]
@@ -33,27 +33,7 @@ def decide_gate_values(
 ) -> Tensor:
     """Return the final value of every gate, ``[num_gates]``: 0 to remove its units, else the factor to fold in.
 
-    Args:
-        gates: Trained gates.
-        objective: The objective that chooses the gates to keep; by default the one that is attached to them, if any.
-        num_heads: Number of heads to keep, which the objective's choice has to have. Without a choice, those with the
-            largest ``log_alpha``; by default all open ones.
-        num_neurons: Number of neurons to keep, likewise.
-        kept: Boolean mask of the gates to keep, ``[num_gates]``, instead of an objective and numbers.
-
-    Raises:
-        ValueError: A number is out of range, cannot be reached with gates for groups of heads, or is not the one that
-            the objective keeps; no gate is open; ``kept`` has another shape or dtype, or is given beside an objective.
-        TypeError: A number is not a whole number, ``kept`` is not a tensor, or the objective is none.
-
-    Example:
-        >>> from gating import inject_gates
-        >>> from transformers import BertConfig, BertModel
-        >>> model = BertModel(BertConfig(hidden_size=8, num_attention_heads=4, num_hidden_layers=1, vocab_size=10))
-        >>> gates = inject_gates(model)
-        >>> _ = gates.log_alpha.data.copy_(torch.tensor([9.0, -9, -9, 8]))
-        >>> decide_gate_values(gates, num_heads=1)
-        tensor([1., 0., 0., 0.])
+    The arguments and errors are those of :func:`gating.finalize`.
     """
     values = gates.values().detach()
     given = {"heads": num_heads, "neurons": num_neurons}
@@ -82,16 +62,7 @@ def decide_gate_values(
 
 
 def _choice_of(objective: GateChoice | None, gates: HeadGates, numbers: Mapping[UnitName, int]) -> Tensor | None:
-    """Return the gates that an objective keeps, ``[num_gates]``; None if numbers or the gates themselves decide.
-
-    Args:
-        objective: The objective; by default the one that is attached to the gates, if any.
-        gates: The gates.
-        numbers: Number to keep of each unit for which one is given.
-
-    Raises:
-        InputError: A number is not the one that the objective keeps.
-    """
+    """Return the gates that an objective keeps, ``[num_gates]``; None if numbers or the gates themselves decide."""
     objective = gates.objective if objective is None else objective
     if objective is None:
         return None
@@ -117,11 +88,10 @@ def _choice_of(objective: GateChoice | None, gates: HeadGates, numbers: Mapping[
 def _largest(gates: HeadGates, number: int, unit: UnitName) -> Tensor:
     """Return the mask of the gates with the largest ``log_alpha`` that stand for a number of units."""
     number = _check_number(gates, number, unit)
-    items = Items(gates.counts[unit])
-    check_reachable(number, items, unit=unit)
-    kept = torch.zeros_like(gates.log_alpha, dtype=torch.bool)
-    kept[items.select(gates.log_alpha.detach(), number)] = True
-    return kept
+    (part,) = parts_of(gates, by=None, unit=unit)
+    part.check(number, exact=True)
+    chosen = part.choose(gates.log_alpha.detach(), number)
+    return torch.zeros_like(gates.log_alpha, dtype=torch.bool).index_fill(0, chosen, True)
 
 
 def _check_number(gates: HeadGates, number: int, unit: UnitName) -> int:

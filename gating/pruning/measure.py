@@ -10,29 +10,21 @@ from torch.utils.flop_counter import flop_registry
 from transformers import PreTrainedModel
 
 from gating.proof.outputs import forward_outputs
-from gating.structure.blocks import group_labels, iter_attention_blocks
+from gating.structure.attention import iter_attention_blocks
+from gating.structure.blocks import group_labels
 from gating.units.heads import HEADS
-from gating.units.neurons import NEURONS
 
 __all__ = [
     "cache_bytes_per_token",
     "count_heads",
     "count_heads_by_kind",
     "count_macs",
-    "count_neurons",
     "weight_megabytes",
 ]
 
 
 def count_heads(model: nn.Module) -> int:
-    """Return the number of attention heads of a model; 0 if its attention is not known.
-
-    Example:
-        >>> from transformers import BertConfig, BertModel
-        >>> model = BertModel(BertConfig(hidden_size=8, num_attention_heads=4, num_hidden_layers=2, vocab_size=10))
-        >>> count_heads(model)
-        8
-    """
+    """Return the number of attention heads of a model; 0 if its attention is not known."""
     return HEADS.count(model)
 
 
@@ -43,18 +35,6 @@ def count_heads_by_kind(model: nn.Module) -> dict[str, int]:
     for label, block in zip(group_labels(blocks), blocks, strict=True):
         counts[label] += block.num_heads
     return dict(counts)
-
-
-def count_neurons(model: nn.Module) -> int:
-    """Return the number of feed-forward neurons of a model; 0 if its feed-forward blocks are not known.
-
-    Example:
-        >>> from transformers import BertConfig, BertModel
-        >>> model = BertModel(BertConfig(hidden_size=8, num_hidden_layers=2, num_attention_heads=4))
-        >>> count_neurons(model)
-        6144
-    """
-    return NEURONS.count(model)
 
 
 def count_macs(model: nn.Module, batch: Mapping[str, Tensor]) -> int:
@@ -142,12 +122,7 @@ def cache_bytes_per_token(model: nn.Module) -> int:
 
 
 def weight_megabytes(model: nn.Module) -> float:
-    """Return the size of a model's saved weights in MB (millions of bytes); shared tensors count once.
-
-    Example:
-        >>> weight_megabytes(nn.Linear(1000, 250, bias=False))
-        1.0
-    """
+    """Return the size of a model's saved weights in MB (millions of bytes); shared tensors count once."""
     tensors = {
         id(tensor) if tensor.is_meta else tensor.data_ptr(): tensor
         for tensor in model.state_dict(keep_vars=True).values()

@@ -1,27 +1,22 @@
 """The planned edits of a removal: units go, gates are folded, settings that number heads follow."""
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from gating.loader.changes import ABSENT
-from gating.pruning.columns import plan_scale_features
-from gating.structure.blocks import AttentionBlock, Block
-from gating.structure.edits import Edit, SetAttribute
-from gating.structure.removal import plan_removal, select
+from gating.loader.changes import ABSENT, weight_dim, without_adapter
+from gating.structure.attention import AttentionBlock
+from gating.structure.blocks import Block
+from gating.structure.edits import Edit, EntriesEdit, SetAttribute
+from gating.units import unit_of
 
 __all__ = ["folded_values", "kept_units", "plan_finalizing", "plan_pruning"]
 
 
 def kept_units(blocks: Sequence[Block], gates_of_block: Sequence[int], kept: Tensor) -> dict[str, set[int]]:
-    """Return the units of the kept gates of each block, by its name.
-
-    Args:
-        blocks: The gated blocks.
-        gates_of_block: Number of gates of each block; each multiplies equally many of its slots.
-        kept: Boolean mask, ``[num_gates]``.
-    """
+    """Return the units of the kept gates of each block, by its name, from the mask of all gates, ``[num_gates]``."""
     units = {}
     for block, mask in zip(blocks, kept.split(list(gates_of_block)), strict=True):
         slots = mask.repeat_interleave(len(block.slot_ids) // len(mask)).nonzero().flatten().tolist()
@@ -30,25 +25,13 @@ def kept_units(blocks: Sequence[Block], gates_of_block: Sequence[int], kept: Ten
 
 
 def plan_pruning(model: nn.Module, blocks: Sequence[Block], kept: Mapping[str, Collection[int]]) -> list[Edit]:
-    """Return the edits that remove all units but the kept ones.
-
-    Args:
-        model: The model.
-        blocks: The blocks to change.
-        kept: For each of these blocks, by name, the original numbers of the units to keep.
-    """
-    edits = [edit for block in blocks for edit in plan_removal(block, kept[block.name])]
+    """Return the edits that remove all units of blocks but the kept ones, which have their original numbers."""
+    edits = [edit for block in blocks for edit in block.plan_removal(kept[block.name])]
     return [*edits, *_plan_alignment_heads(model, blocks, kept)]
 
 
 def plan_finalizing(model: nn.Module, blocks: Sequence[Block], values: Sequence[Tensor]) -> list[Edit]:
-    """Plan to fold the values of gates into the output projections, and to remove the units of closed gates.
-
-    Args:
-        model: The model, perhaps on the meta device.
-        blocks: Its blocks with gates.
-        values: Gate values of each block, ``[num_gates]``.
-    """
+    """Plan to fold the values of each block's gates into its output projection, and to remove units of closed gates."""
     kept = kept_units(blocks, [len(one) for one in values], torch.cat(list(values)) > 0)
     edits: list[Edit] = []
     for block, block_values in zip(blocks, values, strict=True):
@@ -56,8 +39,47 @@ def plan_finalizing(model: nn.Module, blocks: Sequence[Block], values: Sequence[
         widths = torch.tensor(block.slot_widths, device=slot_values.device)
         # Values are folded before the removal, so closed gates need no factor of 0.
         factors = torch.where(slot_values > 0, slot_values, 1.0).repeat_interleave(widths)
-        edits += [*plan_scale_features(block, factors), *plan_removal(block, kept[block.name])]
+        edits += [*_plan_scaling(block, factors), *block.plan_removal(kept[block.name])]
     return [*edits, *_plan_alignment_heads(model, blocks, kept)]
+
+
+def _plan_scaling(block: Block, scale: Tensor) -> list[Edit]:
+    """Plan to give a block the outputs that it has if its features, which gates multiply, are multiplied by ``scale``.
+
+    Args:
+        block: The block.
+        scale: Factors, ``[sum(slot_widths)]``. Nothing is planned if all are 1.
+    """
+    module, name, dim = block.input_weight
+    if (scale == 1).all():
+        return []
+    edits: list[Edit] = [_ScaleEntries(module, name, scale, dim)]
+    for other, factors in unit_of(block).other_inputs(block, scale):
+        linear = without_adapter(other)
+        edits.append(_ScaleEntries(linear, "weight", factors, weight_dim(linear, "inputs")))
+    return edits
+
+
+@dataclass(frozen=True)
+class _ScaleEntries(EntriesEdit):
+    """The planned multiplication of a parameter by one factor for each entry along one dimension."""
+
+    factors: Tensor
+    dim: int
+
+    def changed(self) -> Tensor:
+        """Return the positions of the entries whose factor is not 1."""
+        return (self.factors != 1).nonzero().flatten()
+
+    def apply(self) -> None:
+        """Replace the parameter."""
+        before = getattr(self.owner, self.attribute)
+        index = self.changed().to(before.device)
+        factors = self.factors.to(before)[index]
+        factors = factors.reshape([-1 if dim == self.dim else 1 for dim in range(before.dim())])
+        values = before.detach().clone()
+        values.index_copy_(self.dim, index, before.detach().index_select(self.dim, index) * factors)
+        setattr(self.owner, self.attribute, nn.Parameter(values, requires_grad=before.requires_grad))
 
 
 def folded_values(blocks: Sequence[Block], values: Sequence[Tensor]) -> dict[str, tuple[float, ...]]:
@@ -79,11 +101,6 @@ def _plan_alignment_heads(model: nn.Module, blocks: Sequence[Block], kept: Mappi
 
     Word-level timestamps are computed from the attention of these heads. Kept heads get their new positions. If none is
     kept, the setting is removed, and transformers reports that these timestamps are not available.
-
-    Args:
-        model: The model.
-        blocks: Its blocks that lose units.
-        kept: For each block, by name, the original numbers of the heads to keep.
     """
     config = getattr(model, "generation_config", None)
     pairs = getattr(config, "alignment_heads", None)
@@ -97,8 +114,7 @@ def _plan_alignment_heads(model: nn.Module, blocks: Sequence[Block], kept: Mappi
         if block is None:
             moved.append([layer_idx, position])
             continue
-        head = block.head_slots[position]
         heads = kept[block.name]
-        if head in heads:
-            moved.append([layer_idx, select(block, heads).head_slots.index(head)])
+        if block.head_slots[position] in heads:
+            moved.append([layer_idx, block.staying(heads)[0].index(position)])
     return [SetAttribute(config, "alignment_heads", moved or ABSENT)]

@@ -1,9 +1,8 @@
 """Removal of given heads, as with ``prune_heads`` of transformers 4, and of given groups of neurons."""
 
-import operator
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import Tensor, nn
 
@@ -15,14 +14,14 @@ from gating.gates.attachment import check_not_gated
 from gating.proof.conditions import check_no_adapters, check_whole
 from gating.proof.masked import MaskedOutputs, factors_of
 from gating.proof.prove import apply_proven
-from gating.proof.undo import apply_edits
 from gating.pruning.plan import kept_units, plan_pruning
 from gating.pruning.prune_report import PruneReport, UnitCounts
 from gating.pruning.recording import become_compact
-from gating.structure.blocks import Block, layer_number
+from gating.structure.blocks import Block, layer_number, whole_number
+from gating.structure.edits import apply_edits
 from gating.units import unit_of
 
-__all__ = ["prune_heads", "prune_neurons", "remove_in_copy", "whole_number"]
+__all__ = ["prune_heads", "prune_neurons", "remove_in_copy"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -189,22 +188,6 @@ def _read_numbers(given: object, layer: object, *, unit: str) -> list[int]:
         return [whole_number(number) for number in given]
     except TypeError:
         raise InputTypeError(f"{unit.capitalize()}s are whole numbers; got {given!r} for layer {layer!r}.") from None
-
-
-def whole_number(value: Any) -> int:
-    """Return an integer, also of NumPy or PyTorch, as a Python integer.
-
-    Raises:
-        TypeError: The value is not an integer; booleans are not.
-
-    Example:
-        >>> import torch
-        >>> whole_number(torch.tensor(3))
-        3
-    """
-    if isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool"):
-        raise InputTypeError("a boolean is not a whole number")
-    return operator.index(value)
 
 
 def _find_block(blocks: Sequence[Block], layer: object, ungated: Sequence[UngatedModules]) -> Block:

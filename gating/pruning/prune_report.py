@@ -52,11 +52,7 @@ class PruneReport:
     def of(cls, model: nn.Module, before: UnitCounts, blocks: Iterable[Block], **others: Any) -> Self:
         """Return the report on a model that has lost units.
 
-        Args:
-            model: The model.
-            before: Its counts before the removal.
-            blocks: The blocks that could lose units, as they were before; neurons are counted in their groups.
-            others: Attributes of a subclass.
+        The blocks are those that could lose some, as they were before; neurons are counted in their groups.
         """
         by_name = {block.name: block for block in blocks}
         kept = {name: unit.kept(model, by_name) for name, unit in UNITS.items()}
@@ -107,12 +103,7 @@ class PruneReport:
 
 
 def num_parameters(model: nn.Module) -> int:
-    """Return the number of parameters of a model; shared parameters count once.
-
-    Example:
-        >>> num_parameters(nn.Linear(3, 2))
-        8
-    """
+    """Return the number of parameters of a model; shared parameters count once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 

@@ -11,17 +11,25 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, initialization
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
-from gating.discovery.discover import share_specs
 from gating.loader.compact import CompactMixin, auto_places, compact_class
 from gating.loader.integrity import RECORD_KEY
 from gating.loader.modules import original_class
 from gating.loader.parts import PARTS
 from gating.loader.record import FORMAT
 from gating.pruning.traveling import choose_parts
-from gating.structure.blocks import AttentionBlock, iter_attention_blocks
+from gating.structure.attention import AttentionBlock, iter_attention_blocks
+from gating.structure.blocks import share_specs
 from gating.structure.feed_forward import FeedForwardBlock, iter_feed_forward_blocks
 
-__all__ = ["become_compact", "build_original", "build_recorded", "describe_kept_units", "has_lost_units"]
+__all__ = [
+    "become_compact",
+    "build_original",
+    "build_recorded",
+    "dense_class",
+    "dense_config",
+    "describe_kept_units",
+    "has_lost_units",
+]
 
 # The code of compact folders imports nothing of this package.
 CompactMixin.choose_parts = choose_parts
@@ -48,7 +56,7 @@ def become_compact(model: nn.Module) -> None:
 
 def build_recorded(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:
     """Build the compact model of a configuration with a record, without memory; its blocks have their former sizes."""
-    cls = compact_class(getattr(type(model), "dense_class", type(model)), type(config))
+    cls = compact_class(dense_class(model), type(config))
     with torch.device("meta"), initialization.no_init_weights():
         built: PreTrainedModel = cls._from_config(deepcopy(config), dtype=model.dtype)
     return built
@@ -64,15 +72,23 @@ def build_original(
         config: The configuration of the compact model, or that of :func:`~gating.compact.original.read_original`.
         device: Its device; on ``meta``, it has no weights.
     """
-    config = deepcopy(config)
-    for name in (RECORD_KEY, "auto_map"):
-        vars(config).pop(name, None)
     with torch.device(device):
-        built: PreTrainedModel = getattr(type(model), "dense_class", type(model))._from_config(
-            config, dtype=model.dtype
-        )
+        built: PreTrainedModel = dense_class(model)._from_config(dense_config(config), dtype=model.dtype)
     share_specs(model, built)
     return built
+
+
+def dense_class(model: PreTrainedModel) -> type[PreTrainedModel]:
+    """Return the class of a compact or dense model in transformers."""
+    return getattr(type(model), "dense_class", type(model))
+
+
+def dense_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Return a copy of a configuration without the record and the references to code."""
+    copied = deepcopy(config)
+    for name in (RECORD_KEY, "auto_map"):
+        vars(copied).pop(name, None)
+    return copied
 
 
 def has_lost_units(model: nn.Module) -> bool:

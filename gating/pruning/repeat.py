@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel
 
 from gating.errors import InputError
-from gating.proof.undo import apply_edits
 from gating.pruning.plan import plan_pruning
 from gating.pruning.recording import become_compact
-from gating.structure.blocks import iter_attention_blocks
+from gating.structure.attention import iter_attention_blocks
+from gating.structure.edits import apply_edits
 from gating.structure.feed_forward import iter_feed_forward_blocks
 
 __all__ = ["KeptUnits"]

@@ -1,43 +1,18 @@
 """The files of the loader that travel in a compact folder: those that every model needs, and parts for its layouts."""
 
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from transformers import PreTrainedModel, conversion_mapping
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.pytorch_utils import Conv1D
 
-from gating.loader import (
-    biases,
-    conv1d,
-    experts,
-    forwards_images,
-    forwards_sounds,
-    forwards_texts,
-    padding,
-    permuted,
-    returns,
-    sharded,
-    views,
-)
+from gating.loader import permuted, sharded
 from gating.loader.integrity import RECORD_KEY
+from gating.loader.parts import PARTS
 
 __all__ = ["choose_parts"]
 
-_MODULES: tuple[Any, ...] = (
-    biases,
-    conv1d,
-    experts,
-    forwards_images,
-    forwards_sounds,
-    forwards_texts,
-    padding,
-    permuted,
-    returns,
-    sharded,
-    views,
-)
 _DOCSTRING = '"""Parts of the loader that only some models need; here those of the model of this folder."""'
 
 
@@ -47,10 +22,11 @@ def choose_parts(model: PreTrainedModel, folder: Path) -> None:
     transformers has copied all files of the loader there, as it follows their imports.
     """
     names = _parts_of_record(getattr(model.config, RECORD_KEY, None) or {}) | _parts_of_model(model)
-    modules = [module for module in _MODULES if names & module.PARTS.keys()]
+    # Each part is in the file that defines it.
+    modules = sorted({PARTS[name].__module__.rpartition(".")[2] for name in names & PARTS.keys()})
     (folder / "parts.py").write_text(_write_imports(modules), encoding="utf-8")
     needed = {Path(path).name for path in get_relative_import_files(folder / "compact.py")}
-    for path in Path(biases.__file__).parent.glob("[a-z]*.py"):
+    for path in Path(sharded.__file__).parent.glob("[a-z]*.py"):
         if path.name not in {"compact.py", *needed}:
             (folder / path.name).unlink(missing_ok=True)
 
@@ -83,9 +59,8 @@ def _parts_of_model(model: PreTrainedModel) -> set[str]:
     return {name for name, is_needed in needed.items() if is_needed}
 
 
-def _write_imports(modules: list[ModuleType]) -> str:
-    """Return the content of ``parts.py`` for some modules."""
-    names = [module.__name__.rpartition(".")[2] for module in modules]
+def _write_imports(names: list[str]) -> str:
+    """Return the content of ``parts.py`` for the names of some modules."""
     imports = "".join(f"from .{name} import PARTS as _{name.upper()}\n" for name in names)
     parts = ", ".join(f"**_{name.upper()}" for name in names)
     imports = f"from typing import Any\n\n{imports}\n" if imports else "from typing import Any\n\n"

@@ -1,71 +1,22 @@
 """The model card of a compact model: kept heads and neurons, and measurements."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
 from huggingface_hub import ModelCard
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from torch import nn
 from transformers import PreTrainedModel
 
 from gating.loader.compact import auto_classes
-from gating.loader.integrity import RECORD_KEY
 from gating.proof.probe import make_probe
 from gating.pruning.measure import cache_bytes_per_token
 from gating.pruning.recording import build_original
-from gating.report.metadata import EvaluatedData, card_metadata
-from gating.structure.feed_forward import iter_feed_forward_blocks
+from gating.report.metadata import card_metadata
+from gating.report.rows import CompactReport, KeptHeads, Row, heads_per_layer, neurons_per_layer
+from gating.structure.feed_forward import FeedForwardBlock, iter_feed_forward_blocks
 
-__all__ = ["CompactReport", "KeptHeads", "KeptNeurons", "Row", "heads_per_layer", "neurons_per_layer", "write_card"]
-
-# Name of an attention block, original numbers of its kept heads, number of its heads in the dense model.
-KeptHeads = tuple[str, Sequence[int], int]
-
-# Name of a feed-forward block, number of its kept neurons, number of its neurons in the dense model.
-KeptNeurons = tuple[str, int, int]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One measured quantity before and after.
-
-    Attributes:
-        name: Name of the quantity, with its unit.
-        before: Formatted value of the dense model.
-        after: Formatted value of the compact model.
-        ratio: Formatted ratio of the two.
-    """
-
-    name: str
-    before: str
-    after: str
-    ratio: str
-
-
-@dataclass(frozen=True)
-class CompactReport:
-    """Measurements of a compact model.
-
-    Attributes:
-        rows: Sizes and speed before and after.
-        metrics: For each stage, its title and the formatted validation and test metric.
-        metric_name: Name of this metric.
-        notes: Sentences on the method of measurement.
-        data: Data set of the scores.
-        scores: Results for the metadata of the card: split (``validation`` or ``test``), metric and value.
-        base_model: Name on the hub of the model that this one was made from; by default as its folder says.
-    """
-
-    rows: list[Row] = field(default_factory=list)
-    metrics: list[tuple[str, str, str]] = field(default_factory=list)
-    metric_name: str = "accuracy"
-    notes: list[str] = field(default_factory=list)
-    data: EvaluatedData | None = None
-    scores: list[tuple[str, str, float]] = field(default_factory=list)
-    base_model: str | None = None
-
+__all__ = ["write_card"]
 
 # Auto classes whose models have another one, of a clearer name; BART is among the masked language models, too.
 _VAGUE = ("AutoModelForMaskedLM", "AutoModelForTextEncoding", "AutoModelForPreTraining")
@@ -101,55 +52,50 @@ def write_card(
         stock: Whether the folder holds a stock model, which loads without further code.
         repo_id: Name on the hub that the card is uploaded to; its license may then be looked up there.
     """
-    heads, neurons = heads_per_layer(model), neurons_per_layer(model)
-    units = _removed_units(heads, neurons)
+    report = report or CompactReport()
+    heads, blocks = heads_per_layer(model), list(iter_feed_forward_blocks(model))
     metadata = card_metadata(
         model,
         name=(repo_id or f"compact {model.config.model_type}").rpartition("/")[2],
-        data=None if report is None else report.data,
-        scores=() if report is None else report.scores,
-        base_model=None if report is None else report.base_model,
+        data=report.data,
+        scores=report.scores,
+        base_model=report.base_model,
         online=repo_id is not None,
     )
-    parts = [
-        f"---\n{metadata.to_yaml()}\n---\n",
-        f"# Compact {model.config.model_type}\n",
-        f"{_TITLES[units]} were removed from this model with head-gating; the others kept their original numbers.\n",
-    ]
-    measured = [] if report is None else report.rows
-    sizes = [[row.name, row.before, row.after, row.ratio] for row in measured or _recorded_rows(model, heads, neurons)]
-    parts += [_table(["", "before", "after", "ratio"], sizes)] if sizes else []
-    if report is not None:
-        if report.scores and not report.metrics:
-            shown = [[split, metric, f"{value:.4f}"] for split, metric, value in report.scores]
-            parts.append(_table(["split", "metric", "value"], shown))
-        if report.metrics:
-            heading = ["stage", f"validation {report.metric_name}", f"test {report.metric_name}"]
-            parts.append(_table(heading, [list(row) for row in report.metrics]))
-        parts += [f"{note}\n" for note in report.notes]
-    place = repo_id or "."
-    usage = _usage(model, path.parent, place=place, units=units, stock=stock)
-    parts += [*_heads_section(heads), *_neurons_section(model), usage]
-    ModelCard("\n".join(parts)).save(path)
-
-
-def _usage(model: PreTrainedModel, folder: Path, *, place: str, units: str, stock: bool) -> str:
-    """Return the section about loading the model and predicting with it."""
-    loader = PackageLoader("gating", "report")
-    # A card is Markdown, in which nothing is escaped.
-    environment = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True)
-    config, task = model.config, _auto_suffix(model)
-    problem = getattr(config, "problem_type", None)
-    return environment.get_template("usage.md.j2").render(
-        task=task,
-        example=_example(model, folder, task),
-        place=place,
+    sizes = report.rows or _recorded_rows(model, heads)
+    has_all_neurons = all(block.num_neurons == block.width_before for block in blocks)
+    # Nothing is escaped in Markdown.
+    environment = Environment(loader=PackageLoader("gating", "report"), undefined=StrictUndefined, trim_blocks=True)
+    text = environment.get_template("card.md.j2").render(
+        metadata=metadata.to_yaml(),
+        model_type=model.config.model_type,
+        report=report,
+        units=_removed_units(heads, has_all_neurons=has_all_neurons),
+        sizes=[(row.name, row.before, row.after, row.ratio) for row in sizes],
+        scores=[(split, metric, f"{value:.4f}") for split, metric, value in report.scores],
+        heads=[
+            (name, ", ".join(map(str, head_ids)) or "none", f"{len(head_ids)} of {num_heads}")
+            for name, head_ids, num_heads in heads
+        ],
+        neurons=[] if has_all_neurons else [_neurons_row(block) for block in blocks],
+        place=repo_id or ".",
         trust="" if stock else ", trust_remote_code=True",
         stock=stock,
-        units=units,
-        problem="regression" if getattr(config, "num_labels", 0) == 1 and problem is None else problem,
-        mode=_MODES.get(getattr(config, "num_channels", 3)),
+        **_usage(model, path.parent),
     )
+    ModelCard(text).save(path)
+
+
+def _usage(model: PreTrainedModel, folder: Path) -> dict[str, str | None]:
+    """Return the variables of the example that depend on the model and the files in its folder."""
+    config, task = model.config, _auto_suffix(model)
+    problem = getattr(config, "problem_type", None)
+    return {
+        "task": task,
+        "example": _example(model, folder, task),
+        "problem": "regression" if getattr(config, "num_labels", 0) == 1 and problem is None else problem,
+        "mode": _MODES.get(getattr(config, "num_channels", 3)),
+    }
 
 
 def _example(model: PreTrainedModel, folder: Path, task: str) -> str | None:
@@ -168,36 +114,16 @@ def _example(model: PreTrainedModel, folder: Path, task: str) -> str | None:
     return "text" if probe.keys() <= takes and probe["input_ids"].shape[1] == _LENGTH else None
 
 
-def heads_per_layer(model: nn.Module) -> list[KeptHeads]:
-    """Return the kept heads of each attention block, from the record in the model's configuration."""
-    record = getattr(model.config, RECORD_KEY)
-    return [(name, block["kept_heads"], block["num_heads"]) for name, block in record["blocks"].items()]
-
-
-def neurons_per_layer(model: nn.Module) -> list[KeptNeurons]:
-    """Return the number of kept neurons of each feed-forward block, and its former number."""
-    return [(block.name, block.num_neurons, block.width_before) for block in iter_feed_forward_blocks(model)]
-
-
-# First words of a card, by the removed units.
-_TITLES = {
-    "heads": "Attention heads",
-    "neurons": "Feed-forward neurons",
-    "heads and neurons": "Attention heads and feed-forward neurons",
-}
-
-
-def _removed_units(heads: Sequence[KeptHeads], neurons: Sequence[KeptNeurons]) -> str:
-    has_all_heads = all(len(head_ids) == num_heads for _, head_ids, num_heads in heads)
-    has_all_neurons = all(kept == before for _, kept, before in neurons)
+def _removed_units(heads: Sequence[KeptHeads], *, has_all_neurons: bool) -> str:
     if has_all_neurons:
         return "heads"
+    has_all_heads = all(len(head_ids) == num_heads for _, head_ids, num_heads in heads)
     return "neurons" if has_all_heads else "heads and neurons"
 
 
-def _recorded_rows(model: PreTrainedModel, heads: Sequence[KeptHeads], neurons: Sequence[KeptNeurons]) -> list[Row]:
+def _recorded_rows(model: PreTrainedModel, heads: Sequence[KeptHeads]) -> list[Row]:
     """Return the heads, neurons and bytes of the key-value cache before and after, where there are fewer now."""
-    original = build_original(model, model.config)
+    original, neurons = build_original(model, model.config), neurons_per_layer(model)
     sizes = {
         "heads": (sum(num_heads for _, _, num_heads in heads), sum(len(head_ids) for _, head_ids, _ in heads)),
         "neurons": (sum(before for _, _, before in neurons), sum(kept for _, kept, _ in neurons)),
@@ -206,35 +132,9 @@ def _recorded_rows(model: PreTrainedModel, heads: Sequence[KeptHeads], neurons: 
     return [Row(name, f"{old:,}", f"{new:,}", f"{new / old:.2f}") for name, (old, new) in sizes.items() if new < old]
 
 
-def _heads_section(heads: Sequence[KeptHeads]) -> list[str]:
-    rows = [
-        [name, ", ".join(map(str, head_ids)) or "none", f"{len(head_ids)} of {num_heads}"]
-        for name, head_ids, num_heads in heads
-    ]
-    if not rows:
-        return []
-    return ["## Heads that were kept\n", _table(["attention block", "numbers of the kept heads", "kept"], rows)]
-
-
-def _neurons_section(model: nn.Module) -> list[str]:
-    blocks = list(iter_feed_forward_blocks(model))
-    if all(block.num_neurons == block.width_before for block in blocks):
-        return []
-    rows = [
-        [
-            block.name,
-            _ranges(block.group_ids) or "none",
-            f"{block.group_size}",
-            f"{block.num_neurons:,} of {block.width_before:,}",
-        ]
-        for block in blocks
-    ]
-    header = ["feed-forward block", "numbers of the kept groups", "neurons in a group", "kept neurons"]
-    return [
-        "## Neurons that were kept\n",
-        "Neurons are numbered as before the removal. Group 0 has the first of them, group 1 the next, and so on.\n",
-        _table(header, rows),
-    ]
+def _neurons_row(block: FeedForwardBlock) -> tuple[str, str, int, str]:
+    kept = f"{block.num_neurons:,} of {block.width_before:,}"
+    return block.name, _ranges(block.group_ids) or "none", block.group_size, kept
 
 
 def _ranges(numbers: Sequence[int]) -> str:
@@ -248,11 +148,6 @@ def _ranges(numbers: Sequence[int]) -> str:
     starts = [*numbers[:1], *(second for _, second in ends)]
     stops = [*(first for first, _ in ends), *numbers[-1:]]
     return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in zip(starts, stops, strict=True))
-
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
 def _auto_suffix(model: PreTrainedModel) -> str:

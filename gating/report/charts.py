@@ -3,14 +3,22 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 from matplotlib.ticker import MaxNLocator
 
+from gating.objectives.gate_metrics import metrics_of
 from gating.report.results import RunResults
 from gating.report.score import Score
 
 __all__ = ["Axis", "Chart", "Series", "charts_of", "score_axis"]
 
+# Series of the open units: name, style, and attribute of an observation.
+_AMOUNTS = (
+    ("expected", "line amount", "expected_open"),
+    ("open", "dots amount", "open"),
+    ("target", "dashed", "target"),
+)
 # More points than a chart has pixels across would only make the page large.
 _MOST_POINTS = 2000
 
@@ -93,16 +101,33 @@ def charts_of(results: RunResults) -> list[Chart]:
     charts = [_score_chart(results)]
     if not results.is_dense:
         charts.append(_amount_chart(results))
-    curves, steps = results.curves, _step_axis(results.total_steps)
-    losses = [
-        Series("training", "line loss", curves.loss),
-        Series("validation", "line dots score", curves.validation_loss),
+    # Only a search has a penalty, and then the loss of the task is logged apart.
+    losses = _points(results, "train/task_loss", "train/loss")
+    series = [
+        Series("training", "line loss", losses),
+        Series("validation", "line dots score", _points(results, "val/loss")),
     ]
-    if values := [value for one in losses for _, value in one.finite]:
-        caption = f"All {len(curves.loss):,} logged losses of training batches, without the penalty of the gates."
-        y = _axis(min(0.0, *values), max(values), "")
-        charts.append(Chart("Loss", caption, steps, y, losses, results.search_steps))
+    if values := [value for one in series for _, value in one.finite]:
+        caption = f"All {len(losses):,} logged losses of training batches, without the penalty of the gates."
+        x, y = _step_axis(results.total_steps), _axis(min(0.0, *values), max(values), "")
+        charts.append(Chart("Loss", caption, x, y, series, results.search_steps))
     return charts
+
+
+def _points(results: RunResults, *names: str, seen: Sequence[tuple[float, float]] = ()) -> list[tuple[float, float]]:
+    """Return steps and values, the logged ones after those that were seen at a validation of the same step.
+
+    Args:
+        results: The results of a run with its log.
+        names: Names in the log; the first that a row has is taken.
+        seen: Points that are not in the log.
+    """
+    logged = [
+        (row["step"], next(row[name] for name in names if name in row))
+        for row in results.log
+        if "step" in row and not row.keys().isdisjoint(names)
+    ]
+    return sorted([*seen, *logged], key=itemgetter(0))
 
 
 def _score_chart(results: RunResults) -> Chart:
@@ -110,7 +135,9 @@ def _score_chart(results: RunResults) -> Chart:
     final, dense = (
         score.scale * metrics.get(f"val/{score.name}", math.nan) for metrics in (results.final, results.reference)
     )
-    points = [(step, score.scale * value) for step, value in results.curves.score]
+    seen = [(one.step, one.metric) for one in results.history.observations]
+    fall = [(results.search_steps, value) for value in results.fall if math.isfinite(value)]
+    points = [(step, score.scale * value) for step, value in _points(results, seen=[*seen, *fall])]
     series = [
         Series(f"validation {score.name}", "line dots score", points),
         Series("final model", "dots final", [(results.total_steps, final)]),
@@ -127,7 +154,7 @@ def _score_chart(results: RunResults) -> Chart:
 
 def _fall(results: RunResults) -> str:
     """Return a sentence on the change of the score at the removal, with advice for a large one."""
-    score, (before, after) = results.score, results.curves.fall
+    score, (before, after) = results.score, results.fall
     if not (math.isfinite(before) and math.isfinite(after)):
         return "A fall at the removal that the recovery does not make up for asks for a larger budget or more recovery."
     final = score.show(results.final.get(f"val/{score.name}", math.nan))
@@ -139,15 +166,14 @@ def _fall(results: RunResults) -> str:
 
 def _amount_chart(results: RunResults) -> Chart:
     """Return the chart of open heads or neurons, or their share of cost."""
-    curves, (total, final) = results.curves, results.amounts
-    quantity = results.history.quantity
+    quantity, (total, final) = results.history.quantity, results.amounts
     name, scale, unit = ("Share of the cost", 100, " %") if quantity == "cost" else (f"Open {quantity}", 1, "")
-    series = [
-        Series("expected", "line amount", [(step, scale * value) for step, value in curves.expected]),
-        Series("open", "dots amount", [(step, scale * value) for step, value in curves.open]),
-        Series("target", "dashed", [(step, scale * value) for step, value in curves.target]),
-        Series("final model", "dots final", [(results.total_steps, scale * final)]),
-    ]
+    series = []
+    for (label, style, attribute), logged in zip(_AMOUNTS, metrics_of(quantity), strict=True):
+        seen = [(one.step, getattr(one, attribute)) for one in results.history.observations]
+        points = _points(results, logged, seen=seen)
+        series.append(Series(label, style, [(step, scale * value) for step, value in points]))
+    series.append(Series("final model", "dots final", [(results.total_steps, scale * final)]))
     caption = (
         "The line follows the target as gates close; dots apart from the line are gates that were still undecided, "
         "and a longer search would decide them."

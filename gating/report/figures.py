@@ -10,13 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from gating.report.card import KeptNeurons
 from gating.report.charts import Chart, charts_of
 from gating.report.history import head_values
 from gating.report.layers import layer_of, moved_choice, short_names
 from gating.report.results import RunResults
+from gating.report.rows import KeptNeurons
 
-__all__ = ["gates_figure", "head_map_figure", "save_pictures"]
+__all__ = ["gates_figure", "save_pictures"]
 
 # Inches of a row of a map, and of a head in it.
 _ROW, _HEAD = 0.36, 0.42
@@ -39,36 +39,23 @@ def gates_figure(
         values: Gate values of heads, by the attention block's name.
         title: Title of the map.
         kept: Indices of the heads to outline, by the block's name.
-        neurons: The kept neurons of each feed-forward block; without any, the figure is the map alone.
+        neurons: The kept neurons of each feed-forward block.
         spent: Share of the cost of all gates that is spent on each kind, if both have gates.
         target: The budget as a share of this cost; NaN without one.
     """
-    if not neurons:
-        return head_map_figure(values, title=title, kept=kept)
-    num_heads = max((len(row) for row in values.values()), default=0)
-    panels, widths = (["heads", "neurons"], [_HEAD * num_heads + 1.8, 4.8]) if values else (["neurons"], [6.0])
-    rows = [(panels, _ROW * max(len(values), len(neurons)) + 1.3)]
-    if spent:
-        rows.append((["cost"] * len(panels), 0.9))
-    heights = [height for _, height in rows]
-    figure = Figure(figsize=(sum(widths), sum(heights)), layout="constrained")
-    layout: Any = [row for row, _ in rows]
-    axes = figure.subplot_mosaic(layout, width_ratios=widths, height_ratios=heights)
+    widths = {"heads": _HEAD * max(map(len, values.values())) + 1.8} if values else {}
+    if neurons:
+        widths["neurons"] = 4.8 if values else 6.0
+    heights = [_ROW * max(len(values), len(neurons)) + 1.3, *([0.9] if spent else [])]
+    figure = Figure(figsize=(sum(widths.values()), sum(heights)), layout="constrained")
+    panels: Any = [list(widths), *([["cost"] * len(widths)] if spent else [])]
+    axes = figure.subplot_mosaic(panels, width_ratios=list(widths.values()), height_ratios=heights)
     if values:
         _draw_head_map(figure, axes["heads"], values, title=title, kept=kept)
-    _draw_widths(axes["neurons"], neurons)
+    if neurons:
+        _draw_widths(axes["neurons"], neurons)
     if spent:
         _draw_cost(axes["cost"], spent, target=target)
-    return figure
-
-
-def head_map_figure(
-    values: Mapping[str, Sequence[float]], *, title: str, kept: Mapping[str, Sequence[int]] | None = None
-) -> Figure:
-    """Draw gate values in [0, 1] as a heat map with a row for each attention block and a column for each head."""
-    num_heads = max(len(row) for row in values.values())
-    figure = Figure(figsize=(_HEAD * num_heads + 1.8, _ROW * len(values) + 1.3), layout="constrained")
-    _draw_head_map(figure, figure.subplots(), values, title=title, kept=kept)
     return figure
 
 
@@ -80,6 +67,7 @@ def _draw_head_map(
     title: str,
     kept: Mapping[str, Sequence[int]] | None,
 ) -> None:
+    """Draw gate values in [0, 1] as a heat map with a row for each attention block and a column for each head."""
     num_heads = max(len(row) for row in values.values())
     padded = [[*row, *[float("nan")] * (num_heads - len(row))] for row in values.values()]
     image = axes.imshow(padded, vmin=0, vmax=1, cmap="viridis", aspect="auto")
@@ -141,8 +129,7 @@ def save_pictures(results: RunResults, *, gates_file: Path, history_file: Path) 
             spent=history.spent,
         )
         figure.savefig(gates_file, dpi=150)
-    removed = "heads and neurons" if history.quantity == "cost" else history.quantity
-    _charts_figure(charts_of(results), removed=removed).savefig(history_file, dpi=150)
+    _charts_figure(charts_of(results), removed=results.units).savefig(history_file, dpi=150)
 
 
 # Colors of series by the last word of their style.

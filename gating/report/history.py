@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from gating.objectives.gate_metrics import Quantity
-from gating.report.card import KeptHeads
+from gating.report.rows import KeptHeads
 
 __all__ = ["History", "Observation", "head_values"]
 

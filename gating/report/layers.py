@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from gating.report.card import KeptHeads, KeptNeurons
 from gating.report.history import History, head_values
-from gating.report.score import Score
+from gating.report.results import RunResults
+from gating.report.rows import KeptHeads, KeptNeurons
 
 __all__ = ["Frame", "Panel", "frames_of", "layer_of", "moved_choice", "panels_of", "short_names"]
 
@@ -91,15 +91,9 @@ def short_names(paths: Sequence[str]) -> dict[str, str]:
     return {path: ".".join(part) for path, part in zip(paths, parts, strict=True)}
 
 
-def frames_of(
-    history: History,
-    *,
-    kept: Sequence[KeptHeads],
-    neurons: Sequence[KeptNeurons],
-    search_steps: int,
-    score: Score,
-) -> list[Frame]:
-    """Return the gates at each validation of the search, at its end and, as the last frame, after the removal."""
+def frames_of(results: RunResults, *, kept: Sequence[KeptHeads], neurons: Sequence[KeptNeurons]) -> list[Frame]:
+    """Return the gates at each validation of the search, at its end and, in the last frame, after the removal."""
+    history, score = results.history, results.score
     last = len(history.gate_values) - 1
     chosen = sorted({round(i * last / (_MOST_FRAMES - 1)) for i in range(_MOST_FRAMES)}) if last >= 0 else []
     frames = []
@@ -107,7 +101,7 @@ def frames_of(
         values, by_block = head_values(history, kept, index=index), history.gate_values[index]
         gates = [value for name, _, num_heads in kept for value in values.get(name, [None] * num_heads)]
         widths = [_share_open(by_block.get(name, ())) for name, _, _ in neurons]
-        label = f"End of the search, step {search_steps:,}"
+        label = f"End of the search, step {results.search_steps:,}"
         if index < last and index < len(history.observations):
             seen = history.observations[index]
             label = f"Step {seen.step:,}, {score.name} {score.show(seen.metric)}"
@@ -120,13 +114,12 @@ def frames_of(
 
 def moved_choice(history: History, kept: Sequence[KeptHeads]) -> str:
     """Return the difference between the open and the kept heads as a sentence; empty if there is none."""
-    blocks = {name for name, _, _ in kept}
     values = head_values(history, kept) if history.gate_values else {}
-    values = {name: row for name, row in values.items() if name in blocks}
-    is_kept = {(name, head) for name, heads, _ in kept for head in heads}
-    is_open = {(name, head) for name, row in values.items() for head, value in enumerate(row) if value > 0}
-    gated = {(name, head) for name, row in values.items() for head in range(len(row))}
-    removed, closed = len(is_open - is_kept), len((is_kept & gated) - is_open)
+    removed = closed = 0
+    for name, heads, _ in kept:
+        for head, value in enumerate(values.get(name, ())):
+            removed += value > 0 and head not in heads
+            closed += value <= 0 and head in heads
     parts = [
         *([f"{removed} open {_heads(removed)} removed"] if removed else []),
         *([f"{closed} closed {_heads(closed)} kept"] if closed else []),

@@ -6,7 +6,6 @@ import platform
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
@@ -19,8 +18,10 @@ from gating.report.history import History
 from gating.report.layers import frames_of, moved_choice, panels_of
 from gating.report.machine import machine, versions
 from gating.report.results import RunResults
+from gating.report.rows import SHOWN
 from gating.report.score import Score
 from gating.storage.atomic import replacing_file
+from gating.units import UNITS
 
 __all__ = ["RunPage", "Runtime", "write_page"]
 
@@ -85,15 +86,6 @@ class RunPage(RunResults):
 
 def write_page(path: Path, page: RunPage) -> None:
     """Write the report of a run as one HTML file, whole or not at all; its folder is created if needed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = _environment().get_template("page.html.j2").render(_context(page))
-    with replacing_file(path) as new:
-        # Names of files need not be valid text.
-        new.write_text(text, encoding="utf-8", errors="replace")
-
-
-@cache
-def _environment() -> Environment:
     # Names, settings and samples come from users and models: everything is escaped.
     environment = Environment(
         loader=PackageLoader("gating", "report"),
@@ -103,31 +95,26 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
-    return environment
+    text = environment.get_template("page.html.j2").render(_context(page))
+    with replacing_file(path) as new:
+        # Names of files need not be valid text.
+        new.write_text(text, encoding="utf-8", errors="replace")
 
 
 def _context(page: RunPage) -> dict[str, object]:
     """Return the variables of the template."""
-    report, score = page.report, page.final_score
-    stages = list(report.metrics)
+    score, stages = page.final_score, list(page.report.metrics)
     if page.dense:
         validation, test = (score.show(page.dense.get(f"{split}/{score.name}", math.nan)) for split in ("val", "test"))
         stages.insert(0, ("dense, another run", validation, test))
     return {
         "page": page,
-        "title": page.title,
-        "is_dense": page.is_dense,
         "lead": _lead(page),
         "tiles": _tiles(page),
-        "report": report,
         "stages": stages,
-        "has_reference": bool(page.reference),
-        "units": "heads and neurons" if page.history.quantity == "cost" else page.history.quantity,
         **({} if page.is_dense else _map(page)),
         "charts": charts_of(page),
         "spent": {} if page.is_dense else page.history.spent,
-        "latencies": page.summary.latencies,
-        "observations": page.history.observations,
         "amount": lambda value: _amount(value, page.history),
         "folder": json.dumps(str(page.compact), ensure_ascii=False),
         "trust": "" if page.is_stock else ", trust_remote_code=True",
@@ -145,9 +132,9 @@ def _lead(page: RunPage) -> str:
             "the reference for runs that remove heads or neurons."
         )
     removed = [
-        f"{before - after:,} of {before:,} {name}"
-        for name, unit in (("attention heads", "heads"), ("feed-forward neurons", "neurons"))
-        if (sizes := summary.sizes.get(unit)) and (before := int(sizes[0])) > (after := int(sizes[1]))
+        f"{before - after:,.0f} of {before:,.0f} {SHOWN[name][0]}"
+        for name, (before, after) in summary.sizes.items()
+        if name in UNITS and after < before
     ]
     recovery = page.total_steps - page.search_steps
     return (
@@ -159,12 +146,12 @@ def _lead(page: RunPage) -> str:
 
 def _tiles(page: RunPage) -> list[_Tile]:
     """Return the headline numbers: units, parameters, speed and score."""
-    sizes, tiles = page.summary.sizes, []
-    for unit, name in (("heads", "attention heads"), ("neurons", "feed-forward neurons"), ("parameters", "parameters")):
-        before, after = sizes.get(unit, (0, 0))
+    tiles = []
+    for name in (*UNITS, "parameters"):
+        before, after = page.summary.sizes.get(name, (0, 0))
         if before:
             fewer = f"of {_short(before)}: {100 * (1 - after / before):.0f} % fewer" if after < before else "all kept"
-            tiles.append(_Tile(name, _short(after), fewer))
+            tiles.append(_Tile(SHOWN[name][0], _short(after), fewer))
     if (times := page.summary.latency) is not None:
         now, then = (f"{1e3 * seconds:.1f} ms" for seconds in (times.after, times.before))
         if not page.is_dense:
@@ -222,11 +209,9 @@ def _map(page: RunPage) -> dict[str, object]:
     neurons = [] if page.history.quantity == "heads" else page.neurons
     heads, widths = panels_of(kept), panels_of(neurons)
     frames = frames_of(
-        history,
+        page,
         kept=[block for panel in heads for _, block in panel.rows],
         neurons=[block for panel in widths for _, block in panel.rows],
-        search_steps=page.search_steps,
-        score=page.score,
     )
     shown = [asdict(frame) for frame in frames]
     return {"heads": heads, "widths": widths, "frames": shown, "moved": moved_choice(history, kept)}

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from gating.report.card import CompactReport, KeptHeads, KeptNeurons
-from gating.report.curves import Curves, curves_of
 from gating.report.history import History
+from gating.report.rows import CompactReport, KeptHeads, KeptNeurons
 from gating.report.score import Score
 from gating.report.summary import Stage, Summary
+from gating.units import UNITS
 
 __all__ = ["RunResults"]
 
@@ -62,21 +62,21 @@ class RunResults:
         """The measurements as formatted tables."""
         return self.summary.compact_report(self.final_score)
 
-    @cached_property
-    def curves(self) -> Curves:
-        """The values over the steps."""
-        return curves_of(self.history, self.summary, score=self.score, removal=self.search_steps, log=self.log)
+    @property
+    def fall(self) -> tuple[float, float]:
+        """The scores right before and right after the removal; NaN where they were not measured."""
+        stages = (self.summary.metrics.get(stage, {}) for stage in (Stage.SEARCH, Stage.REMOVED))
+        before, after = (metrics.get(f"val/{self.score.name}", math.nan) for metrics in stages)
+        return before, after
 
     @property
     def amounts(self) -> tuple[float, float]:
         """The quantity of the budget before and after the removal: a number of units, or the share of their cost."""
         if self.history.quantity == "cost":
             return 1, sum(self.history.spent.values()) or math.nan
-        kept = {
-            "heads": [(len(heads), number) for _, heads, number in self.kept],
-            "neurons": [(width, number) for _, width, number in self.neurons],
-        }
-        if self.history.quantity not in kept:
-            return self.summary.sizes.get(self.history.quantity, (math.nan, math.nan))
-        pairs = kept[self.history.quantity]
-        return sum(before for _, before in pairs), sum(after for after, _ in pairs)
+        return self.summary.sizes.get(self.history.quantity, (0, 0))
+
+    @property
+    def units(self) -> str:
+        """Names of the units with gates, such as ``heads``."""
+        return " and ".join(UNITS) if self.history.quantity == "cost" else self.history.quantity

@@ -1,15 +1,77 @@
-"""Rows of the table that shows a dense and a compact model side by side."""
+"""The numbers of a compact model, before they are shown: its kept units, sizes, speed and metrics."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
+from torch import nn
+
+from gating.loader.integrity import RECORD_KEY
 from gating.pruning.latency.comparison import LatencyComparison
-from gating.report.card import Row
+from gating.report.metadata import EvaluatedData
+from gating.structure.feed_forward import iter_feed_forward_blocks
 from gating.units import UNITS
 
-__all__ = ["latency_rows", "size_rows"]
+__all__ = [
+    "SHOWN",
+    "CompactReport",
+    "KeptHeads",
+    "KeptNeurons",
+    "Row",
+    "heads_per_layer",
+    "latency_rows",
+    "neurons_per_layer",
+    "size_rows",
+]
+
+# Name of an attention block, original numbers of its kept heads, number of its heads in the dense model.
+KeptHeads = tuple[str, Sequence[int], int]
+
+# Name of a feed-forward block, number of its kept neurons, number of its neurons in the dense model.
+KeptNeurons = tuple[str, int, int]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured quantity before and after.
+
+    Attributes:
+        name: Name of the quantity, with its unit.
+        before: Formatted value of the dense model.
+        after: Formatted value of the compact model.
+        ratio: Formatted ratio of the two.
+    """
+
+    name: str
+    before: str
+    after: str
+    ratio: str
+
+
+@dataclass(frozen=True)
+class CompactReport:
+    """Measurements of a compact model.
+
+    Attributes:
+        rows: Sizes and speed before and after.
+        metrics: For each stage, its title and the formatted validation and test metric.
+        metric_name: Name of this metric.
+        notes: Sentences on the method of measurement.
+        data: Data set of the scores.
+        scores: Results for the metadata of the card: split (``validation`` or ``test``), metric and value.
+        base_model: Name on the hub of the model that this one was made from; by default as its folder says.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    metrics: list[tuple[str, str, str]] = field(default_factory=list)
+    metric_name: str = "accuracy"
+    notes: list[str] = field(default_factory=list)
+    data: EvaluatedData | None = None
+    scores: list[tuple[str, str, float]] = field(default_factory=list)
+    base_model: str | None = None
+
 
 # Name in tables, divisor of the shown value, and its decimals.
-_SHOWN = {
+SHOWN = {
     **{name: (f"{unit.label} {name}", 1, 0) for name, unit in UNITS.items()},
     "macs": ("multiply-accumulates (millions)", 1e6, 1),
     "parameters": ("parameters", 1, 0),
@@ -18,9 +80,20 @@ _SHOWN = {
 }
 
 
+def heads_per_layer(model: nn.Module) -> list[KeptHeads]:
+    """Return the kept heads of each attention block, from the record in the model's configuration."""
+    record = getattr(model.config, RECORD_KEY)
+    return [(name, block["kept_heads"], block["num_heads"]) for name, block in record["blocks"].items()]
+
+
+def neurons_per_layer(model: nn.Module) -> list[KeptNeurons]:
+    """Return the number of kept neurons of each feed-forward block, and its former number."""
+    return [(block.name, block.num_neurons, block.width_before) for block in iter_feed_forward_blocks(model)]
+
+
 def size_rows(sizes: Mapping[str, tuple[float, float]], kinds: Mapping[str, tuple[int, int]]) -> list[Row]:
     """Return rows of the sizes and kinds of heads of :class:`~gating.report.summary.Summary`."""
-    named = [(_SHOWN[name], numbers) for name, numbers in sizes.items()]
+    named = [(SHOWN[name], numbers) for name, numbers in sizes.items()]
     heads = [((f"{kind} heads", 1, 0), numbers) for kind, numbers in kinds.items()]
     return [
         Row(name, f"{before / unit:,.{digits}f}", f"{after / unit:,.{digits}f}", f"{after / before:.2f}")

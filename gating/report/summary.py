@@ -22,10 +22,9 @@ from gating.pruning.measure import (
     weight_megabytes,
 )
 from gating.pruning.prune_report import num_parameters, unproven_note
-from gating.report.card import CompactReport
 from gating.report.machine import machine, versions
 from gating.report.metadata import EvaluatedData
-from gating.report.rows import latency_rows, size_rows
+from gating.report.rows import CompactReport, latency_rows, size_rows
 from gating.report.score import Score
 from gating.storage.atomic import replacing_file
 from gating.units import UNITS

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gating.report.card import CompactReport, KeptHeads, KeptNeurons
+from gating.report.rows import CompactReport, KeptHeads, KeptNeurons
 
 __all__ = ["kept_heads_table", "kept_neurons_table", "print_report", "print_samples"]
 

@@ -16,9 +16,8 @@ from gating.gates import HeadGates
 from gating.objectives import HasMovableBudget
 from gating.pruning.latency.comparison import describe_batch
 from gating.pruning.latency.copies import PRECISION, CopyTimer
-from gating.pruning.latency.costs import NUM_PASSES, budget_of_number, measure_latency_costs, time_kept
-from gating.pruning.latency.reached import Reached, kept_for_speedup
-from gating.pruning.latency.speedup import num_heads_for_speedup
+from gating.pruning.latency.costs import NUM_PASSES, budget_of_number, measure_latency_costs
+from gating.pruning.latency.speedup import Reached, kept_for_speedup, num_heads_for_speedup
 from gating.pruning.macs import measure_macs
 from gating.run.data import RunData
 from gating.run.folder.stored_settings import MEASURED, read_settings_of
@@ -96,10 +95,10 @@ def _measure(
     speedup = asked.speedup
     with _timer(model, batch, timing, title="Compact copies are timed on this device", share=_SHARE_BEFORE) as timer:
         if gates.is_weighed:
-            costs = measure_latency_costs(model, gates, timer=timer)
+            costs = measure_latency_costs(gates, timer)
         else:
             assert speedup is not None
-            number = num_heads_for_speedup(model, speedup=speedup, gates=gates, timer=timer)
+            number = num_heads_for_speedup(gates, timer, speedup=speedup)
     if not gates.is_weighed:
         print(
             f"{number} {gates.units[0]}, evenly spread over its layers, make the model {speedup} times as fast here "
@@ -174,9 +173,9 @@ def _timer_after_search(
 
 
 def _time_choice(run: Run, gates: HeadGates, whole: PreTrainedModel | None, kept: Tensor, timer: CopyTimer) -> Reached:
-    with _without_gates(run, gates, whole) as model:
+    with _without_gates(run, gates, whole):
         what = f"{int(kept.sum()):,} of {len(kept):,} gates"
-        found = time_kept(model, gates, kept, timer, what=what, share=_SHARE_OF_CHOICE)
+        found = timer.time_kept(gates, kept, what=what, share=_SHARE_OF_CHOICE)
     return Reached(found.speedup, found.error, is_over=timer.is_over)
 
 

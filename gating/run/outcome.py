@@ -16,14 +16,13 @@ from transformers import PreTrainedTokenizerBase
 from gating.compact.files import read_config
 from gating.compact.save import save_compact
 from gating.compact.stock import StockError
-from gating.discovery.discover import share_specs
 from gating.distributed.collectives import is_rank_zero
 from gating.loader.integrity import RECORD_KEY
 from gating.models.sources import short_name
-from gating.report.card import CompactReport, heads_per_layer, neurons_per_layer
 from gating.report.figures import save_pictures
 from gating.report.metadata import describe_data
 from gating.report.page import RunPage, write_page
+from gating.report.rows import CompactReport, heads_per_layer, neurons_per_layer
 from gating.report.summary import Stage
 from gating.report.tables import print_report, print_samples
 from gating.run.folder.checkpoints import end_checkpoints
@@ -38,6 +37,7 @@ from gating.sharding.plan import gathered_root
 from gating.sharding.save import has_room_for, save_sharded
 from gating.storage.transfer import upload
 from gating.storage.written import note_written
+from gating.structure.blocks import share_specs
 from gating.tasks.base import WritesText
 from gating.tracking.csv_log import read_log
 from gating.tracking.loggers import log_outcome, log_samples

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from gating.compact.stock import StockError, stock_model
 from gating.data.examples import Examples
-from gating.discovery.find import removable_attention
+from gating.discovery.find import search_attention
 from gating.distributed.collectives import broadcast, is_rank_zero, rank
 from gating.distributed.launch import Devices, check_devices, start_processes
 from gating.errors import InputError
@@ -143,7 +143,7 @@ def _check_meta_model(settings: Settings, objects: RunObjects) -> PreTrainedMode
     if objects.discovers:
         return meta_model  # Discovery runs the model, which needs weights.
     if objects.objective is None:
-        removable_attention(meta_model)
+        search_attention(meta_model)
     else:
         gates = objects.gates_without_model(meta_model)
         _check_objective(objects, objects.objective, gates, meta_model)
@@ -168,7 +168,7 @@ def _check_objective(objects: RunObjects, objective: Objective, gates: HeadGates
     """Raise ``InputError`` if the objective does not fit the gates, or may empty a layer that must keep a head."""
     objective.check(gates)
     least = objects.budget.min_per_layer
-    for block in removable_attention(model) if not least else ():
+    for block in search_attention(model)[0] if not least else ():
         if block.name in gates.block_names and block.spec.returns == "unknown":
             instead = "objective=budget objective" if least is None else "objective"
             raise InputError(

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-__all__ = ["CHANGING", "LONGEST_CHECKED", "boundaries", "checked_context", "steady_context"]
+__all__ = ["CHANGING", "LONGEST_CHECKED", "boundaries", "checked_context", "rotary_parameters", "steady_context"]
 
 # Longest text of a check, in tokens; attention takes memory by the square of it.
 LONGEST_CHECKED = 8192
@@ -29,7 +29,7 @@ def boundaries(config: Any) -> list[int]:
     steady = steady_context(config)
     found |= set() if steady is None else {steady}
     # The first context of others is passed where that costs little.
-    first = [rope.get("original_max_position_embeddings") for rope in _ropes(config)]
+    first = [rope.get("original_max_position_embeddings") for rope in rotary_parameters(config)]
     found |= {length for length in first if type(length) is int and length <= _SHORT}
     return sorted(length for length in found if length > 1)
 
@@ -39,7 +39,7 @@ def steady_context(config: Any) -> int | None:
 
     Beyond it, dynamic and long ones are others for all tokens, those in a cache included.
     """
-    for rope in _ropes(config):
+    for rope in rotary_parameters(config):
         kind = rope.get("rope_type")
         length = rope.get("original_max_position_embeddings") if kind == _LONG else None
         if kind in CHANGING:
@@ -67,7 +67,7 @@ def checked_context(config: Any) -> tuple[int | None, str | None]:
 
 
 def _kind(config: Any) -> str:
-    return next(str(rope["rope_type"]) for rope in _ropes(config) if rope.get("rope_type") in CHANGING)
+    return next(str(rope["rope_type"]) for rope in rotary_parameters(config) if rope.get("rope_type") in CHANGING)
 
 
 def _text_config(config: Any) -> Any:
@@ -82,7 +82,7 @@ def _longest(config: Any) -> int | None:
     return length if isinstance(length, int) and length > 0 else None
 
 
-def _ropes(config: Any) -> list[Mapping[str, Any]]:
+def rotary_parameters(config: Any) -> list[Mapping[str, Any]]:
     """Return the parameters of rotary embeddings, for each kind of layers if they differ."""
     parameters = getattr(_text_config(config), "rope_parameters", None) or {}
     nested = [value for value in parameters.values() if isinstance(value, Mapping)]

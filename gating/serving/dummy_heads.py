@@ -1,19 +1,17 @@
 """Attention without any head, for runtimes that need a head in every layer: one head that does nothing instead."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable
 from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel, initialization
+from transformers import PreTrainedModel
 
-from gating.loader.changes import set_attribute
 from gating.loader.integrity import RECORD_KEY
-from gating.loader.record import plan_from_record
 from gating.proof.conditions import check_no_adapters, check_whole
-from gating.pruning.recording import become_compact, describe_kept_units
-from gating.structure.blocks import AttentionBlock, iter_attention_blocks
+from gating.pruning.recording import build_recorded, describe_kept_units
+from gating.structure.attention import AttentionBlock, iter_attention_blocks
 
 __all__ = ["with_dummy_heads"]
 
@@ -35,15 +33,6 @@ def with_dummy_heads(model: PreTrainedModel, names: Collection[str] | None = Non
 
     Raises:
         ValueError: The model has adapters or is sharded.
-
-    Example:
-        >>> from gating import prune_heads
-        >>> from transformers import LlamaConfig, LlamaModel
-        >>> sizes = {"hidden_size": 16, "intermediate_size": 8, "num_hidden_layers": 1, "vocab_size": 10}
-        >>> model = LlamaModel(LlamaConfig(num_attention_heads=4, num_key_value_heads=2, **sizes))
-        >>> report = prune_heads(model, {0: [0, 1, 2, 3]})
-        >>> with_dummy_heads(model).layers[0].self_attn.k_proj.weight.shape  # one head of width 4
-        torch.Size([4, 16])
     """
     check_whole(model, remedy="gather it first, or load the compact folder in one process")
     check_no_adapters(model)
@@ -55,49 +44,40 @@ def with_dummy_heads(model: PreTrainedModel, names: Collection[str] | None = Non
     dummy = list(emptied if names is None else names)
     if not dummy:
         return model
-    copy = _build(model, dummy)
+    copy = _build(model, [emptied[name] for name in dummy])
     blocks = {block.name: block for block in iter_attention_blocks(copy)}
     for name in dummy:
         _make_dummy(copy, blocks[name], like=emptied[name].output_projection.weight)
     _share(model, copy)
-    become_compact(copy)
     if getattr(model, "generation_config", None) is not None:
         copy.generation_config = deepcopy(model.generation_config)
     copy.train(model.training)
     return copy
 
 
-def _build(model: PreTrainedModel, dummy: Collection[str]) -> PreTrainedModel:
+def _build(model: PreTrainedModel, emptied: Iterable[AttentionBlock]) -> PreTrainedModel:
     """Build the copy without values; its record has, as padding, the heads of blocks that get dummy heads."""
-    dense_class: type[PreTrainedModel] = getattr(type(model), "dense_class", type(model))
-    record = describe_kept_units(model)
-    with torch.device("meta"), initialization.no_init_weights():
-        copy: PreTrainedModel = dense_class._from_config(_dense_config(model))
-    for block in iter_attention_blocks(copy):
-        if block.name in dummy:
-            size = len(block.head_slots) // block.num_key_value_heads
-            heads = block.head_slots[::size] if block.spec.keeps_key_value_heads else block.head_slots[:1]
-            record["blocks"][block.name]["padding_heads"] = list(heads)
-    for change in plan_from_record(copy, record):
-        set_attribute(*change)
-    return copy
-
-
-def _dense_config(model: PreTrainedModel) -> PreTrainedConfig:
-    config: PreTrainedConfig = deepcopy(model.config)
-    if hasattr(config, RECORD_KEY):
-        delattr(config, RECORD_KEY)
-    return config
+    config, record = deepcopy(model.config), describe_kept_units(model)
+    for block in emptied:
+        size = block.num_heads_before // block.num_key_value_heads_before
+        heads = range(0, block.num_heads_before, size) if block.spec.keeps_key_value_heads else [0]
+        record["blocks"][block.name]["padding_heads"] = list(heads)
+    setattr(config, RECORD_KEY, record)
+    return build_recorded(model, config)
 
 
 @torch.no_grad()
 def _make_dummy(model: PreTrainedModel, block: AttentionBlock, *, like: Any) -> None:
     """Give a block without values zeros in its projections, and elsewhere the values of a new model."""
+
+    def zeros(tensor: Tensor) -> Tensor:
+        dtype = like.dtype if tensor.is_floating_point() else tensor.dtype
+        return torch.zeros_like(tensor, dtype=dtype, device=like.device) if tensor.is_meta else tensor
+
     projections = [linear for linear, _ in block.projections()]
     outputs = [block.output_projection, *(linear for linear, _ in block.other_outputs())]
     for module in {*block.module.modules(), *projections, *outputs}:
-        for owned in (module._parameters, module._buffers):
-            _fill(owned, like)
+        module._apply(zeros, recurse=False)
         if module not in projections and module not in outputs:
             model._init_weights(module)
     # Projections come last, because attention modules of some families initialize them, too.
@@ -108,24 +88,11 @@ def _make_dummy(model: PreTrainedModel, block: AttentionBlock, *, like: Any) -> 
         block.module.head_index = torch.tensor(block.head_slots, device=like.device)
 
 
-def _fill(owned: Mapping[str, Tensor | None], like: Tensor) -> None:
-    for name, tensor in list(owned.items()):
-        if tensor is not None and tensor.is_meta:
-            dtype = like.dtype if tensor.is_floating_point() else tensor.dtype
-            filled = torch.zeros(tensor.shape, dtype=dtype, device=like.device)
-            owned[name] = nn.Parameter(filled) if isinstance(tensor, nn.Parameter) else filled  # type: ignore[index]
-
-
 def _share(model: nn.Module, copy: nn.Module) -> None:
     """Give a copy the tensors of a model where both have them in one shape; those of emptied layers have no entries."""
     owners = dict(copy.named_modules())
-    for name, tensor in _tensors(model):
+    for name, tensor in (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)):
         owner, _, attribute = name.rpartition(".")
         there = getattr(owners[owner], attribute, None) if owner in owners else None
         if isinstance(there, Tensor) and there.shape == tensor.shape:
             setattr(owners[owner], attribute, tensor)
-
-
-def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from model.named_parameters(remove_duplicate=False)
-    yield from model.named_buffers(remove_duplicate=False)

@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from gating.errors import InputError, MissingPackageError
 
+# The table of formats is read by `--help`, which does not wait for torch and transformers.
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -41,7 +42,7 @@ class ServingFormat:
         exporter: Module and name of the function that exports a model, which is imported when it is used.
         check: Module and name of the function that raises for models that the runtime does not run; empty if it runs
             all.
-        ending: Ending of the default name: that of a file, or ``-NAME`` for a folder.
+        ending: Ending of the default name of a file; the name of a folder ends with that of the format.
         options: Names of the function's options beside ``overwrite``.
         packages: Packages that the export needs.
         extra: The extra of this package that has them.
@@ -51,25 +52,26 @@ class ServingFormat:
     summary: str
     exporter: str
     check: str = ""
-    ending: str
+    ending: str = ""
     options: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
     extra: str = "serving"
 
-    def load(self) -> Callable[..., Any]:
-        """Return the function ``(model_or_directory, path, *, overwrite, ...)`` that exports a model.
-
-        It returns a :class:`ServingReport`.
-
-        Raises:
-            ImportError: A package for the export is not installed.
-        """
+    def check_packages(self) -> None:
+        """Raise ``ImportError`` with the extra to install if a package for the export is missing."""
         for package in self.packages:
             if find_spec(package) is None:
                 name = package.replace("_", "-")
                 raise MissingPackageError(
                     f"The package {name} is needed for this export: pip install 'head-gating[{self.extra}]'"
                 )
+
+    def load(self) -> Callable[..., Any]:
+        """Return the function ``(model_or_directory, path, *, overwrite, ...)`` that exports a model.
+
+        It returns a :class:`ServingReport`, and raises as :func:`export_compact`.
+        """
+        self.check_packages()
         return _load(self.exporter)
 
     def reason_against(self, model: "PreTrainedModel") -> str:
@@ -93,7 +95,6 @@ FORMATS: Mapping[str, ServingFormat] = {
         runtime="ONNX Runtime",
         summary="ONNX Runtime, one forward pass without a cache",
         exporter="gating.serving.graphs.graph_export:export_onnx",
-        ending="-onnx",
         options=("int8",),
         packages=("onnx", "onnxscript", "onnxruntime"),
         extra="export",
@@ -102,7 +103,6 @@ FORMATS: Mapping[str, ServingFormat] = {
         runtime="PyTorch",
         summary="torch.export",
         exporter="gating.serving.graphs.graph_export:export_torch",
-        ending="-torch",
     ),
     "gguf": ServingFormat(
         runtime="llama.cpp",
@@ -118,16 +118,14 @@ FORMATS: Mapping[str, ServingFormat] = {
         summary="ONNX Runtime GenAI, decoders with a cache",
         exporter="gating.serving.genai.genai_export:export_genai",
         check="gating.serving.genai.genai_export:check_genai",
-        ending="-onnx-genai",
         options=("dtype",),
-        packages=("onnx", "onnxruntime", "onnxruntime_genai"),
+        packages=("onnx", "onnx_ir", "onnxruntime", "onnxruntime_genai"),
     ),
     "openvino": ServingFormat(
         runtime="OpenVINO",
         summary="OpenVINO",
         exporter="gating.serving.openvino.openvino_export:export_openvino",
         check="gating.serving.openvino.openvino_export:check_openvino",
-        ending="-openvino",
         options=("dtype",),
         packages=("openvino",),
     ),
@@ -136,7 +134,6 @@ FORMATS: Mapping[str, ServingFormat] = {
         summary="vLLM, decoders",
         exporter="gating.serving.vllm:export_vllm",
         check="gating.serving.vllm:check_vllm",
-        ending="-vllm",
     ),
 }
 
@@ -163,18 +160,14 @@ def export_compact(
 
     Raises:
         ImportError: A package for the export is not installed.
-        ValueError: The format or the option is unknown, or the runtime has no such models.
+        TypeError: The model is not one of transformers.
+        ValueError: The format or the option is unknown, the model is not ready to be exported, or the runtime has no
+            such models.
         FileExistsError: The path exists and ``overwrite`` is false, or it is not an earlier export.
         RuntimeError: The export fails, or the runtime gives other results. Nothing is written.
     """
-    # The table of formats is read by `--help`, which does not wait for torch and transformers.
-    from transformers import PreTrainedModel
-
-    from gating.serving.opening import source_of
-
     if format not in FORMATS:
         raise InputError(f"format={format!r} is not a format of exports: give one of {', '.join(FORMATS)}.")
-    source_of(model_or_directory)  # Raises for anything else.
     row = FORMATS[format]
     given = {name: value for name, value in options.items() if value is not None and value is not False}
     for name in given.keys() - set(row.options):
@@ -183,9 +176,9 @@ def export_compact(
         error = InputError(f"format={format!r} has no option {name}. {remedy}")
         error.in_command = f"--format {format} has no option --{name.replace('_', '-')}. {remedy}"
         raise error
-    export, training = row.load(), getattr(model_or_directory, "training", False)
+    export, training = row.load(), getattr(model_or_directory, "training", None)
     try:
         return export(model_or_directory, save_path, overwrite=overwrite, **given)
     finally:
-        if isinstance(model_or_directory, PreTrainedModel):
-            model_or_directory.train(training)
+        if training is not None:
+            cast("PreTrainedModel", model_or_directory).train(training)

@@ -4,6 +4,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,7 +21,6 @@ __all__ = [
     "check_tokens",
     "make_prompts",
     "short_prompts",
-    "write_greedily",
 ]
 
 NUM_NEW_TOKENS = 40
@@ -60,8 +60,10 @@ class TokenCheck:
         )
 
 
-def make_prompts(model: PreTrainedModel, *, context: int | None = None, seed: int = 0) -> tuple[list[list[int]], int]:
-    """Return prompts of random tokens without special tokens, and the number of tokens to write after each.
+def make_prompts(
+    model: PreTrainedModel, *, context: int | None = None, without: Sequence[int] = ()
+) -> tuple[list[list[int]], int]:
+    """Return prompts of random tokens without special and given ones, and the number of tokens to write after each.
 
     Some go past each length at which the model computes otherwise, such as the end of a sliding window.
     """
@@ -69,9 +71,9 @@ def make_prompts(model: PreTrainedModel, *, context: int | None = None, seed: in
     context = context or getattr(config, "max_position_embeddings", None) or 2 * NUM_NEW_TOKENS
     context = min(context, LONGEST_CHECKED)
     named = [getattr(config, f"{name}_token_id", None) for name in ("bos", "eos", "pad")]
-    special = {token for value in named for token in (value if isinstance(value, list) else [value])}
+    special = {*without, *(token for value in named for token in (value if isinstance(value, list) else [value]))}
     allowed = torch.tensor([token for token in range(config.vocab_size) if token not in special])
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     lengths = [min(length, max(1, context // 2)) for length in _LENGTHS]
     # Prompts end past each boundary and, where there is room, before it, so that the written tokens pass it.
     room = min(NUM_NEW_TOKENS, context // 2)
@@ -86,16 +88,6 @@ def make_prompts(model: PreTrainedModel, *, context: int | None = None, seed: in
 def short_prompts(prompts: Sequence[Sequence[int]]) -> list[Sequence[int]]:
     """Return the prompts for a padded batch, whose rows all take the memory of the longest one."""
     return [prompt for prompt in prompts if len(prompt) <= _LONGEST_OF_BATCH]
-
-
-@torch.inference_mode()
-def write_greedily(model: PreTrainedModel, prompt: Sequence[int], count: int = NUM_NEW_TOKENS) -> list[int]:
-    """Return the tokens with the largest logits, one after another, also after a token that ends texts."""
-    tokens = torch.tensor([list(prompt)], device=model.device)
-    for _ in range(count):
-        logits = model(input_ids=tokens, use_cache=False).logits
-        tokens = torch.cat([tokens, logits[:, -1:].argmax(dim=-1)], dim=1)
-    return tokens[0, len(prompt) :].tolist()
 
 
 def _last_logits(model: PreTrainedModel, text: Tensor, count: int) -> Tensor:
@@ -160,6 +152,7 @@ def check_alone_and_in_batch(
     prompts: Sequence[Sequence[int]],
     write: Callable[[Sequence[Sequence[int]]], list[list[int]]],
     *,
+    never_written: Sequence[int] = (),
     tolerance: float | None,
     runtime: str,
     side: str,
@@ -171,6 +164,7 @@ def check_alone_and_in_batch(
     """
     rows = short_prompts(prompts)
     alone, together = [write([prompt])[0] for prompt in prompts], write(rows)
-    check = check_tokens(model, prompts, alone, tolerance=tolerance, runtime=runtime)
-    batch = check_tokens(model, rows, together, tolerance=tolerance, runtime=f"{runtime} in a padded batch")
+    compare = partial(check_tokens, model, never_written=never_written, tolerance=tolerance)
+    check = compare(prompts, alone, runtime=runtime)
+    batch = compare(rows, together, runtime=f"{runtime} in a padded batch")
     return [check.describe(runtime), batch.describe(f"a batch of {len(rows)} prompts, padded on the {side}")]

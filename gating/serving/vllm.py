@@ -8,21 +8,22 @@ import json
 import os
 import shlex
 import shutil
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from gating.compact.decoders import DecoderSizes, sizes_of
+from gating.compact.decoders import sizes_of
 from gating.compact.layer_counts import check_layers
 from gating.compact.save import save_compact
 from gating.compact.stock import StockError, stock_model
 from gating.compact.verify import check_saved
+from gating.loader.integrity import CONFIG, RECORD_KEY
 from gating.serving.contexts import steady_context
 from gating.serving.dummy_heads import with_dummy_heads
-from gating.serving.folder_export import export_kind, exporting, megabytes_of
+from gating.serving.exporting import Exportable, exporting, megabytes_of
 from gating.serving.formats import ServingReport
-from gating.serving.opening import Exportable
 from gating.storage.results import MODEL_FILES
 from gating.storage.tables import read_table
 
@@ -35,7 +36,6 @@ _OF_THE_MODEL = ("config.json", "generation_config.json", "model*.safetensors", 
 
 # Only this file beside the model tells the folder from that of any compact model.
 _MARK, _MARKED = "export.json", {"export_format": "vllm"}
-_KIND = export_kind(lambda folder: read_table(folder / _MARK) == _MARKED)
 
 
 def export_vllm(
@@ -47,24 +47,14 @@ def export_vllm(
     """Save a decoder as a folder that vLLM serves, and compare the outputs of the folder with those of the model.
 
     A model that a configuration describes is saved as a dense one. Another one is saved as a compact folder whose
-    ``config.json`` has the head counts of each layer, and whose layers without heads have one that does nothing.
-
-    Args:
-        model_or_directory: A decoder, its folder, or its name on the hub; the tokenizer in a folder is copied.
-        save_path: The folder; it is written whole or not at all.
-        overwrite: Whether the folder of an earlier export for vLLM may be replaced.
-
-    Returns:
-        The folder, with the command that serves it.
-
-    Raises:
-        ValueError: The model is no decoder of text, or of a family whose uneven layers vLLM does not run.
-        FileExistsError: The folder is not empty and ``overwrite`` is false, or it is not an earlier export.
+    ``config.json`` has the head counts of each layer, and whose layers without heads have one that does nothing. The
+    tokenizer in a folder is copied. Arguments and errors are those of :func:`~gating.serving.formats.export_compact`.
     """
     place = Path(save_path)
-    with exporting(model_or_directory, place, kind=_KIND, overwrite=overwrite, format="vllm") as opened:
+    with exporting(model_or_directory, place, format="vllm", overwrite=overwrite) as opened:
         model, source, folder = opened
-        is_stock = _save(model, folder, sizes_of(model))
+        save_compact(with_dummy_heads(model), folder, verify=False)
+        is_stock = RECORD_KEY not in read_table(folder / CONFIG)
         (folder / _MARK).write_text(json.dumps(_MARKED) + "\n", encoding="utf-8")
         has_tokenizer = source is not None and _copy_tokenizer(source, folder)
         check_saved(model, folder)
@@ -90,25 +80,10 @@ def _context_option(model: PreTrainedModel) -> str:
 def check_vllm(model: PreTrainedModel) -> None:
     """Raise ``ValueError`` with the reason for which vLLM cannot serve a model."""
     if sizes_of(model).is_even:
-        try:
+        with suppress(StockError):
             stock_model(model)
-        except StockError:
-            check_layers(model)
-    else:
-        check_layers(model)
-
-
-def _save(model: PreTrainedModel, folder: Path, sizes: DecoderSizes) -> bool:
-    """Save a model in the form that vLLM reads; return whether it is a dense model."""
-    if sizes.is_even:
-        try:
-            save_compact(model, folder, stock=True, verify=False)
-        except StockError:
-            pass
-        else:
-            return True
-    save_compact(with_dummy_heads(model), folder, stock=False, verify=False)
-    return False
+            return
+    check_layers(model)
 
 
 def _copy_tokenizer(source: Path, folder: Path) -> bool:

@@ -1,6 +1,6 @@
 """Copies of a sharded model: on the meta device, cut over the same processes, and whole."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from typing import cast
 
@@ -11,10 +11,10 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from gating.discovery.discover import share_specs
 from gating.errors import OperationError
 from gating.gates.attachment import CHILD_NAME
 from gating.loader.sharded import indivisible_left_out, is_indivisible
+from gating.structure.blocks import share_specs
 from gating.structure.edits import whole
 
 __all__ = [
@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 
-def dense_class(model: PreTrainedModel) -> type[PreTrainedModel]:
+def whole_class(model: PreTrainedModel) -> type[PreTrainedModel]:
     """Return the class of a model before FSDP2 has changed it."""
     cls = next(cls for cls in type(model).__mro__ if not issubclass(cls, FSDPModule))
     return cast("type[PreTrainedModel]", cls)
@@ -41,7 +41,7 @@ def meta_copy(model: PreTrainedModel) -> PreTrainedModel:
     Training modes, frozen parameters, gradient checkpointing and discovered layouts are those of the model.
     """
     with torch.device("meta"):
-        copy: PreTrainedModel = dense_class(model)._from_config(config_without_sharding(model))
+        copy: PreTrainedModel = whole_class(model)._from_config(config_without_sharding(model))
     share_specs(model, copy)
     if model.can_generate():
         copy.generation_config = deepcopy(model.generation_config)
@@ -68,7 +68,7 @@ def config_without_sharding(model: PreTrainedModel) -> PreTrainedConfig:
 
 def untrained_copy(model: PreTrainedModel) -> PreTrainedModel:
     """Return a whole model of the shapes of a sharded one with random weights, for timings in one process."""
-    copy: PreTrainedModel = dense_class(model)._from_config(config_without_sharding(model))
+    copy: PreTrainedModel = whole_class(model)._from_config(config_without_sharding(model))
     share_specs(model, copy)
     moved: PreTrainedModel = copy.to(model.device, model.dtype)  # type: ignore[arg-type]
     return moved
@@ -79,11 +79,9 @@ def tensors_of(model: PreTrainedModel) -> dict[str, Tensor]:
 
     A state dict of the module itself, which also cuts parameters again that a forward pass has left whole.
     """
-    found: dict[str, Tensor] = {
-        name: tensor for name, tensor in model.state_dict().items() if not name.startswith(f"{CHILD_NAME}.")
-    }
     # Tables of positions are in no state dict.
-    return found | {name: buffer for name, buffer in model.named_buffers() if not name.startswith(f"{CHILD_NAME}.")}
+    found: dict[str, Tensor] = {**model.state_dict(), **dict(model.named_buffers())}
+    return {name: tensor for name, tensor in found.items() if not name.startswith(f"{CHILD_NAME}.")}
 
 
 def shard_copy(
@@ -109,9 +107,10 @@ def _put(copy: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:
     names = copy.state_dict().keys()
     copy.load_state_dict({name: tensors[name] for name in names}, assign=True)
     copy.tie_weights()
-    for owner, name, full_name in _buffers(copy):
+    for full_name, _ in list(copy.named_buffers()):
         if full_name not in names:
-            owner.register_buffer(name, tensors[full_name], persistent=False)
+            owner, _, name = full_name.rpartition(".")
+            copy.get_submodule(owner).register_buffer(name, tensors[full_name], persistent=False)
 
 
 def shard_like(tensor: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
@@ -137,13 +136,6 @@ def _fitting(tensors: Mapping[str, Tensor], name: str, empty: Tensor, copy: nn.M
     made = empty.new_empty(empty.shape, device=device)
     is_parameter = attribute in copy.get_submodule(owner)._parameters
     return shard_like(made, tensors) if is_parameter else made
-
-
-def _buffers(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
-    for prefix, module in model.named_modules():
-        for name, buffer in list(module._buffers.items()):
-            if buffer is not None:
-                yield module, name, f"{prefix}.{name}".removeprefix(".")
 
 
 def copy_sharded(model: PreTrainedModel) -> PreTrainedModel:

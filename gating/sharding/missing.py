@@ -14,14 +14,10 @@ __all__ = ["initialize_missing"]
 
 @torch.no_grad()
 def initialize_missing(model: PreTrainedModel, names: Iterable[str], *, random_state: Tensor) -> None:
-    """Initialize parameters of a sharded model that a checkpoint lacks, in place.
+    """Initialize the named parameters of a sharded model, which a checkpoint lacks, in place.
 
     transformers initializes each shard for itself: with the same random numbers in all processes, and on the device.
-
-    Args:
-        model: A sharded model.
-        names: Names of the parameters.
-        random_state: State of the CPU's random numbers before the model was loaded.
+    The ``random_state`` is that of the CPU before the model was loaded.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     wanted = {name for name in names if name in parameters}
@@ -29,14 +25,12 @@ def initialize_missing(model: PreTrainedModel, names: Iterable[str], *, random_s
         torch.set_rng_state(random_state)
         return
     copy = meta_copy(model)
-    for prefix, module in copy.named_modules():
-        for attribute, parameter in list(module._parameters.items()):
-            if parameter is None:
-                continue
-            if f"{prefix}.{attribute}".removeprefix(".") in wanted:
-                module._parameters[attribute] = nn.Parameter(torch.empty_like(parameter, device="cpu"))
-            else:
-                parameter._is_hf_initialized = True
+    for name, parameter in list(copy.named_parameters(remove_duplicate=False)):
+        if name in wanted:
+            owner, _, attribute = name.rpartition(".")
+            setattr(copy.get_submodule(owner), attribute, nn.Parameter(torch.empty_like(parameter, device="cpu")))
+        else:
+            parameter._is_hf_initialized = True  # type: ignore[attr-defined]
     for module in copy.modules():
         # Emptied blocks stay as they are.
         if not hasattr(module, "head_slots"):

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 from transformers.distributed.configuration_utils import DistributedConfig
 
 from gating.loader.sharded import indivisible_left_out
-from gating.structure.blocks import Block, iter_attention_blocks
+from gating.structure.attention import iter_attention_blocks
+from gating.structure.blocks import Block
 from gating.structure.feed_forward import iter_feed_forward_blocks
 
 __all__ = ["gathered_root", "is_sharded", "on_own_device", "reshard", "shard_model", "sharding_of"]
@@ -36,12 +37,7 @@ class _OnlyPlan(dict[str, str]):
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Return whether the parameters of a model are cut over several processes by FSDP2.
-
-    Example:
-        >>> is_sharded(nn.Linear(2, 2))
-        False
-    """
+    """Return whether the parameters of a model are cut over several processes by FSDP2."""
     return isinstance(model, FSDPModule)
 
 

@@ -109,8 +109,7 @@ def _without_units(model: PreTrainedModel, gates: HeadGates, values: Tensor) -> 
 
 def _cut(copy: PreTrainedModel, edits: Sequence[Edit], tensors: dict[str, Tensor]) -> None:
     """Apply the edits of a removal to a copy on the meta device, and to shards by the names of their parameters."""
-    parameters = dict(copy.named_parameters())
-    names = {id(parameter): name for name, parameter in parameters.items()}
+    names = {id(parameter): name for name, parameter in copy.named_parameters()}
     last = {(id(edit.owner), edit.attribute): number for number, edit in enumerate(edits)}
     gathered: dict[tuple[int, str], str] = {}
     for number, edit in enumerate(edits):

@@ -26,8 +26,9 @@ from gating.loader.integrity import INDEX, write_checksums
 from gating.proof.conditions import check_no_adapters
 from gating.proof.masked import ExpectedOutputs
 from gating.pruning.recording import become_compact, has_lost_units
-from gating.report.card import CompactReport, write_card
-from gating.sharding.copies import dense_class, meta_copy, tensors_of
+from gating.report.card import write_card
+from gating.report.rows import CompactReport
+from gating.sharding.copies import meta_copy, tensors_of, whole_class
 from gating.sharding.plan import is_sharded, on_own_device, reshard
 from gating.storage.folders import replacing_folder
 from gating.storage.results import COMPACT_MODEL
@@ -82,31 +83,22 @@ def save_sharded(
     tokenizer: Processor | None = None,
     report: CompactReport | None = None,
     overwrite: bool = False,
-    verify: bool = True,
     probe: Mapping[str, Tensor] | None = None,
     max_file_size: str = "5GB",
 ) -> Path:
     """Save a sharded model as the folder of :func:`gating.save_compact`, of which no process holds the whole.
 
     Called by all processes, which need a file system in common. Each writes its shards with torch's writer of
-    safetensors files; rank 0 joins them on the disk.
+    safetensors files; rank 0 joins them on the disk. Arguments and errors are those of :func:`gating.save_compact`.
 
     Args:
         model: A sharded model without gates.
         save_directory: Path of the folder.
-        tokenizer: The tokenizer, or the image processor, to save with the model.
+        tokenizer: The tokenizer, or the image processor.
         report: Measurements for the model card.
-        overwrite: Whether the folder of an earlier compact model may be replaced, if no other file is in it.
-        verify: Whether to load the saved folder, cut over the same processes, and compare outputs.
-        probe: Batch for this comparison, the same in all processes; by default made from the model's configuration.
+        overwrite: Whether an earlier compact folder may be replaced.
+        probe: Batch on which outputs of the saved folder, cut over the same processes, are compared with the model's.
         max_file_size: Size of a file of weights, such as ``5GB``.
-
-    Returns:
-        The path of the folder.
-
-    Raises:
-        ValueError: The model has gates or adapters, weights are NaN or infinite, or outputs differ after loading.
-        FileExistsError: As :func:`gating.save_compact`.
     """
     if hasattr(model, "head_gates"):
         raise InputError(
@@ -133,8 +125,7 @@ def save_sharded(
         if torch.distributed.get_rank() == 0:
             write_checksums(folder, places=auto_places(type(copy.config)))
         torch.distributed.barrier()
-        if verify:
-            _check_saved(model, folder, probe)
+        _check_saved(model, folder, probe)
     return target
 
 
@@ -204,7 +195,7 @@ def _folder_of_all(target: Path, *, overwrite: bool) -> Iterator[Path]:
 
 def _check_saved(model: PreTrainedModel, folder: Path, probe: Mapping[str, Tensor] | None) -> None:
     """Raise ``InputError`` if the folder gives another model, cut over the same processes."""
-    cls = compact_class(dense_class(model), type(model.config))
+    cls = compact_class(whole_class(model), type(model.config))
     expected = ExpectedOutputs.of(model, probe, tolerance=SAVED_TOLERANCE)
     with on_own_device():
         loaded = cls.from_pretrained(folder, dtype="auto", distributed_config=model.config.distributed_config)

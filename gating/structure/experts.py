@@ -13,23 +13,15 @@ from torch import Tensor, nn
 
 from gating.loader.experts import ExpertsSpec
 from gating.loader.layouts import UpLayout
-from gating.structure.edits import Handle
+from gating.structure.hooks import Handle
 
-__all__ = ["GROUP_FACTOR", "experts_per_token", "find_experts_spec", "hook_activation"]
+__all__ = ["GROUP_FACTOR", "find_experts_spec", "hook_activation"]
 
 # torch.nn.functional.grouped_mm needs strides of 16 bytes: 8 numbers of half precision.
 GROUP_FACTOR = 8
 
 _UPS: tuple[tuple[str, ...], ...] = (("gate_up_proj",), ("gate_proj", "up_proj"), ("up_proj",))
 _DOWN = "down_proj"
-_PER_TOKEN = ("num_experts_per_tok", "moe_topk", "moe_top_k", "top_k_experts", "moe_k")
-
-
-def experts_per_token(experts: nn.Module, spec: ExpertsSpec) -> int:
-    """Return the number of experts that compute each token: those that the router chooses, or all as in Llama 4."""
-    config = getattr(experts, "config", None)
-    numbers = (getattr(config, name, None) for name in _PER_TOKEN)
-    return next((number for number in numbers if type(number) is int), _shape(experts, spec.down)[0])
 
 
 def find_experts_spec(module: nn.Module) -> ExpertsSpec | None:
@@ -37,10 +29,6 @@ def find_experts_spec(module: nn.Module) -> ExpertsSpec | None:
 
     Source: the classes with ``use_experts_implementation`` in transformers 5.24, and those of Llama 4, LongCat and
     Inkling.
-
-    Example:
-        >>> find_experts_spec(nn.Linear(2, 2)) is None
-        True
     """
     parameters = module._parameters
     ups = next((names for names in _UPS if all(_has_three_dims(parameters.get(name)) for name in names)), None)
@@ -62,11 +50,8 @@ def hook_activation(experts: nn.Module, function: Callable[[Tensor], Tensor | No
     """Call a function on the features of experts, ``[..., num_neurons]``; a result other than None replaces them.
 
     The features are the output of the activation: the product with the other half, before it or after, is taken
-    element by element, as is a factor of each feature.
-
-    Args:
-        experts: The module of the experts.
-        function: For models that are copied with their hooks, a module.
+    element by element, as is a factor of each feature. For models that are copied with their hooks, the function has to
+    be a module.
     """
     name = _activation(experts)
     assert name is not None

@@ -5,43 +5,36 @@ down projection there must be nothing but an activation, a product with the gate
 """
 
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from gating.errors import InputError
-from gating.families.feed_forward import (
-    check_group_size,
-    find_feed_forward_spec,
-    registered_feed_forward_spec,
-    rows_of_layout,
-)
-from gating.loader.changes import num_inputs, num_outputs, weight_dim, without_adapter
+from gating.families.feed_forward import find_feed_forward_spec, registered_feed_forward_spec, rows_of_layout
+from gating.loader.changes import num_inputs, num_outputs, without_adapter
 from gating.loader.experts import ExpertsSpec, without_grouped_products
 from gating.loader.layouts import FeedForwardSpec, UpLayout
 from gating.loader.record import base_prefix
-from gating.structure.blocks import layer_number, tower_of
-from gating.structure.edits import Edit, Features, Handle, SetAttribute, TakeEntries, hook_input, plan_cut_at, set_all
-from gating.structure.experts import GROUP_FACTOR, experts_per_token, find_experts_spec, hook_activation
+from gating.structure.blocks import Block, layer_number, whole_number
+from gating.structure.edits import Edit, Features, SetAttribute, TakeEntries, plan_cut_at, set_all
+from gating.structure.experts import GROUP_FACTOR, find_experts_spec, hook_activation
+from gating.structure.hooks import Handle
 
-__all__ = [
-    "DEFAULT_GROUP_SIZE",
-    "ExpertsBlock",
-    "FeedForwardBlock",
-    "iter_feed_forward_blocks",
-]
+__all__ = ["DEFAULT_GROUP_SIZE", "ExpertsBlock", "FeedForwardBlock", "iter_feed_forward_blocks"]
 
 DEFAULT_GROUP_SIZE = 64
+# Names of settings with the number of experts that the router chooses.
+_PER_TOKEN = ("num_experts_per_tok", "moe_topk", "moe_top_k", "top_k_experts", "moe_k")
 
 
 @dataclass(frozen=True)
-class FeedForwardBlock:
+class FeedForwardBlock(Block):
     """The feed-forward block of a layer with its projections.
 
     Attributes:
         name: Dotted name of the down projection, relative to the model without its task head.
-        layer_idx: Number of the layer.
         module: The smallest module that holds all projections; in BERT, the layer itself.
         spec: The layout of its projections.
         group_size: Number of neurons in a group; the last group is smaller if the size does not divide the width.
@@ -49,9 +42,6 @@ class FeedForwardBlock:
         group_ids: Original numbers of the present groups. Group ``g`` has the neurons from ``g * group_size`` on.
     """
 
-    name: str
-    layer_idx: int
-    module: nn.Module
     spec: FeedForwardSpec
     group_size: int
     width_before: int
@@ -62,18 +52,8 @@ class FeedForwardBlock:
     kind = "feed_forward"
 
     @property
-    def tower(self) -> str:
-        """Part of the model that the block is in, such as ``language`` or ``vision``."""
-        return tower_of(self.name)
-
-    @property
     def unit_ids(self) -> tuple[int, ...]:
         """Original numbers of the present groups."""
-        return self.group_ids
-
-    @property
-    def slot_ids(self) -> tuple[int, ...]:
-        """Original numbers of the groups with inputs of the down projection: the present ones."""
         return self.group_ids
 
     @property
@@ -117,15 +97,9 @@ class FeedForwardBlock:
         for path, layout in self.spec.ups:
             yield self.module.get_submodule(path), layout
 
-    @property
-    def input_weight(self) -> tuple[nn.Module, str, int]:
-        """Module and name of the parameter that multiplies the features, and their dimension in it."""
-        linear = without_adapter(self.output_projection)
-        return linear, "weight", weight_dim(linear, "inputs")
-
-    def hook_features(self, function: Callable[[Tensor], Tensor | None]) -> Handle:
-        """Call a function on the features, ``[..., num_neurons]``, in each use; a result replaces them."""
-        return hook_input(self.output_projection, function)
+    def layers(self) -> list[nn.Module]:
+        """Return the projections, the down projection last."""
+        return [*(up for up, _ in self.ups()), self.output_projection]
 
     def neuron_size(self) -> tuple[int, int]:
         """Return the multiply-accumulates of a neuron for one token, and its number of parameters."""
@@ -148,7 +122,7 @@ class FeedForwardBlock:
         Raises:
             ValueError: The size is not positive, or neurons were removed in groups that it does not divide.
         """
-        group_size = check_group_size(group_size)
+        group_size = _check_group_size(group_size)
         if group_size == self.group_size:
             return self
         if len(self.group_ids) == self.num_groups_before:
@@ -211,8 +185,15 @@ class ExpertsBlock(FeedForwardBlock):
 
     @property
     def experts_per_token(self) -> int:
-        """Number of experts that compute each token."""
-        return experts_per_token(self.module, self.spec)
+        """Number of experts that compute each token: those that the router chooses, or all as in Llama 4."""
+        config = getattr(self.module, "config", None)
+        numbers = (getattr(config, name, None) for name in _PER_TOKEN)
+        return next((number for number in numbers if type(number) is int), self.num_experts)
+
+    @property
+    def num_experts(self) -> int:
+        """Number of experts in the layer."""
+        return int(getattr(self.module, self.spec.down).shape[0])
 
     @property
     def output_projection(self) -> nn.Module:
@@ -243,8 +224,7 @@ class ExpertsBlock(FeedForwardBlock):
         biases = [layout for name, layout, _ in self.spec.dims(self.module) if name.endswith("_bias")]
         num_biases = sum(1 if layout == "plain" else 2 for layout in biases)
         weights = self.hidden_size * (num_rows + 1)
-        num_experts = getattr(self.module, self.spec.down).shape[0]
-        return self.experts_per_token * weights, num_experts * (weights + num_biases)
+        return self.experts_per_token * weights, self.num_experts * (weights + num_biases)
 
     def regrouped(self, group_size: int) -> "FeedForwardBlock":
         """Return the same block in groups of another size; a size that is no multiple of 8 is an error, too."""
@@ -266,6 +246,14 @@ class ExpertsBlock(FeedForwardBlock):
         return [*edits, *set_all(without_grouped_products(self.module, len(positions)))], self.module
 
 
+def _check_group_size(group_size: Any) -> int:
+    with suppress(TypeError):
+        number = whole_number(group_size)
+        if number > 0:
+            return number
+    raise InputError(f"group_size={group_size!r} must be a positive whole number of neurons, such as 64.")
+
+
 def iter_feed_forward_blocks(model: nn.Module, *, group_size: int | None = None) -> Iterator[FeedForwardBlock]:
     """Yield the feed-forward blocks of a model with a known layout, in the order of modules.
 
@@ -279,37 +267,29 @@ def iter_feed_forward_blocks(model: nn.Module, *, group_size: int | None = None)
         ValueError: ``group_size`` does not fit an earlier removal.
     """
     prefix = base_prefix(model)
-    owners = [(name, module, _find_spec(module)) for name, module in model.named_modules()]
-    found = [(name, module, spec) for name, module, spec in owners if spec is not None]
+    owners = [
+        (name, module, find_experts_spec(module) or find_feed_forward_spec(module))
+        for name, module in model.named_modules()
+    ]
+    found = [(name, module, spec, _down(module, spec)) for name, module, spec in owners if spec is not None]
     # Blocks that have lost nothing are counted in the groups of the others.
-    downs = [_down(module, spec) for _, module, spec in found]
-    earlier = {down.group_size for down in downs if hasattr(down, "kept_groups")}
+    earlier = {down.group_size for *_, down in found if hasattr(down, "kept_groups")}
     default = earlier.pop() if len(earlier) == 1 else DEFAULT_GROUP_SIZE
-    for order, (owner_name, module, spec) in enumerate(found):
+    for order, (owner_name, module, spec, down) in enumerate(found):
+        is_experts = isinstance(spec, ExpertsSpec)
         # Adapters of parameters wrap the module itself.
-        path = owner_name.replace(".base_layer", "") if isinstance(spec, ExpertsSpec) else f"{owner_name}.{spec.down}"
+        path = owner_name.replace(".base_layer", "") if is_experts else f"{owner_name}.{spec.down}"
         name = path.removeprefix(".").removeprefix(prefix)
-        block = _describe(name, layer_number(name, default=order), module, spec, default)
+        if hasattr(down, "kept_groups"):
+            groups = down.group_size, down.width_before, down.kept_groups
+        else:
+            width = spec.num_neurons(module)
+            groups = default, width, tuple(range(-(-width // default)))
+        block_class: type[FeedForwardBlock] = ExpertsBlock if is_experts else FeedForwardBlock
+        block = block_class(name, layer_number(name, default=order), module, spec, *groups)
         yield block if group_size is None else block.regrouped(group_size)
-
-
-def _find_spec(module: nn.Module) -> FeedForwardSpec | None:
-    return find_experts_spec(module) or find_feed_forward_spec(module)
 
 
 def _down(owner: nn.Module, spec: FeedForwardSpec) -> Any:
     """Return the module that has the down projection and keeps the memory of an earlier removal."""
     return owner if isinstance(spec, ExpertsSpec) else without_adapter(owner.get_submodule(spec.down))
-
-
-def _describe(
-    name: str, layer_idx: int, module: nn.Module, spec: FeedForwardSpec, default_size: int
-) -> FeedForwardBlock:
-    down = _down(module, spec)
-    width = spec.num_neurons(module) if isinstance(spec, ExpertsSpec) else num_inputs(down)
-    groups = default_size, width, tuple(range(-(-width // default_size)))
-    if hasattr(down, "kept_groups"):
-        groups = down.group_size, down.width_before, down.kept_groups
-    if isinstance(spec, ExpertsSpec):
-        return ExpertsBlock(name, layer_idx, module, spec, *groups)
-    return FeedForwardBlock(name, layer_idx, module, spec, *groups)

@@ -1,11 +1,58 @@
-"""Hooks on attention whose class does not call its output projection as a module."""
+"""Hooks on the features of blocks: the inputs of layers, also where a class does not call its layer as a module."""
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+from torch import Tensor, nn
 
 from gating.loader.modules import original_class, replaced_forward, subclass
 
-__all__ = ["ForwardHandle"]
+__all__ = ["ForwardHandle", "Handle", "Handles", "hook_input"]
+
+
+class Handle(Protocol):
+    """A handle of a hook."""
+
+    def remove(self) -> None:
+        """Remove the hook."""
+
+
+@dataclass(frozen=True)
+class Handles:
+    """Two handles that are removed together."""
+
+    first: Handle
+    second: Handle
+
+    def remove(self) -> None:
+        """Remove both hooks."""
+        self.first.remove()
+        self.second.remove()
+
+
+def hook_input(layer: nn.Module, function: Callable[[Tensor], Tensor | None]) -> Handle:
+    """Call a function on the first input of a layer before each use; a result other than None replaces the input.
+
+    For models that are copied with their hooks, the function has to be a module.
+
+    Example:
+        >>> layer = nn.Identity()
+        >>> handle = hook_input(layer, Tensor.neg)
+        >>> layer(Tensor([1.0]))
+        tensor([-1.])
+        >>> handle.remove()
+    """
+    return layer.register_forward_pre_hook(partial(_replace_input, function))
+
+
+def _replace_input(
+    function: Callable[[Tensor], Tensor | None], _layer: nn.Module, inputs: tuple[Tensor, ...]
+) -> tuple[Tensor, ...] | None:
+    first, *others = inputs
+    replacement = function(first)
+    return None if replacement is None else (replacement, *others)
 
 
 class ForwardHandle:

@@ -1,12 +1,12 @@
 """Protocol of tasks: the class of model, how examples become batches, and how predictions are scored; common parts."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from datasets import DatasetDict
 from torchmetrics import MetricCollection
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DefaultDataCollator, PreTrainedModel, PreTrainedTokenizerBase
 
 from gating.compact.save import Processor
 from gating.data.batches import Batch
@@ -14,12 +14,10 @@ from gating.data.text.tokenizers import Frame, load_or_train_tokenizer
 from gating.models.sources import ModelSource
 from gating.report.score import Score
 from gating.tasks.metrics.baselines import Baseline
-from gating.tasks.metrics.choice import ChosenMetrics
+from gating.tasks.metrics.choice import ChosenMetrics, Metrics
 
 __all__ = ["MetricTask", "Metrics", "Prepared", "Sample", "Task", "TextTask", "WritesText"]
 
-# Metrics in the settings of a task, whose values are checked when they are chosen.
-Metrics = Sequence[Any] | Mapping[str, Any]
 # A text that a model generated: ``prompt`` or ``source``, ``written``, and ``right`` if there is a reference.
 Sample = dict[str, str]
 
@@ -39,9 +37,9 @@ class Prepared:
     Attributes:
         splits: ``train``, ``validation`` and optionally ``test``; texts have ``input_ids``, by whose lengths examples
             are grouped.
-        collate: Function that collates a list of examples into a batch.
         metrics: Metrics of every validation and test, by name.
         score: The metric to report.
+        collate: Function that collates a list of examples into a batch; it stacks values of equal shape by default.
         config: Values that the model's configuration must have, such as ``num_labels``.
         final_metrics: Slower metrics, such as those of generated text, for the end of each phase.
         final_score: The metric to report of these.
@@ -49,9 +47,9 @@ class Prepared:
     """
 
     splits: DatasetDict
-    collate: Callable[[list[Any]], Batch]
     metrics: MetricCollection
     score: Score
+    collate: Callable[[list[Any]], Batch] = field(default_factory=DefaultDataCollator)
     config: dict[str, Any] = field(default_factory=dict)
     final_metrics: MetricCollection | None = None
     final_score: Score | None = None
@@ -69,7 +67,7 @@ class Task(Protocol):
     """A class of model, and how examples become batches and predictions are scored.
 
     The arguments of a task's ``__init__`` are the settings ``task.NAME``; the keyword arguments of its ``prepare`` are
-    settings ``data.NAME``. A task may also have
+    settings ``data.NAME``, which ``conf/data/batches.yaml`` describes. A task may also have
 
     * ``has_classes = True`` if labels are classes, so that validation data is drawn stratified;
     * ``write_samples`` (:class:`WritesText`) if its models generate text.

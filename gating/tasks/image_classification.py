@@ -1,34 +1,28 @@
 """Image classification: one label for an image."""
 
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
 
 from datasets import DatasetDict
-from torchmetrics import MetricCollection
-from transformers import AutoModelForImageClassification, DefaultDataCollator, ImageProcessingMixin, PreTrainedModel
+from transformers import AutoModelForImageClassification, ImageProcessingMixin, PreTrainedModel
 
-from gating.data.batches import Batch
 from gating.data.columns import find_column, take_columns
 from gating.data.examples import Examples
 from gating.data.images import load_image_processor, transform_images, vision_config
 from gating.data.labels import LABEL_COLUMNS
 from gating.data.text.tokens import check_no_nulls
 from gating.models.sources import ModelSource
-from gating.tasks.base import MetricTask, Prepared
-from gating.tasks.labeled import encode_classes
-from gating.tasks.metrics.classes import choose_class_metrics
+from gating.tasks.base import Prepared
+from gating.tasks.labeled import ClassTask
 
 __all__ = ["ImageClassification"]
 
 _IMAGE_COLUMNS = ("image", "img")
 
 
-class ImageClassification(MetricTask):
+class ImageClassification(ClassTask):
     """Classification of images, with the metrics of :mod:`gating.tasks.metrics.classes`."""
 
     auto_class = AutoModelForImageClassification
-    has_classes = True
-    choose_metrics = staticmethod(choose_class_metrics)
 
     def load_processor(
         self, source: ModelSource, meta_model: PreTrainedModel, splits: DatasetDict
@@ -54,17 +48,11 @@ class ImageClassification(MetricTask):
             "image": find_column(examples.splits, image_column, _IMAGE_COLUMNS),
             "label": find_column(examples.splits, label_column, (*LABEL_COLUMNS, "fine_label")),
         }
-        labeled, _ = encode_classes(take_columns(examples.splits, columns), self._metrics, examples.metrics)
+        labeled = self.encode(take_columns(examples.splits, columns), examples.metrics)
         check_no_nulls(labeled.splits, ["image"])
         channels = getattr(vision_config(meta_model), "num_channels", 3)
         transformed = {
             split: transform_images(table, processor, num_channels=channels, where=split)
             for split, table in labeled.splits.items()
         }
-        return Prepared(**labeled._asdict() | {"splits": DatasetDict(transformed)}, collate=DefaultDataCollator())
-
-    def update(
-        self, metrics: MetricCollection, batch: Batch, *, outputs: Mapping[str, Any], model: PreTrainedModel
-    ) -> None:
-        """Compare the class with the largest logit to the label."""
-        metrics.update(outputs["logits"].float(), batch["labels"])
+        return replace(labeled, splits=DatasetDict(transformed))

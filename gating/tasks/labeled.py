@@ -1,7 +1,8 @@
-"""Parts of tasks with one label for an example: encoded labels, and texts or text pairs with them."""
+"""Parts of tasks with one label for an example: classes, and texts or text pairs with a label."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from datasets import DatasetDict
 from torchmetrics import MetricCollection
@@ -12,44 +13,44 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from gating.data.batches import Batch
 from gating.data.columns import find_column, find_text_columns, take_columns
 from gating.data.examples import Examples
 from gating.data.labels import LABEL_COLUMNS, encode_labels
 from gating.data.text.tokens import check_texts, tokenize_labeled, truncation_length
 from gating.models.special_tokens import special_token_ids
-from gating.report.score import Score
-from gating.tasks.base import Prepared, TextTask
+from gating.tasks.base import MetricTask, Prepared, TextTask
 from gating.tasks.metrics.baselines import Baseline, constant_logits, log_frequencies
-from gating.tasks.metrics.choice import ChosenMetrics
-from gating.tasks.metrics.classes import build_class_metrics, class_config
+from gating.tasks.metrics.classes import build_class_metrics, choose_class_metrics, class_config
 
-__all__ = ["Labeled", "LabeledTexts", "encode_classes"]
-
-
-class Labeled(NamedTuple):
-    """Splits whose column ``label`` has numbers, and the parts of :class:`~gating.tasks.base.Prepared` that follow."""
-
-    splits: DatasetDict
-    metrics: MetricCollection
-    score: Score
-    config: dict[str, Any]
-    baseline: Baseline
+__all__ = ["ClassTask", "LabeledTexts"]
 
 
-def encode_classes(taken: DatasetDict, chosen: ChosenMetrics, default: Sequence[str]) -> tuple[Labeled, list[str]]:
-    """Encode the column ``label`` as classes; ``default`` are names of the metrics of the data, if it has some.
+class ClassTask(MetricTask):
+    """Base of tasks whose labels are classes, with the metrics of :mod:`gating.tasks.metrics.classes`."""
 
-    Returns:
-        The encoded data, and the names of the classes.
+    has_classes = True
+    choose_metrics = staticmethod(choose_class_metrics)
 
-    Raises:
-        ValueError: The labels cannot be used, or the metrics do not fit them.
-    """
-    splits, names = encode_labels(taken)
-    metrics, score = build_class_metrics(chosen, default or ("accuracy",), num_classes=len(names))
-    config = {**class_config(names), "problem_type": "single_label_classification"}
-    frequencies = log_frequencies(splits["train"], "label", size=len(names))
-    return Labeled(splits, metrics, score, config, Baseline("majority class", frequencies, constant_logits)), names
+    def encode(self, taken: DatasetDict, default: Sequence[str]) -> Prepared:
+        """Encode the column ``label`` as classes; see :meth:`LabeledTexts.encode`."""
+        splits, names = encode_labels(taken)
+        metrics, score = build_class_metrics(self._metrics, default or ("accuracy",), num_classes=len(names))
+        return Prepared(
+            splits=splits,
+            metrics=metrics,
+            score=score,
+            config={**class_config(names), "problem_type": "single_label_classification"},
+            baseline=Baseline(
+                "majority class", lambda: log_frequencies(splits["train"], "label", size=len(names)), constant_logits
+            ),
+        )
+
+    def update(
+        self, metrics: MetricCollection, batch: Batch, *, outputs: Mapping[str, Any], model: PreTrainedModel
+    ) -> None:
+        """Compare the logits of the classes to the label."""
+        metrics.update(outputs["logits"].float(), batch["labels"])
 
 
 class LabeledTexts(TextTask):
@@ -62,8 +63,14 @@ class LabeledTexts(TextTask):
     auto_class = AutoModelForSequenceClassification
     label_columns: tuple[str, ...] = LABEL_COLUMNS
 
-    def encode(self, taken: DatasetDict, default: Sequence[str]) -> Labeled:
-        """Encode the column ``label``; ``default`` are names of the metrics of the data, if it has some."""
+    def encode(self, taken: DatasetDict, default: Sequence[str]) -> Prepared:
+        """Encode the column ``label`` as numbers; the inputs stay as they are, and are encoded next.
+
+        ``default`` are the names of the metrics of the data, if it has some.
+
+        Raises:
+            ValueError: The labels cannot be used, or the metrics do not fit them.
+        """
         raise NotImplementedError
 
     def prepare(
@@ -77,16 +84,7 @@ class LabeledTexts(TextTask):
         text_pair_column: str | None = None,
         label_column: str | None = None,
     ) -> Prepared:
-        """Tokenize texts and encode labels.
-
-        Args:
-            examples: The data.
-            processor: The model's tokenizer.
-            meta_model: The model without weights.
-            max_length: Number of tokens to truncate examples to.
-            text_column: Column of the texts; found by its name if None, as the others.
-            text_pair_column: Column of the second texts of pairs.
-            label_column: Column of the labels.
+        """Tokenize texts, truncated to ``max_length`` tokens, and encode labels.
 
         Raises:
             ValueError: A column is missing, or texts or labels cannot be used.
@@ -96,16 +94,14 @@ class LabeledTexts(TextTask):
         labeled = self.encode(take_columns(examples.splits, {**texts, "label": label}), examples.metrics)
         check_texts(labeled.splits, list(texts))
         length = truncation_length(meta_model, max_length)
-        return Prepared(
+        return replace(
+            labeled,
             splits=tokenize_labeled(labeled.splits, processor, list(texts), length),
             collate=DataCollatorWithPadding(processor),
-            metrics=labeled.metrics,
-            score=labeled.score,
             config={
                 **labeled.config,
                 **special_token_ids(processor, meta_model.config),
                 # Decoders locate the last token of a text by the padding.
                 "pad_token_id": processor.pad_token_id,
             },
-            baseline=labeled.baseline,
         )

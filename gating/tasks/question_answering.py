@@ -77,17 +77,9 @@ class QuestionAnswering(TextTask):
         question_column: str | None = None,
         answers_column: str | None = None,
     ) -> Prepared:
-        """Tokenize questions and contexts into overlapping windows.
+        """Tokenize questions and contexts into windows of ``max_length`` tokens, which share ``stride`` tokens.
 
-        Args:
-            examples: The data.
-            processor: The model's tokenizer.
-            meta_model: The model without weights.
-            max_length: Number of tokens in a window, question included.
-            stride: Number of tokens that consecutive windows share; a quarter of ``max_length`` if None.
-            context_column: Column of the contexts.
-            question_column: Column of the questions.
-            answers_column: Column of the answers: lists ``text`` and ``answer_start``, empty without an answer.
+        Answers are lists ``text`` and ``answer_start``, empty without an answer.
 
         Raises:
             ValueError: A column is missing, or texts or answers cannot be used.

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 from gating.data.batches import Batch
 from gating.data.rows import name_row
 from gating.errors import InputError
-from gating.tasks.labeled import Labeled, LabeledTexts
+from gating.tasks.base import Prepared
+from gating.tasks.labeled import LabeledTexts
 from gating.tasks.metrics.baselines import Baseline, column_mean
 from gating.tasks.metrics.numbers import build_number_metrics, choose_number_metrics, correlations_in
 
@@ -28,14 +29,19 @@ class Regression(LabeledTexts):
     label_columns = ("label", "labels", "score", "similarity_score", "rating")
     choose_metrics = staticmethod(choose_number_metrics)
 
-    def encode(self, taken: DatasetDict, default: Sequence[str]) -> Labeled:
+    def encode(self, taken: DatasetDict, default: Sequence[str]) -> Prepared:
         """Convert labels to numbers; by default the metrics are the two correlations."""
         splits = encode_numbers(taken)
         metrics, score = build_number_metrics(self._metrics, default or ("pearson", "spearman"))
         # A constant follows no label.
         undefined = dict.fromkeys(correlations_in(metrics), 0.0)
-        baseline = Baseline("mean label", column_mean(splits["train"], "label"), _add_mean, undefined)
-        return Labeled(splits, metrics, score, {"num_labels": 1, "problem_type": "regression"}, baseline)
+        return Prepared(
+            splits=splits,
+            metrics=metrics,
+            score=score,
+            config={"num_labels": 1, "problem_type": "regression"},
+            baseline=Baseline("mean label", lambda: column_mean(splits["train"], "label"), _add_mean, undefined),
+        )
 
     def update(
         self, metrics: MetricCollection, batch: Batch, *, outputs: Mapping[str, Any], model: PreTrainedModel

@@ -84,7 +84,8 @@ class Seq2Seq(TextTask):
         self._num_samples = num_samples
         self._languages = {"source": source_language, "target": target_language}
         # Set by prepare(), because they depend on the settings of the data.
-        self._generate: _Generation | None = None
+        self._processor: PreTrainedTokenizerBase | None = None
+        self._target_length = 0
         self._text_names = set[str]()
 
     def load_processor(
@@ -120,15 +121,8 @@ class Seq2Seq(TextTask):
     ) -> Prepared:
         """Tokenize sources and targets.
 
-        Args:
-            examples: The data.
-            processor: The model's tokenizer.
-            meta_model: The model without weights.
-            max_length: Number of tokens to truncate sources to.
-            max_target_length: Number of tokens to truncate targets to, and maximum number to generate; ``max_length``
-                if None.
-            text_column: Column of the sources; ``translation.en`` selects a field of a nested column.
-            text_pair_column: Column of the targets.
+        Targets are truncated to ``max_target_length`` tokens, by default ``max_length``, and as many are generated at
+        most. A column such as ``translation.en`` is a field of a nested one.
 
         Raises:
             ValueError: A column is missing, or texts or lengths cannot be used.
@@ -140,7 +134,7 @@ class Seq2Seq(TextTask):
         target_length = length
         if max_target_length is not None:
             target_length = truncation_length(meta_model, max_target_length, name="data.max_target_length")
-        self._generate = _Generation(processor, num_beams=self._num_beams, max_length=target_length)
+        self._processor, self._target_length = processor, target_length
         collate, ids = self._collator(processor, meta_model)
         vocab_size = meta_model.config.get_text_config(decoder=True).vocab_size
         metrics, score, final_metrics, final_score = build_text_metrics(self._metrics, vocab_size=vocab_size)
@@ -155,7 +149,9 @@ class Seq2Seq(TextTask):
             final_metrics=final_metrics,
             final_score=final_score,
             baseline=Baseline(
-                "frequencies of tokens", log_frequencies(splits["train"], "labels", size=vocab_size), _add_unigram
+                "frequencies of tokens",
+                lambda: log_frequencies(splits["train"], "labels", size=vocab_size),
+                _add_unigram,
             ),
         )
 
@@ -183,7 +179,6 @@ class Seq2Seq(TextTask):
         of_tokens = {name: metric for name, metric in metrics.items() if name not in self._text_names}
         update_token_metrics(of_tokens, outputs["logits"], batch["labels"])
         if texts:
-            assert self._generate is not None, "prepare() the data first"
             predictions = self._generate(model, batch["input_ids"], batch["attention_mask"])
             for metric in texts:
                 metric.update(predictions, batch["metric_target"])
@@ -192,7 +187,6 @@ class Seq2Seq(TextTask):
         self, model: PreTrainedModel, processor: PreTrainedTokenizerBase, splits: DatasetDict
     ) -> list[Sample]:
         """Generate targets for the first sources of the test split, or else of the validation split."""
-        assert self._generate is not None, "prepare() the data first"
         table = splits.get("test", splits["validation"])
         samples = []
         for row in table.take(min(self._num_samples, len(table))):
@@ -202,26 +196,24 @@ class Seq2Seq(TextTask):
             samples.append({"source": source, "written": written, "right": row["metric_target"]})
         return samples
 
+    def _generate(self, model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> list[str]:
+        """Return the texts that a model generates by beam search, or greedily with one beam."""
+        assert self._processor is not None, "prepare() the data first"
+        ids = model.generate(  # type: ignore[operator]
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            num_beams=self._num_beams,
+            max_new_tokens=self._target_length,
+            do_sample=False,
+        )
+        texts: list[str] = self._processor.batch_decode(ids, skip_special_tokens=True)
+        return [text.strip() for text in texts]
+
 
 def _add_unigram(metrics: MetricCollection, logits: Tensor, batch: Batch) -> None:
     """Update the metrics of tokens; those of texts have no baseline."""
     of_tokens = {str(name): metric for name, metric in metrics.items() if name in TOKEN_SCORES}
     update_token_baseline(of_tokens, logits, batch["labels"])
-
-
-class _Generation:
-    """Generation of texts by beam search or greedy decoding."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, num_beams: int, max_length: int) -> None:
-        self._tokenizer = tokenizer
-        self._options = {"num_beams": num_beams, "max_new_tokens": max_length, "do_sample": False}
-
-    def __call__(self, model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> list[str]:
-        ids = model.generate(  # type: ignore[operator]
-            input_ids=input_ids, attention_mask=attention_mask, **self._options
-        )
-        texts: list[str] = self._tokenizer.batch_decode(ids, skip_special_tokens=True)
-        return [text.strip() for text in texts]
 
 
 class _PairCollator:

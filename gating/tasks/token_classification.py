@@ -1,9 +1,10 @@
 """Token classification: a tag for every word, such as named entities or parts of speech."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from datasets import DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict
 from torch import Tensor
 from torchmetrics import MetricCollection
 from transformers import (
@@ -16,16 +17,18 @@ from transformers import (
 from gating.data.batches import Batch
 from gating.data.columns import find_column, take_columns
 from gating.data.examples import Examples
+from gating.data.labels import check_classes, classes_of_model, number_classes, sort_labels
+from gating.data.rows import name_row
 from gating.data.text.tokens import check_no_nulls, load_tokenizer, require_offsets, tokenize, truncation_length
+from gating.errors import InputError, shorten
 from gating.models.sources import ModelSource
 from gating.models.special_tokens import special_token_ids
 from gating.tasks.base import MetricTask, Prepared
 from gating.tasks.metrics.baselines import Baseline, log_frequencies
 from gating.tasks.metrics.classes import class_config
 from gating.tasks.metrics.tags import build_tag_metrics, choose_tag_metrics
-from gating.tasks.tags import encode_tags, mark_spans
 
-__all__ = ["TokenClassification"]
+__all__ = ["TokenClassification", "encode_tags"]
 
 _WORD_COLUMNS = ("tokens", "words", "text")
 _TAG_COLUMNS = ("ner_tags", "tags", "label", "labels", "pos_tags")
@@ -64,13 +67,8 @@ class TokenClassification(MetricTask):
     ) -> Prepared:
         """Tokenize words; the first token of each word has its tag as label.
 
-        Args:
-            examples: The data.
-            processor: The model's tokenizer.
-            meta_model: The model without weights.
-            max_length: Number of tokens in an example; longer texts become several examples.
-            text_column: Column of the words: lists, or strings with spaces.
-            label_column: Column of the tags: lists, or strings with spaces.
+        Words and tags are lists, or strings with spaces. Texts of more than ``max_length`` tokens become several
+        examples.
 
         Raises:
             ValueError: A column is missing, or words or tags cannot be used.
@@ -82,9 +80,7 @@ class TokenClassification(MetricTask):
         taken = take_columns(examples.splits, columns)
         check_no_nulls(taken, list(columns))
         splits, tag_names = encode_tags(taken)
-        metrics, score = build_tag_metrics(
-            self._metrics, examples.metrics, tag_names=tag_names, mark_spans=mark_spans(tag_names)
-        )
+        metrics, score = build_tag_metrics(self._metrics, examples.metrics, tag_names=tag_names)
         return Prepared(
             splits=_tokenize_words(splits, processor, truncation_length(meta_model, max_length)),
             collate=DataCollatorForTokenClassification(processor),
@@ -92,7 +88,7 @@ class TokenClassification(MetricTask):
             score=score,
             config={**class_config(tag_names), **special_token_ids(processor, meta_model.config)},
             baseline=Baseline(
-                "majority tag", log_frequencies(splits["train"], "tags", size=len(tag_names)), _add_majority
+                "majority tag", lambda: log_frequencies(splits["train"], "tags", size=len(tag_names)), _add_majority
             ),
         )
 
@@ -106,6 +102,86 @@ class TokenClassification(MetricTask):
 def _add_majority(metrics: MetricCollection, logits: Tensor, batch: Batch) -> None:
     """Update metrics with the most frequent tag at each token."""
     metrics.update(logits.argmax().expand(batch["labels"].shape), batch["labels"])
+
+
+def encode_tags(splits: DatasetDict) -> tuple[DatasetDict, list[str]]:
+    """Replace ``text`` and ``label`` of every split by lists: ``words``, and ``tags`` as class numbers.
+
+    Both columns may hold lists, or strings with spaces between the items. The classes are those of all splits, since a
+    rare tag may be missing in one: first the declared ones of the training data, then others sorted.
+
+    Example:
+        >>> rows = Dataset.from_dict({"text": ["Ada codes"], "label": ["B-person O"]})
+        >>> splits, names = encode_tags(DatasetDict(train=rows))
+        >>> splits["train"][0], names
+        ({'words': ['Ada', 'codes'], 'tags': [0, 1]}, ['B-person', 'O'])
+
+    Returns:
+        The splits, and the names of the classes in the order of their numbers.
+
+    Raises:
+        ValueError: A row has no words, or not one tag for each word, or all tags are equal.
+    """
+    words = {split: [_items(value) for value in table["text"][:]] for split, table in splits.items()}
+    tags = {split: _tag_names(table) for split, table in splits.items()}
+    for split in splits:
+        for row, (row_words, row_tags) in enumerate(zip(words[split], tags[split], strict=True)):
+            _check_row(row_words, row_tags, split=split, row=row)
+    declared = _classes(splits["train"])
+    first = declared.names if declared else []
+    others = sort_labels({tag for rows in tags.values() for row in rows for tag in row} - set(first))
+    names = list(classes_of_model() or [*first, *others])
+    if len(names) < 2:
+        raise InputError(f"All words have the tag {', '.join(names) or 'none'}; there must be at least two.")
+    numbers = number_classes(names, Counter(tag for rows in tags.values() for row in rows for tag in row))
+    for split, rows in tags.items():
+        # One tag of each row, an unknown one if there is any.
+        check_classes((next((tag for tag in row if tag not in numbers), row[0]) for row in rows), numbers, split)
+    encoded = {
+        split: Dataset.from_dict(
+            {"words": words[split], "tags": [[numbers[tag] for tag in row] for row in tags[split]]}
+        )
+        for split in splits
+    }
+    return DatasetDict(encoded), names
+
+
+def _check_row(words: Sequence[Any], tags: Sequence[Any], *, split: str, row: int) -> None:
+    """Check that a row has words, and one tag for each."""
+    if not words and not tags:
+        raise InputError(f"The {split} data has no words in {name_row(split, row)}. Fill it in, or remove the row.")
+    if None in words or None in tags:
+        kind = "tag" if None in tags else "word"
+        raise InputError(
+            f"The {split} data has a missing {kind} in {name_row(split, row)}: {shorten(str(tags))}. Fill "
+            "it in, or remove the row."
+        )
+    if len(words) != len(tags):
+        raise InputError(
+            f"The {split} data has {len(words)} words but {len(tags)} tags in {name_row(split, row)}. Give "
+            "every word one tag, as lists or with spaces between them; or learn one label for a whole text "
+            "with task=sequence_classification."
+        )
+
+
+def _classes(table: Dataset) -> ClassLabel | None:
+    inner = getattr(table.features["label"], "feature", None)
+    return inner if isinstance(inner, ClassLabel) else None
+
+
+def _tag_names(table: Dataset) -> list[list[Any]]:
+    classes = _classes(table)
+    rows = table["label"][:]
+    if classes is None:
+        return [_items(row) for row in rows]
+    return [[None if tag is None else classes.int2str(tag) for tag in row or ()] for row in rows]
+
+
+def _items(value: Any) -> list[Any]:
+    """Return the items of a list or string; None for nulls."""
+    if isinstance(value, str):
+        return value.split()
+    return [item if item is None else str(item) for item in value] if isinstance(value, list) else []
 
 
 def _tokenize_words(splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length: int) -> DatasetDict:

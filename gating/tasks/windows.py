@@ -1,13 +1,14 @@
 """Long texts as overlapping windows of tokens, with the position of an answer in each."""
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from datasets import DatasetDict, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from gating.data.names.spelling import is_spelled_in
 from gating.data.rows import name_row
+from gating.data.spelling import is_spelled_in
 from gating.errors import InputError, shorten
 
 __all__ = ["check_stride", "make_windows", "read_answers"]
@@ -70,15 +71,7 @@ def _check_answer(text: str, start: int, context: str, *, where: str) -> None:
 
 
 def check_stride(max_length: int, stride: int | None) -> int:
-    """Return the number of tokens that consecutive windows share.
-
-    Example:
-        >>> check_stride(384, None), check_stride(384, 128)
-        (96, 128)
-
-    Args:
-        max_length: Number of tokens in a window.
-        stride: Number of shared tokens; a quarter of a window if None.
+    """Return the number of tokens that consecutive windows share; a quarter of a window if ``stride`` is None.
 
     Raises:
         ValueError: The stride does not fit into the half of a window that a question always leaves.
@@ -103,13 +96,9 @@ def make_windows(
     A window has ``start_positions`` and ``end_positions``, the first and last token of the first answer. Both are the
     index of the CLS token (or 0) if the window does not hold the whole answer.
 
-    Args:
-        tokenizer: The model's tokenizer.
-        max_length: Number of tokens in a window.
-        stride: Number of tokens that consecutive windows share.
-        with_offsets: Whether to add values for the metrics: ``metric_example``, the number of the example;
-            ``metric_cls_index``, the token whose logits score no answer; and ``metric_offsets``, the characters
-            ``(start, stop)`` of each token, -1 outside the context.
+    With ``with_offsets``, there are also values for the metrics: ``metric_example``, the number of the example;
+    ``metric_cls_index``, the token whose logits score no answer; and ``metric_offsets``, the characters
+    ``(start, stop)`` of each token, -1 outside the context.
     """
 
     def make(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
@@ -124,24 +113,22 @@ def make_windows(
             return_offsets_mapping=True,
         )
         rows, all_offsets = tokens.pop("overflow_to_sample_mapping"), tokens.pop("offset_mapping")
-        targets: dict[str, list[Any]] = {"start_positions": [], "end_positions": []}
-        extra: dict[str, list[Any]] = {"metric_example": [], "metric_cls_index": [], "metric_offsets": []}
+        columns = defaultdict[str, list[Any]](list)
         for window, (row, pairs) in enumerate(zip(rows, all_offsets, strict=True)):
             sequences = tokens.sequence_ids(window)
             offsets = [pair if part == 1 else (-1, -1) for pair, part in zip(pairs, sequences, strict=True)]
             ids = tokens["input_ids"][window]
             cls_index = ids.index(tokenizer.cls_token_id) if tokenizer.cls_token_id in ids else 0
             start, end = _find_answer(batch["answers"][row], offsets) or (cls_index, cls_index)
-            _append(targets, start_positions=start, end_positions=end)
-            _append(extra, metric_example=batch["example"][row], metric_cls_index=cls_index, metric_offsets=offsets)
-        return {**tokens, **targets, **(extra if with_offsets else {})}
+            columns["start_positions"].append(start)
+            columns["end_positions"].append(end)
+            if with_offsets:
+                columns["metric_example"].append(batch["example"][row])
+                columns["metric_cls_index"].append(cls_index)
+                columns["metric_offsets"].append(offsets)
+        return {**tokens, **columns}
 
     return make
-
-
-def _append(columns: dict[str, list[Any]], **row: Any) -> None:
-    for name, value in row.items():
-        columns[name].append(value)
 
 
 def _shorten(tokenizer: PreTrainedTokenizerBase, questions: Sequence[str], max_length: int) -> list[str]:

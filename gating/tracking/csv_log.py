@@ -1,38 +1,36 @@
 """CSV logger that appends to the file of a resumed run."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from lightning_fabric.loggers.logger import rank_zero_experiment
-from pytorch_lightning.loggers import CSVLogger, Logger
+from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 
-from gating.distributed.collectives import is_rank_zero
 from gating.storage.atomic import replacing_file
 from gating.tracking.contents import CSV_FILES
 
-__all__ = ["CsvLogger", "keep_rows", "num_rows", "read_log"]
+__all__ = ["CsvLogger", "read_log"]
 
-
-def num_rows(loggers: Sequence[Logger]) -> int:
-    """Return the number of rows in the CSV files of this process."""
-    return sum(len(writer.read_rows()) for writer in _writers(loggers))
+# Name of the number of rows in a position.
+_ROWS = "rows"
 
 
 def read_log(folder: Path) -> list[dict[str, float]]:
     """Return the rows of a run's CSV file, each with its values by name; none without a file."""
+    _, rows = _read(folder / CSV_FILES[0])
+    return [{name: float(value) for name, value in row.items() if value} for row in rows]
+
+
+def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Return the names and the rows of a CSV file; none without a file."""
     try:
-        with (folder / CSV_FILES[0]).open(encoding="utf-8", newline="") as file:
-            return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            return list(reader.fieldnames or ()), list(reader)
     except FileNotFoundError:
-        return []
-
-
-def keep_rows(loggers: Sequence[Logger], number: int) -> None:
-    """Truncate the CSV files to the first ``number`` rows; a resumed run logs the others again."""
-    for writer in _writers(loggers):
-        writer.keep_rows(number)
+        return [], []
 
 
 class _CsvWriter(ExperimentWriter):
@@ -40,11 +38,11 @@ class _CsvWriter(ExperimentWriter):
 
     def __init__(self, log_dir: str) -> None:
         super().__init__(log_dir)
-        self.metrics_keys = self._read()[0]
+        self.metrics_keys, _ = _read(Path(self.metrics_file_path))
 
     def read_rows(self) -> list[dict[str, str]]:
-        """Return the rows of the file; an empty list if there is no file."""
-        return self._read()[1]
+        """Return the rows of the file; none without a file."""
+        return _read(Path(self.metrics_file_path))[1]
 
     def keep_rows(self, number: int) -> None:
         """Truncate the file to the first ``number`` rows."""
@@ -57,14 +55,6 @@ class _CsvWriter(ExperimentWriter):
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
         self._write(fieldnames, self.read_rows())
-
-    def _read(self) -> tuple[list[str], list[dict[str, str]]]:
-        try:
-            with open(self.metrics_file_path, encoding="utf-8", newline="") as file:
-                reader = csv.DictReader(file)
-                return list(reader.fieldnames or ()), list(reader)
-        except FileNotFoundError:
-            return [], []
 
     def _write(self, fieldnames: list[str], rows: list[dict[str, str]]) -> None:
         with (
@@ -88,6 +78,10 @@ class CsvLogger(CSVLogger):
         assert isinstance(self._experiment, _CsvWriter)
         return self._experiment
 
+    def position(self) -> dict[str, int]:
+        """Return the number of rows in the file."""
+        return {_ROWS: len(self.experiment.read_rows())}
 
-def _writers(loggers: Sequence[Logger]) -> list[_CsvWriter]:
-    return [logger.experiment for logger in loggers if isinstance(logger, CsvLogger) and is_rank_zero()]
+    def return_to(self, position: Mapping[str, int]) -> None:
+        """Truncate the file to the rows of a position."""
+        self.experiment.keep_rows(position.get(_ROWS, 0))

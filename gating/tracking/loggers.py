@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal
 
 import wandb
 from pytorch_lightning.loggers import Logger
@@ -24,6 +24,15 @@ Mode = Literal["auto", "online", "offline", "disabled"]
 
 __all__ = ["build_loggers", "check_loggers", "close_wandb", "log_outcome", "log_samples", "resolve_mode"]
 
+# Modes by the values of WANDB_MODE; the last two are those of earlier versions of wandb.
+_MODES: Mapping[str, Mode]
+_MODES = {"online": "online", "offline": "offline", "disabled": "disabled", "dryrun": "offline", "run": "online"}
+# Modes that are tried, and what is done where W&B cannot be used in one.
+_ATTEMPTS: dict[Mode, tuple[Mode, ...]] = {"online": ("online", "offline"), "offline": ("offline",)}
+_FALLBACKS: dict[Mode, str] = {
+    "online": "The run continues offline; `wandb sync` uploads it later.",
+    "offline": "The run continues without it; the CSV file has its numbers.",
+}
 # Seconds for wandb to start a run, and to upload the rest at its end; its defaults are minutes.
 _TIMEOUT_S = 30.0
 
@@ -74,8 +83,11 @@ def build_loggers(
         # Offline this adds a second folder of the same run.
         options |= {"id": wandb_id, "resume": "allow"}
     wandb_logger = _start_wandb(mode, save_dir=save_dir, **options)
-    if is_rank_zero():
-        _mark_run(wandb_logger, Path(save_dir), earlier=earlier, resume=resume)
+    if is_rank_zero() and wandb_logger is not None:
+        wandb_logger.enter(earlier)
+        remember_run(Path(save_dir), wandb_logger.experiment.id)
+    elif is_rank_zero() and not resume:
+        forget_run(Path(save_dir))
     return [*([wandb_logger] if wandb_logger else []), CsvLogger(save_dir, name=CSV, version=""), *others]
 
 
@@ -95,7 +107,6 @@ def check_loggers(loggers: object) -> None:
 
 def _enter_run(loggers: Mapping[str, Any] | None, folder: Path, *, settings: dict[str, Any]) -> list[Logger]:
     """Return the further loggers, with the folder and the settings of the run."""
-    check_loggers(loggers)
     chosen: list[Logger] = [logger for logger in (loggers or {}).values() if logger is not None]
     for logger in chosen:
         if isinstance(logger, TensorBoardLog):
@@ -107,45 +118,20 @@ def _enter_run(loggers: Mapping[str, Any] | None, folder: Path, *, settings: dic
 
 def _start_wandb(mode: Mode, **options: Any) -> TolerantWandbLogger | None:
     """Start a W&B run, offline if W&B cannot be used online; None if it cannot be used at all."""
-    logger = None
-    if mode == "online":
-        logger = _try_wandb("online", "The run continues offline; `wandb sync` uploads it later.", **options)
-    if logger is None and mode != "disabled":
-        logger = _try_wandb("offline", "The run continues without it; the CSV file has its numbers.", **options)
-    return logger
-
-
-def _mark_run(logger: TolerantWandbLogger | None, folder: Path, *, earlier: list[Path], resume: bool) -> None:
-    """Remember the id of the W&B run in the folder of the run, or forget that of the run before."""
-    if logger is not None:
-        logger.enter(earlier)
-        remember_run(folder, logger.experiment.id)
-    elif not resume:
-        forget_run(folder)
-
-
-def _try_wandb(mode: Mode, fallback: str, **options: Any) -> TolerantWandbLogger | None:
-    """Start a W&B run; on failure log a warning that ends with the fallback, and return None."""
-    reason = None
-    try:
-        logger = TolerantWandbLogger(mode=mode, settings=_settings(), **options)
-        if is_rank_zero():
-            reason = why_unreachable(_base_url(), _key()) if mode == "online" else None
+    for attempt in _ATTEMPTS.get(mode, ()):
+        try:
+            settings = wandb.Settings(silent=True, console="off", init_timeout=_TIMEOUT_S, finish_timeout=_TIMEOUT_S)
+            logger = TolerantWandbLogger(mode=attempt, settings=settings, **options)
+            if not is_rank_zero():
+                return logger
+            reason = _why_unreachable() if attempt == "online" else None
             if reason is None:
                 _ = logger.experiment
-    except Exception as error:
-        reason = str(error).strip() or type(error).__name__
-    if reason is None:
-        return logger
-    _log.warning(f"W&B cannot be used {mode} ({redact(' '.join(reason.split()))}). {fallback}")
+                return logger
+        except Exception as error:
+            reason = str(error).strip() or type(error).__name__
+        _log.warning(f"W&B cannot be used {attempt} ({redact(' '.join(reason.split()))}). {_FALLBACKS[attempt]}")
     return None
-
-
-def _settings() -> wandb.Settings:
-    wanted: dict[str, Any] = {"silent": True, "console": "off"}
-    wanted |= {"init_timeout": _TIMEOUT_S, "finish_timeout": _TIMEOUT_S}
-    # Older versions of wandb lack some of them.
-    return wandb.Settings(**{name: value for name, value in wanted.items() if name in wandb.Settings.model_fields})
 
 
 def resolve_mode(mode: Mode) -> Mode:
@@ -157,10 +143,7 @@ def resolve_mode(mode: Mode) -> Mode:
     if mode != "disabled":
         _check_environment()
     if mode == "auto":
-        wanted = os.environ.get("WANDB_MODE", "")
-        current_name = {"dryrun": "offline", "run": "online"}.get(wanted, wanted)
-        is_mode = current_name in get_args(Mode)[1:]
-        mode = cast(Mode, current_name) if is_mode else "online" if _has_account() else "offline"
+        mode = _MODES.get(os.environ.get("WANDB_MODE", "")) or ("online" if _has_account() else "offline")
     if mode == "online" and not _has_account():
         raise InputError("W&B online needs an account: run `wandb login` first, or pass logger.mode=offline.")
     return mode
@@ -199,9 +182,6 @@ def close_wandb(*, failed: bool) -> list[Path]:
     """Finish the W&B run, if there is one, and return the folders of its parts, the earliest first.
 
     Lightning leaves runs open: the next job of a sweep would log to this one.
-
-    Args:
-        failed: Whether to mark the run as failed.
     """
     run = wandb.run
     if run is None:
@@ -238,11 +218,6 @@ def _check_environment() -> None:
         ) from error
 
 
-def _base_url() -> str:
-    """Return the URL of the server, from the environment and wandb's own files."""
-    return str(wandb.setup().settings.base_url)
-
-
 def _has_account() -> bool:
     """Return whether a key or an identity token is configured, without a request or a prompt."""
     # With WANDB_MODE=offline, wandb would not look for a key.
@@ -253,10 +228,7 @@ def _has_account() -> bool:
         return True  # wandb reports the problem when the run starts.
 
 
-def _key() -> str | None:
-    """Return the API key of the account; None if it has an identity token instead.
-
-    ``wandb.login`` returns only whether there is one.
-    """
+def _why_unreachable() -> str | None:
+    """Return the reason why the server of the environment and wandb's own files cannot be used, or None."""
     settings = wandb.setup().settings
-    return None if settings.identity_token_file else settings.api_key
+    return why_unreachable(str(settings.base_url), None if settings.identity_token_file else settings.api_key)

@@ -30,11 +30,7 @@ def why_unreachable(base_url: str, key: str | None, *, deadline: float = _DEADLI
 
 
 def with_timeout(deadline: float, check: Callable[[], str | None]) -> str | None:
-    """Return the result of a check, or a timeout message after ``deadline`` seconds.
-
-    Args:
-        deadline: Seconds; after them the check continues in a background thread.
-        check: Returns the description of a problem, or None.
+    """Return the problem that a check finds, or a message after ``deadline`` seconds; the check then goes on apart.
 
     Example:
         >>> with_timeout(60.0, lambda: "connection refused")

@@ -67,20 +67,20 @@ class TensorBoardLog(TensorBoardLogger):
             self.experiment.add_text(name, lines, global_step=number)
         self.save()
 
-    def sizes(self) -> dict[str, int]:
+    def position(self) -> dict[str, int]:
         """Return the size of each event file in bytes, by name, with pending events written."""
         self.save()
         return {path.name: path.stat().st_size for path in find_event_files(Path(self._root_dir))}
 
-    def cut_off(self, sizes: Mapping[str, int]) -> None:
-        """Truncate the event files of earlier processes to these sizes, and remove those without one."""
+    def return_to(self, position: Mapping[str, int]) -> None:
+        """Truncate the event files of earlier processes to their sizes at a position, and remove those without one."""
         earlier, self._earlier = self._earlier, []
         for path in earlier:
-            if path.name not in sizes:
+            if path.name not in position:
                 path.unlink()
-            elif path.stat().st_size > sizes[path.name]:
+            elif path.stat().st_size > position[path.name]:
                 with path.open("r+b") as file:
-                    file.truncate(sizes[path.name])
+                    file.truncate(position[path.name])
 
 
 @rank_zero_only

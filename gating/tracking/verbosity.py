@@ -17,7 +17,6 @@ __all__ = ["printed_warnings", "quiet_libraries"]
 # True and expected here; users cannot act on them.
 _EXPECTED_WARNINGS = (
     ".*does not have many workers.*",
-    ".*You are using `torch.load`.*",
     ".*exists and is not empty.*",
     ".*smaller than the logging interval.*",
     ".*LeafSpec.*",

@@ -15,6 +15,9 @@ from gating.tracking.wandb_parts import cut_off, is_uploaded, next_row
 
 __all__ = ["TolerantWandbLogger"]
 
+# Name of the number of rows in a position.
+_ROWS = "wandb_rows"
+
 _log = logging.getLogger(__name__)
 
 
@@ -62,27 +65,27 @@ class TolerantWandbLogger(WandbLogger):
         """Set the parts of this W&B run that earlier processes wrote."""
         self._earlier = list(earlier)
 
-    def num_rows(self) -> int | None:
-        """Return the number of rows that the run has logged so far; None if W&B has failed."""
-        return None if self.is_broken else int(self.experiment.step) - self._num_uploaded
+    def position(self) -> dict[str, int]:
+        """Return the number of rows that the run has logged so far; nothing if W&B has failed."""
+        return {} if self.is_broken else {_ROWS: int(self.experiment.step) - self._num_uploaded}
 
     @_tolerant
-    def return_to(self, rows: int | None) -> None:
+    def return_to(self, position: Mapping[str, int]) -> None:
         """Continue the rows of earlier processes at a position, so that no step is there twice.
 
         What was logged after it is removed from the parts that wait for an upload. Rows that the server has already
         cannot be taken back: they are not logged again.
-
-        Args:
-            rows: Number of rows before the position; None to continue after the last one.
         """
         earlier, self._earlier = self._earlier, []
         if not earlier:
             return
         run = self.experiment
         uploaded = max([int(run.step), *(next_row(part) for part in earlier if is_uploaded(part))])
-        if rows is None:
+        if position and _ROWS not in position:
+            # A process without W&B has written the checkpoint: this one continues after the last row.
             rows = max([uploaded, *map(next_row, earlier)])
+        else:
+            rows = position.get(_ROWS, 0)
         for part in earlier:
             if not is_uploaded(part):
                 cut_off(part, rows=rows)

@@ -114,38 +114,27 @@ def why_unusable(path: Path, *, part: int = 0, num_parts: int = 1) -> str | None
     """Verify a checkpoint and return the reason why it is unusable, or None if it is intact.
 
     A checkpoint is a zip archive; the CRC of each entry is verified. That of a sharded model is a folder; its files are
-    verified by checksums. The parent folder must be named after the phase.
-
-    Args:
-        path: The checkpoint.
-        part: Which files of a folder to read, if processes share the work.
-        num_parts: Number of processes that do.
+    verified by checksums, by ``num_parts`` processes together. The parent folder must be named after the phase.
     """
-    if path.is_dir():
-        reason = damage_of(path, part=part, num_parts=num_parts)
-        if reason is not None:
-            return reason
-        try:
-            return _why_of_other_phase(read_metadata(path), path)
-        except Exception:  # Another process finds the damage of this file.
-            return "not a checkpoint"
+    is_folder = path.is_dir()
+    reason = damage_of(path, part=part, num_parts=num_parts) if is_folder else _damage_of_archive(path)
+    if reason is not None:
+        return reason
+    try:
+        checkpoint = read_metadata(path) if is_folder else torch.load(path, "cpu", weights_only=True, mmap=True)
+    except Exception:  # Other archives, for which torch.load raises errors of many types, and damage in other parts.
+        return "not a checkpoint"
+    phase = checkpoint.get("phase") if isinstance(checkpoint, dict) else None
+    return None if phase == path.parent.name else f"not a checkpoint of the phase {path.parent.name}"
+
+
+def _damage_of_archive(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             entry = archive.testzip()
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError, EOFError) as error:
         return str(error) or type(error).__name__
-    if entry is not None:
-        return f"the checksum of {entry} does not match"
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception:  # torch.load raises errors of many types for other archives.
-        return "not a checkpoint"
-    return _why_of_other_phase(checkpoint, path)
-
-
-def _why_of_other_phase(checkpoint: Any, path: Path) -> str | None:
-    phase = checkpoint.get("phase") if isinstance(checkpoint, dict) else None
-    return None if phase == path.parent.name else f"not a checkpoint of the phase {path.parent.name}"
+    return None if entry is None else f"the checksum of {entry} does not match"
 
 
 class RunCheckpoint(Callback):
@@ -271,15 +260,16 @@ class RunCheckpoint(Callback):
             return
         for logger in trainer.loggers:
             logger.save()
-        self._is_between_steps = True
+        new = checkpoint_path(self._folder, module.step_in_run)
         if is_rank_zero():
-            note_checkpoint(checkpoint_path(self._folder, module.step_in_run))
+            note_checkpoint(new)
+        self._is_between_steps = True
         try:
-            trainer.save_checkpoint(checkpoint_path(self._folder, module.step_in_run))
+            trainer.save_checkpoint(new)
         finally:
             self._is_between_steps = False
         if is_rank_zero():
-            saved, new = recorded_checkpoints(self._folder), checkpoint_path(self._folder, module.step_in_run)
+            saved = recorded_checkpoints(self._folder)
             # On a full disk there may be no record of the new one.
             last = saved.index(new) if new in saved else None
             # Later ones are damaged: this run resumed from an earlier one.

@@ -51,13 +51,7 @@ class Tally:
     """The number of evaluated examples, and the metrics of a baseline on them."""
 
     def __init__(self, metrics: MetricCollection, baseline: Baseline | None, *, device: torch.device) -> None:
-        """Begin with no example.
-
-        Args:
-            metrics: Metrics of the task; not modified.
-            baseline: The baseline; None without one.
-            device: Device of the metrics.
-        """
+        """Begin with no example; the metrics are those of the task, and not modified."""
         self._baseline, self._device = baseline, device
         self._metrics = {name: MetricCollection({name: metric}) for name, metric in metrics.clone().to(device).items()}
         self._rows = self._targets = 0

@@ -1,8 +1,8 @@
 """Optimizers and learning rate schedules of weights, gates and multipliers."""
 
-import inspect
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
+from inspect import signature
 from typing import Annotated, Any
 
 import torch
@@ -23,19 +23,10 @@ __all__ = ["AdamW", "AnyOptimizer", "OptimizerSettings", "WarmupSchedule"]
 _Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Decay = Annotated[float, Field(ge=0, lt=1)]
 
-# Schedules of transformers that depend on the step alone.
-_SHAPES = (
-    "linear",
-    "cosine",
-    "cosine_with_restarts",
-    "polynomial",
-    "constant",
-    "constant_with_warmup",
-    "inverse_sqrt",
-    "cosine_with_min_lr",
-    "cosine_warmup_with_min_lr",
-    "warmup_stable_decay",
-)
+_FUNCTIONS: dict[SchedulerType, Any] = TYPE_TO_SCHEDULER_FUNCTION
+_SCHEDULES = {kind.value: signature(function).parameters for kind, function in _FUNCTIONS.items()}
+# Schedules of transformers that depend on the step alone; others do not count epochs.
+_SHAPES = [shape for shape, parameters in _SCHEDULES.items() if "last_epoch" in parameters]
 # Arguments of their functions that a run gives itself.
 _OF_RUNS = {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch"}
 _OF_SCORES = ("reduce_lr_on_plateau", "reduce_on_plateau", "greedy")
@@ -209,8 +200,7 @@ class WarmupSchedule:
         return LambdaLR(optimizer, [factor if _is_of_weights(g) else constant for g in optimizer.param_groups])
 
     def _check_arguments(self) -> None:
-        schedule: Any = TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(self.shape)]
-        known = inspect.signature(schedule).parameters.keys() - _OF_RUNS
+        known = _SCHEDULES[self.shape].keys() - _OF_RUNS
         for name in (name for name in self.arguments if name not in known):
             nearest = nearest_name(name, sorted(known), prefix="scheduler.arguments.")
             hint = nearest if known else f"shape={self.shape} has none."

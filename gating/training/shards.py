@@ -1,21 +1,29 @@
 """Checkpoints of sharded training: folders with a file of each process, whole or not there."""
 
-import hashlib
 import json
 import os
+import pickle
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed
+from torch.distributed.checkpoint._traverse import set_element
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from gating.distributed.collectives import gather_objects
 from gating.errors import InputError
-from gating.training.shard_reader import PlainPlanner, PlainReader
+from gating.loader.integrity import digest_file
 
 __all__ = ["NUM_PROCESSES", "check_num_processes", "damage_of", "load_shards", "read_metadata", "save_shards"]
 
@@ -25,6 +33,24 @@ _SUMS = "checksums.json"
 _METADATA = "meta.pt"
 # Name of the number of processes there.
 NUM_PROCESSES = "num_processes"
+# Torch's index of the tensors, and the classes and functions that it may name: torch's own reader unpickles any.
+_INDEX = ".metadata"
+_CLASSES = {
+    "torch.distributed.checkpoint.metadata": {
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.serialization": {"_get_layout"},
+    "torch": {"Size"},
+    "pathlib": {"PosixPath", "WindowsPath"},
+}
 
 
 def save_shards(path: Path, state: dict[str, Any], metadata: dict[str, Any]) -> None:
@@ -41,61 +67,91 @@ def save_shards(path: Path, state: dict[str, Any], metadata: dict[str, Any]) -> 
     Raises:
         OSError: A process cannot write, for example on a full disk; earlier checkpoints stay.
     """
-    rank = torch.distributed.get_rank()
-    new = path.with_name(f".{path.name}.new")
-    problem: str | None = None
-    try:
+    rank, new = torch.distributed.get_rank(), path.with_name(f".{path.name}.new")
+    with _all_or_none(path, new):
         if rank == 0:
             # A process that was killed while it wrote has left it.
             for left in path.parent.glob(".*.ckpt.new"):
                 shutil.rmtree(left)
             new.mkdir(parents=True)
-    except OSError as error:
-        problem = str(error.strerror)
-    _raise_anywhere(path, problem)
-    try:
+    with _all_or_none(path, new):
         save(state, checkpoint_id=new)
-        if rank == 0:
-            torch.save(metadata, new / _METADATA)
         sums = _flush_and_hash(sorted(file.name for file in new.glob(f"__{rank}_*")), new)
         if rank == 0:
-            sums |= _flush_and_hash([".metadata", _METADATA], new)
-    except (OSError, RuntimeError, CheckpointException) as error:
-        sums, problem = {}, _describe(error)
-    _raise_anywhere(path, problem, new=new)
-    parts: list[dict[str, str]] = [{}] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(parts, sums)
-    if rank == 0:
-        try:
-            (new / _SUMS).write_text(
-                json.dumps({name: part[name] for part in parts for name in part}), encoding="ascii"
-            )
+            torch.save(metadata, new / _METADATA)
+            sums |= _flush_and_hash([_INDEX, _METADATA], new)
+    all_sums = {name: value for part in gather_objects(sums) for name, value in part.items()}
+    with _all_or_none(path, new):
+        if rank == 0:
+            (new / _SUMS).write_text(json.dumps(all_sums), encoding="ascii")
             _flush([new / _SUMS, new])
             if path.exists():
                 shutil.rmtree(path)
             os.replace(new, path)
             _flush([path.parent])
-        except OSError as error:
-            problem = str(error.strerror)
-    _raise_anywhere(path, problem, new=new)
+
+
+@contextmanager
+def _all_or_none(path: Path, new: Path) -> Iterator[None]:
+    """Raise ``OSError`` in all processes if a ``with`` block fails in one, and remove the temporary folder."""
+    problem: str | None = None
+    try:
+        yield
+    except (OSError, RuntimeError, CheckpointException) as error:
+        problem = _describe(error)
+    found = next((each for each in gather_objects(problem) if each), None)
+    if found is not None:
+        if torch.distributed.get_rank() == 0:
+            shutil.rmtree(new, ignore_errors=True)
+        raise OSError(f"{path} cannot be written ({found}); earlier checkpoints stay. Mend that and resume.")
 
 
 def load_shards(path: Path, state: dict[str, Any]) -> None:
-    """Fill tables of tensors with the values in a checkpoint, in place; each process reads its part. Called by all.
+    """Fill tables of :func:`save_shards` with the values in a checkpoint, in place. Called by all.
 
     No code in the checkpoint is run.
-
-    Args:
-        path: Path of the folder.
-        state: Nested tables of tensors, as for :func:`save_shards`.
 
     Raises:
         InputError: The checkpoint has other tensors.
     """
     try:
-        load(state, storage_reader=PlainReader(path), planner=PlainPlanner())
+        load(state, storage_reader=_PlainReader(path), planner=_PlainPlanner())
     except (RuntimeError, CheckpointException) as error:
         raise InputError(f"{path} cannot be loaded ({_describe(error)}): it may be of another model.") from error
+
+
+class _PlainReader(FileSystemReader):
+    """Torch's reader of a folder, whose index may name the classes of torch's own indexes only."""
+
+    def read_metadata(self, *_: Any, **__: Any) -> Metadata:
+        """Return the index.
+
+        Raises:
+            pickle.UnpicklingError: It names another class or function.
+        """
+        with (Path(self.path) / _INDEX).open("rb") as file:
+            metadata: Metadata = _PlainUnpickler(file).load()
+        metadata.storage_meta = metadata.storage_meta or StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class _PlainPlanner(DefaultLoadPlanner):
+    """Torch's planner, which loads plain values and tensors only."""
+
+    def load_bytes(self, read_item: ReadItem, value: BytesIO) -> None:
+        """Put a value that is no tensor into the state."""
+        name = read_item.dest_index.fqn
+        loaded = torch.load(value, weights_only=True)
+        set_element(self.original_state_dict, self.mappings[name], loaded)
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if is_dtype or name in _CLASSES.get(module, ()):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which is not of an index")
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -115,17 +171,11 @@ def check_num_processes(checkpoint: Mapping[str, Any], path: Path) -> None:
 
 
 def damage_of(path: Path, *, part: int = 0, num_parts: int = 1) -> str | None:
-    """Return why a checkpoint is not as it was written, or None.
-
-    Args:
-        path: Path of the folder.
-        part: Which of its files to read, if processes share the work: each ``num_parts``-th.
-        num_parts: Number of processes that do.
-    """
+    """Return why a checkpoint is not as it was written, or None; of ``num_parts`` processes, each reads other files."""
     try:
         sums = json.loads((path / _SUMS).read_text(encoding="ascii"))
         names = sorted(sums)[part::num_parts]
-        wrong = [name for name in names if _hash(path / name) != sums[name]]
+        wrong = [name for name in names if digest_file(path / name) != sums[name]]
     except (OSError, ValueError, TypeError, KeyError) as error:
         return f"{type(error).__name__}: {error}"
     return f"the checksum of {wrong[0]} does not match" if wrong else None
@@ -133,16 +183,8 @@ def damage_of(path: Path, *, part: int = 0, num_parts: int = 1) -> str | None:
 
 def _flush_and_hash(names: list[str], folder: Path) -> dict[str, str]:
     """Flush files to the disk, and return their checksums by name."""
-    found = {}
-    for name in names:
-        _flush([folder / name])
-        found[name] = _hash(folder / name)
-    return found
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    _flush([folder / name for name in names])
+    return {name: digest_file(folder / name) for name in names}
 
 
 def _flush(paths: list[Path]) -> None:
@@ -152,17 +194,6 @@ def _flush(paths: list[Path]) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def _raise_anywhere(path: Path, problem: str | None, *, new: Path | None = None) -> None:
-    """Raise ``OSError`` in all processes if one has a problem, and remove the temporary folder."""
-    problems: list[str | None] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(problems, problem)
-    found = next((each for each in problems if each), None)
-    if found is not None:
-        if new is not None and torch.distributed.get_rank() == 0:
-            shutil.rmtree(new, ignore_errors=True)
-        raise OSError(f"{path} cannot be written ({found}); earlier checkpoints stay. Mend that and resume.")
 
 
 def _describe(error: BaseException) -> str:

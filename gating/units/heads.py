@@ -6,14 +6,13 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from gating.discovery.find import removable_attention, search_attention
+from gating.discovery.find import search_attention
 from gating.discovery.ungated import UngatedModules
-from gating.errors import InputError
 from gating.families.registry import find_spec
 from gating.loader.changes import num_inputs, num_outputs, parameter_names, without_adapter
-from gating.structure.blocks import AttentionBlock, iter_attention_blocks
-from gating.structure.edits import Features, Handle, whole
-from gating.structure.removal import Selection, rows_of
+from gating.structure.attention import AttentionBlock, iter_attention_blocks
+from gating.structure.edits import Features, whole
+from gating.structure.hooks import Handle
 from gating.units.unit import Calls, GateSize, Metrics, Unit, has_foreign_classes, token_counter
 
 __all__ = ["HEADS", "Heads", "head_norms", "weight_matrix"]
@@ -38,9 +37,7 @@ class Heads(Unit[AttentionBlock]):
         "gates.group_queries=false.",
     )
 
-    def blocks(self, model: nn.Module) -> Iterator[AttentionBlock]:
-        """Yield the attention blocks with a known layout."""
-        return iter_attention_blocks(model)
+    blocks = staticmethod(iter_attention_blocks)
 
     def search(
         self,
@@ -52,17 +49,6 @@ class Heads(Unit[AttentionBlock]):
     ) -> tuple[list[AttentionBlock], list[UngatedModules]]:
         """Return the attention blocks that can lose heads, and the other modules that look like attention."""
         return search_attention(model, discover=discover, probe=probe)
-
-    def find(
-        self,
-        model: nn.Module,
-        *,
-        group_size: int | None = None,
-        discover: bool = False,
-        probe: Mapping[str, Tensor] | None = None,
-    ) -> list[AttentionBlock]:
-        """Return the attention blocks that can lose heads, without a look at other modules."""
-        return removable_attention(model, discover=discover, probe=probe)
 
     def size(self, block: AttentionBlock) -> int:
         """Return the number of present heads, without padding."""
@@ -107,7 +93,7 @@ class Heads(Unit[AttentionBlock]):
         """Return the heads without those of the first gate, or without the first one of each group of queries."""
         if block.num_key_value_heads <= 1:
             return super().all_but_some(block, group_queries=group_queries)
-        size = len(block.head_slots) // block.num_key_value_heads
+        size = block.queries_per_key
         removed = set(block.head_slots[:size] if group_queries else block.head_slots[::size])
         removed = removed if len(removed) < len(block.head_slots) else {block.head_slots[0]}
         return tuple(head for head in block.head_ids if head not in removed) or block.head_ids
@@ -165,13 +151,13 @@ def head_norms(block: AttentionBlock) -> Tensor:
         torch.Size([4])
     """
     slots, groups = range(len(block.head_slots)), range(block.num_key_value_heads)
-    size = len(slots) // len(groups)
+    size = block.queries_per_key
     columns = weight_matrix(block.output_projection).T
     norms = torch.stack([_norm(columns, Features([slot], block.head_dim)) for slot in slots])
     for linear, layout in block.projections():
         weight = weight_matrix(linear)
-        own = [_norm(weight, rows_of(block, linear, layout, _only(slots=[slot]))) for slot in slots]
-        shared = [_norm(weight, rows_of(block, linear, layout, _only(groups=[group]))) for group in groups]
+        own = [_norm(weight, block.rows_of(linear, layout, [slot], ())) for slot in slots]
+        shared = [_norm(weight, block.rows_of(linear, layout, (), [group])) for group in groups]
         norms = norms + torch.stack(own) + torch.stack(shared).repeat_interleave(size) / size
     return norms
 
@@ -185,17 +171,13 @@ def weight_matrix(linear: nn.Module) -> Tensor:
     return weight.T if isinstance(linear, Conv1D) else weight
 
 
-def _only(*, slots: Sequence[int] = (), groups: Sequence[int] = ()) -> Selection:
-    return Selection(slots=tuple(slots), key_values=tuple(groups), heads=(), head_slots=())
-
-
 def _norm(weight: Tensor, rows: Features) -> Tensor:
     return weight.index_select(0, rows.index().to(weight.device)).abs().sum(dtype=torch.float32)
 
 
 def _gate_size(block: AttentionBlock, slots: Sequence[int]) -> GateSize:
     # Query heads with a gate each share the rows of their keys and values.
-    group = len(block.head_slots) // block.num_key_value_heads
+    group = block.queries_per_key
     weights = biases = 0.0
     for linear, layout in block.projections():
         shares: dict[int, float] = {}
@@ -204,8 +186,9 @@ def _gate_size(block: AttentionBlock, slots: Sequence[int]) -> GateSize:
                 shares[width] = shares.get(width, 0) + (1.0 if kind == "q" else 1 / group)
         rows = sum(width * share for width, share in shares.items())
         # A convolution multiplies as many positions as its kernel has.
-        weights += rows * num_inputs(linear) * getattr(without_adapter(linear), "kernel_size", (1,))[0]
-        biases += rows * _has_bias(linear)
+        layer = without_adapter(linear)
+        weights += rows * num_inputs(layer) * getattr(layer, "kernel_size", (1,))[0]
+        biases += rows * (getattr(layer, parameter_names(layer)[1], None) is not None)
     weights += block.head_dim * num_outputs(block.output_projection)
     num_heads, num_slots = len(set(slots) & set(block.head_ids)), len(slots)
     return GateSize(
@@ -219,18 +202,9 @@ def _gate_size(block: AttentionBlock, slots: Sequence[int]) -> GateSize:
     )
 
 
-def _has_bias(linear: nn.Module) -> bool:
-    linear = without_adapter(linear)
-    return getattr(linear, parameter_names(linear)[1], None) is not None
-
-
 def _slots_by_gate(block: AttentionBlock, *, group_queries: bool) -> list[tuple[int, ...]]:
     """Return the head slots of a block, as original head numbers, that each of its gates multiplies."""
-    slots, num_groups = block.head_slots, block.num_key_value_heads
-    if len(slots) % num_groups:
-        raise InputError(
-            f"{block.name} has {len(slots)} query heads for {num_groups} key-value heads, which cannot be shared out "
-            "evenly: correct num_attention_heads or num_key_value_heads in the model's configuration."
-        )
-    size = len(slots) // num_groups if group_queries and num_groups > 1 else 1
+    slots, size = block.head_slots, block.queries_per_key
+    if not group_queries or block.num_key_value_heads == 1:
+        size = 1
     return [slots[start : start + size] for start in range(0, len(slots), size)]

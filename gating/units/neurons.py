@@ -1,16 +1,16 @@
 """Feed-forward neurons as a unit, in groups."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from gating.discovery.find import search_feed_forward
-from gating.discovery.ungated import UngatedModules
 from gating.families.feed_forward import find_feed_forward_spec
 from gating.structure.blocks import Block
-from gating.structure.edits import Handle, whole
+from gating.structure.edits import whole
 from gating.structure.feed_forward import ExpertsBlock, FeedForwardBlock, iter_feed_forward_blocks
+from gating.structure.hooks import Handle
 from gating.units.heads import weight_matrix
 from gating.units.unit import Calls, GateSize, Metrics, Unit, has_foreign_classes, token_counter
 
@@ -39,20 +39,8 @@ class Neurons(Unit[FeedForwardBlock]):
     # With neurons, it was better in a run at twice the speed on each of three data sets.
     gate_lr = 0.2
 
-    def blocks(self, model: nn.Module) -> Iterator[FeedForwardBlock]:
-        """Yield the feed-forward blocks with a known layout."""
-        return iter_feed_forward_blocks(model)
-
-    def search(
-        self,
-        model: nn.Module,
-        *,
-        group_size: int | None = None,
-        discover: bool = False,
-        probe: Mapping[str, Tensor] | None = None,
-    ) -> tuple[list[FeedForwardBlock], list[UngatedModules]]:
-        """Return the feed-forward blocks that can lose neurons, and the other modules that look like one."""
-        return search_feed_forward(model, group_size=group_size, discover=discover, probe=probe)
+    blocks = staticmethod(iter_feed_forward_blocks)
+    search = staticmethod(search_feed_forward)
 
     def size(self, block: FeedForwardBlock) -> int:
         """Return the number of present neurons."""

@@ -64,5 +64,5 @@ def find_blocks(
     """
     found: list[Block] = []
     for unit in check_units(units):
-        found += UNITS[unit].find(model, group_size=group_size, discover=discover, probe=probe)
+        found += UNITS[unit].search(model, group_size=group_size, discover=discover, probe=probe)[0]
     return found

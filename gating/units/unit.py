@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gating.discovery.ungated import UngatedModules
 from gating.structure.blocks import Block
-from gating.structure.edits import Handle
+from gating.structure.hooks import Handle
 
 __all__ = [
     "NUM_TOKENS",
@@ -146,17 +146,6 @@ class Unit(ABC, Generic[AnyBlock]):
         The arguments and errors are those of :func:`~gating.units.find_blocks`.
         """
 
-    def find(
-        self,
-        model: nn.Module,
-        *,
-        group_size: int | None = None,
-        discover: bool = False,
-        probe: Mapping[str, Tensor] | None = None,
-    ) -> Sequence[AnyBlock]:
-        """Return the blocks of :meth:`search` alone."""
-        return self.search(model, group_size=group_size, discover=discover, probe=probe)[0]
-
     @abstractmethod
     def size(self, block: AnyBlock) -> int:
         """Return the number of present units of a block."""
@@ -230,12 +219,7 @@ def has_foreign_classes(module: nn.Module) -> bool:
 
 
 def token_counter(calls: Calls, *, per_token: int = 1) -> Callable[[Tensor], None]:
-    """Return a function that counts the tokens of features, ``[..., num_features]``.
-
-    Args:
-        calls: The numbers so far.
-        per_token: Number of times that each token is among them.
-    """
+    """Return a function that counts tokens by their features, ``[..., num_features]``, each ``per_token`` times."""
 
     def count(features: Tensor) -> None:
         calls.num_tokens += features.numel() // max(1, features.shape[-1]) / per_token

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 import gating
 from gating.errors import UserError, explain
 from gating.models.pretrained import Pretrained
-from gating.serving.opening import load_model
+from gating.serving.exporting import load_model
 from tests.support.tiny_models import batch_for, logits_of
 
 WEIGHTS = "model.safetensors"
@@ -102,7 +103,7 @@ def test_a_change_of_the_model_is_an_error_everywhere(name, stock):
     change(stock)
     for load in (
         gating.load_compact,
-        load_model,
+        partial(load_model, format="onnx"),
         lambda place: Pretrained(str(place)).load(transformers.AutoModelForSequenceClassification),
     ):
         with pytest.raises(UserError, match=rf"{file} is not what was saved.*delete head_gating\.json") as caught:

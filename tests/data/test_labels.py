@@ -7,7 +7,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from gating.data.labels import encode_labels, hint_at_regression, using_classes
 from gating.data.sources import load_files
-from gating.tasks.tags import encode_tags
+from gating.tasks.token_classification import encode_tags
 
 
 def splits(train: list, validation: list) -> DatasetDict:

@@ -142,6 +142,11 @@ def test_excerpts_that_texts_share_are_left_out():
     assert splits["test"].to_dict() == {"text": ["i j", "k l", "m n", "q r"], "label": [1, 1, 1, 0]}
 
 
+def test_texts_shorter_than_an_excerpt_leave_a_split_without_rows():
+    table = datasets.Dataset.from_dict({"text": ["a b"], "label": [0]})
+    assert cut_excerpts(datasets.DatasetDict(train=table), words=3, number=2)["train"].features == table.features
+
+
 @pytest.mark.parametrize(("setting", "value"), [("held_out", 0.95), ("held_out", 0.0), ("excerpt_words", 0)])
 def test_invalid_shares_and_excerpts_of_bbc_news_are_refused(setting, value):
     with pytest.raises(ValueError, match=rf"data\.{setting}={value} must be"):

@@ -5,8 +5,8 @@ from datasets import Dataset, DatasetDict
 
 from gating.data.columns import take_columns
 from gating.data.labels import encode_labels
-from gating.data.names.spelling import groups_of_spellings
-from gating.tasks.tags import encode_tags
+from gating.data.spelling import groups_of_spellings
+from gating.tasks.token_classification import encode_tags
 from gating.tasks.windows import read_answers
 
 # Spellings of one name that a reader cannot tell apart, or hardly.

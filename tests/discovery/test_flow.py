@@ -7,7 +7,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 import gating
 from gating.compact.record_checks import check_record
-from gating.discovery import flow
+from gating.discovery import flow, lookalikes
 from gating.discovery.trace import is_linear
 from gating.families import feed_forward as feed_forward_specs
 from gating.loader.integrity import RECORD_KEY
@@ -106,7 +106,7 @@ def test_the_flow_of_data_finds_the_blocks_that_names_find(name, monkeypatch):
 
 
 def test_the_flow_of_data_needs_no_knowledge_of_attention(without_names, monkeypatch):
-    monkeypatch.setattr(flow, "iter_attention_blocks", lambda model: iter(()))
+    monkeypatch.setattr(lookalikes, "iter_attention_blocks", lambda model: iter(()))
     for name, num_blocks in {"llama": 3, "bart": 5, "vit": 3}.items():
         model = FAMILIES[name].build()
         flow.discover_feed_forward_specs(model)

@@ -25,7 +25,7 @@ from transformers import (
 
 import gating
 from gating.discovery.vocabulary import check_known, check_vocabulary, vocabulary_size
-from gating.serving.opening import load_processor
+from gating.serving.exporting import load_processor
 from tests.support.tiny_run import make_model_folder
 
 SPECIAL = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}

@@ -10,6 +10,7 @@ import gating
 from gating.errors import DamageError, InputError, MissingFileError, OperationError
 from gating.pruning.measure import count_heads
 from tests.integrations.conftest import examples, make_classifier, make_trainer, weights_of
+from tests.support.tiers import first_of
 
 
 class StopAt(TrainerCallback):
@@ -245,7 +246,7 @@ def checkpoints(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("step", [8, 16])
+@pytest.mark.parametrize("step", first_of([8, 16]))
 @pytest.mark.parametrize("name", DECIDING)
 def test_a_setting_that_decides_the_result_is_compared(checkpoints, name, step):
     changed, before, now = DECIDING[name]
@@ -285,6 +286,7 @@ def test_a_checkpoint_of_a_search_is_no_compact_model(tmp_path):
         gating.load_compact(tmp_path / "checkpoint-12")
 
 
+@pytest.mark.runs
 def test_other_labels_of_the_same_number_of_examples_are_noticed(tmp_path):
     rows = [{name: value.tolist() for name, value in row.items()} for row in examples(64, seed=1)]
     make_trainer(tmp_path, train_dataset=Dataset.from_list(rows)).train()
@@ -300,6 +302,7 @@ def test_other_labels_of_the_same_number_of_examples_are_noticed(tmp_path):
     make_trainer(tmp_path, train_dataset=Dataset.from_list(rows)).train(resume_from_checkpoint=checkpoint)
 
 
+@pytest.mark.runs
 def test_numbers_of_numpy_are_stored_as_plain_ones(tmp_path):
     """Those of the optimizer are stored by transformers, which does not load them again."""
     settings = {"args": {"warmup_steps": np.int64(2)}, "recovery": np.float64(0.5)}
@@ -333,6 +336,7 @@ def test_a_checkpoint_without_an_optimizer_is_refused_and_announced(tmp_path):
     assert resumed.state.global_step == 0
 
 
+@pytest.mark.runs
 def test_the_checkpoint_of_another_training_in_the_same_folder_is_not_chosen(tmp_path):
     make_trainer(tmp_path).train()
     other = make_trainer(tmp_path, model=make_classifier(3), callbacks=[StopAt(6)])

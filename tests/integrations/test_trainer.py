@@ -141,6 +141,7 @@ def test_a_converged_search_ends_early_and_leaves_its_steps_to_the_recovery(tmp_
     assert trainer.state.global_step == 16
 
 
+@pytest.mark.runs
 def test_the_best_model_and_early_stopping_are_those_of_the_recovery(tmp_path):
     arguments = {
         "eval_strategy": "steps",
@@ -169,6 +170,7 @@ def test_the_best_model_and_early_stopping_are_those_of_the_recovery(tmp_path):
     assert again.state.global_step == 14
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize(("max_steps", "ends"), [(-1, [8, 16, 24]), (16, [8, 12])])
 def test_each_epoch_is_evaluated_and_saved_once(tmp_path, max_steps, ends):
     strategies = {"eval_strategy": "epoch", "save_strategy": "epoch", "logging_strategy": "epoch"}
@@ -193,6 +195,7 @@ def test_gates_on_neurons_and_a_stock_folder(tmp_path):
     assert loaded.bert.encoder.layer[0].intermediate.dense.out_features == 32
 
 
+@pytest.mark.runs
 def test_each_trial_of_model_init_has_new_gates(tmp_path):
     trainer = make_trainer(tmp_path, model_init=lambda: make_classifier())
     trainer.train()
@@ -206,6 +209,7 @@ def test_each_trial_of_model_init_has_new_gates(tmp_path):
     assert count_heads(trainer.model) == 5
 
 
+@pytest.mark.runs
 def test_an_optimizer_of_the_user_trains_both_phases(tmp_path):
     model = make_classifier()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, betas=(0.8, 0.9))
@@ -228,7 +232,7 @@ def test_the_name_is_that_of_a_trainer():
     assert issubclass(GatedTrainer, Trainer)
 
 
-@pytest.mark.parametrize("bar", [True, False])
+@pytest.mark.parametrize("bar", first_of([True, False]))
 def test_the_printed_log_has_no_number_for_each_layer(tmp_path, capsys, bar):
     seen = []
 

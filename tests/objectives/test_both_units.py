@@ -10,6 +10,7 @@ from gating.objectives.parts import gate_costs
 from gating.objectives.per_part import PerPart
 from tests.support.family_models import FAMILIES
 from tests.support.search import RIVALS, Search, build_bert_on_meta
+from tests.support.tiers import first_of
 from tests.support.tiny_models import build
 
 STEPS = 6
@@ -65,7 +66,9 @@ def test_numbers_of_both_are_exact(rival, arguments, expected):
     assert (report.num_heads, report.num_neurons) == expected
 
 
-@pytest.mark.parametrize(("share", "cost"), [(0.1, "parameters"), (0.4, {"heads": 1.0, "neurons": 0.3}), (1.0, "macs")])
+@pytest.mark.parametrize(
+    ("share", "cost"), first_of([(0.1, "parameters"), (0.4, {"heads": 1.0, "neurons": 0.3}), (1.0, "macs")])
+)
 def test_a_share_of_cost_is_filled(rival, share, cost):
     search = search_with(RIVALS[rival](keep=share, cost=cost)).run(0, STEPS)
     kept = search.kept()
@@ -78,7 +81,9 @@ def test_a_share_of_cost_is_filled(rival, share, cost):
     assert (report.num_heads, report.num_neurons) == count(search.gates, kept)
 
 
-@pytest.mark.parametrize(("arguments", "expected"), [({"num_neurons": 60}, 60), ({"keep": 0.5}, 68), ({}, 36)])
+@pytest.mark.parametrize(
+    ("arguments", "expected"), first_of([({"num_neurons": 60}, 60), ({"keep": 0.5}, 68), ({}, 36)])
+)
 def test_gates_on_neurons_alone_have_numbers_of_neurons(rival, arguments, expected):
     search = search_with(RIVALS[rival](**arguments), units=("neurons",)).run(0, STEPS)
     kept = search.kept()
@@ -99,7 +104,7 @@ def test_uniform_layers_keep_equally_many(rival, arguments, expected):
     assert block_units(search.gates, search.kept()) == expected
 
 
-@pytest.mark.parametrize("share", [0.25, 0.5, 0.8])
+@pytest.mark.parametrize("share", first_of([0.25, 0.5, 0.8]))
 def test_uniform_layers_share_a_budget_of_cost(rival, share):
     search = search_with(RIVALS[rival](uniform=True, keep=share, min_per_layer=1)).run(0, STEPS)
     kept = search.kept()
@@ -120,7 +125,7 @@ def test_a_minimum_of_heads_comes_before_neurons(rival):
     check_filled(search.gates, kept, 0.2)
 
 
-@pytest.mark.parametrize("arguments", BUDGETS)
+@pytest.mark.parametrize("arguments", first_of(BUDGETS))
 def test_a_resumed_search_is_the_uninterrupted_one(rival, arguments):
     start = search_with(RIVALS[rival](**arguments)).state()
     whole = search_with(RIVALS[rival](**arguments)).load(start).run(0, 4)

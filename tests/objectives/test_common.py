@@ -10,6 +10,7 @@ from gating.proof.probe import make_probe
 from tests.support.family_models import FAMILIES
 from tests.support.kept_heads import num_kept
 from tests.support.search import RIVALS, Search, build_bert_on_meta
+from tests.support.tiers import first_of
 from tests.support.tiny_models import build
 
 LEARNED = ("budget", "gumbel", "straight_through")
@@ -25,7 +26,7 @@ def search_with(objective):
     return Search(build("bert"), objective, steps=STEPS)
 
 
-@pytest.mark.parametrize(("seed", "num_heads"), [(0, 1), (1, 5), (2, 11), (3, 12)])
+@pytest.mark.parametrize(("seed", "num_heads"), first_of([(0, 1), (1, 5), (2, 11), (3, 12)]))
 def test_exactly_so_many_heads_stay(rival, seed, num_heads):
     torch.manual_seed(seed)
     search = search_with(RIVALS[rival](num_heads=num_heads)).run(0, STEPS)
@@ -35,7 +36,7 @@ def test_exactly_so_many_heads_stay(rival, seed, num_heads):
     assert report.num_heads == num_heads
 
 
-@pytest.mark.parametrize(("arguments", "expected"), [({"num_heads": 10}, 10), ({"keep": 0.5}, 12), ({}, 6)])
+@pytest.mark.parametrize(("arguments", "expected"), first_of([({"num_heads": 10}, 10), ({"keep": 0.5}, 12), ({}, 6)]))
 def test_groups_of_query_heads_stay_whole(rival, arguments, expected):
     torch.manual_seed(0)
     model = FAMILIES["llama"].build()
@@ -51,7 +52,7 @@ def test_groups_of_query_heads_stay_whole(rival, arguments, expected):
     assert min(map(len, report.kept_heads.values())) >= 1
 
 
-@pytest.mark.parametrize("stop", [4, 7])
+@pytest.mark.parametrize("stop", first_of([4, 7]))
 def test_a_resumed_search_is_the_uninterrupted_one(rival, stop, start):
     whole = search_with(RIVALS[rival](num_heads=4)).load(start).run(0, stop)
     state, num_open = whole.state(), whole.gates.num_open()

@@ -17,6 +17,7 @@ from gating.pruning.measure import count_heads_by_kind
 from tests.support.family_models import FAMILIES
 from tests.support.kept_heads import num_kept
 from tests.support.search import RIVALS, Search
+from tests.support.tiers import first_of
 
 SHIFT = 2 / 3 * math.log(0.1 / 1.1)
 STEPS = 8
@@ -91,7 +92,7 @@ def test_families_with_two_towers_keep_their_budgets(family):
     assert count_heads_by_kind(model) == WANTED
 
 
-@pytest.mark.parametrize("rival", RIVALS)
+@pytest.mark.parametrize("rival", first_of(RIVALS, every=4))
 def test_groups_of_query_heads_have_budgets_per_kind(rival):
     torch.manual_seed(0)
     search = search_with(RIVALS[rival](keep={"encoder": 0.5, "cross": 0.25}, min_per_layer=1), "t5gemma").run(0, 2)
@@ -176,7 +177,7 @@ def test_the_lagrangian_has_multipliers_per_kind():
     assert penalty.item() == pytest.approx(by_hand, rel=1e-4)
 
 
-@pytest.mark.parametrize("rival", RIVALS)
+@pytest.mark.parametrize("rival", first_of(RIVALS, every=4))
 def test_a_resumed_search_is_the_uninterrupted_one(rival):
     torch.manual_seed(0)
     start = search_with(RIVALS[rival](num_heads=WANTED)).state()

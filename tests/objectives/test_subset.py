@@ -104,8 +104,7 @@ def test_straight_through_values_are_a_mask_with_the_gradient_of_log_alpha(gates
 
 @pytest.mark.parametrize("autocast", [False, True])
 def test_draws_sum_to_the_number_of_heads(gates, autocast):
-    hard = StraightThroughTopK(whole(gates), number=5)
-    sampler = GumbelTopK(whole(gates), hard=hard, scale=5.0, temperature=0.5)
+    sampler = GumbelTopK(whole(gates), number=5, scale=5.0, temperature=0.5)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
         draw = sampler.sample(gates.log_alpha)
     assert draw.dtype == torch.float32
@@ -120,8 +119,7 @@ def test_draws_sum_to_the_number_of_heads(gates, autocast):
 def test_gradient_of_a_draw_does_not_explode(bert, temperature):
     """Clipped together with a gradient of 1e15, weights would not learn."""
     gates = gating.inject_gates(bert)
-    hard = StraightThroughTopK(whole(gates), number=11)
-    sampler = GumbelTopK(whole(gates), hard=hard, scale=5.0, temperature=temperature)
+    sampler = GumbelTopK(whole(gates), number=11, scale=5.0, temperature=temperature)
     for seed in range(20):
         torch.manual_seed(seed)
         gates.log_alpha.grad = None
@@ -132,8 +130,7 @@ def test_gradient_of_a_draw_does_not_explode(bert, temperature):
 
 def test_a_gate_of_a_group_counts_as_its_heads():
     gates = gating.inject_gates(FAMILIES["llama"].build())
-    hard = StraightThroughTopK(whole(gates), number=10)
-    sampler = GumbelTopK(whole(gates), hard=hard, scale=1.0, temperature=0.5)
+    sampler = GumbelTopK(whole(gates), number=10, scale=1.0, temperature=0.5)
     assert (sampler.values(gates.log_alpha) * 2).sum() == 10
     assert (sampler.sample(gates.log_alpha) * 2).sum().item() == pytest.approx(10, rel=1e-4)
 
@@ -194,7 +191,7 @@ def test_draws_of_neurons_and_of_cost_use_the_budget(bert, unit):
     gates = gating.inject_gates(bert, units=("heads", "neurons"), group_size=20)
     (part,) = parts_of(gates, by=None, unit=unit, costs=gate_costs(gates, "macs"))
     number = 68 if unit == "neurons" else 0.4
-    sampler = GumbelTopK(part, hard=StraightThroughTopK(part, number=number), scale=5.0, temperature=0.01)
+    sampler = GumbelTopK(part, number=number, scale=5.0, temperature=0.01)
     own = gates.log_alpha.detach()[list(part.indices)].requires_grad_()
     weights = torch.tensor(part.weights)
     for values in (sampler.sample(own), sampler.prob_open(own)):

@@ -41,7 +41,7 @@ def test_gates_of_groups_fold_one_value_into_each_of_their_heads():
 @pytest.mark.parametrize("batch", [None, 11], ids=["whole", "resumed in recovery"])
 def test_the_figure_shows_the_folded_factors_of_kept_heads(batch, tmp_path, monkeypatch):
     folded, maps = [], []
-    finalize, draw = gating.finalize, figures.head_map_figure
+    finalize, draw = gating.finalize, figures.gates_figure
 
     def remembered(model, gates, **options):
         with torch.no_grad():
@@ -51,7 +51,7 @@ def test_the_figure_shows_the_folded_factors_of_kept_heads(batch, tmp_path, monk
 
     monkeypatch.setattr("gating.run.stages.finalize", remembered)
     monkeypatch.setattr(
-        figures, "head_map_figure", lambda values, **options: maps.append((values, options)) or draw(values, **options)
+        figures, "gates_figure", lambda values, **options: maps.append((values, options)) or draw(values, **options)
     )
     inputs = make_inputs(tmp_path)
     if batch is not None:

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 import gating
-from gating.pruning.latency.comparison import compare_latency
+from gating.pruning.latency import comparison, copies
 from tests.support.slow_model import Slow
+from tests.support.timers import compare
 from tests.support.tiny_models import batch_for
 
 
@@ -22,7 +23,7 @@ def clock(monkeypatch):
 
 def test_latency_is_the_median_and_the_speedup_its_ratio(clock):
     before, after = Slow(clock, 0.3), Slow(clock, 0.1)
-    found = compare_latency(before, after, {"x": torch.ones(2, 5)}, repeats=5, warm_up=2)
+    found = compare(before, after, {"x": torch.ones(2, 5)}, repeats=5)
     assert found.before == pytest.approx(0.3)
     assert found.after == pytest.approx(0.1)
     assert found.speedup == pytest.approx(3.0)
@@ -31,7 +32,7 @@ def test_latency_is_the_median_and_the_speedup_its_ratio(clock):
 
 def test_models_are_timed_in_evaluation_mode_without_gradients_and_keep_their_mode(clock):
     before, after = Slow(clock, 0.3).train(), Slow(clock, 0.1).eval()
-    compare_latency(before, after, {"x": torch.ones(1)}, repeats=3, warm_up=2)
+    compare(before, after, {"x": torch.ones(1)}, repeats=3)
     assert before.modes == after.modes == [(False, False)] * 5
     assert before.training
     assert not after.training
@@ -39,7 +40,7 @@ def test_models_are_timed_in_evaluation_mode_without_gradients_and_keep_their_mo
 
 def test_a_timing_of_small_models_takes_several_passes(clock):
     before, after = Slow(clock, 0.004), Slow(clock, 0.002)
-    found = compare_latency(before, after, {"x": torch.ones(1)}, repeats=3, warm_up=2)
+    found = compare(before, after, {"x": torch.ones(1)}, repeats=3)
     assert len(before.modes) == len(after.modes) == 2 + 3 * 10
     assert (found.before, found.after, found.speedup) == pytest.approx((0.004, 0.002, 2.0))
 
@@ -47,16 +48,17 @@ def test_a_timing_of_small_models_takes_several_passes(clock):
 def test_latency_of_real_models(bert):
     compact = copy.deepcopy(bert)
     gating.prune_heads(compact, {0: range(4), 1: range(4)})
-    found = compare_latency(bert, compact, batch_for(bert), repeats=3, warm_up=1)
+    found = compare(bert, compact, batch_for(bert), repeats=3)
     assert min(found.before, found.after, found.speedup) > 0
     assert found.batch == "2 x 10"
 
 
 def test_a_busy_machine_takes_more_timings(monkeypatch):
     model, batch = nn.Linear(1, 1), {"x": torch.ones(1)}
+    monkeypatch.setattr(copies, "_WARM_UP", 0)
     durations = iter([1.0, 0.5, 2.0, 0.5, 1.0, 0.7] * 20)
-    monkeypatch.setattr("gating.pruning.latency.comparison._seconds", lambda model, batch: next(durations))
-    assert compare_latency(model, model, batch, repeats=3, warm_up=0, precision=0.01).repeats == 24
-    monkeypatch.setattr("gating.pruning.latency.comparison._seconds", lambda model, batch: 1.0)
-    calm = compare_latency(model, model, batch, repeats=3, warm_up=0, precision=0.01)
+    monkeypatch.setattr(comparison, "time_pass", lambda model, batch: next(durations))
+    assert compare(model, model, batch, repeats=3, precision=0.01).repeats == 24
+    monkeypatch.setattr(comparison, "time_pass", lambda model, batch: 1.0)
+    calm = compare(model, model, batch, repeats=3, precision=0.01)
     assert (calm.repeats, calm.speedup) == (3, 1.0)

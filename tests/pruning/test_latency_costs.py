@@ -7,12 +7,13 @@ import torch
 
 import gating
 from gating.gates import create_gates
-from gating.pruning.latency import comparison, copies
+from gating.pruning.latency import copies
 from gating.pruning.latency.comparison import LatencyComparison
 from gating.pruning.latency.copies import CopyTimer
-from gating.pruning.latency.costs import LatencyCosts, measure_latency_costs, time_kept
-from gating.pruning.latency.reached import Reached, kept_for_speedup
+from gating.pruning.latency.costs import LatencyCosts, measure_latency_costs
+from gating.pruning.latency.speedup import Reached, kept_for_speedup
 from gating.pruning.prune import remove_in_copy
+from tests.support.timers import KnownTimes, timer_of
 from tests.support.tiny_models import batch_for, state_of
 
 UNITS = ["heads", "neurons"]
@@ -27,7 +28,7 @@ def relative_time(gates, kept, *, heads, neurons):
 def test_linear_latencies_are_found(bert):
     gates = create_gates(bert, units=UNITS, group_size=4)
     speedup = lambda kept: float(1 / relative_time(gates, kept, heads=0.3, neurons=0.4))  # noqa: E731
-    costs = measure_latency_costs(bert, gates, measure=speedup)
+    costs = measure_latency_costs(gates, KnownTimes(speedup))
     assert (*costs.shares.values(), costs.fixed) == pytest.approx((0.3, 0.4, 0.3))
     rates = costs.rates(gates)
     is_neuron = torch.tensor(gates.neurons_per_gate) > 0
@@ -39,17 +40,17 @@ def test_linear_latencies_are_found(bert):
 def test_units_that_cost_nothing_have_no_negative_cost(bert):
     gates = create_gates(bert, units=UNITS, group_size=4)
     speedup = lambda kept: float(1 / relative_time(gates, kept, heads=-0.1, neurons=0.5))  # noqa: E731
-    costs = measure_latency_costs(bert, gates, measure=speedup)
+    costs = measure_latency_costs(gates, KnownTimes(speedup))
     assert costs.shares["heads"] == 0
     assert costs.shares["neurons"] > 0.3
 
 
 @pytest.mark.parametrize("units", [["neurons"], UNITS])
 def test_real_timings_leave_the_model_as_it_was(bert, units, monkeypatch):
-    monkeypatch.setattr(comparison, "_TIMING_SECONDS", 1e-4)
+    monkeypatch.setattr(copies, "_TIMING_SECONDS", 1e-4)
     state, text = state_of(bert), str(bert)
     gates = create_gates(bert, units=units, group_size=8)
-    costs = measure_latency_costs(bert, gates, timer=CopyTimer(bert, batch_for(bert), repeats=2))
+    costs = measure_latency_costs(gates, timer_of(bert, batch_for(bert), repeats=2))
     assert costs.fastest >= 1
     assert set(costs.rates(gates)) == set(units)
     assert str(bert) == text
@@ -89,24 +90,27 @@ def test_a_compact_copy_is_timed_beside_the_model(bert):
     before = copy.deepcopy(state_of(bert))
     with gates.detached() as model:
         assert not hasattr(model, "head_gates")
-        assert time_kept(model, gates, kept, CopyTimer(model, batch_for(bert), repeats=2)).speedup > 0
+        timer = timer_of(model, batch_for(bert), repeats=2)
+        assert timer.time_kept(gates, kept, what="half", share=1.0).speedup > 0
     assert bert.head_gates is gates
     assert all(torch.equal(before[name], tensor) for name, tensor in state_of(bert).items())
 
 
 @pytest.mark.parametrize(("units", "speedup"), [("heads", 1.2), (UNITS, 1.5), ("neurons", 1.2)])
 def test_the_budget_for_a_speedup_reaches_it(bert, monkeypatch, units, speedup):
-    def compare(dense, compact, *_, **__):
-        sizes = [sum(part.numel() for part in model.encoder.parameters()) for model in (dense, compact)]
-        return LatencyComparison(*sizes, sizes[0] / sizes[1], 3, "1 x 1", 0.0)
-
     bert = bert.base_model
-    monkeypatch.setattr(copies, "compare_latency", compare)
+
+    def time(timer, compact, **_):
+        sizes = [sum(part.numel() for part in model.encoder.parameters()) for model in (bert, compact)]
+        timer.timed.append(LatencyComparison(*sizes, sizes[0] / sizes[1], 3, "1 x 1", 0.0))
+        return timer.timed[-1]
+
+    monkeypatch.setattr(CopyTimer, "time", time)
     objective = gating.budget_for_speedup(bert, batch_for(bert), speedup=speedup, units=units, group_size=4)
     gates = create_gates(bert, units=units, group_size=4)
     gates.log_alpha.data = torch.rand(len(gates.log_alpha), generator=torch.Generator().manual_seed(0))
     compact = remove_in_copy(bert, gates, objective.kept(gates))
-    assert compare(bert, compact).speedup == pytest.approx(speedup, rel=0.05)
+    assert timer_of(bert, {}).time(compact, what="the choice").speedup == pytest.approx(speedup, rel=0.05)
 
 
 def test_a_budget_is_measured_before_the_gates(bert):

@@ -15,10 +15,10 @@ from gating.pruning.measure import (
     cache_bytes_per_token,
     count_heads,
     count_macs,
-    count_neurons,
     weight_megabytes,
 )
 from gating.units import find_blocks
+from gating.units.neurons import NEURONS
 from tests.support.family_models import FAMILIES
 from tests.support.tiny_models import batch_for
 
@@ -132,7 +132,7 @@ def test_encoders_cache_nothing(bert):
 
 
 def test_neurons_are_counted_before_and_after_removal(bert):
-    before = count_neurons(bert)
+    before = NEURONS.count(bert)
     gating.prune_neurons(bert, {0: [0, 1]}, group_size=8)
-    assert count_neurons(bert) == before - 16
-    assert count_neurons(nn.Linear(2, 2)) == 0
+    assert NEURONS.count(bert) == before - 16
+    assert NEURONS.count(nn.Linear(2, 2)) == 0

@@ -8,7 +8,7 @@ import torch
 import transformers
 
 import gating
-from gating.discovery import dependence
+from gating.discovery import find
 from tests.support.family_models import FAMILIES
 from tests.support.tiny_models import assert_refused
 
@@ -55,7 +55,7 @@ def test_a_down_projection_that_is_never_called_is_refused(exact_bloom):
 
 
 def test_the_trial_finds_a_down_projection_that_is_never_called(exact_bloom, monkeypatch):
-    monkeypatch.setattr(dependence, "_why_neurons_depend", lambda block: None)
+    monkeypatch.setattr(find, "why_neurons_depend", lambda block: None)
     message = r"Without its removed neurons, BloomForCausalLM differs .* outputs differ .*Nothing was changed"
     assert_refused(exact_bloom, lambda model: gating.prune_neurons(model, {0: [0]}), ValueError, message)
 

@@ -12,13 +12,13 @@ from rich.console import Console
 import gating
 from gating.gates import create_gates
 from gating.pruning.latency import comparison
-from gating.pruning.latency.comparison import compare_latency
+from gating.pruning.latency.comparison import LatencyComparison
 from gating.pruning.latency.copies import CopyTimer
 from gating.pruning.latency.costs import measure_latency_costs
-from gating.pruning.latency.reached import Reached, kept_for_speedup
-from gating.pruning.latency.speedup import num_heads_for_speedup
+from gating.pruning.latency.speedup import Reached, kept_for_speedup, num_heads_for_speedup
 from gating.pruning.latency.time_budget import TimeBudget
 from tests.support.slow_model import Slow
+from tests.support.timers import compare, timer_of
 from tests.support.tiny_models import batch_for
 
 UNITS = ["heads", "neurons"]
@@ -48,7 +48,7 @@ def passes(clock, monkeypatch):
             taken.append(own)
             return own
 
-        monkeypatch.setattr(comparison, "_seconds", timed)
+        monkeypatch.setattr(comparison, "time_pass", timed)
         return taken
 
     return let
@@ -56,14 +56,14 @@ def passes(clock, monkeypatch):
 
 def test_the_time_ends_the_repeats(clock):
     before, after = Slow(clock, 3.0), Slow(clock, 2.0)
-    found = compare_latency(before, after, {"x": torch.ones(1)}, precision=0.001, seconds=33.0)
+    found = compare(before, after, {"x": torch.ones(1)}, repeats=15, precision=0.001, seconds=33.0)
     assert 30 <= clock[0] <= 33
     assert found.repeats == 6
     assert (found.speedup, found.error) == (1.5, 0.0)
 
 
 def test_a_pass_that_is_longer_than_the_time_is_timed_once(clock):
-    found = compare_latency(Slow(clock, 300.0), Slow(clock, 200.0), {"x": torch.ones(1)}, seconds=10.0)
+    found = compare(Slow(clock, 300.0), Slow(clock, 200.0), {"x": torch.ones(1)}, seconds=10.0)
     assert clock[0] == 500
     assert (found.speedup, found.repeats) == (1.5, 1)
     assert math.isinf(found.error)
@@ -71,7 +71,9 @@ def test_a_pass_that_is_longer_than_the_time_is_timed_once(clock):
 
 def test_without_time_the_first_model_is_not_timed_again(clock):
     before, after = Slow(clock, 3.0), Slow(clock, 2.0)
-    found = compare_latency(before, after, {"x": torch.ones(1)}, seconds=0.0, before_seconds=3.0)
+    timer = timer_of(before, {"x": torch.ones(1)}, seconds=0.0)
+    timer.timed.append(LatencyComparison(3.0, 2.0, 1.5, 1, "1"))
+    found = timer.time(after, what="a model")
     assert clock[0] == 2
     assert (found.speedup, before.modes) == (1.5, [])
 
@@ -107,9 +109,9 @@ def test_copies_that_can_be_done_without_are_left_out(bert, clock, passes, find)
     with TimeBudget(10.0).stage("timing") as stage:
         timer = CopyTimer(bert, batch_for(bert), stage=stage)
         if find == "heads":
-            num_heads_for_speedup(bert, speedup=1.01, timer=timer)
+            num_heads_for_speedup(create_gates(bert), timer, speedup=1.01)
         else:
-            measure_latency_costs(bert, create_gates(bert, units=UNITS, group_size=4), timer=timer)
+            measure_latency_costs(create_gates(bert, units=UNITS, group_size=4), timer)
     assert len(timer.timed) == (2 if find == "heads" else 3)
     assert clock[0] <= 10 + 4 * 4
 
@@ -179,9 +181,7 @@ def test_a_terminal_shows_what_is_timed_and_the_time_left(bert, passes, monkeypa
     monkeypatch.setattr("rich.console.Console", lambda: console)
     passes(bert, 0.5)
     with TimeBudget(80.0).stage("timing") as stage:
-        measure_latency_costs(
-            bert, create_gates(bert, units=UNITS), timer=CopyTimer(bert, batch_for(bert), stage=stage)
-        )
+        measure_latency_costs(create_gates(bert, units=UNITS), CopyTimer(bert, batch_for(bert), stage=stage))
     shown = screen.getvalue()
     if terminal:
         assert "at most 1:20 left" in shown
@@ -194,8 +194,7 @@ def test_a_terminal_shows_what_is_timed_and_the_time_left(bert, passes, monkeypa
 def test_slow_copies_are_repeated_in_the_time_of_a_run(bert, passes, clock):
     passes(bert, 3.5, rows=2, noise=0.1)
     with TimeBudget(80.0).stage("timing") as stage:
-        costs = measure_latency_costs(
-            bert, create_gates(bert, units=UNITS, group_size=4), timer=CopyTimer(bert, batch_for(bert), stage=stage)
-        )
+        timer = CopyTimer(bert, batch_for(bert), stage=stage)
+        costs = measure_latency_costs(create_gates(bert, units=UNITS, group_size=4), timer)
     assert clock[0] <= 80 + 7
     assert costs.error < 0.05

@@ -19,7 +19,7 @@ from gating.loader.compact import compact_class
 from gating.loader.integrity import RECORD_KEY
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
-from gating.structure.blocks import AttentionBlock
+from gating.structure.attention import AttentionBlock
 from tests.support.family_models import FAMILIES
 from tests.support.tiers import tiered
 

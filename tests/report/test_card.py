@@ -18,8 +18,9 @@ from transformers import (
 )
 
 import gating
-from gating.report.card import CompactReport, Row, heads_per_layer, neurons_per_layer, write_card
+from gating.report.card import write_card
 from gating.report.metadata import EvaluatedData
+from gating.report.rows import CompactReport, Row, heads_per_layer, neurons_per_layer
 from tests.support.fake_hub import Repository, fake_hub
 
 REPORT = CompactReport(

@@ -30,7 +30,8 @@ from transformers import (
 )
 
 import gating
-from gating.report.card import CompactReport, write_card
+from gating.report.card import write_card
+from gating.report.rows import CompactReport
 from tests.support.tiny_models import VOCABULARY
 
 NUM_TOKENS = len(VOCABULARY)

@@ -3,7 +3,6 @@
 import pytest
 
 from gating.report.charts import charts_of
-from gating.report.curves import curves_of
 from gating.report.history import History, Observation
 from gating.report.layers import moved_choice
 from gating.report.results import RunResults
@@ -37,14 +36,13 @@ def results(before: float = 0.85, after: float = 0.7) -> RunResults:
 
 
 def test_all_logged_losses_and_readings_are_there_from_the_first_step_on():
-    found = results().curves
-    assert found.loss == [(0, 2.0), (9, 1.0), (29, 0.5)]
-    assert found.validation_loss == [(10, 1.1)]
-    assert found.open == [(0, 12), (9, 9), (10, 8), (19, 4), (30, 4)]
+    _, amounts, losses = charts_of(results())
+    assert losses.series[0].finite == [(0, 2.0), (9, 1.0), (29, 0.5)]
+    assert losses.series[1].finite == [(10, 1.1)]
+    assert amounts.series[1].finite == [(0, 12), (9, 9), (10, 8), (19, 4), (30, 4)]
 
 
 def test_the_fall_at_the_removal_is_drawn_and_told():
-    assert results().curves.score == [(10, 0.8), (20, 0.85), (20, 0.7), (30, 0.9)]
     chart = charts_of(results())[0]
     assert chart.series[0].finite == [(10, 80), (20, 85), (20, 70), (30, 90)]
     assert "Before the removal 85.00 %, right after it 70.00 %, at the end 90.00 %." in chart.caption
@@ -52,8 +50,8 @@ def test_the_fall_at_the_removal_is_drawn_and_told():
 
 
 def test_a_dense_run_has_no_removal():
-    found = curves_of(HISTORY, Summary(), score=ACCURACY, removal=0, log=LOG)
-    assert found.score == [(10, 0.8), (30, 0.9)]
+    dense = RunResults(history=HISTORY, score=ACCURACY, final_score=ACCURACY, log=LOG, total_steps=30)
+    assert charts_of(dense)[0].series[0].finite == [(10, 80), (30, 90)]
 
 
 def test_very_many_points_are_thinned_and_end_with_the_last():

@@ -8,12 +8,12 @@ from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 
-from gating.report import figures
-from gating.report.card import CompactReport, Row
-from gating.report.figures import gates_figure, head_map_figure, save_pictures
+from gating.report.figures import gates_figure, save_pictures
 from gating.report.history import History, Observation
 from gating.report.results import RunResults
+from gating.report.rows import CompactReport, Row
 from gating.report.score import Score
+from gating.report.summary import Summary
 from gating.report.tables import print_report
 
 KEPT = [("encoder.layer.0", [0, 3], 4), ("encoder.layer.1", [], 4), ("encoder.layer.2", [0, 1, 2, 3], 4)]
@@ -35,7 +35,10 @@ def history(targets=(12.0, 6.0)):
 def save_in(folder, one, *, kept=KEPT, search_steps=10, neurons=()):
     """Save the pictures of a run with these observations."""
     accuracy, steps = Score("accuracy"), {"search_steps": search_steps, "total_steps": 20}
-    results = RunResults(history=one, score=accuracy, final_score=accuracy, kept=kept, neurons=neurons, **steps)
+    summary = Summary(sizes={"heads": (12, 6), "neurons": (228, 64)})
+    results = RunResults(
+        history=one, summary=summary, score=accuracy, final_score=accuracy, kept=kept, neurons=neurons, **steps
+    )
     save_pictures(results, gates_file=folder / "gates.png", history_file=folder / "history.png")
 
 
@@ -46,21 +49,21 @@ def shown(width=120, neurons=()):
 
 
 def test_a_map_has_a_row_for_each_block_and_a_column_for_each_head():
-    axes = head_map_figure({"a": [0.0, 0.5, 1.0], "b": [1.0, 1.0, 0.25]}, title="Gates").axes[0]
+    axes = gates_figure({"a": [0.0, 0.5, 1.0], "b": [1.0, 1.0, 0.25]}, title="Gates").axes[0]
     assert axes.get_title() == "Gates"
     assert axes.images[0].get_array().tolist() == [[0.0, 0.5, 1.0], [1.0, 1.0, 0.25]]
     assert axes.images[0].get_clim() == (0, 1)
 
 
 def test_blocks_of_different_size_fit_into_one_map():
-    array = head_map_figure({"a": [0.0], "b": [1.0, 0.5]}, title="").axes[0].images[0].get_array()
+    array = gates_figure({"a": [0.0], "b": [1.0, 0.5]}, title="").axes[0].images[0].get_array()
     assert array.shape == (2, 2)
     assert array.mask[0, 1] or math.isnan(array[0, 1])
 
 
 def test_kept_heads_are_outlined():
     kept = {"a": [0, 2], "c": [1]}
-    axes = head_map_figure({"a": [0.0, 0.5, 1.0], "b": [1.0, 1.0, 0.25]}, title="", kept=kept).axes[0]
+    axes = gates_figure({"a": [0.0, 0.5, 1.0], "b": [1.0, 1.0, 0.25]}, title="", kept=kept).axes[0]
     assert [(round(patch.get_center()[0]), round(patch.get_center()[1])) for patch in axes.patches] == [(0, 0), (2, 0)]
 
 
@@ -74,7 +77,7 @@ def test_figures_are_png_files(tmp_path):
 
 def drawn(monkeypatch, tmp_path, one, kept):
     maps = []
-    monkeypatch.setattr("gating.report.figures.head_map_figure", lambda values, **_: maps.append(values) or Figure())
+    monkeypatch.setattr("gating.report.figures.gates_figure", lambda values, **_: maps.append(values) or Figure())
     save_in(tmp_path, one, kept=kept)
     return maps[0]
 
@@ -161,9 +164,11 @@ def test_a_bar_shows_the_cost_of_each_kind_and_the_budget():
     assert axes.lines[0].get_xdata()[0] == 50
 
 
-def test_without_gates_on_neurons_the_figure_is_the_map_of_heads(monkeypatch):
-    monkeypatch.setattr(figures, "head_map_figure", lambda *_, **options: options)
-    assert gates_figure(GATES, title="Gates", kept={"a": [0]}) == {"title": "Gates", "kept": {"a": [0]}}
+def test_without_gates_on_neurons_the_figure_is_the_map_of_heads():
+    axes = gates_figure(GATES, title="Gates", kept={"a": [0]}).axes
+    assert [one.get_xlabel() for one in axes] == ["head", ""]  # "" is the scale of colors.
+    assert axes[0].get_title() == "Gates"
+    assert len(axes[0].patches) == 1
 
 
 def saved_figures(monkeypatch, tmp_path, one):

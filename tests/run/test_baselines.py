@@ -14,12 +14,11 @@ import train
 from gating.report.score import Score
 from gating.tasks.metrics.answers import AnswerScores
 from gating.tasks.metrics.baselines import Baseline, column_mean, constant_logits, log_frequencies
-from gating.tasks.metrics.classes import class_metrics
-from gating.tasks.metrics.numbers import number_metrics
-from gating.tasks.metrics.tokens import token_metrics, update_token_baseline
+from gating.tasks.metrics.tokens import update_token_baseline
 from gating.tasks.question_answering import _add_no_answer
 from gating.tasks.regression import _add_mean
 from gating.training.evaluation import Tally, to_number
+from tests.support.metrics import class_metrics, number_metrics, token_metrics
 from tests.support.tiny_run import WORDS, compose_settings, make_inputs, write_table
 
 
@@ -31,7 +30,7 @@ def values_of(baseline: Baseline, metrics: MetricCollection, *batches: dict) -> 
 
 def test_the_majority_class_is_that_of_the_training_data():
     table = Dataset.from_dict({"label": [2, 2, 2, 0, 1]})
-    baseline = Baseline("majority class", log_frequencies(table, "label", size=3), constant_logits)
+    baseline = Baseline("majority class", lambda: log_frequencies(table, "label", size=3), constant_logits)
     batches = [{"labels": torch.tensor([2, 0, 1])}, {"labels": torch.tensor([2])}]
     metrics = class_metrics(["accuracy", "macro_f1", "matthews", "auroc"], num_classes=3)
     values = values_of(baseline, metrics, *batches)
@@ -44,11 +43,11 @@ def test_the_majority_class_is_that_of_the_training_data():
 def test_the_mean_has_its_error_and_no_correlation():
     baseline = Baseline(
         "mean label",
-        column_mean(Dataset.from_dict({"label": [1.0, 2.0, 3.0]}), "label"),
+        lambda: column_mean(Dataset.from_dict({"label": [1.0, 2.0, 3.0]}), "label"),
         _add_mean,
         dict.fromkeys(["pearson", "spearman"], 0.0),
     )
-    metrics, _ = number_metrics(["pearson", "spearman", "mse", "mae"])
+    metrics = number_metrics(["pearson", "spearman", "mse", "mae"])
     values = values_of(baseline, metrics, {"labels": torch.tensor([2.0, 4.0])})
     assert values == {"pearson": 0, "spearman": 0, "mse": 2, "mae": 1}
 
@@ -56,7 +55,7 @@ def test_the_mean_has_its_error_and_no_correlation():
 @pytest.mark.runs
 def test_tokens_have_the_perplexity_of_their_frequencies():
     table = Dataset.from_dict({"input_ids": [[1, 1, 2], [3, 1]]})
-    logs = log_frequencies(table, "input_ids", size=5, without=(3,))()
+    logs = log_frequencies(table, "input_ids", size=5, without=(3,))
     assert torch.allclose(logs.exp(), torch.tensor([1, 4, 2, 1, 1]) / 9)
     labels = torch.tensor([[1, -100, 2], [4, 1, 1]])
     metrics = token_metrics(5)

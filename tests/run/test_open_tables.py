@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 import train
 from gating.run.command import open_tables
 from gating.run.settings.read import read_settings
+from tests.support.tiers import first_of
 from tests.support.tiny_run import ROOT, make_inputs, run_command
 
 
@@ -111,7 +112,7 @@ def test_settings_of_another_option_of_the_group_are_one_sentence(settings_of, c
     assert "There is no setting data.test_split." in capsys.readouterr().err + str(end.value)
 
 
-@pytest.mark.parametrize("argument", UNKNOWN)
+@pytest.mark.parametrize("argument", first_of(UNKNOWN, every=6))
 def test_unknown_settings_are_refused_in_one_sentence(argument, settings_of, capsys):
     with pytest.raises(SystemExit) as end:
         settings_of(*argument.split())
@@ -120,6 +121,7 @@ def test_unknown_settings_are_refused_in_one_sentence(argument, settings_of, cap
     assert "Traceback" not in said
 
 
+@pytest.mark.processes
 def test_the_nearest_name_is_suggested_for_an_unknown_model_value(tmp_path):
     inputs = make_inputs(tmp_path)
     process = run_command([*inputs, "model.config.hiden_size=64", "output_dir=out"], cwd=tmp_path)

@@ -12,6 +12,7 @@ from tests.run.conftest import begin
 from tests.storage.test_results import snapshot
 from tests.support.interruptions import Interrupted, at_batch, interrupt, run_in
 from tests.support.resumed import change, recalled, resume
+from tests.support.tiers import first_of
 from tests.support.tiny_run import ROOT
 
 
@@ -70,7 +71,7 @@ DIFFERENT = {
 }
 
 
-@pytest.mark.parametrize("settings", DIFFERENT)
+@pytest.mark.parametrize("settings", first_of(DIFFERENT, every=6))
 def test_only_settings_that_differ_from_the_folder_are_refused(settings, moved, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert resume(moved, *settings.split()) == 1
@@ -79,7 +80,9 @@ def test_only_settings_that_differ_from_the_folder_are_refused(settings, moved, 
     assert len(error.splitlines()) == 1
 
 
-@pytest.mark.parametrize("settings", ["objective.num_heads=4 seed=0", "callbacks.checkpoint.keep=1", "logger=csv"])
+@pytest.mark.parametrize(
+    "settings", first_of(["objective.num_heads=4 seed=0", "callbacks.checkpoint.keep=1", "logger=csv"])
+)
 def test_equal_and_irrelevant_settings_may_be_given_with_a_folder(settings, moved):
     assert resume(moved, *settings.split()) == 0
     assert json.loads((moved / "metrics.json").read_text())["num_heads"] == 4

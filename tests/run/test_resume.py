@@ -266,11 +266,11 @@ def test_auto_finds_the_latest_unfinished_run_with_the_same_settings(inputs, who
 
 
 def test_a_speedup_is_not_measured_again(inputs, tmp_path, monkeypatch):
-    monkeypatch.setattr(measured_budget, "num_heads_for_speedup", lambda model, *, speedup, gates, timer: 5)
+    monkeypatch.setattr(measured_budget, "num_heads_for_speedup", lambda gates, timer, *, speedup: 5)
     settings = [*[x for x in inputs if not x.startswith("objective.")], "objective.speedup=2"]
     with at_batch(3, interrupt), pytest.raises(Interrupted):
         run_in(tmp_path / "run", settings)
-    monkeypatch.setattr(measured_budget, "num_heads_for_speedup", lambda model, *, speedup, gates, timer: 6)
+    monkeypatch.setattr(measured_budget, "num_heads_for_speedup", lambda gates, timer, *, speedup: 6)
     run_in(tmp_path / "run", settings, "resume=auto")
     assert Outcome.of(tmp_path / "run").metrics["num_heads"] == 5
 

@@ -12,6 +12,7 @@ import train
 from gating.run.folder.claim import check_claim, claim_folder
 from gating.run.folder.contents import RunPaths
 from tests.support.interruptions import Interrupted, at_batch, end_of, interrupt, run_in
+from tests.support.tiers import first_of
 from tests.support.tiny_run import compose_settings
 
 
@@ -68,7 +69,7 @@ def test_numbers_of_something_else_do_not_make_a_run_a_finished_one(inputs, tmp_
     assert (folder / "metrics.json").read_text() == "{}"
 
 
-@pytest.mark.parametrize("name", ["metrics.json", "config.yaml"])
+@pytest.mark.parametrize("name", first_of(["metrics.json", "config.yaml"]))
 def test_a_folder_in_the_place_of_a_file_is_refused_at_once(name, inputs, tmp_path, capsys):
     (tmp_path / "run" / name).mkdir(parents=True)
     with at_batch(1, interrupt):
@@ -79,7 +80,7 @@ def test_a_folder_in_the_place_of_a_file_is_refused_at_once(name, inputs, tmp_pa
 DAMAGED = ["", "seed: [", "- 1", "seed: 0", "objective: null", "\x00\x01", "objective: x\nmodel: y"]
 
 
-@pytest.mark.parametrize("text", DAMAGED)
+@pytest.mark.parametrize("text", first_of(DAMAGED))
 def test_damaged_settings_are_refused_with_the_name_of_their_file(text, inputs, half, capsys):
     (half / "config.yaml").write_text(text)
     assert end_of(half, inputs, "resume=auto") == 1

@@ -24,6 +24,7 @@ from gating.run.sweep.records import Job, jobs_of, recommended_job
 from gating.run.sweep.tradeoff import figure, table
 from tests.storage.test_results import snapshot
 from tests.support.sweeps import Ended, run_sweep, write_run
+from tests.support.tiers import first_of
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +131,7 @@ SWEEPS = {
 }
 
 
-@pytest.mark.parametrize("sweep", SWEEPS)
+@pytest.mark.parametrize("sweep", first_of(SWEEPS))
 def test_each_job_of_each_sweep_has_settings_that_fit(sweep, monkeypatch, tmp_path, inputs):
     units = []
 
@@ -205,6 +206,7 @@ def test_jobs_in_folders_of_other_names_are_added_to_a_sweep(inputs, swept, tmp_
     assert [job.folder for job in records.jobs_of(folder)] == ["more-0", "more-1"]
 
 
+@pytest.mark.runs
 def test_a_job_that_failed_before_an_earlier_run_in_its_folder_is_not_in_the_table(inputs, swept, tmp_path):
     folder = shutil.copytree(swept[0], tmp_path / "sweep")
     end = run_sweep(folder, *inputs, "objective.num_heads=5,4", "resume=auto")

@@ -136,6 +136,7 @@ def test_names_of_the_settings_stay(tmp_path):
     assert with_job_names(cfg, sweep=tmp_path, overrides=["seed=1"])["logger"] == cfg["logger"]
 
 
+@pytest.mark.processes
 def test_jobs_of_a_sweep_have_their_names_in_their_settings(inputs, tmp_path):
     loggers = ["logger=wandb", "logger.mode=disabled"]
     end = run_sweep(tmp_path / "sweep", *inputs, *loggers, "objective.num_heads=3", "seed=0,1")

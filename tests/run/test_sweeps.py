@@ -15,6 +15,7 @@ from hydra.plugins.sweeper import Sweeper
 import train
 from gating.run.sweep.records import jobs_of
 from gating.training.signals import Unfinished
+from tests.support.tiers import first_of
 from tests.support.tiny_run import ROOT, run_command
 from tests.support.two_processes import TWO
 from tests.support.warm_python import warm_python
@@ -65,7 +66,7 @@ def test_a_bad_value_fails_its_job_alone(inputs, tmp_path):
     assert process.returncode == 0, process.stderr
 
 
-@pytest.mark.parametrize("batches", [[], ["hydra.sweeper.max_batch_size=1"]])
+@pytest.mark.parametrize("batches", first_of([[], ["hydra.sweeper.max_batch_size=1"]]))
 def test_later_jobs_run_and_all_failures_are_listed(batches, tmp_path, monkeypatch, capsys):
     seeds = run_instead(monkeypatch, fail_at(1, 3, error=FileNotFoundError(2, "No such file", "data.tsv")))
     assert sweep(monkeypatch, tmp_path, "seed=0,1,2,3", *batches) == 1
@@ -97,7 +98,7 @@ def test_an_unfinished_job_is_listed_and_the_next_one_runs(tmp_path, monkeypatch
     assert "  job 0 (seed=0): The search phase was interrupted after 3 of 9 steps" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", first_of([signal.SIGINT, signal.SIGTERM, signal.SIGHUP]))
 def test_a_signal_ends_the_sweep(number, tmp_path, monkeypatch):
     def interrupt(cfg):
         os.kill(os.getpid(), number)
@@ -160,6 +161,7 @@ def test_a_sweeper_gets_the_value_of_each_job_and_none_of_a_failed_one(returned,
     assert returned == [None, 1.0]
 
 
+@pytest.mark.runs
 def test_a_sweeper_gets_the_metric_that_is_asked_for(returned, inputs, tmp_path, monkeypatch):
     assert sweep(monkeypatch, tmp_path, *inputs, "logger=csv", "optimized_metric=num_parameters") == 0
     numbers = [json.loads((tmp_path / job / "metrics.json").read_text()) for job in "01"]
@@ -167,7 +169,7 @@ def test_a_sweeper_gets_the_metric_that_is_asked_for(returned, inputs, tmp_path,
 
 
 @pytest.mark.parametrize("name", ["optimization_results.yaml", "multirun.yaml", "tradeoff.png"])
-@pytest.mark.parametrize("text", ["mine\n", "hydra: {}\n", '{"job": 1}\n'])
+@pytest.mark.parametrize("text", first_of(["mine\n", "hydra: {}\n", '{"job": 1}\n']))
 def test_a_sweep_replaces_no_file_of_somebody_else(name, text, inputs, tmp_path, monkeypatch):
     begun = run_instead(monkeypatch, lambda cfg: None)
     path = tmp_path / ("report" if name.endswith(".png") else "") / name
@@ -180,6 +182,7 @@ def test_a_sweep_replaces_no_file_of_somebody_else(name, text, inputs, tmp_path,
     assert len(list(tmp_path.iterdir())) == 1
 
 
+@pytest.mark.runs
 def test_a_sweep_replaces_the_files_of_an_earlier_one(inputs, tmp_path, monkeypatch):
     begun = run_instead(monkeypatch, fail_at(0, error=ValueError("no")))
     for seeds in ("0,1", "1,2"):

@@ -198,9 +198,7 @@ def test_a_search_without_convergence_takes_all_its_steps(inputs, tmp_path):
 
 
 def test_a_speedup_becomes_a_number_of_heads(inputs, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(
-        measured_budget, "num_heads_for_speedup", lambda model, *, speedup, gates, timer: round(12 / speedup)
-    )
+    monkeypatch.setattr(measured_budget, "num_heads_for_speedup", lambda gates, timer, *, speedup: round(12 / speedup))
     overrides = [x for x in inputs if not x.startswith("objective.")]
     numbers = run_here([*overrides, "objective.speedup=2.4"], tmp_path / "out")
     assert numbers["num_heads"] == 5

@@ -9,6 +9,7 @@ import transformers
 import train
 from tests.run.test_train import setting
 from tests.support.family_models import FAMILIES
+from tests.support.tiers import first_of
 from tests.support.tiny_run import compose_settings, run_command, write_table
 
 
@@ -104,7 +105,7 @@ BAD_INPUTS = {
 }
 
 
-@pytest.mark.parametrize("bad", BAD_INPUTS)
+@pytest.mark.parametrize("bad", first_of(BAD_INPUTS, every=8))
 def test_bad_input_is_one_sentence_and_nothing_is_written(bad, inputs, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("empty.tsv").write_text("")

@@ -1,5 +1,6 @@
 """Tiny decoders for the tests of serving runtimes, trained for some steps, with heads and neurons removed."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import gating
 
-__all__ = ["GROUP", "SIZES", "make_decoder", "make_tokenizer", "remove"]
+__all__ = ["GROUP", "SIZES", "make_decoder", "make_tokenizer", "remove", "write_greedily"]
 
 SIZES: dict[str, Any] = {
     "vocab_size": 263,
@@ -58,6 +59,16 @@ def remove(model: PreTrainedModel, groups: dict[int, list[int]], neurons: dict[i
     gating.prune_heads(model, heads)
     if neurons:
         gating.prune_neurons(model, neurons, group_size=GROUP)
+
+
+@torch.inference_mode()
+def write_greedily(model: PreTrainedModel, prompt: Sequence[int], count: int) -> list[int]:
+    """Return the tokens with the largest logits, one after another, also after a token that ends texts."""
+    tokens = torch.tensor([list(prompt)], device=model.device)
+    for _ in range(count):
+        logits = model(input_ids=tokens, use_cache=False).logits
+        tokens = torch.cat([tokens, logits[:, -1:].argmax(dim=-1)], dim=1)
+    return tokens[0, len(prompt) :].tolist()
 
 
 def make_tokenizer(*, regex: str | None = None, vocab_size: int = 263) -> PreTrainedTokenizerFast:

@@ -19,7 +19,7 @@ from gating.serving.contexts import boundaries, checked_context, steady_context
 from gating.serving.copies import as_converted
 from gating.serving.graphs.batches import batches_to_check
 from gating.serving.greedy import make_prompts
-from tests.serving.decoders import make_decoder
+from tests.serving.decoders import make_decoder, write_greedily
 from tests.support.tiers import first_of
 
 pytestmark = [
@@ -93,6 +93,7 @@ def test_batches_go_past_a_window(config_class, model_class, window):
     assert 1107 in {batch.inputs["input_ids"].shape[1] for batch in batches_to_check(model, ["input_ids"], axes)}
 
 
+@pytest.mark.families
 @pytest.mark.parametrize("format", first_of(["torch", "openvino", "gguf", "onnx"]))
 def test_dynamic_embeddings_end_the_context_where_they_change(format, tmp_path):
     packages = {"openvino": "openvino", "gguf": "gguf", "onnx": "onnxruntime", "torch": "torch"}
@@ -120,7 +121,7 @@ def test_a_runtime_that_is_wrong_past_a_window_is_noticed(monkeypatch):
 
     def check() -> None:
         prompts, count = make_prompts(model)
-        written = [greedy.write_greedily(everything, prompt, count) for prompt in prompts]
+        written = [write_greedily(everything, prompt, count) for prompt in prompts]
         greedy.check_tokens(model, prompts, written, tolerance=1e-3, runtime="r")
 
     with pytest.raises(RuntimeError, match="r writes other tokens than the model"):

@@ -9,6 +9,7 @@ from gating.proof.probe import make_probe
 from gating.serving.dummy_heads import with_dummy_heads
 from tests.support.family_models import FAMILIES, GPT2, GROUPED, IDS, Family
 from tests.support.fresh_process import answers_of_fresh_process, outputs_of
+from tests.support.tiers import first_of
 from tests.support.tiny_models import assert_same_state, state_of
 
 DECODERS = {
@@ -50,7 +51,7 @@ def dummy(tmp_path_factory):
     return made
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", first_of(DECODERS))
 def test_outputs_and_generated_texts_are_equal(name, dummy):
     model, copy, folder = dummy[name]
     for expected, actual, loaded in zip(
@@ -70,7 +71,7 @@ def test_plain_transformers_loads_it(dummy):
         torch.testing.assert_close(outputs_of(answers[name])[0], outputs(model)[0], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", first_of(DECODERS))
 def test_every_layer_has_a_key_value_head_and_no_removed_head_is_counted(name, dummy):
     model, copy, _ = dummy[name]
     before, after = gating.find_attention_blocks(model)[1], gating.find_attention_blocks(copy)[1]

@@ -230,6 +230,6 @@ def test_bad_arguments_are_errors(tmp_path, monkeypatch):
     ):
         export_genai(model, tmp_path / "exported", dtype="f16")
     monkeypatch.setitem(sys.modules, "onnxruntime_genai", None)
-    with pytest.raises(ImportError, match=r"onnxruntime_genai is needed.*pip install 'head-gating\[serving\]'"):
+    with pytest.raises(ImportError, match=r"onnxruntime-genai is needed.*pip install 'head-gating\[serving\]'"):
         export_genai(model, tmp_path / "exported")
     assert list(tmp_path.iterdir()) == []

@@ -7,8 +7,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditional
 
 import gating
 from gating.compact.decoders import sizes_of
-from gating.serving.greedy import TokenCheck, check_tokens, make_prompts, write_greedily
-from tests.serving.decoders import make_decoder, make_tokenizer, remove
+from gating.serving.greedy import TokenCheck, check_tokens, make_prompts
+from tests.serving.decoders import make_decoder, make_tokenizer, remove, write_greedily
 from tests.support.tiers import first_of
 
 gguf = pytest.importorskip("gguf", reason="the package gguf is not installed")
@@ -69,12 +69,13 @@ def test_llama_cpp_writes_the_tokens_of_the_model(name, tmp_path):
     assert report.path.stat().st_size / 1e6 == report.megabytes
 
 
-@pytest.mark.parametrize("dtype", ["f16", "bf16", "q8_0"])
+@pytest.mark.parametrize("dtype", first_of(["f16", "bf16", "q8_0"]))
 def test_smaller_types_are_checked_too(dtype, llama, tmp_path):
     sizes = [export.export_gguf(llama, tmp_path / f"{kind}.gguf", dtype=kind).megabytes for kind in ("f32", dtype)]
     assert sizes[1] < 0.7 * sizes[0]
 
 
+@pytest.mark.families
 def test_models_of_16_bits_have_the_tolerance_of_their_own_rounding(tmp_path):
     model = make_decoder("Llama", hidden_size=192, num_hidden_layers=6, steps=30)
     remove(model, UNEVEN)

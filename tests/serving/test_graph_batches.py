@@ -127,6 +127,7 @@ def test_decoders_with_other_positions_keep_them(name, tmp_path):
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.families
 @pytest.mark.parametrize("family", first_of(["t5", "bart"]))
 def test_encoder_decoders_in_onnx_runtime_ignore_padding_of_both_inputs(family, tmp_path):
     model = build(family)
@@ -147,6 +148,7 @@ def test_encoder_decoders_in_onnx_runtime_ignore_padding_of_both_inputs(family, 
         torch.testing.assert_close(graph(**batch)["logits"], model(**batch).logits, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.families
 def test_images_come_in_batches_of_any_size(tmp_path):
     report = gating.export_onnx(build("vit"), tmp_path / "exported")
     assert report.inputs == {"pixel_values": ("batch", 3, 16, 16)}
@@ -183,6 +185,7 @@ def test_shortest_and_longest_batches_are_checked_and_named(tmp_path, tokenizer)
     assert report.inputs["input_ids"] == ("batch", "length")
 
 
+@pytest.mark.families
 def test_a_model_with_few_positions_is_checked_up_to_its_longest(tmp_path):
     report = export_torch(build("bert", max_position_embeddings=6), tmp_path / "exported")
     assert report.checked == "batches of 1, 2 and 3, lengths of 1 and 6, padded left and right"
@@ -202,7 +205,7 @@ def test_inputs_that_the_model_does_not_accept_are_reported(tmp_path, tokenizer)
     assert report.left_out == ("token_type_ids",)
 
 
-@pytest.mark.parametrize("export", [export_onnx, export_torch])
+@pytest.mark.parametrize("export", first_of([export_onnx, export_torch]))
 def test_tokenizer_of_a_folder_goes_into_the_export(export, tokenizer, tmp_path):
     folder = gating.save_compact(build("bert"), tmp_path / "compact", tokenizer=tokenizer)
     report = export(folder, tmp_path / "exported")
@@ -211,6 +214,7 @@ def test_tokenizer_of_a_folder_goes_into_the_export(export, tokenizer, tmp_path)
     assert set(loaded("the cat")) == set(report.inputs)
 
 
+@pytest.mark.families
 def test_processor_of_images_goes_into_the_export(tmp_path):
     processor = transformers.ViTImageProcessor(size={"height": 16, "width": 16})
     folder = gating.save_compact(build("vit"), tmp_path / "compact", tokenizer=processor)

@@ -64,7 +64,7 @@ def test_tracing_restores_the_settings_of_torch_after_an_error():
 
 
 def test_an_export_with_other_outputs_is_not_written(compact_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(check, "_floating", lambda outputs: [torch.full_like(outputs["logits"], 1e3)])
+    monkeypatch.setattr(check, "named_outputs", lambda outputs: {"logits": torch.full_like(outputs["logits"], 1e3)})
     with pytest.raises(RuntimeError, match="Nothing was written"):
         export.export_torch(compact_folder, tmp_path / "exported")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["compact", "model"]
@@ -77,6 +77,7 @@ def test_missing_packages_are_named(compact_folder, tmp_path, monkeypatch):
     assert not (tmp_path / "exported").exists()
 
 
+@pytest.mark.families
 def test_models_without_neurons_in_some_layers_give_the_same_outputs_for_padded_batches(tmp_path):
     model = FAMILIES["gpt2"].build()
     gating.prune_neurons(model, {0: range(6), 1: [1, 3]}, group_size=8)

@@ -6,7 +6,7 @@ import torch
 
 import gating
 from gating.errors import InputError
-from gating.serving.graphs import check, int8
+from gating.serving.graphs import check, exporters
 from gating.serving.graphs.runtime import GraphModel
 from tests.serving.test_graph_batches import build, padded_rows
 
@@ -75,8 +75,9 @@ def test_damaged_graphs_are_one_sentence(exported, tmp_path):
         GraphModel(exported[0].config, tmp_path)
 
 
+@pytest.mark.families
 def test_nothing_is_written_if_quantization_has_no_effect(tmp_path, monkeypatch):
-    monkeypatch.setattr(int8, "_QUANTIZED", ())
+    monkeypatch.setattr(exporters, "_QUANTIZED", ())
     with pytest.raises(InputError, match="int8=True has no effect"):
         gating.export_onnx(build("vit"), tmp_path / "exported", int8=True)
     assert not list(tmp_path.iterdir())

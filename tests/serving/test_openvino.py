@@ -96,6 +96,7 @@ def check_family(name, folder):
     return report.sentences
 
 
+@pytest.mark.families
 @pytest.mark.parametrize("name", DECODERS)
 def test_decoders_write_the_tokens_of_the_model(name, tmp_path):
     sentences = check_family(name, tmp_path / "exported")
@@ -109,6 +110,7 @@ def test_more_decoders_write_the_tokens_of_the_model(name, tmp_path):
     assert re.search(r"all \d+ greedy tokens are the model's own", sentences[1])
 
 
+@pytest.mark.families
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_models_give_the_same_outputs(name, tmp_path):
     assert "its outputs differ from the model's by" in check_family(name, tmp_path / "exported")[1]

@@ -13,9 +13,10 @@ from transformers import AutoModelForSequenceClassification
 
 import gating
 from gating.__main__ import main
-from gating.serving.graphs.exporters import EXPORT
+from gating.serving.exporting import EXPORT
 from gating.storage.results import COMPACT_MODEL, check_result
 from tests.storage.test_folders import make_result, replacing
+from tests.support.tiers import first_of
 
 FOREIGN = ["notes.txt", ".git/HEAD", ".hidden", "blocks_of_mine.py", "sub/", "model.safetensors.bak", "export.json"]
 
@@ -94,7 +95,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("stock", [True, False])
-@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("name", first_of(CHANGES, every=4))
 def test_a_result_that_was_changed_is_not_replaced(name, stock, bert, tokenizer, tmp_path):
     change, message = CHANGES[name]
     gating.prune_neurons(bert, {layer: [0] for layer in range(len(bert.bert.encoder.layer))}, group_size=8)
@@ -188,7 +189,7 @@ def test_a_file_that_appears_during_writing_stays(tmp_path):
 WAYS = ["{source}", "{source}/../compact", "{link}", "{source}/..", "{parent}", "{link}/.."]
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", first_of(WAYS))
 @pytest.mark.parametrize("loaded_from", ["source", "link", "relative"])
 def test_the_source_folder_of_a_model_is_not_replaced(way, loaded_from, folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path.parent)
@@ -240,6 +241,7 @@ def test_the_command_to_export_replaces_nothing_but_exports(target, folder, tmp_
     assert snapshot(tmp_path) == before
 
 
+@pytest.mark.families
 @pytest.mark.filterwarnings("ignore:.*children_specs", "ignore:.*dynamic=True")
 def test_an_export_replaces_an_earlier_one(folder, tmp_path, monkeypatch):
     export = ("export", str(folder), "--format", "torch", "--output", str(tmp_path / "export"))

@@ -7,8 +7,8 @@ from torch import Tensor
 
 import gating
 from gating.proof.outputs import forward_outputs, max_relative_difference
-from gating.proof.undo import apply_edits, undo_edits
 from gating.pruning.plan import plan_pruning
+from gating.structure.edits import apply_edits, undo_edits
 from gating.units import find_blocks
 from tests.support.family_models import FAMILIES as ALL_FAMILIES
 from tests.support.fresh_process import auto_class_of, difference_elsewhere, save_for_elsewhere

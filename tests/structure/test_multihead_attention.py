@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import gating
-from gating.structure.blocks import AttentionBlock
-from gating.structure.removal import plan_removal
+from gating.structure.attention import AttentionBlock
 
 MASKS = {
     "none": {},
@@ -54,7 +53,7 @@ def test_heads_are_removed(kept: tuple[int, ...], bias: bool) -> None:
     handle = block.hook_features(lambda features: features * columns)
     expected = module(queries, keys, keys, attn_mask=mask)[0]
     handle.remove()
-    for edit in plan_removal(block, kept):
+    for edit in block.plan_removal(kept):
         edit.apply()
     for again in (module, copy.deepcopy(module)):
         torch.testing.assert_close(again(queries, keys, keys, attn_mask=mask)[0], expected, rtol=0, atol=1e-6)

@@ -15,6 +15,7 @@ from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
 from tests.support.family_models import randomize
 from tests.support.fresh_process import answers_of_fresh_process, outputs_of
+from tests.support.tiers import first_of
 
 pytestmark = [
     pytest.mark.usefixtures("quiet"),
@@ -126,8 +127,8 @@ def saved(tmp_path_factory):
     return found
 
 
-@pytest.mark.parametrize("origin", ["new", "loaded"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("origin", first_of(["loaded", "new"]))
+@pytest.mark.parametrize("name", first_of(CASES))
 def test_it_is_loaded_and_saved_again_with_equal_outputs(name, origin, saved, tmp_path):
     folder, probe, expected, whole = saved[name, origin]
     assert max_relative_difference(whole, expected) > 1e-3
@@ -148,7 +149,7 @@ def test_transformers_alone_loads_it_with_equal_outputs(saved):
         assert max_relative_difference(expected[:1], outputs_of(answers[name])[:1]) < 1e-6, name
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", first_of(CASES))
 def test_names_of_the_model_class_are_loaded_as_well(name, saved, tmp_path):
     """Models that are cut over processes are saved under these."""
     folder, probe, expected, _ = saved[name, "new"]

@@ -87,7 +87,10 @@ def read(model, record):
         ),
         (lambda record: record.update(blocks={"h.0.attn": record["blocks"][NAMES[0]]}), "has none of its blocks"),
         (lambda record: record["specs"].update(BertSelfAttention={"ups": []}), "the spec of BertSelfAttention is not"),
-        (lambda record: record["specs"]["BertSelfAttention"].update(forward="x"), "the spec of BertSelfAttention has"),
+        (
+            lambda record: record["specs"]["BertSelfAttention"].update(forward="x"),
+            "the spec of BertSelfAttention is not that of an attention class: it has forward='x'",
+        ),
         (lambda record: record.update(specs=[]), "specs is not a table"),
         (lambda record: record["blocks"].update({NAMES[1]: [0]}), f"the entry of block '{NAMES[1]}' is not a table"),
         (lambda record: record["blocks"][NAMES[1]].update(num_heads=8), "num_heads|8 heads"),

@@ -10,9 +10,7 @@ from torch import nn
 
 import gating
 from gating.loader.modules import BiasOnly
-from gating.proof.undo import apply_edits, undo_edits
-from gating.structure.edits import SetAttribute
-from gating.structure.removal import plan_removal
+from gating.structure.edits import SetAttribute, apply_edits, undo_edits
 from tests.support.tiny_models import (
     NUM_HEADS,
     NUM_LAYERS,
@@ -49,7 +47,7 @@ def masked_logits(model, pattern, batch):
 def remove(model, pattern):
     """Keep the heads of a pattern, and return the functions that undo it."""
     blocks = gating.find_attention_blocks(model)
-    edits = [edit for block, kept in zip(blocks, pattern, strict=True) for edit in plan_removal(block, kept)]
+    edits = [edit for block, kept in zip(blocks, pattern, strict=True) for edit in block.plan_removal(kept)]
     return apply_edits(edits)
 
 
@@ -186,20 +184,20 @@ def test_a_failing_edit_undoes_those_before_it(bert):
             raise MemoryError
 
     with pytest.raises(MemoryError):
-        apply_edits([*plan_removal(block, [0]), Failing(block.module, "anything", None)])
+        apply_edits([*block.plan_removal([0]), Failing(block.module, "anything", None)])
     assert_same_state(bert, state)
 
 
 def test_planning_changes_nothing(bert):
     state = state_of(bert)
     for block in gating.find_attention_blocks(bert):
-        plan_removal(block, [0])
-        plan_removal(block, [])
+        block.plan_removal([0])
+        block.plan_removal([])
     assert_same_state(bert, state)
 
 
 def test_keeping_every_head_needs_no_edit(bert):
-    assert plan_removal(gating.find_attention_blocks(bert)[0], range(NUM_HEADS)) == []
+    assert gating.find_attention_blocks(bert)[0].plan_removal(range(NUM_HEADS)) == []
 
 
 def test_emptied_layers_keep_their_place_in_output_attentions(model):
@@ -243,7 +241,7 @@ def test_heads_that_share_keys_and_values_go_together(bert):
         setattr(block.module, name, nn.Linear(32, 2 * HEAD_DIM))
     block = gating.find_attention_blocks(bert)[0]
     assert block.num_key_value_heads == 2
-    apply_edits(plan_removal(block, [2, 3]))
+    apply_edits(block.plan_removal([2, 3]))
     assert block.module.query.weight.shape == (2 * HEAD_DIM, 32)
     assert block.module.key.weight.shape == (HEAD_DIM, 32)
 

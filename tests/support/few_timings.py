@@ -2,19 +2,17 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 
 import pytest
 
-from gating.pruning.latency import comparison
+from gating.pruning.latency import copies
 from gating.pruning.latency.copies import CopyTimer
-from gating.run import latency
 
 
 @contextmanager
 def few_timings() -> Iterator[None]:
     """Time the final models of runs and of evaluations with few passes in a ``with`` block."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(latency, "CopyTimer", partial(CopyTimer, repeats=1))
-        patch.setattr(comparison, "_TIMING_SECONDS", 1e-9)
+        patch.setattr(CopyTimer, "repeats", 1)
+        patch.setattr(copies, "_TIMING_SECONDS", 1e-9)
         yield

@@ -16,9 +16,9 @@ from gating.models.meta_model import make_meta_model
 from gating.models.sources import Pretrained
 from gating.report.score import Score
 from gating.tasks import SequenceClassification
-from gating.tasks.metrics.classes import class_metrics
 from gating.training.module import FineTuning
 from gating.training.optimizers import AdamW, WarmupSchedule
+from tests.support.metrics import class_metrics
 
 TASK = SequenceClassification()
 NUM_STEPS = 3

@@ -17,10 +17,19 @@ REPRESENTATIVES = frozenset(
 )
 
 
-def first_of(cases: Iterable[Any]) -> list[Any]:
-    """Return the cases of a test, all but the first one marked ``families``."""
-    first, *others = cases
-    return [first, *(pytest.param(case, marks=pytest.mark.families) for case in others)]
+def first_of(cases: Iterable[Any], *, every: int | None = None) -> list[Any]:
+    """Return the cases of a test, all but the first one marked ``families``.
+
+    Args:
+        cases: Values, or tuples of values of several arguments.
+        every: The first one of so many, and of the next as many, and so on; of all if left out.
+    """
+    marked = []
+    for index, case in enumerate(cases):
+        values = case if isinstance(case, tuple) else (case,)
+        is_first = index % every == 0 if every else index == 0
+        marked.append(pytest.param(*values, marks=() if is_first else pytest.mark.families))
+    return marked
 
 
 def tiered(cases: Iterable[Any]) -> list[Any]:

@@ -176,7 +176,7 @@ def test_metrics_of_numbers_tags_and_tokens():
     assert (score.higher_is_better, numbers["rmse"].higher_is_better) == (False, False)
 
     choice = choose_tag_metrics({"mine": MulticlassF1Score, "macro_f1": None}, None)
-    tags, _ = build_tag_metrics(choice, (), tag_names=["A", "B"], mark_spans=False)
+    tags, _ = build_tag_metrics(choice, (), tag_names=["A", "B"])
     tags.update(torch.tensor([[0, 1, 1]]), torch.tensor([[0, 1, -100]]))
     assert tags.compute() == {"mine": 1.0, "macro_f1": 1.0}
 

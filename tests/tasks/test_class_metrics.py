@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from gating.tasks.metrics.classes import class_metrics
+from tests.support.metrics import class_metrics
 
 sklearn = pytest.importorskip("sklearn.metrics", reason="scikit-learn is not installed")
 

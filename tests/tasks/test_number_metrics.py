@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gating.tasks.metrics.numbers import number_metrics
+from tests.support.metrics import number_metrics
 
 
 def test_correlations_are_those_of_scipy():
@@ -11,7 +11,7 @@ def test_correlations_are_those_of_scipy():
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(26, (90,), generator=generator) / 5
     predicted = labels + torch.randn(90, generator=generator)
-    metrics, _ = number_metrics(["pearson", "spearman", "mse", "mae"])
+    metrics = number_metrics(["pearson", "spearman", "mse", "mae"])
     for start in range(0, 90, 32):
         metrics.update(predicted[start : start + 32], labels[start : start + 32])
     found = metrics.compute()
@@ -25,7 +25,7 @@ def test_precision_is_kept_if_predictions_hardly_differ():
     stats = pytest.importorskip("scipy.stats", reason="scipy is not installed")
     labels = torch.rand(24, generator=torch.Generator().manual_seed(0))
     predicted = 1.4 + 1e-4 * labels**3
-    metrics, _ = number_metrics(["pearson"])
+    metrics = number_metrics(["pearson"])
     metrics.update(predicted[:12], labels[:12])
     metrics.update(predicted[12:], labels[12:])
     expected = stats.pearsonr(predicted.double(), labels.double())[0]
@@ -35,7 +35,7 @@ def test_precision_is_kept_if_predictions_hardly_differ():
 @pytest.mark.filterwarnings("error")
 def test_correlations_of_equal_numbers_are_not_finite():
     numbers, same = torch.arange(4.0), torch.ones(4)
-    metrics, _ = number_metrics(["pearson", "spearman", "r2"])
+    metrics = number_metrics(["pearson", "spearman", "r2"])
     metrics.update(numbers, same)
     assert all(value.isnan() for value in metrics.compute().values())
     metrics.reset()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchmetrics import MetricCollection
 
-from gating.tasks.metrics.spans import SpanScore, find_spans
+from gating.tasks.metrics.tags import SpanScore, find_spans
 
 NAMES = ["O", *(f"{mark}-{kind}" for mark in "BIES" for kind in ("person", "creative-work"))]
 

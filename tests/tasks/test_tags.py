@@ -3,7 +3,8 @@
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
-from gating.tasks.tags import encode_tags, mark_spans
+from gating.tasks.metrics.tags import mark_spans
+from gating.tasks.token_classification import encode_tags
 
 
 def splits(**columns) -> DatasetDict:

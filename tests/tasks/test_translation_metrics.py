@@ -7,7 +7,7 @@ import sacrebleu
 import torch
 from torchmetrics import MetricCollection
 
-from gating.tasks.metrics.translation import SacreScore
+from gating.tasks.metrics.texts import SacreScore
 
 WORDS = [
     "the",

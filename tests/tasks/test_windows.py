@@ -98,6 +98,7 @@ def test_invalid_answers_are_named(value, message):
 
 def test_stride_that_leaves_no_room_is_refused():
     assert check_stride(384, None) == 96
+    assert check_stride(384, 128) == 128
     with pytest.raises(ValueError, match=r"data\.stride=30 .* from 0 to 11"):
         check_stride(32, 30)
     with pytest.raises(ValueError, match=r"data\.max_length=8 is too short"):

@@ -4,7 +4,8 @@ import csv
 
 from pytorch_lightning.loggers import Logger
 
-from gating.tracking.csv_log import CsvLogger, keep_rows, num_rows
+from gating.tracking.csv_log import CsvLogger
+from gating.tracking.position import log_position, return_to
 
 
 def open_log(folder) -> CsvLogger:
@@ -33,17 +34,17 @@ def test_a_resumed_log_appends_rows_with_the_same_and_with_new_columns(tmp_path)
 
 def test_rows_after_a_checkpoint_are_dropped(tmp_path):
     loggers: list[Logger] = [open_log(tmp_path)]
-    assert num_rows(loggers) == 0
-    keep_rows(loggers, 3)
+    assert log_position(loggers) == {"rows": 0}
+    return_to(loggers, {"rows": 3})
     for step in range(4):
         loggers[0].log_metrics({"loss": float(step)}, step=step)
     loggers[0].save()
-    assert num_rows(loggers) == 4
+    assert log_position(loggers) == {"rows": 4}
     again: list[Logger] = [open_log(tmp_path)]
-    keep_rows(again, 2)
+    return_to(again, {"rows": 2})
     assert [row["step"] for row in rows_of(tmp_path)] == ["0", "1"]
-    keep_rows(again, 5)
+    return_to(again, {"rows": 5})
     again[0].log_metrics({"loss": 2.0}, step=2)
     again[0].save()
     assert [row["step"] for row in rows_of(tmp_path)] == ["0", "1", "2"]
-    assert num_rows(again) == 3
+    assert log_position(again) == {"rows": 3}

@@ -99,6 +99,7 @@ def test_whitespace_around_a_key_is_stripped(monkeypatch):
     assert os.environ["WANDB_API_KEY"] == KEY
 
 
+@pytest.mark.runs
 def test_two_runs_in_one_process_do_not_merge(tmp_path):
     folders = []
     for name in ("one", "two"):

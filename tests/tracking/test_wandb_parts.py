@@ -51,6 +51,7 @@ def test_what_was_logged_after_the_checkpoint_is_there_once(tmp_path):
     assert steps_of(parts) == [(step, step) for step in range(12)]
 
 
+@pytest.mark.runs
 def test_a_run_that_begins_again_before_its_first_checkpoint_has_each_step_once(tmp_path):
     process(tmp_path, range(4))
     parts, _ = process(tmp_path, range(6), position={})
@@ -87,6 +88,7 @@ def test_the_run_of_an_earlier_run_in_the_folder_is_left_alone(tmp_path):
     assert [step for step, _ in steps_of(old)] == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.runs
 def test_a_process_without_wandb_in_between_takes_no_row_away(tmp_path):
     _, first = process(tmp_path, range(4), checkpoint=4)
     _, second = process(tmp_path, range(4, 7), position=first, mode="disabled", checkpoint=3)

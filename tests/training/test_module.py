@@ -13,11 +13,11 @@ from gating.models.gradient_checkpointing import enable_gradient_checkpointing
 from gating.report.history import History
 from gating.report.score import Score
 from gating.tasks import SequenceClassification
-from gating.tasks.metrics.classes import class_metrics
 from gating.training.callbacks.gates import GateMonitor
 from gating.training.evaluation import evaluate
 from gating.training.module import FineTuning
 from gating.training.optimizers import AdamW, WarmupSchedule
+from tests.support.metrics import class_metrics
 from tests.support.tiny_run import make_model_folder
 
 BATCH = {"input_ids": torch.arange(5, 17).view(2, 6), "labels": torch.tensor([0, 1])}

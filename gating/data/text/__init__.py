@@ -1,1 +1,1 @@
-"""Texts as tokens: tokenizers, truncation, blocks."""
+"""Texts as tokens: tokenizers, truncation."""

@@ -14,8 +14,8 @@ from datasets import Dataset, DatasetDict, Value
 from datasets.fingerprint import Hasher
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from gating.data.names.spelling import is_blank
 from gating.data.rows import name_row
+from gating.data.spelling import is_blank
 from gating.discovery.vocabulary import check_known, check_vocabulary, vocabulary_size
 from gating.errors import InputError, loading, shorten
 from gating.models.sources import ModelSource, NewModel
@@ -30,7 +30,6 @@ __all__ = [
     "tokenize_labeled",
     "truncation_length",
 ]
-
 
 # Number of tokens that tell whether a tokenizer knows the texts.
 _CHECKED = 10_000_000
@@ -63,12 +62,12 @@ def load_tokenizer(
     # A new model has learned nothing from another tokenizer.
     size = None if meta_model is None or isinstance(source, NewModel) else vocabulary_size(meta_model)
     check_vocabulary(tokenizer, size=size, name=str(source.processor))
-    if tokenizer.pad_token is None and tokenizer.eos_token is None:
-        raise InputError(
-            f"The tokenizer in {source.processor} has neither a padding token nor an EOS token, and "
-            "batches need one: set its pad_token and save it again."
-        )
     if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise InputError(
+                f"The tokenizer in {source.processor} has neither a padding token nor an EOS token, and "
+                "batches need one: set its pad_token and save it again."
+            )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
@@ -141,13 +140,9 @@ def tokenize(splits: DatasetDict, function: Callable[..., Any], *, tokenizer: Pr
 def tokenize_labeled(
     splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, columns: Sequence[str], max_length: int
 ) -> DatasetDict:
-    """Tokenize texts or text pairs, and rename ``label`` to ``labels``.
+    """Tokenize texts, or text pairs in two columns, and rename ``label`` to ``labels``.
 
-    Args:
-        splits: The data.
-        tokenizer: The model's tokenizer.
-        columns: Column of the texts, or the two columns of text pairs.
-        max_length: Number of tokens to truncate to, special tokens included.
+    They are truncated to ``max_length`` tokens, special tokens included.
 
     Raises:
         ValueError: There is no room for a text beside the special tokens.
@@ -207,8 +202,8 @@ def check_texts(splits: DatasetDict, columns: Sequence[str]) -> None:
                     f"{shorten(repr(table[column][row]))}. Name the column of the texts "
                     f"with data.{column}_column=..., or correct the row."
                 )
-    batches = splits["train"].select_columns(list(columns)).iter(1000) if "train" in splits else ()
-    if batches and all(is_blank(str(text)) for batch in batches for column in columns for text in batch[column]):
+    batches = splits["train"].select_columns(list(columns)).iter(1000)
+    if all(is_blank(str(text)) for batch in batches for column in columns for text in batch[column]):
         raise InputError(
             f"The training data has no text: in all {len(splits['train'])} rows, {' and '.join(columns)} is empty, or "
             f"has invisible characters alone. Name the column of the texts with data.{columns[0]}_column=..."
@@ -224,9 +219,8 @@ def check_no_nulls(splits: DatasetDict, columns: Sequence[str]) -> None:
     for split, table in splits.items():
         for column in columns:
             # Arrow reads the column without decoding images.
-            missing = table.with_format("arrow")[column][:].is_null().to_pylist()
-            if any(missing):
-                row = missing.index(True)
+            row = pc.index(table.with_format("arrow")[column][:].is_null(), True).as_py()
+            if row >= 0:
                 raise InputError(
                     f"The {split} data has no {column} in {name_row(split, row)}. Fill it in, or remove the row."
                 )

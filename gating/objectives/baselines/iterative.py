@@ -8,12 +8,11 @@ from torch import Tensor, distributed
 
 from gating.errors import InputError, OperationError, RemedyError
 from gating.gates import HeadGates
-from gating.gates.full_precision import FullPrecision
-from gating.objectives.base import NOT_ATTACHED, begin_search, check_search
+from gating.objectives.base import NOT_ATTACHED, KeepsBudget, begin_search, check_search
 from gating.objectives.baselines.mask import MaskSampler
-from gating.objectives.budget import HeadBudget, KeepsBudget
+from gating.objectives.budget import HeadBudget
 from gating.objectives.parts import COST, BudgetPart, Costs
-from gating.objectives.schedule import BudgetSchedule, given_or_default
+from gating.objectives.schedule import BudgetSchedule
 
 __all__ = ["HeadRanking", "IterativePruning"]
 
@@ -40,7 +39,7 @@ class HeadRanking(Protocol):
         ...
 
 
-class IterativePruning(KeepsBudget, FullPrecision):
+class IterativePruning(KeepsBudget):
     """An objective that permanently closes the heads and neurons with the lowest rank in rounds (Michel et al. 2019).
 
     Gates are open or closed; weights are trained between the rounds. Each round closes the same share of all heads or
@@ -58,7 +57,7 @@ class IterativePruning(KeepsBudget, FullPrecision):
         3
     """
 
-    def __init__(
+    def __init__(  # noqa: D417 - the others are those of ExactBudget
         self,
         ranking: HeadRanking,
         *,
@@ -71,17 +70,10 @@ class IterativePruning(KeepsBudget, FullPrecision):
         share_per_round: float = 0.1,
         schedule: BudgetSchedule | None = None,
     ) -> None:
-        """Set ranking and budget.
+        """Set ranking and budget; the other arguments are those of :class:`~gating.objectives.ExactBudget`.
 
         Args:
             ranking: Ranking of the heads and neurons, such as :class:`Importance`.
-            num_heads: Number of heads to keep, or a number for each kind of attention.
-            num_neurons: Number of neurons to keep.
-            keep: Share to keep, instead of numbers, or a share for each kind; a quarter if neither is given. With gates
-                on heads and neurons, one share of the cost of both.
-            cost: Cost for which heads and neurons compete, as in :class:`~gating.objectives.ExactBudget`.
-            min_per_layer: Least number of heads that every layer keeps.
-            uniform: Whether all layers keep equally many, for each kind of attention and for neurons.
             share_per_round: Share of all heads or neurons, or of their cost, that each round closes.
             schedule: Times of the rounds.
 
@@ -89,7 +81,7 @@ class IterativePruning(KeepsBudget, FullPrecision):
             InputError: ``ranking`` has no scores, ``share_per_round`` is out of range, or the schedule ends before the
                 first batch.
         """
-        super().__init__()
+        super().__init__(HeadBudget(num_heads, keep, min_per_layer, num_neurons, cost, uniform), schedule)
         if isinstance(ranking, type) or not hasattr(ranking, "scores"):
             raise RemedyError(
                 f"ranking={ranking!r} is no ranking of heads: ",
@@ -97,10 +89,7 @@ class IterativePruning(KeepsBudget, FullPrecision):
                 command="give objective=importance, objective=magnitude or objective=random, without it.",
             )
         self.ranking = ranking
-        self.cost = cost
-        self._budget = HeadBudget(num_heads, keep, min_per_layer, num_neurons, cost, uniform)
         self._share_per_round = share_per_round
-        self._schedule = given_or_default(schedule)
         if not (isinstance(share_per_round, SupportsFloat) and 0 < share_per_round <= 1):
             raise InputError(f"share_per_round={share_per_round!r} is not a share: give more than 0 and at most 1.")
         if self._schedule.end == 0:

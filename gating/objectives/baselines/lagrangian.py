@@ -7,17 +7,16 @@ from torch import Tensor, nn
 
 from gating.errors import OperationError
 from gating.gates import HeadGates
-from gating.gates.full_precision import FullPrecision
-from gating.objectives.base import NOT_ATTACHED, begin_search, check_search
-from gating.objectives.budget import HeadBudget, KeepsBudget
+from gating.objectives.base import NOT_ATTACHED, KeepsBudget, begin_search, check_search
+from gating.objectives.budget import HeadBudget
 from gating.objectives.parts import Costs
 from gating.objectives.per_part import UniformRanks, per_part
-from gating.objectives.schedule import BudgetSchedule, given_or_default
+from gating.objectives.schedule import BudgetSchedule
 
 __all__ = ["Lagrangian"]
 
 
-class Lagrangian(KeepsBudget, FullPrecision):
+class Lagrangian(KeepsBudget):
     """An objective that adds ``lambda_1 (s - t) + lambda_2 (s - t)^2`` to the loss and trains the lambdas by ascent.
 
     ``s`` is the expected sparsity of the gates and ``t`` the target, which rises linearly from zero during the warm-up
@@ -49,7 +48,7 @@ class Lagrangian(KeepsBudget, FullPrecision):
     _weights: Tensor
     _amounts: Tensor
 
-    def __init__(
+    def __init__(  # noqa: D417 - the others are those of ExactBudget
         self,
         *,
         num_heads: int | Mapping[str, int] | None = None,
@@ -60,23 +59,13 @@ class Lagrangian(KeepsBudget, FullPrecision):
         uniform: bool = False,
         schedule: BudgetSchedule | None = None,
     ) -> None:
-        """Set the target.
+        """Set the target; the other arguments are those of :class:`~gating.objectives.ExactBudget`.
 
         Args:
-            num_heads: Number of heads to keep, or a number for each kind of attention.
-            num_neurons: Number of neurons to keep.
-            keep: Share to keep, instead of numbers, or a share for each kind; a quarter if neither is given. With gates
-                on heads and neurons, one share of the cost of both.
-            cost: Cost for which heads and neurons compete, as in :class:`~gating.objectives.ExactBudget`.
-            min_per_layer: Least number of heads that every layer keeps when the heads are chosen at the end.
-            uniform: Whether all layers keep equally many, for each kind of attention and for neurons.
             schedule: Rise of the target; before its start there is no penalty.
         """
-        super().__init__()
+        super().__init__(HeadBudget(num_heads, keep, min_per_layer, num_neurons, cost, uniform), schedule)
         self._set_up(num_parts=1)
-        self.cost = cost
-        self._budget = HeadBudget(num_heads, keep, min_per_layer, num_neurons, cost, uniform)
-        self._schedule = given_or_default(schedule)
         self._started = False
 
     def attach(self, gates: HeadGates) -> None:

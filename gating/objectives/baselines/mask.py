@@ -51,12 +51,7 @@ class MaskSampler(nn.Module):
         self.num_open = HostCount(whole_amount(gates))
 
     def fix(self, kept: Tensor, *, num_open: float) -> None:
-        """Open some gates and close the others.
-
-        Args:
-            kept: Boolean tensor, ``[num_gates]``.
-            num_open: Heads, neurons or share of cost of the open gates.
-        """
+        """Open the gates of a boolean tensor, ``[num_gates]``, and close the others."""
         self.mask.copy_(kept)
         self.num_open.value = num_open
 

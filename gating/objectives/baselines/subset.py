@@ -75,13 +75,9 @@ def soft_knapsack(scores: Tensor, weights: Tensor, budget: Tensor, temperature: 
 
 
 def gumbel_noise(like: Tensor) -> Tensor:
-    """Draw standard Gumbel noise; the k largest scores with this noise are k draws without replacement.
+    """Draw standard Gumbel noise of the shape of a tensor: ``-log(-log(u))`` for uniform ``u``, float32.
 
-    Args:
-        like: Tensor with the shape and device of the noise.
-
-    Returns:
-        ``-log(-log(u))`` for uniform ``u``, float32.
+    The k largest scores with this noise are k draws without replacement.
     """
     uniform = torch.rand(like.shape, device=like.device, dtype=torch.float32)
     return -torch.log(-torch.log(uniform.clamp(1e-20, 1 - 1e-7)))
@@ -98,12 +94,7 @@ class StraightThroughTopK(nn.Module):
     """
 
     def __init__(self, part: BudgetPart, *, number: float) -> None:
-        """Set the number of open heads or neurons, or the share of cost.
-
-        Args:
-            part: The gates.
-            number: A number that the gates can keep, or a share.
-        """
+        """Set the number of open heads or neurons, which the gates can keep, or the share of cost."""
         super().__init__()
         self.num_open = HostCount(number)
         self._part = part
@@ -122,7 +113,7 @@ class StraightThroughTopK(nn.Module):
         return self.values(log_alpha)
 
 
-class GumbelTopK(nn.Module):
+class GumbelTopK(StraightThroughTopK):
     """A sampler that draws a relaxed subset of exactly k heads in training and uses the k largest in evaluation.
 
     A draw is ``soft_top_k(w + gumbel noise, k, temperature)`` with the importance variables ``w = scale * log_alpha``.
@@ -133,7 +124,6 @@ class GumbelTopK(nn.Module):
     gradient is bounded by 1.
 
     Attributes:
-        hard: Sampler of the k largest.
         temperature: Temperature of the relaxation, a scalar buffer.
     """
 
@@ -141,17 +131,9 @@ class GumbelTopK(nn.Module):
     _is_padding: Tensor
     _weights: Tensor
 
-    def __init__(self, part: BudgetPart, *, hard: StraightThroughTopK, scale: float, temperature: float) -> None:
-        """Set up the sampler.
-
-        Args:
-            part: The gates.
-            hard: Sampler of the k largest.
-            scale: ``w`` over ``log_alpha``.
-            temperature: Temperature of the relaxation at the start.
-        """
-        super().__init__()
-        self.hard = hard
+    def __init__(self, part: BudgetPart, *, number: float, scale: float, temperature: float) -> None:
+        """Set the number or share as for the k largest, and the ratio ``scale`` of ``w`` to ``log_alpha``."""
+        super().__init__(part, number=number)
         self.register_buffer("temperature", torch.tensor(float(temperature)))
         self.register_buffer("_is_padding", torch.tensor(part.weights) == 0, persistent=False)
         self._scale = scale
@@ -169,17 +151,13 @@ class GumbelTopK(nn.Module):
             locations.register_hook(_bounded)
         return self._relax(self._scale * locations + gumbel_noise(locations), self.temperature)
 
-    def values(self, log_alpha: Tensor) -> Tensor:
-        """Return the mask of the largest: ones and zeros."""
-        return self.hard.values(log_alpha)
-
     def prob_open(self, log_alpha: Tensor) -> Tensor:
         """Return the relaxation without noise at temperature 1: about the probability that each gate is drawn."""
         return self._relax(self._scale * log_alpha, 1.0)
 
     def _relax(self, scores: Tensor, temperature: Tensor | float) -> Tensor:
         # k heads are k / heads_per_draw gates if gates stand for several heads.
-        num_draws = self.hard.num_open.value / self._per_draw
+        num_draws = self.num_open.value / self._per_draw
         if self._is_weighed:
             return soft_knapsack(scores, self._weights, torch.full_like(self.temperature, num_draws), temperature)
         num_draws = max(1, round(num_draws))

@@ -9,19 +9,17 @@ from torch import nn
 from gating.errors import InputError
 from gating.gates import HeadGates
 from gating.gates.interfaces import GateSampler
-from gating.objectives.base import begin_search, check_search
+from gating.objectives.base import KeepsBudget, begin_search, check_search
 from gating.objectives.baselines.subset import GumbelTopK, StraightThroughTopK
-from gating.objectives.budget import HeadBudget, KeepsBudget
+from gating.objectives.budget import HeadBudget
 from gating.objectives.parts import BudgetPart, Costs
 from gating.objectives.per_part import UniformRanks, modules_of, per_part
-from gating.objectives.schedule import BudgetSchedule, given_or_default
+from gating.objectives.schedule import BudgetSchedule
 
 __all__ = ["TopK"]
 
-Sampler = GumbelTopK | StraightThroughTopK
 
-
-class TopK(KeepsBudget, nn.Module):
+class TopK(KeepsBudget):
     """Differentiable subset pruning: an objective with importance variables of the heads, exactly k of them open.
 
     The joint variant of the paper, in which weights and importance variables ``w`` are trained together. ``gumbel``
@@ -53,7 +51,7 @@ class TopK(KeepsBudget, nn.Module):
         3
     """
 
-    def __init__(
+    def __init__(  # noqa: D417 - the others are those of ExactBudget
         self,
         *,
         num_heads: int | Mapping[str, int] | None = None,
@@ -69,16 +67,11 @@ class TopK(KeepsBudget, nn.Module):
         scale: float = 5.0,
         schedule: BudgetSchedule | None = None,
     ) -> None:
-        """Set the budget.
+        """Set the budget; the other arguments are those of :class:`~gating.objectives.ExactBudget`.
+
+        Draws of ``gumbel`` ignore ``min_per_layer`` and ``uniform``.
 
         Args:
-            num_heads: Number of heads to keep, or a number for each kind of attention.
-            num_neurons: Number of neurons to keep.
-            keep: Share to keep, instead of numbers, or a share for each kind; a quarter if neither is given. With gates
-                on heads and neurons, one share of the cost of both.
-            cost: Cost for which heads and neurons compete, as in :class:`~gating.objectives.ExactBudget`.
-            min_per_layer: Least number of heads that every layer keeps, except in draws of ``gumbel``.
-            uniform: Whether all layers keep equally many, for each kind of attention and for neurons; likewise.
             variant: ``gumbel`` or ``straight_through``.
             initial_temperature: Temperature of ``gumbel`` at the start.
             final_temperature: Temperature of ``gumbel`` after ``cooldown``.
@@ -89,7 +82,7 @@ class TopK(KeepsBudget, nn.Module):
         Raises:
             InputError: A number is out of range, or the variant is unknown.
         """
-        super().__init__()
+        super().__init__(HeadBudget(num_heads, keep, min_per_layer, num_neurons, cost, uniform), schedule)
         if variant not in ("gumbel", "straight_through"):
             raise InputError(f"The variant of top-k is gumbel or straight_through, got {variant!r}.")
         if not initial_temperature >= final_temperature > 0:
@@ -101,13 +94,10 @@ class TopK(KeepsBudget, nn.Module):
             raise InputError(f"cooldown={cooldown} is not a share of the search: give a number from 0 to 1.")
         if not (isinstance(scale, SupportsFloat) and 0 < scale < math.inf):
             raise InputError(f"scale={scale!r} must be positive.")
-        self.cost = cost
-        self._budget = HeadBudget(num_heads, keep, min_per_layer, num_neurons, cost, uniform)
         self._variant = variant
         self._temperatures = (initial_temperature, final_temperature)
         self._cooldown = cooldown
         self._scale = scale
-        self._schedule = given_or_default(schedule)
 
     def attach(self, gates: HeadGates) -> None:
         """Initialize ``log_alpha`` at random and set the sampler of the gates."""
@@ -128,17 +118,17 @@ class TopK(KeepsBudget, nn.Module):
         for (part, budget), sampler in zip(self._budget.parts(gates), _samplers_of(gates), strict=True):
             if isinstance(sampler, GumbelTopK):
                 sampler.temperature.fill_(self._temperature(progress))
-            _hard(sampler).num_open.value = self._num_open(part, budget, progress)
+            sampler.num_open.value = self._num_open(part, budget, progress)
 
     def target(self, gates: HeadGates) -> float:
         """Return the number of open heads or neurons; with gates on both, the share of cost that may be open."""
-        return float(self._budget.amount(gates, [_hard(sampler).num_open.value for sampler in _samplers_of(gates)]))
+        return float(self._budget.amount(gates, [sampler.num_open.value for sampler in _samplers_of(gates)]))
 
-    def _sampler(self, part: BudgetPart, budget: float) -> Sampler:
-        hard = StraightThroughTopK(part, number=self._num_open(part, budget, 0.0))
+    def _sampler(self, part: BudgetPart, budget: float) -> StraightThroughTopK:
+        number = self._num_open(part, budget, 0.0)
         if self._variant == "straight_through":
-            return hard
-        return GumbelTopK(part, hard=hard, scale=self._scale, temperature=self._temperature(0.0))
+            return StraightThroughTopK(part, number=number)
+        return GumbelTopK(part, number=number, scale=self._scale, temperature=self._temperature(0.0))
 
     def _num_open(self, part: BudgetPart, budget: float, progress: float) -> float:
         return part.nearest(self._schedule.target(progress, total=part.total, budget=budget))
@@ -149,10 +139,6 @@ class TopK(KeepsBudget, nn.Module):
         return math.exp(initial + done * (final - initial))
 
 
-def _samplers_of(gates: HeadGates) -> list[Sampler]:
+def _samplers_of(gates: HeadGates) -> list[StraightThroughTopK]:
     samplers = modules_of(cast(nn.Module | None, gates.sampler))
-    return [module for module in samplers if isinstance(module, (GumbelTopK, StraightThroughTopK))]
-
-
-def _hard(sampler: Sampler) -> StraightThroughTopK:
-    return sampler.hard if isinstance(sampler, GumbelTopK) else sampler
+    return [module for module in samplers if isinstance(module, StraightThroughTopK)]

@@ -1,17 +1,18 @@
 """Candidate batches for a model, the most complete first."""
 
+import inspect
 from collections.abc import Callable, Iterator
 from itertools import islice, product
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoProcessor, PreTrainedModel
 
 from gating.errors import InputError
 from gating.proof.inputs.images import image_variants, video_variants
 from gating.proof.inputs.others import OTHERS
-from gating.proof.inputs.processors import own_batches
 from gating.proof.inputs.sizes import Request, Variant, accepted_arguments, required_arguments
 from gating.proof.inputs.sounds import spectrogram_variants, waveform_variants
 from gating.proof.inputs.texts import PLACEHOLDERS, make_tokens, splice
@@ -32,18 +33,16 @@ _MEDIA: dict[str, tuple[str, _Makers]] = {
 }
 # Attempts for each set of inputs.
 _MOST = 16
+# Sizes of the image and of the sound that a processor gets.
+_SIDE = 64
+_SAMPLES = 16_000
 
 
 def candidate_batches(model: PreTrainedModel, *, batch_size: int, length: int) -> Iterator[dict[str, Tensor]]:
     """Yield batches that a model may take, those that reach most of its towers first.
 
-    The last ones are those of its own processor and its dummy inputs.
-
-    Args:
-        model: The model. Where text has placeholder tokens for images, videos or sound, its own methods such as
-            ``get_image_features`` are run to count them.
-        batch_size: Number of examples.
-        length: Number of tokens or frames of each example.
+    The last ones are those of its own processor and its dummy inputs. Where text has placeholder tokens for images,
+    videos or sound, methods of the model such as ``get_image_features`` are run to count them.
 
     Raises:
         InputError: The model needs an argument that no input can be made for.
@@ -58,7 +57,7 @@ def candidate_batches(model: PreTrainedModel, *, batch_size: int, length: int) -
                 yield batch
             elif lacking:
                 missing = missing or lacking[0]
-    for batch in own_batches(model):
+    for batch in _own_batches(model):
         if needed <= batch.keys():
             is_found = True
             yield batch
@@ -130,7 +129,9 @@ def _text(request: Request, media: tuple[str, ...], batch: Variant) -> Variant:
             placeholders[token] = (1, token_type)
             batch["attention_mask"] = torch.ones(request.batch_size, tokens.shape[1] + 1, dtype=torch.long)
         elif number and has_mask:
-            return _masked_positions(tokens, number // request.batch_size)
+            # A mask names the tokens that features of an image replace.
+            spliced, types = splice(tokens, {int(tokens[0, 0]): (number // request.batch_size, 1)})
+            return {"input_ids": spliced, "image_embeds_position_mask": types}
     if not placeholders:
         return {"input_ids": tokens}
     spliced, types = splice(tokens, placeholders)
@@ -138,12 +139,6 @@ def _text(request: Request, media: tuple[str, ...], batch: Variant) -> Variant:
     if "mm_token_type_ids" in request.accepted:
         made["mm_token_type_ids"] = types
     return made
-
-
-def _masked_positions(tokens: Tensor, number: int) -> Variant:
-    """Return tokens of which a mask names those that features of an image replace."""
-    spliced, types = splice(tokens, {int(tokens[0, 0]): (number, 1)})
-    return {"input_ids": spliced, "image_embeds_position_mask": types}
 
 
 def _fitting(request: Request, name: str, others: Variant) -> list[Variant]:
@@ -186,3 +181,42 @@ def _count_vectors(features: Any) -> int | None:
         counts = [_count_vectors(one) for one in features]
         return sum(count for count in counts if count)
     return None
+
+
+def _own_batches(model: PreTrainedModel) -> Iterator[Variant]:
+    """Yield the batch of a model's processor for a random image, sound and text, then the model's dummy inputs.
+
+    Nothing is downloaded: the processor is taken from the model's folder, or from the cache of the hub.
+    """
+    accepted = accepted_arguments(model.forward)
+    for batch in (_processed(model), _dummy(model)):
+        made = {name: value for name, value in batch.items() if isinstance(value, Tensor) and name in accepted}
+        if made:
+            yield made
+
+
+def _processed(model: PreTrainedModel) -> Variant:
+    if not model.name_or_path:
+        return {}
+    try:
+        processor: Any = AutoProcessor.from_pretrained(model.name_or_path, local_files_only=True)
+        takes = inspect.signature(processor.__call__).parameters
+        generator = np.random.default_rng(0)
+        given: dict[str, Any] = {}
+        if "images" in takes:
+            given["images"] = generator.integers(0, 256, (_SIDE, _SIDE, 3), dtype=np.uint8)
+        if "audio" in takes:
+            given["audio"] = generator.standard_normal(_SAMPLES).astype(np.float32)
+        if "text" in takes:
+            places = [getattr(processor, name, None) for name in ("image_token", "audio_token")]
+            given["text"] = " ".join([*(place for place in places if isinstance(place, str)), "one two three"])
+        return dict(processor(**given, return_tensors="pt"))
+    except Exception:  # Each processor asks for inputs of its own kind.
+        return {}
+
+
+def _dummy(model: PreTrainedModel) -> Variant:
+    try:
+        return dict(model.dummy_inputs)
+    except Exception:
+        return {}

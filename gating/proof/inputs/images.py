@@ -17,10 +17,6 @@ def image_variants(request: Request, argument: str) -> Iterator[Variant]:
 
     The forms are: patches with a grid of their number; padded patches with their shapes; images
     ``[batch_size, channels, height, width]``; several of them for each example; and tiles of them.
-
-    Args:
-        request: The model and the sizes.
-        argument: Name of the argument, such as ``pixel_values``.
     """
     accepted = request.accepted
     grid = next((name for name in ("image_grid_thw", "grid_thw") if name in accepted), None)

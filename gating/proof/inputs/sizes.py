@@ -63,10 +63,7 @@ def required_arguments(function: Any) -> set[str]:
 def find_setting(config: PreTrainedConfig, *names: str, tower: str = "") -> Any:
     """Return the first of some settings that a configuration, or one inside it, has; None without one.
 
-    Args:
-        config: The configuration.
-        *names: Names of settings, in the order of preference.
-        tower: Beginning of the name of a configuration inside, such as ``vision``, which is asked first.
+    A configuration inside whose name has the ``tower`` in it is asked first.
 
     Example:
         >>> from transformers import CLIPConfig

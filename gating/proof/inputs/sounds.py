@@ -26,12 +26,7 @@ _STRIDES = ("conv_stride", "upsampling_ratios", "downsampling_ratios", "strides"
 
 
 def spectrogram_variants(request: Request, argument: str) -> Iterator[Variant]:
-    """Yield spectrograms as one argument of a model, bands first or last, with the masks that it takes.
-
-    Args:
-        request: The model and the sizes.
-        argument: Name of the argument, such as ``input_features``.
-    """
+    """Yield spectrograms as one argument of a model, bands first or last, with the masks that it takes."""
     # Some convolutions have as many channels as there are bands.
     channels = request.setting("subsampling_conv_channels", tower="audio") or [80]
     bands = request.setting(*_BANDS, tower="audio") or channels[0]

@@ -19,12 +19,7 @@ _UNICODE = 1000
 
 
 def make_tokens(request: Request, *, decoder: bool = False) -> Tensor:
-    """Return random tokens, ``[batch_size, length]``, without special ones except an end of text.
-
-    Args:
-        request: The model and the sizes.
-        decoder: Whether the tokens are those of the decoder.
-    """
+    """Return random tokens, ``[batch_size, length]``, without special ones except an end of text."""
     config = request.model.config.get_text_config(decoder=decoder)
     if config is request.model.config:
         # That of the decoder in models without another text, whose own settings may be those of its defaults.
@@ -56,11 +51,7 @@ def _special_tokens(request: Request) -> set[int]:
 
 
 def splice(tokens: Tensor, placeholders: Mapping[int, tuple[int, int]]) -> tuple[Tensor, Tensor]:
-    """Insert runs of placeholder tokens behind the first token of each example.
-
-    Args:
-        tokens: Tokens, ``[batch_size, length]``.
-        placeholders: For each placeholder token, its number in an example and its token type.
+    """Insert runs of placeholder tokens, of a number and a type each, behind the first token of each example.
 
     Returns:
         Tokens and token types, ``[batch_size, new_length]``.

@@ -3,7 +3,7 @@
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,15 +13,14 @@ from torch import Tensor, nn
 from gating.errors import InputError
 from gating.gates import HeadGates, create_gates
 from gating.objectives import ExactBudget
-from gating.pruning.latency.comparison import LatencyComparison, margin
+from gating.pruning.latency.comparison import margin
 from gating.pruning.latency.copies import PRECISION, CopyTimer
 from gating.pruning.latency.settings import LatencySettings
 from gating.pruning.latency.speedup import check_speedup, num_heads_for_speedup
 from gating.pruning.latency.time_budget import MAX_SECONDS, TimeBudget
-from gating.pruning.prune import remove_in_copy
 from gating.units import UnitName
 
-__all__ = ["NUM_PASSES", "LatencyCosts", "budget_for_speedup", "budget_of_number", "measure_latency_costs", "time_kept"]
+__all__ = ["NUM_PASSES", "LatencyCosts", "budget_for_speedup", "budget_of_number", "measure_latency_costs"]
 
 # Number of compact copies that the fit of two units needs; others make it exact.
 _NUM_NEEDED = 3
@@ -105,10 +104,10 @@ def budget_for_speedup(
     with budget.stage("timing copies") as stage:
         timer = CopyTimer(model, batch, stage=stage)
         if gates.is_weighed:
-            costs = measure_latency_costs(model, gates, timer=timer)
+            costs = measure_latency_costs(gates, timer)
             objective = ExactBudget(keep=costs.keep_for(speedup), cost=costs.rates(gates))
         else:
-            number = num_heads_for_speedup(model, speedup=speedup, gates=gates, timer=timer)
+            number = num_heads_for_speedup(gates, timer, speedup=speedup)
             objective = ExactBudget(**budget_of_number(gates, number))
     if timer.error > PRECISION:
         warnings.warn(timer.shortfall("max_seconds"), stacklevel=2)
@@ -122,53 +121,26 @@ def budget_of_number(gates: HeadGates, number: int) -> dict[str, Any]:
     return {f"num_{unit}": number} if is_taken else {"keep": number / gates.total(unit)}
 
 
-def measure_latency_costs(
-    model: nn.Module,
-    gates: HeadGates,
-    *,
-    timer: CopyTimer | None = None,
-    measure: Callable[[Tensor], float] | None = None,
-) -> LatencyCosts:
+def measure_latency_costs(gates: HeadGates, timer: CopyTimer) -> LatencyCosts:
     """Fit the latency of units to timings of compact copies of a model.
 
     Copies with some share of each unit in each block are timed against the dense model, alternately. The fit is linear
     in the shares. Copies that it can do without are left out when the time is over.
-
-    Args:
-        model: The dense model, without gates; unchanged.
-        gates: The gates that it would have.
-        timer: Timer of its compact copies.
-        measure: Function from a mask of kept gates to the speedup, in place of the timer.
-
-    Example:
-        >>> from transformers import BertConfig, BertModel
-        >>> from gating.gates import create_gates
-        >>> model = BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=4, vocab_size=10))
-        >>> gates = create_gates(model, units=["heads", "neurons"])
-        >>> half = lambda kept: 1 / (0.5 + 0.5 * kept[4:].float().mean().item())  # only neurons take time
-        >>> costs = measure_latency_costs(model, gates, measure=half)
-        >>> {unit: round(share, 3) for unit, share in costs.shares.items()}
-        {'heads': 0.0, 'neurons': 0.5}
     """
     needed = max(_NUM_NEEDED, len(gates.units) + 1)
     points = [([1.0] * len(gates.units), 1.0)]
     fastest = 1.0
     for number, shares in enumerate(_shapes(len(gates.units))):
-        if timer is not None and timer.is_over and number >= needed:
+        if timer.is_over and number >= needed:
             break
         kept = _keep_evenly(gates, shares)
-        if measure is not None:
-            speedup = measure(kept)
-        else:
-            assert timer is not None
-            what = ", ".join(f"{share:.0%} of the {unit}" for unit, share in zip(gates.units, shares, strict=True))
-            # Those that are needed leave a part of the time to the others together.
-            share_of_time = 1 / max(needed + 0.5 - number, 1)
-            speedup = time_kept(model, gates, kept, timer, what=what, share=share_of_time).speedup
+        what = ", ".join(f"{share:.0%} of the {unit}" for unit, share in zip(gates.units, shares, strict=True))
+        # Those that are needed leave a part of the time to the others together.
+        speedup = timer.time_kept(gates, kept, what=what, share=1 / max(needed + 0.5 - number, 1)).speedup
         fastest = max(fastest, speedup)
         points.append((_shares_of_macs(gates, kept), 1 / speedup))
     found = dict(zip(gates.units, _fit(points), strict=True))
-    return LatencyCosts(found, 1 - sum(found.values()), fastest, math.inf if timer is None else timer.error)
+    return LatencyCosts(found, 1 - sum(found.values()), fastest, timer.error)
 
 
 def _shapes(num_units: int) -> list[tuple[float, ...]]:
@@ -223,20 +195,3 @@ def _shares_of_macs(gates: HeadGates, kept: Tensor) -> list[float]:
     """Return the share of the multiply-accumulates of each unit that a mask keeps."""
     masks = [gates.is_of(unit) for unit in gates.units]
     return [float(gates.macs_per_gate[mask & kept].sum() / gates.macs_per_gate[mask].sum()) for mask in masks]
-
-
-@torch.no_grad()
-def time_kept(
-    model: nn.Module, gates: HeadGates, kept: Tensor, timer: CopyTimer, *, what: str = "", share: float = 1.0
-) -> LatencyComparison:
-    """Time a model with some gates kept: a compact copy against it, alternately.
-
-    Args:
-        model: The dense model, without gates; unchanged.
-        gates: The gates, which are not attached.
-        kept: Mask of the gates to keep, ``[num_gates]``.
-        timer: Timer of its compact copies.
-        what: The copy in words, for the progress bar.
-        share: The share of the timer's time that it may take.
-    """
-    return timer.time(remove_in_copy(model, gates, kept), what=what, share=share)

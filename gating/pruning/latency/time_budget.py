@@ -29,12 +29,12 @@ class Stage:
         seconds: Its time; passes that are needed in any case can exceed it.
     """
 
-    def __init__(self, seconds: float, bar: "Progress | None" = None, *, title: str = "timing") -> None:
+    def __init__(self, seconds: float, bar: "Progress", *, title: str) -> None:
         """Args: ``bar`` shows the time, and ``title`` is the name of the stage in it."""
         self.seconds = seconds
         self._start = self._drawn = time.perf_counter()
         self._bar = bar
-        self._task = None if bar is None else bar.add_task(title, total=seconds, what="", left="")
+        self._task = bar.add_task(title, total=seconds, what="", left="")
 
     @property
     def elapsed(self) -> float:
@@ -48,19 +48,16 @@ class Stage:
 
     def show(self, what: str) -> None:
         """Show the name of the next timing in the bar."""
-        self._draw(what=what)
+        self._bar.update(self._task, what=what)
+        self._draw()
 
     def tick(self) -> None:
         """Redraw the bar, unless it was redrawn just now."""
-        if self._bar is not None and time.perf_counter() - self._drawn >= _REDRAW_S:
+        if time.perf_counter() - self._drawn >= _REDRAW_S:
             self._draw()
 
-    def _draw(self, *, what: str | None = None) -> None:
-        if self._bar is None or self._task is None:
-            return
+    def _draw(self) -> None:
         minutes, seconds = divmod(math.ceil(self.left), 60)
-        if what is not None:
-            self._bar.update(self._task, what=what)
         self._bar.update(self._task, completed=self.elapsed, left=f"{minutes}:{seconds:02d}")
         self._bar.refresh()
         self._drawn = time.perf_counter()
@@ -104,7 +101,7 @@ class TimeBudget:
             run_seconds: Function from the seconds of a pass of the batch to those of the run; None for the most time.
         """
         rows = _num_rows(batch)
-        if self._rows is None or self.seconds is None:
+        if self._rows is None:
             start = time.perf_counter()
             one = seconds_of_pass(model, _last_rows(batch, 1))
             self.spent += time.perf_counter() - start

@@ -1,6 +1,5 @@
 """Check of a folder for ONNX Runtime GenAI: the tokens that the runtime writes, alone and in a padded batch."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,37 +9,37 @@ import torch
 from transformers import PreTrainedModel
 
 from gating.errors import OperationError, explain, shorten
+from gating.serving.genai.graph import TokenIds
 from gating.serving.greedy import TOLERANCES, check_alone_and_in_batch, make_prompts
 
 __all__ = ["check_in_genai", "check_tokenizer"]
 
 _RUNTIME = "ONNX Runtime GenAI"
-_FEW = 64
 _TEXTS = ("Hello world! It's 2026, isn't it?", "naïve café\n\n  x = [1, 2]")
 
 
-def check_in_genai(genai: Any, model: PreTrainedModel, folder: Path, *, dtype: str) -> list[str]:
+def check_in_genai(genai: Any, model: PreTrainedModel, folder: Path, *, dtype: str, tokens: TokenIds) -> list[str]:
     """Compare the tokens that the runtime writes with a decoder's own, and return the result as sentences.
 
-    Quantized weights may change the tokens: then the change is measured, and only runs that fail are errors.
+    Tokens that end a text are left out, since texts may end after a few tokens otherwise. Quantized weights may change
+    the tokens: then the change is measured, and only runs that fail are errors.
 
     Raises:
         RuntimeError: The weights are not quantized, and the runtime's tokens or logits differ from the decoder's.
     """
-    prompts, count = make_prompts(model)
-    end = _unlikely_token(model, prompts)
-    prompts = [[token for token in prompt if token != end] or prompt for prompt in prompts]
-    runtime = _load_with_end(genai, folder, end)
-    change, tolerance = 0.0, TOLERANCES.get(dtype)
+    prompts, count = make_prompts(model, without=(tokens.pad, *tokens.eos))
+    runtime, change, tolerance = genai.Model(str(folder)), 0.0, TOLERANCES.get(dtype)
 
     def write(rows: Sequence[Sequence[int]]) -> list[list[int]]:
         nonlocal change
-        written, logits = _write(genai, runtime, rows, end, count)
+        written, logits = _write(genai, runtime, rows, tokens.pad, count)
         if len(rows) == 1:
             change = max(change, _change_of_logits(model, rows[0], written[0], logits[0]))
         return written
 
-    alone, batch = check_alone_and_in_batch(model, prompts, write, tolerance=tolerance, runtime=_RUNTIME, side="right")
+    alone, batch = check_alone_and_in_batch(
+        model, prompts, write, never_written=tokens.eos, tolerance=tolerance, runtime=_RUNTIME, side="right"
+    )
     if tolerance is not None and not change <= tolerance:
         raise OperationError(
             f"The logits of {_RUNTIME} differ from the model's by {100 * change:.2g} % of the largest, more than "
@@ -50,53 +49,22 @@ def check_in_genai(genai: Any, model: PreTrainedModel, folder: Path, *, dtype: s
     return [f"{alone}, and its logits differ by up to {share} of the largest", batch]
 
 
-@torch.inference_mode()
-def _unlikely_token(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> int:
-    """Return a token that the decoder hardly writes, to be the end of a text in the check.
-
-    With the model's own one, texts may end after a few tokens.
-    """
-    likeliest = torch.full((model.config.vocab_size,), -torch.inf, device=model.device)
-    for prompt in prompts:
-        # A few tokens are enough: logits of long texts take memory.
-        some = torch.tensor([prompt[:_FEW]], device=model.device)
-        logits = model(input_ids=some, use_cache=False).logits[0].float()
-        likeliest = likeliest.maximum(logits.log_softmax(-1).amax(0))
-        likeliest[prompt] = torch.inf
-    return int(likeliest.argmin())
-
-
-def _load_with_end(genai: Any, folder: Path, end: int) -> Any:
-    """Load the folder's model with a token that ends texts and fills rows, in place of its own."""
-    config = folder / "genai_config.json"
-    own = config.read_text(encoding="utf-8")
-    changed = json.loads(own)
-    changed["model"] |= {"eos_token_id": end, "pad_token_id": end}
-    try:
-        config.write_text(json.dumps(changed), encoding="utf-8")
-        return genai.Model(str(folder))
-    finally:
-        config.write_text(own, encoding="utf-8")
-
-
 def _write(
-    genai: Any, runtime: Any, prompts: Sequence[Sequence[int]], end: int, count: int
+    genai: Any, runtime: Any, prompts: Sequence[Sequence[int]], pad: int, count: int
 ) -> tuple[list[list[int]], list[np.ndarray[Any, Any]]]:
     """Return the tokens that the runtime writes after prompts, and its logits, ``[tokens, vocab_size]`` for each."""
-    longest = max(map(len, prompts))
-    parameters = genai.GeneratorParams(runtime)
-    parameters.set_search_options(max_length=longest + count, batch_size=len(prompts), do_sample=False)
+    longest, parameters = max(map(len, prompts)), genai.GeneratorParams(runtime)
+    length = longest + count
+    parameters.set_search_options(min_length=length, max_length=length, batch_size=len(prompts), do_sample=False)
     generator = genai.Generator(runtime, parameters)
-    padded = [[*prompt, *[end] * (longest - len(prompt))] for prompt in prompts]
+    padded = [[*prompt, *[pad] * (longest - len(prompt))] for prompt in prompts]
     generator.append_tokens(np.array(padded, dtype=np.int32))
     steps, logits = [], []
     while not generator.is_done():
         logits.append(np.array(generator.get_logits()).reshape(len(prompts), -1))
         generator.generate_next_token()
         steps.append(np.array(generator.get_next_tokens()))
-    rows = np.stack(steps, axis=1).tolist()
-    rows = [row[: row.index(end) + 1] if end in row else row for row in rows]
-    return rows, [of_row[: len(row)] for row, of_row in zip(rows, np.stack(logits, axis=1), strict=True)]
+    return np.stack(steps, axis=1).tolist(), list(np.stack(logits, axis=1))
 
 
 @torch.inference_mode()

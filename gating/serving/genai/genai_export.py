@@ -1,6 +1,7 @@
 """Export of compact decoders to ONNX Runtime GenAI, which generates text with a key-value cache."""
 
 import copy
+import importlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,19 +10,22 @@ from typing import Any, cast
 from transformers import PreTrainedModel
 
 from gating.compact.decoders import sizes_of
-from gating.compact.save import Processor
 from gating.errors import InputError
-from gating.serving.contexts import checked_context
+from gating.serving.contexts import checked_context, rotary_parameters
 from gating.serving.copies import copy_in_float32
 from gating.serving.dummy_heads import with_dummy_heads
-from gating.serving.folder_export import export_kind, exporting, megabytes_of
+from gating.serving.exporting import (
+    Exportable,
+    exporting,
+    load_processor,
+    megabytes_of,
+    reporting_failure,
+    special_tokens,
+)
 from gating.serving.formats import ServingReport
 from gating.serving.genai.check import check_in_genai, check_tokenizer
 from gating.serving.genai.graph import DTYPES, Dtype, TokenIds, build_graph
 from gating.serving.genai.heads import DecoderHeads
-from gating.serving.opening import Exportable, load_processor, require
-from gating.serving.refusals import reporting_failure
-from gating.storage.tables import read_table
 
 __all__ = ["check_genai", "export_genai"]
 
@@ -48,7 +52,6 @@ _ACTIVATIONS = frozenset(
 _FIXED_ROTATIONS = frozenset({"default", "linear", "llama3", "yarn"})
 # The builder takes quantized experts from the files of the original model.
 _ONLY_F32 = frozenset({"gpt_oss"})
-_KIND = export_kind(lambda folder: "model" in read_table(folder / "genai_config.json"))
 
 
 def check_genai(model: PreTrainedModel) -> None:
@@ -62,9 +65,8 @@ def check_genai(model: PreTrainedModel) -> None:
         raise InputError(f"{name} has hidden_act={activation!r}, which ONNX Runtime GenAI does not have.")
     if config.model_type == "gpt_oss" and 0 in sizes.num_neurons:
         raise InputError(f"{name} has a layer without neurons, which ONNX Runtime GenAI's experts cannot be.")
-    rotary: Any = getattr(config, "rope_parameters", None) or {}
-    for part in (rotary, *rotary.values()):
-        kind = part.get("rope_type", "default") if isinstance(part, Mapping) else "default"
+    for rotary in rotary_parameters(config):
+        kind = rotary.get("rope_type", "default")
         if kind not in _FIXED_ROTATIONS:
             raise InputError(
                 f"{name} has rope_type={kind!r}, which changes with the length of the text, so that no table for "
@@ -77,7 +79,6 @@ def export_genai(
     save_path: str | os.PathLike[str],
     *,
     dtype: Dtype = "f32",
-    tokenizer: Processor | None = None,
     overwrite: bool = False,
 ) -> ServingReport:
     """Export a decoder to a folder for ONNX Runtime GenAI, and compare the tokens that it writes.
@@ -86,44 +87,35 @@ def export_genai(
     attention block gets one group that does nothing, because the runtime's cache has an entry for every layer. Heads
     of another width than a multiple of 16 are padded with zeros, which the runtime's attention asks for.
 
+    The folder has ``model.onnx``, ``genai_config.json`` and the tokenizer. It is checked with tokens after prompts of
+    several lengths, one at a time and in a padded batch. Errors are those of
+    :func:`~gating.serving.formats.export_compact`.
+
     Args:
         model_or_directory: A compact decoder, its folder, or its name on the hub.
-        save_path: Folder for ``model.onnx``, ``genai_config.json`` and the tokenizer; it is written whole or not at
-            all.
+        save_path: The folder.
         dtype: Type of the weights of linear layers: ``f32``, or ``int8`` or ``int4`` in blocks of 32, which changes
             the logits; the report says by how much. All else is in float32.
-        tokenizer: Tokenizer of a model; by default the one in the model's folder.
-        overwrite: Whether an earlier export at ``save_path`` may be replaced.
-
-    Returns:
-        The folder, its size, and the result of the check: tokens after prompts of several lengths, one at a time and
-        in a padded batch.
-
-    Raises:
-        ImportError: onnxruntime-genai is not installed.
-        TypeError: The model is not one of transformers.
-        ValueError: The type is unknown, or :func:`check_genai` rejects the model.
-        FileExistsError: The folder is not empty and ``overwrite`` is false, or it is not an earlier export.
-        RuntimeError: The export fails, or the runtime writes other tokens than the model. Nothing is written.
+        overwrite: Whether an earlier export may be replaced.
     """
     if dtype not in DTYPES:
         raise InputError(
             f"dtype={dtype!r} is not a type of ONNX Runtime GenAI's weights: give one of {', '.join(DTYPES)}."
         )
-    require("onnx_ir", target="ONNX Runtime GenAI")
-    genai, place = require("onnxruntime_genai", target="ONNX Runtime GenAI"), Path(save_path)
-    with exporting(model_or_directory, place, kind=_KIND, overwrite=overwrite, format="onnx-genai") as opened:
+    place = Path(save_path)
+    with exporting(model_or_directory, place, format="onnx-genai", overwrite=overwrite) as opened:
         model, origin, folder = opened
+        genai = importlib.import_module("onnxruntime_genai")
         if dtype != "f32" and model.config.model_type in _ONLY_F32:
             raise InputError(
                 f"dtype={dtype!r} is not available for {type(model).__name__}: export it with dtype='f32'."
             )
-        processor: Any = tokenizer or load_processor(origin)
+        processor = load_processor(origin)
         tokens = _token_ids(model, processor)
         sentences = _write_checked(genai, model, folder, dtype=dtype, tokens=tokens)
         note = checked_context(model.config)[1]
         sentences += [] if note is None else [note]
-        if not _find_tokens("eos", model, processor):
+        if not special_tokens("eos", model, processor):
             sentences.append(f"No token is known that ends a text: the runtime ends it at token {tokens.eos[0]}")
         if processor is not None:
             sentences += _save_tokenizer(genai, model, folder, processor)
@@ -140,15 +132,15 @@ def _write_checked(genai: Any, model: PreTrainedModel, folder: Path, *, dtype: D
         # The builder changes some modules of its copy, which shares their tensors.
         copied = with_dummy_heads(copy_in_float32(reference))
         heads = build_graph(copied, folder, builder=_BUILDERS[model.config.model_type], dtype=dtype, tokens=tokens)
-        return [_describe(model, heads, dtype), *check_in_genai(genai, reference, folder, dtype=dtype)]
+        return [_describe(model, heads, dtype), *check_in_genai(genai, reference, folder, dtype=dtype, tokens=tokens)]
 
 
 def _describe(model: PreTrainedModel, heads: DecoderHeads, dtype: str) -> str:
     """Return the sizes of the layers as a sentence."""
     sizes = sizes_of(model)
     parts = [
-        f"{len(sizes.names)} layers of {_range(heads.query_heads)} query heads with {_range(heads.groups)} key-value "
-        f"groups, weights in {dtype}"
+        f"{len(sizes.names)} layers of {_range(heads.sizes.num_heads)} query heads with "
+        f"{_range(heads.sizes.num_key_value_heads)} key-value groups, weights in {dtype}"
     ]
     if sizes.emptied:
         parts.append(f"{len(sizes.emptied)} of them without heads have a group that does nothing")
@@ -173,20 +165,6 @@ def _save_tokenizer(genai: Any, model: PreTrainedModel, folder: Path, tokenizer:
 
 def _token_ids(model: PreTrainedModel, tokenizer: Any) -> TokenIds:
     """Return the special tokens of a decoder; the runtime needs one of each, and takes token 0 by default."""
-    eos = _find_tokens("eos", model, tokenizer)
-    pad = (*_find_tokens("pad", model, tokenizer), *eos, 0)[0]
-    return TokenIds(bos=(*_find_tokens("bos", model, tokenizer), *eos, 0)[0], eos=tuple(eos or [pad]), pad=pad)
-
-
-def _find_tokens(name: str, model: PreTrainedModel, tokenizer: Any) -> list[int]:
-    """Return the special tokens of a name, those of the model before that of the tokenizer.
-
-    A chat model may end a turn with a token that its configuration lacks.
-    """
-    found: list[int] = []
-    for source in (model.generation_config or model.config, model.config, tokenizer):
-        value = getattr(source, f"{name}_token_id", None)
-        if not found or source is tokenizer:
-            found += value if isinstance(value, list) else [] if value is None else [value]
-    # The runtime rejects tokens outside of the vocabulary.
-    return [token for token in dict.fromkeys(found) if 0 <= token < model.config.vocab_size]
+    bos, eos, pad = (special_tokens(kind, model, tokenizer) for kind in ("bos", "eos", "pad"))
+    fill = (*pad, *eos, 0)[0]
+    return TokenIds(bos=(*bos, *eos, 0)[0], eos=tuple(eos or [fill]), pad=fill)

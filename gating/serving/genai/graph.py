@@ -6,13 +6,11 @@ import io
 import logging
 import math
 import sys
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -20,6 +18,7 @@ from transformers import PreTrainedModel
 
 from gating.serving.contexts import checked_context
 from gating.serving.genai.heads import DecoderHeads, lay_out_heads
+from gating.serving.graphs.tracing import quiet_exporters
 
 __all__ = ["DTYPES", "Dtype", "TokenIds", "build_graph"]
 
@@ -32,15 +31,8 @@ _ONNX_DTYPES = {"f32": "FLOAT", "int8": "INT8", "int4": "INT4"}
 _SIZES_OF_LAYER = ("sequence_length * num_attention_heads", "sequence_length * num_key_value_heads")
 
 
-@dataclass(frozen=True)
-class TokenIds:
-    """Special tokens of a decoder.
-
-    Attributes:
-        bos: Token at the start of a text.
-        eos: Tokens that end a text.
-        pad: Token that fills rows of a batch.
-    """
+class TokenIds(NamedTuple):
+    """Special tokens of a decoder: the first of a text, those that end it, and the one that fills rows of a batch."""
 
     bos: int
     eos: tuple[int, ...]
@@ -55,8 +47,8 @@ def build_graph(model: PreTrainedModel, folder: Path, *, builder: str, dtype: Dt
             that it cannot be used any more.
         folder: An existing folder. The defaults of sampling are read from its ``generation_config.json``, if any.
         builder: Name of the class of the runtime's builder for the family.
-        dtype: ``f32``, or the type of the quantized weights of linear layers.
-        tokens: Special tokens for ``genai_config.json``.
+        dtype: Type of the weights of linear layers.
+        tokens: Special tokens.
     """
     with _quiet():
         ir = importlib.import_module("onnx_ir")
@@ -72,7 +64,7 @@ def build_graph(model: PreTrainedModel, folder: Path, *, builder: str, dtype: Dt
             graph.model_type = config.model_type  # The runtime's name; others follow from the class.
         graph.make_model(str(folder))
         graph.save_model(str(folder))
-        graph.num_attn_heads, graph.num_kv_heads = max(heads.query_heads), max(heads.groups)
+        graph.num_attn_heads, graph.num_kv_heads = max(heads.sizes.num_heads), max(heads.sizes.num_key_value_heads)
         graph.make_genai_config(config, {}, str(folder))
     return heads
 
@@ -145,7 +137,8 @@ class _UnevenDecoder:
         return self.heads.rotary_table(cos[0], 1.0), self.heads.rotary_table(sin[0], 0.0)
 
     def make_attention(self, layer_id: int, attention: Any, root_input: str, **kwargs: Any) -> None:
-        self.num_attn_heads, self.num_kv_heads = self.heads.query_heads[layer_id], self.heads.groups[layer_id]
+        sizes = self.heads.sizes
+        self.num_attn_heads, self.num_kv_heads = sizes.num_heads[layer_id], sizes.num_key_value_heads[layer_id]
         self.q_size, self.kv_size = self.num_attn_heads * self.heads.width, self.num_kv_heads * self.heads.width
         # SmolLM3 leaves positions out of some layers.
         self.attention_attrs |= {"scale": attention.scaling, "rope": bool(getattr(attention, "use_rope", True))}
@@ -168,7 +161,7 @@ class _UnevenDecoder:
 
     def make_key_value_cache_shape(self, layer_id: int, shape: list[Any]) -> list[Any]:
         batch, _, length, width = self._base().make_key_value_cache_shape(layer_id, shape)
-        return [batch, self.heads.groups[layer_id], length, width]
+        return [batch, self.heads.sizes.num_key_value_heads[layer_id], length, width]
 
     def make_value(self, name: str, dtype: Any = None, shape: Any = None) -> Any:
         if isinstance(shape, (list, tuple)):
@@ -182,14 +175,11 @@ class _UnevenDecoder:
 def _quiet() -> Iterator[None]:
     """Hide the builder's messages, and undo its changes of logging and of the import path."""
     root, path = logging.getLogger(), list(sys.path)
-    handlers, level, disabled = list(root.handlers), root.level, root.manager.disable
+    handlers, level = list(root.handlers), root.level
     try:
-        logging.disable(logging.WARNING)
-        hidden = redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO())
-        with hidden[0], hidden[1], warnings.catch_warnings(action="ignore"), torch.no_grad():
+        with quiet_exporters(), redirect_stderr(io.StringIO()), torch.no_grad():
             yield
     finally:
         sys.path[:] = path
         root.handlers[:] = handlers
         root.setLevel(level)
-        logging.disable(disabled)

@@ -2,11 +2,13 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from gating.compact.decoders import DecoderSizes, sizes_of
 
 __all__ = ["DecoderHeads", "lay_out_heads"]
 
@@ -19,16 +21,14 @@ class DecoderHeads:
     """Sizes and places of the heads of a decoder.
 
     Attributes:
-        query_heads: Number of query heads of each layer.
-        groups: Number of key-value groups of each layer.
+        sizes: Numbers of heads and groups of each layer, and the model's own width of a head.
         width: Entries of a head, those that are always zero included.
         places: Places of the model's own entries in a head, ``[head_dim]``.
         rotary_width: Entries that are rotated, zeros included.
         rotary_dim: Number of the model's own entries that are rotated.
     """
 
-    query_heads: tuple[int, ...]
-    groups: tuple[int, ...]
+    sizes: DecoderSizes
     width: int
     places: Tensor
     rotary_width: int
@@ -57,21 +57,13 @@ def lay_out_heads(model: PreTrainedModel, *, interleaved: bool) -> DecoderHeads:
 
     The model is changed: its weights serve the runtime, and its own forward pass does not run any more.
     """
-    config: Any = model.config
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    rotary_dim = _rotary_dim(model) or head_dim
-    places, width, rotary_width = _places(head_dim, rotary_dim, interleaved=interleaved)
-    query_heads, groups = [], []
-    base: Any = model.base_model
-    for layer in base.layers:
-        attention = layer.self_attn
-        heads = _in_features(attention) // head_dim
-        _split_projection(attention, heads * head_dim)
-        query_heads.append(heads)
-        groups.append(attention.k_proj.weight.shape[0] // head_dim)
-    laid_out = DecoderHeads(tuple(query_heads), tuple(groups), width, places, rotary_width, rotary_dim)
-    if width != head_dim:
-        for layer in base.layers:
+    sizes, base = sizes_of(model), cast(Any, model.base_model)
+    rotary_dim = _rotary_dim(model) or sizes.head_dim
+    places, width, rotary_width = _places(sizes.head_dim, rotary_dim, interleaved=interleaved)
+    laid_out = DecoderHeads(sizes, width, places, rotary_width, rotary_dim)
+    for layer, num_heads in zip(base.layers, sizes.num_heads, strict=True):
+        _split_projection(layer.self_attn, num_heads * sizes.head_dim)
+        if width != sizes.head_dim:
             _pad_projections(layer.self_attn, laid_out)
     return laid_out
 
@@ -91,11 +83,6 @@ def _places(head_dim: int, rotary_dim: int, *, interleaved: bool) -> tuple[Tenso
         # The runtime rotates an entry of the first half with that of the same number in the second.
         halves[rotary_dim // 2 :] += (rotary_width - rotary_dim) // 2
     return torch.cat([halves, torch.arange(head_dim - rotary_dim) + rotary_width]), width, rotary_width
-
-
-def _in_features(attention: Any) -> int:
-    """Return the width of the output projection's input."""
-    return int(attention.o_proj.weight.shape[1])
 
 
 def _split_projection(attention: Any, query_width: int) -> None:

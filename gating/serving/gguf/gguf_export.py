@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from transformers import AutoTokenizer, PreTrainedModel
 
 from gating.compact.save import Processor
 from gating.errors import FolderExistsError, InputError, OperationError
 from gating.serving.dummy_heads import with_dummy_heads
+from gating.serving.exporting import Exportable, load_model, source_of
 from gating.serving.formats import ServingReport
 from gating.serving.gguf.architectures import blocks_to_fill, context_length, find_architecture
 from gating.serving.gguf.check import RUNTIME, Answer, run_llama_cpp
@@ -21,8 +22,6 @@ from gating.serving.gguf.ownership import is_sealed
 from gating.serving.gguf.tokenizer import tokens_never_written
 from gating.serving.gguf.writing import TokenizerSource, write_gguf
 from gating.serving.greedy import TOLERANCES, check_tokens, make_prompts
-from gating.serving.opening import Exportable, load_model, source_of
-from gating.serving.refusals import check_supported
 from gating.storage.atomic import replacing_file
 from gating.storage.folders import check_replaceable, is_or_holds
 from gating.storage.results import COMPACT_MODEL
@@ -30,7 +29,7 @@ from gating.storage.results import COMPACT_MODEL
 __all__ = ["GGUF_TYPES", "GgufType", "export_gguf"]
 
 GgufType = Literal["f32", "f16", "bf16", "q8_0"]
-GGUF_TYPES: tuple[GgufType, ...] = ("f32", "f16", "bf16", "q8_0")
+GGUF_TYPES: tuple[GgufType, ...] = get_args(GgufType)
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 # The context of the check, in tokens, has room for the texts, too.
 _LEAST_CONTEXT = 2048
@@ -71,9 +70,6 @@ def export_gguf(
         pre_tokenizer: llama.cpp's name of the pre-tokenizer; by default found by its regular expression.
         overwrite: Whether an earlier GGUF file of this package may be replaced.
 
-    Returns:
-        The file and the result of the check.
-
     Raises:
         ValueError: llama.cpp has no architecture or no tokenizer of this kind; the message names another export.
         FileExistsError: The file exists and ``overwrite`` is false, or it is not an unchanged GGUF file of
@@ -86,8 +82,7 @@ def export_gguf(
     sources = [tokenizer_from, source_of(model_or_directory)]
     check = partial(_check_target, target, overwrite=overwrite, sources=sources)
     check()
-    model, folder = load_model(model_or_directory)
-    check_supported("gguf", model)
+    model, folder = load_model(model_or_directory, format="gguf")
     architecture = find_architecture(model)
     # Checked again when it is written, which may take long.
     with tempfile.TemporaryDirectory(prefix="head-gating-") as scratch, replacing_file(target, check=check) as new:

@@ -2,7 +2,6 @@
 
 import hashlib
 from pathlib import Path
-from typing import NamedTuple
 
 import gguf
 
@@ -16,12 +15,6 @@ _BEGINNING = 2**16
 _CHUNK = 2**22
 
 
-class _Sealed(NamedTuple):
-    offset: int
-    stored: str
-    computed: str
-
-
 def add_seal(writer: gguf.GGUFWriter) -> None:
     """Add the place of the checksum to the metadata of a file, before any long entry."""
     writer.add_string(_KEY, _ZEROS)
@@ -31,18 +24,19 @@ def seal(file: Path) -> None:
     """Write the checksum of a file into its place."""
     found = _read(file)
     assert found is not None
+    offset, _, computed = found
     with file.open("rb+") as opened:
-        opened.seek(found.offset)
-        opened.write(found.computed.encode())
+        opened.seek(offset)
+        opened.write(computed.encode())
 
 
 def is_sealed(file: Path) -> bool:
     """Return whether a file was written by this package, and has not been changed since."""
     found = _read(file)
-    return found is not None and found.stored == found.computed
+    return found is not None and found[1] == found[2]
 
 
-def _read(file: Path) -> _Sealed | None:
+def _read(file: Path) -> tuple[int, str, str] | None:
     """Return the place and the value of a file's checksum, and its value for the present content; None without one."""
     with file.open("rb") as opened:
         begin = opened.read(_BEGINNING)
@@ -54,4 +48,4 @@ def _read(file: Path) -> _Sealed | None:
         digest = hashlib.sha256(begin[:offset] + _ZEROS.encode() + begin[end:])
         while chunk := opened.read(_CHUNK):
             digest.update(chunk)
-    return _Sealed(offset, begin[offset:end].decode(errors="replace"), digest.hexdigest())
+    return offset, begin[offset:end].decode(errors="replace"), digest.hexdigest()

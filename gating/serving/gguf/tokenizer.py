@@ -1,6 +1,6 @@
 """Tokenizers in GGUF files: byte-level BPE as llama.cpp knows it by name, or that of another file."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 import gguf
 from gating.errors import InputError, RemedyError, loading
+from gating.serving.exporting import special_tokens
 from gating.storage.tables import read_table
 
 __all__ = ["add_ends_of_model", "add_placeholders", "add_tokenizer", "copy_tokenizer", "tokens_never_written"]
@@ -33,16 +34,10 @@ _WITH = "with a GGUF file of the dense model: removal of heads does not change i
 def add_tokenizer(
     writer: gguf.GGUFWriter, folder: Path, *, vocab_size: int, pre_tokenizer: str | None = None
 ) -> dict[str, int]:
-    """Add the byte-level BPE of a folder's ``tokenizer.json`` to a file.
+    """Add the byte-level BPE of a folder's ``tokenizer.json`` to a file; return its special tokens by kind (``eos``).
 
-    Args:
-        writer: Writer of the file.
-        folder: Folder with ``tokenizer.json`` and ``tokenizer_config.json``.
-        vocab_size: Number of rows of the input embedding; those beyond the tokens get placeholders.
-        pre_tokenizer: llama.cpp's name of the pre-tokenizer; by default found by its regular expression.
-
-    Returns:
-        The special tokens that the tokenizer has, by their kinds, such as ``eos``.
+    Rows of the input embedding beyond the tokens, up to ``vocab_size``, get placeholders. llama.cpp's name of the
+    ``pre_tokenizer`` is found by its regular expression unless it is given.
 
     Raises:
         ValueError: The tokenizer is of another kind, or has a regular expression that llama.cpp has no name for.
@@ -77,7 +72,8 @@ def add_tokenizer(
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     # llama.cpp insists on one; that of two single bytes makes no token.
-    writer.add_token_merges([_merge(pair) for pair in model["merges"]] or [_NO_MERGE])
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+    writer.add_token_merges(merges or [_NO_MERGE])
     return _add_special_tokens(writer, folder, tokens)
 
 
@@ -123,22 +119,11 @@ def add_placeholders(writer: gguf.GGUFWriter, *, vocab_size: int) -> None:
 
 def add_ends_of_model(writer: gguf.GGUFWriter, model: PreTrainedModel, *, known: Mapping[str, int]) -> None:
     """Add the special tokens of a model's settings that its tokenizer does not name; llama.cpp has other defaults."""
-    special = {kind: numbers[0] for kind in ("bos", "pad") if (numbers := _tokens_of(model, kind))}
-    ends = dict.fromkeys([*([known["eos"]] if "eos" in known else []), *_tokens_of(model, "eos")])
+    special = {kind: numbers[0] for kind in ("bos", "pad") if (numbers := special_tokens(kind, model))}
+    ends = dict.fromkeys([*([known["eos"]] if "eos" in known else []), *special_tokens("eos", model)])
     for kind, number in {**special, **dict(zip(_ENDS, ends, strict=False))}.items():
         if kind not in known:
             getattr(writer, f"add_{kind}_token_id")(number)
-
-
-def _tokens_of(model: PreTrainedModel, kind: str) -> list[int]:
-    """Return the special tokens of a kind in the settings of a model, those of generation before the others."""
-    for settings in (model.generation_config, model.config):
-        value = getattr(settings, f"{kind}_token_id", None)
-        numbers = value if isinstance(value, list) else [value]
-        found = [number for number in numbers if isinstance(number, int) and 0 <= number < model.config.vocab_size]
-        if found:
-            return found
-    return []
 
 
 def tokens_never_written(file: Path) -> list[int]:
@@ -152,7 +137,8 @@ def tokens_never_written(file: Path) -> list[int]:
 
 
 def _pre_tokenizer_name(table: dict[str, Any], folder: Path) -> str:
-    parts = list(_leaves(table.get("pre_tokenizer")))
+    whole = table.get("pre_tokenizer")
+    parts = [] if whole is None else whole.get("pretokenizers", [whole])
     kinds = [part["type"] for part in parts]
     regexes = [part["pattern"].get("Regex") for part in parts if part["type"] == "Split"]
     if kinds == ["Split", "ByteLevel"] and regexes[0] in _PRE_TOKENIZERS:
@@ -213,19 +199,3 @@ def _added_tokens(folder: Path) -> tuple[list[int], list[int]]:
     text, whole = reader("a", add_special_tokens=False)["input_ids"], reader("a")["input_ids"]
     start = next((i for i in range(len(whole)) if whole[i : i + len(text)] == text), 0)
     return whole[:start], whole[start + len(text) :]
-
-
-def _merge(pair: str | list[str]) -> str:
-    """Return a merge as llama.cpp writes it, with one space; those within tokens are written as bytes."""
-    return pair if isinstance(pair, str) else " ".join(pair)
-
-
-def _leaves(part: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
-    """Yield the parts of a pre-tokenizer, those of sequences one by one."""
-    if part is None:
-        return
-    if "pretokenizers" in part:
-        for child in part["pretokenizers"]:
-            yield from _leaves(child)
-    else:
-        yield part

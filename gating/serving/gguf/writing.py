@@ -110,12 +110,10 @@ def _add_rope(writer: gguf.GGUFWriter, config: Any, head_dim: int) -> None:
 def _write_tensors(writer: gguf.GGUFWriter, tensors: Callable[[], Iterator[tuple[str, Tensor]]], dtype: Type) -> None:
     """Write the tensors one at a time: a converted copy of a large model need not fit in memory."""
     for name, tensor in tensors():
-        kind, shape = _type_of(tensor, dtype), list(tensor.shape)
-        if kind in (Type.F32, Type.F16):
-            writer.add_tensor_info(name, shape, np.dtype(kind.name.replace("F", "float")), _num_bytes(shape, kind))
-        else:
-            stored = gguf.quant_shape_to_byte_shape(shape, kind)
-            writer.add_tensor_info(name, stored, np.dtype(np.uint8), _num_bytes(shape, kind), raw_dtype=kind)
+        kind = _type_of(tensor, dtype)
+        block_size, type_size = gguf.GGML_QUANT_SIZES[kind]
+        num_bytes = tensor.numel() // block_size * type_size
+        writer.add_tensor_info(name, list(tensor.shape), np.dtype(np.float32), num_bytes, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
@@ -132,8 +130,3 @@ def _type_of(tensor: Tensor, dtype: Type) -> Type:
     if tensor.dim() < 2:
         return Type.F32
     return Type.F16 if dtype == Type.Q8_0 and tensor.shape[-1] % 32 else dtype
-
-
-def _num_bytes(shape: list[int], kind: Type) -> int:
-    block_size, type_size = gguf.GGML_QUANT_SIZES[kind]
-    return int(np.prod(shape)) // block_size * type_size

@@ -36,10 +36,7 @@ class PaddedBatch(NamedTuple):
 def input_names(model: PreTrainedModel, processor: object = None) -> tuple[list[str], list[str]]:
     """Return the names of a model's inputs that its processor makes, and of those that the model does not accept.
 
-    Args:
-        model: The model.
-        processor: Tokenizer, image processor, feature extractor or processor; by default the inputs are those of the
-            family's usual one.
+    Without a processor, the inputs are those of the family's usual tokenizer, image processor or feature extractor.
     """
     accepts = set(inspect.signature(model.forward).parameters)
     needed = set(make_probe(model))
@@ -93,16 +90,10 @@ def batches_to_check(
     axes: Mapping[str, Sequence[object]],
     processor: object = None,
 ) -> Iterator[PaddedBatch]:
-    """Yield batches of different sizes and lengths, from 1 up to the model's longest.
+    """Yield batches of the named inputs in different sizes and lengths, from 1 up to the model's longest.
 
-    Rows of different lengths are padded on either side. Batches that do not fit the fixed sizes of a graph are skipped;
-    the sizes of :func:`batch_to_trace` always fit.
-
-    Args:
-        model: The model.
-        names: Names of its inputs.
-        axes: Shape of each input of the graph; sizes that are not integers are dynamic.
-        processor: Its tokenizer or processor.
+    Rows of different lengths are padded on either side. Batches that do not fit the ``axes`` of a graph, the shape of
+    each input, are skipped: sizes that are integers are fixed. Those of :func:`batch_to_trace` always fit.
     """
     pad_token_id = _pad_token_id(model, processor)
     pads, longest, most = any(name in names for name in _MASKS), _longest(model, processor), _most_rows(model)

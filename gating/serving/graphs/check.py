@@ -12,7 +12,7 @@ from gating.errors import OperationError, explain, shorten
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.serving.graphs.batches import PaddedBatch, batches_to_check, real_positions
 
-__all__ = ["TOLERANCE", "Axes", "ExportCheck", "check_exported", "check_quantized"]
+__all__ = ["TOLERANCE", "Axes", "ExportCheck", "check_exported", "check_quantized", "named_outputs"]
 
 # Shape of each input of a graph: fixed sizes are integers, others are dynamic.
 Axes = Mapping[str, tuple[object, ...]]
@@ -38,26 +38,32 @@ class ExportCheck:
     refused: tuple[str, ...]
 
     def describe(
-        self, left_out: Sequence[str], context: str | None, *, outputs: str = "its outputs differ"
+        self, left_out: Sequence[str], context: str | None, *, int8_difference: float | None = None
     ) -> list[str]:
         """Return the inputs and the result of the check, for people.
 
         Args:
             left_out: Inputs that the tokenizer or processor makes and the graph does not have.
             context: Sentence about texts that are too long for the graph, if any.
-            outputs: Subject and verb of the sentence on the outputs.
+            int8_difference: Largest relative difference after quantization to 8-bit integers; None for float weights.
         """
         inputs = ", ".join(f"{name} [{', '.join(map(str, axes))}]" for name, axes in self.inputs.items())
-        return [
+        outputs = "its outputs differ" if int8_difference is None else "the outputs of the float graph differ"
+        sentences = [
             f"Its inputs are {inputs}",
             f"Checked on {self.checked}: {outputs} from the model's by {self.max_difference:.1e}",
-            *(f"It rejects {refused}, which the model accepts" for refused in self.refused),
-            *(
-                f"The tokenizer or processor also makes {name}, which the export does not accept: leave that out"
-                for name in left_out
-            ),
-            *([] if context is None else [context]),
         ]
+        if int8_difference is not None:
+            sentences.append(
+                "Its weights are 8-bit integers, with which the outputs on these random batches differ by "
+                f"{int8_difference:.1e}: measure its accuracy before use"
+            )
+        sentences += [f"It rejects {refused}, which the model accepts" for refused in self.refused]
+        sentences += [
+            f"The tokenizer or processor also makes {name}, which the export does not accept: leave that out"
+            for name in left_out
+        ]
+        return [*sentences, *([] if context is None else [context])]
 
 
 def check_exported(model: PreTrainedModel, exported: Any, axes: Axes, processor: object) -> ExportCheck:
@@ -104,7 +110,7 @@ def _compare(model: PreTrainedModel, exported: Any, axes: Axes, processor: objec
         batch = padded.inputs
         expected = forward_outputs(model, batch)
         try:
-            actual = _floating(exported(**batch))
+            actual = list(named_outputs(exported(**batch)).values())
         except Exception as error:  # Each runtime has error classes of its own.
             name, tensor = next(iter(batch.items()))
             refused.append(f"{name} of {' x '.join(map(str, tensor.shape))}")
@@ -118,12 +124,18 @@ def _compare(model: PreTrainedModel, exported: Any, axes: Axes, processor: objec
     return ExportCheck(difference, _checked_axes(checked), _describe(checked), tuple(dict.fromkeys(refused)))
 
 
-def _floating(outputs: Any) -> list[Tensor]:
-    """Return the floating-point tensors of nested outputs."""
+def named_outputs(outputs: Any, name: str = "") -> dict[str, Tensor]:
+    """Return the floating-point tensors of nested outputs by their dotted names, all of which begin with a name."""
     if isinstance(outputs, Tensor):
-        return [outputs] if outputs.is_floating_point() else []
-    values = outputs.values() if isinstance(outputs, Mapping) else outputs if isinstance(outputs, (list, tuple)) else ()
-    return [tensor for value in values for tensor in _floating(value)]
+        return {name: outputs} if outputs.is_floating_point() else {}
+    pairs: Any = outputs.items() if isinstance(outputs, Mapping) else ()
+    if isinstance(outputs, (list, tuple)):
+        pairs = enumerate(outputs)
+    return {
+        found: tensor
+        for key, value in pairs
+        for found, tensor in named_outputs(value, f"{name}.{key}" if name else str(key)).items()
+    }
 
 
 def _sizes_by_axis(name: str, checked: list[PaddedBatch]) -> list[tuple[str, set[int]]]:

@@ -1,20 +1,21 @@
-"""The exporters of transformers, one row for each format of graphs."""
+"""The exporters of transformers for graphs, and what they have exported: quantized, and by the shapes of its inputs."""
 
 import importlib
-from collections.abc import Callable, Mapping
-from functools import partial
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from gating.serving.folder_export import export_kind
-from gating.serving.opening import require
-from gating.storage.tables import read_table
+from torch import Tensor
+from transformers import PreTrainedModel
 
-__all__ = ["EXPORT", "EXPORTERS", "GraphExporter", "GraphFormat", "of_transformers"]
+from gating.errors import InputError
+
+__all__ = ["GraphFormat", "export_graph", "input_axes", "of_transformers", "quantize"]
 
 GraphFormat = Literal["onnx", "torch"]
-# Names of the formats in the ``export.json`` of transformers.
-_NAMES = ("onnx", "dynamo")
+# Names of the formats in transformers.
+_NAMES: Mapping[GraphFormat, str] = {"onnx": "onnx", "torch": "dynamo"}
+# Operations of ONNX on weights of 8-bit integers.
+_QUANTIZED = ("MatMulInteger", "DynamicQuantizeMatMul")
 
 
 def of_transformers() -> Any:
@@ -22,52 +23,37 @@ def of_transformers() -> Any:
     return importlib.import_module("transformers.exporters")
 
 
-class GraphExporter(NamedTuple):
-    """An exporter of transformers.
-
-    Attributes:
-        exporter: Name of its class in ``transformers.exporters``.
-        config: Name of the class of its configuration.
-        input_axes: Function that returns the shape of each input of a loaded export; only fixed sizes are integers.
-        packages: Packages that it needs, all in the extra ``export`` of this package.
-    """
-
-    exporter: str
-    config: str
-    input_axes: Callable[[Any], dict[str, tuple[object, ...]]]
-    packages: tuple[str, ...] = ()
-
-    def load(self) -> Callable[..., Any]:
-        """Return the function that exports a model with a batch.
-
-        Raises:
-            ImportError: A package is not installed.
-        """
-        exporters = of_transformers()
-        for package in self.packages:
-            require(package, target="ONNX", extra="export")
-        return partial(getattr(exporters, self.exporter)().export, config=getattr(exporters, self.config)(dynamic=True))
+def export_graph(model: PreTrainedModel, batch: Mapping[str, Tensor], format: GraphFormat) -> Any:
+    """Export a model to a graph for batches of any size, with one batch as an example."""
+    exporters = of_transformers()
+    config = exporters.AutoExportConfig.from_dict({"export_format": _NAMES[format], "dynamic": True})
+    return exporters.AutoHfExporter.from_config(config).export(model, batch, config=config)
 
 
-def _onnx_axes(exported: Any) -> dict[str, tuple[object, ...]]:
-    (runner,) = exported.runners.values()
-    return {given.name: tuple(given.shape) for given in runner.session.get_inputs()}
-
-
-def _torch_axes(exported: Any) -> dict[str, tuple[object, ...]]:
+def input_axes(exported: Any, format: GraphFormat) -> dict[str, tuple[object, ...]]:
+    """Return the shape of each input of a loaded export; only fixed sizes are integers."""
+    if format == "onnx":
+        (runner,) = exported.runners.values()
+        return {given.name: tuple(given.shape) for given in runner.session.get_inputs()}
     names = exported.program.graph_signature.user_inputs
     return {node.name: tuple(node.meta["val"].shape) for node in exported.program.graph.nodes if node.name in names}
 
 
-EXPORTERS: Mapping[GraphFormat, GraphExporter] = {
-    "onnx": GraphExporter("OnnxExporter", "OnnxConfig", _onnx_axes, ("onnxruntime", "onnxscript")),
-    "torch": GraphExporter("DynamoExporter", "DynamoConfig", _torch_axes),
-}
+def quantize(exported: Any, batch: Mapping[str, Tensor]) -> None:
+    """Quantize the weights of matrix products in an exported ONNX model, in place; activations follow at run time.
 
+    Products of two activations, as in attention, stay products of floats.
 
-def _is_export(folder: Path) -> bool:
-    described = read_table(folder / "export.json")
-    return described.get("export_format") in _NAMES and isinstance(described.get("components"), dict)
-
-
-EXPORT = export_kind(_is_export)
+    Raises:
+        ValueError: No matrix product has a constant weight.
+    """
+    exporters = of_transformers()
+    options = {"op_types_to_quantize": ["MatMul", "Gemm"], "extra_options": {"MatMulConstBOnly": True}}
+    (component,) = exported.components.values()
+    # ONNX Runtime would ask for the optimizations that the exporter has applied.
+    component.program.metadata_props["onnx.quant.pre_process"] = "onnxruntime.quant"
+    quantizer = exporters.OnnxRuntimeQuantizer(exporters.OnnxRuntimeDynamicConfig(**options))
+    quantized = quantizer.quantize(component.program, dict(batch), exported.export_format)
+    if not any(node.op_type in _QUANTIZED for graph in quantized.graphs() for node in graph):
+        raise InputError("int8=True has no effect on a graph without products with weight matrices: leave it out.")
+    component.program = quantized

@@ -2,25 +2,20 @@
 
 import copy
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from gating.compact.save import Processor
 from gating.serving.contexts import checked_context, steady_context
 from gating.serving.copies import as_converted, fix_rotations
-from gating.serving.folder_export import exporting, megabytes_of
+from gating.serving.exporting import Exportable, exporting, load_processor, megabytes_of, reporting_failure
 from gating.serving.graphs.batches import batch_to_trace, input_names
 from gating.serving.graphs.check import Axes, ExportCheck, check_exported, check_quantized
-from gating.serving.graphs.exporters import EXPORT, EXPORTERS, GraphFormat, of_transformers
-from gating.serving.graphs.int8 import quantize
+from gating.serving.graphs.exporters import GraphFormat, export_graph, input_axes, of_transformers, quantize
 from gating.serving.graphs.tracing import as_exported, quick_tracing, quiet_exporters
-from gating.serving.opening import Exportable, load_processor
-from gating.serving.refusals import reporting_failure
 
 __all__ = ["GraphReport", "export_onnx", "export_torch"]
 
@@ -54,16 +49,7 @@ class GraphReport(ExportCheck):
     @property
     def sentences(self) -> tuple[str, ...]:
         """The contents and the result of the check, for people."""
-        if self.int8_difference is None:
-            return tuple(self.describe(self.left_out, self.context))
-        first, second, *others = self.describe(
-            self.left_out, self.context, outputs="the outputs of the float graph differ"
-        )
-        change = (
-            "Its weights are 8-bit integers, with which the outputs on these random batches differ by "
-            f"{self.int8_difference:.1e}: measure its accuracy before use"
-        )
-        return (first, second, change, *others)
+        return tuple(self.describe(self.left_out, self.context, int8_difference=self.int8_difference))
 
 
 def export_onnx(
@@ -111,23 +97,7 @@ def export_torch(
     tokenizer: Processor | None = None,
     overwrite: bool = False,
 ) -> GraphReport:
-    """Export a model with ``torch.export``, with the inputs that its tokenizer makes, and check its outputs.
-
-    See :func:`export_onnx` for the check and the position ids.
-
-    Args:
-        model_or_directory: A compact model, its folder, or its name on the hub.
-        save_directory: Folder for the export; it is written whole or not at all.
-        tokenizer: Tokenizer or processor of a model; by default the one in the model's folder.
-        overwrite: Whether an earlier export in ``save_directory`` may be replaced.
-
-    Returns:
-        The folder, the inputs and the largest difference of the outputs.
-
-    Raises:
-        FileExistsError: The folder is not empty and ``overwrite`` is false, or it is not an earlier export.
-        RuntimeError: The model cannot be exported, or its outputs differ afterwards. Nothing is written.
-    """
+    """Export a model with ``torch.export``, with the arguments, inputs, check and errors of :func:`export_onnx`."""
     return _export_checked(
         model_or_directory, Path(save_directory), format="torch", tokenizer=tokenizer, overwrite=overwrite
     )
@@ -142,16 +112,17 @@ def _export_checked(
     int8: bool = False,
     overwrite: bool,
 ) -> GraphReport:
-    with quiet_exporters():
-        export = EXPORTERS[format].load()
-    with exporting(model_or_directory, place, kind=EXPORT, overwrite=overwrite) as (model, origin, folder):
+    with exporting(model_or_directory, place, format=format, overwrite=overwrite) as opened:
+        model, origin, folder = opened
         processor: Any = load_processor(origin) if tokenizer is None else tokenizer
         model = _prepared(model, format)
         names, left_out = input_names(model, processor)
         batch = batch_to_trace(model, names, processor)
         int8_difference = None
         with as_exported(model):
-            exported, axes = _export(model, format, export, batch, folder)
+            with reporting_failure(model, format), quick_tracing(), quiet_exporters():
+                exported = export_graph(model, batch, format)
+            exported, axes = _save_and_load(model, format, exported, folder)
             check = check_exported(model, exported, axes, processor)
             if int8:
                 with reporting_failure(model, "8-bit integers"), quiet_exporters():
@@ -182,19 +153,11 @@ def _prepared(model: PreTrainedModel, format: GraphFormat) -> PreTrainedModel:
     return model
 
 
-def _export(
-    model: PreTrainedModel, format: GraphFormat, export: Callable[..., Any], batch: dict[str, Tensor], folder: Path
-) -> tuple[Any, Axes]:
-    """Export a model into a folder and load the export with the shapes of its inputs."""
-    with reporting_failure(model, format), quick_tracing(), quiet_exporters():
-        exported = export(model, batch)
-    return _save_and_load(model, format, exported, folder)
-
-
 def _save_and_load(model: PreTrainedModel, format: GraphFormat, exported: Any, folder: Path) -> tuple[Any, Axes]:
+    """Save an export in a folder, and load it again with the shapes of its inputs."""
     with quiet_exporters():
         exported.save_pretrained(folder)
     with reporting_failure(model, format), quiet_exporters():
         # transformers unpickles a .pt2 only with trust; this process has just written it.
         loaded = of_transformers().ExportedModel.from_pretrained(folder, trust_remote_code=True)
-    return loaded, EXPORTERS[format].input_axes(loaded)
+    return loaded, input_axes(loaded, format)

@@ -89,7 +89,8 @@ def convert_decoder(openvino: Any, model: PreTrainedModel) -> Any:
     Its inputs are those of optimum-intel and of ``openvino_genai.LLMPipeline``: ``input_ids``, ``attention_mask``,
     ``position_ids`` and ``beam_idx``, which orders the rows of the cache.
     """
-    step, past = _Step(model), _example_cache(model)
+    step = _Step(model)
+    past = _example_cache(step)
     rows, length, past_length = 2, 4, past[0].shape[2]
     example = {
         "input_ids": torch.ones(rows, length, dtype=torch.int64),
@@ -113,11 +114,10 @@ def convert_decoder(openvino: Any, model: PreTrainedModel) -> Any:
     return converted
 
 
-def _example_cache(model: PreTrainedModel) -> list[Tensor]:
+def _example_cache(step: _Step) -> list[Tensor]:
     """Return keys and values of each layer after a few tokens, ``[2, groups, 3, head_dim]``."""
     cache: Any = DynamicCache()
-    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
-    model(input_ids=torch.ones(2, 3, dtype=torch.int64), **{name: cache}, use_cache=True)
+    step.model(input_ids=torch.ones(2, 3, dtype=torch.int64), **{step.cache_name: cache}, use_cache=True)
     return [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
 
 

@@ -1,18 +1,17 @@
 """Models with one forward pass in OpenVINO: encoders, vision and audio models, and others without a cache."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.serving.graphs.batches import batch_to_trace
-from gating.serving.graphs.check import Axes, ExportCheck, check_exported
+from gating.serving.graphs.check import Axes, named_outputs
 
-__all__ = ["check_graph", "convert_graph", "rounding_of_graph"]
+__all__ = ["CompiledGraph", "convert_graph"]
 
 
 class _Pass(nn.Module):
@@ -26,21 +25,7 @@ class _Pass(nn.Module):
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         outputs = self.model(**dict(zip(self.names, tensors, strict=True)), **self.options)
-        return tuple(_by_name(outputs).values())
-
-
-def _by_name(outputs: Any, name: str = "") -> dict[str, Tensor]:
-    """Return the floating-point tensors of nested outputs by name."""
-    if isinstance(outputs, Tensor):
-        return {name: outputs} if outputs.is_floating_point() else {}
-    pairs: Any = outputs.items() if isinstance(outputs, Mapping) else ()
-    if isinstance(outputs, (list, tuple)):
-        pairs = enumerate(outputs)
-    return {
-        found: tensor
-        for key, value in pairs
-        for found, tensor in _by_name(value, f"{name}.{key}" if name else str(key)).items()
-    }
+        return tuple(named_outputs(outputs).values())
 
 
 def convert_graph(openvino: Any, model: PreTrainedModel, names: Sequence[str], processor: object) -> Any:
@@ -48,7 +33,7 @@ def convert_graph(openvino: Any, model: PreTrainedModel, names: Sequence[str], p
     batch = batch_to_trace(model, names, processor)
     step = _Pass(model, names)
     with torch.inference_mode():
-        outputs = _by_name(model(**batch, **step.options))
+        outputs = named_outputs(model(**batch, **step.options))
     converted = openvino.convert_model(step, example_input=tuple(batch[name] for name in names))
     for port, name in zip(converted.inputs, names, strict=True):
         # Texts and sounds have a length; images have one size.
@@ -61,34 +46,22 @@ def convert_graph(openvino: Any, model: PreTrainedModel, names: Sequence[str], p
     return converted
 
 
-class _Compiled:
-    """A compiled model that takes and returns tensors."""
+class CompiledGraph:
+    """A compiled model that takes and returns tensors.
+
+    Attributes:
+        axes: Shape of each input.
+    """
 
     def __init__(self, compiled: Any) -> None:
+        """Args: ``compiled`` is a model that OpenVINO has compiled for a device."""
         self.compiled = compiled
+        self.axes: Axes = {
+            port.any_name: tuple("dynamic" if size.is_dynamic else size.get_length() for size in port.partial_shape)
+            for port in compiled.inputs
+        }
 
     def __call__(self, **batch: Tensor) -> list[Tensor]:
+        """Return the outputs for a batch, in the order of the model."""
         outputs = self.compiled({name: tensor.numpy() for name, tensor in batch.items()})
         return [torch.from_numpy(output.copy()) for output in outputs.values()]
-
-
-def _axes(compiled: Any) -> Axes:
-    return {
-        port.any_name: tuple("dynamic" if size.is_dynamic else size.get_length() for size in port.partial_shape)
-        for port in compiled.inputs
-    }
-
-
-def check_graph(compiled: Any, model: PreTrainedModel, processor: object) -> ExportCheck:
-    """Compare the outputs of a compiled model with those of a model in float32 on batches of several sizes.
-
-    Raises:
-        RuntimeError: The outputs differ.
-    """
-    return check_exported(model, _Compiled(compiled), _axes(compiled), processor)
-
-
-def rounding_of_graph(compiled: Any, model: PreTrainedModel, names: Sequence[str], processor: object) -> float:
-    """Return the largest relative difference of a compiled model with rounded weights, on one batch."""
-    batch = batch_to_trace(model, names, processor)
-    return max_relative_difference(forward_outputs(model, batch), _Compiled(compiled)(**batch))

@@ -70,14 +70,7 @@ class AnswerScores(Metric):
             self.add_state(name, [], dist_reduce_fx="cat")
 
     def update(self, examples: Tensor, scores: Tensor, characters: Tensor, no_answer: Tensor) -> None:
-        """Add windows.
-
-        Args:
-            examples: Number of each window's example, shape ``(windows,)``.
-            scores: Scores of :func:`best_spans`.
-            characters: Characters of :func:`best_spans`.
-            no_answer: Scores of no answer of :func:`best_spans`.
-        """
+        """Add windows: the numbers of their examples, shape ``(windows,)``, and the results of :func:`best_spans`."""
         self.examples.append(examples)
         self.scores.append(scores)
         self.characters.append(characters)

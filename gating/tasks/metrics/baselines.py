@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 
 import numpy as np
 import pyarrow.compute as pc
@@ -51,21 +51,12 @@ def constant_logits(metrics: MetricCollection, logits: Tensor, batch: Batch) -> 
     metrics.update(logits.expand(len(batch["labels"]), -1), batch["labels"])
 
 
-def log_frequencies(table: Dataset, column: str, *, size: int, without: tuple[int, ...] = ()) -> Callable[[], Tensor]:
-    """Return a function that computes the logarithms of the frequencies of classes or tokens, ``[size]``.
+def log_frequencies(table: Dataset, column: str, *, size: int, without: tuple[int, ...] = ()) -> Tensor:
+    """Return the logarithms of the frequencies of classes or tokens, ``[size]``.
 
-    Each is counted once more than it occurs, so that none is impossible.
-
-    Args:
-        table: The training data.
-        column: Column of numbers, or of lists of numbers; negative ones are no labels.
-        size: Number of classes or tokens.
-        without: Numbers that are not counted, such as those of special tokens.
+    Each is counted once more than it occurs, so that none is impossible. The column has numbers, or lists of numbers;
+    negative ones are no labels, and those in ``without``, such as special tokens, are not counted.
     """
-    return partial(_log_frequencies, table, column, size=size, without=without)
-
-
-def _log_frequencies(table: Dataset, column: str, *, size: int, without: tuple[int, ...]) -> Tensor:
     counts = np.zeros(size, dtype=np.int64)
     # Without the format of a table, images would be decoded.
     for chunk in table.select_columns(column).with_format("arrow").iter(batch_size=10_000):
@@ -79,6 +70,6 @@ def _log_frequencies(table: Dataset, column: str, *, size: int, without: tuple[i
     return (shares / shares.sum()).log().float()
 
 
-def column_mean(table: Dataset, column: str) -> Callable[[], Tensor]:
-    """Return a function that computes the mean of a column of numbers, a scalar."""
-    return lambda: torch.tensor(float(np.mean(table.with_format("numpy")[column][:], dtype=np.float64)))
+def column_mean(table: Dataset, column: str) -> Tensor:
+    """Return the mean of a column of numbers, a scalar."""
+    return torch.tensor(float(np.mean(table.with_format("numpy")[column][:], dtype=np.float64)))

@@ -5,6 +5,7 @@ import inspect
 import re
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,12 +17,12 @@ from torchmetrics.wrappers import LambdaInputTransformer
 from gating.errors import InputError, explain, nearest_name, shorten
 from gating.report.score import Score
 
-__all__ = ["ChosenMetrics", "MetricChoice", "Metrics", "score_of"]
+__all__ = ["ChosenMetrics", "Metrics", "score_of"]
 
 # A name, a metric, or a class or function that returns one, with its arguments.
 MetricChoice = str | Metric | Callable[..., Metric]
-# Metrics with their names; in a table, None stands for the metric of that name.
-Metrics = Sequence[MetricChoice] | Mapping[str, MetricChoice | None]
+# Choices in the settings of a task, which are checked here; in a table, None stands for the metric of that name.
+Metrics = Sequence[Any] | Mapping[str, Any]
 
 _CALLED = "NAME={_target_: torchmetrics.classification.MulticlassF1Score, average: macro}"
 # Numbers of classes with which arguments are tried before the data are known.
@@ -85,7 +86,7 @@ class ChosenMetrics:
         for name, choice in choices.items():
             if isinstance(choice, str):
                 metric, score = make(choice)
-                made[name] = metric, Score(name, score.scale, score.unit, score.higher_is_better)
+                made[name] = metric, replace(score, name=name)
             else:
                 metric = _fit(_create(name, choice, arguments), name=name, example=example, of=self._of)
                 made[name] = metric, score_of(name, metric)
@@ -113,25 +114,22 @@ class ChosenMetrics:
     def _read(self, metrics: Metrics) -> dict[str, MetricChoice]:
         """Return the choices by name."""
         if isinstance(metrics, str) or not metrics:
-            raise InputError(f"task.metrics={metrics!r}: give a list of names, such as task.metrics=[{self._first}].")
+            first = next(iter(self._known))
+            raise InputError(f"task.metrics={metrics!r}: give a list of names, such as task.metrics=[{first}].")
         if isinstance(metrics, Mapping):
             choices: dict[str, MetricChoice] = {name: name if x is None else x for name, x in metrics.items()}
         else:
             choices = {choice if isinstance(choice, str) else _name_of(choice): choice for choice in metrics}
         for name, choice in choices.items():
             if isinstance(choice, str) and choice not in self._known:
-                raise InputError(self._unknown(choice))
+                hint = nearest_name(choice, self._known)
+                raise InputError(
+                    f"task.metrics has {choice!r}, which is no metric of {self._of}. {hint} Classes are given as "
+                    f"{_CALLED}."
+                )
             if not re.fullmatch(r"\w+", name) or name == "loss":
                 raise InputError(f"task.metrics has the name {name!r}: choose another one of letters, digits and _.")
         return choices
-
-    @property
-    def _first(self) -> str:
-        return next(iter(self._known))
-
-    def _unknown(self, name: str) -> str:
-        hint = nearest_name(name, self._known)
-        return f"task.metrics has {name!r}, which is no metric of {self._of}. {hint} Classes are given as {_CALLED}."
 
     def _check_score(self, choices: Collection[str]) -> None:
         if self._score is not None and self._score not in choices:

@@ -20,7 +20,7 @@ from torchmetrics.utilities import dim_zero_cat
 from gating.report.score import Score
 from gating.tasks.metrics.choice import ChosenMetrics
 
-__all__ = ["build_class_metrics", "choose_class_metrics", "class_config", "class_metrics"]
+__all__ = ["build_class_metrics", "choose_class_metrics", "class_config"]
 
 
 class _OfSecond:
@@ -71,6 +71,7 @@ class _Matthews(MulticlassMatthewsCorrCoef):
         return torch.where(spreads[0] > 0, value, torch.nan).float().to(self.device)
 
 
+# F1, precision and recall of two classes are those of the second one; of more classes they are macro averages.
 _METRICS: dict[str, Callable[[int], Metric]] = {
     "accuracy": lambda num_classes: MulticlassAccuracy(num_classes, average="micro"),
     "f1": lambda num_classes: _F1OfSecond(2, average="none") if num_classes == 2 else MulticlassF1Score(num_classes),
@@ -110,21 +111,6 @@ def build_class_metrics(
         arguments={"num_classes": num_classes, "task": "multiclass"},
         example=(logits, labels),
     )
-
-
-def class_metrics(names: Sequence[str], *, num_classes: int) -> MetricCollection:
-    """Return metrics of classes by name.
-
-    Args:
-        names: Of ``accuracy``, ``f1``, ``precision``, ``recall``, ``macro_f1``, ``macro_precision``, ``macro_recall``,
-            ``weighted_f1``, ``balanced_accuracy``, ``auroc``, and Matthews' correlation coefficient, ``matthews`` or
-            ``mcc``. Without ``macro_``, those of two classes are of the second one, else the macro average.
-        num_classes: Number of classes.
-
-    Raises:
-        InputError: A name is unknown.
-    """
-    return build_class_metrics(choose_class_metrics(names, None), (), num_classes=num_classes)[0]
 
 
 def class_config(label_names: Sequence[str]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from torchmetrics.utilities import dim_zero_cat
 from gating.report.score import Score
 from gating.tasks.metrics.choice import ChosenMetrics
 
-__all__ = ["build_number_metrics", "choose_number_metrics", "correlations_in", "number_metrics"]
+__all__ = ["build_number_metrics", "choose_number_metrics", "correlations_in"]
 
 _METRICS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Score]] = {
     "pearson": (pearson_corrcoef, Score("pearson", unit="")),
@@ -48,19 +48,6 @@ def build_number_metrics(chosen: ChosenMetrics, default: Sequence[str]) -> tuple
         arguments={},
         example=(targets.sqrt(), targets),
     )
-
-
-def number_metrics(names: Sequence[str]) -> tuple[MetricCollection, Score]:
-    """Return metrics of numbers by name, and the score of the first.
-
-    Args:
-        names: Of the correlations ``pearson`` and ``spearman``, the mean squared and absolute errors ``mse`` and
-            ``mae``, the root ``rmse``, and the coefficient of determination ``r2``.
-
-    Raises:
-        InputError: A name is unknown.
-    """
-    return build_number_metrics(choose_number_metrics(names, None), ())
 
 
 def correlations_in(metrics: MetricCollection) -> list[str]:

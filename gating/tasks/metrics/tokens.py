@@ -16,7 +16,6 @@ __all__ = [
     "TOKEN_SCORES",
     "build_token_metrics",
     "choose_token_metrics",
-    "token_metrics",
     "update_token_baseline",
     "update_token_metrics",
 ]
@@ -33,10 +32,7 @@ choose_token_metrics = partial(ChosenMetrics, known=TOKEN_SCORES, of="tokens", f
 def build_token_metrics(chosen: ChosenMetrics, *, vocab_size: int) -> tuple[MetricCollection, Score]:
     """Return the chosen metrics of tokens, and the score by which runs are compared.
 
-    Args:
-        chosen: Metrics of :func:`choose_token_metrics`; by default perplexity, the exponential of the mean negative
-            log-likelihood of a token, and accuracy.
-        vocab_size: Number of logits of a token.
+    By default, these are perplexity, the exponential of the mean negative log-likelihood of a token, and accuracy.
 
     Raises:
         InputError: A metric does not fit tokens.
@@ -51,11 +47,6 @@ def build_token_metrics(chosen: ChosenMetrics, *, vocab_size: int) -> tuple[Metr
     )
     # Metrics in one group would be updated with the same arguments.
     return MetricCollection(dict(metrics.items()), compute_groups=False), score
-
-
-def token_metrics(vocab_size: int) -> MetricCollection:
-    """Return perplexity and accuracy."""
-    return build_token_metrics(choose_token_metrics(None, None), vocab_size=vocab_size)[0]
 
 
 def update_token_metrics(metrics: Mapping[str, Metric] | MetricCollection, logits: Tensor, labels: Tensor) -> None:
@@ -83,12 +74,9 @@ def update_token_metrics(metrics: Mapping[str, Metric] | MetricCollection, logit
 def update_token_baseline(
     metrics: Mapping[str, Metric] | MetricCollection, log_frequencies: Tensor, labels: Tensor
 ) -> None:
-    """Update the metrics of tokens with the same logits for each token, those of a unigram model.
+    """Update the metrics of tokens as :func:`update_token_metrics`, with the logits of a unigram model for each token.
 
-    Args:
-        metrics: Metrics of :func:`build_token_metrics`.
-        log_frequencies: Logarithms of the frequencies of tokens, shape ``(vocab_size,)``.
-        labels: Shape ``(batch, length)``; -100 for ignored tokens.
+    These are the logarithms of the frequencies of tokens, shape ``(vocab_size,)``.
     """
     targets = labels[labels != -100]
     if not targets.numel():

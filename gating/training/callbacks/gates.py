@@ -83,14 +83,9 @@ class SearchEnd(Callback):
         """Args: ``search`` is the search to end."""
         self.search = search
 
-    @property
-    def reason(self) -> str | None:
-        """Reason why the search has ended; None while it continues."""
-        return self.search.reason
-
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop at once if the loaded checkpoint was saved at the end of the search."""
-        trainer.should_stop = trainer.should_stop or self.reason is not None
+        trainer.should_stop = trainer.should_stop or self.search.reason is not None
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -111,14 +106,7 @@ class SearchEnd(Callback):
 
 
 def log_kept_heads(loggers: Sequence[Logger], search: Search, *, kept: torch.Tensor | None, step: int) -> None:
-    """Log the state of the gates after the search, with kept heads counted as open.
-
-    Args:
-        loggers: The loggers of the run.
-        search: The search at its end.
-        kept: Boolean mask of the gates to keep, ``[num_gates]``; None to keep the open ones.
-        step: Number of steps of the search.
-    """
+    """Log the state of the gates after all steps of a search, with those of :meth:`Search.kept` counted as open."""
     metrics = search.metrics(kept=kept)
     for logger in loggers:
         logger.log_metrics(metrics, step=step)
@@ -126,13 +114,7 @@ def log_kept_heads(loggers: Sequence[Logger], search: Search, *, kept: torch.Ten
 
 
 def record_spent(history: History, search: Search, *, kept: torch.Tensor | None) -> None:
-    """Add the quantity of the budget, and the cost of the kept gates, to the history of a search at its end.
-
-    Args:
-        history: The history.
-        search: The search at its end.
-        kept: Boolean mask of the gates to keep, ``[num_gates]``; None to keep the open ones.
-    """
+    """Add the quantity of the budget, and the cost of the gates of :meth:`Search.kept`, to the history of a search."""
     gates = search.gates
     history.quantity = quantity_of(gates)
     if history.quantity == "cost":

@@ -27,13 +27,7 @@ class InterruptOnStop(Callback):
     """
 
     def __init__(self, phase: str, *, deadline: float | None, max_time: Any) -> None:
-        """Set the time limit.
-
-        Args:
-            phase: Name of the phase.
-            deadline: Time limit, in seconds of ``time.monotonic``; None without a limit.
-            max_time: The setting ``trainer.max_time``, for the message.
-        """
+        """Args: ``deadline`` is in seconds of ``time.monotonic``; ``phase`` and ``max_time`` appear in messages."""
         self._phase = phase
         self._deadline = deadline
         self._max_time = max_time
@@ -58,21 +52,7 @@ class InterruptOnStop(Callback):
         if self._reason is not None:
             raise Unfinished(self._phase, step=self._step, num_steps=trainer.max_steps, reason=self._reason)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Check the time limit and whether other callbacks stop training."""
-        self._take_over(trainer)
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Check whether other callbacks stop training."""
-        self._take_over(trainer)
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Check whether other callbacks stop training."""
-        self._take_over(trainer)
-
-    def _take_over(self, trainer: pl.Trainer) -> None:
+    def _take_over(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
         """Postpone a stop until the next checkpoint, unless the phase is complete; all ranks decide alike."""
         is_late = self._deadline is not None and time.monotonic() > self._deadline
         should_stop, is_late = map(bool, all_reduce_max(int(trainer.should_stop), int(is_late)))
@@ -83,6 +63,9 @@ class InterruptOnStop(Callback):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, RunCheckpoint):
                 callback.request()
+
+    # Other callbacks may stop the training in each of them.
+    on_train_batch_end = on_validation_end = on_train_epoch_end = _take_over
 
 
 def check_completed(trainer: pl.Trainer, *, phase: str) -> None:
@@ -102,15 +85,7 @@ def to_seconds(max_time: Any) -> float | None:
 
 
 def check_monitors(callbacks: Iterable[Callback], prepared: Prepared) -> None:
-    """Check that validation has the metrics by which callbacks stop early.
-
-    Args:
-        callbacks: Callbacks of the settings.
-        prepared: The data of the task, with its metrics.
-
-    Raises:
-        InputError: A metric does not exist.
-    """
+    """Raise ``InputError`` if validation does not have a metric by which one of the callbacks stops early."""
     names = list(prepared.metrics.keys(keep_base=True))
     if prepared.score.name not in names:
         return  # Some metrics have several values, whose names are known after the first validation.
@@ -127,8 +102,8 @@ def check_monitors(callbacks: Iterable[Callback], prepared: Prepared) -> None:
 def end_reason(trainer: pl.Trainer) -> str | None:
     """Return the reason why a phase is complete before its last step; None if it is not."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, SearchEnd) and callback.reason:
-            return callback.reason
+        if isinstance(callback, SearchEnd) and callback.search.reason:
+            return callback.search.reason
         if isinstance(callback, EarlyStopping) and callback.stopping_reason != EarlyStoppingReason.NOT_STOPPED:
             reason = str(callback.stopping_reason_message or callback.stopping_reason.value)
             return reason.removesuffix(" Signaling Trainer to stop.").rstrip(".")

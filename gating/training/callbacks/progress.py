@@ -6,7 +6,15 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ProgressBar
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from gating.data.batches import Batch
 from gating.distributed.collectives import is_rank_zero
@@ -22,29 +30,25 @@ _ESTIMATED_FROM_S = 600.0
 
 
 def watched(batches: Iterable[Batch], *, title: str, total: int) -> Iterator[Batch]:
-    """Yield batches; a terminal of rank 0 shows a bar with the time left.
+    """Yield ``total`` batches; a terminal of rank 0 shows a bar with the title and the time left."""
+    with _make_bar(TextColumn("batches, left"), TimeRemainingColumn(), is_transient=True) as bar:
+        yield from bar.track(batches, total=total, description=title)
 
-    Args:
-        batches: The batches.
-        title: Name of what is done with them.
-        total: Their number.
-    """
+
+def _make_bar(*columns: ProgressColumn, is_transient: bool = False) -> Progress:
+    """Return a bar of steps or batches with further columns, which is shown in a terminal of rank 0."""
     console = Console()
-    columns = (
-        TextColumn("[bold]{task.description}"),
+    return Progress(
+        TextColumn("[bold]{task.description:<9}"),
         BarColumn(bar_width=30),
         MofNCompleteColumn(),
-        TextColumn("batches, left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(
         *columns,
         console=console,
+        # Steps of large models take longer than the half minute from which rich estimates the time left.
         speed_estimate_period=_ESTIMATED_FROM_S,
-        transient=True,
+        transient=is_transient,
         disable=not (console.is_terminal and is_rank_zero()),
-    ) as bar:
-        yield from bar.track(batches, total=total, description=title)
+    )
 
 
 class PhaseProgressBar(ProgressBar):
@@ -59,24 +63,8 @@ class PhaseProgressBar(ProgressBar):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the bar."""
-        columns = (
-            TextColumn("[bold]{task.description:<9}"),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TextColumn("steps"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[status]}"),
-        )
-        console = Console()
-        self._bar = Progress(
-            *columns,
-            console=console,
-            # Steps of large models take longer than the half minute from which rich estimates the time left.
-            speed_estimate_period=_ESTIMATED_FROM_S,
-            disable=not (console.is_terminal and trainer.is_global_zero),
-        )
+        times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+        self._bar = _make_bar(TextColumn("steps"), *times, TextColumn("{task.fields[status]}"))
         self._bar.start()
         self._task = self._bar.add_task(self._phase, total=trainer.max_steps, completed=trainer.global_step, status="")
 
@@ -101,21 +89,16 @@ class PhaseProgressBar(ProgressBar):
             line += f", {describe_open(pl_module.search.gates)} open"
         self._bar.console.print(line, highlight=False, soft_wrap=True)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop the bar."""
-        self._stop()
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Stop the bar, which restores the terminal."""
-        self._stop()
-
     def disable(self) -> None:
         """Do nothing: only rank 0 shows the bar."""
 
-    def _stop(self) -> None:
+    def _stop(self, *_: Any, **__: Any) -> None:
+        """Stop the bar, which restores the terminal."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+    on_train_end = on_exception = _stop
 
 
 def _status(trainer: pl.Trainer, module: pl.LightningModule) -> str:

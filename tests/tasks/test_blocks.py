@@ -3,8 +3,8 @@
 import pytest
 from datasets import Dataset, DatasetDict
 
-from gating.data.text.token_blocks import cut_into_blocks
 from gating.data.text.tokenizers import train_tokenizer
+from gating.tasks.blocks import cut_into_blocks
 
 TEXTS = ["abc", "defgh", "", "ijklmnop"]
 TABLE = Dataset.from_dict({"text": TEXTS})

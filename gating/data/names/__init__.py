@@ -1,1 +1,0 @@
-"""Names of classes and columns that look the same and are not."""

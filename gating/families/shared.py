@@ -1,0 +1,83 @@
+"""Attention classes of the layouts that transformers copies from model to model, by the beginnings of their names.
+
+The census proves the classes whose models it can build.
+"""
+
+from gating.families.rows import Q_K_V_PROJ, Row, context_spec
+from gating.loader.layouts import AttentionSpec
+
+__all__ = ["SHARED_FAMILIES"]
+
+# The rows of a query head may be followed by those of its output gate, as in Qwen3-Next.
+_WITH_O_PROJ = """
+    Apertus Apertus1p5Text Arcee AriaText AST ASTSelf Bamba BltSelf CanaryCross CanarySelf Cohere2 Cohere2Moe
+    CohereAsrCross CohereAsrSelf CohereCompass ConditionalDetrSelf Cosmos3EdgeText Csm Cwm DeepseekOcr2Text
+    DeepseekOcr2Vision DeformableDetrSelf Deimv2Self DeiT DetrSelf DFineSelf DiaCross DiaSelf Dinov2
+    Dinov2WithRegisters DINOv3ViT Dots1 EdgeTam EdgeTamVideo EmbeddingGemma2 Emu3 Ernie4_5 Ernie4_5_Moe
+    Ernie4_5_VLMoeText EuroBert Evolla Exaone4 Exaone4_5_ ExaoneMoe FalconH1 Gemma Gemma2 Gemma3 Gemma4UnifiedText Glm
+    Glm4 Glm4Moe Glm4vMoeText Glm4vText GlmAsr GlmImageText GlmOcrText GradiumPhononTTS Granite Granite4VisionText
+    GraniteDoclingText GraniteMoe GraniteMoeHybrid GraniteMoeShared Gte Helium HiggsAudioV2 HunYuanDenseV1 HunYuanMoEV1
+    HunYuanVLDenseV1 HunYuanVLVision HyperCLOVAX HYV3 HYV4VLVision Idefics IJepa Jais2 Jamba JinaEmbeddingsV3 Kolibri1
+    LaraMini LasrEncoder LightGlue Llama Llama4Text Llama4Vision LwDetr LwDetrViT MaskFormerDetrSelf Mellum Mimi
+    MiniMax MiniMaxM3VL Ministral Ministral3 Mistral Mixtral MllamaTextSelf MllamaVision Molmo2 Molmo2Vision
+    MoonshineStreamingEncoder NanoChat Nemotron NemotronH NeuCodec NomicBert Olmo PaddleOCR PeAudioEncoder
+    PeAudioVideoEncoder PeVideoEncoder Phimoe Pixio Pixtral PocketTTS PocketTTSAudioTokenizer PPDocLayoutV2Self
+    PPDocLayoutV3Self PPDocLayoutV4Self Qwen2 Qwen2_5_VL Qwen2_5Omni Qwen2Moe Qwen2VL Qwen3 Qwen3_5 Qwen3_5Moe Qwen3Moe
+    Qwen3Next Qwen3OmniMoeCode2Wav Qwen3OmniMoeTalkerCodePredictor Qwen3OmniMoeThinkerText Qwen3VLMoeText Qwen3VLText
+    Radio RecurrentGemma RfDetr RfDetrDinov2 RTDetrSelf RTDetrV2Self Sam2 Sam2Video Sam3Tracker Sam3TrackerVideo
+    Sam3ViTRoPE SeedOss Segformer SmolLM3 SolarOpen Starcoder2 T5Gemma2Self T5GemmaCross T5GemmaSelf TimesFm2_5
+    Tipsv2Vision Ultrabert UnlimitedOcrText VaultGemma VideoPrism ViT ViTMAE ViTMSN Vivit VoxtralRealtime
+    VoxtralRealtimeText Xcodec2
+"""
+_CROSS_WITH_O_PROJ = """
+    ConditionalDetrCross DeformableDetrCross Deimv2Cross DetrCross DFineCross Idefics2Perceiver MaskFormerDetrCross
+    MllamaTextCross PPDocLayoutV2Cross PPDocLayoutV3Cross PPDocLayoutV4Cross RTDetrCross RTDetrV2Cross
+"""
+_WITH_OUT_PROJ = """
+    Aimv2 AltCLIP AudioFlamingo3 Bart BigBirdPegasusDecoder BioGpt Blenderbot BlenderbotSmall ChineseCLIPVision CLIP
+    CLIPSeg Data2VecAudio GitVision GPTJ GPTNeoSelf GraniteDoclingVision Hubert Idefics2Vision Idefics3Vision
+    IdeficsVision Informer Inkling2Vision Kosmos2_5Text Kosmos2Vision KosmosText Lfm2 Lfm2Moe Lfm3VlVision M2M100
+    Marian MBart MetaClip2 MiniCPMOcrVision MiniCPMV4_6Vision MiniCPMV4_7Vision MiniMaxM3VLVision MLCD
+    MossTranscribeDiarizeAudio Musicgen MusicgenMelody NllbMoe OmniASR OPT Ovis2Vision Owlv2 OwlViT PaddleOCRVision
+    PatchTSMixer PatchTST Pegasus PegasusX Phi4MultimodalVision PLBart PPFormulaNet Qwen2Audio Sam3LiteTextText
+    SeamlessM4T SeamlessM4Tv2 SEW Siglip Siglip2 SmolVLMVision Speech2Text Step3p7Vision TimeSeriesTransformer
+    Tipsv2Text UniSpeech UniSpeechSat UnlimitedOcr VideoLlama3Vision Videomt VJEPA2PoolerSelf Voxtral Wav2Vec2 Whisper
+    XCLIP
+"""
+_WITH_OUTPUT_BESIDE = """
+    AlignTextSelf AltRobertaSelf BigBirdSelf Blip2QFormerMultiHead BlipTextSelf BridgeTowerSelf CanineSelf
+    ChineseCLIPTextSelf ClapTextSelf DPTSelf FlavaSelf GitSelf GLPNEfficientSelf InstructBlipQFormerMultiHead
+    InstructBlipVideoQFormerMultiHead LukeSelf MobileBertSelf PvtEfficientSelf RoFormerSelf TapasSelf VideoMAESelf
+    ViltSelf VitPoseBackboneSelf YolosSelf YosoSelf
+"""
+_FUSED_VISION = """
+    CohereCompassVision Dots3NoteVision Ernie4_5_VLMoeVision Glm4vMoeVision Glm4vVision Glm5NextVision GlmImageVision
+    GlmOcrVision Qwen2_5_VLVision Qwen3_5MoeVision Qwen3_5Vision Qwen3OmniMoeVision Qwen3VLMoeVision Qwen3VLVision
+    Qwen4ExpVision Vision
+"""
+# In BERT and the models made from it, classes of self-attention and of cross-attention have the same layout.
+_BERT_LIKE = """
+    Bert BertGeneration Camembert Data2VecText Electra Ernie Esm EvollaSaProt LayoutLM MarkupLM MegatronBert RemBert
+    Roberta RobertaPreLayerNorm RoCBert Splinter VisualBert XLMRoberta XLMRobertaXL Xmod
+"""
+
+
+def _any_of(names: str, suffix: str = "Attention") -> str:
+    """Return the pattern of the classes with these beginnings, separated by spaces, and one end."""
+    return f"({'|'.join(names.split())}){suffix}"
+
+
+SHARED_FAMILIES: dict[str, Row] = {
+    _any_of(_WITH_O_PROJ): AttentionSpec(Q_K_V_PROJ, "o_proj"),
+    _any_of(_CROSS_WITH_O_PROJ): AttentionSpec(Q_K_V_PROJ, "o_proj", is_cross_attention=True),
+    _any_of(_WITH_OUT_PROJ): AttentionSpec(Q_K_V_PROJ, "out_proj"),
+    _any_of("Mvp SpeechT5 Vits XGLM"): AttentionSpec(Q_K_V_PROJ, "out_proj", head_widths=("embed_dim",)),
+    _any_of("Cosmos3EdgeVision Qwen2_5OmniAudio Qwen3ASRAudio Qwen3OmniMoeAudio"): AttentionSpec(
+        Q_K_V_PROJ, "out_proj", returns="tensor"
+    ),
+    _any_of("Kimi_K25Vision MuseGlimmerVision MuseSparkVision"): AttentionSpec(Q_K_V_PROJ, "proj", returns="tensor"),
+    _any_of(_FUSED_VISION): AttentionSpec((("qkv", "qkv"),), "proj", returns="tensor"),
+    _any_of(_WITH_OUTPUT_BESIDE): context_spec(),
+    _any_of(_BERT_LIKE, "SelfAttention"): context_spec(),
+    _any_of(f"{_BERT_LIKE} BridgeTower", "CrossAttention"): context_spec(is_cross_attention=True),
+}

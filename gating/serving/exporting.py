@@ -1,0 +1,151 @@
+"""Exports of models: opened with their processors, refused with the formats that take them, written and replaced."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoProcessor, PreTrainedModel
+
+from gating.compact.hub import find_folder
+from gating.compact.load import load_compact
+from gating.discovery.vocabulary import check_vocabulary
+from gating.errors import InputError, InputTypeError, OperationError, UserError, explain, loading, shorten
+from gating.loader.integrity import check_finite
+from gating.proof.conditions import check_has_values, check_no_adapters
+from gating.serving.formats import FORMATS
+from gating.storage.folders import check_replaceable, replacing_folder
+from gating.storage.results import ResultKind
+
+__all__ = [
+    "EXPORT",
+    "Exportable",
+    "exporting",
+    "load_model",
+    "load_processor",
+    "megabytes_of",
+    "reporting_failure",
+    "source_of",
+    "special_tokens",
+]
+
+# A compact model, its folder, or its name on the hub.
+Exportable = PreTrainedModel | str | os.PathLike[str]
+# Each folder of an export has one of these, and no compact model has any.
+_EXPORT_FILES = ("export.json", "genai_config.json", "openvino_model.xml")
+_PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
+
+
+def _is_export(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in _EXPORT_FILES)
+
+
+EXPORT = ResultKind("export", _is_export, in_command="--overwrite")
+
+
+@contextmanager
+def exporting(
+    model_or_directory: Exportable, place: Path, *, format: str, overwrite: bool
+) -> Iterator[tuple[PreTrainedModel, Path | None, Path]]:
+    """Load a model, and yield it with its folder, if any, and a new folder that becomes the export.
+
+    After an error in the block, nothing is written. The arguments and errors are those of
+    :func:`~gating.serving.formats.export_compact`.
+    """
+    FORMATS[format].check_packages()
+    keep = [source_of(model_or_directory)]
+    # It is checked again when it is replaced; loading a model may take long.
+    check_replaceable(place, overwrite=overwrite, kind=EXPORT, keep=keep)
+    model, origin = load_model(model_or_directory, format=format)
+    with replacing_folder(place, overwrite=overwrite, kind=EXPORT, keep=keep) as folder:
+        yield model, origin, folder
+
+
+def source_of(model_or_directory: Exportable) -> str | os.PathLike[str]:
+    """Return the place that a model is or was loaded from, which an export must not replace.
+
+    Raises:
+        TypeError: It is neither a model of transformers nor a path.
+    """
+    if isinstance(model_or_directory, PreTrainedModel):
+        return str(model_or_directory.name_or_path)
+    if not isinstance(model_or_directory, (str, os.PathLike)):
+        has_adapters = hasattr(model_or_directory, "merge_and_unload")
+        raise InputTypeError(
+            f"Only models of transformers can be exported, got {type(model_or_directory).__name__}."
+            + " Merge its adapters: model.merge_and_unload()." * has_adapters
+        )
+    return model_or_directory
+
+
+def load_model(model_or_directory: Exportable, *, format: str) -> tuple[PreTrainedModel, Path | None]:
+    """Return a model in evaluation mode, and its folder if it is loaded from one.
+
+    Raises:
+        ValueError: The model still has gates or adapters, its weights are NaN or infinite, or the runtime of the format
+            does not run it; then the message names the reason and the formats that take the model.
+    """
+    folder = None
+    if isinstance(model_or_directory, PreTrainedModel):
+        model = model_or_directory
+        if hasattr(model, "head_gates"):
+            raise InputError("The model still has gates: call gating.finalize(model, gates) before exporting it.")
+        check_no_adapters(model)
+        check_has_values(model)
+        check_finite(model, type(model).__name__)
+    else:
+        folder = find_folder(model_or_directory)
+        model = load_compact(folder)
+    model.eval()
+    if reason := FORMATS[format].reason_against(model):
+        checked = {name: row for name, row in FORMATS.items() if row.check and name != format}
+        *names, last = [*(name for name, row in checked.items() if not row.reason_against(model)), "onnx"]
+        listed = f"{', '.join(names)} or {last}" if names else last
+        raise InputError(f"{reason} Another format takes it: {listed}.")
+    return model, folder
+
+
+def load_processor(folder: Path | None) -> Any:
+    """Return the tokenizer or processor in the folder of a model; None if there is none."""
+    # Without these files, transformers would create an empty tokenizer.
+    if folder is None or not any((folder / name).is_file() for name in _PROCESSOR_FILES):
+        return None
+    with loading(str(folder), remedy="Export the model again."):
+        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+    check_vocabulary(processor, size=None, name=str(folder))
+    return processor
+
+
+def special_tokens(kind: str, model: PreTrainedModel, tokenizer: Any = None) -> list[int]:
+    """Return the tokens of a kind, such as ``eos``, in the settings of a model, and then that of its tokenizer.
+
+    The settings of generation come before others. A chat model may end a turn with a token that they lack. Runtimes
+    reject tokens outside of the vocabulary, which are left out.
+    """
+    found: list[int] = []
+    for source in (model.generation_config, model.config, tokenizer):
+        value = getattr(source, f"{kind}_token_id", None)
+        numbers = value if isinstance(value, list) else [value]
+        if not found or source is tokenizer:
+            found += [number for number in numbers if type(number) is int and 0 <= number < model.config.vocab_size]
+    return list(dict.fromkeys(found))
+
+
+@contextmanager
+def reporting_failure(model: PreTrainedModel, target: str) -> Iterator[None]:
+    """Turn errors of an exporter or runtime into one sentence with the target; those of users and files stay."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, (UserError, OSError)):
+            raise
+        reason = f"{type(error).__name__}: {shorten(explain(error).rstrip('.'), most=300)}"
+        raise OperationError(
+            f"{type(model).__name__} cannot be exported to {target} ({reason}). Nothing was written."
+        ) from error
+
+
+def megabytes_of(folder: Path) -> float:
+    """Return the size of all files of a folder, in millions of bytes."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
