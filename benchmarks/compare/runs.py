@@ -14,8 +14,8 @@ from hydra import compose, initialize_config_dir
 import gating
 from benchmarks.measuring import ROOT
 from gating.distributed.launch import check_devices
+from gating.run.command import open_tables
 from gating.run.prepare import prepare
-from gating.run.settings.open_tables import open_tables
 from gating.run.settings.read import read_settings
 from gating.tracking.verbosity import quiet_libraries
 from train import CONF, GROUPS

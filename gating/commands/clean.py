@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 from gating.errors import InputError, explain
+from gating.run.folder.checkpoints import free_space, megabytes
 from gating.run.folder.contents import is_run
-from gating.run.folder.space import free_space, megabytes
 from gating.run.folder.state import owned_by_other_process
 from gating.run.sweep.records import jobs_of
 from gating.storage.folders import is_inside
@@ -38,11 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _runs_in(folder: Path) -> list[Path]:
-    """Return a run's folder, or the folders of the runs of a sweep or of any folder of runs.
-
-    Raises:
-        InputError: There are none, or another process runs the sweep.
-    """
+    """Return a run's folder, or the folders of the runs of a sweep that has ended, or of any folder of runs."""
     if is_run(folder):
         return [folder]
     if owned_by_other_process(folder):

@@ -10,10 +10,10 @@ from gating.commands.options import MAX_DROP
 from gating.errors import FolderExistsError, InputError
 from gating.run.folder.contents import COMPACT, is_run
 from gating.run.folder.state import is_finished
-from gating.run.sweep.choice import FORMATS, compare, is_figure, print_choice, write_figure
 from gating.run.sweep.records import jobs_of
-from gating.run.sweep.results import why_no_result
-from gating.run.sweep.tradeoff.table import as_plain
+from gating.run.sweep.results import compare, why_no_result
+from gating.run.sweep.tradeoff.figure import FORMATS, is_figure, write_figure
+from gating.run.sweep.tradeoff.table import as_plain, print_choice
 
 __all__ = ["run"]
 
@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> None:
     if tradeoff.problem is not None:
         raise InputError(f"These runs cannot be compared: {tradeoff.problem}")
     if arguments.json:
-        plain = as_plain(tradeoff, setting=MAX_DROP) | {"failed": dict(failed)}
+        plain = as_plain(tradeoff, setting=MAX_DROP, failed=failed)
         print(json.dumps(plain, indent=2, allow_nan=False))
     else:
         print_choice(tradeoff, setting=MAX_DROP, failed=failed)
@@ -63,12 +63,7 @@ def _aliases(given: Iterable[Path]) -> str:
 
 
 def _check_output(output: Path, *, overwrite: bool) -> None:
-    """Check that the figure can be written to a file before the runs are read.
-
-    Raises:
-        FolderExistsError: There is a file already, and ``overwrite`` is false, or it is no figure of this command.
-        InputError: Its suffix names no format.
-    """
+    """Check the suffix of a figure, and that it replaces only one of this command, before the runs are read."""
     if output.suffix.lower() not in FORMATS:
         raise InputError(f"--output {output} names no picture: give a file that ends with {', '.join(FORMATS)}.")
     if output.exists() and not (overwrite and output.is_file()):
@@ -80,12 +75,7 @@ def _check_output(output: Path, *, overwrite: bool) -> None:
 def _runs_in(folder: Path, failed: list[tuple[str, str]]) -> list[Path]:
     """Return the folders of the finished runs of a sweep, or the folder of a run itself.
 
-    Args:
-        folder: The folder.
-        failed: Jobs of the sweep that have no finished run, each with the reason; extended.
-
-    Raises:
-        InputError: The folder holds neither.
+    Jobs of the sweep without a finished run are added to ``failed``, each with the reason.
     """
     if is_run(folder):
         return [folder]

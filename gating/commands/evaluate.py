@@ -5,36 +5,30 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from transformers import PreTrainedModel
 
-from gating.commands.evaluated_data import encode_split, limit_of, warn_of_changes
+from gating.commands.evaluated_data import limit_of, load_evaluation, warn_of_changes
 from gating.commands.evaluation_settings import PLACES, evaluation_settings
 from gating.commands.model_folder import find_model
-from gating.compact.load import load_compact
 from gating.compact.original import read_original
 from gating.distributed.launch import check_devices
-from gating.errors import InputError
 from gating.models.hub import locate
-from gating.models.pretrained import Pretrained
 from gating.pruning.latency.comparison import margin
 from gating.pruning.recording import build_original
 from gating.report.score import Score
 from gating.report.summary import Stage, Summary
 from gating.run.latency import RunTiming
-from gating.run.objects import RunObjects, build_objects
 from gating.run.settings.options import naming_settings
-from gating.run.settings.settings import Settings
 from gating.storage.tables import finite_number
 from gating.tasks.metrics.choice import score_of
 from gating.tracking.verbosity import quiet_libraries
 
-__all__ = ["Evaluated", "check_task", "evaluate_folder", "run"]
+__all__ = ["Evaluated", "evaluate_folder", "run"]
 
 # Settings of data that do not change how its texts are encoded.
 _SAME_ENCODING = ("data.batch_size", "data.eval_batch_size", "data.num_workers", "data.seed")
@@ -135,78 +129,43 @@ def evaluate_folder(folder: str, overrides: Sequence[str], *, split: str | None 
     place, run_folder = find_model(folder)
     settings, only = evaluation_settings(str(place or folder), overrides, run_folder=run_folder, split=split)
     given = {override.lstrip("+~").partition("=")[0] for override in overrides}
-    # Data from another place may differ from the run's.
-    own = run_folder if given.isdisjoint({"data", *(f"data.{name}" for name in PLACES)}) else None
-    is_encoded_alike = not any(name.startswith("data.") for name in given.difference(_SAME_ENCODING))
     with naming_settings(settings.values):
-        return _evaluate(
-            folder, place, settings, split=split, only=only, run_folder=own, is_encoded_alike=is_encoded_alike
+        device = check_devices(settings.values["trainer"]).root
+        place = place or _download(folder)
+        objects, model, data, split = load_evaluation(settings, place, split=split, only=only, folder=folder)
+        # Data from another place may differ from the run's.
+        if run_folder is not None and given.isdisjoint({"data", *(f"data.{name}" for name in PLACES)}):
+            is_encoded_alike = not any(name.startswith("data.") for name in given.difference(_SAME_ENCODING))
+            warn_of_changes(run_folder, settings, data, split=split, is_encoded_alike=is_encoded_alike)
+        timing = RunTiming.of(objects.latency, data.module, split=split)
+        timing.check(model)
+        model.to(device)  # type: ignore[arg-type]
+        summary, prepared = Summary(), data.prepared
+        score = prepared.final_score or prepared.score
+        with summary.timed("evaluate"):
+            values, tally = data.evaluate(
+                model, split, task=objects.task, metrics=prepared.all_metrics, title=f"evaluating: {split}"
+            )
+        summary.add_metrics(Stage.COMPACT, "model", split, values)
+        original = read_original(model, place)
+        dense = model if original is None else build_original(model, original, device=device)
+        summary.compare_models(dense, model, timing.batch(device))
+        summary.latency, summary.short_latency = timing.compare(dense, model, run_seconds=summary.seconds["evaluate"])
+        formats = {name: score_of(name, metric) for name, metric in prepared.all_metrics.items()}
+        return Evaluated(
+            model=folder,
+            split=split,
+            num_examples=tally.count()[0],
+            limit=limit_of(settings, data, split),
+            score=score,
+            formats={**formats, score.name: score},
+            summary=summary,
+            is_compact=any(before != after for before, after in summary.sizes.values()),
+            device=str(device),
         )
-
-
-def _evaluate(
-    folder: str,
-    place: Path | None,
-    settings: Settings,
-    *,
-    split: str | None,
-    only: str | None,
-    run_folder: Path | None,
-    is_encoded_alike: bool,
-) -> Evaluated:
-    """Evaluate a model; see :func:`evaluate_folder`, :func:`encode_split` and :func:`warn_of_changes`."""
-    device = check_devices(settings.values["trainer"]).root
-    objects = build_objects(settings)
-    place = place or _download(folder)
-    # The processor is beside the weights.
-    objects = replace(objects, source=Pretrained(str(place)))
-    model = load_compact(place)
-    check_task(model, objects, folder)
-    data, split = encode_split(settings, objects, model, split=split, only=only, folder=folder)
-    if run_folder is not None:
-        warn_of_changes(run_folder, settings, data, split=split, is_encoded_alike=is_encoded_alike)
-    timing = RunTiming.of(objects.latency, data.module, split=split)
-    timing.check(model)
-    model.to(device)  # type: ignore[arg-type]
-    summary, prepared = Summary(), data.prepared
-    score = prepared.final_score or prepared.score
-    with summary.timed("evaluate"):
-        values, tally = data.evaluate(
-            model, split, task=objects.task, metrics=prepared.all_metrics, title=f"evaluating: {split}"
-        )
-    summary.add_metrics(Stage.COMPACT, "model", split, values)
-    original = read_original(model, place)
-    dense = model if original is None else build_original(model, original, device=device)
-    summary.compare_models(dense, model, timing.batch(device))
-    summary.latency, summary.short_latency = timing.compare(dense, model, run_seconds=summary.seconds["evaluate"])
-    return Evaluated(
-        model=folder,
-        split=split,
-        num_examples=tally.count()[0],
-        limit=limit_of(settings, data, split),
-        score=score,
-        formats={name: score_of(name, metric) for name, metric in prepared.all_metrics.items()} | {score.name: score},
-        summary=summary,
-        is_compact=any(before != after for before, after in summary.sizes.values()),
-        device=str(device),
-    )
 
 
 def _download(name: str) -> Path:
     """Return the folder of a model on the hub, or in the local cache."""
     located = locate(name)
     return Path(located if Path(located).is_dir() else snapshot_download(located))
-
-
-def check_task(model: PreTrainedModel, objects: RunObjects, folder: str) -> None:
-    """Check that the class of a model is one of the task."""
-    families = getattr(objects.task.auto_class, "_model_mapping", None)
-    if families is None:
-        return
-    kinds = families.get(type(model.config), ())
-    if not isinstance(model, kinds):
-        dense = getattr(type(model), "dense_class", type(model)).__name__
-        raise InputError(
-            f"{folder} is a {dense}, which is not a model of {type(objects.task).__name__}: choose its task with "
-            "task=..., such as task=token_classification."
-        )

@@ -1,4 +1,4 @@
-"""Data of an evaluation with the classes of the model, and warnings of changed data and unnamed classes."""
+"""A model and its data for an evaluation, and warnings of changed data and unnamed classes."""
 
 import logging
 import re
@@ -11,16 +11,18 @@ import pyarrow.compute as pc
 from datasets import DatasetDict, Value
 from transformers import PreTrainedModel
 
+from gating.compact.load import load_compact
 from gating.data.labels import using_classes
 from gating.errors import InputError, RemedyError, UserError, explain, shorten
+from gating.models.pretrained import Pretrained
 from gating.run.data import RunData, encode_examples, load_examples
 from gating.run.folder.inputs import data_difference, describe_inputs, read_inputs
 from gating.run.folder.stored_settings import read_settings_of
-from gating.run.objects import RunObjects
+from gating.run.objects import RunObjects, build_objects
 from gating.run.settings.settings import Settings
 from gating.storage.identity import NUM_ROWS
 
-__all__ = ["encode_split", "limit_of", "warn_of_changes"]
+__all__ = ["limit_of", "load_evaluation", "warn_of_changes"]
 
 _log = logging.getLogger(__name__)
 
@@ -29,19 +31,44 @@ _NO_SETTING = re.compile(r"[:.] (?:[Nn]ame another|give) (one|image processor) w
 _PREFIX = {"validation": "val", "test": "test"}
 
 
-def encode_split(
-    settings: Settings, objects: RunObjects, model: PreTrainedModel, *, split: str | None, only: str | None, folder: str
-) -> tuple[RunData, str]:
-    """Encode the split to evaluate on, with the classes of the model; return it with its name.
+def load_evaluation(
+    settings: Settings, place: Path, *, split: str | None, only: str | None, folder: str
+) -> tuple[RunObjects, PreTrainedModel, RunData, str]:
+    """Load a model and the split to evaluate it on; return them with the objects of the settings and the split's name.
 
     Args:
         settings: The settings.
-        objects: Objects of the settings.
-        model: The model.
+        place: Local folder of the model.
         split: Name of the split; None for the last one.
         only: Name of the only split of the data, which the source returns as ``train``; None if it returns all.
-        folder: Folder of the model, for messages.
+        folder: Folder or name of the model, for messages.
     """
+    # The processor is beside the weights.
+    objects = replace(build_objects(settings), source=Pretrained(str(place)))
+    model = load_compact(place)
+    _check_task(model, objects, folder)
+    data, split = _encode_split(settings, objects, model, split=split, only=only, folder=folder)
+    return objects, model, data, split
+
+
+def _check_task(model: PreTrainedModel, objects: RunObjects, folder: str) -> None:
+    """Check that the class of a model is one of the task."""
+    families = getattr(objects.task.auto_class, "_model_mapping", None)
+    if families is None:
+        return
+    kinds = families.get(type(model.config), ())
+    if not isinstance(model, kinds):
+        dense = getattr(type(model), "dense_class", type(model)).__name__
+        raise InputError(
+            f"{folder} is a {dense}, which is not a model of {type(objects.task).__name__}: choose its task with "
+            "task=..., such as task=token_classification."
+        )
+
+
+def _encode_split(
+    settings: Settings, objects: RunObjects, model: PreTrainedModel, *, split: str | None, only: str | None, folder: str
+) -> tuple[RunData, str]:
+    """Encode the split to evaluate on, with the classes of the model; see :func:`load_evaluation`."""
     # A single file of texts is read as two splits.
     with _without_warnings("gating.data.tables") if only else nullcontext(), _naming_what_exists(only):
         examples = load_examples(settings, objects.task, hold_out_missing=only is None)
@@ -95,13 +122,7 @@ def _check_tokens(data: RunData, model: PreTrainedModel, *, split: str, folder: 
 
 
 def _say_classes(data: RunData, folder: str, *, known: Sequence[str] | None) -> None:
-    """Warn which label is which class of a model without names, unless the labels are the numbers themselves.
-
-    Args:
-        data: The data.
-        folder: Folder of the model, for the message.
-        known: Names of the model's classes; None if it has none.
-    """
+    """Warn which label is which class of a model without names, unless the labels are the numbers themselves."""
     found = [str(name) for _, name in sorted(data.prepared.config.get("id2label", {}).items())]
     numbers = range(len(found))
     if known is None and found and found not in ([str(n) for n in numbers], [f"LABEL_{n}" for n in numbers]):
@@ -141,12 +162,7 @@ def _without_warnings(name: str) -> Iterator[None]:
 def warn_of_changes(run_folder: Path, settings: Settings, data: RunData, *, split: str, is_encoded_alike: bool) -> None:
     """Warn if a split has changed since the run that made the model, or is drawn with another seed.
 
-    Args:
-        run_folder: The run's folder.
-        settings: The settings.
-        data: The data.
-        split: The split.
-        is_encoded_alike: Whether texts are encoded as in the run; otherwise only classes and numbers are compared.
+    Where texts are encoded in another way than in the run, only classes and numbers of examples are compared.
     """
     try:
         before = read_inputs(run_folder)

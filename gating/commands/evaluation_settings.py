@@ -7,8 +7,8 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 
 from gating.errors import InputError, explain, is_input_error
+from gating.run.command import open_tables
 from gating.run.folder.stored_settings import read_settings_of
-from gating.run.settings.open_tables import open_tables
 from gating.run.settings.options import names_given, read_options
 from gating.run.settings.read import read_settings
 from gating.run.settings.recall import with_recalled
@@ -30,12 +30,6 @@ def evaluation_settings(
     model: str, overrides: Sequence[str], *, run_folder: Path | None, split: str | None
 ) -> tuple[Settings, str | None]:
     """Return the settings of an evaluation, and the name of the split if the command gives a single file.
-
-    Args:
-        model: Folder or name of the model.
-        overrides: Settings of the command.
-        run_folder: Folder of the run that made the model; None for other models.
-        split: The split to evaluate on; None for the last one.
 
     Raises:
         InputError: A setting cannot be used, or there is no data.
@@ -124,13 +118,7 @@ def _compose(overrides: Sequence[str], conf: Path) -> dict[str, Any]:
 
 
 def _take_single_file(data: dict[str, Any], split: str | None, *, given: Sequence[str]) -> str | None:
-    """Let the one file that a command gives be read whole, as the training data; return the split that it is.
-
-    Args:
-        data: The settings of the data, changed in place.
-        split: The split to evaluate on; None for the last one that is given.
-        given: Names of the settings that the command gives.
-    """
+    """Let the one file that a command gives be read whole, as the training data; return the split that it is."""
     if data.get("_target_") not in (_FILES, _TEXT) or "data.train" in given:
         return None
     files = [name for name in ("validation", "test") if f"data.{name}" in given and data.get(name) is not None]

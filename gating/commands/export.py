@@ -29,4 +29,4 @@ def run(arguments: argparse.Namespace) -> None:
     )
     print("\n".join((f"{report.path}: {report.megabytes:,.1f} MB", *report.sentences)))
     if arguments.int8:
-        print("\n".join(compare_accuracy(arguments.folder, report.path)))
+        print(compare_accuracy(arguments.folder, report.path))

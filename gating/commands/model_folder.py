@@ -12,9 +12,6 @@ __all__ = ["find_model"]
 def find_model(folder: str) -> tuple[Path | None, Path | None]:
     """Return the folder of a model, None if it is not a local one; and the folder of the run that made it, or None.
 
-    Args:
-        folder: Folder of a model or of a finished run, or a name on the hub.
-
     Raises:
         InputError: The run has no model yet, or the folder is that of a sweep.
     """

@@ -50,12 +50,7 @@ def is_distributed() -> bool:
 
 
 def broadcast(value: Value) -> Value:
-    """Return rank 0's value in all ranks; it must be picklable.
-
-    Example:
-        >>> broadcast("outputs/run")
-        'outputs/run'
-    """
+    """Return rank 0's value in all ranks; it must be picklable."""
     if not is_distributed():
         return value
     values = [value]
@@ -64,12 +59,7 @@ def broadcast(value: Value) -> Value:
 
 
 def gather_objects(value: Value) -> list[Value]:
-    """Return the values of all ranks in all ranks; they must be picklable.
-
-    Example:
-        >>> gather_objects("here")
-        ['here']
-    """
+    """Return the values of all ranks in all ranks; they must be picklable."""
     values = [value] * world_size()
     if is_distributed():
         torch.distributed.all_gather_object(values, value)
@@ -77,22 +67,12 @@ def gather_objects(value: Value) -> list[Value]:
 
 
 def all_reduce_max(*values: int) -> tuple[int, ...]:
-    """Return the maximum of each value over all ranks.
-
-    Example:
-        >>> all_reduce_max(3, 0)
-        (3, 0)
-    """
+    """Return the maximum of each value over all ranks."""
     return _all_reduce(values, torch.distributed.ReduceOp.MAX)
 
 
 def all_reduce_sum(value: int) -> int:
-    """Return the sum of a value over all ranks.
-
-    Example:
-        >>> all_reduce_sum(3)
-        3
-    """
+    """Return the sum of a value over all ranks."""
     return _all_reduce((value,), torch.distributed.ReduceOp.SUM)[0]
 
 
@@ -107,11 +87,7 @@ def _all_reduce(values: tuple[int, ...], operation: Any) -> tuple[int, ...]:
 
 
 def check_same(tensor: Tensor, name: str) -> None:
-    """Check that a tensor is bit-identical in all ranks.
-
-    Args:
-        tensor: The tensor, with the same shape in all ranks.
-        name: Name of the tensor, for the message.
+    """Check that a tensor, of the same shape in all ranks, is bit-identical in them.
 
     Raises:
         OperationError: The tensor differs between ranks.

@@ -20,12 +20,7 @@ from gating.distributed.collectives import is_distributed
 from gating.distributed.watchdog import WatchedDDP, stop_children
 from gating.errors import InputError
 
-__all__ = [
-    "Devices",
-    "check_devices",
-    "start_processes",
-    "stop_processes",
-]
+__all__ = ["Devices", "check_devices", "start_processes", "stop_processes"]
 
 # Limit of each collective. Nothing that a single rank does meanwhile takes longer: of a sharded model, rank 0 writes
 # whole files.
@@ -72,9 +67,6 @@ class Devices(NamedTuple):
 def check_devices(trainer: Mapping[str, Any]) -> Devices:
     """Check the trainer's settings, and return the devices that they choose.
 
-    Args:
-        trainer: Settings of the trainer, including ``accelerator`` and ``devices``.
-
     Raises:
         InputError: A setting would have no effect or would change the steps of a phase; the strategy stops its
             processes after each phase, or shards weights in another way than FSDP2; Lightning refuses the settings;
@@ -114,12 +106,7 @@ def check_devices(trainer: Mapping[str, Any]) -> Devices:
 
 
 def start_processes(trainer: Mapping[str, Any], num_processes: int) -> None:
-    """Start the other ranks, unless they are running, and initialize the process group.
-
-    Args:
-        trainer: Settings of the trainer, which uses this process group.
-        num_processes: World size, from :func:`check_devices`.
-    """
+    """Start the other ranks, unless they are running, and initialize the process group, which the trainer uses."""
     global _are_stopped
     if _are_stopped:
         # The previous job of a sweep has failed.

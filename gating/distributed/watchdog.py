@@ -9,7 +9,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -70,10 +70,7 @@ class _WatchedLauncher(_SubprocessScriptLauncher):
 
 
 def find_lost_process(*, patience_s: float = 0.0) -> LostProcess | None:
-    """Return a process of the run that has died.
-
-    Args:
-        patience_s: Seconds to wait for an exit code, which is available later than the connection error.
+    """Return a process of the run that has died; its exit code may follow the connection error within the patience.
 
     Returns:
         The process; None if no process has died, or another program started the processes.
@@ -92,11 +89,7 @@ def find_lost_process(*, patience_s: float = 0.0) -> LostProcess | None:
 
 @contextmanager
 def exit_on_lost_process(on_lost: Callable[[LostProcess], None]) -> Iterator[None]:
-    """Exit this process with code 1 if another one dies during a ``with`` block and this one hangs.
-
-    Args:
-        on_lost: Called with the lost process before the exit.
-    """
+    """Call a function and exit with code 1 if another process dies during a ``with`` block and this one hangs."""
     global _on_lost
     _on_lost = on_lost
     try:
@@ -130,14 +123,10 @@ def _watch() -> None:
             lost = find_lost_process()
             if lost is not None and _on_lost is not None:
                 _on_lost(lost)
-                _kill(children)
+                for process in children:
+                    process.kill()
                 os._exit(1)  # The main thread hangs in a collective.
         time.sleep(_INTERVAL_S)
-
-
-def _kill(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    for process in processes:
-        process.kill()
 
 
 def _is_started_by_rank_zero() -> bool:

@@ -3,19 +3,21 @@
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from hydra._internal.utils import get_args_parser
 from hydra.errors import ConfigCompositionException, OverrideParseException
 from omegaconf import OmegaConf
 
 from gating.errors import explain, nearest_name
-from gating.run.settings.open_tables import names_in, open_tables
+from gating.storage.same_settings import leaves
 from gating.tracking.redaction import redact_output
 
-__all__ = ["compose_errors", "faults_of_run", "prepare_arguments"]
+__all__ = ["compose_errors", "faults_of_run", "open_tables", "prepare_arguments"]
 
 _FAULT = "is_fault_of_run"
 # Hydra's message about plugins of the extra `sweep`.
@@ -24,6 +26,16 @@ _PLUGIN = re.compile(r"Could not find 'hydra/(launcher|sweeper)/(joblib|submitit
 _UNKNOWN = re.compile(r"Could not override '(\w+)(?:\.([\w.]+))?'")
 _NO_OPTION = re.compile(
     r"Could not (?:find|load) '([\w/]+)/([^'/]+)'\.?(?: Available options in '[^']*': (.*))? Config search path"
+)
+# Groups that accept more settings than their files have.
+_OPEN_GROUPS = ("callbacks", "data", "model", "optimizer", "scheduler", "trainer")
+# Of these, with settings that depend on a class that the command may name.
+_OF_CLASSES = ("optimizer", "scheduler")
+_ADDED = re.compile(rf"(?P<group>{'|'.join(_OPEN_GROUPS)})\.(?P<name>\w+)(\.[\w.]+)?=")
+# Settings with free keys, and those of loggers, of which each option has its own.
+_OPEN_TABLES = re.compile(
+    r"(model\.config|scheduler\.arguments|logger\.\w+|objective\.num_heads|objective\.num_neurons|objective\.keep|objective\.cost"
+    r"|task\.metrics)(\.[\w.]+)?="
 )
 
 
@@ -111,11 +123,11 @@ def _explain_unknown(group: str, name: str | None, conf: Path) -> str:
     given = [argument.partition("=")[2] for argument in sys.argv[1:] if argument.startswith(f"{group}=")]
     chosen = [option for option in given if option in options][-1:]
     problem = f"There is no setting {group}.{name} with {f'{group}={chosen[0]}' if chosen else f'this {group}'}"
-    having = [f"{group}={option}" for option in options if name in names_in(conf / group, (option,))]
+    having = [f"{group}={option}" for option in options if name in _names_in(conf / group, (option,))]
     if having:
         one_of = "one of " if len(having) > 1 else ""
         return f"{problem}: leave it out, or choose {one_of}{', '.join(having)}."
-    known = names_in(conf / group, tuple(chosen or options))
+    known = _names_in(conf / group, tuple(chosen or options))
     names = sorted(name for name in known if not name.rpartition(".")[2].startswith("_") and name != "defaults")
     hint = nearest_name(name, names, prefix=f"{group}.") if names else "There are none."
     return f"{problem}. {hint}"
@@ -140,3 +152,42 @@ def _check_multirun(arguments: Sequence[str], conf: Path) -> None:
             names = sorted(path.stem for path in (conf / group).glob("*.yaml"))
             refusal = f"{argument} runs several jobs: add -m, as in python train.py -m {argument}."
             sys.exit(f"error: {refusal if option in names else _no_option(group, option, names)}")
+
+
+def open_tables(arguments: Sequence[str], *, conf: Path) -> list[str]:
+    """Return the arguments of a command with ``++`` (add or replace) in front of settings that may be added.
+
+    The validation of all settings refuses unknown names later.
+    """
+    chosen = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    return [f"++{argument}" if _is_added(argument, chosen, conf) else argument for argument in arguments]
+
+
+def _is_added(argument: str, chosen: Mapping[str, str], conf: Path) -> bool:
+    name = _ADDED.match(argument)
+    table = _OPEN_TABLES.match(argument)
+    if table is not None:
+        return table[1].startswith(("model.", "logger.")) or table[2] is not None
+    if name is None:
+        return False
+    group = conf / name["group"]
+    options = [path.stem for path in group.glob("*.yaml")]
+    if name["group"] in _OF_CLASSES:
+        return any(name["name"] not in _names_in(group, (option,)) for option in options)
+    option = chosen.get(name["group"])
+    return name["name"] not in _names_in(group, (option,) if option in options else tuple(options))
+
+
+@cache
+def _names_in(group: Path, options: tuple[str, ...]) -> set[str]:
+    """Return the names of the settings in some files of a group, and in the files of their defaults.
+
+    Settings in tables have dotted names beside those of their tables.
+    """
+    names = set[str]()
+    for option in options:
+        settings: Any = OmegaConf.load(group / f"{option}.yaml")
+        others = tuple(name for name in settings.get("defaults", ()) if name != "_self_" and isinstance(name, str))
+        plain: Any = OmegaConf.to_container(settings)
+        names |= {*plain, *(name for name, _ in leaves(plain))} | _names_in(group, others)
+    return names

@@ -60,15 +60,9 @@ class RunData:
         baseline: Baseline | None = None,
         title: str | None = None,
     ) -> tuple[dict[str, float], Tally]:
-        """Return the metrics of a model on a split, and what was counted on the way.
+        """Return the metrics of a model on a split, and the tally of its targets, with a baseline's metrics.
 
-        Args:
-            model: The model.
-            split: Name of the split.
-            task: The task, which updates the metrics from model outputs.
-            metrics: The metrics.
-            baseline: A prediction without a model, to measure beside it; None without one.
-            title: Title of the progress bar; None without a bar.
+        Without a title there is no progress bar.
         """
         total = self.num_evaluated[split]
         batches = islice(self.module.evaluation_dataloader(split), total)
@@ -79,11 +73,6 @@ class RunData:
 
 def load_examples(settings: Settings, task: Task, *, hold_out_missing: bool = True) -> Examples:
     """Load the examples, and draw missing splits from the training data.
-
-    Args:
-        settings: Settings of the data, and the seed.
-        task: The task.
-        hold_out_missing: Whether to draw missing splits.
 
     Raises:
         InputError: The source rejects its settings, or returns no examples.
@@ -107,14 +96,7 @@ def encode_examples(
     *,
     num_processes: int = 1,
 ) -> RunData:
-    """Encode examples for the task, and return them with their tokenizer or image processor.
-
-    Args:
-        examples: The examples.
-        settings: Settings of the data and the trainer.
-        objects: The task and the source of the model.
-        model: The model, with or without weights.
-        num_processes: World size.
+    """Encode examples for the task and a model, which needs no weights; return them with their tokenizer or processor.
 
     Raises:
         InputError: The examples do not fit the task or the model.
@@ -137,15 +119,7 @@ def encode_examples(
 
 
 def _check_model_config(model: Mapping[str, Any], decided: Mapping[str, Any]) -> None:
-    """Check that the settings of a model do not contradict the classes of the data.
-
-    Args:
-        model: The settings of the model.
-        decided: Values of its configuration that the task takes from the data.
-
-    Raises:
-        InputError: A value differs, which would be replaced.
-    """
+    """Raise ``InputError`` if settings of a model differ from those that the data decide and replace."""
     given = model.get("config")
     given = given if isinstance(given, Mapping) else {}
     for name in _OF_DATA:

@@ -13,7 +13,7 @@ from gating.distributed.watchdog import LostProcess, exit_on_lost_process, find_
 from gating.errors import explain, is_input_error
 from gating.run.folder.checkpoints import has_checkpoint
 from gating.run.folder.contents import is_run
-from gating.run.folder.state import current_folder, is_finished, leave_folder, owned_by_this_process
+from gating.run.folder.state import current_folder, enter_folder, is_finished, owned_by_this_process
 from gating.tracking.loggers import close_wandb
 from gating.tracking.wandb_parts import is_offline
 from gating.training.callbacks.divergence import DivergedError
@@ -33,7 +33,7 @@ def handling_errors() -> Iterator[None]:
     A user's error ends in one sentence and exit code 1, a signal in exit code 128 plus its number. Faults keep their
     traceback.
     """
-    leave_folder()
+    enter_folder(None)
     failed = True
     try:
         with stop_on_signals(), exit_on_lost_process(_print_lost):
@@ -90,9 +90,13 @@ def _finish_wandb(*, failed: bool) -> None:
 def _print_once(sentence: str) -> None:
     """Print a sentence on rank 0 only."""
     if is_rank_zero():
-        # The terminal may be gone.
-        with suppress(OSError):
-            print(sentence, file=sys.stderr, flush=True)
+        _print(sentence)
+
+
+def _print(sentence: str) -> None:
+    # The terminal may be gone.
+    with suppress(OSError):
+        print(sentence, file=sys.stderr, flush=True)
 
 
 def _print_lost(lost: LostProcess | None) -> None:
@@ -101,13 +105,7 @@ def _print_lost(lost: LostProcess | None) -> None:
         which = f": {lost}" if lost else ""
         folder = current_folder()
         resume = f"\n{_RESUME}{folder}" if folder is not None and _is_resumable(folder) else ""
-        with suppress(OSError):
-            print(
-                f"error: Another process of this run has ended{which}. Its own error message, if any, is above."
-                + resume,
-                file=sys.stderr,
-                flush=True,
-            )
+        _print(f"error: Another process of this run has ended{which}. Its own error message, if any, is above.{resume}")
 
 
 def _print_how_to_resume() -> None:

@@ -13,22 +13,16 @@ from gating.run.folder.state import is_finished
 from gating.run.outcome import export, gather, report
 from gating.run.phase import train_phase
 from gating.run.prepare import prepare
-from gating.run.removed import restore_removed
 from gating.run.run import Run
 from gating.run.settings.read import read_settings
-from gating.run.stages import remove_heads, search, train_teacher
+from gating.run.stages import remove_heads, restore_removed, search, train_teacher
 from gating.tracking.verbosity import quiet_libraries
 
 __all__ = ["execute", "run"]
 
 
 def run(composed: Mapping[str, Any], *, groups: Collection[str]) -> float | None:
-    """Check the settings, load data and model, and execute the run; return the number to optimize.
-
-    Args:
-        composed: The configuration, with its interpolations.
-        groups: Names of the groups of settings.
-    """
+    """Check the settings, load data and model, and execute the run; return the number to optimize."""
     quiet_libraries()
     settings = read_settings(composed, groups=groups)
     resumed = find_run(settings.values, has_own_folder=settings.has_own_folder)

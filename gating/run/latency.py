@@ -98,12 +98,7 @@ class RunTiming:
     def compare(
         self, dense: PreTrainedModel, compact: PreTrainedModel, *, run_seconds: float
     ) -> tuple[LatencyComparison, LatencyComparison | None]:
-        """Time a compact model beside the dense one, in the rest of the time budget.
-
-        Args:
-            dense: The dense model.
-            compact: The compact model, on the same device.
-            run_seconds: Seconds of the run.
+        """Time a compact model beside the dense one on the same device, in the rest of the time budget.
 
         Returns:
             The latency of the batch of the settings, and that of one text of median length; None if it is the same.

@@ -88,12 +88,7 @@ def _measure(
 ) -> dict[str, Any]:
     """Return the settings of a budget that reaches a speedup, or whose cost is latency, and print how it was found.
 
-    Args:
-        model: The dense model.
-        gates: The gates that it will have.
-        asked: The budget of the settings.
-        timing: What is timed, and for how long.
-        num_examples: Number of examples that this process trains on.
+    This process trains on ``num_examples``.
     """
     num_passes = _PASSES_OF_STEP * num_examples / timing.settings.batch_size
     batch = timing.fitted_batch(model, passes=NUM_PASSES, run_seconds=lambda one_pass: num_passes * one_pass)

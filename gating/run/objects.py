@@ -116,11 +116,7 @@ class RunObjects:
         return replace(self, objective=make_objective(settings), budget=BudgetSettings.of(settings))
 
     def gates_without_model(self, model: PreTrainedModel, **keywords: Any) -> HeadGates:
-        """Return the gates that the model would have, and leave none in it.
-
-        Args:
-            model: The model, which may be on the meta device.
-            keywords: Further keyword arguments of ``make_gates``.
+        """Return the gates that the model, which may be on the meta device, would have, and leave none in it.
 
         Raises:
             InputError: The model cannot have these gates, or a function of the user returns none.

@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import date
 from functools import partial
@@ -12,28 +11,26 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from rich.console import Console
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from gating.compact.files import read_config
 from gating.compact.save import save_compact
-from gating.compact.stock import StockError, stock_model
+from gating.compact.stock import StockError
 from gating.distributed.collectives import is_rank_zero
-from gating.gates import HeadGates
 from gating.loader.integrity import RECORD_KEY
 from gating.models.sources import short_name
-from gating.objectives.budget import HeadBudget
-from gating.pruning.prune import remove_in_copy
 from gating.report.figures import save_pictures
 from gating.report.metadata import describe_data
 from gating.report.page import RunPage, write_page
 from gating.report.rows import CompactReport, heads_per_layer, neurons_per_layer
 from gating.report.summary import Stage
 from gating.report.tables import print_report, print_samples
+from gating.run.folder.checkpoints import end_checkpoints
 from gating.run.folder.contents import COMPACT, CONFIG, GATES_PICTURE, HISTORY_PICTURE, LAST_FILES, PAGE, SAMPLES
-from gating.run.folder.earlier_run import check_resumed, note_models
-from gating.run.folder.space import end_checkpoints
+from gating.run.folder.own_files import note_models
+from gating.run.folder.resume import check_own_files
 from gating.run.run import Run
-from gating.run.sweep.reference import dense_metrics
+from gating.run.sweep.comparable import dense_metrics
 from gating.serving.runtimes import find_runtimes
 from gating.sharding.copies import gather_model, meta_copy
 from gating.sharding.plan import gathered_root
@@ -46,24 +43,7 @@ from gating.tracking.csv_log import read_log
 from gating.tracking.loggers import log_outcome, log_samples
 from gating.tracking.redaction import redact
 
-__all__ = ["export", "gather", "note_unless_stock", "report"]
-
-
-def note_unless_stock(model: PreTrainedModel, gates: HeadGates) -> None:
-    """Print why a model cannot become a stock model of transformers although its layers keep equally many units.
-
-    Half of the units are removed from a copy at random, as the choice of a run is not known before it.
-
-    Args:
-        model: The model without gates, which may be on the meta device; unchanged.
-        gates: The gates that it would have.
-    """
-    scores = torch.rand(len(gates.log_alpha), generator=torch.Generator().manual_seed(0))
-    kept = HeadBudget(keep=0.5, uniform=True).choose(gates, scores)
-    try:
-        stock_model(remove_in_copy(model, gates, kept))
-    except StockError as error:
-        print(f"objective.uniform=true: {error.in_command}")
+__all__ = ["export", "gather", "report"]
 
 
 def gather(run: Run) -> bool:
@@ -84,7 +64,7 @@ def gather(run: Run) -> bool:
 def export(run: Run) -> None:
     """Time the compact model against the dense one, and save it. Called by all ranks if the model is sharded still."""
     if is_rank_zero():
-        check_resumed(run.paths.folder)  # Again: training may have taken hours.
+        check_own_files(run.paths.folder)  # Again: training may have taken hours.
         note_written(run.paths.folder, COMPACT, *LAST_FILES)
     if run.is_sharded:
         _export_shards(run)
@@ -113,10 +93,11 @@ def _export_whole(run: Run) -> None:
         # Only an earlier attempt of this run can be there.
         overwrite=True,
     )
-    if run.objects.budget.uniform:
-        _save_uniform(save)
-    else:
-        save()
+    try:
+        save(stock=True if run.objects.budget.uniform else None)
+    except StockError as error:
+        print(error.in_command)
+        save(stock=False)
 
 
 def _export_shards(run: Run) -> None:
@@ -145,15 +126,6 @@ def _compact_report(run: Run) -> CompactReport:
     score = prepared.final_score or prepared.score
     report = run.state.summary.compact_report(score, describe_data(run.settings.values["data"]))
     return replace(report, base_model=getattr(run.objects.source, "hub_name", None))
-
-
-def _save_uniform(save: Callable[..., object]) -> None:
-    """Save a model as one of transformers; if it cannot be, print the reason and save it as a compact folder."""
-    try:
-        save(stock=True)
-    except StockError as error:
-        print(error.in_command)
-        save(stock=False)
 
 
 def report(run: Run) -> None:

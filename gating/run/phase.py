@@ -138,10 +138,7 @@ def _build_trainer(run: Run, phase: Phase, *, steps: int, callbacks: Sequence[Ca
 def _callbacks_of_phase(run: Run, phase: Phase, chosen: Sequence[Callback]) -> list[Callback]:
     """Return the callbacks of a phase in the order in which Lightning calls them.
 
-    Args:
-        run: The run.
-        phase: The phase; the training of a teacher is not part of the run's history.
-        chosen: Callbacks of the settings and of this phase.
+    The training of a teacher is not part of the run's history.
     """
     trainer = run.phases[phase].trainer
     if phase == Phase.SEARCH:

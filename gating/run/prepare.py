@@ -1,14 +1,15 @@
 """Preparation of a run: checks and loading first, then other processes, then the run's folder."""
 
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from filelock import BaseFileLock
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from gating.compact.stock import StockError, stock_model
 from gating.data.examples import Examples
 from gating.discovery.find import search_attention
 from gating.distributed.collectives import broadcast, is_rank_zero, rank
@@ -20,18 +21,20 @@ from gating.models.gradient_checkpointing import check_gradient_checkpointing, e
 from gating.models.meta_model import check_memory, make_meta_model
 from gating.models.sources import load_sharded
 from gating.objectives import Objective
+from gating.objectives.budget import HeadBudget
 from gating.objectives.distillation import check_teacher
+from gating.pruning.prune import remove_in_copy
 from gating.run.data import RunData, encode_examples, load_examples
-from gating.run.folder.claim import FolderCheck, check_claim, claim_folder
+from gating.run.folder.claim import check_claim, claim_folder
 from gating.run.folder.inputs import check_inputs, describe_inputs
 from gating.run.folder.optimized import check_measured
 from gating.run.folder.state import enter_folder
 from gating.run.latency import RunTiming
 from gating.run.measured_budget import measure_budget
 from gating.run.objects import RunObjects, build_objects, build_phases
-from gating.run.outcome import note_unless_stock
 from gating.run.run import Run, RunState
 from gating.run.settings.settings import Settings
+from gating.run.stages import load_teacher
 from gating.sharding.copies import config_without_sharding
 from gating.sharding.plan import reshard
 from gating.storage.transfer import check_login
@@ -39,20 +42,18 @@ from gating.tracking.loggers import resolve_mode
 from gating.training.callbacks.interruption import check_monitors
 from gating.training.steps import count_steps
 
-__all__ = ["prepare"]
+__all__ = ["note_unless_stock", "prepare"]
 
 
 def prepare(settings: Settings, *, resumes: bool) -> Run:
     """Check and load everything, and return the run; no file is written before.
 
-    Args:
-        settings: Settings of the run.
-        resumes: Whether the run in the settings' folder is resumed.
-
     Raises:
         InputError: The settings do not fit the data, the model, the machine, or the folder.
     """
-    devices = _check_machine(settings)
+    devices = check_devices(settings.values["trainer"])
+    if devices.is_sharded:
+        _check_sharded(settings)
     found = check_claim(settings.paths, settings=settings.values, resumes=resumes) if is_rank_zero() else ()
     _check_accounts(settings)
     objects = build_objects(settings)
@@ -78,7 +79,11 @@ def prepare(settings: Settings, *, resumes: bool) -> Run:
     data.module.shard(devices.num_processes, index=rank())
     # By default the folder is named after the time, which differs between ranks.
     settings = settings.in_folder(Path(broadcast(str(settings.paths.folder))))
-    locks = _claim(settings, inputs=inputs, found=found, resumes=resumes)
+    locks: list[BaseFileLock] = []
+    if is_rank_zero():
+        config = None if resumes else settings.to_yaml()
+        locks = claim_folder(settings.paths, settings=settings.values, config=config, inputs=inputs, found=found)
+    enter_folder(settings.paths.folder)
     return Run(
         settings=settings,
         objects=objects,
@@ -93,14 +98,6 @@ def prepare(settings: Settings, *, resumes: bool) -> Run:
         timing=timing,
         state=state,
     )
-
-
-def _check_machine(settings: Settings) -> Devices:
-    """Return the devices of the trainer's settings, if the other settings can be used with them."""
-    devices = check_devices(settings.values["trainer"])
-    if devices.is_sharded:
-        _check_sharded(settings)
-    return devices
 
 
 def _check_sharded(settings: Settings) -> None:
@@ -180,6 +177,19 @@ def _check_objective(objects: RunObjects, objective: Objective, gates: HeadGates
             )
 
 
+def note_unless_stock(model: PreTrainedModel, gates: HeadGates) -> None:
+    """Print why a model cannot become a stock model of transformers although its layers keep equally many units.
+
+    Half of the units are removed from a copy at random, as the choice of a run is not known before it.
+    """
+    scores = torch.rand(len(gates.log_alpha), generator=torch.Generator().manual_seed(0))
+    kept = HeadBudget(keep=0.5, uniform=True).choose(gates, scores)
+    try:
+        stock_model(remove_in_copy(model, gates, kept))
+    except StockError as error:
+        print(f"objective.uniform=true: {error.in_command}")
+
+
 def _check_inputs(settings: Settings, examples: Examples, data: RunData, *, resumes: bool) -> dict[str, Any]:
     """Return a description of the data and the folders that a run reads, the same as before if it is resumed."""
     inputs = describe_inputs(
@@ -219,28 +229,10 @@ def _load_models(
         enable_gradient_checkpointing(model)
     state = RunState(model)
     if objects.distillation is not None and objects.teacher is not None:
-        if devices.is_sharded:
-            state.teacher = load_sharded(objects.teacher, auto_class, make_meta_model(objects.teacher, auto_class))
-        else:
-            state.teacher = objects.teacher.load(auto_class)
+        state.teacher = load_teacher(objects.teacher, auto_class, is_sharded=devices.is_sharded)
         check_teacher(state.teacher, model, data.module.probe_batch())
         for each in (model, state.teacher):
             reshard(each)
     if not devices.is_sharded:
         start_processes(settings.values["trainer"], devices.num_processes)
     return state
-
-
-def _claim(settings: Settings, *, inputs: Mapping[str, Any], found: FolderCheck, resumes: bool) -> list[BaseFileLock]:
-    """Take the run's folders on rank 0, and return the locks; see :func:`claim_folder`."""
-    if is_rank_zero():
-        return claim_folder(
-            settings.paths,
-            settings=settings.values,
-            config=None if resumes else settings.to_yaml(),
-            inputs=inputs,
-            ckpt_path=settings.ckpt_path,
-            found=found,
-        )
-    enter_folder(settings.paths.folder)
-    return []

@@ -121,14 +121,7 @@ class Run:
     def evaluate(
         self, stage: Stage, title: str, *, splits: Sequence[str] = ("validation",), model: PreTrainedModel | None = None
     ) -> None:
-        """Add the metrics of a model to the summary.
-
-        Args:
-            stage: The stage.
-            title: Name of the stage in the report.
-            splits: Splits to evaluate on; test data only at the end of the run.
-            model: The model; by default the run's.
-        """
+        """Add the metrics of a model, by default the run's, to the summary; of test data at the end of the run only."""
         # The removal changes no output, so that slow metrics can wait for it.
         prepared = self.data.prepared
         metrics = prepared.metrics if stage == Stage.SEARCH else prepared.all_metrics

@@ -1,50 +1,54 @@
-"""Stages of a run: a teacher to distill from, the search for heads, and their removal."""
+"""Stages of a run: a teacher to distill from, the search for heads, their removal, and the model after it.
+
+The model without its closed heads and neurons is saved, so that an interrupted recovery can resume.
+"""
 
 import warnings
+from collections.abc import Mapping
 from copy import deepcopy
-from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from gating.distributed.collectives import broadcast, check_same, is_rank_zero
+from gating.distributed.collectives import broadcast, check_same, is_rank_zero, world_size
 from gating.errors import RemedyWarning
 from gating.models.meta_model import make_meta_model
-from gating.models.sources import Pretrained, load_sharded
+from gating.models.sources import ModelSource, Pretrained, load_sharded
 from gating.objectives import HasMovableBudget, Objective
 from gating.objectives.search import Search
 from gating.pruning.finalize import finalize
 from gating.pruning.measure import count_heads
 from gating.pruning.prune_report import unproven_note
+from gating.pruning.repeat import KeptUnits
 from gating.report.summary import Stage
+from gating.run.folder.checkpoints import remove_noted
 from gating.run.folder.contents import Phase
 from gating.run.measured_budget import kept_at_speedup, set_measured_macs
 from gating.run.phase import train_phase
-from gating.run.removed import save_removed
 from gating.run.run import Run
-from gating.sharding.copies import copy_sharded, gather_model
+from gating.sharding.copies import copy_sharded, gather_model, meta_copy, shard_copy, tensors_of
 from gating.sharding.removal import finalize_sharded
+from gating.storage.atomic import replacing_file
 from gating.storage.folders import replacing_folder
 from gating.storage.results import COMPACT_MODEL
 from gating.storage.written import note_written
+from gating.tracking.position import log_position
 from gating.tracking.verbosity import printed_warnings
 from gating.training.callbacks.gates import SearchEnd, log_kept_heads, record_spent
+from gating.training.checkpoints import checkpoint_path, note_checkpoint, read_checkpoint
+from gating.training.shards import NUM_PROCESSES, check_num_processes, load_shards, save_shards
 
-__all__ = ["remove_heads", "search", "train_teacher"]
+__all__ = ["load_teacher", "remove_heads", "restore_removed", "search", "train_teacher"]
 
 
 def train_teacher(run: Run) -> PreTrainedModel:
     """Return a dense copy of the model, fine-tuned with as many steps as the run has and saved for other runs."""
     folder, auto_class = run.paths.teacher, run.objects.task.auto_class
     if run.is_resumed and broadcast(folder.is_dir()):
-        source = Pretrained(str(folder))
-        load = (
-            partial(load_sharded, source, meta_model=make_meta_model(source, auto_class))
-            if run.is_sharded
-            else source.load
-        )
-        teacher = load(auto_class)
+        teacher = load_teacher(Pretrained(str(folder)), auto_class, is_sharded=run.is_sharded)
     else:
         teacher = copy_sharded(run.state.model) if run.is_sharded else deepcopy(run.state.model)
         with run.adapted(teacher):
@@ -59,6 +63,13 @@ def train_teacher(run: Run) -> PreTrainedModel:
     teacher.to(run.state.model.device)  # type: ignore[arg-type]
     run.evaluate(Stage.DENSE, "dense teacher", splits=run.data.module.splits[1:], model=teacher)
     return teacher
+
+
+def load_teacher(source: ModelSource, auto_class: type, *, is_sharded: bool) -> PreTrainedModel:
+    """Load a dense model to distill from, cut over the processes if the model of the run is."""
+    if is_sharded:
+        return load_sharded(source, auto_class, make_meta_model(source, auto_class))
+    return source.load(auto_class)
 
 
 def search(run: Run, objective: Objective) -> Search:
@@ -120,4 +131,67 @@ def remove_heads(run: Run, search: Search) -> None:
     state.summary.warnings += sentences
     state.history.folded = {name: list(values) for name, values in finalized.folded.items()}
     run.evaluate(Stage.REMOVED, "after removal")
-    save_removed(run)
+    _save_removed(run)
+
+
+def _save_removed(run: Run) -> None:
+    """Save the model after the removal: its kept heads and neurons, its weights, and the state of the run.
+
+    Called by all ranks; those of a sharded model each save their shards.
+    """
+    state = run.state
+    if not (is_rank_zero() or run.is_sharded):
+        return
+    state.log_position = log_position(run.loggers)
+    path = checkpoint_path(run.paths.of_phase(Phase.REMOVED), state.search_steps)
+    checkpoint = {
+        "phase": path.parent.name,
+        "kept": vars(KeptUnits.of(state.model)),
+        "history": state.history.state_dict(),
+        "summary": state.summary.state_dict(),
+        "search_steps": state.search_steps,
+        "log_position": state.log_position,
+        NUM_PROCESSES: world_size(),
+    }
+    if is_rank_zero():
+        note_checkpoint(path)
+    if run.is_sharded:
+        save_shards(Path(broadcast(str(path))), {"weights": state.model.state_dict()}, checkpoint)
+        return
+    with replacing_file(path) as new, new.open("wb") as file:
+        torch.save({**checkpoint, "weights": state.model.state_dict()}, file)
+
+
+def restore_removed(run: Run) -> bool:
+    """Repeat a saved removal on the dense model, in place.
+
+    Without one, remove checkpoints of the recovery, and return False.
+    """
+    path, state = run.last_checkpoint(Phase.REMOVED), run.state
+    if path is None:
+        if is_rank_zero():
+            # Recovery starts again, too; its old checkpoints are of a model that no longer exists.
+            remove_noted(run.paths.checkpoints, after=Phase.SEARCH)
+        return False
+    checkpoint = read_checkpoint(path)
+    if run.is_sharded:
+        check_num_processes(checkpoint, path)
+        state.model = _load_compact_shards(state.model, path, checkpoint)
+    else:
+        KeptUnits(**checkpoint["kept"]).remove_others(state.model)
+        state.model.load_state_dict(checkpoint["weights"])
+    state.history.load_state_dict(checkpoint["history"])
+    state.summary.load_state_dict(checkpoint["summary"])
+    state.search_steps, state.log_position = checkpoint["search_steps"], checkpoint["log_position"]
+    return True
+
+
+def _load_compact_shards(model: PreTrainedModel, path: Path, checkpoint: Mapping[str, Any]) -> PreTrainedModel:
+    """Return a copy of a sharded model after a saved removal, with the weights of the checkpoint."""
+    compact = meta_copy(model)
+    KeptUnits(**checkpoint["kept"]).remove_others(compact)
+    shard_copy(compact, model, tensors_of(model), fresh=True)
+    weights = compact.state_dict()
+    load_shards(path, {"weights": weights})
+    compact.load_state_dict(weights)
+    return compact

@@ -37,11 +37,11 @@ _EXPORT_FILES = ("export.json", "genai_config.json", "openvino_model.xml")
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 
 
-def _export_files(folder: Path) -> frozenset[str] | None:
-    return frozenset() if any((folder / name).is_file() for name in _EXPORT_FILES) else None
+def _is_export(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in _EXPORT_FILES)
 
 
-EXPORT = ResultKind("export", _export_files, in_command="--overwrite")
+EXPORT = ResultKind("export", _is_export, in_command="--overwrite")
 
 
 @contextmanager

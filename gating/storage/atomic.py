@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gating.storage.stops import deferring_signals
 
-__all__ = ["replacing_file"]
+__all__ = ["replacing_file", "write_atomically"]
 
 
 @contextmanager
@@ -42,6 +42,12 @@ def replacing_file(target: Path, *, check: Callable[[], object] | None = None) -
             if cause is not None:
                 raise type(cause)(cause.errno, cause.strerror, str(target)) from error
             raise
+
+
+def write_atomically(target: Path, text: str) -> None:
+    """Write a text file; the errors are those of :func:`replacing_file`."""
+    with replacing_file(target) as new:
+        new.write_text(text, encoding="utf-8")
 
 
 def _find_system_error(error: BaseException) -> OSError | None:

@@ -153,11 +153,7 @@ def _reporting_failed_writes(target: Path) -> Iterator[None]:
 
 @contextmanager
 def _scratch_folder(target: Path) -> Iterator[Path]:
-    """Yield a hidden folder beside the target, which is removed afterwards.
-
-    Raises:
-        OSError: A file cannot grow, where ``torch.save`` has raised RuntimeError.
-    """
+    """Yield a hidden folder beside the target, which is removed afterwards."""
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         yield scratch

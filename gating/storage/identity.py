@@ -3,14 +3,10 @@
 import hashlib
 import importlib
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["NUM_ROWS", "Digests", "file_digest", "find_difference", "folder_digests", "table_digests"]
-
-# Digest of each part: the columns of a table, with its number of rows, or the files of a folder.
-Digests = Mapping[str, str | int]
+__all__ = ["NUM_ROWS", "file_digest", "folder_digests", "table_digests"]
 
 NUM_ROWS = "num_rows"
 # Rows of a table that are hashed at once, whatever chunks it was read in.
@@ -30,11 +26,8 @@ _OF_TRAINING = {"trainer_state.json", "training_args.bin", "optimizer.pt", "sche
 def table_digests(table: Any) -> dict[str, str | int] | None:
     """Return the number of rows of a data set and a digest of each column.
 
-    Copies of a data set have equal digests, whatever files, caches and chunks they were read from.
-
-    Args:
-        table: A ``datasets.Dataset``; its format and transform are not applied. Of another data set only the number of
-            rows is known.
+    Copies of a data set have equal digests, whatever files, caches and chunks they were read from. Of another data set
+    than a ``datasets.Dataset``, whose format and transform are not applied, only the number of rows is known.
 
     Returns:
         The digests by column; None for a data set that is a stream, or None.
@@ -63,22 +56,6 @@ def folder_digests(folder: Path) -> dict[str, str | int]:
     """Return a digest of each file of a model, tokenizer or processor in a folder."""
     paths = (path for path in sorted(folder.iterdir()) if path.suffix in _OF_MODELS and path.is_file())
     return {path.name: file_digest(path) for path in paths if path.name not in _OF_TRAINING}
-
-
-def find_difference(before: Digests | None, now: Digests | None) -> str | None:
-    """Return the first part in which two data sets or folders differ; None if they are equal.
-
-    Example:
-        >>> find_difference({"num_rows": 2, "labels": "ab"}, {"num_rows": 2, "labels": "cd"})
-        'labels'
-
-    Args:
-        before: Digests of the earlier one; None if it was unknown.
-        now: Digests of the current one.
-    """
-    if before is None or now is None:
-        return None
-    return next((name for name in {**before, **now} if before.get(name) != now.get(name)), None)
 
 
 def _step(size: int) -> int:

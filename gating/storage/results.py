@@ -48,12 +48,12 @@ class ResultKind:
 
     Attributes:
         name: Name for messages.
-        own_files: Function that returns None if a folder is not such a result.
+        recognizes: Function that returns whether a folder is such a result.
         in_command: Option or setting of the command line that allows overwriting.
     """
 
     name: str
-    own_files: Callable[[Path], frozenset[str] | None]
+    recognizes: Callable[[Path], bool]
     in_command: str
 
 
@@ -78,7 +78,7 @@ def check_result(folder: Path, *, kind: ResultKind) -> None:
         FileExistsError: The folder is not such a result, or holds a file that is not part of it or was changed.
     """
     sums = _checksums(folder)
-    if not sums or kind.own_files(folder) is None:
+    if not sums or not kind.recognizes(folder):
         raise FolderExistsError(
             f"{folder} is not the folder of an earlier {kind.name}, so it is not replaced. Choose another place."
         )
@@ -94,11 +94,7 @@ def check_result(folder: Path, *, kind: ResultKind) -> None:
 
 
 def find_foreign(folder: Path) -> str | None:
-    """Return the name of an entry of a folder that is not as this package has written it, if there is one.
-
-    Args:
-        folder: Folder to search; of one without checksums, all entries are foreign.
-    """
+    """Return the name of an entry of a folder that is not as this package wrote it; any without checksums."""
     sums = _checksums(folder)
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
@@ -120,10 +116,10 @@ def _checksums(folder: Path) -> dict[str, Any]:
     return sums if isinstance(sums, dict) else {}
 
 
-def _compact_files(folder: Path) -> frozenset[str] | None:
+def _is_compact(folder: Path) -> bool:
     # The dense teacher of a run has no card.
     has_files = (folder / "README.md").is_file() and any((folder / name).is_file() for name in (WEIGHTS, INDEX))
-    return frozenset() if has_files and "model_type" in read_table(folder / CONFIG) else None
+    return has_files and "model_type" in read_table(folder / CONFIG)
 
 
-COMPACT_MODEL = ResultKind("compact model", _compact_files, in_command="overwrite=true")
+COMPACT_MODEL = ResultKind("compact model", _is_compact, in_command="overwrite=true")

@@ -26,13 +26,6 @@ def check_same_settings(
 ) -> None:
     """Raise ``InputError`` if a setting that changes the result differs.
 
-    Args:
-        before: The settings that the training began with, nested, as plain values.
-        now: The settings with which it would go on.
-        stored: Beginning of the message, such as ``The run in runs/x has``.
-        present: The other side, such as ``this command``.
-        remedy: End of the message.
-
     Example:
         >>> check_same_settings(
         ...     {"seed": 0}, {"seed": 1}, stored="The run in x has", present="this command", remedy="Leave it out."

@@ -55,12 +55,6 @@ def download(
 
     While the hub cannot be reached, the model is taken from the local cache.
 
-    Args:
-        repo_id: Name on the hub.
-        revision: Branch, tag or commit; ``main`` by default.
-        token: Token of the hub; by default the one of the login.
-        cache_dir: Folder of the cache; by default that of huggingface_hub.
-
     Returns:
         The folder in the cache.
 
@@ -106,9 +100,7 @@ def _download_error(repo_id: str, revision: str | None, error: BaseException) ->
 def cached_card(repo_id: str, *, online: bool = False) -> tuple[bool, Path | None]:
     """Return whether any part of a model is in the hub's cache, and the path of its model card if that is there.
 
-    Args:
-        repo_id: Name on the hub.
-        online: Whether to download the card of a model in the cache that lacks it.
+    If ``online``, the card of a model in the cache that lacks it is downloaded.
     """
     folder = Path(hub.HF_HUB_CACHE) / repo_folder_name(repo_id=repo_id, repo_type="model")
     if not folder.is_dir():
@@ -122,12 +114,7 @@ def cached_card(repo_id: str, *, online: bool = False) -> tuple[bool, Path | Non
 
 
 def check_upload(repo_id: str, *, token: str | bool | None = None, setting: str = "repo_id") -> None:
-    """Check, without a request, that an upload can be tried.
-
-    Args:
-        repo_id: Name on the hub.
-        token: Token of the hub; by default the one of the login.
-        setting: Name of the parameter or setting, for messages.
+    """Check, without a request, that an upload can be tried; errors name the parameter or setting.
 
     Raises:
         ValueError: The name is invalid, or there is no token.
@@ -147,10 +134,6 @@ def check_upload(repo_id: str, *, token: str | bool | None = None, setting: str 
 def check_login(repo_id: str, *, setting: str) -> None:
     """Check that an upload can be tried, and that the hub accepts the token of the login.
 
-    Args:
-        repo_id: Name on the hub.
-        setting: Name of the setting, for messages.
-
     Raises:
         ValueError: The name is invalid, or there is no token.
         ConnectionError: The hub cannot be reached, or refuses the token.
@@ -167,12 +150,6 @@ def check_login(repo_id: str, *, setting: str) -> None:
 
 def upload(folder: Path, repo_id: str, *, private: bool | None = None, token: str | bool | None = None) -> str:
     """Upload a folder, in place of files of the same names and all weights of an earlier upload.
-
-    Args:
-        folder: The folder, which stays as it is.
-        repo_id: Name on the hub; it is created if it does not exist.
-        private: Whether a new repository is private; by default as the account is set.
-        token: Token of the hub; by default the one of the login.
 
     Returns:
         The address of the repository.

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from gating.storage.atomic import replacing_file
+from gating.storage.atomic import write_atomically
 
 __all__ = ["WRITTEN", "note_written", "written_in"]
 
@@ -11,17 +11,10 @@ WRITTEN = ".written"
 
 
 def note_written(folder: Path, *names: str, anew: bool = False) -> None:
-    """Add names to the record of a folder, before the files are written.
-
-    Args:
-        folder: The folder; it is created if needed.
-        names: Paths relative to it.
-        anew: Whether to forget the earlier names.
-    """
+    """Add names to the record of a folder, before the files are written; anew, the earlier names are forgotten."""
     known = frozenset() if anew else written_in(folder) or frozenset()
     if anew or not known.issuperset(names):
-        with replacing_file(folder / WRITTEN) as new:
-            new.write_text("".join(f"{name}\n" for name in sorted(known.union(names))), encoding="utf-8")
+        write_atomically(folder / WRITTEN, "".join(f"{name}\n" for name in sorted(known.union(names))))
 
 
 def written_in(folder: Path) -> frozenset[str] | None:

@@ -11,7 +11,7 @@ from benchmarks.compare import latency
 from benchmarks.compare.methods import LATENCY_METHODS, SPEEDUP, read_method
 from benchmarks.compare.paired import Difference, difference, smallest_difference
 from benchmarks.compare.summary import summary
-from gating.run.settings.open_tables import open_tables
+from gating.run.command import open_tables
 from tests.support.tiny_run import ROOT, checked_settings, make_inputs
 
 

@@ -11,7 +11,7 @@ import pytest
 import train
 from gating.__main__ import main
 from gating.commands.evaluate import evaluate_folder
-from gating.run.sweep.choice import compare
+from gating.run.sweep.results import compare
 from gating.storage.written import note_written
 from tests.run.test_claim import HOLD
 from tests.storage.test_results import put, snapshot

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from gating.report.score import Score
-from gating.run.sweep.choice import compare as read
-from gating.run.sweep.choice import print_choice
+from gating.run.sweep.results import compare as read
+from gating.run.sweep.tradeoff.table import print_choice
 from tests.support.sweeps import write_run
 
 PERPLEXITY = Score("perplexity", scale=1, unit="", higher_is_better=False)

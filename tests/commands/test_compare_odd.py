@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gating.run.sweep.choice import compare as read
-from gating.run.sweep.choice import print_choice
 from gating.run.sweep.records import Job
-from gating.run.sweep.tradeoff.table import as_plain
+from gating.run.sweep.results import compare as read
+from gating.run.sweep.tradeoff.table import as_plain, print_choice
 from tests.support.sweeps import write_run
 
 

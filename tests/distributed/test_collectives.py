@@ -5,14 +5,24 @@ import torch
 import torch.distributed
 
 from gating.distributed import collectives
-from gating.distributed.collectives import all_reduce_max, broadcast, check_same, is_lost_connection, is_rank_zero
+from gating.distributed.collectives import (
+    all_reduce_max,
+    all_reduce_sum,
+    broadcast,
+    check_same,
+    gather_objects,
+    is_lost_connection,
+    is_rank_zero,
+)
 from gating.distributed.watchdog import LostProcess
 
 
 def test_collectives_do_nothing_in_one_process():
     assert is_rank_zero()
     assert all_reduce_max(2, -3) == (2, -3)
+    assert all_reduce_sum(3) == 3
     assert broadcast("here") == "here"
+    assert gather_objects("here") == ["here"]
     check_same(torch.ones(2), "A tensor")
 
 

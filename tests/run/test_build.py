@@ -43,7 +43,6 @@ def fail(path: str) -> None:
         ({"_target_": f"{CALLBACKS}.EarlyStopping"}, "^callbacks.mine cannot be used: .*monitor"),
         ({"_target_": f"{CALLBACKS}.NoSuchThing"}, "^callbacks.mine cannot be used: .*NoSuchThing"),
         ({"_target_": "gating.Distillation", "weight": 2}, "^weight=2 is not a share"),
-        ("early", "^callbacks.mine=early cannot be used"),
     ],
 )
 def test_a_refusal_of_a_constructor_names_the_setting(values, message):

@@ -8,7 +8,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 import train
-from gating.run.settings.open_tables import open_tables
+from gating.run.command import open_tables
 from gating.run.settings.read import read_settings
 from tests.support.tiers import first_of
 from tests.support.tiny_run import ROOT, make_inputs, run_command

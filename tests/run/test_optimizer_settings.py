@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from gating.errors import InputError
+from gating.run.command import open_tables
 from gating.run.settings.build import make_optimizer
-from gating.run.settings.open_tables import open_tables
 from gating.training.optimizers import AdamW, AnyOptimizer
 from tests.support.tiny_run import ROOT, checked_settings
 

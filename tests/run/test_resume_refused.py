@@ -170,9 +170,9 @@ def test_only_one_process_takes_a_folder_and_a_new_run_forgets_the_old_one(tmp_p
     (tmp_path / "checkpoints" / "search").mkdir(parents=True)
     (tmp_path / "checkpoints" / "mine").mkdir()
     paths = RunPaths(tmp_path, tmp_path / "checkpoints")
-    settings = {"overwrite": True}
+    settings = {"overwrite": True, "ckpt_path": None}
     found = check_claim(paths, settings=settings, resumes=False)
-    (lock,) = claim_folder(paths, settings=settings, config="seed: 0\n", inputs={}, ckpt_path=None, found=found)
+    (lock,) = claim_folder(paths, settings=settings, config="seed: 0\n", inputs={}, found=found)
     with lock:
         assert (tmp_path / "config.yaml").read_text() == "seed: 0\n"
         assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["mine"]

@@ -81,6 +81,11 @@ def test_a_missing_setting_is_refused_with_the_way_to_give_it():
         check_settings(budget(num_heads="???"), groups=GROUPS, also={})
 
 
+def test_a_text_in_place_of_a_callback_is_refused():
+    with pytest.raises(ValueError, match=r"^callbacks\.mine=early cannot be used"):
+        check_settings({"callbacks": {"mine": "early"}}, groups={"callbacks"}, also={})
+
+
 def test_a_target_that_does_not_exist_is_refused():
     with pytest.raises(ValueError, match=r"_target_=gating\.NoSuchThing does not exist"):
         check_settings({"objective": {"_target_": "gating.NoSuchThing"}}, groups=GROUPS, also={})

@@ -15,12 +15,13 @@ import train
 from gating.run.command import prepare_arguments
 from gating.run.objects import build_objects
 from gating.run.settings.read import read_settings
-from gating.run.sweep import choice, records
+from gating.run.sweep import records, results
 from gating.run.sweep.callback import SweepReport
+from gating.run.sweep.comparable import dense_metrics
 from gating.run.sweep.dense_first import DenseFirst
 from gating.run.sweep.jobs import begin_jobs, recording_job
 from gating.run.sweep.records import Job, jobs_of, recommended_job
-from gating.run.sweep.reference import dense_metrics
+from gating.run.sweep.tradeoff import figure, table
 from tests.storage.test_results import snapshot
 from tests.support.sweeps import Ended, run_sweep, write_run
 from tests.support.tiers import first_of
@@ -244,10 +245,13 @@ JOBS = [Job(0, ["objective=none"], "0"), Job(1, ["objective.num_heads=36"], "1")
 FAILED = Job(2, ["seed=-1"], "2", "no such seed")
 
 
-@pytest.mark.parametrize("part", ["write_figure", "write_numbers", "print_choice", "compare"])
+@pytest.mark.parametrize(
+    ("module", "part"),
+    [(figure, "write_figure"), (table, "write_numbers"), (table, "print_choice"), (results, "compare")],
+)
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device", "x"), ValueError("odd"), MemoryError()])
-def test_a_failed_job_ends_in_exit_code_1_whatever_fails_at_the_end(part, error, runs, monkeypatch, capsys):
-    monkeypatch.setattr(choice, part, mock.Mock(side_effect=error))
+def test_a_failed_job_ends_in_exit_code_1_whatever_fails_at_the_end(module, part, error, runs, monkeypatch, capsys):
+    monkeypatch.setattr(module, part, mock.Mock(side_effect=error))
     code, out, err = end_of(runs, [*JOBS, FAILED], capsys=capsys)
     assert code == 1
     assert err.endswith("error: 1 job(s) of the sweep failed:\n  job 2 (seed=-1): no such seed\n")

@@ -8,7 +8,7 @@ import transformers
 
 import gating
 from gating.gates import create_gates
-from gating.run.outcome import note_unless_stock
+from gating.run.prepare import note_unless_stock
 from tests.run.test_train import run_here
 from tests.support.family_models import FAMILIES
 from tests.support.tiny_run import make_inputs

@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 import train
-from gating.run.settings.recall import recall
+from gating.run.settings.recall import with_recalled
 from gating.run.settings.settings import as_plain
 from tests.support.tiny_run import ROOT, compose_settings
 
@@ -23,7 +23,7 @@ def resume(folder: Path, *settings: str) -> int | str | None:
 
 def recalled(folder: Path, *settings: str) -> dict[str, Any]:
     overrides = [f"resume={folder}", *settings]
-    return recall(as_plain(compose_settings(overrides)), overrides, conf=ROOT / "conf")
+    return with_recalled(as_plain(compose_settings(overrides)), overrides, conf=ROOT / "conf")
 
 
 def change(folder: Path, **settings: Any) -> None:

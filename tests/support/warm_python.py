@@ -29,7 +29,7 @@ PRELOADED = (
     "train",
     "gating.run.ending",
     "gating.run.execute",
-    "gating.run.sweep.choice",
+    "gating.run.sweep.results",
     "matplotlib.backends.backend_agg",
     "matplotlib.figure",
     "transformers.models.bert.modeling_bert",

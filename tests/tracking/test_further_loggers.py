@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator as PluginAccumulator
 
 import train
-from gating.run.settings.open_tables import open_tables
+from gating.run.command import open_tables
 from gating.tracking import tensorboard_log
 from gating.tracking.loggers import build_loggers
 from gating.tracking.position import log_position, return_to

@@ -12,8 +12,9 @@ from gating.errors import InputError
 from gating.run.folder.checkpoints import has_checkpoint
 from gating.run.folder.contents import INPUTS
 from gating.run.folder.stored_settings import local_places
-from gating.storage.atomic import replacing_file
-from gating.storage.identity import NUM_ROWS, Digests, find_difference, folder_digests, table_digests
+from gating.storage.atomic import write_atomically
+from gating.storage.identity import NUM_ROWS, folder_digests, table_digests
+from gating.storage.same_settings import find_difference
 
 __all__ = ["Inputs", "check_inputs", "data_difference", "describe_inputs", "read_inputs", "write_inputs"]
 
@@ -39,11 +40,7 @@ def describe_inputs(
 ) -> dict[str, Any]:
     """Return the data of a run, and the folders of its model, tokenizer and teacher.
 
-    Args:
-        settings: All settings, as plain values.
-        splits: The encoded examples.
-        num_rows: Number of rows of each split before they were encoded.
-        classes: Names of the classes, if there are any.
+    The rows of each split are counted before they are encoded.
     """
     places = local_places(settings)
     folders = {name: path for name, path in places.items() if not name.startswith("data.") and path.is_dir()}
@@ -81,8 +78,7 @@ def read_inputs(folder: Path) -> dict[str, Any] | None:
 
 def write_inputs(folder: Path, inputs: Inputs) -> None:
     """Write the record of a run's inputs."""
-    with replacing_file(folder / INPUTS) as new:
-        new.write_text(json.dumps(inputs, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_atomically(folder / INPUTS, json.dumps(inputs, indent=1, ensure_ascii=False) + "\n")
 
 
 def check_inputs(folder: Path, inputs: Inputs, *, allow_changed: bool = False) -> None:
@@ -109,21 +105,15 @@ def check_inputs(folder: Path, inputs: Inputs, *, allow_changed: bool = False) -
     _log.warning(f"The run in {folder} goes on with other data (data.allow_changed=true): {changed}.")
 
 
-def data_difference(before: Inputs, inputs: Inputs, *, split: str, now: str | None = None) -> str | None:
-    """Return the difference of a split in two runs, as a sentence without its period; None if it is equal.
-
-    Args:
-        before: Inputs of the earlier one.
-        inputs: Inputs of the current one.
-        split: Name of the split in the earlier one.
-        now: Its name in the current one; the same by default.
-    """
-    old, new = before["data"].get(split), inputs["data"].get(now or split)
+def data_difference(before: Inputs, inputs: Inputs, *, split: str) -> str | None:
+    """Return the difference of a split in two runs, as a sentence without its period; None if it is equal."""
+    old, new = before["data"].get(split), inputs["data"].get(split)
     if old is None or new is None:
         return f"there {'is' if old is None else 'was'} {split} data {'now' if old is None else 'before, and now none'}"
-    name = find_difference(old, new)
-    if name is None:
+    changed = find_difference(old, new)
+    if changed is None:
         return None
+    name = changed[0]
     where = f"the {split} data{_place_of(before, inputs, split)}"
     if name == NUM_ROWS:
         return f"{where} has {new[NUM_ROWS]} rows, and had {old.get(NUM_ROWS)}"
@@ -138,11 +128,10 @@ def _difference(before: Inputs, now: Inputs) -> str | None:
         found = data_difference(before, now, split=split)
         if found is not None:
             return found
-    for name in {**before["folders"], **now["folders"]}:
-        old: Digests | None = before["folders"].get(name)
-        file = find_difference(old, now["folders"].get(name))
-        if file is not None:
-            return f"{name}={now['places'].get(name)} has another {file}{_former(before, now, name)}"
+    for name in (name for name in before["folders"] if name in now["folders"]):
+        changed = find_difference(before["folders"][name], now["folders"][name])
+        if changed is not None:
+            return f"{name}={now['places'].get(name)} has another {changed[0]}{_former(before, now, name)}"
     return None
 
 

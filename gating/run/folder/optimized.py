@@ -19,9 +19,6 @@ _NAME = re.compile(rf"({_METRIC.pattern})|(num_heads|num_heads_before|seconds)/\
 def check_optimized(name: str | None) -> None:
     """Check that a name can be in ``metrics.json``; the metrics of a task are known only at the end of a run.
 
-    Args:
-        name: The setting ``optimized_metric``; None for the task's validation score.
-
     Raises:
         InputError: The name cannot be there.
     """
@@ -36,11 +33,6 @@ def check_optimized(name: str | None) -> None:
 
 def check_measured(name: str | None, prepared: Prepared, *, num_evaluated: Mapping[str, int]) -> None:
     """Check that a run will measure the metric that it returns, before it trains.
-
-    Args:
-        name: The setting ``optimized_metric``.
-        prepared: The data of the task, with its metrics.
-        num_evaluated: Number of batches to evaluate on, by split.
 
     Raises:
         InputError: There is no such metric, or its split is not evaluated.
@@ -58,11 +50,7 @@ def check_measured(name: str | None, prepared: Prepared, *, num_evaluated: Mappi
 
 
 def optimized_value(folder: Path, name: str | None) -> float | None:
-    """Return a number of a finished run.
-
-    Args:
-        folder: The run's folder.
-        name: Its name in ``metrics.json``; None for the task's validation score.
+    """Return a number of a finished run by its name in ``metrics.json``; by default the task's validation score.
 
     Returns:
         The number; None if it has no value, or the run had no validation.
@@ -75,14 +63,11 @@ def optimized_value(folder: Path, name: str | None) -> float | None:
     if not isinstance(found.get("metric"), str):
         raise InputError(f"{path} does not have the numbers of a run: train it again, with overwrite=true.")
     # None stands for numbers that are not finite, too.
-    numbers = {key: finite_number(value) for key, value in found.items() if _is_number(value)}
+    kinds = (int, float, type(None))
+    numbers = {key: finite_number(value) for key, value in found.items() if type(value) in kinds}
     if name is not None and name not in numbers:
         raise InputError(
             f"optimized_metric={name} is not in {path} of the finished run, which has {', '.join(sorted(numbers))}. "
             f"Give one of these with resume={folder}."
         )
     return numbers.get(name or f"val/{found['metric']}")
-
-
-def _is_number(value: object) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))

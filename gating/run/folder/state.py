@@ -1,25 +1,21 @@
 """State of a run's folder: finished or not, and its owner."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import filelock
 
 from gating.errors import InputError
-from gating.run.folder.contents import LOCK, METRICS, OWNER_MARK
-from gating.storage.folders import is_inside
+from gating.run.folder.contents import LOCK, METRICS
 
 __all__ = [
     "current_folder",
     "enter_folder",
-    "has_own_checkpoints",
     "holding",
     "is_finished",
-    "leave_folder",
     "owned_by_other_process",
     "owned_by_this_process",
-    "owner_of",
     "take_lock",
 ]
 
@@ -36,15 +32,11 @@ def owned_by_other_process(folder: Path) -> bool:
     """Return whether another process trains a run; nothing is written to a folder that no process has taken."""
     if not (folder / LOCK).exists():
         return False
-    lock = _lock_of(folder)
     try:
-        lock.acquire(blocking=False)
-    except filelock.Timeout:
+        with holding(folder, problem="It has the lock."):
+            return False
+    except InputError:
         return True
-    except NotImplementedError:
-        return False
-    lock.release()
-    return False
 
 
 def owned_by_this_process(folder: Path) -> bool:
@@ -53,11 +45,7 @@ def owned_by_this_process(folder: Path) -> bool:
 
 
 def take_lock(folder: Path, *, problem: str) -> filelock.BaseFileLock:
-    """Return the lock of a folder, which this process has from now on; the system releases it with the process.
-
-    Args:
-        folder: The folder of a run or a sweep; it is created if needed.
-        problem: Message of the error.
+    """Return the lock of a folder, which is created if needed; the system releases it with this process.
 
     Raises:
         InputError: Another process has it.
@@ -83,47 +71,15 @@ def holding(folder: Path, *, problem: str) -> Iterator[None]:
         lock.release()
 
 
-def has_own_checkpoints(folder: Path, checkpoints: Path) -> bool:
-    """Return whether checkpoints are inside a run's folder, or have the same owner mark as the folder.
-
-    A copy of a run has its mark, too, but those outside its folder are the original's.
-    """
-    if is_inside(checkpoints, folder):
-        return True
-    owner = owner_of(checkpoints)
-    return _have_same_mark(folder, checkpoints) and (owner is None or owner.samefile(folder))
-
-
-def owner_of(checkpoints: Path) -> Path | None:
-    """Return the folder of the run that owns checkpoints outside of it; None if it is not known or was moved."""
-    with suppress(OSError, ValueError):
-        _, _, path = (checkpoints / OWNER_MARK).read_text(encoding="utf-8").partition("\n")
-        return Path(path) if path and _have_same_mark(Path(path), checkpoints) else None
-    return None
-
-
-def _have_same_mark(folder: Path, checkpoints: Path) -> bool:
-    with suppress(OSError, ValueError):
-        mark = (folder / OWNER_MARK).read_text(encoding="utf-8")
-        return bool(mark) and mark == (checkpoints / OWNER_MARK).read_text(encoding="utf-8")
-    return False
-
-
 def current_folder() -> Path | None:
     """Return the folder of the run in this process; None before it starts."""
     return _current
 
 
-def enter_folder(folder: Path) -> None:
-    """Make a folder that of the run in this process."""
+def enter_folder(folder: Path | None) -> None:
+    """Make a folder that of the run in this process; None before the next run of a sweep."""
     global _current
     _current = folder
-
-
-def leave_folder() -> None:
-    """Clear the current folder before the next run of a sweep."""
-    global _current
-    _current = None
 
 
 def _lock_of(folder: Path) -> filelock.BaseFileLock:

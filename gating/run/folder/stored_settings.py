@@ -4,12 +4,13 @@ Files and folders in them are absolute: a relative path means another place in a
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import OmegaConf
 
+from gating.compact.files import walk
 from gating.errors import InputError
 from gating.run.folder.contents import CONFIG
 
@@ -57,23 +58,12 @@ def read_settings_of(folder: Path, *, name: str = CONFIG) -> dict[str, Any]:
 
 
 def with_values(settings: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings with some values changed.
+    """Return settings with some of their values replaced, by dotted name, in which items of lists have numbers.
 
-    >>> with_values({"seed": 0, "optimizer": {"lr": 1.0}}, {"optimizer.betas": None})
-    {'seed': 0, 'optimizer': {'lr': 1.0, 'betas': None}}
-
-    Args:
-        settings: Nested settings.
-        values: Values by dotted name; groups that the settings lack are left out.
+    >>> with_values({"seed": 0, "data": {"train": ["x.csv"]}}, {"data.train.0": "/x.csv"})
+    {'seed': 0, 'data': {'train': ['/x.csv']}}
     """
-    changed = dict(settings)
-    for name, value in values.items():
-        group, _, inner = name.rpartition(".")
-        if not group:
-            changed[inner] = value
-        elif isinstance(changed.get(group), Mapping):
-            changed[group] = {**changed[group], inner: value}
-    return changed
+    return {name: _replaced(value, name, values) for name, value in settings.items()}
 
 
 def stored_checkpoint_folder(folder: Path, settings: Mapping[str, Any]) -> Path:
@@ -88,15 +78,11 @@ def absolute_path(value: str) -> str:
 
 
 def local_places(settings: Mapping[str, Any]) -> dict[str, Path]:
-    """Return the existing files and folders that settings of data, model and teacher name, by dotted name.
-
-    Args:
-        settings: All settings of a run, as plain values.
-    """
+    """Return the existing files and folders that settings of data, model and teacher name, by dotted name."""
     found = {}
     for group in _PLACES:
-        for name, value in _strings(settings.get(group) or {}, group):
-            if _is_place(settings[group], name, value):
+        for name, value in walk(settings.get(group), within=f"{group}."):
+            if isinstance(value, str) and _is_place(settings[group], name, value):
                 found[name] = Path(absolute_path(value))
     return found
 
@@ -105,30 +91,12 @@ def with_absolute_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings with absolute paths in place of relative ones.
 
     Names on the hub stay, and so do paths that do not exist.
-
-    Args:
-        settings: All settings of a run, as plain values.
     """
-    places = {name: str(path) for name, path in local_places(settings).items()}
-    changed = {**settings, **{group: _replaced(settings.get(group), group, places) for group in _PLACES}}
-    changed = {group: value for group, value in changed.items() if group in settings}
-    paths = settings.get("paths")
-    if isinstance(paths, Mapping):
-        given = {name: absolute_path(value) for name, value in paths.items() if isinstance(value, str) and value}
-        changed["paths"] = {**paths, **given}
-    return changed
-
-
-def _strings(value: Any, name: str) -> Iterator[tuple[str, str]]:
-    """Yield the texts in settings with their dotted names."""
-    if isinstance(value, str):
-        yield name, value
-    elif isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _strings(inner, f"{name}.{key}")
-    elif isinstance(value, (list, tuple)):
-        for number, inner in enumerate(value):
-            yield from _strings(inner, f"{name}.{number}")
+    absolute = {name: str(path) for name, path in local_places(settings).items()}
+    for name, value in (settings.get("paths") or {}).items():
+        if isinstance(value, str) and value:
+            absolute[f"paths.{name}"] = absolute_path(value)
+    return with_values(settings, absolute)
 
 
 def _is_place(settings: Mapping[str, Any], name: str, value: str) -> bool:
@@ -141,9 +109,9 @@ def _is_place(settings: Mapping[str, Any], name: str, value: str) -> bool:
     return is_named and bool(value) and "\0" not in value and os.path.lexists(os.path.expanduser(value))
 
 
-def _replaced(value: Any, name: str, places: Mapping[str, str]) -> Any:
+def _replaced(value: Any, name: str, values: Mapping[str, Any]) -> Any:
     if isinstance(value, Mapping):
-        return {key: _replaced(inner, f"{name}.{key}", places) for key, inner in value.items()}
+        return {key: _replaced(inner, f"{name}.{key}", values) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_replaced(inner, f"{name}.{number}", places) for number, inner in enumerate(value)]
-    return places.get(name, value)
+        return [_replaced(inner, f"{name}.{number}", values) for number, inner in enumerate(value)]
+    return values.get(name, value)

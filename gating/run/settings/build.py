@@ -41,19 +41,12 @@ _NEEDED = {
 }
 
 
-def build(name: str, values: Any, **options: Any) -> Any:
-    """Return the object that a group of settings describes.
-
-    Args:
-        name: Dotted name of the group, for messages.
-        values: Its values: ``_target_`` and keyword arguments.
-        options: Further keyword arguments of :func:`hydra.utils.instantiate`.
+def build(name: str, values: Mapping[str, Any], **options: Any) -> Any:
+    """Return the object that a group of settings describes; options are those of :func:`hydra.utils.instantiate`.
 
     Raises:
-        InputError: The values are not a group of settings, the constructor rejects them, or its object does not fit.
+        InputError: The constructor rejects the values, or its object does not fit.
     """
-    if not isinstance(values, Mapping):
-        raise InputError(f"{name}={values} cannot be used: {name} is a group of settings.")
     built, error = _instantiate(values, **options)
     if error is None:
         needed = None if "_partial_" in options else _NEEDED.get(name.partition(".")[0])
@@ -69,7 +62,7 @@ def build(name: str, values: Any, **options: Any) -> Any:
     raise InputError(f"{name} cannot be used: {explain(error).rstrip('.')}.") from error
 
 
-def partial_of(name: str, values: Any) -> partial[Any]:
+def partial_of(name: str, values: Mapping[str, Any]) -> partial[Any]:
     """Return a group of settings as a function of the remaining arguments; its nested objects are built.
 
     Raises:
@@ -82,10 +75,6 @@ def partial_of(name: str, values: Any) -> partial[Any]:
 
 def call_source(name: str, values: Mapping[str, Any]) -> Any:
     """Return the result of a function that settings name; errors inside a user's function keep their traceback.
-
-    Args:
-        name: Name of the group of settings.
-        values: ``_target_`` and keyword arguments of the function.
 
     Raises:
         InputError: The function does not take the arguments.

@@ -28,57 +28,45 @@ _MISSING = "???"
 _KINDS = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
 # Lightning takes 1e3 steps, too.
 _Steps = Annotated[float, Field(multiple_of=1)]
-
-
-class _SweepSettings(typing.TypedDict):
-    """Settings of the end of a sweep."""
-
-    max_drop: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-
-class _RunSettings(typing.TypedDict):
-    """Settings outside of groups."""
-
-    output_dir: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
-    overwrite: bool
-    resume: str | None
-    ckpt_path: str | None
-    seed: Annotated[int, Field(ge=0, lt=2**32)]
-    recovery: Annotated[float, Field(ge=0, lt=1)]
-    compile: bool
-    gradient_checkpointing: bool
-    recovery_keep: Literal["best", "last"]
-    keep_checkpoints: bool
-    optimized_metric: str | None
-    push_to_hub: str | None
+# Batches, or a share of all.
+_LIMIT = Annotated[int, Field(ge=0, strict=True)] | Annotated[float, Field(ge=0, le=1)]
+# Types of the settings outside of groups.
+_OF_RUN: Mapping[str, Any] = {
+    "output_dir": Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)],
+    "overwrite": bool,
+    "resume": str | None,
+    "ckpt_path": str | None,
+    "seed": Annotated[int, Field(ge=0, lt=2**32)],
+    "recovery": Annotated[float, Field(ge=0, lt=1)],
+    "compile": bool,
+    "gradient_checkpointing": bool,
+    "recovery_keep": Literal["best", "last"],
+    "keep_checkpoints": bool,
+    "optimized_metric": str | None,
+    "push_to_hub": str | None,
     # Interpolations need it; each phase of a run replaces it.
-    phase: Literal["teacher", "dense", "search", "removed", "recovery"]
+    "phase": Literal["teacher", "dense", "search", "removed", "recovery"],
+}
+# Of the end of a sweep.
+_OF_SWEEP: Mapping[str, Any] = {"max_drop": Annotated[float, Field(ge=0, allow_inf_nan=False)]}
+# Of Lightning's trainer, as far as a run reads them itself.
+_OF_TRAINER: Mapping[str, Any] = {
+    "max_epochs": Annotated[float, Field(ge=-1, allow_inf_nan=False)],
+    "max_steps": Annotated[_Steps, Field(ge=-1)],
+    "accelerator": Any,
+    "devices": Any,
+    "gradient_clip_val": Annotated[float, Field(ge=0, allow_inf_nan=False)] | None,
+    "accumulate_grad_batches": Annotated[int, Field(ge=1)],
+    "limit_train_batches": _LIMIT,
+    "limit_val_batches": _LIMIT,
+    "val_check_interval": Annotated[int, Field(ge=1, strict=True)] | Annotated[float, Field(gt=0, le=1)],
+    "log_every_n_steps": Annotated[_Steps, Field(ge=1)],
+}
+_OPTIONAL_OF_TRAINER: Mapping[str, Any] = {
+    "max_time": str | dict[str, float] | None,
+    "limit_test_batches": _LIMIT | None,
+}
 
-
-class _TrainerOptions(typing.TypedDict, total=False):
-    """Optional settings of Lightning's trainer."""
-
-    max_time: str | dict[str, float] | None
-    limit_test_batches: Annotated[int, Field(ge=0, strict=True)] | Annotated[float, Field(ge=0, le=1)] | None
-
-
-class _TrainerSettings(_TrainerOptions):
-    """Settings of Lightning's trainer that a run reads itself."""
-
-    max_epochs: Annotated[float, Field(ge=-1, allow_inf_nan=False)]
-    max_steps: Annotated[_Steps, Field(ge=-1)]
-    accelerator: Any
-    devices: Any
-    gradient_clip_val: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None
-    accumulate_grad_batches: Annotated[int, Field(ge=1)]
-    limit_train_batches: Annotated[int, Field(ge=0, strict=True)] | Annotated[float, Field(ge=0, le=1)]
-    limit_val_batches: Annotated[int, Field(ge=0, strict=True)] | Annotated[float, Field(ge=0, le=1)]
-    val_check_interval: Annotated[int, Field(ge=1, strict=True)] | Annotated[float, Field(gt=0, le=1)]
-    log_every_n_steps: Annotated[_Steps, Field(ge=1)]
-
-
-# Groups whose target is outside of this package.
-_FOREIGN = {"trainer": _TrainerSettings}
 # Groups that only change others, and groups without a target.
 _CHANGES = {"debug", "experiment", "hparams_search", "hydra", "sweep"}
 _PLAIN = {"callbacks", "paths"}
@@ -87,14 +75,10 @@ _PLAIN = {"callbacks", "paths"}
 def check_complete(settings: Mapping[str, Any], *, groups: Collection[str]) -> None:
     """Check that all settings that every run reads are present.
 
-    Args:
-        settings: Nested plain values, as composed from ``conf/``.
-        groups: Names of the groups of settings.
-
     Raises:
         InputError: A setting is missing; the message has its dotted name.
     """
-    needed = [*_RunSettings.__annotations__, "convergence", *sorted(set(groups) - _CHANGES), "paths.checkpoints"]
+    needed = [*_OF_RUN, "convergence", *sorted(set(groups) - _CHANGES), "paths.checkpoints"]
     for group in {*groups, "convergence"} - _CHANGES:
         values = settings.get(group)
         if group in settings and values is None and group != "convergence":
@@ -102,7 +86,7 @@ def check_complete(settings: Mapping[str, Any], *, groups: Collection[str]) -> N
         if isinstance(values, Mapping):
             # An empty distillation group means no distillation.
             needed += [] if group in _PLAIN or (group == "distillation" and not values) else [f"{group}._target_"]
-            needed += [f"{group}.{name}" for name in _FOREIGN[group].__required_keys__] if group in _FOREIGN else []
+            needed += [f"trainer.{name}" for name in _OF_TRAINER] if group == "trainer" else []
     needed += [f"{name}._target_" for name, value in _callbacks(settings) if isinstance(value, Mapping)]
     for name in needed:
         here: Any = settings
@@ -120,18 +104,13 @@ def check_settings(
 ) -> None:
     """Check the name and type of every setting against the signature that takes it.
 
-    Args:
-        settings: Nested plain values, as composed from ``conf/``. Groups with a ``_target_`` of this package are
-            compared with its signature.
-        groups: Names of the groups of settings.
-        also: Further functions that take settings of a group, by group.
+    Groups with a ``_target_`` of this package are compared with its signature, and with further functions, ``also``.
 
     Raises:
         InputError: A setting is unknown, missing or of the wrong type; the message has its dotted name.
     """
-    own = typing.get_type_hints(_RunSettings, include_extras=True)
-    check_names("", settings, {**own, **dict.fromkeys(groups)})
-    _check_values("", settings, own)
+    check_names("", settings, {*_OF_RUN, *groups})
+    _check_values("", settings, _OF_RUN)
     for name, value in [*((name, settings.get(name)) for name in groups), *_callbacks(settings)]:
         if value is not None and not isinstance(value, Mapping):
             raise InputError(f"{name}={value} cannot be used: {name} is a group of settings.")
@@ -139,16 +118,15 @@ def check_settings(
         if isinstance(values, Mapping):
             _check_group(f"{group}.", values, also.get(group, ()))
         if group == "sweep":
-            kinds = typing.get_type_hints(_SweepSettings, include_extras=True)
-            check_names("sweep.", values, kinds)
-            _check_values("sweep.", values, kinds)
+            check_names("sweep.", values, _OF_SWEEP)
+            _check_values("sweep.", values, _OF_SWEEP)
         if group == "paths":
             _check_values("paths.", values, dict.fromkeys(values, str))
-        if group in _FOREIGN:
-            _check_values(f"{group}.", values, typing.get_type_hints(_FOREIGN[group], include_extras=True))
-            target = locate_target(values["_target_"], f"{group}.")
+        if group == "trainer":
+            _check_values("trainer.", values, {**_OF_TRAINER, **_OPTIONAL_OF_TRAINER})
+            target = locate_target(values["_target_"], "trainer.")
             if not takes_any(target):
-                check_names(f"{group}.", values, _parameter_types(target))
+                check_names("trainer.", values, _parameter_types(target))
 
 
 def _callbacks(settings: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -192,11 +170,6 @@ def _check_group(prefix: str, settings: Mapping[str, Any], also: Sequence[Callab
 def check_call(function: Callable[..., Any], settings: Mapping[str, Any], *, name: str) -> None:
     """Check that a function takes settings as its keyword arguments, without calling it.
 
-    Args:
-        function: The function.
-        settings: A group of settings; keys such as ``_target_`` are not arguments.
-        name: Dotted name of the group, for the message.
-
     Raises:
         InputError: The function does not take them.
     """
@@ -209,10 +182,6 @@ def check_call(function: Callable[..., Any], settings: Mapping[str, Any], *, nam
 
 def locate_target(target: object, prefix: str) -> Callable[..., Any]:
     """Import the function or class that a setting names.
-
-    Args:
-        target: Its dotted name.
-        prefix: Prefix of the setting's name, for messages.
 
     Raises:
         InputError: It does not exist, has no signature, or importing its module fails.

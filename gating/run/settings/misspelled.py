@@ -1,8 +1,8 @@
 """Misspelled names of settings, found without importing the classes that take them.
 
-Hydra knows the names in the files of ``conf/``. The groups of :mod:`gating.run.settings.open_tables` take more: every
-parameter of their class. Signatures are read from source files here, since importing torch and Lightning takes seconds;
-a class that cannot be read is left to :mod:`gating.run.settings.check`.
+Hydra knows the names in the files of ``conf/``. The groups below take more: every parameter of their class. Signatures
+are read from source files here, since importing torch and Lightning takes seconds; a class that cannot be read is left
+to :mod:`gating.run.settings.check`.
 """
 
 import ast
@@ -36,12 +36,7 @@ _Signed = ast.FunctionDef | ast.ClassDef
 
 
 def check_names(prefix: str, settings: Iterable[str], names: Iterable[str]) -> None:
-    """Check that settings of a group have names that are known.
-
-    Args:
-        prefix: Name of the group and a dot, for the message; empty at the top level.
-        settings: Names of the settings. Those with an underscore in front are Hydra's.
-        names: Names that there are.
+    """Check that settings of a group have names that are known; those with an underscore in front are Hydra's.
 
     Raises:
         InputError: There is no such setting; the message has the nearest name, or all there are.
@@ -54,10 +49,6 @@ def check_names(prefix: str, settings: Iterable[str], names: Iterable[str]) -> N
 
 def check_added(cfg: DictConfig, overrides: Sequence[str]) -> None:
     """Check the names of the settings that a command gives to classes, as far as source files tell.
-
-    Args:
-        cfg: The configuration as composed by Hydra.
-        overrides: Overrides of the command line.
 
     Raises:
         InputError: A class has no such setting.

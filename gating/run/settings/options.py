@@ -38,11 +38,7 @@ class Option(NamedTuple):
 
 
 def read_options(conf: Path) -> list[Option]:
-    """Return all options of a command.
-
-    Args:
-        conf: The program's folder; those of ``--config-dir`` and of Hydra's search path are added.
-    """
+    """Return the options in the program's folder, that of ``--config-dir`` and those of Hydra's search path."""
     folders = [conf, *_folders_of_command()]
     return [option for folder in dict.fromkeys(folders) for option in _read_folder(folder)]
 
@@ -97,9 +93,7 @@ def names_given(overrides: Sequence[str], options: Sequence[Option]) -> list[str
 def naming_settings(settings: Mapping[str, Any], *, conf: Path | None = None) -> Iterator[None]:
     """Add the message for a command to errors in a ``with`` block, with dotted names of settings.
 
-    Args:
-        settings: The settings of the command, as plain values.
-        conf: Its configuration folder, whose options are named in place of their classes; None to name the classes.
+    With the configuration folder, its options are named in place of their classes.
     """
     try:
         yield

@@ -5,7 +5,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gating import tasks
@@ -24,7 +23,7 @@ from gating.run.settings.check import (
     locate_target,
     takes_any,
 )
-from gating.run.settings.settings import Settings, as_plain, is_dense
+from gating.run.settings.settings import Settings, as_plain, is_dense, resolve
 from gating.training.optimizers import AnyOptimizer
 
 __all__ = ["read_settings", "resolving"]
@@ -32,10 +31,6 @@ __all__ = ["read_settings", "resolving"]
 
 def read_settings(composed: Mapping[str, Any], *, groups: Collection[str]) -> Settings:
     """Return the settings of a configuration, each validated against the signature that takes it.
-
-    Args:
-        composed: The configuration, with its interpolations; unchanged.
-        groups: Names of the groups of settings.
 
     Raises:
         InputError: A setting is missing, unknown, of the wrong type, or contradicts another one.
@@ -47,7 +42,7 @@ def read_settings(composed: Mapping[str, Any], *, groups: Collection[str]) -> Se
             # Budgets of an experiment are not meant for its dense run.
             plain["objective"] = {"_target_": plain["objective"]["_target_"]}
         plain["optimizer"] = drop_unaccepted_settings(plain["optimizer"])
-        values: dict[str, Any] = OmegaConf.to_container(OmegaConf.create(plain), resolve=True)  # type: ignore[assignment]
+        values = resolve(plain)
     values["data"] = _without_defaults(values["data"])
     # A user finds batches, tokens and columns among the settings of the data.
     places: dict[str, list[Callable[..., Any]]] = {

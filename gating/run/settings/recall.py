@@ -15,16 +15,17 @@ from omegaconf import OmegaConf
 
 from gating.compact.files import walk
 from gating.errors import InputError
+from gating.run.folder.checkpoints import has_own_checkpoints
 from gating.run.folder.contents import CONFIG
-from gating.run.folder.earlier_run import check_links
-from gating.run.folder.resume import OF_COMMAND, named_run
-from gating.run.folder.state import has_own_checkpoints
+from gating.run.folder.effect import OF_COMMAND
+from gating.run.folder.own_files import check_links
+from gating.run.folder.resume import named_run
 from gating.run.folder.stored_settings import MEASURED, read_settings_of, stored_checkpoint_folder
 from gating.run.settings.options import Option, names_given, read_options
 from gating.run.settings.read import resolving
 from gating.tracking.redaction import HIDDEN
 
-__all__ = ["recall", "with_recalled"]
+__all__ = ["with_recalled"]
 
 # The current phase has its checkpoints here.
 _OWN_PLACE = "${paths.checkpoints}/${phase}"
@@ -41,33 +42,20 @@ _KERNEL = re.compile(r"(model|distillation)\..*(attn|experts)_implementation")
 
 
 def with_recalled(composed: Mapping[str, Any], overrides: Sequence[str], *, conf: Path) -> dict[str, Any]:
-    """Return the settings of a command with those that :func:`recall` takes from a run's folder."""
-    with resolving():
-        return {**composed, **recall(composed, overrides, conf=conf)}
+    """Return the settings of a command, with those of the run that it resumes which its command line does not set.
 
-
-def recall(composed: Mapping[str, Any], overrides: Sequence[str], *, conf: Path) -> dict[str, Any]:
-    """Return the settings of the run that a command resumes, except those that its command line sets.
-
-    A command thus needs only ``resume=DIR``. With ``resume=auto``, the command is whole.
-
-    Args:
-        composed: The settings of the command, as plain values with their interpolations.
-        overrides: Overrides of the command line.
-        conf: The configuration folder of the program.
-
-    Returns:
-        Settings by name, to replace whole groups; empty if the command resumes no run by name.
+    A command thus needs only ``resume=DIR``. With ``resume=auto``, or where it resumes no run, the command is whole.
 
     Raises:
         InputError: There is no such run, a setting was a secret, or a setting is not trusted.
     """
-    cfg = OmegaConf.create(dict(composed))
-    resume, ckpt_path = OmegaConf.select(cfg, "resume"), OmegaConf.select(cfg, "ckpt_path")
-    if not all(value is None or isinstance(value, str) for value in (resume, ckpt_path)):
-        return {}  # The validation of all settings refuses them.
-    if ckpt_path is None and resume in (None, "auto"):
-        return {}
+    with resolving():
+        cfg = OmegaConf.create(dict(composed))
+        resume, ckpt_path = OmegaConf.select(cfg, "resume"), OmegaConf.select(cfg, "ckpt_path")
+    # The validation of all settings refuses values that are no texts.
+    is_whole = ckpt_path is None and resume in (None, "auto")
+    if is_whole or not all(value is None or isinstance(value, str) for value in (resume, ckpt_path)):
+        return dict(composed)
     options = read_options(conf)
     given = names_given(overrides, options)
     folder = named_run(resume, ckpt_path)
@@ -86,15 +74,11 @@ def recall(composed: Mapping[str, Any], overrides: Sequence[str], *, conf: Path)
             f"The run in {folder} had a secret among its settings, which is not kept there: give the whole command "
             f"again, with output_dir={folder} resume=auto."
         )
-    return taken if _is_given("output_dir", given) else {**taken, "output_dir": str(folder)}
+    return {**composed, **taken, **({} if _is_given("output_dir", given) else {"output_dir": str(folder)})}
 
 
 def _relocated(stored: dict[str, Any], folder: Path, given: Sequence[str]) -> dict[str, Any]:
-    """Return the stored settings of a run, adapted to the current path of its folder.
-
-    Raises:
-        InputError: Its checkpoints are outside its folder, and may be another run's.
-    """
+    """Return the stored settings of a run, adapted to the current path of its folder, with checkpoints of its own."""
     checkpoints = stored_checkpoint_folder(folder, stored)
     if not _is_given("paths.checkpoints", given) and not has_own_checkpoints(folder, checkpoints):
         again = shlex.quote(f"paths.checkpoints={stored['paths'].get('checkpoints')}")
@@ -142,18 +126,7 @@ def _check_trusted(
     command: Mapping[str, Any],
     options: list[Option],
 ) -> None:
-    """Check that dangerous settings of a run's folder are also in the command or its configuration.
-
-    Args:
-        settings: Settings from the folder.
-        folder: The run's folder, for messages.
-        given: Dotted names of the settings that the command line sets, which override the folder's.
-        command: Settings of the command without the folder's.
-        options: All options of its configuration folders.
-
-    Raises:
-        InputError: A setting is not trusted; the message has the override that repeats it.
-    """
+    """Raise ``InputError`` for a dangerous setting of a run's folder that neither the command nor its options have."""
     sources = [("", command), *((option.package, option.settings) for option in options)]
     known = set[tuple[str, str]]().union(*(_known(place, source, settings) for place, source in sources))
     for name, value in walk(dict(settings)):

@@ -12,7 +12,7 @@ from gating.run.folder.contents import Phase, RunPaths
 from gating.run.folder.stored_settings import absolute_path, with_absolute_paths
 from gating.tracking.redaction import redact_settings
 
-__all__ = ["Settings", "as_plain", "is_dense"]
+__all__ = ["Settings", "as_plain", "is_dense", "resolve"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,6 @@ class Settings:
 
     Attributes:
         paths: Folders of the run and of its checkpoints.
-        ckpt_path: Checkpoint to return to.
         seed: Seed of the data's split and order, new weights, dropout and gates.
         recovery: Share of the optimizer steps after the removal.
         compile: Whether to compile training steps.
@@ -35,7 +34,6 @@ class Settings:
     """
 
     paths: RunPaths
-    ckpt_path: str | None
     seed: int
     recovery: float
     compile: bool
@@ -52,15 +50,13 @@ class Settings:
     def of(cls, composed: Mapping[str, Any], *, data: Mapping[str, Any]) -> "Settings":
         """Return the settings of a composed configuration that was checked.
 
-        Args:
-            composed: The configuration, with its interpolations.
-            data: The settings of ``data`` that are not left to the task.
+        ``data`` has the settings of data that are not left to the task.
         """
-        values = {**_resolve(composed), "data": dict(data)}
+        values = {**resolve(composed), "data": dict(data)}
         # The time of day in it is resolved once.
         frozen = OmegaConf.create({**composed, "output_dir": values["output_dir"]})
         OmegaConf.set_readonly(frozen, True)
-        names = ("ckpt_path", "seed", "recovery", "compile", "gradient_checkpointing", "recovery_keep")
+        names = ("seed", "recovery", "compile", "gradient_checkpointing", "recovery_keep")
         return cls(
             paths=RunPaths(Path(str(values["output_dir"])), Path(str(values["paths"]["checkpoints"]))),
             **{name: values[name] for name in (*names, "optimized_metric")},
@@ -76,7 +72,7 @@ class Settings:
 
     def of_phase(self, phase: Phase) -> dict[str, Any]:
         """Return all settings as plain values, with the interpolation ``${phase}`` resolved."""
-        return _resolve({**as_plain(self._composed), "phase": phase.value})
+        return resolve({**as_plain(self._composed), "phase": phase.value})
 
     def in_folder(self, folder: Path) -> "Settings":
         """Return the same settings with another folder of the run."""
@@ -92,18 +88,14 @@ class Settings:
         plain = as_plain(self._composed)
         plain["output_dir"] = absolute_path(str(self.paths.folder))
         plain["paths"] = {**plain["paths"], "checkpoints": absolute_path(str(self.paths.checkpoints))}
-        return OmegaConf.to_yaml(OmegaConf.create(redact_settings(with_absolute_paths(_resolve(plain)))))
+        return OmegaConf.to_yaml(OmegaConf.create(redact_settings(with_absolute_paths(resolve(plain)))))
 
     def _with(self, **changes: Any) -> "Settings":
         return Settings.of({**as_plain(self._composed), **changes}, data=self._values["data"])
 
 
 def as_plain(composed: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a command as nested plain values, with their interpolations.
-
-    Args:
-        composed: The settings, as composed by Hydra or as plain values; unchanged.
-    """
+    """Return the settings of a command as nested plain values, with their interpolations."""
     plain: dict[str, Any] = OmegaConf.to_container(OmegaConf.create(composed))  # type: ignore[assignment, call-overload]
     return plain
 
@@ -113,6 +105,7 @@ def is_dense(settings: Mapping[str, Any]) -> bool:
     return str(settings["objective"].get("_target_")).endswith(".NoObjective")
 
 
-def _resolve(composed: Mapping[str, Any]) -> dict[str, Any]:
+def resolve(composed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings as nested plain values, with the values of their interpolations."""
     values: dict[str, Any] = OmegaConf.to_container(OmegaConf.create(composed), resolve=True)  # type: ignore[assignment, call-overload]
     return values

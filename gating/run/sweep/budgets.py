@@ -2,20 +2,18 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from gating.objectives.budget import DEFAULT_KEEP
-from gating.run.folder.resume import is_free
+from gating.run.folder.effect import has_effect, shown_value
 from gating.run.folder.stored_settings import MEASURED
 from gating.run.settings.settings import is_dense
 from gating.storage.same_settings import leaves
 
 __all__ = ["as_text", "budget_text", "differing", "of_group", "settings_texts", "units_text"]
 
-# Settings of a budget, of which an objective takes one.
-_BUDGETS = ("num_heads", "num_neurons", "keep", "speedup", "price")
-_SHOWN = {
+# Settings of a budget, of which an objective takes one, and their values as text.
+_BUDGETS = {
     "num_heads": "{} heads",
     "num_neurons": "{} neurons",
     "keep": "keep {}",
@@ -23,17 +21,12 @@ _SHOWN = {
     "price": "price {}",
 }
 _MEASURED = tuple(f"objective.{name}" for name in MEASURED)
-_FILES = ("data.train", "data.validation", "data.test", "data.path")
 # Where a group's object differs, its other settings differ with it.
 _NAMES = ("_target_", "name")
 
 
 def budget_text(settings: Mapping[str, Any], *, with_units: bool) -> str:
-    """Return the budget of a run as text.
-
-    Args:
-        settings: The settings of the run.
-        with_units: Whether to name the gated units, because they differ between runs.
+    """Return the budget of a run as text, with its gated units where they differ between runs.
 
     >>> budget_text({"objective": {"_target_": "gating.ExactBudget", "num_heads": 18}}, with_units=False)
     '18 heads'
@@ -67,7 +60,7 @@ def _shown(name: str, value: Any) -> str:
     >>> _shown("num_heads", 1), _shown("num_neurons", 64)
     ('1 head', '64 neurons')
     """
-    text = _SHOWN[name].format(as_text(value))
+    text = _BUDGETS[name].format(as_text(value))
     return text.removesuffix("s") if value == 1 and name.startswith("num_") else text
 
 
@@ -110,12 +103,11 @@ def _with_effect(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a run that change its results, without its seed, by dotted name."""
     measured = _measured(settings)
     return {
-        # The same file may lie elsewhere on another machine.
-        name: Path(value).name if name in _FILES and isinstance(value, str) else value
+        name: shown_value(name, value)
         for name, value in leaves(settings)
         # A setting without a value is as good as one that is left out.
         if value is not None
-        and not is_free(name)
+        and has_effect(name, on="results")
         and name.rpartition(".")[2] != "seed"
         and not (measured and name.startswith(measured))
     }

@@ -123,13 +123,11 @@ def _attempt(action: Callable[[], bool | None]) -> bool:
 def _report(folder: Path, failed: list[tuple[str, str]], config: DictConfig) -> bool:
     """Show and write the choice among the finished jobs of a sweep; return whether each part of it was done.
 
-    Args:
-        folder: The sweep's folder.
-        failed: Jobs that have failed or whose results cannot be read, each with the reason; extended.
-        config: The settings of the sweep.
+    Jobs that have failed, or whose results cannot be read, are added to ``failed``, each with the reason.
     """
-    from gating.run.sweep.choice import compare, print_choice, write_figure, write_numbers
-    from gating.run.sweep.results import why_no_result
+    from gating.run.sweep.results import compare, why_no_result
+    from gating.run.sweep.tradeoff.figure import write_figure
+    from gating.run.sweep.tradeoff.table import print_choice, write_numbers
 
     jobs, finished = jobs_of(folder), list[Job]()
     # Functions that are called in place of a run may write none.

@@ -1,24 +1,24 @@
-"""Whether runs can be compared: by their tasks, metrics and data."""
+"""Whether runs can be compared, by their tasks, metrics and data, and the dense job that a job is compared with."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from gating.errors import InputError
+from gating.run.folder.contents import METRICS
+from gating.run.folder.effect import has_effect, shown_value
 from gating.run.folder.inputs import read_inputs
-from gating.run.folder.resume import is_free
+from gating.run.folder.state import is_finished
+from gating.run.folder.stored_settings import read_settings_of
+from gating.run.settings.settings import is_dense
+from gating.run.sweep.records import jobs_of
 from gating.storage.identity import NUM_ROWS
 from gating.storage.same_settings import leaves
-from gating.storage.tables import finite_number
+from gating.storage.tables import finite_number, read_table
 from gating.tasks.metrics.tokens import PERPLEXITY
 
-__all__ = ["FinishedRun", "find_problem", "seed_of"]
-
-# Settings of data and trainer that change neither the examples that are evaluated nor their labels; where they do, as
-# under a limit of batches or in blocks of a text, the numbers of examples differ.
-_SAME_EXAMPLES = ("data.batch_size", "data.eval_batch_size", "data.num_workers", "data.max_length", "data.stride")
-_PLACES = ("data.train", "data.validation", "data.test", "data.path")
-_LIMITS = ("trainer.limit_val_batches", "trainer.limit_test_batches")
+__all__ = ["FinishedRun", "dense_metrics", "find_problem", "seed_of"]
 
 
 class FinishedRun(NamedTuple):
@@ -77,16 +77,15 @@ def _evaluated(run: FinishedRun) -> dict[str, Any]:
     Files are compared by their examples and labels, not by their places. Texts are stored as tokens, which differ
     between models.
     """
-    found = {name: value for name, value in leaves({"data": run.settings["data"]}) if not name.endswith(".seed")}
-    found = {name: value for name, value in found.items() if not is_free(name)}
+    limits = {name: run.settings["trainer"].get(name) for name in ("limit_val_batches", "limit_test_batches")}
+    found = {
+        name: shown_value(name, value)
+        for name, value in leaves({"data": run.settings["data"], "trainer": limits})
+        if not name.endswith(".seed") and has_effect(name, on="results") and has_effect(name, on="examples")
+    }
     for split, digests in _data_of(run).items():
-        found[f"{split} examples"] = digests.get(NUM_ROWS)
-        found[f"{split} labels"] = digests.get("labels")
-    places = {name: Path(str(value)).name for name, value in found.items() if name in _PLACES and value is not None}
-    found |= places
-    limits = dict(leaves({"trainer": run.settings["trainer"]}))
-    found |= {name: limits.get(name) for name in _LIMITS}
-    return {name: value for name, value in found.items() if not name.startswith(_SAME_EXAMPLES)}
+        found |= {f"{split} examples": digests.get(NUM_ROWS), f"{split} labels": digests.get("labels")}
+    return found
 
 
 def _data_of(run: FinishedRun) -> Mapping[str, Any]:
@@ -102,3 +101,28 @@ def seed_of(run: FinishedRun) -> int | None:
     """Return the seed of a run; None if it is no whole number."""
     seed = run.settings.get("seed", 0)
     return seed if type(seed) is int else None
+
+
+def dense_metrics(sweep: Path, folder: Path) -> dict[str, float]:
+    """Return the metrics of the dense job with the seed and the other settings of a job, such as ``val/accuracy``.
+
+    Returns:
+        The metrics; empty if there is no such job, or it is not finished, as where jobs run side by side.
+    """
+    wanted = _of_training(read_settings_of(folder))
+    for place in (sweep / job.folder for job in jobs_of(sweep) if job.reason is None):
+        # Damaged settings of another job are no error of this one.
+        with suppress(InputError):
+            if is_finished(place) and is_dense(stored := read_settings_of(place)) and _of_training(stored) == wanted:
+                numbers = {name: finite_number(value) for name, value in read_table(place / METRICS).items()}
+                measured = {name: value for name, value in numbers.items() if value is not None}
+                return {name: value for name, value in measured.items() if name.startswith(("val/", "test/"))}
+    return {}
+
+
+def _of_training(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a run that change the results of a dense one, by dotted name."""
+    changing = [(name, value) for name, value in leaves(settings) if not name.startswith("latency.")]
+    return {
+        name: value for name, value in changing if has_effect(name, on="results") and has_effect(name, on="dense run")
+    }

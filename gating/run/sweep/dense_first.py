@@ -9,6 +9,8 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 
+from gating.run.folder.effect import has_effect
+
 # Hydra loads its own plugins anew at this call; a class that is made from one of them before is of another one.
 Plugins.instance()
 
@@ -16,10 +18,6 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # noqa: E40
 
 __all__ = ["DenseFirst", "register_sweeper", "with_dense_jobs"]
 
-# Settings of the objective, which a dense job has none of.
-_OBJECTIVE = re.compile(r"\+*objective[.=@]")
-# Settings without effect on a dense job: their values do not make several dense jobs.
-_GATES = re.compile(r"\+*(gates[.=@]|convergence\b|recovery=|optimizer\.(gate|multiplier)_lr=)")
 _BUDGET = re.compile(r"\+*objective\.(num_heads|num_neurons|keep|speedup)(\.\w+)?=")
 
 
@@ -57,7 +55,10 @@ def with_dense_jobs(jobs: Sequence[Sequence[str]], *, swept: Iterable[str]) -> l
 
 def _without_effect(line: str, varying: set[str]) -> bool:
     """Return whether an override is left out of a dense job."""
-    return bool(_OBJECTIVE.match(line) or (_GATES.match(line) and line.partition("=")[0] in varying))
+    key = line.partition("=")[0]
+    name = key.lstrip("+").partition("@")[0]
+    # Other settings of gates stay, but their values do not make several dense jobs.
+    return not has_effect(name, on="dense run") and (name.partition(".")[0] == "objective" or key in varying)
 
 
 def register_sweeper() -> None:

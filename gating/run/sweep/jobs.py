@@ -17,7 +17,7 @@ from gating.errors import InputError, explain, shorten
 from gating.run.folder.state import take_lock
 from gating.run.settings.settings import is_dense
 from gating.run.sweep.records import JOBS, SWEPT, Job, jobs_of, own_overrides
-from gating.storage.atomic import replacing_file
+from gating.storage.atomic import write_atomically
 from gating.tracking.redaction import redact
 from gating.training.signals import Stopped, Unfinished
 
@@ -107,28 +107,16 @@ def begin_jobs(sweep: Path, *, swept: Sequence[str]) -> None:
     """Forget the jobs of an earlier sweep in the same folder, and record the settings that vary in this one."""
     for path in (sweep / JOBS).glob("*.json"):
         path.unlink(missing_ok=True)
-    _write(sweep / JOBS / SWEPT, {"swept": list(swept)})
+    write_atomically(sweep / JOBS / SWEPT, json.dumps({"swept": list(swept)}) + "\n")
 
 
 def _record(sweep: Path, job: Job) -> None:
-    if not is_rank_zero():
-        return
-    _write(sweep / JOBS / f"{job.number}.json", asdict(job))
-
-
-def _write(path: Path, values: dict[str, Any]) -> None:
-    with replacing_file(path) as new:
-        new.write_text(json.dumps(values) + "\n", encoding="utf-8")
+    if is_rank_zero():
+        write_atomically(sweep / JOBS / f"{job.number}.json", json.dumps(asdict(job)) + "\n")
 
 
 def with_job_names(settings: Mapping[str, Any], *, sweep: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    """Return the settings of a job with its names in those of the loggers.
-
-    Args:
-        settings: The settings, as plain values.
-        sweep: Folder of the sweep, after which the group is named.
-        overrides: Overrides of the job, after which it is named.
-    """
+    """Return the settings of a job, with names after its overrides and its sweep's folder in those of the loggers."""
     place = sweep.absolute()
     names = {
         "name": shorten(redact(" ".join(own_overrides(sweep, overrides))), most=_MOST),

@@ -59,11 +59,7 @@ def is_sweep(folder: Path) -> bool:
 
 
 def recommended_job(sweep: Path) -> str | None:
-    """Return the folder of the recommended run, of several seeds the best, relative to the sweep's; None without one.
-
-    Args:
-        sweep: The sweep's folder, which may have been moved.
-    """
+    """Return the folder of the recommended run, or of its best seed, relative to the sweep's; None without one."""
     runs: Any = read_table(sweep / NUMBERS).get("runs")
     tables = [run for run in runs if isinstance(run, dict)] if isinstance(runs, list) else []
     folder = next((run.get("best_folder") for run in tables if run.get("recommended")), None)

@@ -1,9 +1,9 @@
-"""Results of finished runs, read from their folders, and whether they can be compared."""
+"""Results of finished runs, read from their folders, and the choice among them."""
 
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from gating.errors import InputError
 from gating.report.score import Score
@@ -13,32 +13,22 @@ from gating.run.folder.stored_settings import read_settings_of
 from gating.run.settings.settings import is_dense
 from gating.run.sweep.budgets import budget_text, differing, of_group, settings_texts, units_text
 from gating.run.sweep.comparable import FinishedRun, find_problem, seed_of
-from gating.run.sweep.tradeoff.decision import Result
+from gating.run.sweep.tradeoff.decision import Result, Tradeoff, decide
 from gating.storage.tables import finite_number, read_table
 
-__all__ = ["Comparison", "read_comparison", "why_no_result"]
+__all__ = ["compare", "why_no_result"]
 
 
-class Comparison(NamedTuple):
-    """Runs that are compared.
+def compare(
+    folders: Sequence[Path], *, max_drop: float, search: str | None = None, notes: Sequence[str] = ()
+) -> Tradeoff:
+    """Return the choice among the runs in some folders.
 
-    Attributes:
-        results: Their results.
-        score: Their metric.
-        axis: ``speedup``, or ``work`` if their latencies were not measured alike.
-        notes: Sentences on the comparison.
-        problem: Reason for which they cannot be compared; None if they can.
-    """
-
-    results: list[Result]
-    score: Score
-    axis: str
-    notes: list[str]
-    problem: str | None
-
-
-def read_comparison(folders: Sequence[Path]) -> Comparison:
-    """Return the results of runs.
+    Args:
+        folders: The folders.
+        max_drop: Largest loss of validation score that is accepted, in the shown unit of the score.
+        search: Sentence on the best trial of an optimizing sweeper.
+        notes: Further sentences on the comparison.
 
     Raises:
         InputError: A folder is not that of a finished run, or its files are damaged.
@@ -49,7 +39,7 @@ def read_comparison(folders: Sequence[Path]) -> Comparison:
         False: differing([run.settings for run in runs if not is_dense(run.settings)]),
         True: differing([run.settings for run in runs if is_dense(run.settings)], besides=()),
     }
-    axis, notes = _axis_and_notes(runs)
+    axis, found = _axis_and_notes(runs)
     base = _common_latency(runs)
     results = [
         _result(
@@ -60,7 +50,8 @@ def read_comparison(folders: Sequence[Path]) -> Comparison:
         )
         for run in runs
     ]
-    return Comparison(results, _score_of(runs[0].numbers), axis, notes, find_problem(runs))
+    score, problem = _score_of(runs[0].numbers), find_problem(runs)
+    return decide(results, score, max_drop=max_drop, axis=axis, notes=[*notes, *found], problem=problem, search=search)
 
 
 def why_no_result(folder: Path) -> str | None:

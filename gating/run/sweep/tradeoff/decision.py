@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from statistics import mean, stdev
 
 from gating.report.score import Score
 
-__all__ = ["Candidate", "Result", "Tradeoff", "combine", "decide"]
+__all__ = ["Candidate", "Result", "Tradeoff", "decide"]
 
 
 @dataclass(frozen=True)
@@ -146,13 +146,27 @@ class Tradeoff:
     dense: Candidate | None = None
     chosen: Candidate | None = None
     closest: Candidate | None = None
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
     problem: str | None = None
     search: str | None = None
 
     def speed(self, candidate: Candidate) -> float:
         """Return the speedup, or the dense model's work over that of a candidate; 1 for a dense one, NaN if unknown."""
-        return _speed(candidate, self.axis)
+        if candidate.is_dense:
+            return 1.0  # Its own measurement of itself differs by noise.
+        value = candidate.mean(self.axis)
+        if not (math.isfinite(value) and value > 0):
+            return math.nan
+        return value if self.axis == "speedup" else 1 / max(value, 1e-9)
+
+    def loss(self, candidate: Candidate) -> float:
+        """Return the validation score with the sign by which lower is better."""
+        value = candidate.mean("validation")
+        return -value if self.score.higher_is_better else value
+
+    def drop(self, candidate: Candidate) -> float:
+        """Return the loss of validation score against the dense candidate, in the shown unit; NaN without one."""
+        return math.nan if self.dense is None else self.score.scale * (self.loss(candidate) - self.loss(self.dense))
 
     @property
     def baseline(self) -> Result | None:
@@ -160,26 +174,11 @@ class Tradeoff:
         runs = (run for candidate in self.candidates for run in candidate.runs)
         return next((run for run in runs if math.isfinite(run.baseline_validation)), None)
 
-    def drop(self, candidate: Candidate) -> float:
-        """Return the loss of validation score against the dense candidate, in the shown unit; NaN without one."""
-        return math.nan if self.dense is None else _drop(candidate, self.dense, self.score)
-
 
 def _mean(values: Sequence[float]) -> float:
     if all(map(math.isfinite, values)):
         return float(mean(values))
     return math.inf if any(map(math.isinf, values)) else math.nan
-
-
-def combine(results: Sequence[Result]) -> list[Candidate]:
-    """Return the runs as candidates: those that differ in nothing but their seed are one."""
-    groups: dict[str, list[Result]] = {}
-    for result in results:
-        groups.setdefault(result.group, []).append(result)
-    # Runs without a seed come last.
-    return [
-        Candidate(tuple(sorted(runs, key=lambda run: (run.seed is None, run.seed or 0)))) for runs in groups.values()
-    ]
 
 
 def decide(
@@ -194,45 +193,41 @@ def decide(
 ) -> Tradeoff:
     """Choose among runs by their validation scores; test scores are not looked at.
 
-    Runs whose score is not finite, or does not beat the baseline by more than chance, are never chosen.
-
-    Args:
-        results: The runs.
-        score: Their metric.
-        max_drop: Largest loss of validation score that is accepted, in the shown unit of the score.
-        axis: ``speedup``, or ``work`` where measurements are not comparable.
-        notes: Sentences on the comparison.
-        problem: Reason for which the runs cannot be compared.
-        search: Sentence on the best trial of an optimizing sweeper.
+    Runs whose score is not finite, or does not beat the baseline by more than chance, are never chosen. Without a
+    speedup of each run, they are compared by their work. The other arguments are attributes of :class:`Tradeoff`.
     """
-    candidates = combine(_with_baseline(results))
-    if any(math.isnan(_speed(candidate, "speedup")) for candidate in candidates):
+    candidates = _combine(_with_baseline(results))
+    if not all(candidate.is_dense or 0 < candidate.mean("speedup") < math.inf for candidate in candidates):
         axis = "work"
-    candidates.sort(key=lambda candidate: _rank(candidate, axis, score))
+    tradeoff = Tradeoff(tuple(candidates), score, max_drop, axis, notes=tuple(notes), problem=problem, search=search)
+    tradeoff = replace(tradeoff, candidates=tuple(sorted(candidates, key=lambda candidate: _rank(candidate, tradeoff))))
     if problem is not None:
-        return Tradeoff(tuple(candidates), score, max_drop, axis, notes=tuple(notes), problem=problem, search=search)
-    scored = [candidate for candidate in candidates if candidate.is_scored(score)]
-    placed = [candidate for candidate in scored if not math.isnan(_speed(candidate, axis))]
-    dense = min((c for c in scored if c.is_dense), key=lambda c: _loss(c, score), default=None)
+        return tradeoff
+    speed, loss = tradeoff.speed, tradeoff.loss
+    scored = [candidate for candidate in tradeoff.candidates if candidate.is_scored(score)]
+    placed = [candidate for candidate in scored if not math.isnan(speed(candidate))]
+    front = tuple(c for c in placed if not any(_exceeds(other, c, tradeoff) for other in placed))
+    dense = min((candidate for candidate in scored if candidate.is_dense), key=loss, default=None)
+    tradeoff = replace(tradeoff, front=front, dense=dense)
     others = [candidate for candidate in placed if not candidate.is_dense and candidate.beats_baseline(score)]
-    chosen = closest = None
-    if dense is not None and others:
-        # Tolerance of binary fractions: a drop of 0.91 - 0.90 is 1.0000000000000009 points.
-        within = [c for c in others if _drop(c, dense, score) <= max_drop + 1e-9 and _speed(c, axis) > 1]
-        chosen = max(within, key=lambda c: (_speed(c, axis), -_loss(c, score)), default=None)
-        closest = None if chosen else min(others, key=lambda c: (_loss(c, score), -_speed(c, axis)))
-    return Tradeoff(
-        candidates=tuple(candidates),
-        score=score,
-        max_drop=max_drop,
-        axis=axis,
-        front=tuple(c for c in placed if not any(_exceeds(other, c, axis, score) for other in placed)),
-        dense=dense,
-        chosen=chosen,
-        closest=closest,
-        notes=tuple(notes),
-        search=search,
-    )
+    if dense is None or not others:
+        return tradeoff
+    # Tolerance of binary fractions: a drop of 0.91 - 0.90 is 1.0000000000000009 points.
+    within = [c for c in others if tradeoff.drop(c) <= max_drop + 1e-9 and speed(c) > 1]
+    if within:
+        return replace(tradeoff, chosen=max(within, key=lambda c: (speed(c), -loss(c))))
+    return replace(tradeoff, closest=min(others, key=lambda c: (loss(c), -speed(c))))
+
+
+def _combine(results: Sequence[Result]) -> list[Candidate]:
+    """Return the runs as candidates: those that differ in nothing but their seed are one."""
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        groups.setdefault(result.group, []).append(result)
+    # Runs without a seed come last.
+    return [
+        Candidate(tuple(sorted(runs, key=lambda run: (run.seed is None, run.seed or 0)))) for runs in groups.values()
+    ]
 
 
 def _with_baseline(results: Sequence[Result]) -> list[Result]:
@@ -245,36 +240,17 @@ def _with_baseline(results: Sequence[Result]) -> list[Result]:
     return [replace(result, **given) if not math.isfinite(result.baseline_validation) else result for result in results]
 
 
-def _rank(candidate: Candidate, axis: str, score: Score) -> tuple[bool, bool, bool, float]:
+def _rank(candidate: Candidate, tradeoff: Tradeoff) -> tuple[bool, bool, bool, float]:
     """Return the key by which the rows of a table are sorted: those without a score or a speed are the last."""
-    speed = _speed(candidate, axis)
+    speed = tradeoff.speed(candidate)
     is_slow = math.isnan(speed)
-    return not candidate.is_scored(score), not candidate.is_dense, is_slow, 0.0 if is_slow else speed
+    return not candidate.is_scored(tradeoff.score), not candidate.is_dense, is_slow, 0.0 if is_slow else speed
 
 
-def _loss(candidate: Candidate, score: Score) -> float:
-    """Return the validation score with the sign by which lower is better."""
-    value = candidate.mean("validation")
-    return -value if score.higher_is_better else value
-
-
-def _drop(candidate: Candidate, dense: Candidate, score: Score) -> float:
-    return score.scale * (_loss(candidate, score) - _loss(dense, score))
-
-
-def _speed(candidate: Candidate, axis: str) -> float:
-    if candidate.is_dense:
-        return 1.0  # Its own measurement of itself differs by noise.
-    value = candidate.mean("speedup" if axis == "speedup" else "work")
-    if not (math.isfinite(value) and value > 0):
-        return math.nan
-    return value if axis == "speedup" else 1 / max(value, 1e-9)
-
-
-def _exceeds(other: Candidate, candidate: Candidate, axis: str, score: Score) -> bool:
+def _exceeds(other: Candidate, candidate: Candidate, tradeoff: Tradeoff) -> bool:
     """Return whether another candidate is at least as good in both, and better in one."""
     gains = (
-        _loss(candidate, score) - _loss(other, score),
-        _speed(other, axis) - _speed(candidate, axis),
+        tradeoff.loss(candidate) - tradeoff.loss(other),
+        tradeoff.speed(other) - tradeoff.speed(candidate),
     )
     return min(gains) >= 0 and max(gains) > 0

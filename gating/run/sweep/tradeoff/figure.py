@@ -1,35 +1,50 @@
 """Figure of the choice among runs: score over speed."""
 
 import math
+import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
+from matplotlib.transforms import Bbox
 
 from gating.run.sweep.tradeoff.decision import Candidate, Tradeoff
+from gating.storage.atomic import replacing_file
 
-__all__ = ["tradeoff_figure"]
+__all__ = ["FORMATS", "is_figure", "tradeoff_figure", "write_figure"]
+
+# Suffixes of a figure, which name its format.
+FORMATS = (".png", ".pdf", ".svg")
+# The text is in the metadata of each figure, uncompressed in all formats.
+_CREATOR = "head-gating"
+_METADATA = re.compile(
+    rb"\x89PNG.*tEXtCreator\0%(name)b|%%PDF.*/Creator \(%(name)b\)|"
+    rb"<\?xml.*<dc:creator>\s*<cc:Agent>\s*<dc:title>%(name)b</dc:title>" % {b"name": _CREATOR.encode()},
+    re.DOTALL,
+)
 
 # Larger scores and speeds are not drawn.
 _LARGEST = 1e12
 _FRONT, _OTHER, _CHOSEN = "tab:blue", "0.5", "tab:green"
 _LABELS = {"speedup": "measured speed-up over the dense model", "work": "work of the dense model over that of the run"}
-# Shares of the axes: width of a character of a label, height of a label, its distance from its point, half a point.
-_CHARACTER, _LINE, _GAP, _POINT = 0.0125, 0.05, 0.016, 0.012
+# Width of a character of a name, as a share of the axes, and radius of a point in pixels.
+_CHARACTER, _RADIUS = 0.0125, 5.0
+# Places of a name beside its point, in points, with its alignment, in order of preference.
+_PLACES = ((7, 6, "left"), (7, -14, "left"), (-7, 6, "right"), (-7, -14, "right"))
 
 
-class _Place(NamedTuple):
-    """Corner and alignment of a label beside its point, in points."""
+def write_figure(tradeoff: Tradeoff, path: Path) -> None:
+    """Write the figure to a file with one of the suffixes in ``FORMATS``."""
+    with replacing_file(path) as new:
+        figure = tradeoff_figure(tradeoff)
+        figure.savefig(new, format=path.suffix.lower().removeprefix("."), dpi=120, metadata={"Creator": _CREATOR})
 
-    x: int
-    y: int
-    side: str
 
-
-# Places beside a point, in order of preference.
-_PLACES = (_Place(7, 6, "left"), _Place(7, -14, "left"), _Place(-7, 6, "right"), _Place(-7, -14, "right"))
+def is_figure(path: Path) -> bool:
+    """Return whether a file is a figure of :func:`write_figure`, by its metadata."""
+    return path.is_file() and _METADATA.match(path.read_bytes()) is not None
 
 
 def tradeoff_figure(tradeoff: Tradeoff) -> Figure:
@@ -53,11 +68,11 @@ def tradeoff_figure(tradeoff: Tradeoff) -> Figure:
         test = score.scale * candidate.mean("test")
         if abs(test) < _LARGEST:
             axes.plot(x, test, "o", markersize=4, markerfacecolor="none", color=color, zorder=2)
-    _draw_names(axes, tradeoff, drawn)
     axes.plot([], [], "o", color="0.3", label="validation: runs are chosen by it")
     axes.plot([], [], "o", markersize=4, markerfacecolor="none", color="0.3", label="test")
     axes.grid(alpha=0.3)
     figure.legend(fontsize="small", loc="outside lower center", ncols=3, frameon=False)
+    _draw_names(axes, tradeoff, drawn)
     return figure
 
 
@@ -115,37 +130,28 @@ def _set_limits(axes: Axes, tradeoff: Tradeoff, drawn: Sequence[Candidate]) -> N
 
 def _draw_names(axes: Axes, tradeoff: Tradeoff, drawn: Sequence[Candidate]) -> None:
     """Write the name of each candidate beside its point, where no point or earlier name is if there is a place."""
+    # The layout decides where points are, and how large names are beside them.
+    axes.get_figure().draw_without_rendering()  # type: ignore[union-attr]
     points = [(tradeoff.speed(candidate), _height(tradeoff, candidate)) for candidate in drawn]
-    # Corners are shares of the axes.
-    corners = [tuple(axes.transAxes.inverted().transform(axes.transData.transform(point))) for point in points]
-    taken = [(x - _POINT, y - _POINT, x + _POINT, y + _POINT) for x, y in corners]
-    for candidate, (x, y), corner in zip(drawn, points, corners, strict=True):
-        name = candidate.name
-        boxes = {place: _box(corner, place, len(name)) for place in _PLACES}
-        free = [place for place, box in boxes.items() if box[0] >= 0 and not any(_overlap(box, o) for o in taken)]
-        place = free[0] if free else _PLACES[0]
-        taken.append(boxes[place])
+    places = [axes.transData.transform(point) for point in points]
+    taken = [Bbox([place, place]).padded(_RADIUS) for place in places]
+    for candidate, point in zip(drawn, points, strict=True):
         text = axes.annotate(
-            name,
-            (x, y),
+            candidate.name,
+            point,
+            xytext=(0, 0),
             textcoords="offset points",
-            xytext=place[:2],
-            ha=place.side,
+            color=_color(tradeoff, candidate),
             fontsize="small",
+            fontweight="bold" if candidate is tradeoff.chosen else "normal",
+            path_effects=[withStroke(linewidth=3, foreground="white")],
             zorder=4,
             parse_math=False,
         )
-        text.set(color=_color(tradeoff, candidate), path_effects=[withStroke(linewidth=3, foreground="white")])
-        text.set_fontweight("bold" if candidate is tradeoff.chosen else "normal")
-
-
-def _box(corner: tuple[float, float], place: _Place, length: int) -> tuple[float, float, float, float]:
-    """Return the left, lower, right and upper edge of a label, as shares of the axes."""
-    width = _CHARACTER * length
-    left = corner[0] + _GAP if place.side == "left" else corner[0] - _GAP - width
-    low = corner[1] + _GAP if place.y > 0 else corner[1] - _GAP - _LINE
-    return left, low, left + width, low + _LINE
-
-
-def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+        # The first one again, where none is free.
+        for x, y, side in (*_PLACES, _PLACES[0]):
+            text.set(position=(x, y), horizontalalignment=side)
+            box = text.get_window_extent()
+            if box.x0 >= axes.bbox.x0 and not box.count_overlaps(taken):
+                break
+        taken.append(box)

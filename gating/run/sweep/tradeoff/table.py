@@ -1,18 +1,50 @@
 """The choice among runs as a table, as sentences, and as plain values."""
 
+import json
 import math
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from gating.report.score import NOT_FINITE, Score
 from gating.run.sweep.tradeoff.decision import Candidate, Tradeoff
+from gating.storage.atomic import write_atomically
 
-__all__ = ["as_plain", "drop_text", "explain_choice", "failed_table", "settings_lines", "tradeoff_table"]
+__all__ = ["as_plain", "drop_text", "explain_choice", "failed_table", "print_choice", "tradeoff_table", "write_numbers"]
 
 _AXES = {"speedup": "speed-up", "work": "less work"}
+# Least width of a table that is not printed to a terminal, and of its column of folders.
+_WIDTH, _FOLDER = 120, 16
+
+
+def print_choice(tradeoff: Tradeoff, *, setting: str, failed: Sequence[tuple[str, str]] = ()) -> None:
+    """Print the table, the failed jobs, and the recommendation with the name of the setting for the accepted loss."""
+    whole, least = _widths(tradeoff)
+    # A file or pipe has no width; rich would take 80 columns.
+    console = Console() if sys.stdout.isatty() else Console(width=max(_WIDTH, whole))
+    fits = least <= console.width
+    console.print(tradeoff_table(tradeoff, with_settings=fits))
+    for candidate in () if fits else tradeoff.candidates:
+        if candidate.runs[0].settings:
+            line = f"{candidate.best(tradeoff.score).folder}: {candidate.name}"
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if failed:
+        console.print(failed_table(failed))
+    for sentence in explain_choice(tradeoff, setting=setting):
+        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+
+
+def _widths(tradeoff: Tradeoff) -> tuple[int, int]:
+    """Return the width of the table in which nothing is broken, and that in which only long folders are."""
+    console = Console(width=10_000)
+    whole = console.measure(tradeoff_table(tradeoff)).maximum
+    longest = max(len(run.folder) for candidate in tradeoff.candidates for run in candidate.runs)
+    return whole, whole - max(0, longest - _FOLDER)
 
 
 def tradeoff_table(tradeoff: Tradeoff, *, with_settings: bool = True) -> Table:
@@ -53,12 +85,6 @@ def _short_speedups(tradeoff: Tradeoff) -> dict[Candidate, str]:
     return {candidate: "-" if math.isnan(speed) else f"{speed:.2f}x" for candidate, speed in speeds.items()}
 
 
-def settings_lines(tradeoff: Tradeoff) -> list[str]:
-    """Return a line for each candidate that differs from others in its settings, for a table without them."""
-    shown = [candidate for candidate in tradeoff.candidates if candidate.runs[0].settings]
-    return [f"{candidate.best(tradeoff.score).folder}: {candidate.name}" for candidate in shown]
-
-
 def failed_table(failed: Sequence[tuple[str, str]]) -> Table:
     """Return a table of runs that failed, each with its reason."""
     table = Table("failed", "reason")
@@ -75,9 +101,9 @@ def explain_choice(tradeoff: Tradeoff, *, setting: str) -> list[str]:
     lines = [*search, *_recommendation(tradeoff, f"{setting}={tradeoff.max_drop:g}")]
     if search and tradeoff.dense is None:
         # Trials of a search are compared with each other.
-        runs = [candidate for candidate in tradeoff.candidates if candidate.is_scored(tradeoff.score)]
-        is_vain = runs and not any(candidate.beats_baseline(tradeoff.score) for candidate in runs)
-        lines = [*search, *([_no_candidate(tradeoff, runs)] if is_vain else [])]
+        scored = [candidate for candidate in tradeoff.candidates if candidate.is_scored(tradeoff.score)]
+        is_vain = scored and not any(candidate.beats_baseline(tradeoff.score) for candidate in scored)
+        lines = [*search, *([_no_candidate(tradeoff, scored)] if is_vain else [])]
     score = tradeoff.score
     if tradeoff.front:
         speed = "speed-up" if tradeoff.axis == "speedup" else "work"
@@ -88,7 +114,8 @@ def explain_choice(tradeoff: Tradeoff, *, setting: str) -> list[str]:
         lines.append("One seed each: small differences can be chance; seed=0,1,2 shows how large chance is.")
     if tradeoff.baseline is None and tradeoff.chosen is not None:
         lines.append(f"There is no baseline for {score.name}: whether these models have learned is not checked.")
-    return [*lines, *tradeoff.notes, *_warning_lines(tradeoff)]
+    runs = [run for candidate in tradeoff.candidates for run in candidate.runs]
+    return [*lines, *tradeoff.notes, *(f"!: {run.folder}: {warning}" for run in runs for warning in run.warnings)]
 
 
 def _recommendation(tradeoff: Tradeoff, limit: str) -> list[str]:
@@ -171,12 +198,6 @@ def _warnings(candidate: Candidate) -> list[str]:
     return list(dict.fromkeys(warning for run in candidate.runs for warning in run.warnings))
 
 
-def _warning_lines(tradeoff: Tradeoff) -> list[str]:
-    """Return the warnings of each run after its folder."""
-    runs = (run for candidate in tradeoff.candidates for run in candidate.runs)
-    return [f"!: {run.folder}: {warning}" for run in runs for warning in run.warnings]
-
-
 def drop_text(drop: float, score: Score) -> str:
     """Return a loss of score as text, to be followed by the reference.
 
@@ -194,30 +215,29 @@ def drop_text(drop: float, score: Score) -> str:
     return f"{size}{' points' if score.scale == 100 else ''} {word}"
 
 
-def as_plain(tradeoff: Tradeoff, *, setting: str) -> dict[str, Any]:
+def as_plain(tradeoff: Tradeoff, *, setting: str, failed: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
     """Return the choice as plain values for JSON; missing numbers are None."""
     rows = []
     for candidate in tradeoff.candidates:
         first = candidate.runs[0]
-        numbers = {
-            name: _plain(candidate.mean(name)) for name in ("heads", "neurons", "speedup", "speedup_short", "work")
-        }
-        scores = {name: _plain(candidate.mean(name)) for name in ("validation", "test")}
-        spreads = {f"{name}_std": _plain(candidate.spread(name)) for name in scores}
-        marks = {
+        means = ("heads", "neurons", "speedup", "speedup_short", "work", "validation", "test")
+        row: dict[str, Any] = {
+            "budget": first.budget,
+            "settings": " ".join(first.settings),
+            "dense": candidate.is_dense,
+            **{name: _plain(candidate.mean(name)) for name in means},
+            **{f"{name}_std": _plain(candidate.spread(name)) for name in ("validation", "test")},
             "drop": _plain(tradeoff.drop(candidate)),
             "on_front": candidate in tradeoff.front,
             "recommended": candidate is tradeoff.chosen,
-        }
-        against = {
             "baseline": _plain(candidate.mean("baseline_validation")),
             "beats_baseline": candidate.beats_baseline(tradeoff.score),
             "warnings": _warnings(candidate),
+            "folders": [run.folder for run in candidate.runs],
+            "seeds": [run.seed for run in candidate.runs],
+            "best_folder": candidate.best(tradeoff.score).folder,
         }
-        texts = {"budget": first.budget, "settings": " ".join(first.settings), "dense": candidate.is_dense}
-        folders = {"folders": [run.folder for run in candidate.runs], "seeds": [run.seed for run in candidate.runs]}
-        best = {"best_folder": candidate.best(tradeoff.score).folder}
-        rows.append(texts | numbers | scores | spreads | marks | against | folders | best)
+        rows.append(row)
     return {
         "metric": tradeoff.score.name,
         "higher_is_better": tradeoff.score.higher_is_better,
@@ -225,7 +245,14 @@ def as_plain(tradeoff: Tradeoff, *, setting: str) -> dict[str, Any]:
         "compared_by": tradeoff.axis,
         "runs": rows,
         "conclusion": explain_choice(tradeoff, setting=setting),
+        "failed": dict(failed),
     }
+
+
+def write_numbers(tradeoff: Tradeoff, path: Path, *, setting: str, failed: Sequence[tuple[str, str]] = ()) -> None:
+    """Write the numbers, and the failed jobs with their reasons, as JSON."""
+    plain = as_plain(tradeoff, setting=setting, failed=failed)
+    write_atomically(path, json.dumps(plain, indent=2, allow_nan=False) + "\n")
 
 
 def _score(candidate: Candidate, name: str, score: Score) -> str:
