@@ -19,7 +19,7 @@ from gating.objectives.search import Search
 __all__ = ["GatedSteps"]
 
 # Names in the log of the numbers of one layer.
-_OF_LAYER = re.compile(r"gates/(layer|feed_forward)_\d+/")
+_OF_LAYER = re.compile(r"gates/\w+_\d+/")
 # Groups of an optimizer whose rates stay.
 _CONSTANT = {"gates", "multipliers"}
 # The class may be any that is made from transformers' Trainer.

@@ -119,8 +119,7 @@ def report_of(finalized: FinalizeReport | None) -> CompactReport | None:
     if finalized is None:
         return None
     sizes: dict[str, tuple[float, float]] = {
-        "heads": (finalized.num_heads_before, finalized.num_heads),
-        "neurons": (finalized.num_neurons_before, finalized.num_neurons),
+        **{unit: (number, finalized.after.units[unit]) for unit, number in finalized.before.units.items()},
         "parameters": (finalized.num_parameters_before, finalized.num_parameters),
     }
     note = unproven_note(finalized.unproven)

@@ -20,7 +20,6 @@ __all__ = ["gates_figure", "save_pictures"]
 
 # Inches of a row of a map, and of a head in it.
 _ROW, _HEAD = 0.36, 0.42
-_COLORS = {"heads": "tab:blue", "neurons": "tab:orange"}
 _TOWER_COLORS = ("tab:orange", "tab:green", "tab:purple", "tab:brown")
 
 
@@ -104,13 +103,13 @@ def _draw_widths(axes: Axes, neurons: Sequence[KeptNeurons]) -> None:
 def _draw_cost(axes: Axes, spent: Mapping[str, float], *, target: float) -> None:
     """Draw the shares of the cost that is spent on each kind of units, beside each other in one bar."""
     start = 0.0
-    for unit, share in spent.items():
-        axes.barh(0, 100 * share, left=start, color=_COLORS[unit], label=f"{unit} {100 * share:.1f} %")
+    for position, (unit, share) in enumerate(spent.items()):
+        axes.barh(0, 100 * share, left=start, color=f"C{position}", label=f"{unit} {100 * share:.1f} %")
         start += 100 * share
     axes.barh(0, 100 - start, left=start, color="0.9", label=f"removed {100 - start:.1f} %")
     if not math.isnan(target):
         axes.axvline(100 * target, color="black", linestyle="--", label=f"budget {100 * target:.1f} %")
-    axes.set(xlim=(0, 100), xlabel="share of the cost of all heads and neurons (%)")
+    axes.set(xlim=(0, 100), xlabel=f"share of the cost of all {' and '.join(spent)} (%)")
     axes.set_yticks([])
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4, fontsize="small", frameon=False)
 

@@ -79,4 +79,4 @@ class RunResults:
     @property
     def units(self) -> str:
         """Names of the units with gates, such as ``heads``."""
-        return " and ".join(UNITS) if self.history.quantity == "cost" else self.history.quantity
+        return " and ".join(self.history.spent or UNITS) if self.history.quantity == "cost" else self.history.quantity

@@ -33,9 +33,8 @@ __all__ = ["NUMBERS", "Stage", "Summary"]
 
 # Prefixes of the splits in metric names, as in the logs.
 _SPLITS = {"validation": "val", "test": "test"}
+# Names in metrics.json of sizes other than numbers of units.
 _SIZES = {
-    "heads": "num_heads",
-    "neurons": "num_neurons",
     "macs": "macs",
     "parameters": "num_parameters",
     "megabytes": "megabytes",
@@ -44,7 +43,11 @@ _SIZES = {
 _LATENCY = ("speedup", "latency_ms_before", "latency_ms", "speedup_error")
 _SHORT_LATENCY = ("speedup_short", "latency_ms_short_before", "latency_ms_short", "speedup_short_error")
 # Names of the numbers of runs, besides their metrics; those of neurons and of a cache need a model with them.
-NUMBERS = (*(f"{name}{end}" for name in _SIZES.values() for end in ("", "_before")), *_LATENCY, *_SHORT_LATENCY)
+NUMBERS = (
+    *(f"{name}{end}" for name in (*(f"num_{unit}" for unit in UNITS), *_SIZES.values()) for end in ("", "_before")),
+    *_LATENCY,
+    *_SHORT_LATENCY,
+)
 
 
 class Stage(StrEnum):
@@ -215,8 +218,9 @@ class Summary:
     def flat(self) -> dict[str, float]:
         """Return all numbers by the names in ``metrics.json``."""
         numbers: dict[str, float] = {}
-        for name, (before, after) in self.sizes.items():
-            numbers |= {f"{_SIZES[name]}_before": before, _SIZES[name]: after}
+        for size, (before, after) in self.sizes.items():
+            name = _SIZES.get(size, f"num_{size}")
+            numbers |= {f"{name}_before": before, name: after}
         for kind, (before, after) in self.kinds.items():
             numbers |= {f"num_heads_before/{kind}": before, f"num_heads/{kind}": after}
         for names, times in ((_LATENCY, self.latency), (_SHORT_LATENCY, self.short_latency)):

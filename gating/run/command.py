@@ -34,8 +34,8 @@ _OF_CLASSES = ("optimizer", "scheduler")
 _ADDED = re.compile(rf"(?P<group>{'|'.join(_OPEN_GROUPS)})\.(?P<name>\w+)(\.[\w.]+)?=")
 # Settings with free keys, and those of loggers, of which each option has its own.
 _OPEN_TABLES = re.compile(
-    r"(model\.config|scheduler\.arguments|logger\.\w+|objective\.num_heads|objective\.num_neurons|objective\.keep|objective\.cost"
-    r"|task\.metrics)(\.[\w.]+)?="
+    r"(model\.config|scheduler\.arguments|logger\.\w+|objective\.num_\w+|objective\.keep|objective\.cost|task\.metrics)"
+    r"(\.[\w.]+)?="
 )
 
 

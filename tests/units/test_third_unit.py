@@ -1,10 +1,12 @@
 """A third unit, whole feed-forward blocks, of which the package knows nothing: gated, searched, counted and removed."""
 
+import copy
 import re
 from dataclasses import dataclass
 
 import pytest
 import torch
+from matplotlib.legend import Legend
 
 import gating
 from gating.discovery.ungated import UngatedModules
@@ -17,6 +19,8 @@ from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
 from gating.pruning.latency.costs import budget_of_number, measure_latency_costs
 from gating.pruning.macs import measure_macs
+from gating.report.figures import gates_figure
+from gating.report.summary import Summary
 from gating.run.measured_budget import _check_measured
 from gating.run.objects import BudgetSettings
 from gating.structure.blocks import Block
@@ -198,6 +202,21 @@ def test_a_share_takes_the_place_of_every_number():
     assert budget.numbers == {"heads": 3, "neurons": 64, "blocks": 2}
     moved = budget.with_keep(0.5)
     assert (moved.numbers, moved.keep, moved.min_per_layer) == ({}, 0.5, 1)
+
+
+def test_a_run_reports_it(bert):
+    gates = gating.inject_gates(bert, units=BOTH)
+    gates.log_alpha.data[-1] = -9.0
+    with gates.detached() as model:
+        dense = copy.deepcopy(model)
+    report = gating.finalize(bert.eval(), gates)
+    summary = Summary()
+    summary.compare_models(dense, bert)
+    numbers = summary.flat()
+    assert (numbers["num_blocks_before"], numbers["num_blocks"]) == (3, 2)
+    assert report.after.units["blocks"] == 2
+    figure = gates_figure({"encoder.layer.0": [1.0]}, title="", spent={"heads": 0.25, "blocks": 0.5})
+    assert "blocks 50.0 %" in [text.get_text() for one in figure.findobj(Legend) for text in one.get_texts()]
 
 
 def test_its_latency_is_fitted(bert):

@@ -18,7 +18,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # noqa: E40
 
 __all__ = ["DenseFirst", "register_sweeper", "with_dense_jobs"]
 
-_BUDGET = re.compile(r"\+*objective\.(num_heads|num_neurons|keep|speedup)(\.\w+)?=")
+_BUDGET = re.compile(r"\+*objective\.(num_\w+|keep|speedup)(\.\w+)?=")
 
 
 class DenseFirst(BasicSweeper):
