@@ -23,6 +23,7 @@ from gating.pruning.recording import build_original
 from gating.report.score import Score
 from gating.report.summary import Stage, Summary
 from gating.run.latency import RunTiming
+from gating.run.objects import build_objects
 from gating.run.settings.options import naming_settings
 from gating.storage.tables import finite_number
 from gating.tasks.metrics.choice import score_of
@@ -131,8 +132,10 @@ def evaluate_folder(folder: str, overrides: Sequence[str], *, split: str | None 
     given = {override.lstrip("+~").partition("=")[0] for override in overrides}
     with naming_settings(settings.values):
         device = check_devices(settings.values["trainer"]).root
+        # Wrong settings are refused before anything is downloaded.
+        objects = build_objects(settings)
         place = place or _download(folder)
-        objects, model, data, split = load_evaluation(settings, place, split=split, only=only, folder=folder)
+        objects, model, data, split = load_evaluation(settings, objects, place, split=split, only=only, folder=folder)
         # Data from another place may differ from the run's.
         if run_folder is not None and given.isdisjoint({"data", *(f"data.{name}" for name in PLACES)}):
             is_encoded_alike = not any(name.startswith("data.") for name in given.difference(_SAME_ENCODING))

@@ -18,7 +18,7 @@ from gating.models.pretrained import Pretrained
 from gating.run.data import RunData, encode_examples, load_examples
 from gating.run.folder.inputs import data_difference, describe_inputs, read_inputs
 from gating.run.folder.stored_settings import read_settings_of
-from gating.run.objects import RunObjects, build_objects
+from gating.run.objects import RunObjects
 from gating.run.settings.settings import Settings
 from gating.storage.identity import NUM_ROWS
 
@@ -32,19 +32,20 @@ _PREFIX = {"validation": "val", "test": "test"}
 
 
 def load_evaluation(
-    settings: Settings, place: Path, *, split: str | None, only: str | None, folder: str
+    settings: Settings, objects: RunObjects, place: Path, *, split: str | None, only: str | None, folder: str
 ) -> tuple[RunObjects, PreTrainedModel, RunData, str]:
     """Load a model and the split to evaluate it on; return them with the objects of the settings and the split's name.
 
     Args:
         settings: The settings.
+        objects: Their objects.
         place: Local folder of the model.
         split: Name of the split; None for the last one.
         only: Name of the only split of the data, which the source returns as ``train``; None if it returns all.
         folder: Folder or name of the model, for messages.
     """
     # The processor is beside the weights.
-    objects = replace(build_objects(settings), source=Pretrained(str(place)))
+    objects = replace(objects, source=Pretrained(str(place)))
     model = load_compact(place)
     _check_task(model, objects, folder)
     data, split = _encode_split(settings, objects, model, split=split, only=only, folder=folder)

@@ -41,13 +41,16 @@ def _compare(folder: str, exported: Path) -> str:
     # Other exports need neither Hydra nor Lightning.
     from gating.commands.evaluated_data import load_evaluation
     from gating.commands.evaluation_settings import evaluation_settings
+    from gating.run.objects import build_objects
     from gating.run.settings.options import naming_settings
     from gating.tracking.verbosity import quiet_libraries
 
     quiet_libraries()
     settings, only = evaluation_settings(str(place), (), run_folder=run_folder, split="validation")
     with naming_settings(settings.values):
-        objects, model, data, split = load_evaluation(settings, place, split="validation", only=only, folder=folder)
+        objects, model, data, split = load_evaluation(
+            settings, build_objects(settings), place, split="validation", only=only, folder=folder
+        )
         score = data.prepared.score
         # A graph only predicts the next token: metrics that need generated text are left out.
         (floats, _), (integers, tally) = (

@@ -26,6 +26,8 @@ from gating.loader.record import recorded_names
 __all__ = ["checked_folder"]
 
 _MAX_LABELS = 1_000_000
+# Neurons of a layer; the widest of the configurations of transformers has 65,536.
+_MAX_WIDTH = 2**20
 # Names of numbers of layers; not of sizes "per layer" or positions of layers.
 _LAYERS = re.compile("(layers?|depth)$")
 
@@ -57,7 +59,7 @@ def checked_folder(folder: Path, *, verify: bool, exact: bool) -> Iterator[None]
     # A check that is set tells the loader that it need not check anything itself.
     token = check_built.set(partial(_check_fits, folder=folder, stored=stored) if exact else lambda *_: None)
     try:
-        with _bounded_building(folder, stored):
+        with _bounded_building(folder, stored, num_removed=_most_removed(config, stored)):
             yield
     finally:
         check_built.reset(token)
@@ -139,11 +141,12 @@ def _check_numbers(folder: Path, config: Mapping[str, Any], stored: Mapping[str,
 
 
 @contextmanager
-def _bounded_building(folder: Path, stored: Mapping[str, StoredTensor]) -> Iterator[None]:
-    """Raise an error as soon as a model under construction is far larger than its weights."""
+def _bounded_building(folder: Path, stored: Mapping[str, StoredTensor], *, num_removed: int) -> Iterator[None]:
+    """Raise an error as soon as a model under construction is far larger than its weights and the removed neurons."""
     most_tensors = _most_parameters(stored)
-    # It is built with all its heads and neurons, a hundred times what may be left; a small model is never too large.
-    most_elements = 128 * sum(tensor.num_elements for tensor in stored.values()) + 2**24
+    # The model is built with all its heads and neurons; a small model is never too large.
+    longest = 16 * sum(tensor.num_elements for tensor in stored.values()) + 2**24
+    most_elements = longest + num_removed
     thread, counts = threading.get_ident(), [0, 0]
 
     def count(_module: nn.Module, _name: str, tensor: Tensor | None) -> None:
@@ -151,7 +154,7 @@ def _bounded_building(folder: Path, stored: Mapping[str, StoredTensor]) -> Itera
             return
         counts[0] += 1
         counts[1] += tensor.numel()
-        if counts[0] > most_tensors or counts[1] > most_elements:
+        if counts[0] > most_tensors or counts[1] > most_elements or max(tensor.shape, default=0) > longest:
             reason = f"it describes a model far larger than its weights, which are {len(stored)} tensors"
             raise damaged_file(folder / CONFIG, reason)
 
@@ -169,3 +172,17 @@ def _bounded_building(folder: Path, stored: Mapping[str, StoredTensor]) -> Itera
 def _most_parameters(stored: Mapping[str, StoredTensor]) -> int:
     """Return the bound on parameters: layers without heads or neurons keep at least a quarter of their tensors."""
     return 4 * len(stored) + 100
+
+
+def _most_removed(config: Mapping[str, Any], stored: Mapping[str, StoredTensor]) -> int:
+    """Return a bound on the numbers in the rows and columns of removed neurons.
+
+    Without most of its neurons, a model may be a hundredth of the original. A neuron has at most three vectors of the
+    hidden size, which some stored tensor has.
+    """
+    record = config.get(RECORD_KEY)
+    entries = walk(record.get("feed_forward") if isinstance(record, dict) else None)
+    widths = [value for name, value in entries if name.endswith(".width") and type(value) is int and value > 0]
+    num_neurons = sum(min(width, _MAX_WIDTH) for width in widths)
+    longest = max((max(tensor.shape, default=0) for tensor in stored.values() if tensor.num_elements), default=0)
+    return 3 * num_neurons * longest

@@ -68,10 +68,10 @@ def describe_object(value: object, *, depth: int = 0) -> Any:
     """
     if isinstance(value, functools.partial):
         target = describe(value.func, depth=depth + 1)
-        return {"_target_": target, **describe({"args": value.args, **value.keywords}, depth=depth)}
+        return {"_target_": target, **_each({"args": value.args, **value.keywords}, depth=depth)}
     if isinstance(value, MethodType):
         of_function = _of_function(value.__func__, depth=depth) if isinstance(value.__func__, FunctionType) else {}
-        return {"_target_": value.__qualname__, **of_function, **describe({"self": value.__self__}, depth=depth)}
+        return {"_target_": value.__qualname__, **of_function, **_each({"self": value.__self__}, depth=depth)}
     if isinstance(value, FunctionType):
         return _of_function(value, depth=depth)
     settings: dict[str, Any] = {"_target_": type(value).__qualname__}
@@ -108,13 +108,18 @@ def _attributes(value: object) -> dict[str, Any]:
     return found | (dict(value.named_children()) if isinstance(value, nn.Module) else {})
 
 
+def _each(values: Mapping[str, Any], *, depth: int) -> dict[str, Any]:
+    """Return the description of each value: that of a long table as a whole is one text."""
+    return {name: describe(one, depth=depth + 1) for name, one in values.items()}
+
+
 def _of_function(function: FunctionType, *, depth: int) -> dict[str, Any]:
     """Return the name of a function and the values that it was made with; of one that is not installed, its code."""
     code = function.__code__
     cells = dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
     made_with = {name: cell.cell_contents for name, cell in cells.items() if _is_filled(cell)}
     made_with |= {"defaults": [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).items()]}
-    settings = {"_target_": function.__qualname__, **describe(made_with, depth=depth)}
+    settings = {"_target_": function.__qualname__, **_each(made_with, depth=depth)}
     if not any(folder in code.co_filename for folder in _INSTALLED):
         settings["code"] = _sha(repr(_of_code(code, doc=function.__doc__)).encode())
     return settings

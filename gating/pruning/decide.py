@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gating.errors import InputError, InputTypeError, RemedyError, RemedyWarning
 from gating.gates import HeadGates
 from gating.gates.interfaces import GateChoice
-from gating.objectives.parts import parts_of
+from gating.objectives.selection import Items, check_reachable
 from gating.structure.blocks import whole_number
 from gating.units import UNITS, UnitName
 
@@ -88,10 +88,11 @@ def _choice_of(objective: GateChoice | None, gates: HeadGates, numbers: Mapping[
 def _largest(gates: HeadGates, number: int, unit: UnitName) -> Tensor:
     """Return the mask of the gates with the largest ``log_alpha`` that stand for a number of units."""
     number = _check_number(gates, number, unit)
-    (part,) = parts_of(gates, by=None, unit=unit)
-    part.check(number, exact=True)
-    chosen = part.choose(gates.log_alpha.detach(), number)
-    return torch.zeros_like(gates.log_alpha, dtype=torch.bool).index_fill(0, chosen, True)
+    items = Items(gates.counts[unit])
+    check_reachable(number, items, unit=unit)
+    kept = torch.zeros_like(gates.log_alpha, dtype=torch.bool)
+    kept[items.select(gates.log_alpha.detach(), number)] = True
+    return kept
 
 
 def _check_number(gates: HeadGates, number: int, unit: UnitName) -> int:

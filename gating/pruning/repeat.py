@@ -53,10 +53,11 @@ class KeptUnits:
             for block in iter_feed_forward_blocks(model)
             if block.name in self.neurons
         ]
-        if {block.name for block in attention} != set(self.heads) or len(feed_forward) != len(self.neurons):
+        is_same = {block.name for block in attention} == set(self.heads) and len(feed_forward) == len(self.neurons)
+        if not is_same or any(set(self.heads[block.name]) - set(block.head_ids) for block in attention):
             raise InputError(
-                f"The checkpoint is of another model than this {type(model).__name__}: they have other attention or "
-                "feed-forward blocks. Resume with the model that the training began with."
+                f"The checkpoint is of another model than this {type(model).__name__}: they have other heads, "
+                "attention or feed-forward blocks. Resume with the model that the training began with."
             )
         groups = {name: group_ids for name, (_, group_ids) in self.neurons.items()}
         apply_edits(plan_pruning(model, [*attention, *feed_forward], {**self.heads, **groups}))

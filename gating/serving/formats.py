@@ -4,7 +4,6 @@ import importlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -60,11 +59,13 @@ class ServingFormat:
     def check_packages(self) -> None:
         """Raise ``ImportError`` with the extra to install if a package for the export is missing."""
         for package in self.packages:
-            if find_spec(package) is None:
+            try:
+                importlib.import_module(package)
+            except ImportError as error:
                 name = package.replace("_", "-")
                 raise MissingPackageError(
                     f"The package {name} is needed for this export: pip install 'head-gating[{self.extra}]'"
-                )
+                ) from error
 
     def load(self) -> Callable[..., Any]:
         """Return the function ``(model_or_directory, path, *, overwrite, ...)`` that exports a model.

@@ -22,7 +22,7 @@ __all__ = ["MetricTask", "Metrics", "Prepared", "Sample", "Task", "TextTask", "W
 Sample = dict[str, str]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Prepared:
     """Data of a task, ready for training.
 

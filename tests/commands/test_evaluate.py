@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertLMHeadM
 
 import gating
 from gating import __main__ as command_line
+from gating.commands import evaluate as evaluate_command
 from gating.commands.evaluation_settings import evaluation_settings
 from gating.errors import InputError
 from tests.support.interruptions import run_in
@@ -313,6 +314,13 @@ def test_settings_that_cannot_be_used_are_refused_in_one_sentence(finished, tmp_
     (tmp_path / "run").mkdir()
     shutil.copy(finished / "config.yaml", tmp_path / "run")
     assert "is not finished" in refused(tmp_path / "run")
+
+
+@pytest.mark.parametrize("setting", ["latency.batch_size=0", "task.metrics=[nope]", "latency.max_seconds=-1"])
+def test_wrong_settings_are_refused_before_a_model_is_downloaded(setting, tmp_path, refused, monkeypatch):
+    monkeypatch.setattr(evaluate_command, "_download", lambda name: pytest.fail(f"{name} is downloaded"))
+    table = write_table(tmp_path / "table.tsv", rows=6, seed=0)
+    assert setting.partition("=")[0] in refused("user/name", "data=files", f"data.test={table}", setting)
 
 
 def test_a_model_of_another_task_is_refused(finished, tmp_path, refused):

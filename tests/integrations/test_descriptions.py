@@ -87,3 +87,8 @@ def test_an_object_that_refers_to_itself_has_a_description():
     rule = Rule(1.0)
     rule.owner, rule.function = rule, lambda: rule
     assert describe(rule)["owner"]["factor"] == 1.0
+
+
+def test_a_partial_of_many_values_has_a_description():
+    described = describe(functools.partial(dict, **{f"value{index}": index for index in range(3000)}))
+    assert described["value2999"] == 2999

@@ -8,8 +8,10 @@ from torch import nn
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 import gating
+from gating.errors import InputError
 from gating.loader.compact import compact_class
 from gating.pruning.prune_report import num_parameters
+from gating.pruning.repeat import KeptUnits
 from tests.support.tiny_models import NUM_HEADS, assert_same_state, batch_for, logits_of, state_of
 
 NAME = "encoder.layer.1.attention.self"
@@ -190,3 +192,12 @@ def test_a_quantized_model_is_refused(family, make_model):
     for change in (gating.inject_gates, lambda model: gating.prune_heads(model, {0: [1]})):
         with pytest.raises(ValueError, match=r"it is quantized .* remove heads first"):
             change(quantized)
+
+
+def test_heads_of_a_larger_model_are_not_removed_from_a_smaller_one(bert):
+    kept = KeptUnits.of(bert)
+    name = next(iter(kept.heads))
+    larger = KeptUnits({**kept.heads, name: [0, 7]}, kept.neurons)
+    with pytest.raises(InputError, match="other heads"):
+        larger.remove_others(bert)
+    assert KeptUnits.of(bert) == kept

@@ -333,3 +333,12 @@ def test_texts_end_where_the_model_ends_them(llama, tmp_path):
         assert "tokenizer.ggml.eom_token_id" not in fields
     with pytest.raises(ValueError, match="is for a tokenizer that is converted, but there is none"):
         export.export_gguf(llama, tmp_path / "other.gguf", pre_tokenizer="gpt-2")
+
+
+def test_sequences_of_pre_tokenizers_may_be_nested(tmp_path):
+    split = {"type": "Split", "pattern": {"Regex": tokenizer._LLAMA3}}
+    nested = {
+        "type": "Sequence",
+        "pretokenizers": [{"type": "Sequence", "pretokenizers": [split]}, {"type": "ByteLevel"}],
+    }
+    assert tokenizer._pre_tokenizer_name({"pre_tokenizer": nested}, tmp_path) == "llama-bpe"

@@ -29,4 +29,6 @@ def has_effect(name: str, *, on: Literal["results", "dense run", "examples"]) ->
 
 def shown_value(name: str, value: Any) -> Any:
     """Return the value of a setting in a comparison: the same file of data may lie elsewhere on another machine."""
+    if name in _FILES and isinstance(value, list):
+        return [shown_value(name, one) for one in value]
     return Path(value).name if name in _FILES and isinstance(value, str) else value

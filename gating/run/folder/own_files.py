@@ -27,7 +27,7 @@ def check_written(folder: Path, written: Collection[str], consequence: str, *, r
 
 
 def check_compact(folder: Path, *, remedy: str) -> None:
-    """Raise ``FolderExistsError`` if the compact model in a run's folder is not as the run has written it."""
+    """Raise ``FolderExistsError`` or ``InputError`` if the compact model of a run is not as the run has written it."""
     if _is_used(folder / COMPACT):
         check_result(folder / COMPACT, kind=COMPACT_MODEL)
         _check_mark(folder, COMPACT, remedy=remedy)

@@ -138,7 +138,9 @@ def tokens_never_written(file: Path) -> list[int]:
 
 def _pre_tokenizer_name(table: dict[str, Any], folder: Path) -> str:
     whole = table.get("pre_tokenizer")
-    parts = [] if whole is None else whole.get("pretokenizers", [whole])
+    parts = [] if whole is None else [whole]
+    while any("pretokenizers" in part for part in parts):
+        parts = [child for part in parts for child in part.get("pretokenizers", [part])]
     kinds = [part["type"] for part in parts]
     regexes = [part["pattern"].get("Regex") for part in parts if part["type"] == "Split"]
     if kinds == ["Split", "ByteLevel"] and regexes[0] in _PRE_TOKENIZERS:

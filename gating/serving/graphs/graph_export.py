@@ -97,7 +97,7 @@ def export_torch(
     tokenizer: Processor | None = None,
     overwrite: bool = False,
 ) -> GraphReport:
-    """Export a model with ``torch.export``, with the arguments, inputs, check and errors of :func:`export_onnx`."""
+    """Export a model with ``torch.export``: arguments, but for ``int8``, and check are those of :func:`export_onnx`."""
     return _export_checked(
         model_or_directory, Path(save_directory), format="torch", tokenizer=tokenizer, overwrite=overwrite
     )
