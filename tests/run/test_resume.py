@@ -83,7 +83,7 @@ def test_runs_that_are_interrupted_on_and_on_end_as_if_they_had_not_been(variant
 
 BETWEEN = {
     "before heads are removed": (execute, "remove_heads"),
-    "before the removal is on the disk": (stages, "save_removed"),
+    "before the removal is on the disk": (stages, "_save_removed"),
     "before the export": (execute, "export"),
     "before the numbers": (Summary, "write"),
 }
