@@ -83,6 +83,7 @@ def test_folder_that_is_not_there_is_one_sentence(command, tmp_path, monkeypatch
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.runs
 @pytest.mark.filterwarnings("ignore")  # Of torch's and transformers' own tracing.
 def test_export_prints_the_inputs_and_the_checked_sizes(compact, tmp_path, monkeypatch, capsys):
     run(monkeypatch, "export", compact, "--format", "torch", "--output", tmp_path / "exported")

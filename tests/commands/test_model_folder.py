@@ -54,6 +54,7 @@ def test_inspect_takes_a_run(run, monkeypatch, capsys):
     assert f"{run}/compact" in shown.replace(" ", "")[-400:]
 
 
+@pytest.mark.runs
 @pytest.mark.filterwarnings("ignore")  # Of torch's and transformers' own tracing.
 def test_export_takes_a_run(run, monkeypatch, capsys):
     assert call(monkeypatch, "export", run, "--format", "torch") == ""

@@ -182,6 +182,7 @@ def test_each_epoch_is_evaluated_and_saved_once(tmp_path, max_steps, ends):
     assert (tmp_path / f"checkpoint-{ends[-1]}" / "gates.pt").is_file()
 
 
+@pytest.mark.runs
 def test_gates_on_neurons_and_a_stock_folder(tmp_path):
     trainer = make_trainer(
         tmp_path / "checkpoints",

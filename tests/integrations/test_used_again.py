@@ -32,6 +32,7 @@ def test_a_second_trainer_chooses_as_one_with_a_new_objective(tmp_path, assert_s
     assert used.finalize().kept_heads == new.finalize().kept_heads
 
 
+@pytest.mark.runs
 def test_two_trainers_at_once_need_an_objective_each(tmp_path):
     objective = gating.ExactBudget(num_heads=5)
     first, second = make_trainer(tmp_path, objective=objective), make_trainer(tmp_path, objective=objective)

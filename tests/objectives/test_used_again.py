@@ -8,6 +8,7 @@ import torch
 import gating
 from gating.errors import OperationError
 from tests.support.search import RIVALS, Search
+from tests.support.tiers import first_of
 from tests.support.tiny_models import build
 
 STEPS = 12
@@ -20,7 +21,7 @@ MAKERS = {
 }
 
 
-@pytest.fixture(params=MAKERS)
+@pytest.fixture(params=first_of(MAKERS, every=3))
 def make(request):
     return MAKERS[request.param]
 

@@ -73,6 +73,7 @@ def test_heads_are_removed_evenly(bert, num_heads):
     assert max(counts) - min(counts) <= 1
 
 
+@pytest.mark.runs
 def test_real_times_change_nothing_in_the_model(bert):
     state, text = state_of(bert), str(bert)
     twin = copy.deepcopy(bert)

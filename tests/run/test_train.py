@@ -277,6 +277,7 @@ def test_help_shows_groups_and_settings(tmp_path):
         assert wanted in process.stdout
 
 
+@pytest.mark.runs
 @pytest.mark.first
 def test_a_run_trains_its_own_teacher(inputs, tmp_path):
     numbers = run_here([*inputs, "distillation=logits"], tmp_path / "out")

@@ -179,6 +179,7 @@ def test_audio_models_have_the_mask_of_their_feature_extractor(masked, tmp_path)
     torch.testing.assert_close(answer(session_of(tmp_path / "exported"), batch), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.families
 def test_shortest_and_longest_batches_are_checked_and_named(tmp_path, tokenizer):
     report = export_torch(build("roberta"), tmp_path / "exported", tokenizer=tokenizer)
     assert report.checked == "batches of 1, 2 and 3, lengths of 1, 6, 9, 12 and 40, padded left and right"
@@ -191,6 +192,7 @@ def test_a_model_with_few_positions_is_checked_up_to_its_longest(tmp_path):
     assert report.checked == "batches of 1, 2 and 3, lengths of 1 and 6, padded left and right"
 
 
+@pytest.mark.families
 def test_fixed_sizes_of_a_graph_are_reported(tmp_path):
     config = transformers.GPT2Config(**FAMILIES["gpt2"].arguments | {"pad_token_id": None, "n_layer": 1}, num_labels=2)
     model = transformers.GPT2ForSequenceClassification(config).eval()  # It rejects batches.
@@ -205,6 +207,7 @@ def test_inputs_that_the_model_does_not_accept_are_reported(tmp_path, tokenizer)
     assert report.left_out == ("token_type_ids",)
 
 
+@pytest.mark.families
 @pytest.mark.parametrize("export", first_of([export_onnx, export_torch]))
 def test_tokenizer_of_a_folder_goes_into_the_export(export, tokenizer, tmp_path):
     folder = gating.save_compact(build("bert"), tmp_path / "compact", tokenizer=tokenizer)

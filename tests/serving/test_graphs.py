@@ -63,6 +63,7 @@ def test_tracing_restores_the_settings_of_torch_after_an_error():
     assert tracing_settings() == before
 
 
+@pytest.mark.families
 def test_an_export_with_other_outputs_is_not_written(compact_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(check, "named_outputs", lambda outputs: {"logits": torch.full_like(outputs["logits"], 1e3)})
     with pytest.raises(RuntimeError, match="Nothing was written"):

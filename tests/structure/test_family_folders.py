@@ -16,6 +16,7 @@ from gating.proof.outputs import forward_outputs, max_relative_difference
 from tests.support.family_models import FAMILIES
 from tests.support.fresh_process import difference_elsewhere
 from tests.support.masked_models import Units, compact
+from tests.support.tiers import first_of
 
 pytestmark = [
     pytest.mark.usefixtures("quiet"),
@@ -24,7 +25,9 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("name", ["bert", "albert-1group", "llama", "phi3", "t5", "mpnet", "blip", "whisper"])
+@pytest.mark.parametrize(
+    "name", first_of(["bert", "albert-1group", "llama", "phi3", "t5", "mpnet", "blip", "whisper"], every=4)
+)
 @pytest.mark.parametrize("units", ["heads", ("heads", "neurons")], ids=str)
 def test_load_compact_copies_and_pickles(name: str, units: Units, tmp_path: Path) -> None:
     model, _, probe = compact(FAMILIES[name], 0, units=units)
@@ -50,6 +53,7 @@ OTHER_CLASSES = {
 }
 
 
+@pytest.mark.families
 def test_other_auto_classes_load_the_same_folder(tmp_path: Path) -> None:
     for name, auto_classes in OTHER_CLASSES.items():
         model, _, probe = compact(FAMILIES[name], 0)

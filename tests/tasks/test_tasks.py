@@ -153,6 +153,7 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.runs
 @pytest.mark.first
 def test_answers_and_their_scores_equal_those_of_torchmetrics(bert, questions, tmp_path):
     """Windows of 20 tokens over texts of up to 21 words: the answer is the best span over all windows."""
@@ -210,6 +211,7 @@ def rated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.runs
 @pytest.mark.first
 def test_numbers_and_their_correlation_equal_those_of_scipy(bert, rated, tmp_path):
     stats = pytest.importorskip("scipy.stats", reason="scipy is not installed")
@@ -238,6 +240,7 @@ SMALL_VIT = [
 ]
 
 
+@pytest.mark.runs
 @pytest.mark.first
 def test_digits_with_a_new_vision_transformer(tmp_path):
     pytest.importorskip("sklearn", reason="scikit-learn is not installed")

@@ -41,6 +41,7 @@ def steps_of(parts: list[Path]) -> list[tuple[int, float]]:
     return [(row["_step"], row["x"]) for row in rows_of(parts) if "x" in row]
 
 
+@pytest.mark.runs
 def test_what_was_logged_after_the_checkpoint_is_there_once(tmp_path):
     _, first = process(tmp_path, range(8), checkpoint=3)
     parts, second = process(tmp_path, range(3, 9), position=first, checkpoint=2)
@@ -98,9 +99,8 @@ def test_a_process_without_wandb_in_between_takes_no_row_away(tmp_path):
     assert steps == sorted(set(steps))
 
 
-@pytest.mark.first
 @pytest.mark.runs
-@pytest.mark.parametrize("is_uploaded_between", [False, True])
+@pytest.mark.parametrize("is_uploaded_between", [pytest.param(False, marks=pytest.mark.first), True])
 def test_one_command_uploads_all_parts_with_each_step_once(is_uploaded_between, tmp_path, monkeypatch):
     with fake_server() as server:
         monkeypatch.setenv("WANDB_API_KEY", KEY)
