@@ -6,6 +6,7 @@ import torch
 from transformers import PreTrainedModel
 
 from gating.errors import InputError, explain
+from gating.models.configs import check_layers
 from gating.models.sources import ModelSource
 
 __all__ = ["check_memory", "make_meta_model"]
@@ -21,9 +22,11 @@ def make_meta_model(source: ModelSource, auto_class: type) -> PreTrainedModel:
         device(type='meta')
 
     Raises:
-        ValueError: transformers cannot create the model, or has no class of this Auto class for its family.
+        ValueError: The model has too many layers, or transformers cannot create it, or has no class of this Auto class
+            for its family.
     """
     config = source.load_config()
+    check_layers(config)
     families = getattr(auto_class, "_model_mapping", None)
     if families is not None and type(config) not in families:
         raise InputError(

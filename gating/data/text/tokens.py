@@ -31,6 +31,9 @@ __all__ = [
     "truncation_length",
 ]
 
+# Tokens of a text; the longest contexts have ten million.
+_MAX_LENGTH = 1_000_000_000
+
 # Number of tokens that tell whether a tokenizer knows the texts.
 _CHECKED = 10_000_000
 # Number of characters beyond which a text is not tokenized as a whole to be truncated.
@@ -98,10 +101,12 @@ def truncation_length(meta_model: PreTrainedModel, max_length: int, *, name: str
         64
 
     Raises:
-        ValueError: ``max_length`` is not positive.
+        ValueError: ``max_length`` is not positive, or longer than any text.
     """
     if max_length < 1:
         raise InputError(f"{name}={max_length}: a text has at least one token.")
+    if max_length > _MAX_LENGTH:
+        raise InputError(f"{name}={max_length} is longer than any text: give at most {_MAX_LENGTH}.")
     # Some encoder-decoders have a configuration for each of their two parts.
     parts = [meta_model.config, *(getattr(meta_model.config, part, None) for part in ("encoder", "decoder"))]
     found = [getattr(part, "max_position_embeddings", None) for part in parts if isinstance(part, PreTrainedConfig)]
