@@ -1,0 +1,1 @@
+"""Sentence embeddings: models of sentence-transformers, their pooling, teachers and losses."""

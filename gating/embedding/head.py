@@ -1,0 +1,96 @@
+"""Pooling of a model of sentence-transformers: the modules after its transformer."""
+
+import importlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gating.embedding.processor import require_sentence_transformers
+from gating.errors import InputError
+
+__all__ = ["SentenceHead", "has_modules"]
+
+_MODULES = "modules.json"
+_PACKAGE = "sentence_transformers."
+
+
+def has_modules(folder: Path) -> bool:
+    """Return whether a folder is one of sentence-transformers."""
+    return (folder / _MODULES).is_file()
+
+
+class SentenceHead(nn.Module):
+    """Modules that make one embedding of the hidden states of a text: pooling, and often a normalization."""
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        """Store the modules of sentence-transformers in their order; their weights are not trained."""
+        super().__init__()
+        self.parts = nn.ModuleList(modules).eval().requires_grad_(False)
+
+    @classmethod
+    def load(cls, folder: Path) -> "SentenceHead":
+        """Load the modules after the transformer from a local folder; no code of the folder is run.
+
+        A folder without ``modules.json`` has the mean over the tokens, as in sentence-transformers.
+
+        Raises:
+            ImportError: sentence-transformers is not installed.
+            InputError: A module is not one of the package, or cannot be loaded.
+        """
+        require_sentence_transformers()
+        if not has_modules(folder):
+            return cls([_mean_pooling(folder)])
+        try:
+            listed = json.loads((folder / _MODULES).read_text(encoding="utf-8"))
+            parts = sorted(listed, key=lambda part: part["idx"])[1:]
+            return cls([_class_of(part["type"], folder).load(str(folder), subfolder=part["path"]) for part in parts])
+        except InputError:
+            raise
+        except Exception as error:  # The package raises errors of any class about damaged files.
+            raise InputError(
+                f"{folder}/{_MODULES} and the modules in it cannot be loaded ({error}). Save the model again with "
+                "sentence-transformers."
+            ) from error
+
+    def forward(self, outputs: Mapping[str, Any], attention_mask: Tensor) -> Tensor:
+        """Return the embeddings of texts, ``[batch, width]``.
+
+        Args:
+            outputs: Outputs of the transformer with ``last_hidden_state``, ``[batch, length, hidden]``.
+            attention_mask: Mask of the tokens, ``[batch, length]``.
+        """
+        features: dict[str, Any] = {
+            "token_embeddings": outputs["last_hidden_state"],
+            "attention_mask": attention_mask,
+        }
+        for part in self.parts:
+            features = part(features)
+        embeddings: Tensor = features["sentence_embedding"]
+        return embeddings
+
+    def embed(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Return the embeddings of tokenized texts by a transformer, ``[batch, width]``."""
+        return self(model(**inputs), inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])))
+
+
+def _class_of(reference: str, folder: Path) -> Any:
+    """Return the class of a module by its name in ``modules.json``, old or new."""
+    if not reference.startswith(_PACKAGE):
+        raise InputError(
+            f"{folder}/{_MODULES} names the module {reference}, which is not one of sentence-transformers, and its code "
+            "is not run."
+        )
+    module, _, name = reference.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def _mean_pooling(folder: Path) -> nn.Module:
+    from sentence_transformers.sentence_transformer.modules import Pooling
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    return Pooling(config.get_text_config().hidden_size, pooling_mode="mean")
