@@ -5,15 +5,15 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["TARGETS", "Batch", "model_inputs", "num_targets"]
+__all__ = ["TARGETS", "Batch", "model_inputs", "num_rows", "num_targets"]
 
 Batch = Mapping[str, Any]
 
 # Names of the targets that models of transformers take.
 TARGETS = ("labels", "start_positions", "end_positions")
 
-# Prefix of values for metrics, which the model does not take.
-_METRIC_PREFIX = "metric_"
+# Prefixes of values for metrics, and for a task with a loss of its own, which the model does not take.
+_PREFIXES = ("metric_", "task_")
 
 
 def model_inputs(batch: Batch) -> dict[str, Any]:
@@ -23,7 +23,12 @@ def model_inputs(batch: Batch) -> dict[str, Any]:
         >>> model_inputs({"input_ids": [[3, 7]], "labels": [1], "metric_target": ["a"]})
         {'input_ids': [[3, 7]], 'labels': [1]}
     """
-    return {name: value for name, value in batch.items() if not name.startswith(_METRIC_PREFIX)}
+    return {name: value for name, value in batch.items() if not name.startswith(_PREFIXES)}
+
+
+def num_rows(batch: Batch) -> int:
+    """Return the number of examples of a batch, or of their windows."""
+    return len(next((batch[name] for name in TARGETS if name in batch), next(iter(batch.values()))))
 
 
 def num_targets(batch: Batch) -> int:
@@ -34,5 +39,7 @@ def num_targets(batch: Batch) -> int:
         >>> num_targets({"labels": torch.tensor([[5, 8, -100], [4, -100, -100]])})
         3
     """
-    targets: Tensor = next(batch[name] for name in TARGETS if name in batch)
+    targets: Tensor | None = next((batch[name] for name in TARGETS if name in batch), None)
+    if targets is None:
+        return num_rows(batch)
     return targets.numel() if targets.is_floating_point() else int((targets != -100).sum())

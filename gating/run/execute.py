@@ -16,6 +16,7 @@ from gating.run.prepare import prepare
 from gating.run.run import Run
 from gating.run.settings.read import read_settings
 from gating.run.stages import remove_heads, restore_removed, search, train_teacher
+from gating.tasks.base import HasLoss
 from gating.tracking.verbosity import quiet_libraries
 
 __all__ = ["execute", "run"]
@@ -50,6 +51,8 @@ def execute(run: Run) -> float | None:
             train_phase(run, Phase.DENSE, steps=run.total_steps)
     else:
         if not restore_removed(run):
+            if isinstance(run.objects.task, HasLoss):
+                run.evaluate(Stage.DENSE, "dense", splits=run.data.module.splits[1:])
             with run.adapted(state.model):
                 searched = search(run, objective)
             remove_heads(run, searched)

@@ -38,6 +38,7 @@ from gating.run.stages import load_teacher
 from gating.sharding.copies import config_without_sharding
 from gating.sharding.plan import reshard
 from gating.storage.transfer import check_login
+from gating.tasks.base import HasLoss
 from gating.tracking.loggers import resolve_mode
 from gating.training.callbacks.interruption import check_monitors
 from gating.training.steps import count_steps
@@ -227,6 +228,8 @@ def _load_models(
             _check_objective(objects, objects.objective, gates, model)
     if settings.gradient_checkpointing:
         enable_gradient_checkpointing(model)
+    if isinstance(objects.task, HasLoss):
+        objects.task.freeze(model)
     state = RunState(model)
     if objects.distillation is not None and objects.teacher is not None:
         state.teacher = load_teacher(objects.teacher, auto_class, is_sharded=devices.is_sharded)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from datasets import DatasetDict
+from torch import Tensor
 from torchmetrics import MetricCollection
 from transformers import DefaultDataCollator, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -16,7 +17,7 @@ from gating.report.score import Score
 from gating.tasks.metrics.baselines import Baseline
 from gating.tasks.metrics.choice import ChosenMetrics, Metrics
 
-__all__ = ["MetricTask", "Metrics", "Prepared", "Sample", "Task", "TextTask", "WritesText"]
+__all__ = ["HasLoss", "MetricTask", "Metrics", "Prepared", "Sample", "Task", "TextTask", "WritesText"]
 
 # A text that a model generated: ``prompt`` or ``source``, ``written``, and ``right`` if there is a reference.
 Sample = dict[str, str]
@@ -32,7 +33,7 @@ class Prepared:
       ``(batch, length)``, or ``pixel_values`` of shape ``(batch, channels, height, width)``;
     * its targets: ``labels``, or ``start_positions`` and ``end_positions``, with which the model returns a loss; -100
       for tokens without a label;
-    * values for metrics alone, whose names begin with ``metric_``.
+    * values for metrics alone, whose names begin with ``metric_``, and for the task alone, with ``task_``.
 
     Attributes:
         splits: ``train``, ``validation`` and optionally ``test``; texts have ``input_ids``, by whose lengths examples
@@ -70,7 +71,8 @@ class Task(Protocol):
     settings ``data.NAME``, which ``conf/data/batches.yaml`` describes. A task may also have
 
     * ``has_classes = True`` if labels are classes, so that validation data is drawn stratified;
-    * ``write_samples`` (:class:`WritesText`) if its models generate text.
+    * ``write_samples`` (:class:`WritesText`) if its models generate text;
+    * ``loss`` (:class:`HasLoss`) if its models return none.
 
     Attributes:
         auto_class: Auto class of transformers, such as ``AutoModelForSequenceClassification``.
@@ -108,6 +110,26 @@ class Task(Protocol):
             batch: A batch of ``collate``, on the model's device.
             outputs: The model's outputs, such as ``logits`` of shape ``(batch, num_labels)``.
             model: The model, to generate text.
+        """
+
+
+@runtime_checkable
+class HasLoss(Protocol):
+    """A task with a loss of its own, whose models have no head and are good without training, as those of embeddings.
+
+    Values of a batch for the task alone have names that begin with ``task_``.
+    """
+
+    def freeze(self, model: PreTrainedModel) -> None:
+        """Freeze the weights of a model that the loss does not depend on, in place."""
+
+    def loss(self, outputs: Mapping[str, Any], batch: Batch, *, model: PreTrainedModel) -> Tensor:
+        """Return the loss of a batch, a scalar.
+
+        Args:
+            outputs: The model's outputs for the batch.
+            batch: A batch of ``collate``, on the model's device.
+            model: The model, for further inputs.
         """
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 from transformers import PreTrainedModel
 
-from gating.data.batches import TARGETS, Batch, model_inputs, num_targets
+from gating.data.batches import Batch, model_inputs, num_rows, num_targets
 from gating.distributed.collectives import all_reduce_sum, gather_objects
 from gating.sharding.plan import gathered_root
 from gating.tasks.base import Task
@@ -61,7 +61,7 @@ class Tally:
         """Yield batches as they are, and count them."""
         for batch in batches:
             self._targets += num_targets(batch)
-            self._rows += len(next(batch[name] for name in TARGETS if name in batch))
+            self._rows += num_rows(batch)
             if "metric_example" in batch:
                 # Several windows are one example.
                 self._examples.update(batch["metric_example"].tolist())

