@@ -38,7 +38,10 @@ def load_sentence_model(name: str, *, revision: str = "main", setting: str) -> A
     place = locate(name, revision=revision)
     with loading(f"{setting}={name}", remedy="Name a model of sentence-transformers, or another encoder."):
         model = SentenceTransformer(
-            place, device="cpu", revision=None if Path(place).is_dir() else revision, model_kwargs={"dtype": torch.float32}
+            place,
+            device="cpu",
+            revision=None if Path(place).is_dir() else revision,
+            model_kwargs={"dtype": torch.float32},
         )
     if model.transformers_model is None or model.tokenizer is None:
         raise InputError(f"{setting}={name} has no transformer of texts as its first module, on which gates could be.")

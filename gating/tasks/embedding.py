@@ -115,7 +115,9 @@ class Embedding:
         splits, kinds = read_examples(examples.splits, text_column, text_pair_column, label_column, loss=self._loss)
         self._loss_name = self._loss or _USUAL[kinds["train"]]
         for table in splits.values():
-            check_texts(DatasetDict(train=table), [name for name in ("text", "text_pair") if name in table.column_names])
+            check_texts(
+                DatasetDict(train=table), [name for name in ("text", "text_pair") if name in table.column_names]
+            )
         length = truncation_length(meta_model, max_length)
         tokenizer = getattr(processor, "tokenizer", processor)
         tokens = tokenize_examples(splits, tokenizer, length)
@@ -154,9 +156,7 @@ class Embedding:
         """
         embedded = self._embed(outputs, batch, model=model)
         if self._loss_name == "distance" and embedded.teacher is not None:
-            return embedding_distance(
-                embedded.texts, embedded.teacher, similarity_weight=self._similarity_weight
-            )
+            return embedding_distance(embedded.texts, embedded.teacher, similarity_weight=self._similarity_weight)
         if embedded.pairs is None:
             # Validation data without pairs, in a training on pairs without a teacher.
             return embedded.texts.new_full((), torch.nan)

@@ -179,5 +179,3 @@ class PairCollator:
     def _pad(self, examples: list[dict[str, Any]], columns: dict[str, str]) -> Any:
         rows = [{name: row[column] for name, column in columns.items() if column in row} for row in examples]
         return self._tokenizer.pad(rows, return_tensors="pt")
-
-

@@ -9,13 +9,14 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from gating.compact.save import Processor
+from gating.embedding.head import SentenceHead, has_modules
 from gating.serving.contexts import checked_context, steady_context
 from gating.serving.copies import as_converted, fix_rotations
 from gating.serving.exporting import Exportable, exporting, load_processor, megabytes_of, reporting_failure
 from gating.serving.graphs.batches import batch_to_trace, input_names
 from gating.serving.graphs.check import Axes, ExportCheck, check_exported, check_quantized
 from gating.serving.graphs.exporters import GraphFormat, export_graph, input_axes, of_transformers, quantize
-from gating.serving.graphs.tracing import as_exported, quick_tracing, quiet_exporters
+from gating.serving.graphs.tracing import as_exported, pooled, quick_tracing, quiet_exporters
 
 __all__ = ["GraphReport", "export_onnx", "export_torch"]
 
@@ -64,7 +65,8 @@ def export_onnx(
 
     The check runs batches of several sizes and lengths, with and without padding. Decoders that generate compute
     position ids from the attention mask, as ``generate`` does, so that left padding does not change their outputs;
-    families with other position ids, such as RoBERTa, keep their own.
+    families with other position ids, such as RoBERTa, keep their own. From a folder of sentence-transformers, the graph
+    also has the output ``sentence_embedding``, ``[batch, width]``.
 
     Args:
         model_or_directory: A compact model, its folder, or its name on the hub.
@@ -119,7 +121,8 @@ def _export_checked(
         names, left_out = input_names(model, processor)
         batch = batch_to_trace(model, names, processor)
         int8_difference = None
-        with as_exported(model):
+        head = SentenceHead.load(origin) if origin is not None and has_modules(origin) else None
+        with as_exported(model), pooled(model, head):
             with reporting_failure(model, format), quick_tracing(), quiet_exporters():
                 exported = export_graph(model, batch, format)
             exported, axes = _save_and_load(model, format, exported, folder)

@@ -6,20 +6,21 @@ import inspect
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import torch
 import torch._dynamo.config
 import torch.fx.config
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
 from gating.serving.graphs.check import TOLERANCE
 
-__all__ = ["as_exported", "quick_tracing", "quiet_exporters"]
+__all__ = ["as_exported", "pooled", "quick_tracing", "quiet_exporters"]
 
 
 @contextmanager
@@ -69,6 +70,33 @@ def _counts_from_zero(model: PreTrainedModel) -> bool:
     positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
     outputs = [forward_outputs(model, inputs) for inputs in (batch, {**batch, "position_ids": positions})]
     return max_relative_difference(*outputs) < TOLERANCE
+
+
+@contextmanager
+def pooled(model: Any, head: Callable[..., Tensor] | None) -> Iterator[None]:
+    """Let a model return also the embeddings of texts, ``sentence_embedding``, in a ``with`` block.
+
+    Args:
+        model: The model.
+        head: Function of its outputs and the attention mask; None to leave the outputs as they are.
+    """
+    if head is None:
+        yield
+        return
+    own, forward = vars(model).get("forward"), model.forward
+
+    @functools.wraps(forward)
+    def forward_with_pooling(**inputs: Any) -> Any:
+        outputs = dict(forward(**inputs))
+        return {**outputs, "sentence_embedding": head(outputs, inputs["attention_mask"])}
+
+    model.forward = forward_with_pooling
+    try:
+        yield
+    finally:
+        del model.forward
+        if own is not None:
+            model.forward = own
 
 
 @contextmanager

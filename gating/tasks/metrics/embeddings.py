@@ -134,7 +134,9 @@ def build_embedding_metrics(
                 "cosine a teacher."
             )
     if score is not None and score not in names:
-        raise InputError(f"task.score={score} is not among the metrics {', '.join(names)}. {nearest_name(score, names)}")
+        raise InputError(
+            f"task.score={score} is not among the metrics {', '.join(names)}. {nearest_name(score, names)}"
+        )
     collection = MetricCollection({name: _OfEmbeddings(name) for name in names}, compute_groups=False)
     return collection, METRICS[score or names[0]][2]
 
