@@ -66,6 +66,10 @@ def evaluation_settings(
         values["trainer"] |= {name: 1.0 for name in _LIMITS if f"trainer.{name}" not in names}
         if not {"data", "data.path", "data.name"}.isdisjoint(names):
             values["data"] |= _whole_splits(values["data"], given=names)
+    if "Embedding" in str(values["task"].get("_target_")) and values["task"].get("teacher") is None:
+        # The model that is evaluated is not the one that it learned from.
+        before = None if run_folder is None else read_settings_of(run_folder)["model"].get("name")
+        values["task"]["teacher"] = before or "none"
     only = _take_single_file(values["data"], split, given=names)
     # One device evaluates, since batches of several processes are padded otherwise.
     values["trainer"] |= {"devices": 1, "num_nodes": 1, "strategy": "auto"}

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from gating.embedding.processor import require_sentence_transformers
@@ -74,15 +73,16 @@ class SentenceHead(nn.Module):
 
     def embed(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
         """Return the embeddings of tokenized texts by a transformer, ``[batch, width]``."""
-        return self(model(**inputs), inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])))
+        embeddings: Tensor = self(model(**inputs), inputs["attention_mask"])
+        return embeddings
 
 
 def _class_of(reference: str, folder: Path) -> Any:
     """Return the class of a module by its name in ``modules.json``, old or new."""
     if not reference.startswith(_PACKAGE):
         raise InputError(
-            f"{folder}/{_MODULES} names the module {reference}, which is not one of sentence-transformers, and its code "
-            "is not run."
+            f"{folder}/{_MODULES} names the module {reference}, which is not one of sentence-transformers; its code is "
+            "not run."
         )
     module, _, name = reference.rpartition(".")
     return getattr(importlib.import_module(module), name)
@@ -93,4 +93,5 @@ def _mean_pooling(folder: Path) -> nn.Module:
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    return Pooling(config.get_text_config().hidden_size, pooling_mode="mean")
+    pooling: nn.Module = Pooling(config.get_text_config().hidden_size, pooling_mode="mean")
+    return pooling

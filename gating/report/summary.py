@@ -58,6 +58,9 @@ class Stage(StrEnum):
     COMPACT = "compact"
     # The teacher, or the model of a dense run.
     DENSE = "dense"
+    # The compact model in ONNX Runtime.
+    ONNX = "onnx"
+    INT8 = "onnx-int8"
     # The baseline is a prediction without a model.
     BASELINE = "baseline"
 

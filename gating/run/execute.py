@@ -6,6 +6,7 @@ from typing import Any
 from gating.distributed.collectives import is_rank_zero
 from gating.pruning.measure import count_heads
 from gating.report.summary import Stage
+from gating.run.exports import export_formats
 from gating.run.folder.contents import Phase
 from gating.run.folder.optimized import optimized_value
 from gating.run.folder.resume import find_run
@@ -65,5 +66,6 @@ def execute(run: Run) -> float | None:
     if gather(run) and not is_rank_zero():
         return None
     export(run)
+    export_formats(run)
     report(run)
     return optimized_value(run.paths.folder, run.settings.optimized_metric) if is_rank_zero() else None

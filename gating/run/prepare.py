@@ -25,6 +25,7 @@ from gating.objectives.budget import HeadBudget
 from gating.objectives.distillation import check_teacher
 from gating.pruning.prune import remove_in_copy
 from gating.run.data import RunData, encode_examples, load_examples
+from gating.run.exports import check_exports
 from gating.run.folder.claim import check_claim, claim_folder
 from gating.run.folder.inputs import check_inputs, describe_inputs
 from gating.run.folder.optimized import check_measured
@@ -57,6 +58,7 @@ def prepare(settings: Settings, *, resumes: bool) -> Run:
         _check_sharded(settings)
     found = check_claim(settings.paths, settings=settings.values, resumes=resumes) if is_rank_zero() else ()
     _check_accounts(settings)
+    check_exports(settings)
     objects = build_objects(settings)
     # The other processes learn the run's folder, which callbacks write to, from this one.
     phases = build_phases(settings) if is_rank_zero() else {}

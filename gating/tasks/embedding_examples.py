@@ -130,7 +130,7 @@ def tokenize_examples(splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, m
         )
 
     def tokenize_batch(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        tokens = {}
+        tokens: dict[str, list[Any]] = {}
         for column, prefix in (("text", ""), ("text_pair", "pair_")):
             if column in batch:
                 texts = [beginning(str(text), tokenizer, max_length) for text in batch[column]]

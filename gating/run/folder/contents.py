@@ -12,6 +12,7 @@ __all__ = [
     "CLEARED",
     "COMPACT",
     "CONFIG",
+    "EXPORTS",
     "FILES",
     "FIRST_FILES",
     "FOLDERS",
@@ -77,8 +78,10 @@ STATE_FILES = (LOCK, WRITTEN)
 # Folders with files that a new run replaces; the folders of W&B runs stay.
 REPLACED_FOLDERS = (CHECKPOINTS, CSV, TENSORBOARD, REPORT)
 FOLDERS = (*REPLACED_FOLDERS, WANDB)
+# Formats that a run can export its compact model to, and the folders of these exports.
+EXPORTS = {name: f"{COMPACT}-{name}" for name in ("onnx", "onnx-int8", "openvino")}
 # These folders hold saved models.
-MODELS = (COMPACT, TEACHER)
+MODELS = (COMPACT, TEACHER, *EXPORTS.values())
 
 
 def is_run(folder: Path) -> bool:

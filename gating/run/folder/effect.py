@@ -13,7 +13,7 @@ _FILES = ("data.train", "data.validation", "data.test", "data.path")
 _WITHOUT_EFFECT = {
     # These may differ between a run and the command that resumes it.
     "results": (
-        *(*OF_COMMAND, "paths", "logger", "callbacks", "keep_checkpoints", "model.base_model"),
+        *(*OF_COMMAND, "paths", "logger", "callbacks", "keep_checkpoints", "exports", "model.base_model"),
         *("data.num_workers", "data.allow_changed", "latency.max_seconds", "trainer.max_time"),
     ),
     "dense run": ("objective", "gates", "convergence", "recovery", "optimizer.gate_lr", "optimizer.multiplier_lr"),

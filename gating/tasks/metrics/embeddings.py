@@ -46,13 +46,16 @@ _NAMES = tuple(field.name for field in fields(Embedded))
 
 
 def _similarity(all: Embedded) -> tuple[Tensor, Tensor]:
-    assert all.pairs is not None and all.scores is not None
+    assert all.pairs is not None
+    assert all.scores is not None
     return functional.cosine_similarity(all.texts.double(), all.pairs.double()), all.scores.double()
 
 
 def _retrieved(all: Embedded, measure: Callable[..., Tensor]) -> Tensor:
     """Return the mean of a measure of the first ten documents over all distinct queries."""
-    assert all.pairs is not None and all.queries is not None and all.documents is not None
+    assert all.pairs is not None
+    assert all.queries is not None
+    assert all.documents is not None
     queries, documents = (_first_of(numbers) for numbers in (all.queries, all.documents))
     found = functional.normalize(all.texts[queries], dim=-1) @ functional.normalize(all.pairs[documents], dim=-1).T
     values = []
@@ -134,9 +137,7 @@ def build_embedding_metrics(
                 "cosine a teacher."
             )
     if score is not None and score not in names:
-        raise InputError(
-            f"task.score={score} is not among the metrics {', '.join(names)}. {nearest_name(score, names)}"
-        )
+        raise InputError(f"task.score={score} is not among {', '.join(names)}. {nearest_name(score, names)}")
     collection = MetricCollection({name: _OfEmbeddings(name) for name in names}, compute_groups=False)
     return collection, METRICS[score or names[0]][2]
 
@@ -150,6 +151,8 @@ class _OfEmbeddings(Metric):
     def __init__(self, name: str) -> None:
         super().__init__()
         self.name = name
+        if METRICS[name][2].unit:
+            self.plot_lower_bound, self.plot_upper_bound = 0.0, 1.0
         for part in _NAMES:
             self.add_state(part, [], dist_reduce_fx="cat")
 
