@@ -53,6 +53,7 @@ def card_metadata(
     scores: Sequence[tuple[str, str, float]],
     base_model: str | None = None,
     online: bool = False,
+    library: str = "transformers",
 ) -> ModelCardData:
     """Return the metadata of a model card.
 
@@ -63,13 +64,14 @@ def card_metadata(
         scores: Split (``validation`` or ``test``), metric and value.
         base_model: Name of the base model on the hub; by default as the model's folder says.
         online: Whether the card of the base model, for its license, may be downloaded.
+        library: The library that loads the model, ``transformers`` or ``sentence-transformers``.
     """
     found, licenses = _base_of(model, online=online)
-    task = _task_of(model)
+    task = "sentence-similarity" if library == "sentence-transformers" else _task_of(model)
     results = [] if data is None else [_result(task or "other", data, *score) for score in scores]
     return ModelCardData(
         base_model=base_model or found,
-        library_name="transformers",
+        library_name=library,
         **licenses,
         pipeline_tag=None if task == _UNLISTED else task,
         tags=[_TAG, "pruned"],

@@ -78,7 +78,8 @@ def load_examples(settings: Settings, task: Task, *, hold_out_missing: bool = Tr
         InputError: The source rejects its settings, or returns no examples.
     """
     values = settings.values["data"]
-    values.pop("allow_changed", None)
+    for name in ("allow_changed", "about"):
+        values.pop(name, None)
     take_arguments(ExampleDataModule, values)
     preparation = take_arguments(task.prepare, values)
     examples = as_examples(call_source("data", values), target=values["_target_"])

@@ -124,7 +124,10 @@ def _export_shards(run: Run) -> None:
 def _compact_report(run: Run) -> CompactReport:
     prepared = run.data.prepared
     score = prepared.final_score or prepared.score
-    report = run.state.summary.compact_report(score, describe_data(run.settings.values["data"]))
+    data = run.settings.values["data"]
+    report = run.state.summary.compact_report(score, describe_data(data))
+    if data.get("about"):
+        report = replace(report, notes=[f"Trained on: {data['about']}", *report.notes])
     return replace(report, base_model=getattr(run.objects.source, "hub_name", None))
 
 
