@@ -13,7 +13,7 @@ from transformers.modelcard import TASK_MAPPING
 
 from gating.storage.transfer import cached_card, invalid_name
 
-__all__ = ["EvaluatedData", "card_metadata", "describe_data"]
+__all__ = ["EvaluatedData", "card_metadata", "describe_data", "training_notes"]
 
 _SOURCES = "gating.data.sources."
 _TAG = "head-gating"
@@ -168,6 +168,15 @@ def describe_data(values: Mapping[str, Any]) -> EvaluatedData:
     if isinstance(file, str):
         return EvaluatedData(_name_of(Path(file).expanduser().resolve()))
     return EvaluatedData(source.rpartition(".")[2].removeprefix("load_"))
+
+
+def training_notes(*, about: str | None = None) -> list[str]:
+    """Return the sentence of a card on the training data; none without a description.
+
+    >>> training_notes(about="sentences of a novel, public domain.")
+    ['Trained on: sentences of a novel, public domain.']
+    """
+    return [] if about is None else [f"Trained on: {about}"]
 
 
 def _name_of(path: Path) -> str:

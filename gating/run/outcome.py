@@ -20,7 +20,7 @@ from gating.distributed.collectives import is_rank_zero
 from gating.loader.integrity import RECORD_KEY
 from gating.models.sources import short_name
 from gating.report.figures import save_pictures
-from gating.report.metadata import describe_data
+from gating.report.metadata import describe_data, training_notes
 from gating.report.page import RunPage, write_page
 from gating.report.rows import CompactReport, heads_per_layer, neurons_per_layer
 from gating.report.summary import Stage
@@ -126,8 +126,7 @@ def _compact_report(run: Run) -> CompactReport:
     score = prepared.final_score or prepared.score
     data = run.settings.values["data"]
     report = run.state.summary.compact_report(score, describe_data(data))
-    if data.get("about"):
-        report = replace(report, notes=[f"Trained on: {data['about']}", *report.notes])
+    report = replace(report, notes=[*training_notes(about=data.get("about")), *report.notes])
     return replace(report, base_model=getattr(run.objects.source, "hub_name", None))
 
 
