@@ -23,6 +23,8 @@ _USUAL_TEXTS: tuple[tuple[str, ...], ...] = (
     ("sentence1", "sentence2"),
     ("premise", "hypothesis"),
     ("question1", "question2"),
+    ("anchor", "positive"),
+    *(("query", other) for other in ("positive", "document", "passage", "answer")),
     ("question", "sentence"),
     ("sentence",),
 )

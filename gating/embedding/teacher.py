@@ -15,8 +15,8 @@ from gating.models.hub import locate
 
 __all__ = ["add_embeddings", "load_sentence_model"]
 
-# Column of the embeddings.
-EMBEDDINGS = "task_embeddings"
+# Columns of the embeddings of texts and second texts.
+EMBEDDINGS, PAIR_EMBEDDINGS = "task_embeddings", "task_pair_embeddings"
 _BATCH = 1024
 
 
@@ -48,7 +48,9 @@ def load_sentence_model(name: str, *, revision: str = "main", setting: str) -> A
     return model.eval()
 
 
-def add_embeddings(splits: DatasetDict, tokens: DatasetDict, teacher: Any, *, max_length: int) -> DatasetDict:
+def add_embeddings(
+    splits: DatasetDict, tokens: DatasetDict, teacher: Any, *, max_length: int, pairs: bool = False
+) -> DatasetDict:
     """Return tokenized splits with the column ``task_embeddings``: a teacher's embeddings of the column ``text``.
 
     Args:
@@ -56,6 +58,7 @@ def add_embeddings(splits: DatasetDict, tokens: DatasetDict, teacher: Any, *, ma
         tokens: The same rows, tokenized.
         teacher: A ``SentenceTransformer``.
         max_length: Number of tokens to which the teacher truncates texts, too.
+        pairs: Whether to add also ``task_pair_embeddings`` of the column ``text_pair`` of training data that has one.
     """
     digest = _digest(teacher)
     own_length = teacher.max_seq_length
@@ -63,24 +66,27 @@ def add_embeddings(splits: DatasetDict, tokens: DatasetDict, teacher: Any, *, ma
     teacher.to("cuda" if torch.cuda.is_available() else "cpu")
     try:
         added = {}
+        key = (digest, teacher.max_seq_length)
         for split, table in splits.items():
-            embedded = _embed(table, teacher, key=(digest, teacher.max_seq_length))
-            added[split] = datasets.concatenate_datasets([tokens[split], embedded], axis=1)
+            parts = [tokens[split], _embed(table["text"][:], EMBEDDINGS, teacher, key=key)]
+            if pairs and split == "train" and "text_pair" in table.column_names:
+                parts.append(_embed(table["text_pair"][:], PAIR_EMBEDDINGS, teacher, key=key))
+            added[split] = datasets.concatenate_datasets(parts, axis=1)
     finally:
         teacher.max_seq_length = own_length
         teacher.to("cpu")
     return DatasetDict(added)
 
 
-def _embed(table: Dataset, teacher: Any, *, key: tuple[str, int]) -> Dataset:
+def _embed(texts: list[Any], column: str, teacher: Any, *, key: tuple[str, int]) -> Dataset:
+    """Return the embeddings of texts as a table of one column, from the cache if they are there."""
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "head-gating"
     folder.mkdir(parents=True, exist_ok=True)
-    texts = table.select_columns(["text"])
-    name = Hasher.hash((texts["text"][:], *key))
+    name = Hasher.hash((texts, column, *key))
     # Half precision is nearer than any student will be.
-    features = datasets.Features({EMBEDDINGS: datasets.List(datasets.Value("float16"))})
-    return texts.map(
-        lambda batch: {EMBEDDINGS: teacher.encode(list(map(str, batch["text"])), prompt="", show_progress_bar=False)},
+    features = datasets.Features({column: datasets.List(datasets.Value("float16"))})
+    return Dataset.from_dict({"text": list(map(str, texts))}).map(
+        lambda batch: {column: teacher.encode(batch["text"], prompt="", show_progress_bar=False)},
         batched=True,
         batch_size=_BATCH,
         remove_columns=["text"],

@@ -14,6 +14,7 @@ from gating.pruning.measure import cache_bytes_per_token
 from gating.pruning.recording import build_original
 from gating.report.metadata import card_metadata
 from gating.report.rows import CompactReport, KeptHeads, Row, heads_per_layer, neurons_per_layer
+from gating.storage.tables import read_table
 from gating.structure.feed_forward import FeedForwardBlock, iter_feed_forward_blocks
 
 __all__ = ["write_card"]
@@ -52,10 +53,11 @@ def write_card(
         stock: Whether the folder holds a stock model, which loads without further code.
         repo_id: Name on the hub that the card is uploaded to; its license may then be looked up there.
     """
-    report = report or CompactReport()
+    report, is_sentences = report or CompactReport(), _makes_embeddings(path.parent)
     heads, blocks = heads_per_layer(model), list(iter_feed_forward_blocks(model))
     metadata = card_metadata(
         model,
+        library="sentence-transformers" if is_sentences else "transformers",
         name=(repo_id or f"compact {model.config.model_type}").rpartition("/")[2],
         data=report.data,
         scores=report.scores,
@@ -81,9 +83,16 @@ def write_card(
         place=repo_id or ".",
         trust="" if stock else ", trust_remote_code=True",
         stock=stock,
+        is_sentences=is_sentences,
         **_usage(model, path.parent),
     )
     ModelCard(text).save(path)
+
+
+def _makes_embeddings(folder: Path) -> bool:
+    """Return whether a folder has the modules of sentence-transformers around its model, but for a cross-encoder's."""
+    kind = read_table(folder / "config_sentence_transformers.json").get("model_type", "SentenceTransformer")
+    return (folder / "modules.json").is_file() and kind == "SentenceTransformer"
 
 
 def _usage(model: PreTrainedModel, folder: Path) -> dict[str, str | None]:

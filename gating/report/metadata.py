@@ -13,7 +13,7 @@ from transformers.modelcard import TASK_MAPPING
 
 from gating.storage.transfer import cached_card, invalid_name
 
-__all__ = ["EvaluatedData", "card_metadata", "describe_data"]
+__all__ = ["EvaluatedData", "card_metadata", "describe_data", "training_notes"]
 
 _SOURCES = "gating.data.sources."
 _TAG = "head-gating"
@@ -53,6 +53,7 @@ def card_metadata(
     scores: Sequence[tuple[str, str, float]],
     base_model: str | None = None,
     online: bool = False,
+    library: str = "transformers",
 ) -> ModelCardData:
     """Return the metadata of a model card.
 
@@ -63,13 +64,14 @@ def card_metadata(
         scores: Split (``validation`` or ``test``), metric and value.
         base_model: Name of the base model on the hub; by default as the model's folder says.
         online: Whether the card of the base model, for its license, may be downloaded.
+        library: The library that loads the model, ``transformers`` or ``sentence-transformers``.
     """
     found, licenses = _base_of(model, online=online)
-    task = _task_of(model)
+    task = "sentence-similarity" if library == "sentence-transformers" else _task_of(model)
     results = [] if data is None else [_result(task or "other", data, *score) for score in scores]
     return ModelCardData(
         base_model=base_model or found,
-        library_name="transformers",
+        library_name=library,
         **licenses,
         pipeline_tag=None if task == _UNLISTED else task,
         tags=[_TAG, "pruned"],
@@ -166,6 +168,15 @@ def describe_data(values: Mapping[str, Any]) -> EvaluatedData:
     if isinstance(file, str):
         return EvaluatedData(_name_of(Path(file).expanduser().resolve()))
     return EvaluatedData(source.rpartition(".")[2].removeprefix("load_"))
+
+
+def training_notes(*, about: str | None = None) -> list[str]:
+    """Return the sentence of a card on the training data; none without a description.
+
+    >>> training_notes(about="sentences of a novel, public domain.")
+    ['Trained on: sentences of a novel, public domain.']
+    """
+    return [] if about is None else [f"Trained on: {about}"]
 
 
 def _name_of(path: Path) -> str:

@@ -20,7 +20,7 @@ from gating.distributed.collectives import is_rank_zero
 from gating.loader.integrity import RECORD_KEY
 from gating.models.sources import short_name
 from gating.report.figures import save_pictures
-from gating.report.metadata import describe_data
+from gating.report.metadata import describe_data, training_notes
 from gating.report.page import RunPage, write_page
 from gating.report.rows import CompactReport, heads_per_layer, neurons_per_layer
 from gating.report.summary import Stage
@@ -124,7 +124,9 @@ def _export_shards(run: Run) -> None:
 def _compact_report(run: Run) -> CompactReport:
     prepared = run.data.prepared
     score = prepared.final_score or prepared.score
-    report = run.state.summary.compact_report(score, describe_data(run.settings.values["data"]))
+    data = run.settings.values["data"]
+    report = run.state.summary.compact_report(score, describe_data(data))
+    report = replace(report, notes=[*training_notes(about=data.get("about")), *report.notes])
     return replace(report, base_model=getattr(run.objects.source, "hub_name", None))
 
 

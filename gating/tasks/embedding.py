@@ -123,7 +123,7 @@ class Embedding:
         tokens = tokenize_examples(splits, tokenizer, length)
         teacher = self._teacher_of(processor)
         if teacher is not None:
-            tokens = add_embeddings(splits, tokens, teacher, max_length=length)
+            tokens = add_embeddings(splits, tokens, teacher, max_length=length, pairs=self._loss_name == "distance")
         kind = kinds.get("validation", kinds["train"])
         present = [
             *({"texts": (), "scores": ("scores",), "positives": ("documents",)}[kind]),

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from gating.data.columns import find_text_columns, take_columns
 from gating.data.rows import name_row
 from gating.data.text.tokens import beginning, tokenize
-from gating.embedding.teacher import EMBEDDINGS
+from gating.embedding.teacher import EMBEDDINGS, PAIR_EMBEDDINGS
 from gating.errors import InputError
 
 __all__ = ["Kind", "PairCollator", "read_examples", "tokenize_examples"]
@@ -29,7 +29,8 @@ def read_examples(
 ) -> tuple[DatasetDict, dict[str, Kind]]:
     """Return the columns ``text``, ``text_pair`` and ``score`` of each split, and what its examples are.
 
-    Splits may have different columns. With ``loss="distance"``, each text of a training pair is an example.
+    Splits may have different columns. With ``loss="distance"``, the texts of a training pair are in the same batch,
+    where their similarity is learned, too.
 
     Args:
         splits: The data.
@@ -48,9 +49,7 @@ def read_examples(
         scores = _score_column(table, label, split) if "text_pair" in columns else None
         kinds[split] = "texts" if "text_pair" not in columns else "scores" if scores else "positives"
         if split == "train" and loss == "distance":
-            tables[split] = _each_text(take_columns(one, columns)["train"])
-            kinds[split] = "texts"
-            continue
+            scores, kinds[split] = None, "texts"
         taken = take_columns(one, columns | ({"score": scores} if scores else {}))["train"]
         tables[split] = _with_scores(taken, split) if scores else taken
     _check_kinds(kinds, loss)
@@ -75,13 +74,6 @@ def _score_column(table: Dataset, given: str | None, split: str) -> str | None:
 
 def _is_number(table: Dataset, column: str) -> bool:
     return isinstance(table.features[column], Value) and "float" in table.features[column].dtype
-
-
-def _each_text(table: Dataset) -> Dataset:
-    """Return each distinct text of one or two columns once, in the order of the rows."""
-    columns = [table[name][:] for name in table.column_names]
-    texts = dict.fromkeys(text for row in zip(*columns, strict=True) for text in row)
-    return Dataset.from_dict({"text": list(texts)})
 
 
 def _with_scores(table: Dataset, split: str) -> Dataset:
@@ -166,16 +158,29 @@ class PairCollator:
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Return a batch of padded tokens, and of values for the task whose names begin with ``task_``."""
-        names = self._tokenizer.model_input_names
-        batch = dict(self._pad(examples, {name: name for name in names}))
+        if PAIR_EMBEDDINGS in examples[0]:
+            return self._pad([*map(_first, examples), *map(_second, examples)])
+        batch = self._pad([_first(example) for example in examples])
         if "pair_input_ids" in examples[0]:
-            padded = self._pad(examples, {name: f"pair_{name}" for name in names})
-            batch |= {f"task_pair_{name}": value for name, value in padded.items()}
-        for name in ("task_scores", "task_query", "task_document", EMBEDDINGS):
+            pairs = self._pad([_second(example) for example in examples])
+            batch |= {f"task_pair_{name}": value for name, value in pairs.items()}
+        for name in ("task_scores", "task_query", "task_document"):
             if name in examples[0]:
                 batch[name] = torch.tensor([example[name] for example in examples])
         return batch
 
-    def _pad(self, examples: list[dict[str, Any]], columns: dict[str, str]) -> Any:
-        rows = [{name: row[column] for name, column in columns.items() if column in row} for row in examples]
-        return self._tokenizer.pad(rows, return_tensors="pt")
+    def _pad(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Pad the tokens of texts, and stack the embeddings of the teacher, if there are any."""
+        names = self._tokenizer.model_input_names
+        batch = dict(self._tokenizer.pad([{n: row[n] for n in names if n in row} for row in rows], return_tensors="pt"))
+        if EMBEDDINGS in rows[0]:
+            batch[EMBEDDINGS] = torch.tensor([row[EMBEDDINGS] for row in rows])
+        return batch
+
+
+def _first(example: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in example.items() if "pair_" not in name}
+
+
+def _second(example: dict[str, Any]) -> dict[str, Any]:
+    return {name.replace("pair_", ""): value for name, value in example.items() if "pair_" in name}

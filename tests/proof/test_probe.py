@@ -88,6 +88,13 @@ def test_tensors_without_elements_do_not_differ():
     assert max_relative_difference([torch.ones(0, 3)], [torch.ones(0, 3)]) == 0
 
 
+def test_zeros_in_half_precision_are_equal():
+    zeros = torch.zeros(3, dtype=torch.float16)
+
+    assert max_relative_difference([zeros], [zeros.clone()]) == 0
+    assert max_relative_difference([zeros], [torch.ones_like(zeros)]) > 1
+
+
 def test_the_tolerance_is_about_a_hundred_roundings_and_of_16_bits_four():
     assert tolerance_for(torch.float32) == pytest.approx(1.19e-5, rel=0.01)
     assert tolerance_for(torch.float16) == pytest.approx(4e-3, rel=0.03)

@@ -14,7 +14,7 @@ _WITHOUT_EFFECT = {
     # These may differ between a run and the command that resumes it.
     "results": (
         *(*OF_COMMAND, "paths", "logger", "callbacks", "keep_checkpoints", "exports", "model.base_model"),
-        *("data.num_workers", "data.allow_changed", "latency.max_seconds", "trainer.max_time"),
+        *("data.num_workers", "data.allow_changed", "data.about", "latency.max_seconds", "trainer.max_time"),
     ),
     "dense run": ("objective", "gates", "convergence", "recovery", "optimizer.gate_lr", "optimizer.multiplier_lr"),
     # Where these change what is evaluated, as under a limit of batches or in blocks of a text, its counts differ.

@@ -21,7 +21,11 @@ __all__ = ["OF_RUNS", "check_added", "check_names", "parameters_of"]
 
 # Groups with names of their own class, and what else takes settings of the group; of tasks, a method.
 _GROUPS: Mapping[str, tuple[str, ...]] = {
-    "data": ("gating.data.datamodule.ExampleDataModule", "gating.run.folder.inputs.check_inputs"),
+    "data": (
+        "gating.data.datamodule.ExampleDataModule",
+        "gating.run.folder.inputs.check_inputs",
+        "gating.report.metadata.training_notes",
+    ),
     "model": (),
     "trainer": (),
     "scheduler": (),

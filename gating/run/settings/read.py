@@ -12,6 +12,7 @@ from gating.data.datamodule import ExampleDataModule
 from gating.errors import InputError, explain
 from gating.models.sources import teacher_source
 from gating.pruning.latency.speedup import check_speedup
+from gating.report.metadata import training_notes
 from gating.run.folder.inputs import check_inputs
 from gating.run.folder.optimized import check_optimized
 from gating.run.settings.build import drop_unaccepted_settings
@@ -45,8 +46,9 @@ def read_settings(composed: Mapping[str, Any], *, groups: Collection[str]) -> Se
         values = resolve(plain)
     values["data"] = _without_defaults(values["data"])
     # A user finds batches, tokens and columns among the settings of the data.
+    prepare = locate_target(f"{values['task']['_target_']}.prepare", "task.")
     places: dict[str, list[Callable[..., Any]]] = {
-        "data": [ExampleDataModule, check_inputs, locate_target(f"{values['task']['_target_']}.prepare", "task.")],
+        "data": [ExampleDataModule, check_inputs, training_notes, prepare],
         "objective": [check_speedup],
         "distillation": [teacher_source],
         "optimizer": [AnyOptimizer]

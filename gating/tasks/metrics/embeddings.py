@@ -138,7 +138,9 @@ def build_embedding_metrics(
             )
     if score is not None and score not in names:
         raise InputError(f"task.score={score} is not among {', '.join(names)}. {nearest_name(score, names)}")
-    collection = MetricCollection({name: _OfEmbeddings(name) for name in names}, compute_groups=False)
+    collection = MetricCollection(
+        {name: (_Share if METRICS[name][2].unit else _OfEmbeddings)(name) for name in names}, compute_groups=False
+    )
     return collection, METRICS[score or names[0]][2]
 
 
@@ -151,8 +153,6 @@ class _OfEmbeddings(Metric):
     def __init__(self, name: str) -> None:
         super().__init__()
         self.name = name
-        if METRICS[name][2].unit:
-            self.plot_lower_bound, self.plot_upper_bound = 0.0, 1.0
         for part in _NAMES:
             self.add_state(part, [], dist_reduce_fx="cat")
 
@@ -168,3 +168,10 @@ class _OfEmbeddings(Metric):
         parts = {part: getattr(self, part) for part in _NAMES}
         all = Embedded(**{part: dim_zero_cat(values).cpu() for part, values in parts.items() if len(values)})
         return METRICS[self.name][0](all).float().to(self.device)
+
+
+class _Share(_OfEmbeddings):
+    """A metric that is shown as a percentage."""
+
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
