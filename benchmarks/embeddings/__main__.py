@@ -2,6 +2,7 @@
 
     python -m benchmarks.embeddings texts --data DATA --work WORK --stsb FILE     the training texts, in WORK/texts
     python -m benchmarks.embeddings lines --data DATA --work WORK --stsb FILE     train and measure what is missing
+    python -m benchmarks.embeddings speed --data DATA --work WORK                 time what is measured again
     python -m benchmarks.embeddings quality FOLDER --data DATA --work WORK        any folder of sentence-transformers
     python -m benchmarks.embeddings release FOLDER OUT                            a compact folder in half precision
 
@@ -61,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         replace_texts(row)
     if options.action == "lines":
         measure_lines(options, sets, console)
+    if options.action == "speed":
+        time_lines(options)
 
 
 def measure_lines(options: argparse.Namespace, sets: Sets, console: Console) -> None:
@@ -81,12 +84,28 @@ def measure_lines(options: argparse.Namespace, sets: Sets, console: Console) -> 
                 console.print(row)
 
 
+def time_lines(options: argparse.Namespace) -> None:
+    """Time the lines that have results again, such as on a machine that does nothing else."""
+    stored = records.read(RESULTS)
+    present = [
+        row for row in stored if row["section"] == "lines" and key(row) in map(key, wanted(row["line"], row["seed"]))
+    ]
+    for name, seed in dict.fromkeys((row["line"], row["seed"]) for row in present if row["line"] in options.lines):
+        own = [row for row in present if (row["line"], row["seed"]) == (name, seed)]
+        again = {key(row): row for row in runs.time_again(own, work=options.work)}
+        stored = [again.get(key(row), row) if row["section"] == "lines" else row for row in stored]
+        _rewrite(stored)
+
+
 def replace_texts(row: Row) -> None:
     """Record the training texts in the place of former ones."""
-    others = [other for other in records.read(RESULTS) if other["section"] != "texts"]
+    _rewrite([row, *(other for other in records.read(RESULTS) if other["section"] != "texts")])
+
+
+def _rewrite(rows: Sequence[Row]) -> None:
     RESULTS.unlink(missing_ok=True)
-    for each in [row, *others]:
-        records.append(RESULTS, each)
+    for row in rows:
+        records.append(RESULTS, row)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -96,7 +115,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("action", choices=("texts", "lines", "quality", "release"))
+    parser.add_argument("action", choices=("texts", "lines", "speed", "quality", "release"))
     parser.add_argument("folders", nargs="*", metavar="FOLDER", help="of quality; FOLDER and OUT of release")
     parser.add_argument("--data", type=Path, metavar="DATA", help="folder of the data")
     parser.add_argument("--work", type=Path, metavar="WORK", help="folder for texts, runs and exports")

@@ -1,6 +1,5 @@
 """A compact model of sentence-transformers in half precision, for a release page."""
 
-import shutil
 from pathlib import Path
 
 from sentence_transformers import SentenceTransformer
@@ -23,6 +22,11 @@ def release(folder: str, out: str) -> str:
     sentences = SentenceTransformer(folder, device="cpu", trust_remote_code=True)
     model = gating.load_compact(folder).half()
     place = gating.save_compact(model, out, tokenizer=SentenceProcessor(sentences))
-    shutil.copyfile(Path(folder) / _CARD, place / _CARD)
     megabytes = sum(path.stat().st_size for path in place.rglob("*") if path.is_file()) / 1e6
+    # The card of the run has the scores and the training texts, which the folder alone does not tell.
+    card = (Path(folder) / _CARD).read_text(encoding="utf-8").rstrip()
+    note = (
+        f"This folder has the weights in half precision and takes {megabytes:.1f} MB; the table is of full precision."
+    )
+    (place / _CARD).write_text(f"{card}\n\n{note}\n", encoding="utf-8")
     return f"{place}: {megabytes:.1f} MB in half precision"

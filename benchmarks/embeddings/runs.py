@@ -3,18 +3,20 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.embeddings.lines import PYTORCH, RUNTIMES, settings_of, wanted
+from sentence_transformers import SentenceTransformer
+
+from benchmarks.embeddings.lines import LINES, PYTORCH, RUNTIMES, settings_of, wanted
 from benchmarks.embeddings.models import DENSE, open_model
 from benchmarks.embeddings.quality import Neighbors, measure_quality, nearest
 from benchmarks.embeddings.sets import Sets
 from benchmarks.embeddings.speed import measure_speed
 from benchmarks.measuring import ROOT, machine
 
-__all__ = ["is_finished", "measure_folder", "measure_line", "run_folder", "train_line"]
+__all__ = ["is_finished", "measure_folder", "measure_line", "run_folder", "time_again", "train_line"]
 
 Row = dict[str, Any]
 
@@ -54,24 +56,36 @@ def measure_line(name: str, seed: int | None, sets: Sets, *, work: Path) -> Iter
         sets: Evaluation sets.
         work: Folder of texts and runs.
     """
-    source, exports = DENSE, work / "exports" / "dense"
     sizes: Row = {}
     if seed is not None:
+        numbers = json.loads((run_folder(name, seed, work=work) / "metrics.json").read_text(encoding="utf-8"))
+        sizes = {each: numbers[each] for each in ("num_heads", "num_neurons", "num_parameters") if each in numbers}
+    models = _open(name, seed, work=work)
+    speeds = measure_speed(models)
+    neighbors = nearest(models["dense", PYTORCH], sets.sentences)
+    for row in wanted(name, seed):
+        model = (name, row["runtime"])
+        yield {**row, **sizes, **measure_quality(models[model], sets, neighbors), **speeds[model], **machine()}
+
+
+def time_again(rows: Sequence[Row], *, work: Path) -> list[Row]:
+    """Return the results of one line and seed with their speeds measured again, on the machine of today."""
+    name, seed = rows[0]["line"], rows[0]["seed"]
+    speeds = measure_speed(_open(name, seed, work=work))
+    return [{**row, **speeds[name, row["runtime"]], **machine()} for row in rows]
+
+
+def _open(name: str, seed: int | None, *, work: Path) -> dict[tuple[str, str], SentenceTransformer]:
+    """Return a line's model in each of its runtimes, and the dense one in the same."""
+    places = {"dense": (DENSE, work / "exports" / "dense")}
+    if seed is not None:
         folder = run_folder(name, seed, work=work)
-        source, exports = str(folder / "compact"), work / "exports" / folder.name
-        numbers = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-        sizes = {each: numbers.get(each) for each in ("num_heads", "num_neurons", "num_parameters")}
-    dense = {("dense", runtime): open_model(DENSE, runtime, exports=work / "exports" / "dense") for runtime in RUNTIMES}
-    rows = wanted(name, seed)
-    own = {
-        (name, row["runtime"]): open_model(source, row["runtime"], exports=exports) for row in rows if seed is not None
+        places[name] = (str(folder / "compact"), work / "exports" / folder.name)
+    return {
+        (line, runtime): open_model(source, runtime, exports=exports)
+        for line, (source, exports) in places.items()
+        for runtime in LINES[name].runtimes
     }
-    speeds = measure_speed(dense | own)
-    neighbors = nearest(dense["dense", PYTORCH], sets.sentences)
-    models = dense | own
-    for row in rows:
-        which = (name, row["runtime"])
-        yield {**row, **sizes, **measure_quality(models[which], sets, neighbors), **speeds[which], **machine()}
 
 
 def measure_folder(folder: str, sets: Sets, *, neighbors: Neighbors, exports: Path) -> Iterator[Row]:
