@@ -18,13 +18,13 @@ from gating.data.text.tokens import check_texts, load_tokenizer, truncation_leng
 from gating.embedding.head import SentenceHead
 from gating.embedding.losses import PAIR_LOSSES, embedding_distance, pair_loss
 from gating.embedding.processor import SentenceProcessor
-from gating.embedding.teacher import add_embeddings, load_sentence_model
 from gating.errors import InputError
 from gating.loader.integrity import RECORD_KEY
 from gating.models.hub import locate
 from gating.models.sources import ModelSource, Pretrained
 from gating.tasks.base import Prepared
 from gating.tasks.embedding_examples import Kind, PairCollator, read_examples, tokenize_examples
+from gating.tasks.embedding_teacher import add_embeddings, load_sentence_model
 from gating.tasks.metrics.embeddings import METRICS, Embedded, build_embedding_metrics
 
 __all__ = ["Embedding"]

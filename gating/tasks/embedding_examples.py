@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from gating.data.columns import find_text_columns, take_columns
 from gating.data.rows import name_row
 from gating.data.text.tokens import beginning, tokenize
-from gating.embedding.teacher import EMBEDDINGS, PAIR_EMBEDDINGS
 from gating.errors import InputError
+from gating.tasks.embedding_teacher import EMBEDDINGS, PAIR_EMBEDDINGS
 
 __all__ = ["Kind", "PairCollator", "read_examples", "tokenize_examples"]
 
