@@ -118,13 +118,18 @@ class Embedding:
             check_texts(
                 DatasetDict(train=table), [name for name in ("text", "text_pair") if name in table.column_names]
             )
+        teacher = self._teacher_of(processor)
+        if self._loss_name == "distance" and teacher is None:
+            raise InputError(
+                "Single texts are compared with the embeddings of a teacher, and there is none: give a dense model with "
+                "task.teacher=FOLDER_OR_HUB_NAME, or pairs of texts."
+            )
         length = truncation_length(meta_model, max_length)
         tokenizer = getattr(processor, "tokenizer", processor)
         tokens = tokenize_examples(splits, tokenizer, length)
-        teacher = self._teacher_of(processor)
         if teacher is not None:
             tokens = add_embeddings(splits, tokens, teacher, max_length=length, pairs=self._loss_name == "distance")
-        kind = kinds.get("validation", kinds["train"])
+        kind = next((kind for split, kind in kinds.items() if split != "train"), kinds["train"])
         present = [
             *({"texts": (), "scores": ("scores",), "positives": ("documents",)}[kind]),
             *(["teacher"] if teacher is not None else []),
