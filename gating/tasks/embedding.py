@@ -121,8 +121,8 @@ class Embedding:
         teacher = self._teacher_of(processor)
         if self._loss_name == "distance" and teacher is None:
             raise InputError(
-                "Single texts are compared with the embeddings of a teacher, and there is none: give a dense model with "
-                "task.teacher=FOLDER_OR_HUB_NAME, or pairs of texts."
+                "Single texts are compared with the embeddings of a teacher, and there is none: give a dense model "
+                "with task.teacher=FOLDER_OR_HUB_NAME, or pairs of texts."
             )
         length = truncation_length(meta_model, max_length)
         tokenizer = getattr(processor, "tokenizer", processor)
