@@ -18,15 +18,12 @@ def test_lines_and_rows_are_texts(tmp_path):
 def test_files_without_texts_are_named(tmp_path):
     (tmp_path / "empty.txt").write_text(" \n\n")
     (tmp_path / "latin.txt").write_bytes("Häuser\n".encode("latin-1"))
-    (tmp_path / "folder.txt").mkdir()
     with pytest.raises(InputError, match=r"data.train=.*empty.txt: the file is empty"):
         load_sentences(train=str(tmp_path / "empty.txt"))
     with pytest.raises(InputError, match=r"data.train=.*latin.txt: the file is not UTF-8"):
         load_sentences(train=str(tmp_path / "latin.txt"))
     with pytest.raises(MissingFileError, match=r"nowhere.txt"):
         load_sentences(train=str(tmp_path / "nowhere.txt"))
-    with pytest.raises(InputError, match=r"folder.txt"):
-        load_sentences(train=str(tmp_path / "folder.txt"))
 
 
 def test_sentences_of_the_articles_are_in_one_split_each():
