@@ -14,12 +14,14 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
 from gating.compact.save import save_compact
+from gating.embedding.processor import SentenceProcessor
 from gating.errors import InputError, OperationError
 from gating.gates import HeadGates, inject_gates
 from gating.integrations.checks import check_arguments, check_choice, check_place, check_trainer
 from gating.integrations.gated_checkpoints import GatedCheckpoints, GateState, find_checkpoint
 from gating.integrations.removal import check_stock, report_of, save_compact_weights
 from gating.integrations.search import TrainerSearchEnd, without_early_stopping
+from gating.integrations.sentences import is_sentence_model
 from gating.integrations.settings import search_settings
 from gating.integrations.wrappers import adapter_config, base_model, merged, without_autocast
 from gating.objectives import Objective
@@ -228,7 +230,8 @@ class GatedTrainerMixin(GatedCheckpoints):
         if self.args.should_save:
             if stopped := self._stopped():
                 warnings.warn(f"{stopped}: the model is saved as it is.", stacklevel=2)
-            options = {"tokenizer": self.processing_class, "report": report_of(self._report), **options}
+            tokenizer = SentenceProcessor(self.model) if is_sentence_model(self.model) else self.processing_class
+            options = {"tokenizer": tokenizer, "report": report_of(self._report), **options}
             save_compact(model, output_dir, **options)
         self.accelerator.wait_for_everyone()
         return Path(output_dir)
