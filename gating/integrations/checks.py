@@ -108,7 +108,8 @@ def _check_tokenizer(trainer: Trainer) -> None:
     tokenizer: Any = trainer.processing_class
     if tokenizer is None or not hasattr(tokenizer, "all_special_ids"):
         return
-    check_vocabulary(tokenizer, size=vocabulary_size(base_model(trainer.model)), name="processing_class")
+    model: Any = trainer.model
+    check_vocabulary(tokenizer, size=vocabulary_size(base_model(model)), name="processing_class")
     rows: Any = trainer.train_dataset
     if "input_ids" in (getattr(rows, "column_names", None) or ()) and hasattr(rows, "__len__"):
         ids = list(_numbers_in(rows.select(range(min(len(rows), _ROWS)))["input_ids"]))

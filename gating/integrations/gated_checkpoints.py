@@ -3,7 +3,7 @@
 import inspect
 import uuid
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from gating.errors import DamageError, InputError, MissingFileError, OperationEr
 from gating.integrations.gated_steps import GatedSteps
 from gating.integrations.removal import check_compact_weights, repeat_removal
 from gating.integrations.search import ended_by_score
-from gating.integrations.sentences import is_sentence_model, load_other_weights, other_weights, use_model
+from gating.integrations.sentences import hook_passes, is_sentence_model, load_other_weights, other_weights, use_model
 from gating.integrations.settings import phase_settings, training_settings
 from gating.integrations.wrappers import (
     base_model,
@@ -30,6 +30,7 @@ from gating.integrations.wrappers import (
 from gating.pruning.repeat import KeptUnits
 from gating.storage.atomic import replacing_file
 from gating.storage.same_settings import check_same_settings
+from gating.structure.hooks import Handle
 
 __all__ = ["GateState", "GatedCheckpoints", "find_checkpoint"]
 
@@ -110,6 +111,8 @@ class GatedCheckpoints(GatedSteps):
     _below: str | None = None
     # Checkpoint without weights at which the recovery begins in this process.
     _removal: str | None = None
+    # Hooks of losses or modules of sentence-transformers that begin a pass of the gates.
+    _pass_handles: Sequence[Handle] = ()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model as transformers' Trainer does, and in a checkpoint also the state of the gates."""
@@ -147,9 +150,17 @@ class GatedCheckpoints(GatedSteps):
             load_own_adapters(base, Path(checkpoint))
         elif is_sentences:
             # That of sentence-transformers makes the whole model again, which would have all heads and no gates.
-            Trainer._load_from_checkpoint(self, checkpoint, base)  # type: ignore[arg-type]
+            Trainer._load_from_checkpoint(self, checkpoint, base)
         else:
             super()._load_from_checkpoint(checkpoint, model)
+
+    def _hook_passes(self, model: nn.Module) -> None:
+        """Hook the passes of the search's gates in a model of sentence-transformers; after the search, none."""
+        for handle in self._pass_handles:
+            handle.remove()
+        self._pass_handles = ()
+        if self.search is not None and is_sentence_model(model):
+            self._pass_handles = hook_passes(self._losses, model, self.search.gates.pass_values)
 
     @property
     def _losses(self) -> dict[str, nn.Module]:
@@ -249,6 +260,7 @@ class GatedCheckpoints(GatedSteps):
 
     def _begin_recovery(self, compact: PreTrainedModel, *, search_steps: int) -> None:
         self.search, self._first_step = None, search_steps
+        self._hook_passes(compact)
         self.remove_callback(self._search_end)
         adapters = self._adapters
         self._use_model(compact if adapters is None else with_new_adapters(compact, adapters, like=self.model))

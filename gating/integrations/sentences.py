@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from gating.errors import InputError
+from gating.gates.pass_values import PassValues
 from gating.integrations.descriptions import describe
+from gating.structure.hooks import Handle
 
 __all__ = [
     "is_sentence_model",
@@ -32,15 +34,39 @@ def transformer_of(model: nn.Module) -> Any:
     Raises:
         InputError: There is none, or there are several.
     """
+    return _holder_of(model).model
+
+
+def _holder_of(model: nn.Module) -> Any:
     from sentence_transformers.base.modules import Transformer
 
     found = [module for module in model.modules() if isinstance(module, Transformer)]
     if len(found) != 1:
         raise InputError(
-            f"The {type(model).__name__} has {len(found) or 'no'} transformers, such as one for each route of a Router: "
-            "gates are put on models with one."
+            f"The {type(model).__name__} has {len(found) or 'no'} transformers, as one with a Router: gates are put "
+            "on models with one."
         )
-    return found[0].model
+    return found[0]
+
+
+def hook_passes(losses: Mapping[str, nn.Module], model: nn.Module, values: PassValues) -> list[Handle]:
+    """Begin a pass of gates with each call of a loss, so that all texts of a step meet the same sample.
+
+    The package calls ``forward`` of the transformer, which skips the hooks of the gates. Losses that cache gradients
+    compute each embedding a second time, in the backward pass, with the same random numbers: with those, each call of
+    the transformer is a pass.
+
+    Returns:
+        Handles of the hooks.
+    """
+    holders = list(losses.values())
+    if any(getattr(module, "uses_gradient_cache", False) for loss in holders for module in loss.modules()):
+        holders = [_holder_of(model)]
+    handles: list[Handle] = []
+    for holder in holders:
+        handles.append(holder.register_forward_pre_hook(values.begin_pass))
+        handles.append(holder.register_forward_hook(values.end_pass, always_call=True))
+    return handles
 
 
 def use_model(losses: Mapping[str, nn.Module], model: nn.Module) -> None:
@@ -121,4 +147,4 @@ def _unwrapped(model: Any) -> nn.Module:
     """Return the model in wrappers of DDP and of ``torch.compile``."""
     while (inner := model._modules.get("module", model._modules.get("_orig_mod"))) is not None:
         model = inner
-    return model  # type: ignore[no-any-return]
+    return model

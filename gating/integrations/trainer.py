@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer
+from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
@@ -100,7 +100,7 @@ class GatedTrainerMixin(GatedCheckpoints):
         """
         return self._present_search().gates
 
-    def call_model_init(self, trial: Any = None) -> PreTrainedModel:
+    def call_model_init(self, trial: Any = None) -> Any:
         """Make a new model with new gates, for a trainer with ``model_init``."""
         model = super().call_model_init(trial)
         if self.search is not None:
@@ -253,6 +253,7 @@ class GatedTrainerMixin(GatedCheckpoints):
             if present is None:
                 gates.remove()
             raise
+        self._hook_passes(model)
         self._search_settings = search_settings(self.search, recovery=self._recovery, rates=self._rates, args=self.args)
         self._search_end = TrainerSearchEnd(self.search, recovery=self._recovery)
         self.remove_callback(TrainerSearchEnd)

@@ -115,7 +115,7 @@ def load_own_adapters(model: PreTrainedModel, checkpoint: Path) -> None:
     """Load the weights of a model's own adapters from a checkpoint, in place."""
     from peft import set_peft_model_state_dict
 
-    (name,) = model.peft_config  # type: ignore[misc]
+    (name,) = model.peft_config
     weights = safetensors.torch.load_file(checkpoint / "adapter_model.safetensors")
     state = {key.removeprefix("base_model.model."): tensor for key, tensor in weights.items()}
     set_peft_model_state_dict(model, state, adapter_name=name)
