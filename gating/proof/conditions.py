@@ -23,8 +23,6 @@ _WRAPPERS = {
     "FullyShardedDataParallel": "pass model.module, before it is wrapped if you can",
     "OptimizedModule": "pass model._orig_mod, and compile the result again",
     "PeftModel": "pass model.get_base_model() to put gates on it; to prune it, model.merge_and_unload()",
-    "SentenceTransformer": "pass model.transformers_model, in place of which it then works",
-    "CrossEncoder": "pass model.transformers_model, in place of which it then works",
 }
 
 
