@@ -116,7 +116,9 @@ def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path, assert_same, s
 
 def step(folder, loss, *, sample=None, **options):
     """Return a trainer with gates whose loss was computed and whose gradients are there."""
-    trainer = make_trainer(folder, make_embedder(folder, hidden_dropout_prob=0.0), loss=loss, **options)
+    trainer = make_trainer(
+        folder, make_embedder(folder, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0), loss=loss, **options
+    )
     trainer.search.update(0.5)
     drawn = trainer.gates.sample
     trainer.gates.sample = (lambda: sample(drawn())) if sample else trainer.gates.values
@@ -185,7 +187,7 @@ def make_guide(model):
 
 @pytest.mark.runs
 # transformers' name for it in models that it does not know.
-@pytest.mark.filterwarnings("ignore:`SentenceTransformer` only defines:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*activation_checkpointing_enable:FutureWarning")
 @pytest.mark.parametrize(
     ("name", "args"),
     [
