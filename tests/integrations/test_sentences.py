@@ -162,10 +162,13 @@ def test_other_losses_meet_one_sample_in_all_texts_of_a_step(tmp_path):
 
 def test_a_pass_in_a_backward_pass_that_skips_the_hooks_is_refused(tmp_path):
     model = make_embedder(tmp_path).train()
-    gating.inject_gates(model.transformers_model)
+    gates = gating.inject_gates(model.transformers_model)
     loss = losses.CachedMultipleNegativesRankingLoss(model, mini_batch_size=4)
     with pytest.raises(OperationError, match="would give the gates no gradient"):
         loss([model.preprocess(TEXTS), model.preprocess(TEXTS)], None).backward()
+    model[0].register_forward_pre_hook(gates.pass_values.begin_pass)
+    loss([model.preprocess(TEXTS), model.preprocess(TEXTS)], None).backward()
+    assert gates.log_alpha.grad.any()
 
 
 LOSSES = {
