@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from sentence_transformers import CrossEncoder, SentenceTransformer, SentenceTransformerTrainer
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers.cross_encoder import losses as cross_losses
 from sentence_transformers.sentence_transformer import losses
 from sentence_transformers.sentence_transformer.modules import Router, Transformer
@@ -216,6 +216,7 @@ def test_any_loss_trains_the_gates_and_its_model_is_the_compact_one(tmp_path, na
     assert np.array_equal(loaded.encode(TEXTS), model.encode(TEXTS))
 
 
+@pytest.mark.runs
 def test_adapters_of_a_model_are_merged_for_the_removal_and_new_ones_trained(tmp_path):
     model = make_embedder(tmp_path)
     model.add_adapter(lora())
@@ -253,6 +254,7 @@ def test_own_adapters_of_a_model_of_transformers_are_merged_with_the_modules_bes
     assert_same(weights_of(whole), weights_of(compact(tmp_path / "parts", resume=True)))
 
 
+@pytest.mark.runs
 def test_the_best_model_is_that_of_the_recovery(tmp_path, assert_same):
     args = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2, "learning_rate": 5e-2}
     trainer = make_trainer(tmp_path, make_embedder(tmp_path), args=args, eval_dataset=pairs().select(range(8)))
@@ -312,4 +314,3 @@ def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.delitem(sys.modules, "gating.integrations.sentence_trainers", raising=False)
     with pytest.raises(MissingPackageError, match=r"head-gating\[embeddings\]"):
         _ = gating.integrations.GatedSentenceTransformerTrainer
-    assert CrossEncoder
