@@ -1,4 +1,4 @@
-"""Write the tables of the README and of docs/speed.md, accuracy.md, reliability.md, serving.md and several-gpus.md.
+"""Write the tables of the README and docs: speed, accuracy, reliability, serving, embeddings and several-gpus.
 
 They are made from benchmarks/results.
 
@@ -15,6 +15,7 @@ from typing import Any
 from benchmarks import batching, example, records, waiting
 from benchmarks.compare import latency, outcome
 from benchmarks.compare.summary import summary
+from benchmarks.embeddings import tables as embeddings
 from benchmarks.faults.__main__ import COLUMNS as FAULT_COLUMNS
 from benchmarks.measuring import ROOT, describe
 from benchmarks.rivals import __main__ as rivals
@@ -31,6 +32,7 @@ RELIABILITY = ROOT / "docs" / "reliability.md"
 PAGE = ROOT / "docs" / "speed.md"
 SEVERAL_GPUS = ROOT / "docs" / "howto" / "several-gpus.md"
 SERVING = ROOT / "docs" / "serving.md"
+EMBEDDINGS = ROOT / "docs" / "embeddings.md"
 RESULTS = ROOT / "benchmarks" / "results"
 
 
@@ -48,6 +50,7 @@ def main() -> None:
     write_waiting()
     write_sharding()
     write_serving()
+    write_embeddings()
 
 
 def write_example() -> None:
@@ -137,6 +140,18 @@ def write_serving() -> None:
         rows = [row for row in stored if row["section"] == section]
         if rows:
             replace_table(SERVING, f"serving {section}", [*_facts(rows), *table(rows)])
+
+
+def write_embeddings() -> None:
+    """Rewrite the tables of embedding models."""
+    stored = records.read(RESULTS / "embeddings.jsonl")
+    texts, lines = ([row for row in stored if row["section"] == section] for section in ("texts", "lines"))
+    if texts:
+        replace_table(EMBEDDINGS, "embeddings texts", embeddings.texts_table(texts))
+    if lines:
+        replace_table(EMBEDDINGS, "embeddings lines", [*_facts(lines), *embeddings.quality_table(lines)])
+        replace_table(EMBEDDINGS, "embeddings lines, runtimes", embeddings.runtimes_table(lines))
+        replace_table(README, "embeddings lines, summary", embeddings.summary_table(lines))
 
 
 def latest(rows: Sequence[Row]) -> list[Row]:

@@ -11,7 +11,7 @@ from gating.data.sources import load_bbc_news
 from gating.data.tables import read_file, warn_of_same_files
 from gating.errors import InputError
 
-__all__ = ["load_bbc_sentences", "load_sentences"]
+__all__ = ["load_bbc_sentences", "load_sentences", "split_sentences"]
 
 _PLAIN = (".txt", ".text", ".md")
 # The end of a sentence, before a capital letter, a digit or a quote.
@@ -48,7 +48,7 @@ def load_bbc_sentences(*, held_out: float = 0.1, seed: int = 0) -> Examples:
         seed: Seed of the split.
     """
     articles = load_bbc_news(held_out=held_out, excerpt_words=None, seed=seed)
-    splits = {split: [_sentences(text) for text in table["text"]] for split, table in articles.splits.items()}
+    splits = {split: [split_sentences(text) for text in table["text"]] for split, table in articles.splits.items()}
     tables = {}
     seen: set[str] = set()
     for split in ("validation", "test"):
@@ -61,7 +61,8 @@ def load_bbc_sentences(*, held_out: float = 0.1, seed: int = 0) -> Examples:
     return Examples(DatasetDict(tables))
 
 
-def _sentences(text: str) -> list[str]:
+def split_sentences(text: str) -> list[str]:
+    """Return the sentences of a text that have at least four words."""
     sentences = (sentence.strip() for sentence in _END.split(text))
     return [sentence for sentence in sentences if len(sentence.split()) >= _FEWEST_WORDS]
 

@@ -1,0 +1,98 @@
+"""Lines of the comparison: models of all-MiniLM-L6-v2 that are smaller, each by a command."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.embeddings.texts import ABOUT, TRAIN, VALIDATION
+
+__all__ = ["INT8", "LINES", "PYTORCH", "RECIPE", "RUNTIMES", "SIZES", "Line", "key", "settings_of", "wanted"]
+
+PYTORCH = "PyTorch"
+# Runtimes of exports -> whether their matrices have 8 bits.
+INT8 = {"ONNX Runtime": False, "ONNX Runtime, int8": True}
+RUNTIMES = (PYTORCH, *INT8)
+# Texts of a timed batch, and tokens of each.
+SIZES = ((1, 16), (32, 32), (32, 128))
+
+# The same texts, teacher, steps and learning rate for all lines.
+RECIPE = (
+    "experiment=embeddings",
+    "data=files",
+    "task.loss=distance",
+    "recovery=0.5",
+    "optimizer.lr=5e-4",
+    "trainer.max_steps=1000",
+    "data.batch_size=12",
+    "data.max_length=32",
+)
+
+
+class Line(NamedTuple):
+    """A line of the table.
+
+    Attributes:
+        title: Its title.
+        settings: Its settings of train.py after those of the recipe; None for the dense model, which is not trained.
+        runtimes: Runtimes in which it is measured.
+    """
+
+    title: str
+    settings: tuple[str, ...] | None
+    runtimes: tuple[str, ...] = (PYTORCH,)
+
+
+def _ours(speedup: float, runtimes: tuple[str, ...] = RUNTIMES) -> Line:
+    return Line(f"heads and neurons, {speedup:g}x", (f"objective.speedup={speedup:g}",), runtimes)
+
+
+def _first(layers: int) -> Line:
+    return Line(f"first {layers} layers", ("objective=none", f"+model.config.num_hidden_layers={layers}"))
+
+
+LINES: Mapping[str, Line] = {
+    "dense": Line("all-MiniLM-L6-v2", None, RUNTIMES),
+    "ours-2": _ours(2),
+    "first-3": _first(3),
+    "ours-3": _ours(3),
+    "ours-2-long": Line(
+        "heads and neurons, 2x, 2,400 steps", ("objective.speedup=2", "trainer.max_steps=2400"), RUNTIMES
+    ),
+    "first-2": _first(2),
+    "ours-1.5": _ours(1.5),
+    "ours-4": _ours(4),
+    "first-4": _first(4),
+    "heads": Line("heads alone, 8 of 72", ("gates.units=heads", "objective.speedup=null", "objective.num_heads=8")),
+    "neurons": Line("neurons alone, 1.5x", ("gates.units=neurons", "objective.speedup=1.5")),
+}
+
+
+def key(row: dict[str, Any]) -> tuple[Any, ...]:
+    """Return the line, seed and runtime of a result, and the settings that it was trained with."""
+    return row["line"], row["seed"], row["runtime"], row["settings"]
+
+
+def wanted(name: str, seed: int | None) -> list[dict[str, Any]]:
+    """Return the beginning of the results of a line, one for each runtime; the dense model has no seed."""
+    line = LINES[name]
+    settings = None if line.settings is None else " ".join((*RECIPE, *line.settings))
+    return [{"line": name, "seed": seed, "runtime": runtime, "settings": settings} for runtime in line.runtimes]
+
+
+def settings_of(name: str, seed: int, *, texts: Path, folder: Path) -> list[str]:
+    """Return the settings of train.py for a line and a seed.
+
+    Args:
+        name: Name of a line that is trained.
+        seed: The seed.
+        texts: Folder of the training texts.
+        folder: Folder of the run.
+    """
+    own = LINES[name].settings
+    assert own is not None
+    files = (f"data.train={texts.resolve() / TRAIN}", f"data.validation={texts.resolve() / VALIDATION}")
+    return [*RECIPE, *files, f"data.about='{_quoted(ABOUT)}'", *own, f"seed={seed}", f"output_dir={folder}"]
+
+
+def _quoted(text: str) -> str:
+    return text.replace("'", "\\'")

@@ -1,0 +1,95 @@
+"""Runs of the comparison: trained where they are missing, and measured beside the dense model."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from sentence_transformers import SentenceTransformer
+
+from benchmarks.embeddings.lines import LINES, PYTORCH, RUNTIMES, settings_of, wanted
+from benchmarks.embeddings.models import DENSE, open_model
+from benchmarks.embeddings.quality import Neighbors, measure_quality, nearest
+from benchmarks.embeddings.sets import Sets
+from benchmarks.embeddings.speed import measure_speed
+from benchmarks.measuring import ROOT, machine
+
+__all__ = ["is_finished", "measure_folder", "measure_line", "run_folder", "time_again", "train_line"]
+
+Row = dict[str, Any]
+
+
+def train_line(name: str, seed: int, *, work: Path) -> Path:
+    """Return the folder of a run, which is trained, or resumed, unless it is finished.
+
+    Args:
+        name: Name of the line.
+        seed: The seed.
+        work: Folder of texts and runs.
+    """
+    folder = run_folder(name, seed, work=work)
+    if not is_finished(folder):
+        settings = settings_of(name, seed, texts=work / "texts", folder=folder)
+        fixed = ["exports=[]", "logger=csv", "callbacks=none", "resume=auto"]
+        subprocess.run([sys.executable, str(ROOT / "train.py"), *settings, *fixed], check=True, cwd=ROOT)
+    return folder
+
+
+def run_folder(name: str, seed: int, *, work: Path) -> Path:
+    """Return the folder of a run."""
+    return work / "runs" / f"{name}-s{seed}"
+
+
+def is_finished(folder: Path) -> bool:
+    """Return whether a run is finished."""
+    return (folder / "metrics.json").is_file()
+
+
+def measure_line(name: str, seed: int | None, sets: Sets, *, work: Path) -> Iterator[Row]:
+    """Yield the results of a line, one for each runtime, all timed in turns with the dense model.
+
+    Args:
+        name: Name of the line.
+        seed: The seed of its run; None for the dense model.
+        sets: Evaluation sets.
+        work: Folder of texts and runs.
+    """
+    sizes: Row = {}
+    if seed is not None:
+        numbers = json.loads((run_folder(name, seed, work=work) / "metrics.json").read_text(encoding="utf-8"))
+        sizes = {each: numbers[each] for each in ("num_heads", "num_neurons", "num_parameters") if each in numbers}
+    models = _open(name, seed, work=work)
+    speeds = measure_speed(models)
+    neighbors = nearest(models["dense", PYTORCH], sets.sentences)
+    for row in wanted(name, seed):
+        model = (name, row["runtime"])
+        yield {**row, **sizes, **measure_quality(models[model], sets, neighbors), **speeds[model], **machine()}
+
+
+def time_again(rows: Sequence[Row], *, work: Path) -> list[Row]:
+    """Return the results of one line and seed with their speeds measured again, on the machine of today."""
+    name, seed = rows[0]["line"], rows[0]["seed"]
+    speeds = measure_speed(_open(name, seed, work=work))
+    return [{**row, **speeds[name, row["runtime"]], **machine()} for row in rows]
+
+
+def _open(name: str, seed: int | None, *, work: Path) -> dict[tuple[str, str], SentenceTransformer]:
+    """Return a line's model in each of its runtimes, and the dense one in the same."""
+    places = {"dense": (DENSE, work / "exports" / "dense")}
+    if seed is not None:
+        folder = run_folder(name, seed, work=work)
+        places[name] = (str(folder / "compact"), work / "exports" / folder.name)
+    return {
+        (line, runtime): open_model(source, runtime, exports=exports)
+        for line, (source, exports) in places.items()
+        for runtime in LINES[name].runtimes
+    }
+
+
+def measure_folder(folder: str, sets: Sets, *, neighbors: Neighbors, exports: Path) -> Iterator[Row]:
+    """Yield the quality of any folder of sentence-transformers in PyTorch, and of its exports in ONNX Runtime."""
+    for runtime in RUNTIMES:
+        model = open_model(folder, runtime, exports=exports)
+        yield {"folder": folder, "runtime": runtime, **measure_quality(model, sets, neighbors)}

@@ -1,0 +1,146 @@
+"""Tables of the results: Markdown lines."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmarks import records
+from benchmarks.compare.paired import difference
+from benchmarks.embeddings.lines import LINES, PYTORCH, SIZES, key, wanted
+
+__all__ = ["quality_table", "runtimes_table", "summary_table", "texts_table"]
+
+Row = dict[str, Any]
+
+_OURS, _OTHER = "ours-2", "first-3"
+_QUALITY = {
+    "sick": "SICK",
+    "stsb": "STS-B",
+    "bbc_ndcg": "BBC, nDCG",
+    "bbc_recall": "recall",
+    "snli_ndcg": "SNLI, nDCG",
+    "snli_recall": "recall",
+    "neighbors": "neighbors",
+}
+# Lines and runtimes of the short table.
+_SHORT = (
+    ("dense", PYTORCH),
+    ("dense", "ONNX Runtime, int8"),
+    (_OTHER, PYTORCH),
+    (_OURS, PYTORCH),
+    (_OURS, "ONNX Runtime, int8"),
+    ("ours-3", PYTORCH),
+)
+_SIZE = "32x32"
+_MEASURED = {"sick": "SICK", "stsb": "STS-B", "neighbors": "neighbors", "seeds": "seeds"}
+
+
+def quality_table(rows: Sequence[Row]) -> list[str]:
+    """Show the speed-up and the quality of all lines in PyTorch, the slowest first, and the lead of ours at 2x."""
+    columns = {"line": "", **{f"over_pytorch_{size}": f"{_words(size)} tokens" for size in _sizes()}}
+    groups = [group for (_, runtime), group in _groups(rows).items() if runtime == PYTORCH]
+    groups.sort(key=lambda group: _middle(group, f"over_pytorch_{_SIZE}"))
+    lines = [
+        {"line": LINES[group[0]["line"]].title, **_speedups(group), **_quality(group), "seeds": _seeds(group)}
+        for group in groups
+    ]
+    return [records.markdown(lines, columns | _QUALITY | {"seeds": "seeds"}), *_lead(rows)]
+
+
+def runtimes_table(rows: Sequence[Row]) -> list[str]:
+    """Show the sentences per second of each runtime, over those of the dense model in PyTorch in brackets."""
+    columns = {"line": "", "runtime": "runtime", **{size: f"{_words(size)} tokens" for size in _sizes()}, **_MEASURED}
+    exported = [(name, runtime) for name, line in LINES.items() for runtime in line.runtimes if len(line.runtimes) > 1]
+    return [records.markdown(_runtime_lines(rows, exported), columns)]
+
+
+def summary_table(rows: Sequence[Row]) -> list[str]:
+    """Show some lines at one size."""
+    columns = {"line": "", "runtime": "runtime", _SIZE: f"sentences per second, {_words(_SIZE)} tokens", **_MEASURED}
+    facts = f"{rows[-1]['cpu']}, {rows[-1]['threads']} thread(s)."
+    return [records.markdown(_runtime_lines(rows, _SHORT), columns), "", facts]
+
+
+def texts_table(rows: Sequence[Row]) -> list[str]:
+    """Show the number of training texts of each source."""
+    (row,) = rows
+    lines = [{"source": name, "texts": count} for name, count in row["texts"].items()]
+    return [records.markdown(lines, ["source", "texts"]), "", f"SHA-256 of the training file: {row['sha256']}."]
+
+
+def _runtime_lines(rows: Sequence[Row], keys: Sequence[tuple[str, str]]) -> list[Row]:
+    groups = _groups(rows)
+    lines = []
+    for name, runtime in keys:
+        group = groups.get((name, runtime))
+        if group:
+            speeds = {
+                size: f"{statistics.mean(row[f'per_second_{size}'] for row in group):,.0f} "
+                f"({_middle(group, f'over_pytorch_{size}'):.2f}x)"
+                for size in _sizes()
+            }
+            about = {"line": LINES[name].title, "runtime": runtime, "seeds": _seeds(group)}
+            lines.append({**about, **speeds, **_quality(group)})
+    return lines
+
+
+def _groups(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
+    """Return the results of each line and runtime, of the present settings, in the order of the lines."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for name, line in LINES.items():
+        for runtime in line.runtimes:
+            own = [row for row in rows if (row["line"], row["runtime"]) == (name, runtime)]
+            present = [row for row in own if key(row) in map(key, wanted(name, row["seed"]))]
+            if present:
+                groups[name, runtime] = present
+    return groups
+
+
+def _lead(rows: Sequence[Row]) -> list[str]:
+    """Return how far ours is ahead of the first layers at the same speed, paired by seed."""
+    groups = _groups(rows)
+    ours, others = (groups.get((name, PYTORCH), []) for name in (_OURS, _OTHER))
+    leads = {}
+    for name in dict.fromkeys(_QUALITY):
+        by_seed = [{row["seed"]: row[name] for row in group if name in row} for group in (ours, others)]
+        leads[name] = difference(*by_seed)
+    parts = [f"{_heading(name)} {lead} points" for name, lead in leads.items() if lead is not None]
+    seeds = len({row["seed"] for row in ours} & {row["seed"] for row in others})
+    title = f"{LINES[_OURS].title}, is ahead of the {LINES[_OTHER].title} by"
+    return ["", f"{title} ({seeds} seed(s), paired): {', '.join(parts)}."] if parts else []
+
+
+def _heading(name: str) -> str:
+    return _QUALITY[name] if _QUALITY[name] != "recall" else f"{name.partition('_')[0].upper()}, recall"
+
+
+def _quality(group: Sequence[Row]) -> Mapping[str, str]:
+    return {name: _mean([row[name] for row in group if name in row]) for name in _QUALITY if name in group[0]}
+
+
+def _mean(values: Sequence[float]) -> str:
+    mean = f"{statistics.mean(values):.2f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values) / math.sqrt(len(values)):.2f}"
+
+
+def _speedups(group: Sequence[Row]) -> Mapping[str, str]:
+    return {name: f"{_middle(group, name):.2f}x" for name in (f"over_pytorch_{size}" for size in _sizes())}
+
+
+def _middle(group: Sequence[Row], name: str) -> float:
+    """Return the mean over seeds of the medians over rounds."""
+    return float(statistics.mean(row[name][0] for row in group))
+
+
+def _sizes() -> list[str]:
+    return [f"{rows}x{length}" for rows, length in SIZES]
+
+
+def _words(size: str) -> str:
+    return size.replace("x", " x ")
+
+
+def _seeds(group: Sequence[Row]) -> int | None:
+    """Return the number of seeds; None for the dense model."""
+    return None if group[0]["seed"] is None else len(group)

@@ -1,0 +1,110 @@
+"""Training texts of the comparison, in pairs that are learned in one batch, without any text of an evaluation set."""
+
+import hashlib
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from benchmarks.embeddings.sets import BBC, Sets, read_columns
+from gating.data.sentences import split_sentences
+from gating.data.sources import load_bbc_news
+
+__all__ = ["ABOUT", "TRAIN", "VALIDATION", "write_texts"]
+
+TRAIN, VALIDATION = "train.tsv", "validation.tsv"
+# For the cards of the models, without commas and brackets, which are read as a list on the command line.
+ABOUT = (
+    "24000 sentences without labels: SNLI (CC BY-SA 4.0); Multi30k (non-commercial research and education); SST-2 and "
+    "TREC (no terms stated); BBC News (Greene and Cunningham 2006; the BBC's own; non-commercial research)."
+)
+_NUM_PAIRS, _NUM_VALIDATION = 12_000, 1000
+_SNLI, _ARTICLES = "snli20k", "bbc"
+# Folder -> column of the single texts of its training table.
+_SINGLE = {"multi30k": "text_a", "sst2_sentence": "text", "trec": "text"}
+# All splits of evaluation data but the training texts, also those that nothing is measured on.
+_HELD_OUT = {"sick": ("train", "validation", "test"), _SNLI: ("validation", "test")}
+# First and second text, and the source.
+Pair = tuple[str, str, str]
+
+
+def write_texts(data: Path, folder: Path, sets: Sets) -> dict[str, Any]:
+    """Write ``train.tsv``, with two texts in each row, and ``validation.tsv``, drawn by a fixed seed.
+
+    Pairs are premise and hypothesis of SNLI, consecutive sentences of BBC News, and others at random.
+
+    Args:
+        data: Folder with the tables.
+        folder: Folder for the files.
+        sets: Evaluation sets.
+
+    Returns:
+        The number of training pairs of each source, and a checksum.
+    """
+    held_out = {_normalized(text) for text in _held_out(data, sets)}
+
+    def usable(*texts: str) -> bool:
+        return all(key and key not in held_out for key in map(_normalized, texts))
+
+    first, second = read_columns(data / _SNLI / "train.tsv", ("text_a", "text_b"))
+    pairs: list[Pair] = [(*pair, _SNLI) for pair in zip(first, second, strict=True) if usable(*pair)]
+    pairs += [(*pair, _ARTICLES) for pair in _in_twos(_article_sentences()) if usable(*pair)]
+    source: dict[str, str] = {}
+    for name, column in _SINGLE.items():
+        for text in read_columns(data / name / "train.tsv", (column,))[0]:
+            if usable(text):
+                source.setdefault(_clean(text), name)
+    single, draw = list(source), random.Random(0)
+    draw.shuffle(single)
+    pairs += [(*pair, "others") for pair in _in_twos(single[_NUM_VALIDATION:])]
+    draw.shuffle(pairs)
+    pairs = pairs[:_NUM_PAIRS]
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / VALIDATION, "text", single[:_NUM_VALIDATION])
+    _write(folder / TRAIN, "text_a\ttext_b", (f"{_clean(one)}\t{_clean(other)}" for one, other, _ in pairs))
+    others = Counter(source[text] for one, other, name in pairs if name == "others" for text in (one, other))
+    texts = {name: 2 * count for name, count in Counter(pair[2] for pair in pairs).items() if name != "others"}
+    return {
+        "texts": texts | others,
+        "pairs": len(pairs),
+        "validation": _NUM_VALIDATION,
+        "sha256": hashlib.sha256((folder / TRAIN).read_bytes()).hexdigest(),
+    }
+
+
+def _article_sentences() -> list[str]:
+    """Return the distinct sentences of the training articles that no other article has, in their order."""
+    splits = load_bbc_news(**BBC).splits
+    seen = {one for split in ("validation", "test") for text in splits[split]["text"] for one in split_sentences(text)}
+    sentences = dict.fromkeys(chain.from_iterable(map(split_sentences, splits["train"]["text"])))
+    return [one for one in sentences if one not in seen]
+
+
+def _held_out(data: Path, sets: Sets) -> Iterator[str]:
+    yield from sets.texts()
+    for name, splits in _HELD_OUT.items():
+        for split in splits:
+            yield from chain(*read_columns(data / name / f"{split}.tsv", ("text_a", "text_b")))
+    articles = load_bbc_news(**BBC).splits
+    for text in chain(articles["validation"]["text"], articles["test"]["text"]):
+        yield from (*split_sentences(text), *text.splitlines())
+
+
+def _in_twos(texts: list[str]) -> Iterable[tuple[str, str]]:
+    return zip(texts[::2], texts[1::2], strict=False)
+
+
+def _write(path: Path, header: str, lines: Iterable[str]) -> None:
+    path.write_text("".join(f"{line}\n" for line in (header, *lines)), encoding="utf-8")
+
+
+def _clean(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _normalized(text: str) -> str:
+    """Return a text in lower case, without punctuation and spaces."""
+    return re.sub(r"[\W_]+", "", text.lower())
