@@ -22,6 +22,7 @@ _LIMITS = ("limit_val_batches", "limit_test_batches")
 # An evaluation reads these settings of the trainer; the last are always those of one device.
 _OF_TRAINER = ("accelerator", *_LIMITS, "devices", "num_nodes", "strategy")
 _FILES, _TEXT = "gating.data.sources.load_files", "gating.data.text_files.load_text"
+_SENTENCES, _EMBEDDING = "gating.data.sentences.load_sentences", "gating.tasks.Embedding"
 # These settings say where data is. Overriding only these does not select another source.
 PLACES = ("train", "validation", "test", "path", "name")
 
@@ -66,10 +67,13 @@ def evaluation_settings(
         values["trainer"] |= {name: 1.0 for name in _LIMITS if f"trainer.{name}" not in names}
         if not {"data", "data.path", "data.name"}.isdisjoint(names):
             values["data"] |= _whole_splits(values["data"], given=names)
-    if "Embedding" in str(values["task"].get("_target_")) and values["task"].get("teacher") is None:
-        # The model that is evaluated is not the one that it learned from.
-        before = None if run_folder is None else read_settings_of(run_folder)["model"].get("name")
-        values["task"]["teacher"] = before or "none"
+    if values["task"].get("_target_") == _EMBEDDING:
+        # Nothing is trained, and data of any kind are evaluated.
+        values["task"]["loss"] = None
+        if values["task"].get("teacher") is None:
+            # The model that is evaluated is not the one that it learned from.
+            before = None if run_folder is None else read_settings_of(run_folder)["model"].get("name")
+            values["task"]["teacher"] = before or "none"
     only = _take_single_file(values["data"], split, given=names)
     # One device evaluates, since batches of several processes are padded otherwise.
     values["trainer"] |= {"devices": 1, "num_nodes": 1, "strategy": "auto"}
@@ -123,7 +127,7 @@ def _compose(overrides: Sequence[str], conf: Path) -> dict[str, Any]:
 
 def _take_single_file(data: dict[str, Any], split: str | None, *, given: Sequence[str]) -> str | None:
     """Let the one file that a command gives be read whole, as the training data; return the split that it is."""
-    if data.get("_target_") not in (_FILES, _TEXT) or "data.train" in given:
+    if data.get("_target_") not in (_FILES, _TEXT, _SENTENCES) or "data.train" in given:
         return None
     files = [name for name in ("validation", "test") if f"data.{name}" in given and data.get(name) is not None]
     split = split or (files[-1] if files else "test")

@@ -1,1 +1,1 @@
-"""Sentence embeddings: models of sentence-transformers, their pooling, teachers and losses."""
+"""Sentence embeddings of sentence-transformers: the files beside a transformer, its pooling, and losses."""

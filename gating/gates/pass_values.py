@@ -128,15 +128,17 @@ class PassValues:
         if not torch.is_grad_enabled():
             self._check_not_reentrant()
 
+    def _lacks_graph(self) -> bool:
+        needs_graph = torch.is_grad_enabled() and self._gates.log_alpha.requires_grad and not self._gates.is_fixed
+        return needs_graph and self._scales is not None and not self._scales.requires_grad
+
     # A compiled graph cannot depend on versions of parameters and on backward passes.
     _renew_outside_of_graph = torch.compiler.disable(_renew_if_stale, reason="values may be stale")
 
     def _is_stale(self) -> bool:
         if self._scales is None or (self._graph is not None and self._graph.is_used):
             return True
-        needs_graph = torch.is_grad_enabled() and self._gates.log_alpha.requires_grad and not self._gates.is_fixed
-        lacks_graph = needs_graph and not self._scales.requires_grad
-        return lacks_graph or self._made_with != (self._gates.training, self._gates.log_alpha._version)
+        return self._lacks_graph() or self._made_with != (self._gates.training, self._gates.log_alpha._version)
 
     def _make_late(self) -> None:
         """Make values without a pass, perhaps inside of a checkpoint.
@@ -162,7 +164,13 @@ class PassValues:
         self._graph = None
 
     def _check_recomputation(self) -> None:
-        """Raise ``OperationError`` if activations may be computed again with the values of another pass."""
+        """Raise ``OperationError`` if values in a backward pass may be those of another pass, or have no graph."""
+        if self._lacks_graph():
+            raise OperationError(
+                "A forward pass inside of a backward pass, as of losses that cache gradients, would give the gates no "
+                "gradient, because model.forward() skips the hooks that begin it: call the model itself. For models of "
+                "sentence-transformers use gating.integrations.GatedSentenceTransformerTrainer, or another loss."
+            )
         earlier = [graph() for graph in self._earlier_graphs]
         if self._scales is None or any(graph is not None and not graph.is_used for graph in earlier):
             raise OperationError(

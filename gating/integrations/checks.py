@@ -15,6 +15,7 @@ from transformers.utils.import_utils import is_accelerate_available
 from gating.discovery.vocabulary import check_known, check_vocabulary, vocabulary_size
 from gating.errors import InputError, MissingPackageError, OperationError
 from gating.gates import HeadGates, inject_gates
+from gating.integrations.wrappers import base_model
 from gating.objectives.base import check_objective
 from gating.objectives.convergence import Convergence
 from gating.storage.folders import check_folder, check_replaceable
@@ -108,8 +109,7 @@ def _check_tokenizer(trainer: Trainer) -> None:
     if tokenizer is None or not hasattr(tokenizer, "all_special_ids"):
         return
     model: Any = trainer.model
-    if hasattr(model, "config"):
-        check_vocabulary(tokenizer, size=vocabulary_size(model), name="processing_class")
+    check_vocabulary(tokenizer, size=vocabulary_size(base_model(model)), name="processing_class")
     rows: Any = trainer.train_dataset
     if "input_ids" in (getattr(rows, "column_names", None) or ()) and hasattr(rows, "__len__"):
         ids = list(_numbers_in(rows.select(range(min(len(rows), _ROWS)))["input_ids"]))

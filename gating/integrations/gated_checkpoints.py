@@ -3,14 +3,14 @@
 import inspect
 import uuid
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import PreTrainedModel, TrainerState
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Trainer, TrainerState
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
@@ -18,11 +18,19 @@ from gating.errors import DamageError, InputError, MissingFileError, OperationEr
 from gating.integrations.gated_steps import GatedSteps
 from gating.integrations.removal import check_compact_weights, repeat_removal
 from gating.integrations.search import ended_by_score
+from gating.integrations.sentences import hook_passes, is_sentence_model, load_other_weights, other_weights, use_model
 from gating.integrations.settings import phase_settings, training_settings
-from gating.integrations.wrappers import base_model, with_new_adapters, without_autocast
+from gating.integrations.wrappers import (
+    base_model,
+    has_own_adapters,
+    load_own_adapters,
+    with_new_adapters,
+    without_autocast,
+)
 from gating.pruning.repeat import KeptUnits
 from gating.storage.atomic import replacing_file
 from gating.storage.same_settings import check_same_settings
+from gating.structure.hooks import Handle
 
 __all__ = ["GateState", "GatedCheckpoints", "find_checkpoint"]
 
@@ -41,6 +49,7 @@ class GateState:
         settings: Settings of the trainer that decide its result.
         training: Identity of the training.
         below: Digest of the weights below the adapters of the recovery; None without them.
+        others: Weights beside the transformer in a model of sentence-transformers and in its losses.
     """
 
     search_steps: int
@@ -49,6 +58,7 @@ class GateState:
     settings: dict[str, Any]
     training: str
     below: str | None
+    others: dict[str, Tensor]
 
     @property
     def is_end_of_search(self) -> bool:
@@ -101,6 +111,8 @@ class GatedCheckpoints(GatedSteps):
     _below: str | None = None
     # Checkpoint without weights at which the recovery begins in this process.
     _removal: str | None = None
+    # Hooks of losses or modules of sentence-transformers that begin a pass of the gates.
+    _pass_handles: Sequence[Handle] = ()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model as transformers' Trainer does, and in a checkpoint also the state of the gates."""
@@ -125,10 +137,36 @@ class GatedCheckpoints(GatedSteps):
                 digest=state.below,
             )
             self._begin_recovery(compact, search_steps=state.search_steps)
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._load_weights(state, resume_from_checkpoint, model)
         if self.search is not None:
             self.search.load_state_dict(state.search)
             self._search_end.num_steps = state.search_steps
+
+    def _load_weights(self, state: GateState, checkpoint: str, model: nn.Module | None) -> None:
+        base, is_sentences = base_model(self.model), is_sentence_model(self.model)
+        if is_sentences:
+            load_other_weights(self.model, self._losses, state.others)
+        if has_own_adapters(base):
+            load_own_adapters(base, Path(checkpoint))
+        elif is_sentences:
+            # That of sentence-transformers makes the whole model again, which would have all heads and no gates.
+            Trainer._load_from_checkpoint(self, checkpoint, base)
+        else:
+            super()._load_from_checkpoint(checkpoint, model)
+
+    def _hook_passes(self, model: nn.Module) -> None:
+        """Hook the passes of the search's gates in a model of sentence-transformers; after the search, none."""
+        for handle in self._pass_handles:
+            handle.remove()
+        self._pass_handles = ()
+        if self.search is not None and is_sentence_model(model):
+            self._pass_handles = hook_passes(self._losses, model, self.search.gates.pass_values)
+
+    @property
+    def _losses(self) -> dict[str, nn.Module]:
+        """Losses of a trainer of sentence-transformers: the data sets of one trainer may have one each."""
+        loss = getattr(self, "loss", None)
+        return loss if isinstance(loss, dict) else {} if loss is None else {"": loss}
 
     def _load_complete_search(self, checkpoint: Path) -> TrainOutput:
         """Load the end of a search; the trainer would take a step more before it stops."""
@@ -150,13 +188,14 @@ class GatedCheckpoints(GatedSteps):
             settings=dict(self._settings),
             training=self._training,
             below=self._below,
+            others=other_weights(self.model, self._losses) if is_sentence_model(self.model) else {},
         )
 
     def _read_settings(self) -> None:
         """Read all settings that decide the result, as they are before a phase."""
         if self._first_settings is None:
             # A training changes its model, and a function may change what it was made with.
-            self._first_settings = training_settings(self, has_adapters=self._adapters is not None)
+            self._first_settings = training_settings(self, has_adapters=self._adapters is not None, losses=self._losses)
         self._settings = {
             **self._search_settings,
             **phase_settings(self, adapters=self._adapters, optimizer=self._given_optimizer),
@@ -221,8 +260,10 @@ class GatedCheckpoints(GatedSteps):
 
     def _begin_recovery(self, compact: PreTrainedModel, *, search_steps: int) -> None:
         self.search, self._first_step = None, search_steps
+        self._hook_passes(compact)
         self.remove_callback(self._search_end)
-        self._use_model(compact if self._adapters is None else with_new_adapters(compact, self._adapters))
+        adapters = self._adapters
+        self._use_model(compact if adapters is None else with_new_adapters(compact, adapters, like=self.model))
         # A model with more open heads may have been better.
         self.state.best_metric = self.state.best_model_checkpoint = self.state.best_global_step = None
         # Their parameters are gone.
@@ -231,6 +272,10 @@ class GatedCheckpoints(GatedSteps):
         self.optimizer = self.lr_scheduler = None
 
     def _use_model(self, model: nn.Module) -> None:
+        """Go on with a model; with that of sentence-transformers around it, in which it was changed in place."""
+        if is_sentence_model(self.model):
+            model = self.model
+            use_model(self._losses, model)
         self.model = self.model_wrapped = self.callback_handler.model = model
 
 

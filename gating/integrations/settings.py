@@ -9,6 +9,7 @@ from torch import nn
 from transformers import EarlyStoppingCallback, TrainingArguments
 
 from gating.integrations.descriptions import describe, describe_object, digest
+from gating.integrations.sentences import is_sentence_model, sentence_settings
 from gating.integrations.wrappers import base_model
 from gating.objectives.parameter_groups import default_gate_lr
 from gating.objectives.search import Search
@@ -95,7 +96,7 @@ def phase_settings(trainer: Any, *, adapters: Any, optimizer: torch.optim.Optimi
     }
 
 
-def training_settings(trainer: Any, *, has_adapters: bool) -> dict[str, Any]:
+def training_settings(trainer: Any, *, has_adapters: bool, losses: Mapping[str, nn.Module]) -> dict[str, Any]:
     """Return the settings of the model with gates, functions and evaluation data of a trainer before its search."""
     evaluation = None
     if _evaluation_decides(trainer.args):
@@ -104,8 +105,9 @@ def training_settings(trainer: Any, *, has_adapters: bool) -> dict[str, Any]:
             "compute_metrics": describe(trainer.compute_metrics),
             "preprocess_logits_for_metrics": describe(trainer.preprocess_logits_for_metrics),
         }
+    of_sentences = sentence_settings(trainer.model, losses) if is_sentence_model(trainer.model) else {}
     return {
-        "model": _model_settings(trainer.model, has_adapters=has_adapters),
+        "model": _model_settings(trainer.model, has_adapters=has_adapters) | of_sentences,
         "data_collator": describe(trainer.data_collator),
         "compute_loss_func": describe(trainer.compute_loss_func),
         "optimizer_cls_and_kwargs": describe(trainer.optimizer_cls_and_kwargs),

@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer
+from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
 from gating.compact.save import save_compact
+from gating.embedding.processor import SentenceProcessor
 from gating.errors import InputError, OperationError
 from gating.gates import HeadGates, inject_gates
 from gating.integrations.checks import check_arguments, check_choice, check_place, check_trainer
 from gating.integrations.gated_checkpoints import GatedCheckpoints, GateState, find_checkpoint
 from gating.integrations.removal import check_stock, report_of, save_compact_weights
 from gating.integrations.search import TrainerSearchEnd, without_early_stopping
+from gating.integrations.sentences import is_sentence_model
 from gating.integrations.settings import search_settings
 from gating.integrations.wrappers import adapter_config, base_model, merged, without_autocast
 from gating.objectives import Objective
@@ -98,7 +100,7 @@ class GatedTrainerMixin(GatedCheckpoints):
         """
         return self._present_search().gates
 
-    def call_model_init(self, trial: Any = None) -> PreTrainedModel:
+    def call_model_init(self, trial: Any = None) -> Any:
         """Make a new model with new gates, for a trainer with ``model_init``."""
         model = super().call_model_init(trial)
         if self.search is not None:
@@ -228,7 +230,8 @@ class GatedTrainerMixin(GatedCheckpoints):
         if self.args.should_save:
             if stopped := self._stopped():
                 warnings.warn(f"{stopped}: the model is saved as it is.", stacklevel=2)
-            options = {"tokenizer": self.processing_class, "report": report_of(self._report), **options}
+            tokenizer = SentenceProcessor(self.model) if is_sentence_model(self.model) else self.processing_class
+            options = {"tokenizer": tokenizer, "report": report_of(self._report), **options}
             save_compact(model, output_dir, **options)
         self.accelerator.wait_for_everyone()
         return Path(output_dir)
@@ -250,6 +253,7 @@ class GatedTrainerMixin(GatedCheckpoints):
             if present is None:
                 gates.remove()
             raise
+        self._hook_passes(model)
         self._search_settings = search_settings(self.search, recovery=self._recovery, rates=self._rates, args=self.args)
         self._search_end = TrainerSearchEnd(self.search, recovery=self._recovery)
         self.remove_callback(TrainerSearchEnd)

@@ -60,6 +60,11 @@ def prepare(settings: Settings, *, resumes: bool) -> Run:
     _check_accounts(settings)
     check_exports(settings)
     objects = build_objects(settings)
+    if objects.distillation is not None and isinstance(objects.task, HasLoss):
+        raise InputError(
+            "distillation=logits learns from the logits of a teacher, and this task has a loss of its own on a model "
+            "without logits: leave it out. Embeddings learn from a teacher with task.teacher=FOLDER_OR_HUB_NAME."
+        )
     # The other processes learn the run's folder, which callbacks write to, from this one.
     phases = build_phases(settings) if is_rank_zero() else {}
     pl.seed_everything(settings.seed, verbose=False)

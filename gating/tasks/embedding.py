@@ -18,13 +18,13 @@ from gating.data.text.tokens import check_texts, load_tokenizer, truncation_leng
 from gating.embedding.head import SentenceHead
 from gating.embedding.losses import PAIR_LOSSES, embedding_distance, pair_loss
 from gating.embedding.processor import SentenceProcessor
-from gating.embedding.teacher import add_embeddings, load_sentence_model
 from gating.errors import InputError
 from gating.loader.integrity import RECORD_KEY
 from gating.models.hub import locate
 from gating.models.sources import ModelSource, Pretrained
 from gating.tasks.base import Prepared
 from gating.tasks.embedding_examples import Kind, PairCollator, read_examples, tokenize_examples
+from gating.tasks.embedding_teacher import add_embeddings, load_sentence_model
 from gating.tasks.metrics.embeddings import METRICS, Embedded, build_embedding_metrics
 
 __all__ = ["Embedding"]
@@ -118,13 +118,18 @@ class Embedding:
             check_texts(
                 DatasetDict(train=table), [name for name in ("text", "text_pair") if name in table.column_names]
             )
+        teacher = self._teacher_of(processor)
+        if self._loss_name == "distance" and teacher is None:
+            raise InputError(
+                "Single texts are compared with the embeddings of a teacher, and there is none: give a dense model "
+                "with task.teacher=FOLDER_OR_HUB_NAME, or pairs of texts."
+            )
         length = truncation_length(meta_model, max_length)
         tokenizer = getattr(processor, "tokenizer", processor)
         tokens = tokenize_examples(splits, tokenizer, length)
-        teacher = self._teacher_of(processor)
         if teacher is not None:
             tokens = add_embeddings(splits, tokens, teacher, max_length=length, pairs=self._loss_name == "distance")
-        kind = kinds.get("validation", kinds["train"])
+        kind = next((kind for split, kind in kinds.items() if split != "train"), kinds["train"])
         present = [
             *({"texts": (), "scores": ("scores",), "positives": ("documents",)}[kind]),
             *(["teacher"] if teacher is not None else []),

@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from gating.data.columns import find_text_columns, take_columns
 from gating.data.rows import name_row
 from gating.data.text.tokens import beginning, tokenize
-from gating.embedding.teacher import EMBEDDINGS, PAIR_EMBEDDINGS
 from gating.errors import InputError
+from gating.tasks.embedding_teacher import EMBEDDINGS, PAIR_EMBEDDINGS
 
 __all__ = ["Kind", "PairCollator", "read_examples", "tokenize_examples"]
 
@@ -42,18 +42,24 @@ def read_examples(
     Raises:
         ValueError: A column is missing, a score is no number, or the data do not fit the loss.
     """
+    # Some splits may have single texts, but not all of them where second ones are named.
+    with_pairs = [split for split, table in splits.items() if _has(table, text_pair)] or list(splits)
     tables, kinds = {}, dict[str, Kind]()
     for split, table in splits.items():
         one = DatasetDict(train=table)
-        columns = find_text_columns(one, text, text_pair if text_pair in table.column_names else None)
-        scores = _score_column(table, label, split) if "text_pair" in columns else None
-        kinds[split] = "texts" if "text_pair" not in columns else "scores" if scores else "positives"
-        if split == "train" and loss == "distance":
-            scores, kinds[split] = None, "texts"
+        columns = find_text_columns(one, text, text_pair if split in with_pairs else None)
+        is_single = "text_pair" not in columns or (split == "train" and loss == "distance")
+        scores = None if is_single else _score_column(table, label, split)
+        kinds[split] = "texts" if is_single else "scores" if scores else "positives"
         taken = take_columns(one, columns | ({"score": scores} if scores else {}))["train"]
         tables[split] = _with_scores(taken, split) if scores else taken
     _check_kinds(kinds, loss)
     return DatasetDict(tables), kinds
+
+
+def _has(table: Dataset, column: str | None) -> bool:
+    """Return whether a table has a column, or that of a nested field such as ``translation.de``."""
+    return column is not None and (column in table.column_names or column.split(".")[0] in table.column_names)
 
 
 def _score_column(table: Dataset, given: str | None, split: str) -> str | None:
@@ -62,10 +68,8 @@ def _score_column(table: Dataset, given: str | None, split: str) -> str | None:
         return given
     found = next((name for name in _SCORES if name in table.column_names), None)
     label = next((name for name in _LABELS if name in table.column_names), None)
-    if found or label is None or split == "train":
-        return found or (label if label and _is_number(table, label) else None)
-    if _is_number(table, label):
-        return label
+    if found or label is None or _is_number(table, label):
+        return found or label
     raise InputError(
         f"The {split} data has pairs of texts with the column {label!r}, which may be classes or scores: name the "
         "column of scores with data.label_column=..., or remove it if all pairs belong together."
@@ -99,6 +103,11 @@ def _check_kinds(kinds: dict[str, Kind], loss: str | None) -> None:
     needed = of_loss.get(loss)
     if needed is not None and kinds["train"] == "texts":
         raise InputError(f"task.loss={loss} needs pairs of texts, and the training data has single ones.")
+    if loss == "multiple_negatives" and kinds["train"] == "scores":
+        raise InputError(
+            "task.loss=multiple_negatives takes all pairs as ones that belong together, and the training data has a "
+            "score for each: use task.loss=cosine, or leave out the column of scores and the pairs with low ones."
+        )
     if loss == "cosine" and kinds["train"] != "scores":
         raise InputError("task.loss=cosine needs a score for each pair: name its column with data.label_column=...")
     others = {kind for split, kind in kinds.items() if split != "train"}

@@ -31,6 +31,8 @@ NEEDED = {
     "files": ["data.train=x", "data.validation=x"],
     "multi30k": ["task=seq2seq"],
     "pairs": ["task=seq2seq", "data.train=x", "data.validation=x"],
+    "sentences": ["task=embedding", "data.train=x"],
+    "bbc_sentences": ["task=embedding"],
     "text": ["task=causal_lm", "data.train=x"],
 }
 OPTIONS = [

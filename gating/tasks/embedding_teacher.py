@@ -98,8 +98,10 @@ def _embed(texts: list[Any], column: str, teacher: Any, *, key: tuple[str, int])
 
 
 def _digest(teacher: Any) -> str:
-    """Return a digest of a teacher's weights."""
-    digest = hashlib.sha256()
+    """Return a digest of a teacher's modules with their settings, its vocabulary and its weights."""
+    config = {**teacher.transformers_model.config.to_dict(), "_name_or_path": None}
+    settings = (list(teacher), config, sorted(teacher.tokenizer.get_vocab().items()))
+    digest = hashlib.sha256(repr(settings).encode())
     for name, tensor in sorted(teacher.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())

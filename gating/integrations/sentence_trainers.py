@@ -1,0 +1,35 @@
+"""The trainers of sentence-transformers with gates."""
+
+from gating.embedding.processor import require_sentence_transformers
+from gating.integrations.trainer import GatedTrainerMixin
+
+require_sentence_transformers()
+
+from sentence_transformers import CrossEncoderTrainer, SentenceTransformerTrainer  # noqa: E402
+
+__all__ = ["GatedCrossEncoderTrainer", "GatedSentenceTransformerTrainer"]
+
+
+class GatedSentenceTransformerTrainer(GatedTrainerMixin, SentenceTransformerTrainer):
+    """sentence-transformers' trainer of embedding models with gates: search, removal of heads, and recovery.
+
+    Gates are put on the transformer inside of the model; pooling and other modules stay. The compact folder is one of
+    sentence-transformers: ``SentenceTransformer(folder, trust_remote_code=True)``.
+
+    Example::
+
+        trainer = GatedSentenceTransformerTrainer(
+            model=model,
+            train_dataset=pairs,
+            loss=MultipleNegativesRankingLoss(model),
+            objective=gating.ExactBudget(num_heads=18),
+        )
+        trainer.train_and_compact("compact")
+    """
+
+
+class GatedCrossEncoderTrainer(GatedTrainerMixin, CrossEncoderTrainer):
+    """sentence-transformers' trainer of cross-encoders with gates, as :class:`GatedSentenceTransformerTrainer`.
+
+    The compact folder loads by ``CrossEncoder(folder, trust_remote_code=True)``.
+    """

@@ -1,0 +1,150 @@
+"""Models of sentence-transformers in its trainers: the transformer inside, and the weights beside it."""
+
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+from gating.errors import InputError
+from gating.gates.pass_values import PassValues
+from gating.integrations.descriptions import describe
+from gating.structure.hooks import Handle
+
+__all__ = [
+    "is_sentence_model",
+    "load_other_weights",
+    "other_weights",
+    "sentence_settings",
+    "transformer_of",
+    "use_model",
+]
+
+
+def is_sentence_model(model: object) -> TypeGuard[nn.Module]:
+    """Return whether an object is a model of sentence-transformers; the package is not imported."""
+    package = sys.modules.get("sentence_transformers.base.model")
+    return package is not None and isinstance(model, package.BaseModel)
+
+
+def transformer_of(model: nn.Module) -> Any:
+    """Return the transformer inside of a model of sentence-transformers.
+
+    Raises:
+        InputError: There is none, or there are several.
+    """
+    return _holder_of(model).model
+
+
+def _holder_of(model: nn.Module) -> Any:
+    from sentence_transformers.base.modules import Transformer
+
+    found = [module for module in model.modules() if isinstance(module, Transformer)]
+    if len(found) != 1:
+        raise InputError(
+            f"The {type(model).__name__} has {len(found) or 'no'} transformers, as one with a Router: gates are put "
+            "on models with one."
+        )
+    return found[0]
+
+
+def hook_passes(losses: Mapping[str, nn.Module], model: nn.Module, values: PassValues) -> list[Handle]:
+    """Begin a pass of gates with each call of a loss, so that all texts of a step meet the same sample.
+
+    The package calls ``forward`` of the transformer, which skips the hooks of the gates. Losses that cache gradients
+    compute each embedding a second time, in the backward pass, with the same random numbers: with those, each call of
+    the transformer is a pass.
+
+    Returns:
+        Handles of the hooks.
+    """
+    holders = list(losses.values())
+    if any(getattr(module, "uses_gradient_cache", False) for loss in holders for module in loss.modules()):
+        holders = [_holder_of(model)]
+    handles: list[Handle] = []
+    for holder in holders:
+        handles.append(holder.register_forward_pre_hook(values.begin_pass))
+        handles.append(holder.register_forward_hook(values.end_pass, always_call=True))
+    return handles
+
+
+def use_model(losses: Mapping[str, nn.Module], model: nn.Module) -> None:
+    """Give losses a model in place of the same model in a wrapper, such as that of DDP, with which it was trained."""
+    for loss in losses.values():
+        for module in list(loss.modules()):
+            held = module._modules.get("model")
+            if held is not model and held is not None and _unwrapped(held) is model:
+                module.model = model
+
+
+def other_weights(model: nn.Module, losses: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """Return the tensors of a training beside those of the transformer: of other modules of the model, and of losses.
+
+    The checkpoints of sentence-transformers do not have those of losses.
+    """
+    parts = {"model": model, **{f"loss.{name}": loss for name, loss in losses.items()}}
+    of_losses = (module for loss in losses.values() for module in loss.modules())
+    # Such as a guide, which is not trained.
+    further = [module for module in of_losses if is_sentence_model(module) and module is not model]
+    seen = {id(tensor) for module in [transformer_of(model), *further] for _, tensor in _tensors(module)}
+    found = {}
+    for part, holder in parts.items():
+        # A loss has the model, too.
+        for name, tensor in _tensors(holder):
+            if id(tensor) not in seen:
+                seen.add(id(tensor))
+                found[f"{part}.{name}"] = tensor.detach()
+    return found
+
+
+def load_other_weights(model: nn.Module, losses: Mapping[str, nn.Module], weights: Mapping[str, Tensor]) -> None:
+    """Load the tensors of :func:`other_weights` of an earlier process, in place.
+
+    Raises:
+        InputError: They are those of another model or of other losses; nothing is changed.
+    """
+    own = other_weights(model, losses)
+    shapes, other_shapes = ({name: one.shape for name, one in table.items()} for table in (own, weights))
+    if differing := sorted(name for name, _ in set(shapes.items()) ^ set(other_shapes.items())):
+        raise InputError(
+            f"The checkpoint is of a training with other weights beside the transformer, such as {differing[0]}: make "
+            "the trainer with the same modules and losses as before."
+        )
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(weights[name])
+
+
+def sentence_settings(model: Any, losses: Mapping[str, nn.Module]) -> dict[str, Any]:
+    """Return the settings of the modules of a model, and of losses, that decide the result of a training."""
+    return {
+        "modules": {name: _config_of(module) for name, module in model.named_children()},
+        "max_seq_length": model.max_seq_length,
+        "losses": {name: dict(_configs_in(loss)) for name, loss in losses.items()},
+    }
+
+
+def _configs_in(loss: nn.Module, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the settings of a loss and of losses in it, which may be around other losses, by their paths."""
+    yield path, _config_of(loss)
+    for name, child in loss.named_children():
+        if not is_sentence_model(_unwrapped(child)):
+            yield from _configs_in(child, f"{path}.{name}")
+
+
+def _config_of(module: Any) -> Any:
+    config = module.get_config_dict() if hasattr(module, "get_config_dict") else {}
+    return {"_target_": type(module).__qualname__, **describe(config)}
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()
+
+
+def _unwrapped(model: Any) -> nn.Module:
+    """Return the model in wrappers of DDP and of ``torch.compile``."""
+    while (inner := model._modules.get("module", model._modules.get("_orig_mod"))) is not None:
+        model = inner
+    return model

@@ -1,0 +1,35 @@
+"""Sentences as examples."""
+
+import pytest
+
+from gating.data.sentences import load_bbc_sentences, load_sentences
+from gating.errors import InputError, MissingFileError
+
+
+def test_lines_and_rows_are_texts(tmp_path):
+    (tmp_path / "train.txt").write_text("The first one. It has two sentences.\n\n  Another \n", encoding="utf-8")
+    (tmp_path / "test.csv").write_text("text_a,text_b,score\na,b,1\nc,d,2\n")
+    splits = load_sentences(train=str(tmp_path / "train.txt"), test=str(tmp_path / "test.csv")).splits
+    assert splits["train"]["text"][:] == ["The first one. It has two sentences.", "Another"]
+    assert splits["test"].column_names == ["text_a", "text_b", "score"]
+    assert set(splits) == {"train", "test"}
+
+
+def test_files_without_texts_are_named(tmp_path):
+    (tmp_path / "empty.txt").write_text(" \n\n")
+    (tmp_path / "latin.txt").write_bytes("Häuser\n".encode("latin-1"))
+    with pytest.raises(InputError, match=r"data.train=.*empty.txt: the file is empty"):
+        load_sentences(train=str(tmp_path / "empty.txt"))
+    with pytest.raises(InputError, match=r"data.train=.*latin.txt: the file is not UTF-8"):
+        load_sentences(train=str(tmp_path / "latin.txt"))
+    with pytest.raises(MissingFileError, match=r"nowhere.txt"):
+        load_sentences(train=str(tmp_path / "nowhere.txt"))
+
+
+def test_sentences_of_the_articles_are_in_one_split_each():
+    splits = load_bbc_sentences().splits
+    texts = {name: table["text"][:] for name, table in splits.items()}
+    assert set(texts) == {"train", "validation", "test"}
+    everything = [text for rows in texts.values() for text in rows]
+    assert len(everything) == len(set(everything)) > 30_000
+    assert min(len(text.split()) for text in everything) == 4

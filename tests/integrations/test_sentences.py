@@ -1,0 +1,316 @@
+"""Gates in the trainers of sentence-transformers: their losses, folders, interruptions and adapters."""
+
+import subprocess
+import sys
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
+from sentence_transformers.cross_encoder import losses as cross_losses
+from sentence_transformers.sentence_transformer import losses
+from sentence_transformers.sentence_transformer.modules import Router, Transformer
+
+import gating
+from gating.errors import InputError, MissingPackageError, OperationError
+from gating.integrations import GatedTrainerMixin
+from gating.pruning.measure import count_heads
+from tests.integrations.conftest import make_classifier, weights_of
+from tests.integrations.conftest import make_trainer as make_plain_trainer
+from tests.integrations.sentence_models import (
+    make_cross_encoder,
+    make_embedder,
+    make_trainer,
+    pairs,
+    save_transformer,
+    texts,
+)
+from tests.integrations.test_resume import StopAt
+
+
+@pytest.fixture(autouse=True)
+def _any_version_of_peft(monkeypatch):
+    """Let models have adapters of their own also with releases of peft that transformers finds too old for them."""
+    monkeypatch.setattr("transformers.integrations.peft.check_peft_version", lambda **options: None)
+
+
+def lora(**options):
+    return LoraConfig(r=2, target_modules=["query", "value"], **options)
+
+
+TEXTS = texts(5, seed=7)
+SCORES = {"label": [number % 3 / 2 for number in range(64)]}
+
+
+def test_a_compact_folder_embeds_as_the_model_in_memory(tmp_path):
+    model = make_embedder(tmp_path)
+    trainer = make_trainer(tmp_path, model, args={"save_strategy": "no"})
+    folder = trainer.train_and_compact(tmp_path / "compact")
+    loaded = SentenceTransformer(str(folder), trust_remote_code=True, device="cpu")
+    assert count_heads(model.transformers_model) == count_heads(gating.load_compact(folder)) == 5
+    assert np.array_equal(loaded.encode(TEXTS), model.encode(TEXTS))
+    trainer.save_compact(folder, overwrite=True)
+
+
+LOAD = """
+import sys, numpy, sentence_transformers
+sys.modules["gating"] = None  # as where it is not installed
+folder, cls, trust = sys.argv[1:4]
+model = getattr(sentence_transformers, cls)(folder, trust_remote_code=trust != "False", device="cpu")
+texts = sys.argv[5:]
+numpy.save(sys.argv[4], model.encode(texts) if trust != "pairs" else model.predict([*zip(texts, texts[1:])]))
+"""
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("kind", ["embedder", "stock", "cross-encoder"])
+def test_a_compact_folder_computes_the_same_in_a_fresh_process_without_this_package(tmp_path, kind):
+    options = {}
+    if kind == "cross-encoder":
+        model = make_cross_encoder(tmp_path)
+        data = pairs(label=[float(number % 2) for number in range(64)])
+        options = {"loss": cross_losses.BinaryCrossEntropyLoss, "train_dataset": data}
+    else:
+        model = make_embedder(tmp_path, dense=True)
+    if kind == "stock":
+        uniform = gating.ExactBudget(keep=0.5, uniform=True)
+        options = {"objective": uniform, "gate_options": {"units": "neurons", "group_size": 8}}
+    folder = make_trainer(tmp_path, model, **options).train_and_compact(tmp_path / "compact")
+    is_cross = kind == "cross-encoder"
+    how = ("CrossEncoder", "pairs") if is_cross else ("SentenceTransformer", kind != "stock")
+    arguments = [folder, *how, tmp_path / "out.npy"]
+    subprocess.run([sys.executable, "-P", "-c", LOAD, *map(str, arguments), *TEXTS], check=True, cwd=tmp_path)
+    expected = model.predict([*pairwise(TEXTS)]) if is_cross else model.encode(TEXTS)
+    assert np.array_equal(np.load(tmp_path / "out.npy"), expected)
+
+
+def softmax(model):
+    """Return a loss with weights of its own."""
+    torch.manual_seed(2)
+    return losses.SoftmaxLoss(model, 16, 3)
+
+
+# After a checkpoint of the search, at its end, and after a checkpoint of the recovery.
+@pytest.mark.parametrize("stop_at", [15, *(pytest.param(step, marks=pytest.mark.runs) for step in (7, 13))])
+@pytest.mark.parametrize("adapters", [pytest.param(False), pytest.param(True, marks=pytest.mark.runs)])
+def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path, assert_same, stop_at, adapters):
+    def compact(folder, *, stop_at=None, resume=None):
+        model = make_embedder(folder, dense=True)
+        if adapters:
+            model.add_adapter(lora())
+        data = pairs(label=[number % 3 for number in range(64)])
+        callbacks = [StopAt(stop_at)] if stop_at else []
+        trainer = make_trainer(folder, model, loss=softmax, train_dataset=data, callbacks=callbacks)
+        trainer.train_and_compact(folder / "compact", resume_from_checkpoint=resume)
+        return trainer
+
+    whole = compact(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        compact(tmp_path / "parts", stop_at=stop_at)
+    resumed = compact(tmp_path / "parts", resume=True)
+    assert_same(weights_of(whole), weights_of(resumed))
+    assert_same(whole.loss.state_dict(), resumed.loss.state_dict())
+
+
+def step(folder, loss, *, sample=None, **options):
+    """Return a trainer with gates whose loss was computed and whose gradients are there."""
+    trainer = make_trainer(
+        folder, make_embedder(folder, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0), loss=loss, **options
+    )
+    trainer.search.update(0.5)
+    drawn = trainer.gates.sample
+    trainer.gates.sample = (lambda: sample(drawn())) if sample else trainer.gates.values
+    batch = trainer.data_collator([*trainer.train_dataset.select(range(8))])
+    trainer.compute_loss(trainer.model.train(), batch).backward()
+    return trainer
+
+
+def test_losses_that_cache_gradients_give_the_gates_the_same(tmp_path):
+    plain = step(tmp_path, losses.MultipleNegativesRankingLoss)
+    cached = step(tmp_path, lambda model: losses.CachedMultipleNegativesRankingLoss(model, mini_batch_size=4))
+    gradient = plain.gates.log_alpha.grad
+    assert gradient.abs().max() > 1e-4
+    assert torch.allclose(cached.gates.log_alpha.grad, gradient, rtol=1e-3, atol=1e-7)
+
+
+def test_losses_that_cache_gradients_compute_again_with_the_same_sample(tmp_path):
+    drawn = []
+    step(
+        tmp_path,
+        lambda model: losses.CachedMultipleNegativesRankingLoss(model, mini_batch_size=4),
+        sample=lambda values: [values, drawn.append(values.detach())][0],
+    )
+    # Two columns of 8 texts in parts of 4, without gradients and with them.
+    assert len(drawn) == 8
+    assert all(torch.equal(one, other) for one, other in zip(drawn[:4], drawn[4:], strict=True))
+    assert not torch.equal(drawn[0], drawn[1])
+
+
+def test_other_losses_meet_one_sample_in_all_texts_of_a_step(tmp_path):
+    drawn = []
+    data = pairs(**SCORES)
+    step(
+        tmp_path,
+        losses.CosineSimilarityLoss,
+        train_dataset=data,
+        sample=lambda values: [values, drawn.append(values)][0],
+    )
+    assert len(drawn) == 1
+
+
+def test_a_pass_in_a_backward_pass_that_skips_the_hooks_is_refused(tmp_path):
+    model = make_embedder(tmp_path).train()
+    gates = gating.inject_gates(model.transformers_model)
+    loss = losses.CachedMultipleNegativesRankingLoss(model, mini_batch_size=4)
+    with pytest.raises(OperationError, match="would give the gates no gradient"):
+        loss([model.preprocess(TEXTS), model.preprocess(TEXTS)], None).backward()
+    model[0].register_forward_pre_hook(gates.pass_values.begin_pass)
+    loss([model.preprocess(TEXTS), model.preprocess(TEXTS)], None).backward()
+    assert gates.log_alpha.grad.any()
+
+
+LOSSES = {
+    "matryoshka of cached": lambda model: losses.MatryoshkaLoss(
+        model, losses.CachedMultipleNegativesRankingLoss(model, mini_batch_size=4), [32, 16]
+    ),
+    "adaptive layers": lambda model: losses.AdaptiveLayerLoss(model, losses.MultipleNegativesRankingLoss(model)),
+    "guided": lambda model: losses.CachedGISTEmbedLoss(model, make_guide(model), mini_batch_size=4),
+    "one for each data set": lambda model: {
+        "pairs": losses.MultipleNegativesRankingLoss(model),
+        "scores": losses.CoSENTLoss(model),
+    },
+}
+
+
+def make_guide(model):
+    return SentenceTransformer(model.tokenizer.name_or_path, device="cpu")
+
+
+@pytest.mark.runs
+# transformers' name for it in models that it does not know.
+@pytest.mark.filterwarnings("ignore:.*activation_checkpointing_enable:FutureWarning")
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("matryoshka of cached", {"gradient_accumulation_steps": 2}),
+        ("adaptive layers", {"bf16": True}),
+        ("guided", {"activation_checkpointing": True}),
+        ("one for each data set", {"activation_checkpointing": True}),
+        ("one for each data set", {"bf16": True}),
+    ],
+)
+def test_any_loss_trains_the_gates_and_its_model_is_the_compact_one(tmp_path, name, args):
+    model = make_embedder(tmp_path)
+    data = {"pairs": pairs(), "scores": pairs(**SCORES)} if name == "one for each data set" else pairs()
+    trainer = make_trainer(tmp_path, model, loss=LOSSES[name], train_dataset=data, args=args)
+    trainer.train()
+    assert trainer.gates.log_alpha.detach().std() > 0.01
+    trainer.finalize()
+    before = weights_of(trainer)
+    trainer.train()
+    assert sum(not torch.equal(one, before[name]) for name, one in weights_of(trainer).items()) > 10
+    folder = trainer.save_compact(tmp_path / "compact")
+    loaded = SentenceTransformer(str(folder), trust_remote_code=True, device="cpu")
+    assert np.array_equal(loaded.encode(TEXTS), model.encode(TEXTS))
+
+
+@pytest.mark.runs
+def test_adapters_of_a_model_are_merged_for_the_removal_and_new_ones_trained(tmp_path):
+    model = make_embedder(tmp_path)
+    model.add_adapter(lora())
+    trainer = make_trainer(tmp_path, model, args={"learning_rate": 1e-2})
+    trainer.train()
+    trained = model.transformers_model.state_dict()
+    assert any("lora_B" in name and tensor.any() for name, tensor in trained.items())
+    masked = model.eval().encode(TEXTS)
+    trainer.finalize(kept=trainer.gates.values() > -1)
+    # Nothing was removed, and the gate values were folded into weights with the adapters in them.
+    assert np.allclose(model.eval().encode(TEXTS), masked, atol=1e-5)
+    trainer.train()
+    assert any("lora_B" in name and tensor.any() for name, tensor in model.transformers_model.state_dict().items())
+    adapted = model.eval().encode(TEXTS)
+    folder = trainer.save_compact(tmp_path / "compact")
+    loaded = SentenceTransformer(str(folder), trust_remote_code=True, device="cpu")
+    assert not any("lora" in name for name in loaded.state_dict())
+    assert np.allclose(loaded.encode(TEXTS), adapted, atol=1e-5)
+
+
+@pytest.mark.runs
+def test_own_adapters_of_a_model_of_transformers_are_merged_with_the_modules_beside_them(tmp_path, assert_same):
+    def compact(folder, *, stop_at=None, resume=None):
+        model = make_classifier()
+        model.add_adapter(lora(modules_to_save=["classifier"]))
+        callbacks = [StopAt(stop_at)] if stop_at else []
+        trainer = make_plain_trainer(folder / "checkpoints", model=model, callbacks=callbacks, args={"save_steps": 2})
+        trainer.train_and_compact(folder / "compact", resume_from_checkpoint=resume)
+        return trainer
+
+    whole = compact(tmp_path / "whole")
+    assert count_heads(gating.load_compact(tmp_path / "whole" / "compact")) == 5
+    with pytest.raises(KeyboardInterrupt):
+        compact(tmp_path / "parts", stop_at=15)
+    assert_same(weights_of(whole), weights_of(compact(tmp_path / "parts", resume=True)))
+
+
+@pytest.mark.runs
+def test_the_best_model_is_that_of_the_recovery(tmp_path, assert_same):
+    args = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2, "learning_rate": 5e-2}
+    trainer = make_trainer(tmp_path, make_embedder(tmp_path), args=args, eval_dataset=pairs().select(range(8)))
+    trainer.train_and_compact(tmp_path / "compact")
+    rows = [row for row in trainer.state.log_history if "eval_loss" in row and row["step"] > 12]
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(min(row["eval_loss"] for row in rows), rel=1e-5)
+
+
+def test_the_mixin_works_with_the_trainer_of_the_package_and_model_init(tmp_path):
+    class Trainer(GatedTrainerMixin, SentenceTransformerTrainer):
+        pass
+
+    made = []
+
+    def make():
+        made.append(make_embedder(tmp_path))
+        return made[-1]
+
+    like = make_trainer(tmp_path, make_embedder(tmp_path))
+    trainer = Trainer(
+        model_init=make,
+        args=like.args,
+        train_dataset=pairs(),
+        loss=losses.MultipleNegativesRankingLoss,
+        objective=gating.ExactBudget(num_heads=5),
+    )
+    trainer.train()
+    assert trainer.model is made[-1] is trainer.loss.model
+    assert trainer.gates.log_alpha.detach().std() > 0.01
+    assert trainer.finalize().num_heads == 5
+
+
+def test_a_training_with_another_scale_of_the_loss_is_not_resumed(tmp_path):
+    make_trainer(tmp_path, make_embedder(tmp_path)).train()
+    other = make_trainer(
+        tmp_path, make_embedder(tmp_path), loss=lambda model: losses.MultipleNegativesRankingLoss(model, scale=5.0)
+    )
+    with pytest.raises(InputError, match=r"model\.losses.*scale"):
+        other.train(resume_from_checkpoint=True)
+
+
+def test_models_that_gates_cannot_be_put_on_are_refused(tmp_path):
+    model = make_embedder(tmp_path)
+    with pytest.raises(InputError, match=r"put gates on one of them, model\.get_submodule\('0\.model'\)"):
+        gating.inject_gates(model)
+    routes = {name: [Transformer(save_transformer(tmp_path / name))] for name in ("query", "document")}
+    router = SentenceTransformer(modules=[Router(routes), model[1]], device="cpu")
+    with pytest.raises(InputError, match="has 2 transformers, as one with a Router"):
+        make_trainer(tmp_path, router, args={"router_mapping": {"anchor": "query", "positive": "document"}})
+    model[0].model = get_peft_model(model[0].model, lora())
+    with pytest.raises(InputError, match=r"put them on with model\.add_adapter"):
+        make_trainer(tmp_path, model)
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    monkeypatch.delitem(sys.modules, "gating.integrations.sentence_trainers", raising=False)
+    with pytest.raises(MissingPackageError, match=r"head-gating\[embeddings\]"):
+        _ = gating.integrations.GatedSentenceTransformerTrainer

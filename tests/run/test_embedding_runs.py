@@ -1,0 +1,207 @@
+"""Runs of sentence embeddings, from the command to folders of sentence-transformers and their exports."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+
+import gating
+from gating.commands.evaluate import evaluate_folder
+from gating.embedding.head import SentenceHead
+from tests.run.test_resume import assert_same_end, interrupt_again_and_again
+from tests.support.interruptions import end_of, run_in
+from tests.support.tiny_sentences import make_sentence_inputs, make_sentence_model, sentences_of, write_pairs
+from tests.support.warm_python import warm_python
+
+pytestmark = pytest.mark.runs
+
+TEXTS = sentences_of(7, seed=5)
+EXPORTS = "exports=[onnx,onnx-int8]"
+ELSEWHERE = """
+import sys, numpy
+from sentence_transformers import SentenceTransformer
+folder, trusted, *texts = sys.argv[1:]
+model = SentenceTransformer(folder, trust_remote_code=trusted == "trusted", device="cpu")
+numpy.save("embeddings.npy", model.encode(texts))
+"""
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> list[str]:
+    return make_sentence_inputs(tmp_path_factory.mktemp("sentences"))
+
+
+@pytest.fixture(scope="module")
+def finished(inputs, tmp_path_factory) -> Path:
+    """A run with exports, which the tests below share; copy it before you change it."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    run_in(folder, inputs, EXPORTS, "data.about='sentences of random words.'")
+    return folder
+
+
+def numbers_of(folder: Path) -> dict[str, float]:
+    numbers: dict[str, float] = json.loads((folder / "metrics.json").read_text())
+    return numbers
+
+
+def without(inputs: list[str], *names: str) -> list[str]:
+    return [line for line in inputs if not line.startswith(names)]
+
+
+def embeddings_of(compact: Path) -> np.ndarray:
+    """Return the embeddings of a compact model by this package, in one batch with padding."""
+    model, head = gating.load_compact(compact), SentenceHead.load(compact)
+    tokens = SentenceTransformer(str(compact), trust_remote_code=True, device="cpu").tokenizer
+    with torch.no_grad():
+        return head.embed(model, tokens(TEXTS, padding=True, return_tensors="pt")).numpy()
+
+
+def elsewhere(folder: Path, where: Path, *, trusted: bool) -> np.ndarray:
+    """Return the embeddings by sentence-transformers in a fresh process, where this package is not on the path."""
+    (where / "job.py").write_text(ELSEWHERE)
+    command = [sys.executable, "-P", "job.py", str(folder), "trusted" if trusted else "stock", *TEXTS]
+    process = subprocess.run(command, cwd=where, capture_output=True, text=True, timeout=200, check=False)
+    assert process.returncode == 0, process.stderr
+    return np.load(where / "embeddings.npy")
+
+
+@pytest.mark.first
+def test_a_run_on_texts_ends_with_a_folder_of_sentence_transformers(finished, tmp_path):
+    numbers = numbers_of(finished)
+    assert numbers["num_heads"] == 4
+    for stage in ("dense/test", "search/val", "removed/val", "compact/test", "onnx/test", "onnx-int8/test"):
+        assert -1 <= numbers[f"{stage}/spearman"] <= 1, stage
+    assert numbers["dense/test/agreement"] == 1
+    assert numbers["onnx/test/spearman"] == pytest.approx(numbers["compact/test/spearman"], abs=1e-4)
+    found = elsewhere(finished / "compact", tmp_path, trusted=True)
+    assert np.allclose(found, embeddings_of(finished / "compact"), atol=1e-5)
+    assert np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+    card = (finished / "compact" / "README.md").read_text()
+    assert 'SentenceTransformer("' in card
+    assert "Trained on: sentences of random words." in card
+
+
+@pytest.mark.first
+@pytest.mark.parametrize("name", ["onnx", "onnx-int8"])
+def test_exported_graphs_return_the_embeddings_of_encode(name, finished):
+    folder = finished / f"compact-{name}"
+    model = SentenceTransformer(str(finished / "compact"), trust_remote_code=True, device="cpu")
+    session = onnxruntime.InferenceSession(next(folder.glob("*.onnx")))
+    tokens = model.tokenizer(TEXTS, padding=True, return_tensors="np")
+    assert not tokens["attention_mask"].all()
+    given = {one.name: tokens[one.name] for one in session.get_inputs()}
+    outputs = dict(zip((one.name for one in session.get_outputs()), session.run(None, given), strict=True))
+    expected = model.encode(TEXTS)
+    assert outputs["sentence_embedding"].shape == expected.shape
+    if name == "onnx":
+        assert np.allclose(outputs["sentence_embedding"], expected, atol=1e-5)
+    else:
+        assert (outputs["sentence_embedding"] * expected).sum(1).min() > 0.98
+
+
+def test_uniform_layers_of_neurons_give_a_stock_folder(inputs, tmp_path):
+    settings = [*without(inputs, "objective."), "gates.units=neurons", "gates.group_size=16", "objective.uniform=true"]
+    run_in(tmp_path / "run", settings, "objective.num_neurons=96")
+    compact = tmp_path / "run" / "compact"
+    assert not list(compact.glob("*.py"))
+    assert np.allclose(elsewhere(compact, tmp_path, trusted=False), embeddings_of(compact), atol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [[], ["+model.config.num_hidden_layers=1"]], ids=["dense", "first layers"])
+def test_a_dense_run_saves_its_layers(settings, inputs, tmp_path):
+    run_in(tmp_path / "run", without(inputs, "objective."), "objective=none", *settings)
+    model = SentenceTransformer(str(tmp_path / "run" / "compact"), device="cpu")
+    assert len(model.transformers_model.encoder.layer) == (1 if settings else 3)
+    assert np.allclose(model.encode(TEXTS), embeddings_of(tmp_path / "run" / "compact"), atol=1e-5)
+    assert numbers_of(tmp_path / "run")["test/spearman"]
+
+
+@pytest.mark.parametrize("scores", [True, False], ids=["scores", "positives"])
+def test_pairs_are_trained_on_and_the_dense_model_compared_with(scores, inputs, tmp_path):
+    files = [f"data.{s}={write_pairs(tmp_path / f'{s}.tsv', rows=24, scores=scores)}" for s in ("train", "test")]
+    run_in(tmp_path / "run", [*without(inputs, "data.train", "data.validation", "data.test"), *files])
+    numbers = numbers_of(tmp_path / "run")
+    usual = {"spearman", "pearson"} if scores else {"ndcg", "recall"}
+    assert {name.removeprefix("test/") for name in numbers if name.startswith("test/")} == {
+        *usual,
+        "agreement",
+        "cosine",
+    }
+
+
+def test_texts_of_pairs_learn_from_a_teacher(inputs, tmp_path):
+    pairs = write_pairs(tmp_path / "pairs.tsv", rows=24)
+    teacher = make_sentence_model(tmp_path / "teacher", dense=12)
+    run_in(tmp_path / "run", inputs, f"data.train={pairs}", "task.loss=distance", f"task.teacher={teacher}")
+    assert "test/agreement" in numbers_of(tmp_path / "run")
+
+
+def test_interrupted_runs_end_as_if_they_had_not_been(inputs, tmp_path, monkeypatch):
+    run_in(tmp_path / "whole", inputs)
+    # The embeddings of the teacher are computed anew.
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    assert interrupt_again_and_again(tmp_path / "often", inputs, "callbacks.checkpoint.every_n_steps=2", at=4) >= 2
+    assert_same_end(tmp_path / "often", tmp_path / "whole")
+
+
+def test_a_sweep_recommends_a_run(inputs, tmp_path):
+    script = str(Path(__file__).parents[2] / "train.py")
+    command = [*warm_python(), script, "-m", *without(inputs, "objective."), "objective.num_heads=2,6", "logger=csv"]
+    command.append(f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
+    assert process.returncode == 0, process.stderr
+    assert "spearman" in (process.stdout + process.stderr)
+
+
+def test_evaluation_repeats_the_numbers_of_a_run(finished):
+    evaluated = evaluate_folder(str(finished), [])
+    numbers = numbers_of(finished)
+    for name in ("spearman", "pearson", "agreement", "cosine"):
+        assert evaluated.metrics[name] == pytest.approx(numbers[f"test/{name}"], abs=1e-5), name
+
+
+def test_any_folder_of_sentence_transformers_is_evaluated(finished, inputs, tmp_path):
+    test = next(line for line in inputs if line.startswith("data.test="))
+    model = next(line for line in inputs if line.startswith("model.name=")).partition("=")[2]
+    numbers = numbers_of(finished)
+    for folder, stage in ((model, "dense"), (f"{finished}/compact", "compact")):
+        place = Path(shutil.copytree(folder, tmp_path / stage))
+        evaluated = evaluate_folder(str(place), ["task=embedding", "data=sentences", test, "data.max_length=32"])
+        assert set(evaluated.metrics) == {"spearman", "pearson"}
+        assert evaluated.metrics["spearman"] == pytest.approx(numbers[f"{stage}/test/spearman"], abs=1e-5)
+    positives = write_pairs(tmp_path / "positives.tsv", rows=16, scores=False)
+    evaluated = evaluate_folder(str(finished), ["data=files", f"data.test={positives}"])
+    assert set(evaluated.metrics) == {"ndcg", "recall", "agreement", "cosine"}
+
+
+def test_exports_of_an_earlier_run_are_replaced_and_files_of_a_user_are_not(finished, inputs, tmp_path, capsys):
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    run_in(folder, inputs, "overwrite=true", "exports=[onnx]")
+    assert (folder / "compact-onnx").is_dir()
+    assert not (folder / "compact-onnx-int8").exists()
+    (folder / "compact-onnx" / "notes.txt").write_text("mine")
+    assert end_of(folder, inputs, "overwrite=true", "exports=[onnx]")
+    assert "notes.txt" in capsys.readouterr().err
+    assert (folder / "compact-onnx" / "notes.txt").read_text() == "mine"
+
+
+def test_an_export_that_fails_leaves_the_run_finished(inputs, tmp_path, monkeypatch, capsys):
+    from gating.errors import InputError
+    from gating.run import exports
+
+    def fail(*_, **__):
+        raise InputError("The graph is odd.")
+
+    monkeypatch.setattr(exports, "export_compact", fail)
+    run_in(tmp_path / "run", inputs, "exports=[onnx]", "trainer.max_steps=4")
+    assert "warning: The export to onnx failed: The graph is odd." in capsys.readouterr().out
+    assert "test/spearman" in numbers_of(tmp_path / "run")
+    assert SentenceTransformer(str(tmp_path / "run" / "compact"), trust_remote_code=True, device="cpu")

@@ -1,0 +1,108 @@
+"""Texts and pairs of texts as examples of sentence embeddings."""
+
+import pytest
+import torch
+from datasets import Dataset, DatasetDict
+
+from gating.errors import InputError
+from gating.tasks.embedding_examples import PairCollator, read_examples, tokenize_examples
+
+TEXTS = {"text": ["the cat", "a dog ran home", "the mat"]}
+POSITIVES = {"text_a": ["the cat", "the cat", "a dog"], "text_b": ["a cat", "the mat", "a cat"]}
+SCORES = {**POSITIVES, "score": [1, 5, 3]}
+
+
+def read(train: dict, validation: dict | None = None, *, loss: str | None = None, **columns: str):
+    given = [columns.get(name) for name in ("text", "text_pair", "label")]
+    tables = {"train": train, "validation": validation or train}
+    return read_examples(
+        DatasetDict({name: Dataset.from_dict(table) for name, table in tables.items()}), *given, loss=loss
+    )
+
+
+def test_columns_decide_what_examples_are():
+    for table, kind in ((TEXTS, "texts"), (POSITIVES, "positives"), (SCORES, "scores")):
+        splits, kinds = read(table)
+        assert kinds == {"train": kind, "validation": kind}
+        assert len(splits["train"]) == 3
+    assert splits["train"]["score"][:] == [0.0, 1.0, 0.5]
+    assert read({"sentence1": ["a"], "sentence2": ["b"], "label": [0.5]})[1]["train"] == "scores"
+    assert read({**POSITIVES, "mark": ["1", "2", "4"]}, label="mark")[1]["train"] == "scores"
+    assert read({"one": ["a"], "two": ["b"]}, text="one", text_pair="two")[1]["train"] == "positives"
+
+
+def test_splits_may_have_other_columns():
+    assert read(TEXTS, SCORES)[1] == {"train": "texts", "validation": "scores"}
+    both = {"one": ["a"], "two": ["b"], "mark": [0.5]}
+    assert read({"one": ["a"]}, both, text="one", text_pair="two", label="mark")[1]["validation"] == "scores"
+
+
+def test_distance_takes_both_texts_of_training_pairs_and_no_score():
+    splits, kinds = read({**SCORES, "label": [0, 1, 2]}, SCORES, loss="distance")
+    assert kinds == {"train": "texts", "validation": "scores"}
+    assert set(splits["train"].column_names) == {"text", "text_pair"}
+
+
+CLASSES = {**POSITIVES, "label": [0, 1, 2]}
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "settings", "message"),
+    [
+        (TEXTS, TEXTS, {"loss": "cosine"}, "task.loss=cosine needs pairs of texts, and the training data has single"),
+        (TEXTS, TEXTS, {"loss": "multiple_negatives"}, "task.loss=multiple_negatives needs pairs"),
+        (POSITIVES, POSITIVES, {"loss": "cosine"}, "needs a score for each pair: name its column"),
+        (SCORES, SCORES, {"loss": "multiple_negatives"}, "has a score for each: use task.loss=cosine"),
+        (CLASSES, CLASSES, {}, "The train data has pairs of texts with the column 'label', which may be classes"),
+        (TEXTS, CLASSES, {}, "The validation data has pairs of texts with the column 'label'"),
+        ({**SCORES, "score": ["1", "x", "2"]}, SCORES, {}, "The train data has the score 'x' in row 2"),
+        ({**SCORES, "score": [1.0, None, 2.0]}, SCORES, {}, "has the score None in row 2"),
+        (POSITIVES, POSITIVES, {"text": "text_a", "text_pair": "txt_b"}, "no column 'txt_b'"),
+        (POSITIVES, POSITIVES, {"label": "mark"}, "no column 'mark'"),
+        (TEXTS, TEXTS, {"text": "body"}, "no column 'body'"),
+    ],
+)
+def test_data_that_cannot_be_used_are_named(train, validation, settings, message):
+    with pytest.raises(InputError, match=message):
+        read(train, validation, **settings)
+
+
+def test_validation_and_test_have_the_same_metrics():
+    tables = {"train": TEXTS, "validation": SCORES, "test": POSITIVES}
+    splits = DatasetDict({name: Dataset.from_dict(table) for name, table in tables.items()})
+    with pytest.raises(InputError, match="validation data are scores, and the test data positives"):
+        read_examples(splits, None, None, None, loss=None)
+
+
+def collated(tokenizer, table: dict, **columns: list) -> dict[str, torch.Tensor]:
+    tokens = tokenize_examples(read(table)[0], tokenizer, 6)["train"]
+    rows = [{**row, **{name: values[number] for name, values in columns.items()}} for number, row in enumerate(tokens)]
+    return PairCollator(tokenizer)(rows)
+
+
+def test_a_batch_has_texts_and_second_texts_padded_each(tokenizer):
+    batch = collated(tokenizer, SCORES)
+    for prefix, column in (("", "text_a"), ("task_pair_", "text_b")):
+        expected = tokenizer(SCORES[column], padding=True, return_tensors="pt")
+        for name, value in expected.items():
+            assert torch.equal(batch[f"{prefix}{name}"], value)
+    assert batch["task_scores"].tolist() == [0.0, 1.0, 0.5]
+    assert batch["task_query"].tolist() == [0, 0, 1]
+    assert batch["task_document"].tolist() == [0, 1, 0]
+
+
+def test_texts_of_pairs_with_embeddings_of_a_teacher_are_one_batch(tokenizer):
+    firsts, seconds = [[1.0], [2.0], [3.0]], [[4.0], [5.0], [6.0]]
+    batch = collated(tokenizer, POSITIVES, task_embeddings=firsts, task_pair_embeddings=seconds)
+    expected = tokenizer([*POSITIVES["text_a"], *POSITIVES["text_b"]], padding=True, return_tensors="pt")
+    assert torch.equal(batch["input_ids"], expected["input_ids"])
+    assert batch["task_embeddings"].flatten().tolist() == [1, 2, 3, 4, 5, 6]
+    assert set(batch) == {*expected, "task_embeddings"}
+
+
+def test_texts_are_truncated_and_must_have_room(tokenizer):
+    splits = read({"text": ["the cat sat on the mat", "a dog"]})[0]
+    tokens = tokenize_examples(splits, tokenizer, 5)["train"]
+    assert [len(row) for row in tokens["input_ids"]] == [5, 4]
+    with pytest.raises(InputError, match=r"data.max_length=2 leaves no room for a text: the tokenizer adds 2"):
+        tokenize_examples(splits, tokenizer, 2)

@@ -1,0 +1,124 @@
+"""Metrics of sentence embeddings, compared with other implementations."""
+
+import pytest
+import torch
+from scipy.stats import pearsonr, spearmanr
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.evaluation import (
+    EmbeddingSimilarityEvaluator,
+    InformationRetrievalEvaluator,
+)
+from torch import Tensor
+from torch.nn import functional
+
+from gating.errors import InputError
+from gating.tasks.metrics.embeddings import Embedded, build_embedding_metrics
+from tests.support.tiny_sentences import make_sentence_model, sentences_of
+
+GENERATOR = torch.Generator().manual_seed(0)
+
+
+def random(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=GENERATOR)
+
+
+def measured(*batches: Embedded, present: list[str]) -> dict[str, float]:
+    metrics, _ = build_embedding_metrics(None, None, present=present)
+    for batch in batches:
+        metrics.update(batch)
+    return {name: float(value) for name, value in metrics.compute().items()}
+
+
+@pytest.fixture
+def model(tmp_path) -> SentenceTransformer:
+    return SentenceTransformer(str(make_sentence_model(tmp_path / "model")), device="cpu")
+
+
+def embed(model: SentenceTransformer, texts: list[str]) -> Tensor:
+    return model.encode(texts, convert_to_tensor=True).cpu().clone()
+
+
+def test_correlations_are_those_of_scipy_and_of_the_package(model):
+    first, second, scores = sentences_of(12), sentences_of(12, seed=1), torch.arange(12.0) % 5 / 5
+    texts, pairs = embed(model, first), embed(model, second)
+    halves = [Embedded(texts[rows], pairs[rows], scores[rows]) for rows in (slice(0, 7), slice(7, 12))]
+    found = measured(*halves, present=["scores"])
+    similarity = functional.cosine_similarity(texts.double(), pairs.double())
+    assert found == {
+        "spearman": pytest.approx(spearmanr(similarity, scores).statistic, abs=1e-6),
+        "pearson": pytest.approx(pearsonr(similarity, scores).statistic, abs=1e-6),
+    }
+    theirs = EmbeddingSimilarityEvaluator(first, second, scores.tolist(), write_csv=False)(model)
+    assert found["spearman"] == pytest.approx(theirs["spearman_cosine"], abs=1e-5)
+
+
+def test_retrieval_is_that_of_the_package(model):
+    # Some queries have several documents, and some documents several queries.
+    queries, documents = sentences_of(14), sentences_of(25, seed=1)
+    pairs = [(number % 14, (3 * number) % 25) for number in range(30)]
+    numbers = [torch.tensor(column) for column in zip(*pairs, strict=True)]
+    texts, others = (embed(model, texts)[of] for texts, of in zip((queries, documents), numbers, strict=True))
+    batches = [
+        Embedded(texts[rows], others[rows], queries=numbers[0][rows], documents=numbers[1][rows])
+        for rows in (slice(0, 11), slice(11, 30))
+    ]
+    found = measured(*batches, present=["documents"])
+    relevant: dict[str, set[str]] = {}
+    for query, document in pairs:
+        relevant.setdefault(str(query), set()).add(str(document))
+    theirs = InformationRetrievalEvaluator(
+        {str(number): text for number, text in enumerate(queries)},
+        {str(number): documents[number] for number in sorted(set(numbers[1].tolist()))},
+        relevant,
+        ndcg_at_k=[10],
+        precision_recall_at_k=[10],
+        write_csv=False,
+    )(model)
+    assert found["ndcg"] == pytest.approx(theirs["cosine_ndcg@10"], abs=1e-6)
+    assert found["recall"] == pytest.approx(theirs["cosine_recall@10"], abs=1e-6)
+
+
+def test_agreement_counts_shared_neighbors(monkeypatch):
+    monkeypatch.setattr("gating.tasks.metrics.embeddings._CHUNK", 7)
+    own, teacher = random(30, 4), random(30, 6)
+    shared = 0
+    for row in range(30):
+        nearest = []
+        for vectors in (own, teacher):
+            near = functional.cosine_similarity(vectors, vectors[row : row + 1])
+            nearest.append(set(sorted(set(range(30)) - {row}, key=lambda other: -near[other])[:10]))
+        shared += len(nearest[0] & nearest[1])
+    found = measured(
+        Embedded(own[:20], teacher=teacher[:20]), Embedded(own[20:], teacher=teacher[20:]), present=["teacher"]
+    )
+    assert found["agreement"] == pytest.approx(shared / 300)
+    assert found["cosine"] != found["cosine"]  # vectors of another width
+
+
+def test_a_model_agrees_with_itself():
+    vectors = random(25, 5)
+    assert measured(Embedded(vectors, teacher=2 * vectors), present=["teacher"]) == {
+        "agreement": 1,
+        "cosine": pytest.approx(1),
+    }
+    few = measured(Embedded(vectors[:1], teacher=vectors[:1]), present=["teacher"])
+    assert few["agreement"] != few["agreement"]
+
+
+def test_equal_texts_of_several_pairs_are_one_neighbor():
+    vectors, rows = random(5, 4), torch.tensor([0, 1, 1, 2, 3, 4, 0])
+    batch = Embedded(vectors[rows], random(7, 4), queries=rows, documents=torch.arange(7), teacher=vectors[rows])
+    assert measured(batch, present=["documents", "teacher"])["agreement"] == 1
+
+
+@pytest.mark.parametrize(
+    ("chosen", "score", "present", "message"),
+    [
+        (None, None, [], "nothing to compare their embeddings with"),
+        (["ndcg"], None, ["scores"], "'ndcg', which these data do not have. They allow spearman, pearson"),
+        (None, "spearmen", ["scores"], "task.score=spearmen is not among spearman, pearson. Did you mean spearman?"),
+    ],
+)
+def test_metrics_that_the_data_do_not_allow_are_refused(chosen, score, present, message):
+    with pytest.raises(InputError, match=message):
+        build_embedding_metrics(chosen, score, present=present)
