@@ -1,6 +1,7 @@
 """Runs of the comparison: trained where they are missing, and measured beside the dense model."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -32,8 +33,11 @@ def train_line(name: str, seed: int, *, work: Path) -> Path:
     folder = run_folder(name, seed, work=work)
     if not is_finished(folder):
         settings = settings_of(name, seed, texts=work / "texts", folder=folder)
-        fixed = ["exports=[]", "logger=csv", "callbacks=none", "resume=auto"]
-        subprocess.run([sys.executable, str(ROOT / "train.py"), *settings, *fixed], check=True, cwd=ROOT)
+        fixed = ["exports=[]", "logger=csv", "trainer.enable_progress_bar=false", "resume=auto"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        subprocess.run(
+            [sys.executable, str(ROOT / "train.py"), *settings, *fixed], check=True, cwd=ROOT, env=environment
+        )
     return folder
 
 
