@@ -149,7 +149,9 @@ def write_embeddings() -> None:
     if texts:
         replace_table(EMBEDDINGS, "embeddings texts", embeddings.texts_table(texts))
     if lines:
-        replace_table(EMBEDDINGS, "embeddings lines", [*_facts(lines), *embeddings.quality_table(lines)])
+        replace_table(
+            EMBEDDINGS, "embeddings lines", [*sorted(set(map(describe, lines))), "", *embeddings.quality_table(lines)]
+        )
         replace_table(EMBEDDINGS, "embeddings lines, runtimes", embeddings.runtimes_table(lines))
         replace_table(README, "embeddings lines, summary", embeddings.summary_table(lines))
 
