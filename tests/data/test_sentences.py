@@ -28,8 +28,12 @@ def test_files_without_texts_are_named(tmp_path):
 
 def test_sentences_of_the_articles_are_in_one_split_each():
     splits = load_bbc_sentences().splits
-    texts = {name: table["text"][:] for name, table in splits.items()}
+    texts = {
+        split: {text for column in table.column_names for text in table[column]} for split, table in splits.items()
+    }
     assert set(texts) == {"train", "validation", "test"}
     everything = [text for rows in texts.values() for text in rows]
     assert len(everything) == len(set(everything)) > 30_000
     assert min(len(text.split()) for text in everything) == 4
+    pairs = set(zip(splits["train"]["text"], splits["train"]["text_pair"], strict=True))
+    assert len(pairs) == len(splits["train"])

@@ -8,6 +8,8 @@ from transformers import T5Config, T5Model
 from tests.support.interruptions import end_of
 from tests.support.tiny_sentences import make_sentence_inputs
 
+pytestmark = pytest.mark.runs
+
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> list[str]:

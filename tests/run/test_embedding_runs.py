@@ -41,9 +41,17 @@ def inputs(tmp_path_factory) -> list[str]:
 
 @pytest.fixture(scope="module")
 def finished(inputs, tmp_path_factory) -> Path:
-    """A run with exports, which the tests below share; copy it before you change it."""
+    """A run that the tests below share; copy it before you change it."""
     folder = tmp_path_factory.mktemp("finished") / "run"
-    run_in(folder, inputs, EXPORTS, "data.about='sentences of random words.'")
+    run_in(folder, inputs, "data.about='sentences of random words.'")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(inputs, tmp_path_factory) -> Path:
+    """A run with exports."""
+    folder = tmp_path_factory.mktemp("exported") / "run"
+    run_in(folder, inputs, EXPORTS)
     return folder
 
 
@@ -77,10 +85,9 @@ def elsewhere(folder: Path, where: Path, *, trusted: bool) -> np.ndarray:
 def test_a_run_on_texts_ends_with_a_folder_of_sentence_transformers(finished, tmp_path):
     numbers = numbers_of(finished)
     assert numbers["num_heads"] == 4
-    for stage in ("dense/test", "search/val", "removed/val", "compact/test", "onnx/test", "onnx-int8/test"):
+    for stage in ("dense/test", "search/val", "removed/val", "compact/test"):
         assert -1 <= numbers[f"{stage}/spearman"] <= 1, stage
     assert numbers["dense/test/agreement"] == 1
-    assert numbers["onnx/test/spearman"] == pytest.approx(numbers["compact/test/spearman"], abs=1e-4)
     found = elsewhere(finished / "compact", tmp_path, trusted=True)
     assert np.allclose(found, embeddings_of(finished / "compact"), atol=1e-5)
     assert np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
@@ -89,11 +96,13 @@ def test_a_run_on_texts_ends_with_a_folder_of_sentence_transformers(finished, tm
     assert "Trained on: sentences of random words." in card
 
 
-@pytest.mark.first
 @pytest.mark.parametrize("name", ["onnx", "onnx-int8"])
-def test_exported_graphs_return_the_embeddings_of_encode(name, finished):
-    folder = finished / f"compact-{name}"
-    model = SentenceTransformer(str(finished / "compact"), trust_remote_code=True, device="cpu")
+def test_exported_graphs_return_the_embeddings_of_encode(name, exported):
+    folder, numbers = exported / f"compact-{name}", numbers_of(exported)
+    # A rounding of 8 bits moves few ranks of 16.
+    tolerance = 1e-4 if name == "onnx" else 0.1
+    assert numbers[f"{name}/test/spearman"] == pytest.approx(numbers["compact/test/spearman"], abs=tolerance)
+    model = SentenceTransformer(str(exported / "compact"), trust_remote_code=True, device="cpu")
     session = onnxruntime.InferenceSession(next(folder.glob("*.onnx")))
     tokens = model.tokenizer(TEXTS, padding=True, return_tensors="np")
     assert not tokens["attention_mask"].all()
@@ -182,8 +191,8 @@ def test_any_folder_of_sentence_transformers_is_evaluated(finished, inputs, tmp_
     assert set(evaluated.metrics) == {"ndcg", "recall", "agreement", "cosine"}
 
 
-def test_exports_of_an_earlier_run_are_replaced_and_files_of_a_user_are_not(finished, inputs, tmp_path, capsys):
-    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+def test_exports_of_an_earlier_run_are_replaced_and_files_of_a_user_are_not(exported, inputs, tmp_path, capsys):
+    folder = Path(shutil.copytree(exported, tmp_path / "run"))
     run_in(folder, inputs, "overwrite=true", "exports=[onnx]")
     assert (folder / "compact-onnx").is_dir()
     assert not (folder / "compact-onnx-int8").exists()
