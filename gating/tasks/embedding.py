@@ -124,8 +124,9 @@ class Embedding:
                 "Single texts are compared with the embeddings of a teacher, and there is none: give a dense model "
                 "with task.teacher=FOLDER_OR_HUB_NAME, or pairs of texts."
             )
-        length = truncation_length(meta_model, max_length)
         tokenizer = getattr(processor, "tokenizer", processor)
+        # The package truncates texts to the length that is saved with the tokenizer.
+        length = min(truncation_length(meta_model, max_length), tokenizer.model_max_length)
         tokens = tokenize_examples(splits, tokenizer, length)
         if teacher is not None:
             tokens = add_embeddings(splits, tokens, teacher, max_length=length, pairs=self._loss_name == "distance")
