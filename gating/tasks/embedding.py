@@ -14,7 +14,7 @@ from gating.compact.files import read_config
 from gating.compact.save import Processor
 from gating.data.batches import Batch
 from gating.data.examples import Examples
-from gating.data.text.tokens import check_texts, load_tokenizer, truncation_length
+from gating.data.text.tokens import check_no_nulls, check_texts, load_tokenizer, truncation_length
 from gating.embedding.head import SentenceHead
 from gating.embedding.losses import PAIR_LOSSES, embedding_distance, pair_loss
 from gating.embedding.processor import SentenceProcessor
@@ -114,10 +114,10 @@ class Embedding:
         """
         splits, kinds = read_examples(examples.splits, text_column, text_pair_column, label_column, loss=self._loss)
         self._loss_name = self._loss or _USUAL[kinds["train"]]
-        for table in splits.values():
-            check_texts(
-                DatasetDict(train=table), [name for name in ("text", "text_pair") if name in table.column_names]
-            )
+        for split, table in splits.items():
+            texts = [name for name in ("text", "text_pair") if name in table.column_names]
+            check_no_nulls(DatasetDict({split: table}), texts)
+            check_texts(DatasetDict(train=table), texts)
         teacher = self._teacher_of(processor)
         if self._loss_name == "distance" and teacher is None:
             raise InputError(
