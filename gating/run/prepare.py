@@ -168,7 +168,7 @@ def _check_single_pass(data: RunData) -> None:
     if any(name.startswith("task_pair_") for name in data.prepared.collate([train[0]])):
         raise InputError(
             "gradient_checkpointing=true computes activations of one forward pass again, and pairs of texts take two "
-            "in each step: leave it out, or learn from a teacher with task.loss=distance, which takes both texts in one."
+            "in each step: leave it out, or take task.loss=distance, which has both texts in one."
         )
 
 

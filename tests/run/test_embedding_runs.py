@@ -147,11 +147,14 @@ def test_pairs_are_trained_on_and_the_dense_model_compared_with(scores, inputs, 
     }
 
 
-def test_texts_of_pairs_learn_from_a_teacher(inputs, tmp_path):
+def test_texts_of_pairs_learn_from_a_teacher(inputs, tmp_path, monkeypatch):
     pairs = write_pairs(tmp_path / "pairs.tsv", rows=24)
     teacher = make_sentence_model(tmp_path / "teacher", dense=12)
-    run_in(tmp_path / "run", inputs, f"data.train={pairs}", "task.loss=distance", f"task.teacher={teacher}")
-    assert "test/agreement" in numbers_of(tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    run_in(tmp_path / "run", inputs, f"data.train={pairs}", "task.loss=distance", f"task.teacher={teacher.name}")
+    monkeypatch.chdir("/")
+    evaluated = evaluate_folder(str(tmp_path / "run"), [])
+    assert evaluated.metrics["agreement"] == pytest.approx(numbers_of(tmp_path / "run")["test/agreement"])
 
 
 def test_interrupted_runs_end_as_if_they_had_not_been(inputs, tmp_path, monkeypatch):
