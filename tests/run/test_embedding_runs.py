@@ -242,6 +242,13 @@ def test_exports_of_an_earlier_run_are_replaced_and_files_of_a_user_are_not(expo
     assert (folder / "compact-onnx" / "notes.txt").read_text() == "mine"
 
 
+def test_a_teacher_in_the_run_that_is_replaced_is_not_removed(finished, inputs, tmp_path, capsys):
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    assert end_of(folder, inputs, "overwrite=true", f"task.teacher={folder / 'compact'}")
+    assert "is in the run that this one replaces" in capsys.readouterr().err
+    assert (folder / "compact").is_dir()
+
+
 def test_an_export_that_fails_leaves_the_run_finished(inputs, tmp_path, monkeypatch, capsys):
     from gating.errors import InputError
     from gating.run import exports
