@@ -64,9 +64,11 @@ def _export(run: Run, name: str, place: Path) -> None:
     if format != "onnx":
         return
     graph: Any = GraphModel(run.state.model.config, place)
-    for split in (split for split in run.data.module.splits[1:] if run.data.num_evaluated[split]):
-        # A graph only predicts: metrics of generated texts are left out.
-        values, _ = run.data.evaluate(
-            graph, split, task=run.objects.task, metrics=run.data.prepared.metrics, title=f"{name}: {split}"
-        )
+    # A graph only predicts: metrics of generated texts are left out.
+    data, metrics = run.data.in_one_process(run.settings.values["trainer"]), run.data.prepared.metrics.clone()
+    for metric in metrics.values():
+        # The other processes have ended.
+        metric.distributed_available_fn = lambda: False
+    for split in (split for split in data.module.splits[1:] if data.num_evaluated[split]):
+        values, _ = data.evaluate(graph, split, task=run.objects.task, metrics=metrics, title=f"{name}: {split}")
         run.state.summary.add_metrics(Stage.INT8 if name.endswith(_INT8) else Stage.ONNX, name, split, values)

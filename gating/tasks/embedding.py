@@ -14,7 +14,7 @@ from gating.compact.files import read_config
 from gating.compact.save import Processor
 from gating.data.batches import Batch
 from gating.data.examples import Examples
-from gating.data.text.tokens import check_texts, load_tokenizer, truncation_length
+from gating.data.text.tokens import check_no_nulls, check_texts, load_tokenizer, truncation_length
 from gating.embedding.head import SentenceHead
 from gating.embedding.losses import PAIR_LOSSES, embedding_distance, pair_loss
 from gating.embedding.processor import SentenceProcessor
@@ -114,18 +114,19 @@ class Embedding:
         """
         splits, kinds = read_examples(examples.splits, text_column, text_pair_column, label_column, loss=self._loss)
         self._loss_name = self._loss or _USUAL[kinds["train"]]
-        for table in splits.values():
-            check_texts(
-                DatasetDict(train=table), [name for name in ("text", "text_pair") if name in table.column_names]
-            )
+        for split, table in splits.items():
+            texts = [name for name in ("text", "text_pair") if name in table.column_names]
+            check_no_nulls(DatasetDict({split: table}), texts)
+            check_texts(DatasetDict(train=table), texts)
         teacher = self._teacher_of(processor)
         if self._loss_name == "distance" and teacher is None:
             raise InputError(
                 "Single texts are compared with the embeddings of a teacher, and there is none: give a dense model "
                 "with task.teacher=FOLDER_OR_HUB_NAME, or pairs of texts."
             )
-        length = truncation_length(meta_model, max_length)
         tokenizer = getattr(processor, "tokenizer", processor)
+        # The package truncates texts to the length that is saved with the tokenizer.
+        length = min(truncation_length(meta_model, max_length), tokenizer.model_max_length)
         tokens = tokenize_examples(splits, tokenizer, length)
         if teacher is not None:
             tokens = add_embeddings(splits, tokens, teacher, max_length=length, pairs=self._loss_name == "distance")
