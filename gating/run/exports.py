@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from gating.distributed.collectives import is_rank_zero
-from gating.errors import InputError, explain, is_input_error
+from gating.errors import InputError, explain
 from gating.report.summary import Stage
 from gating.run.folder.contents import EXPORTS
 from gating.run.folder.own_files import note_models
@@ -48,9 +48,7 @@ def export_formats(run: Run) -> None:
         try:
             with run.state.summary.timed("exports"):
                 _export(run, name, place)
-        except Exception as error:
-            if not is_input_error(error):
-                raise
+        except Exception as error:  # Runtimes raise errors of any class, and the compact model is saved.
             warning = f"The export to {name} failed: {explain(error)}"
             run.state.summary.warnings.append(warning)
             print(f"warning: {warning}")

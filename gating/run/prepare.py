@@ -248,7 +248,7 @@ def _load_models(
     if settings.gradient_checkpointing:
         enable_gradient_checkpointing(model)
     if isinstance(objects.task, HasLoss):
-        objects.task.freeze(model)
+        objects.task.adapt(model)
     state = RunState(model)
     if objects.distillation is not None and objects.teacher is not None:
         state.teacher = load_teacher(objects.teacher, auto_class, is_sharded=devices.is_sharded)

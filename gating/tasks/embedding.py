@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from datasets import DatasetDict
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from transformers import AutoModel, PreTrainedModel
 
@@ -75,6 +75,7 @@ class Embedding:
             raise InputError(f"task.metrics={metrics!r}: give a list of names, such as task.metrics=[spearman].")
         self._loss, self._teacher, self._similarity_weight = loss, teacher, similarity_weight
         self._metrics, self._score = metrics, score
+        self._loss_name = loss or _USUAL["texts"]
         self._head: SentenceHead | None = None
 
     def load_processor(self, source: ModelSource, meta_model: PreTrainedModel, splits: DatasetDict) -> Processor:
@@ -146,11 +147,22 @@ class Embedding:
             return load_sentence_model(self._teacher, setting="task.teacher")
         return processor.model if isinstance(processor, SentenceProcessor) else None
 
-    def freeze(self, model: PreTrainedModel) -> None:
-        """Freeze weights of a model that its embeddings do not depend on, in place: BERT's own pooler."""
+    def adapt(self, model: PreTrainedModel) -> None:
+        """Freeze BERT's own pooler, which embeddings do not depend on, in place; a teacher is followed without dropout.
+
+        The configuration keeps its dropout for later trainings.
+        """
         pooler = getattr(model, "pooler", None)
         if pooler is not None:
             pooler.requires_grad_(False)
+        if self._loss_name != "distance":
+            return
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+            for name, value in list(vars(module).items()):
+                if "dropout" in name and isinstance(value, float):
+                    setattr(module, name, 0.0)
 
     def loss(self, outputs: Mapping[str, Any], batch: Batch, *, model: PreTrainedModel) -> Tensor:
         """Return the loss of a batch, a scalar.
