@@ -75,8 +75,8 @@ def evaluation_settings(
             before = None if run_folder is None else read_settings_of(run_folder)["model"].get("name")
             values["task"]["teacher"] = before or "none"
     only = _take_single_file(values["data"], split, given=names)
-    # One device evaluates, since batches of several processes are padded otherwise.
-    values["trainer"] |= {"devices": 1, "num_nodes": 1, "strategy": "auto"}
+    # One device evaluates, since batches of several processes are padded otherwise; no steps bound the examples.
+    values["trainer"] |= {"devices": 1, "num_nodes": 1, "strategy": "auto", "max_steps": -1}
     values["model"] = {"_target_": "gating.models.pretrained.Pretrained", "name": model}
     return read_settings(values, groups=groups), only
 

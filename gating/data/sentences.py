@@ -72,7 +72,7 @@ def _read(split: str, file: str) -> Dataset:
     if path.suffix.lower() not in _PLAIN or not path.is_file():
         return read_file(split, file, also=_PLAIN)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise InputError(f"data.{split}={file}: the file is not UTF-8 text ({error}).") from error
     texts = [line.strip() for line in lines if line.strip()]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gating.embedding.processor import require_sentence_transformers
 from gating.errors import InputError
+from gating.storage.tables import read_table
 
 __all__ = ["SentenceHead", "has_modules"]
 
@@ -18,8 +19,9 @@ _PACKAGE = "sentence_transformers."
 
 
 def has_modules(folder: Path) -> bool:
-    """Return whether a folder is one of sentence-transformers."""
-    return (folder / _MODULES).is_file()
+    """Return whether a folder has the modules of sentence-transformers around its model, but for a cross-encoder's."""
+    kind = read_table(folder / "config_sentence_transformers.json").get("model_type", "SentenceTransformer")
+    return (folder / _MODULES).is_file() and kind == "SentenceTransformer"
 
 
 class SentenceHead(nn.Module):
@@ -63,7 +65,8 @@ class SentenceHead(nn.Module):
             attention_mask: Mask of the tokens, ``[batch, length]``.
         """
         features: dict[str, Any] = {
-            "token_embeddings": outputs["last_hidden_state"],
+            # The weights of a dense layer are in full precision.
+            "token_embeddings": outputs["last_hidden_state"].float(),
             "attention_mask": attention_mask,
         }
         for part in self.parts:

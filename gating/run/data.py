@@ -53,6 +53,11 @@ class RunData:
         """Return whether the settings of the trainer limit the evaluation of a split."""
         return self.num_evaluated[split] < len(self.module.evaluation_dataloader(split))
 
+    def in_one_process(self, trainer: Mapping[str, Any]) -> "RunData":
+        """Return the data for this process alone, which loads the shards of the others from now on, too."""
+        self.module.shard(1)
+        return replace(self, num_evaluated=_num_evaluated(trainer, self.module))
+
     def evaluate(
         self,
         model: Any,
@@ -116,12 +121,15 @@ def encode_examples(
     _check_model_config(settings.values["model"], prepared.config)
     module = ExampleDataModule(prepared.splits, collate=prepared.collate, order_seed=settings.seed, **batching)
     module.shard(num_processes)
-    num_evaluated = {
+    return RunData(processor, prepared, module, _num_evaluated(trainer, module))
+
+
+def _num_evaluated(trainer: Mapping[str, Any], module: ExampleDataModule) -> dict[str, int]:
+    return {
         split: count_evaluated(trainer, split, num_batches=len(module.evaluation_dataloader(split)))
         for split in module.splits
         if split != "train"
     }
-    return RunData(processor, prepared, module, num_evaluated)
 
 
 def _draw_needed(examples: Examples, settings: Settings, *, num_processes: int) -> Examples:

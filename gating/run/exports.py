@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from gating.distributed.collectives import is_rank_zero
-from gating.errors import InputError, explain, is_input_error
+from gating.errors import InputError, explain
 from gating.report.summary import Stage
 from gating.run.folder.contents import EXPORTS
 from gating.run.folder.own_files import note_models
@@ -48,9 +48,7 @@ def export_formats(run: Run) -> None:
         try:
             with run.state.summary.timed("exports"):
                 _export(run, name, place)
-        except Exception as error:
-            if not is_input_error(error):
-                raise
+        except Exception as error:  # Runtimes raise errors of any class, and the compact model is saved.
             warning = f"The export to {name} failed: {explain(error)}"
             run.state.summary.warnings.append(warning)
             print(f"warning: {warning}")
@@ -64,9 +62,11 @@ def _export(run: Run, name: str, place: Path) -> None:
     if format != "onnx":
         return
     graph: Any = GraphModel(run.state.model.config, place)
-    for split in (split for split in run.data.module.splits[1:] if run.data.num_evaluated[split]):
-        # A graph only predicts: metrics of generated texts are left out.
-        values, _ = run.data.evaluate(
-            graph, split, task=run.objects.task, metrics=run.data.prepared.metrics, title=f"{name}: {split}"
-        )
+    # A graph only predicts: metrics of generated texts are left out.
+    data, metrics = run.data.in_one_process(run.settings.values["trainer"]), run.data.prepared.metrics.clone()
+    for metric in metrics.values():
+        # The other processes have ended.
+        metric.distributed_available_fn = lambda: False
+    for split in (split for split in data.module.splits[1:] if data.num_evaluated[split]):
+        values, _ = data.evaluate(graph, split, task=run.objects.task, metrics=metrics, title=f"{name}: {split}")
         run.state.summary.add_metrics(Stage.INT8 if name.endswith(_INT8) else Stage.ONNX, name, split, values)

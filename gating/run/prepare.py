@@ -71,6 +71,8 @@ def prepare(settings: Settings, *, resumes: bool) -> Run:
     meta_model = _check_meta_model(settings, objects)
     examples = load_examples(settings, objects.task)
     data = encode_examples(examples, settings, objects, meta_model, num_processes=devices.num_processes)
+    if settings.gradient_checkpointing and objects.objective is not None and isinstance(objects.task, HasLoss):
+        _check_single_pass(data)
     inputs = _check_inputs(settings, examples, data, resumes=resumes) if is_rank_zero() else {}
     timing = RunTiming.of(objects.latency, data.module)
     timing.check(meta_model)
@@ -160,6 +162,16 @@ def _check_meta_model(settings: Settings, objects: RunObjects) -> PreTrainedMode
     return meta_model
 
 
+def _check_single_pass(data: RunData) -> None:
+    """Raise ``InputError`` if a step takes several forward passes, whose gates cannot all be computed again."""
+    train = data.prepared.splits["train"]
+    if any(name.startswith("task_pair_") for name in data.prepared.collate([train[0]])):
+        raise InputError(
+            "gradient_checkpointing=true computes activations of one forward pass again, and pairs of texts take two "
+            "in each step: leave it out, or take task.loss=distance, which has both texts in one."
+        )
+
+
 def _check_no_layerdrop(meta_model: PreTrainedModel) -> None:
     """Raise ``InputError`` for a model that skips layers at random: each process would gather others."""
     config = meta_model.config
@@ -236,7 +248,7 @@ def _load_models(
     if settings.gradient_checkpointing:
         enable_gradient_checkpointing(model)
     if isinstance(objects.task, HasLoss):
-        objects.task.freeze(model)
+        objects.task.adapt(model)
     state = RunState(model)
     if objects.distillation is not None and objects.teacher is not None:
         state.teacher = load_teacher(objects.teacher, auto_class, is_sharded=devices.is_sharded)

@@ -120,8 +120,8 @@ class HasLoss(Protocol):
     Values of a batch for the task alone have names that begin with ``task_``.
     """
 
-    def freeze(self, model: PreTrainedModel) -> None:
-        """Freeze the weights of a model that the loss does not depend on, in place."""
+    def adapt(self, model: PreTrainedModel) -> None:
+        """Adapt a loaded model to the loss, in place: freeze the weights that it does not depend on."""
 
     def loss(self, outputs: Mapping[str, Any], batch: Batch, *, model: PreTrainedModel) -> Tensor:
         """Return the loss of a batch, a scalar.

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from datasets import DatasetDict
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from transformers import AutoModel, PreTrainedModel
 
@@ -14,7 +14,7 @@ from gating.compact.files import read_config
 from gating.compact.save import Processor
 from gating.data.batches import Batch
 from gating.data.examples import Examples
-from gating.data.text.tokens import check_texts, load_tokenizer, truncation_length
+from gating.data.text.tokens import check_no_nulls, check_texts, load_tokenizer, truncation_length
 from gating.embedding.head import SentenceHead
 from gating.embedding.losses import PAIR_LOSSES, embedding_distance, pair_loss
 from gating.embedding.processor import SentenceProcessor
@@ -75,6 +75,7 @@ class Embedding:
             raise InputError(f"task.metrics={metrics!r}: give a list of names, such as task.metrics=[spearman].")
         self._loss, self._teacher, self._similarity_weight = loss, teacher, similarity_weight
         self._metrics, self._score = metrics, score
+        self._loss_name = loss or _USUAL["texts"]
         self._head: SentenceHead | None = None
 
     def load_processor(self, source: ModelSource, meta_model: PreTrainedModel, splits: DatasetDict) -> Processor:
@@ -114,18 +115,19 @@ class Embedding:
         """
         splits, kinds = read_examples(examples.splits, text_column, text_pair_column, label_column, loss=self._loss)
         self._loss_name = self._loss or _USUAL[kinds["train"]]
-        for table in splits.values():
-            check_texts(
-                DatasetDict(train=table), [name for name in ("text", "text_pair") if name in table.column_names]
-            )
+        for split, table in splits.items():
+            texts = [name for name in ("text", "text_pair") if name in table.column_names]
+            check_no_nulls(DatasetDict({split: table}), texts)
+            check_texts(DatasetDict(train=table), texts)
         teacher = self._teacher_of(processor)
         if self._loss_name == "distance" and teacher is None:
             raise InputError(
                 "Single texts are compared with the embeddings of a teacher, and there is none: give a dense model "
                 "with task.teacher=FOLDER_OR_HUB_NAME, or pairs of texts."
             )
-        length = truncation_length(meta_model, max_length)
         tokenizer = getattr(processor, "tokenizer", processor)
+        # The package truncates texts to the length that is saved with the tokenizer.
+        length = min(truncation_length(meta_model, max_length), tokenizer.model_max_length)
         tokens = tokenize_examples(splits, tokenizer, length)
         if teacher is not None:
             tokens = add_embeddings(splits, tokens, teacher, max_length=length, pairs=self._loss_name == "distance")
@@ -145,11 +147,22 @@ class Embedding:
             return load_sentence_model(self._teacher, setting="task.teacher")
         return processor.model if isinstance(processor, SentenceProcessor) else None
 
-    def freeze(self, model: PreTrainedModel) -> None:
-        """Freeze weights of a model that its embeddings do not depend on, in place: BERT's own pooler."""
+    def adapt(self, model: PreTrainedModel) -> None:
+        """Freeze BERT's own pooler, which embeddings do not depend on, in place; a teacher is followed without dropout.
+
+        The configuration keeps its dropout for later trainings.
+        """
         pooler = getattr(model, "pooler", None)
         if pooler is not None:
             pooler.requires_grad_(False)
+        if self._loss_name != "distance":
+            return
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+            for name, value in list(vars(module).items()):
+                if "dropout" in name and isinstance(value, float):
+                    setattr(module, name, 0.0)
 
     def loss(self, outputs: Mapping[str, Any], batch: Batch, *, model: PreTrainedModel) -> Tensor:
         """Return the loss of a batch, a scalar.

@@ -37,3 +37,8 @@ def test_sentences_of_the_articles_are_in_one_split_each():
     assert min(len(text.split()) for text in everything) == 4
     pairs = set(zip(splits["train"]["text"], splits["train"]["text_pair"], strict=True))
     assert len(pairs) == len(splits["train"])
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    (tmp_path / "train.txt").write_text("A line.\nAnother.\n", encoding="utf-8-sig")
+    assert load_sentences(train=str(tmp_path / "train.txt")).splits["train"]["text"][:] == ["A line.", "Another."]

@@ -10,6 +10,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from gating.embedding.head import SentenceHead, has_modules
 from gating.errors import InputError
+from tests.integrations.sentence_models import make_cross_encoder
 from tests.support.tiny_sentences import make_sentence_model, sentences_of
 
 
@@ -68,3 +69,9 @@ def test_damaged_modules_are_named_with_the_remedy(content, tmp_path):
         InputError, match=r"modules\.json and the modules in it cannot be loaded .* Save the model again"
     ):
         SentenceHead.load(folder)
+
+
+def test_a_cross_encoder_has_no_embeddings(tmp_path):
+    make_cross_encoder(tmp_path).save(str(tmp_path / "saved"))
+    assert (tmp_path / "saved" / "modules.json").is_file()
+    assert not has_modules(tmp_path / "saved")

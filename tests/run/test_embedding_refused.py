@@ -53,3 +53,19 @@ def test_a_new_model_is_refused(inputs, tmp_path, capsys):
     assert end_of(tmp_path / "run", [*settings, "model=scratch", "model.model_type=bert"])
     assert "trains a model of sentence-transformers with its own tokenizer" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_null_is_named_with_its_split(inputs, tmp_path, capsys):
+    (tmp_path / "pairs.jsonl").write_text(
+        '{"text_a": "the cat", "text_b": "a", "score": 1}\n{"text_a": "the", "text_b": null, "score": 2}\n'
+    )
+    files = [f"data.{split}={tmp_path / 'pairs.jsonl'}" for split in ("validation", "test")]
+    assert end_of(tmp_path / "run", inputs, *files)
+    assert "The validation data has no text_pair in row 2" in capsys.readouterr().err
+
+
+def test_gradient_checkpointing_of_pairs_is_refused(inputs, tmp_path, capsys):
+    pairs = next(line for line in inputs if line.startswith("data.test=")).partition("=")[2]
+    assert end_of(tmp_path / "run", inputs, f"data.train={pairs}", "gradient_checkpointing=true")
+    assert "pairs of texts take two in each step" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

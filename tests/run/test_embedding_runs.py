@@ -19,6 +19,7 @@ from gating.embedding.head import SentenceHead
 from tests.run.test_resume import assert_same_end, interrupt_again_and_again
 from tests.support.interruptions import end_of, run_in
 from tests.support.tiny_sentences import make_sentence_inputs, make_sentence_model, sentences_of, write_pairs
+from tests.support.two_processes import TWO, run_script
 from tests.support.warm_python import warm_python
 
 pytestmark = pytest.mark.runs
@@ -146,11 +147,14 @@ def test_pairs_are_trained_on_and_the_dense_model_compared_with(scores, inputs, 
     }
 
 
-def test_texts_of_pairs_learn_from_a_teacher(inputs, tmp_path):
+def test_texts_of_pairs_learn_from_a_teacher(inputs, tmp_path, monkeypatch):
     pairs = write_pairs(tmp_path / "pairs.tsv", rows=24)
     teacher = make_sentence_model(tmp_path / "teacher", dense=12)
-    run_in(tmp_path / "run", inputs, f"data.train={pairs}", "task.loss=distance", f"task.teacher={teacher}")
-    assert "test/agreement" in numbers_of(tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    run_in(tmp_path / "run", inputs, f"data.train={pairs}", "task.loss=distance", f"task.teacher={teacher.name}")
+    monkeypatch.chdir("/")
+    evaluated = evaluate_folder(str(tmp_path / "run"), [])
+    assert evaluated.metrics["agreement"] == pytest.approx(numbers_of(tmp_path / "run")["test/agreement"])
 
 
 def test_interrupted_runs_end_as_if_they_had_not_been(inputs, tmp_path, monkeypatch):
@@ -170,11 +174,47 @@ def test_a_sweep_recommends_a_run(inputs, tmp_path):
     assert "spearman" in (process.stdout + process.stderr)
 
 
+def test_graphs_of_two_processes_are_evaluated_on_all_examples(inputs, tmp_path):
+    settings = [
+        *without(inputs, "data.batch_size"),
+        *TWO,
+        "exports=[onnx]",
+        "logger=csv",
+        f"output_dir={tmp_path / 'run'}",
+    ]
+    process = run_script("command_of_ranks.py", settings, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    numbers = numbers_of(tmp_path / "run")
+    for name in ("test/spearman", "test/agreement", "val/spearman"):
+        assert numbers[f"onnx/{name}"] == pytest.approx(numbers[f"compact/{name}"], abs=1e-4), name
+
+
+def test_long_texts_are_truncated_as_those_of_the_teacher(inputs, tmp_path):
+    texts = tmp_path / "long.txt"
+    texts.write_text("\n".join(" ".join(sentences_of(12, seed=seed)) for seed in range(12)))
+    run_in(
+        tmp_path / "run", inputs, *(f"data.{split}={texts}" for split in ("validation", "test")), "data.max_length=60"
+    )
+    assert numbers_of(tmp_path / "run")["dense/test/cosine"] == pytest.approx(1, abs=1e-5)
+
+
+def test_a_model_in_half_precision_has_a_dense_layer_in_full(inputs, tmp_path):
+    model = make_sentence_model(tmp_path / "model", dense=12)
+    run_in(tmp_path / "run", inputs, f"model.name={model}", "trainer.precision=bf16-true", "trainer.max_steps=4")
+    assert "test/spearman" in numbers_of(tmp_path / "run")
+
+
 def test_evaluation_repeats_the_numbers_of_a_run(finished):
     evaluated = evaluate_folder(str(finished), [])
     numbers = numbers_of(finished)
     for name in ("spearman", "pearson", "agreement", "cosine"):
         assert evaluated.metrics[name] == pytest.approx(numbers[f"test/{name}"], abs=1e-5), name
+
+
+def test_the_steps_of_a_run_do_not_bound_its_evaluation(finished, tmp_path, capsys):
+    evaluated = evaluate_folder(str(finished), [f"data.test={write_pairs(tmp_path / 'test.tsv', rows=120)}"])
+    assert evaluated.num_examples == 120
+    assert "are drawn" not in capsys.readouterr().out
 
 
 def test_any_folder_of_sentence_transformers_is_evaluated(finished, inputs, tmp_path):
@@ -200,6 +240,13 @@ def test_exports_of_an_earlier_run_are_replaced_and_files_of_a_user_are_not(expo
     assert end_of(folder, inputs, "overwrite=true", "exports=[onnx]")
     assert "notes.txt" in capsys.readouterr().err
     assert (folder / "compact-onnx" / "notes.txt").read_text() == "mine"
+
+
+def test_a_teacher_in_the_run_that_is_replaced_is_not_removed(finished, inputs, tmp_path, capsys):
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    assert end_of(folder, inputs, "overwrite=true", f"task.teacher={folder / 'compact'}")
+    assert "is in the run that this one replaces" in capsys.readouterr().err
+    assert (folder / "compact").is_dir()
 
 
 def test_an_export_that_fails_leaves_the_run_finished(inputs, tmp_path, monkeypatch, capsys):

@@ -67,7 +67,7 @@ def check_new(paths: RunPaths, *, settings: Mapping[str, Any]) -> None:
 
 def _check_sources(folder: Path, settings: Mapping[str, Any]) -> None:
     places = [folder / name for name in (*REPLACED_FOLDERS, *MODELS)]
-    for name, value in leaves({group: settings[group] for group in ("model", "data", "distillation")}):
+    for name, value in leaves({group: settings[group] for group in ("model", "data", "distillation", "task")}):
         with suppress(OSError):  # A value may be too long for a path.
             if isinstance(value, str) and value and "\0" not in value:
                 source = Path(os.path.expanduser(value))

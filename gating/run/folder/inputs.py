@@ -47,12 +47,17 @@ def describe_inputs(
     return {
         "places": {name: str(path) for name, path in places.items()},
         "data": {
-            split: {**(table_digests(table) or {}), NUM_ROWS: num_rows.get(split, len(table))}
+            split: {**(table_digests(_without_embeddings(table)) or {}), NUM_ROWS: num_rows.get(split, len(table))}
             for split, table in splits.items()
         },
         "classes": None if classes is None else [str(name) for name in classes],
         "folders": {name: folder_digests(path) for name, path in folders.items()},
     }
+
+
+def _without_embeddings(table: Dataset) -> Dataset:
+    """Return a table without what a teacher, which is recorded itself, computes anew on another device."""
+    return table.remove_columns([name for name in table.column_names if name.endswith("_embeddings")])
 
 
 def read_inputs(folder: Path) -> dict[str, Any] | None:

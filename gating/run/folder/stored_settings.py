@@ -34,6 +34,7 @@ _PLACES = {
     "data": ("train", "validation", "test", "path"),
     "model": ("name", "tokenizer"),
     "distillation": ("teacher",),
+    "task": ("teacher",),
 }
 # In settings of a user's own classes, values with a slash and those of such a name are taken for paths.
 _WORDS = ("file", "folder", "dir", "path", "root")

@@ -51,6 +51,14 @@ def _similarity(all: Embedded) -> tuple[Tensor, Tensor]:
     return functional.cosine_similarity(all.texts.double(), all.pairs.double()), all.scores.double()
 
 
+def _correlation(all: Embedded, function: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Return a correlation of the similarities with the scores; NaN, as none is defined, where all are equal."""
+    similarities, scores = _similarity(all)
+    if any(bool((numbers == numbers[0]).all()) for numbers in (similarities, scores)):
+        return torch.tensor(torch.nan)
+    return function(similarities, scores)
+
+
 def _retrieved(all: Embedded, measure: Callable[..., Tensor]) -> Tensor:
     """Return the mean of a measure of the first ten documents over all distinct queries."""
     assert all.pairs is not None
@@ -100,8 +108,8 @@ def _cosine(all: Embedded) -> Tensor:
 
 # Metrics by name: their function, the parts of a batch that they need, and their format.
 METRICS: dict[str, tuple[Callable[[Embedded], Tensor], tuple[str, ...], Score]] = {
-    "spearman": (lambda all: spearman_corrcoef(*_similarity(all)), ("scores",), Score("spearman", unit="")),
-    "pearson": (lambda all: pearson_corrcoef(*_similarity(all)), ("scores",), Score("pearson", unit="")),
+    "spearman": (lambda all: _correlation(all, spearman_corrcoef), ("scores",), Score("spearman", unit="")),
+    "pearson": (lambda all: _correlation(all, pearson_corrcoef), ("scores",), Score("pearson", unit="")),
     "ndcg": (lambda all: _retrieved(all, retrieval_normalized_dcg), ("documents",), Score("ndcg")),
     "recall": (lambda all: _retrieved(all, retrieval_recall), ("documents",), Score("recall")),
     "agreement": (_agreement, ("teacher",), Score("agreement")),
