@@ -56,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 console.print(row)
         return
     if options.action == "texts" or not (options.work / "texts" / TRAIN).is_file():
+        if options.stsb is None:
+            raise SystemExit("Texts are written without those of STS-B, which would be among them: give --stsb FILE.")
         row = {"section": "texts", **write_texts(options.data, options.work / "texts", sets), **machine()}
         console.print(row)
         replace_texts(row)
@@ -103,9 +105,12 @@ def replace_texts(row: Row) -> None:
 
 
 def _rewrite(rows: Sequence[Row]) -> None:
-    RESULTS.unlink(missing_ok=True)
+    """Replace the file of results whole, so that an interruption leaves the former one."""
+    new = RESULTS.with_suffix(".new")
+    new.unlink(missing_ok=True)
     for row in rows:
-        records.append(RESULTS, row)
+        records.append(new, row)
+    new.replace(RESULTS)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -119,7 +124,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("folders", nargs="*", metavar="FOLDER", help="of quality; FOLDER and OUT of release")
     parser.add_argument("--data", type=Path, metavar="DATA", help="folder of the data")
     parser.add_argument("--work", type=Path, metavar="WORK", help="folder for texts and runs")
-    parser.add_argument("--stsb", type=Path, metavar="FILE", help="test set of STS-B; left out by default")
+    parser.add_argument("--stsb", type=Path, metavar="FILE", help="test set of STS-B; needed where texts are written")
     parser.add_argument("--lines", nargs="+", choices=LINES, default=list(LINES), metavar="LINE", help=", ".join(LINES))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(5)), help="(default: 0 1 2 3 4)")
     parser.add_argument("--measure-only", action="store_true", help="leave out runs that are not finished")

@@ -30,6 +30,8 @@ _SHORT = (
     (_OTHER, PYTORCH),
     (_OURS, PYTORCH),
     (_OURS, "ONNX Runtime, int8"),
+    ("ours-2-long", PYTORCH),
+    ("ours-2-long", "ONNX Runtime, int8"),
     ("ours-3", PYTORCH),
 )
 _SIZE = "32x32"

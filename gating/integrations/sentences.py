@@ -13,6 +13,7 @@ from gating.integrations.descriptions import describe
 from gating.structure.hooks import Handle
 
 __all__ = [
+    "hook_passes",
     "is_sentence_model",
     "load_other_weights",
     "other_weights",
