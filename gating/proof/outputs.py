@@ -78,13 +78,17 @@ def max_relative_difference(expected: list[Tensor], actual: list[Tensor]) -> flo
     if [t.shape for t in expected] != [t.shape for t in actual]:
         return float("inf")
     differences = [
-        # In half precision, the least divisor would be 0, too.
-        float(_largest((one - other).abs_())) / max(float(_largest(one)), 1e-30)
+        float(_largest((one - other).abs_()) / _largest(one).clamp_min(_least_divisor(one)))
         for one, other in map(_without_equal_infinities, expected, actual)
         if one.numel()
     ]
     # max() would ignore NaN.
     return max((d if d == d else float("inf") for d in differences), default=0.0)
+
+
+def _least_divisor(tensor: Tensor) -> float:
+    """Return a number in place of a largest value of 0; in half precision, a smaller one would be 0, too."""
+    return max(1e-30, torch.finfo(tensor.dtype).tiny) if tensor.is_floating_point() else 1e-30
 
 
 def _without_equal_infinities(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:

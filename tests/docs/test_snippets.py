@@ -20,7 +20,13 @@ from tests.support.fake_hub import TOKEN, fake_hub
 from tests.support.tiny_run import ROOT, checked_settings
 
 # Pages with blocks that need the hub, a cluster, several processes or names of the surrounding code.
-NOT_RUN = {"architecture.md": 1, "concepts/budgets.md": 1, "howto/hub.md": 1, "howto/several-gpus.md": 1}
+NOT_RUN = {
+    "architecture.md": 1,
+    "concepts/budgets.md": 1,
+    "embeddings.md": 1,
+    "howto/hub.md": 1,
+    "howto/several-gpus.md": 1,
+}
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 # Programs of a shell, whose arguments are not this package's.
