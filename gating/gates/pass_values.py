@@ -59,6 +59,7 @@ class PassValues:
         self._pass_learns: bool | None = None
         # Whether the model has made the values for the pass of its base model, which comes next.
         self._is_made_for_base = False
+        self._made_without_gradients = False
         # The state of the random numbers when values were last made outside of a pass, and how often in that state.
         self._late = (-1, 0)
 
@@ -114,6 +115,7 @@ class PassValues:
 
     def _make(self) -> None:
         self._scales, self._by_block = self._gates.feature_scales(), {}
+        self._made_without_gradients = not torch.is_grad_enabled()
         if torch.compiler.is_compiling():
             return
         self._made_with = (self._gates.training, self._gates.log_alpha._version)
@@ -165,7 +167,7 @@ class PassValues:
 
     def _check_recomputation(self) -> None:
         """Raise ``OperationError`` if values in a backward pass may be those of another pass, or have no graph."""
-        if self._lacks_graph():
+        if self._made_without_gradients and self._lacks_graph():
             raise OperationError(
                 "A forward pass inside of a backward pass, as of losses that cache gradients, would give the gates no "
                 "gradient, because model.forward() skips the hooks that begin it: call the model itself. For models of "
