@@ -2,18 +2,16 @@
 
 import re
 from itertools import chain
-from pathlib import Path
 
 from datasets import Dataset, DatasetDict
 
 from gating.data.examples import Examples
 from gating.data.sources import load_bbc_news
-from gating.data.tables import read_file, warn_of_same_files
-from gating.errors import InputError
+from gating.data.tables import warn_of_same_files
+from gating.data.text_files import read_texts
 
 __all__ = ["load_bbc_sentences", "load_sentences", "split_sentences"]
 
-_PLAIN = (".txt", ".text", ".md")
 # The end of a sentence, before a capital letter, a digit or a quote.
 _END = re.compile(r"(?<=[.!?])[\"']?\s+(?=[\"'A-Z0-9£$])|\n+")
 _FEWEST_WORDS = 4
@@ -33,7 +31,7 @@ def load_sentences(*, train: str, validation: str | None = None, test: str | Non
         ValueError: A file is empty or cannot be read.
     """
     files = {"train": train, "validation": validation, "test": test}
-    tables = {split: _read(split, file) for split, file in files.items() if file is not None}
+    tables = {split: read_texts(split, file, divide=_lines) for split, file in files.items() if file is not None}
     warn_of_same_files(files)
     return Examples(DatasetDict(tables))
 
@@ -67,15 +65,5 @@ def split_sentences(text: str) -> list[str]:
     return [sentence for sentence in sentences if len(sentence.split()) >= _FEWEST_WORDS]
 
 
-def _read(split: str, file: str) -> Dataset:
-    path = Path(file).expanduser()
-    if path.suffix.lower() not in _PLAIN or not path.is_file():
-        return read_file(split, file, also=_PLAIN)
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise InputError(f"data.{split}={file}: the file is not UTF-8 text ({error}).") from error
-    texts = [line.strip() for line in lines if line.strip()]
-    if not texts:
-        raise InputError(f"data.{split}={file}: the file is empty.")
-    return Dataset.from_dict({"text": texts})
+def _lines(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines() if line.strip()]

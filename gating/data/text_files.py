@@ -1,5 +1,6 @@
 """Texts for language models, from plain text files or tables."""
 
+from collections.abc import Callable
 from itertools import accumulate, pairwise
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from gating.data.tables import read_file, warn_of_same_files
 from gating.distributed.collectives import is_rank_zero
 from gating.errors import InputError
 
-__all__ = ["load_text"]
+__all__ = ["load_text", "read_texts"]
 
 _PLAIN = (".txt", ".text", ".md")
 
@@ -31,7 +32,7 @@ def load_text(*, train: str, validation: str | None = None, test: str | None = N
         ValueError: A file is empty, cannot be read, or is too short to be split.
     """
     files = {"train": train, "validation": validation, "test": test}
-    tables = {split: _read(split, file) for split, file in files.items() if file is not None}
+    tables = {split: read_texts(split, file) for split, file in files.items() if file is not None}
     warn_of_same_files(files)
     rows = {}
     if validation is None:
@@ -45,17 +46,24 @@ def load_text(*, train: str, validation: str | None = None, test: str | None = N
     return Examples(DatasetDict({split: tables[split] for split in files if split in tables}), rows=rows)
 
 
-def _read(split: str, file: str) -> Dataset:
+def read_texts(split: str, file: str, *, divide: Callable[[str], list[str]] = lambda text: [text]) -> Dataset:
+    """Read a file of texts: a plain file is divided by a function, by default into one text, a table has one in a row.
+
+    Raises:
+        FileNotFoundError: The file does not exist.
+        ValueError: It is empty or cannot be read.
+    """
     path = Path(file).expanduser()
     if path.suffix.lower() not in _PLAIN or not path.is_file():
         return read_file(split, file, also=_PLAIN)
     try:
-        text = path.read_text(encoding="utf-8")
+        # Without the mark that some editors put at the beginning.
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"data.{split}={file}: the file is not UTF-8 text ({error}).") from error
     if not text.strip():
         raise InputError(f"data.{split}={file}: the file is empty.")
-    return Dataset.from_dict({"text": [text]})
+    return Dataset.from_dict({"text": divide(text)})
 
 
 def _divide(table: Dataset, num_parts: int, file: str) -> list[Dataset]:

@@ -10,18 +10,12 @@ from torch import Tensor, nn
 
 from gating.embedding.processor import require_sentence_transformers
 from gating.errors import InputError
-from gating.storage.tables import read_table
+from gating.report.metadata import is_sentence_folder
 
-__all__ = ["SentenceHead", "has_modules"]
+__all__ = ["SentenceHead"]
 
 _MODULES = "modules.json"
 _PACKAGE = "sentence_transformers."
-
-
-def has_modules(folder: Path) -> bool:
-    """Return whether a folder has the modules of sentence-transformers around its model, but for a cross-encoder's."""
-    kind = read_table(folder / "config_sentence_transformers.json").get("model_type", "SentenceTransformer")
-    return (folder / _MODULES).is_file() and kind == "SentenceTransformer"
 
 
 class SentenceHead(nn.Module):
@@ -43,7 +37,7 @@ class SentenceHead(nn.Module):
             InputError: A module is not one of the package, or cannot be loaded.
         """
         require_sentence_transformers()
-        if not has_modules(folder):
+        if not is_sentence_folder(folder):
             return cls([_mean_pooling(folder)])
         try:
             listed = json.loads((folder / _MODULES).read_text(encoding="utf-8"))

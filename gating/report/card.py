@@ -12,9 +12,8 @@ from gating.loader.compact import auto_classes
 from gating.proof.probe import make_probe
 from gating.pruning.measure import cache_bytes_per_token
 from gating.pruning.recording import build_original
-from gating.report.metadata import card_metadata
+from gating.report.metadata import card_metadata, is_sentence_folder
 from gating.report.rows import CompactReport, KeptHeads, Row, heads_per_layer, neurons_per_layer
-from gating.storage.tables import read_table
 from gating.structure.feed_forward import FeedForwardBlock, iter_feed_forward_blocks
 
 __all__ = ["write_card"]
@@ -53,7 +52,7 @@ def write_card(
         stock: Whether the folder holds a stock model, which loads without further code.
         repo_id: Name on the hub that the card is uploaded to; its license may then be looked up there.
     """
-    report, is_sentences = report or CompactReport(), _makes_embeddings(path.parent)
+    report, is_sentences = report or CompactReport(), is_sentence_folder(path.parent)
     heads, blocks = heads_per_layer(model), list(iter_feed_forward_blocks(model))
     metadata = card_metadata(
         model,
@@ -87,12 +86,6 @@ def write_card(
         **_usage(model, path.parent),
     )
     ModelCard(text).save(path)
-
-
-def _makes_embeddings(folder: Path) -> bool:
-    """Return whether a folder has the modules of sentence-transformers around its model, but for a cross-encoder's."""
-    kind = read_table(folder / "config_sentence_transformers.json").get("model_type", "SentenceTransformer")
-    return (folder / "modules.json").is_file() and kind == "SentenceTransformer"
 
 
 def _usage(model: PreTrainedModel, folder: Path) -> dict[str, str | None]:

@@ -11,9 +11,10 @@ from huggingface_hub import EvalResult, ModelCardData
 from transformers import PreTrainedModel
 from transformers.modelcard import TASK_MAPPING
 
+from gating.storage.tables import read_table
 from gating.storage.transfer import cached_card, invalid_name
 
-__all__ = ["EvaluatedData", "card_metadata", "describe_data", "training_notes"]
+__all__ = ["EvaluatedData", "card_metadata", "describe_data", "is_sentence_folder", "training_notes"]
 
 _SOURCES = "gating.data.sources."
 _TAG = "head-gating"
@@ -43,6 +44,12 @@ class EvaluatedData:
     hub_id: str | None = None
     config: str | None = None
     splits: Mapping[str, str] = field(default_factory=dict)
+
+
+def is_sentence_folder(folder: Path) -> bool:
+    """Return whether a folder has the modules of sentence-transformers around its model, but for a cross-encoder's."""
+    kind = read_table(folder / "config_sentence_transformers.json").get("model_type", "SentenceTransformer")
+    return (folder / "modules.json").is_file() and kind == "SentenceTransformer"
 
 
 def card_metadata(

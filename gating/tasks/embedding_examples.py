@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from gating.data.columns import find_text_columns, take_columns
 from gating.data.rows import name_row
-from gating.data.text.tokens import beginning, tokenize
+from gating.data.text.tokens import check_room, encode_batch, tokenize
 from gating.errors import InputError
 from gating.tasks.embedding_teacher import EMBEDDINGS, PAIR_EMBEDDINGS
 
@@ -124,18 +124,13 @@ def tokenize_examples(splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, m
     Raises:
         ValueError: There is no room for a text beside the special tokens.
     """
-    num_special = tokenizer.num_special_tokens_to_add()
-    if max_length <= num_special:
-        raise InputError(
-            f"data.max_length={max_length} leaves no room for a text: the tokenizer adds {num_special} special tokens."
-        )
+    check_room(tokenizer, max_length)
 
     def tokenize_batch(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         tokens: dict[str, list[Any]] = {}
         for column, prefix in (("text", ""), ("text_pair", "pair_")):
             if column in batch:
-                texts = [beginning(str(text), tokenizer, max_length) for text in batch[column]]
-                encoded = tokenizer(texts, truncation=True, max_length=max_length, return_attention_mask=False)
+                encoded = encode_batch([batch[column]], tokenizer, max_length)
                 tokens |= {f"{prefix}{name}": values for name, values in encoded.items()}
         return tokens
 

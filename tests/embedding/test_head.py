@@ -8,8 +8,9 @@ import torch
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
 
-from gating.embedding.head import SentenceHead, has_modules
+from gating.embedding.head import SentenceHead
 from gating.errors import InputError
+from gating.report.metadata import is_sentence_folder
 from tests.integrations.sentence_models import make_cross_encoder
 from tests.support.tiny_sentences import make_sentence_model, sentences_of
 
@@ -32,14 +33,14 @@ def difference_of(folder: Path) -> float:
 )
 def test_embeddings_are_those_of_sentence_transformers(pooling, dense, tmp_path):
     folder = make_sentence_model(tmp_path / "model", pooling=pooling, dense=dense)
-    assert has_modules(folder)
+    assert is_sentence_folder(folder)
     assert difference_of(folder) < 1e-6
 
 
 def test_a_model_without_modules_has_the_mean(tmp_path):
     make_sentence_model(tmp_path / "model")
     folder = tmp_path / "model-plain"
-    assert not has_modules(folder)
+    assert not is_sentence_folder(folder)
     assert difference_of(folder) < 1e-6
 
 
@@ -74,4 +75,4 @@ def test_damaged_modules_are_named_with_the_remedy(content, tmp_path):
 def test_a_cross_encoder_has_no_embeddings(tmp_path):
     make_cross_encoder(tmp_path).save(str(tmp_path / "saved"))
     assert (tmp_path / "saved" / "modules.json").is_file()
-    assert not has_modules(tmp_path / "saved")
+    assert not is_sentence_folder(tmp_path / "saved")

@@ -17,6 +17,17 @@ from tests.support.warm_python import warm_python
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = [f"word{i}" for i in range(40)]
+# Settings of a tiny run: 12 steps, with 4 of the 12 heads at the end.
+FEW_STEPS = (
+    "data.batch_size=8",
+    "trainer.max_steps=12",
+    "trainer.val_check_interval=4",
+    "trainer.accelerator=cpu",
+    "trainer.log_every_n_steps=1",
+    "optimizer.lr=1e-3",
+    "latency.max_seconds=1",
+    "objective.num_heads=4",
+)
 
 
 def make_model_folder(folder: Path, *, seed: int = 0) -> Path:
@@ -54,14 +65,7 @@ def make_inputs(folder: Path) -> list[str]:
         f"model.name={model}",
         "data=files",
         *(f"data.{split}={path}" for split, path in files.items()),
-        "data.batch_size=8",
-        "trainer.max_steps=12",
-        "trainer.val_check_interval=4",
-        "trainer.accelerator=cpu",
-        "trainer.log_every_n_steps=1",
-        "optimizer.lr=1e-3",
-        "latency.max_seconds=1",
-        "objective.num_heads=4",
+        *FEW_STEPS,
     ]
 
 

@@ -8,7 +8,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer import modules
 from transformers import BertConfig, BertModel
 
-from tests.support.tiny_run import WORDS, make_model_folder
+from tests.support.tiny_run import FEW_STEPS, WORDS, make_model_folder
 
 __all__ = ["make_sentence_inputs", "make_sentence_model", "sentences_of", "write_pairs", "write_sentences"]
 
@@ -73,12 +73,5 @@ def make_sentence_inputs(folder: Path) -> list[str]:
         f"data.train={write_sentences(folder / 'train.txt', rows=64)}",
         f"data.validation={write_pairs(folder / 'validation.tsv', rows=16, seed=1)}",
         f"data.test={write_pairs(folder / 'test.tsv', rows=16, seed=2)}",
-        "data.batch_size=8",
-        "trainer.max_steps=12",
-        "trainer.val_check_interval=4",
-        "trainer.accelerator=cpu",
-        "trainer.log_every_n_steps=1",
-        "optimizer.lr=1e-3",
-        "latency.max_seconds=1",
-        "objective.num_heads=4",
+        *FEW_STEPS,
     ]

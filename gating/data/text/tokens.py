@@ -23,7 +23,9 @@ from gating.models.sources import ModelSource, NewModel
 __all__ = [
     "beginning",
     "check_no_nulls",
+    "check_room",
     "check_texts",
+    "encode_batch",
     "load_tokenizer",
     "require_offsets",
     "tokenize",
@@ -152,25 +154,42 @@ def tokenize_labeled(
     Raises:
         ValueError: There is no room for a text beside the special tokens.
     """
-    num_special = tokenizer.num_special_tokens_to_add(pair=len(columns) > 1)
+    check_room(tokenizer, max_length, pair=len(columns) > 1)
+
+    def tokenize_batch(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        tokens = encode_batch([batch[column] for column in columns], tokenizer, max_length)
+        return {**tokens, "labels": batch["label"]}
+
+    return tokenize(splits, tokenize_batch, tokenizer=tokenizer)
+
+
+def check_room(tokenizer: PreTrainedTokenizerBase, max_length: int, *, pair: bool = False) -> None:
+    """Check that ``max_length`` tokens have room for a text beside the special tokens.
+
+    Raises:
+        ValueError: They have none.
+    """
+    num_special = tokenizer.num_special_tokens_to_add(pair=pair)
     if max_length <= num_special:
         raise InputError(
             f"data.max_length={max_length} leaves no room for a text: the tokenizer adds {num_special} special tokens."
         )
+
+
+def encode_batch(
+    columns: Sequence[Sequence[Any]], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> dict[str, list[Any]]:
+    """Return the tokens of texts, or of text pairs in two columns, truncated to ``max_length`` tokens."""
+    texts = [[beginning(str(text), tokenizer, max_length) for text in column] for column in columns]
+    tokens: dict[str, list[Any]] = dict(tokenizer(*texts, truncation=True, max_length=max_length))
     special = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
     placeholder = next(number for number in special if number is not None)
-
-    def tokenize_batch(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        texts = [[beginning(str(text), tokenizer, max_length) for text in batch[column]] for column in columns]
-        tokens = tokenizer(*texts, truncation=True, max_length=max_length)
-        for row, ids in enumerate(tokens["input_ids"]):
-            if not ids:
-                # A model needs at least one token, but some tokenizers return none for an empty text.
-                for name, values in tokens.items():
-                    values[row] = [{"input_ids": placeholder, "attention_mask": 1}.get(name, 0)]
-        return {**tokens, "labels": batch["label"]}
-
-    return tokenize(splits, tokenize_batch, tokenizer=tokenizer)
+    for row, ids in enumerate(tokens["input_ids"]):
+        if not ids:
+            # A model needs at least one token, but some tokenizers return none for an empty text.
+            for name, values in tokens.items():
+                values[row] = [{"input_ids": placeholder, "attention_mask": 1}.get(name, 0)]
+    return tokens
 
 
 def beginning(text: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> str:

@@ -56,7 +56,7 @@ def describe_inputs(
 
 
 def _without_embeddings(table: Dataset) -> Dataset:
-    """Return a table without what a teacher, which is recorded itself, computes anew on another device."""
+    """Return a table without the embeddings of a teacher: it is recorded itself, and other devices round others."""
     return table.remove_columns([name for name in table.column_names if name.endswith("_embeddings")])
 
 

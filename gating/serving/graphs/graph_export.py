@@ -9,7 +9,8 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from gating.compact.save import Processor
-from gating.embedding.head import SentenceHead, has_modules
+from gating.embedding.head import SentenceHead
+from gating.report.metadata import is_sentence_folder
 from gating.serving.contexts import checked_context, steady_context
 from gating.serving.copies import as_converted, fix_rotations
 from gating.serving.exporting import Exportable, exporting, load_processor, megabytes_of, reporting_failure
@@ -121,7 +122,7 @@ def _export_checked(
         names, left_out = input_names(model, processor)
         batch = batch_to_trace(model, names, processor)
         int8_difference = None
-        head = SentenceHead.load(origin) if origin is not None and has_modules(origin) else None
+        head = SentenceHead.load(origin) if origin is not None and is_sentence_folder(origin) else None
         with as_exported(model), pooled(model, head):
             with reporting_failure(model, format), quick_tracing(), quiet_exporters():
                 exported = export_graph(model, batch, format)

@@ -7,7 +7,7 @@ import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ def as_exported(model: Any) -> Iterator[None]:
 
     ``generate`` computes them outside of the forward pass, which a graph does not contain.
     """
-    use_cache, own, forward = getattr(model.config, "use_cache", None), vars(model).get("forward"), model.forward
+    use_cache, forward = getattr(model.config, "use_cache", None), model.forward
 
     @functools.wraps(forward)
     def forward_with_positions(**inputs: Any) -> Any:
@@ -39,12 +39,21 @@ def as_exported(model: Any) -> Iterator[None]:
 
     needs_positions = _takes_positions_of_generate(model)
     model.config.use_cache = False
-    if needs_positions:
-        model.forward = forward_with_positions
+    try:
+        with _forward_of(model, forward_with_positions) if needs_positions else nullcontext():
+            yield
+    finally:
+        model.config.use_cache = use_cache
+
+
+@contextmanager
+def _forward_of(model: Any, forward: Callable[..., Any]) -> Iterator[None]:
+    """Give a model another forward pass in a ``with`` block."""
+    own = vars(model).get("forward")
+    model.forward = forward
     try:
         yield
     finally:
-        model.config.use_cache = use_cache
         vars(model).pop("forward", None)
         if own is not None:
             model.forward = own
@@ -83,20 +92,15 @@ def pooled(model: Any, head: Callable[..., Tensor] | None) -> Iterator[None]:
     if head is None:
         yield
         return
-    own, forward = vars(model).get("forward"), model.forward
+    forward = model.forward
 
     @functools.wraps(forward)
     def forward_with_pooling(**inputs: Any) -> Any:
         outputs = dict(forward(**inputs))
         return {**outputs, "sentence_embedding": head(outputs, inputs["attention_mask"])}
 
-    model.forward = forward_with_pooling
-    try:
+    with _forward_of(model, forward_with_pooling):
         yield
-    finally:
-        del model.forward
-        if own is not None:
-            model.forward = own
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -76,8 +77,7 @@ def _retrieved(all: Embedded, measure: Callable[..., Tensor]) -> Tensor:
 
 def _first_of(numbers: Tensor) -> Tensor:
     """Return the place of the first row with each number."""
-    order = numbers.unique()
-    return torch.stack([(numbers == number).nonzero()[0, 0] for number in order])
+    return torch.from_numpy(np.unique(numbers.numpy(), return_index=True)[1])
 
 
 def _agreement(all: Embedded) -> Tensor:
