@@ -20,7 +20,7 @@ RECIPE = (
     "experiment=embeddings",
     "data=files",
     "task.loss=distance",
-    "recovery=0.5",
+    "recovery=0.7",
     "optimizer.lr=5e-4",
     "trainer.max_steps=1000",
     "data.batch_size=12",
@@ -50,14 +50,18 @@ def _first(layers: int) -> Line:
     return Line(f"first {layers} layers", ("objective=none", f"+model.config.num_hidden_layers={layers}"))
 
 
+def _longer(line: Line) -> Line:
+    assert line.settings is not None
+    return Line(f"{line.title}, 5,000 steps", (*line.settings, "trainer.max_steps=5000"), line.runtimes)
+
+
 LINES: Mapping[str, Line] = {
     "dense": Line("all-MiniLM-L6-v2", None, RUNTIMES),
     "ours-2": _ours(2),
     "first-3": _first(3),
     "ours-3": _ours(3),
-    "ours-2-long": Line(
-        "heads and neurons, 2x, 2,400 steps", ("objective.speedup=2", "trainer.max_steps=2400"), RUNTIMES
-    ),
+    "ours-2-long": _longer(_ours(2)),
+    "first-3-long": _longer(_first(3)),
     "first-2": _first(2),
     "ours-1.5": _ours(1.5),
     "ours-4": _ours(4),

