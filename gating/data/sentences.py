@@ -1,16 +1,18 @@
-"""Sentences as examples: one in each line of a file, or those of the BBC News articles."""
+"""Sentences as examples: one in each line of a file, or those of the BBC News articles, alone or with WordNet's."""
 
 import re
 from itertools import chain
 
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from gating.data.examples import Examples
 from gating.data.sources import load_bbc_news
 from gating.data.tables import warn_of_same_files
 from gating.data.text_files import read_texts
+from gating.data.wordnet import load_wordnet
+from gating.errors import InputError
 
-__all__ = ["load_bbc_sentences", "load_sentences", "split_sentences"]
+__all__ = ["load_bbc_sentences", "load_sentences", "load_wordnet_and_bbc", "split_sentences"]
 
 # The end of a sentence, before a capital letter, a digit or a quote.
 _END = re.compile(r"(?<=[.!?])[\"']?\s+(?=[\"'A-Z0-9£$])|\n+")
@@ -57,6 +59,25 @@ def load_bbc_sentences(*, held_out: float = 0.1, seed: int = 0) -> Examples:
     pairs = list(dict.fromkeys(chain.from_iterable(zip(one[::2], one[1::2], strict=False) for one in kept)))
     tables["train"] = Dataset.from_dict({"text": [one for one, _ in pairs], "text_pair": [other for _, other in pairs]})
     return Examples(DatasetDict(tables))
+
+
+def load_wordnet_and_bbc(*, wordnet_pairs: int = 30_000, held_out: float = 0.1, seed: int = 0) -> Examples:
+    """Load sentences of WordNet and of BBC News, texts of two kinds, from installed packages.
+
+    Args:
+        wordnet_pairs: Number of training pairs of WordNet, which are drawn with the seed.
+        held_out: Share of the articles of BBC News for validation and test.
+        seed: Seed of the splits.
+
+    Raises:
+        ValueError: A number is out of range.
+    """
+    if wordnet_pairs < 1:
+        raise InputError(f"data.wordnet_pairs={wordnet_pairs}: give a number from 1, or data=bbc_sentences.")
+    wordnet, articles = load_wordnet(seed=seed).splits, load_bbc_sentences(held_out=held_out, seed=seed).splits
+    pairs = wordnet["train"].shuffle(seed=seed)
+    wordnet["train"] = pairs.select(range(min(wordnet_pairs, len(pairs))))
+    return Examples(DatasetDict({split: concatenate_datasets([wordnet[split], articles[split]]) for split in wordnet}))
 
 
 def split_sentences(text: str) -> list[str]:

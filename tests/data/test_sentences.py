@@ -2,7 +2,7 @@
 
 import pytest
 
-from gating.data.sentences import load_bbc_sentences, load_sentences
+from gating.data.sentences import load_bbc_sentences, load_sentences, load_wordnet_and_bbc
 from gating.errors import InputError, MissingFileError
 
 
@@ -37,6 +37,17 @@ def test_sentences_of_the_articles_are_in_one_split_each():
     assert min(len(text.split()) for text in everything) == 4
     pairs = set(zip(splits["train"]["text"], splits["train"]["text_pair"], strict=True))
     assert len(pairs) == len(splits["train"])
+
+
+def test_two_packages_are_one_source():
+    articles = load_bbc_sentences().splits
+    splits = load_wordnet_and_bbc(wordnet_pairs=200).splits
+    assert len(splits["train"]) == len(articles["train"]) + 200
+    assert set(articles["test"]["text"]) < set(splits["test"]["text"])
+    train = set(splits["train"]["text"]) | set(splits["train"]["text_pair"])
+    assert train.isdisjoint([*splits["validation"]["text"], *splits["test"]["text"]])
+    with pytest.raises(InputError, match=r"data.wordnet_pairs=0: give a number from 1"):
+        load_wordnet_and_bbc(wordnet_pairs=0)
 
 
 def test_a_byte_order_mark_is_no_text(tmp_path):
