@@ -72,8 +72,9 @@ def evaluation_settings(
         values["task"]["loss"] = None
         if values["task"].get("teacher") is None:
             # The model that is evaluated is not the one that it learned from.
-            before = None if run_folder is None else read_settings_of(run_folder)["model"].get("name")
-            values["task"]["teacher"] = before or "none"
+            before = {} if run_folder is None else read_settings_of(run_folder)["model"]
+            values["task"]["teacher"] = before.get("name") or "none"
+            values["task"]["teacher_revision"] = before.get("revision", "main")
     only = _take_single_file(values["data"], split, given=names)
     # One device evaluates, since batches of several processes are padded otherwise; no steps bound the examples.
     values["trainer"] |= {"devices": 1, "num_nodes": 1, "strategy": "auto", "max_steps": -1}

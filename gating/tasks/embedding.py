@@ -44,6 +44,7 @@ class Embedding:
         self,
         loss: str | None = None,
         teacher: str | None = None,
+        teacher_revision: str = "main",
         similarity_weight: float = 5.0,
         metrics: Sequence[str] | None = None,
         score: str | None = None,
@@ -55,6 +56,7 @@ class Embedding:
                 ``multiple_negatives`` of pairs that belong together; by the columns of the training data if None.
             teacher: Folder or hub name of the model that embeddings are compared with: the dense model of the run if
                 None, and ``none`` for no teacher.
+            teacher_revision: Branch, tag or commit of ``teacher`` on the hub.
             similarity_weight: Weight of the similarities within a batch in the distance to a teacher.
             metrics: Names of metrics; all that the data allow if None.
             score: Name of the metric by which runs are compared; the first if None.
@@ -74,6 +76,7 @@ class Embedding:
         if isinstance(metrics, str) or (metrics is not None and not metrics):
             raise InputError(f"task.metrics={metrics!r}: give a list of names, such as task.metrics=[spearman].")
         self._loss, self._teacher, self._similarity_weight = loss, teacher, similarity_weight
+        self._teacher_revision = teacher_revision
         self._metrics, self._score = metrics, score
         self._loss_name = loss or _USUAL["texts"]
         self._head: SentenceHead | None = None
@@ -144,7 +147,7 @@ class Embedding:
         if self._teacher == _NO_TEACHER:
             return None
         if self._teacher is not None:
-            return load_sentence_model(self._teacher, setting="task.teacher")
+            return load_sentence_model(self._teacher, revision=self._teacher_revision, setting="task.teacher")
         return processor.model if isinstance(processor, SentenceProcessor) else None
 
     def adapt(self, model: PreTrainedModel) -> None:

@@ -235,6 +235,14 @@ def test_files_in_place_of_those_of_a_run_leave_its_other_settings(tmp_path):
     assert (data.get("max_length"), data.get("text_column")) == (None, None)
 
 
+def test_embeddings_are_compared_with_the_model_and_revision_of_the_run(tmp_path):
+    model = ["model=pretrained", "model.name=user/dense", "model.revision=v2"]
+    overrides = ["task=embedding", "data=sentences", "data.train=a.txt", *model, f"output_dir={tmp_path}"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(checked_settings(overrides)))
+    settings, _ = evaluation_settings("model", [], run_folder=tmp_path, split=None)
+    assert settings.values["task"] | {"teacher": "user/dense", "teacher_revision": "v2"} == settings.values["task"]
+
+
 def test_a_set_of_the_hub_in_place_of_that_of_a_run_leaves_its_other_settings(tmp_path):
     hub = ["data=hub", "data.path=user/name", "data.name=old", "data.validation_split=null"]
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(checked_settings([*hub, f"output_dir={tmp_path}"])))
