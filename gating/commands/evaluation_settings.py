@@ -69,7 +69,7 @@ def evaluation_settings(
             values["data"] |= _whole_splits(values["data"], given=names)
     if values["task"].get("_target_") == _EMBEDDING:
         # Nothing is trained, and data of any kind are evaluated.
-        values["task"]["loss"] = None
+        values["task"] |= {"loss": None, "negations": 0}
         if values["task"].get("teacher") is None:
             # The model that is evaluated is not the one that it learned from.
             before = {} if run_folder is None else read_settings_of(run_folder)["model"]

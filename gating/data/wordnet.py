@@ -84,9 +84,9 @@ def _read_concepts(folder: Path) -> dict[tuple[str, str], _Concept]:
                 pointers, _, gloss = line.partition(" | ")
                 found = _MORE_GENERAL.search(pointers)
                 definition = _EXAMPLES.split(gloss, maxsplit=1)[0]
-                examples = [one.strip() for one in _EXAMPLE.findall(gloss[len(definition) :])]
+                examples = [one.strip() for one in _EXAMPLE.findall(gloss[len(definition) :]) if _is_long(one)]
                 key = (part, found[1]) if found else None
-                concepts[part, line[:8]] = _Concept(definition.strip(" ;"), [one for one in examples if _is_long(one)], key)
+                concepts[part, line[:8]] = _Concept(definition.strip(" ;"), examples, key)
     return concepts
 
 

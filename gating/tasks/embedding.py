@@ -23,7 +23,7 @@ from gating.loader.integrity import RECORD_KEY
 from gating.models.hub import locate
 from gating.models.sources import ModelSource, Pretrained
 from gating.tasks.base import Prepared
-from gating.tasks.embedding_examples import Kind, PairCollator, read_examples, tokenize_examples
+from gating.tasks.embedding_examples import Kind, PairCollator, add_negations, read_examples, tokenize_examples
 from gating.tasks.embedding_teacher import add_embeddings, load_sentence_model
 from gating.tasks.metrics.embeddings import METRICS, Embedded, build_embedding_metrics
 
@@ -46,6 +46,7 @@ class Embedding:
         teacher: str | None = None,
         teacher_revision: str = "main",
         similarity_weight: float = 5.0,
+        negations: float = 0.0,
         metrics: Sequence[str] | None = None,
         score: str | None = None,
     ) -> None:
@@ -58,6 +59,8 @@ class Embedding:
                 None, and ``none`` for no teacher.
             teacher_revision: Branch, tag or commit of ``teacher`` on the hub.
             similarity_weight: Weight of the similarities within a batch in the distance to a teacher.
+            negations: Number of negations of English training texts that are added for each training example, to be
+                compared with the teacher.
             metrics: Names of metrics; all that the data allow if None.
             score: Name of the metric by which runs are compared; the first if None.
 
@@ -70,13 +73,15 @@ class Embedding:
             raise InputError("task.loss=distance is the distance to a teacher: leave out task.teacher=none.")
         if not 0 <= similarity_weight < float("inf"):
             raise InputError(f"task.similarity_weight={similarity_weight}: give a number from 0.")
+        if not 0 <= negations <= 1:
+            raise InputError(f"task.negations={negations}: give a number from 0 to 1.")
         for name in metrics or ():
             if name not in METRICS:
                 raise InputError(f"task.metrics has {name!r}, which is not one of {', '.join(METRICS)}.")
         if isinstance(metrics, str) or (metrics is not None and not metrics):
             raise InputError(f"task.metrics={metrics!r}: give a list of names, such as task.metrics=[spearman].")
         self._loss, self._teacher, self._similarity_weight = loss, teacher, similarity_weight
-        self._teacher_revision = teacher_revision
+        self._teacher_revision, self._negations = teacher_revision, negations
         self._metrics, self._score = metrics, score
         self._loss_name = loss or _USUAL["texts"]
         self._head: SentenceHead | None = None
@@ -128,6 +133,12 @@ class Embedding:
                 "Single texts are compared with the embeddings of a teacher, and there is none: give a dense model "
                 "with task.teacher=FOLDER_OR_HUB_NAME, or pairs of texts."
             )
+        if self._negations and self._loss_name != "distance":
+            raise InputError(
+                f"task.negations={self._negations} has no effect without task.loss=distance: leave it out."
+            )
+        if self._negations:
+            splits["train"] = add_negations(splits["train"], self._negations)
         tokenizer = getattr(processor, "tokenizer", processor)
         # The package truncates texts to the length that is saved with the tokenizer.
         length = min(truncation_length(meta_model, max_length), tokenizer.model_max_length)

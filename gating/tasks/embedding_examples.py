@@ -1,6 +1,7 @@
 """Texts, and pairs of texts with or without scores, as examples of sentence embeddings."""
 
 import math
+import random
 from typing import Any, Literal
 
 import datasets
@@ -12,10 +13,11 @@ from transformers import PreTrainedTokenizerBase
 from gating.data.columns import find_text_columns, take_columns
 from gating.data.rows import name_row
 from gating.data.text.tokens import check_room, encode_batch, tokenize
+from gating.embedding.negation import negate
 from gating.errors import InputError
 from gating.tasks.embedding_teacher import EMBEDDINGS, PAIR_EMBEDDINGS
 
-__all__ = ["Kind", "PairCollator", "read_examples", "tokenize_examples"]
+__all__ = ["Kind", "PairCollator", "add_negations", "read_examples", "tokenize_examples"]
 
 Kind = Literal["texts", "scores", "positives"]
 
@@ -116,6 +118,36 @@ def _check_kinds(kinds: dict[str, Kind], loss: str | None) -> None:
             f"The validation data are {kinds['validation']}, and the test data {kinds['test']}, which have other "
             "metrics: give both the same columns."
         )
+
+
+def add_negations(table: Dataset, share: float) -> Dataset:
+    """Return training texts with negations of some of them, each in a pair with its text where there are pairs.
+
+    Args:
+        table: Texts, or pairs of them, that are compared with a teacher.
+        share: Number of negations for each row of the table.
+
+    Raises:
+        InputError: The rules fit none of the texts.
+    """
+    draw = random.Random(0)
+    columns = [name for name in ("text", "text_pair") if name in table.column_names]
+    rows = list(zip(*(table[name][:] for name in columns), strict=True))
+    wanted, negations = math.ceil(share * len(rows)), dict[str, str]()
+    for row in draw.sample(rows, len(rows)):
+        text = str(draw.choice(row))
+        negation = negate(text, draw)
+        if negation is not None:
+            negations[text] = negation
+        if len(negations) == wanted:
+            break
+    if not negations:
+        raise InputError(
+            f"task.negations={share}: none of the training texts has a form that the rules, which are of English, can "
+            "negate: leave it out."
+        )
+    added = {"text": list(negations.values())} | ({"text_pair": list(negations)} if len(columns) == 2 else {})
+    return datasets.concatenate_datasets([table.select_columns(columns), Dataset.from_dict(added)])
 
 
 def tokenize_examples(splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length: int) -> DatasetDict:

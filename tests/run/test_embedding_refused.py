@@ -30,6 +30,8 @@ REFUSED = {
     "task.metrics=[ndcg]": "'ndcg', which these data do not have",
     "task.metrics=[accuracy]": "task.metrics has 'accuracy'",
     "task.similarity_weight=-1": "give a number from 0",
+    "task.negations=2": "task.negations=2: give a number from 0 to 1",
+    "task.negations=0.1": "none of the training texts has a form",
     "data.max_length=2": "leaves no room for a text",
     "model.tokenizer=MODEL": "leave out model.tokenizer",
     "model.name=T5": "is an encoder with a decoder",
@@ -46,6 +48,12 @@ def test_setting_is_refused(settings, inputs, tmp_path, capsys):
     assert end_of(tmp_path / "run", inputs, *given)
     assert REFUSED[settings] in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_negations_of_pairs_without_a_teacher_are_refused(inputs, tmp_path, capsys):
+    pairs = next(line for line in inputs if line.startswith("data.test=")).partition("=")[2]
+    assert end_of(tmp_path / "run", inputs, f"data.train={pairs}", "task.negations=0.1")
+    assert "task.negations=0.1 has no effect without task.loss=distance" in capsys.readouterr().err
 
 
 def test_a_new_model_is_refused(inputs, tmp_path, capsys):

@@ -149,9 +149,12 @@ def test_pairs_are_trained_on_and_the_dense_model_compared_with(scores, inputs, 
 
 def test_texts_of_pairs_learn_from_a_teacher(inputs, tmp_path, monkeypatch):
     pairs = write_pairs(tmp_path / "pairs.tsv", rows=24)
+    header, *rows = pairs.read_text().splitlines()
+    pairs.write_text("\n".join([header, *(f"the {row}" for row in rows)]) + "\n")
     teacher = make_sentence_model(tmp_path / "teacher", dense=12)
     monkeypatch.chdir(tmp_path)
-    run_in(tmp_path / "run", inputs, f"data.train={pairs}", "task.loss=distance", f"task.teacher={teacher.name}")
+    settings = ["task.loss=distance", "task.negations=0.5", f"task.teacher={teacher.name}"]
+    run_in(tmp_path / "run", inputs, f"data.train={pairs}", *settings)
     monkeypatch.chdir("/")
     evaluated = evaluate_folder(str(tmp_path / "run"), [])
     assert evaluated.metrics["agreement"] == pytest.approx(numbers_of(tmp_path / "run")["test/agreement"])

@@ -5,7 +5,7 @@ import torch
 from datasets import Dataset, DatasetDict
 
 from gating.errors import InputError
-from gating.tasks.embedding_examples import PairCollator, read_examples, tokenize_examples
+from gating.tasks.embedding_examples import PairCollator, add_negations, read_examples, tokenize_examples
 
 TEXTS = {"text": ["the cat", "a dog ran home", "the mat"]}
 POSITIVES = {"text_a": ["the cat", "the cat", "a dog"], "text_b": ["a cat", "the mat", "a cat"]}
@@ -41,6 +41,22 @@ def test_distance_takes_both_texts_of_training_pairs_and_no_score():
     splits, kinds = read({**SCORES, "label": [0, 1, 2]}, SCORES, loss="distance")
     assert kinds == {"train": "texts", "validation": "scores"}
     assert set(splits["train"].column_names) == {"text", "text_pair"}
+
+
+def test_negations_are_added_to_training_texts():
+    pairs = Dataset.from_dict({"text": ["Dogs run", "A cat sleeps"] * 50, "text_pair": ["He is fast", "Birds"] * 50})
+    added = add_negations(pairs, 0.02)
+    assert added.select(range(100)).to_list() == pairs.to_list()
+    negations = {("He is not fast", "He is fast"), ("No cat sleeps", "A cat sleeps")}
+    negations.add(("There is no cat sleeps", "A cat sleeps"))
+    rows = {(row["text"], row["text_pair"]) for row in added.select(range(100, len(added)))}
+    assert len(rows) == 2
+    assert rows < negations
+    assert add_negations(pairs, 0.02).to_list() == added.to_list()
+    single = add_negations(pairs.remove_columns("text_pair"), 1)
+    assert single["text"][100:] in (["No cat sleeps"], ["There is no cat sleeps"])
+    with pytest.raises(InputError, match=r"task.negations=0.1: none of the training texts"):
+        add_negations(Dataset.from_dict({"text": ["Hunde rennen"]}), 0.1)
 
 
 CLASSES = {**POSITIVES, "label": [0, 1, 2]}
