@@ -10,7 +10,7 @@ from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
-from benchmarks.embeddings.lines import LINES, PYTORCH, RUNTIMES, settings_of, wanted
+from benchmarks.embeddings.lines import PYTORCH, RUNTIMES, settings_of, wanted
 from benchmarks.embeddings.models import DENSE, open_model
 from benchmarks.embeddings.quality import Neighbors, measure_quality, nearest
 from benchmarks.embeddings.sets import Sets
@@ -84,11 +84,8 @@ def _open(name: str, seed: int | None, *, work: Path) -> dict[tuple[str, str], S
     folders = {"dense": DENSE}
     if seed is not None:
         folders[name] = str(run_folder(name, seed, work=work) / "compact")
-    return {
-        (line, runtime): open_model(folder, runtime)
-        for line, folder in folders.items()
-        for runtime in LINES[name].runtimes
-    }
+    runtimes = [row["runtime"] for row in wanted(name, seed)]
+    return {(line, runtime): open_model(folder, runtime) for line, folder in folders.items() for runtime in runtimes}
 
 
 def measure_folder(folder: str, sets: Sets, *, neighbors: Neighbors) -> Iterator[Row]:
