@@ -54,10 +54,10 @@ def _first(layers: int) -> Line:
     return Line(f"first {layers} layers", ("objective=none", f"+model.config.num_hidden_layers={layers}"))
 
 
-def _longer(line: Line) -> Line:
+def _longer(line: Line, *, negations: bool = True) -> Line:
     assert line.settings is not None
-    settings = (*line.settings, "trainer.max_steps=5000", "task.negations=0.1")
-    return Line(f"{line.title}, 5,000 steps", settings, line.runtimes)
+    settings = (*line.settings, "trainer.max_steps=5000", *(["task.negations=0.1"] if negations else []))
+    return Line(f"{line.title}, 5,000 steps{', negations' if negations else ''}", settings, line.runtimes)
 
 
 LINES: Mapping[str, Line] = {
@@ -66,6 +66,7 @@ LINES: Mapping[str, Line] = {
     "first-3": _first(3),
     "ours-3": _ours(3),
     "ours-2-long": _longer(_ours(2)),
+    "ours-2-plain": _longer(_ours(2), negations=False),
     "first-3-long": _longer(_first(3)),
     "example": Line("`experiment=embeddings`", (), RUNTIMES, recipe=_EXAMPLE),
     "first-2": _first(2),
