@@ -147,7 +147,8 @@ def add_negations(table: Dataset, share: float) -> Dataset:
             "negate: leave it out."
         )
     added = {"text": list(negations.values())} | ({"text_pair": list(negations)} if len(columns) == 2 else {})
-    return datasets.concatenate_datasets([table.select_columns(columns), Dataset.from_dict(added)])
+    texts = table.select_columns(columns)
+    return datasets.concatenate_datasets([texts, Dataset.from_dict(added).cast(texts.features)])
 
 
 def tokenize_examples(splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length: int) -> DatasetDict:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, Value
 
 from gating.errors import InputError
 from gating.tasks.embedding_examples import PairCollator, add_negations, read_examples, tokenize_examples
@@ -53,6 +53,8 @@ def test_negations_are_added_to_training_texts():
     assert len(rows) == 2
     assert rows < negations
     assert add_negations(pairs, 0.02).to_list() == added.to_list()
+    large = pairs.cast_column("text", Value("large_string"))
+    assert add_negations(large, 0.02).to_list() == added.to_list()
     single = add_negations(pairs.remove_columns("text_pair"), 1)
     assert single["text"][100:] in (["No cat sleeps"], ["There is no cat sleeps"])
     with pytest.raises(InputError, match=r"task.negations=0.1: none of the training texts"):
