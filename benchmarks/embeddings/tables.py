@@ -31,6 +31,7 @@ _SHORT = (
     (_OURS, PYTORCH),
     ("ours-2-long", PYTORCH),
     ("ours-2-long", "ONNX Runtime, int8"),
+    ("example", PYTORCH),
     ("ours-3", PYTORCH),
 )
 _SIZE = "32x32"
