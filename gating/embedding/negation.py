@@ -6,11 +6,15 @@ import re
 __all__ = ["negate"]
 
 _AUXILIARY = re.compile(
-    r"\b(is|are|was|were|can|could|will|would|has|have|had|should|must|may|might|does|do|did)\b(?! (?:not|no|n't)\b)"
+    r"\b(is|are|was|were|can|could|will|would|has|have|had|should|must|may|might|does|do|did)\b(?!['\u2019])"
+)
+# A second negation would take the first one back.
+_NEGATED = re.compile(
+    r"\b(not|no|never|none|nobody|nothing|nowhere|neither|nor|cannot|without)\b|n['\u2019]t\b", re.IGNORECASE
 )
 # Longer texts are often cut before their negation.
 _MOST_WORDS = 25
-_DETERMINER = re.compile(r"(an?|the|some|one|two|three|many)\s+(?=\w)", re.IGNORECASE)
+_DETERMINER = re.compile(r"(an?|the|some|one|two|three|many)\s+(?!of\b)(?=\w)", re.IGNORECASE)
 
 
 def negate(text: str, draw: random.Random) -> str | None:
@@ -27,7 +31,7 @@ def negate(text: str, draw: random.Random) -> str | None:
         >>> negate("he can swim", random.Random(0))
         'he can not swim'
     """
-    if len(text.split()) > _MOST_WORDS:
+    if len(text.split()) > _MOST_WORDS or _NEGATED.search(text):
         return None
     forms = []
     has_auxiliary = _AUXILIARY.search(text) is not None

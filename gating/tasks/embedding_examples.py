@@ -132,13 +132,13 @@ def add_negations(table: Dataset, share: float) -> Dataset:
     """
     draw = random.Random(0)
     columns = [name for name in ("text", "text_pair") if name in table.column_names]
-    rows = list(zip(*(table[name][:] for name in columns), strict=True))
-    wanted, negations = math.ceil(share * len(rows)), dict[str, str]()
-    for row in draw.sample(rows, len(rows)):
-        text = str(draw.choice(row))
-        negation = negate(text, draw)
-        if negation is not None:
-            negations[text] = negation
+    texts = table.select_columns(columns).cast(datasets.Features(dict.fromkeys(columns, Value("string"))))
+    wanted, negations = math.ceil(share * len(texts)), dict[str, str]()
+    for row in draw.sample(range(len(texts)), len(texts)):
+        found = {text: negate(text, draw) for text in draw.sample(list(texts[row].values()), len(columns))}
+        text = next((text for text, negation in found.items() if negation is not None), None)
+        if text is not None:
+            negations[text] = str(found[text])
         if len(negations) == wanted:
             break
     if not negations:
@@ -147,8 +147,7 @@ def add_negations(table: Dataset, share: float) -> Dataset:
             "negate: leave it out."
         )
     added = {"text": list(negations.values())} | ({"text_pair": list(negations)} if len(columns) == 2 else {})
-    texts = table.select_columns(columns)
-    return datasets.concatenate_datasets([texts, Dataset.from_dict(added).cast(texts.features)])
+    return datasets.concatenate_datasets([texts, Dataset.from_dict(added)])
 
 
 def tokenize_examples(splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length: int) -> DatasetDict:

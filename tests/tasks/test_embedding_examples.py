@@ -55,6 +55,8 @@ def test_negations_are_added_to_training_texts():
     assert add_negations(pairs, 0.02).to_list() == added.to_list()
     large = pairs.cast_column("text", Value("large_string"))
     assert add_negations(large, 0.02).to_list() == added.to_list()
+    years = Dataset.from_dict({"text": ["Dogs run", "A cat is here"], "text_pair": [1984, 2001]})
+    assert add_negations(years, 0.1)[2]["text_pair"] == "A cat is here"
     single = add_negations(pairs.remove_columns("text_pair"), 1)
     assert single["text"][100:] in (["No cat sleeps"], ["There is no cat sleeps"])
     with pytest.raises(InputError, match=r"task.negations=0.1: none of the training texts"):
