@@ -15,9 +15,10 @@ RUNTIMES = (PYTORCH, *INT8)
 # Texts of a timed batch, and tokens of each.
 SIZES = ((1, 16), (32, 32), (32, 128))
 
+_NEGATIONS = " Of one in twenty also a negation made by rules."
 # The example as it is, without the articles that are evaluated among its texts.
 _EXAMPLE = ("experiment=embeddings", "data.held_out=0.2", "data.seed=0")
-# The same texts, teacher, steps and learning rate for all lines.
+# The same teacher and learning rate for all lines but the example, and the same steps where a title has no number.
 RECIPE = (
     "experiment=embeddings",
     "data=files",
@@ -68,7 +69,7 @@ LINES: Mapping[str, Line] = {
     "ours-2-long": _longer(_ours(2)),
     "ours-2-plain": _longer(_ours(2), negations=False),
     "first-3-long": _longer(_first(3)),
-    "example": Line("`experiment=embeddings`", (), RUNTIMES, recipe=_EXAMPLE),
+    "example": Line("`experiment=embeddings`, 4,000 steps", (), RUNTIMES, recipe=_EXAMPLE),
     "first-2": _first(2),
     "ours-1.5": _ours(1.5),
     "ours-4": _ours(4),
@@ -106,7 +107,8 @@ def settings_of(name: str, seed: int, *, texts: Path, folder: Path) -> list[str]
     line = LINES[name]
     assert line.settings is not None
     files = [f"data.train={texts.resolve() / TRAIN}", f"data.validation={texts.resolve() / VALIDATION}"]
-    about = [*files, f"data.about='{_quoted(ABOUT)}'"] if line.recipe is RECIPE else []
+    texts_of_card = ABOUT + (_NEGATIONS if any("negations" in setting for setting in line.settings) else "")
+    about = [*files, f"data.about='{_quoted(texts_of_card)}'"] if line.recipe is RECIPE else []
     return [*line.recipe, *about, *line.settings, f"seed={seed}", f"output_dir={folder}"]
 
 

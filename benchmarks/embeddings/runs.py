@@ -1,5 +1,6 @@
 """Runs of the comparison: trained where they are missing, and measured beside the dense model."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ from benchmarks.embeddings.models import DENSE, open_model
 from benchmarks.embeddings.quality import Neighbors, measure_quality, nearest
 from benchmarks.embeddings.sets import Sets
 from benchmarks.embeddings.speed import measure_speed
+from benchmarks.embeddings.texts import TRAIN
 from benchmarks.measuring import ROOT, machine
 
 __all__ = ["is_finished", "measure_folder", "measure_line", "run_folder", "time_again", "train_line"]
@@ -42,8 +44,10 @@ def train_line(name: str, seed: int, *, work: Path) -> Path:
 
 
 def run_folder(name: str, seed: int, *, work: Path) -> Path:
-    """Return the folder of a run."""
-    return work / "runs" / f"{name}-s{seed}"
+    """Return the folder of a run, which other settings and other texts give another name."""
+    digest = hashlib.sha256(wanted(name, seed)[0]["settings"].encode())
+    digest.update((work / "texts" / TRAIN).read_bytes())
+    return work / "runs" / f"{name}-s{seed}-{digest.hexdigest()[:8]}"
 
 
 def is_finished(folder: Path) -> bool:

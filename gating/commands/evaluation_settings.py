@@ -70,11 +70,14 @@ def evaluation_settings(
     if values["task"].get("_target_") == _EMBEDDING:
         # Nothing is trained, and data of any kind are evaluated.
         values["task"] |= {"loss": None, "negations": 0}
+        revision = "main" if "task.teacher" in names else values["task"].get("teacher_revision", "main")
         if values["task"].get("teacher") is None:
             # The model that is evaluated is not the one that it learned from.
             before = {} if run_folder is None else read_settings_of(run_folder)["model"]
             values["task"]["teacher"] = before.get("name") or "none"
-            values["task"]["teacher_revision"] = before.get("revision", "main")
+            revision = before.get("revision", "main")
+        if "task.teacher_revision" not in names:
+            values["task"]["teacher_revision"] = revision
     only = _take_single_file(values["data"], split, given=names)
     # One device evaluates, since batches of several processes are padded otherwise; no steps bound the examples.
     values["trainer"] |= {"devices": 1, "num_nodes": 1, "strategy": "auto", "max_steps": -1}

@@ -65,7 +65,7 @@ def load_wordnet_and_bbc(*, wordnet_pairs: int = 30_000, held_out: float = 0.1, 
     """Load sentences of WordNet and of BBC News, texts of two kinds, from installed packages.
 
     Args:
-        wordnet_pairs: Number of training pairs of WordNet, which are drawn with the seed.
+        wordnet_pairs: Number of training pairs of WordNet, which are drawn with the seed; all if there are fewer.
         held_out: Share of the articles of BBC News for validation and test.
         seed: Seed of the splits.
 
@@ -77,7 +77,8 @@ def load_wordnet_and_bbc(*, wordnet_pairs: int = 30_000, held_out: float = 0.1, 
     wordnet, articles = load_wordnet(seed=seed).splits, load_bbc_sentences(held_out=held_out, seed=seed).splits
     pairs = wordnet["train"].shuffle(seed=seed)
     wordnet["train"] = pairs.select(range(min(wordnet_pairs, len(pairs))))
-    return Examples(DatasetDict({split: concatenate_datasets([wordnet[split], articles[split]]) for split in wordnet}))
+    tables = {split: concatenate_datasets([wordnet[split], articles[split]]) for split in wordnet}
+    return Examples(DatasetDict(tables))
 
 
 def split_sentences(text: str) -> list[str]:

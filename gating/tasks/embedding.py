@@ -71,6 +71,11 @@ class Embedding:
             raise InputError(f"task.loss={loss} is not one of {', '.join(_LOSSES)}.")
         if loss == "distance" and teacher == _NO_TEACHER:
             raise InputError("task.loss=distance is the distance to a teacher: leave out task.teacher=none.")
+        if teacher_revision != "main" and teacher in (None, _NO_TEACHER):
+            raise InputError(
+                f"task.teacher_revision={teacher_revision} is that of task.teacher, which is not given: give it, or "
+                "model.revision for that of the model."
+            )
         if not 0 <= similarity_weight < float("inf"):
             raise InputError(f"task.similarity_weight={similarity_weight}: give a number from 0.")
         if not 0 <= negations <= 1:

@@ -120,9 +120,21 @@ def test_settings_of_lines_are_composed(name, tmp_path):
     settings = settings_of(name, 3, texts=tmp_path, folder=tmp_path / "run")
     with initialize_config_dir(str(CONF), version_base="1.3"):
         composed = compose("config", overrides=open_tables(settings, conf=CONF))
-    assert (composed.data.about == ABOUT) == (name != "example")
+    assert composed.data.about.startswith(ABOUT) == (name != "example")
+    assert composed.data.about.endswith("made by rules.") == (composed.task.negations > 0)
     assert composed.seed == 3
     assert composed.task.loss == "distance"
+
+
+def test_runs_of_other_settings_and_texts_have_other_folders(tmp_path):
+    from benchmarks.embeddings.runs import run_folder
+
+    folders = set()
+    for text in ("a", "b"):
+        (tmp_path / "texts").mkdir(exist_ok=True)
+        (tmp_path / "texts" / TRAIN).write_text(text)
+        folders |= {run_folder(name, seed, work=tmp_path) for name in ("ours-2", "ours-2-long") for seed in (0, 1)}
+    assert len(folders) == 8
 
 
 def test_wrong_commands_are_refused(capsys):

@@ -239,8 +239,18 @@ def test_embeddings_are_compared_with_the_model_and_revision_of_the_run(tmp_path
     model = ["model=pretrained", "model.name=user/dense", "model.revision=v2"]
     overrides = ["task=embedding", "data=sentences", "data.train=a.txt", *model, f"output_dir={tmp_path}"]
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(checked_settings(overrides)))
-    settings, _ = evaluation_settings("model", [], run_folder=tmp_path, split=None)
-    assert settings.values["task"] | {"teacher": "user/dense", "teacher_revision": "v2"} == settings.values["task"]
+
+    def teacher_of(*more: str) -> tuple[str, str]:
+        task = evaluation_settings("model", more, run_folder=tmp_path, split=None)[0].values["task"]
+        return task["teacher"], task["teacher_revision"]
+
+    assert teacher_of() == ("user/dense", "v2")
+    assert teacher_of("task.teacher=user/other") == ("user/other", "main")
+    assert teacher_of("task.teacher_revision=v3") == ("user/dense", "v3")
+    own = [*overrides, "task.teacher=user/first", "task.teacher_revision=v1"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(checked_settings(own)))
+    assert teacher_of() == ("user/first", "v1")
+    assert teacher_of("task.teacher=user/other") == ("user/other", "main")
 
 
 def test_a_set_of_the_hub_in_place_of_that_of_a_run_leaves_its_other_settings(tmp_path):

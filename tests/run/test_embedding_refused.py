@@ -24,6 +24,7 @@ REFUSED = {
     "distillation=logits": "Embeddings learn from a teacher with task.teacher",
     "task.teacher=none": "there is none: give a dense model with task.teacher=",
     "task.teacher=./nowhere": "./nowhere does not exist",
+    "task.teacher_revision=v2": "task.teacher_revision=v2 is that of task.teacher, which is not given",
     "task.loss=cosine": "task.loss=cosine needs pairs of texts",
     "task.loss=nearest": "task.loss=nearest is not one of distance, cosine, multiple_negatives",
     "task.loss=distance task.teacher=none": "leave out task.teacher=none",
