@@ -32,7 +32,6 @@ _SHORT = (
     ("ours-2-long", PYTORCH),
     ("ours-2-long", "ONNX Runtime, int8"),
     ("example", PYTORCH),
-    ("ours-3", PYTORCH),
 )
 _SIZE = "32x32"
 _MEASURED = {"sick": "SICK", "stsb": "STS-B", "neighbors": "neighbors", "seeds": "seeds"}
