@@ -35,7 +35,7 @@ def test_a_family_goes_from_gates_to_a_folder_that_loads_elsewhere(name: str, tm
     if name != "youtu":
         assert_same_state(gating.load_compact(folder), state_of(model))
     # Mixtures of experts order their sums by the memory layout of the experts' weights, and by the CPU.
-    assert difference_elsewhere(folder, auto_class_of(model)) <= (1e-5 if name == "gpt_oss" else 0.0)
+    assert difference_elsewhere(folder, auto_class_of(model)) <= (2e-6 if name == "gpt_oss" else 0.0)
 
 
 @pytest.mark.parametrize(("name", "implementation"), tiered(FAMILY_IMPLEMENTATIONS))
