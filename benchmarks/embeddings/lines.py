@@ -108,8 +108,8 @@ def settings_of(name: str, seed: int, *, texts: Path, folder: Path) -> list[str]
     assert line.settings is not None
     files = [f"data.train={texts.resolve() / TRAIN}", f"data.validation={texts.resolve() / VALIDATION}"]
     texts_of_card = ABOUT + (_NEGATIONS if any("negations" in setting for setting in line.settings) else "")
-    about = [*files, f"data.about='{_quoted(texts_of_card)}'"] if line.recipe is RECIPE else []
-    return [*line.recipe, *about, *line.settings, f"seed={seed}", f"output_dir={folder}"]
+    own_texts = [*files, f"data.about='{_quoted(texts_of_card)}'"] if line.recipe is RECIPE else []
+    return [*line.recipe, *own_texts, *line.settings, f"seed={seed}", f"output_dir={folder}"]
 
 
 def _quoted(text: str) -> str:

@@ -1,18 +1,17 @@
-"""Sentences as examples: one in each line of a file, or those of the BBC News articles, alone or with WordNet's."""
+"""Sentences as examples: one in each line of a file, or those of the BBC News articles."""
 
 import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 
-from datasets import Dataset, DatasetDict, concatenate_datasets
+from datasets import Dataset, DatasetDict
 
 from gating.data.examples import Examples
 from gating.data.sources import load_bbc_news
 from gating.data.tables import warn_of_same_files
 from gating.data.text_files import read_texts
-from gating.data.wordnet import load_wordnet
-from gating.errors import InputError
 
-__all__ = ["load_bbc_sentences", "load_sentences", "load_wordnet_and_bbc", "split_sentences"]
+__all__ = ["load_bbc_sentences", "load_sentences", "split_sentences", "split_tables"]
 
 # The end of a sentence, before a capital letter, a digit or a quote.
 _END = re.compile(r"(?<=[.!?])[\"']?\s+(?=[\"'A-Z0-9£$])|\n+")
@@ -49,36 +48,33 @@ def load_bbc_sentences(*, held_out: float = 0.1, seed: int = 0) -> Examples:
     """
     articles = load_bbc_news(held_out=held_out, excerpt_words=None, seed=seed)
     splits = {split: [split_sentences(text) for text in table["text"]] for split, table in articles.splits.items()}
-    tables = {}
-    seen: set[str] = set()
-    for split in ("validation", "test"):
-        sentences = dict.fromkeys(chain(*splits[split]))
-        tables[split] = Dataset.from_dict({"text": [one for one in sentences if one not in seen]})
-        seen |= sentences.keys()
-    kept = [[one for one in article if one not in seen] for article in splits["train"]]
-    pairs = list(dict.fromkeys(chain.from_iterable(zip(one[::2], one[1::2], strict=False) for one in kept)))
-    tables["train"] = Dataset.from_dict({"text": [one for one, _ in pairs], "text_pair": [other for _, other in pairs]})
-    return Examples(DatasetDict(tables))
+
+    def consecutive(seen: set[str]) -> Iterator[tuple[str, str]]:
+        for article in splits["train"]:
+            kept = [one for one in article if one not in seen]
+            yield from zip(kept[::2], kept[1::2], strict=False)
+
+    return Examples(split_tables({split: chain(*splits[split]) for split in ("validation", "test")}, consecutive))
 
 
-def load_wordnet_and_bbc(*, wordnet_pairs: int = 30_000, held_out: float = 0.1, seed: int = 0) -> Examples:
-    """Load sentences of WordNet and of BBC News, texts of two kinds, from installed packages.
+def split_tables(
+    held_out: Mapping[str, Iterable[str]], pairs: Callable[[set[str]], Iterable[tuple[str, str]]]
+) -> DatasetDict:
+    """Return tables of sentences that share no text: single ones that are held out, and training pairs.
 
     Args:
-        wordnet_pairs: Number of training pairs of WordNet, which are drawn with the seed; all if there are fewer.
-        held_out: Share of the articles of BBC News for validation and test.
-        seed: Seed of the splits.
-
-    Raises:
-        ValueError: A number is out of range.
+        held_out: Texts of the validation and test splits; one that several have is in the first.
+        pairs: Function of all texts that are held out, which returns training pairs without them.
     """
-    if wordnet_pairs < 1:
-        raise InputError(f"data.wordnet_pairs={wordnet_pairs}: give a number from 1, or data=bbc_sentences.")
-    wordnet, articles = load_wordnet(seed=seed).splits, load_bbc_sentences(held_out=held_out, seed=seed).splits
-    pairs = wordnet["train"].shuffle(seed=seed)
-    wordnet["train"] = pairs.select(range(min(wordnet_pairs, len(pairs))))
-    tables = {split: concatenate_datasets([wordnet[split], articles[split]]) for split in wordnet}
-    return Examples(DatasetDict(tables))
+    tables: dict[str, Dataset] = {}
+    seen: set[str] = set()
+    for split, texts in held_out.items():
+        distinct = dict.fromkeys(texts)
+        tables[split] = Dataset.from_dict({"text": [one for one in distinct if one not in seen]})
+        seen |= distinct.keys()
+    train = dict.fromkeys(pairs(seen))
+    tables["train"] = Dataset.from_dict({"text": [one for one, _ in train], "text_pair": [other for _, other in train]})
+    return DatasetDict(tables)
 
 
 def split_sentences(text: str) -> list[str]:

@@ -1,19 +1,19 @@
-"""Sentences of WordNet: definitions of words, and examples of their use, in pairs that are near in meaning."""
+"""Sentences of WordNet, definitions and examples of words, in pairs near in meaning; alone or with BBC News."""
 
 import random
 import re
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from datasets import Dataset, DatasetDict
+from datasets import DatasetDict, concatenate_datasets
 
 from gating.data.examples import Examples
+from gating.data.sentences import load_bbc_sentences, split_tables
 from gating.errors import InputError, MissingPackageError
 from gating.models.hub import package_folder
 
-__all__ = ["load_wordnet"]
+__all__ = ["load_wordnet", "load_wordnet_and_bbc"]
 
 _PARTS = ("noun", "verb", "adj", "adv")
 _FEWEST_WORDS = 3
@@ -52,16 +52,35 @@ def load_wordnet(*, held_out: float = 0.01, seed: int = 0) -> Examples:
     keys = list(concepts)
     random.Random(seed).shuffle(keys)
     half = max(1, int(held_out * len(keys) / 2))
-    tables: dict[str, Dataset] = {}
-    seen: set[str] = set()
-    for split, chosen in (("validation", keys[:half]), ("test", keys[half : 2 * half])):
-        texts = dict.fromkeys(chain.from_iterable(_texts(concepts[key]) for key in chosen))
-        tables[split] = Dataset.from_dict({"text": [text for text in texts if text not in seen]})
-        seen |= texts.keys()
-    pairs = dict.fromkeys(
-        pair for key in keys[2 * half :] for pair in _pairs(concepts[key], concepts) if seen.isdisjoint(pair)
-    )
-    tables["train"] = Dataset.from_dict({"text": [one for one, _ in pairs], "text_pair": [other for _, other in pairs]})
+    held_out_keys = {"validation": keys[:half], "test": keys[half : 2 * half]}
+
+    def related(seen: set[str]) -> Iterator[tuple[str, str]]:
+        for key in keys[2 * half :]:
+            yield from (pair for pair in _pairs(concepts[key], concepts) if seen.isdisjoint(pair))
+
+    texts = {
+        split: [text for key in chosen for text in _texts(concepts[key])] for split, chosen in held_out_keys.items()
+    }
+    return Examples(split_tables(texts, related))
+
+
+def load_wordnet_and_bbc(*, wordnet_pairs: int = 30_000, held_out: float = 0.1, seed: int = 0) -> Examples:
+    """Load sentences of WordNet and of BBC News, texts of two kinds, from installed packages.
+
+    Args:
+        wordnet_pairs: Number of training pairs of WordNet, which are drawn with the seed; all if there are fewer.
+        held_out: Share of the articles of BBC News for validation and test.
+        seed: Seed of the splits.
+
+    Raises:
+        ValueError: A number is out of range.
+    """
+    if wordnet_pairs < 1:
+        raise InputError(f"data.wordnet_pairs={wordnet_pairs}: give a number from 1, or data=bbc_sentences.")
+    wordnet, articles = load_wordnet(seed=seed).splits, load_bbc_sentences(held_out=held_out, seed=seed).splits
+    pairs = wordnet["train"].shuffle(seed=seed)
+    wordnet["train"] = pairs.select(range(min(wordnet_pairs, len(pairs))))
+    tables = {split: concatenate_datasets([wordnet[split], articles[split]]) for split in wordnet}
     return Examples(DatasetDict(tables))
 
 

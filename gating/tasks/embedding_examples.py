@@ -29,7 +29,7 @@ _LABELS = ("label", "labels")
 def read_examples(
     splits: DatasetDict, text: str | None, text_pair: str | None, label: str | None, *, loss: str | None
 ) -> tuple[DatasetDict, dict[str, Kind]]:
-    """Return the columns ``text``, ``text_pair`` and ``score`` of each split, and what its examples are.
+    """Return the columns ``text``, ``text_pair`` and ``score`` of each split, and the kind of its examples.
 
     Splits may have different columns. With ``loss="distance"``, the texts of a training pair are in the same batch,
     where their similarity is learned, too.
@@ -136,9 +136,7 @@ def add_negations(table: Dataset, share: float) -> Dataset:
     wanted, negations = math.ceil(share * len(texts)), dict[str, str]()
     for row in draw.sample(range(len(texts)), len(texts)):
         found = {text: negate(text, draw) for text in draw.sample(list(texts[row].values()), len(columns))}
-        text = next((text for text, negation in found.items() if negation is not None), None)
-        if text is not None:
-            negations[text] = str(found[text])
+        negations |= [(text, negation) for text, negation in found.items() if negation is not None][:1]
         if len(negations) == wanted:
             break
     if not negations:
