@@ -9,7 +9,8 @@ from gating.objectives.baselines.none import NoObjective
 from gating.objectives.baselines.random_order import RandomOrder
 from gating.objectives.baselines.topk import TopK
 from gating.objectives.budget import HeadBudget, resolve_budget
-from gating.objectives.exact import ExactBudget, ExpectedCount
+from gating.objectives.exact import ExactBudget
+from gating.objectives.expected_count import ExpectedCount
 from gating.objectives.fixed_price import FixedPrice
 from gating.objectives.schedule import BudgetSchedule
 

@@ -9,7 +9,7 @@ from gating.errors import InputError, OperationError
 from gating.gates import HeadGates
 from gating.gates.full_precision import FullPrecision
 from gating.objectives.budget import HeadBudget
-from gating.objectives.parts import Costs
+from gating.objectives.costs import Costs
 from gating.objectives.schedule import BudgetSchedule
 
 __all__ = [

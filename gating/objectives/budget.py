@@ -9,7 +9,8 @@ from torch import Tensor
 
 from gating.errors import InputError, RemedyError
 from gating.gates import HeadGates
-from gating.objectives.parts import COST, BudgetPart, Costs, gate_costs, parts_of
+from gating.objectives.costs import Costs, check_cost, gate_costs, is_share_of_cost
+from gating.objectives.parts import COST, BudgetPart, parts_of
 from gating.units import UNITS, UnitName
 
 __all__ = ["DEFAULT_KEEP", "HeadBudget", "resolve_budget", "whole_amount"]
@@ -37,8 +38,8 @@ class HeadBudget:
             for each tower. A quarter if neither is given.
         min_per_layer: Least number of heads that every attention block with gates keeps.
         num_neurons: Number of neurons to keep.
-        cost: Cost of a gate where heads and neurons compete: ``macs``, ``parameters``, or the cost of a
-            multiply-accumulate of each, such as ``{"heads": 2.1e-11, "neurons": 1.4e-11}``.
+        cost: Cost of a gate where heads and neurons compete: ``macs``, ``parameters``, ``cache``, or the cost of a
+            multiply-accumulate of each and of an open block, as in :func:`~gating.objectives.costs.gate_costs`.
         uniform: Whether all layers keep equally many, for each kind of attention and for neurons.
     """
 
@@ -53,7 +54,7 @@ class HeadBudget:
     def __post_init__(self) -> None:
         if not isinstance(self.min_per_layer, int) or self.min_per_layer < 0:
             raise InputError(f"min_per_layer={self.min_per_layer} must be a whole number of heads, 0 or more.")
-        _check_cost(self.cost)
+        check_cost(self.cost)
 
     def __str__(self) -> str:
         """Return the settings that are not the defaults, such as ``num_heads=18``."""
@@ -134,7 +135,7 @@ class HeadBudget:
 
     def _resolve(self, gates: HeadGates) -> Iterator[tuple[BudgetPart, float]]:
         keep = self._checked_share(gates)
-        if keep is not None and not isinstance(keep, Mapping) and len(gates.units) > 1:
+        if keep is not None and not isinstance(keep, Mapping) and is_share_of_cost(gates, self.cost):
             (part,) = self._parts_of(gates, COST, by=None)
             share = _checked_keep(keep, of="the cost")
             part.check(share, exact=False)
@@ -175,12 +176,12 @@ class HeadBudget:
 
     def _parts_of(self, gates: HeadGates, unit: UnitName, *, by: Literal["kind", "tower"] | None) -> list[BudgetPart]:
         # Exact numbers of several units need costs only to show them as one share.
-        cost = "macs" if unit != COST and self.cost == "latency" else self.cost
+        cost = "macs" if unit != COST and not isinstance(self.cost, Mapping) else self.cost
         return parts_of(
             gates,
             by=by,
             unit=unit,
-            costs=gate_costs(gates, cost) if len(gates.units) > 1 else (),
+            costs=gate_costs(gates, cost) if unit == COST or len(gates.units) > 1 else None,
             min_per_layer=self.min_per_layer,
             uniform=self.uniform,
         )
@@ -236,19 +237,6 @@ def _checked_keep(keep: float, *, of: str, kind: str = "") -> float:
             f"keep{kind}={keep} is not a share of {of}: give a number above 0 and at most 1, such as 0.25."
         )
     return keep
-
-
-def _check_cost(cost: Costs) -> None:
-    if not isinstance(cost, Mapping):
-        is_valid = cost in ("macs", "parameters", "latency")
-    else:
-        rates = [rate for rate in cost.values() if isinstance(rate, (int, float)) and 0 <= rate < float("inf")]
-        is_valid = set(cost) <= set(UNITS) and len(rates) == len(cost) and any(rates)
-    if not is_valid:
-        raise InputError(
-            f"cost={cost} cannot be used: give macs, parameters, latency, or the cost of a multiply-accumulate of each "
-            "unit, such as {heads: 1.0, neurons: 0.7}."
-        )
 
 
 def _grouping(budget: object, gates: HeadGates) -> Literal["kind", "tower"] | None:

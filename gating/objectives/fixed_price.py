@@ -10,7 +10,7 @@ from gating.errors import InputError
 from gating.gates import HeadGates
 from gating.objectives.base import begin_search, check_search
 from gating.objectives.budget import HeadBudget
-from gating.objectives.parts import Costs
+from gating.objectives.costs import Costs
 
 __all__ = ["FixedPrice"]
 

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from gating.gates import HeadGates
 from gating.objectives.base import Objective
-from gating.objectives.parts import COST, Costs, gate_costs
+from gating.objectives.costs import Costs, GateCosts, gate_costs, is_share_of_cost
+from gating.objectives.parts import COST
 from gating.units import UNITS
 
 __all__ = ["Quantity", "gate_metrics", "metrics_of", "open_amounts", "quantity_of", "spent_by_unit"]
@@ -20,7 +21,7 @@ Quantity = str
 def gate_metrics(gates: HeadGates, objective: Objective) -> dict[str, float | Tensor]:
     """Return the state of the gates by the names in the logs."""
     values = gates.values()
-    quantity = quantity_of(gates)
+    quantity = quantity_of(gates, objective)
     budget: dict[str, float | Tensor] = {
         metrics_of(quantity)[2]: objective.target(gates),
         "gates/undecided": ((values > 0.05) & (values < 0.95)).float().mean(),
@@ -65,33 +66,37 @@ def metrics_of(quantity: Quantity) -> tuple[str, str, str]:
     return names.expected, names.open, names.target
 
 
-def quantity_of(gates: HeadGates) -> Quantity:
-    """Return the quantity of a budget for these gates: their unit, or for several units the share of cost."""
-    return gates.units[0] if len(gates.units) == 1 else COST
+def quantity_of(gates: HeadGates, objective: Objective) -> Quantity:
+    """Return the quantity of a budget for these gates: their unit, or the share of cost."""
+    return COST if is_share_of_cost(gates, _cost_of(objective)) else gates.units[0]
 
 
 @torch.no_grad()
 def open_amounts(gates: HeadGates, objective: Objective) -> tuple[float, float]:
-    """Return the expected and the actual number of open units, or the share of cost of several."""
-    if len(gates.units) == 1:
+    """Return the expected and the actual number of open units, or the share of cost."""
+    if quantity_of(gates, objective) != COST:
         return float(gates.count_expected(gates.units[0])), gates.count_open(gates.units[0])
-    expected = float(_cost_shares(gates, objective) @ gates.prob_open().cpu().double())
+    expected = _costs(gates, objective).expected(gates.prob_open())
     return expected, sum(spent_by_unit(gates, objective, gates.values() > 0).values())
 
 
 @torch.no_grad()
 def spent_by_unit(gates: HeadGates, objective: Objective, is_open: Tensor) -> dict[str, float]:
-    """Return the share of the cost of all gates that the open ones of each unit have.
+    """Return the share of the cost of all gates that the open ones of each unit have, with the price of their blocks.
 
     The cost is that of the objective, if it has one of its own.
     """
-    shares = _cost_shares(gates, objective) * is_open.cpu()
+    shares = _costs(gates, objective).spent(is_open)
     return {unit: float(shares[gates.is_of(unit)].sum()) for unit in gates.units}
 
 
-def _cost_shares(gates: HeadGates, objective: Objective) -> Tensor:
-    """Return the share of each gate in the cost of all, ``[num_gates]``, in the cost that the objective has."""
-    cost: Costs = getattr(objective, "cost", "macs")
+def _costs(gates: HeadGates, objective: Objective) -> GateCosts:
+    """Return the costs of gates in the cost that an objective has."""
+    cost = _cost_of(objective)
     # Exact numbers of heads and neurons need no measured cost.
-    costs = torch.tensor(gate_costs(gates, "macs" if cost == "latency" else cost), dtype=torch.float64)
-    return costs / costs.sum()
+    return gate_costs(gates, "macs" if cost == "latency" else cost)
+
+
+def _cost_of(objective: Objective) -> Costs:
+    cost: Costs = getattr(objective, "cost", "macs")
+    return cost

@@ -1,7 +1,6 @@
 """Parts of the gates that have a budget each: the numbers they can keep, and the gates they keep."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
@@ -11,15 +10,15 @@ from torch import Tensor
 
 from gating.errors import InputError, RemedyError
 from gating.gates import HeadGates
+from gating.objectives.costs import GateCosts
 from gating.objectives.selection import Items, check_reachable
 from gating.structure.blocks import tower_of
 from gating.units import UNITS, UnitName
 
-__all__ = ["COST", "BlockGates", "BudgetPart", "Costs", "by_rank", "gate_costs", "parts_of"]
+__all__ = ["COST", "BlockGates", "BudgetPart", "by_rank", "parts_of"]
 
 # Stands in place of a unit's name for a budget that is a share of the cost of all units, for which they compete.
 COST = "cost"
-Costs = Literal["macs", "parameters", "latency"] | Mapping[str, float]
 
 
 class BlockGates(NamedTuple):
@@ -41,7 +40,7 @@ class BudgetPart:
         kind: Kind of blocks, or tower, that the gates belong to; None for all gates with the unit.
         indices: Indices of the gates among all gates.
         units_per_gate: Number of units of each gate.
-        costs: Cost of each gate.
+        costs: Costs of the gates and blocks; None for gates of one unit, which are counted.
         share: Share of the cost of all gates that these gates have.
         blocks: Blocks with these gates.
         min_per_layer: Least number of units that each block keeps, of units that have a minimum.
@@ -53,7 +52,7 @@ class BudgetPart:
     kind: str | None
     indices: tuple[int, ...]
     units_per_gate: tuple[int, ...]
-    costs: tuple[float, ...]
+    costs: GateCosts | None
     share: float
     blocks: tuple[BlockGates, ...]
     min_per_layer: int = 0
@@ -71,11 +70,8 @@ class BudgetPart:
 
     @cached_property
     def weights(self) -> tuple[float, ...]:
-        """Units or share of cost of each gate, which sum to :attr:`total`."""
-        if self.unit != COST:
-            return self.units_per_gate
-        total = sum(self.costs)
-        return tuple(cost / total for cost in self.costs)
+        """Units or share of cost of each gate, which sum to :attr:`total`; with an equal part of its block's price."""
+        return self._costs.shares if self.unit == COST else self.units_per_gate
 
     def nearest(self, number: float) -> float:
         """Return the number of units nearest to ``number`` that these gates can keep; a share as it is."""
@@ -151,23 +147,37 @@ class BudgetPart:
 
     @cached_property
     def _sizes(self) -> tuple[float, ...]:
-        return self.costs if self.unit == COST else self.units_per_gate
+        return self._costs.of_gate if self.unit == COST else self.units_per_gate
+
+    @property
+    def _costs(self) -> GateCosts:
+        assert self.costs is not None
+        return self.costs
 
     @cached_property
     def _items(self) -> Items:
         """The items to choose from: gates, or for equal layers the best gate of every block, the second best ones..."""
         least = {block.kind: self._least_of(block) for block in self.blocks}
         if not self.uniform:
-            groups = tuple(len(block.gates) for block in self.blocks)
-            return Items(self.units_per_gate, groups, tuple(least[block.kind] for block in self.blocks), self.costs)
+            return Items(
+                units=self.units_per_gate,
+                groups=tuple(len(block.gates) for block in self.blocks),
+                least=tuple(least[block.kind] for block in self.blocks),
+                costs=self.costs.of_gate if self.costs else (),
+                prices=self.costs.of_block if self.costs else (),
+            )
         ranks = [(kind, rank) for (kind, _), matrix in self.matrices.items() for rank in matrix.T.tolist()]
         num_ranks = Counter(kind for kind, _ in ranks)
         num_blocks = Counter(block.kind for block in self.blocks)
+        prices = dict.fromkeys(num_ranks, 0.0)
+        for block, price in zip(self.blocks, self.costs.of_block if self.costs else (), strict=bool(self.costs)):
+            prices[block.kind] += price
         return Items(
             units=tuple(sum(self.units_per_gate[gate] for gate in rank) for _, rank in ranks),
             groups=tuple(num_ranks.values()),
             least=tuple(least[kind] * num_blocks[kind] for kind in num_ranks),
-            costs=tuple(sum(self.costs[gate] for gate in rank) for _, rank in ranks) if self.costs else (),
+            costs=tuple(sum(self.costs.of_gate[gate] for gate in rank) for _, rank in ranks) if self.costs else (),
+            prices=tuple(prices.values()) if self.costs else (),
         )
 
     def _least_of(self, block: BlockGates) -> int:
@@ -175,12 +185,12 @@ class BudgetPart:
 
     def _select(self, scores: Tensor, number: float) -> Tensor:
         if self.unit == COST:
-            return self._items.select_within(scores, number * sum(self.costs))
+            return self._items.select_within(scores, number * self._costs.total)
         return self._items.select(scores, int(number))
 
     def _check_cost(self, share: float) -> None:
-        items, total = self._items, sum(self.costs)
-        smallest = min(cost for cost in items.costs if cost) / total
+        items, total = self._items, self._costs.total
+        smallest = items.least_cost / total
         if smallest > share * (1 + 1e-9):
             raise InputError(
                 f"keep={share} of the cost holds no gate: the smallest takes {smallest:.4g}. Keep more, or make "
@@ -188,7 +198,7 @@ class BudgetPart:
             )
         if any(items.least):
             first = items.best_of_each(torch.zeros(len(items.units)))
-            needed = sum(items.costs[item] for item in first) / total
+            needed = items.cost_of(first) / total
             if needed > share * (1 + 1e-9):
                 self._refuse_minimum(f"keep={share} of the cost is too little", f"{needed:.4g}")
 
@@ -211,7 +221,7 @@ def parts_of(
     *,
     by: Literal["kind", "tower"] | None,
     unit: UnitName | None = None,
-    costs: Sequence[float] = (),
+    costs: GateCosts | None = None,
     min_per_layer: int = 0,
     uniform: bool = False,
 ) -> list[BudgetPart]:
@@ -221,7 +231,7 @@ def parts_of(
         gates: The gates.
         by: Whether each kind of blocks is a part, such as ``encoder`` or ``feed_forward``, or each tower of the model.
         unit: Unit of the budgets, or ``cost`` of all units; the first unit of the gates if left out.
-        costs: Cost of each gate, if there are gates of several units.
+        costs: Costs of the gates, if there are gates of several units or the budget is one of cost.
         min_per_layer: Least number of units that each block keeps, of units that have a minimum.
         uniform: Whether all blocks of a kind keep equally many.
     """
@@ -245,41 +255,11 @@ def parts_of(
             kind=group,
             indices=tuple(indices),
             units_per_gate=tuple(gates.units_per_gate[index] for index in indices),
-            costs=tuple(costs[index] for index in indices) if costs else (),
-            share=sum(costs[index] for index in indices) / sum(costs) if costs else 1.0,
+            costs=costs if unit == COST else None,
+            share=sum(costs.shares[index] for index in indices) if costs else 1.0,
             blocks=tuple(blocks),
             min_per_layer=min_per_layer,
             uniform=uniform,
         )
         for group, (blocks, indices) in groups.items()
     ]
-
-
-def gate_costs(gates: HeadGates, cost: Costs) -> tuple[float, ...]:
-    """Return the cost of each gate's units.
-
-    Args:
-        gates: The gates.
-        cost: ``macs``: multiply-accumulates of one example; ``parameters``; or the cost of a multiply-accumulate of
-            each unit, such as ``{"heads": 2.1e-11, "neurons": 1.4e-11}`` in seconds.
-
-    Raises:
-        InputError: ``cost`` is ``latency``, for which a device must have been timed, or lacks a unit.
-    """
-    if cost == "latency":
-        raise RemedyError(
-            "cost=latency takes the time of a multiply-accumulate of heads and of neurons, which differs by device: ",
-            python="give the objective of gating.budget_for_speedup(model, batch, speedup=...), which measures it.",
-            command="give objective.cost=macs or objective.cost=parameters.",
-        )
-    numbers = gates.parameters_per_gate if cost == "parameters" else gates.macs_per_gate
-    rates = dict(cost) if isinstance(cost, Mapping) else dict.fromkeys(gates.units, 1.0)
-    if missing := set(gates.units) - set(rates):
-        raise InputError(f"cost={rates} lacks {missing.pop()}: give the cost of a multiply-accumulate of each unit.")
-    # Timings may show no cost; such gates still compete by their scores, and take next to no room.
-    rates = {unit: max(rate, 1e-6 * max(rates.values())) for unit, rate in rates.items()}
-    # Padding of groups of query heads is never kept for its own sake.
-    return tuple(
-        number * rates[unit] if count else 0.0
-        for number, unit, count in zip(numbers.tolist(), gates.unit_of_gate, gates.units_per_gate, strict=True)
-    )

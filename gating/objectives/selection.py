@@ -4,6 +4,7 @@ An item is a gate, or one gate of each block. It has units and a cost. Items com
 block, and each group may have a minimum of units.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from gating.errors import RemedyError
 from gating.objectives.knapsack import fill_budget, select_exactly, values_of
+from gating.objectives.open_prices import fill_open_groups
 from gating.units import UNITS, UnitName
 
 __all__ = ["Items", "check_reachable"]
@@ -28,6 +30,7 @@ class Items:
         groups: Number of items of each group: the gates of a block, or the ranks of a kind; needed with ``least``.
         least: Least number of units of each group; no minimum if left out.
         costs: Cost of each item, for budgets of cost.
+        prices: Price of each group with a selected item, for budgets of cost.
 
     Example:
         >>> items = Items((2, 2, 2, 2), groups=(2, 2), least=(1, 1))
@@ -39,6 +42,7 @@ class Items:
     groups: tuple[int, ...] = ()
     least: tuple[int, ...] = ()
     costs: tuple[float, ...] = ()
+    prices: tuple[float, ...] = ()
 
     def has(self, number: int) -> bool:
         """Return whether some selection has exactly a number of units, and the minimum of each group."""
@@ -91,14 +95,14 @@ class Items:
         return select_exactly(values, self.units, number, groups=self.groups, least=least).to(scores.device)
 
     def select_within(self, scores: Tensor, budget: float) -> Tensor:
-        """Return the indices of items with the largest scores whose costs sum to at most the budget; minima come first.
+        """Return the indices of items with the largest scores whose cost is at most the budget; minima come first.
 
         The selection maximizes the sum of :func:`~gating.objectives.knapsack.values_of`, and leaves no room for another
         item.
 
         Args:
             scores: Score per unit of cost of each item, ``[num_items]``.
-            budget: Largest sum of costs.
+            budget: Largest sum of costs, and of the prices of groups with a selected item.
 
         Example:
             >>> items = Items((0, 0, 0, 1), (3, 1), (0, 1), costs=(2.0, 1.0, 1.0, 2.0))
@@ -108,9 +112,32 @@ class Items:
         first = self.best_of_each(scores)
         values = values_of(scores, torch.tensor(self.costs))
         taken = set(first)
-        open_costs = [0.0 if index in taken else cost for index, cost in enumerate(self.costs)]
-        others = fill_budget(values, open_costs, budget - sum(self.costs[index] for index in first))
+        costs = [0.0 if index in taken else cost for index, cost in enumerate(self.costs)]
+        room = budget - self.cost_of(first)
+        if any(self.prices):
+            paid = self._groups_of(first)
+            prices = [0.0 if group in paid else price for group, price in enumerate(self.prices)]
+            others = fill_open_groups(values, costs, room, groups=self.groups, prices=prices)
+        else:
+            others = fill_budget(values, costs, room)
         return torch.cat([torch.tensor(first, dtype=torch.int64), others]).to(scores.device)
+
+    def cost_of(self, items: Sequence[int]) -> float:
+        """Return the cost of some items and their groups."""
+        prices = sum(self.prices[group] for group in self._groups_of(items)) if self.prices else 0.0
+        return sum(self.costs[item] for item in items) + prices
+
+    @property
+    def least_cost(self) -> float:
+        """Cost of the cheapest selection of one item."""
+        return min(self.cost_of([item]) for item, cost in enumerate(self.costs) if cost)
+
+    def _groups_of(self, items: Sequence[int]) -> set[int]:
+        return {bisect_right(self._ends, item) for item in items}
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        return list(accumulate(self.groups))
 
     def best_of_each(self, scores: Tensor) -> list[int]:
         """Select the best items of each group until it has its minimum of units."""

@@ -1,4 +1,4 @@
-"""Budgets that are measured on the device: speedups, and the latency of heads and neurons."""
+"""Budgets that are measured on the device: speedups, and the latency of units and blocks."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -16,8 +16,8 @@ from gating.gates import HeadGates
 from gating.objectives import HasMovableBudget
 from gating.pruning.latency.comparison import describe_batch
 from gating.pruning.latency.copies import PRECISION, CopyTimer
-from gating.pruning.latency.costs import NUM_PASSES, budget_of_number, measure_latency_costs
-from gating.pruning.latency.speedup import Reached, kept_for_speedup, num_heads_for_speedup
+from gating.pruning.latency.costs import NUM_PASSES, measure_latency_costs
+from gating.pruning.latency.speedup import Reached, kept_for_speedup
 from gating.pruning.macs import measure_macs
 from gating.run.data import RunData
 from gating.run.folder.stored_settings import MEASURED, read_settings_of
@@ -52,8 +52,8 @@ def measure_budget(
 ) -> tuple[Settings, RunObjects]:
     """Replace a speedup by the budget that reaches it on this device; a resumed run keeps its budget.
 
-    A speedup by heads alone becomes a number of heads. With units that are weighed, such as neurons, it becomes a share
-    of the latency of all gated units, and ``objective.cost=latency`` the measured costs.
+    A speedup becomes a share of the latency of all gated units and their blocks, and ``objective.cost=latency`` the
+    measured costs.
     """
     if not objects.budget.is_measured:
         return settings, objects
@@ -66,21 +66,14 @@ def measure_budget(
         gates = objects.gates_without_model(model)
         if len(gates.units) > 1:
             set_measured_macs(gates, model, data)
-        _check_measured(objects.budget, gates)
+        if objects.budget.cost is None:
+            raise InputError(f"objective.speedup={objects.budget.speedup} needs a cost: give objective.cost=latency.")
         # These are the examples of all steps, in one process.
         num_examples = steps * settings.values["trainer"]["accumulate_grad_batches"] * data.module.batch_size
         with state.summary.timed("latency"):
             budget = _measure(model, gates, objects.budget, timing, num_examples=num_examples)
     settings = settings.with_budget(broadcast(budget))
     return settings, objects.with_objective(settings.values["objective"])
-
-
-def _check_measured(budget: BudgetSettings, gates: HeadGates) -> None:
-    """Raise ``InputError`` if an objective cannot have a budget that is measured with these gates."""
-    if budget.speedup is None and not gates.is_weighed:
-        raise InputError("objective.cost=latency needs gates on neurons, too: give gates.units=[heads,neurons].")
-    if gates.is_weighed and budget.cost is None:
-        raise InputError(f"objective.speedup={budget.speedup} needs a cost: give objective.cost=latency.")
 
 
 def _measure(
@@ -92,25 +85,17 @@ def _measure(
     """
     num_passes = _PASSES_OF_STEP * num_examples / timing.settings.batch_size
     batch = timing.fitted_batch(model, passes=NUM_PASSES, run_seconds=lambda one_pass: num_passes * one_pass)
-    speedup = asked.speedup
     with _timer(model, batch, timing, title="Compact copies are timed on this device", share=_SHARE_BEFORE) as timer:
-        if gates.is_weighed:
-            costs = measure_latency_costs(gates, timer)
-        else:
-            assert speedup is not None
-            number = num_heads_for_speedup(gates, timer, speedup=speedup)
-    if not gates.is_weighed:
-        print(
-            f"{number} {gates.units[0]}, evenly spread over its layers, make the model {speedup} times as fast here "
-            f"({timer.words})."
-        )
-        return budget_of_number(gates, number)
+        costs = measure_latency_costs(gates, timer)
     shares = ", ".join(f"{share:.0%} are its gated {unit}" for unit, share in costs.shares.items())
-    print(f"Of the model's time here, {shares}, {costs.fixed:.0%} the rest ({timer.words}).")
+    print(
+        f"Of the model's time here, {shares}, {sum(costs.open_blocks.values()):.0%} their blocks, whatever is left in "
+        f"them, {costs.fixed:.0%} the rest ({timer.words})."
+    )
     budget: dict[str, Any] = {"cost": costs.rates(gates)}
-    if speedup:
-        budget["keep"] = costs.keep_for(speedup)
-        print(f"With {budget['keep']:.0%} of the time of its gated units, it is {speedup} times as fast.")
+    if asked.speedup:
+        budget["keep"] = costs.keep_for(asked.speedup)
+        print(f"With {budget['keep']:.0%} of the time of its gated units, it is {asked.speedup} times as fast.")
     return budget
 
 

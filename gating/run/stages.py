@@ -107,7 +107,7 @@ def remove_heads(run: Run, search: Search) -> None:
     state, gates, objective = run.state, search.gates, search.objective
     check_same(gates.log_alpha, "The location of the gates")
     kept: Tensor | None
-    if run.objects.budget.speedup and gates.is_weighed and isinstance(objective, HasMovableBudget):
+    if run.objects.budget.speedup and isinstance(objective, HasMovableBudget):
         kept = at_speedup = kept_at_speedup(run, objective, gates)
         chosen = objective.kept(gates)
         state.history.is_moved = chosen is not None and not torch.equal(chosen.cpu(), at_speedup.cpu())

@@ -125,10 +125,19 @@ class AttentionBlock(AttentionModule, Block):
         """Number of values that a decoder caches for each token: keys and values, or the latent they are made of."""
         if self.spec.has_state:
             return 0
-        latent = next((linear for linear, layout in self.projections() if layout == "hkv"), None)
-        if latent is not None:
+        if (latent := self._latent) is not None:
             return num_inputs(latent) + int(getattr(self.module, "qk_rope_head_dim", 0))
-        return self.num_key_value_heads * (self.key_dim + self.head_dim)
+        return self.num_key_value_heads * self.head_cache_width
+
+    @property
+    def head_cache_width(self) -> int:
+        """Number of values that a decoder caches for each token and key-value head; 0 where these share a latent."""
+        return 0 if self.spec.has_state or self._latent is not None else self.key_dim + self.head_dim
+
+    @property
+    def _latent(self) -> nn.Module | None:
+        """The projection from the latent of which latent attention makes keys and values."""
+        return next((linear for linear, layout in self.projections() if layout == "hkv"), None)
 
     @property
     def is_guessed(self) -> bool:

@@ -199,6 +199,8 @@ def _gate_size(block: AttentionBlock, slots: Sequence[int]) -> GateSize:
         # Padding alone is never kept for its own sake.
         num_slots * (block.key_dim + block.head_dim) if num_heads else 0,
         num_slots * block.head_dim * block.key_dim if block.spec.has_state else 0,
+        # One head of a group leaves the keys and values that the others share.
+        block.head_cache_width if num_slots == group else 0,
     )
 
 

@@ -41,6 +41,7 @@ class GateSize:
         num_parameters: Entries of weights and biases.
         num_pair_features: Multiply-accumulates for each pair of a query and a key.
         state_size: Number of entries of the states of linear attention; zero for attention to keys and values.
+        num_cached: Number of keys and values for each token that a decoder no longer caches without these units.
     """
 
     num_units: int
@@ -49,6 +50,7 @@ class GateSize:
     num_parameters: float
     num_pair_features: int = field(default=0, repr=False)
     state_size: int = field(default=0, repr=False)
+    num_cached: int = field(default=0, repr=False)
 
     def macs(self, num_tokens: float = NUM_TOKENS, num_keys: float | None = None) -> float:
         """Return the multiply-accumulates of one example: projections, and the two products of attention.

@@ -6,7 +6,7 @@ import torch
 import gating
 from gating.gates import create_gates
 from gating.objectives import BudgetSchedule
-from gating.objectives.parts import gate_costs
+from gating.objectives.costs import gate_costs
 from gating.objectives.per_part import PerPart
 from tests.support.family_models import FAMILIES
 from tests.support.search import RIVALS, Search, build_bert_on_meta
@@ -33,7 +33,7 @@ def count(gates, kept):
 
 def check_filled(gates, kept, share, cost="macs"):
     """Check that the kept gates are within the budget, and that no other gate fits."""
-    costs = torch.tensor(gate_costs(gates, cost), dtype=torch.float64)
+    costs = torch.tensor(gate_costs(gates, cost).of_gate, dtype=torch.float64)
     budget, used = share * costs.sum(), costs[kept].sum()
     assert used <= budget * (1 + 1e-9)
     assert (used + costs[~kept] > budget * (1 - 1e-9)).all()
@@ -113,7 +113,7 @@ def test_uniform_layers_share_a_budget_of_cost(rival, share):
     heads, neurons = block_units(search.gates, kept)[:3], block_units(search.gates, kept)[3:]
     assert len(set(heads)) == len(set(neurons)) == 1
     assert heads[0] >= 1
-    costs = torch.tensor(gate_costs(search.gates, "macs"), dtype=torch.float64)
+    costs = torch.tensor(gate_costs(search.gates, "macs").of_gate, dtype=torch.float64)
     used, first_of_each = costs[kept].sum(), torch.tensor([*range(4), *range(12, 15)])
     others = first_of_each[~kept[first_of_each]]
     assert used <= share * costs.sum() * (1 + 1e-9)
@@ -148,7 +148,7 @@ def test_the_expected_cost_is_the_target_at_every_step(arguments):
     gates, objective = search.gates, search.objective
     with torch.no_grad():
         gates.log_alpha.normal_(generator=torch.Generator().manual_seed(0))
-    costs = torch.tensor(gate_costs(gates, "macs"))
+    costs = torch.tensor(gate_costs(gates, "macs").of_gate)
     for step in range(6):
         objective.update(gates, step / 5)
         expected = float((gates.prob_open().detach() * costs).sum() / costs.sum())
@@ -201,7 +201,7 @@ def test_the_lagrangian_counts_sparsity_in_cost_or_in_units(arguments):
         objective.lambda_1.fill_(0.7)
         objective.lambda_2.fill_(3.0)
     objective.update(gates, 1.0)
-    p, costs = gates.prob_open().detach(), torch.tensor(gate_costs(gates, "macs"))
+    p, costs = gates.prob_open().detach(), torch.tensor(gate_costs(gates, "macs").of_gate)
     neurons = torch.tensor(gates.neurons_per_gate)
     open_shares = [(p * costs).sum() / costs.sum()]
     targets = [0.4]
@@ -217,7 +217,7 @@ def test_a_price_is_that_of_all_cost_or_of_all_neurons():
         gates.log_alpha.copy_(torch.linspace(-3, 3, 21))
     p = gates.prob_open().detach()
     for cost in ("macs", "parameters"):
-        objective, costs = gating.FixedPrice(price=2.0, cost=cost), torch.tensor(gate_costs(gates, cost))
+        objective, costs = gating.FixedPrice(price=2.0, cost=cost), torch.tensor(gate_costs(gates, cost).of_gate)
         objective.update(gates, 1.0)
         by_hand = 2 * (p * costs).sum() / costs.sum()
         assert objective.penalty(gates).item() == pytest.approx(by_hand.item(), rel=1e-5)

@@ -19,7 +19,7 @@ LABELS = torch.tensor([0, 2])
 
 def watched(model, **options):
     gates = gating.inject_gates(model, **options)
-    gates.sampler = MaskSampler(gates)
+    gates.sampler = MaskSampler(gates, num_open=gates.total(gates.units[0]))
     ranking = Importance()
     ranking.attach(gates)
     return gates, ranking

@@ -7,7 +7,8 @@ import torch
 
 import gating
 from gating.objectives.baselines.subset import GumbelTopK, StraightThroughTopK, gumbel_noise, soft_knapsack, soft_top_k
-from gating.objectives.parts import gate_costs, parts_of
+from gating.objectives.costs import gate_costs
+from gating.objectives.parts import parts_of
 from tests.support.family_models import FAMILIES
 
 

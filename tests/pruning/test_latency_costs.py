@@ -19,22 +19,60 @@ from tests.support.tiny_models import batch_for, state_of
 UNITS = ["heads", "neurons"]
 
 
-def relative_time(gates, kept, *, heads, neurons):
-    """Return the time of a model whose latency is linear in the kept units."""
+def relative_time(gates, kept, *, heads, neurons, open_heads=0.0, open_neurons=0.0):
+    """Return the time of a model whose latency is linear in the kept units and in the blocks that are open."""
     is_neuron = torch.tensor(gates.neurons_per_gate) > 0
-    return 1 - heads * (1 - kept[~is_neuron].double().mean()) - neurons * (1 - kept[is_neuron].double().mean())
+    is_open = torch.tensor([bool(part.any()) for part in kept.split(gates.block_sizes)])
+    of_neurons = torch.tensor([unit == "neurons" for unit in gates.block_units])
+    removed = [kept[~is_neuron], kept[is_neuron], is_open[~of_neurons], is_open[of_neurons]]
+    prices = (heads, neurons, open_heads, open_neurons)
+    return 1 - sum(
+        price * float(1 - part.double().mean()) for price, part in zip(prices, removed, strict=True) if price
+    )
 
 
-def test_linear_latencies_are_found(bert):
+TIMES = {"heads": 0.3, "neurons": 0.4, "open_heads": 0.12, "open_neurons": 0.06}
+
+
+def test_latencies_of_units_and_open_blocks_are_found(bert):
     gates = create_gates(bert, units=UNITS, group_size=4)
-    speedup = lambda kept: float(1 / relative_time(gates, kept, heads=0.3, neurons=0.4))  # noqa: E731
+    speedup = lambda kept: 1 / relative_time(gates, kept, **TIMES)  # noqa: E731
     costs = measure_latency_costs(gates, KnownTimes(speedup))
-    assert (*costs.shares.values(), costs.fixed) == pytest.approx((0.3, 0.4, 0.3))
+    assert (*costs.shares.values(), *costs.open_blocks.values()) == pytest.approx((*TIMES.values(),))
+    assert costs.fixed == pytest.approx(0.12)
     rates = costs.rates(gates)
     is_neuron = torch.tensor(gates.neurons_per_gate) > 0
     assert float(gates.macs_per_gate[~is_neuron].sum() * rates["heads"]) == pytest.approx(0.3)
     assert float(gates.macs_per_gate[is_neuron].sum() * rates["neurons"]) == pytest.approx(0.4)
-    assert costs.keep_for(2.0) == pytest.approx((0.5 - 0.3) / 0.7)
+    assert rates["open_blocks"] == pytest.approx({"heads": 0.12 / 3, "neurons": 0.06 / 3})
+    assert costs.keep_for(2.0) == pytest.approx((0.5 - 0.12) / 0.88)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        kept = torch.rand(len(gates.units_per_gate), generator=generator) > 0.8
+        assert costs.predict(gates, kept) == pytest.approx(relative_time(gates, kept, **TIMES))
+
+
+@pytest.mark.parametrize("units", ["heads", "neurons", UNITS], ids=str)
+def test_a_share_of_measured_latency_is_the_speedup(bert, units):
+    gates = create_gates(bert, units=units, group_size=4)
+    ours = {name: price for name, price in TIMES.items() if name.removeprefix("open_") in gates.units}
+    time = lambda kept: _time_of(gates, kept, ours)  # noqa: E731
+    costs = measure_latency_costs(gates, KnownTimes(lambda kept: 1 / time(kept)))
+    gates.log_alpha.data = torch.randn(len(gates.log_alpha), generator=torch.Generator().manual_seed(1))
+    kept = gating.ExactBudget(keep=costs.keep_for(1.4), cost=costs.rates(gates)).kept(gates)
+    smallest = max(price for name, price in ours.items()) / 12
+    assert 1 / 1.4 - smallest < time(kept) <= 1 / 1.4 + 1e-6
+
+
+def _time_of(gates, kept, prices):
+    """Return the time of gates on some of the units."""
+    is_open = [bool(part.any()) for part in kept.split(gates.block_sizes)]
+    time = 1 - sum(prices.values())
+    for unit in gates.units:
+        time += prices[unit] * float(kept[gates.is_of(unit)].double().mean())
+        blocks = [each for each, own in zip(is_open, gates.block_units, strict=True) if own == unit]
+        time += prices[f"open_{unit}"] * sum(blocks) / len(blocks)
+    return time
 
 
 def test_units_that_cost_nothing_have_no_negative_cost(bert):
@@ -52,7 +90,7 @@ def test_real_timings_leave_the_model_as_it_was(bert, units, monkeypatch):
     gates = create_gates(bert, units=units, group_size=8)
     costs = measure_latency_costs(gates, timer_of(bert, batch_for(bert), repeats=2))
     assert costs.fastest >= 1
-    assert set(costs.rates(gates)) == set(units)
+    assert set(costs.rates(gates)) == {*units, "open_blocks"}
     assert str(bert) == text
     assert all(torch.equal(tensor, bert.state_dict()[name]) for name, tensor in state.items())
 
@@ -111,6 +149,14 @@ def test_the_budget_for_a_speedup_reaches_it(bert, monkeypatch, units, speedup):
     gates.log_alpha.data = torch.rand(len(gates.log_alpha), generator=torch.Generator().manual_seed(0))
     compact = remove_in_copy(bert, gates, objective.kept(gates))
     assert timer_of(bert, {}).time(compact, what="the choice").speedup == pytest.approx(speedup, rel=0.05)
+
+
+def test_heads_without_a_gate_stay_and_do_not_count(bert):
+    gates = create_gates(bert, exclude=["encoder.layer.0.attention.self"])
+    sizes = []
+    timer = KnownTimes(lambda kept: sizes.append(len(kept)) or 1.0)
+    measure_latency_costs(gates, timer)
+    assert set(sizes) == {8}
 
 
 def test_a_budget_is_measured_before_the_gates(bert):

@@ -10,19 +10,17 @@ from matplotlib.legend import Legend
 
 import gating
 from gating.discovery.ungated import UngatedModules
-from gating.errors import InputError, RemedyWarning
+from gating.errors import RemedyWarning
 from gating.gates import create_gates
 from gating.objectives import HeadBudget
+from gating.objectives.costs import gate_costs
 from gating.objectives.gate_metrics import gate_metrics
-from gating.objectives.parts import gate_costs
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
-from gating.pruning.latency.costs import budget_of_number, measure_latency_costs
+from gating.pruning.latency.costs import measure_latency_costs
 from gating.pruning.macs import measure_macs
 from gating.report.figures import gates_figure
 from gating.report.summary import Summary
-from gating.run.measured_budget import _check_measured
-from gating.run.objects import BudgetSettings
 from gating.structure.blocks import Block
 from gating.structure.feed_forward import FeedForwardBlock, iter_feed_forward_blocks
 from gating.training.callbacks.progress import describe_open
@@ -178,7 +176,7 @@ def test_every_objective_searches_it(bert, name, units):
     if units == "blocks":
         assert kept.sum() == 2
     else:
-        costs = torch.tensor(gate_costs(gates, "macs"))
+        costs = torch.tensor(gate_costs(gates, "macs").of_gate)
         assert 0.5 < float(costs[kept].sum() / costs.sum()) <= 0.67
         assert {"gates/cost/heads", "gates/cost/blocks"} <= set(metrics)
     report = gating.finalize(bert, gates, objective)
@@ -223,24 +221,16 @@ def test_its_latency_is_fitted(bert):
     gates = gating.inject_gates(bert, units=BOTH)
     speedup = lambda kept: 1 / (0.2 + 0.3 * kept[:12].float().mean() + 0.5 * kept[12:].float().mean())  # noqa: E731
     costs = measure_latency_costs(gates, KnownTimes(speedup))
-    assert costs.shares == pytest.approx({"heads": 0.3, "blocks": 0.5})
+    assert costs.shares["heads"] == pytest.approx(0.3)
+    # A block with one gate is open as long as its unit is there: both prices are one.
+    assert costs.shares["blocks"] + costs.open_blocks["blocks"] == pytest.approx(0.5)
 
 
-def test_its_number_for_a_speedup_is_a_share(bert):
+def test_its_speedup_is_a_share_of_its_cost(bert):
     alone = create_gates(bert, units="blocks")
-    assert budget_of_number(alone, 2) == {"keep": pytest.approx(2 / NUM_LAYERS)}
-    assert gating.ExactBudget(**budget_of_number(alone, 2)).kept(alone).sum() == 2
-    assert budget_of_number(create_gates(bert), 5) == {"num_heads": 5}
-
-
-def test_a_run_measures_its_latency_beside_heads_and_its_number_alone(bert):
-    asked = BudgetSettings(speedup=1.5, cost="latency")
-    _check_measured(asked, create_gates(bert, units=BOTH))
-    with pytest.raises(InputError, match="needs a cost"):
-        _check_measured(BudgetSettings(speedup=1.5), create_gates(bert, units=BOTH))
-    _check_measured(BudgetSettings(speedup=1.5), create_gates(bert, units="blocks"))
-    with pytest.raises(InputError, match="needs gates on neurons"):
-        _check_measured(BudgetSettings(cost="latency"), create_gates(bert, units="blocks"))
+    costs = measure_latency_costs(alone, KnownTimes(lambda kept: 1 / (0.4 + 0.6 * kept.float().mean())))
+    objective = gating.ExactBudget(keep=costs.keep_for(1.2), cost=costs.rates(alone))
+    assert objective.kept(alone).sum() == 2
 
 
 PAGE = (ROOT / "docs" / "adding-a-unit.md").read_text(encoding="utf-8")

@@ -11,7 +11,8 @@ from gating.gates import HeadGates
 from gating.objectives.base import NOT_ATTACHED, KeepsBudget, begin_search, check_search
 from gating.objectives.baselines.mask import MaskSampler
 from gating.objectives.budget import HeadBudget
-from gating.objectives.parts import COST, BudgetPart, Costs
+from gating.objectives.costs import Costs
+from gating.objectives.parts import COST, BudgetPart
 from gating.objectives.schedule import BudgetSchedule
 
 __all__ = ["HeadRanking", "IterativePruning"]
@@ -97,10 +98,10 @@ class IterativePruning(KeepsBudget):
 
     def attach(self, gates: HeadGates) -> None:
         """Open every gate; a mask gives their values from now on, and ``log_alpha`` is not trained."""
-        self._budget.parts(gates)
+        parts = [part for part, _ in self._budget.parts(gates)]
         begin_search(self, gates)
         gates.log_alpha.requires_grad_(False)
-        gates.sampler = MaskSampler(gates)
+        gates.sampler = MaskSampler(gates, num_open=self._budget.amount(gates, [part.total for part in parts]))
         self.ranking.attach(gates)
 
     def update(self, gates: HeadGates, progress: float) -> None:

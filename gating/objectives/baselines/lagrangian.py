@@ -9,7 +9,7 @@ from gating.errors import OperationError
 from gating.gates import HeadGates
 from gating.objectives.base import NOT_ATTACHED, KeepsBudget, begin_search, check_search
 from gating.objectives.budget import HeadBudget
-from gating.objectives.parts import Costs
+from gating.objectives.costs import Costs
 from gating.objectives.per_part import UniformRanks, per_part
 from gating.objectives.schedule import BudgetSchedule
 

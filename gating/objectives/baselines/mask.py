@@ -4,7 +4,6 @@ import torch
 from torch import Tensor, nn
 
 from gating.gates import HeadGates
-from gating.objectives.budget import whole_amount
 
 __all__ = ["HostCount", "MaskSampler"]
 
@@ -44,11 +43,11 @@ class MaskSampler(nn.Module):
 
     mask: Tensor
 
-    def __init__(self, gates: HeadGates) -> None:
-        """Start with every gate open."""
+    def __init__(self, gates: HeadGates, *, num_open: float) -> None:
+        """Start with every gate open; ``num_open`` is the number or share of them."""
         super().__init__()
         self.register_buffer("mask", torch.ones_like(gates.log_alpha, requires_grad=False))
-        self.num_open = HostCount(whole_amount(gates))
+        self.num_open = HostCount(num_open)
 
     def fix(self, kept: Tensor, *, num_open: float) -> None:
         """Open the gates of a boolean tensor, ``[num_gates]``, and close the others."""

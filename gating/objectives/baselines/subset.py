@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from gating.objectives.baselines.mask import HostCount
-from gating.objectives.exact import solve_offset
+from gating.objectives.expected_count import solve_offset
 from gating.objectives.parts import BudgetPart
 
 __all__ = ["GumbelTopK", "StraightThroughTopK", "gumbel_noise", "soft_knapsack", "soft_top_k"]

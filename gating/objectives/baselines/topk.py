@@ -12,7 +12,8 @@ from gating.gates.interfaces import GateSampler
 from gating.objectives.base import KeepsBudget, begin_search, check_search
 from gating.objectives.baselines.subset import GumbelTopK, StraightThroughTopK
 from gating.objectives.budget import HeadBudget
-from gating.objectives.parts import BudgetPart, Costs
+from gating.objectives.costs import Costs
+from gating.objectives.parts import BudgetPart
 from gating.objectives.per_part import UniformRanks, modules_of, per_part
 from gating.objectives.schedule import BudgetSchedule
 

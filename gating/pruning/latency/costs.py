@@ -1,10 +1,11 @@
-"""Latency of units, measured on compact shapes, and the budget of a speedup."""
+"""Latency of units and of open blocks, measured on compact shapes, and the budget of a speedup."""
 
-import inspect
 import math
 import warnings
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -13,40 +14,86 @@ from torch import Tensor, nn
 from gating.errors import InputError
 from gating.gates import HeadGates, create_gates
 from gating.objectives import ExactBudget
+from gating.objectives.costs import OPEN_BLOCKS
 from gating.pruning.latency.comparison import margin
 from gating.pruning.latency.copies import PRECISION, CopyTimer
 from gating.pruning.latency.settings import LatencySettings
-from gating.pruning.latency.speedup import check_speedup, num_heads_for_speedup
+from gating.pruning.latency.speedup import check_speedup
 from gating.pruning.latency.time_budget import MAX_SECONDS, TimeBudget
 from gating.units import UnitName
 
-__all__ = ["NUM_PASSES", "LatencyCosts", "budget_for_speedup", "budget_of_number", "measure_latency_costs"]
+__all__ = ["NUM_PASSES", "LatencyCosts", "Shape", "budget_for_speedup", "measure_latency_costs"]
 
-# Number of compact copies that the fit of two units needs; others make it exact.
-_NUM_NEEDED = 3
 # Number of forward passes with which the fit and the search for gates after it are exact.
 NUM_PASSES = 100
+# Factors of the share that consecutive blocks keep: chosen gates leave blocks of odd widths, too.
+_UNEVEN = (0.7, 1.3, 1.0)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Shape of a copy that is timed.
+
+    Attributes:
+        shares: Share of the gates of each unit that its open blocks keep, by the name of the unit.
+        every: For each unit, every how many-th of its blocks is open; 1 for all of them.
+    """
+
+    shares: Mapping[UnitName, float]
+    every: Mapping[UnitName, int]
+
+    def keep(self, gates: HeadGates) -> Tensor:
+        """Return the mask of the first gates of each open block, and of at least one gate of each unit."""
+        kept, missing, seen = [], set(gates.units), Counter[UnitName]()
+        factors = {unit: cycle(_UNEVEN) for unit in gates.units}
+        for size, unit in zip(gates.block_sizes, gates.block_units, strict=True):
+            share = self.shares[unit]
+            number = min(size, round(size * share * (1 if share == 1 else next(factors[unit]))))
+            number = number if seen[unit] % self.every[unit] == 0 else 0
+            seen[unit] += 1
+            number = number or int(unit in missing)
+            missing.discard(unit)
+            kept.append(torch.arange(size) < number)
+        return torch.cat(kept)
+
+    def __str__(self) -> str:
+        """Return the shape in words, for a progress bar."""
+        words = (f"{self.shares[unit] / self.every[unit]:.0%} of the {unit}" for unit in self.shares)
+        return ", ".join(words)
 
 
 @dataclass(frozen=True)
 class LatencyCosts:
-    """Shares of the dense model's latency that its gated units take, from a linear fit.
+    """Shares of the dense model's latency that its gated units and their blocks take, from a linear fit.
+
+    A block takes time as long as one of its units is left, whatever their number: for calls of kernels, and for what it
+    does with the hidden states.
 
     Attributes:
         shares: Share of all gated units, by their name.
         fixed: Share of everything else.
         fastest: Speedup of the model with one gate of each unit left.
         error: Largest relative standard error of the timings; infinite if a copy was timed too few times.
+        open_blocks: Share of being open of all blocks with gates, by the name of their unit.
     """
 
     shares: dict[UnitName, float]
     fixed: float
     fastest: float
     error: float = math.inf
+    open_blocks: Mapping[UnitName, float] = field(default_factory=dict)
 
-    def rates(self, gates: HeadGates) -> dict[str, float]:
-        """Return the cost of one multiply-accumulate of each unit, as share of the dense latency."""
-        return {unit: self.shares[unit] / float(gates.macs_per_gate[gates.is_of(unit)].sum()) for unit in gates.units}
+    def rates(self, gates: HeadGates) -> dict[str, Any]:
+        """Return the cost of one multiply-accumulate of each unit and of one open block, as shares of dense latency."""
+        rates = {unit: self.shares[unit] / float(gates.macs_per_gate[gates.is_of(unit)].sum()) for unit in gates.units}
+        prices = {unit: self.open_blocks.get(unit, 0.0) / gates.block_units.count(unit) for unit in gates.units}
+        return {**rates, OPEN_BLOCKS: prices}
+
+    def predict(self, gates: HeadGates, kept: Tensor) -> float:
+        """Return the latency with some gates kept, ``[num_gates]``, as share of the dense model's."""
+        amounts = _amounts(gates, kept)
+        prices = [*self.shares.values(), *(self.open_blocks.get(unit, 0.0) for unit in gates.units)]
+        return self.fixed + sum(share * price for share, price in zip(amounts, prices, strict=True))
 
     def keep_for(self, speedup: float) -> float:
         """Return the share of the cost of all gated units that remains at a speedup.
@@ -64,7 +111,7 @@ class LatencyCosts:
                 f"speedup={speedup} cannot be reached by removing these units: with nearly all of them gone, the model "
                 f"is {self.fastest:.2f} times as fast here{precision}. Ask for less than that."
             )
-        share = (1 / speedup - self.fixed) / sum(self.shares.values())
+        share = (1 / speedup - self.fixed) / (sum(self.shares.values()) + sum(self.open_blocks.values()))
         return min(1.0, max(0.01, share))
 
 
@@ -79,9 +126,9 @@ def budget_for_speedup(
 ) -> ExactBudget:
     """Return the objective with which a model becomes about as fast as wanted, from timings on this device.
 
-    Compact copies are timed beside the model. With gates on heads alone the budget is a number of heads; with neurons
-    it is a share of the latency of all gated units. Which units the search keeps is not known yet, so the compact model
-    can be some percent faster or slower: time it at the end.
+    Compact copies are timed beside the model, some of them with empty blocks. The budget is a share of the latency of
+    all gated units and their blocks. Which units the search keeps is not known yet, so the compact model can be some
+    percent faster or slower: time it at the end.
 
     Args:
         model: The dense model, without gates; unchanged.
@@ -103,68 +150,75 @@ def budget_for_speedup(
     batch = budget.fit(model, batch, passes=NUM_PASSES)
     with budget.stage("timing copies") as stage:
         timer = CopyTimer(model, batch, stage=stage)
-        if gates.is_weighed:
-            costs = measure_latency_costs(gates, timer)
-            objective = ExactBudget(keep=costs.keep_for(speedup), cost=costs.rates(gates))
-        else:
-            number = num_heads_for_speedup(gates, timer, speedup=speedup)
-            objective = ExactBudget(**budget_of_number(gates, number))
+        costs = measure_latency_costs(gates, timer)
+        objective = ExactBudget(keep=costs.keep_for(speedup), cost=costs.rates(gates))
     if timer.error > PRECISION:
         warnings.warn(timer.shortfall("max_seconds"), stacklevel=2)
     return objective
 
 
-def budget_of_number(gates: HeadGates, number: int) -> dict[str, Any]:
-    """Return a number of units as arguments of :class:`ExactBudget`: as a share if it takes no number of this unit."""
-    unit = gates.units[0]
-    is_taken = f"num_{unit}" in inspect.signature(ExactBudget).parameters
-    return {f"num_{unit}": number} if is_taken else {"keep": number / gates.total(unit)}
-
-
 def measure_latency_costs(gates: HeadGates, timer: CopyTimer) -> LatencyCosts:
-    """Fit the latency of units to timings of compact copies of a model.
+    """Fit the latency of units and open blocks to timings of compact copies of a model.
 
-    Copies with some share of each unit in each block are timed against the dense model, alternately. The fit is linear
-    in the shares. Copies that it can do without are left out when the time is over.
+    Copies of several shapes, some with empty blocks, are timed against the dense model, alternately. The fit is linear
+    in the shares of the units' multiply-accumulates and of the blocks that are open, and weighs relative errors, so
+    that fast models are predicted as well as slow ones. Copies that it can do without are left out when the time is
+    over.
     """
-    needed = max(_NUM_NEEDED, len(gates.units) + 1)
-    points = [([1.0] * len(gates.units), 1.0)]
-    fastest = 1.0
-    for number, shares in enumerate(_shapes(len(gates.units))):
+    needed = 2 * len(gates.units) + 1
+    points, times = [], []
+    for number, shape in enumerate(_shapes(gates)):
         if timer.is_over and number >= needed:
             break
-        kept = _keep_evenly(gates, shares)
-        what = ", ".join(f"{share:.0%} of the {unit}" for unit, share in zip(gates.units, shares, strict=True))
+        kept = shape.keep(gates)
         # Those that are needed leave a part of the time to the others together.
-        speedup = timer.time_kept(gates, kept, what=what, share=1 / max(needed + 0.5 - number, 1)).speedup
-        fastest = max(fastest, speedup)
-        points.append((_shares_of_macs(gates, kept), 1 / speedup))
-    found = dict(zip(gates.units, _fit(points), strict=True))
-    return LatencyCosts(found, 1 - sum(found.values()), fastest, timer.error)
+        share = 1 / max(needed + 0.5 - number, 1)
+        times.append(1 / timer.time_kept(gates, kept, what=str(shape), share=share).speedup)
+        points.append(_amounts(gates, kept))
+    fitted = _fit(points, times)
+    shares, prices = fitted[: len(gates.units)], fitted[len(gates.units) :]
+    return LatencyCosts(
+        dict(zip(gates.units, shares, strict=True)),
+        1 - sum(fitted),
+        max(1.0, 1 / min(times)),
+        timer.error,
+        dict(zip(gates.units, prices, strict=True)),
+    )
 
 
-def _shapes(num_units: int) -> list[tuple[float, ...]]:
-    """Return the shares of each unit in the copies that are timed; the fit needs those that come first."""
+def _shapes(gates: HeadGates) -> Iterator[Shape]:
+    """Yield the shapes that are timed; the fit needs those that come first."""
 
-    def one(index: int, share: float) -> tuple[float, ...]:
-        return tuple(share if index == other else 0.5 for other in range(num_units))
+    def shape(share: float, *, every: int = 1, one: UnitName = "", of_one: float = 0.0, every_one: int = 1) -> Shape:
+        units = gates.units
+        return Shape(
+            {unit: of_one if unit == one else share for unit in units},
+            {unit: every_one if unit == one else every for unit in units},
+        )
 
-    units = range(num_units)
-    shapes = [(0.0,) * num_units, *(one(unit, 1.0) for unit in units), *((share,) * num_units for share in (0.5, 0.25))]
-    shapes += [one(unit, 0.0) for unit in units]
-    return [shape for shape in dict.fromkeys(shapes) if set(shape) != {1.0}]
+    yield shape(0.0)
+    for unit in gates.units:
+        yield shape(0.5, one=unit, of_one=1.0, every_one=2)
+    for unit in gates.units:
+        yield shape(0.5, one=unit, of_one=1.0)
+    yield shape(0.5, every=2)
+    yield shape(0.25)
+    for unit in gates.units:
+        yield shape(0.5, one=unit, of_one=0.0)
 
 
-def _fit(points: list[tuple[list[float], float]]) -> list[float]:
-    """Return the share of each unit that fits relative times best, from 0 to 1 together.
+def _fit(points: list[list[float]], times: list[float]) -> list[float]:
+    """Return the share of each amount that fits relative times best, from 0 to 1 together.
 
-    The dense model is exact: with ``r_u`` the removed shares, ``1 - time = sum_u share_u * r_u``.
+    The dense model is exact: with ``r_u`` what is removed of each amount, ``1 - time = sum_u share_u * r_u``.
 
     Args:
-        points: The kept share of each unit in a copy, and its relative time.
+        points: What each copy has of each amount, from 0 to 1.
+        times: Relative time of each copy.
     """
-    removed = torch.tensor([[1 - share for share in shares] for shares, _ in points], dtype=torch.float64)
-    saved = torch.tensor([1 - time for _, time in points], dtype=torch.float64)
+    relative = torch.tensor(times, dtype=torch.float64)
+    removed = (1 - torch.tensor(points, dtype=torch.float64)) / relative.unsqueeze(1)
+    saved = (1 - relative) / relative
     columns = list(range(removed.shape[1]))
     fitted = [0.0] * len(columns)
     while columns:
@@ -179,19 +233,11 @@ def _fit(points: list[tuple[list[float], float]]) -> list[float]:
     return fitted
 
 
-def _keep_evenly(gates: HeadGates, shares: Sequence[float]) -> Tensor:
-    """Return the mask of the first gates of each block, and of at least one gate of each unit."""
-    share_of = dict(zip(gates.units, shares, strict=True))
-    kept = []
-    missing = set(gates.units)
-    for size, unit in zip(gates.block_sizes, gates.block_units, strict=True):
-        number = round(size * share_of[unit]) or int(unit in missing)
-        missing.discard(unit)
-        kept.append(torch.arange(size) < number)
-    return torch.cat(kept)
-
-
-def _shares_of_macs(gates: HeadGates, kept: Tensor) -> list[float]:
-    """Return the share of the multiply-accumulates of each unit that a mask keeps."""
+def _amounts(gates: HeadGates, kept: Tensor) -> list[float]:
+    """Return the shares of each unit's multiply-accumulates, then those of each unit's blocks, that a mask keeps."""
+    kept = kept.cpu()
     masks = [gates.is_of(unit) for unit in gates.units]
-    return [float(gates.macs_per_gate[mask & kept].sum() / gates.macs_per_gate[mask].sum()) for mask in masks]
+    macs = [float(gates.macs_per_gate[mask & kept].sum() / gates.macs_per_gate[mask].sum()) for mask in masks]
+    is_open = [bool(part.any()) for part in kept.split(gates.block_sizes)]
+    num_open = Counter(unit for unit, kept_any in zip(gates.block_units, is_open, strict=True) if kept_any)
+    return macs + [num_open[unit] / gates.block_units.count(unit) for unit in gates.units]

@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 # Settings of the objective that a measurement fills in.
-MEASURED = ("num_heads", "keep", "cost")
+MEASURED = ("keep", "cost")
 # Groups of every run, and the remedy if they are missing.
 _GROUPS = ("model", "task", "data", "objective", "trainer", "callbacks", "logger", "paths")
 _NO_SETTINGS = "Begin again with the whole command and overwrite=true, or in another output_dir."

@@ -76,10 +76,10 @@ def _check_movable(objective: Mapping[str, Any]) -> None:
     if objective.get("speedup") is None:
         return
     target = locate_target(objective["_target_"], "objective.")
-    if not takes_any(target) and not {"num_heads", "keep"} & inspect.signature(target).parameters.keys():
+    if not takes_any(target) and not {"keep", "cost"} <= inspect.signature(target).parameters.keys():
         raise InputError(
             f"objective.speedup={objective['speedup']} needs an objective with a budget, such as objective=budget: "
-            f"{objective['_target_']} takes neither num_heads nor keep."
+            f"{objective['_target_']} does not take keep and cost."
         )
     if objective.get("cost", "latency") not in ("macs", "latency"):
         raise InputError(

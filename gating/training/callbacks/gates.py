@@ -59,7 +59,7 @@ class GateMonitor(Callback):
             return
         gates, objective = search.gates, search.objective
         check_same(gates.log_alpha, "The location of the gates")
-        self.history.quantity = quantity_of(gates)
+        self.history.quantity = quantity_of(gates, objective)
         expected, num_open = open_amounts(gates, objective)
         observation = Observation(pl_module.step_in_run, metric, expected, num_open, objective.target(gates))
         self.history.observations.append(observation)
@@ -116,7 +116,7 @@ def log_kept_heads(loggers: Sequence[Logger], search: Search, *, kept: torch.Ten
 def record_spent(history: History, search: Search, *, kept: torch.Tensor | None) -> None:
     """Add the quantity of the budget, and the cost of the gates of :meth:`Search.kept`, to the history of a search."""
     gates = search.gates
-    history.quantity = quantity_of(gates)
+    history.quantity = quantity_of(gates, search.objective)
     if history.quantity == "cost":
         history.spent = spent_by_unit(gates, search.objective, gates.values() > 0 if kept is None else kept)
 
@@ -155,7 +155,7 @@ def _log_figure(trainer: pl.Trainer, search: Search, *, step: int) -> None:
         for (name, num_open), numbers in zip(gates.open_by_block().items(), counts, strict=True)
         if has_many[name]
     ]
-    is_cost = quantity_of(gates) == "cost"
+    is_cost = quantity_of(gates, objective) == "cost"
     figure = gates_figure(
         heads,
         title=f"Gates after {step} steps: {gates.num_open()} heads open",

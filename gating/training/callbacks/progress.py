@@ -116,6 +116,10 @@ def describe_open(gates: HeadGates) -> str:
 
 def describe_progress(gates: HeadGates, objective: Objective) -> str:
     """Return the expected amount of open units and its target, as in ``heads 40.3 → 18``."""
-    quantity, (expected, _), target = quantity_of(gates), open_amounts(gates, objective), objective.target(gates)
+    quantity, (expected, _), target = (
+        quantity_of(gates, objective),
+        open_amounts(gates, objective),
+        objective.target(gates),
+    )
     now, goal = (f"{expected:.1f}", f"{target:.0f}") if quantity != "cost" else (f"{expected:.1%}", f"{target:.1%}")
     return f"{quantity} {now}" + (f" → {goal}" if target == target else "")
