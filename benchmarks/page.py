@@ -86,7 +86,7 @@ def write_faults() -> None:
 def write_speed() -> None:
     """Rewrite the tables of speed."""
     speed = records.read(RESULTS / "speed.jsonl")
-    for section in ("steps", "variants", "neurons", "run", "built", "finalize", "reload", "growth"):
+    for section in ("steps", "variants", "neurons", "run", "built", "predicted", "finalize", "reload", "growth"):
         rows = [row for row in speed if row["section"] == section]
         if rows:
             columns = {"what": "", "case": "case", "ratio": "ratio", **_extras(rows), "device": "device"}
@@ -200,6 +200,10 @@ def _extras(rows: Sequence[Row]) -> dict[str, str]:
         "gate_ms_per_layer": "gates, ms a layer",
         "finalize_ms_per_layer": "finalizing, ms a layer",
         "at_most": "goal, at most",
+        "near": "share within 5 %",
+        "units": "time of units",
+        "open": "time of open blocks",
+        "fixed": "rest",
     }
     return {name: title for name, title in titles.items() if any(row.get(name) is not None for row in rows)}
 

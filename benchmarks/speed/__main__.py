@@ -22,6 +22,7 @@ from benchmarks.measuring import ROOT, machine
 from benchmarks.speed.growth import measure_growth
 from benchmarks.speed.latency import measure_against_built, measure_michel, measure_speedup
 from benchmarks.speed.neurons import measure_neurons
+from benchmarks.speed.predicted import measure_predicted
 from benchmarks.speed.runs import measure_runs
 from benchmarks.speed.surgery import measure_finalize, measure_reload
 from benchmarks.speed.training import measure_steps, measure_variants
@@ -35,6 +36,7 @@ SECTIONS: dict[str, Callable[..., Iterator[Row]]] = {
     "neurons": measure_neurons,
     "run": measure_runs,
     "built": measure_against_built,
+    "predicted": measure_predicted,
     "speedup": measure_speedup,
     "michel": measure_michel,
     "finalize": measure_finalize,
@@ -95,6 +97,7 @@ def describe(row: Row, before: Row | None) -> str:
         )
     for name, text in (
         ("flops_allow", "arithmetic allows {:.2f}"),
+        ("near", "{:.0%} within 5 %"),
         ("seconds", "{:.2f} s"),
         ("finalize_s", "{:.2f} s"),
     ):

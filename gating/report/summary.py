@@ -145,6 +145,10 @@ class Summary:
             {f"{_SPLITS[split]}/{metric}": value for metric, value in values.items()}
         )
 
+    def score_of(self, stage: Stage, score: Score) -> float | None:
+        """Return the validation score of a stage; None without one."""
+        return self.metrics.get(stage.value, {}).get(f"{_SPLITS['validation']}/{score.name}")
+
     def add_counts(self, split: str, num_examples: int, num_targets: int, *, is_part: bool) -> None:
         """Record how much of a split the final metrics are of."""
         name = _SPLITS[split]

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from gating.distributed.collectives import is_rank_zero
 from gating.objectives.search import Search
+from gating.report.summary import Stage
 from gating.run.folder.contents import Phase
 from gating.run.run import Run
 from gating.tracking.position import return_to
@@ -65,6 +66,11 @@ def train_phase(
         print(f"{phase} resumes from {checkpoint}")
     trainer.strategy.checkpoint_io = AtomicCheckpointIO()
     run.data.module.start_after(first_step * run.phases[phase].trainer["accumulate_grad_batches"])
+    if best is not None and checkpoint is None and phase == Phase.RECOVERY:
+        # Few steps of recovery, on examples that the search has seen, can also make a model worse.
+        removed = run.state.summary.score_of(Stage.REMOVED, module.score)
+        if removed is not None:
+            best.consider(module, removed, step=first_step)
     # A plain string, because checkpoints hold no classes.
     with run.state.summary.timed(phase.value):
         # from_pretrained leaves models in evaluation mode, which Lightning keeps.

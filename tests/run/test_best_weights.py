@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.faults.outcome import Outcome
+from gating.report.summary import Summary
 from gating.training.module import FineTuning
 from tests.support.interruptions import Interrupted, at_batch, interrupt, run_in, steps_of_checkpoints
 
@@ -26,8 +27,8 @@ def inputs(inputs: list[str]) -> list[str]:
 
 
 @contextmanager
-def scored(scores: dict[int, float], *, name: str = "val/accuracy"):
-    """Replace the scores of validations after the steps given, and those of others by 0."""
+def scored(scores: dict[int, float], *, name: str = "val/accuracy", removed: float | None = None):
+    """Replace the scores of validations after the steps given, those of others by 0, and that after the removal."""
     log_dict = FineTuning.log_dict
 
     def log(self: FineTuning, values, **options) -> None:
@@ -36,6 +37,7 @@ def scored(scores: dict[int, float], *, name: str = "val/accuracy"):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FineTuning, "log_dict", log)
+        patch.setattr(Summary, "score_of", lambda *_: removed)
         yield
 
 
@@ -60,6 +62,23 @@ def test_recovery_keeps_the_weights_of_the_best_validation(inputs, tmp_path, cap
     assert_kept(tmp_path / "run", 10)
     kept = next(line for line in capsys.readouterr().out.splitlines() if "keeps the weights" in line)
     assert kept == "recovery keeps the weights after step 10 of 12: validation accuracy 0.7500, the best of 3."
+
+
+@pytest.mark.parametrize(("removed", "step"), [(0.9, 6), (0.75, 10), (float("nan"), 10)])
+def test_weights_right_after_the_removal_may_be_the_best(removed, step, inputs, tmp_path):
+    with scored({8: 0.5, 10: 0.75, 12: 0.25}, removed=removed):
+        run_in(tmp_path / "run", inputs, EVERY)
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["kept_step"] == step
+    if step > 6:
+        assert_kept(tmp_path / "run", step)
+    else:
+        assert metrics["val/accuracy"] == metrics["removed/val/accuracy"]
+        checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "recovery" / "step-7.ckpt", weights_only=True)
+        assert any(
+            not torch.equal(weight, checkpoint["state_dict"][f"model.{name}"])
+            for name, weight in kept_weights(tmp_path / "run").items()
+        )
 
 
 @pytest.mark.parametrize(("scores", "step"), [({8: 0.5, 10: 0.5, 12: float("nan")}, 10), ({8: float("nan")}, 12)])

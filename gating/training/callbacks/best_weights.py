@@ -19,7 +19,7 @@ class BestWeights(Callback):
 
     The copy is in the memory of the CPU and in the phase's checkpoints, so that a resumed phase has it, also after a
     return to an earlier checkpoint. Of equal scores the later one is the best: its learning rate is lower. The last
-    step of the phase is validated, too.
+    step of the phase is validated, too; :meth:`consider` takes the weights before its first step.
 
     Attributes:
         step: Step of the run with the best score; None before a validation.
@@ -43,15 +43,17 @@ class BestWeights(Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Copy the weights if their score is the best; all ranks have the same score."""
         assert isinstance(pl_module, FineTuning)
-        if trainer.sanity_checking:
-            return
+        if not trainer.sanity_checking:
+            score = float(trainer.callback_metrics[f"val/{pl_module.score.name}"])
+            self.consider(pl_module, score, step=pl_module.step_in_run)
+
+    def consider(self, module: FineTuning, score: float, *, step: int) -> None:
+        """Copy the weights of a module if their score after a step of the run is the best so far."""
         self.num_validations += 1
-        score = float(trainer.callback_metrics[f"val/{pl_module.score.name}"])
-        higher_is_better = pl_module.score.higher_is_better
-        if self.step is None or not _is_worse(score, self.score, higher_is_better=higher_is_better):
-            self.step, self.score = pl_module.step_in_run, score
+        if self.step is None or not _is_worse(score, self.score, higher_is_better=module.score.higher_is_better):
+            self.step, self.score = step, score
             self._weights = {
-                name: tensor.detach().to("cpu", copy=True) for name, tensor in _trained(pl_module.model).items()
+                name: tensor.detach().to("cpu", copy=True) for name, tensor in _trained(module.model).items()
             }
 
     @torch.no_grad()

@@ -1,0 +1,63 @@
+"""Time that the fit of a speed-up predicts for compact models, beside their measured time."""
+
+import statistics
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from benchmarks.speed.shapes import bert, text_batch
+from gating.gates import HeadGates, create_gates
+from gating.pruning.latency.copies import CopyTimer
+from gating.pruning.latency.costs import measure_latency_costs
+from gating.pruning.latency.time_budget import MAX_SECONDS, TimeBudget
+
+__all__ = ["measure_predicted"]
+
+Row = dict[str, Any]
+
+NUM_CHOICES = 30
+SIZES = [(1, 16), (1, 128), (8, 16), (8, 128)]
+# Errors that count as near, and the share of choices that should be.
+NEAR, GOAL = 0.05, 0.9
+
+
+def measure_predicted(device: torch.device, *, quick: bool) -> Iterator[Row]:
+    """Fit costs in the time that a run has, and compare them with measured times of random choices of gates."""
+    shape, sizes, number = ("tiny", [(2, 16)], 3) if quick else ("minilm", SIZES, NUM_CHOICES)
+    dense = bert(shape, device=device).eval()
+    gates = create_gates(dense, units=["heads", "neurons"])
+    choices = list(_random_choices(gates, number))
+    for batch_size, length in sizes:
+        batch = text_batch(dense, batch_size, length)
+        with TimeBudget(1.0 if quick else MAX_SECONDS / 2).stage("timing") as stage:
+            costs = measure_latency_costs(gates, CopyTimer(dense, batch, stage=stage))
+        ratios = []
+        with TimeBudget(1.0 if quick else 5 * number).stage("timing") as stage:
+            timer = CopyTimer(dense, batch, stage=stage)
+            for index, kept in enumerate(choices):
+                found = timer.time_kept(gates, kept, what=f"choice {index + 1}", share=1 / (number - index))
+                ratios.append(costs.predict(gates, kept) * found.speedup)
+        low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
+        near = sum(abs(ratio - 1) <= NEAR for ratio in ratios) / number
+        case = f"{shape} {batch_size} x {length}, {number} choices"
+        row = {"what": "predicted / measured time", "case": case, "ratio": (median, low, high), "near": near}
+        row |= {"units": sum(costs.shares.values()), "open": sum(costs.open_blocks.values()), "fixed": costs.fixed}
+        yield row | {"errors": [round(ratio - 1, 4) for ratio in ratios]}
+
+
+def _random_choices(gates: HeadGates, number: int) -> Iterator[torch.Tensor]:
+    """Yield choices of gates: some of the blocks are empty, the others keep random numbers, few or many."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*options: float) -> float:
+        return options[int(torch.randint(len(options), (), generator=generator))]
+
+    for _ in range(number):
+        empty, most = draw(0.0, 0.2, 0.4, 0.6), draw(0.25, 0.5, 1.0)
+        kept = []
+        for size in gates.block_sizes:
+            is_empty = float(torch.rand((), generator=generator)) < empty
+            count = 0 if is_empty else int(torch.randint(1, max(2, round(size * most) + 1), (), generator=generator))
+            kept.append(torch.arange(size) < count)
+        yield torch.cat(kept)
