@@ -11,6 +11,7 @@ import torch
 
 import train
 from benchmarks.faults.outcome import Outcome
+from gating.pruning.latency.costs import LatencyCosts
 from gating.report.summary import Summary
 from gating.run import execute, measured_budget, stages
 from gating.run.folder.state import is_finished
@@ -266,13 +267,16 @@ def test_auto_finds_the_latest_unfinished_run_with_the_same_settings(inputs, who
 
 
 def test_a_speedup_is_not_measured_again(inputs, tmp_path, monkeypatch):
-    monkeypatch.setattr(measured_budget, "num_heads_for_speedup", lambda gates, timer, *, speedup: 5)
+    costs = LatencyCosts({"heads": 0.6}, fixed=0.4, fastest=3.0)
+    monkeypatch.setattr(measured_budget, "measure_latency_costs", lambda gates, timer: costs)
+    monkeypatch.setattr(stages, "kept_at_speedup", lambda run, objective, gates: objective.kept(gates))
     settings = [*[x for x in inputs if not x.startswith("objective.")], "objective.speedup=2"]
     with at_batch(3, interrupt), pytest.raises(Interrupted):
         run_in(tmp_path / "run", settings)
-    monkeypatch.setattr(measured_budget, "num_heads_for_speedup", lambda gates, timer, *, speedup: 6)
+    monkeypatch.setattr(measured_budget, "measure_latency_costs", None)
     run_in(tmp_path / "run", settings, "resume=auto")
-    assert Outcome.of(tmp_path / "run").metrics["num_heads"] == 5
+    # A share of (1 / 2 - 0.4) / 0.6 of 12 heads.
+    assert Outcome.of(tmp_path / "run").metrics["num_heads"] == 2
 
 
 def test_the_run_at_wandb_is_continued(inputs, tmp_path, monkeypatch):

@@ -101,7 +101,7 @@ def test_settings_of_a_group_may_go_to_another_function_too():
 
 
 def test_a_speedup_needs_an_objective_with_a_budget():
-    with pytest.raises(ValueError, match=r"needs an objective with a budget, .* takes neither num_heads nor keep"):
+    with pytest.raises(ValueError, match=r"needs an objective with a budget, .* does not take keep and cost"):
         checked_settings(["objective=l0", "+objective.speedup=2"])
 
 

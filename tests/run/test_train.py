@@ -10,12 +10,14 @@ import pytest
 import torch
 import transformers
 import wandb
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 import gating
 import train
-from gating.run import measured_budget
+from gating.pruning.latency.costs import LatencyCosts
+from gating.run import measured_budget, stages
 from tests.support.family_models import FAMILIES
 from tests.support.tiny_run import compose_settings, run_command
 
@@ -197,13 +199,19 @@ def test_a_search_without_convergence_takes_all_its_steps(inputs, tmp_path):
     assert run_here(overrides, tmp_path / "out")["search_steps"] == 15
 
 
-def test_a_speedup_becomes_a_number_of_heads(inputs, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(measured_budget, "num_heads_for_speedup", lambda gates, timer, *, speedup: round(12 / speedup))
+def test_a_speedup_becomes_a_share_of_latency(inputs, tmp_path, monkeypatch, capsys):
+    costs = LatencyCosts({"heads": 0.6}, fixed=0.31, fastest=3.0, open_blocks={"heads": 0.09})
+    monkeypatch.setattr(measured_budget, "measure_latency_costs", lambda gates, timer: costs)
+    # The times of tiny models are noise.
+    monkeypatch.setattr(stages, "kept_at_speedup", lambda run, objective, gates: objective.kept(gates))
     overrides = [x for x in inputs if not x.startswith("objective.")]
-    numbers = run_here([*overrides, "objective.speedup=2.4"], tmp_path / "out")
-    assert numbers["num_heads"] == 5
-    assert "5 heads" in capsys.readouterr().out
-    assert "num_heads: 5" in (tmp_path / "out" / "config.yaml").read_text()
+    numbers = run_here([*overrides, "objective.speedup=1.5"], tmp_path / "out")
+    # Time is left for 0.667 - 0.31 = 0.357: 6 heads of 0.05 in one or two blocks of 0.03.
+    assert numbers["num_heads"] in (5, 6)
+    assert "60% are its gated heads, 9% their blocks" in capsys.readouterr().out
+    objective = OmegaConf.load(tmp_path / "out" / "config.yaml").objective
+    assert objective.keep == pytest.approx((1 / 1.5 - 0.31) / 0.69)
+    assert objective.cost.open_blocks.heads == pytest.approx(0.03)
 
 
 def test_texts_longer_than_the_model_reads_are_cut_off(inputs, tmp_path):
