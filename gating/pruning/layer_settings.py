@@ -42,12 +42,20 @@ def settings_without_layers(config: PreTrainedConfig, kept: Sequence[int], *, nu
             for name, value in fields.items()
             if name not in counts and (new := _without(name, value, kept, num_layers)) != value
         }
+        stages = fields.get("stage_names")
+        has_stages = isinstance(stages, list) and len(stages) == num_layers + 1
+        if stages and has_stages and getattr(part, "out_features", None) == stages[-1:]:
+            # Vision models whose layers are stages: those that return the last one.
+            stages = stages[: len(kept) + 1]
+            others |= {f"{path}stage_names": stages, f"{path}out_features": stages[-1:]}
         for size in range(1, min(len(counts), 3) + 1):
             for chosen in combinations(counts, size):
                 numbers = {f"{path}{name}": len(kept) for name in chosen}
                 yield {**numbers, **others}
                 if others:
                     yield numbers
+        if others:
+            yield others
 
 
 def changed(config: PreTrainedConfig, settings: Settings) -> PreTrainedConfig:

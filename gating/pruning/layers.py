@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from gating.errors import InputError
+from gating.errors import InputError, shorten
 from gating.loader.integrity import RECORD_KEY
 from gating.pruning.layer_settings import Settings, changed, nested_configs, settings_without_layers
 from gating.pruning.recording import build_recorded, describe_kept_units
@@ -43,13 +43,13 @@ def drop_layers(model: PreTrainedModel, layers: LayerList, kept: Sequence[int]) 
     record = _record_without(model, layers, kept)
     done = apply_edits([SetAttribute(model.get_submodule(path), attribute, moved)])
     try:
-        reason = "it has no setting with the number of these layers"
+        reasons = []
         for settings in settings_without_layers(config, kept, num_layers=len(layers.layers)):
             try:
                 built = _built(model, changed(config, settings))
                 edits = _plan(model, before, built, _former_names(model, layers, kept))
             except Exception as error:  # Classes raise any error for settings that they cannot have.
-                reason = str(error)
+                reasons.append(str(error))
                 continue
             former = record.get("config", {})
             former = {name: _value(config, name) for name in settings} | former
@@ -58,10 +58,11 @@ def drop_layers(model: PreTrainedModel, layers: LayerList, kept: Sequence[int]) 
                 [*edits, *_plan_alignment(model, layers, kept), SetAttribute(config, RECORD_KEY, memory)]
             )
             return done
+        reason = next(iter(reasons), "it has no setting with the number of these layers").rstrip(".")
         gone = sorted({*range(len(layers.layers))} - {*kept})
         raise InputError(
             f"{type(config).__name__} cannot describe {type(model).__name__} without the layers {gone} of "
-            f"{layers.name}: {reason}. Nothing was changed; remove other layers, or their heads and neurons."
+            f"{layers.name}: {shorten(reason, most=300)}. Nothing was changed; remove other layers, or heads and neurons."
         )
     except BaseException:
         undo_edits(done)
@@ -152,7 +153,7 @@ def _is_plain(value: object) -> bool:
 
 def _value(config: PreTrainedConfig, name: str) -> Any:
     path, _, last = name.rpartition(".")
-    return vars(dict(nested_configs(config))[f"{path}." if path else ""])[last]
+    return getattr(dict(nested_configs(config))[f"{path}." if path else ""], last)
 
 
 def _plan_alignment(model: nn.Module, layers: LayerList, kept: Sequence[int]) -> list[Edit]:

@@ -17,6 +17,7 @@ from gating.structure.feed_forward import iter_feed_forward_blocks
 __all__ = [
     "LAYERS_KEY",
     "LayerList",
+    "count_layers",
     "dense_name",
     "find_layer_lists",
     "kept_layers",
@@ -81,6 +82,11 @@ def find_layer_lists(model: nn.Module) -> list[LayerList]:
         if not several.intersection(inside) if name in several else not outside:
             found.append(LayerList(name.removeprefix(prefix), name, module, tuple(members)))
     return found
+
+
+def count_layers(model: nn.Module) -> int:
+    """Return the number of layers in the lists of a model."""
+    return sum(len(found.layers) for found in find_layer_lists(model))
 
 
 def layers_record(model: nn.Module) -> dict[str, Any]:
