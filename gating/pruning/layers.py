@@ -62,7 +62,7 @@ def drop_layers(model: PreTrainedModel, layers: LayerList, kept: Sequence[int]) 
         gone = sorted({*range(len(layers.layers))} - {*kept})
         raise InputError(
             f"{type(config).__name__} cannot describe {type(model).__name__} without the layers {gone} of "
-            f"{layers.name}: {shorten(reason, most=300)}. Nothing was changed; remove other layers, or heads and neurons."
+            f"{layers.name}: {shorten(reason, most=300)}. Nothing was changed; remove others, or heads and neurons."
         )
     except BaseException:
         undo_edits(done)
