@@ -65,7 +65,7 @@ def _passing(model: nn.Module, layers: LayerList, masked: MaskedOutputs) -> list
 
     def compare(number: int, bias: Tensor | None, arguments: Any, named: Any, output: Any) -> None:
         states = passed_states(arguments, named, output)
-        if states is None:
+        if states is None or (bias is not None and bias.shape != states[0].shape[-1:]):
             differences[number] = float("inf")
             return
         before, after = states
