@@ -38,6 +38,7 @@ from .pruning.finalize import FinalizeReport, finalize
 from .pruning.latency.costs import budget_for_speedup
 from .pruning.padding import silence_padding
 from .pruning.prune import prune_heads, prune_neurons
+from .pruning.prune_layers import prune_layers
 from .pruning.prune_report import PruneReport
 from .report.rows import CompactReport
 from .serving.formats import export_compact
@@ -81,6 +82,7 @@ __all__ = [
     "load_compact",
     "parameter_groups",
     "prune_heads",
+    "prune_layers",
     "prune_neurons",
     "register_attention_spec",
     "register_feed_forward_spec",

@@ -14,9 +14,8 @@ from gating.proof.probe import make_probe
 from gating.pruning.measure import cache_bytes_per_token, count_macs, weight_megabytes
 from gating.pruning.prune_report import num_parameters
 from gating.pruning.recording import build_original, build_recorded
+from gating.report.rows import heads_per_layer, layers_left, neurons_per_layer
 from gating.report.tables import kept_heads_table, kept_neurons_table
-from gating.structure.attention import iter_attention_blocks
-from gating.structure.feed_forward import iter_feed_forward_blocks
 
 __all__ = ["run"]
 
@@ -31,12 +30,14 @@ def run(arguments: argparse.Namespace) -> None:
     recorded = model if original is None else build_recorded(model, original)
     console = Console()
     counts = []
-    if heads := list(iter_attention_blocks(recorded)):
-        console.print(kept_heads_table([(block.name, block.head_ids, block.num_heads_before) for block in heads]))
-        counts.append(f"{sum(b.num_heads for b in heads)} of {sum(b.num_heads_before for b in heads)} heads")
-    if neurons := list(iter_feed_forward_blocks(recorded)):
-        console.print(kept_neurons_table([(block.name, block.num_neurons, block.width_before) for block in neurons]))
-        counts.append(f"{sum(b.num_neurons for b in neurons):,} of {sum(b.width_before for b in neurons):,} neurons")
+    if heads := heads_per_layer(recorded):
+        console.print(kept_heads_table(heads))
+        counts.append(f"{sum(len(kept) for _, kept, _ in heads)} of {sum(before for *_, before in heads)} heads")
+    if neurons := neurons_per_layer(recorded):
+        console.print(kept_neurons_table(neurons))
+        counts.append(f"{sum(kept for _, kept, _ in neurons):,} of {sum(before for *_, before in neurons):,} neurons")
+    if layers := layers_left(recorded):
+        console.print(layers, highlight=False, soft_wrap=True)
     console.print(
         f"{type(model).__name__}: {', '.join(counts)}, {num_parameters(model):,} parameters",
         highlight=False,

@@ -11,10 +11,11 @@ from gating.loader.integrity import CHECKSUMS
 from gating.loader.layouts import RowLayout, UpLayout
 from gating.loader.parts import PARTS
 from gating.loader.record import damaged
+from gating.structure.layers import LAYERS_KEY
 
 __all__ = ["check_record"]
 
-_KNOWN = {"format", "blocks", "specs", "feed_forward", "feed_forward_specs", CHECKSUMS}
+_KNOWN = {"format", "blocks", "specs", "feed_forward", "feed_forward_specs", LAYERS_KEY, CHECKSUMS}
 _KNOWN_OF_ENTRIES = {
     "blocks": {"spec", "num_heads", "num_key_value_heads", "kept_heads", "padding_heads"},
     "feed_forward": {"spec", "width", "group", "kept"},
@@ -37,6 +38,7 @@ def check_record(record: object) -> None:
             if not isinstance(entry, dict):
                 raise damaged(f"the entry of block {name!r} is not a table")
             _check_known(f"block {name!r}", entry, known)
+    _check_layers(record.get(LAYERS_KEY, {}))
     _check_specs(record.get("specs", {}), _ATTENTION, "the spec of {} is not that of an attention class")
     _check_specs(
         record.get("feed_forward_specs", {}), _FEED_FORWARD, "the layout of {} is not that of a feed-forward block"
@@ -59,6 +61,19 @@ def _check_specs(specs: Mapping[str, Any], fields: Mapping[str, str], problem: s
                 raise damaged(f"{problem.format(name)}: it has {key}={value!r}")
 
 
+def _check_layers(layers: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` for a table of layers that left with other entries, or numbers that no model has."""
+    _check_known("the table of layers", dict(layers), set(_LAYERS))
+    for key, table in layers.items():
+        for name, value in table.items() if isinstance(table, dict) else [("", None)]:
+            numbers = value if isinstance(value, list) else [value]
+            is_count = all(type(number) is int and 0 <= number < _MOST_LAYERS for number in numbers)
+            if not (re.fullmatch(_BELOW, name) and re.fullmatch(_LAYERS[key], json.dumps(value))):
+                raise damaged(f"the table of layers has {key}.{name}={value!r}")
+            if not is_count and (key == "kept" or (key == "config" and type(value) is int)):
+                raise damaged(f"the table of layers has {key}.{name}={value!r}, more than a model has")
+
+
 def _one_of(names: Iterable[str]) -> str:
     return f'"({"|".join(map(re.escape, names))})"'
 
@@ -75,6 +90,16 @@ def _pairs(first: str, second: str) -> str:
 _NAME = r"[A-Za-z][A-Za-z0-9]*(_[A-Za-z0-9]+)*_?"
 _BELOW = rf"(\d+|{_NAME})(\.(\d+|{_NAME}))*"
 _PATH = rf"\^?{_NAME}(\.(\d+|{_NAME}))*"
+# A bound on the number of layers.
+_MOST_LAYERS = 4096
+_NUMBER = r"-?\d{1,9}(\.\d+)?([eE][+-]?\d+)?"
+_VALUE = rf'({_NUMBER}|"[\w-]*"|null|true|false)'
+# The table of layers that left.
+_LAYERS = {
+    "kept": _list_of(r"\d{1,4}"),
+    "config": rf"{_VALUE}|{_list_of(_VALUE)}",
+    **dict.fromkeys(("heads", "neurons"), r"[1-9]\d{0,6}"),
+}
 _NEEDED = {"projections", "output_projection", "ups", "down"}
 # Patterns of the values of fields in JSON.
 _ATTENTION = {

@@ -19,7 +19,7 @@ from gating.proof.outputs import (
 from gating.proof.probe import run_probe
 from gating.structure.blocks import Block
 
-__all__ = ["ExpectedOutputs", "MaskedOutputs", "Processes", "factors_of", "features_scaled"]
+__all__ = ["ExpectedOutputs", "MaskedOutputs", "Processes", "factors_of", "features_scaled", "find_problem_with_cache"]
 
 # A `with` block in which the features of each block are multiplied by the factors of its gates or units.
 Masking = Callable[[Sequence[Tensor]], AbstractContextManager[object]]
@@ -77,7 +77,7 @@ class ExpectedOutputs:
         """Return how another model with this difference differs, if by more than rounding, or None."""
         if not difference <= self.tolerance:
             return f"outputs differ by {difference:.1e}, more than the rounding error of {self.tolerance:.1e}"
-        return _find_problem_with_cache(model, self.probe, self.tolerance) if self.has_cache else None
+        return find_problem_with_cache(model, self.probe, self.tolerance) if self.has_cache else None
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ class _Recorder:
         has_cache = False
         if self.processes.cached:
             with self.masked(self.factors):
-                has_cache = _find_problem_with_cache(self.model, probe, tolerance) is None
+                has_cache = find_problem_with_cache(self.model, probe, tolerance) is None
         return ExpectedOutputs(probe, outputs, tolerance, unproven, has_cache)
 
     def run(self, probe: Mapping[str, Tensor], factors: Sequence[Tensor]) -> list[Tensor]:
@@ -225,7 +225,7 @@ def _projected(output: Tensor, expected: Tensor) -> Tensor:
     return scaled
 
 
-def _find_problem_with_cache(model: nn.Module, probe: Mapping[str, Tensor], tolerance: float) -> str | None:
+def find_problem_with_cache(model: nn.Module, probe: Mapping[str, Tensor], tolerance: float) -> str | None:
     """Return how a step with a cache differs from the forward pass without one, or None."""
     try:
         pair = cached_outputs(model, probe)

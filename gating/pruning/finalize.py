@@ -13,6 +13,7 @@ from gating.proof.conditions import check_has_values, check_no_adapters, check_w
 from gating.proof.masked import MaskedOutputs, Processes
 from gating.proof.prove import apply_proven
 from gating.pruning.decide import decide_gate_values, warn_if_arbitrary
+from gating.pruning.empty_layers import remove_empty_layers
 from gating.pruning.plan import folded_values, plan_finalizing
 from gating.pruning.prune_report import PruneReport, UnitCounts
 from gating.pruning.recording import become_compact
@@ -104,11 +105,13 @@ def finalize(
     except BaseException:
         gates.attach(model, gated)
         raise
-    become_compact(model)
     folded = folded_values(gated, values.split(gates.block_sizes))
-    return FinalizeReport.of(
+    report = FinalizeReport.of(
         model, before, gated, max_difference=proof.difference, folded=folded, unproven=proof.unproven
     )
+    remove_empty_layers(model, masked)
+    become_compact(model)
+    return report.without_layers(model)
 
 
 def checked_gate_values(

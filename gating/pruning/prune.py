@@ -21,7 +21,7 @@ from gating.structure.blocks import Block, layer_number, whole_number
 from gating.structure.edits import apply_edits
 from gating.units import unit_of
 
-__all__ = ["prune_heads", "prune_neurons", "remove_in_copy"]
+__all__ = ["check_can_change", "prune_heads", "prune_neurons", "remove_in_copy"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -64,7 +64,7 @@ def prune_heads(
         >>> prune_heads(model, {0: [2], -1: [0, 1, 3]}).kept_heads
         {'encoder.layer.0.attention.self': (0, 1, 3), 'encoder.layer.1.attention.self': (2,)}
     """
-    _check_can_change(model)
+    check_can_change(model)
     blocks, ungated = search_attention(model, discover=discover, probe=probe)
     check_no_adapters(model)
     removed = _read_request(blocks, heads_to_prune, unit="head", ungated=ungated)
@@ -110,14 +110,15 @@ def prune_neurons(
         >>> prune_neurons(BertModel(config), {0: [1]}, group_size=32).kept_neurons
         {'encoder.layer.0.output.dense': (0, 2)}
     """
-    _check_can_change(model)
+    check_can_change(model)
     blocks, ungated = search_feed_forward(model, group_size=group_size, discover=discover, probe=probe)
     check_no_adapters(model)
     removed = _read_request(blocks, groups_to_prune, unit="group", ungated=ungated)
     return _prune(model, blocks, removed, is_checked=True, probe=probe)
 
 
-def _check_can_change(model: nn.Module) -> None:
+def check_can_change(model: nn.Module) -> None:
+    """Raise ``ValueError`` for a model that is sharded or has gates."""
     check_whole(model, remedy="prune the model before fully_shard")
     if hasattr(model, "head_gates"):
         raise InputError("The model has gates: call gating.finalize(model, gates), or model.head_gates.remove() first.")

@@ -1,12 +1,13 @@
 """Heads, neurons and parameters of a model, before and after a removal."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from torch import nn
 
 from gating.structure.blocks import Block
+from gating.structure.layers import kept_layers, layers_record, original_rows, removed_units
 from gating.units import UNITS, UnitName
 
 __all__ = ["PruneReport", "UnitCounts", "num_parameters", "unproven_note"]
@@ -41,12 +42,15 @@ class PruneReport:
         kept: For each unit, the original numbers of the remaining ones of each block.
         unproven: Names of the blocks that have lost units without a proof: the compared outputs do not depend on them,
             or no outputs were compared.
+        kept_layers: Original numbers of the remaining layers of each list that layers have left, by its name. All names
+            of blocks are those in the original model.
     """
 
     before: UnitCounts
     after: UnitCounts
     kept: dict[UnitName, dict[str, tuple[int, ...]]]
     unproven: tuple[str, ...] = ()
+    kept_layers: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: nn.Module, before: UnitCounts, blocks: Iterable[Block], **others: Any) -> Self:
@@ -55,8 +59,22 @@ class PruneReport:
         The blocks are those that could lose some, as they were before; neurons are counted in their groups.
         """
         by_name = {block.name: block for block in blocks}
-        kept = {name: unit.kept(model, by_name) for name, unit in UNITS.items()}
+        record = layers_record(model)
+        kept = {
+            name: dict(original_rows(record, name, unit.kept(model, by_name).items(), removed=lambda _: ()))
+            for name, unit in UNITS.items()
+        }
         return cls(before=before, after=UnitCounts.of(model), kept=kept, **others)
+
+    def without_layers(self, model: nn.Module) -> Self:
+        """Return the report on a model that layers have left since, with none of the units of these layers."""
+        # Of a module around a model of transformers, names are longer.
+        gone = {unit: tuple(f".{name}" for name in removed_units(model, unit)) for unit in self.kept}
+        kept = {
+            unit: {name: () if f".{name}".endswith(gone[unit]) else units for name, units in by_name.items()}
+            for unit, by_name in self.kept.items()
+        }
+        return replace(self, after=UnitCounts.of(model), kept=kept, kept_layers=kept_layers(model))
 
     @property
     def kept_heads(self) -> dict[str, tuple[int, ...]]:

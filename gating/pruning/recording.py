@@ -16,10 +16,12 @@ from gating.loader.integrity import RECORD_KEY
 from gating.loader.modules import original_class
 from gating.loader.parts import PARTS
 from gating.loader.record import FORMAT
+from gating.pruning.layer_settings import changed
 from gating.pruning.traveling import choose_parts
 from gating.structure.attention import AttentionBlock, iter_attention_blocks
 from gating.structure.blocks import share_specs
 from gating.structure.feed_forward import FeedForwardBlock, iter_feed_forward_blocks
+from gating.structure.layers import LAYERS_KEY, layers_record
 
 __all__ = [
     "become_compact",
@@ -72,8 +74,10 @@ def build_original(
         config: The configuration of the compact model, or that of :func:`~gating.compact.original.read_original`.
         device: Its device; on ``meta``, it has no weights.
     """
+    former = getattr(config, RECORD_KEY, {}).get(LAYERS_KEY, {}).get("config", {})
     with torch.device(device):
-        built: PreTrainedModel = dense_class(model)._from_config(dense_config(config), dtype=model.dtype)
+        original = changed(dense_config(config), former)
+        built: PreTrainedModel = dense_class(model)._from_config(original, dtype=model.dtype)
     share_specs(model, built)
     return built
 
@@ -93,7 +97,10 @@ def dense_config(config: PreTrainedConfig) -> PreTrainedConfig:
 
 def has_lost_units(model: nn.Module) -> bool:
     """Return whether a removal was applied to a module, even one that kept everything."""
-    return any(hasattr(module, "head_slots") or hasattr(module, "kept_groups") for module in model.modules())
+    return any(
+        hasattr(module, "head_slots") or hasattr(module, "kept_groups") or layers_record(module)
+        for module in model.modules()
+    )
 
 
 def describe_kept_units(model: nn.Module) -> dict[str, Any]:
@@ -113,6 +120,8 @@ def describe_kept_units(model: nn.Module) -> dict[str, Any]:
             }
             for block in feed_forward
         }
+    if layers := layers_record(model):
+        record[LAYERS_KEY] = layers
     return record
 
 

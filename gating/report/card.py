@@ -1,6 +1,7 @@
 """The model card of a compact model: kept heads and neurons, and measurements."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from gating.proof.probe import make_probe
 from gating.pruning.measure import cache_bytes_per_token
 from gating.pruning.recording import build_original
 from gating.report.metadata import card_metadata, is_sentence_folder
-from gating.report.rows import CompactReport, KeptHeads, Row, heads_per_layer, neurons_per_layer
+from gating.report.rows import CompactReport, KeptHeads, Row, heads_per_layer, layers_left, neurons_per_layer
 from gating.structure.feed_forward import FeedForwardBlock, iter_feed_forward_blocks
 
 __all__ = ["write_card"]
@@ -53,7 +54,7 @@ def write_card(
         repo_id: Name on the hub that the card is uploaded to; its license may then be looked up there.
     """
     report, is_sentences = report or CompactReport(), is_sentence_folder(path.parent)
-    heads, blocks = heads_per_layer(model), list(iter_feed_forward_blocks(model))
+    heads, blocks, layers = heads_per_layer(model), list(iter_feed_forward_blocks(model)), layers_left(model)
     metadata = card_metadata(
         model,
         library="sentence-transformers" if is_sentences else "transformers",
@@ -64,6 +65,7 @@ def write_card(
         online=repo_id is not None,
     )
     sizes = report.rows or _recorded_rows(model, heads)
+    report = replace(report, notes=[*report.notes, *([layers] if layers else [])])
     has_all_neurons = all(block.num_neurons == block.width_before for block in blocks)
     # Nothing is escaped in Markdown.
     environment = Environment(loader=PackageLoader("gating", "report"), undefined=StrictUndefined, trim_blocks=True)

@@ -134,7 +134,7 @@ def _lead(page: RunPage) -> str:
     removed = [
         f"{before - after:,.0f} of {before:,.0f} {SHOWN[name][0]}"
         for name, (before, after) in summary.sizes.items()
-        if name in UNITS and after < before
+        if name in (*UNITS, "layers") and after < before
     ]
     recovery = page.total_steps - page.search_steps
     return (

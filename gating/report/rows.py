@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from gating.loader.integrity import RECORD_KEY
 from gating.pruning.latency.comparison import LatencyComparison
 from gating.report.metadata import EvaluatedData
+from gating.structure.attention import iter_attention_blocks
 from gating.structure.feed_forward import iter_feed_forward_blocks
+from gating.structure.layers import kept_layers, layers_record, original_rows
 from gating.units import UNITS
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Row",
     "heads_per_layer",
     "latency_rows",
+    "layers_left",
     "neurons_per_layer",
     "size_rows",
 ]
@@ -73,6 +75,7 @@ class CompactReport:
 # Name in tables, divisor of the shown value, and its decimals.
 SHOWN = {
     **{name: (f"{unit.label} {name}", 1, 0) for name, unit in UNITS.items()},
+    "layers": ("layers", 1, 0),
     "macs": ("multiply-accumulates (millions)", 1e6, 1),
     "parameters": ("parameters", 1, 0),
     "megabytes": ("size on disk (MB)", 1, 1),
@@ -81,14 +84,32 @@ SHOWN = {
 
 
 def heads_per_layer(model: nn.Module) -> list[KeptHeads]:
-    """Return the kept heads of each attention block, from the record in the model's configuration."""
-    record = getattr(model.config, RECORD_KEY)
-    return [(name, block["kept_heads"], block["num_heads"]) for name, block in record["blocks"].items()]
+    """Return the kept heads of each attention block of the original model."""
+    rows = ((block.name, (block.head_ids, block.num_heads_before)) for block in iter_attention_blocks(model))
+    found = original_rows(layers_record(model), "heads", rows, removed=lambda size: ((), size))
+    return [(name, *numbers) for name, numbers in found]
 
 
 def neurons_per_layer(model: nn.Module) -> list[KeptNeurons]:
-    """Return the number of kept neurons of each feed-forward block, and its former number."""
-    return [(block.name, block.num_neurons, block.width_before) for block in iter_feed_forward_blocks(model)]
+    """Return the number of kept neurons of each feed-forward block of the original model, and its former number."""
+    rows = ((block.name, (block.num_neurons, block.width_before)) for block in iter_feed_forward_blocks(model))
+    found = original_rows(layers_record(model), "neurons", rows, removed=lambda size: (0, size))
+    return [(name, *numbers) for name, numbers in found]
+
+
+def layers_left(model: nn.Module) -> str:
+    """Return the layers that left a model as a sentence; empty if none did.
+
+    Example:
+        >>> from gating import prune_layers
+        >>> from transformers import BertConfig, BertModel
+        >>> model = BertModel(BertConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=4, vocab_size=10))
+        >>> report = prune_layers(model, [1, 3])
+        >>> layers_left(model)
+        'Layers of encoder.layer that stay: 0, 2.'
+    """
+    parts = [f"{name} that stay: {', '.join(map(str, numbers))}" for name, numbers in kept_layers(model).items()]
+    return f"Layers of {'; of '.join(parts)}." if parts else ""
 
 
 def size_rows(sizes: Mapping[str, tuple[float, float]], kinds: Mapping[str, tuple[int, int]]) -> list[Row]:

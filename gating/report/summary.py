@@ -27,6 +27,7 @@ from gating.report.metadata import EvaluatedData
 from gating.report.rows import CompactReport, latency_rows, size_rows
 from gating.report.score import Score
 from gating.storage.atomic import replacing_file
+from gating.structure.layers import count_layers
 from gating.units import UNITS
 
 __all__ = ["NUMBERS", "Stage", "Summary"]
@@ -76,8 +77,9 @@ class Summary:
         earlier_seconds: The same in earlier processes of a resumed run, up to the checkpoint that it continues.
         latency: Latency of the dense and the compact model.
         short_latency: That of one short text.
-        sizes: Heads, neurons, multiply-accumulates of an example, parameters, megabytes and bytes of the key-value
-            cache for a token, of the dense and the compact model; only those that the dense model has.
+        sizes: Heads, neurons, layers, multiply-accumulates of an example, parameters, megabytes and bytes of the
+            key-value cache for a token, of the dense and the compact model; only those that the dense model has, and
+            layers only if some have left.
         kinds: Heads of each kind of attention in the dense and the compact model, if there are several kinds.
         search: Number of steps of the search, and the reason for its end.
         removal: ``unproven``: the blocks on which the outputs compared before and after it do not depend, if any.
@@ -169,8 +171,10 @@ class Summary:
 
     def compare_models(self, dense: nn.Module, compact: nn.Module, batch: Mapping[str, Tensor] | None = None) -> None:
         """Record the sizes of two models; multiply-accumulates only if there is a batch to count them with."""
+        layers = count_layers(dense), count_layers(compact)
         sizes = {
             **{name: (unit.count(dense), unit.count(compact)) for name, unit in UNITS.items()},
+            **({} if layers[0] == layers[1] else {"layers": layers}),
             "macs": (0.0, 0.0) if batch is None else (count_macs(dense, batch), count_macs(compact, batch)),
             "parameters": (num_parameters(dense), num_parameters(compact)),
             "megabytes": (weight_megabytes(dense), weight_megabytes(compact)),

@@ -50,9 +50,9 @@ def card_of(model, folder, report=None):
 
 def test_heads_per_layer_are_those_of_the_record(pruned):
     assert heads_per_layer(pruned) == [
-        ("encoder.layer.0.attention.self", [0, 2, 3], 4),
-        ("encoder.layer.1.attention.self", [], 4),
-        ("encoder.layer.2.attention.self", [0, 1, 2, 3], 4),
+        ("encoder.layer.0.attention.self", (0, 2, 3), 4),
+        ("encoder.layer.1.attention.self", (), 4),
+        ("encoder.layer.2.attention.self", (0, 1, 2, 3), 4),
     ]
 
 

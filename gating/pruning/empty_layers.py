@@ -1,0 +1,144 @@
+"""Layers that are left without any unit, and add nothing or a bias to what passes through: they leave the model."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from gating.errors import InputError, UserError
+from gating.loader.changes import without_adapter
+from gating.proof.masked import MaskedOutputs
+from gating.proof.outputs import forward_outputs, max_relative_difference, tolerance_for
+from gating.proof.prove import check_proven
+from gating.pruning.layers import drop_layers
+from gating.structure.edits import Edit, SetAttribute, Undo, apply_edits, undo_edits
+from gating.structure.layers import LayerList, find_layer_lists
+
+__all__ = ["passed_states", "remove_empty_layers", "transformers_in"]
+
+
+def remove_empty_layers(model: nn.Module, masked: MaskedOutputs) -> None:
+    """Take the layers without any unit out of a model whose removal is proven, in place, where that is exact.
+
+    Such a layer passes its input on, as in models whose norms come before the blocks; the biases that it adds go to the
+    layer before it. The outputs are compared with those of the masked model again. Layers stay, empty, where the
+    outputs would differ, where no configuration describes the model without them, or where no layer would be left.
+
+    Args:
+        model: The model.
+        masked: The outputs that the removal was compared with.
+    """
+    for transformer in transformers_in(model):
+        for name in [layers.name for layers in find_layer_lists(transformer) if layers.empty()]:
+            passing = _passing(model, _list(transformer, name), masked)
+            if not passing or _remove(model, transformer, name, passing, masked):
+                continue
+            for number in reversed(passing):
+                _remove(model, transformer, name, [number], masked)
+
+
+def transformers_in(model: nn.Module) -> list[PreTrainedModel]:
+    """Return the models of transformers in a module that are not in another one; the model itself if it is one."""
+    if isinstance(model, PreTrainedModel):
+        return [model]
+    return [found for child in model.children() for found in transformers_in(child)]
+
+
+def passed_states(arguments: Sequence[Any], named: Mapping[str, Any], output: Any) -> tuple[Tensor, Tensor] | None:
+    """Return the hidden states that go into a layer and come out of it; None for a layer of another form."""
+    before = arguments[0] if arguments else named.get("hidden_states")
+    after = output[0] if isinstance(output, (tuple, list)) and output else output
+    if isinstance(before, Tensor) and isinstance(after, Tensor) and before.shape == after.shape:
+        return before, after
+    return None
+
+
+def _list(model: nn.Module, name: str) -> LayerList:
+    return next(layers for layers in find_layer_lists(model) if layers.name == name)
+
+
+def _passing(model: nn.Module, layers: LayerList, masked: MaskedOutputs) -> list[int]:
+    """Return the numbers of the empty layers that were called and passed their inputs on, but for their biases."""
+    differences: dict[int, float] = {}
+
+    def compare(number: int, bias: Tensor | None, arguments: Any, named: Any, output: Any) -> None:
+        states = passed_states(arguments, named, output)
+        if states is None or (bias is not None and bias.shape != states[0].shape[-1:]):
+            differences[number] = float("inf")
+            return
+        before, after = states
+        expected = before if bias is None else before + bias
+        relative = max_relative_difference([expected], [after]) / tolerance_for(after.dtype)
+        differences[number] = max(differences.get(number, 0.0), relative)
+
+    handles = []
+    for number in layers.empty():
+        bias = _added(layers, number)
+        hook = lambda _m, args, kwargs, output, n=number, b=bias: compare(n, b, args, kwargs, output)  # noqa: E731
+        handles.append(layers.layers[number].register_forward_hook(hook, with_kwargs=True))
+    try:
+        for expected in masked.passes:
+            forward_outputs(model, expected.probe)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return sorted(number for number, difference in differences.items() if difference <= 1)
+
+
+def _remove(
+    model: nn.Module, transformer: PreTrainedModel, name: str, numbers: Sequence[int], masked: MaskedOutputs
+) -> bool:
+    """Take some empty layers out of a list, and return whether any could go."""
+    layers = _list(transformer, name)
+    kept = [number for number in range(len(layers.layers)) if number not in numbers]
+    if not kept or (kept[0] > 0 and any(_added(layers, number) is not None for number in range(kept[0]))):
+        # The first layer takes the biases of those after it.
+        kept = [0, *kept]
+    if len(kept) == len(layers.layers):
+        return False
+    done: list[Undo] = []
+    try:
+        done += apply_edits(list(_plan_biases(layers, kept)))
+        done += drop_layers(transformer, layers, kept)
+        check_proven(model, masked)
+    except UserError:
+        undo_edits(done)
+        return False
+    except BaseException:
+        undo_edits(done)
+        raise
+    return True
+
+
+def _added(layers: LayerList, number: int) -> Tensor | None:
+    """Return the sum of the biases that an empty layer adds, ``[hidden_size]``; None if it has none but zeros."""
+    biases = []
+    for block in layers.blocks[number]:
+        bias = getattr(without_adapter(block.output_projection), "bias", None)
+        if isinstance(bias, Tensor) and bool((bias != 0).any()):
+            biases.append(bias.detach())
+    return torch.stack(biases).sum(dim=0) if biases and len({bias.shape for bias in biases}) == 1 else None
+
+
+def _plan_biases(layers: LayerList, kept: Sequence[int]) -> Iterator[Edit]:
+    """Plan to add the biases of layers that leave to the feed-forward block of the layer before.
+
+    Raises:
+        InputError: That block has no bias.
+    """
+    sums: dict[int, Tensor] = {}
+    for number in range(len(layers.layers)):
+        bias = None if number in kept else _added(layers, number)
+        if bias is not None:
+            before = max(other for other in kept if other < number)
+            sums[before] = sums[before] + bias if before in sums else bias
+    for number, added in sums.items():
+        blocks = layers.blocks[number]
+        last = next((block for block in reversed(blocks) if block.unit == "neurons"), blocks[-1])
+        linear = cast("Any", without_adapter(last.output_projection))
+        own = getattr(linear, "bias", None)
+        if not isinstance(own, nn.Parameter) or own.shape != added.shape:
+            raise InputError(f"{last.name} has no bias to which those of the next layers can be added.")
+        yield SetAttribute(linear, "bias", nn.Parameter(own.detach() + added, requires_grad=own.requires_grad))

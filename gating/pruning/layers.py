@@ -1,0 +1,179 @@
+"""Layers that leave a model: out of their list, with the settings and the numbers of the other layers in order."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from gating.errors import InputError, shorten
+from gating.loader.integrity import RECORD_KEY
+from gating.pruning.layer_settings import Settings, changed, nested_configs, settings_without_layers
+from gating.pruning.recording import build_recorded, describe_kept_units
+from gating.structure.edits import Edit, SetAttribute, Undo, apply_edits, undo_edits
+from gating.structure.layers import LAYERS_KEY, LayerList, dense_name, layers_record
+from gating.units import unit_of
+
+__all__ = ["drop_layers"]
+
+_PLAIN = (bool, int, float, str, type(None))
+
+
+def drop_layers(model: PreTrainedModel, layers: LayerList, kept: Sequence[int]) -> list[Undo]:
+    """Take all layers but the kept ones out of a list, in place; what the model then computes is not compared.
+
+    The settings that describe the model without them are those with which its class builds the same modules, with
+    parameters of the same shapes and layers with the same attributes, but for their numbers.
+
+    Args:
+        model: The model, which may be on the meta device.
+        layers: One of its lists of layers.
+        kept: Numbers of the layers that stay, in ascending order.
+
+    Returns:
+        The functions for :func:`~gating.structure.edits.undo_edits`.
+
+    Raises:
+        InputError: No settings describe the model without the layers. It is as before.
+    """
+    config, before = model.config, _built(model, model.config)
+    moved = nn.ModuleList(layers.layers[number] for number in kept)
+    moved.training = layers.layers.training
+    path, _, attribute = layers.full_name.rpartition(".")
+    record = _record_without(model, layers, kept)
+    done = apply_edits([SetAttribute(model.get_submodule(path), attribute, moved)])
+    try:
+        reasons = []
+        for settings in settings_without_layers(config, kept, num_layers=len(layers.layers)):
+            try:
+                built = _built(model, changed(config, settings))
+                edits = _plan(model, before, built, _former_names(model, layers, kept))
+            except Exception as error:  # Classes raise any error for settings that they cannot have.
+                reasons.append(str(error))
+                continue
+            former = record.get("config", {})
+            former = {name: _value(config, name) for name in settings} | former
+            memory = {**(getattr(config, RECORD_KEY, None) or {}), LAYERS_KEY: {**record, "config": former}}
+            done += apply_edits(
+                [*edits, *_plan_alignment(model, layers, kept), SetAttribute(config, RECORD_KEY, memory)]
+            )
+            return done
+        reason = next(iter(reasons), "it has no setting with the number of these layers").rstrip(".")
+        gone = sorted({*range(len(layers.layers))} - {*kept})
+        raise InputError(
+            f"{type(config).__name__} cannot describe {type(model).__name__} without the layers {gone} of "
+            f"{layers.name}: {shorten(reason, most=300)}. Nothing was changed; remove others, or heads and neurons."
+        )
+    except BaseException:
+        undo_edits(done)
+        raise
+
+
+def _built(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:
+    """Build a model as it is loaded from a compact folder, without memory."""
+    recorded = changed(config, {})
+    setattr(recorded, RECORD_KEY, describe_kept_units(model))
+    # As it is written and read again: sizes are checked, and some are derived from others.
+    recorded.validate()
+    return build_recorded(model, type(recorded).from_dict(recorded.to_dict()))
+
+
+def _former_names(model: nn.Module, layers: LayerList, kept: Sequence[int]) -> dict[str, tuple[str, int, int]]:
+    """Return for each module its former name, and the former and the present number of its layer, or -1."""
+    start, former = f"{layers.full_name}.", {}
+    for name, _ in model.named_modules():
+        number, _, rest = name.removeprefix(start).partition(".") if name.startswith(start) else ("", "", "")
+        place = (int(number), kept[int(number)]) if number else (-1, -1)
+        former[name] = (f"{start}{place[1]}.{rest}".rstrip(".") if number else name, place[1], place[0])
+    return former
+
+
+def _plan(
+    model: nn.Module, before: nn.Module, built: nn.Module, former: Mapping[str, tuple[str, int, int]]
+) -> list[Edit]:
+    """Plan to give modules the attributes and settings of a model that was built without some layers.
+
+    Args:
+        model: The model that layers have left already.
+        before: The whole model as its class builds it.
+        built: The model without the layers as its class builds it.
+        former: The former names of its modules.
+
+    Raises:
+        ValueError: The two have other modules, or parameters of other shapes, or layers that compute something else.
+    """
+    shapes, needed = ({n: tuple(t.shape) for n, t in one.state_dict().items()} for one in (model, built))
+    if differing := sorted(n for n in shapes.keys() | needed.keys() if shapes.get(n) != needed.get(n)):
+        raise ValueError(
+            f"{differing[0]} would have the shape {needed.get(differing[0])}, not {shapes.get(differing[0])}"
+        )
+    modules, originals = dict(built.named_modules()), dict(before.named_modules())
+    edits: list[Edit] = []
+    for name, module in model.named_modules():
+        old_name, old, new = former[name]
+        if type(module).__name__ != type(modules[name]).__name__:
+            raise ValueError(f"{name} would be a {type(modules[name]).__name__}")
+        edits += _plan_module(name, module, originals[old_name], modules[name], (old, new))
+    tied = getattr(built, "all_tied_weights_keys", None)
+    if tied != getattr(model, "all_tied_weights_keys", None):
+        edits.append(SetAttribute(model, "all_tied_weights_keys", tied))
+    return edits
+
+
+def _plan_module(name: str, module: Any, before: Any, built: Any, number: tuple[int, int]) -> list[Edit]:
+    """Plan to give a module the attributes that its place decides; an attribute that is no number of it is an error."""
+    edits: list[Edit] = []
+    for key, value in vars(built).items():
+        former, present = vars(before).get(key), vars(module).get(key)
+        if isinstance(value, PreTrainedConfig) and isinstance(present, PreTrainedConfig):
+            edits += _plan_settings(former, present, value)
+        elif _is_plain(value) and _is_plain(former) and value != present and former == present:
+            # Probabilities of dropping a layer in training grow from layer to layer.
+            is_number = type(former) is int and type(value) is int and former - value == number[0] - number[1]
+            if number[0] >= 0 and not is_number and "drop" not in key:
+                raise ValueError(f"{name} would have {key}={value!r}, not {present!r}")
+            edits.append(SetAttribute(module, key, value))
+    return edits
+
+
+def _plan_settings(former: PreTrainedConfig, present: PreTrainedConfig, new: PreTrainedConfig) -> list[Edit]:
+    """Plan to give a configuration that a module has the settings that layers have changed."""
+    olds, presents, edits = dict(nested_configs(former)), dict(nested_configs(present)), list[Edit]()
+    for path, part in nested_configs(new):
+        for key, value in vars(part).items():
+            is_changed = key not in (RECORD_KEY, "_commit_hash") and vars(olds[path]).get(key) != value
+            if is_changed and not isinstance(value, PreTrainedConfig) and key in vars(presents[path]):
+                edits.append(SetAttribute(presents[path], key, value))
+    return edits
+
+
+def _is_plain(value: object) -> bool:
+    return all(map(_is_plain, value)) if isinstance(value, (tuple, list)) else isinstance(value, _PLAIN)
+
+
+def _value(config: PreTrainedConfig, name: str) -> Any:
+    path, _, last = name.rpartition(".")
+    return getattr(dict(nested_configs(config))[f"{path}." if path else ""], last)
+
+
+def _plan_alignment(model: nn.Module, layers: LayerList, kept: Sequence[int]) -> list[Edit]:
+    """Plan the update of Whisper's ``alignment_heads``, pairs of a decoder layer and a head, if those leave."""
+    config: Any = getattr(model, "generation_config", None)
+    pairs = getattr(config, "alignment_heads", None)
+    if not pairs or not any(
+        getattr(block, "is_cross_attention", False) for blocks in layers.blocks for block in blocks
+    ):
+        return []
+    return [SetAttribute(config, "alignment_heads", [[kept.index(n), head] for n, head in pairs if n in kept] or None)]
+
+
+def _record_without(model: PreTrainedModel, layers: LayerList, kept: Sequence[int]) -> dict[str, Any]:
+    """Return the part of the record about layers that left, after some layers more have."""
+    record: dict[str, Any] = layers_record(model)
+    numbers = record.get("kept", {}).get(layers.name, range(len(layers.layers)))
+    sizes: Settings = {unit: dict(record.get(unit, {})) for unit in ("heads", "neurons")}
+    for number, blocks in enumerate(layers.blocks):
+        for block in () if number in kept else blocks:
+            sizes[block.unit][dense_name(record, block.name)] = unit_of(block).size_before(block)
+    now = {**record.get("kept", {}), layers.name: [numbers[number] for number in kept]}
+    return {**record, **sizes, "kept": now}

@@ -1,0 +1,173 @@
+"""Removal of given layers."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from gating.errors import InputError, InputTypeError, LayoutError
+from gating.proof.conditions import check_no_adapters
+from gating.proof.masked import ExpectedOutputs, find_problem_with_cache
+from gating.proof.outputs import forward_outputs, max_relative_difference, rounding_of, rounding_tolerance
+from gating.proof.probe import run_probe
+from gating.pruning.empty_layers import passed_states, transformers_in
+from gating.pruning.layers import drop_layers
+from gating.pruning.prune import check_can_change
+from gating.pruning.prune_report import PruneReport, UnitCounts
+from gating.pruning.recording import become_compact
+from gating.structure.attention import iter_attention_blocks
+from gating.structure.blocks import tower_of, whole_number
+from gating.structure.edits import Undo, undo_edits
+from gating.structure.feed_forward import iter_feed_forward_blocks
+from gating.structure.layers import LayerList, find_layer_lists
+
+__all__ = ["prune_layers"]
+
+
+def prune_layers(
+    model: nn.Module,
+    layers_to_prune: Iterable[int] | Mapping[str, Iterable[int]],
+    *,
+    probe: Mapping[str, Tensor] | None = None,
+) -> PruneReport:
+    """Remove whole layers from a model, in place: their attention and feed-forward blocks and their norms.
+
+    What went into a removed layer goes into the next one. The outputs on the probe are compared with those of the model
+    whose layers pass their inputs on. The configuration then describes fewer layers, so that a model of whole layers
+    saves as a plain model of transformers.
+
+    Args:
+        model: The model to change.
+        layers_to_prune: Numbers of the layers to remove; in a model with several lists of layers, for the name of each,
+            such as ``decoder.layers``, or for a part of it, such as ``decoder``. Layers are numbered as they are in the
+            model now; -1 is the last one. Each list keeps a layer.
+        probe: Batch for the check, as keyword arguments of the model; by default made from its configuration.
+
+    Returns:
+        The remaining heads, neurons and layers, by their names and numbers in the original model.
+
+    Raises:
+        ValueError: A layer or list does not exist, a list would be left without a layer, no configuration describes the
+            model without the layers, or other layers depend on them. The model is unchanged.
+        TypeError: A layer is not a whole number.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> model = BertModel(BertConfig(hidden_size=8, num_attention_heads=4, num_hidden_layers=4, vocab_size=10))
+        >>> prune_layers(model, [1, -1]).kept_layers
+        {'encoder.layer': (0, 2)}
+        >>> model.config.num_hidden_layers
+        2
+    """
+    check_can_change(model)
+    check_no_adapters(model)
+    requests = _read_request(model, layers_to_prune)
+    removed = {module for _, layers, numbers in requests for module in (layers.layers[number] for number in numbers)}
+    blocks, before = [*iter_attention_blocks(model), *iter_feed_forward_blocks(model)], UnitCounts.of(model)
+    report = PruneReport.of(model, before, blocks)
+    expected = _skipped_outputs(model, removed, probe)
+    done: list[Undo] = []
+    try:
+        for transformer, layers, numbers in requests:
+            kept = [number for number in range(len(layers.layers)) if number not in numbers]
+            done += drop_layers(transformer, layers, kept)
+        _check_equal(model, expected)
+    except BaseException:
+        undo_edits(done)
+        raise
+    become_compact(model)
+    return report.without_layers(model)
+
+
+def _read_request(model: nn.Module, request: object) -> list[tuple[PreTrainedModel, LayerList, set[int]]]:
+    """Return the lists of layers that lose some, with the model of transformers that each is in, and the numbers."""
+    owners = {layers.name: (one, layers) for one in transformers_in(model) for layers in find_layer_lists(one)}
+    lists, names = [layers for _, layers in owners.values()], ", ".join(owners)
+    if not lists:
+        raise InputError(f"No list of layers with known attention or feed-forward blocks is in {type(model).__name__}.")
+    if not isinstance(request, Mapping) and len(lists) > 1:
+        raise InputError(
+            f"{type(model).__name__} has several lists of layers: give {{name: [layer, ...]}} for {names}."
+        )
+    table: Mapping[Any, object] = request if isinstance(request, Mapping) else {lists[0].name: request}
+    found: dict[str, tuple[LayerList, set[int]]] = {}
+    for name, numbers in table.items():
+        matches = [layers for layers in lists if layers.name == name] or [
+            layers for layers in lists if name in (*layers.name.split("."), tower_of(f"{layers.name}.0"))
+        ]
+        if len(matches) != 1:
+            problem = "There is no list" if not matches else "There are several lists"
+            raise InputError(f"{problem} of layers {name!r}. The lists are: {names}.")
+        (layers,) = matches
+        found.setdefault(layers.name, (layers, set()))[1].update(_read_numbers(layers, numbers))
+    for layers, wanted in found.values():
+        if len(wanted) == len(layers.layers):
+            raise InputError(f"{layers.name} would lose all of its {len(wanted)} layers: keep one.")
+    return [(*owners[name], wanted) for name, (_, wanted) in found.items() if wanted]
+
+
+def _read_numbers(layers: LayerList, given: Any) -> Iterator[int]:
+    if not isinstance(given, Iterable) or isinstance(given, str) or getattr(given, "ndim", 1) == 0:
+        raise InputTypeError(f"Give the numbers of the layers to remove, [layer, ...]; got {given!r}.")
+    size = len(layers.layers)
+    for value in given:
+        try:
+            number = whole_number(value)
+        except TypeError:
+            raise InputTypeError(f"Layers are whole numbers; got {value!r} for {layers.name}.") from None
+        if not -size <= number < size:
+            raise InputError(f"{layers.name} has layers 0 to {size - 1}; there is no layer {number}.")
+        yield number % size
+
+
+def _skipped_outputs(
+    model: nn.Module, removed: Iterable[nn.Module], probe: Mapping[str, Tensor] | None
+) -> ExpectedOutputs:
+    """Record the outputs of a model whose layers in a set pass their inputs on."""
+    probe, outputs = run_probe(model, probe)
+    with _skipped(removed) as calls:
+        skipped = forward_outputs(model, probe)
+    if missing := [type(module).__name__ for module, called in calls.items() if not called]:
+        raise InputError(f"The outputs for this batch do not need a {missing[0]} to remove: give a probe that does.")
+    with _skipped(removed, factor=1 - rounding_of(outputs)):
+        perturbed = forward_outputs(model, probe)
+    tolerance = rounding_tolerance(skipped, perturbed)
+    has_cache = find_problem_with_cache(model, probe, tolerance) is None
+    return ExpectedOutputs(probe, skipped, tolerance, has_cache=has_cache)
+
+
+@contextmanager
+def _skipped(removed: Iterable[nn.Module], *, factor: float = 1.0) -> Iterator[dict[nn.Module, bool]]:
+    """Let layers return what goes into them, times a factor; whatever else they return stays."""
+    calls = dict.fromkeys(removed, False)
+
+    def skip(layer: nn.Module, arguments: Sequence[Any], named: Mapping[str, Any], output: Any) -> Any:
+        states = passed_states(arguments, named, output)
+        if states is None:
+            raise InputError(f"{type(layer).__name__} does not return what it is given, changed: it cannot be removed.")
+        calls[layer] = True
+        passed = states[0] * factor
+        return passed if isinstance(output, Tensor) else type(output)([passed, *output[1:]])
+
+    handles = [layer.register_forward_hook(skip, with_kwargs=True) for layer in calls]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _check_equal(model: nn.Module, expected: ExpectedOutputs) -> None:
+    """Raise ``LayoutError`` unless a model without layers has the outputs of the one that skips them."""
+    try:
+        difference = max_relative_difference(expected.outputs, forward_outputs(model, expected.probe))
+        problem = expected.find_problem(model, difference)
+    except Exception as error:
+        problem = f"it does not run ({type(error).__name__}: {error})"
+    if problem is not None:
+        raise LayoutError(
+            f"Without these layers, {type(model).__name__} differs from the model that skips them: {problem}. Other "
+            "parts depend on the numbers of layers or on what these compute. Nothing was changed; remove other layers."
+        )

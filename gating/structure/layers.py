@@ -1,0 +1,146 @@
+"""Lists of layers: which layers a model has, by which numbers the original model knew them, and which are empty."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from gating.loader.integrity import RECORD_KEY
+from gating.loader.record import base_prefix
+from gating.structure.attention import iter_attention_blocks
+from gating.structure.blocks import Block
+from gating.structure.feed_forward import iter_feed_forward_blocks
+
+__all__ = [
+    "LAYERS_KEY",
+    "LayerList",
+    "count_layers",
+    "dense_name",
+    "find_layer_lists",
+    "kept_layers",
+    "layers_record",
+    "original_rows",
+    "removed_units",
+]
+
+# Key of the part of a record about layers that left: ``kept`` has the original numbers of the present layers of each
+# list, ``config`` the former values of settings, ``heads`` and ``neurons`` those of the blocks of layers that left.
+LAYERS_KEY = "layers"
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class LayerList:
+    """A list of layers that a model calls one after another.
+
+    Attributes:
+        name: Dotted name, relative to the model without its task head, as names of blocks are.
+        full_name: Dotted name in the model.
+        layers: The list.
+        blocks: Attention and feed-forward blocks of each layer.
+    """
+
+    name: str
+    full_name: str
+    layers: nn.ModuleList
+    blocks: tuple[tuple[Block, ...], ...]
+
+    def empty(self) -> list[int]:
+        """Return the numbers of the layers whose blocks have lost every unit."""
+        return [number for number, blocks in enumerate(self.blocks) if blocks and not any(b.slot_ids for b in blocks)]
+
+
+def find_layer_lists(model: nn.Module) -> list[LayerList]:
+    """Return the lists of layers with attention or feed-forward blocks of a known layout, in the order of modules.
+
+    Of lists in lists, as the stages of a Swin or the parts of a T5 layer, it is the innermost one with a layer of
+    several blocks.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> config = BertConfig(hidden_size=8, num_hidden_layers=3, num_attention_heads=2, intermediate_size=8)
+        >>> [(found.name, len(found.layers)) for found in find_layer_lists(BertModel(config))]
+        [('encoder.layer', 3)]
+    """
+    blocks: dict[nn.Module, Block] = {}
+    for block in (*iter_attention_blocks(model), *iter_feed_forward_blocks(model)):
+        blocks.setdefault(block.output_projection, block)
+    lists: dict[str, tuple[nn.ModuleList, list[tuple[Block, ...]]]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList):
+            members = [tuple(blocks[part] for part in layer.modules() if part in blocks) for layer in module]
+            if any(members):
+                lists[name] = module, members
+    several = {name for name, (_, members) in lists.items() if max(map(len, members)) > 1}
+    prefix, found = base_prefix(model), []
+    for name, (module, members) in lists.items():
+        inside = [other for other in lists if other.startswith(f"{name}.")]
+        outside = [other for other in lists if name.startswith(f"{other}.")]
+        if not several.intersection(inside) if name in several else not outside:
+            found.append(LayerList(name.removeprefix(prefix), name, module, tuple(members)))
+    return found
+
+
+def count_layers(model: nn.Module) -> int:
+    """Return the number of layers in the lists of a model."""
+    return sum(len(found.layers) for found in find_layer_lists(model))
+
+
+def layers_record(model: nn.Module) -> dict[str, Any]:
+    """Return what the record in a model's configuration has of layers that left; an empty table if none did."""
+    record = getattr(getattr(model, "config", None), RECORD_KEY, None)
+    found = record.get(LAYERS_KEY) if isinstance(record, dict) and isinstance(model, PreTrainedModel) else None
+    return dict(found or {})
+
+
+def kept_layers(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return the original numbers of the present layers of each list of a module that layers have left."""
+    return {
+        name: tuple(numbers)
+        for module in model.modules()
+        for name, numbers in layers_record(module).get("kept", {}).items()
+    }
+
+
+def removed_units(model: nn.Module, unit: str) -> dict[str, int]:
+    """Return the former numbers of units of the blocks that left a module with their layers, by their first names."""
+    return {name: size for module in model.modules() for name, size in layers_record(module).get(unit, {}).items()}
+
+
+def dense_name(record: Mapping[str, Any], name: str) -> str:
+    """Return the name of a block in the original model, from its name in one that layers have left.
+
+    Example:
+        >>> dense_name({"kept": {"encoder.layer": [0, 3]}}, "encoder.layer.1.attention.self")
+        'encoder.layer.3.attention.self'
+    """
+    for path, kept in record.get("kept", {}).items():
+        if found := re.match(rf"{re.escape(path)}\.(\d+)(?=\.|$)", name):
+            return f"{path}.{kept[int(found[1])]}{name[found.end() :]}"
+    return name
+
+
+def original_rows(
+    record: Mapping[str, Any], unit: str, rows: Iterable[tuple[str, Value]], *, removed: Callable[[int], Value]
+) -> Iterator[tuple[str, Value]]:
+    """Yield values of blocks by their names in the original model, with those of layers that left in their places.
+
+    Args:
+        record: What :func:`layers_record` returns.
+        unit: The unit of the blocks, ``heads`` or ``neurons``.
+        rows: Names and values of the present blocks.
+        removed: Function that returns the value of a block that left, from its former number of units.
+    """
+    named = [(dense_name(record, name), value) for name, value in rows]
+    gone = [(name, removed(size)) for name, size in record.get(unit, {}).items()]
+    paths: dict[str, int] = {}
+
+    def place(row: tuple[str, Value]) -> tuple[int, int]:
+        number = re.search(r"(?:^|\.)(\d+)(?:\.|$)", row[0])
+        path = row[0][: number.start()] if number else row[0]
+        return paths.setdefault(path, len(paths)), int(number[1]) if number else 0
+
+    yield from sorted([*named, *gone], key=place) if gone else named

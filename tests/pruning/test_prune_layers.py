@@ -1,0 +1,144 @@
+"""Removal of given layers: what is left is the model that skips them, and loads with plain transformers."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import BertConfig, BertModel, LlamaConfig, Qwen2Config, Qwen3MoeConfig
+
+import gating
+from gating.proof.outputs import forward_outputs, max_relative_difference
+from gating.proof.probe import make_probe
+from gating.pruning.layer_settings import changed, settings_without_layers
+from gating.structure.layers import find_layer_lists
+from tests.support.family_models import FAMILIES
+from tests.support.fresh_process import auto_class_of, difference_elsewhere, save_for_elsewhere
+from tests.support.masked_models import generate_all, ways_to_generate
+from tests.support.tiers import tiered
+
+SIZES = {"hidden_size": 16, "num_attention_heads": 4, "intermediate_size": 32, "vocab_size": 50}
+# Layers that depend on their numbers: of shifted windows, of periods, of scales; of one list that all layers share.
+REFUSED = {"swin", "minimax", "minicpm3", "jamba", "recurrent_gemma", "albert-1group"}
+
+
+def bert(num_hidden_layers: int = 4) -> BertModel:
+    return BertModel(BertConfig(num_hidden_layers=num_hidden_layers, **SIZES)).eval()
+
+
+def test_the_first_layers_are_the_model_of_as_many_layers(tmp_path: Path) -> None:
+    model = bert()
+    first = bert(2)
+    first.load_state_dict({name: value for name, value in model.state_dict().items() if name in first.state_dict()})
+    probe = make_probe(model)
+    report = gating.prune_layers(model, [2, -1])
+    assert max_relative_difference(forward_outputs(first, probe), forward_outputs(model, probe)) == 0.0
+    assert (report.kept_layers, report.num_heads, report.num_heads_before) == ({"encoder.layer": (0, 1)}, 8, 16)
+    assert report.kept_heads["encoder.layer.3.attention.self"] == ()
+    assert report.num_parameters == sum(parameter.numel() for parameter in first.parameters())
+    save_for_elsewhere(model, tmp_path / "stock", probe, stock=True)
+    assert difference_elsewhere(tmp_path / "stock", "AutoModel") == 0.0
+
+
+@pytest.mark.parametrize(
+    "name", tiered(sorted(set(FAMILIES) - REFUSED - {"albert", "longcat_flash", "nemotron_h", "bart"}))
+)
+def test_each_family_generates_and_loads_without_a_layer(name: str, tmp_path: Path) -> None:
+    family = FAMILIES[name]
+    model = family.build()
+    probe, ways = make_probe(model), ways_to_generate(family)
+    sizes = {one.name: len(one.layers) for one in find_layer_lists(model)}
+    gating.prune_layers(model, {name: [size - 2] for name, size in sizes.items() if size > 1})
+    assert {one.name: len(one.layers) for one in find_layer_lists(model)} == {
+        name: max(1, size - 1) for name, size in sizes.items()
+    }
+    tokens = generate_all(model, probe, ways)
+    assert tokens.get("greedy") == tokens.get("no cache") == tokens.get("static", tokens.get("greedy"))
+    save_for_elsewhere(model, tmp_path / "stock", probe, stock=True)
+    assert difference_elsewhere(tmp_path / "stock", auto_class_of(model)) == 0.0
+
+
+@pytest.mark.parametrize("name", tiered(sorted(REFUSED)))
+def test_a_refused_removal_changes_nothing(name: str) -> None:
+    model = FAMILIES[name].build()
+    probe, config = make_probe(model), copy.deepcopy(model.config.to_dict())
+    outputs, shape = forward_outputs(model, probe), str(model)
+    (layers, *_) = [one for one in find_layer_lists(model) if len(one.layers) > 1]
+    with pytest.raises(ValueError, match="Nothing was changed"):
+        gating.prune_layers(model, {layers.name: [len(layers.layers) - 2]})
+    assert max_relative_difference(outputs, forward_outputs(model, probe)) == 0.0
+    assert (model.config.to_dict(), str(model)) == (config, shape)
+
+
+@pytest.mark.parametrize("part", ["decoder.layers", "decoder"])
+def test_a_list_is_named_by_its_path_or_a_part_of_it(part: str) -> None:
+    model = FAMILIES["bart"].build()
+    assert gating.prune_layers(model, {part: [1]}).kept_layers == {"decoder.layers": (0, 2)}
+    assert (model.config.encoder_layers, model.config.decoder_layers) == (2, 2)
+
+
+def test_layers_are_numbered_as_they_are_now() -> None:
+    model = bert()
+    gating.prune_layers(model, [0])
+    assert gating.prune_layers(model, torch.tensor([0])).kept_layers == {"encoder.layer": (2, 3)}
+
+
+def test_heads_leave_after_layers_and_before_them() -> None:
+    model = bert()
+    gating.prune_heads(model, {0: [1], 3: [0, 2]})
+    gating.prune_layers(model, [1])
+    report = gating.prune_heads(model, {2: [3]})
+    assert report.kept_heads == {
+        "encoder.layer.0.attention.self": (0, 2, 3),
+        "encoder.layer.1.attention.self": (),
+        "encoder.layer.2.attention.self": (0, 1, 2, 3),
+        "encoder.layer.3.attention.self": (1,),
+    }
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ([4], r"layers 0 to 3; there is no layer 4"),
+        ([-5], r"no layer -5"),
+        (range(4), "would lose all of its 4 layers"),
+        ({"decoder": [0]}, r"no list of layers 'decoder'. The lists are: encoder.layer"),
+        ([True], "whole numbers"),
+        (["0"], "whole numbers"),
+        (3, r"\[layer, ...\]"),
+        ({"encoder.layer": 3}, r"\[layer, ...\]"),
+    ],
+)
+def test_wrong_requests_are_refused(layers: Any, message: str) -> None:
+    model = bert()
+    with pytest.raises((ValueError, TypeError), match=message):
+        gating.prune_layers(model, layers)
+    assert len(model.encoder.layer) == 4
+
+
+def test_several_lists_have_to_be_named() -> None:
+    with pytest.raises(ValueError, match=r"several lists of layers: .* for encoder.block, decoder.block"):
+        gating.prune_layers(FAMILIES["t5"].build(), [1])
+
+
+def test_gates_come_off_first() -> None:
+    model = bert()
+    gating.inject_gates(model)
+    with pytest.raises(ValueError, match="The model has gates"):
+        gating.prune_layers(model, [1])
+
+
+def test_settings_keep_the_entries_of_the_layers_that_stay() -> None:
+    sliding = Qwen2Config(num_hidden_layers=4, use_sliding_window=True, max_window_layers=2, layer_types=None, **SIZES)
+    found = next(settings_without_layers(sliding, [0, 3], num_layers=4))
+    assert found == {
+        "num_hidden_layers": 2,
+        "max_window_layers": 1,
+        "layer_types": ["full_attention", "sliding_attention"],
+    }
+    experts = Qwen3MoeConfig(num_hidden_layers=4, mlp_only_layers=[0, 2], **SIZES)
+    assert next(settings_without_layers(experts, [1, 2, 3], num_layers=4))["mlp_only_layers"] == [1]
+    tokens = LlamaConfig(num_hidden_layers=4, eos_token_id=[1, 2, 3, 4], **SIZES)
+    assert next(settings_without_layers(tokens, [0], num_layers=4)) == {"num_hidden_layers": 1}
+    assert changed(sliding, found).layer_types == found["layer_types"]
