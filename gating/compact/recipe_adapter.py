@@ -62,7 +62,8 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> None:
         ) from error
     settings, weights = _read(folder)
     with loading(str(folder), remedy="Save the recipe again."), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=UserWarning, module="peft")
+        # The result is compared or proven; about tied weights and deprecated names PEFT would warn, too.
+        warnings.simplefilter("ignore")
         adapted = get_peft_model(model, LoraConfig(**settings))
         needed = {name for name in adapted.state_dict() if re.search(r"\.(lora_\w+|modules_to_save)\.", name)}
         found: Any = set_peft_model_state_dict(adapted, weights)

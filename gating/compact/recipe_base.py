@@ -11,7 +11,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from gating.compact.files import damaged_file, read_config
 from gating.compact.limits import checked_folder
-from gating.compact.recipe import is_recipe
+from gating.compact.recipe import Recipe, is_recipe
 from gating.compact.record_checks import check_record
 from gating.compact.trust import check_trust, model_class, without_load_report
 from gating.errors import InputError, MissingFileError, UnreachableError, UserError, loading
@@ -19,7 +19,7 @@ from gating.loader.integrity import CONFIG, PLAIN_LOADING, RECORD_KEY
 from gating.pruning.recording import dense_config
 from gating.storage.transfer import download, invalid_name, snapshot_of
 
-__all__ = ["find_base", "load_base", "name_base"]
+__all__ = ["find_base", "load_base", "name_base", "processor_folder"]
 
 _LAYER_NUMBER = re.compile(r"(^|\.)\d+\.")
 
@@ -68,6 +68,17 @@ def name_base(folder: Path) -> tuple[str, str | None]:
     """Return the name under which a base is found again: on the hub with its commit, or the path of its folder."""
     place = str(folder.absolute())
     return snapshot_of(place) or (place, None)
+
+
+def processor_folder(folder: Path) -> Path:
+    """Return the folder with the tokenizer or processor of a model: for a recipe, that of its base, else the same.
+
+    The errors are those of :func:`find_base`.
+    """
+    if not is_recipe(folder):
+        return folder
+    recipe = Recipe.read(folder)
+    return find_base(recipe.base, revision=recipe.revision)
 
 
 def load_base(

@@ -136,10 +136,10 @@ def _check_base(recipe: Recipe, place: Path) -> None:
     found = digest_stored(place)
     if found != recipe.base_sha256:
         raise RemedyError(
-            f"{place} is not the base model of this recipe, {recipe.title}: the checksum of its weights is "
-            f"{found[:16]}..., and that of the recipe {recipe.base_sha256[:16]}... Take the base that the recipe was "
-            "made from",
-            python=": base=FOLDER, or pass verify=False.",
+            f"The weights in {place} are not those of the base model of this recipe, {recipe.title}: their checksum is "
+            f"{found[:16]}..., and that of the base {recipe.base_sha256[:16]}... Bring back the base that the recipe "
+            "was made from",
+            python=", or name it with base=...",
             command=".",
         )
 

@@ -96,12 +96,14 @@ def save_recipe(
     factors = _checked_factors(model, folded or {})
     place = Path(save_directory)
     found = find_base(os.fspath(base), revision=revision, token=token)
+    name, commit = name_base(found)
+    if repo_id is not None and commit is None:
+        raise InputError(f"base={base} is a folder of this machine: name the base on the hub, or leave out repo_id.")
     with replacing_folder(place, overwrite=overwrite, kind=RECIPE, keep=[found, adapter]) as folder:
         _write_config(model, folder)
         if adapter is not None:
             copy_adapter(Path(adapter), folder / ADAPTER)
         rebuilt, config, lacking = load_base(found, folder, read_config(folder))
-        name, commit = name_base(found)
         recipe = Recipe(
             base=name,
             revision=commit,
@@ -204,9 +206,8 @@ def _write_card(model: PreTrainedModel, recipe: Recipe, folder: Path) -> None:
 
 # Recipe of a compact {name}
 
-A recipe for [head-gating](https://pypi.org/project/head-gating/): what has to be removed from {recipe.title}, and the
-factors of what stays. It keeps {units["heads"]:,} attention heads and {units["neurons"]:,} feed-forward neurons, and
-has no weights of its own but those that the base lacks.
+What has to be removed from {recipe.title}, and the factors of what stays: {units["heads"]:,} attention heads and
+{units["neurons"]:,} feed-forward neurons. It has no weights but those that the base lacks.
 
 ```python
 import gating
