@@ -104,7 +104,7 @@ def _read_table(path: Path) -> dict[str, Any]:
     for name, pattern in _VALUES.items():
         if name not in table:
             raise damaged_file(path, f"it has no {name!r}")
-        if not re.fullmatch(pattern, json.dumps(table[name])):
+        if not re.fullmatch(pattern, json.dumps(table[name], ensure_ascii=False)):
             raise damaged_file(path, f"{name} cannot be {json.dumps(table[name])[:100]}")
     if unknown := sorted(table.keys() - _VALUES.keys()):
         raise damaged_file(path, f"it has {unknown[0]!r}, which this version does not know")
@@ -115,7 +115,7 @@ def _read_table(path: Path) -> dict[str, Any]:
 
 # Patterns of the values in JSON.
 _VALUES = {
-    "base": r'"[^"\x00-\x1f]{1,4096}"',
+    "base": r'"([^"\\]|\\\\){1,4096}"',
     "revision": r'null|"\w{1,64}"',
     "base_sha256": f'"{_SHA256}"',
     "compact_sha256": f'null|"{_SHA256}"',

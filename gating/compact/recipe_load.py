@@ -93,6 +93,8 @@ def build_compact(
         share_specs(build_recorded(model, config), model)
     blocks = _blocks(model, record, {name: len(factors) for name, factors in recipe.folded.items()})
     factors = [_factors(block, record, recipe.folded.get(block.name), folder) for block in blocks]
+    if unknown := sorted(recipe.folded.keys() - {block.name for block in blocks}):
+        raise damaged_file(folder, f"it has factors of {unknown[0]!r}, which is not a block of {type(model).__name__}")
     _fill(model, recipe.new, folder)
     if recipe.has_adapter:
         merge_adapter(model, folder / ADAPTER)

@@ -142,6 +142,8 @@ def _checked_factors(model: PreTrainedModel, folded: Mapping[str, Sequence[float
         if name not in known:
             raise InputError(f"folded has factors of {name!r}, which is not a block of this {type(model).__name__}.")
         factors[name] = torch.tensor(list(values), dtype=torch.float32)
+        if not (factors[name].isfinite() & (factors[name] > 0)).all():
+            raise InputError(f"folded: {name} has factors that are not finite and above 0.")
         # Where no neurons were removed, a model does not know the groups that they were gated in.
         is_free = isinstance(known[name], FeedForwardBlock) and name not in recorded
         if not is_free and len(values) != len(known[name].unit_ids):
