@@ -130,8 +130,9 @@ def _blocks(model: PreTrainedModel, record: Mapping[str, Any], counts: Mapping[s
 
 
 def digest_model(model: PreTrainedModel) -> str:
-    """Return the checksum of the weights of a model."""
-    return digest_tensors(sorted(model.state_dict().items()))
+    """Return the checksum of the weights of a model, of those that are tied once."""
+    tied = getattr(model, "all_tied_weights_keys", None) or ()
+    return digest_tensors((name, tensor) for name, tensor in sorted(model.state_dict().items()) if name not in tied)
 
 
 def _check_base(recipe: Recipe, place: Path) -> None:
