@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from gating.compact.digests import digest_stored, digest_tensors
-from gating.compact.files import damaged_file, read_config
+from gating.compact.files import check_file, damaged_file, read_config
 from gating.compact.manifest import check_manifest
 from gating.compact.recipe import ADAPTER, Recipe
 from gating.compact.recipe_adapter import merge_adapter
@@ -44,6 +44,8 @@ def load_recipe(
     checksums. After the merge of an adapter, which is rounded in another way on another machine, the outputs after the
     removal are compared with those of the masked model instead, as ``finalize`` does.
     """
+    if dtype is not None and not dtype.is_floating_point:
+        raise InputError(f"dtype={dtype} has no fractions: give one such as torch.bfloat16.")
     described = read_config(folder)
     if verify:
         check_manifest(folder)
@@ -59,8 +61,8 @@ def load_recipe(
     build_compact(model, config, recipe, folder, prove=verify and recipe.has_adapter)
     if verify and not recipe.has_adapter and recipe.compact_sha256 != digest_model(model):
         raise RemedyError(
-            f"{folder} does not give the compact model that was saved: its weights have another checksum, with "
-            f"transformers {config.transformers_version} then. Export the recipe again, or install that version",
+            f"{folder} does not give the compact model that was saved: its weights have another checksum than "
+            f"with transformers {described.get('transformers_version')}. Export the recipe again, or install that version",
             python=", or pass verify=False.",
             command=".",
         )
@@ -106,7 +108,8 @@ def build_compact(
     become_compact(model)
     if describe_kept_units(model) != record:
         raise damaged_file(folder / CONFIG, "its record is not that of the units that are left of the base model")
-    if (folder / GENERATION).exists():
+    if os.path.lexists(folder / GENERATION):
+        check_file(folder / GENERATION)
         with loading(str(folder / GENERATION), remedy="Export the recipe again."):
             model.generation_config = GenerationConfig.from_pretrained(folder)
 
@@ -175,8 +178,6 @@ def _fill(model: PreTrainedModel, new: Mapping[str, Tensor], folder: Path) -> No
 
 def _convert(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """Convert the weights of a model, in place; buffers such as rotary frequencies keep their precision."""
-    if not dtype.is_floating_point:
-        raise InputError(f"dtype={dtype} has no fractions: give one such as torch.bfloat16.")
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
     model.config.dtype = dtype

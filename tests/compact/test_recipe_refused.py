@@ -246,6 +246,10 @@ def test_a_base_on_the_hub_that_cannot_be_reached_is_named(made, tmp_path):
         gating.save_recipe(gating.load_compact(made / "recipe"), tmp_path / "again", base="nobody/nothing")
 
 
+def test_a_type_without_fractions_is_refused(made):
+    refused(made / "recipe", "dtype=torch.int8 has no fractions", dtype=torch.int8)
+
+
 def test_the_base_is_for_recipes_alone(made):
     refused(made / "base", "is for recipes, and .* is none", base=made / "base")
 
