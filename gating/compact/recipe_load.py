@@ -62,7 +62,7 @@ def load_recipe(
     if verify and not recipe.has_adapter and recipe.compact_sha256 != digest_model(model):
         raise RemedyError(
             f"{folder} does not give the compact model that was saved: its weights have another checksum than "
-            f"with transformers {described.get('transformers_version')}. Export the recipe again, or install that version",
+            f"with transformers {described.get('transformers_version')}. Export the recipe again, or install that",
             python=", or pass verify=False.",
             command=".",
         )
