@@ -12,6 +12,7 @@ from datasets import DatasetDict, Value
 from transformers import PreTrainedModel
 
 from gating.compact.load import load_compact
+from gating.compact.recipe_base import processor_folder
 from gating.data.labels import using_classes
 from gating.errors import InputError, RemedyError, UserError, explain, shorten
 from gating.models.pretrained import Pretrained
@@ -44,9 +45,9 @@ def load_evaluation(
         only: Name of the only split of the data, which the source returns as ``train``; None if it returns all.
         folder: Folder or name of the model, for messages.
     """
-    # The processor is beside the weights.
-    objects = replace(objects, source=Pretrained(str(place)))
     model = load_compact(place)
+    # The processor is beside the weights.
+    objects = replace(objects, source=Pretrained(str(processor_folder(place))))
     _check_task(model, objects, folder)
     data, split = _encode_split(settings, objects, model, split=split, only=only, folder=folder)
     return objects, model, data, split

@@ -9,6 +9,7 @@ from gating.commands.model_folder import find_model
 from gating.compact.hub import find_folder
 from gating.compact.load import load_compact
 from gating.compact.original import read_original
+from gating.compact.recipe import Recipe, is_recipe
 from gating.errors import InputError
 from gating.proof.probe import make_probe
 from gating.pruning.measure import cache_bytes_per_token, count_macs, weight_megabytes
@@ -54,4 +55,5 @@ def run(arguments: argparse.Namespace) -> None:
         console.print(
             f"{count_macs(model, example) / 1e6:,.1f} million multiply-accumulates for an {of}", highlight=False
         )
-    console.print(f"{weight_megabytes(model):,.1f} MB of weights in {place}", highlight=False)
+    origin = f"made from {Recipe.read(folder).title} by the recipe in" if is_recipe(folder) else "in"
+    console.print(f"{weight_megabytes(model):,.1f} MB of weights {origin} {place}", highlight=False, soft_wrap=True)

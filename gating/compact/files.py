@@ -25,6 +25,7 @@ __all__ = [
     "read_headers",
     "read_json",
     "walk",
+    "weight_files",
 ]
 
 _MAX_JSON_BYTES = 2**26
@@ -104,7 +105,7 @@ def read_headers(folder: Path) -> dict[str, StoredTensor]:
         ValueError: A file is damaged, not in the safetensors format or outside the folder.
     """
     found: dict[str, StoredTensor] = {}
-    for path in _weight_files(folder):
+    for path in weight_files(folder):
         try:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 - it cannot be iterated over
@@ -130,7 +131,7 @@ def walk(table: object, *, within: str = "") -> Iterator[tuple[str, object]]:
         yield from walk(value, within=f"{within}{key}.")
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
     """Return the files that transformers would load the weights from; raise an error on files that it must not."""
     if os.path.lexists(folder / WEIGHTS):
         files = [folder / WEIGHTS]

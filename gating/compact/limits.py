@@ -33,16 +33,19 @@ _LAYERS = re.compile("(layers?|depth)$")
 
 
 @contextmanager
-def checked_folder(folder: Path, *, verify: bool, exact: bool) -> Iterator[None]:
+def checked_folder(
+    folder: Path, *, verify: bool, exact: bool, described: Mapping[str, Any] | None = None
+) -> Iterator[None]:
     """Check a model folder on entry, and refuse to build a model that does not fit its weights inside the block.
 
     With ``verify``, files are compared with their checksums. Unless ``exact``, the model may have another task head.
+    The configuration is that of the folder unless it is given as ``described``.
 
     Raises:
         FileNotFoundError: A file is missing.
         ValueError: A file is damaged, or the files do not fit together.
     """
-    config, stored = read_config(folder), read_headers(folder)
+    config, stored = read_config(folder) if described is None else described, read_headers(folder)
     if any(name.startswith("head_gates.") for name in stored):
         raise InputError(
             f"{folder} is a checkpoint of a search: its model still has gates. Resume the training, or load a "

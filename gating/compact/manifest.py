@@ -13,7 +13,7 @@ from typing import Any
 from gating.compact.files import digest_checked, read_json
 from gating.errors import InputError, RemedyError
 from gating.loader.integrity import CHECKSUMS, CONFIG, GENERATION, INDEX, WEIGHTS
-from gating.storage.results import RECORD_FILE, digest_record
+from gating.storage.results import RECIPE_FILES, RECORD_FILE, digest_record
 
 __all__ = ["check_manifest", "has_manifest", "read_record"]
 
@@ -69,7 +69,7 @@ def check_manifest(folder: Path, *, of_model: bool = True) -> None:
     for name in sorted({CONFIG, *present, *sums} - {RECORD_FILE}):
         if not _PLACE.fullmatch(name):
             raise InputError(f"{path} has a checksum of {name!r}, which is not a file of the folder.")
-        is_of_model = bool(_OF_MODEL.fullmatch(name))
+        is_of_model = bool(_OF_MODEL.fullmatch(name)) or name in RECIPE_FILES
         if _FREE.fullmatch(name) or (is_of_model and not of_model):
             continue
         if is_of_model:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.modelcard import TASK_MAPPING
 
 from gating.storage.tables import read_table
-from gating.storage.transfer import cached_card, invalid_name
+from gating.storage.transfer import cached_card, invalid_name, snapshot_of
 
 __all__ = ["EvaluatedData", "card_metadata", "describe_data", "is_sentence_folder", "training_notes"]
 
@@ -20,7 +20,6 @@ _SOURCES = "gating.data.sources."
 _TAG = "head-gating"
 # Metrics with another name on the hub.
 _METRICS = {"matthews": "matthews_correlation", "pearson": "pearsonr", "spearman": "spearmanr"}
-_SNAPSHOT = re.compile(r"models--(?P<name>[^/\\]+)[/\\]snapshots[/\\]\w+$")
 # Values from the card of another model: one line of text.
 _LINE = re.compile(r"\S.{,200}")
 _LICENSE = ("license", "license_name", "license_link")
@@ -123,8 +122,8 @@ def _base_of(model: PreTrainedModel, *, online: bool) -> tuple[str | None, dict[
     readme = Path(source) / "README.md"
     card: Path | None = readme
     if source and Path(source).is_dir():
-        if found := _SNAPSHOT.search(source):
-            hub_name = found["name"].replace("--", "/")
+        if found := snapshot_of(source):
+            hub_name, _ = found
             card = readme if readme.is_file() else cached_card(hub_name, online=online)[1]
     elif source and invalid_name(source) is None:
         is_cached, card = cached_card(source, online=online)

@@ -10,6 +10,7 @@ from transformers import AutoProcessor, PreTrainedModel
 
 from gating.compact.hub import find_folder
 from gating.compact.load import load_compact
+from gating.compact.recipe_base import processor_folder
 from gating.discovery.vocabulary import check_vocabulary
 from gating.errors import InputError, InputTypeError, OperationError, UserError, explain, loading, shorten
 from gating.loader.integrity import check_finite
@@ -48,7 +49,7 @@ EXPORT = ResultKind("export", _is_export, in_command="--overwrite")
 def exporting(
     model_or_directory: Exportable, place: Path, *, format: str, overwrite: bool
 ) -> Iterator[tuple[PreTrainedModel, Path | None, Path]]:
-    """Load a model, and yield it with its folder, if any, and a new folder that becomes the export.
+    """Load a model, and yield it with the folder of its processor, if any, and a new one that becomes the export.
 
     After an error in the block, nothing is written. The arguments and errors are those of
     :func:`~gating.serving.formats.export_compact`.
@@ -80,7 +81,7 @@ def source_of(model_or_directory: Exportable) -> str | os.PathLike[str]:
 
 
 def load_model(model_or_directory: Exportable, *, format: str) -> tuple[PreTrainedModel, Path | None]:
-    """Return a model in evaluation mode, and its folder if it is loaded from one.
+    """Return a model in evaluation mode, and the folder with its processor if it is loaded from one.
 
     Raises:
         ValueError: The model still has gates or adapters, its weights are NaN or infinite, or the runtime of the format
@@ -97,6 +98,7 @@ def load_model(model_or_directory: Exportable, *, format: str) -> tuple[PreTrain
     else:
         folder = find_folder(model_or_directory)
         model = load_compact(folder)
+        folder = processor_folder(folder)
     model.eval()
     if reason := FORMATS[format].reason_against(model):
         checked = {name: row for name, row in FORMATS.items() if row.check and name != format}

@@ -17,6 +17,8 @@ from gating.storage.tables import read_table
 __all__ = [
     "COMPACT_MODEL",
     "MODEL_FILES",
+    "RECIPE",
+    "RECIPE_FILES",
     "RECORD_FILE",
     "ResultKind",
     "check_result",
@@ -27,6 +29,11 @@ __all__ = [
 
 # The record of kept units in a stock folder, which has none in its configuration, is in the same file.
 RECORD_FILE = "head_gating.json"
+# Files of a recipe beside its configuration: its table, its tensors, and an adapter of PEFT.
+RECIPE_FILES = (
+    *("recipe.json", "recipe.safetensors"),
+    *("adapter/adapter_config.json", "adapter/adapter_model.safetensors"),
+)
 # File names of the models, tokenizers and processors of transformers, as patterns of fnmatch.
 MODEL_FILES = (
     *("config.json", "generation_config.json"),
@@ -123,3 +130,4 @@ def _is_compact(folder: Path) -> bool:
 
 
 COMPACT_MODEL = ResultKind("compact model", _is_compact, in_command="overwrite=true")
+RECIPE = ResultKind("recipe", lambda folder: (folder / RECIPE_FILES[0]).is_file(), in_command="overwrite=true")

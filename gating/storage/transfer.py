@@ -1,6 +1,7 @@
 """Downloads from the Hugging Face Hub and uploads to it, with errors that name a remedy."""
 
 import os
+import re
 from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
@@ -19,19 +20,21 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from gating.errors import InputError, MissingFileError, UnreachableError, UserError, shorten
-from gating.storage.results import MODEL_FILES, RECORD_FILE
+from gating.storage.results import MODEL_FILES, RECIPE_FILES, RECORD_FILE
 
-__all__ = ["cached_card", "check_login", "check_upload", "download", "invalid_name", "upload"]
+__all__ = ["cached_card", "check_login", "check_upload", "download", "invalid_name", "snapshot_of", "upload"]
 
+_SNAPSHOT = re.compile(r"models--(?P<name>[^/\\]+)[/\\]snapshots[/\\](?P<revision>\w+)$")
 _LOGIN = "log in with hf auth login, or give a token (token=..., HF_TOKEN)"
 _REFUSED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 # Adapters are refused after the download, pickles and code are not downloaded at all.
-_DOWNLOADED = ["README.md", "adapter_config.json", RECORD_FILE, *MODEL_FILES]
+_DOWNLOADED = ["README.md", "adapter_config.json", RECORD_FILE, *MODEL_FILES, *RECIPE_FILES]
 # Weights of an earlier upload, of which a smaller model may have other files.
 _REPLACED = [
     *("model.safetensors", "model-[0-9]*-of-[0-9]*.safetensors", "model.safetensors.index.json"),
-    # A compact model may take the place of a stock one.
+    # A compact model may take the place of a stock one, or of a recipe, and a recipe that of a model.
     RECORD_FILE,
+    *RECIPE_FILES,
 ]
 
 
@@ -42,6 +45,17 @@ def invalid_name(repo_id: str) -> str | None:
     except HFValidationError as error:
         return str(error).rstrip(".")
     return None
+
+
+def snapshot_of(folder: str) -> tuple[str, str] | None:
+    """Return the name and commit of a model whose folder is in the cache of the hub; None for another folder.
+
+    Example:
+        >>> snapshot_of("/home/me/hub/models--user--name/snapshots/0a1b")
+        ('user/name', '0a1b')
+    """
+    found = _SNAPSHOT.search(folder)
+    return None if found is None else (found["name"].replace("--", "/"), found["revision"])
 
 
 def download(

@@ -1,5 +1,6 @@
 """Compact models on the hub: uploads and downloads through a local server, and through the hub's cache alone."""
 
+import json
 import logging
 import os
 import runpy
@@ -18,7 +19,7 @@ from gating.commands import export
 from tests.compact.test_load_damaged import edit_config
 from tests.support.fake_hub import TOKEN, FakeHub, Repository, fake_hub
 from tests.support.fresh_process import ROOT
-from tests.support.tiny_models import batch_for, logits_of
+from tests.support.tiny_models import assert_same_state, batch_for, logits_of, state_of
 from tests.test_main import run
 
 # huggingface_hub's own use of its HTTP library.
@@ -308,3 +309,28 @@ def test_the_example_runs(hub, monkeypatch, capsys, name):
     runpy.run_path(str(ROOT / "examples" / "hub.py"), run_name="__main__")
     assert "the same outputs as before" in capsys.readouterr().out
     assert list(hub.models) == ([name] if name else [])
+
+
+def test_a_recipe_is_uploaded_with_the_commit_of_its_base(hub, bert, tmp_path):
+    dense = tmp_path / "dense"
+    bert.save_pretrained(dense)
+    hub.models["them/base"] = Repository()
+    first = hub.models["them/base"].commit(contents(dense))
+    model = AutoModelForSequenceClassification.from_pretrained(dense).eval()
+    gating.prune_heads(model, {0: [1], 1: range(4)})
+    folder = gating.save_recipe(model, tmp_path / "recipe", base="them/base", repo_id=NAME, token=TOKEN)
+    assert hub.models[NAME].files() == contents(folder)
+    assert json.loads((folder / "recipe.json").read_text())["revision"] == first
+    assert ModelCard.load(folder / "README.md").data.base_model == "them/base"
+    # The base goes on; the recipe stays with its commit.
+    with torch.no_grad():
+        bert.classifier.bias += 1
+    bert.save_pretrained(dense)
+    hub.models["them/base"].commit(contents(dense))
+    assert_same_state(gating.load_compact(NAME), state_of(model))
+    # A compact model takes its place, and it that of the model.
+    gating.save_compact(model, tmp_path / "compact", repo_id=NAME, token=TOKEN)
+    assert "recipe.json" not in hub.models[NAME].files()
+    gating.save_recipe(model, folder, base="them/base", revision=first, repo_id=NAME, token=TOKEN, overwrite=True)
+    assert "model.safetensors" not in hub.models[NAME].files()
+    assert_same_state(gating.load_compact(NAME), state_of(model))

@@ -1,0 +1,183 @@
+"""Compact models that are built from their base by a recipe, and proven to be those that were saved."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+
+from gating.compact.digests import digest_stored, digest_tensors
+from gating.compact.files import check_file, damaged_file, read_config
+from gating.compact.manifest import check_manifest
+from gating.compact.recipe import ADAPTER, Recipe
+from gating.compact.recipe_adapter import merge_adapter
+from gating.compact.recipe_base import find_base, load_base
+from gating.errors import InputError, RemedyError, loading
+from gating.loader.integrity import CHECKSUMS, CONFIG, GENERATION, RECORD_KEY, check_finite
+from gating.proof.masked import MaskedOutputs
+from gating.proof.prove import apply_proven
+from gating.pruning.plan import plan_finalizing
+from gating.pruning.recording import become_compact, build_recorded, describe_kept_units
+from gating.structure.attention import iter_attention_blocks
+from gating.structure.blocks import Block, share_specs
+from gating.structure.edits import apply_edits
+from gating.structure.feed_forward import iter_feed_forward_blocks
+
+__all__ = ["build_compact", "digest_model", "load_recipe"]
+
+
+def load_recipe(
+    folder: Path,
+    *,
+    base: str | os.PathLike[str] | None = None,
+    dtype: torch.dtype | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    verify: bool = True,
+) -> PreTrainedModel:
+    """Build the compact model of a recipe; the arguments and errors are those of ``load_compact``.
+
+    With ``verify``, the files of the folder, the weights of the base and those of the result are compared with their
+    checksums. After the merge of an adapter, which is rounded in another way on another machine, the outputs after the
+    removal are compared with those of the masked model instead, as ``finalize`` does.
+    """
+    if dtype is not None and not dtype.is_floating_point:
+        raise InputError(f"dtype={dtype} has no fractions: give one such as torch.bfloat16.")
+    described = read_config(folder)
+    if verify:
+        check_manifest(folder)
+    recipe = Recipe.read(folder)
+    name, revision = (recipe.base, recipe.revision) if base is None else (os.fspath(base), None)
+    place = find_base(name, revision=revision, token=token, cache_dir=cache_dir)
+    if verify:
+        _check_base(recipe, place)
+    model, config, lacking = load_base(place, folder, described)
+    if lacking != set(recipe.new):
+        differing = sorted(lacking ^ set(recipe.new))[0]
+        raise damaged_file(folder, f"{differing} is either in both of the base model and the recipe, or in neither")
+    build_compact(model, config, recipe, folder, prove=verify and recipe.has_adapter)
+    if verify and not recipe.has_adapter and recipe.compact_sha256 != digest_model(model):
+        raise RemedyError(
+            f"{folder} does not give the compact model that was saved: its weights have another checksum than "
+            f"with transformers {described.get('transformers_version')}. Export the recipe again, or install that",
+            python=", or pass verify=False.",
+            command=".",
+        )
+    if verify:
+        check_finite(model, folder)
+    if dtype is not None:
+        _convert(model, dtype)
+    model.eval()
+    return model
+
+
+def build_compact(
+    model: PreTrainedModel, config: PreTrainedConfig, recipe: Recipe, folder: Path, *, prove: bool
+) -> None:
+    """Turn a dense model into the compact one of a recipe, in place: new weights, adapter, factors, removal.
+
+    Args:
+        model: The model of :func:`~gating.compact.recipe_base.load_base`.
+        config: The configuration of the compact model, with its record.
+        recipe: The recipe.
+        folder: Its folder.
+        prove: Whether to compare the outputs after the removal with those of the masked model.
+
+    Raises:
+        ValueError: The recipe does not fit the model, or the outputs differ.
+    """
+    record = {name: value for name, value in getattr(config, RECORD_KEY).items() if name != CHECKSUMS}
+    # A model without memory, of which the numbers and layouts of the record are checked.
+    with loading(str(folder), remedy="Export the recipe again."):
+        share_specs(build_recorded(model, config), model)
+    blocks = _blocks(model, record, {name: len(factors) for name, factors in recipe.folded.items()})
+    factors = [_factors(block, record, recipe.folded.get(block.name), folder) for block in blocks]
+    if unknown := sorted(recipe.folded.keys() - {block.name for block in blocks}):
+        raise damaged_file(folder, f"it has factors of {unknown[0]!r}, which is not a block of {type(model).__name__}")
+    _fill(model, recipe.new, folder)
+    if recipe.has_adapter:
+        merge_adapter(model, folder / ADAPTER)
+    edits = plan_finalizing(model, blocks, factors)
+    if prove:
+        apply_proven(model, edits, MaskedOutputs.record(model, blocks, factors))
+    else:
+        apply_edits(edits)
+    become_compact(model)
+    if describe_kept_units(model) != record:
+        raise damaged_file(folder / CONFIG, "its record is not that of the units that are left of the base model")
+    if os.path.lexists(folder / GENERATION):
+        check_file(folder / GENERATION)
+        with loading(str(folder / GENERATION), remedy="Export the recipe again."):
+            model.generation_config = GenerationConfig.from_pretrained(folder)
+
+
+def _blocks(model: PreTrainedModel, record: Mapping[str, Any], counts: Mapping[str, int]) -> list[Block]:
+    """Return the blocks of a dense model, with neurons in the groups in which they were gated.
+
+    Args:
+        model: The model.
+        record: The record of kept units. Where no neurons were removed, it has no sizes of groups.
+        counts: Number of factors of each block that has any.
+    """
+    blocks: list[Block] = list(iter_attention_blocks(model))
+    groups = record.get("feed_forward", {})
+    for block in iter_feed_forward_blocks(model):
+        size = groups[block.name]["group"] if block.name in groups else None
+        if size is None and counts.get(block.name):
+            size = -(-block.width_before // counts[block.name])
+        blocks.append(block if size is None else block.regrouped(size))
+    return blocks
+
+
+def digest_model(model: PreTrainedModel) -> str:
+    """Return the checksum of the weights of a model, of those that are tied once."""
+    tied = getattr(model, "all_tied_weights_keys", None) or ()
+    return digest_tensors((name, tensor) for name, tensor in sorted(model.state_dict().items()) if name not in tied)
+
+
+def _check_base(recipe: Recipe, place: Path) -> None:
+    found = digest_stored(place)
+    if found != recipe.base_sha256:
+        raise RemedyError(
+            f"The weights in {place} are not those of the base model of this recipe, {recipe.title}: their checksum is "
+            f"{found[:16]}..., and that of the base {recipe.base_sha256[:16]}... Bring back the base that the recipe "
+            "was made from",
+            python=", or name it with base=...",
+            command=".",
+        )
+
+
+def _factors(block: Block, record: Mapping[str, Any], folded: Tensor | None, folder: Path) -> Tensor:
+    """Return the factor of each unit of a dense block, ``[num_units]``: 0 for those that are removed."""
+    if (entry := record["blocks"].get(block.name)) is not None:
+        kept: Sequence[int] = entry["kept_heads"]
+    elif (entry := record.get("feed_forward", {}).get(block.name)) is not None:
+        kept = entry["kept"]
+    else:
+        kept = block.unit_ids
+    if folded is not None and len(folded) != len(kept):
+        raise damaged_file(folder, f"it has {len(folded)} factors of {block.name}, which keeps {len(kept)} units")
+    factors = torch.zeros(len(block.unit_ids))
+    factors[list(kept)] = 1.0 if folded is None else folded
+    return factors
+
+
+def _fill(model: PreTrainedModel, new: Mapping[str, Tensor], folder: Path) -> None:
+    """Give the weights that the base lacks their values, in place; all are checked first."""
+    state = model.state_dict()
+    for name, tensor in new.items():
+        if (state[name].shape, state[name].dtype) != (tensor.shape, tensor.dtype):
+            raise damaged_file(folder, f"{name} has another shape or type than in {type(model).__name__}")
+    with torch.no_grad():
+        for name, tensor in new.items():
+            state[name].copy_(tensor)
+
+
+def _convert(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Convert the weights of a model, in place; buffers such as rotary frequencies keep their precision."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    model.config.dtype = dtype

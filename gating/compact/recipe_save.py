@@ -1,0 +1,220 @@
+"""Saving of a compact model as a recipe: what has to be done with its base model, in kilobytes."""
+
+import os
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+from huggingface_hub import ModelCardData
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from gating.compact.digests import digest_stored
+from gating.compact.files import read_config
+from gating.compact.recipe import ADAPTER, Recipe
+from gating.compact.recipe_adapter import copy_adapter
+from gating.compact.recipe_base import find_base, load_base, name_base
+from gating.compact.recipe_load import build_compact, digest_model
+from gating.discovery.find import search_attention
+from gating.errors import InputError, InputTypeError
+from gating.loader.integrity import CONFIG, PLAIN_LOADING, RECORD_KEY, REMEDY_OF_PLAIN_LOADING, check_finite
+from gating.proof.conditions import check_has_values, check_no_adapters, check_savable
+from gating.proof.outputs import max_relative_difference, tolerance_for
+from gating.pruning.prune_report import UnitCounts
+from gating.pruning.recording import dense_class, describe_kept_units, has_lost_units
+from gating.storage.folders import replacing_folder
+from gating.storage.results import RECIPE
+from gating.storage.transfer import check_upload, upload
+from gating.structure.attention import iter_attention_blocks
+from gating.structure.blocks import Block
+from gating.structure.feed_forward import FeedForwardBlock, iter_feed_forward_blocks
+
+__all__ = ["save_recipe"]
+
+
+def save_recipe(
+    model: PreTrainedModel,
+    save_directory: str | os.PathLike[str],
+    *,
+    base: str | os.PathLike[str],
+    folded: Mapping[str, Sequence[float]] | None = None,
+    adapter: str | os.PathLike[str] | None = None,
+    revision: str | None = None,
+    overwrite: bool = False,
+    repo_id: str | None = None,
+    private: bool | None = None,
+    token: str | bool | None = None,
+) -> Path:
+    """Save a compact model whose weights were not trained as a recipe for its base model, a folder of kilobytes.
+
+    The folder has the name, commit and checksum of the base, the numbers of the kept heads and neurons, the factors
+    that were folded into output projections, an adapter, and weights that the base lacks, such as a new head.
+    :func:`~gating.load_compact` builds the model from it. Before the folder appears, the model is built from it, and
+    its weights are compared: to the bit, or with an adapter up to rounding.
+
+    Args:
+        model: The compact model; it stays as it is.
+        save_directory: Path of the folder.
+        base: The dense model that the compact one was made from: a folder of safetensors files, or a name on the hub.
+        folded: The factors of each block, ``FinalizeReport.folded``; None for a model without gates, whose heads or
+            neurons were pruned by number.
+        adapter: Folder of a LoRA adapter of PEFT that was merged into the base before the removal.
+        revision: Branch, tag or commit of the base on the hub; the recipe has the commit.
+        overwrite: Whether the folder of an earlier recipe may be replaced, if no other file is in it.
+        repo_id: Name on the hub, such as ``user/name``, to upload the folder to afterwards.
+        private: Whether a new repository is private; by default as the account is set.
+        token: Token of the hub; by default the one of the login.
+
+    Returns:
+        The path of the folder.
+
+    Raises:
+        TypeError: The model is not a model of transformers.
+        ValueError: The base and the recipe do not give this model, for example because its weights were trained; the
+            base is a compact model or a recipe itself; the adapter is not LoRA; or the model still has gates.
+        FileNotFoundError: There is no such base, or it has no weights as safetensors.
+        FileExistsError: The folder is not empty and ``overwrite`` is false, or it holds anything but an earlier recipe.
+        ConnectionError: The hub cannot be reached for the base, or the upload has failed; then the folder is saved.
+
+    Example:
+        >>> import tempfile
+        >>> from gating import load_compact, prune_heads
+        >>> from transformers import BertConfig, BertModel
+        >>> config = BertConfig(hidden_size=8, num_attention_heads=4, num_hidden_layers=2, vocab_size=10)
+        >>> with tempfile.TemporaryDirectory() as parent:
+        ...     BertModel(config).save_pretrained(f"{parent}/base")
+        ...     model = BertModel.from_pretrained(f"{parent}/base")
+        ...     report = prune_heads(model, {0: [0, 1, 2]})
+        ...     loaded = load_compact(save_recipe(model, f"{parent}/recipe", base=f"{parent}/base"))
+        >>> loaded.encoder.layer[0].attention.self.query.weight.shape
+        torch.Size([2, 8])
+    """
+    _check_model(model)
+    if repo_id is not None:
+        check_upload(repo_id, token=token)
+    factors = _checked_factors(model, folded or {})
+    place = Path(save_directory)
+    found = find_base(os.fspath(base), revision=revision, token=token)
+    name, commit = name_base(found)
+    if repo_id is not None and commit is None:
+        raise InputError(f"base={base} is a folder of this machine: name the base on the hub, or leave out repo_id.")
+    with replacing_folder(place, overwrite=overwrite, kind=RECIPE, keep=[found, adapter]) as folder:
+        _write_config(model, folder)
+        if adapter is not None:
+            copy_adapter(Path(adapter), folder / ADAPTER)
+        rebuilt, config, lacking = load_base(found, folder, read_config(folder))
+        recipe = Recipe(
+            base=name,
+            revision=commit,
+            base_sha256=digest_stored(found),
+            compact_sha256=None if adapter is not None else digest_model(model),
+            has_adapter=adapter is not None,
+            folded=factors,
+            new=_new_weights(model, rebuilt, lacking, base=name),
+        )
+        recipe.write(folder)
+        _write_card(model, recipe, folder)
+        build_compact(rebuilt, config, Recipe.read(folder), folder, prove=False)
+        _check_equal(model, rebuilt, recipe)
+    if repo_id is not None:
+        upload(place, repo_id, private=private, token=token)
+    return place
+
+
+def _check_model(model: PreTrainedModel) -> None:
+    if not isinstance(model, PreTrainedModel):
+        raise InputTypeError(f"Only models of transformers can be saved as a recipe, got {type(model).__name__}.")
+    if hasattr(model, "head_gates"):
+        raise InputError("The model still has gates: call gating.finalize(model, gates) before saving it.")
+    check_no_adapters(model)
+    check_has_values(model)
+    check_savable(model)
+    check_finite(model, type(model).__name__)
+
+
+def _checked_factors(model: PreTrainedModel, folded: Mapping[str, Sequence[float]]) -> dict[str, Tensor]:
+    """Return the factors of each block that are not all 1, float32, after a comparison with the units of the model."""
+    blocks: list[Block] = [*iter_attention_blocks(model), *iter_feed_forward_blocks(model)]
+    known = {block.name: block for block in blocks}
+    recorded, factors = describe_kept_units(model).get("feed_forward", {}), {}
+    for name, values in folded.items():
+        if name not in known:
+            raise InputError(f"folded has factors of {name!r}, which is not a block of this {type(model).__name__}.")
+        factors[name] = torch.tensor(list(values), dtype=torch.float32)
+        if not (factors[name].isfinite() & (factors[name] > 0)).all():
+            raise InputError(f"folded: {name} has factors that are not finite and above 0.")
+        # Where no neurons were removed, a model does not know the groups that they were gated in.
+        is_free = isinstance(known[name], FeedForwardBlock) and name not in recorded
+        if not is_free and len(values) != len(known[name].unit_ids):
+            raise InputError(
+                f"folded has {len(values)} factors of {name}, which keeps {len(known[name].unit_ids)} units: give "
+                "those of the report on this removal, report.folded."
+            )
+    return {name: tensor for name, tensor in factors.items() if (tensor != 1).any()}
+
+
+def _write_config(model: PreTrainedModel, folder: Path) -> None:
+    """Write the configuration of a compact model with its record, and its settings of generation."""
+    if not has_lost_units(model):
+        search_attention(model)  # Raises for a model without heads or neurons to describe.
+    config = deepcopy(model.config)
+    vars(config).pop("auto_map", None)
+    config.architectures, config.dtype = [dense_class(model).__name__], model.dtype
+    setattr(config, RECORD_KEY, describe_kept_units(model))
+    # For plain transformers, which finds no weights.
+    setattr(config, PLAIN_LOADING, REMEDY_OF_PLAIN_LOADING)
+    (folder / CONFIG).write_text(config.to_json_string(), encoding="utf-8")
+    if model.can_generate() and model.generation_config is not None:
+        model.generation_config.save_pretrained(folder)
+
+
+def _new_weights(model: PreTrainedModel, dense: PreTrainedModel, lacking: set[str], *, base: str) -> dict[str, Tensor]:
+    """Return the weights of a compact model that its base lacks."""
+    mine, theirs = model.state_dict(), dense.state_dict()
+    for name in sorted(lacking):
+        if name not in mine or mine[name].shape != theirs[name].shape:
+            raise InputError(f"{base} is not the base of this {type(model).__name__}: it lacks {name}.")
+    return {name: mine[name] for name in lacking}
+
+
+def _check_equal(model: PreTrainedModel, rebuilt: PreTrainedModel, recipe: Recipe) -> None:
+    """Raise ``InputError`` unless a rebuilt model has the weights of the given one."""
+    mine, theirs = model.state_dict(), rebuilt.state_dict()
+    differing = sorted(mine.keys() ^ theirs.keys())
+    for name in sorted(mine.keys() & theirs.keys()):
+        one, other = mine[name].cpu(), theirs[name]
+        is_equal = one.dtype == other.dtype and torch.equal(one, other)
+        if not is_equal and recipe.has_adapter and one.dtype == other.dtype:
+            is_equal = max_relative_difference([one], [other.clone()]) <= tolerance_for(one.dtype)
+        differing += [] if is_equal else [name]
+    if differing:
+        raise InputError(
+            f"{differing[0]} of this {type(model).__name__} is not what {recipe.title} and the recipe give: weights "
+            "were trained, or base, folded or adapter are those of another model. Save the model with its weights: "
+            "gating.save_compact."
+        )
+
+
+def _write_card(model: PreTrainedModel, recipe: Recipe, folder: Path) -> None:
+    """Write a card that says what the folder is, with the base as metadata for the hub."""
+    name = dense_class(model).__name__
+    base = recipe.base if recipe.revision is not None else None
+    metadata = ModelCardData(base_model=base, library_name="transformers", tags=["head-gating", "pruned"]).to_yaml()
+    units = UnitCounts.of(model).units
+    text = f"""---
+{metadata}
+---
+
+# Recipe of a compact {name}
+
+What has to be removed from {recipe.title}, and the factors of what stays: {units["heads"]:,} attention heads and
+{units["neurons"]:,} feed-forward neurons. It has no weights but those that the base lacks.
+
+```python
+import gating
+
+model = gating.load_compact("FOLDER")  # or the name of this model on the hub
+```
+"""
+    (folder / "README.md").write_text(text, encoding="utf-8")

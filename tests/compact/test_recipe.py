@@ -1,0 +1,219 @@
+"""Recipes give the compact model that was saved, from its base and kilobytes."""
+
+import shutil
+
+import peft
+import pytest
+import torch
+import transformers
+
+import gating
+from gating.proof.outputs import forward_outputs
+from gating.proof.probe import make_probe
+from tests.support.family_models import FAMILIES
+from tests.support.fresh_process import answers_of_fresh_process, outputs_of
+from tests.support.tiers import tiered
+from tests.support.tiny_models import assert_same_state, batch_for, logits_of, state_of
+
+MOST_BYTES = 20_000
+
+
+def size_of(folder):
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def finalized(model, *, units=("heads", "neurons"), seed=1, **options):
+    """Remove units of a model by random gates, in place; return the factors that were folded."""
+    gates = gating.inject_gates(model, units=list(units), group_size=8, **options)
+    with torch.no_grad():
+        gates.log_alpha.copy_(2 * torch.randn(len(gates.log_alpha), generator=torch.Generator().manual_seed(seed)))
+    return gating.finalize(model, gates).folded
+
+
+def based(model, folder):
+    """Save a dense model as a base, and return a copy that is loaded from it."""
+    model.save_pretrained(folder)
+    return type(model).from_pretrained(folder, dtype=model.dtype).eval()
+
+
+@pytest.fixture
+def recipe(bert, tmp_path):
+    """Return the folder of a recipe, and the model that it was saved of; its base is beside it, in ``base``."""
+    model = based(bert, tmp_path / "base")
+    folded = finalized(model)
+    return gating.save_recipe(model, tmp_path / "recipe", base=tmp_path / "base", folded=folded), model
+
+
+# Some linear attention depends on all heads.
+@pytest.mark.filterwarnings("ignore:.*get no gates")
+@pytest.mark.parametrize("name", tiered(FAMILIES))
+def test_a_recipe_gives_the_model_to_the_bit(name, tmp_path):
+    model = based(FAMILIES[name].build(), tmp_path / "base")
+    folded = finalized(model, units=["heads", "neurons"] if FAMILIES[name].has_neurons else ["heads"])
+    folder = gating.save_recipe(model, tmp_path / "recipe", base=tmp_path / "base", folded=folded)
+    assert size_of(folder) < MOST_BYTES
+    loaded = gating.load_compact(folder)
+    assert type(loaded) is type(model)
+    assert not loaded.training
+    assert_same_state(loaded, state_of(model))
+    assert loaded.config.to_dict() == model.config.to_dict()
+    probe = make_probe(model)
+    for one, other in zip(forward_outputs(model, probe), forward_outputs(loaded, probe), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_recipe_keeps_the_type_of_the_weights(dtype, make_model, tmp_path):
+    model = based(make_model("bert").to(dtype), tmp_path / "base")
+    folded = finalized(model)
+    loaded = gating.load_compact(gating.save_recipe(model, tmp_path / "recipe", base=tmp_path / "base", folded=folded))
+    assert loaded.dtype == dtype
+    assert_same_state(loaded, state_of(model))
+
+
+def test_a_base_in_half_precision_is_trained_in_full(make_model, tmp_path):
+    make_model("bert").to(torch.bfloat16).save_pretrained(tmp_path / "base")
+    cls = transformers.BertForSequenceClassification
+    model = cls.from_pretrained(tmp_path / "base", dtype=torch.float32).eval()
+    folded = finalized(model)
+    folder = gating.save_recipe(model, tmp_path / "recipe", base=tmp_path / "base", folded=folded)
+    assert_same_state(gating.load_compact(folder), state_of(model))
+    half = gating.load_compact(folder, dtype=torch.bfloat16)
+    assert half.dtype == half.config.dtype == torch.bfloat16
+
+
+@pytest.mark.processes
+def test_a_fresh_process_loads_recipes(tmp_path):
+    jobs, expected = {}, {}
+    for name in ("bert", "llama", "t5"):
+        model = based(FAMILIES[name].build(), tmp_path / name)
+        folded = finalized(model)
+        batch = make_probe(model)
+        folder = gating.save_recipe(model, tmp_path / f"{name}-recipe", base=tmp_path / name, folded=folded)
+        jobs[name] = {"folder": str(folder), "auto_class": "AutoModel", "batch": batch}
+        with torch.no_grad():
+            expected[name] = model(**batch)[0]
+    for name, answer in answers_of_fresh_process(jobs, with_package=True).items():
+        assert torch.equal(outputs_of(answer)[0], expected[name])
+
+
+def test_factors_may_exceed_one(bert, tmp_path, monkeypatch):
+    model = based(bert, tmp_path / "base")
+    gates = gating.inject_gates(model)
+    values = torch.linspace(0.5, 1.7, len(gates.log_alpha))
+    monkeypatch.setattr("gating.pruning.finalize.decide_gate_values", lambda *_, **__: values)
+    report = gating.finalize(model, gates)
+    assert max(value for block in report.folded.values() for value in block) > 1.6
+    folder = gating.save_recipe(model, tmp_path / "recipe", base=tmp_path / "base", folded=report.folded)
+    assert_same_state(gating.load_compact(folder), state_of(model))
+
+
+def test_units_pruned_by_number_need_no_factors(bert, tmp_path):
+    model = based(bert, tmp_path / "base")
+    gating.prune_heads(model, {0: [1], 1: range(4)})
+    gating.prune_neurons(model, {2: [0]}, group_size=16)
+    loaded = gating.load_compact(gating.save_recipe(model, tmp_path / "recipe", base=tmp_path / "base"))
+    assert_same_state(loaded, state_of(model))
+    assert [block.head_ids for block in gating.find_attention_blocks(loaded)] == [(0, 2, 3), (), (0, 1, 2, 3)]
+
+
+def test_groups_of_query_heads_are_padded_as_before(tmp_path):
+    model = based(FAMILIES["llama"].build(), tmp_path / "base")
+    folded = finalized(model, units=["heads"], group_queries=False)
+    assert "padding_heads" in str(model.config.head_gating)
+    loaded = gating.load_compact(gating.save_recipe(model, tmp_path / "recipe", base=tmp_path / "base", folded=folded))
+    assert_same_state(loaded, state_of(model))
+
+
+def test_neurons_that_all_stay_keep_their_factors(bert, tmp_path):
+    model = based(bert, tmp_path / "base")
+    gates = gating.inject_gates(model, units=["neurons"], group_size=12)
+    with torch.no_grad():
+        gates.log_alpha.fill_(0.5)
+    folded = gating.finalize(model, gates).folded
+    assert {len(values) for values in folded.values()} == {4}
+    loaded = gating.load_compact(gating.save_recipe(model, tmp_path / "recipe", base=tmp_path / "base", folded=folded))
+    assert_same_state(loaded, state_of(model))
+
+
+@pytest.mark.parametrize("has_head", [False, True])
+def test_a_new_head_is_in_the_recipe(has_head, tmp_path):
+    dense = FAMILIES["bert"].build()
+    (dense if has_head else dense.bert).save_pretrained(tmp_path / "base")
+    # A head of two classes in the base is replaced by one of three.
+    cls = transformers.BertForSequenceClassification
+    model = cls.from_pretrained(tmp_path / "base", num_labels=3, ignore_mismatched_sizes=True).eval()
+    torch.nn.init.normal_(model.classifier.weight)
+    model.config.id2label = {0: "no", 1: "maybe", 2: "yes"}
+    folded = finalized(model)
+    loaded = gating.load_compact(gating.save_recipe(model, tmp_path / "recipe", base=tmp_path / "base", folded=folded))
+    assert_same_state(loaded, state_of(model))
+    assert loaded.config.id2label == model.config.id2label
+
+
+def adapted(model, folder, **options):
+    """Train the adapter of a model for no step but with random values, save and merge it."""
+    config = peft.LoraConfig(r=4, target_modules=["query", "value"], init_lora_weights=False, **options)
+    wrapped = peft.get_peft_model(model, config)
+    wrapped.save_pretrained(folder)
+    return wrapped.merge_and_unload()
+
+
+@pytest.mark.parametrize("options", [{}, {"modules_to_save": ["classifier"]}, {"use_rslora": True}, {"use_dora": True}])
+def test_an_adapter_is_merged_before_the_removal(options, bert, tmp_path):
+    model = adapted(based(bert, tmp_path / "base"), tmp_path / "adapter", **options)
+    folded = finalized(model)
+    folder = gating.save_recipe(
+        model, tmp_path / "recipe", base=tmp_path / "base", folded=folded, adapter=tmp_path / "adapter"
+    )
+    assert size_of(folder) < MOST_BYTES
+    shutil.rmtree(tmp_path / "adapter")
+    loaded = gating.load_compact(folder)
+    batch = batch_for(model)
+    torch.testing.assert_close(logits_of(loaded, batch), logits_of(model, batch))
+
+
+def test_a_loaded_model_is_saved_whole(recipe, tmp_path):
+    folder, model = recipe
+    again = gating.load_compact(gating.save_compact(gating.load_compact(folder), tmp_path / "whole"))
+    batch = batch_for(model)
+    assert torch.equal(logits_of(again, batch), logits_of(model, batch))
+
+
+def test_a_loaded_model_loses_more_units(recipe, tmp_path):
+    folder, _ = recipe
+    loaded = gating.load_compact(folder)
+    block = next(block for block in gating.find_attention_blocks(loaded) if block.num_heads)
+    gating.prune_heads(loaded, {block.name: [block.head_ids[0]]})
+    # Its factors are those of the units that stay.
+    gating.save_compact(loaded, tmp_path / "less")
+
+
+def test_a_base_may_be_named_anew(recipe, tmp_path):
+    folder, model = recipe
+    shutil.move(tmp_path / "base", tmp_path / "moved")
+    with pytest.raises(
+        FileNotFoundError, match=r"base model of the recipe is .*base, and there is no such folder\. Or"
+    ):
+        gating.load_compact(folder)
+    assert_same_state(gating.load_compact(folder, base=tmp_path / "moved"), state_of(model))
+
+
+def test_a_base_may_be_cut_into_other_files(recipe, tmp_path):
+    folder, model = recipe
+    dense = transformers.BertForSequenceClassification.from_pretrained(tmp_path / "base")
+    (tmp_path / "base" / "model.safetensors").unlink()
+    dense.save_pretrained(tmp_path / "base", max_shard_size="20KB")
+    assert_same_state(gating.load_compact(folder), state_of(model))
+
+
+def test_saving_leaves_the_model_and_its_base_alone(bert, tmp_path):
+    model = based(bert, tmp_path / "base")
+    folded = finalized(model)
+    state, described = state_of(model), model.config.to_dict()
+    files = {path: path.read_bytes() for path in (tmp_path / "base").iterdir()}
+    folder = gating.save_recipe(model, tmp_path / "recipe", base=tmp_path / "base", folded=folded)
+    assert gating.save_recipe(model, folder, base=tmp_path / "base", folded=folded, overwrite=True) == folder
+    assert_same_state(model, state)
+    assert model.config.to_dict() == described
+    assert {path: path.read_bytes() for path in (tmp_path / "base").iterdir()} == files

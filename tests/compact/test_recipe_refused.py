@@ -1,0 +1,323 @@
+"""Recipes that are damaged, hostile or of another base are refused, and those of trained models are not written."""
+
+import json
+import re
+import shutil
+
+import peft
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+import gating
+from gating.errors import InputError
+from tests.compact.test_recipe import adapted, based, finalized
+from tests.support.tiny_models import build, state_of
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Return a folder with a base, and recipes without and with an adapter. Copy it before you change it."""
+    place = tmp_path_factory.mktemp("made")
+    for name in ("recipe", "adapted"):
+        model = based(build("bert"), place / "base")
+        adapter = place / "adapter" if name == "adapted" else None
+        model = model if adapter is None else adapted(model, adapter)
+        folded = finalized(model)
+        gating.save_recipe(model, place / name, base=place / "base", folded=folded, adapter=adapter)
+    return place
+
+
+@pytest.fixture
+def place(made, tmp_path):
+    """Return a copy whose files may be changed, without the checksums that would tell; the base stays in its place."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    for name in ("recipe", "adapted"):
+        (tmp_path / name / "head_gating.json").unlink()
+    return tmp_path
+
+
+def edit(path, **values):
+    table = json.loads(path.read_text())
+    path.write_text(json.dumps({name: value for name, value in {**table, **values}.items() if value != "gone"}))
+
+
+def refused(folder, message, error=ValueError, **options):
+    with pytest.raises(error, match=message) as caught:
+        gating.load_compact(folder, **options)
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"format": 2}, "its format is another one than 1"),
+        ({"format": True}, "its format is another one than 1"),
+        ({"base": "gone"}, "it has no 'base'"),
+        ({"base": 3}, "base cannot be 3"),
+        ({"base": ""}, "base cannot be"),
+        ({"base": "a\nb"}, "base cannot be"),
+        ({"revision": "../main"}, "revision cannot be"),
+        ({"base_sha256": "0"}, "base_sha256 cannot be"),
+        ({"compact_sha256": None}, "only a recipe with an adapter"),
+        ({"has_adapter": 1}, "has_adapter cannot be 1"),
+        ({"has_adapter": True, "compact_sha256": None}, "adapter_config.json does not exist"),
+        ({"auto_map": "x"}, "it has 'auto_map', which this version does not know"),
+        ({"compact_sha256": 64 * "0"}, "does not give the compact model that was saved: its weights have another"),
+        (
+            {"base_sha256": 64 * "0"},
+            r"not those of the base model .* checksum is \w{16}\.\.\., and that of the base 0{16}",
+        ),
+    ],
+)
+def test_a_changed_table_is_refused(values, message, place):
+    edit(place / "recipe" / "recipe.json", **values)
+    refused(place / "recipe", message, (ValueError, FileNotFoundError))
+
+
+def change_record(folder, change):
+    table = json.loads((folder / "config.json").read_text())
+    change(table, table["head_gating"])
+    (folder / "config.json").write_text(json.dumps(table))
+
+
+FIRST = "encoder.layer.0.attention.self"
+NEURONS = "encoder.layer.0.output.dense"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda _, record: record["blocks"][FIRST].update(kept_heads=[0, 9]), "has heads 0 to 3"),
+        (lambda _, record: record["blocks"][FIRST].update(kept_heads=[-1]), "has heads 0 to 3"),
+        (lambda _, record: record["blocks"][FIRST].update(kept_heads="0"), "has no list of kept heads"),
+        (lambda _, record: record["blocks"][FIRST].update(num_heads=8), "num_heads=8, but the model has 4"),
+        (lambda _, record: record["blocks"][FIRST].update(padding_heads=[0, 1, 2, 3]), "as padding|record is not that"),
+        (lambda _, record: record["blocks"].update(other={"spec": "BertSelfAttention"}), "record is not that of"),
+        (lambda _, record: record["blocks"].pop(FIRST), "factors of|record is not that of"),
+        (lambda _, record: record["feed_forward"][NEURONS].update(kept=[10**9]), "has groups 0 to 5"),
+        (lambda _, record: record["feed_forward"][NEURONS].update(group=0), "has no group size"),
+        (lambda _, record: record["feed_forward"][NEURONS].update(group=10**12), "has no group size"),
+        (lambda _, record: record.update(format=7), "reads format 1"),
+        (lambda _, record: record.update(code="x"), "it has 'code', which this version does not know"),
+        (lambda table, _: table.pop("head_gating"), "mixed from two models|no record of kept heads"),
+        (lambda table, _: table.update(num_hidden_layers=10**9), "num_hidden_layers=1000000000 cannot be"),
+        (lambda table, _: table.update(num_labels=10**9), "num_labels=1000000000 cannot be"),
+        (lambda table, _: table.update(hidden_size=10**12), "far larger than its weights"),
+        (
+            lambda table, _: table.update(num_hidden_layers=4),
+            "is not the base of this .* it lacks bert.encoder.layer.3",
+        ),
+        (lambda table, _: table.update(intermediate_size=96), "is not the base|in another shape"),
+        (lambda table, _: table.update(num_labels=5), "is either in both of the base model and the recipe, or in"),
+        (lambda table, _: table.update(architectures=["BertConfig"]), "which transformers does not have"),
+        (lambda table, _: table.update(auto_map={"AutoModel": "evil.Model"}), "names code"),
+        (lambda table, _: table.update(quantization_config={"a": 1}), "weights that are quantized"),
+    ],
+)
+def test_a_changed_configuration_is_refused(change, message, place):
+    change_record(place / "recipe", change)
+    refused(place / "recipe", message)
+
+
+def factors(name):
+    return f"folded.{name}"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda t: t.update({factors(FIRST): torch.ones(9)}),
+            "9 factors of encoder.layer.0.attention.self, which keeps",
+        ),
+        (lambda t: t.update({factors(FIRST): torch.tensor([float("nan")])}), "not a list of finite factors above 0"),
+        (lambda t: t.update({factors(FIRST): torch.zeros(1)}), "not a list of finite factors above 0"),
+        (lambda t: t.update({factors(FIRST): torch.ones(1, dtype=torch.int64)}), "not a list of finite factors"),
+        (lambda t: t.update({factors("other"): torch.ones(1)}), "factors of 'other', which is not a block"),
+        (lambda t: t.update(weight=torch.ones(1)), "it has weight, which is neither a factor nor a new weight"),
+        (lambda t: t.update({"new.classifier.weight": torch.ones(1)}), "classifier.weight is either in both"),
+    ],
+)
+def test_changed_tensors_are_refused(change, message, place):
+    path = place / "recipe" / "recipe.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+    refused(place / "recipe", message)
+
+
+def test_checksums_of_the_folder_tell_a_change(made, tmp_path):
+    for name in ("config.json", "recipe.json", "recipe.safetensors", "adapter/adapter_model.safetensors"):
+        folder = shutil.copytree(made / "adapted", tmp_path / name.replace("/", "-"))
+        path = folder / name
+        content = path.read_bytes()
+        path.write_bytes(content.replace(b"8", b"9", 1) if path.suffix == ".json" else content[:-4] + b"\0\0\0@")
+        refused(folder, f"{re.escape(str(path))} is not what was saved with this model: its checksum")
+
+
+def test_damaged_and_missing_files_are_named(place):
+    path = place / "recipe" / "recipe.safetensors"
+    path.write_bytes(path.read_bytes()[:50])
+    refused(place / "recipe", "recipe.safetensors is damaged")
+    path.unlink()
+    refused(place / "recipe", "recipe.safetensors does not exist", FileNotFoundError)
+    (place / "recipe" / "recipe.json").write_text("[]")
+    refused(place / "recipe", "it is not a table")
+
+
+def test_links_out_of_the_folder_are_refused(place):
+    path = place / "recipe" / "recipe.safetensors"
+    path.rename(place / "elsewhere")
+    path.symlink_to(place / "elsewhere")
+    refused(place / "recipe", "is a link out of the folder")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"peft_type": "IA3"}, "an adapter of the kind 'IA3'; recipes take LORA"),
+        ({"r": 10**9}, "r=1000000000 is not the rank of its weights"),
+        ({"r": 0}, "r=0 is not the rank"),
+        ({"rank_pattern": {"query": 10**9}}, "rank_pattern.query=1000000000 is not the rank"),
+        ({"target_modules": "(a+)+$"}, "name layers, not patterns"),
+        ({"rank_pattern": {"(a+)+": 4}}, "name layers, not patterns"),
+        ({"init_lora_weights": "pissa"}, "changes the base model"),
+        ({"layer_replication": [[0, 9]]}, "layer_replication=.*, of which recipes know nothing"),
+        ({"megatron_config": {"a": 1}}, "megatron_config=.*, of which recipes know nothing"),
+        ({"target_modules": ["key"]}, "do not have the same weights"),
+        ({"target_modules": ["nothing"]}, "cannot be loaded"),
+        ({"r": 2}, "cannot be loaded"),
+    ],
+)
+def test_a_changed_adapter_is_refused(values, message, place):
+    edit(place / "adapted" / "adapter" / "adapter_config.json", **values)
+    refused(place / "adapted", message)
+
+
+def test_a_pickled_adapter_is_not_opened(place):
+    folder = place / "adapted" / "adapter"
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    refused(place / "adapted", "adapter_model.safetensors does not exist", FileNotFoundError)
+
+
+def test_an_adapter_of_other_values_is_noticed_by_its_checksum(made, tmp_path):
+    folder = shutil.copytree(made / "adapted", tmp_path / "adapted")
+    path = folder / "adapter" / "adapter_model.safetensors"
+    save_file({name: 2 * tensor for name, tensor in load_file(path).items()}, path)
+    refused(folder, "is not what was saved with this model")
+
+
+def test_another_base_is_refused_unless_checks_are_off(made, tmp_path):
+    other = based(build("bert"), tmp_path / "base")
+    with torch.no_grad():
+        other.bert.encoder.layer[0].output.dense.bias[0] += 1
+    other.save_pretrained(tmp_path / "base")
+    refused(made / "recipe", "are not those of the base model of this recipe", base=tmp_path / "base")
+    gating.load_compact(made / "recipe", base=tmp_path / "base", verify=False)
+
+
+def test_a_base_that_is_compact_or_an_adapter_is_refused(made, tmp_path):
+    model = gating.load_compact(made / "recipe")
+    compact = gating.save_compact(model, tmp_path / "compact")
+    for base, message in (
+        (made / "recipe", "is a recipe itself: name the model that it was made from"),
+        (compact, "is a compact model, which has lost units: name the dense model"),
+        (made / "adapter", "config.json does not exist"),
+    ):
+        refused(made / "recipe", message, (ValueError, FileNotFoundError), base=base)
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            gating.save_recipe(model, tmp_path / "again", base=base)
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_base_of_pickles_is_refused(made, tmp_path):
+    base = shutil.copytree(made / "base", tmp_path / "base")
+    (base / "model.safetensors").rename(base / "pytorch_model.bin")
+    refused(made / "recipe", "holds its weights as a pickle", base=base)
+
+
+def test_a_base_on_the_hub_that_cannot_be_reached_is_named(made, tmp_path):
+    error = refused(made / "recipe", r"is nobody/nothing, and HF_HUB_OFFLINE is set", OSError, base="nobody/nothing")
+    assert "base=" not in error.in_command
+    with pytest.raises(ConnectionError, match="base model of the recipe is nobody/nothing"):
+        gating.save_recipe(gating.load_compact(made / "recipe"), tmp_path / "again", base="nobody/nothing")
+
+
+def test_a_type_without_fractions_is_refused(made):
+    refused(made / "recipe", "dtype=torch.int8 has no fractions", dtype=torch.int8)
+
+
+def test_the_base_is_for_recipes_alone(made):
+    refused(made / "base", "is for recipes, and .* is none", base=made / "base")
+
+
+@pytest.fixture
+def compact(tmp_path):
+    model = based(build("bert"), tmp_path / "base")
+    return model, {"base": tmp_path / "base", "folded": finalized(model)}
+
+
+def not_saved(model, folder, message, error=InputError, **options):
+    """Fail unless a recipe is refused, and nothing is written or changed."""
+    before = state_of(model)
+    with pytest.raises(error, match=message):
+        gating.save_recipe(model, folder, **options)
+    assert not folder.exists()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_trained_weights_are_named(compact, tmp_path):
+    model, options = compact
+    with torch.no_grad():
+        model.bert.embeddings.word_embeddings.weight[3, 3] += 1e-3
+    message = "bert.embeddings.word_embeddings.weight of this BertFor.* were trained, .*: gating.save_compact"
+    not_saved(model, tmp_path / "recipe", message, **options)
+
+
+def test_factors_that_are_missing_or_wrong_are_refused(compact, tmp_path):
+    model, options = compact
+    folded = options.pop("folded")
+    not_saved(model, tmp_path / "recipe", "is not what .* and the recipe give", **options)
+    name = next(iter(folded))
+    for wrong, message in (
+        ({**folded, name: [*folded[name], 1.0]}, f"factors of {name}, which keeps"),
+        ({**folded, "other": [1.0]}, "folded has factors of 'other', which is not a block"),
+        ({**folded, name: [float("nan")] * len(folded[name])}, f"{name} has factors that are not finite and above 0"),
+        ({**folded, name: [2.0] * len(folded[name])}, "is not what .* and the recipe give"),
+    ):
+        not_saved(model, tmp_path / "recipe", message, **options, folded=wrong)
+
+
+def test_models_that_cannot_be_recipes_are_refused(bert, compact, tmp_path):
+    _, options = compact
+    gating.inject_gates(bert)
+    not_saved(bert, tmp_path / "recipe", "still has gates", base=options["base"])
+    model = transformers.BertForSequenceClassification.from_pretrained(options["base"])
+    peft.get_peft_model(model, peft.LoraConfig(target_modules=["query"]))
+    not_saved(model, tmp_path / "recipe", "merge adapters first", base=options["base"])
+    not_saved(
+        torch.nn.Linear(2, 2), tmp_path / "recipe", "Only models of transformers", TypeError, base=options["base"]
+    )
+
+
+def test_a_folder_that_is_no_recipe_is_not_replaced(compact, tmp_path):
+    model, options = compact
+    gating.save_recipe(model, tmp_path / "recipe", **options)
+    with pytest.raises(FileExistsError, match="exists already"):
+        gating.save_recipe(model, tmp_path / "recipe", **options)
+    with pytest.raises(FileExistsError, match="base"):
+        gating.save_recipe(model, tmp_path / "base", **options, overwrite=True)
+    (tmp_path / "recipe" / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"holds notes\.txt"):
+        gating.save_recipe(model, tmp_path / "recipe", **options, overwrite=True)
+
+
+def test_a_base_in_a_folder_is_not_uploaded(compact, tmp_path, monkeypatch):
+    model, options = compact
+    monkeypatch.setattr("gating.compact.recipe_save.check_upload", lambda *_, **__: None)
+    not_saved(
+        model, tmp_path / "recipe", "is a folder of this machine: name the base on the hub", **options, repo_id="a/b"
+    )
