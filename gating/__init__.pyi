@@ -20,6 +20,7 @@ from .loader.layouts import AttentionSpec, FeedForwardSpec
 from .objectives import (
     BudgetSchedule,
     ExactBudget,
+    Fisher,
     FixedPrice,
     Importance,
     IterativePruning,
@@ -58,6 +59,7 @@ __all__ = [
     "FeedForwardBlock",
     "FeedForwardSpec",
     "FinalizeReport",
+    "Fisher",
     "FixedPrice",
     "HeadGates",
     "Importance",

@@ -1,6 +1,7 @@
 """Which gates close? One objective in each file."""
 
 from gating.objectives.base import FollowsLoss, HasMovableBudget, Objective
+from gating.objectives.baselines.fisher import Fisher
 from gating.objectives.baselines.importance import Importance
 from gating.objectives.baselines.iterative import HeadRanking, IterativePruning
 from gating.objectives.baselines.lagrangian import Lagrangian
@@ -17,6 +18,7 @@ __all__ = [
     "BudgetSchedule",
     "ExactBudget",
     "ExpectedCount",
+    "Fisher",
     "FixedPrice",
     "FollowsLoss",
     "HasMovableBudget",

@@ -73,6 +73,7 @@ def test_files_build_the_classes_that_they_describe():
         ("lagrangian", gating.Lagrangian, None),
         ("topk", gating.TopK, None),
         ("importance", gating.IterativePruning, gating.Importance),
+        ("fisher", gating.IterativePruning, gating.Fisher),
         ("magnitude", gating.IterativePruning, gating.Magnitude),
         ("random", gating.IterativePruning, gating.RandomOrder),
     ],
