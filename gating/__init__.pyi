@@ -33,6 +33,7 @@ from .objectives import (
 )
 from .objectives.convergence import Convergence
 from .objectives.distillation import Distillation
+from .objectives.open_teacher import OpenTeacher
 from .objectives.parameter_groups import parameter_groups
 from .objectives.search import Search
 from .pruning.finalize import FinalizeReport, finalize
@@ -68,6 +69,7 @@ __all__ = [
     "Magnitude",
     "NoObjective",
     "Objective",
+    "OpenTeacher",
     "PruneReport",
     "RandomOrder",
     "Search",

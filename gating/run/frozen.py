@@ -34,8 +34,11 @@ def check_frozen(settings: Settings, objects: RunObjects) -> None:
             "optimizer.freeze=true with objective=none trains nothing: leave it out, or give adapters=lora. A run with "
             "gates on frozen weights has the metrics of the dense model in its report."
         )
-    ranking = getattr(objects.objective, "ranking", None)
-    if isinstance(objects.objective, IterativePruning) and not getattr(ranking, "needs_gradients", False):
+    objective = objects.objective
+    if not isinstance(objective, IterativePruning) or objective.learn_values:
+        return
+    ranking = objective.ranking
+    if not getattr(ranking, "needs_gradients", False):
         raise InputError(
             f"The ranking {type(ranking).__name__} needs no training, and optimizer.freeze leaves nothing else to "
             "train: choose objective=fisher or objective=importance, or leave optimizer.freeze out."
