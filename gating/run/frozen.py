@@ -17,7 +17,7 @@ def trains_weights(settings: Settings, objects: RunObjects, phase: Phase) -> boo
     return not settings.freezes(phase) or not isinstance(objects.adapters, NoAdapters)
 
 
-def check_frozen(settings: Settings, objects: RunObjects) -> None:
+def check_frozen(settings: Settings, objects: RunObjects, *, num_processes: int) -> None:
     """Raise ``InputError`` for frozen weights that are random, or that leave nothing to train."""
     phase = Phase.DENSE if objects.objective is None else Phase.SEARCH
     if not settings.freezes(phase):
@@ -37,6 +37,11 @@ def check_frozen(settings: Settings, objects: RunObjects) -> None:
     objective = objects.objective
     if not isinstance(objective, IterativePruning) or objective.learn_values:
         return
+    if num_processes > 1:
+        raise InputError(
+            "Rounds train no gates, and optimizer.freeze no weights: several processes have no gradients to exchange. "
+            "Give trainer.devices=1 or objective=deterministic."
+        )
     ranking = objective.ranking
     if not getattr(ranking, "needs_gradients", False):
         raise InputError(

@@ -66,7 +66,7 @@ def prepare(settings: Settings, *, resumes: bool) -> Run:
             "distillation=logits learns from the logits of a teacher, and this task has a loss of its own on a model "
             "without logits: leave it out. Embeddings learn from a teacher with task.teacher=FOLDER_OR_HUB_NAME."
         )
-    check_frozen(settings, objects)
+    check_frozen(settings, objects, num_processes=devices.num_processes)
     # The other processes learn the run's folder, which callbacks write to, from this one.
     phases = build_phases(settings) if is_rank_zero() else {}
     pl.seed_everything(settings.seed, verbose=False)

@@ -24,7 +24,7 @@ from gating.run.frozen import trains_weights
 from gating.run.latency import RunTiming
 from gating.run.objects import PhaseObjects, RunObjects
 from gating.run.settings.settings import Settings
-from gating.sharding.plan import is_sharded
+from gating.sharding.plan import is_sharded, reshard
 from gating.tracking.position import LogPosition
 from gating.training.checkpoints import recorded_checkpoints, why_unusable
 from gating.training.evaluation import Tally
@@ -127,6 +127,8 @@ class Run:
         numbers were drawn before this phase.
         """
         pl.seed_everything(self.settings.seed, verbose=False)
+        # The parameters are frozen, not their gathered copies.
+        reshard(model)
         names = freeze(model) if self.settings.freezes(phase) else ()
         try:
             with self.objects.adapters.on(model):

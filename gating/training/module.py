@@ -135,7 +135,7 @@ class FineTuning(pl.LightningModule):
             # First: the teacher may be the model itself, of which gradient checkpointing repeats the last pass.
             with torch.no_grad():
                 teacher_outputs = self._teacher(**inputs)
-            reshard(self._teacher)
+            reshard(self.model if isinstance(self._teacher, OpenTeacher) else self._teacher)
         outputs = (self._compiled or self.model)(**inputs)
         loss = self._loss(outputs, batch)
         if self._distillation is not None and teacher_outputs is not None:

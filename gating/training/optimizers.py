@@ -43,7 +43,7 @@ class OptimizerSettings:
         multiplier_lr: Learning rate of the objective's multipliers, which ascend.
         weight_decay: Weight decay of the weights; gates and multipliers have none.
         decay_biases_and_norms: Whether biases and norms have weight decay, too; unlike in transformers' Trainer.
-        freeze: Whether the gates alone are trained, or gates and adapters: in the whole run, or in its ``search``.
+        freeze: Whether a run trains the gates alone, or gates and adapters: always, or in its ``search``.
     """
 
     _: KW_ONLY

@@ -128,18 +128,16 @@ def test_the_open_teacher_has_no_adapters(llama):
 
 def test_gradient_checkpointing_and_the_open_teacher_give_the_same_gradient(llama):
     freeze(llama)
-    gates = gating.inject_gates(llama.eval(), **BOTH)
+    for module in llama.modules():
+        module.attention_dropout = 0.0
+    gates = gating.inject_gates(llama, **BOTH)
     nn.init.normal_(gates.log_alpha)
     teacher, gradients = OpenTeacher(llama, gates), []
     for is_checkpointed in (False, True):
         if is_checkpointed:
-            llama.gradient_checkpointing_enable({"use_reentrant": False})
-            llama.train()
-        for module in llama.modules():
-            module.attention_dropout = 0.0
+            llama.activation_checkpointing_enable()
         torch.manual_seed(0)
-        dense = teacher(**BATCH)
-        gates.train()
+        dense = teacher(**BATCH, use_cache=False)
         outputs = llama(**BATCH, labels=BATCH["input_ids"], use_cache=False)
         gating.Distillation().loss(outputs.loss, outputs, dense, None).backward()
         gradients.append(gates.log_alpha.grad.clone())

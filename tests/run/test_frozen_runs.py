@@ -66,7 +66,7 @@ def test_random_weights_are_not_frozen(inputs):
     overrides = [*inputs, "optimizer.freeze=true"]
     settings = read_settings(compose_settings(overrides), groups=GROUPS)
     objects = build_objects(settings)
-    check_frozen(settings, objects)
+    check_frozen(settings, objects, num_processes=1)
     object.__setattr__(objects, "source", NewModel("bert", {}))
     with pytest.raises(ValueError, match="random"):
-        check_frozen(settings, objects)
+        check_frozen(settings, objects, num_processes=1)

@@ -127,6 +127,12 @@ class IterativePruning(KeepsBudget):
 
     def kept(self, gates: HeadGates) -> Tensor:
         """Return the open gates with the highest rank that meet the budget."""
+        mask = _mask_of(gates)
+        wanted = self._budget.amount(gates, [budget for _, budget in self._budget.parts(gates)])
+        if self.learn_values and mask.num_open.value <= wanted:
+            # A gate that fills the budget better has no value that was learned beside the present ones.
+            check_search(self, gates)
+            return mask.mask > 0
         return self._choose(gates, self._budget)
 
     def kept_at(self, gates: HeadGates, keep: float) -> Tensor:
