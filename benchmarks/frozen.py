@@ -82,9 +82,7 @@ METHODS = {
         gating.Importance(), keep=keep, share_per_round=1.0, schedule=ONE_ROUND
     ),
     "sampled": lambda keep: gating.ExactBudget(keep=keep),
-    "deterministic": lambda keep: gating.IterativePruning(
-        gating.Fisher(per="token", decay=0.9), keep=keep, share_per_round=0.001, learn_values=True
-    ),
+    "deterministic": lambda keep: gating.DeterministicBudget(keep=keep, ranking=gating.Fisher(per="token")),
 }
 
 
@@ -97,7 +95,7 @@ def _run(options: argparse.Namespace, method: str, keep: float, train: Tensor, t
     learns = method in ("sampled", "deterministic")
     steps = options.steps if learns else 12
     teacher = OpenTeacher(model, gates) if learns else None
-    optimizer = torch.optim.AdamW(gates.parameters(), lr=0.2, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(gates.parameters(), lr=0.1 if method == "deterministic" else 0.2, weight_decay=0.0)
     started = time.perf_counter()
     for step in range(steps):
         first = step * options.batch_size

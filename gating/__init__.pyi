@@ -19,6 +19,7 @@ from .gates import HeadGates, inject_gates
 from .loader.layouts import AttentionSpec, FeedForwardSpec
 from .objectives import (
     BudgetSchedule,
+    DeterministicBudget,
     ExactBudget,
     Fisher,
     FixedPrice,
@@ -55,6 +56,7 @@ __all__ = [
     "BudgetSchedule",
     "CompactReport",
     "Convergence",
+    "DeterministicBudget",
     "Distillation",
     "ExactBudget",
     "FeedForwardBlock",

@@ -1,6 +1,7 @@
 """Which gates close? One objective in each file."""
 
 from gating.objectives.base import FollowsLoss, HasMovableBudget, Objective
+from gating.objectives.baselines.deterministic import DeterministicBudget
 from gating.objectives.baselines.fisher import Fisher
 from gating.objectives.baselines.importance import Importance
 from gating.objectives.baselines.iterative import HeadRanking, IterativePruning
@@ -16,6 +17,7 @@ from gating.objectives.schedule import BudgetSchedule
 
 __all__ = [
     "BudgetSchedule",
+    "DeterministicBudget",
     "ExactBudget",
     "ExpectedCount",
     "Fisher",

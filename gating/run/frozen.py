@@ -34,19 +34,18 @@ def check_frozen(settings: Settings, objects: RunObjects, *, num_processes: int)
             "optimizer.freeze=true with objective=none trains nothing: leave it out, or give adapters=lora. A run with "
             "gates on frozen weights has the metrics of the dense model in its report."
         )
-    objective = objects.objective
-    if not isinstance(objective, IterativePruning) or objective.learn_values:
+    if not isinstance(objects.objective, IterativePruning):
         return
-    if num_processes > 1:
-        raise InputError(
-            "Rounds train no gates, and optimizer.freeze no weights: several processes have no gradients to exchange. "
-            "Give trainer.devices=1 or objective=deterministic."
-        )
-    ranking = objective.ranking
+    ranking = objects.objective.ranking
     if not getattr(ranking, "needs_gradients", False):
         raise InputError(
             f"The ranking {type(ranking).__name__} needs no training, and optimizer.freeze leaves nothing else to "
             "train: choose objective=fisher or objective=importance, or leave optimizer.freeze out."
+        )
+    if num_processes > 1:
+        raise InputError(
+            "Rounds train no gates, and optimizer.freeze no weights: several processes have no gradients to exchange. "
+            "Give trainer.devices=1 or objective=deterministic."
         )
 
 

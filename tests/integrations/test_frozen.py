@@ -11,7 +11,7 @@ from tests.integrations.test_resume import StopAt
 
 
 def deterministic():
-    return gating.IterativePruning(gating.Fisher(decay=0.9), num_heads=5, share_per_round=0.001, learn_values=True)
+    return gating.DeterministicBudget(num_heads=5)
 
 
 @pytest.mark.parametrize("objective", [lambda: gating.ExactBudget(num_heads=5), deterministic])

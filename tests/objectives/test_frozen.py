@@ -35,8 +35,7 @@ def llama():
 
 
 def deterministic(**budget):
-    ranking = gating.Fisher(per="token", decay=0.9)
-    return gating.IterativePruning(ranking, share_per_round=0.001, learn_values=True, **budget)
+    return gating.DeterministicBudget(ranking=gating.Fisher(per="token"), **budget)
 
 
 def search_frozen(model, objective, *, steps=20):
@@ -186,18 +185,38 @@ def test_information_is_the_square_of_each_derivative():
     torch.testing.assert_close(per_token, terms.square().sum(dim=(0, 1)))
 
 
-def test_older_batches_fade_across_rounds(llama):
-    gates, ranking = gating.inject_gates(llama.eval()), gating.Fisher(decay=0.5)
-    ranking.attach(gates)
-    amounts = []
-    for _ in range(2):
-        llama(**BATCH, labels=BATCH["input_ids"]).loss.backward()
-        amounts.append(ranking.importance.clone())
-        ranking.start_over(gates)
-    torch.testing.assert_close(amounts[1], 1.5 * amounts[0])
+def test_the_part_of_the_information_is_checked():
+    with pytest.raises(InputError, match="per='batch'"):
+        gating.Fisher(per="batch")
 
 
-@pytest.mark.parametrize("arguments", [{"per": "batch"}, {"decay": 0.0}, {"decay": 1.5}, {"decay": "0.9"}])
-def test_arguments_of_the_information_are_checked(arguments):
-    with pytest.raises(InputError, match=next(iter(arguments))):
-        gating.Fisher(**arguments)
+def test_gates_without_noise_begin_at_their_ranking_and_end_decided(llama):
+    freeze(llama)
+    gates = gating.inject_gates(llama, **BOTH)
+    objective = deterministic(keep=0.6)
+    search = gating.Search(gates, objective)
+    search.update(0.0)
+    assert (gates.values() == 1).all()
+    llama(**BATCH, labels=BATCH["input_ids"]).loss.backward()
+    scores = objective.ranking.scores(gates)
+    search.update(0.13)
+    assert torch.equal(gates.log_alpha.argsort(), scores.argsort())
+    costs, spread = gates.macs_per_gate / gates.macs_per_gate.sum(), []
+    for progress in (0.3, 0.5, 0.66):
+        search.update(progress)
+        values = gates.values().detach()
+        assert float(costs @ values.double()) == pytest.approx(objective.target(gates), abs=1e-4)
+        spread.append(float(((values > 0.05) & (values < 0.95)).float().mean()))
+    assert spread[0] > spread[-1]
+    search.update(0.67)
+    assert set(gates.values().tolist()) == {0.0, 1.0}
+    assert torch.equal(search.kept(), gates.values() > 0)
+
+
+def test_a_checkpoint_has_the_phase_the_mask_and_the_values(llama):
+    search = search_frozen(llama, deterministic(keep=0.6))
+    other = copy.deepcopy(llama)
+    twin = gating.Search(other.head_gates, deterministic(keep=0.6))
+    assert not torch.equal(other.head_gates.values(), search.gates.values())
+    twin.load_state_dict(search.state_dict())
+    assert torch.equal(other.head_gates.values(), search.gates.values())

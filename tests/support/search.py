@@ -19,9 +19,7 @@ RIVALS: dict[str, Callable[..., Any]] = {
     "straight_through": lambda **arguments: gating.TopK(variant="straight_through", **arguments),
     "importance": lambda **arguments: gating.IterativePruning(gating.Importance(), **arguments),
     "fisher": lambda **arguments: gating.IterativePruning(gating.Fisher(), **arguments),
-    "deterministic": lambda **arguments: gating.IterativePruning(
-        gating.Fisher(per="token", decay=0.9), share_per_round=0.001, learn_values=True, **arguments
-    ),
+    "deterministic": gating.DeterministicBudget,
     "magnitude": lambda **arguments: gating.IterativePruning(gating.Magnitude(), **arguments),
     "random": lambda **arguments: gating.IterativePruning(gating.RandomOrder(seed=3), **arguments),
 }

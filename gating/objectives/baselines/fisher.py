@@ -1,7 +1,7 @@
 """Ranking of heads and neurons by the Fisher information of their gates (Kwon et al. 2022, arXiv 2204.09656)."""
 
 from collections.abc import Sequence
-from typing import Literal, SupportsFloat
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,8 +16,8 @@ __all__ = ["Fisher"]
 class Fisher(Importance):
     """A ranking by the diagonal of the empirical Fisher information of the gates, in all layers together.
 
-    ``I_h = E_x (dL(x) / d xi_h)^2`` with the mask variable ``xi_h`` of a head or of a group of neurons (paper, equation
-    10): to second order, the rise of the loss of a trained model without it is proportional to it. Unlike in
+    ``I_h = E_x (dL(x) / d xi_h)^2`` with the mask variable ``xi_h`` of a head or of a group of neurons (paper,
+    section 4.1): to second order, the rise of the loss of a trained model without it is proportional to it. Unlike in
     :class:`Importance` it is not normalized in each layer, since layers differ in it: on a decoder of 30 layers such a
     norm loses most of what the ranking knows. Where heads and neurons compete, it is that of a multiply-accumulate.
 
@@ -35,24 +35,20 @@ class Fisher(Importance):
         True
     """
 
-    def __init__(self, *, per: Literal["example", "token"] = "example", decay: float = 1.0) -> None:
-        """Set the terms that are squared, and the batches that count.
+    def __init__(self, *, per: Literal["example", "token"] = "example") -> None:
+        """Set the terms that are squared.
 
         Args:
             per: ``example``, as in the paper; or ``token``, the part of each token in the derivative: for language
                 models, whose examples are tokens, the estimate with the smaller variance.
-            decay: Weight of the batches so far at each new one. At 1, all batches since the last round count alike;
-                below, the last ``1 / (1 - decay)`` or so, also across rounds, for rounds of a few batches.
 
         Raises:
-            InputError: ``per`` is another word, or ``decay`` out of range.
+            InputError: ``per`` is another word.
         """
         super().__init__()
         if per not in ("example", "token"):
             raise InputError(f"per={per!r} is no part of a batch: give example or token.")
-        if not (isinstance(decay, SupportsFloat) and 0 < decay <= 1):
-            raise InputError(f"decay={decay!r} is no weight of earlier batches: give more than 0 and at most 1.")
-        self._per, self.decay = per, float(decay)
+        self._per = per
 
     def scores(self, gates: HeadGates) -> Tensor:
         """Return the information of one unit of each gate, or of one multiply-accumulate, ``[num_gates]``."""

@@ -40,8 +40,6 @@ class Importance(nn.Module):
     importance: Tensor
     # Frozen weights leave nothing to train for other rankings.
     needs_gradients = True
-    # Weight of the batches so far at each new one.
-    decay = 1.0
     # This is the number of the search that the statistics belong to.
     _search_number: int | None = None
 
@@ -68,9 +66,8 @@ class Importance(nn.Module):
         return torch.cat(normalized).to(gates.log_alpha.device)
 
     def start_over(self, gates: HeadGates) -> None:
-        """Discard the importance so far, unless it fades by itself."""
-        if self.decay == 1:
-            self.importance.zero_()
+        """Discard the importance so far."""
+        self.importance.zero_()
 
     def of_batch(self, head_outputs: Tensor, gradient: Tensor, num_gates: int, widths: Sequence[int]) -> Tensor:
         """Return the importance of the gates of a block in a batch, ``[num_gates]``; see :func:`sensitivity`."""
@@ -126,7 +123,8 @@ def derivatives(head_outputs: Tensor, gradient: Tensor, num_gates: int, widths: 
     products = (head_outputs.float() * gradient.float()).reshape(len(head_outputs), -1, head_outputs.shape[-1])
     if len(set(widths)) > 1:
         return torch.stack([features.sum(dim=-1) for features in products.split(list(widths), dim=-1)], dim=-1)
-    return products.unflatten(-1, (num_gates, -1)).sum(dim=-1)
+    by_gate: Tensor = products.unflatten(-1, (num_gates, -1)).sum(dim=-1)
+    return by_gate
 
 
 class _SensitivityHook(nn.Module):
@@ -163,4 +161,4 @@ class _SensitivityHook(nn.Module):
         importance = self.ranking.importance
         num_gates = len(self._widths)
         found = self.ranking.of_batch(head_outputs, gradient, num_gates, self._widths)
-        importance[self._first : self._first + num_gates].mul_(self.ranking.decay).add_(found.to(importance.device))
+        importance[self._first : self._first + num_gates] += found.to(importance.device)

@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol, SupportsFloat
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed
 
 from gating.errors import InputError, OperationError, RemedyError
 from gating.gates import HeadGates
 from gating.objectives.base import NOT_ATTACHED, KeepsBudget, begin_search, check_search
-from gating.objectives.baselines.mask import LearnedValues, MaskSampler
+from gating.objectives.baselines.mask import MaskSampler
 from gating.objectives.budget import HeadBudget
 from gating.objectives.parts import COST, BudgetPart, Costs
 from gating.objectives.schedule import BudgetSchedule
@@ -68,7 +68,6 @@ class IterativePruning(KeepsBudget):
         min_per_layer: int = 0,
         uniform: bool = False,
         share_per_round: float = 0.1,
-        learn_values: bool = False,
         schedule: BudgetSchedule | None = None,
     ) -> None:
         """Set ranking and budget; the other arguments are those of :class:`~gating.objectives.ExactBudget`.
@@ -76,8 +75,6 @@ class IterativePruning(KeepsBudget):
         Args:
             ranking: Ranking of the heads and neurons, such as :class:`Importance`.
             share_per_round: Share of all heads or neurons, or of their cost, that each round closes.
-            learn_values: Whether open gates have learned values, which may exceed 1, in place of 1. They are the same
-                in training and evaluation, and removal folds them into the weights.
             schedule: Times of the rounds.
 
         Raises:
@@ -93,20 +90,17 @@ class IterativePruning(KeepsBudget):
             )
         self.ranking = ranking
         self._share_per_round = share_per_round
-        self.learn_values = learn_values
         if not (isinstance(share_per_round, SupportsFloat) and 0 < share_per_round <= 1):
             raise InputError(f"share_per_round={share_per_round!r} is not a share: give more than 0 and at most 1.")
         if self._schedule.end == 0:
             raise InputError("schedule.end=0 leaves no batch to rank heads by: give a number above 0.")
 
     def attach(self, gates: HeadGates) -> None:
-        """Open every gate; a mask gives their values from now on; ``log_alpha`` is trained if values are learned."""
+        """Open every gate; a mask gives their values from now on, and ``log_alpha`` is not trained."""
         self._budget.parts(gates)
         begin_search(self, gates)
-        gates.log_alpha.requires_grad_(self.learn_values)
-        if self.learn_values:
-            nn.init.zeros_(gates.log_alpha)
-        gates.sampler = LearnedValues(gates) if self.learn_values else MaskSampler(gates)
+        gates.log_alpha.requires_grad_(False)
+        gates.sampler = MaskSampler(gates)
         self.ranking.attach(gates)
 
     def update(self, gates: HeadGates, progress: float) -> None:
@@ -127,12 +121,6 @@ class IterativePruning(KeepsBudget):
 
     def kept(self, gates: HeadGates) -> Tensor:
         """Return the open gates with the highest rank that meet the budget."""
-        mask = _mask_of(gates)
-        wanted = self._budget.amount(gates, [budget for _, budget in self._budget.parts(gates)])
-        if self.learn_values and mask.num_open.value <= wanted:
-            # A gate that fills the budget better has no value that was learned beside the present ones.
-            check_search(self, gates)
-            return mask.mask > 0
         return self._choose(gates, self._budget)
 
     def kept_at(self, gates: HeadGates, keep: float) -> Tensor:

@@ -6,10 +6,7 @@ from torch import Tensor, nn
 from gating.gates import HeadGates
 from gating.objectives.budget import whole_amount
 
-__all__ = ["HostCount", "LearnedValues", "MaskSampler"]
-
-# Logarithm of a learned value over ``log_alpha``: with the rate 0.2 of gates, a step changes a value by about 2 %.
-_SCALE = 0.1
+__all__ = ["HostCount", "MaskSampler"]
 
 
 class HostCount(nn.Module):
@@ -69,18 +66,3 @@ class MaskSampler(nn.Module):
     def prob_open(self, log_alpha: Tensor) -> Tensor:
         """Return the mask, as no gate is random."""
         return self.mask
-
-
-class LearnedValues(MaskSampler):
-    """A sampler that multiplies the mask by values that are learned, ``exp(0.1 log_alpha)``: the same in all modes.
-
-    They are 1 where ``log_alpha`` is 0, and may exceed 1, so that units that stay make up for those that have closed.
-    """
-
-    def sample(self, log_alpha: Tensor) -> Tensor:
-        """Return the values, zero for closed gates; differentiable."""
-        return self.values(log_alpha)
-
-    def values(self, log_alpha: Tensor) -> Tensor:
-        """Return the values, zero for closed gates."""
-        return self.mask * (_SCALE * log_alpha.float()).exp()
