@@ -12,7 +12,7 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, l
 
 import gating
 from benchmarks import records
-from benchmarks.measuring import ROOT, machine
+from benchmarks.measuring import ROOT, describe, machine
 from gating.objectives.open_teacher import OpenTeacher
 
 RESULTS = ROOT / "benchmarks" / "results" / "frozen.jsonl"
-COLUMNS = ("method", "keep", "steps", "perplexity", "heads", "neurons", "seconds", "seconds_per_step")
+COLUMNS = ("method", "keep", "steps", "perplexity", "heads", "groups", "seconds", "seconds_per_step")
 ONE_ROUND = gating.BudgetSchedule(start=0.0, end=1.0)
 
 
@@ -74,6 +74,19 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             yield {"method": method, "keep": keep, "seed": options.seed, **_run(options, method, keep, train, test)}
 
 
+def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the machines of the results, and the perplexity of each method at each share of the cost, as lines."""
+    machines = sorted({f"{row['model']}, {row['precision']}, {describe(row)}" for row in rows})
+    dense = next((row["perplexity"] for row in rows if row["method"] == "dense"), math.nan)
+    shares = sorted({row["keep"] for row in rows if row["method"] != "dense"}, reverse=True)
+    methods: dict[str, dict[str, Any]] = {}
+    for row in (row for row in rows if row["method"] != "dense"):
+        line = methods.setdefault(row["method"], {"method": row["method"], "steps": row["steps"]})
+        line[str(row["keep"])] = row["perplexity"]
+    columns = {"method": "method", "steps": "steps", **{str(share): f"{share:.2f} of the cost" for share in shares}}
+    return [*machines, f"Perplexity; {dense:.1f} dense.", "", records.markdown(methods.values(), columns)]
+
+
 METHODS = {
     "one-shot": lambda keep: gating.IterativePruning(
         gating.Fisher(per="token"), keep=keep, share_per_round=1.0, schedule=ONE_ROUND
@@ -111,7 +124,7 @@ def _run(options: argparse.Namespace, method: str, keep: float, train: Tensor, t
         "steps": steps,
         "perplexity": _perplexity(model, test, options),
         "heads": sum(map(len, report.kept_heads.values())),
-        "neurons": sum(map(len, report.kept_neurons.values())),
+        "groups": sum(map(len, report.kept_neurons.values())),
         "largest_value": max(values),
         "difference": report.max_difference,
         "seconds": seconds,
