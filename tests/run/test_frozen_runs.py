@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from gating.errors import InputError
 from gating.models.sources import NewModel
 from gating.run import stages
 from gating.run.frozen import check_frozen
@@ -62,11 +63,27 @@ def test_one_shot_ranking_of_frozen_weights(inputs, tmp_path):
     assert (num_steps, numbers["search_steps"], numbers["num_heads"]) == (4, 4, 4)
 
 
+def checked(inputs, *settings, num_processes=1):
+    """Check the settings of a run; return them and its objects."""
+    read = read_settings(compose_settings([*inputs, *settings]), groups=GROUPS)
+    objects = build_objects(read)
+    check_frozen(read, objects, num_processes=num_processes)
+    return read, objects
+
+
+def test_what_leaves_nothing_to_train_is_refused(inputs):
+    dense = [item for item in inputs if not item.startswith("objective.")]
+    with pytest.raises(InputError, match="trains nothing"):
+        checked(dense, "objective=none", "optimizer.freeze=true")
+    checked(dense, "objective=none", "optimizer.freeze=search")
+    checked(dense, "objective=none", "optimizer.freeze=true", "adapters=lora")
+    with pytest.raises(InputError, match=r"trainer\.devices=1"):
+        checked(inputs, "objective=fisher", "optimizer.freeze=true", num_processes=2)
+    checked(inputs, "objective=deterministic", "optimizer.freeze=true", num_processes=2)
+
+
 def test_random_weights_are_not_frozen(inputs):
-    overrides = [*inputs, "optimizer.freeze=true"]
-    settings = read_settings(compose_settings(overrides), groups=GROUPS)
-    objects = build_objects(settings)
-    check_frozen(settings, objects, num_processes=1)
+    settings, objects = checked(inputs, "optimizer.freeze=true")
     object.__setattr__(objects, "source", NewModel("bert", {}))
-    with pytest.raises(ValueError, match="random"):
+    with pytest.raises(InputError, match="random"):
         check_frozen(settings, objects, num_processes=1)

@@ -89,7 +89,6 @@ BAD_INPUTS = {
     "trainer.max_steps=0": "nothing to train",
     "trainer.gradient_clip_val=-1": "trainer.gradient_clip_val=-1",
     "optimizer.freeze=maybe": "optimizer.freeze=maybe",
-    "optimizer.freeze=true objective=none": "trains nothing",
     "optimizer.freeze=search objective=magnitude": "The ranking Magnitude needs no training",
     "output_dir=null": "output_dir=None",
     "output_dir=": "output_dir=",
