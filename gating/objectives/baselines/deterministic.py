@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from gating.gates import HeadGates, hard_concrete
 from gating.objectives.base import check_search
 from gating.objectives.baselines.fisher import Fisher
+from gating.objectives.baselines.importance import Importance
 from gating.objectives.baselines.iterative import HeadRanking
 from gating.objectives.baselines.mask import HostCount
 from gating.objectives.exact import ExactBudget
@@ -136,6 +137,8 @@ class DeterministicBudget(ExactBudget):
         if phase.value == _SHARED and progress >= self._schedule.end:
             self._gates_of(gates).mask.copy_(super().kept(gates))
             phase.value = _DECIDED
+        if phase.value != _RANKED and isinstance(self.ranking, Importance):
+            self.ranking.is_measuring = False
 
     def kept(self, gates: HeadGates) -> Tensor:
         """Return the open gates, or before the end of the descent those with the largest ``log_alpha``."""

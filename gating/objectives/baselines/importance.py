@@ -40,6 +40,8 @@ class Importance(nn.Module):
     importance: Tensor
     # Frozen weights leave nothing to train for other rankings.
     needs_gradients = True
+    # Objectives that have ranked end the measurement, which takes time.
+    is_measuring = True
     # This is the number of the search that the statistics belong to.
     _search_number: int | None = None
 
@@ -47,6 +49,7 @@ class Importance(nn.Module):
         """Register hooks on the outputs of heads and neurons, until the gates are removed."""
         self.register_buffer("importance", torch.zeros_like(gates.log_alpha, requires_grad=False))
         begin_search(self, gates, number=gates.search_number)
+        self.is_measuring = True
         first = 0
         for block, size in zip(gates.blocks(), gates.block_sizes, strict=True):
             widths = [gate.num_features for gate in gates.gate_sizes[first : first + size]]
@@ -149,7 +152,7 @@ class _SensitivityHook(nn.Module):
         # Inside of a checkpoint, the first run of this hook has no gradient; the run in the backward pass has.
         # Passes with given values prove a removal; they are not of the training.
         is_present = self._search_number == self.ranking._search_number and not self.gates.is_fixed
-        if not (is_present and torch.is_grad_enabled()):
+        if not (is_present and self.ranking.is_measuring and torch.is_grad_enabled()):
             return None
         # Below the first block, frozen weights leave nothing that needs a gradient.
         learned = head_outputs if head_outputs.requires_grad else head_outputs.detach().requires_grad_()
