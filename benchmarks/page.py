@@ -1,4 +1,4 @@
-"""Write the tables of the README and docs: speed, accuracy, reliability, serving, embeddings and several-gpus.
+"""Write the tables of the README and docs: speed, accuracy, reliability, serving, embeddings, several-gpus and frozen.
 
 They are made from benchmarks/results.
 
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import batching, example, records, waiting
+from benchmarks import batching, example, frozen, records, waiting
 from benchmarks.compare import latency, outcome
 from benchmarks.compare.summary import summary
 from benchmarks.embeddings import tables as embeddings
@@ -33,6 +33,7 @@ PAGE = ROOT / "docs" / "speed.md"
 SEVERAL_GPUS = ROOT / "docs" / "howto" / "several-gpus.md"
 SERVING = ROOT / "docs" / "serving.md"
 EMBEDDINGS = ROOT / "docs" / "embeddings.md"
+FROZEN = ROOT / "docs" / "howto" / "frozen.md"
 RESULTS = ROOT / "benchmarks" / "results"
 
 
@@ -51,6 +52,7 @@ def main() -> None:
     write_sharding()
     write_serving()
     write_embeddings()
+    write_frozen()
 
 
 def write_example() -> None:
@@ -171,6 +173,13 @@ def speedup_table(rows: Sequence[Row]) -> str:
         cases.setdefault(row["case"], {"case": row["case"], "device": row["device"]})[_share(row)] = cell
     columns = {"case": "batch x length", **{share: f"{share} of the heads" for share in shares}, "device": "device"}
     return records.markdown(cases.values(), columns)
+
+
+def write_frozen() -> None:
+    """Rewrite the table of gates on frozen weights."""
+    rows = records.read(frozen.RESULTS)
+    if rows:
+        replace_table(FROZEN, "frozen", frozen.table(rows))
 
 
 def replace_table(page: Path, command: str, lines: Sequence[str]) -> None:

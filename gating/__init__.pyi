@@ -20,7 +20,9 @@ from .gates import HeadGates, inject_gates
 from .loader.layouts import AttentionSpec, FeedForwardSpec
 from .objectives import (
     BudgetSchedule,
+    DeterministicBudget,
     ExactBudget,
+    Fisher,
     FixedPrice,
     Importance,
     IterativePruning,
@@ -33,6 +35,7 @@ from .objectives import (
 )
 from .objectives.convergence import Convergence
 from .objectives.distillation import Distillation
+from .objectives.open_teacher import OpenTeacher
 from .objectives.parameter_groups import parameter_groups
 from .objectives.search import Search
 from .pruning.finalize import FinalizeReport, finalize
@@ -55,11 +58,13 @@ __all__ = [
     "BudgetSchedule",
     "CompactReport",
     "Convergence",
+    "DeterministicBudget",
     "Distillation",
     "ExactBudget",
     "FeedForwardBlock",
     "FeedForwardSpec",
     "FinalizeReport",
+    "Fisher",
     "FixedPrice",
     "HeadGates",
     "Importance",
@@ -68,6 +73,7 @@ __all__ = [
     "Magnitude",
     "NoObjective",
     "Objective",
+    "OpenTeacher",
     "PruneReport",
     "RandomOrder",
     "Search",

@@ -24,6 +24,7 @@ from gating.storage.results import COMPACT_MODEL
 __all__ = [
     "check_arguments",
     "check_choice",
+    "check_frozen",
     "check_place",
     "check_strategy",
     "check_trainer",
@@ -41,6 +42,7 @@ def check_arguments(
     multiplier_lr: float,
     gate_options: Mapping[str, Any],
     convergence: object,
+    freeze_weights: object,
     optimizers: Any,
 ) -> None:
     """Raise ``InputError`` if an argument of a trainer with gates has a value that cannot be used.
@@ -59,6 +61,8 @@ def check_arguments(
         raise InputError(f"gate_options has {unknown[0]!r}: inject_gates takes {', '.join(known)}.")
     if convergence is not None and not isinstance(convergence, Convergence):
         raise InputError(f"convergence={convergence!r} is no criterion: give gating.Convergence(), or leave it out.")
+    if freeze_weights not in (True, False, "search"):
+        raise InputError(f"freeze_weights={freeze_weights!r} is neither True nor False: give one of them, or 'search'.")
     if not is_accelerate_available():
         raise MissingPackageError(
             "gating.integrations needs the package accelerate. Install it with: pip install 'head-gating[trainer]'"
@@ -85,6 +89,15 @@ def check_trainer(trainer: Trainer, *, has_adapters: bool) -> None:
         raise InputError(
             f"{type(trainer).__name__} would take the trained model without its adapters as the reference, which loses "
             "its heads: give ref_model=..., a copy of the model before the training."
+        )
+
+
+def check_frozen(freeze_weights: object, *, recovery: float, has_adapters: bool) -> None:
+    """Raise ``InputError`` for a recovery in which nothing would be trained."""
+    if freeze_weights is True and recovery and not has_adapters:
+        raise InputError(
+            f"freeze_weights=True leaves nothing to train in the recovery, and recovery={recovery}: give recovery=0, "
+            "or freeze_weights='search' for a recovery that trains the weights, or a model with adapters."
         )
 
 

@@ -15,6 +15,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
 from gating.errors import DamageError, InputError, MissingFileError, OperationError
+from gating.gates.freezing import unfreeze
 from gating.integrations.gated_steps import GatedSteps
 from gating.integrations.removal import check_compact_weights, repeat_removal
 from gating.integrations.search import ended_by_score
@@ -111,6 +112,8 @@ class GatedCheckpoints(GatedSteps):
     _below: str | None = None
     # Checkpoint without weights at which the recovery begins in this process.
     _removal: str | None = None
+    # Names of the weights that are frozen in the search.
+    _frozen: frozenset[str] = frozenset()
     # Hooks of losses or modules of sentence-transformers that begin a pass of the gates.
     _pass_handles: Sequence[Handle] = ()
 
@@ -264,6 +267,7 @@ class GatedCheckpoints(GatedSteps):
         self.remove_callback(self._search_end)
         adapters = self._adapters
         self._use_model(compact if adapters is None else with_new_adapters(compact, adapters, like=self.model))
+        unfreeze(self.model, self._frozen)
         # A model with more open heads may have been better.
         self.state.best_metric = self.state.best_model_checkpoint = self.state.best_global_step = None
         # Their parameters are gone.

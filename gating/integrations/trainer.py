@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from transformers import Trainer
@@ -17,7 +17,8 @@ from gating.compact.save import save_compact
 from gating.embedding.processor import SentenceProcessor
 from gating.errors import InputError, OperationError
 from gating.gates import HeadGates, inject_gates
-from gating.integrations.checks import check_arguments, check_choice, check_place, check_trainer
+from gating.gates.freezing import freeze, unfreeze
+from gating.integrations.checks import check_arguments, check_choice, check_frozen, check_place, check_trainer
 from gating.integrations.gated_checkpoints import GatedCheckpoints, GateState, find_checkpoint
 from gating.integrations.removal import check_stock, report_of, save_compact_weights
 from gating.integrations.search import TrainerSearchEnd, without_early_stopping
@@ -54,6 +55,7 @@ class GatedTrainerMixin(GatedCheckpoints):
         multiplier_lr: float = 0.1,
         gate_options: Mapping[str, Any] | None = None,
         convergence: Convergence | None = None,
+        freeze_weights: bool | Literal["search"] = False,
         **kwargs: Any,
     ) -> None:
         """Create the trainer, and put gates on its model, in place.
@@ -67,6 +69,8 @@ class GatedTrainerMixin(GatedCheckpoints):
             gate_options: Arguments of :func:`gating.inject_gates`, such as ``{"units": ["heads", "neurons"]}``. Not for
                 a model that has gates already.
             convergence: Criterion that ends the search early; None for a search of all its steps.
+            freeze_weights: Whether the gates alone are trained, or gates and adapters: True for the whole training,
+                which has no recovery without adapters; ``search`` for a recovery that trains the weights.
             kwargs: Keyword arguments of the trainer.
 
         Raises:
@@ -79,15 +83,18 @@ class GatedTrainerMixin(GatedCheckpoints):
             multiplier_lr=multiplier_lr,
             gate_options=gate_options or {},
             convergence=convergence,
+            freeze_weights=freeze_weights,
             optimizers=kwargs.get("optimizers"),
         )
         self._objective = objective
-        self._recovery, self._convergence = recovery, convergence
+        self._recovery, self._convergence, self._freeze = recovery, convergence, freeze_weights
         self._rates = {"gate_lr": gate_lr, "multiplier_lr": multiplier_lr}
         self._gate_options = dict(gate_options or {})
         self._report: FinalizeReport | None = None
         super().__init__(*args, **kwargs)
-        check_trainer(self, has_adapters=adapter_config(self.model) is not None)
+        has_adapters = adapter_config(self.model) is not None
+        check_trainer(self, has_adapters=has_adapters)
+        check_frozen(freeze_weights, recovery=recovery, has_adapters=has_adapters)
         self._given_optimizer = self.optimizer
         self._begin_search(self.model)
 
@@ -246,12 +253,16 @@ class GatedTrainerMixin(GatedCheckpoints):
         if self.model_init is not None:
             # They have a state, and each model begins with new ones.
             objective, convergence = deepcopy((objective, convergence))
-        gates = inject_gates(base, **self._gate_options) if present is None else present
+        # Before the gates, which scale the features of frozen weights; below adapters they are frozen already.
+        self._frozen = freeze(model) if self._freeze and self._adapters is None else frozenset()
+        gates = present
         try:
+            gates = inject_gates(base, **self._gate_options) if present is None else present
             self.search = Search(gates, objective, convergence=convergence)
         except BaseException:
-            if present is None:
+            if present is None and gates is not None:
                 gates.remove()
+            unfreeze(model, self._frozen)
             raise
         self._hook_passes(model)
         self._search_settings = search_settings(self.search, recovery=self._recovery, rates=self._rates, args=self.args)

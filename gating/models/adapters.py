@@ -88,8 +88,9 @@ class LoRA:
         tied = _tied_to_output(model)
         flags = [(part, part.tie_word_embeddings) for part in _configs(model) if hasattr(part, "tie_word_embeddings")]
         wrapped = get_peft_model(model, self._config(model))
+        ids = {id(parameter) for parameter in trained_before}
         for parameter in _head(model):
-            parameter.requires_grad_(True)
+            parameter.requires_grad_(id(parameter) in ids)
         yield
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")

@@ -1,6 +1,8 @@
 """Which gates close? One objective in each file."""
 
 from gating.objectives.base import FollowsLoss, HasMovableBudget, Objective
+from gating.objectives.baselines.deterministic import DeterministicBudget
+from gating.objectives.baselines.fisher import Fisher
 from gating.objectives.baselines.importance import Importance
 from gating.objectives.baselines.iterative import HeadRanking, IterativePruning
 from gating.objectives.baselines.lagrangian import Lagrangian
@@ -16,8 +18,10 @@ from gating.objectives.schedule import BudgetSchedule
 
 __all__ = [
     "BudgetSchedule",
+    "DeterministicBudget",
     "ExactBudget",
     "ExpectedCount",
+    "Fisher",
     "FixedPrice",
     "FollowsLoss",
     "HasMovableBudget",

@@ -94,8 +94,7 @@ class ExactBudget(KeepsBudget):
         gates.renew_values()
         start = None if self._start is None else self._start.update(self._schedule, progress)
         waits = self._start is not None and start is None
-        decides = self._start is not None and self._start.followed_loss(self._schedule)
-        sharpness = _DECIDED if decides and progress >= self._schedule.end else 1.0
+        sharpness = self._sharpness(progress)
         for (part, budget), count in zip(self._budget.parts(gates), _counts_of(gates), strict=True):
             total = _initial_count(part)
             number = self._schedule.target(progress, total=total, budget=min(budget, total), start=start)
@@ -107,6 +106,11 @@ class ExactBudget(KeepsBudget):
                     0, part.choose_own(gates.log_alpha.detach(), number), 1
                 )
                 count.decided.copy_(_DECIDED * (2 * kept - 1))
+
+    def _sharpness(self, progress: float) -> float:
+        """Return the factor of the locations at this share of the search."""
+        decides = self._start is not None and self._start.followed_loss(self._schedule)
+        return _DECIDED if decides and progress >= self._schedule.end else 1.0
 
     def observe(self, loss: Tensor) -> None:
         """Add the loss of a training batch, a scalar, which the start of the descent follows."""

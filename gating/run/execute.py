@@ -45,20 +45,20 @@ def execute(run: Run) -> float | None:
     if is_rank_zero():
         title, heads = run.objects.source.title, count_heads(state.model)
         print(f"{title}: {heads} heads, {run.total_steps} steps in {run.paths.folder}")
-    if run.objects.distillation is not None and state.teacher is None:
+    if run.objects.distillation is not None and state.teacher is None and not run.teaches_itself:
         state.teacher = train_teacher(run)
     if objective is None:
-        with run.adapted(state.model):
+        with run.adapted(state.model, Phase.DENSE):
             train_phase(run, Phase.DENSE, steps=run.total_steps)
     else:
         if not restore_removed(run):
-            if isinstance(run.objects.task, HasLoss):
+            if isinstance(run.objects.task, HasLoss) or run.settings.freezes(Phase.SEARCH):
                 run.evaluate(Stage.DENSE, "dense", splits=run.data.module.splits[1:])
-            with run.adapted(state.model):
+            with run.adapted(state.model, Phase.SEARCH):
                 searched = search(run, objective)
             remove_heads(run, searched)
         if run.recovery_steps:
-            with run.adapted(state.model):
+            with run.adapted(state.model, Phase.RECOVERY):
                 train_phase(run, Phase.RECOVERY, steps=run.recovery_steps, first_step=state.search_steps)
     compact = "compact, after recovery" if run.recovery_steps else "compact, without recovery"
     run.evaluate(Stage.COMPACT, compact if objective else "dense", splits=run.data.module.splits[1:])

@@ -171,7 +171,7 @@ def _page_of(run: Run, samples: list[dict[str, str]]) -> RunPage:
         kept=heads_per_layer(state.model),
         neurons=neurons_per_layer(state.model),
         search_steps=state.search_steps,
-        total_steps=run.total_steps,
+        total_steps=state.search_steps + run.recovery_steps,
         config=(run.paths.folder / CONFIG).read_text(encoding="utf-8"),
         compact=compact,
         auto_class=run.objects.task.auto_class.__name__,

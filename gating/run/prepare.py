@@ -30,6 +30,7 @@ from gating.run.folder.claim import check_claim, claim_folder
 from gating.run.folder.inputs import check_inputs, describe_inputs
 from gating.run.folder.optimized import check_measured
 from gating.run.folder.state import enter_folder
+from gating.run.frozen import check_frozen, planned_search_steps
 from gating.run.latency import RunTiming
 from gating.run.measured_budget import measure_budget
 from gating.run.objects import RunObjects, build_objects, build_phases
@@ -65,6 +66,7 @@ def prepare(settings: Settings, *, resumes: bool) -> Run:
             "distillation=logits learns from the logits of a teacher, and this task has a loss of its own on a model "
             "without logits: leave it out. Embeddings learn from a teacher with task.teacher=FOLDER_OR_HUB_NAME."
         )
+    check_frozen(settings, objects, num_processes=devices.num_processes)
     # The other processes learn the run's folder, which callbacks write to, from this one.
     phases = build_phases(settings) if is_rank_zero() else {}
     pl.seed_everything(settings.seed, verbose=False)
@@ -81,7 +83,7 @@ def prepare(settings: Settings, *, resumes: bool) -> Run:
     check_measured(settings.optimized_metric, data.prepared, num_evaluated=data.num_evaluated)
     steps = count_steps(settings.values["trainer"], num_batches=data.module.num_batches())
     state = _load_models(settings, objects, data, meta_model, devices=devices)
-    state.search_steps = max(1, round((1 - settings.recovery) * steps)) if objects.objective else 0
+    state.search_steps = planned_search_steps(settings, objects, total_steps=steps)
     started = time.monotonic()
     settings, objects = measure_budget(
         settings, objects, state, data, timing=timing, device=devices.root, resumes=resumes, steps=steps

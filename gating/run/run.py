@@ -13,15 +13,18 @@ from pytorch_lightning.loggers import Logger
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from gating.distributed.collectives import broadcast, gather_objects, is_rank_zero, rank, world_size
+from gating.gates.freezing import freeze, unfreeze
+from gating.objectives.open_teacher import OpenTeacher
 from gating.report.history import History
 from gating.report.score import Score
 from gating.report.summary import Stage, Summary
 from gating.run.data import RunData
 from gating.run.folder.contents import Phase, RunPaths
+from gating.run.frozen import trains_weights
 from gating.run.latency import RunTiming
 from gating.run.objects import PhaseObjects, RunObjects
 from gating.run.settings.settings import Settings
-from gating.sharding.plan import is_sharded
+from gating.sharding.plan import is_sharded, reshard
 from gating.tracking.position import LogPosition
 from gating.training.checkpoints import recorded_checkpoints, why_unusable
 from gating.training.evaluation import Tally
@@ -45,7 +48,7 @@ class RunState:
 
     model: PreTrainedModel
     search_steps: int = 0
-    teacher: PreTrainedModel | None = None
+    teacher: PreTrainedModel | OpenTeacher | None = None
     history: History = field(default_factory=History)
     summary: Summary = field(default_factory=Summary)
     log_position: LogPosition = field(default_factory=dict)
@@ -90,8 +93,9 @@ class Run:
 
     @property
     def recovery_steps(self) -> int:
-        """Optimizer steps after the removal."""
-        return self.total_steps - self.state.search_steps
+        """Optimizer steps after the removal; none where nothing is left to train."""
+        has_weights = trains_weights(self.settings, self.objects, Phase.RECOVERY)
+        return self.total_steps - self.state.search_steps if has_weights else 0
 
     @property
     def is_sharded(self) -> bool:
@@ -108,15 +112,29 @@ class Run:
                 print(f"{path} is damaged ({reason}); going back to the one before it.", file=sys.stderr)
         return None
 
-    @contextmanager
-    def adapted(self, model: PreTrainedModel) -> Iterator[None]:
-        """Train the adapters of a model in a ``with`` block, if the run has any, and merge them at its end.
+    @property
+    def teaches_itself(self) -> bool:
+        """Whether the gates learn from the model with all of them open: its weights are frozen in the search."""
+        objects = self.objects
+        is_alone = objects.distillation is not None and objects.teacher is None
+        return is_alone and objects.objective is not None and self.settings.freezes(Phase.SEARCH)
 
-        Random numbers are seeded first: in a resumed run other numbers were drawn before this phase.
+    @contextmanager
+    def adapted(self, model: PreTrainedModel, phase: Phase) -> Iterator[None]:
+        """Train a model in a ``with`` block: its adapters, if the run has any, which are merged at its end.
+
+        Its weights are frozen if those of the phase are. Random numbers are seeded first: in a resumed run other
+        numbers were drawn before this phase.
         """
         pl.seed_everything(self.settings.seed, verbose=False)
-        with self.objects.adapters.on(model):
-            yield
+        # The parameters are frozen, not their gathered copies.
+        reshard(model)
+        names = freeze(model) if self.settings.freezes(phase) else ()
+        try:
+            with self.objects.adapters.on(model):
+                yield
+        finally:
+            unfreeze(model, names)
 
     def evaluate(
         self, stage: Stage, title: str, *, splits: Sequence[str] = ("validation",), model: PreTrainedModel | None = None

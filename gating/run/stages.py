@@ -18,6 +18,7 @@ from gating.errors import RemedyWarning
 from gating.models.meta_model import make_meta_model
 from gating.models.sources import ModelSource, Pretrained, load_sharded
 from gating.objectives import HasMovableBudget, Objective
+from gating.objectives.open_teacher import OpenTeacher
 from gating.objectives.search import Search
 from gating.pruning.finalize import finalize
 from gating.pruning.measure import count_heads
@@ -51,7 +52,7 @@ def train_teacher(run: Run) -> PreTrainedModel:
         teacher = load_teacher(Pretrained(str(folder)), auto_class, is_sharded=run.is_sharded)
     else:
         teacher = copy_sharded(run.state.model) if run.is_sharded else deepcopy(run.state.model)
-        with run.adapted(teacher):
+        with run.adapted(teacher, Phase.TEACHER):
             train_phase(run, Phase.TEACHER, steps=run.total_steps, model=teacher)
         teacher.zero_grad()
         whole = gather_model(teacher) if run.is_sharded else teacher
@@ -87,7 +88,11 @@ def search(run: Run, objective: Objective) -> Search:
         print(f"{gates.num_heads} heads have a gate; {num_others} in excluded blocks stay besides those that are kept.")
     for one in gates.ungated if is_rank_zero() else ():
         print(f"No gates on {one}. If that is meant: gates.exclude, gates.towers.")
+    if run.teaches_itself:
+        state.teacher = OpenTeacher(state.model, gates)
     state.search_steps = train_phase(run, Phase.SEARCH, steps=planned, search=search, callbacks=[SearchEnd(search)])
+    if run.teaches_itself:
+        state.teacher = None  # The compact model is another one.
     reason = str(search.reason)
     state.summary.search = {"search_steps": state.search_steps, "search_ended": reason}
     if is_rank_zero():

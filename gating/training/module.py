@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from gating.data.batches import Batch, model_inputs, num_targets
 from gating.distributed.collectives import all_reduce_sum
 from gating.objectives.distillation import Distillation
+from gating.objectives.open_teacher import OpenTeacher
 from gating.objectives.search import Search
 from gating.report.score import Score
 from gating.sharding.gradients import average_gradients, clip_gradients
@@ -27,7 +28,7 @@ __all__ = ["FineTuning"]
 class FineTuning(pl.LightningModule):
     """Fine-tuning of a model and, if it has gates, of its gates."""
 
-    _teacher: PreTrainedModel | None
+    _teacher: PreTrainedModel | OpenTeacher | None
 
     def __init__(
         self,
@@ -42,7 +43,7 @@ class FineTuning(pl.LightningModule):
         first_step: int = 0,
         search: Search | None = None,
         distillation: Distillation | None = None,
-        teacher: PreTrainedModel | None = None,
+        teacher: PreTrainedModel | OpenTeacher | None = None,
         seed: int = 0,
         compiler: str | None = None,
     ) -> None:
@@ -129,12 +130,15 @@ class FineTuning(pl.LightningModule):
         """Return the loss of the task plus the penalty on open gates, a scalar."""
         # Validation is not compiled: it would be a second graph for a small part of the run.
         inputs = model_inputs(batch)
-        outputs = (self._compiled or self.model)(**inputs)
-        loss = self._loss(outputs, batch)
+        teacher_outputs = None
         if self._distillation is not None and self._teacher is not None:
+            # First: the teacher may be the model itself, of which gradient checkpointing repeats the last pass.
             with torch.no_grad():
                 teacher_outputs = self._teacher(**inputs)
-            reshard(self._teacher)
+            reshard(self.model if isinstance(self._teacher, OpenTeacher) else self._teacher)
+        outputs = (self._compiled or self.model)(**inputs)
+        loss = self._loss(outputs, batch)
+        if self._distillation is not None and teacher_outputs is not None:
             loss = self._distillation.loss(loss, outputs, teacher_outputs, inputs.get("labels"))
         task_loss, weight = loss, self._weight_among_ranks(batch)
         if self.search is not None:

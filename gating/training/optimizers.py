@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
 from inspect import signature
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -43,6 +43,7 @@ class OptimizerSettings:
         multiplier_lr: Learning rate of the objective's multipliers, which ascend.
         weight_decay: Weight decay of the weights; gates and multipliers have none.
         decay_biases_and_norms: Whether biases and norms have weight decay, too; unlike in transformers' Trainer.
+        freeze: Whether a run trains the gates alone, or gates and adapters: always, or in its ``search``.
     """
 
     _: KW_ONLY
@@ -51,6 +52,7 @@ class OptimizerSettings:
     multiplier_lr: _Rate = 0.1
     weight_decay: _Rate = 0.01
     decay_biases_and_norms: bool = False
+    freeze: bool | Literal["search"] = False
 
     def build(
         self,

@@ -13,7 +13,7 @@ from tests.support.search import RIVALS, Search, build_bert_on_meta
 from tests.support.tiers import first_of
 from tests.support.tiny_models import build
 
-LEARNED = ("budget", "gumbel", "straight_through")
+LEARNED = ("budget", "deterministic", "gumbel", "straight_through")
 STEPS = 12
 
 

@@ -72,7 +72,9 @@ def test_files_build_the_classes_that_they_describe():
     [
         ("lagrangian", gating.Lagrangian, None),
         ("topk", gating.TopK, None),
+        ("deterministic", gating.DeterministicBudget, gating.Fisher),
         ("importance", gating.IterativePruning, gating.Importance),
+        ("fisher", gating.IterativePruning, gating.Fisher),
         ("magnitude", gating.IterativePruning, gating.Magnitude),
         ("random", gating.IterativePruning, gating.RandomOrder),
     ],

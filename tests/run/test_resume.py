@@ -69,6 +69,14 @@ VARIANTS = {
         4,
     ),
     "adapters": (["adapters=lora", "adapters.dropout=0.1", "optimizer.lr=0.01", "trainer.max_steps=8", EACH_STEP], 4),
+    "frozen weights, values of gates, the model as its teacher": (
+        ["optimizer.freeze=true", "objective=deterministic", "distillation=logits", "trainer.max_steps=8", EACH_STEP],
+        4,
+    ),
+    "frozen weights and adapters": (
+        ["optimizer.freeze=true", "distillation=logits", "adapters=lora", "trainer.max_steps=8", EACH_STEP],
+        4,
+    ),
     "dense": (["objective=none", "callbacks.checkpoint.every_n_steps=4"], 6),
 }
 

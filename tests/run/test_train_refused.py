@@ -88,6 +88,8 @@ BAD_INPUTS = {
     "++logger.mode=sometimes": "logger.mode=sometimes",
     "trainer.max_steps=0": "nothing to train",
     "trainer.gradient_clip_val=-1": "trainer.gradient_clip_val=-1",
+    "optimizer.freeze=maybe": "optimizer.freeze=maybe",
+    "optimizer.freeze=search objective=magnitude": "The ranking Magnitude needs no training",
     "output_dir=null": "output_dir=None",
     "output_dir=": "output_dir=",
     "output_dir=${nope}": "'nope' not found",

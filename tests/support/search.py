@@ -18,6 +18,8 @@ RIVALS: dict[str, Callable[..., Any]] = {
     "gumbel": gating.TopK,
     "straight_through": lambda **arguments: gating.TopK(variant="straight_through", **arguments),
     "importance": lambda **arguments: gating.IterativePruning(gating.Importance(), **arguments),
+    "fisher": lambda **arguments: gating.IterativePruning(gating.Fisher(), **arguments),
+    "deterministic": gating.DeterministicBudget,
     "magnitude": lambda **arguments: gating.IterativePruning(gating.Magnitude(), **arguments),
     "random": lambda **arguments: gating.IterativePruning(gating.RandomOrder(seed=3), **arguments),
 }

@@ -38,6 +38,10 @@ class Importance(nn.Module):
     """
 
     importance: Tensor
+    # Frozen weights leave nothing to train for other rankings.
+    needs_gradients = True
+    # Objectives that have ranked end the measurement, which takes time.
+    is_measuring = True
     # This is the number of the search that the statistics belong to.
     _search_number: int | None = None
 
@@ -45,6 +49,7 @@ class Importance(nn.Module):
         """Register hooks on the outputs of heads and neurons, until the gates are removed."""
         self.register_buffer("importance", torch.zeros_like(gates.log_alpha, requires_grad=False))
         begin_search(self, gates, number=gates.search_number)
+        self.is_measuring = True
         first = 0
         for block, size in zip(gates.blocks(), gates.block_sizes, strict=True):
             widths = [gate.num_features for gate in gates.gate_sizes[first : first + size]]
@@ -54,12 +59,7 @@ class Importance(nn.Module):
 
     def scores(self, gates: HeadGates) -> Tensor:
         """Return the importance of one unit of each gate, ``[num_gates]``, with a norm of one in each layer."""
-        check_search(self, gates)
-        importance = self.importance.clone()
-        if distributed.is_available() and distributed.is_initialized():
-            # The mean is over the examples of all processes, as one process would have it.
-            distributed.all_reduce(importance)
-        per_unit = importance / torch.tensor(gates.units_per_gate, device=self.importance.device).clamp_min(1)
+        per_unit = self._summed(gates) / torch.tensor(gates.units_per_gate, device=self.importance.device).clamp_min(1)
         layers = per_unit.split(gates.block_sizes)
         # The constant is that of the authors' program; a layer without an open head stays zero.
         norms = [layer.norm() + 1e-20 for layer in layers]
@@ -71,6 +71,19 @@ class Importance(nn.Module):
     def start_over(self, gates: HeadGates) -> None:
         """Discard the importance so far."""
         self.importance.zero_()
+
+    def of_batch(self, head_outputs: Tensor, gradient: Tensor, num_gates: int, widths: Sequence[int]) -> Tensor:
+        """Return the importance of the gates of a block in a batch, ``[num_gates]``; see :func:`sensitivity`."""
+        return sensitivity(head_outputs, gradient, num_gates, widths)
+
+    def _summed(self, gates: HeadGates) -> Tensor:
+        """Return the importance over the batches of all processes, ``[num_gates]``."""
+        check_search(self, gates)
+        importance = self.importance.clone()
+        if distributed.is_available() and distributed.is_initialized():
+            # The mean is over the examples of all processes, as one process would have it.
+            distributed.all_reduce(importance)
+        return importance
 
 
 def sensitivity(head_outputs: Tensor, gradient: Tensor, num_gates: int, widths: Sequence[int] = ()) -> Tensor:
@@ -95,16 +108,26 @@ def sensitivity(head_outputs: Tensor, gradient: Tensor, num_gates: int, widths: 
         >>> sensitivity(head_outputs, gradient, 2)
         tensor([1., 3.])
     """
-    products = head_outputs.float() * gradient.float()
-    if len(set(widths)) > 1:
-        by_feature = products.reshape(len(products), -1, products.shape[-1]).sum(dim=1)
-        per_example = torch.stack([features.sum(dim=-1) for features in by_feature.split(list(widths), dim=-1)], dim=-1)
-    else:
-        by_gate = products.unflatten(-1, (num_gates, -1)).sum(dim=-1)
-        per_example = by_gate.reshape(len(products), -1, num_gates).sum(dim=1)
+    per_example = derivatives(head_outputs, gradient, num_gates, widths).sum(dim=1)
     # Gradients are infinite at steps that a gradient scaler skips.
     summed: Tensor = per_example.abs().nan_to_num(0.0, 0.0, 0.0).sum(dim=0)
     return summed
+
+
+def derivatives(head_outputs: Tensor, gradient: Tensor, num_gates: int, widths: Sequence[int] = ()) -> Tensor:
+    """Return the part of each position in the derivative of the loss by each gate, ``[batch, positions, num_gates]``.
+
+    The arguments are those of :func:`sensitivity`; an input without positions has one.
+
+    Example:
+        >>> derivatives(torch.tensor([[1.0, 2.0, 3.0, 4.0]]), torch.tensor([[1.0, 0.0, -1.0, 0.0]]), 2)
+        tensor([[[ 1., -3.]]])
+    """
+    products = (head_outputs.float() * gradient.float()).reshape(len(head_outputs), -1, head_outputs.shape[-1])
+    if len(set(widths)) > 1:
+        return torch.stack([features.sum(dim=-1) for features in products.split(list(widths), dim=-1)], dim=-1)
+    by_gate: Tensor = products.unflatten(-1, (num_gates, -1)).sum(dim=-1)
+    return by_gate
 
 
 class _SensitivityHook(nn.Module):
@@ -125,16 +148,20 @@ class _SensitivityHook(nn.Module):
         self._widths = tuple(widths)
         self._search_number = ranking._search_number
 
-    def forward(self, head_outputs: Tensor) -> None:
+    def forward(self, head_outputs: Tensor) -> Tensor | None:
         # Inside of a checkpoint, the first run of this hook has no gradient; the run in the backward pass has.
         # Passes with given values prove a removal; they are not of the training.
         is_present = self._search_number == self.ranking._search_number and not self.gates.is_fixed
-        if is_present and torch.is_grad_enabled() and head_outputs.requires_grad:
-            head_outputs.register_hook(partial(self._add, head_outputs.detach()))
+        if not (is_present and self.ranking.is_measuring and torch.is_grad_enabled()):
+            return None
+        # Below the first block, frozen weights leave nothing that needs a gradient.
+        learned = head_outputs if head_outputs.requires_grad else head_outputs.detach().requires_grad_()
+        learned.register_hook(partial(self._add, learned.detach()))
+        return None if learned is head_outputs else learned
 
     @torch.no_grad()
     def _add(self, head_outputs: Tensor, gradient: Tensor) -> None:
         importance = self.ranking.importance
         num_gates = len(self._widths)
-        found = sensitivity(head_outputs, gradient, num_gates, self._widths)
+        found = self.ranking.of_batch(head_outputs, gradient, num_gates, self._widths)
         importance[self._first : self._first + num_gates] += found.to(importance.device)

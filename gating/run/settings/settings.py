@@ -70,6 +70,11 @@ class Settings:
         """All settings as plain values, without those of ``data`` that are left to the task."""
         return dict(deepcopy(self._values))
 
+    def freezes(self, phase: Phase) -> bool:
+        """Return whether the weights stay as they are in a phase; a teacher's are trained."""
+        freeze = self._values["optimizer"].get("freeze", False)
+        return phase == Phase.SEARCH if freeze == "search" else bool(freeze) and phase != Phase.TEACHER
+
     def of_phase(self, phase: Phase) -> dict[str, Any]:
         """Return all settings as plain values, with the interpolation ``${phase}`` resolved."""
         return resolve({**as_plain(self._composed), "phase": phase.value})

@@ -1,0 +1,63 @@
+"""Runs on frozen weights: whether anything is left to train, and the steps of their search."""
+
+from gating.distributed.collectives import is_rank_zero
+from gating.errors import InputError
+from gating.models.adapters import NoAdapters
+from gating.models.sources import NewModel
+from gating.objectives import IterativePruning
+from gating.run.folder.contents import Phase
+from gating.run.objects import RunObjects
+from gating.run.settings.settings import Settings
+
+__all__ = ["check_frozen", "planned_search_steps", "trains_weights"]
+
+
+def trains_weights(settings: Settings, objects: RunObjects, phase: Phase) -> bool:
+    """Return whether a phase trains weights of the model, or adapters of them."""
+    return not settings.freezes(phase) or not isinstance(objects.adapters, NoAdapters)
+
+
+def check_frozen(settings: Settings, objects: RunObjects, *, num_processes: int) -> None:
+    """Raise ``InputError`` for frozen weights that are random, or that leave nothing to train."""
+    phase = Phase.DENSE if objects.objective is None else Phase.SEARCH
+    if not settings.freezes(phase):
+        return
+    if isinstance(objects.source, NewModel):
+        raise InputError(
+            f"optimizer.freeze keeps the weights as they are, and those of a {objects.source.title} are random: leave "
+            "it out, or use a pretrained model."
+        )
+    if trains_weights(settings, objects, phase):
+        return
+    if objects.objective is None:
+        raise InputError(
+            "optimizer.freeze=true with objective=none trains nothing: leave it out, or give adapters=lora. A run with "
+            "gates on frozen weights has the metrics of the dense model in its report."
+        )
+    if not isinstance(objects.objective, IterativePruning):
+        return
+    ranking = objects.objective.ranking
+    if not getattr(ranking, "needs_gradients", False):
+        raise InputError(
+            f"The ranking {type(ranking).__name__} needs no training, and optimizer.freeze leaves nothing else to "
+            "train: choose objective=fisher or objective=importance, or leave optimizer.freeze out."
+        )
+    if num_processes > 1:
+        raise InputError(
+            "Rounds train no gates, and optimizer.freeze no weights: several processes have no gradients to exchange. "
+            "Give trainer.devices=1 or objective=deterministic."
+        )
+
+
+def planned_search_steps(settings: Settings, objects: RunObjects, *, total_steps: int) -> int:
+    """Return the number of optimizer steps before the removal; all where the recovery has nothing to train."""
+    if objects.objective is None:
+        return 0
+    if not trains_weights(settings, objects, Phase.RECOVERY):
+        if settings.recovery and is_rank_zero():
+            print(
+                f"optimizer.freeze=true leaves nothing to train after the removal, so all {total_steps} steps are the "
+                "search. optimizer.freeze=search trains the weights in a recovery, adapters=lora adapters."
+            )
+        return total_steps
+    return max(1, round((1 - settings.recovery) * total_steps))

@@ -1,0 +1,67 @@
+"""Gates on frozen weights in transformers' Trainer."""
+
+import peft
+import pytest
+import torch
+
+import gating
+from gating.errors import InputError
+from tests.integrations.conftest import make_classifier, make_trainer, weights_of
+from tests.integrations.test_resume import StopAt
+
+
+def deterministic():
+    return gating.DeterministicBudget(num_heads=5)
+
+
+@pytest.mark.parametrize("objective", [lambda: gating.ExactBudget(num_heads=5), deterministic])
+def test_gates_alone_are_trained(tmp_path, objective):
+    trainer = make_trainer(tmp_path, objective=objective(), freeze_weights=True, recovery=0)
+    before, places = weights_of(trainer), trainer.gates.log_alpha.clone()
+    trainer.train()
+    for name, tensor in weights_of(trainer).items():
+        assert torch.equal(tensor, before[name]) or "head_gates" in name or "objective" in name, name
+    assert not torch.equal(trainer.gates.log_alpha, places)
+    assert [one["name"] for one in trainer.optimizer.param_groups if one["params"]] == ["gates"]
+    assert trainer.finalize().num_heads == 5
+    assert all(one.requires_grad for one in trainer.model.parameters())
+
+
+def test_a_recovery_trains_the_weights(tmp_path):
+    trainer = make_trainer(tmp_path, freeze_weights="search")
+    trainer.train()
+    trainer.finalize()
+    before = weights_of(trainer)
+    trainer.train()
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in weights_of(trainer).items())
+
+
+@pytest.mark.parametrize("stop_at", [6, 14])
+def test_resumed_equals_uninterrupted(tmp_path, stop_at, assert_same):
+    options = {"freeze_weights": "search"}
+    whole = make_trainer(tmp_path / "whole", objective=deterministic(), **options)
+    whole.train_and_compact(tmp_path / "compact")
+    stopped = make_trainer(tmp_path / "half", objective=deterministic(), callbacks=[StopAt(stop_at)], **options)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train_and_compact(tmp_path / "other")
+    resumed = make_trainer(tmp_path / "half", objective=deterministic(), **options)
+    resumed.train_and_compact(tmp_path / "other", resume_from_checkpoint=True)
+    assert_same(weights_of(whole), weights_of(resumed))
+
+
+def test_a_recovery_with_nothing_to_train_is_refused(tmp_path):
+    model = make_classifier()
+    with pytest.raises(InputError, match="give recovery=0"):
+        make_trainer(tmp_path, model=model, freeze_weights=True)
+    with pytest.raises(InputError, match="freeze_weights='all'"):
+        make_trainer(tmp_path, model=model, freeze_weights="all")
+    with pytest.raises(InputError, match="num_heads"):
+        make_trainer(tmp_path, model=model, freeze_weights="search", objective=gating.ExactBudget(num_heads=13))
+    assert all(one.requires_grad for one in model.parameters())
+
+
+def test_adapters_are_trained_in_search_and_recovery(tmp_path):
+    lora = peft.LoraConfig(r=2, target_modules=["query", "value"])
+    trainer = make_trainer(tmp_path, model=peft.get_peft_model(make_classifier(), lora), freeze_weights=True)
+    trainer.train_and_compact(tmp_path / "compact")
+    assert trainer.state.global_step == 16
