@@ -44,6 +44,7 @@ from .serving.formats import export_compact
 from .serving.graphs.graph_export import export_onnx
 from .structure.attention import AttentionBlock
 from .structure.feed_forward import FeedForwardBlock
+from .teachers.teacher import Teacher
 
 __version__: str
 
@@ -69,6 +70,7 @@ __all__ = [
     "PruneReport",
     "RandomOrder",
     "Search",
+    "Teacher",
     "TopK",
     "__version__",
     "budget_for_speedup",
