@@ -87,18 +87,21 @@ def taught_loss(
     if _is_supervised(trainer):
         # Its own computes the loss without logits. It is that of the model.
         compute_loss = partial(Trainer.compute_loss, trainer)
-    # The method may take the labels out.
-    called = {**inputs, **trainer.teacher.options}
-    loss, outputs = compute_loss(model, called, return_outputs=True, num_items_in_batch=num_items_in_batch)
+    # The method may take the labels out. Without the number of items of the step, the loss is the mean of the batch,
+    # unless the class has divided it itself.
+    called, is_scaled = {**inputs, **trainer.teacher.options}, bool(trainer.loss_is_scaled_for_ga)
+    number = num_items_in_batch if is_scaled else None
+    loss, outputs = compute_loss(model, called, return_outputs=True, num_items_in_batch=number)
     has_logits = any(getattr(outputs[name], "requires_grad", False) for name in LOGITS if name in outputs)
     if trainer.teacher.distillation.weight and not has_logits:
         raise InputError(
             f"compute_loss of {type(trainer).__name__} returns no logits with a gradient, which distillation= compares "
             "with a teacher's: return the outputs of model(**inputs) with the loss."
         )
-    share = _share(trainer, inputs, num_items_in_batch) if is_added_up(trainer, num_items_in_batch) else 1.0
+    part = _part(trainer, inputs, num_items_in_batch)
     with trainer.accelerator.autocast():
-        return trainer.teacher.loss(loss, outputs, inputs, share=share), outputs
+        mixed = trainer.teacher.loss(loss / part if is_scaled else loss, outputs, inputs)
+    return mixed * part, outputs
 
 
 def is_added_up(trainer: Any, num_items_in_batch: Any) -> bool:
@@ -112,13 +115,16 @@ def is_added_up(trainer: Any, num_items_in_batch: Any) -> bool:
     return by_items or trainer.compute_loss_func is not None
 
 
-def _share(trainer: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> Tensor | float:
-    """Return the share of a batch in the targets of its step, for which all processes together have their number."""
+def _part(trainer: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> Tensor | float:
+    """Return the part of a batch in its step, by which its mean is multiplied; 1 where the trainer averages batches."""
+    if not is_added_up(trainer, num_items_in_batch):
+        return 1.0
     labels = trainer.teacher.labels(inputs)
-    if num_items_in_batch is None or labels is None:
+    if trainer.loss_is_scaled_for_ga or num_items_in_batch is None or labels is None:
         return 1.0 / trainer.current_gradient_accumulation_steps
-    share: Tensor = (labels != IGNORED).sum() / num_items_in_batch
-    return share * trainer.accelerator.num_processes if trainer.args.average_tokens_across_devices else share
+    part: Tensor = (labels != IGNORED).sum() / num_items_in_batch
+    # All processes together have this number of items, and their gradients are averaged.
+    return part * trainer.accelerator.num_processes if trainer.args.average_tokens_across_devices else part
 
 
 def _is_supervised(trainer: Any) -> bool:

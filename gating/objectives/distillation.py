@@ -60,7 +60,6 @@ class Distillation:
         labels: Tensor | None,
         *,
         masks: Mapping[str, Tensor] | None = None,
-        share: Tensor | float = 1.0,
     ) -> Tensor:
         """Return the mixed loss, a scalar; :meth:`gating.Teacher.loss` calls it with the arguments of a batch.
 
@@ -71,7 +70,6 @@ class Distillation:
             labels: Labels of the positions of the logits; those labeled -100 are ignored.
             masks: ``attention_mask`` and ``decoder_attention_mask``, ``[batch, length]``, if there are any: hidden
                 states of positions with 0 are ignored.
-            share: Share of the batch in its step, where ``task_loss`` is a sum over the batches of a step, not a mean.
         """
         loss = (1 - self.weight) * task_loss
         if self.weight:
@@ -82,9 +80,9 @@ class Distillation:
                 for name in LOGITS
                 if name in student
             ]
-            loss = loss + share * self.weight * torch.stack(distances).mean()
+            loss = loss + self.weight * torch.stack(distances).mean()
         if self.hidden_weight:
-            loss = loss + share * self.hidden_weight * _mean_hidden_loss(student, teacher, labels, masks or {})
+            loss = loss + self.hidden_weight * _mean_hidden_loss(student, teacher, labels, masks or {})
         return loss
 
 

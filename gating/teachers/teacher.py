@@ -110,17 +110,15 @@ class Teacher:
         batch: Mapping[str, Any],
         *,
         logits: Tensor | None = None,
-        share: Tensor | float = 1.0,
     ) -> Tensor:
         """Return the loss of a batch for the model that learns, a scalar.
 
         Args:
-            task_loss: Loss of the task, a scalar.
+            task_loss: Loss of the task, a mean over the batch.
             outputs: Outputs of the model that learns, called with :attr:`options`.
             batch: The keyword arguments of its forward pass, targets included.
             logits: Logits of this model for the batch that were stored before; by default they are computed, and always
                 where hidden states are compared.
-            share: Share of the batch in its step, where ``task_loss`` is a sum over the batches of a step, not a mean.
 
         Raises:
             InputError: The outputs have no hidden states, and these are compared.
@@ -131,7 +129,7 @@ class Teacher:
                 "have none: call it with model(**batch, **teacher.options)."
             )
         answers = self(batch) if logits is None or self.options else {"logits": logits}
-        return self.distillation.loss(task_loss, outputs, answers, self.labels(batch), masks=batch, share=share)
+        return self.distillation.loss(task_loss, outputs, answers, self.labels(batch), masks=batch)
 
     def labels(self, batch: Mapping[str, Any]) -> Tensor | None:
         """Return the labels of a batch, each at the position of its logits; None without any.

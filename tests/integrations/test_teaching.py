@@ -5,12 +5,12 @@ import copy
 import pytest
 import torch
 from datasets import Dataset
-from transformers import Trainer
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer
 from trl import SFTConfig
 
 import gating
 from gating.errors import InputError, MissingFileError
-from gating.integrations import GatedTrainer, GatedTrainerMixin
+from gating.integrations import GatedTrainerMixin
 from gating.pruning.measure import count_heads
 from tests.integrations.conftest import examples, make_classifier, make_trainer, weights_of
 from tests.integrations.test_other_trainers import (
@@ -118,33 +118,51 @@ def test_a_training_does_not_resume_with_another_teacher(tmp_path):
             trainer.train(resume_from_checkpoint=True)
 
 
-@pytest.mark.parametrize("accepts", [True, False])
-def test_accumulated_batches_are_one_batch(tmp_path, accepts):
-    def first_loss(steps, size):
+def decoder(seed):
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=45, **sizes))
+
+
+def texts():
+    """Return examples of equal length, with unequal numbers of labels."""
+    rows = [row["input_ids"] for row in examples(8, seed=1)]
+    return [
+        {"input_ids": tokens, "labels": tokens.masked_fill(torch.arange(8) < number % 5, -100)}
+        for number, tokens in enumerate(rows)
+    ]
+
+
+# Losses of a classifier are averaged over the batches of a step; those of a decoder are divided by its tokens.
+@pytest.mark.parametrize("make", [decoder, lambda seed: make_classifier(seed, config=NO_DROPOUT)])
+def test_accumulated_batches_are_one_batch(tmp_path, make):
+    def step(num_batches):
+        model = make(0)
         trainer = make_trainer(
             tmp_path,
-            model=make_classifier(config=NO_DROPOUT),
-            distillation=HIDDEN,
-            teacher=teacher(),
+            model=model,
+            train_dataset=texts() if make is decoder else examples(8, seed=1),
+            distillation=gating.Distillation() if make is decoder else HIDDEN,
+            teacher=make(5),
             args={
-                "gradient_accumulation_steps": steps,
-                "per_device_train_batch_size": size,
+                "gradient_accumulation_steps": num_batches,
+                "per_device_train_batch_size": 8 // num_batches,
                 "max_steps": 1,
                 "logging_steps": 1,
                 "max_grad_norm": 0.0,
                 "optim": "sgd",
+                "learning_rate": 1.0,
                 "save_strategy": "no",
             },
         )
-        trainer.model_accepts_loss_kwargs = accepts
         trainer.gates.log_alpha.data.fill_(20.0)
         trainer.train()
         return losses_of(trainer)[0], weights_of(trainer)
 
-    (loss, weights), (others, other) = first_loss(1, 8), first_loss(4, 2)
+    (loss, weights), (others, other) = step(1), step(4)
     assert others == pytest.approx(loss, rel=1e-5)
     for name, tensor in weights.items():
-        torch.testing.assert_close(other[name], tensor, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(other[name], tensor, rtol=1e-4, atol=1e-5)
 
 
 def test_adapters_learn_from_a_larger_teacher(tmp_path):

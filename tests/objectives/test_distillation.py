@@ -100,8 +100,6 @@ def test_hidden_states_are_added_to_the_mixture_by_layer():
     distillation = Distillation(weight=0.25, hidden_weight=3.0)
     loss = distillation.loss(torch.tensor(4.0), outputs, answers, torch.tensor([0, 1]))
     assert loss.item() == pytest.approx(0.75 * 4 + 3.0 * 1 / 3)
-    half = distillation.loss(torch.tensor(4.0), outputs, answers, torch.tensor([0, 1]), share=0.5)
-    assert half.item() == pytest.approx(0.75 * 4 + 0.5 * 3.0 * 1 / 3)
 
 
 def test_of_a_model_that_has_lost_layers_the_ends_are_compared():
