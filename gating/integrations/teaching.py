@@ -66,7 +66,7 @@ def check_teaching(trainer: Any, teacher: Teacher) -> None:
     if teacher.distillation.weight and trainer.args.use_liger_kernel:
         raise InputError("args.use_liger_kernel=True leaves no logits to compare with a teacher's: leave it out.")
     student = base_model(trainer.model)
-    teacher.check(student, make_probe(student))
+    teacher.check(student, make_probe(student), tokenizer=trainer.processing_class)
 
 
 def taught_loss(

@@ -259,7 +259,7 @@ def _load_models(
     if objects.distillation is not None and objects.teacher is not None:
         loaded = load_teacher(objects.teacher, auto_class, is_sharded=devices.is_sharded)
         state.teacher = Teacher(loaded, distillation=objects.distillation)
-        state.teacher.check(model, data.module.probe_batch())
+        state.teacher.check(model, data.module.probe_batch(), tokenizer=data.processor)
         for each in (model, loaded):
             reshard(each)
     if not devices.is_sharded:

@@ -1,20 +1,39 @@
 """Whether a model can learn from a teacher, before anything is trained."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from gating.discovery.vocabulary import vocabulary_size
 from gating.errors import InputError, RemedyError, UserError
 from gating.objectives.distillation import HIDDEN_STATES, LOGITS, Distillation
 from gating.proof.outputs import evaluating
 
-__all__ = ["check_fits", "check_outputs"]
+__all__ = ["check_fits", "check_outputs", "check_tokenizer"]
 
 Shapes = dict[str, Any]
+
+
+def check_tokenizer(teacher: nn.Module, tokenizer: Any) -> None:
+    """Check that the tokenizer in the folder of a teacher, if there is one, has the vocabulary of the student's.
+
+    Raises:
+        InputError: The same tokens have other numbers.
+    """
+    folder = Path(str(getattr(teacher, "name_or_path", "") or "/nowhere"))
+    if not isinstance(tokenizer, PreTrainedTokenizerBase) or not (folder / "tokenizer_config.json").is_file():
+        return
+    theirs = AutoTokenizer.from_pretrained(folder).get_vocab()
+    ours = tokenizer.get_vocab()
+    if differing := [token for token, number in ours.items() if theirs.get(token) != number]:
+        raise InputError(
+            f"The teacher in {folder} has another tokenizer: the token {min(differing)!r} has the number "
+            f"{theirs.get(min(differing))} there, and {ours[min(differing)]} here. It must have the same tokenizer."
+        )
 
 
 def check_fits(teacher: nn.Module, student: nn.Module, batch: Mapping[str, Any], *, distillation: Distillation) -> None:

@@ -13,7 +13,7 @@ from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 from gating.compact.load import load_compact
 from gating.errors import InputError
 from gating.objectives.distillation import HIDDEN_STATES, IGNORED, Distillation
-from gating.teachers.checks import check_fits
+from gating.teachers.checks import check_fits, check_tokenizer
 
 __all__ = ["Teacher"]
 
@@ -74,17 +74,19 @@ class Teacher:
         """Keyword arguments, besides the batch, with which the model that learns is called."""
         return {"output_hidden_states": True} if self.distillation.hidden_weight else {}
 
-    def check(self, student: nn.Module, batch: Mapping[str, Any]) -> None:
+    def check(self, student: nn.Module, batch: Mapping[str, Any], *, tokenizer: Any = None) -> None:
         """Check that a model can learn from this one; nothing is changed.
 
         Args:
             student: The model, before it has lost anything.
             batch: Keyword arguments of both forward passes, on the student's device.
+            tokenizer: The student's tokenizer, to compare with the one in the folder of the teacher, if it has one.
 
         Raises:
             RemedyError: The teacher has other classes.
-            InputError: It is the same model, knows fewer tokens, does not run on the batch, or has other outputs.
+            InputError: It is the same model, has other tokens, does not run on the batch, or has other outputs.
         """
+        check_tokenizer(self.model, tokenizer)
         self._move_to(next(student.parameters()).device)
         check_fits(self.model, student, batch, distillation=self.distillation)
 

@@ -5,9 +5,11 @@ import copy
 import pytest
 import torch
 from transformers import (
+    AutoTokenizer,
     BertConfig,
     BertForSequenceClassification,
     BertModel,
+    BertTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
     T5Config,
@@ -17,6 +19,7 @@ from transformers import (
 import gating
 from gating.errors import InputError
 from tests.support.tiny_models import randomize
+from tests.support.tiny_run import make_model_folder
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 TOKENS = torch.tensor([[5, 6, 7, 8], [5, 9, 0, 0]])
@@ -120,6 +123,17 @@ def test_a_folder_is_loaded(tmp_path):
     assert torch.equal(gating.Teacher(tmp_path / "dense")(BATCH)["logits"], model(**BATCH).logits)
     with pytest.raises(FileNotFoundError):
         gating.Teacher(tmp_path / "nothing")
+
+
+def test_the_tokenizer_in_a_folder_is_that_of_the_model(tmp_path):
+    folder = make_model_folder(tmp_path / "model")
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), bert(vocab_size=45)
+    gating.Teacher(folder).check(model, BATCH, tokenizer=tokenizer)
+    words = (folder / "vocab.txt").read_text().split()
+    (folder / "vocab.txt").write_text("\n".join([*words[:5], *reversed(words[5:])]))
+    other = BertTokenizer(vocab=str(folder / "vocab.txt"))
+    with pytest.raises(InputError, match="the token 'word0' has the number 5 there, and 44 here"):
+        gating.Teacher(folder).check(model, BATCH, tokenizer=other)
 
 
 def test_a_larger_teacher_shows_its_logits_alone():
