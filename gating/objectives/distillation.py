@@ -22,6 +22,7 @@ HIDDEN_STATES = {
     "decoder_hidden_states": "decoder_attention_mask",
 }
 IGNORED = -100  # label of ignored positions in transformers
+_SMALLEST = 1e-6  # squared norm of a state, as the embedding of padding may be zero
 
 
 @dataclass(frozen=True)
@@ -123,9 +124,10 @@ def distillation_loss(student: Tensor, teacher: Tensor, *, temperature: float, c
 def hidden_loss(student: Tensor, teacher: Tensor, *, counted: Tensor | None = None) -> Tensor:
     """Return the distance between hidden states of a student and a teacher, a scalar.
 
-    The squared error of each position, relative to the teacher's squared norm there, averaged over positions. So the
-    weight of the distance means the same for every family and layer, and the few tokens with very large states of a
-    decoder (Sun et al. 2024, arXiv 2402.17762) do not outweigh all others.
+    The squared error of each position, relative to the teacher's squared norm there, averaged over the positions of
+    each example, and then over examples, so that a batch may be divided among processes. Being relative, the weight of
+    the distance means the same for every family and layer, and the few tokens of a decoder with very large states (Sun
+    et al. 2024, arXiv 2402.17762) do not outweigh all others.
 
     Args:
         student: Hidden states, ``[batch, length, width]``; differentiable.
@@ -139,12 +141,11 @@ def hidden_loss(student: Tensor, teacher: Tensor, *, counted: Tensor | None = No
     """
     with torch.autocast(device_type=student.device.type, enabled=False):
         student, teacher = student.float(), teacher.float()
-        smallest = torch.finfo(torch.float32).tiny
-        errors = (student - teacher).square().sum(-1) / teacher.square().sum(-1).clamp(min=smallest)
+        errors = (student - teacher).square().sum(-1) / teacher.square().sum(-1).clamp(min=_SMALLEST)
         if counted is None:
             return errors.mean()
         counted = counted.to(errors.dtype)
-        return (errors * counted).sum() / counted.sum().clamp(min=1)
+        return ((errors * counted).sum(-1) / counted.sum(-1).clamp(min=1)).mean()
 
 
 def _mean_hidden_loss(
