@@ -35,7 +35,6 @@ from .objectives import (
 )
 from .objectives.convergence import Convergence
 from .objectives.distillation import Distillation
-from .objectives.open_teacher import OpenTeacher
 from .objectives.parameter_groups import parameter_groups
 from .objectives.search import Search
 from .pruning.finalize import FinalizeReport, finalize
@@ -49,6 +48,8 @@ from .serving.formats import export_compact
 from .serving.graphs.graph_export import export_onnx
 from .structure.attention import AttentionBlock
 from .structure.feed_forward import FeedForwardBlock
+from .teachers.open_teacher import OpenTeacher
+from .teachers.teacher import Teacher
 
 __version__: str
 
@@ -77,6 +78,7 @@ __all__ = [
     "PruneReport",
     "RandomOrder",
     "Search",
+    "Teacher",
     "TopK",
     "__version__",
     "budget_for_speedup",

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow.compute as pc
 import pytorch_lightning as pl
 import torch
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict, concatenate_datasets
 from torch.utils.data import DataLoader, Sampler
 from transformers.trainer_pt_utils import DistributedLengthGroupedSampler
 
@@ -71,9 +71,22 @@ class ExampleDataModule(pl.LightningDataModule):
         return self._batch_size
 
     @property
+    def eval_batch_size(self) -> int:
+        """Number of examples in a validation or test batch of one process."""
+        return self._eval_batch_size
+
+    @property
     def splits(self) -> list[str]:
         """Names of the splits."""
         return list(self._splits)
+
+    def table(self, split: str) -> Dataset:
+        """Return the prepared examples of a split."""
+        return self._splits[split]
+
+    def add_column(self, split: str, column: Dataset) -> None:
+        """Add a table of one column to the examples of a split, in the order of :meth:`table`."""
+        self._splits = DatasetDict({**self._splits, split: concatenate_datasets([self.table(split), column], axis=1)})
 
     def shard(self, num_shards: int, *, index: int = 0) -> None:
         """Load one shard of the data from now on.
@@ -122,7 +135,7 @@ class ExampleDataModule(pl.LightningDataModule):
             num_replicas=self._num_shards,
             rank=self._shard_index,
             seed=self._seed,
-            lengths=self._lengths_of("train"),
+            lengths=self.lengths_of("train"),
         )
         epochs, batches = divmod(self._first_batch, self.num_batches())
         resumed = _ResumedOrder(
@@ -154,13 +167,13 @@ class ExampleDataModule(pl.LightningDataModule):
 
     def probe_batch(self) -> dict[str, Any]:
         """Return the model inputs, without targets, of the longest validation examples; equal in all processes."""
-        return self._inputs("validation", self._by_length("validation")[-_PROBED:])
+        return self.inputs("validation", self._by_length("validation")[-_PROBED:])
 
     def median_batch(self) -> dict[str, Any]:
         """Return the model inputs, without targets, of training examples of median length; equal in all processes."""
         order = self._by_length("train")
         first = max(0, (len(order) - _PROBED) // 2)
-        return self._inputs("train", order[first : first + _PROBED])
+        return self.inputs("train", order[first : first + _PROBED])
 
     def timing_batch(self, length: str | int, *, size: int = 8, split: str = "validation") -> dict[str, Any]:
         """Return the model inputs, without targets, of examples of one length; equal in all processes.
@@ -179,24 +192,24 @@ class ExampleDataModule(pl.LightningDataModule):
             last = {"median": (len(order) - 1) // 2, "p95": math.ceil(0.95 * len(order)) - 1, "max": len(order) - 1}
             stop = last[length] + 1
         else:
-            lengths = self._lengths_of(split)
+            lengths = self.lengths_of(split)
             stop = size + bisect.bisect_left(order, length, key=lengths.__getitem__)
         chosen = order[:stop][-size:]
         # The last example is the longest.
         chosen = [*islice(cycle(reversed(chosen)), size)][::-1]
-        inputs = self._inputs(split, chosen)
+        inputs = self.inputs(split, chosen)
         return inputs if isinstance(length, str) else _with_length(inputs, length)
 
-    def _inputs(self, split: str, examples: Sequence[int]) -> dict[str, Any]:
+    def inputs(self, split: str, examples: Sequence[int]) -> dict[str, Any]:
         """Return the model inputs, without targets, of some examples."""
         batch = self._collate([self._splits[split][index] for index in examples])
         return {name: tensor for name, tensor in model_inputs(batch).items() if name not in TARGETS}
 
     def _by_length(self, split: str) -> list[int]:
-        lengths = self._lengths_of(split)
+        lengths = self.lengths_of(split)
         return sorted(range(len(lengths)), key=lengths.__getitem__)
 
-    def _lengths_of(self, split: str) -> list[int]:
+    def lengths_of(self, split: str) -> list[int]:
         """Return the number of tokens of each example, cached; 1 for each image."""
         if split not in self._lengths:
             table = self._splits[split]

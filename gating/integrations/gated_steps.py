@@ -13,8 +13,10 @@ from transformers import PrinterCallback, ProgressCallback
 
 from gating.errors import InputError
 from gating.integrations.search import TrainerSearchEnd
+from gating.integrations.teaching import is_added_up, taught_loss
 from gating.objectives.parameter_groups import gate_groups
 from gating.objectives.search import Search
+from gating.teachers.teacher import Teacher
 
 __all__ = ["GatedSteps"]
 
@@ -31,9 +33,11 @@ class GatedSteps(_Base):  # type: ignore[misc]
 
     Attributes:
         search: The search; None after the removal.
+        teacher: Dense model to learn from; None to learn from the labels alone.
     """
 
     search: Search | None = None
+    teacher: Teacher | None = None
     # This callback ends it.
     _search_end: TrainerSearchEnd
     # Attributes of transformers' Trainer.
@@ -86,19 +90,18 @@ class GatedSteps(_Base):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Return the loss of a batch, a scalar; in training, plus the penalty on open gates."""
-        result = super().compute_loss(
-            model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
-        )
+        """Return the loss of a batch, a scalar; in training, with that of a teacher and the penalty on open gates."""
+        if self.teacher is None or not model.training:
+            result = super().compute_loss(
+                model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
+            )
+        else:
+            result = taught_loss(self, super().compute_loss, model, inputs, num_items_in_batch=num_items_in_batch)
+            result = result if return_outputs else result[0]
         if self.search is None or not model.training:
             return result
         loss, *outputs = result if return_outputs else (result,)
-        # Losses that are divided by the number of items of a step are added up over its batches, others averaged.
-        is_added_up = self.loss_is_scaled_for_ga
-        if is_added_up is None:
-            by_items = self.model_accepts_loss_kwargs and num_items_in_batch is not None
-            is_added_up = by_items or self.compute_loss_func is not None
-        num_parts = self.current_gradient_accumulation_steps if is_added_up else 1
+        num_parts = self.current_gradient_accumulation_steps if is_added_up(self, num_items_in_batch) else 1
         loss = self.search.add_penalty(loss, num_parts=num_parts)
         return (loss, *outputs) if return_outputs else loss
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import EarlyStoppingCallback, TrainingArguments
 
 from gating.integrations.descriptions import describe, describe_object, digest
@@ -15,7 +15,7 @@ from gating.objectives.parameter_groups import default_gate_lr
 from gating.objectives.search import Search
 from gating.storage.identity import table_digests
 
-__all__ = ["phase_settings", "search_settings", "training_settings"]
+__all__ = ["phase_settings", "search_settings", "training_settings", "weight_digests"]
 
 # Arguments that change no result, by the beginnings of their names: where and what is logged, saved and evaluated, and
 # how the work is done on a device.
@@ -46,7 +46,7 @@ _FREE_OF_MODELS = (
     *("head_gating", "auto_map"),
     *("output_", "return_dict", "pad_token_id", "bos_token_id", "eos_token_id"),
 )
-# About as many bytes of the weights below adapters are read, evenly spread; it takes about a second.
+# About as many bytes of the weights below adapters, and of a teacher, are read, evenly spread: about a second.
 _MOST_BYTES = 2**30
 
 
@@ -131,9 +131,14 @@ def _model_settings(model: nn.Module, *, has_adapters: bool) -> dict[str, Any]:
         used = {
             name: one for name, one in [*frozen, *model.named_buffers()] if "original_module" not in name.split(".")
         }
-        step = -(-sum(one.nbytes for one in used.values()) // _MOST_BYTES) or 1
-        settings["weights"] = {name: digest(one, step=step) for name, one in used.items()}
+        settings["weights"] = weight_digests(used)
     return settings
+
+
+def weight_digests(weights: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return the shape and a fingerprint of each tensor of a model that a training reads and does not change."""
+    step = -(-sum(one.nbytes for one in weights.values()) // _MOST_BYTES) or 1
+    return {name: digest(one, step=step) for name, one in weights.items()}
 
 
 def _data_settings(table: Any) -> dict[str, Any] | None:

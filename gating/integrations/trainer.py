@@ -1,5 +1,6 @@
 """``GatedTrainer``: transformers' Trainer with a search for heads, their removal, and a recovery."""
 
+import os
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -19,14 +20,17 @@ from gating.errors import InputError, OperationError
 from gating.gates import HeadGates, inject_gates
 from gating.gates.freezing import freeze, unfreeze
 from gating.integrations.checks import check_arguments, check_choice, check_frozen, check_place, check_trainer
+from gating.integrations.descriptions import describe_object
 from gating.integrations.gated_checkpoints import GatedCheckpoints, GateState, find_checkpoint
 from gating.integrations.removal import check_stock, report_of, save_compact_weights
 from gating.integrations.search import TrainerSearchEnd, without_early_stopping
 from gating.integrations.sentences import is_sentence_model
-from gating.integrations.settings import search_settings
+from gating.integrations.settings import search_settings, weight_digests
+from gating.integrations.teaching import check_teaching, given_teacher
 from gating.integrations.wrappers import adapter_config, base_model, merged, without_autocast
 from gating.objectives import Objective
 from gating.objectives.convergence import Convergence
+from gating.objectives.distillation import Distillation
 from gating.objectives.search import Search
 from gating.pruning.finalize import FinalizeReport, finalize
 from gating.pruning.prune_report import unproven_note
@@ -56,6 +60,8 @@ class GatedTrainerMixin(GatedCheckpoints):
         gate_options: Mapping[str, Any] | None = None,
         convergence: Convergence | None = None,
         freeze_weights: bool | Literal["search"] = False,
+        distillation: Distillation | None = None,
+        teacher: nn.Module | str | os.PathLike[str] | None = None,
         **kwargs: Any,
     ) -> None:
         """Create the trainer, and put gates on its model, in place.
@@ -71,10 +77,15 @@ class GatedTrainerMixin(GatedCheckpoints):
             convergence: Criterion that ends the search early; None for a search of all its steps.
             freeze_weights: Whether the gates alone are trained, or gates and adapters: True for the whole training,
                 which has no recovery without adapters; ``search`` for a recovery that trains the weights.
+            distillation: Loss with which the model also learns from a teacher, in search and recovery.
+            teacher: A dense model that was fine-tuned for the same task, or its folder, or its name on the hub; it is
+                in no checkpoint. With ``distillation=None``, its logits are learned, ``Distillation()``.
             kwargs: Keyword arguments of the trainer.
 
         Raises:
-            InputError: An argument, the model or the strategy of the training cannot be used with gates.
+            FileNotFoundError: The folder of the teacher is missing.
+            InputError: An argument, the model or the strategy of the training cannot be used with gates, or the model
+                cannot learn from the teacher.
         """
         check_arguments(
             objective=objective,
@@ -86,6 +97,7 @@ class GatedTrainerMixin(GatedCheckpoints):
             freeze_weights=freeze_weights,
             optimizers=kwargs.get("optimizers"),
         )
+        given = given_teacher(distillation, teacher)
         self._objective = objective
         self._recovery, self._convergence, self._freeze = recovery, convergence, freeze_weights
         self._rates = {"gate_lr": gate_lr, "multiplier_lr": multiplier_lr}
@@ -95,6 +107,9 @@ class GatedTrainerMixin(GatedCheckpoints):
         has_adapters = adapter_config(self.model) is not None
         check_trainer(self, has_adapters=has_adapters)
         check_frozen(freeze_weights, recovery=recovery, has_adapters=has_adapters)
+        if given is not None:
+            check_teaching(self, given)
+            self.teacher = given
         self._given_optimizer = self.optimizer
         self._begin_search(self.model)
 
@@ -265,7 +280,11 @@ class GatedTrainerMixin(GatedCheckpoints):
             unfreeze(model, self._frozen)
             raise
         self._hook_passes(model)
-        self._search_settings = search_settings(self.search, recovery=self._recovery, rates=self._rates, args=self.args)
+        self._search_settings = {
+            **search_settings(self.search, recovery=self._recovery, rates=self._rates, args=self.args),
+            "distillation": None if self.teacher is None else describe_object(self.teacher.distillation),
+            "teacher": None if self.teacher is None else weight_digests(dict(self.teacher.model.state_dict())),
+        }
         self._search_end = TrainerSearchEnd(self.search, recovery=self._recovery)
         self.remove_callback(TrainerSearchEnd)
         self.add_callback(self._search_end)

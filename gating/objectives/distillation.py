@@ -1,29 +1,41 @@
-"""Knowledge distillation from a dense teacher (Hinton et al. 2015, arXiv 1503.02531)."""
+"""Knowledge distillation from the outputs of a dense teacher (Hinton et al. 2015, arXiv 1503.02531)."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from gating.errors import InputError, RemedyError
+from gating.errors import InputError
 
-__all__ = ["Distillation", "check_teacher", "distillation_loss"]
+__all__ = ["HIDDEN_STATES", "IGNORED", "LOGITS", "Distillation", "distillation_loss", "hidden_loss"]
 
 # Names of logits in model outputs; extractive question answering has two.
-_LOGITS = ("logits", "start_logits", "end_logits")
-_IGNORED = -100  # label of ignored positions in transformers
+LOGITS = ("logits", "start_logits", "end_logits")
+# Names of hidden states in model outputs, with the masks of their positions in a batch.
+HIDDEN_STATES = {
+    "hidden_states": "attention_mask",
+    "encoder_hidden_states": "attention_mask",
+    "decoder_hidden_states": "decoder_attention_mask",
+}
+IGNORED = -100  # label of ignored positions in transformers
+_SMALLEST = 1e-6  # squared norm of a state, as the embedding of padding may be zero
 
 
 @dataclass(frozen=True)
 class Distillation:
-    """Mixture of the task's loss and the distance to a dense teacher's logits.
+    """Mixture of the task's loss and the distances to a dense teacher's logits and hidden states.
+
+    ``(1 - weight) * task_loss + weight * distance of the logits + hidden_weight * distance of the hidden states``
 
     Attributes:
-        weight: Weight of the distance in ``(1 - weight) * task_loss + weight * distance``.
+        weight: Weight of the distance of the logits, which the loss of the task loses, 0 to 1.
         temperature: Temperature of both softmaxes; above 1 the teacher's less likely classes count more.
+        hidden_weight: Weight of the distance of the hidden states of all layers, which needs a teacher as wide and as
+            deep as the model; 0 to compare logits alone.
 
     Raises:
         InputError: An attribute is out of range.
@@ -31,32 +43,48 @@ class Distillation:
 
     weight: float = 0.5
     temperature: float = 2.0
+    hidden_weight: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight <= 1:
             raise InputError(f"weight={self.weight} is not a share of the loss: give a number from 0 to 1.")
         if not 0 < self.temperature < math.inf:
             raise InputError(f"temperature={self.temperature} must be positive.")
+        if not 0 <= self.hidden_weight < math.inf:
+            raise InputError(f"hidden_weight={self.hidden_weight}: give 0 for logits alone, or a positive number.")
 
     def loss(
-        self, task_loss: Tensor, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], labels: Tensor | None
+        self,
+        task_loss: Tensor,
+        student: Mapping[str, Any],
+        teacher: Mapping[str, Any],
+        labels: Tensor | None,
+        *,
+        masks: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        """Return the mixed loss, a scalar.
+        """Return the mixed loss, a scalar; :meth:`gating.Teacher.loss` calls it with the arguments of a batch.
 
         Args:
             task_loss: Loss of the task, a scalar.
             student: Outputs of the trained model.
             teacher: Outputs of the teacher on the same batch.
-            labels: Labels of the batch; positions labeled -100 are ignored.
+            labels: Labels of the positions of the logits; those labeled -100 are ignored.
+            masks: ``attention_mask`` and ``decoder_attention_mask``, ``[batch, length]``, if there are any: hidden
+                states of positions with 0 are ignored.
         """
-        distances = [
-            distillation_loss(
-                student[name], teacher[name], temperature=self.temperature, counted=_counted(student[name], labels)
-            )
-            for name in _LOGITS
-            if name in student
-        ]
-        return (1 - self.weight) * task_loss + self.weight * torch.stack(distances).mean()
+        loss = (1 - self.weight) * task_loss
+        if self.weight:
+            distances = [
+                distillation_loss(
+                    student[name], teacher[name], temperature=self.temperature, counted=_counted(student[name], labels)
+                )
+                for name in LOGITS
+                if name in student
+            ]
+            loss = loss + self.weight * torch.stack(distances).mean()
+        if self.hidden_weight:
+            loss = loss + self.hidden_weight * _mean_hidden_loss(student, teacher, labels, masks or {})
+        return loss
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, *, temperature: float, counted: Tensor | None = None) -> Tensor:
@@ -70,7 +98,7 @@ def distillation_loss(student: Tensor, teacher: Tensor, *, temperature: float, c
         student: Logits, ``[..., classes]``; differentiable.
         teacher: Logits of the same shape.
         temperature: Softmax temperature.
-        counted: Boolean mask of the positions to average over, ``[...]``; None for all.
+        counted: Boolean mask of the positions to average over, ``[...]``; None for all. Without any, the distance is 0.
 
     Example:
         >>> logits = torch.tensor([[0.0, 2.0]])
@@ -84,53 +112,64 @@ def distillation_loss(student: Tensor, teacher: Tensor, *, temperature: float, c
         if counted is not None:
             student, teacher = student[counted], teacher[counted]
         num_classes = student.shape[-1]
-        return temperature**2 * functional.kl_div(
+        total = functional.kl_div(
             (student / temperature).log_softmax(-1).view(-1, num_classes),
             (teacher / temperature).log_softmax(-1).view(-1, num_classes),
-            reduction="batchmean",
+            reduction="sum",
             log_target=True,
         )
+        return temperature**2 * (total / max(1, student.shape[:-1].numel()))
 
 
-def _counted(logits: Tensor, labels: Tensor | None) -> Tensor | None:
-    if labels is None or labels.is_floating_point() or labels.shape != logits.shape[:-1] or labels.dim() < 2:
-        return None
-    return labels != _IGNORED
+def hidden_loss(student: Tensor, teacher: Tensor, *, counted: Tensor | None = None) -> Tensor:
+    """Return the distance between hidden states of a student and a teacher, a scalar.
 
-
-@torch.no_grad()
-def check_teacher(teacher: nn.Module, student: nn.Module, batch: Mapping[str, Tensor]) -> None:
-    """Check that a teacher has the same classes and logits as a student.
+    The squared error of each position, relative to the teacher's squared norm there, averaged over the positions of
+    each example, and then over examples, so that a batch may be divided among processes. Being relative, the weight of
+    the distance means the same for every family and layer, and the few tokens of a decoder with very large states (Sun
+    et al. 2024, arXiv 2402.17762) do not outweigh all others.
 
     Args:
-        teacher: The dense model.
-        student: The model to be trained.
-        batch: Keyword arguments of both forward passes.
+        student: Hidden states, ``[batch, length, width]``; differentiable.
+        teacher: Hidden states of the same shape.
+        counted: Mask of the positions to average over, ``[batch, length]``; None for all.
 
-    Raises:
-        RemedyError: The teacher has other classes.
-        InputError: The teacher's logits have another name or shape.
+    Example:
+        >>> states = torch.ones(1, 2, 3)
+        >>> hidden_loss(1.5 * states, states, counted=torch.tensor([[1, 0]]))
+        tensor(0.2500)
     """
-    ours, theirs = (getattr(getattr(model, "config", None), "id2label", None) for model in (student, teacher))
-    if ours != theirs:
-        raise RemedyError(
-            f"The teacher has the classes {_listed(theirs)}, this data has {_listed(ours)}. Fine-tune the "
-            "teacher on this data first",
-            python=".",
-            command=" (objective=none), or let this run do it: distillation.teacher=null.",
-        )
-    shapes = []
-    for model in (student, teacher):
-        was_training = model.training
-        outputs = model.eval()(**batch)
-        model.train(was_training)
-        shapes.append({name: tuple(outputs[name].shape) for name in _LOGITS if name in outputs})
-    if shapes[0] != shapes[1]:
-        raise InputError(
-            f"The teacher's outputs are {shapes[1]}, this model's are {shapes[0]}: it must have the same task and "
-            "vocabulary."
-        )
+    with torch.autocast(device_type=student.device.type, enabled=False):
+        student, teacher = student.float(), teacher.float()
+        errors = (student - teacher).square().sum(-1) / teacher.square().sum(-1).clamp(min=_SMALLEST)
+        if counted is None:
+            return errors.mean()
+        counted = counted.to(errors.dtype)
+        return ((errors * counted).sum(-1) / counted.sum(-1).clamp(min=1)).mean()
 
 
-def _listed(names: Mapping[int, str] | None) -> str:
-    return ", ".join(names.values()) if names else "none"
+def _mean_hidden_loss(
+    student: Mapping[str, Any], teacher: Mapping[str, Any], labels: Tensor | None, masks: Mapping[str, Tensor]
+) -> Tensor:
+    """Return the distance of hidden states, averaged over embeddings and layers, of encoder and decoder."""
+    distances = []
+    for name, mask_name in HIDDEN_STATES.items():
+        ours, theirs = list(student.get(name) or ()), list(teacher.get(name) or ())
+        mask = masks.get(mask_name)
+        if len(ours) != len(theirs):
+            # Whole layers have left the model: the states before its first and after its last layer correspond.
+            ours, theirs = [ours[0], ours[-1]], [theirs[0], theirs[-1]]
+        for own, other in zip(ours, theirs, strict=True):
+            if mask is None and name == "decoder_hidden_states":
+                counted = _counted(own, labels)
+            else:
+                counted = mask if mask is not None and mask.shape == own.shape[:-1] else None
+            distances.append(hidden_loss(own, other, counted=counted))
+    return torch.stack(distances).mean()
+
+
+def _counted(values: Tensor, labels: Tensor | None) -> Tensor | None:
+    """Return the mask of the positions of logits or states, ``[..., width]``, that have a label; None for all."""
+    if labels is None or labels.is_floating_point() or labels.shape != values.shape[:-1] or labels.dim() < 2:
+        return None
+    return labels != IGNORED

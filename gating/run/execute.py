@@ -18,7 +18,9 @@ from gating.run.run import Run
 from gating.run.settings.read import read_settings
 from gating.run.stages import remove_heads, restore_removed, search, train_teacher
 from gating.tasks.base import HasLoss
+from gating.teachers.teacher import Teacher
 from gating.tracking.verbosity import quiet_libraries
+from gating.training.stored_logits import add_logits
 
 __all__ = ["execute", "run"]
 
@@ -46,7 +48,10 @@ def execute(run: Run) -> float | None:
         title, heads = run.objects.source.title, count_heads(state.model)
         print(f"{title}: {heads} heads, {run.total_steps} steps in {run.paths.folder}")
     if run.objects.distillation is not None and state.teacher is None and not run.teaches_itself:
-        state.teacher = train_teacher(run)
+        state.teacher = Teacher(train_teacher(run), distillation=run.objects.distillation)
+    if state.teacher is not None and run.stores_logits:
+        with state.summary.timed("teacher_logits"):
+            add_logits(run.data.module, state.teacher, device=run.device)
     if objective is None:
         with run.adapted(state.model, Phase.DENSE):
             train_phase(run, Phase.DENSE, steps=run.total_steps)

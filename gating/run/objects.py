@@ -88,6 +88,7 @@ class RunObjects:
         adapters: Low-rank adapters, or none.
         distillation: Loss of distillation; None without it.
         teacher: Source of the dense model to distill from; None where the run trains it.
+        store_logits: Whether the teacher's logits are stored; None to decide by the work.
         convergence: Criterion that ends the search early; None without it.
         latency: Settings of timings.
         make_gates: ``inject_gates``, as a function of the model.
@@ -101,6 +102,7 @@ class RunObjects:
     adapters: Adapters
     distillation: Distillation | None
     teacher: ModelSource | None
+    store_logits: bool | None
     convergence: Convergence | None
     latency: LatencySettings
     make_gates: "partial[HeadGates]"
@@ -139,7 +141,7 @@ def build_objects(settings: Settings) -> RunObjects:
     values = settings.values
     objective = None if is_dense(values) else make_objective(values["objective"])
     distillation = dict(values["distillation"])
-    teacher = distillation.pop("teacher", None)
+    teacher, store = (distillation.pop(name, None) for name in ("teacher", "store"))
     make_loggers = partial_of("logger", values["logger"])
     check_loggers(make_loggers.keywords.get("loggers"))
     return RunObjects(
@@ -150,6 +152,7 @@ def build_objects(settings: Settings) -> RunObjects:
         adapters=build("adapters", values["adapters"]),
         distillation=build("distillation", distillation) if distillation else None,
         teacher=teacher_source(teacher=teacher),
+        store_logits=store,
         convergence=build("convergence", values["convergence"]) if values["convergence"] else None,
         latency=build("latency", values["latency"]),
         make_gates=partial_of("gates", values["gates"]),

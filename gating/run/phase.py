@@ -115,7 +115,6 @@ def _build_module(
         total_steps=run.total_steps,
         first_step=first_step,
         search=search,
-        distillation=run.objects.distillation if run.state.teacher is not None else None,
         teacher=run.state.teacher,
         seed=run.settings.seed,
         compiler="inductor" if run.settings.compile else None,

@@ -22,7 +22,6 @@ from gating.models.meta_model import check_memory, make_meta_model
 from gating.models.sources import load_sharded
 from gating.objectives import Objective
 from gating.objectives.budget import HeadBudget
-from gating.objectives.distillation import check_teacher
 from gating.pruning.prune import remove_in_copy
 from gating.run.data import RunData, encode_examples, load_examples
 from gating.run.exports import check_exports
@@ -41,9 +40,12 @@ from gating.sharding.copies import config_without_sharding
 from gating.sharding.plan import reshard
 from gating.storage.transfer import check_login
 from gating.tasks.base import HasLoss
+from gating.teachers.checks import check_outputs
+from gating.teachers.teacher import Teacher
 from gating.tracking.loggers import resolve_mode
 from gating.training.callbacks.interruption import check_monitors
 from gating.training.steps import count_steps
+from gating.training.stored_logits import can_store_logits
 
 __all__ = ["note_unless_stock", "prepare"]
 
@@ -63,8 +65,8 @@ def prepare(settings: Settings, *, resumes: bool) -> Run:
     objects = build_objects(settings)
     if objects.distillation is not None and isinstance(objects.task, HasLoss):
         raise InputError(
-            "distillation=logits learns from the logits of a teacher, and this task has a loss of its own on a model "
-            "without logits: leave it out. Embeddings learn from a teacher with task.teacher=FOLDER_OR_HUB_NAME."
+            "distillation learns from the logits of a teacher, and this task has a loss of its own on a model without "
+            "logits: leave it out. Embeddings learn from a teacher with task.teacher=FOLDER_OR_HUB_NAME."
         )
     check_frozen(settings, objects, num_processes=devices.num_processes)
     # The other processes learn the run's folder, which callbacks write to, from this one.
@@ -83,6 +85,8 @@ def prepare(settings: Settings, *, resumes: bool) -> Run:
     check_measured(settings.optimized_metric, data.prepared, num_evaluated=data.num_evaluated)
     steps = count_steps(settings.values["trainer"], num_batches=data.module.num_batches())
     state = _load_models(settings, objects, data, meta_model, devices=devices)
+    batches = steps * settings.values["trainer"]["accumulate_grad_batches"]
+    stores_logits = objects.distillation is not None and _check_outputs(objects, state, data, num_batches=batches)
     state.search_steps = planned_search_steps(settings, objects, total_steps=steps)
     started = time.monotonic()
     settings, objects = measure_budget(
@@ -108,6 +112,8 @@ def prepare(settings: Settings, *, resumes: bool) -> Run:
         locks=locks,
         started=started,
         timing=timing,
+        device=devices.root,
+        stores_logits=stores_logits,
         state=state,
     )
 
@@ -253,10 +259,19 @@ def _load_models(
         objects.task.adapt(model)
     state = RunState(model)
     if objects.distillation is not None and objects.teacher is not None:
-        state.teacher = load_teacher(objects.teacher, auto_class, is_sharded=devices.is_sharded)
-        check_teacher(state.teacher, model, data.module.probe_batch())
-        for each in (model, state.teacher):
+        loaded = load_teacher(objects.teacher, auto_class, is_sharded=devices.is_sharded)
+        state.teacher = Teacher(loaded, distillation=objects.distillation)
+        state.teacher.check(model, data.module.probe_batch(), tokenizer=data.processor)
+        for each in (model, loaded):
             reshard(each)
     if not devices.is_sharded:
         start_processes(settings.values["trainer"], devices.num_processes)
     return state
+
+
+def _check_outputs(objects: RunObjects, state: RunState, data: RunData, *, num_batches: int) -> bool:
+    """Check that the model returns what the distillation compares; return whether the teacher's logits are stored."""
+    assert objects.distillation is not None
+    shapes = check_outputs(state.model, data.module.probe_batch(), distillation=objects.distillation)
+    reshard(state.model)
+    return can_store_logits(data.module, state.model, shapes, num_batches, store=objects.store_logits)

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from filelock import BaseFileLock
 from pytorch_lightning.loggers import Logger
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from gating.distributed.collectives import broadcast, gather_objects, is_rank_zero, rank, world_size
 from gating.gates.freezing import freeze, unfreeze
-from gating.objectives.open_teacher import OpenTeacher
 from gating.report.history import History
 from gating.report.score import Score
 from gating.report.summary import Stage, Summary
@@ -25,6 +25,7 @@ from gating.run.latency import RunTiming
 from gating.run.objects import PhaseObjects, RunObjects
 from gating.run.settings.settings import Settings
 from gating.sharding.plan import is_sharded, reshard
+from gating.teachers.teacher import Teacher
 from gating.tracking.position import LogPosition
 from gating.training.checkpoints import recorded_checkpoints, why_unusable
 from gating.training.evaluation import Tally
@@ -48,7 +49,7 @@ class RunState:
 
     model: PreTrainedModel
     search_steps: int = 0
-    teacher: PreTrainedModel | OpenTeacher | None = None
+    teacher: Teacher | None = None
     history: History = field(default_factory=History)
     summary: Summary = field(default_factory=Summary)
     log_position: LogPosition = field(default_factory=dict)
@@ -70,6 +71,8 @@ class Run:
         locks: Locks on the run's folders, which rank 0 holds.
         started: Start of this process's training, in seconds of ``time.monotonic``.
         timing: What is timed, and for how long.
+        device: Device on which this process trains.
+        stores_logits: Whether the logits of a teacher are stored with the training examples.
         state: The part that changes.
     """
 
@@ -84,6 +87,8 @@ class Run:
     locks: Sequence[BaseFileLock]
     started: float
     timing: RunTiming
+    device: torch.device
+    stores_logits: bool
     state: RunState
 
     @property

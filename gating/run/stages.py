@@ -18,7 +18,6 @@ from gating.errors import RemedyWarning
 from gating.models.meta_model import make_meta_model
 from gating.models.sources import ModelSource, Pretrained, load_sharded
 from gating.objectives import HasMovableBudget, Objective
-from gating.objectives.open_teacher import OpenTeacher
 from gating.objectives.search import Search
 from gating.pruning.finalize import finalize
 from gating.pruning.measure import count_heads
@@ -36,6 +35,8 @@ from gating.storage.atomic import replacing_file
 from gating.storage.folders import replacing_folder
 from gating.storage.results import COMPACT_MODEL
 from gating.storage.written import note_written
+from gating.teachers.open_teacher import OpenTeacher
+from gating.teachers.teacher import Teacher
 from gating.tracking.position import log_position
 from gating.tracking.verbosity import printed_warnings
 from gating.training.callbacks.gates import SearchEnd, log_kept_heads, record_spent
@@ -89,7 +90,7 @@ def search(run: Run, objective: Objective) -> Search:
     for one in gates.ungated if is_rank_zero() else ():
         print(f"No gates on {one}. If that is meant: gates.exclude, gates.towers.")
     if run.teaches_itself:
-        state.teacher = OpenTeacher(state.model, gates)
+        state.teacher = Teacher(OpenTeacher(state.model, gates), distillation=run.objects.distillation)
     state.search_steps = train_phase(run, Phase.SEARCH, steps=planned, search=search, callbacks=[SearchEnd(search)])
     if run.teaches_itself:
         state.teacher = None  # The compact model is another one.

@@ -1,14 +1,13 @@
 """Embeddings of a teacher, computed once for all texts of a run and kept in the cache of ``datasets``."""
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
 from datasets import Dataset, DatasetDict
-from datasets.fingerprint import Hasher
 
+from gating.data.computed import computed_column, model_digest
 from gating.embedding.processor import require_sentence_transformers
 from gating.errors import InputError, loading
 from gating.models.hub import locate
@@ -80,29 +79,18 @@ def add_embeddings(
 
 def _embed(texts: list[Any], column: str, teacher: Any, *, key: tuple[str, int]) -> Dataset:
     """Return the embeddings of texts as a table of one column, from the cache if they are there."""
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / "head-gating"
-    folder.mkdir(parents=True, exist_ok=True)
-    name = Hasher.hash((texts, column, *key))
-    # Half precision is nearer than any student will be.
-    features = datasets.Features({column: datasets.List(datasets.Value("float16"))})
-    return Dataset.from_dict({"text": list(map(str, texts))}).map(
-        lambda batch: {column: teacher.encode(batch["text"], prompt="", show_progress_bar=False)},
-        batched=True,
+    return computed_column(
+        column,
+        lambda rows: teacher.encode([str(texts[row]) for row in rows], prompt="", show_progress_bar=False),
+        num_rows=len(texts),
+        dtype="float16",  # It is nearer than any student will be.
+        key=(texts, *key),
         batch_size=_BATCH,
-        remove_columns=["text"],
-        features=features,
-        new_fingerprint=name,
-        cache_file_name=str(folder / f"{name}.arrow"),
-        desc="Embeddings of the teacher",
+        title="Embeddings of the teacher",
     )
 
 
 def _digest(teacher: Any) -> str:
     """Return a digest of a teacher's modules with their settings, its vocabulary and its weights."""
     config = {**teacher.transformers_model.config.to_dict(), "_name_or_path": None}
-    settings = (list(teacher), config, sorted(teacher.tokenizer.get_vocab().items()))
-    digest = hashlib.sha256(repr(settings).encode())
-    for name, tensor in sorted(teacher.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return model_digest(teacher, list(teacher), config, sorted(teacher.tokenizer.get_vocab().items()))

@@ -11,15 +11,15 @@ from torch import Tensor
 from torchmetrics import MeanMetric, MetricCollection
 from transformers import PreTrainedModel
 
-from gating.data.batches import Batch, model_inputs, num_targets
+from gating.data.batches import TEACHER_LOGITS, Batch, model_inputs, num_targets
 from gating.distributed.collectives import all_reduce_sum
-from gating.objectives.distillation import Distillation
-from gating.objectives.open_teacher import OpenTeacher
 from gating.objectives.search import Search
 from gating.report.score import Score
 from gating.sharding.gradients import average_gradients, clip_gradients
 from gating.sharding.plan import is_sharded, reshard
 from gating.tasks.base import HasLoss, Task
+from gating.teachers.open_teacher import OpenTeacher
+from gating.teachers.teacher import Teacher
 from gating.training.optimizers import OptimizerSettings, WarmupSchedule
 
 __all__ = ["FineTuning"]
@@ -27,8 +27,6 @@ __all__ = ["FineTuning"]
 
 class FineTuning(pl.LightningModule):
     """Fine-tuning of a model and, if it has gates, of its gates."""
-
-    _teacher: PreTrainedModel | OpenTeacher | None
 
     def __init__(
         self,
@@ -42,8 +40,7 @@ class FineTuning(pl.LightningModule):
         total_steps: int,
         first_step: int = 0,
         search: Search | None = None,
-        distillation: Distillation | None = None,
-        teacher: PreTrainedModel | OpenTeacher | None = None,
+        teacher: Teacher | None = None,
         seed: int = 0,
         compiler: str | None = None,
     ) -> None:
@@ -59,8 +56,7 @@ class FineTuning(pl.LightningModule):
             total_steps: Optimizer steps of the whole run, search and recovery.
             first_step: Optimizer steps of the run before this phase.
             search: The search in which its gates are trained; None for a model without gates.
-            distillation: Distillation loss; requires ``teacher``.
-            teacher: Dense model for the same task.
+            teacher: Dense model for the same task to learn from; None to learn from the targets alone.
             seed: Seed of dropout and of the gates' noise.
             compiler: Backend of ``torch.compile`` for training steps, such as ``inductor``; None for eager mode.
         """
@@ -71,9 +67,7 @@ class FineTuning(pl.LightningModule):
         self.search = search
         # Registered, so that its multipliers and buffers are on the device and in checkpoints; gates are in the model.
         self.objective = None if search is None else search.objective
-        self._distillation = distillation
-        # Not registered as a submodule, so that it is neither trained nor saved in checkpoints.
-        object.__setattr__(self, "_teacher", teacher)
+        self._teacher = teacher
         self._optimizer = optimizer
         self._scheduler = scheduler
         self._total_steps, self._first_step = total_steps, first_step
@@ -93,11 +87,6 @@ class FineTuning(pl.LightningModule):
         optimizer = self._optimizer.build(self.model, gates=gates, objective=self.objective, fused=fused)
         scheduler = self._scheduler.build(optimizer, first_step=self._first_step, total_steps=self._total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def on_fit_start(self) -> None:
-        """Move the teacher to the model's device."""
-        if self._teacher is not None:
-            self._teacher.to(self.device).eval()  # type: ignore[arg-type]
 
     def configure_model(self) -> None:
         """Do nothing: a sharded model is cut as it is loaded. Lightning's strategy for it asks for this method."""
@@ -129,17 +118,16 @@ class FineTuning(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of the task plus the penalty on open gates, a scalar."""
         # Validation is not compiled: it would be a second graph for a small part of the run.
-        inputs = model_inputs(batch)
-        teacher_outputs = None
-        if self._distillation is not None and self._teacher is not None:
-            # First: the teacher may be the model itself, of which gradient checkpointing repeats the last pass.
-            with torch.no_grad():
-                teacher_outputs = self._teacher(**inputs)
-            reshard(self.model if isinstance(self._teacher, OpenTeacher) else self._teacher)
-        outputs = (self._compiled or self.model)(**inputs)
+        inputs, teacher = model_inputs(batch), self._teacher
+        # First: the teacher may be the model itself, of which gradient checkpointing repeats the last pass.
+        answers = None
+        if teacher is not None:
+            answers = teacher(inputs, logits=batch.get(TEACHER_LOGITS))
+            reshard(self.model if isinstance(teacher.model, OpenTeacher) else teacher.model)
+        outputs = (self._compiled or self.model)(**inputs, **({} if teacher is None else teacher.options))
         loss = self._loss(outputs, batch)
-        if self._distillation is not None and teacher_outputs is not None:
-            loss = self._distillation.loss(loss, outputs, teacher_outputs, inputs.get("labels"))
+        if teacher is not None and answers is not None:
+            loss = teacher.loss(loss, outputs, inputs, answers=answers)
         task_loss, weight = loss, self._weight_among_ranks(batch)
         if self.search is not None:
             penalty = self.search.penalty()

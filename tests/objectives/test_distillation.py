@@ -1,11 +1,10 @@
-"""The loss of distillation, and teachers that do not fit."""
+"""The loss of distillation."""
 
 import pytest
 import torch
 
 from gating import Distillation
-from gating.objectives.distillation import check_teacher, distillation_loss
-from tests.support.tiny_models import batch_for, build
+from gating.objectives.distillation import distillation_loss, hidden_loss
 
 STUDENT = torch.tensor([[1.0, 0.0, -1.0], [0.5, 0.5, 0.0]])
 TEACHER = torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
@@ -65,17 +64,47 @@ def test_half_precision_logits_are_compared_in_single():
     assert loss > 0
 
 
-@pytest.mark.parametrize(("arguments", "match"), [({"weight": 1.5}, "weight=1.5"), ({"temperature": 0.0}, "positive")])
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"weight": 1.5}, "weight=1.5"),
+        ({"temperature": 0.0}, "positive"),
+        ({"hidden_weight": -1.0}, "hidden_weight=-1.0"),
+    ],
+)
 def test_numbers_out_of_range_are_refused(arguments, match):
     with pytest.raises(ValueError, match=match):
         Distillation(**arguments)
 
 
-def test_a_teacher_with_other_classes_is_refused():
-    student, teacher = build("bert"), build("bert")
-    batch = batch_for(student)
-    check_teacher(teacher, student, batch)
-    teacher.config.id2label = {0: "yes", 1: "no"}
-    with pytest.raises(ValueError, match="yes, no"):
-        check_teacher(teacher, student, batch)
-    assert student.training == teacher.training
+def test_without_a_position_to_count_the_distance_is_zero():
+    labels = torch.full((2, 2), -100)
+    student, teacher = torch.stack([STUDENT, STUDENT]), torch.stack([TEACHER, TEACHER])
+    assert Distillation(weight=1.0).loss(torch.tensor(0.0), {"logits": student}, {"logits": teacher}, labels) == 0
+
+
+def test_distance_of_hidden_states_is_relative_to_the_teacher_and_leaves_out_padding():
+    teacher = torch.randn(2, 3, 4)
+    student = teacher * torch.tensor([1.5, 1.0, 9.0]).view(1, 3, 1)
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    assert hidden_loss(student, teacher, counted=mask).item() == pytest.approx((0.25 / 2 + 0.25) / 2)
+    # Whatever the size of the states, and in half precision, too.
+    assert hidden_loss(1e4 * student, 1e4 * teacher, counted=mask).item() == pytest.approx(0.375 / 2)
+    assert hidden_loss(student.bfloat16(), teacher.bfloat16()).dtype == torch.float32
+
+
+def test_hidden_states_are_added_to_the_mixture_by_layer():
+    teacher = torch.ones(1, 2, 4)
+    answers = {"logits": STUDENT, "hidden_states": (teacher, teacher, teacher)}
+    outputs = {"logits": STUDENT, "hidden_states": (teacher, 2 * teacher, teacher)}
+    distillation = Distillation(weight=0.25, hidden_weight=3.0)
+    loss = distillation.loss(torch.tensor(4.0), outputs, answers, torch.tensor([0, 1]))
+    assert loss.item() == pytest.approx(0.75 * 4 + 3.0 * 1 / 3)
+
+
+def test_of_a_model_that_has_lost_layers_the_ends_are_compared():
+    teacher = [torch.full((1, 2, 4), float(number + 1)) for number in range(4)]
+    student = [teacher[0], teacher[2], 2 * teacher[3]]
+    states = {"hidden_states": student}, {"hidden_states": teacher}
+    loss = Distillation(weight=0.0, hidden_weight=1.0).loss(torch.tensor(0.0), *states, None)
+    assert loss.item() == pytest.approx((0 + 1) / 2)

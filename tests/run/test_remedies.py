@@ -9,7 +9,6 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 
 import gating
 from gating.errors import explain
-from gating.objectives.distillation import check_teacher
 from gating.run.settings.options import naming_settings
 
 
@@ -29,7 +28,7 @@ def bert(**settings: object) -> BertForSequenceClassification:
 
 
 def learn_from_a_teacher_of_another_task() -> None:
-    check_teacher(bert(), bert(num_labels=3), {})
+    gating.Teacher(bert()).check(bert(num_labels=3), {})
 
 
 def finalize_without_an_open_gate() -> None:

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -301,7 +302,20 @@ def test_a_run_trains_its_own_teacher(inputs, tmp_path):
 
 
 def test_a_teacher_makes_a_difference(inputs, tmp_path):
-    for name, overrides in {"alone": [], "taught": ["distillation=logits"]}.items():
-        run_here([*inputs, *overrides], tmp_path / name)
-    one, two = (load_file(tmp_path / name / "compact" / "model.safetensors") for name in ("alone", "taught"))
-    assert any(not torch.equal(one[key], two[key]) for key in one if one[key].shape == two[key].shape)
+    names = ("none", "logits", "hidden")
+    for name in names:
+        run_here([*inputs, f"distillation={name}"], tmp_path / name)
+    weights = [load_file(tmp_path / name / "compact" / "model.safetensors") for name in names]
+    for one, two in combinations(weights, 2):
+        assert any(not torch.equal(one[key], two[key]) for key in one if one[key].shape == two[key].shape)
+
+
+def test_stored_logits_are_those_of_each_step(inputs, tmp_path):
+    numbers = [
+        run_here([*inputs, "distillation=logits", f"distillation.store={store}"], tmp_path / store)
+        for store in ("true", "false")
+    ]
+    assert ["seconds/teacher_logits" in one for one in numbers] == [True, False]
+    one, two = (load_file(tmp_path / store / "compact" / "model.safetensors") for store in ("true", "false"))
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, rtol=1e-3, atol=1e-4)

@@ -39,6 +39,7 @@ BERT = {
     ),
     "adapters": ([*EXACT, "objective.num_heads=4", "adapters=lora", "adapters.target_modules=all-linear"], 2, 1e-5),
     "distillation": ([*EXACT, "objective.num_heads=4", "distillation=logits"], 2, 1e-5),
+    "hidden states": ([*EXACT, "objective.num_heads=4", "distillation=hidden"], 2, 1e-5),
     "dense": (["objective=none"], 2, 1e-5),
     "bfloat16": ([*EXACT, "objective.num_heads=4", "trainer.precision=bf16-mixed"], 2, 1e-2),
     "sgd": ([*EXACT, "objective.num_heads=4", "optimizer=sgd"], 2, 1e-5),

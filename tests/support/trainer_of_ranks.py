@@ -5,12 +5,15 @@ from pathlib import Path
 
 import torch
 
-from tests.integrations.conftest import make_trainer, weights_of
+import gating
+from tests.integrations.conftest import make_classifier, make_trainer, weights_of
 
 
 def main(folder: Path, *, resume: bool) -> None:
     trainer = make_trainer(
         folder / "checkpoints",
+        distillation=gating.Distillation(hidden_weight=1.0),
+        teacher=make_classifier(5),
         args={"per_device_train_batch_size": 4, "ddp_backend": "gloo", "activation_checkpointing": True},
     )
     trainer.train_and_compact(folder / "compact", resume_from_checkpoint=resume, overwrite=resume)

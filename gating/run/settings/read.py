@@ -26,6 +26,7 @@ from gating.run.settings.check import (
 )
 from gating.run.settings.settings import Settings, as_plain, is_dense, resolve
 from gating.training.optimizers import AnyOptimizer
+from gating.training.stored_logits import can_store_logits
 
 __all__ = ["read_settings", "resolving"]
 
@@ -50,7 +51,7 @@ def read_settings(composed: Mapping[str, Any], *, groups: Collection[str]) -> Se
     places: dict[str, list[Callable[..., Any]]] = {
         "data": [ExampleDataModule, check_inputs, training_notes, prepare],
         "objective": [check_speedup],
-        "distillation": [teacher_source],
+        "distillation": [teacher_source, can_store_logits],
         "optimizer": [AnyOptimizer]
         if is_optimizer(locate_target(values["optimizer"]["_target_"], "optimizer."))
         else [],

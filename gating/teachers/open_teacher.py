@@ -20,21 +20,21 @@ class OpenTeacher(nn.Module):
     again.
 
     Example:
-        >>> from gating import Distillation, ExactBudget, Search, inject_gates
+        >>> from gating import ExactBudget, Search, Teacher, inject_gates
         >>> from transformers import LlamaConfig, LlamaForCausalLM
         >>> config = LlamaConfig(
         ...     vocab_size=10, hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=4
         ... )
         >>> model = LlamaForCausalLM(config).requires_grad_(False)
         >>> gates = inject_gates(model)
-        >>> teacher, search = OpenTeacher(model, gates), Search(gates, ExactBudget(num_heads=3))
+        >>> teacher, search = Teacher(OpenTeacher(model, gates)), Search(gates, ExactBudget(num_heads=3))
         >>> optimizer = torch.optim.AdamW(gates.parameters(), lr=0.1, weight_decay=0.0)
         >>> batch = {"input_ids": torch.tensor([[1, 2, 3]]), "labels": torch.tensor([[1, 2, 3]])}
         >>> for step in range(20):
         ...     search.update(step / 20)
-        ...     dense = teacher(**batch)
+        ...     answers = teacher(batch)
         ...     outputs = model(**batch)
-        ...     loss = Distillation().loss(outputs.loss, outputs, dense, batch["labels"])
+        ...     loss = teacher.loss(outputs.loss, outputs, batch, answers=answers)
         ...     search.add_penalty(loss).backward()
         ...     optimizer.step()
         ...     optimizer.zero_grad()
@@ -49,14 +49,21 @@ class OpenTeacher(nn.Module):
         object.__setattr__(self, "_model", model)
         object.__setattr__(self, "_gates", gates)
 
+    @property
+    def config(self) -> Any:
+        """Configuration of the model, which says how it takes targets."""
+        return getattr(self.__dict__["_model"], "config", None)
+
+    @property
+    def loss_type(self) -> Any:
+        """Name of the loss of the model, which says at which positions its labels are."""
+        return getattr(self.__dict__["_model"], "loss_type", None)
+
     @torch.no_grad()
     def forward(self, **inputs: Any) -> Any:
         """Return the outputs of the dense model for keyword arguments of the model."""
         model: nn.Module = self.__dict__["_model"]
         gates: HeadGates = self.__dict__["_gates"]
-        if not getattr(getattr(model, "config", None), "is_encoder_decoder", True):
-            # A loss over the vocabulary takes time; models with a decoder of their own make its inputs of the labels.
-            inputs.pop("labels", None)
         with _evaluated(model), gates.fixed_at(torch.ones_like(gates.log_alpha)):
             return model(**inputs)
 

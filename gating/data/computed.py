@@ -1,0 +1,59 @@
+"""Columns that a model computes of all examples once, kept in the cache of ``datasets``."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from datasets import Dataset
+from datasets.fingerprint import Hasher
+from torch import nn
+
+__all__ = ["computed_column", "model_digest"]
+
+
+def computed_column(
+    name: str,
+    compute: Callable[[Sequence[int]], Any],
+    *,
+    num_rows: int,
+    dtype: str,
+    key: object,
+    batch_size: int,
+    title: str,
+) -> Dataset:
+    """Return a table of one column, whose values are vectors, from the cache if they are there.
+
+    Args:
+        name: Name of the column.
+        compute: Function from numbers of rows to their values, ``[rows, width]``.
+        num_rows: Number of rows.
+        dtype: Name of the type of the numbers, such as ``float16``.
+        key: All that decides the values; equal keys have equal values.
+        batch_size: Number of rows for each call of ``compute``.
+        title: Title of the progress bar.
+    """
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "head-gating"
+    folder.mkdir(parents=True, exist_ok=True)
+    fingerprint = Hasher.hash((name, key))
+    return Dataset.from_dict({"row": range(num_rows)}).map(
+        lambda rows: {name: compute(rows["row"])},
+        batched=True,
+        batch_size=batch_size,
+        remove_columns=["row"],
+        features=datasets.Features({name: datasets.List(datasets.Value(dtype))}),
+        new_fingerprint=fingerprint,
+        cache_file_name=str(folder / f"{fingerprint}.arrow"),
+        desc=title,
+    )
+
+
+def model_digest(model: nn.Module, *settings: object) -> str:
+    """Return a digest of a model's weights and of settings, by their texts."""
+    digest = hashlib.sha256(repr(settings).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

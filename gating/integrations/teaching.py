@@ -1,0 +1,131 @@
+"""A teacher in transformers' Trainer and those made from it: which can learn from one, and the loss of a batch."""
+
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import Trainer
+
+from gating.errors import InputError
+from gating.integrations.sentences import is_sentence_model
+from gating.integrations.wrappers import base_model
+from gating.objectives.distillation import IGNORED, LOGITS, Distillation
+from gating.proof.probe import make_probe
+from gating.teachers.teacher import Teacher
+
+__all__ = ["check_teaching", "given_teacher", "is_added_up", "taught_loss"]
+
+# Of the trainers of TRL, only this one has the loss of its model, or one that is the same.
+_OF_LABELS = "SFTTrainer"
+
+
+def given_teacher(distillation: object, teacher: nn.Module | str | os.PathLike[str] | None) -> Teacher | None:
+    """Return the teacher that the arguments of a trainer describe; None without one.
+
+    Raises:
+        FileNotFoundError: The folder is missing.
+        InputError: ``distillation`` is none, it has no teacher, or the folder cannot be loaded.
+    """
+    if distillation is not None and not isinstance(distillation, Distillation):
+        raise InputError(f"distillation={distillation!r} is no loss: give gating.Distillation(), or leave it out.")
+    if teacher is None and distillation is not None:
+        raise InputError(
+            "distillation= needs a teacher: give teacher=, a dense model that was fine-tuned on this data, or its "
+            "folder. Trainer makes one from the same arguments, without those of the gates."
+        )
+    if teacher is not None and not isinstance(teacher, (nn.Module, str, os.PathLike)):
+        raise InputError(f"teacher={teacher!r} is no model: give a model of transformers, or its folder.")
+    return None if teacher is None else Teacher(teacher, distillation=distillation)
+
+
+def check_teaching(trainer: Any, teacher: Teacher) -> None:
+    """Check that the model of a trainer can learn from a teacher; nothing is changed.
+
+    Raises:
+        InputError: The trainer has a loss of another kind than that of labels, or the teacher does not fit the model.
+    """
+    name, packages = type(trainer).__name__, {cls.__module__.partition(".")[0] for cls in type(trainer).__mro__}
+    if is_sentence_model(trainer.model):
+        raise InputError(
+            f"{name} trains embeddings or scores, which have losses with a teacher of their own: leave out "
+            "distillation= and teacher=, and give loss= of sentence-transformers, such as MSELoss, MarginMSELoss or "
+            "DistillKLDivLoss."
+        )
+    if "trl" in packages and not _is_supervised(trainer):
+        raise InputError(
+            f"{name} compares texts or rewards, and distillation= the answers to labels: leave out distillation= and "
+            "teacher=. A reference model, ref_model=, keeps the model near to the dense one; SFTTrainer learns from a "
+            "teacher."
+        )
+    if _is_supervised(trainer) and trainer.args.loss_type != "nll":
+        raise InputError(
+            f"args.loss_type={trainer.args.loss_type!r} has no logits to compare with a teacher's: give 'nll'."
+        )
+    if teacher.distillation.weight and trainer.args.use_liger_kernel:
+        raise InputError("args.use_liger_kernel=True leaves no logits to compare with a teacher's: leave it out.")
+    student = base_model(trainer.model)
+    teacher.check(student, make_probe(student), tokenizer=trainer.processing_class)
+
+
+def taught_loss(
+    trainer: Any, compute_loss: Callable[..., Any], model: nn.Module, inputs: dict[str, Any], *, num_items_in_batch: Any
+) -> tuple[Tensor, Any]:
+    """Return the loss of a batch with that of the trainer's teacher, a scalar, and the outputs.
+
+    Args:
+        trainer: The trainer.
+        compute_loss: The method of the class that the gates were added to.
+        model: The model, in its wrappers.
+        inputs: The batch.
+        num_items_in_batch: Number of targets of the step; None if the trainer does not count them.
+
+    Raises:
+        InputError: The trainer has a loss of its own, and does not return the outputs that it is computed from.
+    """
+    if _is_supervised(trainer):
+        # Its own computes the loss without logits. It is that of the model.
+        compute_loss = partial(Trainer.compute_loss, trainer)
+    # The method may take the labels out. Without the number of items of the step, the loss is the mean of the batch,
+    # unless the class has divided it itself.
+    called, is_scaled = {**inputs, **trainer.teacher.options}, bool(trainer.loss_is_scaled_for_ga)
+    number = num_items_in_batch if is_scaled else None
+    loss, outputs = compute_loss(model, called, return_outputs=True, num_items_in_batch=number)
+    has_logits = any(getattr(outputs[name], "requires_grad", False) for name in LOGITS if name in outputs)
+    if trainer.teacher.distillation.weight and not has_logits:
+        raise InputError(
+            f"compute_loss of {type(trainer).__name__} returns no logits with a gradient, which distillation= compares "
+            "with a teacher's: return the outputs of model(**inputs) with the loss."
+        )
+    part = _part(trainer, inputs, num_items_in_batch)
+    with trainer.accelerator.autocast():
+        mixed = trainer.teacher.loss(loss / part if is_scaled else loss, outputs, inputs)
+    return mixed * part, outputs
+
+
+def is_added_up(trainer: Any, num_items_in_batch: Any) -> bool:
+    """Return whether losses of the batches of a step are added up: those divided by its number of items.
+
+    Others are averaged.
+    """
+    if trainer.loss_is_scaled_for_ga is not None:
+        return bool(trainer.loss_is_scaled_for_ga)
+    by_items = trainer.model_accepts_loss_kwargs and num_items_in_batch is not None
+    return by_items or trainer.compute_loss_func is not None
+
+
+def _part(trainer: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> Tensor | float:
+    """Return the part of a batch in its step, by which its mean is multiplied; 1 where the trainer averages batches."""
+    if not is_added_up(trainer, num_items_in_batch):
+        return 1.0
+    labels = trainer.teacher.labels(inputs)
+    if trainer.loss_is_scaled_for_ga or num_items_in_batch is None or labels is None:
+        return 1.0 / trainer.current_gradient_accumulation_steps
+    part: Tensor = (labels != IGNORED).sum() / num_items_in_batch
+    # All processes together have this number of items, and their gradients are averaged.
+    return part * trainer.accelerator.num_processes if trainer.args.average_tokens_across_devices else part
+
+
+def _is_supervised(trainer: Any) -> bool:
+    return any(cls.__name__ == _OF_LABELS and cls.__module__.startswith("trl.") for cls in type(trainer).__mro__)

@@ -1,0 +1,156 @@
+"""A dense model that is asked for its outputs in each training step, in any training program."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
+
+from gating.compact.load import load_compact
+from gating.errors import InputError
+from gating.objectives.distillation import HIDDEN_STATES, IGNORED, Distillation
+from gating.teachers.checks import check_fits, check_tokenizer
+
+__all__ = ["Teacher"]
+
+# With targets, a model would compute a loss that nobody reads.
+_TARGETS = ("labels", "shift_labels", "start_positions", "end_positions")
+
+
+class Teacher:
+    """A dense model and the loss with which another model learns from it.
+
+    It is no module of the model that is trained: it is not in its checkpoints, and no optimizer has its weights. Runs,
+    ``GatedTrainer`` and loops of users ask it in the same way.
+
+    Attributes:
+        model: The dense model, in evaluation mode.
+        distillation: The mixture of losses.
+
+    Example:
+        >>> import copy
+        >>> import gating
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> config = BertConfig(hidden_size=8, num_attention_heads=4, num_hidden_layers=2, vocab_size=10)
+        >>> model = BertForSequenceClassification(config)
+        >>> teacher = Teacher(copy.deepcopy(model), distillation=gating.Distillation(hidden_weight=1.0))
+        >>> batch = {"input_ids": torch.tensor([[1, 2]]), "labels": torch.tensor([1])}
+        >>> teacher.check(model, batch)
+        >>> gates = gating.inject_gates(model)
+        >>> outputs = model(**batch, **teacher.options)
+        >>> teacher.loss(outputs.loss, outputs, batch).shape
+        torch.Size([])
+    """
+
+    def __init__(
+        self, model: PreTrainedModel | nn.Module | str | os.PathLike[str], *, distillation: Distillation | None = None
+    ) -> None:
+        """Store or load the model, and set it to evaluation mode.
+
+        Args:
+            model: A model, fine-tuned for the same task; or its folder, or its name on the hub, as for
+                :func:`gating.load_compact`. It may be larger than the model that learns, with the same tokenizer and
+                classes, unless hidden states are compared.
+            distillation: The mixture of losses; by default ``Distillation()``, which compares logits.
+
+        Raises:
+            FileNotFoundError: The folder is missing.
+            InputError: The folder cannot be loaded.
+        """
+        self.model: Any = model if isinstance(model, nn.Module) else load_compact(model)
+        self.model.eval()
+        self.distillation = distillation or Distillation()
+        loss_type = str(getattr(self.model, "loss_type", None))
+        self._is_encoder_decoder = bool(getattr(getattr(self.model, "config", None), "is_encoder_decoder", False))
+        # These are taught by labels of the next position.
+        self._labels_follow = LOSS_MAPPING.get(loss_type) is ForCausalLMLoss and not self._is_encoder_decoder
+
+    @property
+    def options(self) -> dict[str, bool]:
+        """Keyword arguments, besides the batch, with which the model that learns is called."""
+        return {"output_hidden_states": True} if self.distillation.hidden_weight else {}
+
+    def check(self, student: nn.Module, batch: Mapping[str, Any], *, tokenizer: Any = None) -> None:
+        """Check that a model can learn from this one; nothing is changed.
+
+        Args:
+            student: The model, before it has lost anything.
+            batch: Keyword arguments of both forward passes, on the student's device.
+            tokenizer: The student's tokenizer, to compare with the one in the folder of the teacher, if it has one.
+
+        Raises:
+            RemedyError: The teacher has other classes.
+            InputError: It is the same model, has other tokens, does not run on the batch, or has other outputs.
+        """
+        check_tokenizer(self.model, tokenizer)
+        self._move_to(next(student.parameters()).device)
+        check_fits(self.model, student, batch, distillation=self.distillation)
+
+    def __call__(self, batch: Mapping[str, Any], *, logits: Tensor | None = None) -> Mapping[str, Any]:
+        """Return the outputs for a batch without gradients, on the device of the batch, to which the model moves once.
+
+        Args:
+            batch: Keyword arguments of the forward pass; targets are left out where outputs do not need them.
+            logits: Logits for the batch that were stored before, which are the outputs then, unless hidden states are
+                compared.
+        """
+        if logits is not None and not self.options:
+            return {"logits": logits}
+        self._move_to(next(value.device for value in batch.values() if isinstance(value, Tensor)))
+        if self.model.training:
+            self.model.eval()
+        needs_targets = self._is_encoder_decoder and "decoder_input_ids" not in batch
+        inputs = {name: value for name, value in batch.items() if needs_targets or name not in _TARGETS}
+        with torch.no_grad():
+            outputs: Mapping[str, Any] = self.model(**inputs, **self.options)
+        return outputs
+
+    def loss(
+        self,
+        task_loss: Tensor,
+        outputs: Mapping[str, Any],
+        batch: Mapping[str, Any],
+        *,
+        answers: Mapping[str, Any] | None = None,
+    ) -> Tensor:
+        """Return the loss of a batch for the model that learns, a scalar.
+
+        Args:
+            task_loss: Loss of the task, a mean over the batch.
+            outputs: Outputs of the model that learns, called with :attr:`options`.
+            batch: The keyword arguments of its forward pass, targets included.
+            answers: Outputs of this model for the batch, if they are known.
+
+        Raises:
+            InputError: The outputs have no hidden states, and these are compared.
+        """
+        if self.options and not any(outputs.get(name) for name in HIDDEN_STATES):
+            raise InputError(
+                f"hidden_weight={self.distillation.hidden_weight} compares hidden states, and the outputs of the model "
+                "have none: call it with model(**batch, **teacher.options)."
+            )
+        answers = self(batch) if answers is None else answers
+        return self.distillation.loss(task_loss, outputs, answers, self.labels(batch), masks=batch)
+
+    def labels(self, batch: Mapping[str, Any]) -> Tensor | None:
+        """Return the labels of a batch, each at the position of its logits; None without any.
+
+        Of a decoder's labels, the first has no logits, and the last logits have no label: it becomes -100.
+        """
+        if "shift_labels" in batch:
+            shifted: Tensor = batch["shift_labels"]
+            return shifted
+        labels: Tensor | None = batch.get("labels")
+        if labels is None or not self._labels_follow:
+            return labels
+        return functional.pad(labels[..., 1:], (0, 1), value=IGNORED)
+
+    def _move_to(self, device: torch.device) -> None:
+        """Move the model to a device, unless it is there, or the model that learns is its own teacher."""
+        weight = next(self.model.parameters(), None)
+        if weight is not None and weight.device != device:
+            self.model.to(device)

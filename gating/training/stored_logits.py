@@ -1,0 +1,90 @@
+"""Logits of a teacher for all training examples, computed once where that is less work than in each step."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gating.data.batches import TEACHER_LOGITS
+from gating.data.computed import computed_column, model_digest
+from gating.data.datamodule import ExampleDataModule
+from gating.errors import InputError
+from gating.sharding.plan import is_sharded
+from gating.storage.identity import table_digests
+from gating.teachers.teacher import Teacher
+
+__all__ = ["add_logits", "can_store_logits"]
+
+# Larger tables of logits are not stored.
+_MOST_BYTES = 2**30
+# Rows that are sorted by their lengths together.
+_CHUNK = 4096
+
+
+def can_store_logits(
+    data: ExampleDataModule, model: nn.Module, shapes: Mapping[str, Any], num_batches: int, *, store: bool | None = None
+) -> bool:
+    """Return whether a run stores the logits of its teacher.
+
+    Args:
+        data: Data of the run.
+        model: The model that learns; the teacher is cut over the processes if it is.
+        shapes: Shapes of what is compared, by name, for a batch of examples.
+        num_batches: Number of training batches of each process in the run.
+        store: Whether the settings ask for it; None to store where the run reads more examples than there are.
+
+    Raises:
+        InputError: The settings ask for it, and it is not possible.
+    """
+    rows, reason = len(data.table("train")), None
+    logits = shapes.get("logits", ())
+    if set(shapes) != {"logits"} or len(logits) != 2 or "input_ids" not in data.table("train").column_names:
+        reason = "it is for one vector of logits for each text, as those of classes, and no hidden states"
+    elif is_sharded(model):
+        reason = "a teacher that is cut over processes answers in all of them at once"
+    elif rows * logits[1] * 4 > _MOST_BYTES:
+        reason = f"{logits[1]} logits for each of {rows:,} examples are more than 1 GiB"
+    if store and reason:
+        raise InputError(f"distillation.store=true cannot be used: {reason}. Leave it out.")
+    wanted = num_batches * data.batch_size > rows if store is None else store
+    return wanted and reason is None
+
+
+def add_logits(data: ExampleDataModule, teacher: Teacher, *, device: torch.device) -> None:
+    """Add the logits of a teacher to the training examples, in place; from the cache if they are there.
+
+    Each process computes all of them, which is less work than its steps would be, and needs no shared disk.
+
+    Args:
+        data: Data of the run.
+        teacher: The teacher; it is on the CPU afterwards, as no step asks it.
+        device: Device to compute on.
+    """
+
+    def compute(rows: Sequence[int]) -> list[list[float]]:
+        order = sorted(range(len(rows)), key=lambda index: lengths[rows[index]])
+        answers = torch.empty(0)
+        for start in range(0, len(order), data.eval_batch_size):
+            chosen = order[start : start + data.eval_batch_size]
+            batch = data.inputs("train", [rows[index] for index in chosen])
+            logits: Tensor = teacher({name: tensor.to(device) for name, tensor in batch.items()})["logits"]
+            if not len(answers):
+                answers = torch.empty(len(rows), logits.shape[1])
+            answers[chosen] = logits.float().cpu()
+        return answers.tolist()
+
+    table, lengths = data.table("train"), data.lengths_of("train")
+    config = {**teacher.model.config.to_dict(), "_name_or_path": None}
+    digest = model_digest(teacher.model, type(teacher.model).__name__, config)
+    column = computed_column(
+        TEACHER_LOGITS,
+        compute,
+        num_rows=len(table),
+        dtype="float32",
+        key=(digest, table_digests(table)),
+        batch_size=_CHUNK,
+        title="Logits of the teacher",
+    )
+    data.add_column("train", column)
+    teacher.model.to("cpu")

@@ -1,0 +1,257 @@
+"""A teacher in a trainer with gates: its loss, resumed trainings, and what cannot learn from one."""
+
+import copy
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer
+from trl import SFTConfig
+
+import gating
+from gating.errors import InputError, MissingFileError
+from gating.integrations import GatedTrainerMixin
+from gating.pruning.measure import count_heads
+from tests.integrations.conftest import examples, make_classifier, make_trainer, weights_of
+from tests.integrations.test_other_trainers import (
+    ROWS,
+    SHARED,
+    GatedDPOTrainer,
+    GatedSFTTrainer,
+    llama,
+    with_lora,
+    words,
+)
+from tests.integrations.test_resume import compact
+
+__all__ = ["llama", "words"]
+
+HIDDEN = gating.Distillation(weight=0.5, hidden_weight=1.0)
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+def teacher(seed=5, **config):
+    return make_classifier(seed, config=config)
+
+
+def losses_of(trainer):
+    return [row["loss"] for row in trainer.state.log_history if "loss" in row]
+
+
+def test_the_loss_of_a_step_is_that_of_a_loop(tmp_path):
+    model = make_classifier(config=NO_DROPOUT)
+    own, batch = (
+        copy.deepcopy(model),
+        {name: [row[name] for row in examples(64, seed=1)] for name in ("input_ids", "labels")},
+    )
+    trainer = make_trainer(
+        tmp_path,
+        model=model,
+        distillation=HIDDEN,
+        teacher=teacher(),
+        objective=gating.NoObjective(),
+        args={"per_device_train_batch_size": 64, "max_steps": 1, "logging_steps": 1},
+    )
+    assert trainer.gates.num_heads == 12
+    one = gating.Teacher(teacher(), distillation=HIDDEN)
+    rows = {name: torch.stack(values) for name, values in batch.items()}
+    # The gates of the trainer are sampled; without them the loop is the same.
+    trainer.gates.log_alpha.data.fill_(20.0)
+    trainer.train()
+    outputs = own(**rows, **one.options)
+    assert losses_of(trainer)[0] == pytest.approx(one.loss(outputs.loss, outputs, rows).item(), rel=1e-5)
+
+
+def test_the_teacher_is_in_no_checkpoint_and_is_not_trained(tmp_path):
+    dense = teacher()
+    before = {name: tensor.clone() for name, tensor in dense.state_dict().items()}
+    trainer = make_trainer(tmp_path / "checkpoints", distillation=HIDDEN, teacher=dense)
+    alone = make_trainer(tmp_path / "other")
+    trainer.train()
+    alone.train()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in dense.state_dict().items())
+    assert not dense.training
+    assert all(parameter.grad is None for parameter in dense.parameters())
+    names = {path.name for path in (tmp_path / "checkpoints" / "checkpoint-4").iterdir()}
+    assert names == {path.name for path in (tmp_path / "other" / "checkpoint-4").iterdir()}
+    assert weights_of(trainer).keys() == weights_of(alone).keys()
+    assert losses_of(trainer) != losses_of(alone)
+    # Evaluation is that of the task.
+    trainer.teacher = None
+    expected = trainer.evaluate()["eval_loss"]
+    trainer.teacher = gating.Teacher(dense, distillation=HIDDEN)
+    assert trainer.evaluate()["eval_loss"] == expected
+
+
+@pytest.mark.parametrize(
+    ("stop_at", "args"),
+    [
+        (7, {}),
+        pytest.param(15, {"bf16": True}, marks=pytest.mark.runs),
+        pytest.param(15, {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}, marks=pytest.mark.runs),
+        pytest.param(7, {"activation_checkpointing": True}, marks=pytest.mark.runs),
+    ],
+)
+def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path, assert_same, stop_at, args):
+    teacher().save_pretrained(tmp_path / "dense")
+
+    def options():
+        return {"distillation": HIDDEN, "teacher": tmp_path / "dense", "args": {"save_steps": 2, **args}}
+
+    whole = compact(tmp_path / "whole", **options())
+    with pytest.raises(KeyboardInterrupt):
+        compact(tmp_path / "parts", stop_at=stop_at, **options())
+    resumed = compact(tmp_path / "parts", resume=True, **options())
+    assert_same(weights_of(whole), weights_of(resumed))
+    assert losses_of(whole) == losses_of(resumed)
+
+
+def test_a_training_does_not_resume_with_another_teacher(tmp_path):
+    make_trainer(tmp_path, distillation=HIDDEN, teacher=teacher(), args={"max_steps": 6}).train()
+    for changed, where in (
+        ({"teacher": teacher(6), "distillation": HIDDEN}, r"teacher\."),
+        ({"teacher": teacher()}, r"distillation\.hidden_weight=1\.0"),
+        ({}, "distillation"),
+    ):
+        trainer = make_trainer(tmp_path, args={"max_steps": 6}, **changed)
+        with pytest.raises(InputError, match=f"was written by a trainer with {where}"):
+            trainer.train(resume_from_checkpoint=True)
+
+
+def decoder(seed):
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=45, **sizes))
+
+
+def texts():
+    """Return examples of equal length, with unequal numbers of labels."""
+    rows = [row["input_ids"] for row in examples(8, seed=1)]
+    return [
+        {"input_ids": tokens, "labels": tokens.masked_fill(torch.arange(8) < number % 5, -100)}
+        for number, tokens in enumerate(rows)
+    ]
+
+
+# Losses of a classifier are averaged over the batches of a step; those of a decoder are divided by its tokens.
+@pytest.mark.parametrize("make", [decoder, lambda seed: make_classifier(seed, config=NO_DROPOUT)])
+def test_accumulated_batches_are_one_batch(tmp_path, make):
+    def step(num_batches):
+        model = make(0)
+        trainer = make_trainer(
+            tmp_path,
+            model=model,
+            train_dataset=texts() if make is decoder else examples(8, seed=1),
+            distillation=gating.Distillation() if make is decoder else HIDDEN,
+            teacher=make(5),
+            args={
+                "gradient_accumulation_steps": num_batches,
+                "per_device_train_batch_size": 8 // num_batches,
+                "max_steps": 1,
+                "logging_steps": 1,
+                "max_grad_norm": 0.0,
+                "optim": "sgd",
+                "learning_rate": 1.0,
+                "save_strategy": "no",
+            },
+        )
+        trainer.gates.log_alpha.data.fill_(20.0)
+        trainer.train()
+        return losses_of(trainer)[0], weights_of(trainer)
+
+    (loss, weights), (others, other) = step(1), step(4)
+    assert others == pytest.approx(loss, rel=1e-5)
+    for name, tensor in weights.items():
+        torch.testing.assert_close(other[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_adapters_learn_from_a_larger_teacher(tmp_path):
+    larger = teacher(hidden_size=48, num_hidden_layers=4)
+    trainer = make_trainer(tmp_path / "checkpoints", model=with_lora(), teacher=larger)
+    assert trainer.teacher.distillation == gating.Distillation()
+    assert count_heads(gating.load_compact(trainer.train_and_compact(tmp_path / "compact"))) == 5
+
+
+def test_what_cannot_learn_is_said_before_anything_changes(tmp_path):
+    model = make_classifier()
+    cases = {
+        r"distillation= needs a teacher: give teacher=": {"distillation": HIDDEN},
+        r"distillation='logits' is no loss": {"distillation": "logits", "teacher": teacher()},
+        r"teacher=3 is no model": {"teacher": 3},
+        r"give a copy of the model": {"teacher": model},
+        r"hidden_weight=1.0 compares models": {"distillation": HIDDEN, "teacher": teacher(num_hidden_layers=2)},
+    }
+    for message, options in cases.items():
+        with pytest.raises(InputError, match=message):
+            make_trainer(tmp_path, model=model, **options)
+    with pytest.raises(MissingFileError, match="nowhere"):
+        make_trainer(tmp_path, model=model, teacher=tmp_path / "nowhere")
+    assert not hasattr(model, "head_gates")
+
+
+def test_a_loss_of_ones_own_returns_its_outputs(tmp_path):
+    class Own(Trainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            outputs = model(**inputs)
+            loss = 2 * outputs.loss
+            return (loss, outputs if self.returns else {"rewards": loss}) if return_outputs else loss
+
+    class Gated(GatedTrainerMixin, Own):
+        pass
+
+    def make():
+        objective = gating.ExactBudget(num_heads=5)
+        return make_trainer(tmp_path, cls=Gated, objective=objective, teacher=teacher(), args={"max_steps": 4})
+
+    Own.returns = True
+    make().train()
+    Own.returns = False
+    with pytest.raises(InputError, match="compute_loss of Gated returns no logits"):
+        make().train()
+
+
+def of_trl(cls, config, llama, words, folder, *, columns, args=None, **options):
+    return cls(
+        model=llama,
+        args=config(output_dir=str(folder), max_length=16, **SHARED, **(args or {})),
+        train_dataset=Dataset.from_dict({name: ROWS[name] for name in columns}),
+        processing_class=words,
+        objective=gating.ExactBudget(num_heads=4),
+        **options,
+    )
+
+
+@pytest.mark.runs
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_supervised_fine_tuning_of_trl_learns_from_a_teacher(tmp_path, llama, words):
+    options = {"columns": ("prompt", "completion"), "distillation": HIDDEN, "teacher": copy.deepcopy(llama)}
+    with pytest.raises(InputError, match="loss_type='dft'"):
+        of_trl(GatedSFTTrainer, SFTConfig, llama, words, tmp_path / "sft", args={"loss_type": "dft"}, **options)
+    # The distance to an equal teacher is only that of the gates; the task has half of its weight.
+    trainer = of_trl(GatedSFTTrainer, SFTConfig, llama, words, tmp_path / "sft", **options)
+    alone = of_trl(
+        GatedSFTTrainer, SFTConfig, copy.deepcopy(llama), words, tmp_path / "alone", columns=options["columns"]
+    )
+    alone.train()
+    folder = trainer.train_and_compact(tmp_path / "compact")
+    assert losses_of(trainer)[0] == pytest.approx(losses_of(alone)[0] / 2, rel=0.1)
+    assert count_heads(gating.load_compact(folder)) == 4
+
+
+@pytest.mark.runs
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_preferences_have_no_teacher(tmp_path, llama, words):
+    from trl import DPOConfig
+
+    with pytest.raises(InputError, match="ref_model="):
+        of_trl(
+            GatedDPOTrainer,
+            DPOConfig,
+            llama,
+            words,
+            tmp_path / "dpo",
+            columns=("prompt", "chosen", "rejected"),
+            ref_model=copy.deepcopy(llama),
+            teacher=copy.deepcopy(llama),
+        )
+    assert not hasattr(llama, "head_gates")
