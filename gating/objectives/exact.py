@@ -100,7 +100,7 @@ class ExactBudget(KeepsBudget):
             number = self._schedule.target(progress, total=total, budget=min(budget, total), start=start)
             count.target.fill_((_ALL_OPEN * part.total if waits else number) * _scale(part))
             count.sharpness.fill_(sharpness)
-            if count.prices is not None and sharpness != 1:
+            if count.prices is not None and sharpness == _DECIDED:
                 # The choice knows whole blocks, which locations alone do not.
                 kept = torch.zeros_like(count.decided).index_fill(
                     0, part.choose_own(gates.log_alpha.detach(), number), 1

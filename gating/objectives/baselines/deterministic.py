@@ -11,8 +11,8 @@ from gating.objectives.baselines.fisher import Fisher
 from gating.objectives.baselines.importance import Importance
 from gating.objectives.baselines.iterative import HeadRanking
 from gating.objectives.baselines.mask import HostCount
+from gating.objectives.costs import Costs
 from gating.objectives.exact import ExactBudget
-from gating.objectives.parts import Costs
 from gating.objectives.schedule import BudgetSchedule
 
 __all__ = ["DeterministicBudget", "SharpenedGates"]
