@@ -121,7 +121,7 @@ class FineTuning(pl.LightningModule):
         outputs = (self._compiled or self.model)(**inputs, **({} if teacher is None else teacher.options))
         loss = self._loss(outputs, batch)
         if teacher is not None:
-            loss = teacher.loss(loss, outputs, inputs, logits=batch.get(TEACHER_LOGITS))
+            loss = teacher.loss(loss, outputs, inputs, model=self.model, logits=batch.get(TEACHER_LOGITS))
             reshard(teacher.model)
         task_loss, weight = loss, self._weight_among_ranks(batch)
         if self.search is not None:
