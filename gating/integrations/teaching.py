@@ -100,7 +100,7 @@ def taught_loss(
         )
     part = _part(trainer, inputs, num_items_in_batch)
     with trainer.accelerator.autocast():
-        mixed = trainer.teacher.loss(loss / part if is_scaled else loss, outputs, inputs)
+        mixed = trainer.teacher.loss(loss / part if is_scaled else loss, outputs, inputs, model=trainer.model)
     return mixed * part, outputs
 
 

@@ -1,7 +1,8 @@
 """Knowledge distillation from the outputs of a dense teacher (Hinton et al. 2015, arXiv 1503.02531)."""
 
 import math
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +62,7 @@ class Distillation:
         labels: Tensor | None,
         *,
         masks: Mapping[str, Tensor] | None = None,
+        layers: Mapping[str, Sequence[int]] | None = None,
     ) -> Tensor:
         """Return the mixed loss, a scalar; :meth:`gating.Teacher.loss` calls it with the arguments of a batch.
 
@@ -71,6 +73,7 @@ class Distillation:
             labels: Labels of the positions of the logits; those labeled -100 are ignored.
             masks: ``attention_mask`` and ``decoder_attention_mask``, ``[batch, length]``, if there are any: hidden
                 states of positions with 0 are ignored.
+            layers: Original numbers of the present layers of each list that whole layers have left, by its name.
         """
         loss = (1 - self.weight) * task_loss
         if self.weight:
@@ -83,7 +86,7 @@ class Distillation:
             ]
             loss = loss + self.weight * torch.stack(distances).mean()
         if self.hidden_weight:
-            loss = loss + self.hidden_weight * _mean_hidden_loss(student, teacher, labels, masks or {})
+            loss = loss + self.hidden_weight * _mean_hidden_loss(student, teacher, labels, masks or {}, layers or {})
         return loss
 
 
@@ -149,23 +152,44 @@ def hidden_loss(student: Tensor, teacher: Tensor, *, counted: Tensor | None = No
 
 
 def _mean_hidden_loss(
-    student: Mapping[str, Any], teacher: Mapping[str, Any], labels: Tensor | None, masks: Mapping[str, Tensor]
+    student: Mapping[str, Any],
+    teacher: Mapping[str, Any],
+    labels: Tensor | None,
+    masks: Mapping[str, Tensor],
+    layers: Mapping[str, Sequence[int]],
 ) -> Tensor:
     """Return the distance of hidden states, averaged over embeddings and layers, of encoder and decoder."""
     distances = []
     for name, mask_name in HIDDEN_STATES.items():
-        ours, theirs = list(student.get(name) or ()), list(teacher.get(name) or ())
-        mask = masks.get(mask_name)
-        if len(ours) != len(theirs):
-            # Whole layers have left the model: the states before its first and after its last layer correspond.
-            ours, theirs = [ours[0], ours[-1]], [theirs[0], theirs[-1]]
-        for own, other in zip(ours, theirs, strict=True):
+        mask, tower = masks.get(mask_name), name.removesuffix("hidden_states").rstrip("_")
+        ours, theirs = student.get(name) or (), teacher.get(name) or ()
+        present = [numbers for path, numbers in layers.items() if tower in path and len(numbers) == len(ours) - 1]
+        for own, other in _pairs(ours, theirs, present[0] if present else ()):
             if mask is None and name == "decoder_hidden_states":
                 counted = _counted(own, labels)
             else:
                 counted = mask if mask is not None and mask.shape == own.shape[:-1] else None
             distances.append(hidden_loss(own, other, counted=counted))
     return torch.stack(distances).mean()
+
+
+def _pairs(ours: Sequence[Tensor], theirs: Sequence[Tensor], present: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the states of a student and a teacher that correspond: a layer that has left passes its input on.
+
+    ``present`` are the original numbers of the student's layers, if some have left; if they are unknown, the states
+    before the first and after the last layer correspond.
+    """
+    if len(ours) == len(theirs):
+        yield from zip(ours, theirs, strict=True)
+        return
+    yield ours[0], theirs[0]
+    last = len(theirs) - 2
+    for number in range(last if present else 0):
+        passed = bisect_right(present, number)
+        # Models normalize the state after their last layer, whose input is not known then.
+        if passed < len(present):
+            yield ours[passed], theirs[number + 1]
+    yield ours[-1], theirs[-1]
 
 
 def _counted(values: Tensor, labels: Tensor | None) -> Tensor | None:

@@ -12,6 +12,7 @@ from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 
 from gating.compact.load import load_compact
 from gating.errors import InputError
+from gating.loader.integrity import RECORD_KEY
 from gating.objectives.distillation import HIDDEN_STATES, IGNORED, Distillation
 from gating.teachers.checks import check_fits, check_tokenizer
 
@@ -115,6 +116,7 @@ class Teacher:
         outputs: Mapping[str, Any],
         batch: Mapping[str, Any],
         *,
+        model: nn.Module | None = None,
         answers: Mapping[str, Any] | None = None,
     ) -> Tensor:
         """Return the loss of a batch for the model that learns, a scalar.
@@ -123,6 +125,7 @@ class Teacher:
             task_loss: Loss of the task, a mean over the batch.
             outputs: Outputs of the model that learns, called with :attr:`options`.
             batch: The keyword arguments of its forward pass, targets included.
+            model: The model that learns, if hidden states are compared and whole layers may have left it.
             answers: Outputs of this model for the batch, if they are known.
 
         Raises:
@@ -134,7 +137,9 @@ class Teacher:
                 "have none: call it with model(**batch, **teacher.options)."
             )
         answers = self(batch) if answers is None else answers
-        return self.distillation.loss(task_loss, outputs, answers, self.labels(batch), masks=batch)
+        record = getattr(getattr(model, "config", None), RECORD_KEY, None) or {}
+        layers = record.get("layers", {}).get("kept")
+        return self.distillation.loss(task_loss, outputs, answers, self.labels(batch), masks=batch, layers=layers)
 
     def labels(self, batch: Mapping[str, Any]) -> Tensor | None:
         """Return the labels of a batch, each at the position of its logits; None without any.

@@ -127,7 +127,7 @@ class FineTuning(pl.LightningModule):
         outputs = (self._compiled or self.model)(**inputs, **({} if teacher is None else teacher.options))
         loss = self._loss(outputs, batch)
         if teacher is not None and answers is not None:
-            loss = teacher.loss(loss, outputs, inputs, answers=answers)
+            loss = teacher.loss(loss, outputs, inputs, model=self.model, answers=answers)
         task_loss, weight = loss, self._weight_among_ranks(batch)
         if self.search is not None:
             penalty = self.search.penalty()

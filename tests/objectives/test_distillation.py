@@ -102,9 +102,20 @@ def test_hidden_states_are_added_to_the_mixture_by_layer():
     assert loss.item() == pytest.approx(0.75 * 4 + 3.0 * 1 / 3)
 
 
-def test_of_a_model_that_has_lost_layers_the_ends_are_compared():
-    teacher = [torch.full((1, 2, 4), float(number + 1)) for number in range(4)]
-    student = [teacher[0], teacher[2], 2 * teacher[3]]
-    states = {"hidden_states": student}, {"hidden_states": teacher}
-    loss = Distillation(weight=0.0, hidden_weight=1.0).loss(torch.tensor(0.0), *states, None)
-    assert loss.item() == pytest.approx((0 + 1) / 2)
+@pytest.mark.parametrize("present", [[0, 2, 3], [1, 3], [2, 3], [0, 1]])
+def test_a_layer_that_has_left_passes_its_input_on(present):
+    generator = torch.Generator().manual_seed(0)
+    teacher, own = (torch.randn(5, 1, 2, 4, generator=generator) for _ in range(2))
+    passed = [0]
+    for number in range(4):
+        passed.append(number + 1 if number in present else passed[-1])
+    # A model normalizes the state after its last layer, so that those after later layers are not compared.
+    known = [number for number in range(5) if number == 4 or passed[number] != passed[4]]
+    expected = torch.stack([hidden_loss(own[passed[number]], teacher[number]) for number in known]).mean()
+    states = {"hidden_states": [own[0], *(own[number + 1] for number in present)]}, {"hidden_states": list(teacher)}
+    distillation = Distillation(weight=0.0, hidden_weight=1.0)
+    layers = {"layers": present}
+    torch.testing.assert_close(distillation.loss(torch.tensor(0.0), *states, None, layers=layers), expected)
+    # If nobody knows which have left, the first and the last state are compared.
+    ends = torch.stack([hidden_loss(states[0]["hidden_states"][end], teacher[end]) for end in (0, -1)]).mean()
+    torch.testing.assert_close(distillation.loss(torch.tensor(0.0), *states, None), ends)
