@@ -84,7 +84,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         line = methods.setdefault(row["method"], {"method": row["method"], "steps": row["steps"]})
         line[str(row["keep"])] = row["perplexity"]
     columns = {"method": "method", "steps": "steps", **{str(share): f"{share:.2f} of the cost" for share in shares}}
-    return [*machines, f"Perplexity; {dense:.1f} dense.", "", records.markdown(methods.values(), columns)]
+    lines = [methods[name] for name in METHODS if name in methods]
+    return [*machines, "", f"The dense model has {dense:.1f}.", "", records.markdown(lines, columns)]
 
 
 METHODS = {

@@ -1,0 +1,34 @@
+"""The benchmark of gates on frozen weights, on a tiny decoder."""
+
+import random
+
+import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from benchmarks import frozen, records
+from tests.support.tiny_run import WORDS, make_model_folder
+
+pytestmark = pytest.mark.runs
+
+
+def test_every_method_keeps_its_share_and_is_in_the_table(tmp_path, capsys):
+    folder = make_model_folder(tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    config = LlamaConfig(
+        vocab_size=45, hidden_size=32, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    (tmp_path / "tinyshakespeare").mkdir()
+    rng = random.Random(0)
+    for split in ("train", "test"):
+        (tmp_path / "tinyshakespeare" / f"{split}.txt").write_text(" ".join(rng.choices(WORDS, k=400)))
+    command = ["--model", str(folder), "--data", str(tmp_path), "--output", str(tmp_path / "rows.jsonl")]
+    rows = frozen.main([*command, "--keep", "0.6", "--steps", "20", "--length", "16", "--test-blocks", "4"])
+    assert rows == records.read(tmp_path / "rows.jsonl")
+    assert [row["method"] for row in rows] == ["dense", *frozen.METHODS]
+    assert all(row["difference"] < 1e-4 for row in rows[1:])
+    assert rows[-1]["method"] == "deterministic"
+    assert rows[-1]["largest_value"] != 1
+    table = "\n".join(frozen.table(rows))
+    assert "| method | steps | 0.60 of the cost |" in table
+    assert "| one-shot | 12 |" in table
