@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from transformers import BertConfig, BertModel, LlamaConfig, Qwen2Config, Qwen3MoeConfig
 
 import gating
@@ -142,3 +143,23 @@ def test_settings_keep_the_entries_of_the_layers_that_stay() -> None:
     tokens = LlamaConfig(num_hidden_layers=4, eos_token_id=[1, 2, 3, 4], **SIZES)
     assert next(settings_without_layers(tokens, [0], num_layers=4)) == {"num_hidden_layers": 1}
     assert changed(sliding, found).layer_types == found["layer_types"]
+
+
+class Classifier(nn.Module):
+    """A module of one's own around a model of transformers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.head = FAMILIES["llama"].build(), nn.Linear(99, 2)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.encoder(input_ids).logits)
+
+
+def test_layers_leave_models_inside_of_other_modules() -> None:
+    model, probe = Classifier().eval(), {"input_ids": torch.randint(0, 99, (2, 6))}
+    assert gating.prune_layers(model, [0], probe=probe).kept_layers == {"encoder.model.layers": (1, 2)}
+    report = gating.prune_layers(model, [0], probe=probe)
+    assert report.kept_layers == {"encoder.model.layers": (2,)}
+    assert [name for name, heads in report.kept_heads.items() if heads] == ["encoder.model.layers.2.self_attn"]
+    assert model.encoder.config.num_hidden_layers == 1
