@@ -1,5 +1,6 @@
 """Removal of given layers: what is left is the model that skips them, and loads with plain transformers."""
 
+import argparse
 import copy
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,12 @@ from torch import nn
 from transformers import BertConfig, BertModel, LlamaConfig, Qwen2Config, Qwen3MoeConfig
 
 import gating
+from gating.commands.inspect import run
+from gating.compact.original import read_original
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
 from gating.pruning.layer_settings import changed, settings_without_layers
+from gating.pruning.recording import build_original
 from gating.structure.layers import find_layer_lists
 from tests.support.family_models import FAMILIES
 from tests.support.fresh_process import auto_class_of, difference_elsewhere, save_for_elsewhere
@@ -40,6 +44,21 @@ def test_the_first_layers_are_the_model_of_as_many_layers(tmp_path: Path) -> Non
     assert report.num_parameters == sum(parameter.numel() for parameter in first.parameters())
     save_for_elsewhere(model, tmp_path / "stock", probe, stock=True)
     assert difference_elsewhere(tmp_path / "stock", "AutoModel") == 0.0
+    assert "Layers of encoder.layer that stay: 0, 1." in (tmp_path / "stock" / "README.md").read_text()
+
+
+def test_a_stock_folder_tells_of_the_original(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = bert()
+    gating.prune_layers(model, [1])
+    gating.save_compact(model, tmp_path / "stock")
+    loaded = gating.load_compact(tmp_path / "stock")
+    original = read_original(loaded, tmp_path / "stock")
+    assert original is not None
+    assert build_original(loaded, original).config.num_hidden_layers == 4
+    run(argparse.Namespace(folder=str(tmp_path / "stock"), revision=None))
+    printed = capsys.readouterr().out
+    assert "Layers of encoder.layer that stay: 0, 2, 3." in printed
+    assert "12 of 16 heads" in printed
 
 
 @pytest.mark.parametrize(
