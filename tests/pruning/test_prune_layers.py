@@ -98,6 +98,15 @@ def test_a_list_is_named_by_its_path_or_a_part_of_it(part: str) -> None:
     assert (model.config.encoder_layers, model.config.decoder_layers) == (2, 2)
 
 
+def test_heads_of_timestamps_keep_their_layers() -> None:
+    model = FAMILIES["whisper"].build()
+    model.generation_config.alignment_heads = [[0, 1], [1, 2], [2, 3]]
+    gating.prune_layers(model, {"encoder": [0]})
+    assert model.generation_config.alignment_heads == [[0, 1], [1, 2], [2, 3]]
+    gating.prune_layers(model, {"decoder": [1]})
+    assert model.generation_config.alignment_heads == [[0, 1], [1, 3]]
+
+
 def test_layers_are_numbered_as_they_are_now() -> None:
     model = bert()
     gating.prune_layers(model, [0])
