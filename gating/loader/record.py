@@ -12,7 +12,8 @@ the number of neurons in a group and the original numbers of the kept groups; an
 
 ``padding_heads`` of a block are heads that only fill groups of query heads, or that do nothing in a block without any
 kept head, for runtimes that need one in every layer. For ``sha256``, see ``integrity.py``. The rest of the
-configuration stays that of the original architecture, because sizes such as the rotary width are derived from it.
+configuration stays that of the original architecture, because sizes such as the rotary width are derived from it. If
+whole layers left, it describes a model of the others; ``layers``, which nothing here reads, has what the original had.
 """
 
 from collections.abc import Collection, Iterator, Mapping

@@ -18,6 +18,7 @@ from gating.pruning.plan import folded_values, plan_finalizing
 from gating.pruning.prune_report import PruneReport, UnitCounts
 from gating.pruning.recording import become_compact
 from gating.structure.blocks import Block
+from gating.structure.edits import Undo, undo_edits
 
 __all__ = [
     "FinalizeReport",
@@ -99,17 +100,20 @@ def finalize(
     masked = record_masked(model, gates, gated, values, probe)
     edits = plan_finalizing(model, gated, values.split(gates.block_sizes))
 
+    folded = folded_values(gated, values.split(gates.block_sizes))
     gates.remove()
+    done: list[Undo] = []
     try:
         proof = apply_proven(model, edits, masked)
+        done = proof.done
+        report = FinalizeReport.of(
+            model, before, gated, max_difference=proof.difference, folded=folded, unproven=proof.unproven
+        )
+        remove_empty_layers(model, masked)
     except BaseException:
+        undo_edits(done)
         gates.attach(model, gated)
         raise
-    folded = folded_values(gated, values.split(gates.block_sizes))
-    report = FinalizeReport.of(
-        model, before, gated, max_difference=proof.difference, folded=folded, unproven=proof.unproven
-    )
-    remove_empty_layers(model, masked)
     become_compact(model)
     return report.without_layers(model)
 

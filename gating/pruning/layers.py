@@ -7,6 +7,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from gating.errors import InputError, shorten
+from gating.loader.changes import ABSENT
 from gating.loader.integrity import RECORD_KEY
 from gating.pruning.layer_settings import Settings, changed, nested_configs, settings_without_layers
 from gating.pruning.recording import build_recorded, describe_kept_units
@@ -160,11 +161,11 @@ def _plan_alignment(model: nn.Module, layers: LayerList, kept: Sequence[int]) ->
     """Plan the update of Whisper's ``alignment_heads``, pairs of a decoder layer and a head, if those leave."""
     config: Any = getattr(model, "generation_config", None)
     pairs = getattr(config, "alignment_heads", None)
-    if not pairs or not any(
-        getattr(block, "is_cross_attention", False) for blocks in layers.blocks for block in blocks
-    ):
+    members = [block for blocks in layers.blocks for block in blocks]
+    if not pairs or not any(getattr(block, "is_cross_attention", False) for block in members):
         return []
-    return [SetAttribute(config, "alignment_heads", [[kept.index(n), head] for n, head in pairs if n in kept] or None)]
+    moved = [[kept.index(number), head] for number, head in pairs if number in kept]
+    return [SetAttribute(config, "alignment_heads", moved or ABSENT)]
 
 
 def _record_without(model: PreTrainedModel, layers: LayerList, kept: Sequence[int]) -> dict[str, Any]:

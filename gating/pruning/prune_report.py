@@ -7,7 +7,7 @@ from typing import Any, Self
 from torch import nn
 
 from gating.structure.blocks import Block
-from gating.structure.layers import kept_layers, layers_record, original_rows, removed_units
+from gating.structure.layers import kept_layers, layers_record, original_rows
 from gating.units import UNITS, UnitName
 
 __all__ = ["PruneReport", "UnitCounts", "num_parameters", "unproven_note"]
@@ -68,10 +68,9 @@ class PruneReport:
 
     def without_layers(self, model: nn.Module) -> Self:
         """Return the report on a model that layers have left since, with none of the units of these layers."""
-        # Of a module around a model of transformers, names are longer.
-        gone = {unit: tuple(f".{name}" for name in removed_units(model, unit)) for unit in self.kept}
+        gone = {unit: layers_record(model).get(unit, {}) for unit in self.kept}
         kept = {
-            unit: {name: () if f".{name}".endswith(gone[unit]) else units for name, units in by_name.items()}
+            unit: {name: () if name in gone[unit] else units for name, units in by_name.items()}
             for unit, by_name in self.kept.items()
         }
         return replace(self, after=UnitCounts.of(model), kept=kept, kept_layers=kept_layers(model))

@@ -97,10 +97,8 @@ def dense_config(config: PreTrainedConfig) -> PreTrainedConfig:
 
 def has_lost_units(model: nn.Module) -> bool:
     """Return whether a removal was applied to a module, even one that kept everything."""
-    return any(
-        hasattr(module, "head_slots") or hasattr(module, "kept_groups") or layers_record(module)
-        for module in model.modules()
-    )
+    has_lost = any(hasattr(module, "head_slots") or hasattr(module, "kept_groups") for module in model.modules())
+    return has_lost or bool(layers_record(model))
 
 
 def describe_kept_units(model: nn.Module) -> dict[str, Any]:

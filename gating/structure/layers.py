@@ -23,7 +23,6 @@ __all__ = [
     "kept_layers",
     "layers_record",
     "original_rows",
-    "removed_units",
 ]
 
 # Key of the part of a record about layers that left: ``kept`` has the original numbers of the present layers of each
@@ -90,24 +89,24 @@ def count_layers(model: nn.Module) -> int:
 
 
 def layers_record(model: nn.Module) -> dict[str, Any]:
-    """Return what the record in a model's configuration has of layers that left; an empty table if none did."""
-    record = getattr(getattr(model, "config", None), RECORD_KEY, None)
-    found = record.get(LAYERS_KEY) if isinstance(record, dict) and isinstance(model, PreTrainedModel) else None
-    return dict(found or {})
+    """Return what the records in a module have of layers that left; an empty table if none did.
+
+    Names are relative to the module, as those of blocks are: around a model of transformers, they are longer.
+    """
+    if isinstance(model, PreTrainedModel):
+        record = getattr(model.config, RECORD_KEY, None) or {}
+        return dict(record.get(LAYERS_KEY) or {})
+    found: dict[str, Any] = {}
+    for child_name, child in model.named_children():
+        start = f"{child_name}.{base_prefix(child) if isinstance(child, PreTrainedModel) else ''}"
+        for key, table in layers_record(child).items():
+            found.setdefault(key, {}).update({f"{start}{name}": value for name, value in table.items()})
+    return found
 
 
 def kept_layers(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """Return the original numbers of the present layers of each list of a module that layers have left."""
-    return {
-        name: tuple(numbers)
-        for module in model.modules()
-        for name, numbers in layers_record(module).get("kept", {}).items()
-    }
-
-
-def removed_units(model: nn.Module, unit: str) -> dict[str, int]:
-    """Return the former numbers of units of the blocks that left a module with their layers, by their first names."""
-    return {name: size for module in model.modules() for name, size in layers_record(module).get(unit, {}).items()}
+    return {name: tuple(numbers) for name, numbers in layers_record(model).get("kept", {}).items()}
 
 
 def dense_name(record: Mapping[str, Any], name: str) -> str:

@@ -4,10 +4,17 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from transformers import DataCollatorWithPadding, EarlyStoppingCallback, TrainerCallback
+from transformers import (
+    DataCollatorWithPadding,
+    EarlyStoppingCallback,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    TrainerCallback,
+)
 
 import gating
 from gating.errors import DamageError, InputError, MissingFileError, OperationError
+from gating.integrations import GatedTrainer
 from gating.pruning.measure import count_heads
 from tests.integrations.conftest import examples, make_classifier, make_trainer, weights_of
 from tests.support.tiers import first_of
@@ -76,6 +83,43 @@ def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path, assert_same, n
     assert whole.state.global_step == resumed.state.global_step == 16
     losses = [[row["loss"] for row in one.state.log_history if "loss" in row] for one in (whole, resumed)]
     assert losses[0] == losses[1]
+
+
+class WithoutLayer(GatedTrainer):
+    """A trainer whose gates are nearly closed in one layer at the start."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        with torch.no_grad():
+            parts = self.gates.log_alpha.split(self.gates.block_sizes)
+            for block, values in zip(self.gates.blocks(), parts, strict=True):
+                if block.layer_idx == 1:
+                    values.fill_(-4.0)
+
+
+@pytest.mark.runs
+def test_a_recovery_without_a_layer_resumes(tmp_path, assert_same):
+    def options():
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 45}
+        return {
+            "cls": WithoutLayer,
+            "model": LlamaForSequenceClassification(LlamaConfig(num_hidden_layers=3, pad_token_id=0, **sizes)),
+            "gate_options": {"units": ["heads", "neurons"], "group_size": 16},
+            "objective": gating.ExactBudget(num_heads=8, num_neurons=128),
+            "args": {"save_steps": 2},
+        }
+
+    whole = compact(tmp_path / "whole", **options())
+    assert whole.model.config.num_hidden_layers == 2
+    with pytest.raises(KeyboardInterrupt):
+        compact(tmp_path / "parts", stop_at=15, **options())
+    resumed = compact(tmp_path / "parts", resume=True, **options())
+    assert_same(weights_of(whole), weights_of(resumed))
+    assert whole.model.config.to_dict() == resumed.model.config.to_dict()
+    # Two whole layers are a model of plain transformers.
+    plain = LlamaForSequenceClassification.from_pretrained(tmp_path / "parts" / "compact")
+    assert_same(weights_of(resumed), plain.state_dict())
 
 
 def test_a_training_that_was_stopped_in_the_search_removes_nothing(tmp_path):

@@ -1,17 +1,22 @@
 """Removal of given layers: what is left is the model that skips them, and loads with plain transformers."""
 
+import argparse
 import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from transformers import BertConfig, BertModel, LlamaConfig, Qwen2Config, Qwen3MoeConfig
 
 import gating
+from gating.commands.inspect import run
+from gating.compact.original import read_original
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
 from gating.pruning.layer_settings import changed, settings_without_layers
+from gating.pruning.recording import build_original
 from gating.structure.layers import find_layer_lists
 from tests.support.family_models import FAMILIES
 from tests.support.fresh_process import auto_class_of, difference_elsewhere, save_for_elsewhere
@@ -39,6 +44,21 @@ def test_the_first_layers_are_the_model_of_as_many_layers(tmp_path: Path) -> Non
     assert report.num_parameters == sum(parameter.numel() for parameter in first.parameters())
     save_for_elsewhere(model, tmp_path / "stock", probe, stock=True)
     assert difference_elsewhere(tmp_path / "stock", "AutoModel") == 0.0
+    assert "Layers of encoder.layer that stay: 0, 1." in (tmp_path / "stock" / "README.md").read_text()
+
+
+def test_a_stock_folder_tells_of_the_original(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = bert()
+    gating.prune_layers(model, [1])
+    gating.save_compact(model, tmp_path / "stock")
+    loaded = gating.load_compact(tmp_path / "stock")
+    original = read_original(loaded, tmp_path / "stock")
+    assert original is not None
+    assert build_original(loaded, original).config.num_hidden_layers == 4
+    run(argparse.Namespace(folder=str(tmp_path / "stock"), revision=None))
+    printed = capsys.readouterr().out
+    assert "Layers of encoder.layer that stay: 0, 2, 3." in printed
+    assert "12 of 16 heads" in printed
 
 
 @pytest.mark.parametrize(
@@ -76,6 +96,15 @@ def test_a_list_is_named_by_its_path_or_a_part_of_it(part: str) -> None:
     model = FAMILIES["bart"].build()
     assert gating.prune_layers(model, {part: [1]}).kept_layers == {"decoder.layers": (0, 2)}
     assert (model.config.encoder_layers, model.config.decoder_layers) == (2, 2)
+
+
+def test_heads_of_timestamps_keep_their_layers() -> None:
+    model = FAMILIES["whisper"].build()
+    model.generation_config.alignment_heads = [[0, 1], [1, 2], [2, 3]]
+    gating.prune_layers(model, {"encoder": [0]})
+    assert model.generation_config.alignment_heads == [[0, 1], [1, 2], [2, 3]]
+    gating.prune_layers(model, {"decoder": [1]})
+    assert model.generation_config.alignment_heads == [[0, 1], [1, 3]]
 
 
 def test_layers_are_numbered_as_they_are_now() -> None:
@@ -142,3 +171,23 @@ def test_settings_keep_the_entries_of_the_layers_that_stay() -> None:
     tokens = LlamaConfig(num_hidden_layers=4, eos_token_id=[1, 2, 3, 4], **SIZES)
     assert next(settings_without_layers(tokens, [0], num_layers=4)) == {"num_hidden_layers": 1}
     assert changed(sliding, found).layer_types == found["layer_types"]
+
+
+class Classifier(nn.Module):
+    """A module of one's own around a model of transformers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.head = FAMILIES["llama"].build(), nn.Linear(99, 2)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.encoder(input_ids).logits)
+
+
+def test_layers_leave_models_inside_of_other_modules() -> None:
+    model, probe = Classifier().eval(), {"input_ids": torch.randint(0, 99, (2, 6))}
+    assert gating.prune_layers(model, [0], probe=probe).kept_layers == {"encoder.model.layers": (1, 2)}
+    report = gating.prune_layers(model, [0], probe=probe)
+    assert report.kept_layers == {"encoder.model.layers": (2,)}
+    assert [name for name, heads in report.kept_heads.items() if heads] == ["encoder.model.layers.2.self_attn"]
+    assert model.encoder.config.num_hidden_layers == 1
