@@ -88,7 +88,8 @@ def write_faults() -> None:
 def write_speed() -> None:
     """Rewrite the tables of speed."""
     speed = records.read(RESULTS / "speed.jsonl")
-    for section in ("steps", "variants", "neurons", "run", "built", "predicted", "finalize", "reload", "growth"):
+    steps = ("steps", "variants", "neurons", "teaching", "frozen", "run")
+    for section in (*steps, "built", "predicted", "finalize", "reload", "growth"):
         rows = [row for row in speed if row["section"] == section]
         if rows:
             columns = {"what": "", "case": "case", "ratio": "ratio", **_extras(rows), "device": "device"}

@@ -25,6 +25,7 @@ from benchmarks.speed.neurons import measure_neurons
 from benchmarks.speed.predicted import measure_predicted
 from benchmarks.speed.runs import measure_runs
 from benchmarks.speed.surgery import measure_finalize, measure_reload
+from benchmarks.speed.teaching import measure_frozen, measure_teaching
 from benchmarks.speed.training import measure_steps, measure_variants
 
 Row = dict[str, Any]
@@ -34,6 +35,8 @@ SECTIONS: dict[str, Callable[..., Iterator[Row]]] = {
     "steps": measure_steps,
     "variants": measure_variants,
     "neurons": measure_neurons,
+    "teaching": measure_teaching,
+    "frozen": measure_frozen,
     "run": measure_runs,
     "built": measure_against_built,
     "predicted": measure_predicted,

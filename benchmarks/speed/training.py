@@ -72,10 +72,12 @@ def measure_variants(device: torch.device, *, quick: bool) -> Iterator[Row]:
                 }
 
 
-def plain_step(model: PreTrainedModel, batch: dict[str, Tensor], precision: str) -> Callable[[], None]:
-    """Return a step that trains a model without gates."""
+def plain_step(
+    model: PreTrainedModel, batch: dict[str, Tensor], precision: str, *, teacher: gating.Teacher | None = None
+) -> Callable[[], None]:
+    """Return a step that trains a model without gates, from a teacher, too, if there is one."""
     optimizer = AdamW().build(model)
-    return lambda: _step(model, batch, optimizer, precision)
+    return lambda: _step(model, batch, optimizer, precision, teacher=teacher)
 
 
 def gated_step(
@@ -85,8 +87,9 @@ def gated_step(
     install: Callable[[gating.HeadGates], None] = lambda _: None,
     *,
     units: Sequence[Any] = ("heads",),
+    teacher: gating.Teacher | Callable[[gating.HeadGates], gating.Teacher] | None = None,
 ) -> Callable[[], None]:
-    """Return a step that trains the weights and gates of a model with the default objective.
+    """Return a step that trains the gates of a model, and the weights that are not frozen, with the default objective.
 
     Args:
         model: The model; it gets gates.
@@ -94,16 +97,18 @@ def gated_step(
         precision: ``fp32`` or ``bf16``.
         install: Called with the gates, to multiply by them in another way.
         units: Units with gates.
+        teacher: Teacher, or a function of the gates that makes it.
     """
     gates = gating.inject_gates(model, units=units)
     install(gates)
+    given = teacher if teacher is None or isinstance(teacher, gating.Teacher) else teacher(gates)
     objective = gating.ExactBudget(keep=KEPT)
     objective.attach(gates)
     optimizer = AdamW().build(model, gates=gates)
 
     def step() -> None:
         objective.update(gates, 0.5)
-        _step(model, batch, optimizer, precision, penalty=lambda: objective.penalty(gates))
+        _step(model, batch, optimizer, precision, penalty=lambda: objective.penalty(gates), teacher=given)
 
     return step
 
@@ -115,10 +120,13 @@ def _step(
     precision: str,
     *,
     penalty: Callable[[], Tensor] | None = None,
+    teacher: gating.Teacher | None = None,
 ) -> None:
     device = model.device.type
     with torch.autocast(device, dtype=torch.bfloat16) if precision == "bf16" else nullcontext():
-        loss = model(**batch).loss
+        answers = None if teacher is None else teacher(batch)
+        outputs = model(**batch, **({} if teacher is None else teacher.options))
+        loss = outputs.loss if teacher is None else teacher.loss(outputs.loss, outputs, batch, answers=answers)
     (loss if penalty is None else loss + penalty()).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
