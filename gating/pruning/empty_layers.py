@@ -123,7 +123,7 @@ def _added(layers: LayerList, number: int) -> Tensor | None:
 
 
 def _plan_biases(layers: LayerList, kept: Sequence[int]) -> Iterator[Edit]:
-    """Plan to add the biases of layers that leave to the feed-forward block of the layer before.
+    """Plan to add the biases of layers that leave to the last block of the layer before.
 
     Raises:
         InputError: That block has no bias.
@@ -135,8 +135,7 @@ def _plan_biases(layers: LayerList, kept: Sequence[int]) -> Iterator[Edit]:
             before = max(other for other in kept if other < number)
             sums[before] = sums[before] + bias if before in sums else bias
     for number, added in sums.items():
-        blocks = layers.blocks[number]
-        last = next((block for block in reversed(blocks) if block.unit == "neurons"), blocks[-1])
+        last = layers.blocks[number][-1]
         linear = cast("Any", without_adapter(last.output_projection))
         own = getattr(linear, "bias", None)
         if not isinstance(own, nn.Parameter) or own.shape != added.shape:

@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from gating.errors import InputError, shorten
 from gating.loader.changes import ABSENT
 from gating.loader.integrity import RECORD_KEY
-from gating.pruning.layer_settings import Settings, changed, nested_configs, settings_without_layers
+from gating.pruning.layer_settings import changed, nested_configs, settings_without_layers
 from gating.pruning.recording import build_recorded, describe_kept_units
 from gating.structure.edits import Edit, SetAttribute, Undo, apply_edits, undo_edits
 from gating.structure.layers import LAYERS_KEY, LayerList, dense_name, layers_record
@@ -172,9 +172,10 @@ def _record_without(model: PreTrainedModel, layers: LayerList, kept: Sequence[in
     """Return the part of the record about layers that left, after some layers more have."""
     record: dict[str, Any] = layers_record(model)
     numbers = record.get("kept", {}).get(layers.name, range(len(layers.layers)))
-    sizes: Settings = {unit: dict(record.get(unit, {})) for unit in ("heads", "neurons")}
+    sizes: dict[str, dict[str, int]] = {}
     for number, blocks in enumerate(layers.blocks):
         for block in () if number in kept else blocks:
-            sizes[block.unit][dense_name(record, block.name)] = unit_of(block).size_before(block)
+            of_unit = sizes.setdefault(block.unit, dict(record.get(block.unit, {})))
+            of_unit[dense_name(record, block.name)] = unit_of(block).size_before(block)
     now = {**record.get("kept", {}), layers.name: [numbers[number] for number in kept]}
     return {**record, **sizes, "kept": now}
