@@ -8,7 +8,8 @@
 
 The comparison has methods x sizes x seeds x data sets. A size is a number of heads; with --against latency a speed-up
 (--speedups) for heads and neurons, a number of heads for heads alone, and a number of layers (--layers) for the first
-layers of the model, fine-tuned densely. Speed-ups are measured by each run, in turns with the full dense model.
+layers of the model, fine-tuned densely. Speed-ups are measured by each run, in turns with the full dense model. Methods
+with a teacher learn from the full model, which is trained once for each data set and seed, with as many steps.
 
 Each run is train.py with the same model, batches, learning rates and number of steps; a method that searches spends
 them on search and recovery together, dense fine-tuning on training alone. A result is a line of a file of JSON lines,
@@ -33,13 +34,14 @@ from benchmarks.compare.methods import (
     LAYERS,
     METHODS,
     SPEEDUP,
+    TEACHER,
     Ask,
     Data,
     Method,
     read_data,
     read_method,
 )
-from benchmarks.compare.runs import train
+from benchmarks.compare.runs import dense_teacher, train
 from benchmarks.measuring import ROOT, machine
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -194,8 +196,10 @@ def run(job: Job, about: dict[str, Any]) -> dict[str, Any]:
     Raises:
         RuntimeError: It failed, or kept another number of heads than was asked for.
     """
+    settings = [*job.data.settings, *about["settings"], f"seed={job.seed}"]
+    if TEACHER in settings:
+        settings[settings.index(TEACHER)] = f"distillation.teacher={dense_teacher(settings, threads=1)}"
     with tempfile.TemporaryDirectory() as folder:
-        settings = [*job.data.settings, *about["settings"], f"seed={job.seed}"]
         numbers = train(settings, Path(folder) / "run", threads=1)
     if job.method.ask == HEADS and job.number not in (None, numbers["num_heads"]):
         raise RuntimeError(f"{job.method.name} kept {numbers['num_heads']} heads, not the {job.number} asked for")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["LATENCY_METHODS", "METHODS", "Ask", "Data", "Method", "read_data", "read_method"]
+__all__ = ["LATENCY_METHODS", "METHODS", "TEACHER", "Ask", "Data", "Method", "read_data", "read_method"]
 
 
 class Ask(NamedTuple):
@@ -77,6 +77,9 @@ METHODS = _by_name(
 )
 
 _BOTH = "gates.units=[heads,neurons]"
+# The whole model, fine-tuned densely with the same data, seed and steps, is the teacher.
+TEACHER = "distillation.teacher=THE_DENSE_MODEL"
+_TAUGHT = ("distillation=logits", TEACHER)
 
 LATENCY_METHODS = _by_name(
     _DENSE,
@@ -89,6 +92,8 @@ LATENCY_METHODS = _by_name(
         for name in ("lagrangian", "topk", "importance", "magnitude", "random")
     ),
     Method("layers", ("objective=none",), "first layers", ask=LAYERS),
+    Method("both_taught", ("objective=budget", _BOTH, *_TAUGHT), "both, with a teacher", ask=SPEEDUP),
+    Method("layers_taught", ("objective=none", *_TAUGHT), "first layers, with the same teacher", ask=LAYERS),
 )
 
 

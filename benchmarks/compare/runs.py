@@ -1,10 +1,12 @@
 """Runs of train.py, and the speed-up of shallower models over the full one."""
 
+import hashlib
 import json
 import math
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,10 +22,13 @@ from gating.run.settings.read import read_settings
 from gating.tracking.verbosity import quiet_libraries
 from train import CONF, GROUPS
 
-__all__ = ["call", "measure_against_full", "train"]
+__all__ = ["call", "dense_teacher", "measure_against_full", "train"]
 
 # The layers to load, for families that name them differently, too.
 _DEPTH = ("model.config.num_hidden_layers=", "model.config.n_layer=", "model.config.num_layers=")
+
+# One job trains a teacher, and the others wait for it.
+_lock = threading.Lock()
 
 
 def train(settings: Sequence[str], folder: Path, *, threads: int) -> dict[str, Any]:
@@ -47,6 +52,22 @@ def train(settings: Sequence[str], folder: Path, *, threads: int) -> dict[str, A
         output = call(["-m", "benchmarks.compare.runs", str(folder), *full], threads=threads)
         numbers |= json.loads(output.splitlines()[-1])
     return numbers
+
+
+def dense_teacher(settings: Sequence[str], *, threads: int) -> Path:
+    """Return the folder of the full model, fine-tuned densely as a run with a teacher is; trained at the first call.
+
+    Raises:
+        RuntimeError: The training failed.
+    """
+    own = ("objective", "gates.", "distillation", "latency.", *_DEPTH)
+    shared = [setting for setting in settings if not setting.startswith(own)]
+    key = hashlib.sha256(json.dumps(shared).encode()).hexdigest()[:16]
+    folder = ROOT / "outputs" / "teachers" / key
+    with _lock:
+        if not (folder / "compact").is_dir():
+            train([*shared, "objective=none"], folder, threads=threads)
+    return folder / "compact"
 
 
 def call(arguments: Sequence[str], *, threads: int) -> str:
