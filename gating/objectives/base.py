@@ -127,7 +127,11 @@ class KeepsBudget(FullPrecision):
 
     def kept_at(self, gates: HeadGates, keep: float) -> Tensor:
         """Return the gates that stay with another share of the cost, or of the units of gates on one."""
-        return self._budget.with_keep(keep).choose(gates, gates.log_alpha)
+        return self._budget.with_keep(keep, gates).choose(gates, gates.log_alpha)
+
+    def is_share_of_cost(self, gates: HeadGates) -> bool:
+        """Return whether the budget is a share of cost, in which what is open is shown."""
+        return self._budget.is_share_of_cost(gates)
 
 
 def check_objective(objective: object) -> None:

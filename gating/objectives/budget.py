@@ -128,10 +128,23 @@ class HeadBudget:
             chosen = chosen.index_fill(0, part.choose(scores.detach(), number), True)
         return chosen
 
-    def with_keep(self, keep: float) -> "HeadBudget":
-        """Return the budget with a share in place of its numbers and its own share."""
+    def with_keep(self, keep: float, gates: HeadGates) -> "HeadBudget":
+        """Return the budget with another share, or the least one that it can have, in place of its own numbers."""
         no_numbers: dict[str, Any] = {f"num_{unit}": None for unit in self.numbers}
+        keep = min(1.0, max(keep, self.least_share(gates)))
         return replace(self, keep=keep, **no_numbers)
+
+    def least_share(self, gates: HeadGates) -> float:
+        """Return the least share of cost that can be kept; 0 for shares of a number of units."""
+        if not is_share_of_cost(gates, self.cost):
+            return 0.0
+        (part,) = self._parts_of(gates, COST, by=None)
+        return part.least_share
+
+    def is_share_of_cost(self, gates: HeadGates) -> bool:
+        """Return whether the budget is shown as a share of cost, not as a number of the only unit."""
+        is_one_share = not self.numbers and not isinstance(self.keep, Mapping)
+        return len(gates.units) > 1 or (is_one_share and is_share_of_cost(gates, self.cost))
 
     def _resolve(self, gates: HeadGates) -> Iterator[tuple[BudgetPart, float]]:
         keep = self._checked_share(gates)
@@ -157,6 +170,11 @@ class HeadBudget:
     def _checked_share(self, gates: HeadGates) -> Share | None:
         """Return the share to keep; None if numbers are given, and all units with a number have gates."""
         given = self.numbers
+        if (given or isinstance(self.keep, Mapping)) and self.cost in ("cache", "latency")[: 3 - len(gates.units)]:
+            raise InputError(
+                f"cost={self.cost} is the cost of one share to keep, and this budget is {self}: give keep=0.5, for "
+                "example, instead, or leave cost out."
+            )
         keep = DEFAULT_KEEP if not given and self.keep is None else self.keep
         for unit, number in given.items():
             if keep is not None:

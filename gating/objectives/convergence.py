@@ -8,6 +8,8 @@ from torch import Tensor
 
 from gating.errors import InputError
 from gating.gates import HeadGates
+from gating.objectives.gate_metrics import quantity_of, share_undecided
+from gating.objectives.parts import COST
 
 __all__ = ["Convergence"]
 
@@ -74,10 +76,10 @@ class Convergence:
         now = (is_open if kept is None else kept).tolist()
         self._num_unchanged = self._num_unchanged + 1 if now == self._kept else 0
         self._kept = now
-        undecided = float(((values > 0.05) & (values < 0.95)).float().mean())
+        undecided = float(share_undecided(gates))
         num_others = sum(one != other for one, other in zip(is_open.tolist(), now, strict=True))
         # A budget of cost holds whole gates: the rest of it may leave another gate open.
-        allowed = 0 if len(gates.units) == 1 else max(1, len(now) // 100)
+        allowed = max(1, len(now) // 100) if quantity_of(gates, gates.objective) == COST else 0
         if self._num_unchanged < self._patience or undecided > self._max_undecided or num_others > allowed:
             return None
         kept_units = " and ".join(f"{sum(itertools.compress(gates.counts[unit], now))} {unit}" for unit in gates.units)

@@ -100,12 +100,18 @@ class ExactBudget(KeepsBudget):
             number = self._schedule.target(progress, total=total, budget=min(budget, total), start=start)
             count.target.fill_((_ALL_OPEN * part.total if waits else number) * _scale(part))
             count.sharpness.fill_(sharpness)
-            if count.prices is not None and sharpness == _DECIDED:
-                # The choice knows whole blocks, which locations alone do not.
-                kept = torch.zeros_like(count.decided).index_fill(
-                    0, part.choose_own(gates.log_alpha.detach(), number), 1
-                )
+            if count.prices is not None and sharpness == _DECIDED and not count.decided.any():
+                # The choice knows whole blocks, which locations alone do not. It is made once, and in checkpoints.
+                chosen = part.choose_own(gates.log_alpha.detach(), budget)
+                kept = torch.zeros_like(count.decided).index_fill(0, chosen, 1)
                 count.decided.copy_(_DECIDED * (2 * kept - 1))
+
+    def kept(self, gates: HeadGates) -> Tensor:
+        """Return the gates with the largest ``log_alpha`` that meet the budget, or those that were decided."""
+        counts = _counts_of(gates) if gates.constraint is not None and gates.objective is self else []
+        if len(counts) == 1 and counts[0].prices is not None and counts[0].decided.any():
+            return counts[0].decided > 0
+        return super().kept(gates)
 
     def _sharpness(self, progress: float) -> float:
         """Return the factor of the locations at this share of the search."""

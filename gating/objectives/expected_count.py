@@ -63,7 +63,7 @@ class ExpectedCount(nn.Module):
         """
         super().__init__()
         self.prices = prices
-        self.register_buffer("decided", torch.zeros(len(weights)), persistent=False)
+        self.register_buffer("decided", torch.zeros(len(weights)), persistent=prices is not None)
         self.register_buffer("weights", torch.tensor(weights, dtype=torch.float32), persistent=False)
         self.register_buffer("target", torch.tensor(float(target)))
         # A buffer, since a number would be another graph for torch.compile; it follows from the progress.

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from gating.gates import HeadGates
 from gating.objectives.base import Objective
-from gating.objectives.costs import Costs, GateCosts, gate_costs, is_share_of_cost
+from gating.objectives.costs import Costs, GateCosts, gate_costs
 from gating.objectives.parts import COST
 from gating.units import UNITS
 
-__all__ = ["Quantity", "gate_metrics", "metrics_of", "open_amounts", "quantity_of", "spent_by_unit"]
+__all__ = ["Quantity", "gate_metrics", "metrics_of", "open_amounts", "quantity_of", "share_undecided", "spent_by_unit"]
 
 # The quantity of a budget: the name of a unit for its number, or ``cost`` for the share of cost of several units.
 Quantity = str
@@ -24,7 +24,7 @@ def gate_metrics(gates: HeadGates, objective: Objective) -> dict[str, float | Te
     quantity = quantity_of(gates, objective)
     budget: dict[str, float | Tensor] = {
         metrics_of(quantity)[2]: objective.target(gates),
-        "gates/undecided": ((values > 0.05) & (values < 0.95)).float().mean(),
+        "gates/undecided": share_undecided(gates),
     }
     metrics: dict[str, float | Tensor] = {}
     # Numbers of few units come first, and the target is beside them.
@@ -66,9 +66,16 @@ def metrics_of(quantity: Quantity) -> tuple[str, str, str]:
     return names.expected, names.open, names.target
 
 
-def quantity_of(gates: HeadGates, objective: Objective) -> Quantity:
+def quantity_of(gates: HeadGates, objective: object) -> Quantity:
     """Return the quantity of a budget for these gates: their unit, or the share of cost."""
-    return COST if is_share_of_cost(gates, _cost_of(objective)) else gates.units[0]
+    is_of_cost = getattr(objective, "is_share_of_cost", lambda gates: len(gates.units) > 1)
+    return COST if is_of_cost(gates) else gates.units[0]
+
+
+def share_undecided(gates: HeadGates) -> Tensor:
+    """Return the share of gates that are neither open nor closed, a scalar; a sampler's values may be any when open."""
+    states = gates.values() if gates.sampler is None else gates.prob_open()
+    return ((states > 0.05) & (states < 0.95)).float().mean()
 
 
 @torch.no_grad()

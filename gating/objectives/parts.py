@@ -189,18 +189,22 @@ class BudgetPart:
         return self._items.select(scores, int(number))
 
     def _check_cost(self, share: float) -> None:
-        items, total = self._items, self._costs.total
-        smallest = items.least_cost / total
-        if smallest > share * (1 + 1e-9):
-            raise InputError(
-                f"keep={share} of the cost holds no gate: the smallest takes {smallest:.4g}. Keep more, or make "
-                "smaller groups of neurons."
-            )
-        if any(items.least):
-            first = items.best_of_each(torch.zeros(len(items.units)))
-            needed = items.cost_of(first) / total
-            if needed > share * (1 + 1e-9):
-                self._refuse_minimum(f"keep={share} of the cost is too little", f"{needed:.4g}")
+        least = self.least_share
+        if least <= share * (1 + 1e-9):
+            return
+        if any(self._items.least):
+            self._refuse_minimum(f"keep={share} of the cost is too little", f"{least:.4g}")
+        raise InputError(
+            f"keep={share} of the cost holds no gate: the smallest takes {least:.4g}. Keep more, or make smaller "
+            "groups of neurons."
+        )
+
+    @cached_property
+    def least_share(self) -> float:
+        """Least share of cost that these gates can keep: the cheapest gate with its block, and all minima."""
+        items = self._items
+        first = items.best_of_each(torch.zeros(len(items.units)))
+        return max(items.least_cost, items.cost_of(first)) / self._costs.total
 
     def _refuse_minimum(self, problem: str, fewest: str) -> None:
         blocks = [block for block in self.blocks if self._least_of(block)]

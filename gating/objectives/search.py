@@ -137,8 +137,8 @@ class Search:
         """
         if step >= num_steps:
             self.reason = "all its steps were taken"
-        elif self.convergence is not None and is_due and step >= _EARLIEST_END * num_steps:
-            if step != self._checked_step:
+        elif self._can_converge and is_due and step >= _EARLIEST_END * num_steps:
+            if step != self._checked_step and self.convergence is not None:
                 self.reason = self.convergence.update(self.gates, self.objective.kept(self.gates))
             self._checked_step = step
         return self.reason
@@ -152,6 +152,11 @@ class Search:
         """
         self.update(1.0)
         return self.objective.kept(self.gates)
+
+    @property
+    def _can_converge(self) -> bool:
+        """Whether an unchanged choice ends the search: not if the values of open gates are learned after it."""
+        return self.convergence is not None and not getattr(self.objective, "learns_values", False)
 
     def state_dict(self, *, modules: bool = True) -> dict[str, Any]:
         """Return the state for a checkpoint.

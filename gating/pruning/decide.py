@@ -19,8 +19,8 @@ __all__ = ["decide_gate_values", "warn_if_arbitrary"]
 
 # Smallest difference between the mean values of kept and of removed gates that counts as a decision.
 _LEAST_GAP = 0.1
-# Least factor of a kept gate.
-_LEAST_STRENGTH = 1e-6
+# Probability to be open below which a gate was decided to be closed.
+_LEAST_STRENGTH = 1e-3
 
 
 def decide_gate_values(
@@ -56,9 +56,11 @@ def decide_gate_values(
         kept = values > 0
         for unit, number in numbers.items():
             kept = torch.where(gates.is_of(unit).to(kept.device), _largest(gates, number, unit), kept)
-    # A kept head with a closed gate would output zeros: it gets its average strength in training instead, which is not
-    # zero, since zero removes it.
-    return kept * torch.where(values > 0, values, gates.prob_open().detach().clamp_min(_LEAST_STRENGTH))
+    # A kept head with a closed gate would output zeros: it gets its average strength in training instead. One that was
+    # decided to be closed, and is kept by another budget than that of the search, has the strength that it had before.
+    average = gates.prob_open().detach()
+    strength = torch.where(average < _LEAST_STRENGTH, 1.0, average)
+    return kept * torch.where(values > 0, values, strength)
 
 
 def _choice_of(objective: GateChoice | None, gates: HeadGates, numbers: Mapping[UnitName, int]) -> Tensor | None:

@@ -94,7 +94,7 @@ def _measure(
     )
     budget: dict[str, Any] = {"cost": costs.rates(gates)}
     if asked.speedup:
-        budget["keep"] = costs.keep_for(asked.speedup)
+        budget["keep"] = costs.keep_for(asked.speedup, gates=gates)
         print(f"With {budget['keep']:.0%} of the time of its gated units, it is {asked.speedup} times as fast.")
     return budget
 

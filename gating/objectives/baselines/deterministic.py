@@ -78,6 +78,9 @@ class DeterministicBudget(ExactBudget):
     3. From its end on, gates are open or closed, exactly within the budget. The values of open ones are learned and may
        exceed 1, as in DDP (2026, arXiv 2603.08065), so that what stays makes up for what has gone. Removal folds them.
 
+    Attributes:
+        learns_values: True: a choice that stays the same does not end the search.
+
     Example:
         >>> from gating import inject_gates
         >>> from transformers import BertConfig, BertModel
@@ -88,6 +91,8 @@ class DeterministicBudget(ExactBudget):
         >>> gates.num_open()
         3
     """
+
+    learns_values = True
 
     def __init__(  # noqa: D417 - the others are those of ExactBudget
         self,

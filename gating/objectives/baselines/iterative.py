@@ -126,7 +126,7 @@ class IterativePruning(KeepsBudget):
 
     def kept_at(self, gates: HeadGates, keep: float) -> Tensor:
         """Return the gates that stay with another share of the cost, or of the heads or neurons of gates on one."""
-        return self._choose(gates, self._budget.with_keep(keep))
+        return self._choose(gates, self._budget.with_keep(keep, gates))
 
     def _num_left(self, part: BudgetPart, budget: float, progress: float) -> float:
         """Return the heads, neurons or share of cost of a part that are open after the rounds that are due by now."""

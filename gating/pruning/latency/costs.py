@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gating.errors import InputError
 from gating.gates import HeadGates, create_gates
-from gating.objectives import ExactBudget
+from gating.objectives import ExactBudget, HeadBudget
 from gating.objectives.costs import OPEN_BLOCKS
 from gating.pruning.latency.comparison import margin
 from gating.pruning.latency.copies import PRECISION, CopyTimer
@@ -85,7 +85,12 @@ class LatencyCosts:
 
     def rates(self, gates: HeadGates) -> dict[str, Any]:
         """Return the cost of one multiply-accumulate of each unit and of one open block, as shares of dense latency."""
-        rates = {unit: self.shares[unit] / float(gates.macs_per_gate[gates.is_of(unit)].sum()) for unit in gates.units}
+        # Units that seem to cost nothing beside their blocks still compete by their scores.
+        least = 1e-6 * (sum(self.shares.values()) + sum(self.open_blocks.values()))
+        rates = {
+            unit: max(self.shares[unit], least) / float(gates.macs_per_gate[gates.is_of(unit)].sum())
+            for unit in gates.units
+        }
         prices = {unit: self.open_blocks.get(unit, 0.0) / gates.block_units.count(unit) for unit in gates.units}
         return {**rates, OPEN_BLOCKS: prices}
 
@@ -95,8 +100,8 @@ class LatencyCosts:
         prices = [*self.shares.values(), *(self.open_blocks.get(unit, 0.0) for unit in gates.units)]
         return self.fixed + sum(share * price for share, price in zip(amounts, prices, strict=True))
 
-    def keep_for(self, speedup: float) -> float:
-        """Return the share of the cost of all gated units that remains at a speedup.
+    def keep_for(self, speedup: float, *, gates: HeadGates | None = None) -> float:
+        """Return the share of the cost of all gated units that remains at a speedup; with gates, one that holds a gate.
 
         Raises:
             InputError: The speedup cannot be reached; the message names the largest one.
@@ -112,7 +117,8 @@ class LatencyCosts:
                 f"is {self.fastest:.2f} times as fast here{precision}. Ask for less than that."
             )
         share = (1 / speedup - self.fixed) / (sum(self.shares.values()) + sum(self.open_blocks.values()))
-        return min(1.0, max(0.01, share))
+        least = 0.01 if gates is None else HeadBudget(keep=1.0, cost=self.rates(gates)).least_share(gates)
+        return min(1.0, max(least, share))
 
 
 def budget_for_speedup(
@@ -151,7 +157,7 @@ def budget_for_speedup(
     with budget.stage("timing copies") as stage:
         timer = CopyTimer(model, batch, stage=stage)
         costs = measure_latency_costs(gates, timer)
-        objective = ExactBudget(keep=costs.keep_for(speedup), cost=costs.rates(gates))
+        objective = ExactBudget(keep=costs.keep_for(speedup, gates=gates), cost=costs.rates(gates))
     if timer.error > PRECISION:
         warnings.warn(timer.shortfall("max_seconds"), stacklevel=2)
     return objective
