@@ -87,6 +87,12 @@ class HeadBudget:
 
     def check(self, gates: HeadGates) -> None:
         """Raise the errors of :meth:`parts`, except that a cost of latency may be timed later."""
+        is_one_share = not self.numbers and not isinstance(self.keep, Mapping)
+        if not is_one_share and (self.cost == "cache" or (self.cost == "latency" and len(gates.units) == 1)):
+            raise InputError(
+                f"cost={self.cost} is the cost of one share to keep, and this budget is {self}: give keep=0.5, for "
+                "example, instead, or leave cost out."
+            )
         (replace(self, cost="macs") if self.cost == "latency" else self).parts(gates)
 
     def resolve(self, gates: HeadGates) -> float:
@@ -170,11 +176,6 @@ class HeadBudget:
     def _checked_share(self, gates: HeadGates) -> Share | None:
         """Return the share to keep; None if numbers are given, and all units with a number have gates."""
         given = self.numbers
-        if (given or isinstance(self.keep, Mapping)) and self.cost in ("cache", "latency")[: 3 - len(gates.units)]:
-            raise InputError(
-                f"cost={self.cost} is the cost of one share to keep, and this budget is {self}: give keep=0.5, for "
-                "example, instead, or leave cost out."
-            )
         keep = DEFAULT_KEEP if not given and self.keep is None else self.keep
         for unit, number in given.items():
             if keep is not None:

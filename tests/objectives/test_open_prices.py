@@ -137,6 +137,55 @@ def test_a_search_that_follows_the_loss_ends_with_the_gates_of_its_choice(bert):
     assert set(gates.values().tolist()) == {0.0, 1.0}
 
 
+def decided(model, **options):
+    """Return gates at the end of a search that has followed the loss, and their objective."""
+    gates = gating.inject_gates(model, units=UNITS, group_size=8)
+    objective = gating.ExactBudget(keep=0.3, cost=PRICED, **options)
+    search = gating.Search(gates, objective)
+    gates.log_alpha.data += torch.randn(len(gates.log_alpha), generator=torch.Generator().manual_seed(0))
+    for step in range(100):
+        search.update(step / 100)
+        search.observe(torch.tensor(1.0 if step < 12 else 0.1))
+    return gates, search
+
+
+def test_the_choice_is_made_once_and_is_in_checkpoints(bert):
+    gates, search = decided(bert)
+    kept, state = search.objective.kept(gates), search.state_dict()
+    gates.log_alpha.data = -gates.log_alpha.data
+    search.update(1.0)
+    assert torch.equal(search.kept(), kept)
+    search.begin()
+    assert not torch.equal(search.objective.kept(gates), kept)
+    search.load_state_dict(state)
+    assert torch.equal(search.kept(), kept)
+
+
+def test_gates_that_a_larger_budget_keeps_are_not_dead(bert):
+    gates, search = decided(bert)
+    kept = search.objective.kept_at(gates, 0.6)
+    assert kept.sum() > search.kept().sum()
+    folded = gating.finalize(bert.eval(), gates, kept=kept).folded
+    assert {value for values in folded.values() for value in values} == {1.0}
+
+
+def test_a_smaller_budget_than_any_gate_keeps_the_cheapest(bert):
+    gates, search = decided(bert, min_per_layer=1)
+    costs = gate_costs(gates, PRICED)
+    least = search.objective.kept_at(gates, 0.01)
+    counts = [int(part.sum()) for part in least.split(gates.block_sizes)]
+    assert [n for n, unit in zip(counts, gates.block_units, strict=True) if unit == "heads"] == [1, 1, 1]
+    assert float(costs.spent(least).sum()) < 0.6
+
+
+@pytest.mark.parametrize("cost", ["cache", "latency"])
+def test_a_cost_of_one_share_is_refused_beside_a_number(bert, cost):
+    gates = create_gates(bert)
+    for options in ({"num_heads": 4}, {"keep": {"encoder": 0.5}}):
+        with pytest.raises(gating.errors.InputError, match=f"cost={cost} is the cost of one share to keep"):
+            gating.ExactBudget(cost=cost, **options).check(gates)
+
+
 @pytest.mark.parametrize(
     "objective",
     [

@@ -95,6 +95,20 @@ def test_real_timings_leave_the_model_as_it_was(bert, units, monkeypatch):
     assert all(torch.equal(tensor, bert.state_dict()[name]) for name, tensor in state.items())
 
 
+def test_units_without_a_time_of_their_own_still_compete(bert):
+    gates = create_gates(bert)
+    costs = LatencyCosts({"heads": 0.0}, fixed=0.7, fastest=1.4, open_blocks={"heads": 0.3})
+    gates.log_alpha.data = torch.arange(12.0)
+    kept = gating.ExactBudget(keep=costs.keep_for(1.2, gates=gates), cost=costs.rates(gates)).kept(gates)
+    assert kept.tolist() == [False] * 8 + [True] * 4
+
+
+def test_the_fastest_speedup_keeps_a_gate(bert):
+    gates = create_gates(bert)
+    costs = LatencyCosts({"heads": 0.3}, fixed=0.3, fastest=3.0, open_blocks={"heads": 0.4})
+    assert gating.ExactBudget(keep=costs.keep_for(2.9, gates=gates), cost=costs.rates(gates)).kept(gates).sum() == 1
+
+
 def test_an_unreachable_speedup_names_the_largest():
     costs = LatencyCosts({"heads": 0.3, "neurons": 0.4}, fixed=0.3, fastest=2.9)
     with pytest.raises(ValueError, match=r"speedup=4.0 cannot be reached.*2.90 times as fast"):

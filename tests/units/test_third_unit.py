@@ -191,14 +191,14 @@ def test_modules_without_its_gates_have_a_sentence(bert, monkeypatch):
         gating.inject_gates(bert, units=BOTH)
 
 
-def test_a_share_takes_the_place_of_every_number():
+def test_a_share_takes_the_place_of_every_number(bert):
     @dataclass(frozen=True)
     class OwnBudget(HeadBudget):
         num_blocks: int | None = None
 
     budget = OwnBudget(num_heads=3, num_neurons=64, num_blocks=2, min_per_layer=1)
     assert budget.numbers == {"heads": 3, "neurons": 64, "blocks": 2}
-    moved = budget.with_keep(0.5)
+    moved = budget.with_keep(0.5, create_gates(bert))
     assert (moved.numbers, moved.keep, moved.min_per_layer) == ({}, 0.5, 1)
 
 

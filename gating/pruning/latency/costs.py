@@ -3,9 +3,8 @@
 import math
 import warnings
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from itertools import cycle
 from typing import Any
 
 import torch
@@ -18,48 +17,15 @@ from gating.objectives.costs import OPEN_BLOCKS
 from gating.pruning.latency.comparison import margin
 from gating.pruning.latency.copies import PRECISION, CopyTimer
 from gating.pruning.latency.settings import LatencySettings
+from gating.pruning.latency.shapes import timed_shapes
 from gating.pruning.latency.speedup import check_speedup
 from gating.pruning.latency.time_budget import MAX_SECONDS, TimeBudget
 from gating.units import UnitName
 
-__all__ = ["NUM_PASSES", "LatencyCosts", "Shape", "budget_for_speedup", "measure_latency_costs"]
+__all__ = ["NUM_PASSES", "LatencyCosts", "budget_for_speedup", "measure_latency_costs"]
 
 # Number of forward passes with which the fit and the search for gates after it are exact.
 NUM_PASSES = 100
-# Factors of the share that consecutive blocks keep: chosen gates leave blocks of odd widths, too.
-_UNEVEN = (0.7, 1.3, 1.0)
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Shape of a copy that is timed.
-
-    Attributes:
-        shares: Share of the gates of each unit that its open blocks keep, by the name of the unit.
-        every: For each unit, every how many-th of its blocks is open; 1 for all of them.
-    """
-
-    shares: Mapping[UnitName, float]
-    every: Mapping[UnitName, int]
-
-    def keep(self, gates: HeadGates) -> Tensor:
-        """Return the mask of the first gates of each open block, and of at least one gate of each unit."""
-        kept, missing, seen = [], set(gates.units), Counter[UnitName]()
-        factors = {unit: cycle(_UNEVEN) for unit in gates.units}
-        for size, unit in zip(gates.block_sizes, gates.block_units, strict=True):
-            share = self.shares[unit]
-            number = min(size, round(size * share * (1 if share == 1 else next(factors[unit]))))
-            number = number if seen[unit] % self.every[unit] == 0 else 0
-            seen[unit] += 1
-            number = number or int(unit in missing)
-            missing.discard(unit)
-            kept.append(torch.arange(size) < number)
-        return torch.cat(kept)
-
-    def __str__(self) -> str:
-        """Return the shape in words, for a progress bar."""
-        words = (f"{self.shares[unit] / self.every[unit]:.0%} of the {unit}" for unit in self.shares)
-        return ", ".join(words)
 
 
 @dataclass(frozen=True)
@@ -173,13 +139,12 @@ def measure_latency_costs(gates: HeadGates, timer: CopyTimer) -> LatencyCosts:
     """
     needed = 2 * len(gates.units) + 1
     points, times = [], []
-    for number, shape in enumerate(_shapes(gates)):
+    for number, (what, kept) in enumerate(timed_shapes(gates)):
         if timer.is_over and number >= needed:
             break
-        kept = shape.keep(gates)
         # Those that are needed leave a part of the time to the others together.
         share = 1 / max(needed + 0.5 - number, 1)
-        times.append(1 / timer.time_kept(gates, kept, what=str(shape), share=share).speedup)
+        times.append(1 / timer.time_kept(gates, kept, what=what, share=share).speedup)
         points.append(_amounts(gates, kept))
     fitted = _fit(points, times)
     shares, prices = fitted[: len(gates.units)], fitted[len(gates.units) :]
@@ -190,27 +155,6 @@ def measure_latency_costs(gates: HeadGates, timer: CopyTimer) -> LatencyCosts:
         timer.error,
         dict(zip(gates.units, prices, strict=True)),
     )
-
-
-def _shapes(gates: HeadGates) -> Iterator[Shape]:
-    """Yield the shapes that are timed; the fit needs those that come first."""
-
-    def shape(share: float, *, every: int = 1, one: UnitName = "", of_one: float = 0.0, every_one: int = 1) -> Shape:
-        units = gates.units
-        return Shape(
-            {unit: of_one if unit == one else share for unit in units},
-            {unit: every_one if unit == one else every for unit in units},
-        )
-
-    yield shape(0.0)
-    for unit in gates.units:
-        yield shape(0.5, one=unit, of_one=1.0, every_one=2)
-    for unit in gates.units:
-        yield shape(0.5, one=unit, of_one=1.0)
-    yield shape(0.5, every=2)
-    yield shape(0.25)
-    for unit in gates.units:
-        yield shape(0.5, one=unit, of_one=0.0)
 
 
 def _fit(points: list[list[float]], times: list[float]) -> list[float]:
