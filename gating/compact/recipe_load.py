@@ -97,11 +97,11 @@ def build_compact(
     with loading(str(folder), remedy="Export the recipe again."):
         recorded = build_recorded(model, config)
     named, lists = _by_dense_names(record), _lists_without_layers(model, record, folder)
-    if not lists:
+    if not lists:  # Otherwise modules of the two have other names, and only known layouts are found.
         share_specs(recorded, model)
-    gone = {block for layers, kept in lists for n, own in enumerate(layers.blocks) if n not in kept for block in own}
+    gone = {one.name for layers, kept in lists for n, own in enumerate(layers.blocks) if n not in kept for one in own}
     blocks = _blocks(model, named, {name: len(factors) for name, factors in recipe.folded.items()})
-    blocks = [block for block in blocks if block.name not in {one.name for one in gone}]
+    blocks = [block for block in blocks if block.name not in gone]
     factors = [_factors(block, named, recipe.folded.get(block.name), folder) for block in blocks]
     if unknown := sorted(recipe.folded.keys() - {block.name for block in blocks}):
         raise damaged_file(folder, f"it has factors of {unknown[0]!r}, which is not a block of {type(model).__name__}")
@@ -117,9 +117,11 @@ def build_compact(
         drop_layers(model, next(layers for layers in find_layer_lists(model) if layers.name == name), kept)
     _fill(model, recipe.biases, folder)
     become_compact(model)
-    former = record.get(LAYERS_KEY, {}).get("config", {})
-    is_same = all(setting_of(model.config, name) == setting_of(config, name) for name in former)
-    if not is_same or describe_kept_units(model) != record:
+    is_same = describe_kept_units(model) == record
+    with loading(str(folder), remedy="Export the recipe again."):
+        former = record.get(LAYERS_KEY, {}).get("config", {}) if is_same else {}
+        is_same = is_same and all(setting_of(model.config, name) == setting_of(config, name) for name in former)
+    if not is_same:
         raise damaged_file(folder / CONFIG, "its record is not that of the units that are left of the base model")
     if os.path.lexists(folder / GENERATION):
         check_file(folder / GENERATION)

@@ -87,6 +87,7 @@ def test_a_changed_table_is_refused(values, message, place):
         ({"heads": {"encoder.layer.1.attention.self": 9}}, "its record is not that"),
         ({"config": {"num_hidden_layers": 4}}, r"lacks bert\.encoder\.layer\.3"),
         ({"config": {"num_hidden_layers": 3, "hidden_size": 24}}, "its record is not that|is not the base|other shape"),
+        ({"config": {"num_hidden_layers": 3, "nothing": 3}}, "its record is not that"),
         ({"config": {"nothing.here": 3}}, "is not readable|cannot be"),
     ],
 )
