@@ -5,8 +5,9 @@ A folder with a recipe has no weights of its own. ``recipe.json`` names the base
     {"format": 1, "base": "user/name", "revision": "0a1b...", "base_sha256": "...", "compact_sha256": "...",
      "has_adapter": false}
 
-``recipe.safetensors`` has the factors of kept units and the weights that the base lacks, such as a new head. The kept
-units are in the record of ``config.json``, as in every compact folder; an adapter of PEFT is in ``adapter/``.
+``recipe.safetensors`` has the factors of kept units, the weights that the base lacks, such as a new head, and biases
+to which those of layers that left were added. The kept units and layers are in the record of ``config.json``, as in
+every compact folder; an adapter of PEFT is in ``adapter/``.
 """
 
 import json
@@ -31,7 +32,7 @@ __all__ = ["ADAPTER", "Recipe", "is_recipe"]
 ADAPTER = "adapter"
 _TABLE, _TENSORS, *_ = RECIPE_FILES
 _FORMAT = 1
-_FOLDED, _NEW = "folded.", "new."
+_FOLDED, _NEW, _BIASES = "folded.", "new.", "biases."
 _SHA256 = r"[0-9a-f]{64}"
 
 
@@ -52,8 +53,9 @@ class Recipe:
             another way on another machine.
         has_adapter: Whether an adapter of PEFT is merged before units are removed.
         folded: For each block, the factors of its kept units, ``[num_kept]``, float32; all 1 in blocks that are left
-            out.
+            out. Names are those in the base.
         new: Weights of the model that the base lacks, by name.
+        biases: Biases to which those of layers that left the model were added, by name.
     """
 
     base: str
@@ -63,6 +65,7 @@ class Recipe:
     has_adapter: bool
     folded: Mapping[str, Tensor]
     new: Mapping[str, Tensor]
+    biases: Mapping[str, Tensor]
 
     @property
     def title(self) -> str:
@@ -72,7 +75,8 @@ class Recipe:
     def write(self, folder: Path) -> None:
         """Write the table and the tensors into a folder."""
         tensors = {f"{_FOLDED}{name}": tensor for name, tensor in self.folded.items()}
-        tensors |= {f"{_NEW}{name}": tensor.detach().cpu().clone() for name, tensor in self.new.items()}
+        for kind, weights in ((_NEW, self.new), (_BIASES, self.biases)):
+            tensors |= {f"{kind}{name}": tensor.detach().cpu().clone() for name, tensor in weights.items()}
         save_file(tensors, folder / _TENSORS, metadata={"format": "pt"})
         table = {
             "format": _FORMAT,
@@ -93,8 +97,8 @@ class Recipe:
             ValueError: A file is damaged, has unknown keys, or values that no recipe has.
         """
         table = _read_table(folder / _TABLE)
-        folded, new = _read_tensors(folder / _TENSORS)
-        return cls(**table, folded=folded, new=new)
+        folded, new, biases = _read_tensors(folder / _TENSORS)
+        return cls(**table, folded=folded, new=new, biases=biases)
 
 
 def _read_table(path: Path) -> dict[str, Any]:
@@ -123,10 +127,10 @@ _VALUES = {
 }
 
 
-def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return the factors of kept units, and the weights that the base lacks."""
+def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """Return the factors of kept units, the weights that the base lacks, and biases that layers have changed."""
     check_file(path)
-    folded, new = {}, {}
+    folded, new, biases = {}, {}, {}
     try:
         stored = load_file(path)
     except (SafetensorError, OSError, OverflowError) as error:
@@ -136,9 +140,11 @@ def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
             folded[name.removeprefix(_FOLDED)] = _checked(path, name, tensor)
         elif name.startswith(_NEW):
             new[name.removeprefix(_NEW)] = tensor
+        elif name.startswith(_BIASES):
+            biases[name.removeprefix(_BIASES)] = tensor
         else:
             raise damaged_file(path, f"it has {name}, which is neither a factor nor a new weight")
-    return folded, new
+    return folded, new, biases
 
 
 def _checked(path: Path, name: str, factors: Tensor) -> Tensor:

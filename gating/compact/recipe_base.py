@@ -16,8 +16,10 @@ from gating.compact.record_checks import check_record
 from gating.compact.trust import check_trust, model_class, without_load_report
 from gating.errors import InputError, MissingFileError, UnreachableError, UserError, loading
 from gating.loader.integrity import CONFIG, PLAIN_LOADING, RECORD_KEY
+from gating.pruning.layer_settings import changed
 from gating.pruning.recording import dense_config
 from gating.storage.transfer import download, invalid_name, snapshot_of
+from gating.structure.layers import LAYERS_KEY
 
 __all__ = ["find_base", "load_base", "name_base", "processor_folder"]
 
@@ -112,7 +114,8 @@ def load_base(
         load: Any = model_class(config, recipe).from_pretrained
         model, found = load(
             base,
-            config=dense_config(config),
+            # Layers that left the compact model are in the base.
+            config=changed(dense_config(config), described[RECORD_KEY].get(LAYERS_KEY, {}).get("config", {})),
             dtype=config.dtype or torch.float32,
             use_safetensors=True,
             ignore_mismatched_sizes=True,

@@ -19,12 +19,15 @@ from gating.errors import InputError, RemedyError, loading
 from gating.loader.integrity import CHECKSUMS, CONFIG, GENERATION, RECORD_KEY, check_finite
 from gating.proof.masked import MaskedOutputs
 from gating.proof.prove import apply_proven
+from gating.pruning.layer_settings import setting_of
+from gating.pruning.layers import drop_layers
 from gating.pruning.plan import plan_finalizing
 from gating.pruning.recording import become_compact, build_recorded, describe_kept_units
 from gating.structure.attention import iter_attention_blocks
 from gating.structure.blocks import Block, share_specs
 from gating.structure.edits import apply_edits
 from gating.structure.feed_forward import iter_feed_forward_blocks
+from gating.structure.layers import LAYERS_KEY, LayerList, dense_name, find_layer_lists
 
 __all__ = ["build_compact", "digest_model", "load_recipe"]
 
@@ -77,14 +80,14 @@ def load_recipe(
 def build_compact(
     model: PreTrainedModel, config: PreTrainedConfig, recipe: Recipe, folder: Path, *, prove: bool
 ) -> None:
-    """Turn a dense model into the compact one of a recipe, in place: new weights, adapter, factors, removal.
+    """Turn a dense model into the compact one of a recipe, in place: new weights, adapter, factors, units, layers.
 
     Args:
         model: The model of :func:`~gating.compact.recipe_base.load_base`.
         config: The configuration of the compact model, with its record.
         recipe: The recipe.
         folder: Its folder.
-        prove: Whether to compare the outputs after the removal with those of the masked model.
+        prove: Whether to compare the outputs after the removal of units with those of the masked model.
 
     Raises:
         ValueError: The recipe does not fit the model, or the outputs differ.
@@ -92,9 +95,14 @@ def build_compact(
     record = {name: value for name, value in getattr(config, RECORD_KEY).items() if name != CHECKSUMS}
     # A model without memory, of which the numbers and layouts of the record are checked.
     with loading(str(folder), remedy="Export the recipe again."):
-        share_specs(build_recorded(model, config), model)
-    blocks = _blocks(model, record, {name: len(factors) for name, factors in recipe.folded.items()})
-    factors = [_factors(block, record, recipe.folded.get(block.name), folder) for block in blocks]
+        recorded = build_recorded(model, config)
+    named, lists = _by_dense_names(record), _lists_without_layers(model, record, folder)
+    if not lists:  # Otherwise modules of the two have other names, and only known layouts are found.
+        share_specs(recorded, model)
+    gone = {one.name for layers, kept in lists for n, own in enumerate(layers.blocks) if n not in kept for one in own}
+    blocks = _blocks(model, named, {name: len(factors) for name, factors in recipe.folded.items()})
+    blocks = [block for block in blocks if block.name not in gone]
+    factors = [_factors(block, named, recipe.folded.get(block.name), folder) for block in blocks]
     if unknown := sorted(recipe.folded.keys() - {block.name for block in blocks}):
         raise damaged_file(folder, f"it has factors of {unknown[0]!r}, which is not a block of {type(model).__name__}")
     _fill(model, recipe.new, folder)
@@ -105,8 +113,15 @@ def build_compact(
         apply_proven(model, edits, MaskedOutputs.record(model, blocks, factors))
     else:
         apply_edits(edits)
+    for name, kept in [(layers.name, kept) for layers, kept in lists]:
+        drop_layers(model, next(layers for layers in find_layer_lists(model) if layers.name == name), kept)
+    _fill(model, recipe.biases, folder)
     become_compact(model)
-    if describe_kept_units(model) != record:
+    is_same = describe_kept_units(model) == record
+    with loading(str(folder), remedy="Export the recipe again."):
+        former = record.get(LAYERS_KEY, {}).get("config", {}) if is_same else {}
+        is_same = is_same and all(setting_of(model.config, name) == setting_of(config, name) for name in former)
+    if not is_same:
         raise damaged_file(folder / CONFIG, "its record is not that of the units that are left of the base model")
     if os.path.lexists(folder / GENERATION):
         check_file(folder / GENERATION)
@@ -114,16 +129,39 @@ def build_compact(
             model.generation_config = GenerationConfig.from_pretrained(folder)
 
 
+def _by_dense_names(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record with the names that blocks have in the base, which has the layers that left."""
+    layers = record.get(LAYERS_KEY, {})
+    return {
+        kind: {dense_name(layers, name): entry for name, entry in record.get(kind, {}).items()}
+        for kind in ("blocks", "feed_forward")
+    }
+
+
+def _lists_without_layers(
+    model: PreTrainedModel, record: Mapping[str, Any], folder: Path
+) -> list[tuple[LayerList, list[int]]]:
+    """Return the lists of a dense model that layers leave, with the numbers of those that stay."""
+    kept = record.get(LAYERS_KEY, {}).get("kept", {})
+    lists = [(layers, kept[layers.name]) for layers in find_layer_lists(model) if layers.name in kept]
+    if len(lists) < len(kept):
+        raise damaged_file(folder / CONFIG, f"{type(model).__name__} has other lists of layers than {sorted(kept)}")
+    for layers, numbers in lists:
+        if not numbers or numbers != sorted(set(numbers)) or numbers[-1] >= len(layers.layers):
+            raise damaged_file(folder / CONFIG, f"{layers.name} cannot keep the layers {numbers}")
+    return lists
+
+
 def _blocks(model: PreTrainedModel, record: Mapping[str, Any], counts: Mapping[str, int]) -> list[Block]:
     """Return the blocks of a dense model, with neurons in the groups in which they were gated.
 
     Args:
         model: The model.
-        record: The record of kept units. Where no neurons were removed, it has no sizes of groups.
+        record: The tables of kept units. Where no neurons were removed, it has no sizes of groups.
         counts: Number of factors of each block that has any.
     """
     blocks: list[Block] = list(iter_attention_blocks(model))
-    groups = record.get("feed_forward", {})
+    groups = record["feed_forward"]
     for block in iter_feed_forward_blocks(model):
         size = groups[block.name]["group"] if block.name in groups else None
         if size is None and counts.get(block.name):
@@ -154,7 +192,7 @@ def _factors(block: Block, record: Mapping[str, Any], folded: Tensor | None, fol
     """Return the factor of each unit of a dense block, ``[num_units]``: 0 for those that are removed."""
     if (entry := record["blocks"].get(block.name)) is not None:
         kept: Sequence[int] = entry["kept_heads"]
-    elif (entry := record.get("feed_forward", {}).get(block.name)) is not None:
+    elif (entry := record["feed_forward"].get(block.name)) is not None:
         kept = entry["kept"]
     else:
         kept = block.unit_ids
@@ -166,10 +204,10 @@ def _factors(block: Block, record: Mapping[str, Any], folded: Tensor | None, fol
 
 
 def _fill(model: PreTrainedModel, new: Mapping[str, Tensor], folder: Path) -> None:
-    """Give the weights that the base lacks their values, in place; all are checked first."""
+    """Give the weights that are in the recipe their values, in place; all are checked first."""
     state = model.state_dict()
     for name, tensor in new.items():
-        if (state[name].shape, state[name].dtype) != (tensor.shape, tensor.dtype):
+        if name not in state or (state[name].shape, state[name].dtype) != (tensor.shape, tensor.dtype):
             raise damaged_file(folder, f"{name} has another shape or type than in {type(model).__name__}")
     with torch.no_grad():
         for name, tensor in new.items():

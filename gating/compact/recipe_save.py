@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -18,7 +19,9 @@ from gating.compact.recipe_base import find_base, load_base, name_base
 from gating.compact.recipe_load import build_compact, digest_model
 from gating.discovery.find import search_attention
 from gating.errors import InputError, InputTypeError
+from gating.loader.changes import without_adapter
 from gating.loader.integrity import CONFIG, PLAIN_LOADING, RECORD_KEY, REMEDY_OF_PLAIN_LOADING, check_finite
+from gating.loader.record import base_prefix
 from gating.proof.conditions import check_has_values, check_no_adapters, check_savable
 from gating.proof.outputs import max_relative_difference, tolerance_for
 from gating.pruning.prune_report import UnitCounts
@@ -29,6 +32,7 @@ from gating.storage.transfer import check_upload, upload
 from gating.structure.attention import iter_attention_blocks
 from gating.structure.blocks import Block
 from gating.structure.feed_forward import FeedForwardBlock, iter_feed_forward_blocks
+from gating.structure.layers import dense_name, find_layer_lists, layers_record
 
 __all__ = ["save_recipe"]
 
@@ -112,6 +116,7 @@ def save_recipe(
             has_adapter=adapter is not None,
             folded=factors,
             new=_new_weights(model, rebuilt, lacking, base=name),
+            biases=_changed_biases(model, rebuilt),
         )
         recipe.write(folder)
         _write_card(model, recipe, folder)
@@ -136,16 +141,20 @@ def _check_model(model: PreTrainedModel) -> None:
 def _checked_factors(model: PreTrainedModel, folded: Mapping[str, Sequence[float]]) -> dict[str, Tensor]:
     """Return the factors of each block that are not all 1, float32, after a comparison with the units of the model."""
     blocks: list[Block] = [*iter_attention_blocks(model), *iter_feed_forward_blocks(model)]
-    known = {block.name: block for block in blocks}
+    layers = layers_record(model)
+    known = {dense_name(layers, block.name): block for block in blocks}
+    gone = {*layers.get("heads", {}), *layers.get("neurons", {})}
     recorded, factors = describe_kept_units(model).get("feed_forward", {}), {}
     for name, values in folded.items():
+        if name in gone and not values:
+            continue
         if name not in known:
             raise InputError(f"folded has factors of {name!r}, which is not a block of this {type(model).__name__}.")
         factors[name] = torch.tensor(list(values), dtype=torch.float32)
         if not (factors[name].isfinite() & (factors[name] > 0)).all():
             raise InputError(f"folded: {name} has factors that are not finite and above 0.")
         # Where no neurons were removed, a model does not know the groups that they were gated in.
-        is_free = isinstance(known[name], FeedForwardBlock) and name not in recorded
+        is_free = isinstance(known[name], FeedForwardBlock) and known[name].name not in recorded
         if not is_free and len(values) != len(known[name].unit_ids):
             raise InputError(
                 f"folded has {len(values)} factors of {name}, which keeps {len(known[name].unit_ids)} units: give "
@@ -176,6 +185,24 @@ def _new_weights(model: PreTrainedModel, dense: PreTrainedModel, lacking: set[st
         if name not in mine or mine[name].shape != theirs[name].shape:
             raise InputError(f"{base} is not the base of this {type(model).__name__}: it lacks {name}.")
     return {name: mine[name] for name in lacking}
+
+
+def _changed_biases(model: PreTrainedModel, dense: PreTrainedModel) -> dict[str, Tensor]:
+    """Return the biases to which those of layers that left a compact model were added."""
+    record, prefix = layers_record(model), base_prefix(model)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    sizes, theirs, biases = {one.name: len(one.layers) for one in find_layer_lists(dense)}, dense.state_dict(), {}
+    for layers in find_layer_lists(model):
+        numbers = record.get("kept", {}).get(layers.name, [])
+        for number, (own, following) in enumerate(pairwise([*numbers, sizes.get(layers.name, 0)])):
+            blocks = layers.blocks[number] if following - own > 1 else ()
+            bias = getattr(without_adapter(blocks[-1].output_projection), "bias", None) if blocks else None
+            if bias is None:
+                continue
+            former = theirs.get(prefix + dense_name(record, names[bias].removeprefix(prefix)))
+            if former is None or not torch.equal(former, bias.cpu()):
+                biases[names[bias]] = bias.detach()
+    return biases
 
 
 def _check_equal(model: PreTrainedModel, rebuilt: PreTrainedModel, recipe: Recipe) -> None:

@@ -32,6 +32,7 @@ from gating.pruning.repeat import KeptUnits
 from gating.storage.atomic import replacing_file
 from gating.storage.same_settings import check_same_settings
 from gating.structure.hooks import Handle
+from gating.teachers.open_teacher import OpenTeacher
 
 __all__ = ["GateState", "GatedCheckpoints", "find_checkpoint"]
 
@@ -263,6 +264,8 @@ class GatedCheckpoints(GatedSteps):
 
     def _begin_recovery(self, compact: PreTrainedModel, *, search_steps: int) -> None:
         self.search, self._first_step = None, search_steps
+        if self.teacher is not None and isinstance(self.teacher.model, OpenTeacher):
+            self.teacher = None  # The compact model is another one.
         self._hook_passes(compact)
         self.remove_callback(self._search_end)
         adapters = self._adapters

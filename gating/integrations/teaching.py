@@ -21,8 +21,12 @@ __all__ = ["check_teaching", "given_teacher", "is_added_up", "taught_loss"]
 _OF_LABELS = "SFTTrainer"
 
 
-def given_teacher(distillation: object, teacher: nn.Module | str | os.PathLike[str] | None) -> Teacher | None:
-    """Return the teacher that the arguments of a trainer describe; None without one.
+def given_teacher(
+    distillation: object, teacher: nn.Module | str | os.PathLike[str] | None, *, is_frozen: bool
+) -> Teacher | None:
+    """Return the teacher that the arguments of a trainer give; None without one.
+
+    With weights that are frozen in the search, ``is_frozen``, the model itself can be the teacher.
 
     Raises:
         FileNotFoundError: The folder is missing.
@@ -30,18 +34,19 @@ def given_teacher(distillation: object, teacher: nn.Module | str | os.PathLike[s
     """
     if distillation is not None and not isinstance(distillation, Distillation):
         raise InputError(f"distillation={distillation!r} is no loss: give gating.Distillation(), or leave it out.")
-    if teacher is None and distillation is not None:
+    if teacher is None and distillation is not None and not is_frozen:
         raise InputError(
             "distillation= needs a teacher: give teacher=, a dense model that was fine-tuned on this data, or its "
-            "folder. Trainer makes one from the same arguments, without those of the gates."
+            "folder. Trainer makes one from the same arguments, without those of the gates. With "
+            "freeze_weights=, the model itself is the teacher."
         )
     if teacher is not None and not isinstance(teacher, (nn.Module, str, os.PathLike)):
         raise InputError(f"teacher={teacher!r} is no model: give a model of transformers, or its folder.")
     return None if teacher is None else Teacher(teacher, distillation=distillation)
 
 
-def check_teaching(trainer: Any, teacher: Teacher) -> None:
-    """Check that the model of a trainer can learn from a teacher; nothing is changed.
+def check_teaching(trainer: Any, distillation: Distillation, *, teacher: Teacher | None) -> None:
+    """Check that the model of a trainer can learn from a teacher, or from itself without one; nothing is changed.
 
     Raises:
         InputError: The trainer has a loss of another kind than that of labels, or the teacher does not fit the model.
@@ -63,10 +68,11 @@ def check_teaching(trainer: Any, teacher: Teacher) -> None:
         raise InputError(
             f"args.loss_type={trainer.args.loss_type!r} has no logits to compare with a teacher's: give 'nll'."
         )
-    if teacher.distillation.weight and trainer.args.use_liger_kernel:
+    if distillation.weight and trainer.args.use_liger_kernel:
         raise InputError("args.use_liger_kernel=True leaves no logits to compare with a teacher's: leave it out.")
     student = base_model(trainer.model)
-    teacher.check(student, make_probe(student), tokenizer=trainer.processing_class)
+    if teacher is not None:
+        teacher.check(student, make_probe(student), tokenizer=trainer.processing_class)
 
 
 def taught_loss(
@@ -91,6 +97,9 @@ def taught_loss(
     # unless the class has divided it itself.
     called, is_scaled = {**inputs, **trainer.teacher.options}, bool(trainer.loss_is_scaled_for_ga)
     number = num_items_in_batch if is_scaled else None
+    # First: the teacher may be the model itself, of which gradient checkpointing repeats the last pass.
+    with trainer.accelerator.autocast():
+        answers = trainer.teacher(inputs)
     loss, outputs = compute_loss(model, called, return_outputs=True, num_items_in_batch=number)
     has_logits = any(getattr(outputs[name], "requires_grad", False) for name in LOGITS if name in outputs)
     if trainer.teacher.distillation.weight and not has_logits:
@@ -100,7 +109,8 @@ def taught_loss(
         )
     part = _part(trainer, inputs, num_items_in_batch)
     with trainer.accelerator.autocast():
-        mixed = trainer.teacher.loss(loss / part if is_scaled else loss, outputs, inputs, model=trainer.model)
+        loss = loss / part if is_scaled else loss
+        mixed = trainer.teacher.loss(loss, outputs, inputs, model=trainer.model, answers=answers)
     return mixed * part, outputs
 
 

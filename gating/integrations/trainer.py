@@ -34,6 +34,8 @@ from gating.objectives.distillation import Distillation
 from gating.objectives.search import Search
 from gating.pruning.finalize import FinalizeReport, finalize
 from gating.pruning.prune_report import unproven_note
+from gating.teachers.open_teacher import OpenTeacher
+from gating.teachers.teacher import Teacher
 
 __all__ = ["GatedTrainer", "GatedTrainerMixin"]
 
@@ -77,7 +79,9 @@ class GatedTrainerMixin(GatedCheckpoints):
             convergence: Criterion that ends the search early; None for a search of all its steps.
             freeze_weights: Whether the gates alone are trained, or gates and adapters: True for the whole training,
                 which has no recovery without adapters; ``search`` for a recovery that trains the weights.
-            distillation: Loss with which the model also learns from a teacher, in search and recovery.
+            distillation: Loss with which the model also learns from a teacher, in search and recovery. With
+                ``freeze_weights`` and without ``teacher``, the gates learn from the model with all of them open, in the
+                search.
             teacher: A dense model that was fine-tuned for the same task, or its folder, or its name on the hub; it is
                 in no checkpoint. With ``distillation=None``, its logits are learned, ``Distillation()``.
             kwargs: Keyword arguments of the trainer.
@@ -97,7 +101,8 @@ class GatedTrainerMixin(GatedCheckpoints):
             freeze_weights=freeze_weights,
             optimizers=kwargs.get("optimizers"),
         )
-        given = given_teacher(distillation, teacher)
+        given = given_teacher(distillation, teacher, is_frozen=bool(freeze_weights))
+        self._own_lesson = distillation if given is None else None
         self._objective = objective
         self._recovery, self._convergence, self._freeze = recovery, convergence, freeze_weights
         self._rates = {"gate_lr": gate_lr, "multiplier_lr": multiplier_lr}
@@ -107,9 +112,9 @@ class GatedTrainerMixin(GatedCheckpoints):
         has_adapters = adapter_config(self.model) is not None
         check_trainer(self, has_adapters=has_adapters)
         check_frozen(freeze_weights, recovery=recovery, has_adapters=has_adapters)
-        if given is not None:
-            check_teaching(self, given)
-            self.teacher = given
+        if (lesson := distillation if given is None else given.distillation) is not None:
+            check_teaching(self, lesson, teacher=given)
+        self.teacher = given
         self._given_optimizer = self.optimizer
         self._begin_search(self.model)
 
@@ -280,9 +285,12 @@ class GatedTrainerMixin(GatedCheckpoints):
             unfreeze(model, self._frozen)
             raise
         self._hook_passes(model)
+        if self._own_lesson is not None:
+            self.teacher = Teacher(OpenTeacher(base, gates), distillation=self._own_lesson)
         self._search_settings = {
             **search_settings(self.search, recovery=self._recovery, rates=self._rates, args=self.args),
             "distillation": None if self.teacher is None else describe_object(self.teacher.distillation),
+            # Without weights, it is the model.
             "teacher": None if self.teacher is None else weight_digests(dict(self.teacher.model.state_dict())),
         }
         self._search_end = TrainerSearchEnd(self.search, recovery=self._recovery)

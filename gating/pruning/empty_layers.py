@@ -1,6 +1,7 @@
 """Layers that are left without any unit, and add nothing or a bias to what passes through: they leave the model."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, cast
 
 import torch
@@ -16,7 +17,7 @@ from gating.pruning.layers import drop_layers
 from gating.structure.edits import Edit, SetAttribute, Undo, apply_edits, undo_edits
 from gating.structure.layers import LayerList, find_layer_lists
 
-__all__ = ["passed_states", "remove_empty_layers", "transformers_in"]
+__all__ = ["drop_passing_layers", "passed_states", "remove_empty_layers", "transformers_in"]
 
 
 def remove_empty_layers(model: nn.Module, masked: MaskedOutputs) -> None:
@@ -32,11 +33,29 @@ def remove_empty_layers(model: nn.Module, masked: MaskedOutputs) -> None:
     """
     for transformer in transformers_in(model):
         for name in [layers.name for layers in find_layer_lists(transformer) if layers.empty()]:
-            passing = _passing(model, _list(transformer, name), masked)
+            passing = _passing(model, _list(transformer, name), [expected.probe for expected in masked.passes])
             if not passing or _remove(model, transformer, name, passing, masked):
                 continue
             for number in reversed(passing):
                 _remove(model, transformer, name, [number], masked)
+
+
+def drop_passing_layers(model: nn.Module, batch: Mapping[str, Tensor]) -> None:
+    """Take the layers that :func:`remove_empty_layers` would take out of a copy that is only timed, without a proof.
+
+    Biases of these layers are lost.
+
+    Args:
+        model: The copy, which has lost units; it is changed in place.
+        batch: Keyword arguments of the model, for a pass that shows which layers pass their inputs on.
+    """
+    for transformer in transformers_in(model):
+        for name in [layers.name for layers in find_layer_lists(transformer) if layers.empty()]:
+            layers = _list(transformer, name)
+            kept = _staying(layers, _passing(model, layers, [batch]))
+            if len(kept) < len(layers.layers):
+                with suppress(UserError):
+                    drop_layers(transformer, layers, kept)
 
 
 def transformers_in(model: nn.Module) -> list[PreTrainedModel]:
@@ -59,7 +78,7 @@ def _list(model: nn.Module, name: str) -> LayerList:
     return next(layers for layers in find_layer_lists(model) if layers.name == name)
 
 
-def _passing(model: nn.Module, layers: LayerList, masked: MaskedOutputs) -> list[int]:
+def _passing(model: nn.Module, layers: LayerList, batches: Iterable[Mapping[str, Tensor]]) -> list[int]:
     """Return the numbers of the empty layers that were called and passed their inputs on, but for their biases."""
     differences: dict[int, float] = {}
 
@@ -79,8 +98,8 @@ def _passing(model: nn.Module, layers: LayerList, masked: MaskedOutputs) -> list
         hook = lambda _m, args, kwargs, output, n=number, b=bias: compare(n, b, args, kwargs, output)  # noqa: E731
         handles.append(layers.layers[number].register_forward_hook(hook, with_kwargs=True))
     try:
-        for expected in masked.passes:
-            forward_outputs(model, expected.probe)
+        for batch in batches:
+            forward_outputs(model, batch)
     finally:
         for handle in handles:
             handle.remove()
@@ -92,10 +111,7 @@ def _remove(
 ) -> bool:
     """Take some empty layers out of a list, and return whether any could go."""
     layers = _list(transformer, name)
-    kept = [number for number in range(len(layers.layers)) if number not in numbers]
-    if not kept or (kept[0] > 0 and any(_added(layers, number) is not None for number in range(kept[0]))):
-        # The first layer takes the biases of those after it.
-        kept = [0, *kept]
+    kept = _staying(layers, numbers)
     if len(kept) == len(layers.layers):
         return False
     done: list[Undo] = []
@@ -110,6 +126,14 @@ def _remove(
         undo_edits(done)
         raise
     return True
+
+
+def _staying(layers: LayerList, leaving: Sequence[int]) -> list[int]:
+    """Return the numbers of the layers that stay if others leave, at least one."""
+    kept = [number for number in range(len(layers.layers)) if number not in leaving]
+    # The first layer takes the biases of those after it.
+    needs_first = not kept or any(_added(layers, number) is not None for number in range(kept[0]))
+    return [0, *kept] if needs_first else kept
 
 
 def _added(layers: LayerList, number: int) -> Tensor | None:

@@ -100,7 +100,7 @@ def finalize(
     masked = record_masked(model, gates, gated, values, probe)
     edits = plan_finalizing(model, gated, values.split(gates.block_sizes))
 
-    folded = folded_values(gated, values.split(gates.block_sizes))
+    folded = folded_values(model, gated, values.split(gates.block_sizes))
     gates.remove()
     done: list[Undo] = []
     try:

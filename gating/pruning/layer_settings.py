@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig
 
 from gating.loader.integrity import RECORD_KEY
 
-__all__ = ["Settings", "changed", "nested_configs", "settings_without_layers"]
+__all__ = ["Settings", "changed", "nested_configs", "setting_of", "settings_without_layers"]
 
 # Values of settings of a configuration and of those in it, by dotted name.
 Settings = dict[str, Any]
@@ -66,6 +66,12 @@ def changed(config: PreTrainedConfig, settings: Settings) -> PreTrainedConfig:
         path, _, last = name.rpartition(".")
         setattr(parts[f"{path}." if path else ""], last, copy.deepcopy(value))
     return copied
+
+
+def setting_of(config: PreTrainedConfig, name: str) -> Any:
+    """Return the value of a setting of a configuration, or of one in it, by its dotted name."""
+    path, _, last = name.rpartition(".")
+    return getattr(dict(nested_configs(config))[f"{path}." if path else ""], last)
 
 
 def nested_configs(config: PreTrainedConfig, path: str = "") -> Iterator[tuple[str, PreTrainedConfig]]:

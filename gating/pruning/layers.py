@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from gating.errors import InputError, shorten
 from gating.loader.changes import ABSENT
 from gating.loader.integrity import RECORD_KEY
-from gating.pruning.layer_settings import changed, nested_configs, settings_without_layers
+from gating.pruning.layer_settings import changed, nested_configs, setting_of, settings_without_layers
 from gating.pruning.recording import build_recorded, describe_kept_units
 from gating.structure.edits import Edit, SetAttribute, Undo, apply_edits, undo_edits
 from gating.structure.layers import LAYERS_KEY, LayerList, dense_name, layers_record
@@ -53,7 +53,7 @@ def drop_layers(model: PreTrainedModel, layers: LayerList, kept: Sequence[int]) 
                 reasons.append(str(error))
                 continue
             former = record.get("config", {})
-            former = {name: _value(config, name) for name in settings} | former
+            former = {name: setting_of(config, name) for name in settings} | former
             memory = {**(getattr(config, RECORD_KEY, None) or {}), LAYERS_KEY: {**record, "config": former}}
             done += apply_edits(
                 [*edits, *_plan_alignment(model, layers, kept), SetAttribute(config, RECORD_KEY, memory)]
@@ -150,11 +150,6 @@ def _plan_settings(former: PreTrainedConfig, present: PreTrainedConfig, new: Pre
 
 def _is_plain(value: object) -> bool:
     return all(map(_is_plain, value)) if isinstance(value, (tuple, list)) else isinstance(value, _PLAIN)
-
-
-def _value(config: PreTrainedConfig, name: str) -> Any:
-    path, _, last = name.rpartition(".")
-    return getattr(dict(nested_configs(config))[f"{path}." if path else ""], last)
 
 
 def _plan_alignment(model: nn.Module, layers: LayerList, kept: Sequence[int]) -> list[Edit]:

@@ -10,6 +10,7 @@ from gating.loader.changes import ABSENT, weight_dim, without_adapter
 from gating.structure.attention import AttentionBlock
 from gating.structure.blocks import Block
 from gating.structure.edits import Edit, EntriesEdit, SetAttribute
+from gating.structure.layers import dense_name, layers_record
 from gating.units import unit_of
 
 __all__ = ["folded_values", "kept_units", "plan_finalizing", "plan_pruning"]
@@ -82,12 +83,15 @@ class _ScaleEntries(EntriesEdit):
         setattr(self.owner, self.attribute, nn.Parameter(values, requires_grad=before.requires_grad))
 
 
-def folded_values(blocks: Sequence[Block], values: Sequence[Tensor]) -> dict[str, tuple[float, ...]]:
-    """Return the gate value of each kept unit, by block; the blocks are those before the removal."""
-    folded = {}
+def folded_values(model: nn.Module, blocks: Sequence[Block], values: Sequence[Tensor]) -> dict[str, tuple[float, ...]]:
+    """Return the gate value of each kept unit, by the name of its block in the original model.
+
+    Model and blocks are those before the removal.
+    """
+    record, folded = layers_record(model), {}
     for block, block_values in zip(blocks, values, strict=True):
         by_unit = dict(zip(block.slot_ids, _slot_values(block, block_values).tolist(), strict=True))
-        folded[block.name] = tuple(by_unit[unit] for unit in block.unit_ids if by_unit[unit] > 0)
+        folded[dense_name(record, block.name)] = tuple(by_unit[unit] for unit in block.unit_ids if by_unit[unit] > 0)
     return folded
 
 

@@ -14,6 +14,7 @@ from gating.run.folder.state import is_finished
 from gating.run.outcome import export, gather, report
 from gating.run.phase import train_phase
 from gating.run.prepare import prepare
+from gating.run.recipe import write_recipe
 from gating.run.run import Run
 from gating.run.settings.read import read_settings
 from gating.run.stages import remove_heads, restore_removed, search, train_teacher
@@ -71,6 +72,7 @@ def execute(run: Run) -> float | None:
     if gather(run) and not is_rank_zero():
         return None
     export(run)
+    write_recipe(run)
     export_formats(run)
     report(run)
     return optimized_value(run.paths.folder, run.settings.optimized_metric) if is_rank_zero() else None

@@ -72,7 +72,7 @@ def finalize_sharded(
         compact = _without_units(model, gates, values)
     difference = check_proven(compact, masked)
     gates.remove()
-    folded = folded_values(gated, values.split(gates.block_sizes))
+    folded = folded_values(model, gated, values.split(gates.block_sizes))
     return compact, FinalizeReport.of(
         compact, before, gated, max_difference=difference, folded=folded, unproven=masked.unproven
     )

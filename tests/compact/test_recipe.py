@@ -10,6 +10,7 @@ import transformers
 import gating
 from gating.proof.outputs import forward_outputs
 from gating.proof.probe import make_probe
+from gating.structure.layers import count_layers
 from tests.support.family_models import FAMILIES
 from tests.support.fresh_process import answers_of_fresh_process, outputs_of
 from tests.support.tiers import tiered
@@ -149,6 +150,55 @@ def test_a_new_head_is_in_the_recipe(has_head, tmp_path):
     loaded = gating.load_compact(gating.save_recipe(model, tmp_path / "recipe", base=tmp_path / "base", folded=folded))
     assert_same_state(loaded, state_of(model))
     assert loaded.config.id2label == model.config.id2label
+
+
+def without_layers(model, emptied):
+    """Close all gates of some layers and others at random, and remove the units; return the report."""
+    gates = gating.inject_gates(model, units=["heads", "neurons"], group_size=8)
+    with torch.no_grad():
+        gates.log_alpha.copy_(2 + torch.randn(len(gates.log_alpha), generator=torch.Generator().manual_seed(0)))
+        for block, values in zip(gates.blocks(), gates.log_alpha.split(gates.block_sizes), strict=True):
+            values.fill_(-9.0) if block.layer_idx in emptied else values[:1].fill_(0.5)
+    return gating.finalize(model, gates)
+
+
+# Without biases, with types of layers, with biases, and in two lists.
+@pytest.mark.filterwarnings("ignore:.*get no gates")
+@pytest.mark.parametrize("name", tiered(["llama", "gemma3", "gpt2", "whisper"]))
+def test_layers_that_a_search_has_emptied_leave_the_base(name, tmp_path):
+    model = based(FAMILIES[name].build(), tmp_path / "base")
+    before = count_layers(model)
+    report = without_layers(model, {1})
+    assert all(1 not in kept for kept in report.kept_layers.values())
+    assert count_layers(model) < before
+    folder = gating.save_recipe(model, tmp_path / "recipe", base=tmp_path / "base", folded=report.folded)
+    assert size_of(folder) < MOST_BYTES
+    loaded = gating.load_compact(folder)
+    assert_same_state(loaded, state_of(model))
+    assert loaded.config.to_dict() == model.config.to_dict()
+    probe = make_probe(model)
+    for one, other in zip(forward_outputs(model, probe), forward_outputs(loaded, probe), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_search_after_layers_were_pruned_by_number(bert, tmp_path):
+    model = based(bert, tmp_path / "base")
+    gating.prune_layers(model, [1])
+    folded = finalized(model)
+    assert "encoder.layer.2.attention.self" in folded
+    loaded = gating.load_compact(gating.save_recipe(model, tmp_path / "recipe", base=tmp_path / "base", folded=folded))
+    assert_same_state(loaded, state_of(model))
+
+
+def test_layers_that_were_pruned_by_number_leave_the_base(bert, tmp_path):
+    model = adapted(based(bert, tmp_path / "base"), tmp_path / "adapter")
+    gating.prune_layers(model, [1])
+    gating.prune_heads(model, {1: [0]})
+    places = {"base": tmp_path / "base", "adapter": tmp_path / "adapter"}
+    loaded = gating.load_compact(gating.save_recipe(model, tmp_path / "recipe", **places))
+    assert loaded.config.to_dict() == model.config.to_dict()
+    batch = batch_for(model)
+    torch.testing.assert_close(logits_of(loaded, batch), logits_of(model, batch))
 
 
 def adapted(model, folder, **options):

@@ -77,6 +77,29 @@ def test_a_changed_table_is_refused(values, message, place):
     refused(place / "recipe", message, (ValueError, FileNotFoundError))
 
 
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ({"kept": {"encoder.layer": [0, 3]}}, r"encoder\.layer cannot keep the layers \[0, 3\]"),
+        ({"kept": {"encoder.layer": [2, 0]}}, r"encoder\.layer cannot keep the layers \[2, 0\]"),
+        ({"kept": {"layers": [0, 2]}}, "has other lists of layers than"),
+        ({"kept": {"encoder.layer": [0, 1]}}, "its record is not that"),
+        ({"heads": {"encoder.layer.1.attention.self": 9}}, "its record is not that"),
+        ({"config": {"num_hidden_layers": 4}}, r"lacks bert\.encoder\.layer\.3"),
+        ({"config": {"num_hidden_layers": 3, "hidden_size": 24}}, "its record is not that|is not the base|other shape"),
+        ({"config": {"num_hidden_layers": 3, "nothing": 3}}, "its record is not that"),
+        ({"config": {"nothing.here": 3}}, "is not readable|cannot be"),
+    ],
+)
+def test_a_record_of_other_layers_is_refused(layers, message, tmp_path):
+    model = based(build("bert"), tmp_path / "base")
+    gating.prune_layers(model, [1])
+    folder = gating.save_recipe(model, tmp_path / "recipe", base=tmp_path / "base")
+    (folder / "head_gating.json").unlink()
+    change_record(folder, lambda _, record: record["layers"].update(layers))
+    refused(folder, message)
+
+
 def change_record(folder, change):
     table = json.loads((folder / "config.json").read_text())
     change(table, table["head_gating"])

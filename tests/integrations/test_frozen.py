@@ -49,6 +49,44 @@ def test_resumed_equals_uninterrupted(tmp_path, stop_at, assert_same):
     assert_same(weights_of(whole), weights_of(resumed))
 
 
+@pytest.mark.parametrize("stop_at", [6, pytest.param(14, marks=pytest.mark.runs)])
+@pytest.mark.parametrize("args", [{}, pytest.param({"activation_checkpointing": True}, marks=pytest.mark.runs)])
+def test_the_model_is_the_teacher_of_its_gates(tmp_path, stop_at, args, assert_same):
+    def make(folder, **options):
+        lesson = gating.Distillation(weight=0.5, hidden_weight=1.0)
+        options = {"objective": deterministic(), "distillation": lesson, "args": args, **options}
+        return make_trainer(tmp_path / folder, freeze_weights="search", **options)
+
+    whole = make("whole")
+    assert isinstance(whole.teacher.model, gating.OpenTeacher)
+    whole.train_and_compact(tmp_path / "compact")
+    assert whole.teacher is None
+    stopped = make("half", callbacks=[StopAt(stop_at)])
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train_and_compact(tmp_path / "other")
+    for others in ({"distillation": None}, {"teacher": make_classifier(5)}):
+        with pytest.raises(InputError, match=r"distillation|teacher"):
+            make("half", **others).train(resume_from_checkpoint=True)
+    resumed = make("half")
+    resumed.train_and_compact(tmp_path / "other", resume_from_checkpoint=True)
+    assert resumed.teacher is None
+    assert_same(weights_of(whole), weights_of(resumed))
+
+
+def test_the_loss_of_a_step_is_that_of_a_loop_with_the_model_as_teacher(tmp_path):
+    def loss(**options):
+        args = {"max_steps": 1, "logging_steps": 1, "save_strategy": "no"}
+        trainer = make_trainer(tmp_path, freeze_weights=True, recovery=0, args=args, **options)
+        trainer.gates.log_alpha.data.fill_(1.0)
+        trainer.train()
+        return next(row["loss"] for row in trainer.state.log_history if "loss" in row)
+
+    lesson = gating.Distillation(weight=0.5)
+    own, given = loss(distillation=lesson), loss(distillation=lesson, teacher=make_classifier())
+    assert own == pytest.approx(given, rel=1e-6)
+    assert own != pytest.approx(loss(), rel=1e-6)
+
+
 def test_a_recovery_with_nothing_to_train_is_refused(tmp_path):
     model = make_classifier()
     with pytest.raises(InputError, match="give recovery=0"):
@@ -60,8 +98,10 @@ def test_a_recovery_with_nothing_to_train_is_refused(tmp_path):
     assert all(one.requires_grad for one in model.parameters())
 
 
-def test_adapters_are_trained_in_search_and_recovery(tmp_path):
+@pytest.mark.parametrize("distillation", [None, gating.Distillation()])
+def test_adapters_are_trained_in_search_and_recovery(tmp_path, distillation):
     lora = peft.LoraConfig(r=2, target_modules=["query", "value"])
-    trainer = make_trainer(tmp_path, model=peft.get_peft_model(make_classifier(), lora), freeze_weights=True)
+    model = peft.get_peft_model(make_classifier(), lora)
+    trainer = make_trainer(tmp_path, model=model, freeze_weights=True, distillation=distillation)
     trainer.train_and_compact(tmp_path / "compact")
     assert trainer.state.global_step == 16

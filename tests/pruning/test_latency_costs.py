@@ -13,6 +13,8 @@ from gating.pruning.latency.copies import CopyTimer
 from gating.pruning.latency.costs import LatencyCosts, measure_latency_costs
 from gating.pruning.latency.speedup import Reached, kept_for_speedup
 from gating.pruning.prune import remove_in_copy
+from gating.structure.layers import count_layers
+from tests.support.family_models import FAMILIES
 from tests.support.timers import KnownTimes, timer_of
 from tests.support.tiny_models import batch_for, state_of
 
@@ -177,3 +179,21 @@ def test_a_budget_is_measured_before_the_gates(bert):
     gating.inject_gates(bert)
     with pytest.raises(gating.errors.InputError, match="gates"):
         gating.budget_for_speedup(bert, batch_for(bert), speedup=1.5)
+
+
+@pytest.mark.parametrize("name", ["llama", "bert"])
+def test_layers_that_finalize_would_take_out_are_not_timed(name, monkeypatch):
+    model = FAMILIES[name].build()
+    gates, timed, before = create_gates(model, units=UNITS, group_size=8), [], state_of(model)
+    kept = torch.cat([torch.full((size,), block.layer_idx == 0) for block, size in _sized(gates, model)])
+    num_layers = count_layers(model)
+    monkeypatch.setattr(CopyTimer, "time", lambda _, compact, **__: timed.append(compact))
+    timer_of(model, batch_for(model)).time_kept(gates, kept, what="the first layer", share=1.0)
+    # Norms of a BERT come last, and compute in empty layers.
+    assert (count_layers(timed[0]), count_layers(model)) == (num_layers if name == "bert" else 1, num_layers)
+    timed[0](**batch_for(model))
+    assert all(torch.equal(before[name], tensor) for name, tensor in state_of(model).items())
+
+
+def _sized(gates, model):
+    return zip(gates.blocks(model), gates.block_sizes, strict=True)

@@ -1,18 +1,22 @@
 """Whole runs on frozen weights: their steps, their weights, and the dense model in their report."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import gating
 from gating.errors import InputError
-from gating.models.sources import NewModel
-from gating.run import stages
+from gating.models.adapters import LoRA, NoAdapters
+from gating.models.sources import NewModel, Pretrained
+from gating.run import recipe, stages
 from gating.run.frozen import check_frozen
 from gating.run.objects import build_objects
 from gating.run.settings.read import read_settings
-from tests.support.interruptions import at_batch, run_in
+from tests.support.interruptions import Interrupted, at_batch, end_of, interrupt, run_in
+from tests.support.tiny_models import assert_same_state, state_of
 from tests.support.tiny_run import compose_settings
 from train import GROUPS
 
@@ -41,7 +45,12 @@ def test_all_steps_are_the_search_and_what_stays_has_the_weights_of_the_model(in
     settings = ("optimizer.freeze=true", "distillation=logits", "objective=deterministic")
     num_steps, numbers = run_frozen(tmp_path / "run", inputs, *settings)
     assert num_steps == numbers["search_steps"] == 12
-    assert "all 12 steps are the search" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "all 12 steps are the search" in printed
+    assert f"is in {tmp_path / 'run' / 'recipe'}\n" in printed
+    loaded = gating.load_compact(tmp_path / "run" / "recipe")
+    assert_same_state(loaded, state_of(gating.load_compact(tmp_path / "run" / "compact")))
+    assert any(line.startswith("recipe sha256=") for line in (tmp_path / "run" / ".written").read_text().splitlines())
     source = next(item.partition("=")[2] for item in inputs if item.startswith("model.name="))
     for name, tensor in load_file(f"{source}/model.safetensors").items():
         assert torch.equal(seen["weights"][name], tensor), name
@@ -54,13 +63,56 @@ def test_all_steps_are_the_search_and_what_stays_has_the_weights_of_the_model(in
 def test_a_search_on_frozen_weights_may_have_a_recovery_of_the_weights(inputs, tmp_path):
     num_steps, numbers = run_frozen(tmp_path / "run", inputs, "optimizer.freeze=search")
     assert (num_steps, numbers["search_steps"]) == (12, 9)
+    assert not (tmp_path / "run" / "recipe").exists()
 
 
-def test_one_shot_ranking_of_frozen_weights(inputs, tmp_path):
+def test_one_shot_ranking_of_frozen_weights(inputs, tmp_path, monkeypatch, capsys):
+    def refuse(*_, **__):
+        raise InputError("Weights were trained. Save them.")
+
+    monkeypatch.setattr(recipe, "save_recipe", refuse)
     one_round = ("objective.share_per_round=1", "objective.schedule.start=0", "objective.schedule.end=1")
     settings = ("optimizer.freeze=true", "objective=fisher", "recovery=0", "trainer.max_steps=4", *one_round)
     num_steps, numbers = run_frozen(tmp_path / "run", inputs, *settings)
     assert (num_steps, numbers["search_steps"], numbers["num_heads"]) == (4, 4, 4)
+    assert "No recipe is written beside the compact model: Weights were trained. Save them." in capsys.readouterr().out
+    assert not (tmp_path / "run" / "recipe").exists()
+
+
+def test_a_resumed_run_replaces_its_own_recipe_alone(inputs, tmp_path, monkeypatch, capsys):
+    folder, frozen = tmp_path / "run", ("optimizer.freeze=true", "objective=deterministic")
+    with monkeypatch.context() as patch:
+        patch.setattr("gating.run.execute.export_formats", lambda _: interrupt())
+        with pytest.raises(Interrupted):
+            run_in(folder, inputs, *frozen)
+    assert (folder / "recipe" / "recipe.json").is_file()
+    (folder / "recipe" / "mine.txt").write_text("mine")
+    assert end_of(folder, inputs, *frozen, "resume=auto") == 1
+    assert "mine.txt, which does not belong to the recipe" in capsys.readouterr().err
+    (folder / "recipe" / "mine.txt").unlink()
+    run_in(folder, inputs, *frozen, "resume=auto")
+    loaded = gating.load_compact(folder / "recipe")
+    assert_same_state(loaded, state_of(gating.load_compact(folder / "compact")))
+    run_in(folder, inputs, "overwrite=true", "objective=random")
+    assert not (folder / "recipe").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "adapters", "is_sharded", "reason"),
+    [
+        (Pretrained("package://some_package/model"), NoAdapters(), False, "package://some_package/model is no folder"),
+        (Pretrained("user/name"), LoRA(), False, "adapters were trained"),
+        (Pretrained("user/name"), NoAdapters(), True, "the model is in parts"),
+    ],
+)
+def test_runs_without_a_recipe_say_why(source, adapters, is_sharded, reason, tmp_path, capsys):
+    objects = SimpleNamespace(source=source, adapters=adapters)
+    settings = SimpleNamespace(freezes=lambda _: True)
+    paths = SimpleNamespace(folder=tmp_path, recipe=tmp_path / "recipe")
+    run = SimpleNamespace(objects=objects, settings=settings, is_sharded=is_sharded, recovery_steps=0, paths=paths)
+    recipe.write_recipe(run)
+    assert f"No recipe is written beside the compact model: {reason}" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
 
 
 def checked(inputs, *settings, num_processes=1):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gating.gates import HeadGates
+from gating.pruning.empty_layers import drop_passing_layers
 from gating.pruning.latency import comparison
 from gating.pruning.latency.comparison import (
     SHORT_PASS_S,
@@ -93,7 +94,7 @@ class CopyTimer:
 
     @torch.no_grad()
     def time_kept(self, gates: HeadGates, kept: Tensor, *, what: str, share: float) -> LatencyComparison:
-        """Time a copy of the model with some gates kept, and the model in turns.
+        """Time a copy of the model with some gates kept, without empty layers, and the model in turns.
 
         Args:
             gates: Gates for the model, which are not attached to it now.
@@ -101,7 +102,9 @@ class CopyTimer:
             what: The copy in words, as in :meth:`time`.
             share: Its share of the time, likewise.
         """
-        return self.time(remove_in_copy(self._model, gates, kept), what=what, share=share)
+        compact = remove_in_copy(self._model, gates, kept)
+        drop_passing_layers(compact, self._batch)
+        return self.time(compact, what=what, share=share)
 
     def time(self, compact: nn.Module, *, what: str, share: float = 1.0) -> LatencyComparison:
         """Time a copy and the model in turns, in evaluation mode and without gradients.

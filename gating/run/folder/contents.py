@@ -26,6 +26,7 @@ __all__ = [
     "OTHER_FILES",
     "OWNER_MARK",
     "PAGE",
+    "RECIPE",
     "RECORD_FILES",
     "REPLACED_FOLDERS",
     "REPORT",
@@ -63,7 +64,7 @@ OWNER_MARK = ".run-of-checkpoints"
 CHECKPOINTS, REPORT = "checkpoints", "report"
 # These files are in the folder of the report.
 GATES_PICTURE, HISTORY_PICTURE, SAMPLES, PAGE = "gates.png", "history.png", "samples.jsonl", "index.html"
-COMPACT, TEACHER = "compact", "teacher"
+COMPACT, RECIPE, TEACHER = "compact", "recipe", "teacher"
 
 RECORD_FILES = (CONFIG, METRICS)
 _REPORT_FILES = (GATES_PICTURE, HISTORY_PICTURE, SAMPLES, PAGE)
@@ -81,7 +82,7 @@ FOLDERS = (*REPLACED_FOLDERS, WANDB)
 # Formats that a run can export its compact model to, and the folders of these exports.
 EXPORTS = {name: f"{COMPACT}-{name}" for name in ("onnx", "onnx-int8", "openvino")}
 # These folders hold saved models.
-MODELS = (COMPACT, TEACHER, *EXPORTS.values())
+MODELS = (COMPACT, RECIPE, TEACHER, *EXPORTS.values())
 
 
 def is_run(folder: Path) -> bool:
@@ -110,6 +111,11 @@ class RunPaths:
     def compact(self) -> Path:
         """Folder of the compact model."""
         return self.folder / COMPACT
+
+    @property
+    def recipe(self) -> Path:
+        """Folder of the recipe, which a run on frozen weights writes."""
+        return self.folder / RECIPE
 
     @property
     def teacher(self) -> Path:

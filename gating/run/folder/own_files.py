@@ -7,8 +7,9 @@ from pathlib import Path
 
 from gating.errors import InputError
 from gating.loader.integrity import digest_table
-from gating.run.folder.contents import COMPACT, EXPORTS, FILES, MODELS, STATE_FILES, TEACHER, Phase
+from gating.run.folder.contents import COMPACT, EXPORTS, FILES, MODELS, RECIPE, STATE_FILES, TEACHER, Phase
 from gating.serving.exporting import EXPORT
+from gating.storage import results
 from gating.storage.folders import is_inside
 from gating.storage.results import COMPACT_MODEL, RECORD_FILE, check_result, find_foreign
 from gating.storage.tables import read_table
@@ -28,13 +29,14 @@ def check_written(folder: Path, written: Collection[str], consequence: str, *, r
 
 
 def check_compact(folder: Path, *, remedy: str) -> None:
-    """Check that the compact model of a run, and its exports, are as the run has written them.
+    """Check that the compact model of a run, its recipe and its exports are as the run has written them.
 
     Raises:
         FolderExistsError: A folder holds anything else.
         InputError: It holds another model.
     """
-    for name, kind in ((COMPACT, COMPACT_MODEL), *((name, EXPORT) for name in EXPORTS.values())):
+    exports = [(name, EXPORT) for name in EXPORTS.values()]
+    for name, kind in ((COMPACT, COMPACT_MODEL), (RECIPE, results.RECIPE), *exports):
         if _is_used(folder / name):
             check_result(folder / name, kind=kind)
             _check_mark(folder, name, remedy=remedy)
