@@ -42,25 +42,25 @@ class GateCosts:
     @cached_property
     def shares(self) -> tuple[float, ...]:
         """Share of each gate in the total, which sum to 1: the price of a block is shared equally by its gates."""
-        return self._normalized(torch.tensor([cost > 0 for cost in self.of_gate]))
+        return self._normalized(torch.tensor([cost > 0 for cost in self.of_gate], device="cpu"))
 
     def spent(self, is_open: Tensor) -> Tensor:
         """Return the share in the total of each open gate, ``[num_gates]``, float64, on the CPU.
 
         Open gates of a block share its price, so that all of them together have the share that is spent.
         """
-        return torch.tensor(self._normalized(is_open.cpu()), dtype=torch.float64)
+        return torch.tensor(self._normalized(is_open.cpu()), dtype=torch.float64, device="cpu")
 
     def expected(self, prob_open: Tensor) -> float:
         """Return the expected share that is spent: a block is closed if all of its gates are."""
         prob = prob_open.detach().double().cpu()
-        own = float(prob @ torch.tensor(self.of_gate, dtype=torch.float64))
-        closed = 1 - prob * torch.tensor([cost > 0 for cost in self.of_gate])
+        own = float(prob @ torch.tensor(self.of_gate, dtype=torch.float64, device="cpu"))
+        closed = 1 - prob * torch.tensor([cost > 0 for cost in self.of_gate], device="cpu")
         open_blocks = [1 - float(part.prod()) for part in closed.split(self.block_sizes)]
         return (own + sum(price * share for price, share in zip(self.of_block, open_blocks, strict=True))) / self.total
 
     def _normalized(self, is_open: Tensor) -> tuple[float, ...]:
-        costs = torch.tensor(self.of_gate, dtype=torch.float64) * is_open
+        costs = torch.tensor(self.of_gate, dtype=torch.float64, device="cpu") * is_open
         found = []
         for of_gate, price in zip(costs.split(self.block_sizes), self.of_block, strict=True):
             counts = of_gate > 0

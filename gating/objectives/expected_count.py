@@ -100,8 +100,9 @@ class OpenPrices(nn.Module):
     def __init__(self, price: Sequence[float], weights: Sequence[float], block_sizes: Sequence[int]) -> None:
         """Set the prices; gates with a weight of zero, which are padding, open no block."""
         super().__init__()
-        has_weight = torch.tensor([weight > 0 for weight in weights])
-        block = torch.arange(len(block_sizes)).repeat_interleave(torch.tensor(list(block_sizes)))
+        has_weight = torch.tensor([weight > 0 for weight in weights], device="cpu")
+        sizes = torch.tensor(list(block_sizes), device="cpu")
+        block = torch.arange(len(block_sizes), device="cpu").repeat_interleave(sizes)
         members = functional.one_hot(block, len(block_sizes)) * has_weight.unsqueeze(1)
         self.register_buffer("price", torch.tensor(price, dtype=torch.float32), persistent=False)
         self.register_buffer("members", members.float(), persistent=False)

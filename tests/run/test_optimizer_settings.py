@@ -27,7 +27,7 @@ def test_the_class_alone_may_be_replaced():
 REFUSED = {
     "optimizer.momentun=0.9": "There is no setting optimizer.momentun. Did you mean optimizer.momentum?",
     "optimizer.betas=[0.5,0.9]": "There is no setting optimizer.betas. There are dampening, decay_biases_and_norms, "
-    "differentiable, foreach, fused, gate_lr, lr, maximize, momentum, multiplier_lr, nesterov, weight_decay.",
+    "differentiable, foreach, freeze, fused, gate_lr, lr, maximize, momentum, multiplier_lr, nesterov, weight_decay.",
     "optimizer.momentum=-1": "optimizer cannot be used: Invalid momentum value: -1.",
     "optimizer.lr=-1": "optimizer.lr=-1 cannot be used",
 }
