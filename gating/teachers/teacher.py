@@ -16,6 +16,7 @@ from gating.errors import InputError
 from gating.loader.integrity import RECORD_KEY
 from gating.objectives.distillation import HIDDEN_STATES, IGNORED, Distillation
 from gating.teachers.checks import check_fits, check_tokenizer
+from gating.teachers.open_teacher import OpenTeacher
 
 __all__ = ["Teacher"]
 
@@ -67,7 +68,8 @@ class Teacher:
         self.model.eval()
         self.distillation = distillation or Distillation()
         self._is_encoder_decoder = bool(getattr(getattr(self.model, "config", None), "is_encoder_decoder", False))
-        self._labels_follow = not self._is_encoder_decoder and any(map(_shifts_labels, self.model.modules()))
+        asked = self.model.opened if isinstance(self.model, OpenTeacher) else self.model
+        self._labels_follow = not self._is_encoder_decoder and any(map(_shifts_labels, asked.modules()))
 
     @property
     def options(self) -> dict[str, bool]:

@@ -21,6 +21,7 @@ from transformers import (
 
 import gating
 from gating.errors import InputError
+from gating.teachers.open_teacher import OpenTeacher
 from tests.support.tiny_models import randomize
 from tests.support.tiny_run import make_model_folder
 
@@ -94,6 +95,8 @@ def test_labels_of_a_decoder_are_those_of_the_next_position():
     assert gating.Teacher(llama()).labels({"labels": labels}).tolist() == [[-100, 7, 8, -100]]
     lora = peft.get_peft_model(llama(), peft.LoraConfig(target_modules=["q_proj"]))
     assert gating.Teacher(lora).labels({"labels": labels}).tolist() == [[-100, 7, 8, -100]]
+    opened = OpenTeacher(model := llama(), gating.inject_gates(model))
+    assert gating.Teacher(opened).labels({"labels": labels}).tolist() == [[-100, 7, 8, -100]]
     assert gating.Teacher(llama()).labels({"shift_labels": labels}) is labels
     for model in (bert(), t5()):
         assert gating.Teacher(model).labels({"labels": labels}) is labels
