@@ -3,7 +3,8 @@
 import inspect
 import uuid
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
 from gating.errors import DamageError, InputError, MissingFileError, OperationError
-from gating.gates.freezing import unfreeze
+from gating.gates.freezing import freeze, unfreeze
 from gating.integrations.gated_steps import GatedSteps
 from gating.integrations.removal import check_compact_weights, repeat_removal
 from gating.integrations.search import ended_by_score
@@ -132,14 +133,15 @@ class GatedCheckpoints(GatedSteps):
         state = GateState.load(Path(resume_from_checkpoint))
         self._training, self._below = state.training, state.below
         if state.kept is not None and self.search is not None:
-            compact = repeat_removal(
-                without_autocast(self.model),
-                self.search.gates,
-                state.kept,
-                adapters=self._adapters,
-                folder=Path(resume_from_checkpoint).parent,
-                digest=state.below,
-            )
+            with self._unfrozen():
+                compact = repeat_removal(
+                    without_autocast(self.model),
+                    self.search.gates,
+                    state.kept,
+                    adapters=self._adapters,
+                    folder=Path(resume_from_checkpoint).parent,
+                    digest=state.below,
+                )
             self._begin_recovery(compact, search_steps=state.search_steps)
         self._load_weights(state, resume_from_checkpoint, model)
         if self.search is not None:
@@ -262,6 +264,20 @@ class GatedCheckpoints(GatedSteps):
         is_stopped = self.search is None and self._first_step < step < last and not ended_by_score(self)
         return f"The recovery was stopped after {step} of {last} steps" if is_stopped else ""
 
+    @contextmanager
+    def _unfrozen(self) -> Iterator[None]:
+        """Remove units in a ``with`` block from weights that are trainable as before the search; frozen after an error.
+
+        They have their names in the dense model until layers leave it.
+        """
+        unfreeze(self.model, self._frozen)
+        try:
+            yield
+        except BaseException:
+            if self._frozen:
+                freeze(self.model)
+            raise
+
     def _begin_recovery(self, compact: PreTrainedModel, *, search_steps: int) -> None:
         self.search, self._first_step = None, search_steps
         if self.teacher is not None and isinstance(self.teacher.model, OpenTeacher):
@@ -270,7 +286,6 @@ class GatedCheckpoints(GatedSteps):
         self.remove_callback(self._search_end)
         adapters = self._adapters
         self._use_model(compact if adapters is None else with_new_adapters(compact, adapters, like=self.model))
-        unfreeze(self.model, self._frozen)
         # A model with more open heads may have been better.
         self.state.best_metric = self.state.best_model_checkpoint = self.state.best_global_step = None
         # Their parameters are gone.

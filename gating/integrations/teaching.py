@@ -60,9 +60,9 @@ def check_teaching(trainer: Any, distillation: Distillation, *, teacher: Teacher
         )
     if "trl" in packages and not _is_supervised(trainer):
         raise InputError(
-            f"{name} compares texts or rewards, and distillation= the answers to labels: leave out distillation= and "
-            "teacher=. A reference model, ref_model=, keeps the model near to the dense one; SFTTrainer learns from a "
-            "teacher."
+            f"{name} compares texts or rewards, or has a teacher of its own, and distillation= compares the answers to "
+            "labels: leave out distillation= and teacher=. A reference model, ref_model=, keeps the model near to the "
+            "dense one; SFTTrainer learns from a teacher."
         )
     if _is_supervised(trainer) and trainer.args.loss_type != "nll":
         raise InputError(
@@ -90,13 +90,13 @@ def taught_loss(
     Raises:
         InputError: The trainer has a loss of its own, and does not return the outputs that it is computed from.
     """
-    if _is_supervised(trainer):
-        # Its own computes the loss without logits. It is that of the model.
+    if getattr(compute_loss, "__qualname__", "") == f"{_OF_LABELS}.compute_loss" and _is_supervised(trainer):
+        # It computes the loss without logits. It is that of the model.
         compute_loss = partial(Trainer.compute_loss, trainer)
-    # The method may take the labels out. Without the number of items of the step, the loss is the mean of the batch,
-    # unless the class has divided it itself.
+    # The method may take the labels out. With the number of items of the batch, the loss is its mean, unless the class
+    # has divided it itself.
     called, is_scaled = {**inputs, **trainer.teacher.options}, bool(trainer.loss_is_scaled_for_ga)
-    number = num_items_in_batch if is_scaled else None
+    number = num_items_in_batch if is_scaled else _number_of_items(trainer, inputs, num_items_in_batch)
     # First: the teacher may be the model itself, of which gradient checkpointing repeats the last pass.
     with trainer.accelerator.autocast():
         answers = trainer.teacher(inputs)
@@ -125,6 +125,18 @@ def is_added_up(trainer: Any, num_items_in_batch: Any) -> bool:
     return by_items or trainer.compute_loss_func is not None
 
 
+def _number_of_items(trainer: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> Tensor | None:
+    """Return the number of targets of a batch, at least 1, where the trainer counts those of its step; None elsewhere.
+
+    Its loss is multiplied by the number of processes where they share that of the step, and so is this one.
+    """
+    labels = None if num_items_in_batch is None else trainer.teacher.labels(inputs)
+    if labels is None:
+        return None
+    number = (labels != IGNORED).sum().clamp(min=1)
+    return number * trainer.accelerator.num_processes if trainer.args.average_tokens_across_devices else number
+
+
 def _part(trainer: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> Tensor | float:
     """Return the part of a batch in its step, by which its mean is multiplied; 1 where the trainer averages batches."""
     if not is_added_up(trainer, num_items_in_batch):
@@ -138,4 +150,6 @@ def _part(trainer: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> Tens
 
 
 def _is_supervised(trainer: Any) -> bool:
-    return any(cls.__name__ == _OF_LABELS and cls.__module__.startswith("trl.") for cls in type(trainer).__mro__)
+    """Return whether the loss of a trainer of TRL is that of labels; some made from the one with it have another."""
+    of_trl = [cls for cls in type(trainer).__mro__ if cls.__module__.startswith("trl.")]
+    return {cls.__name__ for cls in of_trl if "compute_loss" in vars(cls)} == {_OF_LABELS}

@@ -192,7 +192,8 @@ class GatedTrainerMixin(GatedCheckpoints):
         self._check_weights()
         model = merged(without_autocast(self.model))
         search.gates.attach_again()
-        self._report = finalize(model, search.gates, kept=kept, probe=probe)
+        with self._unfrozen():
+            self._report = finalize(model, search.gates, kept=kept, probe=probe)
         if self._report.unproven and self.args.should_save:
             warnings.warn(f"{unproven_note(self._report.unproven)}.", stacklevel=2)
         if self._adapters is not None and self.args.should_save and self.args.save_strategy != "no":

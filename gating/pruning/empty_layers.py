@@ -28,16 +28,21 @@ def remove_empty_layers(model: nn.Module, masked: MaskedOutputs) -> None:
     outputs would differ, where no configuration describes the model without them, or where no layer would be left.
 
     Args:
-        model: The model.
+        model: The model; after an error, it has all of its layers.
         masked: The outputs that the removal was compared with.
     """
-    for transformer in transformers_in(model):
-        for name in [layers.name for layers in find_layer_lists(transformer) if layers.empty()]:
-            passing = _passing(model, _list(transformer, name), [expected.probe for expected in masked.passes])
-            if not passing or _remove(model, transformer, name, passing, masked):
-                continue
-            for number in reversed(passing):
-                _remove(model, transformer, name, [number], masked)
+    done: list[Undo] = []
+    try:
+        for transformer in transformers_in(model):
+            for name in [layers.name for layers in find_layer_lists(transformer) if layers.empty()]:
+                passing = _passing(model, _list(transformer, name), [expected.probe for expected in masked.passes])
+                gone = _remove(model, transformer, name, passing, masked) if passing else []
+                done += gone
+                for number in () if gone else reversed(passing):
+                    done += _remove(model, transformer, name, [number], masked)
+    except BaseException:
+        undo_edits(done)
+        raise
 
 
 def drop_passing_layers(model: nn.Module, batch: Mapping[str, Tensor]) -> None:
@@ -108,12 +113,12 @@ def _passing(model: nn.Module, layers: LayerList, batches: Iterable[Mapping[str,
 
 def _remove(
     model: nn.Module, transformer: PreTrainedModel, name: str, numbers: Sequence[int], masked: MaskedOutputs
-) -> bool:
-    """Take some empty layers out of a list, and return whether any could go."""
+) -> list[Undo]:
+    """Take some empty layers out of a list, and return the functions that bring them back; none if none could go."""
     layers = _list(transformer, name)
     kept = _staying(layers, numbers)
     if len(kept) == len(layers.layers):
-        return False
+        return []
     done: list[Undo] = []
     try:
         done += apply_edits(list(_plan_biases(layers, kept)))
@@ -121,11 +126,11 @@ def _remove(
         check_proven(model, masked)
     except UserError:
         undo_edits(done)
-        return False
+        return []
     except BaseException:
         undo_edits(done)
         raise
-    return True
+    return done
 
 
 def _staying(layers: LayerList, leaving: Sequence[int]) -> list[int]:

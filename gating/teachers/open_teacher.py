@@ -55,9 +55,10 @@ class OpenTeacher(nn.Module):
         return getattr(self.__dict__["_model"], "config", None)
 
     @property
-    def loss_type(self) -> Any:
-        """Name of the loss of the model, which says at which positions its labels are."""
-        return getattr(self.__dict__["_model"], "loss_type", None)
+    def opened(self) -> nn.Module:
+        """The model, whose class says at which positions its labels are."""
+        model: nn.Module = self.__dict__["_model"]
+        return model
 
     @torch.no_grad()
     def forward(self, **inputs: Any) -> Any:

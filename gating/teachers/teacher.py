@@ -1,5 +1,6 @@
 """A dense model that is asked for its outputs in each training step, in any training program."""
 
+import inspect
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -8,13 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
-from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
+from transformers.loss.loss_utils import ForCausalLMLoss
 
 from gating.compact.load import load_compact
 from gating.errors import InputError
 from gating.loader.integrity import RECORD_KEY
 from gating.objectives.distillation import HIDDEN_STATES, IGNORED, Distillation
 from gating.teachers.checks import check_fits, check_tokenizer
+from gating.teachers.open_teacher import OpenTeacher
 
 __all__ = ["Teacher"]
 
@@ -65,10 +67,9 @@ class Teacher:
         self.model: Any = model if isinstance(model, nn.Module) else load_compact(model)
         self.model.eval()
         self.distillation = distillation or Distillation()
-        loss_type = str(getattr(self.model, "loss_type", None))
         self._is_encoder_decoder = bool(getattr(getattr(self.model, "config", None), "is_encoder_decoder", False))
-        # These are taught by labels of the next position.
-        self._labels_follow = LOSS_MAPPING.get(loss_type) is ForCausalLMLoss and not self._is_encoder_decoder
+        asked = self.model.opened if isinstance(self.model, OpenTeacher) else self.model
+        self._labels_follow = not self._is_encoder_decoder and any(map(_shifts_labels, asked.modules()))
 
     @property
     def options(self) -> dict[str, bool]:
@@ -159,3 +160,17 @@ class Teacher:
         weight = next(self.model.parameters(), None)
         if weight is not None and weight.device != device:
             self.model.to(device)
+
+
+def _shifts_labels(module: nn.Module) -> bool:
+    """Return whether a model of transformers is taught by labels of the next position.
+
+    Its name does not tell: ``GPT2LMHeadModel`` shifts labels as ``LlamaForCausalLM`` does, and ``BartForCausalLM`` and
+    ``XLNetLMHeadModel`` do not. Those that do call ``loss_function`` or have a variable for them.
+    """
+    if not isinstance(module, PreTrainedModel):
+        return False
+    passes = [inspect.unwrap(vars(cls)["forward"]).__code__ for cls in type(module).__mro__ if "forward" in vars(cls)]
+    if any("shift_labels" in one.co_varnames for one in passes):
+        return True
+    return any("loss_function" in one.co_names for one in passes) and module.loss_function is ForCausalLMLoss

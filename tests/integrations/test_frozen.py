@@ -1,8 +1,11 @@
 """Gates on frozen weights in transformers' Trainer."""
 
+from copy import deepcopy
+
 import peft
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForSequenceClassification
 
 import gating
 from gating.errors import InputError
@@ -85,6 +88,49 @@ def test_the_loss_of_a_step_is_that_of_a_loop_with_the_model_as_teacher(tmp_path
     own, given = loss(distillation=lesson), loss(distillation=lesson, teacher=make_classifier())
     assert own == pytest.approx(given, rel=1e-6)
     assert own != pytest.approx(loss(), rel=1e-6)
+
+
+LLAMA = LlamaConfig(
+    vocab_size=45, hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32, pad_token_id=0
+)
+
+
+def make_half_frozen(folder, **options):
+    """Return a trainer of a model whose first two layers its user has frozen."""
+    torch.manual_seed(0)
+    model = LlamaForSequenceClassification(deepcopy(LLAMA))
+    model.model.layers[:2].requires_grad_(False)
+    gates = {"units": ["heads", "neurons"], "group_size": 16}
+    return make_trainer(
+        folder, model=model, freeze_weights="search", gate_options=gates, args={"save_steps": 1}, **options
+    )
+
+
+def is_trained(model):
+    return [{one.requires_grad for one in layer.parameters()} for layer in model.model.layers]
+
+
+def without_first_layer(gates):
+    kept = torch.ones(len(gates.log_alpha), dtype=torch.bool)
+    kept[[name.startswith("layers.0.") for name in gates.block_names for _ in range(2)]] = False
+    return kept
+
+
+def test_weights_that_a_user_froze_stay_so_where_layers_leave(tmp_path):
+    objective = {"objective": gating.DeterministicBudget(num_heads=7)}
+    trainer = make_half_frozen(tmp_path, callbacks=[StopAt(14)], **objective)
+    trainer.train()
+    kept = without_first_layer(trainer.gates)
+    with pytest.raises(ValueError, match="probe"):
+        trainer.finalize(kept=kept, probe={})
+    assert is_trained(trainer.model) == 4 * [{False}]
+    assert trainer.finalize(kept=kept).kept_layers == {"layers": (1, 2, 3)}
+    assert is_trained(trainer.model) == [{False}, {True}, {True}]
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    resumed = make_half_frozen(tmp_path, **objective)
+    resumed.train(resume_from_checkpoint=True)
+    assert is_trained(resumed.model) == [{False}, {True}, {True}]
 
 
 def test_a_recovery_with_nothing_to_train_is_refused(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer
-from trl import SFTConfig
+from trl import SFTConfig, SFTTrainer
 
 import gating
 from gating.errors import InputError, MissingFileError
@@ -125,10 +125,10 @@ def decoder(seed):
 
 
 def texts():
-    """Return examples of equal length, with unequal numbers of labels."""
+    """Return examples of equal length, with unequal numbers of labels; one has none."""
     rows = [row["input_ids"] for row in examples(8, seed=1)]
     return [
-        {"input_ids": tokens, "labels": tokens.masked_fill(torch.arange(8) < number % 5, -100)}
+        {"input_ids": tokens, "labels": tokens.masked_fill(torch.arange(8) < number % 5 * 2, -100)}
         for number, tokens in enumerate(rows)
     ]
 
@@ -149,6 +149,7 @@ def test_accumulated_batches_are_one_batch(tmp_path, make):
                 "per_device_train_batch_size": 8 // num_batches,
                 "max_steps": 1,
                 "logging_steps": 1,
+                "logging_nan_inf_filter": False,
                 "max_grad_norm": 0.0,
                 "optim": "sgd",
                 "learning_rate": 1.0,
@@ -159,7 +160,7 @@ def test_accumulated_batches_are_one_batch(tmp_path, make):
         trainer.train()
         return losses_of(trainer)[0], weights_of(trainer)
 
-    (loss, weights), (others, other) = step(1), step(4)
+    (loss, weights), (others, other) = step(1), step(8)
     assert others == pytest.approx(loss, rel=1e-5)
     for name, tensor in weights.items():
         torch.testing.assert_close(other[name], tensor, rtol=1e-4, atol=1e-5)
@@ -210,6 +211,25 @@ def test_a_loss_of_ones_own_returns_its_outputs(tmp_path):
         make().train()
 
 
+def test_a_loss_function_gets_the_number_of_items_of_the_batch(tmp_path):
+    def loss(outputs, labels, num_items_in_batch):
+        return torch.nn.functional.cross_entropy(outputs.logits, labels, reduction="sum") / num_items_in_batch
+
+    def step(**options):
+        trainer = make_trainer(
+            tmp_path,
+            model=make_classifier(config=NO_DROPOUT),
+            teacher=teacher(),
+            args={"max_steps": 1, "logging_steps": 1, "gradient_accumulation_steps": 4},
+            **options,
+        )
+        trainer.gates.log_alpha.data.fill_(20.0)
+        trainer.train()
+        return losses_of(trainer)
+
+    assert step(compute_loss_func=loss) == pytest.approx(step(), rel=1e-5)
+
+
 def of_trl(cls, config, llama, words, folder, *, columns, args=None, **options):
     return cls(
         model=llama,
@@ -236,6 +256,49 @@ def test_supervised_fine_tuning_of_trl_learns_from_a_teacher(tmp_path, llama, wo
     folder = trainer.train_and_compact(tmp_path / "compact")
     assert losses_of(trainer)[0] == pytest.approx(losses_of(alone)[0] / 2, rel=0.1)
     assert count_heads(gating.load_compact(folder)) == 4
+
+
+@pytest.mark.runs
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_a_loss_of_ones_own_of_supervised_fine_tuning_is_called(tmp_path, llama, words):
+    class Doubled(SFTTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            outputs = model(**inputs)
+            return (2 * outputs.loss, outputs) if return_outputs else 2 * outputs.loss
+
+    class GatedDoubled(GatedTrainerMixin, Doubled):
+        pass
+
+    def first_loss(cls, name):
+        options = {"distillation": gating.Distillation(weight=0.0), "teacher": copy.deepcopy(llama)}
+        columns = ("prompt", "completion")
+        trainer = of_trl(cls, SFTConfig, copy.deepcopy(llama), words, tmp_path / name, columns=columns, **options)
+        trainer.gates.log_alpha.data.fill_(20.0)
+        trainer.train()
+        return losses_of(trainer)[0]
+
+    assert first_loss(GatedDoubled, "own") == pytest.approx(2 * first_loss(GatedSFTTrainer, "sft"), rel=1e-3)
+
+
+@pytest.mark.runs
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_a_trainer_with_a_teacher_of_its_own_has_no_other(tmp_path, llama, words):
+    from trl.experimental.gkd import GKDConfig, GKDTrainer
+
+    class Gated(GatedTrainerMixin, GKDTrainer):
+        pass
+
+    rows = [[{"role": "user", "content": "a b"}, {"role": "assistant", "content": "c d"}]] * 8
+    with pytest.raises(InputError, match="has a teacher of its own"):
+        Gated(
+            model=llama,
+            teacher_model=copy.deepcopy(llama),
+            args=GKDConfig(output_dir=str(tmp_path), max_length=16, **SHARED),
+            train_dataset=Dataset.from_dict({"messages": rows}),
+            processing_class=words,
+            objective=gating.ExactBudget(num_heads=4),
+            teacher=copy.deepcopy(llama),
+        )
 
 
 @pytest.mark.runs

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 import gating
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
+from gating.pruning import empty_layers
 from gating.pruning.recording import build_original
 from gating.pruning.repeat import KeptUnits
 from gating.report.rows import heads_per_layer, layers_left, neurons_per_layer
@@ -19,6 +20,7 @@ from tests.support.family_models import FAMILIES
 from tests.support.fresh_process import auto_class_of, difference_elsewhere, save_for_elsewhere
 from tests.support.masked_models import TOLERANCE, generate_all, ways_to_generate
 from tests.support.tiers import first_of
+from tests.support.tiny_models import assert_same_state, state_of
 
 # Hybrid models have layers without gates.
 pytestmark = pytest.mark.filterwarnings("ignore:.*get no gates")
@@ -133,6 +135,25 @@ def test_uneven_folders_load_without_this_package(name: str, tmp_path: Path) -> 
     gating.finalize(model, gates_without(model, last_two), probe=probe)
     save_for_elsewhere(model, tmp_path / "compact", probe, stock=False)
     assert difference_elsewhere(tmp_path / "compact", auto_class_of(model)) == 0.0
+
+
+def test_an_error_in_a_later_list_brings_back_the_layers_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = FAMILIES["whisper"].build()
+    gates = gates_without(model, last_two)
+    before, config, text = state_of(model), model.config.to_dict(), str(model)
+    proven: list[object] = []
+
+    def prove(*arguments: object) -> None:
+        proven.append(arguments)
+        if len(proven) == 2:
+            raise torch.OutOfMemoryError("no memory is left")
+
+    with monkeypatch.context() as patch, pytest.raises(torch.OutOfMemoryError):
+        patch.setattr(empty_layers, "check_proven", prove)
+        gating.finalize(model, gates)
+    assert_same_state(model, before)
+    assert (model.config.to_dict(), str(model)) == (config, text)
+    assert gating.finalize(model, gates).kept_layers.keys() == {"encoder.layers", "decoder.layers"}
 
 
 def test_reports_have_the_names_of_the_original_model() -> None:

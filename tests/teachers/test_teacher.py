@@ -2,9 +2,12 @@
 
 import copy
 
+import peft
 import pytest
 import torch
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     AutoTokenizer,
     BertConfig,
     BertForSequenceClassification,
@@ -18,6 +21,7 @@ from transformers import (
 
 import gating
 from gating.errors import InputError
+from gating.teachers.open_teacher import OpenTeacher
 from tests.support.tiny_models import randomize
 from tests.support.tiny_run import make_model_folder
 
@@ -89,10 +93,31 @@ def test_padding_counts_neither_in_logits_of_tokens_nor_in_hidden_states(name):
 def test_labels_of_a_decoder_are_those_of_the_next_position():
     labels = torch.tensor([[-100, -100, 7, 8]])
     assert gating.Teacher(llama()).labels({"labels": labels}).tolist() == [[-100, 7, 8, -100]]
+    lora = peft.get_peft_model(llama(), peft.LoraConfig(target_modules=["q_proj"]))
+    assert gating.Teacher(lora).labels({"labels": labels}).tolist() == [[-100, 7, 8, -100]]
+    opened = OpenTeacher(model := llama(), gating.inject_gates(model))
+    assert gating.Teacher(opened).labels({"labels": labels}).tolist() == [[-100, 7, 8, -100]]
     assert gating.Teacher(llama()).labels({"shift_labels": labels}) is labels
     for model in (bert(), t5()):
         assert gating.Teacher(model).labels({"labels": labels}) is labels
     assert gating.Teacher(bert()).labels({}) is None
+
+
+@pytest.mark.filterwarnings("ignore:.*loss_type")
+@pytest.mark.parametrize("name", ["gpt2", "openai-gpt", "xlnet", "xlm", "bart", "bert"])
+def test_positions_are_compared_that_the_loss_of_the_model_counts(name):
+    """A label at one position has a gradient at the logits that it teaches."""
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes |= {"decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 8} if name == "bart" else {}
+    config = AutoConfig.for_model(name, vocab_size=20, is_decoder=True)
+    config.update(sizes)
+    model = filled(AutoModelForCausalLM.from_config(config)).eval()
+    labels = torch.tensor([[-100, -100, 7, -100]])
+    outputs = model(input_ids=TOKENS[:1], labels=labels)
+    outputs.logits.retain_grad()
+    outputs.loss.backward()
+    counted = outputs.logits.grad.abs().sum(-1) > 0
+    assert torch.equal(gating.Teacher(model).labels({"labels": labels}) != -100, counted)
 
 
 @pytest.mark.parametrize("name", MODELS)
