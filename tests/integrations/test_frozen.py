@@ -63,7 +63,9 @@ def make_half_frozen(folder, **options):
     model = LlamaForSequenceClassification(deepcopy(LLAMA))
     model.model.layers[:2].requires_grad_(False)
     gates = {"units": ["heads", "neurons"], "group_size": 16}
-    return make_trainer(folder, model=model, freeze_weights="search", gate_options=gates, args={"save_steps": 1}, **options)
+    return make_trainer(
+        folder, model=model, freeze_weights="search", gate_options=gates, args={"save_steps": 1}, **options
+    )
 
 
 def is_trained(model):
