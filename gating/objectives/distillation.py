@@ -63,6 +63,7 @@ class Distillation:
         *,
         masks: Mapping[str, Tensor] | None = None,
         layers: Mapping[str, Sequence[int]] | None = None,
+        problem: str | None = None,
     ) -> Tensor:
         """Return the mixed loss, a scalar; :meth:`gating.Teacher.loss` calls it with the arguments of a batch.
 
@@ -73,13 +74,19 @@ class Distillation:
             labels: Labels of the positions of the logits; those labeled -100 are ignored.
             masks: ``attention_mask`` and ``decoder_attention_mask``, ``[batch, length]``, if there are any: hidden
                 states of positions with 0 are ignored.
-            layers: Original numbers of the present layers of each list that whole layers have left, by its name.
+            layers: For each list that whole layers have left, by its name, the teacher's numbers of the layers that
+                stay.
+            problem: ``problem_type`` of the models' configuration; without it, as transformers reads it from labels.
         """
         loss = (1 - self.weight) * task_loss
         if self.weight:
             distances = [
                 distillation_loss(
-                    student[name], teacher[name], temperature=self.temperature, counted=_counted(student[name], labels)
+                    student[name],
+                    teacher[name],
+                    temperature=self.temperature,
+                    counted=_counted(student[name], labels),
+                    problem=_problem(name, student[name], labels, problem),
                 )
                 for name in LOGITS
                 if name in student
@@ -90,18 +97,27 @@ class Distillation:
         return loss
 
 
-def distillation_loss(student: Tensor, teacher: Tensor, *, temperature: float, counted: Tensor | None = None) -> Tensor:
+def distillation_loss(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    temperature: float,
+    counted: Tensor | None = None,
+    problem: str | None = None,
+) -> Tensor:
     """Return the distance between a student's and a teacher's logits, a scalar.
 
     ``temperature^2 KL(softmax(teacher / temperature) || softmax(student / temperature))``, averaged over all dimensions
     except the classes; the factor makes the gradients' magnitude independent of the temperature (section 2 of the
-    paper). For regression, with a single logit, the mean squared error.
+    paper). For regression, or a single logit, the mean squared error; for several labels of one example, the same
+    distance of the probabilities that each label is there and is not, averaged over labels, too.
 
     Args:
         student: Logits, ``[..., classes]``; differentiable.
         teacher: Logits of the same shape.
         temperature: Softmax temperature.
         counted: Boolean mask of the positions to average over, ``[...]``; None for all. Without any, the distance is 0.
+        problem: ``regression``, ``multi_label_classification``, or anything else for classes.
 
     Example:
         >>> logits = torch.tensor([[0.0, 2.0]])
@@ -110,7 +126,10 @@ def distillation_loss(student: Tensor, teacher: Tensor, *, temperature: float, c
     """
     with torch.autocast(device_type=student.device.type, enabled=False):
         student, teacher = student.float(), teacher.float()
-        if student.shape[-1] == 1:
+        if problem == "multi_label_classification":
+            # The sigmoid of a logit is the softmax of the logit and 0.
+            student, teacher = (torch.stack([one, torch.zeros_like(one)], dim=-1) for one in (student, teacher))
+        elif problem == "regression" or student.shape[-1] == 1:
             return functional.mse_loss(student, teacher)
         if counted is not None:
             student, teacher = student[counted], teacher[counted]
@@ -176,7 +195,7 @@ def _mean_hidden_loss(
 def _pairs(ours: Sequence[Tensor], theirs: Sequence[Tensor], present: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the states of a student and a teacher that correspond: a layer that has left passes its input on.
 
-    ``present`` are the original numbers of the student's layers, if some have left; if they are unknown, the states
+    ``present`` are the teacher's numbers of the student's layers, if some have left; if they are unknown, the states
     before the first and after the last layer correspond.
     """
     if len(ours) == len(theirs):
@@ -190,6 +209,17 @@ def _pairs(ours: Sequence[Tensor], theirs: Sequence[Tensor], present: Sequence[i
         if passed < len(present):
             yield ours[passed], theirs[number + 1]
     yield ours[-1], theirs[-1]
+
+
+def _problem(name: str, logits: Tensor, labels: Tensor | None, problem: str | None) -> str | None:
+    """Return the kind of problem that logits answer, as transformers tells it; None where an example has more vectors.
+
+    For these, a configuration may have that of an earlier task.
+    """
+    if name != "logits" or logits.dim() != 2:
+        return None
+    are_several = labels is not None and labels.is_floating_point() and labels.shape == logits.shape
+    return problem or ("multi_label_classification" if are_several and logits.shape[1] > 1 else None)
 
 
 def _counted(values: Tensor, labels: Tensor | None) -> Tensor | None:

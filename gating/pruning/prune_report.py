@@ -7,7 +7,7 @@ from typing import Any, Self
 from torch import nn
 
 from gating.structure.blocks import Block
-from gating.structure.layers import kept_layers, layers_record, original_rows
+from gating.structure.layers import dense_name, kept_layers, layers_record, original_rows
 from gating.units import UNITS, UnitName
 
 __all__ = ["PruneReport", "UnitCounts", "num_parameters", "unproven_note"]
@@ -53,10 +53,19 @@ class PruneReport:
     kept_layers: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, model: nn.Module, before: UnitCounts, blocks: Iterable[Block], **others: Any) -> Self:
+    def of(
+        cls,
+        model: nn.Module,
+        before: UnitCounts,
+        blocks: Iterable[Block],
+        *,
+        unproven: Iterable[str] = (),
+        **others: Any,
+    ) -> Self:
         """Return the report on a model that has lost units.
 
-        The blocks are those that could lose some, as they were before; neurons are counted in their groups.
+        The blocks are those that could lose some, as they were before, and unproven ones have their names in the model;
+        neurons are counted in their groups.
         """
         by_name = {block.name: block for block in blocks}
         record = layers_record(model)
@@ -64,7 +73,8 @@ class PruneReport:
             name: dict(original_rows(record, name, unit.kept(model, by_name).items(), removed=lambda _: ()))
             for name, unit in UNITS.items()
         }
-        return cls(before=before, after=UnitCounts.of(model), kept=kept, **others)
+        unproven = tuple(dense_name(record, name) for name in unproven)
+        return cls(before=before, after=UnitCounts.of(model), kept=kept, unproven=unproven, **others)
 
     def without_layers(self, model: nn.Module) -> Self:
         """Return the report on a model that layers have left since, with none of the units of these layers."""

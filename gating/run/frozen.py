@@ -9,7 +9,7 @@ from gating.run.folder.contents import Phase
 from gating.run.objects import RunObjects
 from gating.run.settings.settings import Settings
 
-__all__ = ["check_frozen", "planned_search_steps", "trains_weights"]
+__all__ = ["check_frozen", "planned_search_steps", "teaches_itself", "trains_weights"]
 
 
 def trains_weights(settings: Settings, objects: RunObjects, phase: Phase) -> bool:
@@ -17,8 +17,14 @@ def trains_weights(settings: Settings, objects: RunObjects, phase: Phase) -> boo
     return not settings.freezes(phase) or not isinstance(objects.adapters, NoAdapters)
 
 
+def teaches_itself(settings: Settings, objects: RunObjects) -> bool:
+    """Return whether the gates learn from the model with all of them open: its weights are frozen in the search."""
+    is_alone = objects.distillation is not None and objects.teacher is None
+    return is_alone and objects.objective is not None and settings.freezes(Phase.SEARCH)
+
+
 def check_frozen(settings: Settings, objects: RunObjects, *, num_processes: int) -> None:
-    """Raise ``InputError`` for frozen weights that are random, or that leave nothing to train."""
+    """Raise ``InputError`` for frozen weights that are random, leave nothing to train, or have logits to store."""
     phase = Phase.DENSE if objects.objective is None else Phase.SEARCH
     if not settings.freezes(phase):
         return
@@ -26,6 +32,11 @@ def check_frozen(settings: Settings, objects: RunObjects, *, num_processes: int)
         raise InputError(
             f"optimizer.freeze keeps the weights as they are, and those of a {objects.source.title} are random: leave "
             "it out, or use a pretrained model."
+        )
+    if teaches_itself(settings, objects) and objects.store_logits:
+        raise InputError(
+            "distillation.store=true stores the logits of a second model. With optimizer.freeze, the model itself is "
+            "the teacher: leave it out, or give distillation.teacher=FOLDER_OR_HUB_NAME."
         )
     if trains_weights(settings, objects, phase):
         return

@@ -20,7 +20,7 @@ from gating.report.score import Score
 from gating.report.summary import Stage, Summary
 from gating.run.data import RunData
 from gating.run.folder.contents import Phase, RunPaths
-from gating.run.frozen import trains_weights
+from gating.run.frozen import teaches_itself, trains_weights
 from gating.run.latency import RunTiming
 from gating.run.objects import PhaseObjects, RunObjects
 from gating.run.settings.settings import Settings
@@ -119,10 +119,8 @@ class Run:
 
     @property
     def teaches_itself(self) -> bool:
-        """Whether the gates learn from the model with all of them open: its weights are frozen in the search."""
-        objects = self.objects
-        is_alone = objects.distillation is not None and objects.teacher is None
-        return is_alone and objects.objective is not None and self.settings.freezes(Phase.SEARCH)
+        """Whether the gates learn from the model with all of them open."""
+        return teaches_itself(self.settings, self.objects)
 
     @contextmanager
     def adapted(self, model: PreTrainedModel, phase: Phase) -> Iterator[None]:

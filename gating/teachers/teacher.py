@@ -15,6 +15,7 @@ from gating.compact.load import load_compact
 from gating.errors import InputError
 from gating.loader.integrity import RECORD_KEY
 from gating.objectives.distillation import HIDDEN_STATES, IGNORED, Distillation
+from gating.structure.layers import LAYERS_KEY
 from gating.teachers.checks import check_fits, check_tokenizer
 from gating.teachers.open_teacher import OpenTeacher
 
@@ -138,9 +139,18 @@ class Teacher:
                 "have none: call it with model(**batch, **teacher.options)."
             )
         answers = self(batch) if answers is None else answers
-        record = getattr(getattr(model, "config", None), RECORD_KEY, None) or {}
-        layers = record.get("layers", {}).get("kept")
-        return self.distillation.loss(task_loss, outputs, answers, self.labels(batch), masks=batch, layers=layers)
+        ours, theirs = _kept_layers(model), _kept_layers(self.model)
+        # Layers may have left both before the training.
+        layers = {
+            name: [theirs[name].index(number) for number in numbers if number in theirs[name]]
+            if name in theirs
+            else numbers
+            for name, numbers in ours.items()
+        }
+        problem = getattr(getattr(self.model, "config", None), "problem_type", None)
+        return self.distillation.loss(
+            task_loss, outputs, answers, self.labels(batch), masks=batch, layers=layers, problem=problem
+        )
 
     def labels(self, batch: Mapping[str, Any]) -> Tensor | None:
         """Return the labels of a batch, each at the position of its logits; None without any.
@@ -160,6 +170,12 @@ class Teacher:
         weight = next(self.model.parameters(), None)
         if weight is not None and weight.device != device:
             self.model.to(device)
+
+
+def _kept_layers(model: Any) -> dict[str, list[int]]:
+    """Return the original numbers of the present layers of each list that layers have left, also through wrappers."""
+    record = getattr(getattr(model, "config", None), RECORD_KEY, None) or {}
+    return dict(record.get(LAYERS_KEY, {}).get("kept", {}))
 
 
 def _shifts_labels(module: nn.Module) -> bool:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn import functional
 
 from gating import Distillation
 from gating.objectives.distillation import distillation_loss, hidden_loss
@@ -34,6 +35,45 @@ def test_gradient_norm_is_independent_of_the_temperature():
 def test_a_single_logit_has_a_squared_error():
     student, teacher = torch.tensor([[1.0], [3.0]]), torch.tensor([[2.0], [5.0]])
     assert distillation_loss(student, teacher, temperature=3.0).item() == pytest.approx((1 + 4) / 2)
+
+
+def test_several_numbers_have_a_squared_error():
+    loss = distillation_loss(STUDENT, STUDENT + 5, temperature=3.0, problem="regression")
+    assert loss.item() == pytest.approx(25)
+
+
+def test_several_labels_are_compared_each_by_itself():
+    """The gradient of the distance is that of binary cross-entropy with the teacher's probabilities."""
+    student, other = STUDENT.clone().requires_grad_(), STUDENT.clone().requires_grad_()
+    loss = distillation_loss(student, TEACHER, temperature=1.0, problem="multi_label_classification")
+    loss.backward()
+    functional.binary_cross_entropy_with_logits(other, TEACHER.sigmoid()).backward()
+    torch.testing.assert_close(student.grad, other.grad)
+    equal = distillation_loss(TEACHER, TEACHER, temperature=2.0, problem="multi_label_classification")
+    assert equal.item() == pytest.approx(0, abs=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("problem", "labels", "expected"),
+    [
+        ("regression", None, "regression"),
+        (None, torch.ones(2, 3), "multi_label_classification"),
+        (None, torch.tensor([0, 1]), None),
+    ],
+)
+def test_the_problem_is_that_of_the_model(problem, labels, expected):
+    loss = Distillation(weight=1.0).loss(
+        torch.tensor(0.0), {"logits": STUDENT}, {"logits": TEACHER}, labels, problem=problem
+    )
+    assert torch.equal(loss, distillation_loss(STUDENT, TEACHER, temperature=2.0, problem=expected))
+
+
+def test_logits_of_tokens_are_classes_whatever_an_earlier_task_was():
+    student, teacher = STUDENT[None], TEACHER[None]
+    loss = Distillation(weight=1.0).loss(
+        torch.tensor(0.0), {"logits": student}, {"logits": teacher}, None, problem="regression"
+    )
+    assert torch.equal(loss, distillation_loss(student, teacher, temperature=2.0))
 
 
 def test_loss_is_the_mixture():

@@ -89,6 +89,14 @@ def test_every_block_of_a_plain_model_is_proven():
     assert gating.finalize(model, gates, kept=kept).unproven == ()
 
 
+def test_names_are_those_of_the_original_model():
+    model = BertModel(BertConfig(hidden_size=16, num_attention_heads=4, num_hidden_layers=3, vocab_size=30))
+    gating.prune_layers(model, [0])
+    report = gating.prune_heads(model, {"encoder.layer.1.attention.self": [0]})
+    assert report.unproven == ("encoder.layer.2.attention.self",)
+    assert report.kept_heads[report.unproven[0]] == (1, 2, 3)
+
+
 def test_what_is_removed_by_hand_is_named():
     model = two_towers()
     requests = {"other.encoder.layer.0.attention.self": [0], "text.encoder.layer.1.attention.self": [1, 2]}

@@ -74,11 +74,10 @@ def test_weights_right_after_the_removal_may_be_the_best(removed, step, inputs, 
         assert_kept(tmp_path / "run", step)
     else:
         assert metrics["val/accuracy"] == metrics["removed/val/accuracy"]
-        checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "recovery" / "step-7.ckpt", weights_only=True)
-        assert any(
-            not torch.equal(weight, checkpoint["state_dict"][f"model.{name}"])
-            for name, weight in kept_weights(tmp_path / "run").items()
-        )
+        removed_weights = torch.load(tmp_path / "run" / "checkpoints" / "removed" / "step-6.ckpt")["weights"]
+        trained, kept = weights_after(tmp_path / "run", "recovery", 7), kept_weights(tmp_path / "run")
+        assert all(torch.equal(weight, removed_weights[name]) for name, weight in kept.items())
+        assert any(not torch.equal(weight, trained[name]) for name, weight in kept.items())
 
 
 @pytest.mark.parametrize(("scores", "step"), [({8: 0.5, 10: 0.5, 12: float("nan")}, 10), ({8: float("nan")}, 12)])

@@ -134,6 +134,15 @@ def test_what_leaves_nothing_to_train_is_refused(inputs):
     checked(inputs, "objective=deterministic", "optimizer.freeze=true", num_processes=2)
 
 
+def test_logits_of_the_model_itself_are_not_stored(inputs):
+    settings = (*inputs, "distillation=logits", "distillation.store=true")
+    for freeze in ("true", "search"):
+        with pytest.raises(InputError, match=r"distillation\.store=true"):
+            checked(settings, f"optimizer.freeze={freeze}")
+    checked(settings, "optimizer.freeze=true", "distillation.teacher=folder")
+    checked(settings)
+
+
 def test_random_weights_are_not_frozen(inputs):
     settings, objects = checked(inputs, "optimizer.freeze=true")
     object.__setattr__(objects, "source", NewModel("bert", {}))

@@ -132,6 +132,36 @@ def test_outputs_are_those_of_the_model_in_evaluation_whatever_its_mode(name):
     assert ("loss" in teacher(batch)) == (name == "t5")
 
 
+def test_hidden_states_correspond_where_layers_had_left_before():
+    model = filled(LlamaForCausalLM(LlamaConfig(vocab_size=20, **{**SIZES, "num_hidden_layers": 6}))).eval()
+    gating.prune_layers(model, [1, 2])
+    teacher, batch = gating.Teacher(copy.deepcopy(model), distillation=HIDDEN), {**BATCH, "labels": TOKENS}
+    gates = gating.inject_gates(model, units=["heads", "neurons"], group_size=16)
+    with torch.no_grad():
+        for block, values in zip(gates.blocks(), gates.log_alpha.split(gates.block_sizes), strict=True):
+            values[:] = -20.0 if block.name.startswith("layers.2.") else 20.0
+
+    def distance():
+        outputs = model(**batch, **teacher.options)
+        return teacher.loss(0 * outputs.loss, outputs, batch, model=model)
+
+    masked = distance()
+    assert gating.finalize(model, gates).kept_layers == {"layers": (0, 3, 5)}
+    torch.testing.assert_close(distance(), masked)
+
+
+@pytest.mark.parametrize("problem", ["regression", "multi_label_classification"])
+def test_answers_of_several_numbers_or_labels_are_no_classes(problem):
+    """A shift of all logits changes no class."""
+    model = bert(num_labels=3, problem_type=problem).eval()
+    shifted = copy.deepcopy(model)
+    shifted.classifier.bias.data += 5
+    teacher = gating.Teacher(shifted, distillation=gating.Distillation(weight=1.0))
+    batch = {**BATCH, "labels": torch.ones(2, 3)}
+    outputs = model(**batch)
+    assert teacher.loss(outputs.loss, outputs, batch) > 0.1
+
+
 def test_stored_logits_stand_in_for_the_model():
     model, teacher = bert().eval(), gating.Teacher(bert(hidden_size=64))
     randomize(teacher.model, seed=3)

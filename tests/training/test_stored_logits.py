@@ -11,6 +11,7 @@ from transformers import BertForSequenceClassification, BertTokenizer, DataColla
 
 import gating
 from gating.data.batches import TEACHER_LOGITS, model_inputs
+from gating.data.computed import model_digest
 from gating.data.datamodule import ExampleDataModule
 from gating.errors import InputError
 from gating.training.stored_logits import add_logits, can_store_logits
@@ -45,6 +46,14 @@ def test_each_example_has_the_logits_that_the_teacher_gives_it_alone(folder):
         torch.testing.assert_close(batch[TEACHER_LOGITS], expected, rtol=1e-5, atol=1e-6)
         seen += len(expected)
     assert seen == 20
+
+
+def test_a_digest_is_of_numbers_of_any_shape():
+    norm = torch.nn.BatchNorm1d(2)
+    before = model_digest(norm)
+    assert model_digest(copy.deepcopy(norm)) == before
+    norm.num_batches_tracked += 1
+    assert model_digest(norm) != before
 
 
 def test_they_are_computed_again_for_other_weights_alone(folder, monkeypatch):
