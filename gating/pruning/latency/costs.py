@@ -26,6 +26,8 @@ __all__ = ["NUM_PASSES", "LatencyCosts", "budget_for_speedup", "measure_latency_
 
 # Number of forward passes with which the fit and the search for gates after it are exact.
 NUM_PASSES = 100
+# Share of the dense latency that the open blocks of a unit are expected to take, and the largest error that counts.
+_PRICE, _MOST_ERROR = 0.03, 0.2
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class LatencyCosts:
 
     Attributes:
         shares: Share of all gated units, by their name.
-        fixed: Share of everything else.
+        fixed: Share of everything else. As all shares are fitted, their sum can differ from 1 by some percent.
         fastest: Speedup of the model with one gate of each unit left.
         error: Largest relative standard error of the timings; infinite if a copy was timed too few times.
         open_blocks: Share of being open of all blocks with gates, by the name of their unit.
@@ -146,38 +148,44 @@ def measure_latency_costs(gates: HeadGates, timer: CopyTimer) -> LatencyCosts:
         share = 1 / max(needed + 0.5 - number, 1)
         times.append(1 / timer.time_kept(gates, kept, what=what, share=share).speedup)
         points.append(_amounts(gates, kept))
-    fitted = _fit(points, times)
+    fixed, *fitted = _fit(points, times, error=timer.error)
     shares, prices = fitted[: len(gates.units)], fitted[len(gates.units) :]
     return LatencyCosts(
         dict(zip(gates.units, shares, strict=True)),
-        1 - sum(fitted),
+        fixed,
         max(1.0, 1 / min(times)),
         timer.error,
         dict(zip(gates.units, prices, strict=True)),
     )
 
 
-def _fit(points: list[list[float]], times: list[float]) -> list[float]:
-    """Return the share of each amount that fits relative times best, from 0 to 1 together.
+def _fit(points: list[list[float]], times: list[float], *, error: float) -> list[float]:
+    """Return the fixed share and that of each amount, none negative, that fit relative times best.
 
-    The dense model is exact: with ``r_u`` what is removed of each amount, ``1 - time = sum_u share_u * r_u``.
+    Errors are relative, and the dense model is a point as the others are. Noise is easily taken for prices of open
+    blocks, since few copies differ in nothing else. So these have a prior of 0.03 for the blocks of a unit, with the
+    weight of ``(error / 0.03)^2`` in the sum of squares: exact timings hardly feel it.
 
     Args:
-        points: What each copy has of each amount, from 0 to 1.
+        points: What each copy has of each amount, from 0 to 1: of units first, then as many of open blocks.
         times: Relative time of each copy.
+        error: Relative standard error of the times.
     """
-    relative = torch.tensor(times, dtype=torch.float64)
-    removed = (1 - torch.tensor(points, dtype=torch.float64)) / relative.unsqueeze(1)
-    saved = (1 - relative) / relative
-    columns = list(range(removed.shape[1]))
+    relative = torch.tensor([*times, 1.0], dtype=torch.float64)
+    amounts = torch.tensor([*points, [1.0] * len(points[0])], dtype=torch.float64)
+    rows = torch.cat([torch.ones(len(relative), 1, dtype=torch.float64), amounts], dim=1) / relative.unsqueeze(1)
+    num_prices = len(points[0]) // 2
+    weight = min(error, _MOST_ERROR) / _PRICE
+    prior = weight * torch.eye(rows.shape[1], dtype=torch.float64)[-num_prices:]
+    rows = torch.cat([rows, prior])
+    values = torch.cat([torch.ones_like(relative), prior.new_full((num_prices,), weight * _PRICE)])
+    columns = list(range(rows.shape[1]))
     fitted = [0.0] * len(columns)
     while columns:
-        found = torch.linalg.lstsq(removed[:, columns], saved.unsqueeze(1)).solution.flatten().tolist()
+        found = torch.linalg.lstsq(rows[:, columns], values.unsqueeze(1)).solution.flatten().tolist()
         if min(found) >= 0:
-            # Imprecise timings can explain more than all of the time.
-            total = max(1.0, sum(found))
             for column, share in zip(columns, found, strict=True):
-                fitted[column] = share / total
+                fitted[column] = share
             break
         columns.remove(columns[found.index(min(found))])
     return fitted
