@@ -98,7 +98,8 @@ class Items:
         """Return the indices of items with the largest scores whose cost is at most the budget; minima come first.
 
         The selection maximizes the sum of :func:`~gating.objectives.knapsack.values_of`, and leaves no room for another
-        item.
+        item. With prices of groups it is the sum of costs that are worth their place, in which scores around the
+        threshold of the budget count.
 
         Args:
             scores: Score per unit of cost of each item, ``[num_items]``.
@@ -110,7 +111,8 @@ class Items:
             [3, 1]
         """
         first = self.best_of_each(scores)
-        values = values_of(scores, torch.tensor(self.costs))
+        sizes = torch.tensor(self.costs)
+        values = sizes * self._worth(scores, budget) if any(self.prices) else values_of(scores, sizes)
         taken = set(first)
         costs = [0.0 if index in taken else cost for index, cost in enumerate(self.costs)]
         room = budget - self.cost_of(first)
@@ -121,6 +123,26 @@ class Items:
         else:
             others = fill_budget(values, costs, room)
         return torch.cat([torch.tensor(first, dtype=torch.int64), others]).to(scores.device)
+
+    def _worth(self, scores: Tensor, budget: float) -> Tensor:
+        """Return how much one unit of cost of each item is worth, 0 to 1, ``[num_items]``, float64, on the CPU.
+
+        It is a sigmoid around the score at which the items in their order, each with the price of its group if it is
+        the first one there, use up the budget. Without this threshold, items that are far below it would be worth a
+        part of those above, and many of them would take the place of a good group.
+        """
+        scores = scores.detach().double().cpu()
+        order = scores.argsort(descending=True, stable=True).tolist()
+        spent, opened, threshold = 0.0, set[int](), float(scores.min())
+        for item in (item for item in order if self.costs[item]):
+            group = bisect_right(self._ends, item)
+            spent += self.costs[item] + (0.0 if group in opened else self.prices[group])
+            opened.add(group)
+            if spent > budget:
+                threshold = float(scores[item])
+                break
+        width = float(scores.std()) / 2 if len(order) > 1 else 0.0
+        return torch.sigmoid((scores - threshold) / max(width, 1e-6)).clamp_min(1e-6)
 
     def cost_of(self, items: Sequence[int]) -> float:
         """Return the cost of some items and their groups."""

@@ -92,9 +92,10 @@ def _measure(
         f"Of the model's time here, {shares}, {sum(costs.open_blocks.values()):.0%} their blocks, whatever is left in "
         f"them, {costs.fixed:.0%} the rest ({timer.words})."
     )
-    budget: dict[str, Any] = {"cost": costs.rates(gates)}
+    prices = timing.settings.price_blocks
+    budget: dict[str, Any] = {"cost": costs.rates(gates, price_blocks=prices)}
     if asked.speedup:
-        budget["keep"] = costs.keep_for(asked.speedup, gates=gates)
+        budget["keep"] = costs.keep_for(asked.speedup, gates=gates, price_blocks=prices)
         print(f"With {budget['keep']:.0%} of the time of its gated units, it is {asked.speedup} times as fast.")
     return budget
 

@@ -42,7 +42,7 @@ def test_latencies_of_units_and_open_blocks_are_found(bert):
     costs = measure_latency_costs(gates, KnownTimes(speedup))
     assert (*costs.shares.values(), *costs.open_blocks.values()) == pytest.approx((*TIMES.values(),))
     assert costs.fixed == pytest.approx(0.12)
-    rates = costs.rates(gates)
+    rates = costs.rates(gates, price_blocks=True)
     is_neuron = torch.tensor(gates.neurons_per_gate) > 0
     assert float(gates.macs_per_gate[~is_neuron].sum() * rates["heads"]) == pytest.approx(0.3)
     assert float(gates.macs_per_gate[is_neuron].sum() * rates["neurons"]) == pytest.approx(0.4)
@@ -61,7 +61,7 @@ def test_a_share_of_measured_latency_is_the_speedup(bert, units):
     time = lambda kept: _time_of(gates, kept, ours)  # noqa: E731
     costs = measure_latency_costs(gates, KnownTimes(lambda kept: 1 / time(kept)))
     gates.log_alpha.data = torch.randn(len(gates.log_alpha), generator=torch.Generator().manual_seed(1))
-    kept = gating.ExactBudget(keep=costs.keep_for(1.4), cost=costs.rates(gates)).kept(gates)
+    kept = gating.ExactBudget(keep=costs.keep_for(1.4), cost=costs.rates(gates, price_blocks=True)).kept(gates)
     smallest = max(price for name, price in ours.items()) / 12
     assert 1 / 1.4 - smallest < time(kept) <= 1 / 1.4 + 1e-6
 
@@ -92,7 +92,7 @@ def test_real_timings_leave_the_model_as_it_was(bert, units, monkeypatch):
     gates = create_gates(bert, units=units, group_size=8)
     costs = measure_latency_costs(gates, timer_of(bert, batch_for(bert), repeats=2))
     assert costs.fastest >= 1
-    assert set(costs.rates(gates)) == {*units, "open_blocks"}
+    assert set(costs.rates(gates, price_blocks=True)) == {*units, "open_blocks"}
     assert str(bert) == text
     assert all(torch.equal(tensor, bert.state_dict()[name]) for name, tensor in state.items())
 
@@ -101,14 +101,26 @@ def test_units_without_a_time_of_their_own_still_compete(bert):
     gates = create_gates(bert)
     costs = LatencyCosts({"heads": 0.0}, fixed=0.7, fastest=1.4, open_blocks={"heads": 0.3})
     gates.log_alpha.data = torch.arange(12.0)
-    kept = gating.ExactBudget(keep=costs.keep_for(1.2, gates=gates), cost=costs.rates(gates)).kept(gates)
+    keep, cost = costs.keep_for(1.2, gates=gates, price_blocks=True), costs.rates(gates, price_blocks=True)
+    kept = gating.ExactBudget(keep=keep, cost=cost).kept(gates)
     assert kept.tolist() == [False] * 8 + [True] * 4
 
 
 def test_the_fastest_speedup_keeps_a_gate(bert):
     gates = create_gates(bert)
     costs = LatencyCosts({"heads": 0.3}, fixed=0.3, fastest=3.0, open_blocks={"heads": 0.4})
-    assert gating.ExactBudget(keep=costs.keep_for(2.9, gates=gates), cost=costs.rates(gates)).kept(gates).sum() == 1
+    keep, cost = costs.keep_for(2.9, gates=gates, price_blocks=True), costs.rates(gates, price_blocks=True)
+    assert gating.ExactBudget(keep=keep, cost=cost).kept(gates).sum() == 1
+
+
+def test_without_prices_the_time_of_open_blocks_is_that_of_their_units(bert):
+    gates = create_gates(bert, units=UNITS, group_size=4)
+    costs = measure_latency_costs(gates, KnownTimes(lambda kept: 1 / relative_time(gates, kept, **TIMES)))
+    rates = costs.rates(gates)
+    assert set(rates) == set(UNITS)
+    shares = {unit: rates[unit] * float(gates.macs_per_gate[gates.is_of(unit)].sum()) for unit in UNITS}
+    assert shares == pytest.approx({"heads": 0.42, "neurons": 0.46})
+    assert costs.keep_for(2.0) == pytest.approx((0.5 - 0.12) / 0.88)
 
 
 def test_an_unreachable_speedup_names_the_largest():

@@ -200,19 +200,23 @@ def test_a_search_without_convergence_takes_all_its_steps(inputs, tmp_path):
     assert run_here(overrides, tmp_path / "out")["search_steps"] == 15
 
 
-def test_a_speedup_becomes_a_share_of_latency(inputs, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("price_blocks", [False, True])
+def test_a_speedup_becomes_a_share_of_latency(inputs, tmp_path, monkeypatch, capsys, price_blocks):
     costs = LatencyCosts({"heads": 0.6}, fixed=0.31, fastest=3.0, open_blocks={"heads": 0.09})
     monkeypatch.setattr(measured_budget, "measure_latency_costs", lambda gates, timer: costs)
     # The times of tiny models are noise.
     monkeypatch.setattr(stages, "kept_at_speedup", lambda run, objective, gates: objective.kept(gates))
     overrides = [x for x in inputs if not x.startswith("objective.")]
-    numbers = run_here([*overrides, "objective.speedup=1.5"], tmp_path / "out")
-    # Time is left for 0.667 - 0.31 = 0.357: 6 heads of 0.05 in one or two blocks of 0.03.
+    prices = f"latency.price_blocks={str(price_blocks).lower()}"
+    numbers = run_here([*overrides, "objective.speedup=1.5", prices], tmp_path / "out")
+    # Time is left for 0.667 - 0.31 = 0.357: 6 heads of 0.05 in one or two blocks of 0.03, or of 0.0575.
     assert numbers["num_heads"] in (5, 6)
     assert "60% are its gated heads, 9% their blocks" in capsys.readouterr().out
     objective = OmegaConf.load(tmp_path / "out" / "config.yaml").objective
     assert objective.keep == pytest.approx((1 / 1.5 - 0.31) / 0.69)
-    assert objective.cost.open_blocks.heads == pytest.approx(0.03)
+    assert ("open_blocks" in objective.cost) == price_blocks
+    if price_blocks:
+        assert objective.cost.open_blocks.heads == pytest.approx(0.03)
 
 
 def test_texts_longer_than_the_model_reads_are_cut_off(inputs, tmp_path):

@@ -51,14 +51,22 @@ class LatencyCosts:
     error: float = math.inf
     open_blocks: Mapping[UnitName, float] = field(default_factory=dict)
 
-    def rates(self, gates: HeadGates) -> dict[str, Any]:
-        """Return the cost of one multiply-accumulate of each unit and of one open block, as shares of dense latency."""
+    def rates(self, gates: HeadGates, *, price_blocks: bool = False) -> dict[str, Any]:
+        """Return the cost of one multiply-accumulate of each unit, as share of the dense latency.
+
+        Args:
+            gates: The gates.
+            price_blocks: Whether open blocks have a price of their own, instead of being a part of the units' costs.
+        """
         # Units that seem to cost nothing beside their blocks still compete by their scores.
         least = 1e-6 * (sum(self.shares.values()) + sum(self.open_blocks.values()))
-        rates = {
-            unit: max(self.shares[unit], least) / float(gates.macs_per_gate[gates.is_of(unit)].sum())
+        in_units = {unit: 0.0 if price_blocks else self.open_blocks.get(unit, 0.0) for unit in gates.units}
+        rates: dict[str, Any] = {
+            unit: max(self.shares[unit] + in_units[unit], least) / float(gates.macs_per_gate[gates.is_of(unit)].sum())
             for unit in gates.units
         }
+        if not price_blocks:
+            return rates
         prices = {unit: self.open_blocks.get(unit, 0.0) / gates.block_units.count(unit) for unit in gates.units}
         return {**rates, OPEN_BLOCKS: prices}
 
@@ -68,7 +76,7 @@ class LatencyCosts:
         prices = [*self.shares.values(), *(self.open_blocks.get(unit, 0.0) for unit in gates.units)]
         return self.fixed + sum(share * price for share, price in zip(amounts, prices, strict=True))
 
-    def keep_for(self, speedup: float, *, gates: HeadGates | None = None) -> float:
+    def keep_for(self, speedup: float, *, gates: HeadGates | None = None, price_blocks: bool = False) -> float:
         """Return the share of the cost of all gated units that remains at a speedup; with gates, one that holds a gate.
 
         Raises:
@@ -85,7 +93,10 @@ class LatencyCosts:
                 f"is {self.fastest:.2f} times as fast here{precision}. Ask for less than that."
             )
         share = (1 / speedup - self.fixed) / (sum(self.shares.values()) + sum(self.open_blocks.values()))
-        least = 0.01 if gates is None else HeadBudget(keep=1.0, cost=self.rates(gates)).least_share(gates)
+        least = 0.01
+        if gates is not None:
+            cost = self.rates(gates, price_blocks=price_blocks)
+            least = HeadBudget(keep=1.0, cost=cost).least_share(gates)
         return min(1.0, max(least, share))
 
 
@@ -96,6 +107,7 @@ def budget_for_speedup(
     speedup: float,
     units: UnitName | Collection[UnitName] = "heads",
     max_seconds: float = MAX_SECONDS,
+    price_blocks: bool = False,
     **gate_options: Any,
 ) -> ExactBudget:
     """Return the objective with which a model becomes about as fast as wanted, from timings on this device.
@@ -112,6 +124,8 @@ def budget_for_speedup(
         units: Units that will have gates, as in :func:`gating.inject_gates`.
         max_seconds: Seconds that all timings may take together; passes that are needed in any case can exceed it. A
             warning has the error that was reached if they were too few.
+        price_blocks: Whether the search knows that a block takes time as long as anything is left in it; otherwise that
+            time is a part of its units' costs.
         gate_options: Its other arguments.
 
     Raises:
@@ -125,7 +139,8 @@ def budget_for_speedup(
     with budget.stage("timing copies") as stage:
         timer = CopyTimer(model, batch, stage=stage)
         costs = measure_latency_costs(gates, timer)
-        objective = ExactBudget(keep=costs.keep_for(speedup, gates=gates), cost=costs.rates(gates))
+        keep = costs.keep_for(speedup, gates=gates, price_blocks=price_blocks)
+        objective = ExactBudget(keep=keep, cost=costs.rates(gates, price_blocks=price_blocks))
     if timer.error > PRECISION:
         warnings.warn(timer.shortfall("max_seconds"), stacklevel=2)
     return objective

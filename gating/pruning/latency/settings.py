@@ -21,6 +21,8 @@ class LatencySettings:
             longest (``max``), or a number.
         max_seconds: Seconds that all timings of a run may take together; None for 5 % of the run, at least 20 and at
             most 120 seconds.
+        price_blocks: Whether a search knows that a block takes time as long as anything is left in it; otherwise that
+            time is a part of its units' costs.
 
     Raises:
         InputError: A number is not positive.
@@ -29,6 +31,7 @@ class LatencySettings:
     batch_size: int = 8
     length: Length = "p95"
     max_seconds: float | None = None
+    price_blocks: bool = False
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
