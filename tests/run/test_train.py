@@ -281,7 +281,7 @@ def test_run_is_finished_when_training_fails(inputs, tmp_path, monkeypatch):
 def test_help_shows_groups_and_settings(tmp_path):
     process = run_command(["--help"], cwd=tmp_path)
     for wanted in (
-        "objective: budget, importance, l0, lagrangian, magnitude, none, random, topk",
+        "objective: budget, deterministic, fisher, importance, l0, lagrangian, magnitude, none, random, topk",
         "objective.num_heads=18",
         "output_dir=DIR",
         "experiment=wnut17",
