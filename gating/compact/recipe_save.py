@@ -1,4 +1,4 @@
-"""Saving of a compact model as a recipe: what has to be done with its base model, in kilobytes."""
+"""Saving of a compact model as a recipe: the removals and factors that make it from its base, in kilobytes."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -224,7 +224,7 @@ def _check_equal(model: PreTrainedModel, rebuilt: PreTrainedModel, recipe: Recip
 
 
 def _write_card(model: PreTrainedModel, recipe: Recipe, folder: Path) -> None:
-    """Write a card that says what the folder is, with the base as metadata for the hub."""
+    """Write the card of a recipe, with the base as metadata for the hub."""
     name = dense_class(model).__name__
     base = recipe.base if recipe.revision is not None else None
     metadata = ModelCardData(base_model=base, library_name="transformers", tags=["head-gating", "pruned"]).to_yaml()

@@ -1,4 +1,4 @@
-"""What an untrusted configuration may name: classes of transformers, and no other files, kernels or code."""
+"""Names that an untrusted configuration may have: classes of transformers, and no other files, kernels or code."""
 
 import re
 from collections.abc import Iterator, Mapping

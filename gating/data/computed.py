@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import torch
 from datasets import Dataset
 from datasets.fingerprint import Hasher
 from torch import nn
+
+from gating.compact.digests import digest_tensors
 
 __all__ = ["computed_column", "model_digest"]
 
@@ -52,8 +53,5 @@ def computed_column(
 
 def model_digest(model: nn.Module, *settings: object) -> str:
     """Return a digest of a model's weights and of settings, by their texts."""
-    digest = hashlib.sha256(repr(settings).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    weights = digest_tensors(sorted(model.state_dict().items()))
+    return hashlib.sha256(f"{settings!r}\n{weights}".encode()).hexdigest()

@@ -130,7 +130,7 @@ class KeepsBudget(FullPrecision):
         return self._budget.with_keep(keep, gates).choose(gates, gates.log_alpha)
 
     def is_share_of_cost(self, gates: HeadGates) -> bool:
-        """Return whether the budget is a share of cost, in which what is open is shown."""
+        """Return whether the budget is a share of cost, and open gates are shown as one."""
         return self._budget.is_share_of_cost(gates)
 
 

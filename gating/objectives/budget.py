@@ -13,7 +13,7 @@ from gating.objectives.costs import Costs, check_cost, gate_costs, is_share_of_c
 from gating.objectives.parts import COST, BudgetPart, parts_of
 from gating.units import UNITS, UnitName
 
-__all__ = ["DEFAULT_KEEP", "HeadBudget", "resolve_budget", "whole_amount"]
+__all__ = ["DEFAULT_KEEP", "HeadBudget", "resolve_budget"]
 
 # Share of the heads, or of the cost, that a budget without any number keeps.
 DEFAULT_KEEP = 0.25
@@ -87,8 +87,7 @@ class HeadBudget:
 
     def check(self, gates: HeadGates) -> None:
         """Raise the errors of :meth:`parts`, except that a cost of latency may be timed later."""
-        is_one_share = not self.numbers and not isinstance(self.keep, Mapping)
-        if not is_one_share and (self.cost == "cache" or (self.cost == "latency" and len(gates.units) == 1)):
+        if not self._is_one_share and (self.cost == "cache" or (self.cost == "latency" and len(gates.units) == 1)):
             raise InputError(
                 f"cost={self.cost} is the cost of one share to keep, and this budget is {self}: give keep=0.5, for "
                 "example, instead, or leave cost out."
@@ -149,8 +148,11 @@ class HeadBudget:
 
     def is_share_of_cost(self, gates: HeadGates) -> bool:
         """Return whether the budget is shown as a share of cost, not as a number of the only unit."""
-        is_one_share = not self.numbers and not isinstance(self.keep, Mapping)
-        return len(gates.units) > 1 or (is_one_share and is_share_of_cost(gates, self.cost))
+        return len(gates.units) > 1 or (self._is_one_share and is_share_of_cost(gates, self.cost))
+
+    @property
+    def _is_one_share(self) -> bool:
+        return not self.numbers and not isinstance(self.keep, Mapping)
 
     def _resolve(self, gates: HeadGates) -> Iterator[tuple[BudgetPart, float]]:
         keep = self._checked_share(gates)
@@ -211,11 +213,6 @@ class HeadBudget:
         budget = resolve_budget(number, keep, total=int(part.total), kind=part.kind, unit=part.unit)
         part.check(budget, exact=number is not None)
         return part.nearest(budget) if number is None else budget
-
-
-def whole_amount(gates: HeadGates) -> float:
-    """Return the number of all units; 1 for gates on several, the share of their cost."""
-    return gates.total(gates.units[0]) if len(gates.units) == 1 else 1.0
 
 
 def resolve_budget(

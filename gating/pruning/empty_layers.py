@@ -1,4 +1,4 @@
-"""Layers that are left without any unit, and add nothing or a bias to what passes through: they leave the model."""
+"""Removal of layers that are left without any unit, and add nothing or a bias to the hidden states."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress

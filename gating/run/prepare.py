@@ -85,8 +85,7 @@ def prepare(settings: Settings, *, resumes: bool) -> Run:
     check_measured(settings.optimized_metric, data.prepared, num_evaluated=data.num_evaluated)
     steps = count_steps(settings.values["trainer"], num_batches=data.module.num_batches())
     state = _load_models(settings, objects, data, meta_model, devices=devices)
-    batches = steps * settings.values["trainer"]["accumulate_grad_batches"]
-    stores_logits = objects.distillation is not None and _check_outputs(objects, state, data, num_batches=batches)
+    stores_logits = objects.distillation is not None and _check_outputs(settings, objects, state, data, steps=steps)
     state.search_steps = planned_search_steps(settings, objects, total_steps=steps)
     started = time.monotonic()
     settings, objects = measure_budget(
@@ -269,9 +268,10 @@ def _load_models(
     return state
 
 
-def _check_outputs(objects: RunObjects, state: RunState, data: RunData, *, num_batches: int) -> bool:
+def _check_outputs(settings: Settings, objects: RunObjects, state: RunState, data: RunData, *, steps: int) -> bool:
     """Check that the model returns what the distillation compares; return whether the teacher's logits are stored."""
     assert objects.distillation is not None
     shapes = check_outputs(state.model, data.module.probe_batch(), distillation=objects.distillation)
     reshard(state.model)
+    num_batches = steps * settings.values["trainer"]["accumulate_grad_batches"]
     return can_store_logits(data.module, state.model, shapes, num_batches, store=objects.store_logits)

@@ -6,7 +6,6 @@ from torch import Tensor, nn
 from gating.gates import HeadGates
 from gating.objectives.base import begin_search
 from gating.objectives.baselines.mask import MaskSampler
-from gating.objectives.budget import whole_amount
 
 __all__ = ["NoObjective"]
 
@@ -21,7 +20,7 @@ class NoObjective(nn.Module):
         """Open every gate permanently."""
         begin_search(self, gates)
         gates.log_alpha.requires_grad_(False)
-        gates.sampler = MaskSampler(gates, num_open=whole_amount(gates))
+        gates.sampler = MaskSampler(gates, num_open=self.target(gates))
 
     def update(self, gates: HeadGates, progress: float) -> None:
         """Follow no schedule."""
@@ -32,7 +31,7 @@ class NoObjective(nn.Module):
 
     def target(self, gates: HeadGates) -> float:
         """Return the number of all heads or neurons, or one as the share of cost."""
-        return float(whole_amount(gates))
+        return float(gates.total(gates.units[0])) if len(gates.units) == 1 else 1.0
 
     def kept(self, gates: HeadGates) -> Tensor:
         """Return True for every gate, ``[num_gates]``."""
