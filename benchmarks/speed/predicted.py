@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import nn
 
 from benchmarks.speed.shapes import bert, text_batch
 from gating.gates import HeadGates, create_gates
@@ -26,24 +27,35 @@ def measure_predicted(device: torch.device, *, quick: bool) -> Iterator[Row]:
     """Fit costs in the time that a run has, and compare them with measured times of random choices of gates."""
     shape, sizes, number = ("tiny", [(2, 16)], 3) if quick else ("minilm", SIZES, NUM_CHOICES)
     dense = bert(shape, device=device).eval()
+    _scale_norms(dense)
     gates = create_gates(dense, units=["heads", "neurons"])
     choices = list(_random_choices(gates, number))
     for batch_size, length in sizes:
         batch = text_batch(dense, batch_size, length)
         with TimeBudget(1.0 if quick else MAX_SECONDS / 2).stage("timing") as stage:
             costs = measure_latency_costs(gates, CopyTimer(dense, batch, stage=stage))
-        ratios = []
+        ratios, noise = [], []
         with TimeBudget(1.0 if quick else 5 * number).stage("timing") as stage:
             timer = CopyTimer(dense, batch, stage=stage)
             for index, kept in enumerate(choices):
                 found = timer.time_kept(gates, kept, what=f"choice {index + 1}", share=1 / (number - index))
                 ratios.append(costs.predict(gates, kept) * found.speedup)
+                noise.append(found.error)
         low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
         near = sum(abs(ratio - 1) <= NEAR for ratio in ratios) / number
         case = f"{shape} {batch_size} x {length}, {number} choices"
         row = {"what": "predicted / measured time", "case": case, "ratio": (median, low, high), "near": near}
+        row |= {"noise": statistics.median(noise)}
         row |= {"units": sum(costs.shares.values()), "open": sum(costs.open_blocks.values()), "fixed": costs.fixed}
         yield row | {"errors": [round(ratio - 1, 4) for ratio in ratios]}
+
+
+def _scale_norms(model: nn.Module) -> None:
+    """Give norms other weights than 1, as training does: an empty layer of equal norms would pass its input on."""
+    generator = torch.Generator().manual_seed(0)
+    for norm in (module for module in model.modules() if isinstance(module, nn.LayerNorm)):
+        with torch.no_grad():
+            norm.weight.copy_(0.8 + 0.4 * torch.rand(norm.weight.shape, generator=generator))
 
 
 def _random_choices(gates: HeadGates, number: int) -> Iterator[torch.Tensor]:

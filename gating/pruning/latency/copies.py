@@ -69,10 +69,16 @@ class CopyTimer:
         self.timed: list[LatencyComparison] = []
 
     @property
+    def affordable(self) -> float:
+        """Number of copies whose speedups, with their errors, there is time for; any number before the first one."""
+        if not self.timed:
+            return math.inf if self._stage.left else 0.0
+        return self._stage.left / (2 * (1 + _LEAST_REPEATS) * self.timed[-1].before)
+
+    @property
     def is_over(self) -> bool:
         """Whether there is no time to know another speedup and its error; copies that are needed are timed once."""
-        passes = 2 * (1 + _LEAST_REPEATS)
-        return self._stage.left <= (passes * self.timed[-1].before if self.timed else 0)
+        return self.affordable <= 1
 
     @property
     def error(self) -> float:

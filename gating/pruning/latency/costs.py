@@ -1,6 +1,7 @@
 """Latency of units and of open blocks, measured on compact shapes, and the budget of a speedup."""
 
 import math
+import statistics
 import warnings
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -155,15 +156,17 @@ def measure_latency_costs(gates: HeadGates, timer: CopyTimer) -> LatencyCosts:
     over.
     """
     needed = 2 * len(gates.units) + 1
+    shapes = timed_shapes(gates)
     points, times = [], []
-    for number, (what, kept) in enumerate(timed_shapes(gates)):
+    for number, (what, kept) in enumerate(shapes):
         if timer.is_over and number >= needed:
             break
-        # Those that are needed leave a part of the time to the others together.
-        share = 1 / max(needed + 0.5 - number, 1)
-        times.append(1 / timer.time_kept(gates, kept, what=what, share=share).speedup)
+        # As many share the time as it is enough for; those that are needed leave a part of it in any case.
+        count = max(needed + 0.5 - number, min(len(shapes) - number, timer.affordable), 1.0)
+        times.append(1 / timer.time_kept(gates, kept, what=what, share=1 / count).speedup)
         points.append(_amounts(gates, kept))
-    fixed, *fitted = _fit(points, times, error=timer.error)
+    noise = statistics.median(found.error for found in timer.timed)
+    fixed, *fitted = _fit(points, times, error=noise)
     shares, prices = fitted[: len(gates.units)], fitted[len(gates.units) :]
     return LatencyCosts(
         dict(zip(gates.units, shares, strict=True)),
@@ -184,7 +187,7 @@ def _fit(points: list[list[float]], times: list[float], *, error: float) -> list
     Args:
         points: What each copy has of each amount, from 0 to 1: of units first, then as many of open blocks.
         times: Relative time of each copy.
-        error: Relative standard error of the times.
+        error: Relative standard error of a time.
     """
     relative = torch.tensor([*times, 1.0], dtype=torch.float64)
     amounts = torch.tensor([*points, [1.0] * len(points[0])], dtype=torch.float64)

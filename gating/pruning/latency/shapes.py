@@ -15,19 +15,17 @@ __all__ = ["timed_shapes"]
 
 # Factors of the share that consecutive blocks keep: chosen gates leave blocks of odd widths, too.
 _UNEVEN = (0.7, 1.3, 1.0)
-# Mean shares of the blocks that are open in copies of mixed shapes.
-_MIXED = (0.3, 0.5, 0.15, 0.4)
+# Copies of mixed shapes: their number, how likely a block is empty, and the largest share that an open one keeps.
+_NUM_MIXED, _EMPTY, _MOST = 16, (0.4, 0.0, 0.6, 0.2), (0.5, 0.25, 1.0)
 
 
-def timed_shapes(gates: HeadGates) -> Iterator[tuple[str, Tensor]]:
-    """Yield the shapes that are timed, in words and as masks of gates, ``[num_gates]``.
+def timed_shapes(gates: HeadGates) -> list[tuple[str, Tensor]]:
+    """Return the shapes that are timed, in words and as masks of gates, ``[num_gates]``.
 
     A fit needs twice as many as there are units and one more, which come first.
     """
-    for shape in _shapes(gates):
-        yield str(shape), shape.keep(gates)
-    for share, kept in _mixed(gates):
-        yield f"{share:.0%} in some blocks", kept
+    shapes = [(str(shape), shape.keep(gates)) for shape in _shapes(gates)]
+    return [*shapes, *((f"mixed shape {number}", kept) for number, kept in enumerate(_mixed(gates), start=1))]
 
 
 @dataclass(frozen=True)
@@ -83,16 +81,14 @@ def _shapes(gates: HeadGates) -> Iterator[_Shape]:
         yield shape(0.5, one=unit, of_one=0.0)
 
 
-def _mixed(gates: HeadGates) -> Iterator[tuple[float, Tensor]]:
-    """Yield shares and masks as those of a search: a third of the blocks is empty, others keep different numbers."""
+def _mixed(gates: HeadGates) -> Iterator[Tensor]:
+    """Yield masks as those of a search: some blocks are empty, and others keep different numbers."""
     generator = torch.Generator().manual_seed(0)
-    for share in _MIXED:
+    for empty, most, _ in zip(cycle(_EMPTY), cycle(_MOST), range(_NUM_MIXED), strict=False):
         drawn = torch.rand(len(gates.block_sizes), 2, generator=generator).tolist()
         counts = [
-            0 if empty < 1 / 3 else max(1, round(2 * share * size * part))
-            for size, (empty, part) in zip(gates.block_sizes, drawn, strict=True)
+            0 if first < empty else max(1, round(most * size * second))
+            for size, (first, second) in zip(gates.block_sizes, drawn, strict=True)
         ]
-        yield (
-            share,
-            torch.cat([torch.arange(size) < count for size, count in zip(gates.block_sizes, counts, strict=True)]),
-        )
+        counts[0] = counts[0] if any(counts) else 1
+        yield torch.cat([torch.arange(size) < count for size, count in zip(gates.block_sizes, counts, strict=True)])
