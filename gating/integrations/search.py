@@ -1,7 +1,8 @@
-"""The search as a phase of transformers' Trainer: its length and its end, without early stopping by a score."""
+"""The phases of transformers' Trainer: length and end of the search, and the weights that a recovery begins with."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from transformers import (
@@ -13,11 +14,11 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, SaveStrategy
 
 from gating.objectives.search import Search
 
-__all__ = ["TrainerSearchEnd", "ended_by_score", "without_early_stopping"]
+__all__ = ["RemovedWeights", "TrainerSearchEnd", "ended_by_score", "without_early_stopping"]
 
 
 class TrainerSearchEnd(TrainerCallback):
@@ -54,6 +55,26 @@ class TrainerSearchEnd(TrainerCallback):
             # With strategies by epoch, the end of a training is the end of an epoch, with its own.
             control.should_evaluate = control.should_evaluate or args.eval_strategy == IntervalStrategy.STEPS
             control.should_save = control.should_save or args.save_strategy == SaveStrategy.STEPS
+
+
+class RemovedWeights(TrainerCallback):
+    """Callback that evaluates and saves the weights right after the removal, as the best ones so far."""
+
+    def __init__(self, trainer: Any) -> None:
+        """Args: ``trainer`` begins a recovery with ``load_best_model_at_end``."""
+        self._trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Save them in a folder of their own: the checkpoint of this step is the end of the search."""
+        trainer = self._trainer
+        trainer._determine_best_metric(metrics=trainer._evaluate(None, None, skip_scheduler=True), trial=None)
+        folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}-removed"
+        trainer.save_model(str(folder), _internal_call=True)
+        state.best_model_checkpoint = str(folder)
+        # The step names the checkpoint of the search.
+        state.best_global_step = None
 
 
 @contextmanager

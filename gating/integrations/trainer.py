@@ -23,7 +23,7 @@ from gating.integrations.checks import check_arguments, check_choice, check_froz
 from gating.integrations.descriptions import describe_object
 from gating.integrations.gated_checkpoints import GatedCheckpoints, GateState, find_checkpoint
 from gating.integrations.removal import check_stock, report_of, save_compact_weights
-from gating.integrations.search import TrainerSearchEnd, without_early_stopping
+from gating.integrations.search import RemovedWeights, TrainerSearchEnd, without_early_stopping
 from gating.integrations.sentences import is_sentence_model
 from gating.integrations.settings import search_settings, weight_digests
 from gating.integrations.teaching import check_teaching, given_teacher
@@ -49,7 +49,8 @@ class GatedTrainerMixin(GatedCheckpoints):
     :meth:`train_and_compact` does all of it.
 
     Checkpoints have the state of the gates: ``train(resume_from_checkpoint=True)`` resumes either phase. The best model
-    and early stopping are those of the recovery: in the search, a model with more open heads would be better.
+    and early stopping are those of the recovery, the weights right after the removal among them: in the search, a model
+    with more open heads would be better.
     """
 
     def __init__(
@@ -306,6 +307,8 @@ class GatedTrainerMixin(GatedCheckpoints):
                 "save_compact() writes this model once more."
             )
         model_init, self.model_init = self.model_init, None
+        if self.args.load_best_model_at_end:
+            self.add_callback(RemovedWeights(self))
         try:
             with tempfile.TemporaryDirectory() as folder:
                 self._removal = folder
@@ -314,6 +317,7 @@ class GatedTrainerMixin(GatedCheckpoints):
                 return super().train(folder, *args, **kwargs)
         finally:
             self._removal, self.model_init = None, model_init
+            self.remove_callback(RemovedWeights)
 
     def _present_search(self) -> Search:
         if self.search is None:

@@ -45,6 +45,10 @@ OPTIONS = {
     "accumulation": {"args": {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}},
     "bf16": {"args": {"bf16": True}},
     "checkpointing": {"args": {"activation_checkpointing": True}},
+    # The largest loss is that of the weights right after the removal.
+    "best": {
+        "args": {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True, "greater_is_better": True}
+    },
 }
 
 
@@ -67,6 +71,8 @@ def fresh(name):
                 ("accumulation", 15),
                 ("bf16", 15),
                 ("checkpointing", 15),
+                ("best", 13),
+                ("best", 15),
             )
         ),
     ],

@@ -141,33 +141,44 @@ def test_a_converged_search_ends_early_and_leaves_its_steps_to_the_recovery(tmp_
     assert trainer.state.global_step == 16
 
 
+BEST = {
+    "eval_strategy": "steps",
+    "eval_steps": 1,
+    "save_steps": 1,
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "score",
+    "greater_is_better": True,
+}
+
+
 @pytest.mark.runs
-def test_the_best_model_and_early_stopping_are_those_of_the_recovery(tmp_path):
-    arguments = {
-        "eval_strategy": "steps",
-        "eval_steps": 1,
-        "save_steps": 1,
-        "load_best_model_at_end": True,
-        "metric_for_best_model": "score",
-        "greater_is_better": True,
-    }
-    trainer = make_trainer(tmp_path, args=arguments, callbacks=[EarlyStoppingCallback(early_stopping_patience=1)])
+def test_the_best_model_and_early_stopping_are_those_of_the_recovery(tmp_path, assert_same):
+    trainer = make_trainer(tmp_path, args=BEST, callbacks=[EarlyStoppingCallback(early_stopping_patience=2)])
     # It falls from step to step.
     trainer.compute_metrics = lambda _: {"score": -trainer.state.global_step}
     trainer.train()
     assert trainer.state.global_step == 12
     assert trainer.gates.expected_open().item() == pytest.approx(5, abs=1e-3)
     trainer.finalize()
+    removed = weights_of(trainer)
     trainer.train()
     assert trainer.state.global_step == 14
-    assert trainer.state.best_model_checkpoint.endswith("checkpoint-13")
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-12-removed")
     assert count_heads(trainer.model) == 5
-    again = make_trainer(
-        tmp_path / "again", args=arguments, callbacks=[EarlyStoppingCallback(early_stopping_patience=1)]
-    )
+    assert_same(removed, weights_of(trainer))
+    again = make_trainer(tmp_path / "again", args=BEST, callbacks=[EarlyStoppingCallback(early_stopping_patience=2)])
     again.compute_metrics = lambda _: {"score": -again.state.global_step}
     assert (again.train_and_compact(tmp_path / "compact") / "config.json").is_file()
     assert again.state.global_step == 14
+
+
+@pytest.mark.runs
+def test_a_recovery_that_is_better_than_the_removal_is_the_best_model(tmp_path):
+    trainer = make_trainer(tmp_path, args={**BEST, "save_total_limit": 2})
+    trainer.compute_metrics = lambda _: {"score": trainer.state.global_step}
+    trainer.train_and_compact(tmp_path / "compact")
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-16")
+    assert not list(tmp_path.glob("*-removed"))
 
 
 @pytest.mark.runs
