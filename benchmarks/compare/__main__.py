@@ -123,6 +123,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--settings", nargs="*", default=[], help="further settings of train.py, for every run")
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time, one CPU thread each (default: 1)")
     parser.add_argument("--results", type=Path, help="the file of JSON lines; the figure is beside it")
+    parser.add_argument("--keep", type=Path, help="a folder that keeps the folders of the runs, 60 MB each")
     parser.add_argument("--show", action="store_true", help="run nothing")
     options = parser.parse_args()
     options.comparison = COMPARISONS[options.against]
@@ -173,7 +174,7 @@ def run_all(jobs: list[Job], options: argparse.Namespace) -> None:
     failures = []
     with Progress(refresh_per_second=1) as progress, ThreadPoolExecutor(options.jobs) as pool:
         bar = progress.add_task("Runs", total=len(jobs))
-        for finished in as_completed([pool.submit(run, job, facts(job, options)) for job in jobs]):
+        for finished in as_completed([pool.submit(run, job, facts(job, options), keep=options.keep) for job in jobs]):
             progress.advance(bar)
             try:
                 row = finished.result()
@@ -190,8 +191,8 @@ def run_all(jobs: list[Job], options: argparse.Namespace) -> None:
         raise RuntimeError(f"{len(failures)} of {len(jobs)} runs failed; run this command again to repeat them.")
 
 
-def run(job: Job, about: dict[str, Any]) -> dict[str, Any]:
-    """Run train.py once.
+def run(job: Job, about: dict[str, Any], *, keep: Path | None = None) -> dict[str, Any]:
+    """Run train.py once; ``keep`` is the folder that keeps the run.
 
     Raises:
         RuntimeError: It failed, or kept another number of heads than was asked for.
@@ -199,12 +200,18 @@ def run(job: Job, about: dict[str, Any]) -> dict[str, Any]:
     settings = [*job.data.settings, *about["settings"], f"seed={job.seed}"]
     if TEACHER in settings:
         settings[settings.index(TEACHER)] = f"distillation.teacher={dense_teacher(settings, threads=1)}"
-    with tempfile.TemporaryDirectory() as folder:
-        numbers = train(settings, Path(folder) / "run", threads=1)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "run" if keep is None else keep / folder_of(about)
+        numbers = train(settings, folder, threads=1)
     if job.method.ask == HEADS and job.number not in (None, numbers["num_heads"]):
         raise RuntimeError(f"{job.method.name} kept {numbers['num_heads']} heads, not the {job.number} asked for")
     facts = {name: machine()[name] for name in ("cpu", "gpu", "cores", "date", "commit")}
     return {**about, **numbers, "threads": 1, **facts}
+
+
+def folder_of(row: Mapping[str, Any]) -> str:
+    """Return the name of the folder of a run that is kept."""
+    return "-".join(str(row[name]) for name in ("data", "method", "asked", "seed", "steps"))
 
 
 def _key(row: dict[str, Any]) -> tuple[Any, ...]:
