@@ -41,7 +41,7 @@ from benchmarks.compare.methods import (
     read_data,
     read_method,
 )
-from benchmarks.compare.runs import dense_teacher, train
+from benchmarks.compare.runs import dense_teacher, folder_of, train
 from benchmarks.measuring import ROOT, machine
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -207,11 +207,6 @@ def run(job: Job, about: dict[str, Any], *, keep: Path | None = None) -> dict[st
         raise RuntimeError(f"{job.method.name} kept {numbers['num_heads']} heads, not the {job.number} asked for")
     facts = {name: machine()[name] for name in ("cpu", "gpu", "cores", "date", "commit")}
     return {**about, **numbers, "threads": 1, **facts}
-
-
-def folder_of(row: Mapping[str, Any]) -> str:
-    """Return the name of the folder of a run that is kept."""
-    return "-".join(str(row[name]) for name in ("data", "method", "asked", "seed", "steps"))
 
 
 def _key(row: dict[str, Any]) -> tuple[Any, ...]:

@@ -11,13 +11,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks import records
-from benchmarks.compare.methods import LATENCY_METHODS
+from benchmarks.compare.methods import INT8, LATENCY_METHODS
 from benchmarks.compare.outcome import Row, group_rows, headline, sets_of
 from benchmarks.compare.paired import Difference, difference, smallest_difference
 
 __all__ = ["OURS", "Point", "conditions", "draw", "pair_points", "points_of", "table", "told_apart"]
 
 OURS = "both"
+# Methods that are compared with another one of ours: that with the same teacher, or with weights of the same type.
+_OURS_WITH = {"layers_taught": "both_taught", f"none{INT8}": f"both{INT8}"}
 # Models are equally fast if their speed-ups differ by at most this share; timings differ by some percent themselves.
 _TOLERANCE = 0.1
 # A dense run that ends this many points below the best of its seeds has not learned the task.
@@ -202,9 +204,9 @@ def points_of(rows: Sequence[Row], data: str, steps: int) -> list[Point]:
 def pair_points(points: Iterable[Point]) -> Pairs:
     """Return for each point of another method the point of ours that is as fast, if there is one."""
     points = list(points)
-    ours = [point for point in points if point.method == OURS]
     pairs = {}
     for point in points:
+        ours = [own for own in points if own.method == _OURS_WITH.get(point.method, OURS)]
         if point.method in (OURS, "none") or not ours:
             continue
         nearest = min(ours, key=lambda own: abs(math.log(own.speedup / point.speedup)))

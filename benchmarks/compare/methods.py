@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["LATENCY_METHODS", "METHODS", "TEACHER", "Ask", "Data", "Method", "read_data", "read_method"]
+__all__ = ["INT8", "LATENCY_METHODS", "METHODS", "TEACHER", "Ask", "Data", "Method", "read_data", "read_method"]
 
 
 class Ask(NamedTuple):
@@ -81,6 +81,9 @@ _BOTH = "gates.units=[heads,neurons]"
 TEACHER = "distillation.teacher=THE_DENSE_MODEL"
 _TAUGHT = ("distillation=logits", TEACHER)
 
+# Ends the names of methods whose models have 8-bit weights (benchmarks.compare.int8).
+INT8 = "_int8"
+
 LATENCY_METHODS = _by_name(
     _DENSE,
     # Heads alone end at about one and a half times the speed, so that they are asked for by number.
@@ -100,6 +103,9 @@ LATENCY_METHODS = _by_name(
     ),
     Method("both_taught", ("objective=budget", _BOTH, *_TAUGHT), "both, with a teacher", ask=SPEEDUP),
     Method("layers_taught", ("objective=none", *_TAUGHT), "first layers, with the same teacher", ask=LAYERS),
+    Method(f"none{INT8}", (), "dense, int8 in ONNX Runtime", ask=None),
+    Method(f"both{INT8}", (), "both, int8 in ONNX Runtime", ask=SPEEDUP),
+    Method(f"both_taught{INT8}", (), "both, with a teacher, int8 in ONNX Runtime", ask=SPEEDUP),
 )
 
 

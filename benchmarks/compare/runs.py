@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -22,7 +23,7 @@ from gating.run.settings.read import read_settings
 from gating.tracking.verbosity import quiet_libraries
 from train import CONF, GROUPS
 
-__all__ = ["call", "dense_teacher", "measure_against_full", "train"]
+__all__ = ["call", "dense_teacher", "folder_of", "measure_against_full", "train"]
 
 # The layers to load, for families that name them differently, too.
 _DEPTH = ("model.config.num_hidden_layers=", "model.config.n_layer=", "model.config.num_layers=")
@@ -39,12 +40,13 @@ def train(settings: Sequence[str], folder: Path, *, threads: int) -> dict[str, A
 
     Args:
         settings: Settings of the run.
-        folder: Folder of the run, which must not exist.
+        folder: Folder of the run; that of an interrupted one is replaced.
         threads: Number of CPU threads.
 
     Raises:
         RuntimeError: The run failed.
     """
+    shutil.rmtree(folder, ignore_errors=True)
     call([str(ROOT / "train.py"), *settings, f"output_dir={folder}"], threads=threads)
     numbers: dict[str, Any] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     full = [setting for setting in settings if not setting.startswith(_DEPTH)]
@@ -111,6 +113,11 @@ def measure_against_full(folder: Path, settings: Sequence[str]) -> Mapping[str, 
     summary.compare_models(dense, smaller, run.timing.batch(device))
     numbers = summary.flat() | summary.timed_batches()
     return {name: value for name, value in numbers.items() if not name.startswith("seconds/")}
+
+
+def folder_of(row: Mapping[str, Any]) -> str:
+    """Return the name of the folder of a run that is kept."""
+    return "-".join(str(row[name]) for name in ("data", "method", "asked", "seed", "steps"))
 
 
 if __name__ == "__main__":

@@ -21,11 +21,11 @@ from benchmarks.serving.runtimes import RUNTIMES, compile_openvino, missing_pack
 from gating.commands.evaluation_settings import evaluation_settings
 from gating.compact.load import load_compact
 from gating.models.pretrained import Pretrained
-from gating.run.data import encode_examples, load_examples
+from gating.run.data import RunData, encode_examples, load_examples
 from gating.run.objects import build_objects
 from gating.serving.formats import export_compact
 
-__all__ = ["measure_encoder"]
+__all__ = ["accuracies", "evaluation_data", "measure_encoder", "onnx_runtime", "pytorch"]
 
 Row = dict[str, Any]
 Batch = Mapping[str, Tensor]
@@ -57,7 +57,7 @@ def measure_encoder(*, data: Path | None, runs: Path | None, quick: bool = False
     """
     with tempfile.TemporaryDirectory(prefix="head-gating-serving-") as folder:
         loaded: dict[tuple[str, str], _Exported] = {}
-        accuracies: dict[tuple[str, str], Row] = {}
+        scores: dict[tuple[str, str], Row] = {}
         for name in ("dense",) if quick else ENCODERS:
             if quick:
                 source: PreTrainedModel | Path = _tiny()
@@ -67,11 +67,12 @@ def measure_encoder(*, data: Path | None, runs: Path | None, quick: bool = False
                 source = train("encoder", name, data=data, runs=runs)
             for runtime, exported in _in_runtimes(source, Path(folder) / name.replace(" ", "-"), quick=quick):
                 loaded[name, runtime] = exported
-                accuracies[name, runtime] = _accuracies(source, exported.forward) if isinstance(source, Path) else {}
+                run = source if isinstance(source, Path) else None
+                scores[name, runtime] = accuracies(evaluation_data(run), exported.forward) if run else {}
         speeds = _speeds({key: exported.forward for key, exported in loaded.items()}, quick=quick)
     for (name, runtime), exported in loaded.items():
         about = {"model": name, "runtime": runtime, "megabytes": exported.megabytes}
-        yield {**about, **accuracies[name, runtime], **speeds[name, runtime]}
+        yield {**about, **scores[name, runtime], **speeds[name, runtime]}
 
 
 def _in_runtimes(source: PreTrainedModel | Path, place: Path, *, quick: bool) -> Iterator[tuple[str, _Exported]]:
@@ -79,7 +80,7 @@ def _in_runtimes(source: PreTrainedModel | Path, place: Path, *, quick: bool) ->
     compact = source if isinstance(source, PreTrainedModel) else source / "compact"
     model = compact if isinstance(compact, PreTrainedModel) else load_compact(compact).eval()
     megabytes = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters()) / 1e6
-    yield "PyTorch", _Exported(_pytorch(model), megabytes)
+    yield "PyTorch", _Exported(pytorch(model), megabytes)
     for runtime, (format, options) in _EXPORTS.items():
         # Tracing takes most of the time, and int8 begins with that of floats.
         if (
@@ -89,11 +90,13 @@ def _in_runtimes(source: PreTrainedModel | Path, place: Path, *, quick: bool) ->
             folder = place.with_name(f"{place.name}-{format}{len(options)}")
             with silenced():
                 report = export_compact(compact, folder, format=format, **options)
-            forward = _openvino(folder) if format == "openvino" else _onnx_runtime(folder)
+            forward = _openvino(folder) if format == "openvino" else onnx_runtime(folder)
             yield runtime, _Exported(forward, report.megabytes)
 
 
-def _pytorch(model: PreTrainedModel) -> Forward:
+def pytorch(model: PreTrainedModel) -> Forward:
+    """Return the logits of a model as a function of a batch."""
+
     @torch.inference_mode()
     def forward(batch: Batch) -> Any:
         return model(**batch).logits.numpy()
@@ -101,7 +104,8 @@ def _pytorch(model: PreTrainedModel) -> Forward:
     return forward
 
 
-def _onnx_runtime(folder: Path) -> Forward:
+def onnx_runtime(folder: Path) -> Forward:
+    """Return the first output of an export in ONNX Runtime, on one thread, as a function of a batch."""
     onnxruntime = importlib.import_module("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -116,12 +120,16 @@ def _openvino(folder: Path) -> Forward:
     return lambda batch: model({name: batch[name].numpy() for name in names})[0]
 
 
-def _accuracies(run: Path, forward: Forward) -> Row:
-    """Return the shares of validation and test examples whose class is right."""
+def evaluation_data(run: Path) -> RunData:
+    """Return the encoded data of a run."""
     settings, _ = evaluation_settings(str(run / "compact"), [], run_folder=run, split=None)
     objects = replace(build_objects(settings), source=Pretrained(str(run / "compact")))
     model = load_compact(run / "compact")
-    encoded = encode_examples(load_examples(settings, objects.task), settings, objects, model)
+    return encode_examples(load_examples(settings, objects.task), settings, objects, model)
+
+
+def accuracies(encoded: RunData, forward: Forward) -> Row:
+    """Return the shares of validation and test examples whose class is right."""
     found: Row = {}
     for split in ("validation", "test"):
         batches = islice(encoded.module.evaluation_dataloader(split), encoded.num_evaluated[split])
