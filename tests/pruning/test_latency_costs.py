@@ -11,6 +11,7 @@ from gating.pruning.latency import copies
 from gating.pruning.latency.comparison import LatencyComparison
 from gating.pruning.latency.copies import CopyTimer
 from gating.pruning.latency.costs import LatencyCosts, measure_latency_costs
+from gating.pruning.latency.shapes import timed_shapes
 from gating.pruning.latency.speedup import Reached, kept_for_speedup
 from gating.pruning.prune import remove_in_copy
 from gating.structure.layers import count_layers
@@ -64,6 +65,15 @@ def test_a_share_of_measured_latency_is_the_speedup(bert, units):
     kept = gating.ExactBudget(keep=costs.keep_for(1.4), cost=costs.rates(gates, price_blocks=True)).kept(gates)
     smallest = max(price for name, price in ours.items()) / 12
     assert 1 / 1.4 - smallest < time(kept) <= 1 / 1.4 + 1e-6
+
+
+def test_mixed_shapes_have_empty_blocks_and_different_ones(bert):
+    gates = create_gates(bert, units=UNITS, group_size=4)
+    mixed = [kept for what, kept in timed_shapes(gates) if what.startswith("mixed")]
+    assert len({tuple(kept.tolist()) for kept in mixed}) == len(mixed) == 16
+    counts = [[int(part.sum()) for part in kept.split(gates.block_sizes)] for kept in mixed]
+    assert all(any(one) for one in counts)
+    assert 0.2 < sum(count == 0 for one in counts for count in one) / (len(counts) * len(counts[0])) < 0.4
 
 
 def _time_of(gates, kept, prices):

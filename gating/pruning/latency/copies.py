@@ -70,15 +70,15 @@ class CopyTimer:
 
     @property
     def affordable(self) -> float:
-        """Number of copies whose speedups, with their errors, there is time for; any number before the first one."""
+        """Number of copies whose speedups, with their errors, there is time for; not known, 0, before the first one."""
         if not self.timed:
-            return math.inf if self._stage.left else 0.0
+            return 0.0
         return self._stage.left / (2 * (1 + _LEAST_REPEATS) * self.timed[-1].before)
 
     @property
     def is_over(self) -> bool:
         """Whether there is no time to know another speedup and its error; copies that are needed are timed once."""
-        return self.affordable <= 1
+        return self.affordable <= 1 if self.timed else self._stage.left <= 0
 
     @property
     def error(self) -> float:
