@@ -5,18 +5,18 @@ import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerState
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
-from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+from transformers.trainer_utils import TrainOutput
 
-from gating.errors import DamageError, InputError, MissingFileError, OperationError
+from gating.errors import InputError, OperationError
 from gating.gates.freezing import freeze, unfreeze
+from gating.integrations.gate_state import GateState
 from gating.integrations.gated_steps import GatedSteps
 from gating.integrations.removal import check_compact_weights, repeat_removal
 from gating.integrations.search import ended_by_score
@@ -30,72 +30,11 @@ from gating.integrations.wrappers import (
     without_autocast,
 )
 from gating.pruning.repeat import KeptUnits
-from gating.storage.atomic import replacing_file
 from gating.storage.same_settings import check_same_settings
 from gating.structure.hooks import Handle
 from gating.teachers.open_teacher import OpenTeacher
 
-__all__ = ["GateState", "GatedCheckpoints", "find_checkpoint"]
-
-# File of the state of the gates in a checkpoint.
-_FILE = "gates.pt"
-
-
-@dataclass(frozen=True)
-class GateState:
-    """State of a training with gates between two steps.
-
-    Attributes:
-        search_steps: Optimizer steps of the search.
-        search: State of the search, with gates and objective; empty after the removal.
-        kept: Units of the model after the removal; None before.
-        settings: Settings of the trainer that decide its result.
-        training: Identity of the training.
-        below: Digest of the weights below the adapters of the recovery; None without them.
-        others: Weights beside the transformer in a model of sentence-transformers and in its losses.
-    """
-
-    search_steps: int
-    search: dict[str, Any]
-    kept: KeptUnits | None
-    settings: dict[str, Any]
-    training: str
-    below: str | None
-    others: dict[str, Tensor]
-
-    @property
-    def is_end_of_search(self) -> bool:
-        """Whether the search is complete, and nothing has been removed."""
-        return self.kept is None and self.search["reason"] is not None
-
-    def save(self, checkpoint: Path) -> None:
-        """Save the state in the folder of a checkpoint."""
-        # Plain values load without code.
-        values = {**vars(self), "kept": None if self.kept is None else vars(self.kept)}
-        with replacing_file(checkpoint / _FILE) as new:
-            torch.save(values, new)
-
-    @classmethod
-    def load(cls, checkpoint: Path) -> "GateState":
-        """Load the state from the folder of a checkpoint.
-
-        Raises:
-            FileNotFoundError: The checkpoint was not saved by a trainer with gates.
-            ValueError: The file is damaged.
-        """
-        path = checkpoint / _FILE
-        if not path.is_file():
-            raise MissingFileError(
-                f"{checkpoint} has no {_FILE}: it is not a checkpoint of a trainer with gates. Resume from another one."
-            )
-        try:
-            values = torch.load(path, map_location="cpu", weights_only=True)
-            kept = values.pop("kept")
-            return cls(**values, kept=None if kept is None else KeptUnits(**kept))
-        except Exception as error:
-            raise DamageError(
-                f"{path} is damaged: {error}. Resume from an earlier checkpoint.", reason=str(error)
-            ) from error
+__all__ = ["GatedCheckpoints"]
 
 
 class GatedCheckpoints(GatedSteps):
@@ -305,41 +244,3 @@ def _remake_options(optimizer: torch.optim.Optimizer) -> tuple[type[torch.optim.
     """Return class and arguments of an optimizer, to make one like it for other parameters."""
     accepted = inspect.signature(type(optimizer)).parameters
     return type(optimizer), {name: value for name, value in optimizer.defaults.items() if name in accepted}
-
-
-def find_checkpoint(resume: str | bool | None, output_dir: str) -> Path | None:
-    """Return the folder of the checkpoint to resume from; None to begin a phase.
-
-    Args:
-        resume: The checkpoint, or True for the last one.
-        output_dir: Folder of the checkpoints.
-
-    Raises:
-        FileNotFoundError: There is no checkpoint.
-        InputError: The last one may be that of another training in the same folder.
-    """
-    if resume is not True:
-        return Path(resume) if resume else None
-    found = get_last_checkpoint(output_dir) if Path(output_dir).is_dir() else None
-    if found is None:
-        raise MissingFileError(
-            f"There is no checkpoint in args.output_dir={output_dir} to resume from: call train() without "
-            "resume_from_checkpoint=True."
-        )
-    by_training = {_training_of(path): path for path in sorted(Path(found).parent.glob("checkpoint-*"))}
-    by_training.pop(None, None)
-    if len(by_training) > 1:
-        names = " and ".join(path.name for path in by_training.values())
-        raise InputError(
-            f"args.output_dir={output_dir} has checkpoints of several trainings, such as {names}: give the path of the "
-            "one to resume from as resume_from_checkpoint, or move those of the others away."
-        )
-    return Path(found)
-
-
-def _training_of(checkpoint: Path) -> str | None:
-    """Return the identity of the training of a checkpoint; None if it cannot be read."""
-    try:
-        return GateState.load(checkpoint).training
-    except (MissingFileError, DamageError):
-        return None

@@ -21,7 +21,8 @@ from gating.gates import HeadGates, inject_gates
 from gating.gates.freezing import freeze, unfreeze
 from gating.integrations.checks import check_arguments, check_choice, check_frozen, check_place, check_trainer
 from gating.integrations.descriptions import describe_object
-from gating.integrations.gated_checkpoints import GatedCheckpoints, GateState, find_checkpoint
+from gating.integrations.gate_state import GateState, find_checkpoint
+from gating.integrations.gated_checkpoints import GatedCheckpoints
 from gating.integrations.removal import check_stock, report_of, save_compact_weights
 from gating.integrations.search import RemovedWeights, TrainerSearchEnd, without_early_stopping
 from gating.integrations.sentences import is_sentence_model
