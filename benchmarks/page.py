@@ -72,6 +72,10 @@ def write_comparisons() -> None:
         lines = [*latency.conditions(timed), "", latency.table(timed)]
         replace_table(ACCURACY, "compare --against latency", lines)
         replace_table(ACCURACY, "compare --against latency, means", [summary(timed)])
+    beyond = records.read(RESULTS / "beyond.jsonl")
+    if beyond:
+        lines = [*latency.conditions(beyond), "", latency.table(beyond)]
+        replace_table(ACCURACY, "compare beyond", lines)
     for name in ("recipe", "elsewhere", "decay", "schedule"):
         rows = records.read(RESULTS / f"{name}.jsonl")
         if rows:

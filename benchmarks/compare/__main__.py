@@ -30,6 +30,7 @@ from benchmarks import records
 from benchmarks.compare import latency, outcome
 from benchmarks.compare.methods import (
     HEADS,
+    INT8,
     LATENCY_METHODS,
     LAYERS,
     METHODS,
@@ -88,7 +89,12 @@ COMPARISONS = {
         outcome.draw,
     ),
     "latency": Comparison(
-        LATENCY_METHODS, list(LATENCY_METHODS), RESULTS / "latency.jsonl", SPEEDUP, latency.table, latency.draw
+        LATENCY_METHODS,
+        [name for name in LATENCY_METHODS if not name.endswith(INT8)],
+        RESULTS / "latency.jsonl",
+        SPEEDUP,
+        latency.table,
+        latency.draw,
     ),
 }
 

@@ -124,11 +124,12 @@ def table(rows: Sequence[Row]) -> str:
         columns = {
             "method": f"{data}, {steps:,} steps",
             "speedup": "speed-up",
+            **({"short": "of one text"} if any("speedup_short" in row for row in rows) else {}),
             "heads": "heads",
             "neurons": "neurons",
             "mean": f"test {metric}",
             "dense": "change from dense",
-            "ours": "both, exact budget, ahead by",
+            "ours": "both ahead by",
             "seeds": "seeds",
         }
         parts.append(records.markdown(lines, columns))
@@ -221,6 +222,7 @@ def _line(point: Point, dense: Point | None, pairs: Pairs) -> dict[str, Any]:
     return {
         "method": point.title,
         "speedup": f"{point.speedup:.2f}" + _range([row["speedup"] for row in point.rows], digits=2),
+        "short": _mean(point, "speedup_short", digits=2),
         "heads": _mean(point, "num_heads"),
         "neurons": _mean(point, "num_neurons"),
         "mean": f"{point.mean:.2f} %",
@@ -239,9 +241,9 @@ def _title(method: str) -> str:
     return LATENCY_METHODS[method].title if method in LATENCY_METHODS else method
 
 
-def _mean(point: Point, name: str) -> str | None:
+def _mean(point: Point, name: str, *, digits: int = 0) -> str | None:
     values = [row[name] for row in point.rows if name in row]
-    return f"{statistics.mean(values):,.0f}" if values else None
+    return f"{statistics.mean(values):,.{digits}f}" if values else None
 
 
 def _range(values: Sequence[float], *, digits: int) -> str:

@@ -81,7 +81,7 @@ _BOTH = "gates.units=[heads,neurons]"
 TEACHER = "distillation.teacher=THE_DENSE_MODEL"
 _TAUGHT = ("distillation=logits", TEACHER)
 
-# Ends the names of methods whose models have 8-bit weights (benchmarks.compare.int8).
+# Ends the names of methods whose models have 8-bit weights (benchmarks.compare.kept).
 INT8 = "_int8"
 
 LATENCY_METHODS = _by_name(
@@ -105,7 +105,6 @@ LATENCY_METHODS = _by_name(
     Method("layers_taught", ("objective=none", *_TAUGHT), "first layers, with the same teacher", ask=LAYERS),
     Method(f"none{INT8}", (), "dense, int8 in ONNX Runtime", ask=None),
     Method(f"both{INT8}", (), "both, int8 in ONNX Runtime", ask=SPEEDUP),
-    Method(f"both_taught{INT8}", (), "both, with a teacher, int8 in ONNX Runtime", ask=SPEEDUP),
 )
 
 
@@ -139,6 +138,8 @@ def read_method(text: str, methods: Mapping[str, Method] = METHODS, *, ask: Ask 
         return Method(name, settings, name, ask=None if any(s.startswith(_SIZES) for s in settings) else ask)
     if name not in methods:
         raise ValueError(f"there is no method {name!r}; choose from {', '.join(methods)}, or give 'NAME:SETTINGS'")
+    if name.endswith(INT8):
+        raise ValueError(f"{name} is no run of its own: python -m benchmarks.compare.kept makes it from a kept one")
     return methods[name]
 
 
