@@ -148,6 +148,20 @@ def test_the_choice_is_moved_until_it_has_the_speedup(wanted):
     assert curve(kept) == pytest.approx(wanted, rel=0.05)
 
 
+@pytest.mark.parametrize(("error", "attempts"), [(0.04, 1), (float("inf"), 3)])
+def test_a_choice_that_is_far_away_is_moved_whatever_its_error(error, attempts):
+    timed = []
+
+    def measure(kept):
+        timed.append(float(1 / (0.1 + 0.9 * kept.double().mean())))
+        return Reached(timed[-1], error)
+
+    keep = 0.345 if attempts == 1 else 0.5
+    kept_for_speedup(lambda share: torch.arange(900) < share * 900, measure, speedup=2.5, keep=keep)
+    assert timed[-1] == pytest.approx(2.5, rel=0.05)
+    assert (len(timed) == 1) == (attempts == 1)
+
+
 def test_a_speedup_that_no_choice_has_is_warned_about():
     kept = None
     with pytest.warns(UserWarning, match=r"is 1.22 times as fast as the dense one here, not 3.0"):

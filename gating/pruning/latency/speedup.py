@@ -61,8 +61,8 @@ def kept_for_speedup(
 
     Latency is linear in the kept units and open blocks only roughly. So copies with the chosen gates are timed, and the
     budget is moved until the speedup is right; a warning names the one that was reached if it is further away than 5
-    percent. A difference that is smaller than the error of the timing ends the search, too, and so does the end of the
-    time.
+    percent. A smaller difference than that ends the search if it is no larger than the error of the timing, and so does
+    the end of the time.
 
     Args:
         choose: Function from a share of the cost to the mask of the gates to keep, ``[num_gates]``.
@@ -85,7 +85,8 @@ def kept_for_speedup(
         kept = choose(share)
         reached, error, is_over = measure(kept)
         tried.append((abs(reached / speedup - 1), reached, kept))
-        if is_over or tried[-1][0] <= max(_CLOSE, error):
+        # A choice that is too far away is moved however uncertain its time is.
+        if is_over or tried[-1][0] <= max(_CLOSE, min(error, _FAR)):
             break
         if reached > speedup:
             fast = (share, 1 / reached)
