@@ -70,7 +70,7 @@ class RemovedWeights(TrainerCallback):
         """Save them in a folder of their own: the checkpoint of this step is the end of the search."""
         trainer = self._trainer
         trainer._determine_best_metric(metrics=trainer._evaluate(None, None, skip_scheduler=True), trial=None)
-        folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}-removed"
+        folder = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}-removed"
         trainer.save_model(str(folder), _internal_call=True)
         state.best_model_checkpoint = str(folder)
         # The step names the checkpoint of the search.

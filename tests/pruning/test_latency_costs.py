@@ -203,6 +203,19 @@ def test_the_budget_for_a_speedup_reaches_it(bert, monkeypatch, units, speedup):
     assert timer_of(bert, {}).time(compact, what="the choice").speedup == pytest.approx(speedup, rel=0.05)
 
 
+@pytest.mark.parametrize("speedup", [1.8, 2.0])
+def test_a_budget_that_is_not_timed_again_counts_the_blocks_that_stay(bert, monkeypatch, speedup):
+    gates = create_gates(bert, units=UNITS, group_size=4)
+    known = KnownTimes(lambda kept: 1 / relative_time(gates, kept, **TIMES))
+    monkeypatch.setattr("gating.pruning.latency.costs.CopyTimer", lambda *_, **__: known)
+    objective = gating.budget_for_speedup(bert, batch_for(bert), speedup=speedup, units=UNITS, group_size=4)
+    for values in gates.log_alpha.data.split(gates.block_sizes):
+        # Something stays in every block.
+        values.copy_(torch.linspace(1, 0, len(values)))
+    reached = 1 / relative_time(gates, objective.kept(gates), **TIMES)
+    assert reached == pytest.approx(speedup, rel=0.05)
+
+
 def test_heads_without_a_gate_stay_and_do_not_count(bert):
     gates = create_gates(bert, exclude=["encoder.layer.0.attention.self"])
     sizes = []

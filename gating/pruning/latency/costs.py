@@ -5,7 +5,7 @@ import statistics
 import warnings
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -29,6 +29,8 @@ __all__ = ["NUM_PASSES", "LatencyCosts", "budget_for_speedup", "measure_latency_
 NUM_PASSES = 100
 # Share of the dense latency that the open blocks of a unit are expected to take, and the largest error that counts.
 _PRICE, _MOST_ERROR = 0.03, 0.2
+# Least share of the units with which a search is expected to leave something in most blocks.
+_LEAST_LEFT = 0.05
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,10 @@ class LatencyCosts:
             return rates
         prices = {unit: self.open_blocks.get(unit, 0.0) / gates.block_units.count(unit) for unit in gates.units}
         return {**rates, OPEN_BLOCKS: prices}
+
+    def of_open_blocks(self) -> "LatencyCosts":
+        """Return the costs of a choice that leaves something in every block: the time of the blocks is fixed."""
+        return replace(self, fixed=self.fixed + sum(self.open_blocks.values()), open_blocks={})
 
     def predict(self, gates: HeadGates, kept: Tensor) -> float:
         """Return the latency with some gates kept, ``[num_gates]``, as share of the dense model's."""
@@ -114,8 +120,9 @@ def budget_for_speedup(
     """Return the objective with which a model becomes about as fast as wanted, from timings on this device.
 
     Compact copies are timed beside the model, some of them with empty blocks. The budget is a share of the latency of
-    all gated units and their blocks. Which units the search keeps is not known yet, so the compact model can be some
-    percent faster or slower: time it at the end.
+    all gated units, with that of their blocks if these have prices. Otherwise the time of blocks cannot be saved, as
+    long as a twentieth of the units is left. Which units the search keeps is not known yet, so the compact model can be
+    some percent faster or slower: time it at the end.
 
     Args:
         model: The dense model, without gates; unchanged.
@@ -125,8 +132,7 @@ def budget_for_speedup(
         units: Units that will have gates, as in :func:`gating.inject_gates`.
         max_seconds: Seconds that all timings may take together; passes that are needed in any case can exceed it. A
             warning has the error that was reached if they were too few.
-        price_blocks: Whether the search knows that a block takes time as long as anything is left in it; otherwise that
-            time is a part of its units' costs.
+        price_blocks: Whether the search knows that a block takes time as long as anything is left in it.
         gate_options: Its other arguments.
 
     Raises:
@@ -140,6 +146,10 @@ def budget_for_speedup(
     with budget.stage("timing copies") as stage:
         timer = CopyTimer(model, batch, stage=stage)
         costs = measure_latency_costs(gates, timer)
+        fixed = costs.of_open_blocks()
+        # A search leaves something in most blocks, and nothing is timed after it. Larger speedups need empty blocks.
+        if not price_blocks and 1 / speedup > fixed.fixed + _LEAST_LEFT * sum(fixed.shares.values()):
+            costs = fixed
         keep = costs.keep_for(speedup, gates=gates, price_blocks=price_blocks)
         objective = ExactBudget(keep=keep, cost=costs.rates(gates, price_blocks=price_blocks))
     if timer.error > PRECISION:
