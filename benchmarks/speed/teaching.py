@@ -80,5 +80,5 @@ def measure_frozen(device: torch.device, *, quick: bool) -> Iterator[Row]:
     case = "llama of 8 layers 4 x 128 fp32"
     title = "gated step on frozen weights / gated step"
     yield {"what": title, "case": case, "ratio": ratio(times, "frozen", "full"), "at_most": 0.75}
-    title = "the same from the model itself / from another teacher"
+    title = "gated step on frozen weights, taught by the model itself / on all weights, by another model"
     yield {"what": title, "case": case, "ratio": ratio(times, "taught", "full, taught")}

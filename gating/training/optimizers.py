@@ -136,6 +136,8 @@ class AnyOptimizer(OptimizerSettings):
 
     def _make(self, groups: list[dict[str, Any]], *, fused: bool) -> torch.optim.Optimizer:
         others = [group for group in groups if not _is_of_weights(group)]
+        if len(others) == len(groups):
+            return torch.optim.AdamW(others, fused=fused)  # The weights are frozen.
         try:
             weights = self.factory([group for group in groups if _is_of_weights(group)], lr=self.lr, **self.options)
         except ValueError as error:
