@@ -127,6 +127,14 @@ def test_a_combined_optimizer_steps_and_resumes_as_its_parts(name):
     assert len(together.state) == 4
 
 
+def test_frozen_weights_leave_the_gates_to_adamw(bert):
+    bert.requires_grad_(False)
+    gates = gating.inject_gates(bert)
+    made = AnyOptimizer(torch.optim.SGD).build(bert, gates=gates)
+    assert type(made) is torch.optim.AdamW
+    assert [group["name"] for group in made.param_groups] == ["gates"]
+
+
 def test_a_class_trains_the_weights_alone_without_gates(model):
     assert type(AnyOptimizer(torch.optim.SGD, {"momentum": 0.9}).build(model)) is torch.optim.SGD
 
