@@ -67,13 +67,15 @@ class CopyTimer:
         self._length = length
         self._precision = precision
         self.timed: list[LatencyComparison] = []
+        self._seconds_of_repeat = 0.0
 
     @property
     def affordable(self) -> float:
         """Number of copies whose speedups, with their errors, there is time for; not known, 0, before the first one."""
         if not self.timed:
             return 0.0
-        return self._stage.left / (2 * (1 + _LEAST_REPEATS) * self.timed[-1].before)
+        seconds = (1 + _LEAST_REPEATS) * self._seconds_of_repeat
+        return self._stage.left / seconds if seconds else math.inf
 
     @property
     def is_over(self) -> bool:
@@ -124,8 +126,8 @@ class CopyTimer:
             share: The share of the time that is left which it may take.
         """
         self._stage.show(what)
-        seconds = share * self._stage.left
-        end = time.perf_counter() + seconds
+        seconds, start = share * self._stage.left, time.perf_counter()
+        end = start + seconds
         before = self.timed[-1].before if self.timed else 0.0
         with comparison.evaluation_mode(self._model, compact):
             if seconds < 2 * before:
@@ -133,6 +135,7 @@ class CopyTimer:
                 times = [(before, comparison.time_pass(compact, self._batch))]
             else:
                 times = self._repeat(compact, end=end)
+        elapsed = time.perf_counter() - start
         found = LatencyComparison(
             before=statistics.median(first for first, _ in times),
             after=statistics.median(second for _, second in times),
@@ -143,6 +146,9 @@ class CopyTimer:
             words=describe_batch(self._batch, length=self._length),
         )
         self.timed.append(found)
+        # A copy takes no longer than the model.
+        model_share = found.before / (found.before + found.after)
+        self._seconds_of_repeat = max(self._seconds_of_repeat, 2 * model_share * elapsed / len(times))
         return found
 
     def _repeat(self, compact: nn.Module, *, end: float) -> list[tuple[float, float]]:
