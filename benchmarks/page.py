@@ -69,13 +69,13 @@ def write_comparisons() -> None:
     if compared:
         replace_table(ACCURACY, "compare", [*outcome.conditions(compared), "", outcome.table(compared)])
     if timed:
-        lines = [*latency.conditions(timed), "", latency.table(timed)]
-        replace_table(ACCURACY, "compare --against latency", lines)
         replace_table(ACCURACY, "compare --against latency, means", [summary(timed)])
-    beyond = records.read(RESULTS / "beyond.jsonl")
-    if beyond:
-        lines = [*latency.conditions(beyond), "", latency.table(beyond)]
-        replace_table(ACCURACY, "compare beyond", lines)
+    for command, rows in (
+        ("compare --against latency", timed),
+        ("compare beyond", records.read(RESULTS / "beyond.jsonl")),
+    ):
+        if rows:
+            replace_table(ACCURACY, command, [*latency.conditions(rows), "", latency.table(rows)])
     for name in ("recipe", "elsewhere", "decay", "schedule"):
         rows = records.read(RESULTS / f"{name}.jsonl")
         if rows:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["append", "markdown", "read", "timed_batches"]
+__all__ = ["append", "markdown", "read", "timed_batches", "write"]
 
 Row = Mapping[str, Any]
 
@@ -15,6 +15,13 @@ def append(path: Path, row: Row) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
+
+
+def write(path: Path, rows: Iterable[Row]) -> None:
+    """Write results in the place of all in a file, which changes at once."""
+    new = path.with_suffix(".new")
+    new.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    new.replace(path)
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -49,7 +49,7 @@ def main() -> None:
         folder = options.kept / folder_of(row)
         dense = options.kept / folder_of({**row, "method": "none", "asked": None})
         if "timed" not in row and (folder / "compact").is_dir() and (dense / "compact").is_dir():
-            replace(options.results, row, list(measure(folder, dense, row)))
+            replace(options.results, row, measure(folder, dense, row))
 
 
 def measure(run: Path, dense_run: Path, row: Row) -> list[dict[str, Any]]:
@@ -91,10 +91,7 @@ def replace(path: Path, row: Row, found: list[dict[str, Any]]) -> None:
     """Write results in the place of one, and leave all others as they are."""
     rows = records.read(path)
     at = rows.index(row)
-    temporary = path.with_suffix(".new")
-    for each in [*rows[:at], *found, *rows[at + 1 :]]:
-        records.append(temporary, each)
-    temporary.replace(path)
+    records.write(path, [*rows[:at], *found, *rows[at + 1 :]])
 
 
 if __name__ == "__main__":

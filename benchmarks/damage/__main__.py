@@ -80,9 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
     for (route, outcome), count in sorted(Counter((row["route"], row["outcome"]) for row in rows).items()):
         print(f"{route}: {count} times {outcome}")
     if options.cases == parser.get_default("cases"):
-        RESULTS.unlink(missing_ok=True)
-        for row in rows:
-            records.append(RESULTS, row)
+        records.write(RESULTS, rows)
         replace_table(PAGE, "damage", table(rows))
     sys.exit(1 if any(row["outcome"] == "FAIL" for row in rows) else 0)
 

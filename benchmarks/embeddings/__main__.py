@@ -96,21 +96,12 @@ def time_lines(options: argparse.Namespace) -> None:
         own = [row for row in present if (row["line"], row["seed"]) == (name, seed)]
         again = {key(row): row for row in runs.time_again(own, work=options.work)}
         stored = [again.get(key(row), row) if row["section"] == "lines" else row for row in stored]
-        _rewrite(stored)
+        records.write(RESULTS, stored)
 
 
 def replace_texts(row: Row) -> None:
     """Record the training texts in the place of former ones."""
-    _rewrite([row, *(other for other in records.read(RESULTS) if other["section"] != "texts")])
-
-
-def _rewrite(rows: Sequence[Row]) -> None:
-    """Replace the file of results whole, so that an interruption leaves the former one."""
-    new = RESULTS.with_suffix(".new")
-    new.unlink(missing_ok=True)
-    for row in rows:
-        records.append(new, row)
-    new.replace(RESULTS)
+    records.write(RESULTS, [row, *(other for other in records.read(RESULTS) if other["section"] != "texts")])
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

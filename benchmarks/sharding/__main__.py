@@ -103,9 +103,7 @@ def measure(cases: Sequence[Case], *, together: bool) -> Iterator[list[Row]]:
 def replace(row: Row) -> None:
     """Write a result in the place of the one of the same kind."""
     rows = [other for other in records.read(RESULTS) if _key(other) != _key(row)]
-    RESULTS.unlink(missing_ok=True)
-    for each in [*rows, row]:
-        records.append(RESULTS, each)
+    records.write(RESULTS, [*rows, row])
 
 
 def _arguments(case: Case, folders: dict[Shape, str]) -> Row:

@@ -123,9 +123,7 @@ def committed() -> list[Row]:
 def replace(row: Row) -> None:
     """Write a result in the place of the one of the same kind."""
     rows = [other for other in records.read(RESULTS) if _key(other) != _key(row)]
-    RESULTS.unlink(missing_ok=True)
-    for each in [*rows, row]:
-        records.append(RESULTS, each)
+    records.write(RESULTS, [*rows, row])
 
 
 def _key(row: Row) -> tuple[str, ...]:

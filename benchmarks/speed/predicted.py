@@ -34,18 +34,17 @@ def measure_predicted(device: torch.device, *, quick: bool) -> Iterator[Row]:
         batch = text_batch(dense, batch_size, length)
         with TimeBudget(1.0 if quick else MAX_SECONDS / 2).stage("timing") as stage:
             costs = measure_latency_costs(gates, CopyTimer(dense, batch, stage=stage))
-        ratios, noise = [], []
+        ratios = []
         with TimeBudget(1.0 if quick else 5 * number).stage("timing") as stage:
             timer = CopyTimer(dense, batch, stage=stage)
             for index, kept in enumerate(choices):
                 found = timer.time_kept(gates, kept, what=f"choice {index + 1}", share=1 / (number - index))
                 ratios.append(costs.predict(gates, kept) * found.speedup)
-                noise.append(found.error)
         low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
         near = sum(abs(ratio - 1) <= NEAR for ratio in ratios) / number
         case = f"{shape} {batch_size} x {length}, {number} choices"
         row = {"what": "predicted / measured time", "case": case, "ratio": (median, low, high), "near": near}
-        row |= {"noise": statistics.median(noise)}
+        row |= {"noise": statistics.median(found.error for found in timer.timed)}
         row |= {"units": sum(costs.shares.values()), "open": sum(costs.open_blocks.values()), "fixed": costs.fixed}
         yield row | {"errors": [round(ratio - 1, 4) for ratio in ratios]}
 

@@ -1,1 +1,1 @@
-"""What is known of the attention and feed-forward classes of transformers: tables of their layouts."""
+"""Tables of the layouts of the attention and feed-forward classes of transformers."""

@@ -1,4 +1,4 @@
-"""What the rows of the tables are made of."""
+"""Rows of the tables of layouts, and their parts."""
 
 import re
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""How many units gates stand for, what these cost, and a table of them."""
+"""Numbers and costs of the units that gates stand for, and a table of them."""
 
 from collections.abc import Sequence
 

@@ -174,7 +174,7 @@ class HeadGates(GatedUnits):
         return values.unsqueeze(1).expand(-1, self._features_of_each).reshape(-1)
 
     def follow(self, objective: GateChoice | None) -> int:
-        """Let an objective choose these gates from now on: forget what an earlier one has set; trained locations stay.
+        """Give these gates to an objective, without the settings of an earlier one; trained locations stay.
 
         Objectives call this in ``attach``.
 

@@ -1,4 +1,4 @@
-"""The search for heads and neurons: what a training with gates does at each step, whatever program drives it."""
+"""The search for heads and neurons: the steps of a training with gates, for any program that drives it."""
 
 from collections.abc import Mapping
 from contextlib import nullcontext

@@ -21,7 +21,7 @@ _PLAIN = (bool, int, float, str, type(None))
 
 
 def drop_layers(model: PreTrainedModel, layers: LayerList, kept: Sequence[int]) -> list[Undo]:
-    """Take all layers but the kept ones out of a list, in place; what the model then computes is not compared.
+    """Take all layers but the kept ones out of a list, in place, without a comparison of outputs.
 
     The settings that describe the model without them are those with which its class builds the same modules, with
     parameters of the same shapes and layers with the same attributes, but for their numbers.

@@ -140,7 +140,7 @@ def _skipped_outputs(
 
 @contextmanager
 def _skipped(removed: Iterable[nn.Module], *, factor: float = 1.0) -> Iterator[dict[nn.Module, bool]]:
-    """Let layers return what goes into them, times a factor; whatever else they return stays."""
+    """Replace the hidden states that layers return by their inputs, times a factor; other outputs stay."""
     calls = dict.fromkeys(removed, False)
 
     def skip(layer: nn.Module, arguments: Sequence[Any], named: Mapping[str, Any], output: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What to keep for a wanted speed-up, from timings on this device: a number of heads, or a choice of gates."""
+"""The choice of gates for a wanted speed-up, from timings on this device."""
 
 import warnings
 from collections.abc import Callable, Mapping

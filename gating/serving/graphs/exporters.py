@@ -1,4 +1,4 @@
-"""The exporters of transformers for graphs, and what they have exported: quantized, and by the shapes of its inputs."""
+"""The exporters of transformers for graphs; quantization of their exports, and shapes of the inputs of these."""
 
 import importlib
 from collections.abc import Mapping
