@@ -62,7 +62,8 @@ def dense_teacher(settings: Sequence[str], *, threads: int) -> Path:
     Raises:
         RuntimeError: The training failed.
     """
-    own = ("objective", "gates.", "distillation", "latency.", *_DEPTH)
+    # The settings of a recovery and of weight decay that are compared would each need a teacher of their own.
+    own = ("objective", "gates.", "distillation", "latency.", "recovery", "optimizer.decay", *_DEPTH)
     shared = [setting for setting in settings if not setting.startswith(own)]
     key = hashlib.sha256(json.dumps(shared).encode()).hexdigest()[:16]
     folder = ROOT / "outputs" / "teachers" / key

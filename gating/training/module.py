@@ -5,7 +5,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.plugins.precision import MixedPrecision
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torchmetrics import MeanMetric, MetricCollection
@@ -81,10 +80,8 @@ class FineTuning(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return one optimizer over weights, gates and multipliers, and its scheduler."""
-        # Lightning refuses to clip gradients of a fused optimizer in mixed precision.
-        fused = not isinstance(self.trainer.precision_plugin, MixedPrecision)
         gates = None if self.search is None else self.search.gates
-        optimizer = self._optimizer.build(self.model, gates=gates, objective=self.objective, fused=fused)
+        optimizer = self._optimizer.build(self.model, gates=gates, objective=self.objective)
         scheduler = self._scheduler.build(optimizer, first_step=self._first_step, total_steps=self._total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -1,0 +1,192 @@
+"""What each default of a run is worth, from runs in which all of them vary at once.
+
+    python -m benchmarks.defaults --data ../shared/data/sick ../shared/data/sst2_sentence ../shared/data/snli20k \
+        example:data=bbc
+    python -m benchmarks.defaults --show
+
+Six settings have two levels each. Data has eight runs at each size and seed, half of them with either level of every
+setting (a fractional factorial design, Box and Hunter 1961): each run counts for all six settings, where a comparison
+of one setting with the default would need runs of its own. In every other set of eight all levels are swapped, so that
+the effect of a pair of settings is not taken for that of a third one. The teacher is the dense model of the defaults.
+
+A result is a line of a file of JSON lines, runs that are in it are not repeated, and interrupted ones are run again.
+"""
+
+import argparse
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks import records
+from benchmarks.compare.__main__ import COMMON, Job, run
+from benchmarks.compare.methods import TEACHER, Data, Method, read_data
+from benchmarks.compare.outcome import Row, headline
+from benchmarks.compare.paired import Difference, smallest_difference
+from benchmarks.measuring import ROOT
+
+__all__ = ["FACTORS", "SIZES", "Factor", "design", "effects", "table"]
+
+RESULTS = ROOT / "benchmarks" / "results" / "defaults.jsonl"
+
+
+class Factor(NamedTuple):
+    """A setting with two levels.
+
+    Attributes:
+        title: The change, in tables.
+        off: Settings of train.py at the default.
+        on: Settings of train.py with the change.
+    """
+
+    title: str
+    off: tuple[str, ...]
+    on: tuple[str, ...]
+
+
+# The first three have all combinations of levels; the level of each other is the product of two of them.
+FACTORS = {
+    "teacher": Factor("a dense teacher", (), ("distillation=logits", TEACHER)),
+    "late": Factor(
+        "descent until 0.9 of the search, not 0.67", ("objective.schedule.end=0.67",), ("objective.schedule.end=0.9",)
+    ),
+    "recovery": Factor("0.4 of the steps for recovery, not 0.25", ("recovery=0.25",), ("recovery=0.4",)),
+    "decay": Factor(
+        "weight decay of biases and norms",
+        ("optimizer.decay_biases_and_norms=false",),
+        ("optimizer.decay_biases_and_norms=true",),
+    ),
+    "early": Factor(
+        "descent from 0.13 on, without waiting for the loss",
+        ("objective.schedule.start=null",),
+        ("objective.schedule.start=0.13",),
+    ),
+    "last": Factor("the last weights, not the best ones", ("recovery_keep=best",), ("recovery_keep=last",)),
+}
+SIZES = {
+    "18 heads": ("objective.num_heads=18",),
+    "both, 40 %": ("gates.units=[heads,neurons]", "objective.keep=0.4"),
+    "both, 10 %": ("gates.units=[heads,neurons]", "objective.keep=0.1"),
+}
+
+
+def main() -> None:
+    """Run missing jobs and print the table of effects."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.defaults", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", nargs="+", default=[], help="folders with a file for each split, or 'NAME:SETTINGS'")
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--steps", type=int, default=600, help="optimizer steps of every run (default: 600)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time, one CPU thread each (default: 1)")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--show", action="store_true", help="run nothing")
+    options = parser.parse_args()
+    data = [read_data(text) for text in options.data]
+    done = {_key(row) for row in records.read(options.results)}
+    jobs = [job for job in plan(data, options.sizes, options.seeds, options.steps) if _key(job[1]) not in done]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for finished in as_completed([pool.submit(run, *job) for job in ([] if options.show else jobs)]):
+            row = finished.result()
+            records.append(options.results, row)
+            print(f"{row['data']} {row['size']} {row['method']}: {headline(row):.4f}", flush=True)
+    print(table(records.read(options.results)))
+
+
+def design() -> list[dict[str, bool]]:
+    """Return the levels of all settings in each of eight runs; true is the change.
+
+    Example:
+        >>> [sum(levels[name] for levels in design()) for name in FACTORS]
+        [4, 4, 4, 4, 4, 4]
+    """
+    runs = []
+    for signs in product((-1, 1), repeat=3):
+        a, b, c = signs
+        levels = (a, b, c, a * b, a * c, b * c)
+        runs.append({name: level > 0 for name, level in zip(FACTORS, levels, strict=True)})
+    return runs
+
+
+def plan(
+    data: Sequence[Data], sizes: Sequence[str], seeds: Sequence[int], steps: int
+) -> Iterator[tuple[Job, dict[str, Any]]]:
+    """List the runs and the facts that identify them, set by set of eight."""
+    for seed, size, each in product(seeds, sizes, data):
+        is_swapped = (seed + list(SIZES).index(size) + data.index(each)) % 2 == 1
+        for number, levels in enumerate(design()):
+            chosen = {name: level != is_swapped for name, level in levels.items()}
+            settings = [
+                setting
+                for name, level in chosen.items()
+                for setting in (FACTORS[name].on if level else FACTORS[name].off)
+            ]
+            name = f"run {number}{' swapped' if is_swapped else ''}"
+            method = Method(name, (*SIZES[size], *settings), name, ask=None)
+            about = {
+                "data": each.name,
+                "method": name,
+                "asked": None,
+                "size": size,
+                "levels": chosen,
+                "seed": seed,
+                "steps": steps,
+                "settings": [*COMMON, f"trainer.max_steps={steps}", *method.settings],
+            }
+            yield Job(each, method, None, seed), about
+
+
+def effects(rows: Sequence[Row]) -> dict[str, dict[str, Difference]]:
+    """Return the effects of each setting in points, by size: a value for each complete set of eight runs."""
+    found: dict[str, dict[str, Difference]] = {}
+    for size in SIZES:
+        sets = _complete_sets([row for row in rows if row["size"] == size])
+        if sets:
+            found[size] = {name: Difference(tuple(_effect(runs, name) for runs in sets)) for name in FACTORS}
+    return found
+
+
+def _complete_sets(rows: Sequence[Row]) -> list[list[Row]]:
+    sets: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        sets.setdefault((row["data"], row["seed"], row["steps"]), []).append(row)
+    return [runs for runs in sets.values() if len(runs) == len(design())]
+
+
+def _effect(runs: Sequence[Row], name: str) -> float:
+    on, off = ([100 * headline(row) for row in runs if row["levels"][name] is level] for level in (True, False))
+    return statistics.mean(on) - statistics.mean(off)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return a Markdown table of the effects in points, and the smallest one that can be told from chance."""
+    found = effects(rows)
+    lines = []
+    for name, factor in FACTORS.items():
+        each = {size: str(found[size][name]) for size in found}
+        lines.append({"change": factor.title, **each, "all": str(_joined(found, name))})
+    headings = {"change": "change", **{size: f"{size} ({_count(found, size)} sets)" for size in found}, "all": "all"}
+    told = smallest_difference([_joined(found, name) for name in FACTORS]) if found else {}
+    chance = "".join(
+        f"\n\nSmaller effects over all sets can be chance: {points:.1f} points." for points in told.values()
+    )
+    return records.markdown(lines, headings) + chance
+
+
+def _count(found: Mapping[str, Mapping[str, Difference]], size: str) -> int:
+    return len(next(iter(found[size].values())).values)
+
+
+def _joined(found: Mapping[str, Mapping[str, Difference]], name: str) -> Difference:
+    return Difference(tuple(value for by_name in found.values() for value in by_name[name].values))
+
+
+def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return row["data"], row["seed"], tuple(row["settings"])
+
+
+if __name__ == "__main__":
+    main()
