@@ -89,11 +89,16 @@ def main() -> None:
     done = {_key(row) for row in records.read(options.results)}
     jobs = [job for job in plan(data, options.sizes, options.seeds, options.steps) if _key(job[1]) not in done]
     with ThreadPoolExecutor(options.jobs) as pool:
-        for finished in as_completed([pool.submit(run, *job) for job in ([] if options.show else jobs)]):
+        for finished in as_completed([] if options.show else [pool.submit(_run, *job) for job in jobs]):
             row = finished.result()
             records.append(options.results, row)
             print(f"{row['data']} {row['size']} {row['method']}: {headline(row):.4f}", flush=True)
     print(table(records.read(options.results)))
+
+
+def _run(job: Job, about: dict[str, Any]) -> dict[str, Any]:
+    plain = [*job.data.settings, *COMMON, f"trainer.max_steps={about['steps']}", f"seed={job.seed}"]
+    return run(job, about, teacher=plain)
 
 
 def design() -> list[dict[str, bool]]:

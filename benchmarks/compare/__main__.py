@@ -17,6 +17,7 @@ runs that are in it are not repeated, and interrupted ones are run again.
 """
 
 import argparse
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -42,7 +43,7 @@ from benchmarks.compare.methods import (
     read_data,
     read_method,
 )
-from benchmarks.compare.runs import dense_teacher, folder_of, train
+from benchmarks.compare.runs import dense_run, folder_of, read_numbers, train
 from benchmarks.measuring import ROOT, machine
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -197,18 +198,31 @@ def run_all(jobs: list[Job], options: argparse.Namespace) -> None:
         raise RuntimeError(f"{len(failures)} of {len(jobs)} runs failed; run this command again to repeat them.")
 
 
-def run(job: Job, about: dict[str, Any], *, keep: Path | None = None) -> dict[str, Any]:
-    """Run train.py once; ``keep`` is the folder that keeps the run.
+def run(
+    job: Job, about: dict[str, Any], *, keep: Path | None = None, teacher: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Run train.py once.
+
+    Args:
+        job: The run.
+        about: The facts that identify it.
+        keep: Folder that keeps the folder of the run.
+        teacher: Settings of the dense teacher; None for those of the run.
 
     Raises:
         RuntimeError: It failed, or kept another number of heads than was asked for.
     """
     settings = [*job.data.settings, *about["settings"], f"seed={job.seed}"]
     if TEACHER in settings:
-        settings[settings.index(TEACHER)] = f"distillation.teacher={dense_teacher(settings, threads=1)}"
+        path = dense_run(teacher or settings, threads=1) / "compact"
+        settings[settings.index(TEACHER)] = f"distillation.teacher={path}"
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "run" if keep is None else keep / folder_of(about)
-        numbers = train(settings, folder, threads=1)
+        if job.method.name == "none":  # which is the teacher of other methods, too
+            shutil.copytree(dense_run(settings, threads=1), folder, dirs_exist_ok=True)
+            numbers = read_numbers(folder)
+        else:
+            numbers = train(settings, folder, threads=1)
     if job.method.ask == HEADS and job.number not in (None, numbers["num_heads"]):
         raise RuntimeError(f"{job.method.name} kept {numbers['num_heads']} heads, not the {job.number} asked for")
     facts = {name: machine()[name] for name in ("cpu", "gpu", "cores", "date", "commit")}

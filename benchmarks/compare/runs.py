@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,13 @@ from gating.run.settings.read import read_settings
 from gating.tracking.verbosity import quiet_libraries
 from train import CONF, GROUPS
 
-__all__ = ["call", "dense_teacher", "folder_of", "measure_against_full", "train"]
+__all__ = ["call", "dense_run", "folder_of", "measure_against_full", "read_numbers", "train"]
 
 # The layers to load, for families that name them differently, too.
 _DEPTH = ("model.config.num_hidden_layers=", "model.config.n_layer=", "model.config.num_layers=")
 
-# One job trains a teacher, and the others wait for it.
-_lock = threading.Lock()
+# By folder: one job trains a teacher, and the others wait for it.
+_locks = defaultdict[Path, threading.Lock](threading.Lock)
 
 
 def train(settings: Sequence[str], folder: Path, *, threads: int) -> dict[str, Any]:
@@ -48,7 +49,7 @@ def train(settings: Sequence[str], folder: Path, *, threads: int) -> dict[str, A
     """
     shutil.rmtree(folder, ignore_errors=True)
     call([str(ROOT / "train.py"), *settings, f"output_dir={folder}"], threads=threads)
-    numbers: dict[str, Any] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    numbers = read_numbers(folder)
     full = [setting for setting in settings if not setting.startswith(_DEPTH)]
     if len(full) < len(settings):
         output = call(["-m", "benchmarks.compare.runs", str(folder), *full], threads=threads)
@@ -56,21 +57,26 @@ def train(settings: Sequence[str], folder: Path, *, threads: int) -> dict[str, A
     return numbers
 
 
-def dense_teacher(settings: Sequence[str], *, threads: int) -> Path:
-    """Return the folder of the full model, fine-tuned densely as a run with a teacher is; trained at the first call.
+def read_numbers(folder: Path) -> dict[str, Any]:
+    """Return the numbers of a run."""
+    numbers: dict[str, Any] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    return numbers
+
+
+def dense_run(settings: Sequence[str], *, threads: int) -> Path:
+    """Return the folder of the full model, fine-tuned densely as a run with these settings; trained at the first call.
 
     Raises:
         RuntimeError: The training failed.
     """
-    # The settings of a recovery and of weight decay that are compared would each need a teacher of their own.
-    own = ("objective", "gates.", "distillation", "latency.", "recovery", "optimizer.decay", *_DEPTH)
+    own = ("objective", "gates.", "distillation", "latency.", *_DEPTH)
     shared = [setting for setting in settings if not setting.startswith(own)]
     key = hashlib.sha256(json.dumps(shared).encode()).hexdigest()[:16]
     folder = ROOT / "outputs" / "teachers" / key
-    with _lock:
+    with _locks[folder]:
         if not (folder / "compact").is_dir():
             train([*shared, "objective=none"], folder, threads=threads)
-    return folder / "compact"
+    return folder
 
 
 def call(arguments: Sequence[str], *, threads: int) -> str:

@@ -9,7 +9,7 @@ import pytest
 from benchmarks import example, records
 from benchmarks.compare import __main__ as compare
 from benchmarks.compare import runs
-from benchmarks.compare.methods import METHODS, read_data, read_method
+from benchmarks.compare.methods import LATENCY_METHODS, METHODS, Data, read_data, read_method
 from benchmarks.compare.outcome import conditions, draw, table
 from tests.support.tiny_run import ROOT, checked_settings, make_inputs
 
@@ -126,3 +126,30 @@ def test_another_number_of_heads_than_requested_is_an_error(monkeypatch):
     job = compare.Job(read_data(f"toy:data=files data.train={ROOT}"), METHODS["budget"], 8, 0)
     with pytest.raises(RuntimeError, match="kept 9 heads, not the 8"):
         compare.run(job, {"settings": []})
+
+
+def test_the_dense_model_is_trained_once_for_itself_and_as_the_teacher(monkeypatch, tmp_path):
+    trained = []
+
+    def fake(settings, folder, *, threads):
+        trained.append(settings)
+        (folder / "compact").mkdir(parents=True)
+        (folder / "metrics.json").write_text('{"num_heads": 72}')
+        return {"num_heads": 18}
+
+    monkeypatch.setattr(compare, "train", fake)
+    monkeypatch.setattr(runs, "train", fake)
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    data, methods = Data("toy", ("data=toy",)), LATENCY_METHODS
+    about = {"data": "toy", "method": "none", "asked": None, "seed": 0, "steps": 4}
+    dense = compare.run(
+        compare.Job(data, methods["none"], None, 0), about | {"settings": ["objective=none"]}, keep=tmp_path
+    )
+    assert dense["num_heads"] == 72
+    assert (tmp_path / "toy-none-None-0-4" / "compact").is_dir()
+    settings = methods["both_taught"].settings_for(2)
+    compare.run(compare.Job(data, methods["both_taught"], 2, 0), about | {"settings": settings})
+    assert trained[0] == ["data=toy", "seed=0", "objective=none"]
+    (teacher,) = (tmp_path / "outputs" / "teachers").iterdir()
+    assert f"distillation.teacher={teacher / 'compact'}" in trained[1]
+    assert len(trained) == 2
