@@ -225,6 +225,18 @@ def test_recomputed_activations_give_the_same_losses_and_gradients(folder):
         assert torch.equal(recomputed[name], expected), name
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+@pytest.mark.filterwarnings("ignore:.*precision='16-mixed'.*:UserWarning")
+def test_gradients_of_a_fused_optimizer_are_clipped(precision, folder):
+    model = BertForSequenceClassification.from_pretrained(folder).train()
+    trainer = fit(assemble(model, gating.Lagrangian(num_heads=4)), steps=1, precision=precision, gradient_clip_val=0.01)
+    (optimizer,) = trainer.optimizers
+    assert optimizer.defaults["fused"]
+    gradients = [parameter.grad for group in optimizer.param_groups for parameter in group["params"]]
+    norm = torch.cat([gradient.flatten() for gradient in gradients if gradient is not None]).norm()
+    assert norm == pytest.approx(0.01, rel=1e-3)
+
+
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed", "bf16-true", "16-true"])
 @pytest.mark.parametrize("objective", [gating.Lagrangian(num_heads=4), gating.IterativePruning(gating.Importance())])
 # On CPUs 16-mixed means bfloat16, with a warning.
