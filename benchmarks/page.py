@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import batching, example, frozen, records, waiting
+from benchmarks import batching, defaults, example, frozen, records, waiting
 from benchmarks.compare import latency, outcome
 from benchmarks.compare.summary import summary
 from benchmarks.embeddings import tables as embeddings
@@ -76,10 +76,15 @@ def write_comparisons() -> None:
     ):
         if rows:
             replace_table(ACCURACY, command, [*latency.conditions(rows), "", latency.table(rows)])
-    for name in ("recipe", "elsewhere", "decay", "schedule"):
-        rows = records.read(RESULTS / f"{name}.jsonl")
+    for command, table in (
+        ("compare recipe", outcome.table),
+        ("compare elsewhere", outcome.table),
+        ("compare schedule", outcome.table),
+        ("defaults", defaults.table),
+    ):
+        rows = records.read(RESULTS / f"{command.removeprefix('compare ')}.jsonl")
         if rows:
-            replace_table(ACCURACY, f"compare {name}", [*outcome.conditions(rows), "", outcome.table(rows)])
+            replace_table(ACCURACY, command, [*outcome.conditions(rows), "", table(rows)])
 
 
 def write_faults() -> None:

@@ -1,4 +1,4 @@
-"""Recovery and dense runs end with the weights of the best validation, also after interruptions."""
+"""Recovery and dense runs end with their last weights, or those of the best validation, also after interruptions."""
 
 import json
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.runs
 
 # Validations of the recovery after the steps 8, 10 and 12.
 STEPS = ["recovery=0.5", "trainer.val_check_interval=2", "callbacks.checkpoint.keep=99", "convergence=null"]
-STEPS += ["keep_checkpoints=true"]
+STEPS += ["keep_checkpoints=true", "recovery_keep=best"]
 EVERY = "callbacks.checkpoint.every_n_steps=1"
 
 
@@ -87,14 +87,14 @@ def test_of_equal_scores_the_later_is_the_best_and_nan_is_not(scores, step, inpu
     assert_kept(tmp_path / "run", step)
 
 
-def test_the_last_weights_are_kept_if_asked_for(inputs, tmp_path):
+def test_the_last_weights_are_kept_by_default(inputs, tmp_path):
     with scored({8: 0.5}):
-        run_in(tmp_path / "run", inputs, "recovery_keep=last")
+        run_in(tmp_path / "run", [line for line in inputs if line != "recovery_keep=best"])
     assert_kept(tmp_path / "run", 12)
 
 
 def test_dense_runs_and_teachers_keep_the_best_too(inputs, tmp_path):
-    dense = [line for line in inputs if not line.startswith(("objective", "recovery", "convergence"))]
+    dense = [line for line in inputs if not line.startswith(("objective", "recovery=", "convergence"))]
     with scored({6: 0.5}):
         run_in(tmp_path / "run", dense, "objective=none")
         run_in(tmp_path / "taught", inputs, "distillation=logits")
@@ -149,7 +149,7 @@ def test_an_interruption_after_the_last_step_does_not_lose_them(inputs, tmp_path
 
 def test_the_last_step_is_validated_once(inputs, tmp_path):
     with scored({12: 0.5}):
-        run_in(tmp_path / "run", inputs, "trainer.val_check_interval=4", "recovery_keep=best")
+        run_in(tmp_path / "run", inputs, "trainer.val_check_interval=4")
     rows = (tmp_path / "run" / "csv" / "metrics.csv").read_text().splitlines()
     header = rows[0].split(",")
     steps = [row.split(",")[header.index("step")] for row in rows[1:] if row.split(",")[header.index("val/accuracy")]]

@@ -102,7 +102,7 @@ def test_every_phase_can_be_interrupted(phase, inputs, tmp_path, capsys, monkeyp
 def test_early_stopping_ends_the_recovery_and_the_run_goes_on(inputs, tmp_path, capsys):
     """It stops at the second validation of the recovery, after 10 of 12 steps, and never in the search."""
     settings = [EARLY, "recovery=0.5", "trainer.val_check_interval=2", "callbacks.checkpoint.keep=99"]
-    settings += ["keep_checkpoints=true"]
+    settings += ["keep_checkpoints=true", "recovery_keep=best"]
     run_in(tmp_path / "run", inputs, *settings)
     assert steps_of_checkpoints(tmp_path / "run", "recovery") == [8, 10]
     numbers = json.loads((tmp_path / "run" / "metrics.json").read_text())
