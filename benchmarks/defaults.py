@@ -144,20 +144,20 @@ def plan(
             yield Job(each, method, None, seed), about
 
 
-def effects(rows: Sequence[Row]) -> dict[str, dict[str, Difference]]:
-    """Return the effects of each setting in points, by size: a value for each complete set of eight runs."""
-    found: dict[str, dict[str, Difference]] = {}
-    for size in SIZES:
-        sets = _complete_sets([row for row in rows if row["size"] == size])
+def effects(rows: Sequence[Row]) -> dict[tuple[str, str], dict[str, Difference]]:
+    """Return the effects of each setting in points, by size and data: a value for each complete set of eight runs."""
+    found = {}
+    for place in product(SIZES, dict.fromkeys(row["data"] for row in rows)):
+        sets = _complete_sets([row for row in rows if (row["size"], row["data"]) == place])
         if sets:
-            found[size] = {name: Difference(tuple(_effect(runs, name) for runs in sets)) for name in FACTORS}
+            found[place] = {name: Difference(tuple(_effect(runs, name) for runs in sets)) for name in FACTORS}
     return found
 
 
 def _complete_sets(rows: Sequence[Row]) -> list[list[Row]]:
     sets: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        sets.setdefault((row["data"], row["seed"], row["steps"]), []).append(row)
+        sets.setdefault((row["seed"], row["steps"]), []).append(row)
     return [runs for runs in sets.values() if len(runs) == len(design())]
 
 
@@ -167,26 +167,21 @@ def _effect(runs: Sequence[Row], name: str) -> float:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Return a Markdown table of the effects in points, and the smallest one that can be told from chance."""
+    """Return a Markdown table of the effects in points, and the smallest mean that can be told from chance."""
     found = effects(rows)
-    lines = []
-    for name, factor in FACTORS.items():
-        each = {size: str(found[size][name]) for size in found}
-        lines.append({"change": factor.title, **each, "all": str(_joined(found, name))})
-    headings = {"change": "change", **{size: f"{size} ({_count(found, size)} sets)" for size in found}, "all": "all"}
-    told = smallest_difference([_joined(found, name) for name in FACTORS]) if found else {}
-    chance = "".join(
-        f"\n\nSmaller effects over all sets can be chance: {points:.1f} points." for points in told.values()
-    )
-    return records.markdown(lines, headings) + chance
-
-
-def _count(found: Mapping[str, Mapping[str, Difference]], size: str) -> int:
-    return len(next(iter(found[size].values())).values)
-
-
-def _joined(found: Mapping[str, Mapping[str, Difference]], name: str) -> Difference:
-    return Difference(tuple(value for by_name in found.values() for value in by_name[name].values))
+    places = {place: f"{place[1]}, {place[0]}" for place in found}
+    joined = {
+        name: Difference(tuple(value for each in found.values() for value in each[name].values)) for name in FACTORS
+    }
+    lines = [
+        {"change": factor.title}
+        | {title: str(found[place][name]) for place, title in places.items()}
+        | {"mean": str(joined[name]) if found else None}
+        for name, factor in FACTORS.items()
+    ]
+    told = smallest_difference(list(joined.values())) if found else {}
+    chance = [f"Smaller means of all sets can be chance: {points:.1f} points." for points in told.values()]
+    return "\n\n".join([records.markdown(lines, ["change", *places.values(), "mean"]), *chance])
 
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:

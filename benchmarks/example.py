@@ -22,11 +22,9 @@ from benchmarks.compare.paired import difference
 from benchmarks.compare.runs import train
 from benchmarks.measuring import ROOT, machine
 
-__all__ = ["COMMANDS", "change_table", "table"]
+__all__ = ["COMMANDS", "table"]
 
 RESULTS = ROOT / "benchmarks" / "results" / "embedded.jsonl"
-# These runs have recovery_keep=last optimizer.decay_biases_and_norms=true.
-FORMER = RESULTS.with_name("embedded_former.jsonl")
 DENSE = "objective=none"
 # Settings after `make train`.
 COMMANDS = (DENSE, "", "gates.units=[heads,neurons] objective.speedup=2")
@@ -94,23 +92,6 @@ def table(rows: Sequence[Row]) -> list[str]:
         "forward": "forward pass",
     }
     return [records.markdown(lines, columns), "", _conditions(rows)]
-
-
-def change_table(rows: Sequence[Row], former: Sequence[Row]) -> str:
-    """Return a Markdown table of means with the recipes of now and before, paired by seed."""
-    now, before = _scores(rows), _scores(former)
-    lines = [
-        {
-            "command": title(command),
-            "before": f"{statistics.mean(before[command][seed] for seed in seeds):.2f} %",
-            "now": f"{statistics.mean(now[command][seed] for seed in seeds):.2f} %",
-            "change": str(difference(now[command], before[command])),
-            "seeds": str(len(seeds)),
-        }
-        for command in COMMANDS
-        if (seeds := now[command].keys() & before[command].keys())
-    ]
-    return records.markdown(lines, {"command": "", **{name: name for name in ("before", "now", "change", "seeds")}})
 
 
 def _scores(rows: Sequence[Row]) -> dict[str, dict[int, float]]:

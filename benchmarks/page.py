@@ -60,7 +60,6 @@ def write_example() -> None:
     rows = records.read(example.RESULTS)
     if rows:
         replace_table(README, "example", example.table(rows))
-        replace_table(ACCURACY, "example", [example.change_table(rows, records.read(example.FORMER))])
 
 
 def write_comparisons() -> None:
