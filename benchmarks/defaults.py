@@ -1,7 +1,7 @@
 """What each default of a run is worth, from runs in which all of them vary at once.
 
-    python -m benchmarks.defaults --data ../shared/data/sick ../shared/data/sst2_sentence ../shared/data/snli20k \
-        example:data=bbc
+    python -m benchmarks.defaults --sizes "18 heads" "both, 40 %" --data ../shared/data/sick \
+        ../shared/data/sst2_sentence ../shared/data/snli20k example:data=bbc
     python -m benchmarks.defaults --show
 
 Six settings have two levels each. Data has eight runs at each size and seed, half of them with either level of every
@@ -37,7 +37,7 @@ class Factor(NamedTuple):
 
     Attributes:
         title: The change, in tables.
-        off: Settings of train.py at the default.
+        off: Settings of train.py without the change.
         on: Settings of train.py with the change.
     """
 
