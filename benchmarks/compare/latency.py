@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -164,13 +165,15 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     sets = sets_of(rows)
     order = [name for name in LATENCY_METHODS if name != "none"]
     order += [name for name in dict.fromkeys(row["method"] for row in rows) if name not in LATENCY_METHODS]
+    # Strong colors first, then the pale ones.
+    colors = [*colormaps["tab20"].colors[::2], *colormaps["tab20"].colors[1::2]]
     figure = Figure(figsize=(5.2 * max(1, len(sets)), 4.4), layout="constrained")
     for number, (data, steps) in enumerate(sets):
         axes = figure.add_subplot(1, len(sets), number + 1)
         points = points_of(rows, data, steps)
         for method in dict.fromkeys(point.method for point in points):
             own = sorted((point for point in points if point.method == method), key=lambda point: point.speedup)
-            _draw_method(axes, own, color="black" if method == "none" else f"C{order.index(method) % 10}")
+            _draw_method(axes, own, color="black" if method == "none" else colors[order.index(method) % len(colors)])
         axes.set_title(f"{data}, {steps:,} steps")
         axes.set_xlabel("measured speed-up")
         axes.set_ylabel(f"test {points[0].rows[0]['metric']}, %")
@@ -181,7 +184,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def _draw_method(axes: Axes, points: Sequence[Point], *, color: str) -> None:
+def _draw_method(axes: Axes, points: Sequence[Point], *, color: Any) -> None:
     method = points[0].method
     strong: dict[str, Any] = {"linewidth": 2.4, "zorder": 5} if method == OURS else {"linewidth": 1.2}
     axes.errorbar(
