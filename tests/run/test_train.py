@@ -127,8 +127,8 @@ def test_gates_descend_to_the_budget(finished):
     assert expected[0] == pytest.approx(12, abs=1e-4)  # Gates rest until the loss has fallen.
     assert expected[-1] == pytest.approx(4, abs=1e-2)
     steps = [int(row[header.index("step")]) for row in rows]
-    # Counted from 0, and on from search to recovery; a validation has the number of steps before it.
-    assert sorted(set(steps)) == list(range(13))
+    # Counted from 0, and on from search to recovery.
+    assert sorted(set(steps)) == list(range(12))
 
 
 def test_dense_run_goes_through_the_same_code(inputs, tmp_path):
@@ -190,9 +190,9 @@ def test_a_search_that_has_come_to_rest_leaves_its_steps_to_recovery(inputs, tmp
     assert numbers["search_steps"] == 21 + 2
     assert "4 heads were kept at 3 checks in a row" in numbers["search_ended"]
     assert f"after 23 of 30 steps: {numbers['search_ended']}" in capsys.readouterr().out
-    # No step is lost: recovery takes the remaining steps, and the weights after the last one are validated.
+    # No step is lost: recovery takes the remaining steps, which are counted from 0.
     header, *rows = [line.split(",") for line in (tmp_path / "out" / "csv" / "metrics.csv").read_text().splitlines()]
-    assert max(int(row[header.index("step")]) for row in rows) == 40
+    assert max(int(row[header.index("step")]) for row in rows) == 39
 
 
 def test_a_search_without_convergence_takes_all_its_steps(inputs, tmp_path):
