@@ -1,4 +1,4 @@
-"""What each default of a run is worth, from runs in which all of them vary at once.
+"""Effects of the defaults of a run, from runs in which all of them vary at once.
 
     python -m benchmarks.defaults --sizes "18 heads" "both, 40 %" --data ../shared/data/sick \
         ../shared/data/sst2_sentence ../shared/data/snli20k example:data=bbc
@@ -15,13 +15,13 @@ A result is a line of a file of JSON lines, runs that are in it are not repeated
 import argparse
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks import records
-from benchmarks.compare.__main__ import COMMON, Job, run
+from benchmarks.compare.__main__ import COMMON, Job, run, run_all
 from benchmarks.compare.methods import TEACHER, Data, Method, read_data
 from benchmarks.compare.outcome import Row, headline
 from benchmarks.compare.paired import Difference, smallest_difference
@@ -88,11 +88,8 @@ def main() -> None:
     data = [read_data(text) for text in options.data]
     done = {_key(row) for row in records.read(options.results)}
     jobs = [job for job in plan(data, options.sizes, options.seeds, options.steps) if _key(job[1]) not in done]
-    with ThreadPoolExecutor(options.jobs) as pool:
-        for finished in as_completed([] if options.show else [pool.submit(_run, *job) for job in jobs]):
-            row = finished.result()
-            records.append(options.results, row)
-            print(f"{row['data']} {row['size']} {row['method']}: {headline(row):.4f}", flush=True)
+    if not options.show:
+        run_all([partial(_run, *job) for job in jobs], results=options.results, jobs=options.jobs)
     print(table(records.read(options.results)))
 
 

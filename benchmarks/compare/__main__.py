@@ -21,6 +21,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -107,7 +108,8 @@ def main() -> None:
     done = {_key(row) for row in records.read(options.results)}
     missing = [job for job in jobs if _key(facts(job, options)) not in done]
     if not options.show:
-        run_all(missing, options)
+        runs = [partial(run, job, facts(job, options), keep=options.keep) for job in missing]
+        run_all(runs, results=options.results, jobs=options.jobs)
     rows = records.read(options.results)
     print(options.comparison.table(rows))
     options.comparison.draw(rows, options.results.with_suffix(".png"))
@@ -172,16 +174,21 @@ def facts(job: Job, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def run_all(jobs: list[Job], options: argparse.Namespace) -> None:
+def run_all(runs: Sequence[Callable[[], dict[str, Any]]], *, results: Path, jobs: int) -> None:
     """Run, and append each result as it comes.
+
+    Args:
+        runs: Functions that train a model and return the result.
+        results: File of JSON lines.
+        jobs: Number of runs at the same time.
 
     Raises:
         RuntimeError: Runs failed; the others were finished first.
     """
     failures = []
-    with Progress(refresh_per_second=1) as progress, ThreadPoolExecutor(options.jobs) as pool:
-        bar = progress.add_task("Runs", total=len(jobs))
-        for finished in as_completed([pool.submit(run, job, facts(job, options), keep=options.keep) for job in jobs]):
+    with Progress(refresh_per_second=1) as progress, ThreadPoolExecutor(jobs) as pool:
+        bar = progress.add_task("Runs", total=len(runs))
+        for finished in as_completed([pool.submit(each) for each in runs]):
             progress.advance(bar)
             try:
                 row = finished.result()
@@ -189,13 +196,13 @@ def run_all(jobs: list[Job], options: argparse.Namespace) -> None:
                 failures.append(error)
                 progress.console.print(str(error), highlight=False, markup=False)
                 continue
-            records.append(options.results, row)
+            records.append(results, row)
             shown = (
                 f"{row['data']} {row['method']} {row['num_heads']:.0f} heads {row['speedup']:.2f}x seed {row['seed']}"
             )
             progress.console.print(f"{shown}: {outcome.headline(row):.4f}", highlight=False)
     if failures:
-        raise RuntimeError(f"{len(failures)} of {len(jobs)} runs failed; run this command again to repeat them.")
+        raise RuntimeError(f"{len(failures)} of {len(runs)} runs failed; run this command again to repeat them.")
 
 
 def run(

@@ -78,7 +78,7 @@ class BlockGate(nn.Module):
     """
 
     def __init__(self, pass_values: PassValues, block_index: int, *, shown: str) -> None:
-        """Args: Values of all gates, the position of the block among theirs, and what ``print(model)`` shows."""
+        """Take the values of all gates, the position of the block among theirs, and the text of ``print(model)``."""
         super().__init__()
         self.pass_values = pass_values
         self.block_index = block_index

@@ -269,7 +269,7 @@ def _load_models(
 
 
 def _check_outputs(settings: Settings, objects: RunObjects, state: RunState, data: RunData, *, steps: int) -> bool:
-    """Check that the model returns what the distillation compares; return whether the teacher's logits are stored."""
+    """Check the outputs that the distillation compares; return whether the teacher's logits are stored."""
     assert objects.distillation is not None
     shapes = check_outputs(state.model, data.module.probe_batch(), distillation=objects.distillation)
     reshard(state.model)

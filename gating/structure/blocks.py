@@ -1,4 +1,4 @@
-"""Blocks of units that are gated and removed: what they have in common, and their names and groups."""
+"""Blocks of units that are gated and removed: their common interface, names and groups."""
 
 import operator
 import re
@@ -28,7 +28,7 @@ _TOWERS = {
 
 @dataclass(frozen=True)
 class Block(ABC):
-    """Units of one module that are gated and removed: what gates, budgets and proofs ask of a block.
+    """Units of one module that are gated and removed: the interface of a block for gates, budgets and proofs.
 
     Attributes:
         name: Dotted name, relative to the model without its task head; unique among all blocks of a model.

@@ -89,7 +89,7 @@ def count_layers(model: nn.Module) -> int:
 
 
 def layers_record(model: nn.Module) -> dict[str, Any]:
-    """Return what the records in a module have of layers that left; an empty table if none did.
+    """Return the entries on layers that left from the records in a module; an empty table if none did.
 
     Names are relative to the module, as those of blocks are: around a model of transformers, they are longer.
     """

@@ -87,7 +87,7 @@ def check_fits(teacher: nn.Module, student: nn.Module, batch: Mapping[str, Any],
 
 @torch.no_grad()
 def check_outputs(model: nn.Module, batch: Mapping[str, Any], *, distillation: Distillation) -> Shapes:
-    """Check that a model returns what is compared, and return the shapes of it by name.
+    """Check the outputs of a model that are compared, and return their shapes by name.
 
     Raises:
         InputError: It has no logits, or no hidden states.

@@ -1,4 +1,4 @@
-"""The interface of a unit: what gates, budgets, removals and reports ask of heads, neurons, or a third one."""
+"""The interface of a unit (heads, neurons, or a third one) for gates, budgets, removals and reports."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence

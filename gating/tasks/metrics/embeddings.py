@@ -24,7 +24,7 @@ _CHUNK = 512
 
 @dataclass(frozen=True)
 class Embedded:
-    """Embeddings of a batch or of all texts of a split, and what they are compared with.
+    """Embeddings of a batch or of all texts of a split, and those that they are compared with.
 
     Attributes:
         texts: Embeddings of the texts, ``[batch, width]``.
