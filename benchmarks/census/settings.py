@@ -1,4 +1,4 @@
-"""What the settings of tiny models are, by their names, for configurations of any model type."""
+"""Values for the settings of tiny models, by their names, for configurations of any model type."""
 
 import re
 from typing import Any, NamedTuple

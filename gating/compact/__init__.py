@@ -1,1 +1,1 @@
-"""How a compact model is saved and loaded."""
+"""The saving and loading of compact models."""

@@ -1,1 +1,1 @@
-"""How attention and feed-forward blocks are found."""
+"""The discovery of attention and feed-forward blocks in any model."""

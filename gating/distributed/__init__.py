@@ -1,1 +1,1 @@
-"""How the processes of a run start, exchange values and end: one process for each device."""
+"""Processes of a run, one for each device: their start, exchange of values and end."""

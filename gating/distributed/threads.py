@@ -1,4 +1,4 @@
-"""How OpenMP threads wait, set before torch is imported."""
+"""Waiting of OpenMP threads, set before torch is imported."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""How is a head gated? The distribution of a gate, its value in one forward pass, its place in the model."""
+"""Gates: their distribution, their value in one forward pass, their place in the model."""
 
 from gating.gates.gates import HeadGates
 from gating.gates.inject import create_gates, inject_gates

@@ -1,1 +1,1 @@
-"""What travels with a compact model: its classes, the record, and the removal that it describes; no other imports."""
+"""The code that travels with a compact model: its classes, the record, and the removal that it describes."""

@@ -1,4 +1,4 @@
-"""Which gates close? One objective in each file."""
+"""Objectives that choose the gates to close, one in each file."""
 
 from gating.objectives.base import FollowsLoss, HasMovableBudget, Objective
 from gating.objectives.baselines.deterministic import DeterministicBudget

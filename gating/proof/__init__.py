@@ -1,1 +1,1 @@
-"""How is a removal proven? Its outputs are compared with those of the masked model; it is undone if they differ."""
+"""The proof of a removal: its outputs are those of the masked model, or it is undone."""

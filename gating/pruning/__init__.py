@@ -1,1 +1,1 @@
-"""How a model is changed: gates finalized, heads pruned, size and speed measured."""
+"""Changes of a model: gates finalized, heads pruned, size and speed measured."""

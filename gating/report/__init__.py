@@ -1,1 +1,1 @@
-"""How a run is shown: page, figures, tables, summary, model card."""
+"""The report of a run: page, figures, tables, summary, model card."""

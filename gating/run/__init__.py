@@ -1,1 +1,1 @@
-"""How a run is configured, prepared, trained, resumed and exported."""
+"""A run: configured, prepared, trained, resumed and exported."""

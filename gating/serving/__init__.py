@@ -1,1 +1,1 @@
-"""How a compact model runs elsewhere: files and folders for serving runtimes, checked there."""
+"""Compact models in serving runtimes: files and folders for them, checked there."""

@@ -1,4 +1,4 @@
-"""Which modules of a model are gathered together, and the cutting of their parameters over all processes."""
+"""The plan of sharding: modules that are gathered together, and the cutting of their parameters over all processes."""
 
 import os
 import re

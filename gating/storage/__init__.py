@@ -1,1 +1,1 @@
-"""How files and folders are written: whole or not at all, replacing only results of this package."""
+"""Writing of files and folders: whole or not at all, replacing only results of this package."""

@@ -1,1 +1,1 @@
-"""Where attention heads and neurons are in a model and how they are removed."""
+"""Places of attention heads and neurons in a model, and their removal."""

@@ -1,1 +1,1 @@
-"""Where a run is recorded: Weights & Biases, TensorBoard and CSV files, with secrets redacted."""
+"""Records of a run in Weights & Biases, TensorBoard and CSV files, with secrets redacted."""

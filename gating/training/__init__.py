@@ -1,1 +1,1 @@
-"""How one phase is trained: the Lightning module, optimizers, checkpoints and signals."""
+"""The training of one phase: the Lightning module, optimizers, checkpoints and signals."""

@@ -1,4 +1,4 @@
-"""What a trainer with gates refuses, before anything is trained or changed."""
+"""Refusals of a trainer with gates, before anything is trained or changed."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""Which settings a comparison of runs reads, and by which values."""
+"""Settings that a comparison of runs reads, and their values."""
 
 from gating.run.folder.effect import shown_value
 

@@ -1,4 +1,4 @@
-"""What the tests of sharded models do in each process: removals and steps, with and without shards."""
+"""Jobs of the tests of sharded models in each process: removals and steps, with and without shards."""
 
 import copy
 import warnings

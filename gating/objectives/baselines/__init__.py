@@ -1,1 +1,1 @@
-"""Which gates close by other methods? The baselines of the exact budget."""
+"""Other methods of choosing the gates to close, the baselines of the exact budget."""

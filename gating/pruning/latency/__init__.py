@@ -1,1 +1,1 @@
-"""How is the latency of models measured, in how much time, and which budget reaches a speed-up?"""
+"""The latency of models: timed within a limit, and turned into the budget that reaches a speed-up."""
