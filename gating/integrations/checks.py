@@ -43,6 +43,7 @@ def check_arguments(
     gate_options: Mapping[str, Any],
     convergence: object,
     freeze_weights: object,
+    restart_schedule: object,
     optimizers: Any,
 ) -> None:
     """Raise ``InputError`` if an argument of a trainer with gates has a value that cannot be used.
@@ -63,6 +64,8 @@ def check_arguments(
         raise InputError(f"convergence={convergence!r} is no criterion: give gating.Convergence(), or leave it out.")
     if freeze_weights not in (True, False, "search"):
         raise InputError(f"freeze_weights={freeze_weights!r} is neither True nor False: give one of them, or 'search'.")
+    if not isinstance(restart_schedule, bool):
+        raise InputError(f"restart_schedule={restart_schedule!r} is neither True nor False: give one of them.")
     if not is_accelerate_available():
         raise MissingPackageError(
             "gating.integrations needs the package accelerate. Install it with: pip install 'head-gating[trainer]'"

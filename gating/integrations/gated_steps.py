@@ -49,8 +49,9 @@ class GatedSteps(_Base):  # type: ignore[misc]
     lr_scheduler: Any
     # Rates of gates and multipliers, as in `gating.parameter_groups`.
     _rates: Mapping[str, Any]
-    # Steps of the learning rate's schedule before the present phase.
+    # Steps of the learning rate's schedule before the present phase, and whether the recovery begins it again.
     _first_step = 0
+    _restart: bool
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Create the optimizer, with groups of their own for gates and multipliers.
@@ -71,10 +72,14 @@ class GatedSteps(_Base):  # type: ignore[misc]
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """Create the scheduler over search and recovery together; gates and multipliers keep their rates."""
+        """Create the scheduler, which the recovery begins again or ends; gates and multipliers keep their rates."""
         if self.lr_scheduler is None:
-            scheduler = super().create_scheduler(num_training_steps, optimizer)
-            _keep_gate_rates(scheduler, optimizer or self.optimizer, first_step=self._first_step)
+            scheduler, first = super().create_scheduler(num_training_steps, optimizer), self._first_step
+            # Warm-up and decay take the same shares of the recovery as of all steps.
+            pace = num_training_steps / max(1, num_training_steps - first) if self._restart else 1
+            _keep_gate_rates(
+                scheduler, optimizer or self.optimizer, first_step=0 if self._restart else first, pace=pace
+            )
         return self.lr_scheduler
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -138,8 +143,8 @@ def _add_gate_groups(optimizer: torch.optim.Optimizer, search: Search, rates: Ma
         optimizer.add_param_group(group)
 
 
-def _keep_gate_rates(scheduler: LRScheduler, optimizer: torch.optim.Optimizer, *, first_step: int) -> None:
-    """Keep gates and multipliers at their learning rate in a new scheduler, in place; start it at a later step.
+def _keep_gate_rates(scheduler: LRScheduler, optimizer: torch.optim.Optimizer, *, first_step: int, pace: float) -> None:
+    """Keep gates and multipliers at their learning rate in a new scheduler, in place; start it later, or speed it up.
 
     Raises:
         InputError: The scheduler has no rates of each group.
@@ -157,15 +162,15 @@ def _keep_gate_rates(scheduler: LRScheduler, optimizer: torch.optim.Optimizer, *
     for index, group in enumerate(groups):
         factor = scheduler.lr_lambdas[index]
         is_constant = group.get("name") in _CONSTANT
-        scheduler.lr_lambdas[index] = (lambda _: 1.0) if is_constant else _later(factor, first_step)
+        scheduler.lr_lambdas[index] = (lambda _: 1.0) if is_constant else _moved(factor, first_step, pace)
         # The constructor has set the rate of the first step.
         group["lr"] = group["initial_lr"] * scheduler.lr_lambdas[index](0)
     scheduler._last_lr = [group["lr"] for group in groups]
 
 
-def _later(factor: Callable[[int], float], first_step: int) -> Callable[[int], float]:
-    """Return a schedule that begins at a later step; a function, since schedulers save the fields of other objects."""
-    return lambda step: factor(step + first_step)
+def _moved(factor: Callable[[float], float], first_step: int, pace: float) -> Callable[[int], float]:
+    """Return a schedule with another beginning and pace; a function, since schedulers save the fields of objects."""
+    return lambda step: factor(first_step + step * pace if pace > 1 else first_step + step)
 
 
 @contextmanager

@@ -64,6 +64,7 @@ class GatedTrainerMixin(GatedCheckpoints):
         gate_options: Mapping[str, Any] | None = None,
         convergence: Convergence | None = None,
         freeze_weights: bool | Literal["search"] = False,
+        restart_schedule: bool = True,
         distillation: Distillation | None = None,
         teacher: nn.Module | str | os.PathLike[str] | None = None,
         **kwargs: Any,
@@ -81,6 +82,8 @@ class GatedTrainerMixin(GatedCheckpoints):
             convergence: Criterion that ends the search early; None for a search of all its steps.
             freeze_weights: Whether the gates alone are trained, or gates and adapters: True for the whole training,
                 which has no recovery without adapters; ``search`` for a recovery that trains the weights.
+            restart_schedule: Whether the recovery begins the schedule of the learning rate again, warm-up included, for
+                its own steps; otherwise, it has the end of that of the search.
             distillation: Loss with which the model also learns from a teacher, in search and recovery. With
                 ``freeze_weights`` and without ``teacher``, the gates learn from the model with all of them open, in the
                 search.
@@ -101,12 +104,14 @@ class GatedTrainerMixin(GatedCheckpoints):
             gate_options=gate_options or {},
             convergence=convergence,
             freeze_weights=freeze_weights,
+            restart_schedule=restart_schedule,
             optimizers=kwargs.get("optimizers"),
         )
         given = given_teacher(distillation, teacher, is_frozen=bool(freeze_weights))
         self._own_lesson = distillation if given is None else None
         self._objective = objective
         self._recovery, self._convergence, self._freeze = recovery, convergence, freeze_weights
+        self._restart = restart_schedule
         self._rates = {"gate_lr": gate_lr, "multiplier_lr": multiplier_lr}
         self._gate_options = dict(gate_options or {})
         self._report: FinalizeReport | None = None
@@ -292,6 +297,7 @@ class GatedTrainerMixin(GatedCheckpoints):
             self.teacher = Teacher(OpenTeacher(base, gates), distillation=self._own_lesson)
         self._search_settings = {
             **search_settings(self.search, recovery=self._recovery, rates=self._rates, args=self.args),
+            "restart_schedule": self._restart,
             "distillation": None if self.teacher is None else describe_object(self.teacher.distillation),
             # Without weights, it is the model.
             "teacher": None if self.teacher is None else weight_digests(dict(self.teacher.model.state_dict())),

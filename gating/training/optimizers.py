@@ -159,13 +159,15 @@ def _is_of_weights(group: dict[str, Any]) -> bool:
 class WarmupSchedule:
     """Learning rate of the weights: linear warm-up, then one of transformers' schedules over the whole run.
 
-    Search and recovery share one schedule, so that a run with gates and a dense run have the same learning rates.
-    Gates and multipliers keep a constant rate.
+    The search has the rates of a dense run. The recovery begins the schedule again, for its own steps: a compact model
+    learns more with a large rate than with the end of a schedule (Renda et al. 2020, arXiv 2003.02389). Gates and
+    multipliers keep a constant rate.
 
     Attributes:
-        warmup: Fraction of the run's steps in which the rate rises.
+        warmup: Fraction of the steps in which the rate rises.
         shape: Name of a schedule in :func:`transformers.get_scheduler`.
         arguments: Its own arguments, ``scheduler_specific_kwargs`` in transformers, such as ``num_cycles``.
+        restart: Whether the recovery begins the schedule again; otherwise, it has the end of that of the search.
 
     Raises:
         InputError: There is no such schedule, it depends on more than the step, or an argument is unknown.
@@ -175,6 +177,7 @@ class WarmupSchedule:
     warmup: Annotated[float, Field(ge=0, le=1)] = 0.1
     shape: str = "linear"
     arguments: dict[str, Any] = field(default_factory=dict)
+    restart: bool = True
 
     def __post_init__(self) -> None:
         if self.shape in _OF_SCORES:
@@ -201,6 +204,8 @@ class WarmupSchedule:
             >>> WarmupSchedule(warmup=0.5).build(optimizer, first_step=0, total_steps=4).get_last_lr()
             [0.5, 0.5]
         """
+        if self.restart:
+            first_step, total_steps = 0, total_steps - first_step
         rates = [group["lr"] for group in optimizer.param_groups if _is_of_weights(group)]
         factor = self._factor(lr=rates[0] if rates else 1.0, first_step=first_step, total_steps=total_steps)
 

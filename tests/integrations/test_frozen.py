@@ -139,6 +139,8 @@ def test_a_recovery_with_nothing_to_train_is_refused(tmp_path):
         make_trainer(tmp_path, model=model, freeze_weights=True)
     with pytest.raises(InputError, match="freeze_weights='all'"):
         make_trainer(tmp_path, model=model, freeze_weights="all")
+    with pytest.raises(InputError, match="restart_schedule=2 is neither"):
+        make_trainer(tmp_path, model=model, restart_schedule=2)
     with pytest.raises(InputError, match="num_heads"):
         make_trainer(tmp_path, model=model, freeze_weights="search", objective=gating.ExactBudget(num_heads=13))
     assert all(one.requires_grad for one in model.parameters())

@@ -47,7 +47,7 @@ def test_phases_by_hand_equal_the_one_call(tmp_path, assert_same):
 
 def test_weights_have_the_rates_of_a_plain_trainer_and_gates_keep_theirs(tmp_path):
     arguments = {"lr_scheduler_type": "cosine", "warmup_steps": 3, "logging_steps": 1}
-    trainer = make_trainer(tmp_path / "gated", args=arguments)
+    trainer = make_trainer(tmp_path / "gated", args=arguments, restart_schedule=False)
     plain = make_trainer(tmp_path / "plain", cls=Trainer, args=arguments)
     rates = []
     step = trainer.training_step
@@ -63,6 +63,16 @@ def test_weights_have_the_rates_of_a_plain_trainer_and_gates_keep_theirs(tmp_pat
         [one["learning_rate"] for one in plain.state.log_history if "loss" in one]
     )
     assert [one.get("gates") for one in rates] == [0.1] * 12 + [None] * 4
+
+
+def test_the_recovery_begins_the_schedule_again(tmp_path):
+    arguments = {"lr_scheduler_type": "linear", "warmup_steps": 4, "logging_steps": 1}
+    trainer = make_trainer(tmp_path / "gated", args=arguments)
+    trainer.train_and_compact(tmp_path / "compact")
+    rates = [one["learning_rate"] / 1e-3 for one in trainer.state.log_history if "loss" in one]
+    # Four of 16 steps are a warm-up, and one of the four of the recovery.
+    assert rates[:12] == pytest.approx([0.25 * step for step in range(4)] + [1 - step / 12 for step in range(8)])
+    assert rates[12:] == pytest.approx([0, 1, 2 / 3, 1 / 3])
 
 
 def test_gates_and_multipliers_have_groups_of_their_own_without_decay(tmp_path):

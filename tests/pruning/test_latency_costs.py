@@ -48,7 +48,7 @@ def test_latencies_of_units_and_open_blocks_are_found(bert):
     assert float(gates.macs_per_gate[~is_neuron].sum() * rates["heads"]) == pytest.approx(0.3)
     assert float(gates.macs_per_gate[is_neuron].sum() * rates["neurons"]) == pytest.approx(0.4)
     assert rates["open_blocks"] == pytest.approx({"heads": 0.12 / 3, "neurons": 0.06 / 3})
-    assert costs.keep_for(2.0) == pytest.approx((0.5 - 0.12) / 0.88)
+    assert costs.keep_for(2.0, price_blocks=True) == pytest.approx((0.5 - 0.12) / 0.88)
     generator = torch.Generator().manual_seed(0)
     for _ in range(5):
         kept = torch.rand(len(gates.units_per_gate), generator=generator) > 0.8
@@ -62,7 +62,8 @@ def test_a_share_of_measured_latency_is_the_speedup(bert, units):
     time = lambda kept: _time_of(gates, kept, ours)  # noqa: E731
     costs = measure_latency_costs(gates, KnownTimes(lambda kept: 1 / time(kept)))
     gates.log_alpha.data = torch.randn(len(gates.log_alpha), generator=torch.Generator().manual_seed(1))
-    kept = gating.ExactBudget(keep=costs.keep_for(1.4), cost=costs.rates(gates, price_blocks=True)).kept(gates)
+    keep, cost = costs.keep_for(1.4, price_blocks=True), costs.rates(gates, price_blocks=True)
+    kept = gating.ExactBudget(keep=keep, cost=cost).kept(gates)
     smallest = max(price for name, price in ours.items()) / 12
     assert 1 / 1.4 - smallest < time(kept) <= 1 / 1.4 + 1e-6
 
@@ -130,7 +131,16 @@ def test_without_prices_the_time_of_open_blocks_is_that_of_their_units(bert):
     assert set(rates) == set(UNITS)
     shares = {unit: rates[unit] * float(gates.macs_per_gate[gates.is_of(unit)].sum()) for unit in UNITS}
     assert shares == pytest.approx({"heads": 0.42, "neurons": 0.46})
-    assert costs.keep_for(2.0) == pytest.approx((0.5 - 0.12) / 0.88)
+
+
+@pytest.mark.parametrize(
+    ("time", "share"), [(1.0, 1.0), (0.5, (0.5 - 0.3) / 0.7), (0.335, 0.05), (0.2, 0.08 / (0.7 + 0.18 / 0.05))]
+)
+def test_without_prices_blocks_are_expected_to_stay_open_until_little_is_left(time, share):
+    costs = LatencyCosts(
+        {"heads": 0.3, "neurons": 0.4}, fixed=0.12, fastest=8.0, open_blocks={"heads": 0.12, "neurons": 0.06}
+    )
+    assert costs.keep_for(1 / time) == pytest.approx(share)
 
 
 def test_an_unreachable_speedup_names_the_largest():

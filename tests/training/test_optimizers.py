@@ -2,6 +2,7 @@
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -154,23 +155,31 @@ def two_groups() -> torch.optim.Optimizer:
     return torch.optim.AdamW([*groups, {"name": "gates", "params": [nn.Parameter(torch.zeros(2))], "lr": 0.1}])
 
 
-def test_search_and_recovery_share_one_schedule():
-    def rates(first_step: int, steps: int) -> list[float]:
-        optimizer = two_groups()
-        schedule = WarmupSchedule(warmup=0.1).build(optimizer, first_step=first_step, total_steps=20)
-        seen = []
-        for _ in range(steps):
-            seen.append(optimizer.param_groups[0]["lr"])
-            assert optimizer.param_groups[1]["lr"] == 0.1  # gates keep theirs
-            optimizer.step()
-            schedule.step()
-        return seen
+def rates(steps: int, *, first_step: int, total_steps: int, **settings: Any) -> list[float]:
+    """Return the rates of the weights in the steps of a phase."""
+    optimizer = two_groups()
+    schedule = WarmupSchedule(warmup=0.1, **settings).build(optimizer, first_step=first_step, total_steps=total_steps)
+    seen = []
+    for _ in range(steps):
+        seen.append(optimizer.param_groups[0]["lr"])
+        assert optimizer.param_groups[1]["lr"] == 0.1  # gates keep theirs
+        optimizer.step()
+        schedule.step()
+    return seen
 
-    whole = rates(0, 20)
-    assert rates(0, 15) + rates(15, 5) == pytest.approx(whole)
+
+def test_the_search_has_the_rates_of_a_dense_run_and_the_recovery_begins_them_again():
+    whole = rates(20, first_step=0, total_steps=20)
+    assert rates(15, first_step=0, total_steps=20) == whole[:15]
+    assert rates(5, first_step=15, total_steps=20) == rates(5, first_step=0, total_steps=5)
     assert whole[0] == pytest.approx(0.5)
     assert max(whole) == pytest.approx(1.0)
     assert whole[-1] == pytest.approx(1 / 18)
+
+
+def test_search_and_recovery_may_share_one_schedule():
+    whole = rates(20, first_step=0, total_steps=20)
+    assert rates(5, first_step=15, total_steps=20, restart=False) == pytest.approx(whole[15:])
 
 
 @pytest.mark.parametrize("warmup", [0.0, 0.06, 0.1, 0.5, 0.99, 1.0])

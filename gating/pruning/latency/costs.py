@@ -5,7 +5,7 @@ import statistics
 import warnings
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ __all__ = ["NUM_PASSES", "LatencyCosts", "budget_for_speedup", "measure_latency_
 NUM_PASSES = 100
 # Share of the dense latency that the open blocks of a unit are expected to take, and the largest error that counts.
 _PRICE, _MOST_ERROR = 0.03, 0.2
-# Least share of the units with which a search is expected to leave something in most blocks.
+# Least share of the units with which a search is expected to leave something in every block.
 _LEAST_LEFT = 0.05
 
 
@@ -73,10 +73,6 @@ class LatencyCosts:
         prices = {unit: self.open_blocks.get(unit, 0.0) / gates.block_units.count(unit) for unit in gates.units}
         return {**rates, OPEN_BLOCKS: prices}
 
-    def of_open_blocks(self) -> "LatencyCosts":
-        """Return the costs of a choice that leaves something in every block: the time of the blocks is fixed."""
-        return replace(self, fixed=self.fixed + sum(self.open_blocks.values()), open_blocks={})
-
     def predict(self, gates: HeadGates, kept: Tensor) -> float:
         """Return the latency with some gates kept, ``[num_gates]``, as share of the dense model's."""
         amounts = _amounts(gates, kept)
@@ -85,6 +81,9 @@ class LatencyCosts:
 
     def keep_for(self, speedup: float, *, gates: HeadGates | None = None, price_blocks: bool = False) -> float:
         """Return the share of the cost of all gated units that remains at a speedup; with gates, one that holds a gate.
+
+        Where blocks have no prices, the search is expected to leave something in each of them as long as a twentieth of
+        the units is left, and in proportionally fewer below.
 
         Raises:
             InputError: The speedup cannot be reached; the message names the largest one.
@@ -100,7 +99,13 @@ class LatencyCosts:
                 f"speedup={speedup} cannot be reached by removing these units: with nearly all of them gone, the model "
                 f"is {self.fastest:.2f} times as fast here{precision}. Ask for less than that."
             )
-        share = (1 / speedup - self.fixed) / (sum(self.shares.values()) + sum(self.open_blocks.values()))
+        time, units, blocks = 1 / speedup - self.fixed, sum(self.shares.values()), sum(self.open_blocks.values())
+        if price_blocks:
+            share = time / (units + blocks)
+        elif time - blocks > _LEAST_LEFT * units:
+            share = (time - blocks) / max(units, time - blocks)
+        else:
+            share = time / (units + blocks / _LEAST_LEFT)
         least = 0.01
         if gates is not None:
             cost = self.rates(gates, price_blocks=price_blocks)
@@ -121,9 +126,8 @@ def budget_for_speedup(
     """Return the objective with which a model becomes about as fast as wanted, from timings on this device.
 
     Compact copies are timed beside the model, some of them with empty blocks. The budget is a share of the latency of
-    all gated units, with that of their blocks if these have prices. Otherwise the time of blocks cannot be saved, as
-    long as a twentieth of the units is left. Which units the search keeps is not known yet, so the compact model can be
-    some percent faster or slower: time it at the end.
+    all gated units and their blocks. Which of them the search keeps is not known yet, so the compact model can be some
+    percent faster or slower: time it at the end.
 
     Args:
         model: The dense model, without gates; unchanged.
@@ -147,10 +151,6 @@ def budget_for_speedup(
     with budget.stage("timing copies") as stage:
         timer = CopyTimer(model, batch, stage=stage)
         costs = measure_latency_costs(gates, timer)
-        fixed = costs.of_open_blocks()
-        # A search leaves something in most blocks, and nothing is timed after it. Larger speedups need empty blocks.
-        if not price_blocks and 1 / speedup > fixed.fixed + _LEAST_LEFT * sum(fixed.shares.values()):
-            costs = fixed
         keep = costs.keep_for(speedup, gates=gates, price_blocks=price_blocks)
         objective = ExactBudget(keep=keep, cost=costs.rates(gates, price_blocks=price_blocks))
     if timer.error > PRECISION:
@@ -178,14 +178,14 @@ def measure_latency_costs(gates: HeadGates, timer: CopyTimer) -> LatencyCosts:
         points.append(_amounts(gates, kept))
     noise = statistics.median(found.error for found in timer.timed)
     fixed, *fitted = _fit(points, times, error=noise)
-    shares, prices = fitted[: len(gates.units)], fitted[len(gates.units) :]
-    return LatencyCosts(
-        dict(zip(gates.units, shares, strict=True)),
-        fixed,
-        max(1.0, 1 / min(times)),
-        timer.error,
-        dict(zip(gates.units, prices, strict=True)),
-    )
+    shares = dict(zip(gates.units, fitted[: len(gates.units)], strict=True))
+    prices = dict(zip(gates.units, fitted[len(gates.units) :], strict=True))
+    sizes = list(zip(gates.block_units, gates.block_sizes, strict=True))
+    for unit in gates.units:
+        if all(size == 1 for its_unit, size in sizes if its_unit == unit):
+            # A block with one gate is open as long as its unit is there: both prices are one.
+            shares[unit], prices[unit] = shares[unit] + prices[unit], 0.0
+    return LatencyCosts(shares, fixed, max(1.0, 1 / min(times)), timer.error, prices)
 
 
 def _fit(points: list[list[float]], times: list[float], *, error: float) -> list[float]:
