@@ -79,6 +79,7 @@ def write_comparisons() -> None:
         ("compare recipe", outcome.table),
         ("compare elsewhere", outcome.table),
         ("compare schedule", outcome.table),
+        ("compare restart", outcome.table),
         ("defaults", defaults.table),
     ):
         rows = records.read(RESULTS / f"{command.removeprefix('compare ')}.jsonl")

@@ -69,7 +69,7 @@ def dense_run(settings: Sequence[str], *, threads: int) -> Path:
     Raises:
         RuntimeError: The training failed.
     """
-    own = ("objective", "gates.", "distillation", "latency.", *_DEPTH)
+    own = ("objective", "gates.", "distillation", "latency.", "scheduler.restart=", "recovery=", *_DEPTH)
     shared = [setting for setting in settings if not setting.startswith(own)]
     key = hashlib.sha256(json.dumps(shared).encode()).hexdigest()[:16]
     folder = ROOT / "outputs" / "teachers" / key
