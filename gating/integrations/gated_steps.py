@@ -170,7 +170,7 @@ def _keep_gate_rates(scheduler: LRScheduler, optimizer: torch.optim.Optimizer, *
 
 def _moved(factor: Callable[[Any], float], first_step: int, pace: float) -> Callable[[int], float]:
     """Return a schedule with another beginning and pace; a function, since schedulers save the fields of objects."""
-    return lambda step: factor(first_step + step * pace if pace > 1 else first_step + step)
+    return lambda step: factor(first_step + step * pace)
 
 
 @contextmanager
