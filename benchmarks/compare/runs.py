@@ -3,9 +3,7 @@
 import hashlib
 import json
 import math
-import os
 import shutil
-import subprocess
 import sys
 import threading
 from collections import defaultdict
@@ -16,6 +14,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 
 import gating
+from benchmarks.compare.alone import call, time_alone
 from benchmarks.measuring import ROOT
 from gating.distributed.launch import check_devices
 from gating.run.command import open_tables
@@ -24,7 +23,7 @@ from gating.run.settings.read import read_settings
 from gating.tracking.verbosity import quiet_libraries
 from train import CONF, GROUPS
 
-__all__ = ["call", "dense_run", "folder_of", "measure_against_full", "read_numbers", "train"]
+__all__ = ["dense_run", "folder_of", "measure_against_full", "read_numbers", "train"]
 
 # The layers to load, for families that name them differently, too.
 _DEPTH = ("model.config.num_hidden_layers=", "model.config.n_layer=", "model.config.num_layers=")
@@ -48,7 +47,7 @@ def train(settings: Sequence[str], folder: Path, *, threads: int) -> dict[str, A
         RuntimeError: The run failed.
     """
     shutil.rmtree(folder, ignore_errors=True)
-    call([str(ROOT / "train.py"), *settings, f"output_dir={folder}"], threads=threads)
+    call(["-m", "benchmarks.compare.alone", *settings, f"output_dir={folder}"], threads=threads)
     numbers = read_numbers(folder)
     full = [setting for setting in settings if not setting.startswith(_DEPTH)]
     if len(full) < len(settings):
@@ -77,25 +76,6 @@ def dense_run(settings: Sequence[str], *, threads: int) -> Path:
         if not (folder / "compact").is_dir():
             train([*shared, "objective=none"], folder, threads=threads)
     return folder
-
-
-def call(arguments: Sequence[str], *, threads: int) -> str:
-    """Run Python with arguments, and return the standard output.
-
-    Raises:
-        RuntimeError: It failed.
-    """
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(arguments)} failed:\n{done.stderr[-2000:]}")
-    return done.stdout
 
 
 def measure_against_full(folder: Path, settings: Sequence[str]) -> Mapping[str, Any]:
@@ -128,4 +108,5 @@ def folder_of(row: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
+    time_alone()
     print(json.dumps(measure_against_full(Path(sys.argv[1]), sys.argv[2:])))

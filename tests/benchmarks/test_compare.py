@@ -1,14 +1,14 @@
 """The comparison of methods: its settings, its table and figure, and its plan of runs."""
 
-import argparse
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from benchmarks import example, records
 from benchmarks.compare import __main__ as compare
-from benchmarks.compare import runs
+from benchmarks.compare import alone, runs
 from benchmarks.compare.methods import LATENCY_METHODS, METHODS, Data, read_data, read_method
 from benchmarks.compare.outcome import conditions, draw, table
 from tests.support.tiny_run import ROOT, checked_settings, make_inputs
@@ -116,16 +116,52 @@ def test_runs_are_planned_recorded_and_not_repeated(tmp_path, monkeypatch, capsy
 
 
 def test_another_number_of_heads_than_requested_is_an_error(monkeypatch):
-    def fake(command, **_):
-        folder = next(part for part in command if part.startswith("output_dir=")).removeprefix("output_dir=")
+    def fake(arguments, *, threads):
+        folder = next(part for part in arguments if part.startswith("output_dir=")).removeprefix("output_dir=")
         (compare.Path(folder)).mkdir()
         (compare.Path(folder) / "metrics.json").write_text(json.dumps({"num_heads": 9}))
-        return argparse.Namespace(returncode=0, stdout="")
+        return ""
 
-    monkeypatch.setattr(runs.subprocess, "run", fake)
+    monkeypatch.setattr(runs, "call", fake)
     job = compare.Job(read_data(f"toy:data=files data.train={ROOT}"), METHODS["budget"], 8, 0)
     with pytest.raises(RuntimeError, match="kept 9 heads, not the 8"):
         compare.run(job, {"settings": []})
+
+
+def test_other_runs_stand_still_while_one_times_models(tmp_path):
+    moments = tmp_path / "moments.txt"
+    works = f"""
+import time
+with open({str(moments)!r}, "w") as file:
+    while not {moments.with_suffix(".end")!r}.exists():
+        print(time.monotonic(), file=file, flush=True)
+        time.sleep(0.01)
+"""
+    times = """
+import time
+from benchmarks.compare.alone import time_alone
+from gating.pruning.latency.time_budget import TimeBudget
+time_alone()
+with TimeBudget(9).stage("timing", share=0.5):
+    start = time.monotonic()
+    time.sleep(1.5)
+    print(start, time.monotonic())
+"""
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(alone.call, ["-c", f"from pathlib import PosixPath{works}"], threads=1)
+        begin, end = map(float, alone.call(["-c", times], threads=1).split())
+        moments.with_suffix(".end").touch()
+        other.result()
+    seen = [float(line) for line in moments.read_text().split()]
+    assert seen[0] < begin
+    assert seen[-1] > end
+    # One line may be under way when the signal comes.
+    assert not [moment for moment in seen if begin + 0.3 < moment < end]
+
+
+def test_a_process_that_fails_is_named_with_its_error():
+    with pytest.raises(RuntimeError, match=r"(?s)-c raise SystemExit.* failed:\nno such thing"):
+        alone.call(["-c", "raise SystemExit('no such thing')"], threads=1)
 
 
 def test_the_dense_model_is_trained_once_for_itself_and_as_the_teacher(monkeypatch, tmp_path):
