@@ -72,7 +72,7 @@ def write_comparisons() -> None:
     for command, rows in (
         ("compare --against latency", timed),
         ("compare beyond", records.read(RESULTS / "beyond.jsonl")),
-        ("compare former", records.read(RESULTS / "former.jsonl")),
+        ("compare short", records.read(RESULTS / "short.jsonl")),
     ):
         if rows:
             replace_table(ACCURACY, command, [*latency.conditions(rows), "", latency.table(rows)])
