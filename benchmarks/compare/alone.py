@@ -1,6 +1,8 @@
 """Timings of a run while the other runs of a comparison stand still.
 
 python -m benchmarks.compare.alone SETTINGS          train.py, with such timings
+
+Comparisons that run at the same time need one empty folder for both: HEAD_GATING_BENCHMARK=FOLDER.
 """
 
 import os
