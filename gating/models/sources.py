@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from gating.loader.sharded import is_indivisible
+from gating.models.gguf import is_gguf
 from gating.models.hub import PACKAGE
 from gating.models.new import NewModel
 from gating.models.pretrained import Pretrained
@@ -71,8 +72,12 @@ def short_name(source: ModelSource) -> str:
     Example:
         >>> short_name(Pretrained("package://some_package/model")), short_name(Pretrained("user/bert-tiny"))
         ('some_package', 'user/bert-tiny')
+        >>> short_name(Pretrained("models/llama-1b.Q4_K_M.gguf"))
+        'llama-1b.Q4_K_M, dequantized'
     """
     title = getattr(source, "hub_name", None) or source.title
+    if is_gguf(title):
+        return f"{Path(title).stem}, dequantized"
     if title.startswith(PACKAGE):
         return title.removeprefix(PACKAGE).partition("/")[0]
     return Path(title).resolve().name if Path(title).expanduser().is_dir() else title
