@@ -1,4 +1,4 @@
-"""Pretrained models, loaded in full precision from a folder or hub."""
+"""Pretrained models, loaded from a folder or hub."""
 
 import re
 import warnings
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed
@@ -44,6 +44,8 @@ class Pretrained:
         config: Configuration values to change.
         base_model: Name on the hub of the model in a folder or package, for titles and the model card; a model that is
             loaded from the hub needs none.
+        dtype: Type of the weights. Half precision, ``bfloat16`` or ``float16``, loses small steps, so it is for weights
+            that are frozen; gates and adapters are in float32.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Pretrained:
     tokenizer: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
     base_model: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
     @property
     def hub_name(self) -> str | None:
@@ -132,9 +135,8 @@ class Pretrained:
         """Return the model, and the missing and mismatched weights that transformers reports."""
         options: dict[str, Any] = {
             "config": self.load_config(**without_generation_values(changes)),
-            # In full precision whatever the stored type, since half precision loses small steps. The trainer's
-            # precision decides about autocast.
-            "dtype": torch.float32,
+            # Whatever the stored type. The trainer's precision decides about autocast.
+            "dtype": getattr(torch, self.dtype),
             "use_safetensors": self.use_safetensors,
             "revision": self.revision,
             "ignore_mismatched_sizes": True,

@@ -26,6 +26,7 @@ def teaches_itself(settings: Settings, objects: RunObjects) -> bool:
 def check_frozen(settings: Settings, objects: RunObjects, *, num_processes: int) -> None:
     """Raise ``InputError`` for frozen weights that are random, leave nothing to train, or have logits to store."""
     phase = Phase.DENSE if objects.objective is None else Phase.SEARCH
+    _check_dtype(settings, objects, phase)
     if not settings.freezes(phase):
         return
     if isinstance(objects.source, NewModel):
@@ -72,3 +73,15 @@ def planned_search_steps(settings: Settings, objects: RunObjects, *, total_steps
             )
         return total_steps
     return max(1, round((1 - settings.recovery) * total_steps))
+
+
+def _check_dtype(settings: Settings, objects: RunObjects, phase: Phase) -> None:
+    """Raise ``InputError`` for weights in half precision that are trained."""
+    dtype = getattr(objects.source, "dtype", "float32")
+    if dtype == "float32" or not isinstance(objects.adapters, NoAdapters):
+        return
+    if not (settings.freezes(phase) and (settings.freezes(Phase.RECOVERY) or not settings.recovery)):
+        raise InputError(
+            f"model.dtype={dtype} loses the small steps of a training. Freeze the weights with optimizer.freeze=true, "
+            "train adapters=lora, or leave it out; trainer.precision=bf16-mixed computes in half precision."
+        )

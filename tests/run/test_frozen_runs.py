@@ -134,6 +134,22 @@ def test_what_leaves_nothing_to_train_is_refused(inputs):
     checked(inputs, "objective=deterministic", "optimizer.freeze=true", num_processes=2)
 
 
+@pytest.mark.parametrize("extra", [["optimizer.freeze=true"], ["adapters=lora", "optimizer.freeze=true"]])
+def test_frozen_weights_may_be_in_half_precision(extra, inputs, tmp_path):
+    with at_batch(0, lambda: None):
+        run_in(tmp_path / "run", inputs, *extra, "model.dtype=bfloat16", "objective=deterministic")
+    compact = gating.load_compact(tmp_path / "run" / "compact")
+    assert compact.dtype == torch.bfloat16
+
+
+def test_trained_weights_may_not_be_in_half_precision(inputs):
+    for extra in ([], ["optimizer.freeze=search"]):
+        with pytest.raises(InputError, match="loses the small steps"):
+            checked(inputs, "model.dtype=bfloat16", *extra)
+    with pytest.raises(InputError, match="float32"):
+        checked(inputs, "model.dtype=int8", "optimizer.freeze=true")
+
+
 def test_logits_of_the_model_itself_are_not_stored(inputs):
     settings = (*inputs, "distillation=logits", "distillation.store=true")
     for freeze in ("true", "search"):
