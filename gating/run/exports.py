@@ -1,7 +1,11 @@
 """Exports of a run's compact model for other runtimes, with their accuracy."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from transformers import PreTrainedModel
 
 from gating.distributed.collectives import is_rank_zero
 from gating.errors import InputError, explain
@@ -10,13 +14,16 @@ from gating.run.folder.contents import EXPORTS
 from gating.run.folder.own_files import note_models
 from gating.run.run import Run
 from gating.run.settings.settings import Settings
-from gating.serving.formats import FORMATS, export_compact
+from gating.serving.exporting import EXPORT, EXPORT_RECORD
+from gating.serving.formats import FORMATS, ServingReport, export_compact
 from gating.serving.graphs.runtime import GraphModel
+from gating.storage.folders import replacing_folder
 from gating.storage.written import note_written
 
-__all__ = ["check_exports", "export_formats"]
+__all__ = ["check_exportable", "check_exports", "export_formats"]
 
-_INT8 = "-int8"
+# Options of exports by the part of their names after the format.
+_OPTIONS: dict[str, dict[str, Any]] = {"": {}, "int8": {"int8": True}, "q8_0": {"dtype": "q8_0"}}
 
 
 def check_exports(settings: Settings) -> None:
@@ -27,12 +34,19 @@ def check_exports(settings: Settings) -> None:
         InputError: The model is cut over several processes.
     """
     for name in settings.values["exports"]:
-        FORMATS[name.removesuffix(_INT8)].check_packages()
+        FORMATS[_parts(name)[0]].check_packages()
         if settings.values["trainer"].get("strategy") == "fsdp":
             raise InputError(
                 f"exports=[{name}] needs a whole model, and trainer=fsdp leaves it in parts: leave it out, and export "
                 "the model later with head-gating export."
             )
+
+
+def check_exportable(settings: Settings, model: PreTrainedModel) -> None:
+    """Raise ``InputError`` if a runtime that a run exports its model to does not run such models."""
+    for name in settings.values["exports"]:
+        if reason := FORMATS[_parts(name)[0]].reason_against(model):
+            raise InputError(f"exports=[{name}]: {reason} Leave {name} out.")
 
 
 def export_formats(run: Run) -> None:
@@ -56,8 +70,8 @@ def export_formats(run: Run) -> None:
 
 
 def _export(run: Run, name: str, place: Path) -> None:
-    format = name.removesuffix(_INT8)
-    report: Any = export_compact(run.paths.compact, place, format=format, overwrite=True, int8=name.endswith(_INT8))
+    format, options = _parts(name)
+    report = _write(run.paths.compact, place, format, options)
     print("\n".join((f"{report.path}: {report.megabytes:,.1f} MB", *report.sentences)))
     if format != "onnx":
         return
@@ -69,4 +83,24 @@ def _export(run: Run, name: str, place: Path) -> None:
         metric.distributed_available_fn = lambda: False
     for split in (split for split in data.module.splits[1:] if data.num_evaluated[split]):
         values, _ = data.evaluate(graph, split, task=run.objects.task, metrics=metrics, title=f"{name}: {split}")
-        run.state.summary.add_metrics(Stage.INT8 if name.endswith(_INT8) else Stage.ONNX, name, split, values)
+        run.state.summary.add_metrics(Stage.INT8 if options else Stage.ONNX, name, split, values)
+
+
+def _write(compact: Path, place: Path, format: str, options: dict[str, Any]) -> ServingReport:
+    """Export a model to a folder; a format that is one file has it there, under the name of the model's folder."""
+    if not (ending := FORMATS[format].ending):
+        report: ServingReport = export_compact(compact, place, format=format, overwrite=True, **options)
+        return report
+    with replacing_folder(place, overwrite=True, kind=EXPORT, keep=[compact]) as folder:
+        report = export_compact(compact, folder / f"{compact.name}{ending}", format=format, **options)
+        facts = json.dumps({"format": format, **options}) + "\n"
+        (folder / EXPORT_RECORD).write_text(facts, encoding="utf-8")
+    written = place / report.path.name
+    sentences = [each.replace(str(report.path), str(written)) for each in report.sentences]
+    return replace(report, path=written, sentences=tuple(sentences))
+
+
+def _parts(name: str) -> tuple[str, dict[str, Any]]:
+    """Return the format and the options of an export."""
+    format, _, kind = name.partition("-")
+    return format, _OPTIONS[kind]

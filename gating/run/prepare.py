@@ -24,7 +24,7 @@ from gating.objectives import Objective
 from gating.objectives.budget import HeadBudget
 from gating.pruning.prune import remove_in_copy
 from gating.run.data import RunData, encode_examples, load_examples
-from gating.run.exports import check_exports
+from gating.run.exports import check_exportable, check_exports
 from gating.run.folder.claim import check_claim, claim_folder
 from gating.run.folder.inputs import check_inputs, describe_inputs
 from gating.run.folder.optimized import check_measured
@@ -73,6 +73,7 @@ def prepare(settings: Settings, *, resumes: bool) -> Run:
     phases = build_phases(settings) if is_rank_zero() else {}
     pl.seed_everything(settings.seed, verbose=False)
     meta_model = _check_meta_model(settings, objects)
+    check_exportable(settings, meta_model)
     examples = load_examples(settings, objects.task)
     data = encode_examples(examples, settings, objects, meta_model, num_processes=devices.num_processes)
     if settings.gradient_checkpointing and objects.objective is not None and isinstance(objects.task, HasLoss):

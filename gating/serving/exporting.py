@@ -21,6 +21,7 @@ from gating.storage.results import ResultKind
 
 __all__ = [
     "EXPORT",
+    "EXPORT_RECORD",
     "Exportable",
     "exporting",
     "load_model",
@@ -33,8 +34,9 @@ __all__ = [
 
 # A compact model, its folder, or its name on the hub.
 Exportable = PreTrainedModel | str | os.PathLike[str]
+EXPORT_RECORD = "export.json"
 # Each folder of an export has one of these, and no compact model has any.
-_EXPORT_FILES = ("export.json", "genai_config.json", "openvino_model.xml")
+_EXPORT_FILES = (EXPORT_RECORD, "genai_config.json", "openvino_model.xml")
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 
 

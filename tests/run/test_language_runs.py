@@ -142,6 +142,24 @@ def test_a_new_llama_keeps_whole_groups_and_its_text_is_in_wandb(play, tmp_path,
     assert [row[0] for row in json.loads(table.read_text())["data"]] == ["ROMEO:", "JULIET:"]
 
 
+def test_a_run_ends_with_files_for_llama_cpp(play, tmp_path):
+    pytest.importorskip("gguf", reason="the package gguf is not installed")
+    data = [*one_file(play), "trainer.max_steps=4"]
+    run([*SMALL_LLAMA, *data, "exports=[gguf,gguf-q8_0]"], tmp_path / "out")
+    files = [tmp_path / "out" / folder / "compact.gguf" for folder in ("compact-gguf", "compact-gguf-q8_0")]
+    assert files[0].stat().st_size > files[1].stat().st_size
+    run([*SMALL_LLAMA, *data, "overwrite=true"], tmp_path / "out")
+    assert not any(file.exists() for file in files)
+
+
+def test_a_model_that_llama_cpp_does_not_run_is_refused_before_training(play, tmp_path, capsys):
+    settings = [*SMALL_GPT2, *one_file(play), "exports=[gguf]", f"output_dir={tmp_path / 'out'}"]
+    with pytest.raises(SystemExit):
+        train.guarded_run(compose_settings(settings))
+    assert "Leave gguf out" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("family", ["qwen2", "gemma"])
 def test_other_decoders_are_tried_by_their_folder_alone(family, play, tmp_path):
     """Query groups, one group for all heads, and embeddings that are shared with the output or not."""

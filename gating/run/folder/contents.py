@@ -80,7 +80,7 @@ STATE_FILES = (LOCK, WRITTEN)
 REPLACED_FOLDERS = (CHECKPOINTS, CSV, TENSORBOARD, REPORT)
 FOLDERS = (*REPLACED_FOLDERS, WANDB)
 # Formats that a run can export its compact model to, and the folders of these exports.
-EXPORTS = {name: f"{COMPACT}-{name}" for name in ("onnx", "onnx-int8", "openvino")}
+EXPORTS = {name: f"{COMPACT}-{name}" for name in ("onnx", "onnx-int8", "openvino", "gguf", "gguf-q8_0")}
 # These folders hold saved models.
 MODELS = (COMPACT, RECIPE, TEACHER, *EXPORTS.values())
 

@@ -44,7 +44,7 @@ _OF_RUN: Mapping[str, Any] = {
     "keep_checkpoints": bool,
     "optimized_metric": str | None,
     "push_to_hub": str | None,
-    "exports": list[Literal["onnx", "onnx-int8", "openvino"]],
+    "exports": list[Literal["onnx", "onnx-int8", "openvino", "gguf", "gguf-q8_0"]],
     # Interpolations need it; each phase of a run replaces it.
     "phase": Literal["teacher", "dense", "search", "removed", "recovery"],
 }
