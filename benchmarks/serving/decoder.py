@@ -26,7 +26,7 @@ __all__ = ["measure_perplexity", "measure_speed"]
 Row = dict[str, Any]
 
 _LENGTH, _NUM_TEXTS = 128, 24
-_GGUF_TYPES = ("f32", "f16", "bf16", "q8_0")
+_GGUF_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
 _GENAI_TYPES = ("f32", "int8", "int4")
 # Tokens of the prompt and those written after it, and measurements.
 _PROMPT, _WRITTEN, _ROUNDS = 256, 32, 7

@@ -65,7 +65,7 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="overwrite an earlier export")
     parser.add_argument(
         "--dtype",
-        help="type of the weights; gguf: f32, f16 (default), bf16, q8_0; onnx-genai: f32 (default), int8, int4; "
+        help="type of the weights; gguf: f32, f16 (default), bf16, q8_0, q4_0; onnx-genai: f32 (default), int8, int4; "
         "openvino: f32 (default), f16",
     )
     parser.add_argument("--int8", action="store_true", help="onnx: weights of 8 bits, with the accuracy measured")

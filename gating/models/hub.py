@@ -34,7 +34,7 @@ _outage: str | None = None
 def locate(name_or_path: str, *, revision: str = "main") -> str:
     """Return the argument of ``from_pretrained`` for a model: a folder, or a name on the hub.
 
-    It is the folder in the local cache if the hub cannot be reached, and for a GGUF file the one that it is unpacked to.
+    It is the folder in the local cache if the hub cannot be reached, and that of the unpacked model for a GGUF file.
 
     Args:
         name_or_path: ``package://NAME/FOLDER`` for a folder inside an installed package, an existing folder, a GGUF

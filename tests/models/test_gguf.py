@@ -76,7 +76,7 @@ def test_a_source_of_a_run_reads_it(write, model):
 def test_damaged_files_are_refused_and_leave_nothing(content, tmp_path, write):
     file = tmp_path / "damaged.gguf"
     file.write_bytes(content)
-    with pytest.raises(InputError, match="damaged.gguf is no GGUF file that can be read"):
+    with pytest.raises(InputError, match=r"damaged\.gguf is no GGUF file that can be read"):
         unpacking.unpack_gguf(file)
     assert not [path for path in (tmp_path / "assets").rglob("*") if path.is_dir() and path.name == "new"]
 

@@ -69,7 +69,7 @@ def test_llama_cpp_writes_the_tokens_of_the_model(name, tmp_path):
     assert report.path.stat().st_size / 1e6 == report.megabytes
 
 
-@pytest.mark.parametrize("dtype", first_of(["f16", "bf16", "q8_0"]))
+@pytest.mark.parametrize("dtype", first_of(["f16", "bf16", "q8_0", "q4_0"]))
 def test_smaller_types_are_checked_too(dtype, llama, tmp_path):
     sizes = [export.export_gguf(llama, tmp_path / f"{kind}.gguf", dtype=kind).megabytes for kind in ("f32", dtype)]
     assert sizes[1] < 0.7 * sizes[0]
