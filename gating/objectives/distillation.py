@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from gating.errors import InputError
+from gating.objectives.divergence import softmax_divergence
 
 __all__ = ["HIDDEN_STATES", "IGNORED", "LOGITS", "Distillation", "distillation_loss", "hidden_loss"]
 
@@ -125,22 +126,14 @@ def distillation_loss(
         tensor(0.)
     """
     with torch.autocast(device_type=student.device.type, enabled=False):
-        student, teacher = student.float(), teacher.float()
         if problem == "multi_label_classification":
             # The sigmoid of a logit is the softmax of the logit and 0.
             student, teacher = (torch.stack([one, torch.zeros_like(one)], dim=-1) for one in (student, teacher))
         elif problem == "regression" or student.shape[-1] == 1:
-            return functional.mse_loss(student, teacher)
-        if counted is not None:
-            student, teacher = student[counted], teacher[counted]
-        num_classes = student.shape[-1]
-        total = functional.kl_div(
-            (student / temperature).log_softmax(-1).view(-1, num_classes),
-            (teacher / temperature).log_softmax(-1).view(-1, num_classes),
-            reduction="sum",
-            log_target=True,
-        )
-        return temperature**2 * (total / max(1, student.shape[:-1].numel()))
+            return functional.mse_loss(student.float(), teacher.float())
+        total = softmax_divergence(student, teacher, temperature=temperature, counted=counted)
+        number = student.shape[:-1].numel() if counted is None else counted.sum().clamp(min=1)
+        return temperature**2 * total / number
 
 
 def hidden_loss(student: Tensor, teacher: Tensor, *, counted: Tensor | None = None) -> Tensor:
