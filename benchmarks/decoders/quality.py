@@ -1,0 +1,108 @@
+"""Perplexity of compact decoders on texts, and how often they choose the tokens of the dense one."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import AutoTokenizer, PreTrainedModel
+
+from benchmarks.measuring import ROOT
+from benchmarks.serving.processes import ask_llama_cpp
+from benchmarks.serving.runtimes import silenced
+from gating.compact.load import load_compact
+from gating.data.sources import load_bbc_news
+from gating.serving.formats import export_compact
+
+__all__ = ["TYPES", "describe", "make_texts", "measure_quantized", "multiply_accumulates"]
+
+TYPES = ("f16", "q8_0", "q4_0")
+_LENGTH, _BLOCKS, _BATCH = 128, 64, 8
+# Blocks that llama.cpp scores, token by token.
+_SCORED = 12
+
+
+def make_texts(model: Path, domain: Path) -> dict[str, Tensor]:
+    """Return blocks of tokens of two texts, ``[blocks, tokens]``: of the domain, and general, which no run trains on.
+
+    Args:
+        model: Folder of the model, with its tokenizer.
+        domain: File of the domain's text.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    articles = load_bbc_news(held_out=0.1).splits["test"]["text"]
+    texts = {"domain": domain.read_text(encoding="utf-8"), "general": "\n\n".join(articles)}
+    return {name: _blocks(tokenizer(text, verbose=False)["input_ids"]) for name, text in texts.items()}
+
+
+@torch.inference_mode()
+def describe(model: PreTrainedModel, texts: Mapping[str, Tensor], choices: Mapping[str, Tensor]) -> dict[str, float]:
+    """Return the perplexity on each text, and the share of positions at which the model's choice is the dense one's.
+
+    Args:
+        model: The model.
+        texts: Blocks of tokens by name.
+        choices: The dense model's choices, ``[blocks, tokens - 1]``, by name; those of :func:`choose`.
+    """
+    found: dict[str, float] = {}
+    for name, blocks in texts.items():
+        loss, equal = 0.0, 0
+        for batch, others in zip(blocks.split(_BATCH), choices[name].split(_BATCH), strict=True):
+            logits = model(input_ids=batch, use_cache=False).logits[:, :-1]
+            loss += float(functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum"))
+            equal += int((logits.argmax(-1) == others).sum())
+        found |= {name: math.exp(loss / choices[name].numel()), f"{name}_agreement": equal / choices[name].numel()}
+    return found
+
+
+@torch.inference_mode()
+def choose(model: PreTrainedModel, texts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a model's choice of the next token at each position of each text, ``[blocks, tokens - 1]``."""
+    return {
+        name: torch.cat([model(input_ids=batch).logits[:, :-1].argmax(-1) for batch in blocks.split(_BATCH)])
+        for name, blocks in texts.items()
+    }
+
+
+def measure_quantized(folder: Path, texts: Mapping[str, Tensor], place: Path) -> Iterator[dict[str, Any]]:
+    """Yield a row for each type of weights in llama.cpp: perplexity on some blocks of each text, and megabytes.
+
+    Args:
+        folder: Folder of the model.
+        texts: Blocks of tokens by name.
+        place: Folder for the files, which stay there.
+    """
+    for dtype in TYPES:
+        file = export(folder, place, dtype)
+        row: dict[str, Any] = {"dtype": dtype, "megabytes": file.stat().st_size / 1e6}
+        for name, blocks in texts.items():
+            scores = ask_llama_cpp("score", [file], blocks[:_SCORED].tolist(), context=2 * _LENGTH, flash=True).value
+            known = [score for text in scores for score in text if score is not None]
+            row[name] = math.exp(-math.fsum(known) / len(known))
+        yield row
+
+
+def export(folder: Path, place: Path, dtype: str) -> Path:
+    """Return the GGUF file of a model, which is written if it is not there."""
+    file = place / f"{folder.parent.name}-{dtype}.gguf"
+    if not file.is_file():
+        place.mkdir(parents=True, exist_ok=True)
+        with silenced():
+            export_compact(folder, file, format="gguf", dtype=dtype)
+    return file
+
+
+def multiply_accumulates(model: PreTrainedModel) -> int:
+    """Return the weights in the matrices of all layers: multiply-accumulates for a token, without the vocabulary."""
+    return sum(
+        weight.numel() for name, weight in model.named_parameters() if weight.dim() == 2 and ".layers." in name
+    )
+
+
+def _blocks(tokens: Sequence[int]) -> Tensor:
+    """Return blocks that are spread over a text."""
+    blocks = torch.tensor(tokens)[: len(tokens) // _LENGTH * _LENGTH].view(-1, _LENGTH)
+    return blocks[torch.linspace(0, len(blocks) - 1, min(_BLOCKS, len(blocks))).long()]

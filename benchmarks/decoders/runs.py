@@ -1,0 +1,78 @@
+"""Runs of train.py on a decoder: the search of a method, and the same healing for all."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.compare.alone import call
+
+__all__ = ["METHODS", "Case", "cases", "train"]
+
+_ONE_ROUND = ("objective.share_per_round=1", "objective.schedule.start=0", "objective.schedule.end=1")
+# The dense model is fine-tuned on the labels alone: it would be its own teacher.
+_NO_SEARCH = ("objective=none", "optimizer.freeze=false", "distillation=none")
+# Method -> settings, and the optimizer steps of its search.
+METHODS: Mapping[str, tuple[tuple[str, ...], int]] = {
+    "dense": (_NO_SEARCH, 0),
+    "gates": (("objective.keep={share}",), 120),
+    "one-shot": (("objective=fisher", "objective.ranking.per=token", "objective.keep={share}", *_ONE_ROUND), 12),
+    "random": (("objective=random", "optimizer.freeze=false", "objective.keep={share}", *_ONE_ROUND), 12),
+    "first layers": (("objective=none", "optimizer.freeze=false", "model.config.num_hidden_layers={layers}"), 0),
+}
+
+
+class Case(NamedTuple):
+    """One run: a method, the share of the cost of all layers that it keeps, and its seed."""
+
+    method: str
+    share: float
+    seed: int
+
+    @property
+    def folder(self) -> str:
+        """Name of the folder of the run."""
+        return f"{self.method.replace(' ', '-')}-{self.share:g}-{self.seed}"
+
+
+def cases(methods: Sequence[str], shares: Sequence[float], seeds: Sequence[int]) -> Iterator[Case]:
+    """Yield the runs, those of a seed one after another; the dense model has one share."""
+    for seed in seeds:
+        for method in methods:
+            for share in (1.0,) if method == "dense" else shares:
+                yield Case(method, share, seed)
+
+
+def train(
+    case: Case, folder: Path, *, data: Sequence[str], num_layers: int, healing: int, settings: Sequence[str]
+) -> None:
+    """Train a run, unless it is there.
+
+    Args:
+        case: The run.
+        folder: Folder of the run; an unfinished one is resumed.
+        data: Settings of the text.
+        num_layers: Number of layers of the dense model.
+        healing: Number of optimizer steps after the removal.
+        settings: Further settings.
+
+    Raises:
+        RuntimeError: The run failed.
+    """
+    if (folder / "metrics.json").is_file():
+        return
+    own, search = METHODS[case.method]
+    layers = round(case.share * num_layers)
+    options = [
+        "experiment=smollm2",
+        *(setting.format(share=case.share, layers=layers) for setting in own),
+        *data,
+        f"trainer.max_steps={search + healing}",
+        *([f"recovery={healing / (search + healing)}"] if search else []),
+        f"seed={case.seed}",
+        "exports=[]",
+        "logger=csv",
+        "callbacks=none",
+        "task.prompts=[]",
+        *settings,
+    ]
+    call(["-m", "benchmarks.compare.alone", *options, f"output_dir={folder}", "resume=auto"], threads=1)

@@ -1,0 +1,56 @@
+"""Tokens per second of compact decoders in llama.cpp, as ratios to the dense model with weights of the same type."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.decoders.quality import TYPES, export
+from benchmarks.measuring import ratio
+from benchmarks.serving.processes import ask_llama_cpp
+from gating.compact.load import load_compact
+
+__all__ = ["measure_speed"]
+
+# Tokens of the prompt and those written after it, and measurements.
+_PROMPT, _WRITTEN, _ROUNDS = 256, 64, 9
+
+
+def measure_speed(folders: Sequence[Path], place: Path) -> Iterator[dict[str, Any]]:
+    """Yield a row for each model but the first, the dense one, and each type of weights.
+
+    Args:
+        folders: Folders of the models, ``RUN/compact``.
+        place: Folder for the files, which stay there.
+    """
+    caches = [_cache_numbers(folder) for folder in folders]
+    for dtype in TYPES:
+        files = [export(folder, place, dtype) for folder in folders]
+        prompt = torch.randint(100, 40000, (_PROMPT,), generator=torch.Generator().manual_seed(0)).tolist()
+        speeds = ask_llama_cpp(
+            "time", files, [prompt], context=2 * _PROMPT, count=_WRITTEN, rounds=_ROUNDS, flash=True
+        ).value
+        for number, folder in enumerate(folders[1:], start=1):
+            columns = {
+                kind: {"own": [row[number] for row in values], "dense": [row[0] for row in values]}
+                for kind, values in speeds.items()
+            }
+            yield {
+                "run": folder.parent.name,
+                "dtype": dtype,
+                **{kind: ratio(values, "own", "dense") for kind, values in columns.items()},
+                # Keys and values in half precision.
+                "cache_bytes": 2 * caches[number],
+                "dense_cache_bytes": 2 * caches[0],
+                "megabytes": files[number].stat().st_size / 1e6,
+                "dense_megabytes": files[0].stat().st_size / 1e6,
+            }
+
+
+@torch.inference_mode()
+def _cache_numbers(folder: Path) -> int:
+    """Return the numbers in the cache for each token."""
+    cache = load_compact(folder)(torch.ones(1, 8, dtype=torch.long), use_cache=True).past_key_values
+    tensors = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values) if tensor is not None]
+    return sum(tensor.numel() for tensor in tensors) // 8

@@ -1,0 +1,49 @@
+"""The benchmark of decoders, on a tiny one."""
+
+import random
+
+import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from benchmarks import records
+from benchmarks.decoders import __main__ as decoders
+from benchmarks.decoders.tables import TABLES
+from tests.support.tiny_run import WORDS, make_model_folder
+
+pytestmark = pytest.mark.runs
+
+METHODS = ("dense", "gates", "first layers")
+
+
+def test_methods_are_healed_and_in_the_table(tmp_path, capsys):
+    folder = make_model_folder(tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    config = LlamaConfig(
+        vocab_size=45, hidden_size=32, intermediate_size=256, num_hidden_layers=4, num_attention_heads=4
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    rng = random.Random(0)
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.txt").write_text(" ".join(rng.choices(WORDS, k=9000)))
+    files = ["--text", str(tmp_path / "train.txt"), str(tmp_path / "test.txt"), "--runs", str(tmp_path / "runs")]
+    command = ["--model", str(folder), *files, "--results", str(tmp_path / "rows.jsonl")]
+    few = ["--methods", *METHODS, "--shares", "0.5", "--seeds", "0", "--healing", "2", "--settings", "data.max_length=16", "data.batch_size=2"]
+    decoders.main([*command, *few, "data.validation=" + str(tmp_path / "test.txt")])
+    rows = records.read(tmp_path / "rows.jsonl")
+    assert [row["method"] for row in rows] == ["as it was", *METHODS]
+    assert [row["cost"] for row in rows[:2]] == [1, 1]
+    assert all(row["cost"] == pytest.approx(0.5, abs=0.05) for row in rows[2:])
+    assert rows[0]["general_agreement"] == 1
+    assert "| train | gates | 0.5 |" in capsys.readouterr().out
+    decoders.main([*command, *few])
+    assert records.read(tmp_path / "rows.jsonl") == rows
+
+
+def test_tables_have_the_dense_model_of_each_type():
+    row = {"run": "gates-0.5-0", "prompting": [2.0, 1.9, 2.1], "writing": [1.5, 1.4, 1.6], "cache_bytes": 50}
+    row |= {"dense_cache_bytes": 100, "megabytes": 6.0, "dense_megabytes": 10.0, "gpu": None, "cpu": "x", "cores": 2}
+    row |= {"threads": 1, "torch": "2", "transformers": "5"}
+    lines = TABLES["speed"]([{**row, "dtype": dtype} for dtype in ("f16", "q8_0")])
+    table = "\n".join(lines)
+    assert table.count("| dense |") == 2
+    assert "| gates-0.5-0 | q8_0 | 2.00 (1.90-2.10) |" in table
