@@ -4,14 +4,14 @@
     python -m benchmarks.decoders --data FOLDER --runs RUNS --quantized         of the same models in llama.cpp
     python -m benchmarks.decoders --runs RUNS --speed                           in llama.cpp; nothing else may run
 
-FOLDER has tinyshakespeare/ with train.txt, validation.txt and test.txt, the text that all learn from; articles of BBC News
-are the general text, which none does. --text takes another text than Shakespeare. RUNS keeps the runs, so that a repetition
-trains none of them again.
+FOLDER has tinyshakespeare/ with train.txt, validation.txt and test.txt, the text that all learn from; articles of BBC
+News are the general text, which none does. --text takes another text than Shakespeare. RUNS keeps the runs, so that a
+repetition trains none of them again.
 
 Every method has the same number of steps after the removal, with the dense model as the teacher: `gates` is
 experiment=smollm2, `one-shot` ranks the dense model's heads and neurons once (Kwon et al. 2022, without its other steps),
-`random` closes them by chance, `first layers` is the model with as many of its layers as have the share of the cost. `dense`
-has all layers, and is fine-tuned on the labels alone.
+`random` closes them by chance, `first layers` is the model with as many of its layers as have the share of the cost.
+`dense` has all layers, and is fine-tuned on the labels alone.
 """
 
 import argparse
@@ -63,7 +63,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--healing", type=int, default=280, help="optimizer steps after the removal (default: 280)")
     parser.add_argument("--settings", nargs="*", default=[], help="further settings of every run")
     kinds = parser.add_mutually_exclusive_group()
-    kinds.add_argument("--quantized", action="store_true", help="perplexity in llama.cpp, of the runs of the first seed")
+    kinds.add_argument(
+        "--quantized", action="store_true", help="perplexity in llama.cpp, of the runs of the first seed"
+    )
     kinds.add_argument("--speed", action="store_true", help="measure llama.cpp, with the runs of the first seed")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
@@ -89,9 +91,7 @@ def _quality(options: argparse.Namespace, known: Sequence[dict[str, Any]]) -> It
             continue
         folder = options.runs / case.folder
         settings = [f"model.name={options.model}", *options.settings]
-        train(
-            case, folder, data=_data(options), num_layers=num_layers, healing=options.healing, settings=settings
-        )
+        train(case, folder, data=_data(options), num_layers=num_layers, healing=options.healing, settings=settings)
         compact = load_compact(folder / "compact").eval()
         yield {**row, "cost": multiply_accumulates(compact) / whole, **describe(compact, texts, choices)}
 
@@ -105,7 +105,7 @@ def _quantized(options: argparse.Namespace, known: Sequence[dict[str, Any]]) -> 
                 yield {"run": case.folder, "method": case.method, "share": case.share, **row}
 
 
-def _speed(options: argparse.Namespace, known: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _speed(options: argparse.Namespace, _known: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     folders = [options.runs / case.folder / "compact" for case in _first_seed(options)]
     yield from measure_speed(folders, options.runs / "gguf")
 

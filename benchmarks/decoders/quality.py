@@ -10,10 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoTokenizer, PreTrainedModel
 
-from benchmarks.measuring import ROOT
 from benchmarks.serving.processes import ask_llama_cpp
 from benchmarks.serving.runtimes import silenced
-from gating.compact.load import load_compact
 from gating.data.sources import load_bbc_news
 from gating.serving.formats import export_compact
 
@@ -97,9 +95,7 @@ def export(folder: Path, place: Path, dtype: str) -> Path:
 
 def multiply_accumulates(model: PreTrainedModel) -> int:
     """Return the weights in the matrices of all layers: multiply-accumulates for a token, without the vocabulary."""
-    return sum(
-        weight.numel() for name, weight in model.named_parameters() if weight.dim() == 2 and ".layers." in name
-    )
+    return sum(weight.numel() for name, weight in model.named_parameters() if weight.dim() == 2 and ".layers." in name)
 
 
 def _blocks(tokens: Sequence[int]) -> Tensor:

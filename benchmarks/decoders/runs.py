@@ -72,7 +72,7 @@ def train(
         "exports=[]",
         "logger=csv",
         "callbacks=none",
-        "task.prompts=[]",
+        *("task.chat=false", "task.prompts=null", "task.num_samples=0"),
         *settings,
     ]
     call(["-m", "benchmarks.compare.alone", *options, f"output_dir={folder}", "resume=auto"], threads=1)

@@ -87,6 +87,7 @@ class Summary:
         counts: Numbers of evaluated examples and of their targets, such as tokens, by ``num_examples/val`` and so on.
         parts: Sentences on splits of which a limit left out examples.
         warnings: Warnings about the outcome, as sentences.
+        dense_samples: Texts that the dense model wrote before the search, if its weights are frozen there.
     """
 
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -103,6 +104,7 @@ class Summary:
     counts: dict[str, int] = field(default_factory=dict)
     parts: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    dense_samples: list[dict[str, str]] = field(default_factory=list)
     # Start of each stage that is being timed.
     _started: dict[str, float] = field(default_factory=dict)
 
@@ -113,13 +115,15 @@ class Summary:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the measurements so far as plain values, for a checkpoint."""
-        names = ("metrics", "titles", "search", "removal", "warnings")
+        names = ("metrics", "titles", "search", "removal", "warnings", "dense_samples")
         return {name: getattr(self, name) for name in names} | {"seconds": self.all_seconds()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the measurements of a checkpoint; its durations are those of earlier processes."""
         self.titles, self.search = state["titles"], state["search"]
         self.removal, self.warnings, self.metrics = state["removal"], state["warnings"], state["metrics"]
+        # Missing in checkpoints of earlier versions.
+        self.dense_samples = state.get("dense_samples", [])
         self.earlier_seconds = dict(state["seconds"])
 
     def all_seconds(self) -> dict[str, float]:

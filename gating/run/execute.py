@@ -16,6 +16,7 @@ from gating.run.phase import train_phase
 from gating.run.prepare import prepare
 from gating.run.recipe import write_recipe
 from gating.run.run import Run
+from gating.run.samples import write_dense_samples
 from gating.run.settings.read import read_settings
 from gating.run.stages import remove_heads, restore_removed, search, train_teacher
 from gating.tasks.base import HasLoss
@@ -60,6 +61,7 @@ def execute(run: Run) -> float | None:
         if not restore_removed(run):
             if isinstance(run.objects.task, HasLoss) or run.settings.freezes(Phase.SEARCH):
                 run.evaluate(Stage.DENSE, "dense", splits=run.data.module.splits[1:])
+                write_dense_samples(run)
             with run.adapted(state.model, Phase.SEARCH):
                 searched = search(run, objective)
             remove_heads(run, searched)

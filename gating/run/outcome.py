@@ -1,6 +1,5 @@
 """Results of a run: the compact model, figures and metrics."""
 
-import json
 import time
 from dataclasses import replace
 from datetime import date
@@ -11,7 +10,6 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from rich.console import Console
-from transformers import PreTrainedTokenizerBase
 
 from gating.compact.files import read_config
 from gating.compact.save import save_compact
@@ -24,23 +22,22 @@ from gating.report.metadata import describe_data, training_notes
 from gating.report.page import RunPage, write_page
 from gating.report.rows import CompactReport, heads_per_layer, neurons_per_layer
 from gating.report.summary import Stage
-from gating.report.tables import print_report, print_samples
+from gating.report.tables import print_report
 from gating.run.folder.checkpoints import end_checkpoints
-from gating.run.folder.contents import COMPACT, CONFIG, GATES_PICTURE, HISTORY_PICTURE, LAST_FILES, PAGE, SAMPLES
+from gating.run.folder.contents import COMPACT, CONFIG, GATES_PICTURE, HISTORY_PICTURE, LAST_FILES, PAGE
 from gating.run.folder.own_files import note_models
 from gating.run.folder.resume import check_own_files
 from gating.run.run import Run
+from gating.run.samples import show_samples, write_samples
 from gating.run.sweep.comparable import dense_metrics
 from gating.serving.runtimes import find_runtimes
 from gating.sharding.copies import gather_model, meta_copy
-from gating.sharding.plan import gathered_root
 from gating.sharding.save import has_room_for, save_sharded
 from gating.storage.transfer import upload
 from gating.storage.written import note_written
 from gating.structure.blocks import share_specs
-from gating.tasks.base import WritesText
 from gating.tracking.csv_log import read_log
-from gating.tracking.loggers import log_outcome, log_samples
+from gating.tracking.loggers import log_outcome
 from gating.tracking.redaction import redact
 
 __all__ = ["export", "gather", "report"]
@@ -135,7 +132,7 @@ def report(run: Run) -> None:
 
     The metrics come last: a folder with metrics is finished. Called by all ranks if the model is sharded still.
     """
-    samples = _write_samples(run)
+    samples = write_samples(run)
     if not is_rank_zero():
         return
     state, place, page = run.state, run.paths, _page_of(run, samples)
@@ -145,7 +142,7 @@ def report(run: Run) -> None:
     is_alone = Stage.DENSE not in state.summary.metrics and _sweep_of_run() is None
     if run.objects.objective is not None and is_alone:
         print("There is no dense run to compare with; for one: python train.py <the same settings> objective=none")
-    _show_samples(run, samples)
+    show_samples(run, samples)
     write_page(place.report / PAGE, page)
     state.summary.write(place.metrics, score=page.final_score, seed=run.settings.seed)
     runtimes = [runtime.name for runtime in page.runtimes if runtime.command]
@@ -189,22 +186,3 @@ def _sweep_of_run() -> Path | None:
     """Return the folder of the sweep of which the run is a job; None for a run of its own."""
     is_job = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     return Path(HydraConfig.get().sweep.dir) if is_job else None
-
-
-def _write_samples(run: Run) -> list[dict[str, str]]:
-    """Return texts that the compact model generates; none if its task generates no texts."""
-    task, processor = run.objects.task, run.data.processor
-    if not (isinstance(task, WritesText) and isinstance(processor, PreTrainedTokenizerBase)):
-        return []
-    with gathered_root(run.state.model):
-        return task.write_samples(run.state.model.eval(), processor, run.data.prepared.splits)
-
-
-def _show_samples(run: Run, samples: list[dict[str, str]]) -> None:
-    """Print, log and write texts of the compact model."""
-    if not samples:
-        return
-    print_samples(Console(), samples)
-    log_samples(run.loggers, samples)
-    text = "".join(f"{json.dumps(sample, ensure_ascii=False)}\n" for sample in samples)
-    (run.paths.report / SAMPLES).write_text(text, encoding="utf-8")

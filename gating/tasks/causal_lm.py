@@ -30,6 +30,7 @@ class CausalLM(BlockTask):
         num_samples: int = 3,
         sample_length: int = 60,
         sample_seed: int = 0,
+        chat: bool = False,
         metrics: Metrics | None = None,
         score: str | None = None,
     ) -> None:
@@ -40,6 +41,7 @@ class CausalLM(BlockTask):
             num_samples: Number of prompts taken from the validation data.
             sample_length: Number of tokens to generate.
             sample_seed: Random seed of the first sample; that of the next one is larger by one.
+            chat: Whether prompts are messages to a model that answers, in its chat template and without sampling.
             metrics: ``perplexity``, ``accuracy``, or metrics, or classes of metrics by name; these two if None.
             score: Name of the metric by which runs are compared; the first if None.
 
@@ -53,18 +55,26 @@ class CausalLM(BlockTask):
             )
         if not 0 <= sample_seed < 2**32:
             raise InputError(f"task.sample_seed={sample_seed}: give a whole number from 0 to {2**32 - 1}.")
+        if chat and not prompts:
+            raise InputError("task.chat=true needs messages: give task.prompts, such as ['What is a llama?'].")
         super().__init__(metrics, score)
         self._prompts = prompts
         self._num_samples = num_samples
         self._sample_length = sample_length
         self._sample_seed = sample_seed
+        self._chat = chat
 
     def collator(self, processor: PreTrainedTokenizerBase) -> "_BlockCollator":
         """Return the function that pads blocks; the labels are the tokens themselves."""
         return _BlockCollator(processor)
 
     def check_settings(self, processor: PreTrainedTokenizerBase) -> None:
-        """Raise ``InputError`` for a prompt without tokens."""
+        """Raise ``InputError`` for a prompt without tokens, or messages to a tokenizer without a template for them."""
+        if self._chat and not processor.chat_template:
+            raise InputError(
+                "task.chat=true needs a model with a chat template, and its tokenizer has none: leave it out, and give "
+                "task.prompts as texts to continue."
+            )
         for prompt in self._prompts or ():
             if not processor(prompt)["input_ids"]:
                 raise InputError(f"task.prompts has {prompt!r}, which has no tokens: give a text, or leave it out.")
@@ -76,7 +86,11 @@ class CausalLM(BlockTask):
     def write_samples(
         self, model: PreTrainedModel, processor: PreTrainedTokenizerBase, splits: DatasetDict
     ) -> list[Sample]:
-        """Continue the prompts by sampling from the 50 most likely tokens."""
+        """Continue the prompts by sampling from the 50 most likely tokens, or answer them."""
+        if self._chat:
+            answered = [_as_message(processor, prompt) for prompt in self._prompts or ()]
+            written = [self._write(model, processor, prompt, seed=self._sample_seed) for prompt in answered]
+            return [{**sample, "prompt": prompt} for sample, prompt in zip(written, self._prompts or (), strict=True)]
         if self._prompts:
             prompts = [processor(prompt)["input_ids"] for prompt in self._prompts]
         else:
@@ -96,13 +110,21 @@ class CausalLM(BlockTask):
             written = model.generate(  # type: ignore[operator]
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
-                do_sample=True,
-                top_k=50,
+                **({"do_sample": False} if self._chat else {"do_sample": True, "top_k": 50}),
                 max_new_tokens=max(1, room - len(prompt)),
                 pad_token_id=processor.pad_token_id,
             )
         continuation = str(processor.decode(written[0, len(prompt) :], skip_special_tokens=True))
         return {"prompt": str(processor.decode(prompt)), "written": continuation}
+
+
+def _as_message(processor: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    """Return the tokens of a message to a model, up to the beginning of its answer."""
+    message = [{"role": "user", "content": prompt}]
+    tokens: list[int] = processor.apply_chat_template(message, add_generation_prompt=True, return_dict=True)[
+        "input_ids"
+    ]
+    return tokens
 
 
 class _BlockCollator:

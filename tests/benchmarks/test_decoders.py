@@ -27,7 +27,19 @@ def test_methods_are_healed_and_in_the_table(tmp_path, capsys):
         (tmp_path / f"{split}.txt").write_text(" ".join(rng.choices(WORDS, k=9000)))
     files = ["--text", str(tmp_path / "train.txt"), str(tmp_path / "test.txt"), "--runs", str(tmp_path / "runs")]
     command = ["--model", str(folder), *files, "--results", str(tmp_path / "rows.jsonl")]
-    few = ["--methods", *METHODS, "--shares", "0.5", "--seeds", "0", "--healing", "2", "--settings", "data.max_length=16", "data.batch_size=2"]
+    few = [
+        "--methods",
+        *METHODS,
+        "--shares",
+        "0.5",
+        "--seeds",
+        "0",
+        "--healing",
+        "2",
+        "--settings",
+        "data.max_length=16",
+        "data.batch_size=2",
+    ]
     decoders.main([*command, *few, "data.validation=" + str(tmp_path / "test.txt")])
     rows = records.read(tmp_path / "rows.jsonl")
     assert [row["method"] for row in rows] == ["as it was", *METHODS]
