@@ -72,6 +72,8 @@ def train(
         "exports=[]",
         "logger=csv",
         "callbacks=none",
+        # The benchmark evaluates the models itself.
+        *("trainer.limit_val_batches=4", "trainer.limit_test_batches=4", "latency.max_seconds=20"),
         *("task.chat=false", "task.prompts=null", "task.num_samples=0"),
         *settings,
     ]
