@@ -1,4 +1,4 @@
-"""Write the tables of the README and docs: speed, accuracy, reliability, serving, embeddings, several-gpus and frozen.
+"""Write the tables of the README and docs: speed, accuracy, reliability, serving, embeddings, decoders and others.
 
 They are made from benchmarks/results.
 
@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import batching, defaults, example, frozen, records, waiting
+from benchmarks import batching, defaults, example, frozen, memory, records, waiting
 from benchmarks.compare import latency, outcome
 from benchmarks.compare.summary import summary
+from benchmarks.decoders import tables as decoders
 from benchmarks.embeddings import tables as embeddings
 from benchmarks.faults.__main__ import COLUMNS as FAULT_COLUMNS
 from benchmarks.measuring import ROOT, describe
@@ -33,6 +34,7 @@ PAGE = ROOT / "docs" / "speed.md"
 SEVERAL_GPUS = ROOT / "docs" / "howto" / "several-gpus.md"
 SERVING = ROOT / "docs" / "serving.md"
 EMBEDDINGS = ROOT / "docs" / "embeddings.md"
+DECODERS = ROOT / "docs" / "decoders.md"
 FROZEN = ROOT / "docs" / "howto" / "frozen.md"
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -53,6 +55,7 @@ def main() -> None:
     write_serving()
     write_embeddings()
     write_frozen()
+    write_decoders()
 
 
 def write_example() -> None:
@@ -191,6 +194,17 @@ def write_frozen() -> None:
     rows = records.read(frozen.RESULTS)
     if rows:
         replace_table(FROZEN, "frozen", frozen.table(rows))
+
+
+def write_decoders() -> None:
+    """Rewrite the tables of decoders, and of the memory of their training."""
+    stored, measured = records.read(RESULTS / "decoders.jsonl"), records.read(memory.RESULTS)
+    for section, option in (("quality", ""), ("quantized", " --quantized"), ("speed", " --speed")):
+        rows = [row for row in stored if row["section"] == section]
+        if rows:
+            replace_table(DECODERS, f"decoders{option}", decoders.TABLES[section](rows))
+    if measured:
+        replace_table(DECODERS, "memory", memory.table(measured))
 
 
 def replace_table(page: Path, command: str, lines: Sequence[str]) -> None:

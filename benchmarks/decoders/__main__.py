@@ -9,7 +9,7 @@ News are the general text, which none does. --text takes another text than Shake
 repetition trains none of them again.
 
 Every method has the same number of steps after the removal, with the dense model as the teacher: `gates` is
-experiment=smollm2, `one-shot` ranks the dense model's heads and neurons once (Kwon et al. 2022, without its other steps),
+experiment=smollm2, `one-shot` ranks the dense model's heads and neurons once (Kwon et al. 2022, without other steps),
 `random` closes them by chance, `first layers` is the model with as many of its layers as have the share of the cost.
 `dense` has all layers, and is fine-tuned on the labels alone.
 """
