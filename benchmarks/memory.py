@@ -2,9 +2,9 @@
 
     python -m benchmarks.memory --model FOLDER_OR_HUB_NAME
 
-Each mode trains two steps in a process of its own: `full` trains weights in float32 and gates, `adapters` LoRA of rank 8
-on all projections of attention beside weights in bfloat16, and gates, `gates` the gates alone on frozen weights in
-bfloat16, with the model itself as the teacher. Matrices are multiplied in bfloat16. The peak is what the process has
+Each mode trains two steps in a process of its own: `full` trains weights in float32 and gates, `adapters` LoRA of
+rank 8 on all projections of attention beside weights in bfloat16, and gates, `gates` the gates alone on frozen weights
+in bfloat16, with the model itself as the teacher. Matrices are multiplied in bfloat16. The peak is what the process has
 beyond what it had before the model was loaded.
 """
 

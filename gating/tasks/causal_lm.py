@@ -121,9 +121,8 @@ class CausalLM(BlockTask):
 def _as_message(processor: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     """Return the tokens of a message to a model, up to the beginning of its answer."""
     message = [{"role": "user", "content": prompt}]
-    tokens: list[int] = processor.apply_chat_template(message, add_generation_prompt=True, return_dict=True)[
-        "input_ids"
-    ]
+    encoded: Any = processor.apply_chat_template(message, add_generation_prompt=True, return_dict=True)
+    tokens: list[int] = encoded["input_ids"]
     return tokens
 
 

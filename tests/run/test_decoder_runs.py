@@ -1,4 +1,4 @@
-"""The whole run of experiment=smollm2, made small: gates on frozen weights, the model itself as the teacher, and healing."""
+"""Whole runs of experiment=smollm2, made small: gates on frozen weights, the model as its own teacher, and healing."""
 
 import json
 
