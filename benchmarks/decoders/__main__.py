@@ -24,7 +24,7 @@ from transformers import AutoConfig
 
 from benchmarks import records
 from benchmarks.decoders.quality import choose, describe, make_texts, measure_quantized, multiply_accumulates
-from benchmarks.decoders.runs import METHODS, Case, cases, train
+from benchmarks.decoders.runs import METHODS, cases, train
 from benchmarks.decoders.speed import measure_speed
 from benchmarks.decoders.tables import TABLES
 from benchmarks.measuring import ROOT, machine
@@ -99,21 +99,22 @@ def _quality(options: argparse.Namespace, known: Sequence[dict[str, Any]]) -> It
 def _quantized(options: argparse.Namespace, known: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     model = Path(locate(options.model))
     texts = make_texts(model, _test_file(options))
-    for case in _first_seed(options):
-        if not any(row["run"] == case.folder for row in known):
-            for row in measure_quantized(options.runs / case.folder / "compact", texts, options.runs / "gguf"):
-                yield {"run": case.folder, "method": case.method, "share": case.share, **row}
+    folders = {"as it was": model, **_first_seed(options)}
+    for name in (name for name in folders if not any(row["run"] == name for row in known)):
+        for row in measure_quantized(folders[name], texts, options.runs / "gguf", name=name):
+            yield {"run": name, **row}
 
 
 def _speed(options: argparse.Namespace, _known: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    folders = [options.runs / case.folder / "compact" for case in _first_seed(options)]
+    folders = {"as it was": Path(locate(options.model)), **_first_seed(options)}
     yield from measure_speed(folders, options.runs / "gguf")
 
 
-def _first_seed(options: argparse.Namespace) -> list[Case]:
-    """Return the runs that are there, of the first seed."""
-    every = cases(options.methods, options.shares, options.seeds[:1])
-    return [case for case in every if (options.runs / case.folder / "metrics.json").is_file()]
+def _first_seed(options: argparse.Namespace) -> dict[str, Path]:
+    """Return the compact folders that are there, of the first seed, by the names of their runs."""
+    every = cases([name for name in options.methods if name != "dense"], options.shares, options.seeds[:1])
+    folders = {case.folder: options.runs / case.folder for case in every}
+    return {name: folder / "compact" for name, folder in folders.items() if (folder / "metrics.json").is_file()}
 
 
 def _data(options: argparse.Namespace) -> list[str]:

@@ -15,12 +15,12 @@ from benchmarks.serving.runtimes import silenced
 from gating.data.sources import load_bbc_news
 from gating.serving.formats import export_compact
 
-__all__ = ["TYPES", "describe", "make_texts", "measure_quantized", "multiply_accumulates"]
+__all__ = ["TYPES", "choose", "describe", "export", "make_texts", "measure_quantized", "multiply_accumulates"]
 
 TYPES = ("f16", "q8_0", "q4_0")
 _LENGTH, _BLOCKS, _BATCH = 128, 64, 8
 # Blocks that llama.cpp scores, token by token.
-_SCORED = 12
+_SCORED = 8
 
 
 def make_texts(model: Path, domain: Path) -> dict[str, Tensor]:
@@ -65,16 +65,17 @@ def choose(model: PreTrainedModel, texts: Mapping[str, Tensor]) -> dict[str, Ten
     }
 
 
-def measure_quantized(folder: Path, texts: Mapping[str, Tensor], place: Path) -> Iterator[dict[str, Any]]:
+def measure_quantized(folder: Path, texts: Mapping[str, Tensor], place: Path, *, name: str) -> Iterator[dict[str, Any]]:
     """Yield a row for each type of weights in llama.cpp: perplexity on some blocks of each text, and megabytes.
 
     Args:
         folder: Folder of the model.
         texts: Blocks of tokens by name.
         place: Folder for the files, which stay there.
+        name: Name of the model in those of its files.
     """
     for dtype in TYPES:
-        file = export(folder, place, dtype)
+        file = export(folder, place, dtype, name=name)
         row: dict[str, Any] = {"dtype": dtype, "megabytes": file.stat().st_size / 1e6}
         for name, blocks in texts.items():
             scores = ask_llama_cpp("score", [file], blocks[:_SCORED].tolist(), context=2 * _LENGTH, flash=True).value
@@ -83,9 +84,9 @@ def measure_quantized(folder: Path, texts: Mapping[str, Tensor], place: Path) ->
         yield row
 
 
-def export(folder: Path, place: Path, dtype: str) -> Path:
+def export(folder: Path, place: Path, dtype: str, *, name: str) -> Path:
     """Return the GGUF file of a model, which is written if it is not there."""
-    file = place / f"{folder.parent.name}-{dtype}.gguf"
+    file = place / f"{name.replace(' ', '-')}-{dtype}.gguf"
     if not file.is_file():
         place.mkdir(parents=True, exist_ok=True)
         with silenced():

@@ -1,6 +1,6 @@
 """Tokens per second of compact decoders in llama.cpp, as ratios to the dense model with weights of the same type."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +17,27 @@ __all__ = ["measure_speed"]
 _PROMPT, _WRITTEN, _ROUNDS = 256, 64, 9
 
 
-def measure_speed(folders: Sequence[Path], place: Path) -> Iterator[dict[str, Any]]:
+def measure_speed(folders: Mapping[str, Path], place: Path) -> Iterator[dict[str, Any]]:
     """Yield a row for each model but the first, the dense one, and each type of weights.
 
     Args:
-        folders: Folders of the models, ``RUN/compact``.
+        folders: Folders of the models by name.
         place: Folder for the files, which stay there.
     """
-    caches = [_cache_numbers(folder) for folder in folders]
+    caches = [_cache_numbers(folder) for folder in folders.values()]
     for dtype in TYPES:
-        files = [export(folder, place, dtype) for folder in folders]
+        files = [export(folder, place, dtype, name=name) for name, folder in folders.items()]
         prompt = torch.randint(100, 40000, (_PROMPT,), generator=torch.Generator().manual_seed(0)).tolist()
         speeds = ask_llama_cpp(
             "time", files, [prompt], context=2 * _PROMPT, count=_WRITTEN, rounds=_ROUNDS, flash=True
         ).value
-        for number, folder in enumerate(folders[1:], start=1):
+        for number, name in list(enumerate(folders))[1:]:
             columns = {
                 kind: {"own": [row[number] for row in values], "dense": [row[0] for row in values]}
                 for kind, values in speeds.items()
             }
             yield {
-                "run": folder.parent.name,
+                "run": name,
                 "dtype": dtype,
                 **{kind: ratio(values, "own", "dense") for kind, values in columns.items()},
                 # Keys and values in half precision.
