@@ -31,6 +31,7 @@ EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["p
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 # Programs of a shell, whose arguments are not this package's.
 SHELL = {
+    "lm_eval",
     "cd",
     "ls",
     "cat",
