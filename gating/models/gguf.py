@@ -3,6 +3,7 @@
 import hashlib
 import json
 import tempfile
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 from huggingface_hub import cached_assets_path
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
 
 from gating.errors import InputError, MissingFileError, MissingPackageError, loading
 
@@ -22,6 +23,8 @@ _SUFFIX = ".gguf"
 _SOURCE = "gguf.json"
 # Types whose values are stored as they are.
 _WHOLE = ("F32", "F16", "BF16")
+# Tensors that follow from the configuration.
+_COMPUTED = "rope_"
 _REMEDY = "Name a file of an architecture that transformers reads, or the model in a folder or on the hub."
 
 
@@ -76,25 +79,44 @@ def _unpack(file: Path, _size: int, _changed: int) -> Path:
 
 
 def _write(file: Path, folder: Path) -> None:
-    kind = _type_of(file)
+    tensors = _tensors_of(file)
     whole: dict[str, Any] = {"dtype": torch.float32, "quantization_config": GgufConfig(dequantize=True)}
     with loading(f"The GGUF file {file}", remedy=_REMEDY):
         model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, **whole)
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    _check_whole(model, tensors, file)
     vars(model.config).pop("_model_name_or_path", None)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    (folder / _SOURCE).write_text(json.dumps({"file": file.name, "type": kind}) + "\n", encoding="utf-8")
+    (folder / _SOURCE).write_text(json.dumps({"file": file.name, "type": _type_of(tensors)}) + "\n", encoding="utf-8")
 
 
-def _type_of(file: Path) -> str:
-    """Return the type of most weights of a file."""
+def _tensors_of(file: Path) -> Sequence[Any]:
+    """Return the tensors of a file."""
     import gguf
 
     try:
-        tensors = gguf.GGUFReader(file).tensors
+        tensors: Sequence[Any] = gguf.GGUFReader(file).tensors
     except Exception as error:
         raise InputError(f"{file} is no GGUF file that can be read: {error}.") from error
+    return tensors
+
+
+def _check_whole(model: PreTrainedModel, tensors: Sequence[Any], file: Path) -> None:
+    """Raise ``InputError`` if transformers has left out weights of a file, such as biases that its class has not.
+
+    It says nothing of them, and the outputs would be others.
+    """
+    stored = sum(int(tensor.n_elements) for tensor in tensors if not tensor.name.startswith(_COMPUTED))
+    if stored != (read := model.num_parameters()):
+        raise InputError(
+            f"The GGUF file {file} has {stored:,} weights, and the {type(model).__name__} that transformers makes of "
+            f"it {read:,}: its outputs would be others. {_REMEDY}"
+        )
+
+
+def _type_of(tensors: Sequence[Any]) -> str:
+    """Return the type of most weights of a file."""
     sizes: dict[str, int] = {}
     for tensor in tensors:
         name = tensor.tensor_type.name

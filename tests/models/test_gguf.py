@@ -81,6 +81,17 @@ def test_damaged_files_are_refused_and_leave_nothing(content, tmp_path, write):
     assert not [path for path in (tmp_path / "assets").rglob("*") if path.is_dir() and path.name == "new"]
 
 
+def test_weights_that_transformers_leaves_out_are_not_lost_in_silence(write, tmp_path):
+    """llama.cpp's llama may have biases of queries, keys and values, which transformers passes over."""
+    from gating.serving.gguf.gguf_export import export_gguf
+
+    write("f32")  # its cache
+    folder = gating.save_compact(make_decoder("Qwen2"), tmp_path / "biased", tokenizer=make_tokenizer())
+    file = export_gguf(folder, tmp_path / "biased.gguf", dtype="f32").path
+    with pytest.raises(InputError, match=r"has 366,240 weights, and the LlamaForCausalLM .* 364,704"):
+        unpacking.unpack_gguf(file)
+
+
 def test_a_missing_file_and_a_missing_package_name_the_remedy(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="does not exist"):
         unpacking.unpack_gguf(tmp_path / "nowhere.gguf")
