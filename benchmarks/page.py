@@ -203,6 +203,9 @@ def write_decoders() -> None:
         rows = [row for row in stored if row["section"] == section]
         if rows:
             replace_table(DECODERS, f"decoders{option}", decoders.TABLES[section](rows))
+    quality, speed = ([row for row in stored if row["section"] == section] for section in ("quality", "speed"))
+    if quality:
+        replace_table(README, "decoders, summary", decoders.summary_table(quality, speed))
     if measured:
         replace_table(DECODERS, "memory", memory.table(measured))
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks import records
 from benchmarks.decoders.quality import choose, describe, make_texts, measure_quantized, multiply_accumulates
@@ -78,7 +78,7 @@ def _quality(options: argparse.Namespace, known: Sequence[dict[str, Any]]) -> It
     """Train the runs that are missing, and yield their rows; the first is of the model that no run has trained."""
     model = Path(locate(options.model))
     texts = make_texts(model, _test_file(options))
-    dense = load_compact(model).eval()
+    dense = AutoModelForCausalLM.from_pretrained(model).eval()
     choices, whole = choose(dense, texts), multiply_accumulates(dense)
     about = {"model": Path(options.model).stem, "text": _title(options)}
     if not any(row["method"] == "as it was" and row["text"] == about["text"] for row in known):

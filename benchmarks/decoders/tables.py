@@ -5,9 +5,10 @@ from statistics import mean, stdev
 from typing import Any
 
 from benchmarks import records
+from benchmarks.decoders.runs import Case
 from benchmarks.measuring import describe
 
-__all__ = ["TABLES"]
+__all__ = ["TABLES", "summary_table"]
 
 Rows = Sequence[Mapping[str, Any]]
 _MEASURES = ("domain", "general", "domain_agreement", "general_agreement")
@@ -36,7 +37,7 @@ def quality_table(rows: Rows) -> list[str]:
         "text": "text",
         "method": "method",
         "share": "asked",
-        "cost": "kept",
+        "cost": "weights of layers kept",
         "seeds": "seeds",
         "domain": "perplexity, its test",
         "domain_agreement": "same choice, %",
@@ -74,6 +75,37 @@ def speed_table(rows: Rows) -> list[str]:
         dense = {"cache_bytes": same[0]["dense_cache_bytes"], "megabytes": same[0]["dense_megabytes"]}
         lines += [{"run": "dense", "dtype": dtype, **dense}, *same]
     return [*sorted(set(map(describe, rows))), "", records.markdown(lines, columns)]
+
+
+def summary_table(quality: Rows, speed: Rows) -> list[str]:
+    """Return a line for each share of gates, and the dense model, the first layers and one ranking beside them."""
+    shown = [("as it was", 1.0), *(("gates", share) for share in (0.8, 0.65, 0.5))]
+    shown += [("first layers", 0.65), ("one-shot", 0.65)]
+    writing = {row["run"]: row["writing"][0] for row in speed if row["dtype"] == "q8_0"}
+    lines = []
+    for method, share in shown:
+        same = [row for row in quality if (row["method"], row["share"]) == (method, share)]
+        if same:
+            faster = writing.get(Case(method, share, same[0]["seed"]).folder)
+            lines.append(
+                {
+                    "name": method if share == 1 else f"{method}, {share:g}",
+                    "seeds": len(same),
+                    **{name: _spread([row[name] for row in same], 1) for name in ("domain", "general")},
+                    "writing": "-" if faster is None else f"{faster:.2f}x",
+                }
+            )
+    columns = {
+        "name": "",
+        "domain": "perplexity, Shakespeare",
+        "general": "BBC News",
+        "writing": "llama.cpp, q8_0",
+        "seeds": "seeds",
+    }
+    conditions = sorted(
+        {f"{row['model']}, {row['cpu']}, {row['healing']} steps" for row in quality if "healing" in row}
+    )
+    return [records.markdown(lines, columns), "", f"{'; '.join(conditions)}."]
 
 
 TABLES: Mapping[str, Callable[[Rows], list[str]]] = {
