@@ -14,6 +14,7 @@ from filelock import FileLock
 from huggingface_hub import cached_assets_path
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
 
+from gating.discovery.vocabulary import vocabulary_size
 from gating.errors import InputError, MissingFileError, MissingPackageError, loading
 
 __all__ = ["is_gguf", "quantization_of", "unpack_gguf"]
@@ -88,6 +89,7 @@ def _write(file: Path, folder: Path) -> None:
     vars(model.config).pop("_model_name_or_path", None)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    _forget_tokens(folder / "tokenizer.json", size=vocabulary_size(model))
     (folder / _SOURCE).write_text(json.dumps({"file": file.name, "type": _type_of(tensors)}) + "\n", encoding="utf-8")
 
 
@@ -113,6 +115,16 @@ def _check_whole(model: PreTrainedModel, tensors: Sequence[Any], file: Path) -> 
             f"The GGUF file {file} has {stored:,} weights, and the {type(model).__name__} that transformers makes of "
             f"it {read:,}: its outputs would be others. {_REMEDY}"
         )
+
+
+def _forget_tokens(file: Path, *, size: int | None) -> None:
+    """Remove tokens without an embedding from a tokenizer: defaults of its class, which the GGUF file has not."""
+    if size is None or not file.is_file():
+        return
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    known = [token for token in settings["added_tokens"] if token["id"] < size]
+    if len(known) < len(settings["added_tokens"]):
+        file.write_text(json.dumps({**settings, "added_tokens": known}, ensure_ascii=False), encoding="utf-8")
 
 
 def _type_of(tensors: Sequence[Any]) -> str:
