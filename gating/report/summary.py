@@ -122,8 +122,7 @@ class Summary:
         """Restore the measurements of a checkpoint; its durations are those of earlier processes."""
         self.titles, self.search = state["titles"], state["search"]
         self.removal, self.warnings, self.metrics = state["removal"], state["warnings"], state["metrics"]
-        # Missing in checkpoints of earlier versions.
-        self.dense_samples = state.get("dense_samples", [])
+        self.dense_samples = state["dense_samples"]
         self.earlier_seconds = dict(state["seconds"])
 
     def all_seconds(self) -> dict[str, float]:
