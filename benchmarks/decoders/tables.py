@@ -100,11 +100,12 @@ def summary_table(quality: Rows, speed: Rows) -> list[str]:
         "domain": "perplexity, Shakespeare",
         "general": "BBC News",
         "writing": "llama.cpp, q8_0",
-        "seeds": "seeds",
     }
-    conditions = sorted(
-        {f"{row['model']}, {row['cpu']}, {row['healing']} steps" for row in quality if "healing" in row}
-    )
+    seeds = max(line["seeds"] for line in lines)
+    facts = {
+        f"{row['model']}, {row['healing']} steps, {seeds} seed(s), {row['cpu']}" for row in quality if "healing" in row
+    }
+    conditions = sorted(facts)
     return [records.markdown(lines, columns), "", f"{'; '.join(conditions)}."]
 
 

@@ -29,7 +29,6 @@ _SHORT = (
     ("dense", "ONNX Runtime, int8"),
     (_OTHER, PYTORCH),
     (_OURS, PYTORCH),
-    ("ours-2-long", PYTORCH),
     ("ours-2-long", "ONNX Runtime, int8"),
     ("example", PYTORCH),
 )
