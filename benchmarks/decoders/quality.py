@@ -77,10 +77,10 @@ def measure_quantized(folder: Path, texts: Mapping[str, Tensor], place: Path, *,
     for dtype in TYPES:
         file = export(folder, place, dtype, name=name)
         row: dict[str, Any] = {"dtype": dtype, "megabytes": file.stat().st_size / 1e6}
-        for name, blocks in texts.items():
+        for text, blocks in texts.items():
             scores = ask_llama_cpp("score", [file], blocks[:_SCORED].tolist(), context=2 * _LENGTH, flash=True).value
-            known = [score for text in scores for score in text if score is not None]
-            row[name] = math.exp(-math.fsum(known) / len(known))
+            known = [score for block in scores for score in block if score is not None]
+            row[text] = math.exp(-math.fsum(known) / len(known))
         yield row
 
 

@@ -8,6 +8,7 @@ import torch
 
 from benchmarks.decoders.quality import TYPES, export
 from benchmarks.measuring import ratio
+from benchmarks.serving.cache import bytes_in_transformers
 from benchmarks.serving.processes import ask_llama_cpp
 from gating.compact.load import load_compact
 
@@ -24,7 +25,8 @@ def measure_speed(folders: Mapping[str, Path], place: Path) -> Iterator[dict[str
         folders: Folders of the models by name.
         place: Folder for the files, which stay there.
     """
-    caches = [_cache_numbers(folder) for folder in folders.values()]
+    # Keys and values in half precision, of models in single.
+    caches = [round(bytes_in_transformers(load_compact(folder)) / 2) for folder in folders.values()]
     for dtype in TYPES:
         files = [export(folder, place, dtype, name=name) for name, folder in folders.items()]
         prompt = torch.randint(100, 40000, (_PROMPT,), generator=torch.Generator().manual_seed(0)).tolist()
@@ -40,17 +42,8 @@ def measure_speed(folders: Mapping[str, Path], place: Path) -> Iterator[dict[str
                 "run": name,
                 "dtype": dtype,
                 **{kind: ratio(values, "own", "dense") for kind, values in columns.items()},
-                # Keys and values in half precision.
-                "cache_bytes": 2 * caches[number],
-                "dense_cache_bytes": 2 * caches[0],
+                "cache_bytes": caches[number],
+                "dense_cache_bytes": caches[0],
                 "megabytes": files[number].stat().st_size / 1e6,
                 "dense_megabytes": files[0].stat().st_size / 1e6,
             }
-
-
-@torch.inference_mode()
-def _cache_numbers(folder: Path) -> int:
-    """Return the numbers in the cache for each token."""
-    cache = load_compact(folder)(torch.ones(1, 8, dtype=torch.long), use_cache=True).past_key_values
-    tensors = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values) if tensor is not None]
-    return sum(tensor.numel() for tensor in tensors) // 8

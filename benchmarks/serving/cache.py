@@ -14,7 +14,7 @@ from benchmarks.serving.models import CACHE_PATTERNS, make_for_cache
 from benchmarks.serving.processes import ask_llama_cpp
 from benchmarks.serving.runtimes import RUNTIMES, export, missing_package
 
-__all__ = ["measure_cache"]
+__all__ = ["bytes_in_transformers", "measure_cache"]
 
 Row = dict[str, Any]
 
@@ -47,7 +47,7 @@ def measure_cache(*, quick: bool = False) -> Iterator[Row]:
 
 def _bytes_per_token(model: PreTrainedModel) -> Iterator[tuple[str, float]]:
     """Yield runtimes with the bytes of their cache for each token."""
-    yield "transformers", _in_transformers(model)
+    yield "transformers", bytes_in_transformers(model)
     with tempfile.TemporaryDirectory(prefix="head-gating-serving-") as folder:
         if missing_package(RUNTIMES["llama.cpp"]) is None:
             file = export(model, RUNTIMES["llama.cpp"], Path(folder) / "model.gguf")
@@ -60,8 +60,8 @@ def _bytes_per_token(model: PreTrainedModel) -> Iterator[tuple[str, float]]:
 
 
 @torch.inference_mode()
-def _in_transformers(model: PreTrainedModel) -> float:
-    """Count the tensors of the cache after a text was read."""
+def bytes_in_transformers(model: PreTrainedModel) -> float:
+    """Return the bytes of a model's cache for each token, counted in its tensors after a text was read."""
     cache = model(torch.ones(1, _LENGTH, dtype=torch.long), use_cache=True).past_key_values
     tensors = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values) if tensor is not None]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / _LENGTH

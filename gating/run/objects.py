@@ -140,7 +140,8 @@ def build_objects(settings: Settings) -> RunObjects:
     """
     values = settings.values
     objective = None if is_dense(values) else make_objective(values["objective"])
-    distillation = dict(values["distillation"])
+    # distillation=none has no class, whatever an experiment says of a teacher.
+    distillation = dict(values["distillation"]) if values["distillation"].get("_target_") else {}
     teacher, store = (distillation.pop(name, None) for name in ("teacher", "store"))
     make_loggers = partial_of("logger", values["logger"])
     check_loggers(make_loggers.keywords.get("loggers"))
@@ -150,8 +151,8 @@ def build_objects(settings: Settings) -> RunObjects:
         budget=BudgetSettings.of(values["objective"]),
         source=build("model", values["model"]),
         adapters=build("adapters", values["adapters"]),
-        distillation=build("distillation", distillation) if distillation.get("_target_") else None,
-        teacher=teacher_source(teacher=teacher if distillation.get("_target_") else None),
+        distillation=build("distillation", distillation) if distillation else None,
+        teacher=teacher_source(teacher=teacher),
         store_logits=store,
         convergence=build("convergence", values["convergence"]) if values["convergence"] else None,
         latency=build("latency", values["latency"]),

@@ -73,7 +73,6 @@ def prepare(settings: Settings, *, resumes: bool) -> Run:
     phases = build_phases(settings) if is_rank_zero() else {}
     pl.seed_everything(settings.seed, verbose=False)
     meta_model = _check_meta_model(settings, objects)
-    check_exportable(settings, meta_model)
     examples = load_examples(settings, objects.task)
     data = encode_examples(examples, settings, objects, meta_model, num_processes=devices.num_processes)
     if settings.gradient_checkpointing and objects.objective is not None and isinstance(objects.task, HasLoss):
@@ -149,9 +148,10 @@ def _check_accounts(settings: Settings) -> None:
 
 
 def _check_meta_model(settings: Settings, objects: RunObjects) -> PreTrainedModel:
-    """Check adapters, gates and budget against the model without weights, and return that model."""
+    """Check adapters, exports, gates and budget against the model without weights, and return that model."""
     meta_model = make_meta_model(objects.source, objects.task.auto_class)
     check_adapters(objects.adapters, objects.source, meta_model)
+    check_exportable(settings, meta_model)
     if settings.values["trainer"].get("strategy") == "fsdp":
         _check_no_layerdrop(meta_model)
     else:

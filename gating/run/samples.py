@@ -17,7 +17,7 @@ __all__ = ["show_samples", "write_dense_samples", "write_samples"]
 
 
 def write_dense_samples(run: Run) -> None:
-    """Add what the model writes before its search to the summary; of a model that is cut over processes, nothing."""
+    """Add texts of the model before its search to the summary; none of a model that is cut over processes."""
     if not run.is_sharded:
         run.state.summary.dense_samples = _write(run)
 

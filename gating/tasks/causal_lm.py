@@ -58,7 +58,7 @@ class CausalLM(BlockTask):
         if chat and not prompts:
             raise InputError("task.chat=true needs messages: give task.prompts, such as ['What is a llama?'].")
         super().__init__(metrics, score)
-        self._prompts = prompts
+        self._prompts = list(prompts or ())
         self._num_samples = num_samples
         self._sample_length = sample_length
         self._sample_seed = sample_seed
@@ -75,7 +75,7 @@ class CausalLM(BlockTask):
                 "task.chat=true needs a model with a chat template, and its tokenizer has none: leave it out, and give "
                 "task.prompts as texts to continue."
             )
-        for prompt in self._prompts or ():
+        for prompt in self._prompts:
             if not processor(prompt)["input_ids"]:
                 raise InputError(f"task.prompts has {prompt!r}, which has no tokens: give a text, or leave it out.")
 
@@ -88,9 +88,14 @@ class CausalLM(BlockTask):
     ) -> list[Sample]:
         """Continue the prompts by sampling from the 50 most likely tokens, or answer them."""
         if self._chat:
-            answered = [_as_message(processor, prompt) for prompt in self._prompts or ()]
-            written = [self._write(model, processor, prompt, seed=self._sample_seed) for prompt in answered]
-            return [{**sample, "prompt": prompt} for sample, prompt in zip(written, self._prompts or (), strict=True)]
+            # The template is left out of the prompts that readers see.
+            return [
+                {
+                    **self._write(model, processor, _as_message(processor, prompt), seed=self._sample_seed),
+                    "prompt": prompt,
+                }
+                for prompt in self._prompts
+            ]
         if self._prompts:
             prompts = [processor(prompt)["input_ids"] for prompt in self._prompts]
         else:

@@ -1,14 +1,17 @@
 """The benchmark of decoders, on a tiny one."""
 
+import math
 import random
+from types import SimpleNamespace
 
 import pytest
-from transformers import LlamaConfig, LlamaForCausalLM
+import torch
 
 from benchmarks import records
 from benchmarks.decoders import __main__ as decoders
+from benchmarks.decoders import quality
 from benchmarks.decoders.tables import TABLES
-from tests.support.tiny_run import WORDS, make_model_folder
+from tests.support.tiny_run import WORDS, make_llama_folder
 
 pytestmark = pytest.mark.runs
 
@@ -16,12 +19,7 @@ METHODS = ("gates", "first layers")
 
 
 def test_methods_are_healed_and_in_the_table(tmp_path, capsys):
-    folder = make_model_folder(tmp_path / "model")
-    (folder / "model.safetensors").unlink()
-    config = LlamaConfig(
-        vocab_size=45, hidden_size=32, intermediate_size=256, num_hidden_layers=4, num_attention_heads=4
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    folder = make_llama_folder(tmp_path / "model", num_layers=4)
     rng = random.Random(0)
     for split in ("train", "test"):
         (tmp_path / f"{split}.txt").write_text(" ".join(rng.choices(WORDS, k=9000)))
@@ -49,6 +47,17 @@ def test_methods_are_healed_and_in_the_table(tmp_path, capsys):
     assert "| train | gates | 0.5 |" in capsys.readouterr().out
     decoders.main([*command, *few])
     assert records.read(tmp_path / "rows.jsonl") == rows
+
+
+def test_quantized_files_have_the_name_of_their_model(tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(quality, "export_compact", lambda _, file, **options: written.append(file) or file.touch())
+    monkeypatch.setattr(quality, "ask_llama_cpp", lambda *_, **options: SimpleNamespace(value=[[-1.0, None], [-3.0]]))
+    texts = {name: torch.ones(2, 3, dtype=torch.long) for name in ("domain", "general")}
+    rows = list(quality.measure_quantized(tmp_path, texts, tmp_path / "gguf", name="as it was"))
+    assert [file.name for file in written] == [f"as-it-was-{dtype}.gguf" for dtype in quality.TYPES]
+    assert [row["dtype"] for row in rows] == list(quality.TYPES)
+    assert rows[0]["domain"] == rows[0]["general"] == pytest.approx(math.exp(2))
 
 
 def test_tables_have_the_dense_model_of_each_type():

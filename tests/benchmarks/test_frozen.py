@@ -3,21 +3,15 @@
 import random
 
 import pytest
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import frozen, records
-from tests.support.tiny_run import WORDS, make_model_folder
+from tests.support.tiny_run import WORDS, make_llama_folder
 
 pytestmark = pytest.mark.runs
 
 
 def test_every_method_keeps_its_share_and_is_in_the_table(tmp_path, capsys):
-    folder = make_model_folder(tmp_path / "model")
-    (folder / "model.safetensors").unlink()
-    config = LlamaConfig(
-        vocab_size=45, hidden_size=32, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    folder = make_llama_folder(tmp_path / "model", num_layers=2)
     (tmp_path / "tinyshakespeare").mkdir()
     rng = random.Random(0)
     for split in ("train", "test"):

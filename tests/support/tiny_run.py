@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
-from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
+from transformers import BertConfig, BertForSequenceClassification, BertTokenizer, LlamaConfig, LlamaForCausalLM
 
 import train
 from gating.run.settings.read import read_settings
@@ -38,6 +38,17 @@ def make_model_folder(folder: Path, *, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     config = BertConfig(vocab_size=45, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64)
     BertForSequenceClassification(config).save_pretrained(folder)
+    return folder
+
+
+def make_llama_folder(folder: Path, *, num_layers: int) -> Path:
+    """Save a random LLaMA with layers of 4 heads and 256 neurons, and the same tokenizer."""
+    make_model_folder(folder)
+    (folder / "model.safetensors").unlink()
+    config = LlamaConfig(
+        vocab_size=45, hidden_size=32, intermediate_size=256, num_hidden_layers=num_layers, num_attention_heads=4
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
     return folder
 
 
