@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from filelock import FileLock
 from huggingface_hub import cached_assets_path
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
 
 from gating.discovery.vocabulary import vocabulary_size
 from gating.errors import InputError, MissingFileError, MissingPackageError, loading
+from gating.models.gguf_config import complete_config
 
 __all__ = ["is_gguf", "quantization_of", "unpack_gguf"]
 
@@ -80,10 +81,13 @@ def _unpack(file: Path, _size: int, _changed: int) -> Path:
 
 
 def _write(file: Path, folder: Path) -> None:
-    tensors = _tensors_of(file)
+    reader = _read(file)
+    tensors = reader.tensors
     whole: dict[str, Any] = {"dtype": torch.float32, "quantization_config": GgufConfig(dequantize=True)}
     with loading(f"The GGUF file {file}", remedy=_REMEDY):
-        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, **whole)
+        config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+        complete_config(config, reader, name=f"The GGUF file {file}")
+        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, config=config, **whole)
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     _check_whole(model, tensors, file)
     vars(model.config).pop("_model_name_or_path", None)
@@ -93,15 +97,14 @@ def _write(file: Path, folder: Path) -> None:
     (folder / _SOURCE).write_text(json.dumps({"file": file.name, "type": _type_of(tensors)}) + "\n", encoding="utf-8")
 
 
-def _tensors_of(file: Path) -> Sequence[Any]:
-    """Return the tensors of a file."""
+def _read(file: Path) -> Any:
+    """Return the reader of a file."""
     import gguf
 
     try:
-        tensors: Sequence[Any] = gguf.GGUFReader(file).tensors
+        return gguf.GGUFReader(file)
     except Exception as error:
         raise InputError(f"{file} is no GGUF file that can be read: {error}.") from error
-    return tensors
 
 
 def _check_whole(model: PreTrainedModel, tensors: Sequence[Any], file: Path) -> None:

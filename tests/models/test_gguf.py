@@ -1,14 +1,16 @@
 """Models in GGUF files: unpacked once, with the weights and tokens of the file."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 import gating
 from gating.errors import InputError
 from gating.models import gguf as unpacking
+from gating.models.gguf_config import complete_config
 from gating.models.sources import Pretrained, short_name
 from tests.serving.decoders import make_decoder, make_tokenizer
 
@@ -29,10 +31,10 @@ def write(model, tmp_path, monkeypatch):
     monkeypatch.setattr(unpacking, "cached_assets_path", assets)
     unpacking._unpack.cache_clear()
 
-    def write_file(dtype):
+    def write_file(dtype, other=None):
         from gating.serving.gguf.gguf_export import export_gguf
 
-        folder = gating.save_compact(model, tmp_path / "model", tokenizer=make_tokenizer(), overwrite=True)
+        folder = gating.save_compact(other or model, tmp_path / "model", tokenizer=make_tokenizer(), overwrite=True)
         return export_gguf(folder, tmp_path / f"tiny.{dtype}.gguf", dtype=dtype).path
 
     return write_file
@@ -48,6 +50,55 @@ def test_the_folder_has_the_outputs_and_the_tokens_of_the_model(write, model):
     # transformers adds <|endoftext|>, which the model has no embedding of.
     assert tokenizer.get_vocab() == make_tokenizer().get_vocab()
     assert unpacking.quantization_of(folder) is None
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+        {"rope_type": "linear", "factor": 4.0},
+        {"rope_type": "yarn", "factor": 4.0},
+    ],
+    ids=lambda rope: rope["rope_type"],
+)
+def test_scaled_rotary_embeddings_are_those_of_the_file(write, rope):
+    """transformers reads none of them; LLaMA 3's are a tensor of factors."""
+    scaled = {"rope_theta": 500_000.0, "original_max_position_embeddings": 1024, **rope}
+    other = make_decoder("Llama", rope_parameters=scaled, max_position_embeddings=4096)
+    loaded = AutoModelForCausalLM.from_pretrained(unpacking.unpack_gguf(write("f32", other)))
+    tokens = torch.arange(3, 203)[None]
+    assert loaded.config.rope_parameters.items() >= rope.items()
+    assert torch.allclose(loaded(tokens).logits, other(tokens).logits, atol=1e-5)
+
+
+def test_heads_of_an_own_width_are_read(write):
+    other = make_decoder("Qwen3")
+    loaded = AutoModelForCausalLM.from_pretrained(unpacking.unpack_gguf(write("f32", other)))
+    assert loaded.config.head_dim == 24
+    tokens = torch.arange(3, 23)[None]
+    assert torch.allclose(loaded(tokens).logits, other(tokens).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("values", "factors", "match"),
+    [
+        ({"rope.scaling.type": "longrope"}, {}, r"\(rope\.scaling\.type=longrope\) as transformers does not"),
+        ({"rope.scaling.type": "yarn", "rope.scaling.yarn_beta_fast": 8.0}, {}, r"yarn_beta_fast=8\.0"),
+        ({}, {"rope_factors_long.weight": [2.0]}, r"tiny\.gguf scales its rotary embeddings \(rope_factors_long"),
+        ({}, {"rope_freqs.weight": [1.0, 3.0, 2.0]}, r"rope_freqs\.weight"),
+    ],
+)
+def test_unknown_scalings_are_refused(values, factors, match):
+    fields = {f"llama.{key}": value for key, value in values.items()} | {"general.architecture": "llama"}
+    reader = SimpleNamespace(
+        fields={key: SimpleNamespace(contents=lambda value=value: value) for key, value in fields.items()},
+        tensors=[SimpleNamespace(name=name, data=data) for name, data in factors.items()],
+    )
+    config = LlamaConfig(hidden_size=6, num_attention_heads=1)
+    before = config.to_dict()
+    with pytest.raises(InputError, match=match):
+        complete_config(config, reader, name="The GGUF file tiny.gguf")
+    assert config.to_dict() == before
 
 
 def test_quantized_weights_are_those_of_the_file_in_full_precision(write):
@@ -84,13 +135,9 @@ def test_damaged_files_are_refused_and_leave_nothing(content, tmp_path, write):
     assert not [path for path in (tmp_path / "assets").rglob("*") if path.is_dir() and path.name == "new"]
 
 
-def test_weights_that_transformers_leaves_out_are_not_lost_in_silence(write, tmp_path):
+def test_weights_that_transformers_leaves_out_are_not_lost_in_silence(write):
     """llama.cpp's llama may have biases of queries, keys and values, which transformers passes over."""
-    from gating.serving.gguf.gguf_export import export_gguf
-
-    write("f32")  # its cache
-    folder = gating.save_compact(make_decoder("Qwen2"), tmp_path / "biased", tokenizer=make_tokenizer())
-    file = export_gguf(folder, tmp_path / "biased.gguf", dtype="f32").path
+    file = write("f32", make_decoder("Qwen2"))
     with pytest.raises(InputError, match=r"has 366,240 weights, and the LlamaForCausalLM .* 364,704"):
         unpacking.unpack_gguf(file)
 

@@ -11,7 +11,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from gating.compact.decoders import DecoderSizes
 from gating.serving.gguf.architectures import Architecture, rope_type
 
-__all__ = ["decoder_tensors", "widths_in_file"]
+__all__ = ["decoder_tensors", "llama3_factors", "widths_in_file"]
 
 # Neurons without weights in a layer that has none: llama.cpp leaves such a layer out with its attention. Its 8-bit
 # weights come in blocks of 32.
@@ -33,9 +33,8 @@ def decoder_tensors(
     yield "output_norm.weight", base.norm.weight
     if not model.config.tie_word_embeddings:
         yield "output.weight", model.get_output_embeddings().weight
-    factors = _llama3_factors(model.config, sizes.head_dim)
-    if factors is not None:
-        yield "rope_freqs.weight", factors
+    if rope_type(model.config) == "llama3":
+        yield "rope_freqs.weight", llama3_factors(model.config, sizes.head_dim)
     widths = widths_in_file(architecture, sizes)
     for number, layer in enumerate(base.layers):
         prefix = f"blk.{number}."
@@ -94,10 +93,13 @@ def _in_pairs(rows: Tensor, head_dim: int) -> Tensor:
     return rows.reshape(-1, 2, head_dim // 2, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
 
 
-def _llama3_factors(config: Any, head_dim: int) -> Tensor | None:
-    """Return the factors by which LLaMA 3 divides the frequencies of its rotary embeddings, ``[head_dim / 2]``."""
-    if rope_type(config) != "llama3":
-        return None
+def llama3_factors(config: Any, head_dim: int) -> Tensor:
+    """Return the factors by which LLaMA 3 divides the frequencies of its rotary embeddings, ``[head_dim / 2]``.
+
+    Args:
+        config: Configuration whose ``rope_parameters`` are of the type ``llama3``.
+        head_dim: Width of a head.
+    """
     frequencies: Tensor = ROPE_INIT_FUNCTIONS["llama3"](config, device=torch.device("cpu"))[0]
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim
     unscaled: Tensor = torch.pow(float(config.rope_parameters["rope_theta"]), -exponents)
