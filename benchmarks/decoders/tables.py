@@ -15,18 +15,19 @@ _MEASURES = ("domain", "general", "domain_agreement", "general_agreement")
 
 
 def quality_table(rows: Rows) -> list[str]:
-    """Return a line for each method and share, with means over seeds and standard deviations."""
+    """Return a line for each method, share and length of healing, with means over seeds and standard deviations."""
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
-        groups.setdefault((row["text"], row["share"], row["method"]), []).append(row)
+        groups.setdefault((row["text"], -row["share"], row["method"], row.get("healing", 0)), []).append(row)
     lines = []
-    for (text, share, method), same in sorted(groups.items(), key=lambda group: (group[0][0], -group[0][1])):
+    for (text, share, method, healing), same in sorted(groups.items(), key=lambda group: group[0]):
         percent = {name: [100 * row[name] for row in same] for name in _MEASURES if name.endswith("agreement")}
         lines.append(
             {
                 "text": text,
                 "method": method,
-                "share": share,
+                "share": -share,
+                "healing": healing,
                 "cost": mean(row["cost"] for row in same),
                 "seeds": len(same),
                 **{name: _spread([row[name] for row in same], 1) for name in ("domain", "general")},
@@ -37,6 +38,7 @@ def quality_table(rows: Rows) -> list[str]:
         "text": "text",
         "method": "method",
         "share": "asked",
+        "healing": "steps of healing",
         "cost": "weights of layers kept",
         "seeds": "seeds",
         "domain": "perplexity, its test",
@@ -83,9 +85,12 @@ def summary_table(quality: Rows, speed: Rows) -> list[str]:
     shown += [("first layers", 0.65), ("one-shot", 0.65)]
     # Runs are timed with one seed, by names that end with it.
     writing = {row["run"].rpartition("-")[0]: row["writing"][0] for row in speed if row["dtype"] == "q8_0"}
+    first = next(row for row in quality if row["method"] == "gates")
+    fixed = {name: first[name] for name in ("text", "healing")}
+    known = [row for row in quality if {**fixed, **row}.items() >= fixed.items()]
     lines = []
     for method, share in shown:
-        same = [row for row in quality if (row["method"], row["share"]) == (method, share)]
+        same = [row for row in known if (row["method"], row["share"]) == (method, share)]
         if same:
             faster = writing.get(Case(method, share, 0).folder.rpartition("-")[0])
             lines.append(
@@ -102,12 +107,11 @@ def summary_table(quality: Rows, speed: Rows) -> list[str]:
         "general": "BBC News",
         "writing": "llama.cpp, q8_0",
     }
-    seeds = max(line["seeds"] for line in lines)
-    facts = {
-        f"{row['model']}, {row['healing']} steps, {seeds} seed(s), {row['cpu']}" for row in quality if "healing" in row
-    }
-    conditions = sorted(facts)
-    return [records.markdown(lines, columns), "", f"{'; '.join(conditions)}."]
+    counts = sorted({line["seeds"] for line in lines if line["name"] != "as it was"})
+    seeds = " to ".join(dict.fromkeys((str(counts[0]), str(counts[-1]))))
+    conditions = f"{first['model']}, {first['healing']} steps, {seeds} seed(s)"
+    machines = sorted({row["cpu"] for row in [*known, *speed]})
+    return [records.markdown(lines, columns), "", f"{conditions}, {', '.join(machines)}."]
 
 
 TABLES: Mapping[str, Callable[[Rows], list[str]]] = {

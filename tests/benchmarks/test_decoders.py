@@ -10,7 +10,7 @@ import torch
 from benchmarks import records
 from benchmarks.decoders import __main__ as decoders
 from benchmarks.decoders import quality
-from benchmarks.decoders.tables import TABLES
+from benchmarks.decoders.tables import TABLES, summary_table
 from tests.support.tiny_run import WORDS, make_llama_folder
 
 pytestmark = pytest.mark.runs
@@ -68,3 +68,22 @@ def test_tables_have_the_dense_model_of_each_type():
     table = "\n".join(lines)
     assert table.count("| dense |") == 2
     assert "| gates-0.5-0 | q8_0 | 2.00 (1.90-2.10) |" in table
+
+
+def test_the_summary_has_runs_of_one_text_and_one_healing():
+    about = {"model": "m", "cpu": "x", "general": 5.0}
+    quality = [
+        {**about, "method": method, "share": share, "seed": seed, "text": text, "domain": domain, **healing}
+        for method, share, seed, text, domain, healing in [
+            ("as it was", 1.0, 0, "a", 9.0, {}),
+            ("gates", 0.5, 1, "a", 2.0, {"healing": 10}),
+            ("gates", 0.5, 2, "a", 4.0, {"healing": 10}),
+            ("gates", 0.5, 1, "b", 70.0, {"healing": 10}),
+            ("one-shot", 0.65, 1, "a", 6.0, {"healing": 10}),
+            ("one-shot", 0.65, 1, "a", 80.0, {"healing": 20}),
+        ]
+    ]
+    table = "\n".join(summary_table(quality, [{"run": "gates-0.5-7", "dtype": "q8_0", "writing": [1.5], "cpu": "x"}]))
+    assert "| gates, 0.5 | 3.0 ± 1.4 | 5.0 ± 0.0 | 1.50x |" in table
+    assert "| one-shot, 0.65 | 6.0 |" in table
+    assert table.endswith("m, 10 steps, 1 to 2 seed(s), x.")
