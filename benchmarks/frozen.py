@@ -79,12 +79,12 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     machines = sorted({f"{row['model']}, {row['precision']}, {describe(row)}" for row in rows})
     dense = next((row["perplexity"] for row in rows if row["method"] == "dense"), math.nan)
     shares = sorted({row["keep"] for row in rows if row["method"] != "dense"}, reverse=True)
-    methods: dict[str, dict[str, Any]] = {}
+    found: dict[tuple[str, int], dict[str, Any]] = {}
     for row in (row for row in rows if row["method"] != "dense"):
-        line = methods.setdefault(row["method"], {"method": row["method"], "steps": row["steps"]})
-        line[str(row["keep"])] = row["perplexity"]
+        about = {name: row[name] for name in ("method", "steps")}
+        found.setdefault((row["method"], row["steps"]), about)[str(row["keep"])] = row["perplexity"]
     columns = {"method": "method", "steps": "steps", **{str(share): f"{share:.2f} of the cost" for share in shares}}
-    lines = [methods[name] for name in METHODS if name in methods]
+    lines = [found[key] for key in sorted(found, key=lambda key: (list(METHODS).index(key[0]), key[1]))]
     return [*machines, "", f"The dense model has {dense:.1f}.", "", records.markdown(lines, columns)]
 
 
