@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks import records
 from benchmarks.decoders.quality import choose, describe, make_texts, measure_quantized, multiply_accumulates
-from benchmarks.decoders.runs import METHODS, cases, train
+from benchmarks.decoders.runs import METHODS, cases, steps_of_search, train
 from benchmarks.decoders.speed import measure_speed
 from benchmarks.decoders.tables import TABLES
 from benchmarks.measuring import ROOT, machine
@@ -60,6 +60,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--shares", nargs="+", type=float, default=[0.8, 0.65, 0.5])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--search", type=int, default=120, help="optimizer steps of gates before it (default: 120)")
     parser.add_argument("--healing", type=int, default=280, help="optimizer steps after the removal (default: 280)")
     parser.add_argument("--settings", nargs="*", default=[], help="further settings of every run")
     kinds = parser.add_mutually_exclusive_group()
@@ -86,12 +87,13 @@ def _quality(options: argparse.Namespace, known: Sequence[dict[str, Any]]) -> It
     del dense
     num_layers = AutoConfig.from_pretrained(model).num_hidden_layers
     for case in cases(options.methods, options.shares, options.seeds):
-        row = {**about, **case._asdict(), "healing": options.healing}
+        steps = {"search": steps_of_search(case.method, chosen=options.search), "healing": options.healing}
+        row = {**about, **case._asdict(), **steps}
         if any(row.items() <= old.items() for old in known):
             continue
         folder = options.runs / case.folder
         settings = [f"model.name={options.model}", *options.settings]
-        train(case, folder, data=_data(options), num_layers=num_layers, healing=options.healing, settings=settings)
+        train(case, folder, data=_data(options), num_layers=num_layers, **steps, settings=settings)
         compact = load_compact(folder / "compact").eval()
         yield {**row, "cost": multiply_accumulates(compact) / whole, **describe(compact, texts, choices)}
 

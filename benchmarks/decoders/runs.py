@@ -6,15 +6,15 @@ from typing import NamedTuple
 
 from benchmarks.compare.alone import call
 
-__all__ = ["METHODS", "Case", "cases", "train"]
+__all__ = ["METHODS", "Case", "cases", "steps_of_search", "train"]
 
 _ONE_ROUND = ("objective.share_per_round=1", "objective.schedule.start=0", "objective.schedule.end=1")
 # The dense model is fine-tuned on the labels alone: it would be its own teacher.
 _NO_SEARCH = ("objective=none", "optimizer.freeze=false", "distillation=none")
-# Method -> settings, and the optimizer steps of its search.
-METHODS: Mapping[str, tuple[tuple[str, ...], int]] = {
+# Method -> settings, and the optimizer steps of its search; None where these are chosen.
+METHODS: Mapping[str, tuple[tuple[str, ...], int | None]] = {
     "dense": (_NO_SEARCH, 0),
-    "gates": (("objective.keep={share}",), 120),
+    "gates": (("objective.keep={share}",), None),
     "one-shot": (("objective=fisher", "objective.ranking.per=token", "objective.keep={share}", *_ONE_ROUND), 12),
     "random": (("objective=random", "optimizer.freeze=false", "objective.keep={share}", *_ONE_ROUND), 12),
     "first layers": (("objective=none", "optimizer.freeze=false", "model.config.num_hidden_layers={layers}"), 0),
@@ -42,8 +42,21 @@ def cases(methods: Sequence[str], shares: Sequence[float], seeds: Sequence[int])
                 yield Case(method, share, seed)
 
 
+def steps_of_search(method: str, *, chosen: int) -> int:
+    """Return the number of optimizer steps of a method before the removal."""
+    _, steps = METHODS[method]
+    return chosen if steps is None else steps
+
+
 def train(
-    case: Case, folder: Path, *, data: Sequence[str], num_layers: int, healing: int, settings: Sequence[str]
+    case: Case,
+    folder: Path,
+    *,
+    data: Sequence[str],
+    num_layers: int,
+    search: int,
+    healing: int,
+    settings: Sequence[str],
 ) -> None:
     """Train a run, unless it is there.
 
@@ -52,7 +65,8 @@ def train(
         folder: Folder of the run; an unfinished one is resumed.
         data: Settings of the text.
         num_layers: Number of layers of the dense model.
-        healing: Number of optimizer steps after the removal.
+        search: Number of optimizer steps before the removal.
+        healing: Number of those after it.
         settings: Further settings.
 
     Raises:
@@ -60,7 +74,7 @@ def train(
     """
     if (folder / "metrics.json").is_file():
         return
-    own, search = METHODS[case.method]
+    own, _ = METHODS[case.method]
     layers = round(case.share * num_layers)
     options = [
         "experiment=smollm2",
