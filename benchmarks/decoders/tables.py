@@ -15,19 +15,20 @@ _MEASURES = ("domain", "general", "domain_agreement", "general_agreement")
 
 
 def quality_table(rows: Rows) -> list[str]:
-    """Return a line for each method, share and length of healing, with means over seeds and standard deviations."""
+    """Return a line for each method, share and number of steps, with means over seeds and standard deviations."""
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
-        groups.setdefault((row["text"], -row["share"], row["method"], row.get("healing", 0)), []).append(row)
+        steps = (row.get("search", 0), row.get("healing", 0))
+        groups.setdefault((row["text"], -row["share"], row["method"], steps), []).append(row)
     lines = []
-    for (text, share, method, healing), same in sorted(groups.items(), key=lambda group: group[0]):
+    for (text, share, method, (search, healing)), same in sorted(groups.items(), key=lambda group: group[0]):
         percent = {name: [100 * row[name] for row in same] for name in _MEASURES if name.endswith("agreement")}
         lines.append(
             {
                 "text": text,
                 "method": method,
                 "share": -share,
-                "healing": healing,
+                "steps": f"{search} + {healing}",
                 "cost": mean(row["cost"] for row in same),
                 "seeds": len(same),
                 **{name: _spread([row[name] for row in same], 1) for name in ("domain", "general")},
@@ -38,7 +39,7 @@ def quality_table(rows: Rows) -> list[str]:
         "text": "text",
         "method": "method",
         "share": "asked",
-        "healing": "steps of healing",
+        "steps": "steps before and after the removal",
         "cost": "weights of layers kept",
         "seeds": "seeds",
         "domain": "perplexity, its test",
