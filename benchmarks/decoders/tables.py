@@ -98,7 +98,7 @@ def summary_table(quality: Rows, speed: Rows) -> list[str]:
                 {
                     "name": method if share == 1 else f"{method}, {share:g}",
                     "seeds": len(same),
-                    **{name: _spread([row[name] for row in same], 1) for name in ("domain", "general")},
+                    **{name: f"{mean(row[name] for row in same):.1f}" for name in ("domain", "general")},
                     "writing": "-" if faster is None else f"{faster:.2f}x",
                 }
             )
@@ -109,9 +109,9 @@ def summary_table(quality: Rows, speed: Rows) -> list[str]:
         "writing": "llama.cpp, q8_0",
     }
     counts = sorted({line["seeds"] for line in lines if line["name"] != "as it was"})
-    seeds = " to ".join(dict.fromkeys((str(counts[0]), str(counts[-1]))))
+    seeds = "-".join(dict.fromkeys((str(counts[0]), str(counts[-1]))))
     conditions = f"{first['model']}, {first['healing']} steps, {seeds} seed(s)"
-    machines = sorted({row["cpu"] for row in [*known, *speed]})
+    machines = sorted({row["cpu"] for row in speed})
     return [records.markdown(lines, columns), "", f"{conditions}, {', '.join(machines)}."]
 
 
