@@ -33,6 +33,7 @@ MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 SHELL = {
     "lm_eval",
     "cd",
+    "cut",
     "ls",
     "cat",
     "wc",
