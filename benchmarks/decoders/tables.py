@@ -111,7 +111,7 @@ def summary_table(quality: Rows, speed: Rows) -> list[str]:
     counts = sorted({line["seeds"] for line in lines if line["name"] != "as it was"})
     seeds = "-".join(dict.fromkeys((str(counts[0]), str(counts[-1]))))
     conditions = f"{first['model']}, {first['healing']} steps, {seeds} seed(s)"
-    machines = sorted({row["cpu"] for row in speed})
+    machines = sorted({row["cpu"] for row in [*known, *speed]})
     return [records.markdown(lines, columns), "", f"{conditions}, {', '.join(machines)}."]
 
 

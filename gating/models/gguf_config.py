@@ -64,8 +64,8 @@ def _scaling(config: Any, own: dict[str, Any], factors: dict[str, Any]) -> dict[
         return _llama3_scaling(config, torch.tensor(factors["rope_freqs.weight"]).flatten().float())
     if factors:
         return None
-    if kind == "yarn" and values.keys() <= _YARN_KEYS:
-        original = values["original_context_length"]
+    if kind == "yarn" and "factor" in values and values.keys() <= _YARN_KEYS:
+        original = values.get("original_context_length", config.max_position_embeddings)
         return {"rope_type": "yarn", "factor": values["factor"], "original_max_position_embeddings": original}
     # Files of 2023 have no type.
     factor = values.get("factor", own.get("rope.scale_linear", 1.0))
