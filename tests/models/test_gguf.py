@@ -79,6 +79,32 @@ def test_heads_of_an_own_width_are_read(write):
     assert torch.allclose(loaded(tokens).logits, other(tokens).logits, atol=1e-5)
 
 
+def reader_of(values, factors=()):
+    """Return the values of a file and its tensors of rotary embeddings as a reader has them."""
+    fields = {f"llama.{key}": value for key, value in values.items()} | {"general.architecture": "llama"}
+    return SimpleNamespace(
+        fields={key: SimpleNamespace(contents=lambda value=value: value) for key, value in fields.items()},
+        tensors=[SimpleNamespace(name=name, data=data) for name, data in dict(factors).items()],
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"rope.scale_linear": 4.0}, {"rope_type": "linear", "factor": 4.0}),
+        (
+            {"rope.scaling.type": "yarn", "rope.scaling.factor": 2.0},
+            {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 77},
+        ),
+        ({"rope.scaling.type": "none"}, {"rope_type": "default"}),
+    ],
+)
+def test_scalings_of_older_files_are_read(values, expected):
+    config = LlamaConfig(hidden_size=6, num_attention_heads=1, max_position_embeddings=77)
+    complete_config(config, reader_of(values), name="The GGUF file tiny.gguf")
+    assert config.rope_parameters.items() >= expected.items()
+
+
 @pytest.mark.parametrize(
     ("values", "factors", "match"),
     [
@@ -89,11 +115,7 @@ def test_heads_of_an_own_width_are_read(write):
     ],
 )
 def test_unknown_scalings_are_refused(values, factors, match):
-    fields = {f"llama.{key}": value for key, value in values.items()} | {"general.architecture": "llama"}
-    reader = SimpleNamespace(
-        fields={key: SimpleNamespace(contents=lambda value=value: value) for key, value in fields.items()},
-        tensors=[SimpleNamespace(name=name, data=data) for name, data in factors.items()],
-    )
+    reader = reader_of(values, factors)
     config = LlamaConfig(hidden_size=6, num_attention_heads=1)
     before = config.to_dict()
     with pytest.raises(InputError, match=match):
