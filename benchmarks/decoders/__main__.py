@@ -60,7 +60,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--shares", nargs="+", type=float, default=[0.8, 0.65, 0.5])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--search", type=int, default=120, help="optimizer steps of gates before it (default: 120)")
+    parser.add_argument("--search", type=int, default=120, help="steps of gates before the removal (default: 120)")
     parser.add_argument("--healing", type=int, default=280, help="optimizer steps after the removal (default: 280)")
     parser.add_argument("--settings", nargs="*", default=[], help="further settings of every run")
     kinds = parser.add_mutually_exclusive_group()

@@ -19,15 +19,17 @@ def quality_table(rows: Rows) -> list[str]:
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
         steps = (row.get("search", 0), row.get("healing", 0))
-        groups.setdefault((row["text"], -row["share"], row["method"], steps), []).append(row)
+        groups.setdefault((row["text"], row["share"], row["method"], steps), []).append(row)
     lines = []
-    for (text, share, method, (search, healing)), same in sorted(groups.items(), key=lambda group: group[0]):
+    order = sorted(groups, key=lambda group: (group[0], -group[1], *group[2:]))
+    for text, share, method, (search, healing) in order:
+        same = groups[text, share, method, (search, healing)]
         percent = {name: [100 * row[name] for row in same] for name in _MEASURES if name.endswith("agreement")}
         lines.append(
             {
                 "text": text,
                 "method": method,
-                "share": -share,
+                "share": share,
                 "steps": f"{search} + {healing}",
                 "cost": mean(row["cost"] for row in same),
                 "seeds": len(same),

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3TextConfig, LlamaConfig
 
 import gating
 from gating.errors import InputError
@@ -103,6 +103,16 @@ def test_scalings_of_older_files_are_read(values, expected):
     config = LlamaConfig(hidden_size=6, num_attention_heads=1, max_position_embeddings=77)
     complete_config(config, reader_of(values), name="The GGUF file tiny.gguf")
     assert config.rope_parameters.items() >= expected.items()
+
+
+def test_layers_with_a_sliding_window_are_not_scaled():
+    """Gemma 3's files have the scaling of the other layers."""
+    config = Gemma3TextConfig()
+    before = config.to_dict()["rope_parameters"]
+    values = {"rope.scaling.type": "linear", "rope.scaling.factor": 8.0}
+    complete_config(config, reader_of(values), name="The GGUF file tiny.gguf")
+    scaled = {**before["full_attention"], "rope_type": "linear", "factor": 8.0}
+    assert config.rope_parameters == {**before, "full_attention": scaled}
 
 
 @pytest.mark.parametrize(
