@@ -73,6 +73,11 @@ def test_llama_cpp_writes_the_tokens_of_the_model(name, tmp_path):
 def test_smaller_types_are_checked_too(dtype, llama, tmp_path):
     sizes = [export.export_gguf(llama, tmp_path / f"{kind}.gguf", dtype=kind).megabytes for kind in ("f32", dtype)]
     assert sizes[1] < 0.7 * sizes[0]
+    # Its layers have 64, 80 and 32 neurons, and blocks 32 values.
+    found = {one.name: one for one in gguf.GGUFReader(tmp_path / f"{dtype}.gguf").tensors}
+    widths = [found[f"blk.{layer}.ffn_down.weight"].shape[0] for layer in (0, 2, 3)]
+    assert widths == [64, 96, 32]
+    assert found["blk.2.ffn_down.weight"].tensor_type.name.lower() == dtype
 
 
 @pytest.mark.families

@@ -17,7 +17,7 @@ from gating.compact.decoders import sizes_of
 from gating.errors import InputError
 from gating.serving.gguf.architectures import Architecture, context_length, rope_type
 from gating.serving.gguf.ownership import add_seal, seal
-from gating.serving.gguf.tensors import decoder_tensors, widths_in_file
+from gating.serving.gguf.tensors import decoder_tensors, filled, width_in_file, widths_in_file
 from gating.serving.gguf.tokenizer import add_ends_of_model, add_placeholders, add_tokenizer, copy_tokenizer
 from gguf import GGMLQuantizationType as Type
 
@@ -145,8 +145,12 @@ def rounded_as(model: PreTrainedModel, dtype: str) -> PreTrainedModel:
     of_tokens = {id(layer.weight) for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer}
     memo: dict[int, Any] = {}
     copied = copy.deepcopy(model, memo)
+    # Their rows are as long as the layer is wide in the file.
+    of_neurons = {id(layer.mlp.down_proj.weight) for layer in cast(Any, model.base_model).layers}
     for parameter in (one for one in model.parameters() if one.numel()):
-        name = _OF_TOKENS[0] if id(parameter) in of_tokens else ""
-        values, kind = parameter.float().numpy(), _type_of(name, parameter, _TYPES[dtype][0])
-        memo[id(parameter)].copy_(torch.from_numpy(gguf.quants.dequantize(gguf.quants.quantize(values, kind), kind)))
+        name, width = _OF_TOKENS[0] if id(parameter) in of_tokens else "", parameter.shape[-1]
+        values = filled(parameter, width_in_file(width), 1) if id(parameter) in of_neurons else parameter
+        kind = _type_of(name, values, _TYPES[dtype][0])
+        rounded = gguf.quants.dequantize(gguf.quants.quantize(values.float().numpy(), kind), kind)
+        memo[id(parameter)].copy_(torch.from_numpy(rounded)[..., :width])
     return copied
