@@ -34,6 +34,8 @@ _IMAGE_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 _MODES = {1: "L", 3: "RGB"}
 # Number of tokens that the texts of all examples fit in, also as single bytes.
 _LENGTH = 60
+# Number of ranges of kept groups that a line of the card may have.
+_MOST_RANGES = 12
 
 
 def write_card(
@@ -66,6 +68,7 @@ def write_card(
     )
     sizes = report.rows or _recorded_rows(model, heads)
     report = replace(report, notes=[*report.notes, *([layers] if layers else [])])
+    record = "head_gating.json" if stock else "config.json"
     has_all_neurons = all(block.num_neurons == block.width_before for block in blocks)
     # Nothing is escaped in Markdown.
     environment = Environment(loader=PackageLoader("gating", "report"), undefined=StrictUndefined, trim_blocks=True)
@@ -80,7 +83,7 @@ def write_card(
             (name, ", ".join(map(str, head_ids)) or "none", f"{len(head_ids)} of {num_heads}")
             for name, head_ids, num_heads in heads
         ],
-        neurons=[] if has_all_neurons else [_neurons_row(block) for block in blocks],
+        neurons=[] if has_all_neurons else [_neurons_row(block, record) for block in blocks],
         place=repo_id or ".",
         trust="" if stock else ", trust_remote_code=True",
         stock=stock,
@@ -136,9 +139,13 @@ def _recorded_rows(model: PreTrainedModel, heads: Sequence[KeptHeads]) -> list[R
     return [Row(name, f"{old:,}", f"{new:,}", f"{new / old:.2f}") for name, (old, new) in sizes.items() if new < old]
 
 
-def _neurons_row(block: FeedForwardBlock) -> tuple[str, str, int, str]:
+def _neurons_row(block: FeedForwardBlock, record: str) -> tuple[str, str, int, str]:
+    """Return a line of the table; the file that has the numbers where they would be too many to read."""
     kept = f"{block.num_neurons:,} of {block.width_before:,}"
-    return block.name, _ranges(block.group_ids) or "none", block.group_size, kept
+    numbers = _ranges(block.group_ids) or "none"
+    if numbers.count(",") >= _MOST_RANGES:
+        numbers = f"{len(block.group_ids)} groups, see {record}"
+    return block.name, numbers, block.group_size, kept
 
 
 def _ranges(numbers: Sequence[int]) -> str:

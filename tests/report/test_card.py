@@ -126,6 +126,16 @@ def test_the_card_lists_the_kept_groups_of_neurons(narrowed, tmp_path):
     assert "Feed-forward neurons were removed from this model with head-gating" in "\n".join(lines)
 
 
+@pytest.mark.parametrize(("stock", "record"), [(True, "head_gating.json"), (False, "config.json")])
+def test_many_pieces_of_groups_are_counted_and_the_file_with_their_numbers_named(stock, record, bert, tmp_path):
+    every_second = {layer: range(0, 48, 2) for layer in range(3)}
+    gating.prune_neurons(bert, every_second, group_size=1)
+    folder = gating.save_compact(bert, tmp_path / "compact", stock=stock)
+    row = f"| encoder.layer.0.output.dense | 24 groups, see {record} | 1 | 24 of 48 |"
+    assert row in (folder / "README.md").read_text(encoding="utf-8").splitlines()
+    assert ",".join(map(str, range(1, 48, 2))) in "".join((folder / record).read_text(encoding="utf-8").split())
+
+
 def test_the_card_names_what_was_removed(narrowed, tmp_path):
     gating.prune_heads(narrowed, {0: [1]})
     text = card_of(narrowed, tmp_path)
