@@ -27,7 +27,7 @@ from benchmarks.measuring import ROOT, describe, machine
 from gating.teachers.open_teacher import OpenTeacher
 
 RESULTS = ROOT / "benchmarks" / "results" / "frozen.jsonl"
-COLUMNS = ("method", "keep", "steps", "perplexity", "heads", "groups", "seconds", "seconds_per_step")
+COLUMNS = ("method", "keep", "group_size", "steps", "perplexity", "heads", "groups", "seconds", "seconds_per_step")
 ONE_ROUND = gating.BudgetSchedule(start=0.0, end=1.0)
 
 
@@ -53,6 +53,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", default=["dense", *METHODS], choices=["dense", *METHODS])
     parser.add_argument("--keep", nargs="+", type=float, default=[0.9, 0.8, 0.65])
     parser.add_argument("--steps", type=int, default=60, help="of gates; rankings take 12 batches")
+    parser.add_argument("--group-size", type=int, default=8, help="neurons that share a gate")
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--length", type=int, default=128, help="tokens of a block")
     parser.add_argument("--test-blocks", type=int, default=24)
@@ -79,12 +80,13 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     machines = sorted({f"{row['model']}, {row['precision']}, {describe(row)}" for row in rows})
     dense = next((row["perplexity"] for row in rows if row["method"] == "dense"), math.nan)
     shares = sorted({row["keep"] for row in rows if row["method"] != "dense"}, reverse=True)
-    found: dict[tuple[str, int], dict[str, Any]] = {}
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in (row for row in rows if row["method"] != "dense"):
-        about = {name: row[name] for name in ("method", "steps")}
-        found.setdefault((row["method"], row["steps"]), about)[str(row["keep"])] = row["perplexity"]
-    columns = {"method": "method", "steps": "steps", **{str(share): f"{share:.2f} of the cost" for share in shares}}
-    lines = [found[key] for key in sorted(found, key=lambda key: (list(METHODS).index(key[0]), key[1]))]
+        about = {name: row[name] for name in ("method", "group_size", "steps")}
+        found.setdefault(tuple(about.values()), about)[str(row["keep"])] = row["perplexity"]
+    columns = {"method": "method", "group_size": "neurons in a group", "steps": "steps"}
+    columns |= {str(share): f"{share:.2f} of the cost" for share in shares}
+    lines = [found[key] for key in sorted(found, key=lambda key: (list(METHODS).index(key[0]), *key[1:]))]
     return [*machines, "", f"The dense model has {dense:.1f}.", "", records.markdown(lines, columns)]
 
 
@@ -104,7 +106,7 @@ def _run(options: argparse.Namespace, method: str, keep: float, train: Tensor, t
     torch.manual_seed(options.seed)
     order = torch.randperm(len(train))
     model = _load(options).train().requires_grad_(False)
-    gates = gating.inject_gates(model, units=["heads", "neurons"])
+    gates = gating.inject_gates(model, units=["heads", "neurons"], group_size=options.group_size)
     search = gating.Search(gates, METHODS[method](keep))
     learns = method in ("sampled", "deterministic")
     steps = options.steps if learns else 12
@@ -122,6 +124,7 @@ def _run(options: argparse.Namespace, method: str, keep: float, train: Tensor, t
     report = gating.finalize(model, gates, kept=search.kept(), probe={"input_ids": test[:1]})
     values = [value for block in report.folded.values() for value in block]
     return {
+        "group_size": options.group_size,
         "steps": steps,
         "perplexity": _perplexity(model, test, options),
         "heads": sum(map(len, report.kept_heads.values())),

@@ -88,7 +88,7 @@ def main(
         freeze_weights="search",
         distillation=gating.Distillation(temperature=1.0),
         recovery=0.5,
-        gate_options={"units": ["heads", "neurons"]},
+        gate_options={"units": ["heads", "neurons"], "group_size": 8},
     )
     folder = trainer.train_and_compact(output / "compact")
     compact = gating.load_compact(folder)

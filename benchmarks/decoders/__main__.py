@@ -62,6 +62,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--search", type=int, default=120, help="steps of gates before the removal (default: 120)")
     parser.add_argument("--healing", type=int, default=280, help="optimizer steps after the removal (default: 280)")
+    parser.add_argument("--group-size", type=int, default=8, help="neurons that share a gate (default: 8)")
     parser.add_argument("--settings", nargs="*", default=[], help="further settings of every run")
     kinds = parser.add_mutually_exclusive_group()
     kinds.add_argument(
@@ -88,11 +89,12 @@ def _quality(options: argparse.Namespace, known: Sequence[dict[str, Any]]) -> It
     num_layers = AutoConfig.from_pretrained(model).num_hidden_layers
     for case in cases(options.methods, options.shares, options.seeds):
         steps = {"search": steps_of_search(case.method, chosen=options.search), "healing": options.healing}
-        row = {**about, **case._asdict(), **steps}
+        groups = {"group_size": options.group_size} if steps["search"] else {}
+        row = {**about, **case._asdict(), **groups, **steps}
         if any(row.items() <= old.items() for old in known):
             continue
         folder = options.runs / case.folder
-        settings = [f"model.name={options.model}", *options.settings]
+        settings = [f"model.name={options.model}", f"gates.group_size={options.group_size}", *options.settings]
         train(case, folder, data=_data(options), num_layers=num_layers, **steps, settings=settings)
         compact = load_compact(folder / "compact").eval()
         yield {**row, "cost": multiply_accumulates(compact) / whole, **describe(compact, texts, choices)}

@@ -15,21 +15,20 @@ _MEASURES = ("domain", "general", "domain_agreement", "general_agreement")
 
 
 def quality_table(rows: Rows) -> list[str]:
-    """Return a line for each method, share and number of steps, with means over seeds and standard deviations."""
+    """Return a line for each method, its settings and share, with means over seeds and standard deviations."""
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
-        steps = (row.get("search", 0), row.get("healing", 0))
-        groups.setdefault((row["text"], row["share"], row["method"], steps), []).append(row)
+        settings = (row.get("group_size", 0), row.get("search", 0), row.get("healing", 0))
+        groups.setdefault((row["text"], -row["share"], row["method"], *settings), []).append(row)
     lines = []
-    order = sorted(groups, key=lambda group: (group[0], -group[1], *group[2:]))
-    for text, share, method, (search, healing) in order:
-        same = groups[text, share, method, (search, healing)]
+    for (text, share, method, group_size, search, healing), same in sorted(groups.items(), key=lambda item: item[0]):
         percent = {name: [100 * row[name] for row in same] for name in _MEASURES if name.endswith("agreement")}
         lines.append(
             {
                 "text": text,
                 "method": method,
-                "share": share,
+                "share": -share,
+                "group_size": group_size or "-",
                 "steps": f"{search} + {healing}",
                 "cost": mean(row["cost"] for row in same),
                 "seeds": len(same),
@@ -41,6 +40,7 @@ def quality_table(rows: Rows) -> list[str]:
         "text": "text",
         "method": "method",
         "share": "asked",
+        "group_size": "neurons in a group",
         "steps": "steps before and after the removal",
         "cost": "weights of layers kept",
         "seeds": "seeds",
@@ -89,7 +89,7 @@ def summary_table(quality: Rows, speed: Rows) -> list[str]:
     # Runs are timed with one seed, by names that end with it.
     writing = {row["run"].rpartition("-")[0]: row["writing"][0] for row in speed if row["dtype"] == "q8_0"}
     first = next(row for row in quality if row["method"] == "gates")
-    fixed = {name: first[name] for name in ("text", "healing")}
+    fixed = {name: first[name] for name in ("text", "healing", "group_size")}
     known = [row for row in quality if {**fixed, **row}.items() >= fixed.items()]
     lines = []
     for method, share in shown:

@@ -44,7 +44,7 @@ def test_methods_are_healed_and_in_the_table(tmp_path, capsys):
     assert rows[0]["cost"] == 1
     assert all(row["cost"] == pytest.approx(0.5, abs=0.05) for row in rows[1:])
     assert rows[0]["general_agreement"] == 1
-    assert "| train | gates | 0.5 |" in capsys.readouterr().out
+    assert "| train | gates | 0.5 | 8 | 120 + 2 |" in capsys.readouterr().out
     decoders.main([*command, *few])
     assert records.read(tmp_path / "rows.jsonl") == rows
 
@@ -70,17 +70,18 @@ def test_tables_have_the_dense_model_of_each_type():
     assert "| gates-0.5-0 | q8_0 | 2.00 (1.90-2.10) |" in table
 
 
-def test_the_summary_has_runs_of_one_text_and_one_healing():
+def test_the_summary_has_runs_of_one_text_and_the_same_settings():
     about = {"model": "m", "cpu": "x", "general": 5.0}
     quality = [
-        {**about, "method": method, "share": share, "seed": seed, "text": text, "domain": domain, **healing}
-        for method, share, seed, text, domain, healing in [
+        {**about, "method": method, "share": share, "seed": seed, "text": text, "domain": domain, **settings}
+        for method, share, seed, text, domain, settings in [
             ("as it was", 1.0, 0, "a", 9.0, {}),
-            ("gates", 0.5, 1, "a", 2.0, {"healing": 10}),
-            ("gates", 0.5, 2, "a", 4.0, {"healing": 10}),
-            ("gates", 0.5, 1, "b", 70.0, {"healing": 10}),
-            ("one-shot", 0.65, 1, "a", 6.0, {"healing": 10}),
-            ("one-shot", 0.65, 1, "a", 80.0, {"healing": 20}),
+            ("gates", 0.5, 1, "a", 2.0, {"healing": 10, "group_size": 8}),
+            ("gates", 0.5, 2, "a", 4.0, {"healing": 10, "group_size": 8}),
+            ("gates", 0.5, 1, "b", 70.0, {"healing": 10, "group_size": 8}),
+            ("one-shot", 0.65, 1, "a", 6.0, {"healing": 10, "group_size": 8}),
+            ("one-shot", 0.65, 1, "a", 80.0, {"healing": 20, "group_size": 8}),
+            ("one-shot", 0.65, 1, "a", 80.0, {"healing": 10, "group_size": 64}),
         ]
     ]
     table = "\n".join(summary_table(quality, [{"run": "gates-0.5-7", "dtype": "q8_0", "writing": [1.5], "cpu": "x"}]))

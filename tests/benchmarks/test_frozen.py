@@ -24,5 +24,5 @@ def test_every_method_keeps_its_share_and_is_in_the_table(tmp_path, capsys):
     assert rows[-1]["method"] == "deterministic"
     assert rows[-1]["largest_value"] != 1
     table = "\n".join(frozen.table(rows))
-    assert "| method | steps | 0.60 of the cost |" in table
-    assert "| one-shot | 12 |" in table
+    assert "| method | neurons in a group | steps | 0.60 of the cost |" in table
+    assert "| one-shot | 8 | 12 |" in table
