@@ -6,7 +6,7 @@
 
 FOLDER has tinyshakespeare/ with train.txt, validation.txt and test.txt, the text that all learn from; articles of BBC
 News are the general text, which none does. --text takes another text than Shakespeare. RUNS keeps the runs, so that a
-repetition trains none of them again.
+repetition trains none of them again; --speed and --quantized take those with the same settings.
 
 Every method has the same number of steps after the removal, with the dense model as the teacher: `gates` is
 experiment=smollm2, `one-shot` ranks the dense model's heads and neurons once (Kwon et al. 2022, without other steps),
@@ -93,7 +93,7 @@ def _quality(options: argparse.Namespace, known: Sequence[dict[str, Any]]) -> It
         row = {**about, **case._asdict(), **groups, **steps}
         if any(row.items() <= old.items() for old in known):
             continue
-        folder = options.runs / case.folder
+        folder = _folder(options) / case.folder
         settings = [f"model.name={options.model}", f"gates.group_size={options.group_size}", *options.settings]
         train(case, folder, data=_data(options), num_layers=num_layers, **steps, settings=settings)
         compact = load_compact(folder / "compact").eval()
@@ -105,20 +105,26 @@ def _quantized(options: argparse.Namespace, known: Sequence[dict[str, Any]]) -> 
     texts = make_texts(model, _test_file(options))
     folders = {"as it was": model, **_first_seed(options)}
     for name in (name for name in folders if not any(row["run"] == name for row in known)):
-        for row in measure_quantized(folders[name], texts, options.runs / "gguf", name=name):
+        for row in measure_quantized(folders[name], texts, _folder(options) / "gguf", name=name):
             yield {"run": name, **row}
 
 
 def _speed(options: argparse.Namespace, _known: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     folders = {"as it was": Path(locate(options.model)), **_first_seed(options)}
-    yield from measure_speed(folders, options.runs / "gguf")
+    yield from measure_speed(folders, _folder(options) / "gguf")
 
 
 def _first_seed(options: argparse.Namespace) -> dict[str, Path]:
     """Return the compact folders that are there, of the first seed, by the names of their runs."""
     every = cases([name for name in options.methods if name != "dense"], options.shares, options.seeds[:1])
-    folders = {case.folder: options.runs / case.folder for case in every}
+    folders = {case.folder: _folder(options) / case.folder for case in every}
     return {name: folder / "compact" for name, folder in folders.items() if (folder / "metrics.json").is_file()}
+
+
+def _folder(options: argparse.Namespace) -> Path:
+    """Return the folder of the runs with these settings, beside those with others."""
+    runs: Path = options.runs
+    return runs / f"{_title(options)}-{options.search}-{options.healing}-{options.group_size}"
 
 
 def _data(options: argparse.Namespace) -> list[str]:
