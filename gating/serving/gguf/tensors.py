@@ -17,12 +17,13 @@ __all__ = ["decoder_tensors", "filled", "llama3_factors", "width_in_file", "widt
 _BLOCK = 32
 
 
-def width_in_file(num_neurons: int) -> int:
-    """Return the number of neurons of a layer in a file: dummy ones without weights fill the last block up.
+def width_in_file(width: int) -> int:
+    """Return the number of neurons of a layer in a file from that of the model.
 
-    A layer without neurons has a block of them, too: llama.cpp would leave it out with its attention.
+    Dummy ones without weights fill the last block up. A layer without neurons has a block of them, too: llama.cpp
+    would leave it out with its attention.
     """
-    return max(_BLOCK, num_neurons + -num_neurons % _BLOCK)
+    return max(_BLOCK, width + -width % _BLOCK)
 
 
 def widths_in_file(architecture: Architecture, sizes: DecoderSizes) -> list[int]:
