@@ -19,15 +19,16 @@ def quality_table(rows: Rows) -> list[str]:
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
         settings = (row.get("group_size", 0), row.get("search", 0), row.get("healing", 0))
-        groups.setdefault((row["text"], -row["share"], row["method"], *settings), []).append(row)
+        groups.setdefault((row["text"], row["share"], row["method"], *settings), []).append(row)
     lines = []
-    for (text, share, method, group_size, search, healing), same in sorted(groups.items(), key=lambda item: item[0]):
+    for about in sorted(groups, key=lambda about: (about[0], -about[1], *about[2:])):
+        (text, share, method, group_size, search, healing), same = about, groups[about]
         percent = {name: [100 * row[name] for row in same] for name in _MEASURES if name.endswith("agreement")}
         lines.append(
             {
                 "text": text,
                 "method": method,
-                "share": -share,
+                "share": share,
                 "group_size": group_size or "-",
                 "steps": f"{search} + {healing}",
                 "cost": mean(row["cost"] for row in same),
