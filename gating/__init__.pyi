@@ -15,9 +15,9 @@ from .compact.recipe_save import save_recipe
 from .compact.save import save_compact
 from .discovery.find import find_attention_blocks, find_feed_forward_blocks
 from .families.feed_forward import register_feed_forward_spec
+from .families.layouts import AttentionSpec, FeedForwardSpec
 from .families.registry import register_attention_spec
 from .gates import HeadGates, inject_gates
-from .loader.layouts import AttentionSpec, FeedForwardSpec
 from .objectives import (
     BudgetSchedule,
     DeterministicBudget,

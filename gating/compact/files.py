@@ -13,7 +13,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from gating.errors import DamageError, InputError, MissingFileError
-from gating.loader.integrity import CHECKSUMS, CONFIG, GENERATION, INDEX, WEIGHTS, digest_file
+from gating.loader.checksums import CHECKSUMS, CONFIG, GENERATION, INDEX, WEIGHTS, digest_file
 
 __all__ = [
     "StoredTensor",

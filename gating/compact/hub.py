@@ -7,7 +7,7 @@ from huggingface_hub import HfApi
 from transformers import PreTrainedModel
 
 from gating.errors import MissingFileError, UnreachableError
-from gating.loader.compact import CompactMixin
+from gating.loader.saving import SavedMixin
 from gating.report.card import write_card
 from gating.storage.transfer import download, invalid_name
 
@@ -51,4 +51,4 @@ def _write_uploaded_card(model: PreTrainedModel, folder: Path, repo_id: str, *, 
 
 
 # The code of compact folders imports nothing of this package.
-CompactMixin.write_card = _write_uploaded_card
+SavedMixin.write_card = _write_uploaded_card

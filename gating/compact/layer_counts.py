@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from gating.compact.decoders import sizes_of
 from gating.errors import InputError
-from gating.loader.integrity import CONFIG
+from gating.loader.checksums import CONFIG
 from gating.structure.attention import iter_attention_blocks
 from gating.structure.feed_forward import ExpertsBlock, iter_feed_forward_blocks
 

@@ -19,9 +19,9 @@ from transformers import PreTrainedModel
 from gating.compact.files import StoredTensor, check_listed, damaged_file, read_config, read_headers, walk
 from gating.compact.manifest import check_manifest
 from gating.errors import InputError
-from gating.loader.compact import check_built
-from gating.loader.integrity import CONFIG, RECORD_KEY, check_checksums, mixed
-from gating.loader.record import recorded_names
+from gating.loader.checksums import CONFIG, RECORD_KEY
+from gating.loader.integrity import check_checksums, mixed
+from gating.loader.saving import check_built
 
 __all__ = ["checked_folder"]
 
@@ -68,28 +68,14 @@ def checked_folder(
         check_built.reset(token)
 
 
-def _check_fits(
-    model: PreTrainedModel, record: dict[str, Any] | None, *, folder: Path, stored: Mapping[str, StoredTensor]
-) -> None:
+def _check_fits(model: PreTrainedModel, *, folder: Path, stored: Mapping[str, StoredTensor]) -> None:
     """Raise ``ValueError`` if a model that was built without memory does not fit the weights that it will get."""
     needed = model.state_dict()
     reason = (
-        _unknown_block(model, record or {})
-        or _differing_shape(needed, stored)
-        or _differing_size(model, needed, stored)
-        or _differing_type(needed, stored)
+        _differing_shape(needed, stored) or _differing_size(model, needed, stored) or _differing_type(needed, stored)
     )
     if reason:
         raise mixed(folder, reason)
-
-
-def _unknown_block(model: PreTrainedModel, record: dict[str, Any]) -> str | None:
-    """Return the problem of a record with a block that the model lacks."""
-    for unit, recorded in (("heads", record.get("blocks", {})), ("neurons", record.get("feed_forward", {}))):
-        unknown = sorted(recorded.keys() - recorded_names(model, recorded))
-        if unknown:
-            return f"config.json has {unit} of {unknown[0]!r}, which {type(model).__name__} does not have"
-    return None
 
 
 def _differing_shape(needed: Mapping[str, Tensor], stored: Mapping[str, StoredTensor]) -> str | None:
@@ -184,8 +170,8 @@ def _most_removed(config: Mapping[str, Any], stored: Mapping[str, StoredTensor])
     hidden size, which some stored tensor has.
     """
     record = config.get(RECORD_KEY)
-    entries = walk(record.get("feed_forward") if isinstance(record, dict) else None)
-    widths = [value for name, value in entries if name.endswith(".width") and type(value) is int and value > 0]
+    entries = walk(record.get("units") if isinstance(record, dict) else None)
+    widths = [value for name, value in entries if name.endswith(".width_before") and type(value) is int and value > 0]
     num_neurons = sum(min(width, _MAX_WIDTH) for width in widths)
     longest = max((max(tensor.shape, default=0) for tensor in stored.values() if tensor.num_elements), default=0)
     return 3 * num_neurons * longest

@@ -2,20 +2,23 @@
 
 import os
 from functools import partial
+from typing import Any
 
 import torch
 from transformers import AutoConfig, PreTrainedModel
 
+from gating.compact.canary import check_canary
 from gating.compact.files import read_config
 from gating.compact.hub import find_folder
 from gating.compact.limits import checked_folder
 from gating.compact.recipe import is_recipe
 from gating.compact.recipe_load import load_recipe
-from gating.compact.record_checks import check_record
 from gating.compact.trust import check_trust, model_class, without_load_report
 from gating.errors import InputError, loading
-from gating.loader.compact import compact_class
-from gating.loader.integrity import RECORD_KEY, check_finite, load_whole
+from gating.loader.checksums import CANARY, RECORD_KEY
+from gating.loader.integrity import check_finite, load_whole
+from gating.loader.record_checks import check_record
+from gating.loader.saving import compact_class
 
 __all__ = ["load_compact"]
 
@@ -73,18 +76,23 @@ def load_compact(
         raise InputError(f"base={base} is for recipes, and {folder} is none: leave it out.")
     described = read_config(folder)
     check_trust(folder, described)
+    record = described.get(RECORD_KEY)
     is_compact = RECORD_KEY in described
+    if is_compact:
+        check_record(record)
     with (
         loading(str(folder), remedy="Export the model again."),
         checked_folder(folder, verify=verify, exact=is_compact),
         without_load_report(),
     ):
-        check_record(described.get(RECORD_KEY))
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         dense = model_class(config, folder)
-        cls = compact_class(dense, type(config)) if is_compact else dense
-        load = partial(cls.from_pretrained, folder, config=config, dtype=dtype or "auto", use_safetensors=True)
-        model: PreTrainedModel = load_whole(load, folder)
+        cls, own = (compact_class(dense, type(config)), {"verify": False}) if is_compact else (dense, {})
+        load = partial(cls.from_pretrained, folder, config=config, dtype=dtype or "auto", use_safetensors=True, **own)
+        model: Any = load_whole(load, folder)
     if verify:
         check_finite(model, folder)
-    return model
+    if verify and is_compact and CANARY in record:
+        check_canary(model, record[CANARY])
+    loaded: PreTrainedModel = model
+    return loaded

@@ -12,7 +12,7 @@ from typing import Any
 
 from gating.compact.files import digest_checked, read_json
 from gating.errors import InputError, RemedyError
-from gating.loader.integrity import CHECKSUMS, CONFIG, GENERATION, INDEX, WEIGHTS
+from gating.loader.checksums import CHECKSUMS, CONFIG, GENERATION, INDEX, WEIGHTS
 from gating.storage.results import RECIPE_FILES, RECORD_FILE, digest_record
 
 __all__ = ["check_manifest", "has_manifest", "read_record"]

@@ -14,10 +14,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from gating.compact.files import walk
 from gating.compact.manifest import has_manifest, read_record
-from gating.compact.record_checks import check_record
 from gating.compact.size_fields import is_size
 from gating.errors import InputError, loading
-from gating.loader.integrity import CHECKSUMS, RECORD_KEY
+from gating.loader.checksums import CHECKSUMS, RECORD_KEY
+from gating.loader.record_checks import check_record
 from gating.pruning.prune_report import num_parameters
 from gating.pruning.recording import build_original, build_recorded
 from gating.storage.results import RECORD_FILE

@@ -2,12 +2,11 @@
 
 A folder with a recipe has no weights of its own. ``recipe.json`` names the base::
 
-    {"format": 1, "base": "user/name", "revision": "0a1b...", "base_sha256": "...", "compact_sha256": "...",
-     "has_adapter": false}
+    {"format": 2, "base": "user/name", "revision": "0a1b...", "base_sha256": "...", "compact_sha256": "..."}
 
 ``recipe.safetensors`` has the factors of kept units, the weights that the base lacks, such as a new head, and biases
 to which those of layers that left were added. The kept units and layers are in the record of ``config.json``, as in
-every compact folder; an adapter of PEFT is in ``adapter/``.
+every compact folder.
 """
 
 import json
@@ -27,11 +26,10 @@ from gating.compact.files import check_file, damaged_file, read_json
 from gating.errors import DamageError
 from gating.storage.results import RECIPE_FILES
 
-__all__ = ["ADAPTER", "Recipe", "is_recipe"]
+__all__ = ["Recipe", "is_recipe"]
 
-ADAPTER = "adapter"
 _TABLE, _TENSORS, *_ = RECIPE_FILES
-_FORMAT = 1
+_FORMAT = 2
 _FOLDED, _NEW, _BIASES = "folded.", "new.", "biases."
 _SHA256 = r"[0-9a-f]{64}"
 
@@ -49,9 +47,7 @@ class Recipe:
         base: Name of the base on the hub, or the path of its folder.
         revision: Commit on the hub; None for a folder.
         base_sha256: Checksum of the weights of the base, see :func:`~gating.compact.digests.digest_stored`.
-        compact_sha256: Checksum of the weights of the compact model; None with an adapter, whose merge is rounded in
-            another way on another machine.
-        has_adapter: Whether an adapter of PEFT is merged before units are removed.
+        compact_sha256: Checksum of the weights of the compact model.
         folded: For each block, the factors of its kept units, ``[num_kept]``, float32; all 1 in blocks that are left
             out. Names are those in the base.
         new: Weights of the model that the base lacks, by name.
@@ -61,8 +57,7 @@ class Recipe:
     base: str
     revision: str | None
     base_sha256: str
-    compact_sha256: str | None
-    has_adapter: bool
+    compact_sha256: str
     folded: Mapping[str, Tensor]
     new: Mapping[str, Tensor]
     biases: Mapping[str, Tensor]
@@ -84,7 +79,6 @@ class Recipe:
             "revision": self.revision,
             "base_sha256": self.base_sha256,
             "compact_sha256": self.compact_sha256,
-            "has_adapter": self.has_adapter,
         }
         (folder / _TABLE).write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
 
@@ -112,8 +106,6 @@ def _read_table(path: Path) -> dict[str, Any]:
             raise damaged_file(path, f"{name} cannot be {json.dumps(table[name])[:100]}")
     if unknown := sorted(table.keys() - _VALUES.keys()):
         raise damaged_file(path, f"it has {unknown[0]!r}, which this version does not know")
-    if (table["compact_sha256"] is None) != table["has_adapter"]:
-        raise damaged_file(path, "only a recipe with an adapter has no checksum of the compact model")
     return table
 
 
@@ -122,8 +114,7 @@ _VALUES = {
     "base": r'"([^"\\]|\\\\){1,4096}"',
     "revision": r'null|"\w{1,64}"',
     "base_sha256": f'"{_SHA256}"',
-    "compact_sha256": f'null|"{_SHA256}"',
-    "has_adapter": "true|false",
+    "compact_sha256": f'"{_SHA256}"',
 }
 
 

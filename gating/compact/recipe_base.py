@@ -12,14 +12,14 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from gating.compact.files import damaged_file, read_config
 from gating.compact.limits import checked_folder
 from gating.compact.recipe import Recipe, is_recipe
-from gating.compact.record_checks import check_record
 from gating.compact.trust import check_trust, model_class, without_load_report
 from gating.errors import InputError, MissingFileError, UnreachableError, UserError, loading
-from gating.loader.integrity import CONFIG, PLAIN_LOADING, RECORD_KEY
+from gating.loader.checksums import CONFIG, RECORD_KEY
+from gating.loader.integrity import PLAIN_LOADING
+from gating.loader.record import LAYERS_KEY, dense_config
+from gating.loader.record_checks import check_record
 from gating.pruning.layer_settings import changed
-from gating.pruning.recording import dense_config
 from gating.storage.transfer import download, invalid_name, snapshot_of
-from gating.structure.layers import LAYERS_KEY
 
 __all__ = ["find_base", "load_base", "name_base", "processor_folder"]
 

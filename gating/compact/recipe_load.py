@@ -1,5 +1,6 @@
 """Compact models that are built from their base by a recipe, and proven to be those that were saved."""
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,22 +13,22 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from gating.compact.digests import digest_stored, digest_tensors
 from gating.compact.files import check_file, damaged_file, read_config
 from gating.compact.manifest import check_manifest
-from gating.compact.recipe import ADAPTER, Recipe
-from gating.compact.recipe_adapter import merge_adapter
+from gating.compact.recipe import Recipe
 from gating.compact.recipe_base import find_base, load_base
 from gating.errors import InputError, RemedyError, loading
-from gating.loader.integrity import CHECKSUMS, CONFIG, GENERATION, RECORD_KEY, check_finite
-from gating.proof.masked import MaskedOutputs
-from gating.proof.prove import apply_proven
+from gating.loader.checksums import CHECKSUMS, CONFIG, GENERATION, RECORD_KEY
+from gating.loader.integrity import check_finite
+from gating.loader.record import LAYERS_KEY, describe
+from gating.loader.saving import become_compact
 from gating.pruning.layer_settings import setting_of
 from gating.pruning.layers import drop_layers
 from gating.pruning.plan import plan_finalizing
-from gating.pruning.recording import become_compact, build_recorded, describe_kept_units
+from gating.pruning.recording import build_recorded
 from gating.structure.attention import iter_attention_blocks
 from gating.structure.blocks import Block, share_specs
 from gating.structure.edits import apply_edits
 from gating.structure.feed_forward import iter_feed_forward_blocks
-from gating.structure.layers import LAYERS_KEY, LayerList, dense_name, find_layer_lists
+from gating.structure.layers import LayerList, dense_name, find_layer_lists
 
 __all__ = ["build_compact", "digest_model", "load_recipe"]
 
@@ -44,8 +45,7 @@ def load_recipe(
     """Build the compact model of a recipe; the arguments and errors are those of ``load_compact``.
 
     With ``verify``, the files of the folder, the weights of the base and those of the result are compared with their
-    checksums. After the merge of an adapter, which is rounded in another way on another machine, the outputs after the
-    removal are compared with those of the masked model instead, as ``finalize`` does.
+    checksums.
     """
     if dtype is not None and not dtype.is_floating_point:
         raise InputError(f"dtype={dtype} has no fractions: give one such as torch.bfloat16.")
@@ -61,8 +61,8 @@ def load_recipe(
     if lacking != set(recipe.new):
         differing = sorted(lacking ^ set(recipe.new))[0]
         raise damaged_file(folder, f"{differing} is either in both of the base model and the recipe, or in neither")
-    build_compact(model, config, recipe, folder, prove=verify and recipe.has_adapter)
-    if verify and not recipe.has_adapter and recipe.compact_sha256 != digest_model(model):
+    build_compact(model, config, recipe, folder)
+    if verify and recipe.compact_sha256 != digest_model(model):
         raise RemedyError(
             f"{folder} does not give the compact model that was saved: its weights have another checksum than "
             f"with transformers {described.get('transformers_version')}. Export the recipe again, or install that",
@@ -77,49 +77,42 @@ def load_recipe(
     return model
 
 
-def build_compact(
-    model: PreTrainedModel, config: PreTrainedConfig, recipe: Recipe, folder: Path, *, prove: bool
-) -> None:
-    """Turn a dense model into the compact one of a recipe, in place: new weights, adapter, factors, units, layers.
+def build_compact(model: PreTrainedModel, config: PreTrainedConfig, recipe: Recipe, folder: Path) -> None:
+    """Turn a dense model into the compact one of a recipe, in place: new weights, factors, units, layers.
 
     Args:
         model: The model of :func:`~gating.compact.recipe_base.load_base`.
         config: The configuration of the compact model, with its record.
         recipe: The recipe.
         folder: Its folder.
-        prove: Whether to compare the outputs after the removal of units with those of the masked model.
 
     Raises:
-        ValueError: The recipe does not fit the model, or the outputs differ.
+        ValueError: The recipe does not fit the model.
     """
     record = {name: value for name, value in getattr(config, RECORD_KEY).items() if name != CHECKSUMS}
     # A model without memory, of which the numbers and layouts of the record are checked.
     with loading(str(folder), remedy="Export the recipe again."):
         recorded = build_recorded(model, config)
-    named, lists = _by_dense_names(record), _lists_without_layers(model, record, folder)
+    layers = record.get(LAYERS_KEY, {})
+    units = {dense_name(layers, name): notes for name, notes in record["units"].items()}
+    lists = _lists_without_layers(model, record, folder)
     if not lists:  # Otherwise modules of the two have other names, and only known layouts are found.
         share_specs(recorded, model)
     gone = {one.name for layers, kept in lists for n, own in enumerate(layers.blocks) if n not in kept for one in own}
-    blocks = _blocks(model, named, {name: len(factors) for name, factors in recipe.folded.items()})
+    blocks = _blocks(model, units, {name: len(factors) for name, factors in recipe.folded.items()})
     blocks = [block for block in blocks if block.name not in gone]
-    factors = [_factors(block, named, recipe.folded.get(block.name), folder) for block in blocks]
+    factors = [_factors(block, units.get(block.name, {}), recipe.folded.get(block.name), folder) for block in blocks]
     if unknown := sorted(recipe.folded.keys() - {block.name for block in blocks}):
         raise damaged_file(folder, f"it has factors of {unknown[0]!r}, which is not a block of {type(model).__name__}")
     _fill(model, recipe.new, folder)
-    if recipe.has_adapter:
-        merge_adapter(model, folder / ADAPTER)
-    edits = plan_finalizing(model, blocks, factors)
-    if prove:
-        apply_proven(model, edits, MaskedOutputs.record(model, blocks, factors))
-    else:
-        apply_edits(edits)
+    apply_edits(plan_finalizing(model, blocks, factors))
     for name, kept in [(layers.name, kept) for layers, kept in lists]:
         drop_layers(model, next(layers for layers in find_layer_lists(model) if layers.name == name), kept)
     _fill(model, recipe.biases, folder)
     become_compact(model)
-    is_same = describe_kept_units(model) == record
+    is_same = json.loads(json.dumps(describe(model))) == record
     with loading(str(folder), remedy="Export the recipe again."):
-        former = record.get(LAYERS_KEY, {}).get("config", {}) if is_same else {}
+        former = layers.get("config", {}) if is_same else {}
         is_same = is_same and all(setting_of(model.config, name) == setting_of(config, name) for name in former)
     if not is_same:
         raise damaged_file(folder / CONFIG, "its record is not that of the units that are left of the base model")
@@ -127,15 +120,6 @@ def build_compact(
         check_file(folder / GENERATION)
         with loading(str(folder / GENERATION), remedy="Export the recipe again."):
             model.generation_config = GenerationConfig.from_pretrained(folder)
-
-
-def _by_dense_names(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a record with the names that blocks have in the base, which has the layers that left."""
-    layers = record.get(LAYERS_KEY, {})
-    return {
-        kind: {dense_name(layers, name): entry for name, entry in record.get(kind, {}).items()}
-        for kind in ("blocks", "feed_forward")
-    }
 
 
 def _lists_without_layers(
@@ -152,18 +136,17 @@ def _lists_without_layers(
     return lists
 
 
-def _blocks(model: PreTrainedModel, record: Mapping[str, Any], counts: Mapping[str, int]) -> list[Block]:
+def _blocks(model: PreTrainedModel, units: Mapping[str, Any], counts: Mapping[str, int]) -> list[Block]:
     """Return the blocks of a dense model, with neurons in the groups in which they were gated.
 
     Args:
         model: The model.
-        record: The tables of kept units. Where no neurons were removed, it has no sizes of groups.
+        units: The kept units. Where no neurons were removed, there are no sizes of groups.
         counts: Number of factors of each block that has any.
     """
     blocks: list[Block] = list(iter_attention_blocks(model))
-    groups = record["feed_forward"]
     for block in iter_feed_forward_blocks(model):
-        size = groups[block.name]["group"] if block.name in groups else None
+        size = units.get(block.name, {}).get("group_size")
         if size is None and counts.get(block.name):
             size = -(-block.width_before // counts[block.name])
         blocks.append(block if size is None else block.regrouped(size))
@@ -188,14 +171,9 @@ def _check_base(recipe: Recipe, place: Path) -> None:
         )
 
 
-def _factors(block: Block, record: Mapping[str, Any], folded: Tensor | None, folder: Path) -> Tensor:
+def _factors(block: Block, notes: Mapping[str, Any], folded: Tensor | None, folder: Path) -> Tensor:
     """Return the factor of each unit of a dense block, ``[num_units]``: 0 for those that are removed."""
-    if (entry := record["blocks"].get(block.name)) is not None:
-        kept: Sequence[int] = entry["kept_heads"]
-    elif (entry := record["feed_forward"].get(block.name)) is not None:
-        kept = entry["kept"]
-    else:
-        kept = block.unit_ids
+    kept: Sequence[int] = notes.get("head_ids", notes.get("kept_groups", block.unit_ids))
     if folded is not None and len(folded) != len(kept):
         raise damaged_file(folder, f"it has {len(folded)} factors of {block.name}, which keeps {len(kept)} units")
     factors = torch.zeros(len(block.unit_ids))

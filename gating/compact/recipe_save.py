@@ -13,19 +13,19 @@ from transformers import PreTrainedModel
 
 from gating.compact.digests import digest_stored
 from gating.compact.files import read_config
-from gating.compact.recipe import ADAPTER, Recipe
-from gating.compact.recipe_adapter import copy_adapter
+from gating.compact.recipe import Recipe
 from gating.compact.recipe_base import find_base, load_base, name_base
 from gating.compact.recipe_load import build_compact, digest_model
 from gating.discovery.find import search_attention
 from gating.errors import InputError, InputTypeError
-from gating.loader.changes import without_adapter
-from gating.loader.integrity import CONFIG, PLAIN_LOADING, RECORD_KEY, REMEDY_OF_PLAIN_LOADING, check_finite
-from gating.loader.record import base_prefix
+from gating.families.linear import without_adapter
+from gating.loader.checksums import CONFIG, RECORD_KEY
+from gating.loader.integrity import PLAIN_LOADING, REMEDY_OF_PLAIN_LOADING, check_finite
+from gating.loader.modeling import base_prefix
+from gating.loader.record import dense_class, describe
+from gating.loader.saving import has_lost_units
 from gating.proof.conditions import check_has_values, check_no_adapters, check_savable
-from gating.proof.outputs import max_relative_difference, tolerance_for
 from gating.pruning.prune_report import UnitCounts
-from gating.pruning.recording import dense_class, describe_kept_units, has_lost_units
 from gating.storage.folders import replacing_folder
 from gating.storage.results import RECIPE
 from gating.storage.transfer import check_upload, upload
@@ -43,7 +43,6 @@ def save_recipe(
     *,
     base: str | os.PathLike[str],
     folded: Mapping[str, Sequence[float]] | None = None,
-    adapter: str | os.PathLike[str] | None = None,
     revision: str | None = None,
     overwrite: bool = False,
     repo_id: str | None = None,
@@ -53,9 +52,9 @@ def save_recipe(
     """Save a compact model whose weights were not trained as a recipe for its base model, a folder of kilobytes.
 
     The folder has the name, commit and checksum of the base, the numbers of the kept heads and neurons, the factors
-    that were folded into output projections, an adapter, and weights that the base lacks, such as a new head.
+    that were folded into output projections, and weights that the base lacks, such as a new head.
     :func:`~gating.load_compact` builds the model from it. Before the folder appears, the model is built from it, and
-    its weights are compared: to the bit, or with an adapter up to rounding.
+    its weights are compared to the bit.
 
     Args:
         model: The compact model; it stays as it is.
@@ -63,7 +62,6 @@ def save_recipe(
         base: The dense model that the compact one was made from: a folder of safetensors files, or a name on the hub.
         folded: The factors of each block, ``FinalizeReport.folded``; None for a model without gates, whose heads or
             neurons were pruned by number.
-        adapter: Folder of a LoRA adapter of PEFT that was merged into the base before the removal.
         revision: Branch, tag or commit of the base on the hub; the recipe has the commit.
         overwrite: Whether the folder of an earlier recipe may be replaced, if no other file is in it.
         repo_id: Name on the hub, such as ``user/name``, to upload the folder to afterwards.
@@ -76,7 +74,7 @@ def save_recipe(
     Raises:
         TypeError: The model is not a model of transformers.
         ValueError: The base and the recipe do not give this model, for example because its weights were trained; the
-            base is a compact model or a recipe itself; the adapter is not LoRA; or the model still has gates.
+            base is a compact model or a recipe itself; or the model still has gates.
         FileNotFoundError: There is no such base, or it has no weights as safetensors.
         FileExistsError: The folder is not empty and ``overwrite`` is false, or it holds anything but an earlier recipe.
         ConnectionError: The hub cannot be reached for the base, or the upload has failed; then the folder is saved.
@@ -103,24 +101,21 @@ def save_recipe(
     name, commit = name_base(found)
     if repo_id is not None and commit is None:
         raise InputError(f"base={base} is a folder of this machine: name the base on the hub, or leave out repo_id.")
-    with replacing_folder(place, overwrite=overwrite, kind=RECIPE, keep=[found, adapter]) as folder:
+    with replacing_folder(place, overwrite=overwrite, kind=RECIPE, keep=[found]) as folder:
         _write_config(model, folder)
-        if adapter is not None:
-            copy_adapter(Path(adapter), folder / ADAPTER)
         rebuilt, config, lacking = load_base(found, folder, read_config(folder))
         recipe = Recipe(
             base=name,
             revision=commit,
             base_sha256=digest_stored(found),
-            compact_sha256=None if adapter is not None else digest_model(model),
-            has_adapter=adapter is not None,
+            compact_sha256=digest_model(model),
             folded=factors,
             new=_new_weights(model, rebuilt, lacking, base=name),
             biases=_changed_biases(model, rebuilt),
         )
         recipe.write(folder)
         _write_card(model, recipe, folder)
-        build_compact(rebuilt, config, Recipe.read(folder), folder, prove=False)
+        build_compact(rebuilt, config, Recipe.read(folder), folder)
         _check_equal(model, rebuilt, recipe)
     if repo_id is not None:
         upload(place, repo_id, private=private, token=token)
@@ -144,7 +139,7 @@ def _checked_factors(model: PreTrainedModel, folded: Mapping[str, Sequence[float
     layers = layers_record(model)
     known = {dense_name(layers, block.name): block for block in blocks}
     gone = {*layers.get("heads", {}), *layers.get("neurons", {})}
-    recorded, factors = describe_kept_units(model).get("feed_forward", {}), {}
+    factors = {}
     for name, values in folded.items():
         if name in gone and not values:
             continue
@@ -154,7 +149,9 @@ def _checked_factors(model: PreTrainedModel, folded: Mapping[str, Sequence[float
         if not (factors[name].isfinite() & (factors[name] > 0)).all():
             raise InputError(f"folded: {name} has factors that are not finite and above 0.")
         # Where no neurons were removed, a model does not know the groups that they were gated in.
-        is_free = isinstance(known[name], FeedForwardBlock) and known[name].name not in recorded
+        is_free = isinstance(known[name], FeedForwardBlock) and not hasattr(
+            without_adapter(known[name].output_projection), "kept_groups"
+        )
         if not is_free and len(values) != len(known[name].unit_ids):
             raise InputError(
                 f"folded has {len(values)} factors of {name}, which keeps {len(known[name].unit_ids)} units: give "
@@ -170,7 +167,7 @@ def _write_config(model: PreTrainedModel, folder: Path) -> None:
     config = deepcopy(model.config)
     vars(config).pop("auto_map", None)
     config.architectures, config.dtype = [dense_class(model).__name__], model.dtype
-    setattr(config, RECORD_KEY, describe_kept_units(model))
+    setattr(config, RECORD_KEY, describe(model))
     # For plain transformers, which finds no weights.
     setattr(config, PLAIN_LOADING, REMEDY_OF_PLAIN_LOADING)
     (folder / CONFIG).write_text(config.to_json_string(), encoding="utf-8")
@@ -211,14 +208,11 @@ def _check_equal(model: PreTrainedModel, rebuilt: PreTrainedModel, recipe: Recip
     differing = sorted(mine.keys() ^ theirs.keys())
     for name in sorted(mine.keys() & theirs.keys()):
         one, other = mine[name].cpu(), theirs[name]
-        is_equal = one.dtype == other.dtype and torch.equal(one, other)
-        if not is_equal and recipe.has_adapter and one.dtype == other.dtype:
-            is_equal = max_relative_difference([one], [other.clone()]) <= tolerance_for(one.dtype)
-        differing += [] if is_equal else [name]
+        differing += [] if one.dtype == other.dtype and torch.equal(one, other) else [name]
     if differing:
         raise InputError(
             f"{differing[0]} of this {type(model).__name__} is not what {recipe.title} and the recipe give: weights "
-            "were trained, or base, folded or adapter are those of another model. Save the model with its weights: "
+            "were trained, or base or folded are those of another model. Save the model with its weights: "
             "gating.save_compact."
         )
 

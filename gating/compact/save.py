@@ -1,5 +1,6 @@
 """Saving of compact models as folders that load with transformers alone."""
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any, Protocol
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from gating.compact.canary import make_canary
 from gating.compact.layer_counts import write_layer_counts
 from gating.compact.original import write_original
 from gating.compact.stock import StockError, may_be_stock, stock_model
@@ -15,9 +17,11 @@ from gating.compact.verify import check_saved
 from gating.discovery.find import search_attention
 from gating.discovery.vocabulary import check_vocabulary, vocabulary_size
 from gating.errors import InputError, InputTypeError
+from gating.loader.checksums import CANARY, CONFIG, RECORD_KEY
+from gating.loader.composing import write_code
 from gating.loader.integrity import check_finite, write_checksums
+from gating.loader.saving import become_compact, has_lost_units
 from gating.proof.conditions import check_has_values, check_no_adapters, check_savable
-from gating.pruning.recording import become_compact, has_lost_units
 from gating.report.card import write_card
 from gating.report.rows import CompactReport
 from gating.storage.folders import replacing_folder
@@ -139,12 +143,25 @@ def _write(model: PreTrainedModel, folder: Path, tokenizer: Processor | None, *,
         search_attention(model)  # Raises for a model without heads or neurons to describe.
     become_compact(model)
     saved.save_pretrained(folder)
+    if not stock:
+        _write_canary(model, folder)
     if stock and has_lost_units(model):
         write_original(model, folder)
     if not stock and write_layer_counts(model, folder):
+        write_code(model, folder, has_layer_counts=True)
         write_checksums(folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
+
+
+def _write_canary(model: PreTrainedModel, folder: Path) -> None:
+    """Add a batch and outputs to the record of a folder that was just saved."""
+    path, canary = folder / CONFIG, make_canary(model)
+    if canary is not None:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config[RECORD_KEY][CANARY] = canary
+        path.write_text(json.dumps(config), encoding="utf-8")
+        write_checksums(folder)
 
 
 def _check_saved(model: PreTrainedModel, folder: Path, probe: Mapping[str, Tensor] | None, *, stock: bool) -> None:

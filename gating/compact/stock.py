@@ -18,8 +18,8 @@ from transformers import PreTrainedConfig, PreTrainedModel, initialization
 
 from gating.compact.size_fields import HEADS, KEY_VALUE_HEADS, new_width
 from gating.errors import RemedyError
-from gating.loader.record import base_prefix
-from gating.pruning.recording import dense_class, dense_config
+from gating.loader.modeling import base_prefix
+from gating.loader.record import dense_class, dense_config
 from gating.structure.attention import AttentionBlock, iter_attention_blocks
 from gating.structure.feed_forward import FeedForwardBlock, iter_feed_forward_blocks
 from gating.units import unit_of
@@ -246,7 +246,7 @@ def _explain_heads(block: AttentionBlock, config: str, differing: set[str]) -> s
     if not block.num_heads:
         return f"{block.name} has no head, and {config} describes at least one"
     if any(name.endswith(f"{block.name}.head_index") for name in differing):
-        if block.spec.returns == "t5":
+        if block.spec.shares_bias:
             return f"its layers share the position biases of {block.name}, but keep other heads than that"
         return f"{block.name} selects its position biases or slopes from those of all heads of the original model"
     if hasattr(block.module, "config") and getattr(block.module.config, "head_dim", None):

@@ -11,8 +11,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from gating.compact.files import damaged_file, walk
 from gating.errors import InputError
-from gating.loader.compact import auto_classes
-from gating.loader.integrity import PLAIN_LOADING, RECORD_KEY, REMEDY_OF_PLAIN_LOADING, mixed
+from gating.loader.checksums import RECORD_KEY
+from gating.loader.integrity import PLAIN_LOADING, REMEDY_OF_PLAIN_LOADING, mixed
+from gating.loader.saving import auto_classes
 
 __all__ = ["check_trust", "model_class", "without_load_report"]
 
@@ -22,7 +23,7 @@ _FOREIGN = {
     "quantization_config": "weights that are quantized",
     "base_model_name_or_path": "an adapter of another model",
 }
-_OWN_CODE = re.compile(r"compact\.[A-Za-z]\w*")
+_OWN_CODE = re.compile(r"modeling_compact\.[A-Za-z]\w*")
 
 
 def check_trust(folder: Path, described: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from gating.discovery.neuron_trial import why_features_change
-from gating.loader.changes import num_outputs
+from gating.families.linear import num_outputs
 from gating.structure.attention import AttentionBlock
 from gating.structure.feed_forward import ExpertsBlock, FeedForwardBlock
 

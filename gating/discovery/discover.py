@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from gating.discovery.dependence import why_heads_depend, why_not_attention
 from gating.discovery.refusals import sort_blocks, why_not_editable
 from gating.errors import InputError
+from gating.families.layouts import AttentionSpec, RowLayout
+from gating.families.linear import num_inputs, num_outputs
 from gating.families.registry import find_spec
-from gating.loader.changes import num_inputs, num_outputs
-from gating.loader.layouts import AttentionSpec, RowLayout
 from gating.proof.conditions import check_no_adapters
 from gating.proof.probe import run_probe
 from gating.proof.prove import try_removal

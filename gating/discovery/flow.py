@@ -17,8 +17,8 @@ from gating.discovery.refusals import sort_blocks
 from gating.discovery.trace import is_linear, trace_feed_forward
 from gating.errors import InputError
 from gating.families.feed_forward import find_feed_forward_spec
-from gating.loader.changes import num_inputs, num_outputs, without_adapter
-from gating.loader.layouts import FeedForwardSpec
+from gating.families.layouts import FeedForwardSpec
+from gating.families.linear import num_inputs, num_outputs, without_adapter
 from gating.proof.conditions import check_no_adapters
 from gating.proof.probe import run_probe
 from gating.proof.prove import try_removal

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from gating.discovery.dependence import why_mixed, why_not_attention
-from gating.loader.changes import num_inputs, num_outputs, without_adapter
+from gating.families.linear import num_inputs, num_outputs, without_adapter
 from gating.structure.attention import AttentionBlock, iter_attention_blocks
 from gating.structure.feed_forward import FeedForwardBlock
 

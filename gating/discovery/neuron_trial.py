@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gating.families.feed_forward import rows_of_layout
-from gating.loader.changes import num_inputs
+from gating.families.linear import num_inputs
 from gating.proof.inputs.sizes import required_arguments
 from gating.structure.feed_forward import FeedForwardBlock
 

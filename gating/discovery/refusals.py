@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from gating.errors import InputError
-from gating.loader.changes import parameter_names, without_adapter
+from gating.families.linear import parameter_names, without_adapter
 from gating.proof.conditions import is_shard
 from gating.structure.blocks import Block
 from gating.structure.feed_forward import ExpertsBlock

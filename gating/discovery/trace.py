@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 from transformers.pytorch_utils import Conv1D
 
-from gating.loader.changes import num_inputs, num_outputs
-from gating.loader.layouts import UpLayout
+from gating.families.layouts import UpLayout
+from gating.families.linear import num_inputs, num_outputs
 from gating.proof.outputs import forward_outputs
 
 __all__ = ["Ups", "is_linear", "trace_feed_forward"]

@@ -10,7 +10,7 @@ from torch import nn
 
 from gating.discovery.lookalikes import UNREGISTERED, why_no_neurons
 from gating.errors import InputError, RemedyError, RemedyWarning
-from gating.loader.record import base_prefix
+from gating.loader.modeling import base_prefix
 from gating.structure.blocks import Block, tower_of
 from gating.structure.feed_forward import FeedForwardBlock
 

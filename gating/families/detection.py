@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from gating.families.layouts import AttentionSpec
 from gating.families.rows import Q_K_V_PROJ, QUERY_KEY_VALUE, Projections, Row, context_spec
 from gating.loader.forwards_images import detr_forward, mgp_forward
-from gating.loader.layouts import AttentionSpec
 
 __all__ = ["DETECTION_FAMILIES"]
 
@@ -46,7 +46,7 @@ def _hiera(module: Any) -> AttentionSpec:
     return AttentionSpec(
         (("qkv", "qkv"),),
         "proj",
-        returns="pair" if module.query_stride == 1 else "unknown",
+        returns="pair" if module.query_stride == 1 else "other",
         head_widths=("hidden_size_output",),
     )
 
@@ -77,7 +77,7 @@ DETECTION_FAMILIES: dict[str, Row] = {
         QUERY_KEY_VALUE,
         "out_proj",
         head_dim="attention_head_size",
-        returns="mpnet",
+        returns="other",
         # Masks of texts have a copy for each head.
         per_head_inputs=(("attention_mask", 1),),
     ),
@@ -88,7 +88,7 @@ DETECTION_FAMILIES: dict[str, Row] = {
     "(GroundingDino|MMGroundingDino)BiMultiHeadAttention": AttentionSpec(
         (("vision_proj", "q"), ("text_proj", "k"), ("values_vision_proj", "v"), ("values_text_proj", "v")),
         "out_vision_proj",
-        returns="two pairs",
+        returns="other",
         head_widths=("embed_dim",),
         is_cross_attention=True,
         other_outputs=("out_text_proj",),

@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from gating.errors import InputError
+from gating.families.layouts import FeedForwardSpec, UpLayout, read_spec
+from gating.families.linear import num_inputs, num_outputs, without_adapter
 from gating.families.rows import check_row
-from gating.loader.changes import num_inputs, num_outputs, without_adapter
-from gating.loader.layouts import FeedForwardSpec, UpLayout
 
 __all__ = [
     "find_feed_forward_spec",
@@ -78,7 +78,10 @@ def find_feed_forward_spec(module: nn.Module, *, shipped_only: bool = False) -> 
     Raises:
         ValueError: A registered spec does not fit the module.
     """
-    own = None if shipped_only else getattr(module, "feed_forward_spec", None)
+    own: Any = None if shipped_only else getattr(module, "feed_forward_spec", None)
+    if isinstance(own, dict):
+        # A compact folder stores layouts as plain values.
+        own = module.feed_forward_spec = read_spec(own, FeedForwardSpec)
     if isinstance(own, FeedForwardSpec):
         return own
     return registered_feed_forward_spec(module, shipped_only=shipped_only)

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import nn
 
+from gating.families.layouts import AttentionSpec
 from gating.families.rows import Q_K_V, Q_K_V_PROJ, QUERY_KEY_VALUE, Projections, Row, context_spec
 from gating.loader.forwards_images import (
     blip_2_forward,
@@ -16,7 +17,6 @@ from gating.loader.forwards_images import (
 )
 from gating.loader.forwards_sounds import rotary_forward, wavlm_forward
 from gating.loader.forwards_texts import trocr_forward
-from gating.loader.layouts import AttentionSpec
 
 __all__ = ["MEDIA_FAMILIES"]
 
@@ -42,7 +42,7 @@ def _fused(module: Any, count: str, forward: Any = None, *, returns: str = "pair
         (("qkv", "qkv"),),
         "proj",
         head_dim=int(width),
-        returns="forward" if forward else returns,
+        returns="other" if forward else returns,
         head_counts=(count,),
         forward=forward,
     )
@@ -54,7 +54,7 @@ def _multihead(module: nn.Module) -> AttentionSpec:
     return AttentionSpec(
         () if has_own_keys else (("in_proj_weight", "qkv"),),
         "out_proj",
-        returns="forward",
+        returns="other",
         forward=multihead_forward,
         calls_projection=False,
     )
@@ -112,7 +112,7 @@ MEDIA_FAMILIES: dict[str, Row] = {
     "(Sam|SamHQ|GotOcr2|PPFormulaNet|SLANeXt|UnlimitedOcrSam|DeepseekOcr2Sam)VisionAttention": lambda module: _fused(
         module, "num_attention_heads"
     ),
-    "VitDetAttention": lambda module: _fused(module, "num_heads", returns="mpnet"),
+    "VitDetAttention": lambda module: _fused(module, "num_heads", returns="other"),
     "TimesformerSelfAttention": _timesformer,
     "(Sam|SamHQ)Attention": _two_way,
     "Exaone4_5_VisionAttention": AttentionSpec(
@@ -125,13 +125,13 @@ MEDIA_FAMILIES: dict[str, Row] = {
     "Florence2VisionChannelAttention": lambda module: _fused(module, "groups", channel_forward),
     "VJEPA2RopeAttention": AttentionSpec(QUERY_KEY_VALUE, "proj", head_dim="attention_head_size"),
     "MobileViTSelfAttention": AttentionSpec(
-        QUERY_KEY_VALUE, "^output.dense", head_dim="attention_head_size", returns="unknown"
+        QUERY_KEY_VALUE, "^output.dense", head_dim="attention_head_size", returns="other"
     ),
     "(Wav2Vec2Bert|Wav2Vec2Conformer|SeamlessM4TConformer)SelfAttention": _conformer,
     "WavLMAttention": AttentionSpec(
         Q_K_V_PROJ,
         "out_proj",
-        returns="forward",
+        returns="other",
         per_head=(("gru_rel_pos_const", 1),),
         forward=wavlm_forward,
         calls_projection=False,
@@ -154,7 +154,7 @@ MEDIA_FAMILIES: dict[str, Row] = {
     ),
     # One table of position biases, in the first layer, serves the whole stack, as in T5.
     "Pix2StructTextAttention": AttentionSpec(
-        QUERY_KEY_VALUE, "output", head_dim="key_value_proj_dim", head_widths=("inner_dim",), returns="t5"
+        QUERY_KEY_VALUE, "output", head_dim="key_value_proj_dim", head_widths=("inner_dim",), returns="other", shares_bias=True
     ),
     "TrOCRAttention": AttentionSpec(Q_K_V_PROJ, "out_proj", forward=trocr_forward),
 }

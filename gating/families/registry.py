@@ -7,17 +7,18 @@ tiny model to ``tests/support/family_models.py``.
 import re
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 from torch import nn
 
 from gating.families.detection import DETECTION_FAMILIES
+from gating.families.layouts import AttentionSpec, read_spec
 from gating.families.media import MEDIA_FAMILIES
 from gating.families.rows import Row, check_row
 from gating.families.shared import SHARED_FAMILIES
 from gating.families.special import SPECIAL_FAMILIES
 from gating.families.text import TEXT_FAMILIES
-from gating.loader.layouts import AttentionSpec
-from gating.loader.modules import original_class
+from gating.loader.replaced import original_class
 
 __all__ = ["find_spec", "register_attention_spec", "registered_spec"]
 
@@ -60,7 +61,10 @@ def find_spec(module: nn.Module, *, shipped_only: bool = False) -> AttentionSpec
         module: Any module.
         shipped_only: Whether to ignore discovered specs and those that the user registered.
     """
-    own = getattr(module, "attention_spec", None)
+    own: Any = getattr(module, "attention_spec", None)
+    if isinstance(own, dict):
+        # A compact folder stores layouts as plain values.
+        own = module.attention_spec = read_spec(own, AttentionSpec)
     if isinstance(own, AttentionSpec) and not shipped_only:
         return own
     return registered_spec(module, shipped_only=shipped_only)

@@ -7,10 +7,9 @@ from typing import Any
 from torch import nn
 
 from gating.errors import InputError
-from gating.loader.layouts import AttentionSpec, RowLayout
-from gating.loader.parts import PARTS
+from gating.families.layouts import RETURNS, AttentionSpec, RowLayout
 
-__all__ = ["Q_K_V", "Q_K_V_PROJ", "QUERY_KEY_VALUE", "Projections", "Row", "check_row", "context_spec", "known_forms"]
+__all__ = ["Q_K_V", "Q_K_V_PROJ", "QUERY_KEY_VALUE", "Projections", "Row", "check_row", "context_spec"]
 
 
 # Of a class whose layout depends on the configuration, a function returns the spec of a module; None for a module of
@@ -42,17 +41,10 @@ def context_spec(
     )
 
 
-def known_forms() -> set[str]:
-    """Return the forms of a return value that the loader has an answer for when a block has lost all its heads."""
-    return {"pair", "context", "tensor", "forward", "unknown"} | {
-        name.removeprefix("emptied ") for name in PARTS if name.startswith("emptied ") and name != "emptied state"
-    }
-
-
 def check_row(class_name: Any, projections: Any, *, returns: Any = "pair") -> None:
     """Raise ``InputError`` for a row of a registry whose pattern, pairs or return value cannot be read."""
-    if returns not in known_forms():
-        raise InputError(f"returns={returns!r} must be one of {', '.join(sorted(known_forms()))}.")
+    if returns not in RETURNS:
+        raise InputError(f"returns={returns!r} must be one of {', '.join(RETURNS)}.")
     try:
         re.compile(class_name)
     except (re.error, TypeError):

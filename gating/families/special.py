@@ -2,10 +2,10 @@
 
 from typing import Any
 
+from gating.families.layouts import AttentionSpec
+from gating.families.linear import num_outputs
 from gating.families.rows import Q_K_V_PROJ, QUERY_KEY_VALUE, Projections, Row
-from gating.loader.changes import num_outputs
 from gating.loader.forwards_texts import fsmt_forward, led_forward, longformer_forward
-from gating.loader.layouts import AttentionSpec
 
 __all__ = ["SPECIAL_FAMILIES"]
 
@@ -14,7 +14,7 @@ def _bloom(module: Any) -> AttentionSpec | None:
     """Return the spec for BLOOM; None where its code slices the weight of the output projection."""
     if module.pretraining_tp > 1 and module.slow_but_exact:
         return None
-    return AttentionSpec((("query_key_value", "hqkv"),), "dense", returns="residual", per_head_inputs=(("alibi", 0),))
+    return AttentionSpec((("query_key_value", "hqkv"),), "dense", returns="other", per_head_inputs=(("alibi", 0),))
 
 
 def _moshi(module: Any) -> AttentionSpec | None:
@@ -30,7 +30,7 @@ def _funnel(module: Any) -> AttentionSpec:
         (("q_head", "q"), ("k_head", "k"), ("v_head", "v")),
         "post_proj",
         head_dim=int(module.config.d_head),
-        returns="funnel",
+        returns="other",
         per_head=(("r_w_bias", 0), ("r_r_bias", 0), ("r_kernel", 1), ("r_s_bias", 0), ("seg_embed", 1)),
         config_counts=("n_head",),
     )
@@ -45,16 +45,16 @@ def _short_name(module: Any) -> AttentionSpec | None:
             (("c_attn", "qkv"),),
             "c_proj",
             head_dim=int(width),
-            returns="list",
+            returns="other",
             head_counts=("n_head",),
             head_widths=("split_size",),
         )
     if model == "ctrl":
         return AttentionSpec((("Wq", "q"), ("Wk", "k"), ("Wv", "v")), "dense")
     if model == "fsmt":
-        return AttentionSpec(Q_K_V_PROJ, "out_proj", returns="forward", forward=fsmt_forward)
+        return AttentionSpec(Q_K_V_PROJ, "out_proj", returns="other", forward=fsmt_forward)
     if model in ("xlm", "flaubert"):
-        return AttentionSpec((("q_lin", "q"), ("k_lin", "k"), ("v_lin", "v")), "out_lin", returns="mpnet")
+        return AttentionSpec((("q_lin", "q"), ("k_lin", "k"), ("v_lin", "v")), "out_lin", returns="other")
     return None
 
 
@@ -62,10 +62,10 @@ _GLOBAL: Projections = (("query_global", "q"), ("key_global", "k"), ("value_glob
 _WINDOWED: Projections = (*QUERY_KEY_VALUE, *_GLOBAL)
 SPECIAL_FAMILIES: dict[str, Row] = {
     "LongformerSelfAttention": AttentionSpec(
-        _WINDOWED, "^output.dense", returns="longformer", forward=longformer_forward
+        _WINDOWED, "^output.dense", returns="other", forward=longformer_forward
     ),
-    "LEDEncoderSelfAttention": AttentionSpec(_WINDOWED, "^output", returns="longformer", forward=longformer_forward),
-    "LEDDecoderAttention": AttentionSpec(Q_K_V_PROJ, "out_proj", returns="cache", forward=led_forward),
+    "LEDEncoderSelfAttention": AttentionSpec(_WINDOWED, "^output", returns="other", forward=longformer_forward),
+    "LEDDecoderAttention": AttentionSpec(Q_K_V_PROJ, "out_proj", returns="other", forward=led_forward),
     "BigBirdPegasusSelfAttention": AttentionSpec(
         QUERY_KEY_VALUE, "^output", head_dim="attention_head_size", returns="context"
     ),
@@ -107,7 +107,7 @@ SPECIAL_FAMILIES: dict[str, Row] = {
         (*QUERY_KEY_VALUE, ("layout_query", "q"), ("layout_key", "k"), ("layout_value", "v")),
         "^output.dense",
         head_dim="attention_head_size",
-        returns="contexts",
+        returns="other",
         other_outputs=("^layout_output.dense",),
     ),
     "FunnelRelMultiheadAttention": _funnel,

@@ -2,8 +2,8 @@
 
 from torch import nn
 
+from gating.families.layouts import AttentionSpec, RowLayout
 from gating.families.rows import Q_K_V, Q_K_V_PROJ, QUERY_KEY_VALUE, Projections, Row, context_spec
-from gating.loader.layouts import AttentionSpec, RowLayout
 
 __all__ = ["TEXT_FAMILIES"]
 
@@ -67,11 +67,11 @@ TEXT_FAMILIES: dict[str, Row] = {
         (("q_lin", "q"), ("k_lin", "k"), ("v_lin", "v")), "out_lin", head_dim="attention_head_size"
     ),
     # One module serves many layers. The residual and its norm are inside.
-    "AlbertAttention": AttentionSpec(QUERY_KEY_VALUE, "dense", head_dim="attention_head_size", returns="albert"),
+    "AlbertAttention": AttentionSpec(QUERY_KEY_VALUE, "dense", head_dim="attention_head_size", returns="other"),
     "DisentangledSelfAttention": _deberta,
     # One table of biases serves all layers.
     "MPNetSelfAttention": AttentionSpec(
-        Q_K_V, "o", head_dim="attention_head_size", returns="mpnet", per_head_inputs=(("position_bias", 1),)
+        Q_K_V, "o", head_dim="attention_head_size", returns="other", per_head_inputs=(("position_bias", 1),)
     ),
     "ModernBertAttention": AttentionSpec((("Wqkv", "qkv"),), "Wo"),
     "GPT2Attention": _gpt2,
@@ -80,7 +80,7 @@ TEXT_FAMILIES: dict[str, Row] = {
     ),
     "GPTNeoXAttention": AttentionSpec((("query_key_value", "hqkv"),), "dense", head_dim="head_size"),
     "GPTNeoXJapaneseAttention": AttentionSpec(
-        (("query_key_value", "hqkv"),), "dense", head_dim="head_size", returns="unknown"
+        (("query_key_value", "hqkv"),), "dense", head_dim="head_size", returns="other"
     ),
     "GPTBigCodeAttention": _gpt_bigcode,
     "PersimmonAttention": AttentionSpec((("query_key_value", "hqkv"),), "dense"),
@@ -111,7 +111,7 @@ TEXT_FAMILIES: dict[str, Row] = {
         _LATENT_PROJECTIONS,
         "o_proj",
         head_dim="v_head_dim",
-        returns="unknown",
+        returns="other",
         key_dim="qk_head_dim",
         per_head=(("sinks", 0), ("softmax_scaling.scale", 0), ("softmax_scaling.bias", 0)),
     ),
@@ -139,7 +139,7 @@ TEXT_FAMILIES: dict[str, Row] = {
     ),
     # One table of position biases, in the first layer, serves a whole stack.
     "(M?T5|LongT5|SwitchTransformers|Udop|Pop2Piano)Attention": AttentionSpec(
-        Q_K_V, "o", head_dim="key_value_proj_dim", head_widths=("inner_dim",), returns="t5"
+        Q_K_V, "o", head_dim="key_value_proj_dim", head_widths=("inner_dim",), returns="other", shares_bias=True
     ),
     "UMT5Attention": AttentionSpec(
         Q_K_V,

@@ -9,7 +9,8 @@ from transformers.pytorch_utils import Conv1D
 
 from gating.errors import InputError
 from gating.gates.pass_values import PassValues
-from gating.loader.modules import original_class, subclass
+from gating.loader.classes import subclass
+from gating.loader.replaced import original_class
 from gating.structure.blocks import Block
 from gating.structure.hooks import Handle
 from gating.units import unit_of
@@ -105,7 +106,7 @@ class WeightGate:
     def __init__(self, projection: nn.Module) -> None:
         """Change the class of a layer, in place."""
         self._projection = projection
-        projection.__class__ = subclass(type(projection), _scaled)
+        projection.__class__ = subclass(type(projection), (_scaled,))
 
     def remove(self) -> None:
         """Change the class of the layer back, in place."""

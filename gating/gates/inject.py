@@ -17,10 +17,10 @@ from gating.discovery.ungated import (
     without_left_out,
 )
 from gating.errors import InputError
+from gating.families.linear import without_adapter
 from gating.gates import hard_concrete
 from gating.gates.attachment import CHILD_NAME, check_not_gated
 from gating.gates.gates import HeadGates
-from gating.loader.changes import without_adapter
 from gating.proof.probe import run_probe
 from gating.proof.prove import try_removal
 from gating.structure.blocks import Block

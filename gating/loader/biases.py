@@ -1,40 +1,47 @@
 """Attention whose layers share position biases or slopes, which have an entry for each head of the original model."""
 
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from .modules import EmptiedCall, Members, bind_arguments, with_zero_gradients
+from .classes import Members, part
 
-__all__ = ["PARTS", "shared_bias", "sliced_inputs"]
+__all__ = ["shared_bias", "sliced_inputs"]
 
 
-def sliced_inputs(base: type[nn.Module], inputs: tuple[tuple[str, int], ...]) -> Members:
-    """Return the members of a subclass that takes the entries of its own heads from some arguments and dimensions."""
-    bind = bind_arguments(base)
+@part
+def sliced_inputs(base: type[nn.Module], inputs: tuple[tuple[str, int], ...], num_heads: int) -> Members:
+    """Return the members of a subclass that takes the entries of its own heads from some arguments and dimensions.
+
+    The arguments have entries for the ``num_heads`` heads of the original model.
+    """
+    bind = _bind_arguments(base)
 
     def forward(self: Any, *args: object, **kwargs: object) -> object:
         arguments = bind(args, kwargs)
         for name, dim in inputs:
-            arguments[name] = _take_heads(self, arguments.get(name), dim)
+            arguments[name] = _take_heads(self, arguments.get(name), dim, num_heads)
         return base.forward(self, **arguments)
 
     return {"forward": forward}
 
 
-def shared_bias(base: Any) -> Members:
+@part
+def shared_bias(base: Any, num_heads: int) -> Members:
     """Return the members of a subclass of T5's attention.
 
-    The first layer computes a position bias for all original heads and passes it to the others in its return value;
+    The first layer computes a position bias for all ``num_heads`` original heads and passes it to the others in its return value;
     each layer takes the entries of its own heads. The zeros that cross-attention uses as bias are not passed on,
     because layers differ in their number of heads.
     """
-    bind = bind_arguments(base)
+    bind = _bind_arguments(base)
 
     def compute_bias(self: Any, *args: object, **kwargs: object) -> Tensor:
         bias: Tensor = base.compute_bias(self, *args, **kwargs)
-        return cast("Tensor", _take_heads(self, bias, 1))
+        return cast("Tensor", _take_heads(self, bias, 1, num_heads))
 
     def forward(self: Any, *args: object, **kwargs: object) -> tuple[Tensor, Tensor | None, Tensor | None]:
         arguments = bind(args, kwargs)
@@ -42,7 +49,7 @@ def shared_bias(base: Any) -> Members:
         is_cross_attention = arguments.get("key_value_states") is not None
         full_bias = None if is_cross_attention else arguments.get("position_bias")
         past_length = _past_length(cache, self.layer_idx)
-        arguments["position_bias"] = _take_heads(self, full_bias, 1)
+        arguments["position_bias"] = _take_heads(self, full_bias, 1, num_heads)
         output, own_bias, probabilities = base.forward(self, **arguments)
         if full_bias is None and not is_cross_attention and self.has_relative_attention_bias:
             full_bias = base.compute_bias(
@@ -53,25 +60,19 @@ def shared_bias(base: Any) -> Members:
     return {"forward": forward, "compute_bias": compute_bias}
 
 
-def _emptied_t5(call: EmptiedCall) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Answer as T5's attention without heads, which still passes the position bias on, or computes it first."""
-    module, states = call.module, call.hidden_states
-    past_length = _past_length(call.cache, getattr(module, "layer_idx", None))
-    probabilities = call.probabilities()
-    bias = None if call.source is not None else call.arguments.get("position_bias")
-    if bias is None and call.source is None and module.has_relative_attention_bias:
-        bias = module.compute_bias(states.shape[1], probabilities.shape[-1], states.device, past_length)
-    return with_zero_gradients(call.output(), bias), bias, probabilities
+def _bind_arguments(cls: type[nn.Module]) -> Callable[[tuple[object, ...], Mapping[str, object]], Members]:
+    """Return a function that names the arguments of ``forward``; ``torch.compile`` does not trace ``inspect``."""
+    names = list(inspect.signature(cls.forward).parameters)[1:]
+    return lambda args, kwargs: {**dict(zip(names, args)), **kwargs}  # noqa: B905
 
 
-def _take_heads(module: Any, value: Any, dim: int) -> Any:
+def _take_heads(module: Any, value: Any, dim: int, num_heads: int) -> Any:
     """Index a tensor with an entry for each original head; tensors that broadcast over heads stay.
 
     The first dimension may be that of batch and heads together.
     """
     if not isinstance(value, Tensor) or value.dim() <= dim:
         return value
-    num_heads: int = module.num_heads_before
     if dim == 0 and value.shape[0] % num_heads == 0:
         return value.unflatten(0, (-1, num_heads)).index_select(1, module.head_index).flatten(0, 1)
     return torch.index_select(value, dim, module.head_index) if value.shape[dim] == num_heads else value
@@ -82,11 +83,3 @@ def _past_length(cache: Any, layer_idx: int | None) -> Any:
     length = cache.get_seq_length(layer_idx) if cache is not None else 0
     return length.clone() if isinstance(length, Tensor) else length
 
-
-PARTS = {
-    "shared_bias": shared_bias,
-    "sliced_inputs": sliced_inputs,
-    "emptied t5": _emptied_t5,
-    # The table of the first layer serves all layers.
-    "stays t5": ("relative_attention_bias",),
-}

@@ -7,10 +7,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from .attend import attend, attend_eagerly, split_heads
-from .modules import with_zero_gradients
+from .classes import part
 
 __all__ = [
-    "PARTS",
     "blip_2_forward",
     "blip_vision_forward",
     "channel_forward",
@@ -23,6 +22,7 @@ __all__ = [
 ]
 
 
+@part
 def blip_vision_forward(self: Any, hidden_states: Tensor, **_kwargs: object) -> tuple[Tensor, Tensor]:
     """Attend as BLIP's image encoder, whose own code computes the width of a head from the hidden size."""
     head_outputs, probabilities = _attend_fused(self, hidden_states, self.dropout)
@@ -36,6 +36,7 @@ def _attend_fused(module: Any, hidden_states: Tensor, dropout: Any) -> tuple[Ten
     return (probabilities @ values).transpose(1, 2).flatten(2), probabilities
 
 
+@part
 def blip_2_forward(self: Any, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
     """Attend as the image encoders of BLIP-2, whose own code computes the width of a head from the hidden size."""
     heads = self.qkv(hidden_states).unflatten(-1, (3, -1, self.head_dim)).permute(2, 0, 3, 1, 4)
@@ -44,6 +45,7 @@ def blip_2_forward(self: Any, hidden_states: Tensor, **kwargs: Any) -> tuple[Ten
     return self.projection(head_outputs.flatten(2)), probabilities
 
 
+@part
 def group_vit_forward(
     self: Any,
     hidden_states: Tensor,
@@ -60,33 +62,33 @@ def group_vit_forward(
     return self.out_proj(head_outputs.flatten(2)), probabilities
 
 
+@part
 def window_forward(self: Any, hidden_states: Tensor) -> Tensor:
     """Attend inside windows of ``[batch, height, width, channels]`` as Florence-2, whose own code needs all heads."""
     (_, height, width, _), size = hidden_states.shape, self.window_size
     padded = functional.pad(hidden_states, (0, 0, 0, -width % size, 0, -height % size))
     windows = padded.unflatten(2, (-1, size)).unflatten(1, (-1, size)).transpose(2, 3)
     features = windows.flatten(3, 4).flatten(0, 2)
-    if self.qkv is not None:
-        heads = self.qkv(features).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        features = attend(self, *heads, scaling=self.scale)[0].flatten(2)
+    heads = self.qkv(features).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    features = attend(self, *heads, scaling=self.scale)[0].flatten(2)
     windows = self.proj(features).unflatten(1, (size, size)).unflatten(0, windows.shape[:3])
     merged: Tensor = windows.transpose(2, 3).flatten(3, 4).flatten(1, 2)
     return merged[:, :height, :width].flatten(1, 2)
 
 
+@part
 def channel_forward(self: Any, hidden_states: Tensor) -> Tensor:
     """Attend among channels of a group as Florence-2, whose own code computes the width of a group from all channels.
 
     A group is to this module as a head is to others: groups meet in the output projection only.
     """
-    features = hidden_states
-    if self.qkv is not None:
-        groups = self.qkv(hidden_states).unflatten(-1, (3, self.groups, -1)).permute(2, 0, 3, 4, 1)
-        features = attend(self, *groups, scaling=hidden_states.shape[1] ** -0.5)[0].permute(0, 3, 2, 1).flatten(2)
+    groups = self.qkv(hidden_states).unflatten(-1, (3, self.groups, -1)).permute(2, 0, 3, 4, 1)
+    features = attend(self, *groups, scaling=hidden_states.shape[1] ** -0.5)[0].permute(0, 3, 2, 1).flatten(2)
     projected: Tensor = self.proj(features)
     return projected
 
 
+@part
 def multihead_forward(
     self: Any,
     query: Tensor,
@@ -104,30 +106,27 @@ def multihead_forward(
         (query, key, value) if self.batch_first or not is_batched else [x.transpose(0, 1) for x in (query, key, value)]
     )
     inputs = inputs if is_batched else [x.unsqueeze(0) for x in inputs]
-    size, length = inputs[0].shape[:2]
-    features, weights = inputs[0], query.new_zeros(size, 0, length, inputs[1].shape[1])
-    if self.num_heads:
-        biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
-        rows = zip(inputs, self.in_proj_weight.chunk(3), biases, strict=True)
-        queries, keys, values = split_heads(self, *(functional.linear(x, weight, bias) for x, weight, bias in rows))
-        mask = _sum_of_masks(self, attn_mask, key_padding_mask, size=size, dtype=query.dtype)
-        if need_weights:
-            features, weights = attend_eagerly(
-                self, queries, keys, values, mask, scaling=self.head_dim**-0.5, dropout=self.dropout
-            )
-        else:
-            dropout = self.dropout if self.training else 0.0
-            attend = functional.scaled_dot_product_attention
-            features = attend(queries, keys, values, attn_mask=mask, dropout_p=dropout).transpose(1, 2)
-        features = features.flatten(2)
-    output = with_zero_gradients(self.out_proj(features), key, value)
-    if average_attn_weights:
-        weights = weights.sum(1) / max(1, self.num_heads)
+    biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
+    rows = zip(inputs, self.in_proj_weight.chunk(3), biases, strict=True)
+    queries, keys, values = split_heads(self, *(functional.linear(x, weight, bias) for x, weight, bias in rows))
+    mask = _sum_of_masks(self, attn_mask, key_padding_mask, size=len(queries), dtype=query.dtype)
+    weights: Any = None
+    if need_weights:
+        features, weights = attend_eagerly(
+            self, queries, keys, values, mask, scaling=self.head_dim**-0.5, dropout=self.dropout
+        )
+    else:
+        dropout = self.dropout if self.training else 0.0
+        attend = functional.scaled_dot_product_attention
+        features = attend(queries, keys, values, attn_mask=mask, dropout_p=dropout).transpose(1, 2)
+    output = self.out_proj(features.flatten(2))
+    if need_weights and average_attn_weights:
+        weights = weights.mean(1)
     if not is_batched:
-        output, weights = output.squeeze(0), weights.squeeze(0)
+        output, weights = output.squeeze(0), weights.squeeze(0) if need_weights else None
     elif not self.batch_first:
         output = output.transpose(0, 1)
-    return output, weights if need_weights else None
+    return output, weights
 
 
 def _sum_of_masks(
@@ -149,12 +148,14 @@ def _sum_of_masks(
     return sum(added[1:], added[0]) if added else None
 
 
+@part
 def timesformer_forward(self: Any, hidden_states: Tensor, output_attentions: bool = False) -> tuple[Tensor, ...]:
     """Attend as TimeSformer, whose own code gives the outputs of the heads the hidden size."""
     head_outputs, probabilities = _attend_fused(self, hidden_states, self.attn_drop)
     return (head_outputs, probabilities) if output_attentions else (head_outputs,)
 
 
+@part
 def detr_forward(
     self: Any,
     hidden_states: Tensor,
@@ -181,20 +182,8 @@ def detr_forward(
     return self.out_proj(head_outputs.flatten(2)), probabilities if output_attentions else None
 
 
+@part
 def mgp_forward(self: Any, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
     """Attend as MGP-STR, whose own code computes the width of a head from the hidden size."""
     head_outputs, probabilities = _attend_fused(self, hidden_states, self.attn_drop)
     return self.proj_drop(self.proj(head_outputs)), probabilities
-
-
-PARTS = {
-    "forward blip_2": blip_2_forward,
-    "forward blip_vision": blip_vision_forward,
-    "forward channel": channel_forward,
-    "forward detr": detr_forward,
-    "forward group_vit": group_vit_forward,
-    "forward mgp": mgp_forward,
-    "forward multihead": multihead_forward,
-    "forward timesformer": timesformer_forward,
-    "forward window": window_forward,
-}

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .modules import with_zero_gradients
+from .classes import part
 
-__all__ = ["PARTS", "rotary_forward", "wavlm_forward"]
+__all__ = ["rotary_forward", "wavlm_forward"]
 
 
+@part
 def wavlm_forward(
     self: Any,
     hidden_states: Tensor,
@@ -26,31 +27,29 @@ def wavlm_forward(
     size, length, _ = hidden_states.shape
     if position_bias is None:
         position_bias = self.compute_bias(length, length).repeat(size, 1, 1)
-    output = hidden_states.new_zeros(*hidden_states.shape[:-1], 0)
-    probabilities = hidden_states.new_zeros(size, 0, length, length)
-    if self.num_heads:
-        parts = hidden_states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        bias = position_bias.unflatten(0, (size, -1))
-        if hasattr(self, "head_slots"):
-            slots = list(self.head_slots)
-            parts, bias = parts[:, slots], bias[:, slots]
-        gates = self.gru_rel_pos_linear(parts).unflatten(-1, (2, 4)).sum(-1).sigmoid()
-        gate_a, gate_b = gates.chunk(2, dim=-1)
-        mask = (gate_a * (gate_b * self.gru_rel_pos_const - 1.0) + 2.0) * bias
-        if attention_mask is not None:
-            mask = mask.masked_fill(attention_mask.ne(1)[:, None, None], float("-inf"))
-        queries, keys, values = (
-            project(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for project in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        weights = torch.softmax(queries * self.scaling @ keys.transpose(-1, -2) + mask, dim=-1)
-        weights = functional.dropout(weights, self.dropout, training=self.training)
-        output = (weights @ values).transpose(1, 2).flatten(2)
-        # The class returns means of all heads.
-        probabilities = weights.mean(1, keepdim=True).expand_as(weights)
-    return with_zero_gradients(self.out_proj(output), hidden_states, position_bias), probabilities, position_bias
+    parts = hidden_states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+    bias = position_bias.unflatten(0, (size, -1))
+    if hasattr(self, "head_slots"):
+        slots = list(self.head_slots)
+        parts, bias = parts[:, slots], bias[:, slots]
+    gates = self.gru_rel_pos_linear(parts).unflatten(-1, (2, 4)).sum(-1).sigmoid()
+    gate_a, gate_b = gates.chunk(2, dim=-1)
+    mask = (gate_a * (gate_b * self.gru_rel_pos_const - 1.0) + 2.0) * bias
+    if attention_mask is not None:
+        mask = mask.masked_fill(attention_mask.ne(1)[:, None, None], float("-inf"))
+    queries, keys, values = (
+        project(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        for project in (self.q_proj, self.k_proj, self.v_proj)
+    )
+    weights = torch.softmax(queries * self.scaling @ keys.transpose(-1, -2) + mask, dim=-1)
+    weights = functional.dropout(weights, self.dropout, training=self.training)
+    output = (weights @ values).transpose(1, 2).flatten(2)
+    # The class returns means of all heads.
+    probabilities = weights.mean(1, keepdim=True).expand_as(weights)
+    return self.out_proj(output), probabilities, position_bias
 
 
+@part
 def rotary_forward(
     self: Any,
     hidden_states: Tensor,
@@ -72,11 +71,3 @@ def rotary_forward(
     probabilities = torch.softmax(scores if attention_mask is None else scores + attention_mask, dim=-1)
     head_outputs = (self.dropout(probabilities) @ values).transpose(1, 2).flatten(2)
     return self.linear_out(head_outputs), probabilities
-
-
-# Modules of an emptied block that remain in use: the table of WavLM serves all layers.
-PARTS = {
-    "stays forward": ("rel_attn_embed",),
-    "forward rotary": rotary_forward,
-    "forward wavlm": wavlm_forward,
-}

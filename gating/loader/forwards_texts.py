@@ -8,11 +8,12 @@ from torch.nn import functional
 from transformers.cache_utils import EncoderDecoderCache
 
 from .attend import attend_eagerly, split_heads
-from .modules import update_cache, with_zero_gradients
+from .classes import part
 
-__all__ = ["PARTS", "fsmt_forward", "led_forward", "longformer_forward", "trocr_forward"]
+__all__ = ["fsmt_forward", "led_forward", "longformer_forward", "trocr_forward"]
 
 
+@part
 def longformer_forward(
     self: Any,
     hidden_states: Tensor,
@@ -63,6 +64,7 @@ def longformer_forward(
     return (head_outputs, weights, global_weights) if output_attentions else (head_outputs,)
 
 
+@part
 def trocr_forward(
     self: Any,
     hidden_states: Tensor,
@@ -81,6 +83,7 @@ def trocr_forward(
     return self.out_proj(head_outputs.flatten(2)), weights if output_attentions else None
 
 
+@part
 def led_forward(
     self: Any, hidden_states: Tensor, key_value_states: Tensor | None = None, cache: Any = None, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None, Any]:
@@ -88,6 +91,7 @@ def led_forward(
     return *trocr_forward(self, hidden_states, key_value_states, cache, **kwargs), cache
 
 
+@part
 def fsmt_forward(
     self: Any,
     query: Tensor,
@@ -101,24 +105,19 @@ def fsmt_forward(
     """Attend as FSMT, ``[length, batch, channels]``, whose own code gives the outputs of the heads the hidden size."""
     hidden_states = query.transpose(0, 1)
     source = key.transpose(0, 1) if key is not None and self.encoder_decoder_attention else None
-    if not self.num_heads:
-        key_length = update_cache(self, hidden_states, source, layer_state)
-        features, weights = hidden_states, query.new_zeros(*hidden_states.shape[:2], 0, key_length).transpose(1, 2)
-    else:
-        (queries,) = split_heads(self, self.q_proj(hidden_states))
-        keys, values = _keys_and_values(self, source, layer_state, hidden_states)
-        mask = attn_mask
-        if key_padding_mask is not None and key_padding_mask.dim():
-            is_padding = key_padding_mask[:, None, None]
-            padding = torch.zeros_like(is_padding, dtype=query.dtype).masked_fill(
-                is_padding, torch.finfo(query.dtype).min
-            )
-            mask = padding if mask is None else torch.minimum(mask, padding)
-        features, weights = attend_eagerly(
-            self, queries, keys, values, mask, scaling=self.scaling, dropout=self.dropout
+    (queries,) = split_heads(self, self.q_proj(hidden_states))
+    keys, values = _keys_and_values(self, source, layer_state, hidden_states)
+    mask = attn_mask
+    if key_padding_mask is not None and key_padding_mask.dim():
+        is_padding = key_padding_mask[:, None, None]
+        padding = torch.zeros_like(is_padding, dtype=query.dtype).masked_fill(
+            is_padding, torch.finfo(query.dtype).min
         )
-        features = features.flatten(2)
-    output = with_zero_gradients(self.out_proj(features.transpose(0, 1)), key)
+        mask = padding if mask is None else torch.minimum(mask, padding)
+    features, weights = attend_eagerly(
+        self, queries, keys, values, mask, scaling=self.scaling, dropout=self.dropout
+    )
+    output = self.out_proj(features.flatten(2).transpose(0, 1))
     return output, weights if output_attentions else None
 
 
@@ -136,11 +135,3 @@ def _keys_and_values(module: Any, source: Tensor | None, cache: Any, hidden_stat
         if source is not None and has_both:
             cache.is_updated[module.layer_idx] = True
     return keys, values
-
-
-PARTS = {
-    "forward fsmt": fsmt_forward,
-    "forward led": led_forward,
-    "forward longformer": longformer_forward,
-    "forward trocr": trocr_forward,
-}

@@ -1,24 +1,19 @@
 """Checks that a folder, and the model loaded from it, are as they were saved.
 
-The record in ``config.json`` has under ``sha256`` a checksum of each file of weights, of the generation settings, and
-of the configuration itself without its checksums. They reveal damage and mix-ups, not forgery. A loaded model has
-none; saving it writes new ones.
-
 Nothing here imports torch, which takes seconds: the errors are needed before.
 """
 
-import hashlib
 import json
 import os
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["check_checksums", "check_finite", "digest_file", "digest_table", "load_whole", "mixed", "write_checksums"]
+from gating.loader.checksums import CHECKSUMS, CONFIG, GENERATION, RECORD_KEY, changed_file, digest_file, digest_table
 
-RECORD_KEY, CHECKSUMS = "head_gating", "sha256"
+__all__ = ["check_checksums", "check_finite", "load_whole", "mixed", "write_checksums"]
+
 # By this setting, transformers loads weights from another file, and raises an error that ends with its value if that is
 # no name of one. Classes with fewer heads ignore it; a plain class would say that sizes may be ignored.
 PLAIN_LOADING = "transformers_weights"
@@ -26,9 +21,6 @@ REMEDY_OF_PLAIN_LOADING = (
     "none, because this model has lost heads or neurons, of which its plain class does not know. Load it with an Auto "
     "class or a pipeline and trust_remote_code=True, or with gating.load_compact"
 )
-CONFIG = "config.json"
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-GENERATION = "generation_config.json"
 
 
 class UserError(Exception):
@@ -50,33 +42,23 @@ class DamageError(InputError):
         self.reason = message if reason is None else reason
 
 
-def check_checksums(folder: Path, config: Mapping[str, Any], *, whole: bool = True) -> None:
-    """Raise ``ValueError`` if a folder differs from the checksums in its ``config``; warn if there are none.
-
-    Unless it is ``whole``, it may lack generation settings: classes that do not generate do not download them.
-    """
+def check_checksums(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` if a folder differs from the checksums in its ``config``; warn if there are none."""
     record = config.get(RECORD_KEY)
     if not isinstance(record, dict):
         return
-    sums = record.get(CHECKSUMS)
-    if sums is None:
+    if record.get(CHECKSUMS) is None:
         # This happens where a configuration alone was saved over the one of the folder.
         warnings.warn(
             f"{folder / CONFIG} has no checksums, so damage to the files of this model is not noticed. Save the "
             "whole model again to have them.",
             stacklevel=2,
         )
-        return
-    # transformers prefers one file of weights to several, so that a new one would replace the saved ones.
-    names = {CONFIG, *sums, *(name for name in (WEIGHTS, INDEX, GENERATION) if os.path.lexists(folder / name))}
-    if not whole and not os.path.lexists(folder / GENERATION):
-        names.discard(GENERATION)
-    for name in sorted(names):
-        if sums.get(name) != (_digest_config(config) if name == CONFIG else digest_file(folder / name)):
-            raise InputError(
-                f"{folder / name} is not what was saved with this model: its checksum differs, so it is damaged or was "
-                "replaced. Export the model again, or load it in Python with verify=False if it was changed on purpose."
-            )
+    elif (name := changed_file(folder, config)) is not None:
+        raise InputError(
+            f"{folder / name} is not what was saved with this model: its checksum differs, so it is damaged or was "
+            "replaced. Export the model again, or load it in Python with verify=False if it was changed on purpose."
+        )
 
 
 def write_checksums(folder: Path, *, places: Mapping[str, str] | None = None) -> None:
@@ -95,39 +77,15 @@ def write_checksums(folder: Path, *, places: Mapping[str, str] | None = None) ->
     patterns = ("*.safetensors", "*.safetensors.index.json", GENERATION)
     files = sorted(file for pattern in patterns for file in folder.glob(pattern))
     sums = {file.name: digest_file(file) for file in files}
-    config[RECORD_KEY][CHECKSUMS] = {**sums, CONFIG: _digest_config(config)}
+    config[RECORD_KEY][CHECKSUMS] = {**sums, CONFIG: digest_table(config)}
     beside = path.with_name(f".{CONFIG}.new")
     beside.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     os.replace(beside, path)
 
 
 def lacks_units(record: dict[str, Any]) -> bool:
-    """Return whether a record that was just written has fewer heads or neurons than the original model."""
-    return any(len(entry["kept_heads"]) < entry["num_heads"] for entry in record["blocks"].values()) or any(
-        len(entry["kept"]) * entry["group"] < entry["width"] for entry in record.get("feed_forward", {}).values()
-    )
-
-
-def digest_file(path: Path) -> str:
-    """Return the checksum of a file; that of JSON does not depend on its layout, which git changes on some systems."""
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist.")
-    if path.suffix == ".json":
-        with suppress(ValueError, RecursionError):
-            return digest_table(json.loads(path.read_text(encoding="utf-8")))
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def digest_table(table: object) -> str:
-    """Return the checksum of the content of a JSON file."""
-    return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()
-
-
-def _digest_config(config: Mapping[str, Any]) -> str:
-    """Return the checksum of a configuration without its checksums."""
-    record = {name: value for name, value in config[RECORD_KEY].items() if name != CHECKSUMS}
-    return digest_table({**config, RECORD_KEY: record})
+    """Return whether a record that was just written has other shapes than the dense model."""
+    return any("tensors" in entry or "without" in entry for entry in record["modules"].values())
 
 
 def load_whole(load: Callable[..., Any], folder: Path) -> Any:

@@ -1,14 +1,13 @@
 """Padding of groups of query heads: removed heads that stay in the projections, and whose outputs are zero."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from .modules import Members
+from .classes import Members, part
 
-__all__ = ["PARTS", "HeadMask", "padded", "silenced"]
+__all__ = ["HeadMask", "padded", "silenced"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +29,7 @@ class HeadMask:
         return (head_outputs * mask, *rest)
 
 
+@part
 def silenced(base: type[nn.Module], is_kept: tuple[bool, ...], head_dim: int) -> Members:
     """Return the members of a subclass of an output projection that masks the outputs of padding heads.
 
@@ -43,18 +43,9 @@ def silenced(base: type[nn.Module], is_kept: tuple[bool, ...], head_dim: int) ->
     return {"forward": forward}
 
 
-def padded(
-    base: type[nn.Module],
-    make_members: Callable[..., Members] | None,
-    arguments: tuple[Any, ...],
-    is_kept: tuple[bool, ...],
-    head_dim: int,
-    projection: str,
-) -> Members:
-    """Return the members of a subclass of attention that masks the input of adapters of its output projection, too.
-
-    The function ``make_members`` returns the other members, if any.
-    """
+@part
+def padded(base: type[nn.Module], is_kept: tuple[bool, ...], head_dim: int, projection: str) -> Members:
+    """Return the members of a subclass of attention that masks the input of adapters of its output projection, too."""
     mask = HeadMask(is_kept, head_dim)
 
     def set_attribute(self: Any, name: str, value: Any) -> None:
@@ -63,8 +54,4 @@ def padded(
             value.register_forward_pre_hook(mask)
         base.__setattr__(self, name, value)
 
-    members = make_members(base, *arguments) if make_members is not None else {}
-    return {**members, "__setattr__": set_attribute}
-
-
-PARTS = {"padded": padded, "silenced": silenced}
+    return {"__setattr__": set_attribute}

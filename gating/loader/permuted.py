@@ -6,7 +6,9 @@ from typing import Any
 
 from transformers import conversion_mapping
 
-__all__ = ["PARTS", "permutes_rows", "rows_in_place"]
+from .classes import MIXINS
+
+__all__ = ["RowsInPlace", "permutes_rows"]
 
 
 @contextmanager
@@ -35,4 +37,14 @@ def permutes_rows(conversion: Any) -> bool:
     return any("PermuteForRope" in type(operation).__name__ for operation in getattr(conversion, "operations", ()))
 
 
-PARTS = {"rows_in_place": rows_in_place}
+
+class RowsInPlace:
+    """Methods of a compact model whose rows stay in the order of the model when it is saved."""
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """Save a model as transformers does."""
+        with rows_in_place(self):
+            super().save_pretrained(*args, **kwargs)  # type: ignore[misc]
+
+
+MIXINS.append(RowsInPlace)

@@ -1,171 +1,156 @@
-"""The record of kept heads and neurons in a model's ``config.json``.
+"""The record of a compact model: the differences between its modules and those of the dense model.
 
-Under the key ``head_gating``: a format number; for each attention block its layout, its former number of heads and the
-original numbers of the kept ones; where neurons were removed, for each feed-forward block its layout, its former width,
-the number of neurons in a group and the original numbers of the kept groups; and the layouts::
+Under the key ``head_gating`` of ``config.json``::
 
-    {"format": 1,
-     "specs": {"BertSelfAttention": {"projections": [["query", "q"], ...], "output_projection": "^output.dense", ...}},
-     "blocks": {"encoder.layer.0.attention.self": {"spec": "BertSelfAttention", "num_heads": 12, "kept_heads": [0, 7]}},
-     "feed_forward_specs": {"BertLayer": {"ups": [["intermediate.dense", "plain"]], "down": "output.dense"}},
-     "feed_forward": {"encoder.layer.0.output.dense": {"spec": "BertLayer", "width": 3072, "group": 64, "kept": [2]}}}
+    {"format": 2,
+     "modules": {"encoder.layer.0.attention.self.query": {"tensors": {"weight": [128, 768], "bias": [128]},
+                                                          "attributes": {"out_features": 128}},
+                 "encoder.layer.1.attention.self": {"without": ["query", "key", "value"],
+                                                    "parts": [["emptied", "context", "^output.dense"]]}},
+     "units": {"encoder.layer.0.attention.self": {"num_heads_before": 12, "head_ids": [0, 7], ...},
+               "encoder.layer.0.output.dense": {"width_before": 3072, "group_size": 64, "kept_groups": [2, 9]}}}
 
-``padding_heads`` of a block are heads that only fill groups of query heads, or that do nothing in a block without any
-kept head, for runtimes that need one in every layer. For ``sha256``, see ``integrity.py``. The rest of the
-configuration stays that of the original architecture, because sizes such as the rotary width are derived from it. If
-whole layers left, it describes a model of the others; ``layers``, which nothing here reads, has what the original had.
+An entry of ``modules`` may have the shapes of ``tensors``, tensors of integers that were ``added``, plain
+``attributes``, the names of parameters and modules that the model is ``without``, values of its ``config`` that are
+read in its place, and ``parts`` of the travelling code that change its class. Names lack the prefix of the base model,
+so that a record fits every task head. ``units`` are the kept ones by the numbers of the original model, for people,
+reports and further removals: no shape is computed from them. If whole layers left, the configuration describes a model
+of the others; ``layers``, which nothing here reads, has what the original had. For ``sha256``, see ``checksums.py``.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from dataclasses import fields, is_dataclass
 from typing import Any
 
-from torch import nn
-from transformers.pytorch_utils import Conv1D
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel, initialization
 
-from .changes import Change, num_inputs
-from .heads import AttentionModule, plan_heads
-from .integrity import CHECKSUMS, RECORD_KEY, InputError
-from .layouts import AttentionSpec, FeedForwardSpec
-from .parts import PARTS
+from gating.loader.checksums import RECORD_KEY
+from gating.loader.modeling import base_prefix
+from gating.loader.views import ConfigView
 
-__all__ = ["FORMAT", "base_prefix", "damaged", "plan_from_record", "record_of_part", "recorded_names"]
+__all__ = ["FORMAT", "LAYERS_KEY", "SPEC_NOTES", "UNIT_NOTES", "build_dense", "dense_class", "dense_config", "describe", "is_plain", "renamed"]
 
-FORMAT = 1
-
-
-def plan_from_record(model: nn.Module, record: object) -> list[Change]:
-    """Check a record against a model that has all its heads and neurons, and plan the removal that it describes.
-
-    The modules of the model get the specs of the record; nothing else changes. By the planned changes, weights keep
-    their first rows and columns, until a checkpoint brings their values.
-
-    Raises:
-        ValueError: The record is malformed or does not fit the model.
-    """
-    known = _read_record(record)
-    modules = dict(model.named_modules())
-    changes: list[Change] = []
-    for kind, specs, plan in (("blocks", "specs", _plan_heads), ("feed_forward", "feed_forward_specs", _plan_neurons)):
-        entries = known.get(kind, {})
-        layouts = {name: _read_spec(name, fields) for name, fields in known.get(specs, {}).items()}
-        places = recorded_names(model, entries)
-        if entries and not places:
-            raise damaged(f"{type(model).__name__} has none of its blocks, such as {min(entries)!r}")
-        for name, full_name in places.items():
-            entry = entries[name]
-            if not isinstance(entry, dict) or entry.get("spec") not in layouts:
-                raise damaged(f"block {name!r} has no layout among its {specs}")
-            try:
-                changes += plan(modules, full_name, name, entry, layouts[entry["spec"]])
-            except InputError:
-                raise
-            except (AttributeError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
-                reason = f"the layout of block {name!r} does not fit {type(model).__name__}"
-                raise damaged(f"{reason} ({error})") from None
-    return changes
+FORMAT = 2
+# Key of the part about layers that left: ``kept`` has the original numbers of the present layers of each list,
+# ``config`` the former values of settings, ``heads`` and ``neurons`` the sizes of the blocks of layers that left.
+LAYERS_KEY = "layers"
+# Attributes with which a removal notes the units of a block, and a discovered layout.
+UNIT_NOTES = (
+    *("num_heads_before", "num_key_value_heads_before", "head_ids", "head_slots"),
+    *("width_before", "group_size", "kept_groups"),
+)
+SPEC_NOTES = ("attention_spec", "feed_forward_spec")
+# Settings of training, and tables that grow with the longest text.
+_IGNORED = {"training", "name_or_path", "gradient_checkpointing", "max_seq_len_cached"}
 
 
-def recorded_names(model: nn.Module, names: Collection[str]) -> dict[str, str]:
-    """Return the full names of the blocks that a model has: a part of it, such as an encoder alone, lacks some."""
-    known = {name for name, _ in model.named_modules()}
-    prefix = base_prefix(model)
-    places = {name: next((full for full in (prefix + name, name) if full in known), None) for name in names}
-    return {name: full for name, full in places.items() if full is not None}
+def dense_class(model: PreTrainedModel) -> type[PreTrainedModel]:
+    """Return the class of a compact or dense model in transformers."""
+    return getattr(type(model), "dense_class", type(model))
 
 
-def base_prefix(model: nn.Module) -> str:
-    """Return the prefix that names of blocks lack, so that a record fits every task head."""
-    prefix = getattr(model, "base_model_prefix", "")
-    return f"{prefix}." if prefix and hasattr(model, prefix) else ""
+def dense_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Return a copy of a configuration without the record and the references to code."""
+    copied = deepcopy(config)
+    for name in (RECORD_KEY, "auto_map"):
+        vars(copied).pop(name, None)
+    return copied
 
 
-def _plan_heads(
-    modules: Mapping[str, nn.Module], full_name: str, name: str, entry: dict[str, Any], spec: AttentionSpec
-) -> Iterator[Change]:
-    module = modules[full_name]
-    module.attention_spec = spec  # type: ignore[assignment]
-    parent = modules[full_name.rpartition(".")[0]]
-    head_dim, num_heads = int(spec.width_of_head(module) or 0), entry.get("num_heads")
-    slots = range(num_heads if type(num_heads) is int else 0)
-    block = AttentionModule(name, module, parent, spec, head_dim, entry.get("num_key_value_heads", len(slots)), slots)
-    present = num_inputs(block.output_projection) // head_dim
-    if not slots or num_heads != present:
-        raise damaged(f"block {name!r} has num_heads={num_heads}, but the model has {present} heads")
-    if not 0 < block.num_key_value_heads <= num_heads:
-        raise damaged(f"block {name!r} has num_key_value_heads={block.num_key_value_heads}")
-    kept = _read_numbers(name, entry, "kept_heads", "heads", num_heads)
-    padding = _read_numbers(name, {"padding_heads": [], **entry}, "padding_heads", "heads", num_heads)
-    if set(kept) & set(padding):
-        raise damaged(f"block {name!r} names heads {padding} as padding, which must be other than the kept heads")
-    if len(kept) < num_heads:
-        yield from plan_heads(block, kept, padding)
+def build_dense(model: PreTrainedModel) -> PreTrainedModel:
+    """Build the dense model of a compact one without memory."""
+    with torch.device("meta"), initialization.no_init_weights():
+        return dense_class(model)(dense_config(model.config))
 
 
-def _plan_neurons(
-    modules: Mapping[str, nn.Module], full_name: str, name: str, entry: dict[str, Any], spec: FeedForwardSpec
-) -> Iterator[Change]:
-    owner = modules[spec.owner_of(full_name)]
-    owner.feed_forward_spec = spec  # type: ignore[assignment]
-    width, size, before = entry.get("width"), entry.get("group"), spec.num_neurons(owner)
-    if type(width) is not int or width != before:
-        raise damaged(f"block {name!r} has width={width}, but the model has {before} neurons")
-    if type(size) is not int or not 0 < size <= max(width, 1_000_000):
-        raise damaged(f"block {name!r} has no group size")
-    kept = _read_numbers(name, entry, "kept", "groups", -(-width // size))
-    num_neurons = sum(min(size, width - group * size) for group in kept)
-    if num_neurons < width:
-        is_replaced = not num_neurons and isinstance(modules[full_name], Conv1D)
-        changes = list(PARTS["without_neurons"](spec, owner) if is_replaced else spec.plan(owner, num_neurons))
-        down = next((value for *_, value in reversed(changes) if isinstance(value, nn.Module)), modules[full_name])
-        yield from changes
-        memory = {"kept_groups": tuple(kept), "group_size": size, "width_before": width}
-        yield from ((down, key, value) for key, value in memory.items())
+def describe(model: Any, dense: nn.Module | None = None) -> dict[str, Any]:
+    """Return the record of a model, without checksums; the part on layers that left is that of its configuration."""
+    dense = build_dense(model) if dense is None else dense
+    prefix, others = base_prefix(model), dict(dense.named_modules())
+    modules, units = {}, {}
+    for name, module in model.named_modules():
+        short = name.removeprefix(prefix)
+        if name in others and (entry := _difference(others[name], module)):
+            modules[short] = entry
+        if notes := _notes(module):
+            units[short] = notes
+    layers = (getattr(getattr(model, "config", None), RECORD_KEY, None) or {}).get(LAYERS_KEY)
+    return {"format": FORMAT, "modules": modules, "units": units, **({LAYERS_KEY: layers} if layers else {})}
 
 
-def record_of_part(record: dict[str, Any], model: nn.Module) -> dict[str, Any]:
-    """Return a record without checksums and with only the blocks of a model that may be a part of the saved one."""
-    part = {name: value for name, value in record.items() if name != CHECKSUMS}
-    for kind in part.keys() & {"blocks", "feed_forward"}:
-        part[kind] = {name: part[kind][name] for name in recorded_names(model, part[kind])}
-    return part
+def _difference(dense: Any, compact: Any) -> dict[str, Any]:
+    """Return what one module differs in from that of the dense model."""
+    before, now = dict(_tensors(dense)), dict(_tensors(compact))
+    entry: dict[str, Any] = {
+        "tensors": {
+            name: list(now[name].shape) for name in before if name in now and now[name].shape != before[name].shape
+        },
+        "added": {name: list(now[name].shape) for name in now if name not in before and _is_index(compact, name)},
+        "without": [
+            *(name for name in before if name not in now),
+            *(name for name, child in dense.named_children() if compact._modules.get(name) is None and child is not None),
+        ],
+        "attributes": {
+            name: _lists(vars(compact)[name])
+            for name, value in vars(dense).items()
+            if name[0] != "_" and name not in _IGNORED and is_plain(value) and is_plain(vars(compact).get(name, ...))
+            and vars(compact)[name] != value
+        },
+        "parts": [[_named(value) for value in one] for one in getattr(type(compact), "parts", ())],
+    }
+    if isinstance(config := vars(compact).get("config"), ConfigView):
+        entry["config"] = {name: value for name, value in vars(config).items() if name != "_viewed"}
+    return {name: value for name, value in entry.items() if value}
 
 
-def damaged(reason: str) -> InputError:
-    """Return the error about a record that cannot be used."""
-    return InputError(
-        f"The record of kept heads and neurons ({RECORD_KEY!r} in config.json) cannot be used: {reason}. Export again."
-    )
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+        if tensor is not None:
+            yield name, tensor
 
 
-def _read_record(record: object) -> dict[str, Any]:
-    if not isinstance(record, dict) or not isinstance(record.get("blocks"), dict):
-        raise damaged("it is not a table of blocks")
-    if type(record.get("format")) is not int or record["format"] != FORMAT:
-        raise damaged(f"its format is {record.get('format')!r}, and this version reads format {FORMAT}")
-    return record
+def _is_index(module: nn.Module, name: str) -> bool:
+    return name in module._buffers and not module._buffers[name].is_floating_point()  # type: ignore[union-attr]
 
 
-def _read_spec(name: str, fields: object) -> Any:
-    """Return a layout; parts of the loader have the replacements of ``forward`` and the layout of experts."""
-    try:
-        known = {key: _tuples(value) for key, value in dict(fields).items()}  # type: ignore[call-overload]
-        if "forward" in known:
-            known["forward"] = PARTS[f"forward {known['forward']}"]
-        spec_class: Any = FeedForwardSpec if "ups" in known else AttentionSpec
-        return (PARTS["experts"] if "is_transposed" in known else spec_class)(**known)
-    except (KeyError, TypeError, ValueError):
-        raise damaged(f"the layout {name!r} has other fields than one has, or needs code that is not here") from None
+def _named(value: Any) -> Any:
+    """Return an argument of a part as a plain value: the name of a function."""
+    return getattr(value, "__name__", _lists(value))
 
 
-def _read_numbers(name: str, entry: dict[str, Any], key: str, units: str, most: int) -> list[int]:
-    """Return a list of numbers of heads or groups of neurons below ``most``, in ascending order."""
-    numbers = entry.get(key)
-    if not isinstance(numbers, list) or not all(type(number) is int for number in numbers):
-        raise damaged(f"block {name!r} has no list of {key.removesuffix('_heads')} {units}")
-    if sorted(set(numbers)) != numbers or any(not 0 <= number < most for number in numbers):
-        raise damaged(f"block {name!r} has {units} 0 to {most - 1}, but {key} is {numbers}")
-    return numbers
+def _notes(module: nn.Module) -> dict[str, Any]:
+    notes = {name: _lists(vars(module)[name]) for name in UNIT_NOTES if name in vars(module)}
+    for name in SPEC_NOTES:
+        spec = vars(module).get(name)
+        if is_dataclass(spec):
+            notes[name] = {
+                field.name: _named(getattr(spec, field.name))
+                for field in fields(spec)
+                if getattr(spec, field.name) != field.default
+            }
+        elif spec is not None:
+            notes[name] = spec
+    return notes
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+def is_plain(value: object) -> bool:
+    """Return whether a value is a number, or a list or tuple of numbers."""
+    return all(map(is_plain, value)) if isinstance(value, (tuple, list)) else isinstance(value, (int, float))
+
+
+def _lists(value: Any) -> Any:
+    return list(map(_lists, value)) if isinstance(value, (tuple, list)) else value
+
+
+def renamed(record: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """Return a record with other names of its modules, and without those that have none."""
+    return {
+        **record,
+        **{
+            kind: {names[name]: entry for name, entry in record[kind].items() if name in names}
+            for kind in ("modules", "units")
+        },
+    }

@@ -2,11 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 
-__all__ = ["PARTS", "indivisible_left_out", "is_indivisible"]
+from .classes import MIXINS
+
+__all__ = ["Divisible", "indivisible_left_out", "is_indivisible"]
 
 
 def is_indivisible(parameter: torch.Tensor) -> bool:
@@ -32,4 +35,15 @@ def indivisible_left_out(model: nn.Module) -> Iterator[None]:
             module._parameters[name] = parameter
 
 
-PARTS = {"indivisible_left_out": indivisible_left_out}
+
+class Divisible:
+    """Methods of a compact model with parameters that FSDP2 cannot cut."""
+
+    @classmethod
+    def maybe_distribute_model(cls, model: Any, *args: Any, **kwargs: Any) -> Any:
+        """Cut a model over several processes as transformers does, without the parameters that cannot be cut."""
+        with indivisible_left_out(model):
+            return super().maybe_distribute_model(model, *args, **kwargs)  # type: ignore[misc]
+
+
+MIXINS.append(Divisible)

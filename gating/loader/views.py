@@ -2,9 +2,12 @@
 
 from typing import Any
 
-__all__ = ["PARTS", "ConfigView"]
+from .classes import part
+
+__all__ = ["ConfigView"]
 
 
+@part
 class ConfigView:
     """A live view of a configuration with other values, for classes that read head counts or kernels from it."""
 
@@ -20,6 +23,3 @@ class ConfigView:
             # While it is copied or unpickled, there is no configuration yet.
             raise AttributeError(name)
         return getattr(self._viewed, name)
-
-
-PARTS = {"config_view": ConfigView}

@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 
 from gating.errors import InputError, InputTypeError
-from gating.loader.changes import without_adapter
+from gating.families.linear import without_adapter
 
 __all__ = [
     "check_has_values",

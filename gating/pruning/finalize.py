@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from gating.errors import InputError
 from gating.gates import HeadGates
 from gating.gates.interfaces import GateChoice
+from gating.loader.saving import become_compact
 from gating.proof.conditions import check_has_values, check_no_adapters, check_whole
 from gating.proof.masked import MaskedOutputs, Processes
 from gating.proof.prove import apply_proven
@@ -16,7 +17,6 @@ from gating.pruning.decide import decide_gate_values, warn_if_arbitrary
 from gating.pruning.empty_layers import remove_empty_layers
 from gating.pruning.plan import folded_values, plan_finalizing
 from gating.pruning.prune_report import PruneReport, UnitCounts
-from gating.pruning.recording import become_compact
 from gating.structure.blocks import Block
 from gating.structure.edits import Undo, undo_edits
 

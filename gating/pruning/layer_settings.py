@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from gating.loader.integrity import RECORD_KEY
+from gating.loader.checksums import RECORD_KEY
 
 __all__ = ["Settings", "changed", "nested_configs", "setting_of", "settings_without_layers"]
 

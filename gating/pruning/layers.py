@@ -7,12 +7,13 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from gating.errors import InputError, shorten
-from gating.loader.changes import ABSENT
-from gating.loader.integrity import RECORD_KEY
+from gating.loader.checksums import RECORD_KEY
+from gating.loader.modeling import base_prefix
+from gating.loader.record import LAYERS_KEY, describe, renamed
 from gating.pruning.layer_settings import changed, nested_configs, setting_of, settings_without_layers
-from gating.pruning.recording import build_recorded, describe_kept_units
-from gating.structure.edits import Edit, SetAttribute, Undo, apply_edits, undo_edits
-from gating.structure.layers import LAYERS_KEY, LayerList, dense_name, layers_record
+from gating.pruning.recording import build_recorded
+from gating.structure.edits import ABSENT, Edit, SetAttribute, Undo, apply_edits, undo_edits
+from gating.structure.layers import LayerList, dense_name, layers_record
 from gating.units import unit_of
 
 __all__ = ["drop_layers"]
@@ -37,24 +38,25 @@ def drop_layers(model: PreTrainedModel, layers: LayerList, kept: Sequence[int]) 
     Raises:
         InputError: No settings describe the model without the layers. It is as before.
     """
-    config, before = model.config, _built(model, model.config)
+    config, differences = model.config, describe(model)
+    before = _built(model, config, differences)
     moved = nn.ModuleList(layers.layers[number] for number in kept)
     moved.training = layers.layers.training
     path, _, attribute = layers.full_name.rpartition(".")
     record = _record_without(model, layers, kept)
     done = apply_edits([SetAttribute(model.get_submodule(path), attribute, moved)])
     try:
-        reasons = []
+        reasons, former, prefix = [], _former_names(model, layers, kept), base_prefix(model)
+        names = {old.removeprefix(prefix): name.removeprefix(prefix) for name, (old, *_) in former.items()}
+        differences = renamed(differences, names)
         for settings in settings_without_layers(config, kept, num_layers=len(layers.layers)):
             try:
-                built = _built(model, changed(config, settings))
-                edits = _plan(model, before, built, _former_names(model, layers, kept))
+                edits = _plan(model, before, _built(model, changed(config, settings), differences), former)
             except Exception as error:  # Classes raise any error for settings that they cannot have.
                 reasons.append(str(error))
                 continue
-            former = record.get("config", {})
-            former = {name: setting_of(config, name) for name in settings} | former
-            memory = {**(getattr(config, RECORD_KEY, None) or {}), LAYERS_KEY: {**record, "config": former}}
+            values = {name: setting_of(config, name) for name in settings} | record.get("config", {})
+            memory = {**differences, LAYERS_KEY: {**record, "config": values}}
             done += apply_edits(
                 [*edits, *_plan_alignment(model, layers, kept), SetAttribute(config, RECORD_KEY, memory)]
             )
@@ -70,10 +72,10 @@ def drop_layers(model: PreTrainedModel, layers: LayerList, kept: Sequence[int]) 
         raise
 
 
-def _built(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:
+def _built(model: PreTrainedModel, config: PreTrainedConfig, record: Mapping[str, Any]) -> PreTrainedModel:
     """Build a model as it is loaded from a compact folder, without memory."""
     recorded = changed(config, {})
-    setattr(recorded, RECORD_KEY, describe_kept_units(model))
+    setattr(recorded, RECORD_KEY, record)
     # As it is written and read again: sizes are checked, and some are derived from others.
     recorded.validate()
     return build_recorded(model, type(recorded).from_dict(recorded.to_dict()))

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from gating.loader.changes import weight_dim, without_adapter
+from gating.families.linear import weight_dim, without_adapter
 from gating.structure.attention import iter_attention_blocks
 from gating.structure.edits import Features, fill, whole
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gating.loader.changes import ABSENT, weight_dim, without_adapter
+from gating.families.linear import weight_dim, without_adapter
 from gating.structure.attention import AttentionBlock
 from gating.structure.blocks import Block
-from gating.structure.edits import Edit, EntriesEdit, SetAttribute
+from gating.structure.edits import ABSENT, Edit, EntriesEdit, SetAttribute
 from gating.structure.layers import dense_name, layers_record
 from gating.units import unit_of
 

@@ -11,12 +11,12 @@ from gating.discovery.ungated import UngatedModules
 from gating.errors import InputError, InputTypeError
 from gating.gates import HeadGates
 from gating.gates.attachment import check_not_gated
+from gating.loader.saving import become_compact
 from gating.proof.conditions import check_no_adapters, check_whole
 from gating.proof.masked import MaskedOutputs, factors_of
 from gating.proof.prove import apply_proven
 from gating.pruning.plan import kept_units, plan_pruning
 from gating.pruning.prune_report import PruneReport, UnitCounts
-from gating.pruning.recording import become_compact
 from gating.structure.blocks import Block, layer_number, whole_number
 from gating.structure.edits import apply_edits
 from gating.units import unit_of

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from gating.errors import InputError, InputTypeError, LayoutError
+from gating.loader.saving import become_compact
 from gating.proof.conditions import check_no_adapters
 from gating.proof.masked import ExpectedOutputs, find_problem_with_cache
 from gating.proof.outputs import forward_outputs, max_relative_difference, rounding_of, rounding_tolerance
@@ -16,7 +17,6 @@ from gating.pruning.empty_layers import passed_states, transformers_in
 from gating.pruning.layers import drop_layers
 from gating.pruning.prune import check_can_change
 from gating.pruning.prune_report import PruneReport, UnitCounts
-from gating.pruning.recording import become_compact
 from gating.structure.attention import iter_attention_blocks
 from gating.structure.blocks import tower_of, whole_number
 from gating.structure.edits import Undo, undo_edits

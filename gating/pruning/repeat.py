@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from transformers import PreTrainedModel
 
 from gating.errors import InputError
+from gating.loader.saving import become_compact
 from gating.pruning.layers import drop_layers
 from gating.pruning.plan import plan_pruning
-from gating.pruning.recording import become_compact
 from gating.structure.attention import iter_attention_blocks
 from gating.structure.edits import apply_edits, undo_edits
 from gating.structure.feed_forward import iter_feed_forward_blocks

@@ -15,7 +15,7 @@ from gating.compact.files import read_config
 from gating.compact.save import save_compact
 from gating.compact.stock import StockError
 from gating.distributed.collectives import is_rank_zero
-from gating.loader.integrity import RECORD_KEY
+from gating.loader.checksums import RECORD_KEY
 from gating.models.sources import short_name
 from gating.report.figures import save_pictures
 from gating.report.metadata import describe_data, training_notes

@@ -4,12 +4,11 @@ import copy
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from gating.loader.changes import num_inputs
-from gating.loader.modules import BiasOnly
+from gating.families.linear import num_inputs, num_outputs
 from gating.serving.contexts import CHANGING
 
 __all__ = ["as_converted", "copy_in_float32", "fix_rotations"]
@@ -41,6 +40,32 @@ def as_converted(model: PreTrainedModel) -> PreTrainedModel:
         if isinstance(module, (nn.Linear, Conv1D)) and num_inputs(module) == 0:
             copied.set_submodule(name, BiasOnly.replacing(module))
     return copied  # type: ignore[no-any-return]
+
+
+class BiasOnly(nn.Module):
+    """The bias of a layer without any input."""
+
+    weight: Tensor
+
+    def __init__(self, weight: Tensor, bias: nn.Parameter | None) -> None:
+        """Args: ``weight`` of shape ``[out_features, 0]`` and ``bias`` of shape ``[out_features]`` or None."""
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.bias = bias
+
+    @classmethod
+    def replacing(cls, linear: nn.Module) -> "BiasOnly":
+        """Return the stub for a linear layer, with the same bias parameter."""
+        weight, bias = linear.weight, linear.bias
+        assert isinstance(weight, Tensor)
+        assert bias is None or isinstance(bias, nn.Parameter)
+        return cls(weight.detach().new_empty(num_outputs(linear), 0), bias)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Return the bias at every position, ``[..., out_features]``, for an input of any width."""
+        out_features = self.weight.shape[0]
+        result = hidden_states.new_zeros(*hidden_states.shape[:-1], out_features)
+        return result if self.bias is None else result + self.bias
 
 
 def fix_rotations(model: PreTrainedModel) -> None:

@@ -1,6 +1,6 @@
 """Attention without any head, for runtimes that need a head in every layer: one head that does nothing instead."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -8,10 +8,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from gating.loader.integrity import RECORD_KEY
+from gating.loader.checksums import RECORD_KEY
+from gating.loader.modeling import base_prefix
+from gating.loader.record import describe, renamed
 from gating.proof.conditions import check_no_adapters, check_whole
-from gating.pruning.recording import build_recorded, describe_kept_units
+from gating.pruning.recording import build_recorded
 from gating.structure.attention import AttentionBlock, iter_attention_blocks
+from gating.structure.edits import apply_edits
 
 __all__ = ["with_dummy_heads"]
 
@@ -55,15 +58,16 @@ def with_dummy_heads(model: PreTrainedModel, names: Collection[str] | None = Non
     return copy
 
 
-def _build(model: PreTrainedModel, emptied: Iterable[AttentionBlock]) -> PreTrainedModel:
-    """Build the copy without values; its record has, as padding, the heads of blocks that get dummy heads."""
-    config, record = deepcopy(model.config), describe_kept_units(model)
-    for block in emptied:
-        size = block.num_heads_before // block.num_key_value_heads_before
-        heads = range(0, block.num_heads_before, size) if block.spec.keeps_key_value_heads else [0]
-        record["blocks"][block.name]["padding_heads"] = list(heads)
-    setattr(config, RECORD_KEY, record)
-    return build_recorded(model, config)
+def _build(model: PreTrainedModel, emptied: Sequence[AttentionBlock]) -> PreTrainedModel:
+    """Build the copy without values: blocks that get dummy heads are dense in its record, and lose all but these."""
+    config, record, prefix = deepcopy(model.config), describe(model), base_prefix(model)
+    modules = {module for block in emptied for module in (*block.module.modules(), *block.layers())}
+    names = {name.removeprefix(prefix) for name, module in model.named_modules() if module not in modules}
+    setattr(config, RECORD_KEY, renamed(record, {name: name for name in names}))
+    copy = build_recorded(model, config)
+    blocks = {block.name: block for block in iter_attention_blocks(copy)}
+    apply_edits([edit for block in emptied for edit in blocks[block.name].plan_removal((), keeps_slot=True)])
+    return copy
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from gating.compact.layer_counts import check_layers
 from gating.compact.save import save_compact
 from gating.compact.stock import StockError, stock_model
 from gating.compact.verify import check_saved
-from gating.loader.integrity import CONFIG, RECORD_KEY
+from gating.loader.checksums import CONFIG, RECORD_KEY
 from gating.serving.contexts import steady_context
 from gating.serving.dummy_heads import with_dummy_heads
 from gating.serving.exporting import Exportable, exporting, megabytes_of

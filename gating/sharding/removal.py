@@ -11,12 +11,12 @@ from transformers import PreTrainedModel
 from gating.errors import InputError, OperationError
 from gating.gates import HeadGates
 from gating.gates.interfaces import GateChoice
+from gating.loader.saving import become_compact
 from gating.proof.masked import Processes
 from gating.proof.prove import check_proven
 from gating.pruning.finalize import FinalizeReport, check_own_gates, checked_gate_values, record_masked
 from gating.pruning.plan import folded_values, plan_finalizing
 from gating.pruning.prune_report import UnitCounts
-from gating.pruning.recording import become_compact
 from gating.sharding.copies import meta_copy, shard_copy, shard_like, tensors_of
 from gating.sharding.plan import is_sharded, reshard
 from gating.structure.edits import Edit, SetAttribute, whole

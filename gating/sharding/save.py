@@ -21,11 +21,12 @@ from gating.compact.layer_counts import write_layer_counts
 from gating.compact.save import Processor
 from gating.compact.verify import SAVED_TOLERANCE, check_outputs
 from gating.errors import InputError, OperationError
-from gating.loader.compact import auto_places, compact_class
-from gating.loader.integrity import INDEX, write_checksums
+from gating.loader.checksums import INDEX
+from gating.loader.composing import write_code
+from gating.loader.integrity import write_checksums
+from gating.loader.saving import auto_places, become_compact, compact_class, has_lost_units
 from gating.proof.conditions import check_no_adapters
 from gating.proof.masked import ExpectedOutputs
-from gating.pruning.recording import become_compact, has_lost_units
 from gating.report.card import write_card
 from gating.report.rows import CompactReport
 from gating.sharding.copies import meta_copy, tensors_of, whole_class
@@ -117,13 +118,14 @@ def save_sharded(
         if torch.distributed.get_rank() == 0:
             # This writes everything but the weights.
             copy.save_pretrained(folder, state_dict={})
-            write_layer_counts(copy, folder)
+            if write_layer_counts(copy, folder):
+                write_code(copy, folder, has_layer_counts=True)
             if tokenizer is not None:
                 tokenizer.save_pretrained(folder)
             write_card(folder / "README.md", copy, report, False)
         _write_weights(model, copy, folder, max_file_size)
         if torch.distributed.get_rank() == 0:
-            write_checksums(folder, places=auto_places(type(copy.config)))
+            write_checksums(folder, places=auto_places(copy))
         torch.distributed.barrier()
         _check_saved(model, folder, probe)
     return target

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gating.errors import FolderExistsError
-from gating.loader.integrity import CHECKSUMS, CONFIG, INDEX, WEIGHTS, digest_file, digest_table
+from gating.loader.checksums import CHECKSUMS, CONFIG, INDEX, WEIGHTS, digest_file, digest_table
 from gating.storage.tables import read_table
 
 __all__ = [
@@ -30,10 +30,7 @@ __all__ = [
 # The record of kept units in a stock folder, which has none in its configuration, is in the same file.
 RECORD_FILE = "head_gating.json"
 # Files of a recipe beside its configuration: its table, its tensors, and an adapter of PEFT.
-RECIPE_FILES = (
-    *("recipe.json", "recipe.safetensors"),
-    *("adapter/adapter_config.json", "adapter/adapter_model.safetensors"),
-)
+RECIPE_FILES = ("recipe.json", "recipe.safetensors")
 # File names of the models, tokenizers and processors of transformers, as patterns of fnmatch.
 MODEL_FILES = (
     *("config.json", "generation_config.json"),

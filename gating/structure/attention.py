@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gating.errors import InputError
+from gating.families.layouts import RowLayout
+from gating.families.linear import num_inputs, num_outputs
 from gating.families.registry import find_spec, registered_spec
-from gating.loader.changes import num_inputs, num_outputs
-from gating.loader.heads import AttentionModule, change_class, change_counts, empty, kinds_of
-from gating.loader.layouts import RowLayout
-from gating.loader.record import base_prefix
+from gating.loader.emptied import FORMS
+from gating.loader.modeling import base_prefix
+from gating.structure.attention_edits import kinds_of, plan_class, plan_counts, plan_emptying
 from gating.structure.blocks import Block, layer_number
-from gating.structure.edits import Edit, Features, plan_cut, plan_entries, set_all
+from gating.structure.edits import Edit, Features, SetAttribute, plan_cut, plan_entries
 from gating.structure.hooks import ForwardHandle, Handle, Handles, hook_input
 
 __all__ = ["AttentionBlock", "AttentionKind", "iter_attention_blocks"]
@@ -35,7 +36,7 @@ _TOWER = re.compile(r"(?:^|\.)(?:\w+_)?(encoder|decoder)(?:\.|$)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionBlock(AttentionModule, Block):
+class AttentionBlock(Block):
     """One attention module of a model with its projections; the module may serve several layers.
 
     Attributes:
@@ -43,26 +44,86 @@ class AttentionBlock(AttentionModule, Block):
         num_key_value_heads: Number of key-value heads; smaller than ``num_heads`` with grouped queries.
         head_dim: Width of one head in the input of the output projection.
         head_ids: Original numbers of the present (query) heads.
-        head_slots: Original numbers of all heads with rows in the projections: the present ones and the padding of
-            groups of query heads. The input of the output projection is ``[..., len(head_slots) * head_dim]``.
+        head_slots: Original numbers of all heads with rows in the projections: the present ones, the padding of
+            groups of query heads, and one without effect where a class needs a head. The input of the output projection is ``[..., len(head_slots) * head_dim]``.
         num_heads_before: Number of heads before any removal.
     """
 
     unit: ClassVar[str] = "heads"
     registered_by: ClassVar[str] = "register_attention_spec"
 
+    parent: nn.Module
     num_key_value_heads: int = 0
     head_dim: int = 0
     head_ids: tuple[int, ...] = ()
     head_slots: tuple[int, ...] = ()
     num_heads_before: int = 0
 
+    @property
+    def key_dim(self) -> int:
+        """Width of one query and one key."""
+        return int(getattr(self.module, self.spec.key_dim)) if self.spec.key_dim else self.head_dim
+
+    @property
+    def output_projection(self) -> nn.Module:
+        """The linear layer that mixes the heads; its input is head-major."""
+        module: nn.Module = getattr(*self.locate(self.spec.output_projection))
+        return module
+
+    def other_outputs(self) -> Iterator[tuple[nn.Module, int]]:
+        """Yield further output projections of the same heads, with the width of a head in their inputs."""
+        for path in self.spec.other_outputs if self.head_slots else ():
+            linear = getattr(*self.locate(path))
+            yield linear, num_inputs(linear) // len(self.head_slots)
+
+    def projections(self) -> Iterator[tuple[nn.Module, RowLayout]]:
+        """Yield the linear layers that compute queries, keys and values, with the layouts of their rows."""
+        for path, layout in self.spec.projections:
+            if self.has(path):
+                holder, attribute = self.locate(path)
+                found = getattr(holder, attribute)
+                yield found if isinstance(found, nn.Module) else holder, layout
+
+    def projections_outside(self) -> list[nn.Module]:
+        """Return the projections that are not in the module itself."""
+        inside = set(self.module.modules())
+        return [linear for linear, _ in self.projections() if linear not in inside]
+
+    def per_head(self, slots: Sequence[int], groups: Sequence[int]) -> Iterator[tuple[str, int, Sequence[int], int]]:
+        """Yield paths and dimensions of parameters with entries for each head, those to keep, and their number now."""
+        for pairs, kept, num_before in (
+            (self.spec.per_head, slots, len(self.head_slots)),
+            (self.spec.per_key_value_head, groups, self.num_key_value_heads),
+        ):
+            yield from ((path, dim, kept, num_before) for path, dim in pairs if self.has(path))
+
+    def locate(self, path: str) -> tuple[nn.Module, str]:
+        """Return the module and the name of the attribute at a path of the spec."""
+        start = self.parent if path.startswith("^") else self.module
+        *way, attribute = path.removeprefix("^").split(".")
+        return start.get_submodule(".".join(way)), attribute
+
+    def has(self, path: str) -> bool:
+        """Return whether a path of the spec exists; configurations of one class differ."""
+        try:
+            return getattr(*self.locate(path), None) is not None
+        except AttributeError:
+            return False
+
+    def run_width(self, linear: nn.Module, layout: RowLayout, kind: str) -> int:
+        """Return the number of rows that one head has in a projection as query, key or value."""
+        kinds = kinds_of(layout)
+        if self.key_dim != self.head_dim and len(set(kinds)) > 1:
+            return self.key_dim if kind in ("k" if self.spec.has_state else "qk") else self.head_dim
+        num_runs = sum(len(self.head_slots) if one == "q" else self.num_key_value_heads for one in kinds)
+        return num_outputs(linear) // num_runs
+
     def counted(self) -> "AttentionBlock":
         """Return the block with the heads that its module has, or those that an earlier removal has noted there."""
         module: Any = self.module
         block = replace(self, head_dim=int(self.spec.width_of_head(module) or 0))
         if hasattr(module, "head_slots"):
-            slots, heads, num_before = module.head_slots, module.head_ids, module.num_heads_before
+            slots, heads, num_before = tuple(module.head_slots), tuple(module.head_ids), module.num_heads_before
         else:
             num_before = num_inputs(block.output_projection) // block.head_dim
             slots = heads = tuple(range(num_before))
@@ -223,19 +284,21 @@ class AttentionBlock(AttentionModule, Block):
         """Return the projections, the output projection last."""
         return [*(linear for linear, _ in (*self.projections(), *self.other_outputs())), self.output_projection]
 
-    def staying(self, kept: Collection[int]) -> tuple[list[int], list[int]]:
+    def staying(self, kept: Collection[int], *, keeps_slot: bool = False) -> tuple[list[int], list[int]]:
         """Return the positions of the slots and of the key-value heads that stay if some heads are kept.
 
         In each group that stays, the first removed heads are padding, as many as it lacks to the size of the largest.
+        Without any kept head, the first one pads the first group, unless the block can be emptied, and ``keeps_slot``
+        is false.
         """
-        if not kept and not self.spec.lends:
+        if not kept and self.can_be_emptied and not keeps_slot:
             return [], []
         size = self.queries_per_key
         counts = [
             sum(head in kept for head in self.head_slots[start : start + size])
             for start in range(0, len(self.head_slots), size)
         ]
-        groups = [group for group, count in enumerate(counts) if count or self.spec.keeps_key_value_heads]
+        groups = [group for group, count in enumerate(counts) if count or self.spec.keeps_key_value_heads] or [0]
         slots: list[int] = []
         for group in groups:
             kept_first = sorted(
@@ -244,11 +307,10 @@ class AttentionBlock(AttentionModule, Block):
             slots += sorted(kept_first[: max(1, *counts)])
         return slots, groups
 
-    def plan_removal(self, kept: Collection[int]) -> list[Edit]:
+    def plan_removal(self, kept: Collection[int], *, keeps_slot: bool = False) -> list[Edit]:
         """Plan the removal of all heads except the kept ones, given by their original numbers.
 
-        Raises:
-            InputError: No head is kept, and the class needs one.
+        A block without any kept head that cannot be emptied, or that ``keeps_slot``, has one whose outputs are zero.
 
         Example:
             >>> from transformers import BertConfig, BertModel
@@ -262,17 +324,23 @@ class AttentionBlock(AttentionModule, Block):
         heads = tuple(head for head in self.head_ids if head in kept)
         if heads == self.head_ids:
             return []
-        if not heads and self.spec.returns == "unknown":
-            raise InputError(
-                f"{self.name} ({type(self.module).__name__}) cannot be left without a head: its return value then is "
-                "unknown. Keep one head, or describe the class with gating.register_attention_spec."
-            )
-        slots, groups = self.staying(heads)
+        slots, groups = self.staying(heads, keeps_slot=keeps_slot)
         return [
             *(self._plan_cuts(slots, groups, heads) if slots else self._plan_emptying()),
-            *set_all(change_counts(self, len(slots), len(groups))),
-            *set_all(change_class(self, heads, tuple(self.head_slots[slot] for slot in slots))),
+            *plan_counts(self, len(slots), len(groups)),
+            *plan_class(self, heads, tuple(self.head_slots[slot] for slot in slots)),
+            # Where a folder is loaded, rows of the user are not known.
+            *([SetAttribute(self.module, "attention_spec", self.spec)] if self._is_of_user else []),
         ]
+
+    @property
+    def _is_of_user(self) -> bool:
+        return find_spec(self.module, shipped_only=True) != self.spec
+
+    @property
+    def can_be_emptied(self) -> bool:
+        """Whether the block can lose its last head; others keep one, whose columns of the output projection are zero."""
+        return self.spec.returns in FORMS and not (self.spec.lends or self.spec.has_state)
 
     def _plan_cuts(self, slots: Sequence[int], groups: Sequence[int], heads: Collection[int]) -> list[Edit]:
         edits: list[Edit] = []
@@ -282,16 +350,18 @@ class AttentionBlock(AttentionModule, Block):
         columns, silent = Features(slots, self.head_dim), Features(padding, self.head_dim)
         edits += plan_cut(self.output_projection, columns, side="inputs", silent=silent)
         for other, width in self.other_outputs():
-            edits += plan_cut(other, Features(slots, width), side="inputs")
+            edits += plan_cut(other, Features(slots, width), side="inputs", silent=Features(padding, width))
         for path, dim, stay, num_before in self.per_head(slots, groups):
             edits.append(plan_entries(*self.locate(path), stay, dim=dim, num_before=num_before))
         return edits
 
     def _plan_emptying(self) -> list[Edit]:
-        outside = self.projections_outside()
+        nothing = Features([], 1)
+        outputs = [self.output_projection, *(linear for linear, _ in self.other_outputs())]
         return [
-            *set_all(empty(self)),
-            *(edit for linear in outside for edit in plan_cut(linear, Features([], 1), side="outputs")),
+            *(edit for linear in outputs for edit in plan_cut(linear, nothing, side="inputs")),
+            *(edit for linear in self.projections_outside() for edit in plan_cut(linear, nothing, side="outputs")),
+            *plan_emptying(self, outputs),
         ]
 
 

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from gating.errors import InputTypeError
-from gating.loader.changes import num_inputs, num_outputs, weight_dim, without_adapter
-from gating.loader.layouts import AttentionSpec, FeedForwardSpec
-from gating.loader.modules import BiasOnly
+from gating.families.layouts import AttentionSpec, FeedForwardSpec
+from gating.families.linear import num_inputs, num_outputs, weight_dim, without_adapter
 from gating.structure.edits import Edit
 from gating.structure.hooks import Handle, hook_input
 
@@ -144,8 +143,7 @@ def layer_number(name: str, *, default: int) -> int:
 
 def has_no_weight(module: nn.Module) -> bool:
     """Return whether a layer has no weight left to adapt, since its block has lost all heads or neurons."""
-    is_linear = isinstance(module, (nn.Linear, Conv1D))
-    return isinstance(module, BiasOnly) or (is_linear and 0 in (num_inputs(module), num_outputs(module)))
+    return isinstance(module, (nn.Linear, Conv1D)) and 0 in (num_inputs(module), num_outputs(module))
 
 
 def share_specs(model: nn.Module, other: nn.Module) -> None:
@@ -154,7 +152,7 @@ def share_specs(model: nn.Module, other: nn.Module) -> None:
     for name, module in model.named_modules():
         for attribute in ("attention_spec", "feed_forward_spec"):
             spec = getattr(module, attribute, None)
-            if isinstance(spec, (AttentionSpec, FeedForwardSpec)) and name in modules:
+            if isinstance(spec, (AttentionSpec, FeedForwardSpec, dict)) and name in modules:
                 setattr(modules[name], attribute, spec)
 
 

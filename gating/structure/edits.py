@@ -4,16 +4,18 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from gating.loader.changes import ABSENT, Change, Side, parameter_names, set_attribute, size_attributes, weight_dim
-from gating.loader.conv1d import empty_linear
+from gating.families.linear import Side, parameter_names, size_names, weight_dim
+from gating.loader.classes import subclass
+from gating.loader.conv1d import narrow_conv1d
 
 __all__ = [
+    "ABSENT",
     "Edit",
     "EntriesEdit",
     "Features",
@@ -24,7 +26,6 @@ __all__ = [
     "fill",
     "own_part",
     "plan_cut",
-    "plan_cut_at",
     "plan_entries",
     "set_all",
     "undo_edits",
@@ -32,6 +33,23 @@ __all__ = [
 ]
 
 Undo = Callable[[], None]
+# The assignment of a value to an attribute of an object.
+Change = tuple[Any, str, Any]
+
+
+class _Absent:
+    """The value of an attribute that does not exist."""
+
+
+ABSENT: Final = _Absent()
+
+
+def _set_attribute(owner: object, attribute: str, value: object) -> None:
+    """Set an attribute, or delete it where the value is :data:`ABSENT`."""
+    if not isinstance(value, _Absent):
+        setattr(owner, attribute, value)
+    elif hasattr(owner, attribute):
+        delattr(owner, attribute)
 
 
 @dataclass(frozen=True)
@@ -48,7 +66,7 @@ class Edit:
     def undo(self) -> Undo:
         """Return the function that undoes the edit, which has not been applied yet."""
         before = getattr(self.owner, self.attribute, ABSENT)
-        return lambda: set_attribute(self.owner, self.attribute, before)
+        return lambda: _set_attribute(self.owner, self.attribute, before)
 
 
 @dataclass(frozen=True)
@@ -59,7 +77,7 @@ class SetAttribute(Edit):
 
     def apply(self) -> None:
         """Assign the value."""
-        set_attribute(self.owner, self.attribute, self.value)
+        _set_attribute(self.owner, self.attribute, self.value)
 
 
 @dataclass(frozen=True)
@@ -148,20 +166,13 @@ def plan_cut(linear: nn.Module, kept: Features, *, side: Side, silent: Features 
     weight, bias = parameter_names(linear)
     edits: list[Edit] = [
         TakeEntries(linear, weight, kept, weight_dim(linear, side), silent),
-        *set_all(size_attributes(linear, len(kept), side)),
+        *(SetAttribute(linear, name, len(kept)) for name in size_names(linear, side)),
     ]
+    if not len(kept) and isinstance(linear, Conv1D):
+        edits.append(SetAttribute(linear, "__class__", subclass(type(linear), (narrow_conv1d,))))
     if side == "outputs" and getattr(linear, bias) is not None:
         edits.append(TakeEntries(linear, bias, kept, 0))
     return edits
-
-
-def plan_cut_at(owner: nn.Module, path: str, kept: Features, *, side: Side) -> list[Edit]:
-    """Plan the cut of the layer at a path of a module; a Conv1D of width zero becomes a linear layer."""
-    layer = owner.get_submodule(path)
-    if len(kept) or not isinstance(layer, Conv1D):
-        return plan_cut(layer, kept, side=side)
-    holder, _, attribute = path.rpartition(".")
-    return [SetAttribute(owner.get_submodule(holder), attribute, empty_linear(layer, side=side))]
 
 
 def plan_entries(owner: nn.Module, name: str, kept: Sequence[int], *, dim: int, num_before: int) -> Edit:

@@ -11,8 +11,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from gating.loader.experts import ExpertsSpec
-from gating.loader.layouts import UpLayout
+from gating.families.layouts import ExpertsSpec, UpLayout
 from gating.structure.hooks import Handle
 
 __all__ = ["GROUP_FACTOR", "find_experts_spec", "hook_activation"]

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from gating.errors import InputError
 from gating.families.feed_forward import find_feed_forward_spec, registered_feed_forward_spec, rows_of_layout
-from gating.loader.changes import num_inputs, num_outputs, without_adapter
-from gating.loader.experts import ExpertsSpec, without_grouped_products
-from gating.loader.layouts import FeedForwardSpec, UpLayout
-from gating.loader.record import base_prefix
+from gating.families.layouts import ExpertsSpec, FeedForwardSpec, UpLayout
+from gating.families.linear import num_inputs, num_outputs, without_adapter
+from gating.loader.modeling import base_prefix
+from gating.loader.views import ConfigView
 from gating.structure.blocks import Block, layer_number, whole_number
-from gating.structure.edits import Edit, Features, SetAttribute, TakeEntries, plan_cut_at, set_all
+from gating.structure.edits import Edit, Features, SetAttribute, TakeEntries, plan_cut
 from gating.structure.experts import GROUP_FACTOR, find_experts_spec, hook_activation
 from gating.structure.hooks import Handle
 
@@ -146,24 +146,29 @@ class FeedForwardBlock(Block):
             return []
         present = {neuron: position for position, neuron in enumerate(self.neurons(self.group_ids))}
         positions = [present[neuron] for neuron in self.neurons(kept)]
-        edits, down = self._plan_cuts(positions, len(present))
         memory = {
             "kept_groups": tuple(sorted(kept)),
             "group_size": self.group_size,
             "width_before": self.width_before,
         }
-        return [*edits, *(SetAttribute(down, name, value) for name, value in memory.items())]
+        down = self.output_projection
+        return [
+            *self._plan_cuts(positions, len(present)),
+            *(SetAttribute(down, name, value) for name, value in memory.items()),
+            # Where a folder is loaded, rows of the user are not known.
+            *([SetAttribute(self.module, "feed_forward_spec", self.spec)] if self._is_of_user else []),
+        ]
 
-    def _plan_cuts(self, positions: list[int], width: int) -> tuple[list[Edit], nn.Module]:
-        """Plan to keep the neurons at some of ``width`` positions; return the later down projection, too."""
+    @property
+    def _is_of_user(self) -> bool:
+        return find_feed_forward_spec(self.module, shipped_only=True) != self.spec
+
+    def _plan_cuts(self, positions: list[int], width: int) -> list[Edit]:
+        """Plan to keep the neurons at some of ``width`` positions."""
         edits: list[Edit] = []
-        for path, layout in self.spec.ups:
-            rows = Features(rows_of_layout(layout, positions, width), 1)
-            edits += plan_cut_at(self.module, path, rows, side="outputs")
-        cut = plan_cut_at(self.module, self.spec.down, Features(positions, 1), side="inputs")
-        # The memory belongs to the layer that is in the place of an emptied one.
-        replaced = [edit.value for edit in cut if isinstance(edit, SetAttribute) and isinstance(edit.value, nn.Module)]
-        return [*edits, *cut], replaced[0] if replaced else self.output_projection
+        for up, layout in self.ups():
+            edits += plan_cut(up, Features(rows_of_layout(layout, positions, width), 1), side="outputs")
+        return [*edits, *plan_cut(self.output_projection, Features(positions, 1), side="inputs")]
 
 
 @dataclass(frozen=True)
@@ -182,6 +187,8 @@ class ExpertsBlock(FeedForwardBlock):
     def is_guessed(self) -> bool:
         """Always False: names and shapes of parameters show the layout."""
         return False
+
+    _is_of_user = False
 
     @property
     def experts_per_token(self) -> int:
@@ -237,13 +244,19 @@ class ExpertsBlock(FeedForwardBlock):
             )
         return block
 
-    def _plan_cuts(self, positions: list[int], width: int) -> tuple[list[Edit], nn.Module]:
+    def _plan_cuts(self, positions: list[int], width: int) -> list[Edit]:
         edits: list[Edit] = [
             TakeEntries(self.module, name, Features(rows_of_layout(layout, positions, width), 1), dim)
             for name, layout, dim in self.spec.dims(self.module)
         ]
         edits.append(TakeEntries(self.module, self.spec.down, Features(positions, 1), self.spec.input_dim))
-        return [*edits, *set_all(without_grouped_products(self.module, len(positions)))], self.module
+        config = getattr(self.module, "config", None)
+        if not positions and hasattr(config, "_experts_implementation"):
+            # Without neurons the experts give their biases. Grouped products refuse a width of zero; the batched ones
+            # gather weights of size zero, so that all parameters keep a gradient.
+            view = ConfigView(config, {"_experts_implementation": "batched_mm"})
+            edits.append(SetAttribute(self.module, "config", view))
+        return edits
 
 
 def _check_group_size(group_size: Any) -> int:

@@ -7,7 +7,8 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from gating.loader.modules import original_class, replaced_forward, subclass
+from gating.loader.classes import subclass
+from gating.loader.replaced import original_class, replaced_forward
 
 __all__ = ["ForwardHandle", "Handle", "Handles", "hook_input"]
 
@@ -65,7 +66,7 @@ class ForwardHandle:
         """Args: ``handle`` is that of the function, removed with this one."""
         self._module, self._handle = module, handle
         module.__dict__["num_feature_hooks"] = module.__dict__.get("num_feature_hooks", 0) + 1
-        module.__class__ = subclass(type(module), replaced_forward, forward)
+        module.__class__ = subclass(type(module), (replaced_forward, forward))
 
     def remove(self) -> None:
         """Remove the function; the last one restores the class unless heads have been removed."""

@@ -8,14 +8,14 @@ from typing import Any, TypeVar
 from torch import nn
 from transformers import PreTrainedModel
 
-from gating.loader.integrity import RECORD_KEY
-from gating.loader.record import base_prefix
+from gating.loader.checksums import RECORD_KEY
+from gating.loader.modeling import base_prefix
+from gating.loader.record import LAYERS_KEY
 from gating.structure.attention import iter_attention_blocks
 from gating.structure.blocks import Block
 from gating.structure.feed_forward import iter_feed_forward_blocks
 
 __all__ = [
-    "LAYERS_KEY",
     "LayerList",
     "count_layers",
     "dense_name",
@@ -25,9 +25,6 @@ __all__ = [
     "original_rows",
 ]
 
-# Key of the part of a record about layers that left: ``kept`` has the original numbers of the present layers of each
-# list, ``config`` the former values of settings, ``heads`` and ``neurons`` those of the blocks of layers that left.
-LAYERS_KEY = "layers"
 Value = TypeVar("Value")
 
 
@@ -49,7 +46,7 @@ class LayerList:
 
     def empty(self) -> list[int]:
         """Return the numbers of the layers whose blocks have lost every unit."""
-        return [number for number, blocks in enumerate(self.blocks) if blocks and not any(b.slot_ids for b in blocks)]
+        return [number for number, blocks in enumerate(self.blocks) if blocks and not any(b.unit_ids for b in blocks)]
 
 
 def find_layer_lists(model: nn.Module) -> list[LayerList]:

@@ -19,7 +19,7 @@ from gating.embedding.head import SentenceHead
 from gating.embedding.losses import PAIR_LOSSES, embedding_distance, pair_loss
 from gating.embedding.processor import SentenceProcessor
 from gating.errors import InputError
-from gating.loader.integrity import RECORD_KEY
+from gating.loader.checksums import RECORD_KEY
 from gating.models.hub import locate
 from gating.models.sources import ModelSource, Pretrained
 from gating.tasks.base import Prepared

@@ -13,9 +13,9 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 
 from gating.compact.load import load_compact
 from gating.errors import InputError
-from gating.loader.integrity import RECORD_KEY
+from gating.loader.checksums import RECORD_KEY
+from gating.loader.record import LAYERS_KEY
 from gating.objectives.distillation import HIDDEN_STATES, IGNORED, Distillation
-from gating.structure.layers import LAYERS_KEY
 from gating.teachers.checks import check_fits, check_tokenizer
 from gating.teachers.open_teacher import OpenTeacher
 

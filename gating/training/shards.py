@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from gating.distributed.collectives import gather_objects
 from gating.errors import InputError
-from gating.loader.integrity import digest_file
+from gating.loader.checksums import digest_file
 
 __all__ = ["NUM_PROCESSES", "check_num_processes", "damage_of", "load_shards", "read_metadata", "save_shards"]
 

@@ -8,8 +8,8 @@ from transformers.pytorch_utils import Conv1D
 
 from gating.discovery.find import search_attention
 from gating.discovery.ungated import UngatedModules
+from gating.families.linear import num_inputs, num_outputs, parameter_names, without_adapter
 from gating.families.registry import find_spec
-from gating.loader.changes import num_inputs, num_outputs, parameter_names, without_adapter
 from gating.structure.attention import AttentionBlock, iter_attention_blocks
 from gating.structure.edits import Features, whole
 from gating.structure.hooks import Handle

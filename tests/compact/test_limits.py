@@ -11,8 +11,8 @@ from torch import nn
 import gating
 from gating.compact.files import read_config
 from gating.compact.limits import checked_folder
-from gating.loader.compact import compact_class
 from gating.loader.integrity import write_checksums
+from gating.loader.saving import compact_class
 
 
 def build(folder, *, exact=True, verify=True, **changes):

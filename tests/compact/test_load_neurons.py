@@ -11,7 +11,7 @@ import torch
 import transformers
 
 import gating
-from gating.loader.compact import compact_class
+from gating.loader.saving import compact_class
 from gating.proof.probe import make_probe
 from tests.compact.test_load_damaged import edit_config
 from tests.support.family_models import FAMILIES, TEXT, Family

@@ -37,7 +37,7 @@ RECORD = "head_gating"
         ({"auto_map": {"AutoConfig": "evil.Config"}}, r"names code \(auto_map\) that is not of a compact model"),
         ({"auto_map": {"AutoModel": "me/evil--compact.BertModel"}}, "names code"),
         ({"auto_map": {"AutoModel": "../compact.BertModel"}}, "names code"),
-        ({"auto_map": "compact.BertModel"}, "names code"),
+        ({"auto_map": "modeling_compact.BertModel"}, "names code"),
         ({"text_config": {"base_model_name_or_path": "me/model"}}, "asks for an adapter of another model"),
         ({"transformers_weights": "adapter_model.bin"}, "asks for weights from another file"),
         ({"quantization_config": {"quant_method": "gptq"}}, "asks for weights that are quantized"),

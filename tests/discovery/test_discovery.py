@@ -15,7 +15,7 @@ from transformers import (
 from transformers.models.stablelm.modeling_stablelm import StableLmAttention, StableLmRotaryEmbedding
 
 import gating
-from gating.loader.integrity import RECORD_KEY
+from gating.loader.checksums import RECORD_KEY
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
 from gating.units import find_blocks

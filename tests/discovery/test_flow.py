@@ -6,12 +6,12 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 import gating
-from gating.compact.record_checks import check_record
 from gating.discovery import flow, lookalikes
 from gating.discovery.trace import is_linear
 from gating.families import feed_forward as feed_forward_specs
-from gating.loader.integrity import RECORD_KEY
+from gating.loader.checksums import RECORD_KEY
 from gating.loader.record import plan_from_record
+from gating.loader.record_checks import check_record
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
 from gating.structure.feed_forward import iter_feed_forward_blocks

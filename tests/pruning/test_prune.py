@@ -9,7 +9,7 @@ from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 import gating
 from gating.errors import InputError
-from gating.loader.compact import compact_class
+from gating.loader.saving import compact_class
 from gating.pruning.prune_report import num_parameters
 from gating.pruning.repeat import KeptUnits
 from tests.support.tiny_models import NUM_HEADS, assert_same_state, batch_for, logits_of, state_of

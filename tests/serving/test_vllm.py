@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as hf_logging
 
 import gating
-from gating.loader.compact import compact_class
+from gating.loader.saving import compact_class
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.serving.vllm import check_vllm, export_vllm, serve_stock
 from tests.support.family_models import FAMILIES, GROUPED, Family

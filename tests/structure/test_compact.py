@@ -2,6 +2,8 @@
 
 import ast
 import copy
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,10 +11,9 @@ import transformers
 from torch import nn
 
 import gating
-from gating.loader import compact
-from gating.loader.compact import compact_class
-from gating.loader.modules import original_class
-from gating.pruning.recording import become_compact
+from gating.loader import saving
+from gating.loader.composing import compose
+from gating.loader.saving import become_compact, compact_class
 from tests.support.family_models import FAMILIES as FAMILIES_OF_MODELS
 from tests.support.fresh_process import outputs_of
 from tests.support.tiny_models import (
@@ -41,11 +42,8 @@ def test_a_pruned_model_has_the_compact_class_and_a_record(model):
     gating.prune_heads(model, {0: [1]})
     assert type(model) is compact_class(base)
     block = gating.find_attention_blocks(model)[0]
-    assert model.config.head_gating["blocks"][block.name] == {
-        "spec": original_class(type(block.module)).__name__,
-        "num_heads": NUM_HEADS,
-        "kept_heads": [0, 2, 3],
-    }
+    notes = model.config.head_gating["units"][block.name]
+    assert (notes["num_heads_before"], notes["head_ids"]) == (NUM_HEADS, [0, 2, 3])
 
 
 def test_building_from_the_configuration_repeats_the_removal(model):
@@ -93,35 +91,45 @@ def test_becoming_compact_changes_no_weight(bert):
 
 
 def test_the_module_offers_every_transformers_model_by_name():
-    assert compact.BertModel is compact_class(transformers.BertModel)
+    assert saving.BertModel is compact_class(transformers.BertModel)
     with pytest.raises(AttributeError, match="no attribute 'BertConfig'"):
-        _ = compact.BertConfig
+        _ = saving.BertConfig
     with pytest.raises(AttributeError):
-        _ = compact.nothing_of_the_sort
+        _ = saving.nothing_of_the_sort
 
 
 def test_every_auto_class_of_the_configuration_is_mapped(bert):
     gating.prune_heads(bert, {0: [1]})
     auto_map = bert.config.auto_map
-    assert auto_map["AutoModelForSequenceClassification"] == "compact.BertForSequenceClassification"
-    assert auto_map["AutoModel"] == "compact.BertModel"
-    assert auto_map["AutoModelForTokenClassification"] == "compact.BertForTokenClassification"
+    assert auto_map["AutoModelForSequenceClassification"] == "modeling_compact.BertForSequenceClassification"
+    assert auto_map["AutoModel"] == "modeling_compact.BertModel"
+    assert auto_map["AutoModelForTokenClassification"] == "modeling_compact.BertForTokenClassification"
     assert all(name.startswith("AutoModel") for name in auto_map)
 
 
 # Calls that a module may make on import: they return a value and change nothing.
-HARMLESS = {"ContextVar", "_Absent", "compile", "dataclass"}
+HARMLESS = {"dataclass", "no_grad"}
 
 
-def test_the_files_that_travel_define_and_do_nothing_else(saved):
-    paths = list(saved["bert"].folder.glob("*.py"))
-    assert {"compact.py", "heads.py", "integrity.py", "record.py"} <= {path.name for path in paths}
-    for path in paths:
+def test_the_file_that_travels_defines_and_does_nothing_else(saved):
+    for name in ("bert", "t5"):
+        (path,) = saved[name].folder.glob("*.py")
+        assert path.name == "modeling_compact.py"
         for node in ast.parse(path.read_text()).body:
-            where = f"{path.name}:{node.lineno}"
             is_docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-            assert is_docstring or isinstance(node, DEFINITIONS), where
-            assert calls_at_import(node) <= HARMLESS, where
+            assert is_docstring or isinstance(node, DEFINITIONS), node.lineno
+            assert calls_at_import(node) <= HARMLESS, node.lineno
+            assert getattr(node, "level", 0) == 0, node.lineno
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) else []
+            assert {name.partition(".")[0] for name in names} <= {*sys.stdlib_module_names, "torch", "transformers"}
+
+
+def test_the_composed_file_of_all_parts_is_one_namespace():
+    text = compose([path.stem for path in Path(saving.__file__).parent.glob("forwards_*.py")] + ["biases", "padding"])
+    defined = [node.name for node in ast.parse(text).body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+    assert sorted(defined) == sorted(set(defined))
+    assert len(text.splitlines()) <= 900
 
 
 @pytest.mark.parametrize("name", ["bert", "llama"])
@@ -129,9 +137,8 @@ def test_little_code_travels(name, tmp_path):
     model = FAMILIES_OF_MODELS[name].build()
     gating.prune_heads(model, {0: [0], 1: range(NUM_HEADS)} if name == "bert" else {0: [0, 1], 1: range(8)})
     gating.prune_neurons(model, {0: [0], 1: [1, 2]}, group_size=8)
-    paths = list(gating.save_compact(model, tmp_path / "compact", stock=False).glob("*.py"))
-    assert len(paths) <= 8
-    assert sum(len(path.read_text().splitlines()) for path in paths) <= 1200
+    (path,) = gating.save_compact(model, tmp_path / "compact", stock=False).glob("*.py")
+    assert len(path.read_text().splitlines()) <= 300
 
 
 DEFINITIONS = (ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign, ast.FunctionDef, ast.ClassDef)

@@ -173,15 +173,10 @@ def test_the_record_has_the_experts_of_a_layer_once():
     model = EXPERTS["qwen2_moe"].build()
     gating.prune_neurons(model, {"layers.1.mlp.experts": [0, 5]}, group_size=8)
     record = model.config.to_dict()["head_gating"]
-    assert record["feed_forward"]["layers.1.mlp.experts"] == {
-        "spec": "Qwen2MoeExperts",
-        "width": 48,
-        "group": 8,
-        "kept": [1, 2, 3, 4],
+    assert record["units"] == {
+        "layers.1.mlp.experts": {"width_before": 48, "group_size": 8, "kept_groups": [1, 2, 3, 4]}
     }
-    assert "layers.1.mlp.shared_expert.down_proj" in record["feed_forward"]
-    spec = {"ups": [["gate_up_proj", "halves"]], "down": "down_proj", "is_transposed": False}
-    assert record["feed_forward_specs"]["Qwen2MoeExperts"] == spec
+    assert list(record["modules"]) == ["layers.1.mlp.experts"]
     assert [block.group_ids for block in experts_of(model)] == [tuple(range(6)), (1, 2, 3, 4), tuple(range(6))]
 
 

@@ -84,7 +84,7 @@ def test_removing_twice_keeps_the_original_numbers() -> None:
             block.head_ids for block in gating.find_attention_blocks(twice)
         ]
         assert max_relative_difference(forward_outputs(once, probe), forward_outputs(twice, probe)) <= TOLERANCE
-        assert once.config.to_dict()["head_gating"]["blocks"].keys() == blocks.keys()
+        assert once.config.to_dict()["head_gating"]["units"].keys() == blocks.keys()
 
 
 @pytest.mark.parametrize("name", ["llama", "t5", "bart", "albert", "mpnet", "gpt2", "bert-decoder", "beit"])

@@ -1,164 +1,198 @@
-"""Records of kept heads repeat the removal, and damaged ones are refused."""
+"""The record is the difference from the dense model; it makes the compact one, and damaged ones are refused."""
 
+import copy
 import json
 
 import pytest
 import torch
+import transformers
+from torch import nn
 
 import gating
-from gating.compact.record_checks import check_record
-from gating.loader.changes import set_attribute
+from gating.families.layouts import AttentionSpec, read_spec
 from gating.loader.integrity import write_checksums
-from gating.loader.record import FORMAT, plan_from_record
-from gating.pruning.recording import describe_kept_units
+from gating.loader.modeling import apply_record
+from gating.loader.record import build_dense, describe
+from gating.loader.record_checks import check_fits, check_record
 from tests.support.tiny_models import NUM_HEADS, assert_same_state, batch_for, logits_of, state_of
 
-SPEC = {
-    "projections": [["query", "q"], ["key", "k"], ["value", "v"]],
-    "output_projection": "^output.dense",
-    "head_dim": "attention_head_size",
-    "returns": "context",
-}
-NAMES = [f"encoder.layer.{i}.attention.self" for i in range(3)]
+FIRST, SECOND = (f"encoder.layer.{i}.attention.self" for i in range(2))
+DOWN = "encoder.layer.2.output.dense"
 
 
 @pytest.fixture
-def record():
-    kept = ([0, 2], [], [0, 1, 2, 3])
-    entry = {"spec": "BertSelfAttention", "num_heads": NUM_HEADS}
-    blocks = {name: {**entry, "kept_heads": heads} for name, heads in zip(NAMES, kept, strict=True)}
-    return {"format": FORMAT, "specs": {"BertSelfAttention": dict(SPEC)}, "blocks": blocks}
-
-
-def test_a_record_is_plain_json_of_the_kept_heads(bert, record):
+def pruned(bert):
     gating.prune_heads(bert, {0: [1, 3], 1: range(NUM_HEADS)})
-    written = describe_kept_units(bert)
-    assert written == record
-    assert json.loads(json.dumps(written)) == record
-    assert bert.config.head_gating == record
+    gating.prune_neurons(bert, {2: [0]}, group_size=16)
+    return bert
 
 
-def test_a_record_repeats_the_removal(bert, make_model, record):
-    gating.prune_heads(bert, {0: [1, 3], 1: range(NUM_HEADS)})
+@pytest.fixture
+def record(pruned):
+    return copy.deepcopy(pruned.config.head_gating)
+
+
+def test_a_record_is_plain_json_of_the_differences(pruned, record):
+    assert json.loads(json.dumps(record)) == describe(pruned) == record
+    rows = {"attributes": {"out_features": 16}, "tensors": {"weight": [16, 32], "bias": [16]}}
+    assert record["modules"] == {
+        FIRST: {"attributes": {"num_attention_heads": 2, "all_head_size": 16}},
+        **{f"{FIRST}.{name}": rows for name in ("query", "key", "value")},
+        "encoder.layer.0.attention.output.dense": {
+            "attributes": {"in_features": 16},
+            "tensors": {"weight": [32, 16]},
+        },
+        SECOND: {
+            "attributes": {"num_attention_heads": 0, "all_head_size": 0},
+            "without": ["query", "key", "value"],
+            "parts": [["emptied", "context", "^output.dense"]],
+        },
+        "encoder.layer.1.attention.output.dense": {"attributes": {"in_features": 0}, "tensors": {"weight": [32, 0]}},
+        "encoder.layer.2.intermediate.dense": {
+            "attributes": {"out_features": 32},
+            "tensors": {"weight": [32, 32], "bias": [32]},
+        },
+        DOWN: {"attributes": {"in_features": 32}, "tensors": {"weight": [32, 32]}},
+    }
+    assert record["units"] == {
+        FIRST: {"num_heads_before": 4, "num_key_value_heads_before": 4, "head_ids": [0, 2], "head_slots": [0, 2]},
+        SECOND: {"num_heads_before": 4, "num_key_value_heads_before": 4, "head_ids": [], "head_slots": []},
+        DOWN: {"width_before": 48, "group_size": 16, "kept_groups": [1, 2]},
+    }
+
+
+def test_a_record_makes_the_compact_model(pruned, make_model, record):
     fresh = make_model("bert")
-    for change in plan_from_record(fresh, record):
-        set_attribute(*change)
-    fresh.load_state_dict(state_of(bert))
-    assert_same_state(fresh, state_of(bert))
-    assert torch.equal(logits_of(fresh, batch_for(bert)), logits_of(bert, batch_for(bert)))
+    assert apply_record(fresh, record) == record
+    fresh.load_state_dict(state_of(pruned))
+    assert_same_state(fresh, state_of(pruned))
+    assert torch.equal(logits_of(fresh, batch_for(pruned)), logits_of(pruned, batch_for(pruned)))
+    assert describe(fresh, build_dense(pruned)) == record
 
 
-def test_the_record_of_a_whole_model_needs_no_edit(bert):
-    assert plan_from_record(bert, describe_kept_units(bert)) == []
+def test_a_whole_model_differs_in_nothing(bert):
+    assert describe(bert) == {"format": 2, "modules": {}, "units": {}}
 
 
-def test_a_record_fits_the_model_without_its_task_head(bert, record):
-    for change in plan_from_record(bert.base_model, record):
-        set_attribute(*change)
-    assert [block.num_heads for block in gating.find_attention_blocks(bert)] == [2, 0, 4]
+def test_settings_of_training_are_no_difference(bert):
+    bert.train()
+    bert.gradient_checkpointing_enable()
+    assert describe(bert)["modules"] == {}
 
 
-def set_kept(value):
-    return lambda record: record["blocks"][NAMES[1]].update(kept_heads=value)
+def test_a_record_fits_the_model_without_its_task_head(make_model, record):
+    model = make_model("bert").base_model
+    apply_record(model, record)
+    assert [block.num_heads for block in gating.find_attention_blocks(model)] == [2, 0, 4]
 
 
-def read(model, record):
-    check_record(record)
-    return plan_from_record(model, record)
+def test_a_part_of_a_model_keeps_its_part_of_the_record(make_model):
+    t5 = make_model("t5")
+    gating.prune_heads(t5, {"encoder.block.0.layer.0.SelfAttention": [1], "decoder.block.1.layer.0.SelfAttention": [0]})
+    encoder = transformers.T5EncoderModel(build_dense(t5).config)
+    own = apply_record(encoder, t5.config.head_gating)
+    assert own["modules"]
+    assert all(name.startswith("encoder.") for name in (*own["modules"], *own["units"]))
 
 
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (set_kept([0, 4]), r"block 'encoder\.layer\.1\.attention\.self' has heads 0 to 3, but kept_heads is \[0, 4\]"),
-        (set_kept([-1, 0]), r"kept_heads is \[-1, 0\]"),
-        (set_kept([2, 1]), r"kept_heads is \[2, 1\]"),
-        (set_kept([1, 1]), r"kept_heads is \[1, 1\]"),
-        (set_kept("01"), r"block 'encoder\.layer\.1\.attention\.self' has no list of kept heads"),
-        (set_kept(2), "has no list of kept heads"),
-        (set_kept(None), "has no list of kept heads"),
-        (set_kept([1.0]), "has no list of kept heads"),
-        (set_kept([True]), "has no list of kept heads"),
-        (lambda record: record["blocks"][NAMES[1]].update(spec="Bert"), r"block 'encoder\.layer\.1.* has no layout"),
-        (lambda record: record["blocks"][NAMES[1]].pop("spec"), r"block 'encoder\.layer\.1.* has no layout"),
-        (
-            lambda record: record["blocks"].update({f"{NAMES[0]}.query": record["blocks"][NAMES[0]]}),
-            "does not fit Bert",
-        ),
-        (lambda record: record.update(blocks={"h.0.attn": record["blocks"][NAMES[0]]}), "has none of its blocks"),
-        (lambda record: record["specs"].update(BertSelfAttention={"ups": []}), "the spec of BertSelfAttention is not"),
-        (
-            lambda record: record["specs"]["BertSelfAttention"].update(forward="x"),
-            "the spec of BertSelfAttention is not that of an attention class: it has forward='x'",
-        ),
-        (lambda record: record.update(specs=[]), "specs is not a table"),
-        (lambda record: record["blocks"].update({NAMES[1]: [0]}), f"the entry of block '{NAMES[1]}' is not a table"),
-        (lambda record: record["blocks"][NAMES[1]].update(num_heads=8), "num_heads|8 heads"),
-        (lambda record: record.update(format=3), "its format is 3, and this version reads format 1"),
-        (lambda record: record.pop("format"), "its format is None"),
-        (lambda record: record["blocks"][NAMES[1]].update(num_heads=4.0), r"num_heads=4\.0, but the model has 4"),
-        (
-            lambda record: record["blocks"][NAMES[1]].update(kept_head=[]),
-            "has 'kept_head', which this version does not",
-        ),
-        (lambda record: record.update(blocs={}), "it has 'blocs', which this version does not know"),
-        (lambda record: record.update(blocks=[]), "not a table of blocks"),
-        (lambda record: record.pop("blocks"), "not a table of blocks"),
-    ],
-)
-def test_a_damaged_record_is_refused_and_the_damage_named(bert, record, damage, message):
-    state = state_of(bert)
-    damage(record)
-    with pytest.raises(ValueError, match=rf"(?s)'head_gating' in config\.json.*({message})"):
-        read(bert, record)
-    assert_same_state(bert, state)
+def edited(entry, **changes):
+    return lambda record: record["modules"][entry].update(changes)
 
 
-@pytest.mark.parametrize("record", [None, [], "format", 1])
-def test_a_record_that_is_not_a_table_is_refused(bert, record):
-    with pytest.raises(ValueError, match="not a table of blocks"):
-        plan_from_record(bert, record)
+def noted(entry, **changes):
+    return lambda record: record["units"][entry].update(changes)
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "message"),
     [
-        {"projections": "query"},
-        {"projections": [["query", "q", "k"]]},
-        {"projections": [["query", "z"]]},
-        {"projections": [["__class__", "q"]]},
-        {"projections": [["self._parameters", "q"]]},
-        {"output_projection": "^^output"},
-        {"output_projection": "../output"},
-        {"output_projection": None},
-        {"head_dim": "a b"},
-        {"head_dim": 0},
-        {"head_dim": True},
-        {"returns": "anything"},
-        {"returns": ["pair"]},
-        {"is_cross_attention": 1},
-        {"head_counts": ["__dict__"]},
-        {"head_counts": "num_heads"},
-        {"head_widths": [1]},
-        {"per_head": [["bias", -1]]},
-        {"per_head": [["bias", 10**9]]},
-        {"per_head": [["bias", True]]},
-        {"per_head_inputs": {"bias": 1}},
-        {"forward": "exec"},
-        {"more": 1},
+        (lambda record: record.update(format=1), "its format is 1, and this version reads format 2"),
+        (lambda record: record.update(format=True), "its format is True"),
+        (lambda record: record.pop("modules"), "modules is not a table"),
+        (lambda record: record.update(units=[]), "units is not a table"),
+        (lambda record: record.update(code="x"), "it has 'code', which this version does not know"),
+        (edited(FIRST, code="x"), f"modules '{FIRST}' has 'code'"),
+        (edited(FIRST, attributes={"__class__": 1}), r"__class__ cannot be 1"),
+        (edited(FIRST, attributes={"num_attention_heads": "2"}), r'num_attention_heads cannot be "2"'),
+        (edited(FIRST, attributes={"num_attention_heads": 8}), "has num_attention_heads=4, which cannot become 8"),
+        (edited(FIRST, attributes={"num_attention_heads": -1}), "which cannot become -1"),
+        (edited(FIRST, attributes={"nothing": 1}), "has nothing=None, which cannot become 1"),
+        (edited(FIRST, attributes=[1]), "attributes is not a table"),
+        (edited(f"{FIRST}.query", tensors={"weight": [64, 32]}), r"has weight of the shape \[32, 32\], of which \[64"),
+        (edited(f"{FIRST}.query", tensors={"weight": [16]}), r"of which \[16\] is no part"),
+        (edited(f"{FIRST}.query", tensors={"weight": [16, -1]}), r"weight cannot be \[16, -1\]"),
+        (edited(f"{FIRST}.query", tensors={"other": [16]}), r"has other of the shape \[\]"),
+        (edited(FIRST, added={"head_mask": [2]}), "cannot get head_mask"),
+        (edited(FIRST, without=["forward"]), "has no 'forward'"),
+        (edited(FIRST, without=["__class__"]), "without cannot be"),
+        (edited(FIRST, parts=[["exec", "1"]]), "parts cannot be"),
+        (edited(FIRST, parts=[["replaced_forward", "subclass"]]), "parts cannot be"),
+        (edited(FIRST, parts=[["narrow_conv1d"]]), "is not of the kind of GPT-2"),
+        (edited(FIRST, parts="emptied"), "parts is not a list"),
+        (edited(FIRST, config={"hidden_size": 10**6}), "hidden_size"),
+        (lambda record: record["modules"].update({"encoder.layer.7": {}}), r"has other modules \(encoder.layer.7\)"),
+        (noted(FIRST, head_ids=[0, 4]), r"has head_ids=\[0, 4\] and num_heads_before=4|head_ids is \[0, 4\]"),
+        (noted(FIRST, head_ids=[2, 0]), r"has head_ids=\[2, 0\]"),
+        (noted(FIRST, head_ids=[1, 2]), "heads of which it has no slots"),
+        (noted(FIRST, head_ids="all"), r'head_ids cannot be "all"'),
+        (noted(FIRST, num_heads_before=4.0), "num_heads_before cannot be 4.0"),
+        (noted(DOWN, kept_groups=[3]), r"has width_before=48, but kept_groups is \[3\]"),
+        (noted(DOWN, group_size=0), "has width_before=48, but|has kept_groups|group_size"),
+        (noted(DOWN, forward=[1]), "has 'forward'"),
+        (lambda record: record.update(layers={"kept": {"encoder.layer": [10**6]}}), "the table of layers has kept"),
+        (lambda record: record.update(canary=[1]), "canary is not a table"),
     ],
 )
-def test_a_spec_with_an_invalid_field_is_refused(record, change):
-    record["specs"] = {"BertSelfAttention": {**SPEC, **change}}
-    with pytest.raises(ValueError, match=r"'head_gating' in config\.json.*the spec of BertSelfAttention"):
-        check_record(record)
+def test_a_damaged_record_is_refused(change, message, record, pruned, make_model):
+    fresh = make_model("bert")
+    fresh.config.architectures = [type(fresh).__name__]
+    state = state_of(fresh)
+    change(record)
+    with pytest.raises(ValueError, match=message):
+        check_fits(fresh, record)
+    assert_same_state(fresh, state)
 
 
-def test_load_compact_checks_specs(folder):
+@pytest.mark.parametrize("value", [None, 3, [], "x"])
+def test_a_record_that_is_no_table_is_refused(value):
+    with pytest.raises(ValueError, match="cannot be used: it is not a table"):
+        check_record(value)
+
+
+def test_a_folder_of_the_former_format_is_one_sentence(pruned, tmp_path):
+    folder = gating.save_compact(pruned, tmp_path / "compact")
     path = folder / "config.json"
     config = json.loads(path.read_text())
-    config["head_gating"]["specs"] = {"BertSelfAttention": {**SPEC, "head_dim": "__class__"}}
+    config["head_gating"] = {"format": 1, "blocks": {}, "specs": {}}
     path.write_text(json.dumps(config))
     write_checksums(folder)
-    with pytest.raises(ValueError, match=r"'head_gating' in config\.json.*the spec of BertSelfAttention"):
+    with pytest.raises(ValueError, match=r"its format is 1, and this version reads format 2: .*version that saved"):
         gating.load_compact(folder)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"head_dim": "__class__"},
+        {"projections": [["query.__class__", "q"]]},
+        {"output_projection": "a..b"},
+        {"code": "x"},
+        {"forward": "exec"},
+        {"returns": "pair"},
+    ],
+)
+def test_a_layout_with_other_fields_or_names_is_refused(values):
+    with pytest.raises(ValueError, match="layout of a block in the record"):
+        read_spec({"projections": [["query", "q"]], **values}, AttentionSpec)
+
+
+class MyAttention(nn.Module):
+    """A class of the user, with a row of its own."""
+
+
+def test_a_layout_is_read_as_it_was_written():
+    spec = AttentionSpec((("q", "q"), ("k", "k"), ("v", "v")), "out", per_head=(("bias", 0),))
+    module = MyAttention()
+    module.attention_spec = spec
+    written = json.loads(json.dumps(describe(module, MyAttention())["units"][""]["attention_spec"]))
+    assert read_spec(written, AttentionSpec) == spec

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 import gating
 from gating import AttentionSpec, FeedForwardSpec
 from gating.families import registry as families
-from gating.families.rows import known_forms
+from gating.families.layouts import RETURNS
 from tests.support import family_models, multimodal_models, single_models
 from tests.support.tiers import REPRESENTATIVES
 
@@ -43,7 +43,7 @@ def test_representatives_have_every_row_layout_return_form_and_borrowed_projecti
             found |= {("rows", layout) for path, layout in block.spec.projections if block.has(path)}
     types = get_type_hints(AttentionSpec)
     expected = {("rows", layout) for layout in layouts_of(types["projections"])}
-    expected |= {("returns", form) for form in known_forms()}
+    expected |= {("returns", form) for form in RETURNS}
     expected |= {("borrowed", which) for which in get_args(types["borrowed"])}
     # Rows of the tables, too, or a form that only a table names would be of nobody.
     for row in families._SHIPPED.values():

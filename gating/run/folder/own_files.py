@@ -6,7 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from gating.errors import InputError
-from gating.loader.integrity import digest_table
+from gating.loader.checksums import digest_table
 from gating.run.folder.contents import COMPACT, EXPORTS, FILES, MODELS, RECIPE, STATE_FILES, TEACHER, Phase
 from gating.serving.exporting import EXPORT
 from gating.storage import results

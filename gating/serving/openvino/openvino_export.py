@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 
 from gating.compact.decoders import sizes_of
 from gating.errors import InputError, OperationError
+from gating.loader.record import dense_config
 from gating.proof.outputs import forward_outputs, max_relative_difference
-from gating.pruning.recording import dense_config
 from gating.serving.contexts import checked_context
 from gating.serving.copies import as_converted, copy_in_float32
 from gating.serving.exporting import (

@@ -1,59 +1,25 @@
-"""Changes of a model that are planned before the first of them is made, and the sizes of linear layers.
+"""Sizes of linear layers, and the names of what holds them.
 
 ``nn.Linear`` keeps its weight as ``[outputs, inputs]``; GPT-2's ``Conv1D`` as ``[inputs, outputs]``.
 """
 
-from collections.abc import Iterator
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-__all__ = ["ABSENT", "Change", "num_inputs", "num_outputs", "set_attribute", "shorten", "shorten_layer"]
+__all__ = ["Side", "num_inputs", "num_outputs", "parameter_names", "size_names", "weight_dim", "without_adapter"]
 
 Side = Literal["inputs", "outputs"]
-# The assignment of a value to an attribute of an object.
-Change = tuple[Any, str, Any]
 
 
-class _Absent:
-    """The value of an attribute that does not exist."""
-
-
-ABSENT: Final = _Absent()
-
-
-def set_attribute(owner: object, attribute: str, value: object) -> None:
-    """Set an attribute, or delete it where the value is :data:`ABSENT`."""
-    if not isinstance(value, _Absent):
-        setattr(owner, attribute, value)
-    elif hasattr(owner, attribute):
-        delattr(owner, attribute)
-
-
-def shorten(owner: nn.Module, name: str, size: int, dim: int) -> Change:
-    """Plan to keep the first entries of a parameter: a checkpoint brings the values of those that are meant."""
-    before = getattr(owner, name)
-    values = before.detach().narrow(dim, 0, size).clone()
-    return owner, name, nn.Parameter(values, requires_grad=before.requires_grad)
-
-
-def shorten_layer(linear: nn.Module, size: int, side: Side) -> Iterator[Change]:
-    """Plan to keep the first inputs or outputs of a layer."""
-    weight, bias = parameter_names(linear)
-    yield shorten(linear, weight, size, weight_dim(linear, side))
-    yield from size_attributes(linear, size, side)
-    if side == "outputs" and getattr(linear, bias) is not None:
-        yield shorten(linear, bias, size, 0)
-
-
-def size_attributes(linear: nn.Module, size: int, side: Side) -> Iterator[Change]:
-    """Plan the update of the sizes that a layer keeps beside its weight."""
+def size_names(linear: nn.Module, side: Side) -> list[str]:
+    """Return the attributes of a layer with the number of its inputs or outputs, beside its weight."""
     names = ("nx", "nf") if isinstance(linear, Conv1D) else ("in_features", "out_features")
     # The outputs of a convolution of each channel for itself are the inputs.
     is_convolution = isinstance(linear, nn.Conv1d)
     changed = ("in_channels", "out_channels", "groups") if is_convolution else (names[side == "outputs"],)
-    yield from ((linear, name, size) for name in changed if hasattr(linear, name))
+    return [name for name in changed if hasattr(linear, name)]
 
 
 def parameter_names(linear: nn.Module) -> tuple[str, str]:

@@ -1,17 +1,24 @@
 """The layouts of attention and feed-forward blocks: where their heads and neurons are in linear layers."""
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import nn
 
-from .changes import Change, num_inputs, num_outputs, shorten_layer
+from gating.errors import InputError
+from gating.families.linear import num_inputs
+from gating.loader.classes import freeze
+from gating.loader.emptied import FORMS
+from gating.loader.parts import PARTS
 
-__all__ = ["AttentionSpec", "FeedForwardSpec", "RowLayout", "UpLayout"]
+__all__ = ["RETURNS", "AttentionSpec", "ExpertsSpec", "FeedForwardSpec", "RowLayout", "UpLayout", "read_spec"]
 
 RowLayout = Literal["q", "k", "v", "kv", "qkv", "hqkv", "gqkv", "hkv", "pqvk", "kkq", "gkkqq", "gqq"]
 UpLayout = Literal["plain", "halves", "pairs"]
+# A block that returns anything else keeps a head without effect when it has lost all of them.
+RETURNS = (*FORMS, "other")
 
 
 @dataclass(frozen=True)
@@ -31,13 +38,9 @@ class AttentionSpec:
             what a group shares, in ``kkq`` one kind after another, in ``gkkqq`` and ``gqq`` one group.
         output_projection: Path of the linear layer that mixes the heads; its input is ``[..., num_heads * head_dim]``.
         head_dim: Name of the attribute with the width of one head in the input of the output projection, or that width.
-        returns: Return value: ``pair`` for ``(output, attention probabilities)``, ``context`` with the output
-            projection outside, ``contexts`` for the features of two sequences and the probabilities, ``two pairs`` for
-            a pair for each of them, ``t5`` with the position bias in the middle, ``mpnet`` with probabilities on
-            request, ``list`` for that as a list, ``albert`` with residual and norm inside, ``funnel`` for both,
-            ``residual`` with the argument ``residual`` added, ``cache`` for a pair and the cache, ``longformer`` for
-            features and local and global probabilities on request, ``tensor`` for the output alone. With ``forward``,
-            that function serves modules without heads, too; with ``unknown``, every block must keep a head.
+        returns: Return value: ``pair`` for ``(output, attention probabilities)``, ``context`` for the same with the
+            output projection outside, ``tensor`` for the output alone, ``other`` for anything else: a block without any
+            kept head then has one whose columns of the output projection are zero.
         head_counts: Paths of attributes with the number of heads; those of the parent only while there are heads.
         head_widths: Attributes with ``num_heads * head_dim``.
         is_cross_attention: Whether keys and values come from another sequence; names such as ``encoder_attn`` tell it.
@@ -45,6 +48,7 @@ class AttentionSpec:
         per_key_value_head: The same for each key-value head.
         per_head_inputs: Pairs ``(argument, dim)`` of arguments of ``forward`` with an entry for each head of the
             original model, such as shared position biases. Dimension 0 may also be that of batch and heads together.
+        shares_bias: Whether the first layer computes a position bias for the heads of all layers, as in T5.
         config_counts: Names of the head counts that ``forward`` reads from the module's ``config``.
         forward: Replacement of a ``forward`` that fails with fewer heads.
         key_dim: Name of the attribute with the width of one query and one key, where it is not the one of ``head_dim``.
@@ -72,6 +76,7 @@ class AttentionSpec:
     per_head: tuple[tuple[str, int], ...] = ()
     per_key_value_head: tuple[tuple[str, int], ...] = ()
     per_head_inputs: tuple[tuple[str, int], ...] = ()
+    shares_bias: bool = False
     config_counts: tuple[str, ...] = ()
     forward: Callable[..., Any] | None = None
     key_dim: str = ""
@@ -114,19 +119,65 @@ class FeedForwardSpec:
         """Return the number of neurons in a module."""
         return num_inputs(module.get_submodule(self.down))
 
-    def owner_of(self, name: str) -> str:
-        """Return the name of the module that holds the projections of a block, from the name of the block."""
-        if not f".{name}".endswith(f".{self.down}"):
-            raise ValueError(f"it has another name than {self.down}")
-        return name.removesuffix(self.down).removesuffix(".")
 
-    def plan(self, module: nn.Module, size: int) -> Iterator[Change]:
-        """Plan to give the layers of a module the shapes for some number of neurons."""
-        width = self.num_neurons(module)
-        for path, layout in self.ups:
-            rows = 1 if layout == "plain" else 2
-            up = module.get_submodule(path)
-            if num_outputs(up) != rows * width:
-                raise ValueError(f"{path} has not as many rows as neurons")
-            yield from shorten_layer(up, rows * size, "outputs")
-        yield from shorten_layer(module.get_submodule(self.down), size, "inputs")
+@dataclass(frozen=True)
+class ExpertsSpec(FeedForwardSpec):
+    """The layout of the parameters of experts; the paths are names of parameters ``[num_experts, outputs, inputs]``.
+
+    A router chooses some experts for each token. All experts of a layer have the same neurons, which they lose
+    together: experts of different widths would not fit into one parameter.
+
+    Attributes:
+        is_transposed: Whether the parameters are ``[num_experts, inputs, outputs]``.
+    """
+
+    is_transposed: bool = False
+
+    @property
+    def input_dim(self) -> int:
+        """The dimension of a parameter that belongs to the inputs of its experts."""
+        return 1 if self.is_transposed else 2
+
+    @property
+    def output_dim(self) -> int:
+        """The dimension of a parameter that belongs to the outputs of its experts."""
+        return 3 - self.input_dim
+
+    def num_neurons(self, module: nn.Module) -> int:
+        """Return the number of neurons of each expert in a module."""
+        return int(getattr(module, self.down).shape[self.input_dim])
+
+    def dims(self, module: nn.Module) -> Iterator[tuple[str, UpLayout, int]]:
+        """Yield the parameters with rows of neurons: their names, layouts and dimensions of the neurons.
+
+        These are the weights of the up projections, and their biases ``[num_experts, outputs]`` where there are any.
+        """
+        yield from ((name, layout, self.output_dim) for name, layout in self.ups)
+        for name, layout in self.ups:
+            if module._parameters.get(f"{name}_bias") is not None:
+                yield f"{name}_bias", layout, 1
+
+
+def read_spec(values: Any, spec_class: Any) -> Any:
+    """Return a layout from the plain values in the record of a folder.
+
+    Raises:
+        ValueError: It has other fields than a layout, or paths that are none.
+    """
+    known = {key: freeze(value) for key, value in values.items()}
+    for text in _texts([value for name, value in known.items() if name != "returns"]):
+        if not re.fullmatch(r"\^?([A-Za-z][A-Za-z0-9]*(_[A-Za-z0-9]+)*_?|\d+)(\.(\w*[A-Za-z0-9]|\d+))*", text):
+            raise InputError(f"The layout of a block in the record has {text!r}, which is no path.")
+    try:
+        if "forward" in known:
+            known["forward"] = PARTS[known["forward"]]
+        return spec_class(**known)
+    except (KeyError, TypeError) as error:
+        raise InputError(f"The layout of a block in the record cannot be read: {error}.") from None
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    for item in value if isinstance(value, (list, tuple)) else ():
+        yield from _texts(item)

@@ -1,0 +1,63 @@
+"""A small batch, and numbers of the outputs that a model had on it when it was saved, in the record of its folder.
+
+A version of transformers that computes something else is noticed by it. Batches are made for the model as those of the
+proofs are; floating-point inputs are stored as shapes and filled with a sine.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from gating.errors import InputError
+from gating.loader.modeling import canary_outputs
+from gating.proof.probe import make_probe
+
+__all__ = ["check_canary", "make_canary"]
+
+# A bound on the integers of a batch, so that the record stays small.
+_MOST = 1024
+# Digits of an output that are stored.
+_DIGITS = 6
+
+
+def make_canary(model: PreTrainedModel) -> dict[str, Any] | None:
+    """Return a small batch and numbers of the outputs of a model on it; None for a family that has no small batch.
+
+    Outputs that differ from one pass to the next, as of encoders with random masks, are none either.
+    """
+    try:
+        inputs = _describe(make_probe(model, batch_size=1, length=8))
+        outputs = [canary_outputs(model, inputs) for _ in range(2)]
+    except Exception:  # Models raise any error for inputs that they cannot read.
+        return None
+    if not torch.equal(*outputs) or not outputs[0].isfinite().all() or not outputs[0].any():
+        return None
+    return {
+        "class": type(model).__name__,
+        "transformers": transformers.__version__,
+        **inputs,
+        "outputs": [float(f"{value:.{_DIGITS}g}") for value in outputs[0].tolist()],
+    }
+
+
+def _describe(batch: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the integers of a batch, and the shapes of its other inputs."""
+    integers = {name: tensor.tolist() for name, tensor in batch.items() if not tensor.is_floating_point()}
+    if sum(batch[name].numel() for name in integers) > _MOST:
+        raise ValueError("the batch is too large")
+    shapes = {name: list(tensor.shape) for name, tensor in batch.items() if tensor.is_floating_point()}
+    return {"integers": integers, "shapes": shapes}
+
+
+def check_canary(model: Any, canary: Mapping[str, Any]) -> None:
+    """Raise ``InputError`` if a loaded model has other outputs than when it was saved."""
+    if canary.get("class") != type(model).__name__:
+        return
+    try:
+        model.check_canary(canary)
+    except Exception as error:
+        raise InputError(f"{error} Pass verify=False to load it anyway.") from error

@@ -1,0 +1,198 @@
+"""A model of transformers with units removed: the class of its architecture, and what differs from the dense model.
+
+``config.json`` has under ``head_gating`` the differences: for each module, shapes of tensors, attributes, and names of
+parts of this file that change its class. Importing this file defines functions and classes and does nothing else.
+"""
+
+import copy
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from .checksums import CANARY, CHECKSUMS, CONFIG, RECORD_KEY, changed_file
+from .classes import MIXINS, PARTS, freeze, subclass
+
+__all__ = ["CompactMixin", "apply_record", "base_prefix", "canary_outputs", "compact_class", "places_of", "renamed_error"]
+
+# With this setting, a plain class refuses to load the weights. Its value is a sentence that says what to do.
+PLAIN_LOADING = "transformers_weights"
+# It stands between the names of a model class and of a configuration class of another family, as for InternLM3.
+OF = "__of__"
+_COMPACT_CLASSES: dict[tuple[type, ...], type[PreTrainedModel]] = {}
+
+
+def apply_record(model: PreTrainedModel, record: dict[str, Any]) -> dict[str, Any]:
+    """Give a dense model all of a compact one but values, and return the record of the modules that it has."""
+    modules, entries, units = dict(model.named_modules()), record["modules"], record["units"]
+    places = places_of(model, (*entries, *units))
+    missing = sorted(entries.keys() - places.keys())
+    # A part of the saved model, such as an encoder alone, lacks some.
+    if missing and (not places or model.config.architectures == [type(model).__name__]):
+        raise renamed_error(model, missing[0])
+    for name in entries.keys() & places.keys():
+        try:
+            _apply(modules[places[name]], entries[name])
+        except AttributeError as error:
+            raise renamed_error(model, f"{name}: {error}") from error
+    for name in units.keys() & places.keys():
+        vars(modules[places[name]]).update({key: freeze(value) for key, value in units[name].items()})
+    own = {kind: {name: one for name, one in record[kind].items() if name in places} for kind in ("modules", "units")}
+    # Training changes the weights, and what was computed from them.
+    return {**{name: one for name, one in record.items() if name not in (CHECKSUMS, CANARY)}, **own}
+
+
+def _apply(module: nn.Module, entry: Mapping[str, Any]) -> None:
+    for key, shape in entry.get("tensors", {}).items():
+        before = getattr(module, key)
+        values: Tensor = before.detach()[tuple(map(slice, shape))].clone()
+        is_parameter = isinstance(before, nn.Parameter)
+        setattr(module, key, nn.Parameter(values, requires_grad=before.requires_grad) if is_parameter else values)
+    for key, shape in entry.get("added", {}).items():
+        module.register_buffer(key, torch.zeros(shape, dtype=torch.long))
+    for key in entry.get("without", ()):
+        getattr(module, key)
+        if isinstance(module, nn.ModuleList):
+            del module[-1]
+        else:
+            setattr(module, key, None)
+            # from_pretrained would initialize projections that are gone.
+            module._is_hf_initialized = True  # type: ignore[assignment]
+    for key, value in entry.get("attributes", {}).items():
+        setattr(module, key, tuple(value) if isinstance(getattr(module, key), tuple) else value)
+    if "config" in entry:
+        module.config = PARTS["ConfigView"](module.config, entry["config"])
+    if "parts" in entry:
+        parts = [[PARTS.get(one, one) if isinstance(one, str) else one for one in part] for part in entry["parts"]]
+        module.__class__ = subclass(type(module), *freeze(parts))
+
+
+def places_of(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """Return the full names of recorded modules that a model has; in the record, they lack the prefix of its base."""
+    known, prefix = dict(model.named_modules()), base_prefix(model)
+    found = {name: prefix + name if prefix + name in known else name for name in names}
+    return {name: full for name, full in found.items() if full in known}
+
+
+def base_prefix(model: nn.Module) -> str:
+    """Return the prefix that names in a record lack, so that it fits every task head."""
+    prefix = getattr(model, "base_model_prefix", "")
+    return f"{prefix}." if prefix and hasattr(model, prefix) else ""
+
+
+def renamed_error(model: PreTrainedModel, missing: str) -> ValueError:
+    """Return the error about a version of transformers in which a family has other modules."""
+    saved = getattr(model.config, "transformers_version", None)
+    return ValueError(
+        f"This {model.config.model_type} model was saved with transformers {saved}; {type(model).__name__} of the "
+        f"installed transformers {transformers.__version__} has other modules ({missing}): install {saved}, or newer."
+    )
+
+
+class CompactMixin:
+    """Methods of a transformers model class that removes units as its configuration records."""
+
+    is_compact = True
+    apply_record: Any = apply_record
+    dense_class: Any
+    config: Any
+
+    # Runtimes compare arguments with these types, and every value is an object.
+    def __init__(self, config: object, *args: object, **kwargs: object) -> None:
+        """Build the dense model, and change it as the record in ``config`` says."""
+        kwargs.pop(PLAIN_LOADING, vars(config).pop(PLAIN_LOADING, None))
+        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
+        record = getattr(config, RECORD_KEY, None)
+        if record is not None:
+            setattr(self.config, RECORD_KEY, self.apply_record(record))
+
+    @classmethod
+    def from_pretrained(cls, name: Any, *args: Any, verify: bool = True, **kwargs: Any) -> Any:
+        """Load a model as transformers does; ``ValueError`` tells files in a folder that are not what was saved."""
+        wants_info, kwargs = kwargs.pop("output_loading_info", False), {PLAIN_LOADING: None, **kwargs}
+        if isinstance(kwargs.get("config"), transformers.PretrainedConfig):
+            kwargs["config"] = copy.copy(kwargs["config"])
+            vars(kwargs["config"]).pop(PLAIN_LOADING, kwargs.pop(PLAIN_LOADING))
+        folder = Path(str(name), kwargs.get("subfolder") or "")
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8")) if (folder / CONFIG).is_file() else {}
+        if verify and RECORD_KEY in config and not kwargs.get("variant") and (file := changed_file(folder, config)):
+            raise ValueError(f"{folder / file} is not what was saved: it is damaged or was replaced.")
+        load: Any = super().from_pretrained  # type: ignore[misc]
+        model, found = load(name, *args, output_loading_info=True, **kwargs)
+        lost = sorted(map(str, (*found["missing_keys"], *found["unexpected_keys"])))
+        # Another class has another task head.
+        if lost and config.get("architectures") == [cls.__name__] and not kwargs.get("ignore_mismatched_sizes"):
+            raise ValueError(f"{folder} is damaged or mixed from two models: {lost[0]} is not in both of them.")
+        return (model, found) if wants_info else model
+
+    def check_canary(self: Any, canary: Mapping[str, Any] | None = None, *, tolerance: float = 3e-3) -> float:
+        """Compare outputs with those that the saved model had on a small batch; return the relative difference.
+
+        Call it after loading, before training. A difference beyond the tolerance, or four roundings of 16 bits, raises
+        ``ValueError``. Without a ``canary``, that of the folder or the hub is used.
+        """
+        canary = canary or type(self.config).get_config_dict(self.name_or_path)[0][RECORD_KEY][CANARY]
+        expected = torch.tensor(canary["outputs"])
+        difference = (canary_outputs(self, canary) - expected).abs().max() / expected.abs().max()
+        if not difference <= max(tolerance, 4 * torch.finfo(self.dtype).eps):
+            raise ValueError(
+                f"{type(self).__name__} has other outputs with transformers {transformers.__version__} than when it "
+                f"was saved with transformers {canary['transformers']}: they differ by {difference:.1e}."
+            )
+        return float(difference)
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """Return the answer of the dense class; of custom code, transformers leaves some buffers uninitialized."""
+        return bool(getattr(cls.dense_class, "is_custom_code", bool)())
+
+    def _get_static_cache_init_shape(self) -> None:
+        """Let static caches take their size at first use, layer by layer; the configuration has one size for all."""
+
+
+@torch.no_grad()
+def canary_outputs(model: Any, canary: Mapping[str, Any], *, size: int = 64) -> Tensor:
+    """Return up to ``size`` numbers of the first output of a model in evaluation mode, ``[size]``.
+
+    A canary has the values of integer inputs, and shapes of the others, which are filled with a sine.
+    """
+    batch = {name: torch.tensor(values, device=model.device) for name, values in canary["integers"].items()}
+    for name, shape in canary["shapes"].items():
+        batch[name] = torch.arange(math.prod(shape)).mul(0.37).sin().reshape(shape).to(model.device, model.dtype)
+    training = [module for module in model.modules() if module.training]
+    outputs = model.eval()(**batch)
+    for module in training:
+        module.training = True
+    outputs = outputs.values() if isinstance(outputs, Mapping) else outputs
+    first = next(value for value in outputs if isinstance(value, Tensor) and value.is_floating_point())
+    return first.float().cpu().flatten()[:: max(1, first.numel() // size)][:size]
+
+
+def compact_class(base: Any, config_class: Any = None, mixin: type = CompactMixin) -> type[PreTrainedModel]:
+    """Return the subclass of a class of models, of its name, which pipelines look up; some have a foreign config."""
+    config_class = config_class or base.config_class
+    key = (base, config_class, mixin)
+    if not getattr(base, "is_compact", False) and key not in _COMPACT_CLASSES:
+        members = {"__module__": mixin.__module__, "__qualname__": base.__name__, "__doc__": base.__doc__}
+        members["__qualname__"] += "" if base.config_class is config_class else OF + config_class.__name__
+        members |= {"dense_class": base, "config_class": config_class}
+        # transformers renames weights of some families on loading, but those of custom classes only if registered.
+        conversions: Any = getattr(transformers, "conversion_mapping", None)
+        getattr(conversions, "USER_REGISTERED_MAPPINGS", set()).add(base.__name__)
+        _COMPACT_CLASSES[key] = type(base.__name__, (*MIXINS, mixin, base), members)
+    return _COMPACT_CLASSES.get(key, base)
+
+
+def __getattr__(name: str) -> type[PreTrainedModel]:
+    """Return the compact class of any transformers model by name: one file serves all families."""
+    model_name, _, config_name = name.partition(OF)
+    base = None if name.startswith("_") else getattr(transformers, model_name, None)
+    if isinstance(base, type) and issubclass(base, PreTrainedModel):
+        return compact_class(base, getattr(transformers, config_name) if config_name else None)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,187 @@
+"""Limits of what the record of an untrusted folder may ask for.
+
+Its tables and names are checked before anything is built, its shapes and attributes against the dense model, which is
+built without memory: no tensor grows, no module or attribute is new but the notes of units, and no name is private.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from gating.loader.checksums import CANARY, CHECKSUMS, RECORD_KEY
+from gating.loader.integrity import InputError
+from gating.loader.modeling import places_of, renamed_error
+from gating.loader.parts import PARTS
+from gating.loader.record import FORMAT, SPEC_NOTES, UNIT_NOTES, is_plain
+
+__all__ = ["check_fits", "check_record", "damaged"]
+
+_NAME = r"[A-Za-z][A-Za-z0-9]*(_[A-Za-z0-9]+)*_?"
+_PATH = rf"\^?({_NAME}|\d+)(\.({_NAME}|\d+))*"
+_SIZES = r"\[(\d{1,9}(, \d{1,9})*)?\]"
+_NUMBER = r"-?\d{1,9}(\.\d+)?([eE][+-]?\d+)?|true|false"
+_NUMBERS = rf"{_NUMBER}|\[(({_NUMBER})(, ({_NUMBER}))*)?\]"
+_FORWARDS = "|".join(re.escape(name) for name in PARTS if name.endswith("_forward") and name != "replaced_forward")
+_TRUTHS = r"\[(true|false)(, (true|false))*\]"
+# Patterns of the parts of a record in JSON.
+_PARTS = "|".join(
+    (
+        rf'\["emptied", "(pair|context|tensor)", "{_PATH}"\]',
+        r'\["shared_bias", \d{1,6}\]',
+        rf'\["sliced_inputs", \[(\["{_NAME}", [0-7]\](, )?)+\], \d{{1,6}}\]',
+        rf'\["padded", {_TRUTHS}, \d{{1,6}}, "{_PATH}"\]',
+        rf'\["silenced", {_TRUTHS}, \d{{1,6}}\]',
+        rf'\["replaced_forward", "({_FORWARDS})"\]',
+        r'\["narrow_conv1d"\]',
+    )
+)
+_VALUE = rf'({_NUMBER}|"[\w-]*"|null)'
+_MODULES = {
+    "tensors": _SIZES,
+    "added": r"\[\d{1,6}\]",
+    "attributes": _NUMBERS,
+    "config": rf'{_NUMBER}|"batched_mm"',
+    "without": rf'"({_NAME}|\d+)"',
+    "parts": _PARTS,
+}
+_UNITS = {
+    **dict.fromkeys(UNIT_NOTES, rf"\d{{1,7}}|{_SIZES}"),
+    # A layout is read when it is used.
+    **dict.fromkeys(SPEC_NOTES, r"\{.*\}"),
+}
+_LAYERS = {
+    "kept": r"\[(\d{1,4}(, \d{1,4})*)?\]",
+    "config": rf"{_VALUE}|\[({_VALUE}(, {_VALUE})*)?\]",
+    **dict.fromkeys(("heads", "neurons"), r"[1-9]\d{0,6}"),
+}
+# A bound on the number of layers.
+_MOST_LAYERS = 4096
+
+
+def check_record(record: object) -> None:
+    """Raise ``ValueError`` for a record with unknown keys, or values that no record has."""
+    if not isinstance(record, dict):
+        raise damaged("it is not a table")
+    if type(record.get("format")) is not int or record["format"] != FORMAT:
+        raise damaged(
+            f"its format is {record.get('format')!r}, and this version reads format {FORMAT}: load it with the version "
+            "that saved it"
+        )
+    _check_known("it", record, {"format", "modules", "units", "layers", CHECKSUMS, CANARY})
+    for kind, patterns in (("modules", _MODULES), ("units", _UNITS)):
+        for name, entry in _table(record.get(kind), kind).items():
+            _check_known(f"{kind} {name!r}", _table(entry, name), set(patterns))
+            for key, value, place in _values(entry, is_note=kind == "units"):
+                if not re.fullmatch(patterns[place], json.dumps(value)) or not re.fullmatch(_NAME, key):
+                    raise damaged(f"{name}.{key} cannot be {json.dumps(value)[:100]}")
+    _check_layers(_table(record.get("layers", {}), "layers"))
+    for key in record.keys() & {CHECKSUMS, CANARY}:
+        _table(record[key], key)
+
+
+def _values(entry: Mapping[str, Any], *, is_note: bool) -> Iterator[tuple[str, Any, str]]:
+    """Yield the name, the value and the kind of each value in an entry."""
+    for kind, table in entry.items():
+        if is_note:
+            yield kind, table, kind
+        elif kind in ("without", "parts"):
+            if not isinstance(table, list):
+                raise damaged(f"{kind} is not a list")
+            yield from ((kind, value, kind) for value in table)
+        else:
+            yield from ((name.lstrip("_") if kind == "config" else name, v, kind) for name, v in _table(table, kind).items())
+
+
+def _table(value: object, name: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise damaged(f"{name} is not a table")
+    return value
+
+
+def _check_known(name: str, table: Mapping[str, object], known: set[str]) -> None:
+    if unknown := sorted(table.keys() - known):
+        raise damaged(f"{name} has {unknown[0]!r}, which this version does not know")
+
+
+def _check_layers(layers: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` for a table of layers that left with other entries, or numbers that no model has."""
+    _check_known("the table of layers", layers, set(_LAYERS))
+    for key, table in layers.items():
+        for name, value in _table(table, f"layers.{key}").items():
+            numbers = value if isinstance(value, list) else [value]
+            is_count = all(type(number) is int and 0 <= number < _MOST_LAYERS for number in numbers)
+            if not (re.fullmatch(_PATH, name) and re.fullmatch(_LAYERS[key], json.dumps(value))):
+                raise damaged(f"the table of layers has {key}.{name}={value!r}")
+            if not is_count and (key == "kept" or (key == "config" and type(value) is int)):
+                raise damaged(f"the table of layers has {key}.{name}={value!r}, more than a model has")
+
+
+def check_fits(model: PreTrainedModel, record: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` if a record asks for more than a part of a dense model."""
+    check_record(record)
+    modules, places = dict(model.named_modules()), places_of(model, (*record["modules"], *record["units"]))
+    missing = sorted(record["modules"].keys() - places.keys())
+    if missing and (not places or model.config.architectures == [type(model).__name__]):
+        raise InputError(str(renamed_error(model, missing[0])))
+    for name in record["modules"].keys() & places.keys():
+        for problem in _problems(modules[places[name]], record["modules"][name]):
+            raise damaged(f"{name} of {type(model).__name__} {problem}")
+    for name in record["units"].keys() & places.keys():
+        if problem := _problem_of_units(record["units"][name]):
+            raise damaged(f"{name} {problem}")
+
+
+def _problems(module: nn.Module, entry: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what an entry asks of a module that it cannot be."""
+    for key, shape in entry.get("tensors", {}).items():
+        before = getattr(module, key, None)
+        known = list(getattr(before, "shape", ()))
+        if len(known) != len(shape) or any(new > old for new, old in zip(shape, known, strict=True)):
+            yield f"has {key} of the shape {known}, of which {shape} is no part"
+    yield from (f"cannot get {key}" for key in entry.get("added", {}) if key != "head_index" or hasattr(module, key))
+    for key in entry.get("without", ()):
+        if key not in {*module._parameters, *module._buffers, *module._modules}:
+            yield f"has no {key!r}"
+    for kind, owner in (("attributes", module), ("config", getattr(module, "config", None))):
+        for key, value in entry.get(kind, {}).items():
+            before = getattr(owner, key, None)
+            is_kernel = key == "_experts_implementation" and isinstance(value, str) and hasattr(owner, key)
+            if not is_kernel and not (is_plain(before) and _is_less(value, before)):
+                yield f"has {key}={before!r}, which cannot become {value!r}"
+    if "parts" in entry and any(part[0] == "narrow_conv1d" for part in entry["parts"]) and not hasattr(module, "nf"):
+        yield "is not of the kind of GPT-2"
+
+
+def _is_less(value: Any, before: Any) -> bool:
+    """Return whether a number or a list of numbers can be what a removal leaves of another."""
+    if isinstance(value, list) and isinstance(before, (list, tuple)):
+        return len(value) <= len(before) and all(map(_is_less, value, before))
+    if isinstance(before, bool):
+        return type(value) is bool
+    return type(value) is type(before) and 0 <= value <= max(1, before)
+
+
+def _problem_of_units(notes: Mapping[str, Any]) -> str | None:
+    """Return the problem of the notes on the units of a block, or None."""
+    for key, total in (("head_ids", "num_heads_before"), ("head_slots", "num_heads_before"), ("kept_groups", "width_before")):
+        numbers = notes.get(key)
+        if numbers is None:
+            continue
+        most = notes.get(total)
+        if type(most) is not int or not isinstance(numbers, list) or numbers != sorted({*numbers}):
+            return f"has {key}={numbers} and {total}={most}"
+        size = notes.get("group_size", 1) if key == "kept_groups" else 1
+        if type(size) is not int or size < 1 or (numbers and numbers[-1] >= -(-most // size)):
+            return f"has {total}={most}, but {key} is {numbers}"
+    return "notes heads of which it has no slots" if {*notes.get("head_ids", ())} - {*notes.get("head_slots", ())} else None
+
+
+def damaged(reason: str) -> InputError:
+    """Return the error about a record that cannot be used."""
+    return InputError(
+        f"The record of kept heads and neurons ({RECORD_KEY!r} in config.json) cannot be used: {reason}. Export again."
+    )
