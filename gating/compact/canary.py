@@ -4,7 +4,8 @@ A version of transformers that computes something else is noticed by it. Batches
 proofs are; floating-point inputs are stored as shapes and filled with a sine.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel
 
 from gating.errors import InputError
 from gating.loader.modeling import canary_outputs
+from gating.loader.record import build_dense
 from gating.proof.probe import make_probe
 
 __all__ = ["check_canary", "make_canary"]
@@ -31,7 +33,8 @@ def make_canary(model: PreTrainedModel) -> dict[str, Any] | None:
     """
     try:
         inputs = _describe(make_probe(model, batch_size=1, length=8))
-        outputs = [canary_outputs(model, inputs) for _ in range(2)]
+        with _default_attention(model):
+            outputs = [canary_outputs(model, inputs) for _ in range(2)]
     except Exception:  # Models raise any error for inputs that they cannot read.
         return None
     if not torch.equal(*outputs) or not outputs[0].isfinite().all() or not outputs[0].any():
@@ -44,6 +47,20 @@ def make_canary(model: PreTrainedModel) -> dict[str, Any] | None:
     }
 
 
+@contextmanager
+def _default_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Set a model, in a ``with`` block, to the implementation of attention with which its folder is loaded."""
+    before, default = (one.config._attn_implementation for one in (model, build_dense(model, plainly=True)))
+    # The setter overwrites every tower.
+    if before != default:
+        model.set_attn_implementation(default)
+    try:
+        yield
+    finally:
+        if before != default:
+            model.set_attn_implementation(before)
+
+
 def _describe(batch: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return the integers of a batch, and the shapes of its other inputs."""
     integers = {name: tensor.tolist() for name, tensor in batch.items() if not tensor.is_floating_point()}
@@ -53,11 +70,11 @@ def _describe(batch: Mapping[str, Tensor]) -> dict[str, Any]:
     return {"integers": integers, "shapes": shapes}
 
 
-def check_canary(model: Any, canary: Mapping[str, Any]) -> None:
+def check_canary(model: Any) -> None:
     """Raise ``InputError`` if a loaded model has other outputs than when it was saved."""
-    if canary.get("class") != type(model).__name__:
+    if model.canary is None or model.canary.get("class") != type(model).__name__:
         return
     try:
-        model.check_canary(canary)
+        model.check_canary()
     except Exception as error:
         raise InputError(f"{error} Pass verify=False to load it anyway.") from error

@@ -22,6 +22,8 @@ from gating.errors import InputError
 from gating.loader.checksums import CONFIG, RECORD_KEY
 from gating.loader.integrity import check_checksums, mixed
 from gating.loader.saving import check_built
+from gating.structure.attention import iter_attention_blocks
+from gating.structure.feed_forward import iter_feed_forward_blocks
 
 __all__ = ["checked_folder"]
 
@@ -72,7 +74,10 @@ def _check_fits(model: PreTrainedModel, *, folder: Path, stored: Mapping[str, St
     """Raise ``ValueError`` if a model that was built without memory does not fit the weights that it will get."""
     needed = model.state_dict()
     reason = (
-        _differing_shape(needed, stored) or _differing_size(model, needed, stored) or _differing_type(needed, stored)
+        _differing_shape(needed, stored)
+        or _differing_size(model, needed, stored)
+        or _differing_type(needed, stored)
+        or _differing_units(model)
     )
     if reason:
         raise mixed(folder, reason)
@@ -114,6 +119,15 @@ def _differing_type(needed: Mapping[str, Tensor], stored: Mapping[str, StoredTen
     for name, tensor in stored.items():
         if not re.match("B?F", tensor.dtype) and name.rpartition(".")[2] not in integers:
             return f"{name} is of the type {tensor.dtype} in the weights, which has no fractions"
+    return None
+
+
+def _differing_units(model: PreTrainedModel) -> str | None:
+    """Return the problem of a block that has not as many features as units."""
+    for block in (*iter_attention_blocks(model), *iter_feed_forward_blocks(model)):
+        owner, name, dim = block.input_weight
+        if sum(block.slot_widths) != (found := getattr(owner, name).shape[dim]):
+            return f"config.json names units of {block.name} with {sum(block.slot_widths)} features, and it has {found}"
     return None
 
 

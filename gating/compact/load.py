@@ -15,7 +15,7 @@ from gating.compact.recipe import is_recipe
 from gating.compact.recipe_load import load_recipe
 from gating.compact.trust import check_trust, model_class, without_load_report
 from gating.errors import InputError, loading
-from gating.loader.checksums import CANARY, RECORD_KEY
+from gating.loader.checksums import RECORD_KEY
 from gating.loader.integrity import check_finite, load_whole
 from gating.loader.record_checks import check_record
 from gating.loader.saving import compact_class
@@ -92,7 +92,7 @@ def load_compact(
         model: Any = load_whole(load, folder)
     if verify:
         check_finite(model, folder)
-    if verify and is_compact and CANARY in record:
-        check_canary(model, record[CANARY])
+    if verify and is_compact:
+        check_canary(model)
     loaded: PreTrainedModel = model
     return loaded

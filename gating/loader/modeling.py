@@ -69,7 +69,7 @@ def _apply(module: nn.Module, entry: Mapping[str, Any]) -> None:
     if "config" in entry:
         module.config = PARTS["ConfigView"](module.config, entry["config"])
     if "parts" in entry:
-        parts = [[PARTS.get(one, one) if isinstance(one, str) else one for one in part] for part in entry["parts"]]
+        parts = [[PARTS[name], *(PARTS.get(str(one), one) for one in others)] for name, *others in entry["parts"]]
         module.__class__ = subclass(type(module), *freeze(parts))
 
 
@@ -99,6 +99,7 @@ class CompactMixin:
     """Methods of a transformers model class that removes units as its configuration records."""
 
     is_compact = True
+    canary: dict[str, Any] | None = None
     apply_record: Any = apply_record
     dense_class: Any
     config: Any
@@ -110,6 +111,7 @@ class CompactMixin:
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         record = getattr(config, RECORD_KEY, None)
         if record is not None:
+            self.canary = record.get(CANARY)
             setattr(self.config, RECORD_KEY, self.apply_record(record))
 
     @classmethod
@@ -131,13 +133,15 @@ class CompactMixin:
             raise ValueError(f"{folder} is damaged or mixed from two models: {lost[0]} is not in both of them.")
         return (model, found) if wants_info else model
 
-    def check_canary(self: Any, canary: Mapping[str, Any] | None = None, *, tolerance: float = 3e-3) -> float:
+    def check_canary(self: Any, *, tolerance: float = 3e-3) -> float:
         """Compare outputs with those that the saved model had on a small batch; return the relative difference.
 
-        Call it after loading, before training. A difference beyond the tolerance, or four roundings of 16 bits, raises
-        ``ValueError``. Without a ``canary``, that of the folder or the hub is used.
+        Call it after loading, before training. ``ValueError`` tells a difference beyond the tolerance, or four
+        roundings of 16 bits, and that the folder has no outputs of this class.
         """
-        canary = canary or type(self.config).get_config_dict(self.name_or_path)[0][RECORD_KEY][CANARY]
+        canary = self.canary
+        if canary is None or canary["class"] != type(self).__name__:
+            raise ValueError(f"There are no outputs of {type(self).__name__} to compare with.")
         expected = torch.tensor(canary["outputs"])
         difference = (canary_outputs(self, canary) - expected).abs().max() / expected.abs().max()
         if not difference <= max(tolerance, 4 * torch.finfo(self.dtype).eps):
@@ -158,10 +162,7 @@ class CompactMixin:
 
 @torch.no_grad()
 def canary_outputs(model: Any, canary: Mapping[str, Any], *, size: int = 64) -> Tensor:
-    """Return up to ``size`` numbers of the first output of a model in evaluation mode, ``[size]``.
-
-    A canary has the values of integer inputs, and shapes of the others, which are filled with a sine.
-    """
+    """Return numbers of the first output of a model, ``[size]``, for integers, and a sine in the shapes of the rest."""
     batch = {name: torch.tensor(values, device=model.device) for name, values in canary["integers"].items()}
     for name, shape in canary["shapes"].items():
         batch[name] = torch.arange(math.prod(shape)).mul(0.37).sin().reshape(shape).to(model.device, model.dtype)

@@ -60,10 +60,11 @@ def dense_config(config: PreTrainedConfig) -> PreTrainedConfig:
     return copied
 
 
-def build_dense(model: PreTrainedModel) -> PreTrainedModel:
-    """Build the dense model of a compact one without memory."""
+def build_dense(model: PreTrainedModel, *, plainly: bool = False) -> PreTrainedModel:
+    """Build the dense model of a compact one without memory; ``plainly`` from the configuration as it is written."""
+    config = dense_config(model.config)
     with torch.device("meta"), initialization.no_init_weights():
-        return dense_class(model)(dense_config(model.config))
+        return dense_class(model)(type(config).from_dict(config.to_dict()) if plainly else config)
 
 
 def describe(model: Any, dense: nn.Module | None = None) -> dict[str, Any]:

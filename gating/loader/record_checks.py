@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from gating.loader.checksums import CANARY, CHECKSUMS, RECORD_KEY
-from gating.loader.integrity import InputError
+from gating.loader.integrity import DamageError, InputError
 from gating.loader.modeling import places_of, renamed_error
 from gating.loader.parts import PARTS
 from gating.loader.record import FORMAT, SPEC_NOTES, UNIT_NOTES, is_plain
@@ -180,8 +180,7 @@ def _problem_of_units(notes: Mapping[str, Any]) -> str | None:
     return "notes heads of which it has no slots" if {*notes.get("head_ids", ())} - {*notes.get("head_slots", ())} else None
 
 
-def damaged(reason: str) -> InputError:
+def damaged(reason: str) -> DamageError:
     """Return the error about a record that cannot be used."""
-    return InputError(
-        f"The record of kept heads and neurons ({RECORD_KEY!r} in config.json) cannot be used: {reason}. Export again."
-    )
+    problem = f"The record of kept heads and neurons ({RECORD_KEY!r} in config.json) cannot be used: {reason}."
+    return DamageError(f"{problem} Export again.", reason=problem)

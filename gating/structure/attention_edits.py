@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from gating.families.layouts import RowLayout
 from gating.loader.biases import shared_bias, sliced_inputs
 from gating.loader.classes import subclass
+from gating.loader.conv1d import narrow_conv1d
 from gating.loader.emptied import emptied
 from gating.loader.padding import padded, silenced
 from gating.loader.replaced import original_class, replaced_forward
@@ -75,8 +77,9 @@ def plan_class(block: AttentionBlock, heads: tuple[int, ...], slots: tuple[int, 
     if is_padded:
         is_kept = tuple(head in heads for head in slots)
         parts.append((padded, is_kept, block.head_dim, spec.output_projection))
-    for output, width in [(block.output_projection, block.head_dim), *block.other_outputs()] if slots else ():
-        mask = [(silenced, is_kept, width)] if is_padded else []
+    for output, width in [(block.output_projection, block.head_dim), *block.other_outputs()]:
+        narrow = [(narrow_conv1d,)] if not slots and isinstance(output, Conv1D) else []
+        mask = [(silenced, is_kept, width)] if is_padded else narrow
         edits.append(SetAttribute(output, "__class__", subclass(type(output), *mask)))
     cls = subclass(original_class(type(module)), *parts)
     # Hooks may have changed the class for as long as they are there.

@@ -43,25 +43,33 @@ def test_a_missing_file_is_named(folder, missing):
 
 
 def set_kept(heads):
-    return lambda config: config["head_gating"]["blocks"][SECOND].update(kept_heads=heads)
+    return lambda config: config["head_gating"]["units"][SECOND].update(head_ids=heads, head_slots=heads)
+
+
+def of_modules(change):
+    return lambda config: change(config["head_gating"]["modules"])
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (set_kept([0]), r"compact is damaged or mixed.*encoder\.layer\.1\.attention"),
-        (set_kept([0, 4]), rf"block '{SECOND}' has heads 0 to 3, but kept_heads is \[0, 4\]"),
-        (set_kept("all"), rf"block '{SECOND}' has no list of kept heads"),
-        (set_kept(None), "has no list of kept heads"),
+        (set_kept([0]), r"compact is damaged or mixed.*names units of encoder\.layer\.1\.attention"),
+        (set_kept([0, 4]), rf"{SECOND} has num_heads_before=4, but head_ids is \[0, 4\]"),
+        (set_kept("all"), rf'{SECOND}.head_ids cannot be "all"'),
+        (set_kept(None), "head_ids cannot be null"),
         (
-            lambda config: config["head_gating"]["blocks"].pop(SECOND),
-            r"compact is damaged or mixed.*encoder\.layer\.1\.attention",
+            of_modules(lambda modules: modules.pop("encoder.layer.0.attention.self.query")),
+            r"compact is damaged or mixed.*encoder\.layer\.0\.attention",
+        ),
+        (
+            of_modules(lambda modules: modules["encoder.layer.0.attention.self.query"]["tensors"].pop("bias")),
+            r"compact is damaged or mixed.*encoder\.layer\.0\.attention",
         ),
         (
             lambda config: config["head_gating"].update(format=99),
-            "its format is 99, and this version reads format 1",
+            "its format is 99, and this version reads format 2",
         ),
-        (lambda config: config.update(head_gating=[]), "not a table of blocks"),
+        (lambda config: config.update(head_gating=[]), "it is not a table"),
         (lambda config: config.update(head_gating=None), "record|head_gating|damaged"),
         (lambda config: config.pop("head_gating"), "compact is damaged or mixed"),
         (lambda config: config.update(num_attention_heads=8), "."),

@@ -76,12 +76,8 @@ def test_the_record_names_neurons_without_attention_that_is_unknown(forget, tmp_
     gating.prune_neurons(bloom, {0: [0]}, group_size=8)
     folder = gating.save_compact(bloom, tmp_path / "compact")
     record = json.loads((folder / "config.json").read_text())["head_gating"]
-    assert (record["format"], record["blocks"]) == (1, {})
-    assert record["feed_forward"]["h.0.mlp.dense_4h_to_h"] == {
-        "spec": "BloomMLP",
-        "width": 64,
-        "group": 8,
-        "kept": [*range(1, 8)],
+    assert record["units"] == {
+        "h.0.mlp.dense_4h_to_h": {"width_before": 64, "group_size": 8, "kept_groups": [*range(1, 8)]}
     }
 
 
@@ -93,48 +89,32 @@ def test_a_dense_model_with_unknown_attention_is_not_saved(forget, tmp_path):
 
 
 def entry(**changes):
-    return lambda record: record["feed_forward"][SECOND].update(changes)
+    return lambda record: record["units"][SECOND].update(changes)
 
 
-def renamed(name):
-    return lambda record: record["feed_forward"].update({name: record["feed_forward"].pop(THIRD)})
-
-
-def layout(**fields):
-    return lambda record: record.update(feed_forward_specs={"BertLayer": fields})
+def of_module(**changes):
+    return lambda record: record["modules"][SECOND].update(changes)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (entry(width=40), rf"block '{SECOND}' has width=40, but the model has 48 neurons"),
-        (entry(width=48.0), rf"block '{SECOND}' has width=48\.0, but the model has 48 neurons"),
-        (entry(width=None), "has width=None"),
-        (entry(width=10**12), "has width=1000000000000"),
-        (entry(group=0), rf"block '{SECOND}' has no group size"),
-        (entry(group=True), "has no group size"),
-        (entry(group=10**9), "has no group size"),
-        (entry(group=16), r"block '.*' has groups 0 to 2, but kept is \[0, 2, 4, 5\]"),
-        (entry(kept=[0, 2, 4, 6]), r"has groups 0 to 5, but kept is \[0, 2, 4, 6\]"),
-        (entry(kept=[2, 0, 4, 5]), "has groups 0 to 5, but kept is"),
-        (entry(kept=[0, 0, 4, 5]), "has groups 0 to 5, but kept is"),
-        (entry(kept=[-1, 0, 4, 5]), "has groups 0 to 5, but kept is"),
-        (entry(kept="all"), "has no list of kept groups"),
-        (entry(kept=[True, 2]), "has no list of kept groups"),
-        (entry(kept=[0, 2, 4]), r"shape \[32\] in the weights, but the heads and neurons that config\.json keeps ask"),
+        (entry(width_before=40), rf"names units of {SECOND} with|has width_before=40, but kept_groups"),
+        (entry(width_before=None), "width_before cannot be null"),
+        (entry(width_before=10**12), "width_before cannot be 1000000000000"),
+        (entry(group_size=0), "has width_before=48"),
+        (entry(group_size=True), "group_size cannot be true"),
+        (entry(group_size=16), r"has width_before=48, but kept_groups is \[0, 2, 4, 5\]"),
+        (entry(kept_groups=[2, 0, 4, 5]), r"has kept_groups=\[2, 0, 4, 5\]|but kept_groups is"),
+        (entry(kept_groups="all"), 'kept_groups cannot be "all"'),
+        (entry(kept_groups=[0, 2, 4]), f"names units of {SECOND} with 24 features, and it has 32"),
         (entry(neurons=3), "has 'neurons', which this version does not know"),
-        (lambda record: record["feed_forward"].pop(SECOND), r"in the weights, but the heads and neurons .* for \[48\]"),
-        (lambda record: record["feed_forward"].update({SECOND: [0]}), f"the entry of block '{SECOND}' is not a table"),
-        (lambda record: record.update(feed_forward=[]), "feed_forward is not a table of blocks"),
-        (lambda record: record.pop("feed_forward"), "in the weights, but the heads and neurons"),
-        (lambda record: record.update(format=True), "its format is True"),
-        (renamed("encoder.layer.7.output.dense"), r"has neurons of 'encoder\.layer\.7\.output\.dense', which Bert"),
-        (renamed("encoder.layer.2"), r"layout of block 'encoder\.layer\.2' does not fit BertFor"),
-        (lambda record: record.update(feed_forward_specs=[]), "feed_forward_specs is not a table"),
-        (layout(ups=[], down="dense"), "the layout of BertLayer is not that of a feed-forward block"),
-        (layout(down="output.dense"), "the layout of .* is not that of a feed-forward block"),
-        (layout(ups=[["a.__class__", "plain"]], down="output.dense"), "is not that of a feed-forward block"),
-        (layout(ups=[["attention", "plain"]], down="output.dense"), f"layout of block '{FIRST}' does not fit BertFor"),
+        (of_module(tensors={"weight": [32, 24]}), r"in the weights, but the heads and neurons .*\[32, 24\]"),
+        (of_module(attributes={"in_features": 64}), "which cannot become 64"),
+        (lambda record: record["modules"].pop(SECOND), r"in the weights, but the heads and neurons .*\[32, 48\]"),
+        (lambda record: record["modules"].update({SECOND: [0]}), f"{SECOND} is not a table"),
+        (lambda record: record.update(units=[]), "units is not a table"),
+        (lambda record: record.pop("modules"), "modules is not a table"),
     ],
 )
 def test_a_damaged_record_of_neurons_is_refused_in_one_line(folder, change, message):
@@ -144,17 +124,10 @@ def test_a_damaged_record_of_neurons_is_refused_in_one_line(folder, change, mess
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("fields", [{"down": "output.dense"}, {"ups": [], "down": "x", "more": 1}, [0], None])
-def test_transformers_alone_names_a_damaged_layout(folder, fields):
-    edit_config(folder, lambda config: config["head_gating"].update(feed_forward_specs={"BertLayer": fields}))
-    with pytest.raises(ValueError, match="the layout 'BertLayer' has other fields"):
-        compact_class(transformers.BertForSequenceClassification).from_pretrained(folder)
-
-
 def test_a_changed_record_does_not_fit_its_checksum(folder):
     path = folder / "config.json"
     config = json.loads(path.read_text())
-    config["head_gating"]["feed_forward"][SECOND]["kept"] = [0, 1, 4, 5]  # as many, but others
+    config["head_gating"]["units"][SECOND]["kept_groups"] = [0, 1, 4, 5]  # as many, but others
     path.write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"config\.json is not what was saved"):
         gating.load_compact(folder)
@@ -172,7 +145,7 @@ def test_a_model_that_lost_nearly_all_of_its_size_is_loaded(tmp_path):
 
 def test_a_record_of_wide_blocks_does_not_allow_any_size(folder):
     def widen(config):
-        config["head_gating"]["feed_forward"][SECOND]["width"] = 2**62
+        config["head_gating"]["units"][SECOND]["width_before"] = 9_999_999
         config["intermediate_size"] = 2**40
 
     edit_config(folder, widen)

@@ -12,20 +12,17 @@ from safetensors.torch import load_file, save_file
 
 import gating
 from gating.errors import InputError
-from tests.compact.test_recipe import adapted, based, finalized
+from tests.compact.test_recipe import based, finalized
 from tests.support.tiny_models import build, state_of
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Return a folder with a base, and recipes without and with an adapter. Copy it before you change it."""
+    """Return a folder with a base and a recipe. Copy it before you change it."""
     place = tmp_path_factory.mktemp("made")
-    for name in ("recipe", "adapted"):
-        model = based(build("bert"), place / "base")
-        adapter = place / "adapter" if name == "adapted" else None
-        model = model if adapter is None else adapted(model, adapter)
-        folded = finalized(model)
-        gating.save_recipe(model, place / name, base=place / "base", folded=folded, adapter=adapter)
+    model = based(build("bert"), place / "base")
+    folded = finalized(model)
+    gating.save_recipe(model, place / "recipe", base=place / "base", folded=folded)
     return place
 
 
@@ -33,8 +30,7 @@ def made(tmp_path_factory):
 def place(made, tmp_path):
     """Return a copy whose files may be changed, without the checksums that would tell; the base stays in its place."""
     shutil.copytree(made, tmp_path, dirs_exist_ok=True)
-    for name in ("recipe", "adapted"):
-        (tmp_path / name / "head_gating.json").unlink()
+    (tmp_path / "recipe" / "head_gating.json").unlink()
     return tmp_path
 
 
@@ -53,17 +49,14 @@ def refused(folder, message, error=ValueError, **options):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"format": 2}, "its format is another one than 1"),
-        ({"format": True}, "its format is another one than 1"),
+        ({"format": 1}, "its format is another one than 2"),
+        ({"format": True}, "its format is another one than 2"),
         ({"base": "gone"}, "it has no 'base'"),
         ({"base": 3}, "base cannot be 3"),
         ({"base": ""}, "base cannot be"),
         ({"base": "a\nb"}, "base cannot be"),
         ({"revision": "../main"}, "revision cannot be"),
         ({"base_sha256": "0"}, "base_sha256 cannot be"),
-        ({"compact_sha256": None}, "only a recipe with an adapter"),
-        ({"has_adapter": 1}, "has_adapter cannot be 1"),
-        ({"has_adapter": True, "compact_sha256": None}, "adapter_config.json does not exist"),
         ({"auto_map": "x"}, "it has 'auto_map', which this version does not know"),
         ({"compact_sha256": 64 * "0"}, "does not give the compact model that was saved: its weights have another"),
         (
@@ -107,23 +100,23 @@ def change_record(folder, change):
 
 
 FIRST = "encoder.layer.0.attention.self"
-NEURONS = "encoder.layer.0.output.dense"
+NEURONS = "encoder.layer.1.output.dense"
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda _, record: record["blocks"][FIRST].update(kept_heads=[0, 9]), "has heads 0 to 3"),
-        (lambda _, record: record["blocks"][FIRST].update(kept_heads=[-1]), "has heads 0 to 3"),
-        (lambda _, record: record["blocks"][FIRST].update(kept_heads="0"), "has no list of kept heads"),
-        (lambda _, record: record["blocks"][FIRST].update(num_heads=8), "num_heads=8, but the model has 4"),
-        (lambda _, record: record["blocks"][FIRST].update(padding_heads=[0, 1, 2, 3]), "as padding|record is not that"),
-        (lambda _, record: record["blocks"].update(other={"spec": "BertSelfAttention"}), "record is not that of"),
-        (lambda _, record: record["blocks"].pop(FIRST), "factors of|record is not that of"),
-        (lambda _, record: record["feed_forward"][NEURONS].update(kept=[10**9]), "has groups 0 to 5"),
-        (lambda _, record: record["feed_forward"][NEURONS].update(group=0), "has no group size"),
-        (lambda _, record: record["feed_forward"][NEURONS].update(group=10**12), "has no group size"),
-        (lambda _, record: record.update(format=7), "reads format 1"),
+        (lambda _, record: record["units"][FIRST].update(head_ids=[0, 9]), "has num_heads_before=4"),
+        (lambda _, record: record["units"][FIRST].update(head_ids=[-1]), "head_ids cannot be"),
+        (lambda _, record: record["units"][FIRST].update(head_ids="0"), "head_ids cannot be"),
+        (lambda _, record: record["units"][FIRST].update(num_heads_before=8), "record is not that of"),
+        (lambda _, record: record["units"][FIRST].update(head_slots=[0, 1, 2, 3]), "slots|record is not that"),
+        (lambda _, record: record["units"].update(other={"head_ids": []}), "num_heads_before|record is not that of"),
+        (lambda _, record: record["units"].pop(FIRST), "factors of|record is not that of"),
+        (lambda _, record: record["units"][NEURONS].update(kept_groups=[10**7]), "but kept_groups is"),
+        (lambda _, record: record["units"][NEURONS].update(group_size=0), "has width_before=48"),
+        (lambda _, record: record["units"][NEURONS].update(group_size=10**12), "group_size cannot be"),
+        (lambda _, record: record.update(format=7), "reads format 2"),
         (lambda _, record: record.update(code="x"), "it has 'code', which this version does not know"),
         (lambda table, _: table.pop("head_gating"), "mixed from two models|no record of kept heads"),
         (lambda table, _: table.update(num_hidden_layers=10**9), "num_hidden_layers=1000000000 cannot be"),
@@ -173,8 +166,8 @@ def test_changed_tensors_are_refused(change, message, place):
 
 
 def test_checksums_of_the_folder_tell_a_change(made, tmp_path):
-    for name in ("config.json", "recipe.json", "recipe.safetensors", "adapter/adapter_model.safetensors"):
-        folder = shutil.copytree(made / "adapted", tmp_path / name.replace("/", "-"))
+    for name in ("config.json", "recipe.json", "recipe.safetensors"):
+        folder = shutil.copytree(made / "recipe", tmp_path / name)
         path = folder / name
         content = path.read_bytes()
         path.write_bytes(content.replace(b"8", b"9", 1) if path.suffix == ".json" else content[:-4] + b"\0\0\0@")
@@ -198,41 +191,6 @@ def test_links_out_of_the_folder_are_refused(place):
     refused(place / "recipe", "is a link out of the folder")
 
 
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"peft_type": "IA3"}, "an adapter of the kind 'IA3'; recipes take LORA"),
-        ({"r": 10**9}, "r=1000000000 is not the rank of its weights"),
-        ({"r": 0}, "r=0 is not the rank"),
-        ({"rank_pattern": {"query": 10**9}}, "rank_pattern.query=1000000000 is not the rank"),
-        ({"target_modules": "(a+)+$"}, "name layers, not patterns"),
-        ({"rank_pattern": {"(a+)+": 4}}, "name layers, not patterns"),
-        ({"init_lora_weights": "pissa"}, "changes the base model"),
-        ({"layer_replication": [[0, 9]]}, "layer_replication=.*, of which recipes know nothing"),
-        ({"megatron_config": {"a": 1}}, "megatron_config=.*, of which recipes know nothing"),
-        ({"target_modules": ["key"]}, "do not have the same weights"),
-        ({"target_modules": ["nothing"]}, "cannot be loaded"),
-        ({"r": 2}, "cannot be loaded"),
-    ],
-)
-def test_a_changed_adapter_is_refused(values, message, place):
-    edit(place / "adapted" / "adapter" / "adapter_config.json", **values)
-    refused(place / "adapted", message)
-
-
-def test_a_pickled_adapter_is_not_opened(place):
-    folder = place / "adapted" / "adapter"
-    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
-    refused(place / "adapted", "adapter_model.safetensors does not exist", FileNotFoundError)
-
-
-def test_an_adapter_of_other_values_is_noticed_by_its_checksum(made, tmp_path):
-    folder = shutil.copytree(made / "adapted", tmp_path / "adapted")
-    path = folder / "adapter" / "adapter_model.safetensors"
-    save_file({name: 2 * tensor for name, tensor in load_file(path).items()}, path)
-    refused(folder, "is not what was saved with this model")
-
-
 def test_another_base_is_refused_unless_checks_are_off(made, tmp_path):
     other = based(build("bert"), tmp_path / "base")
     with torch.no_grad():
@@ -242,13 +200,12 @@ def test_another_base_is_refused_unless_checks_are_off(made, tmp_path):
     gating.load_compact(made / "recipe", base=tmp_path / "base", verify=False)
 
 
-def test_a_base_that_is_compact_or_an_adapter_is_refused(made, tmp_path):
+def test_a_base_that_is_compact_is_refused(made, tmp_path):
     model = gating.load_compact(made / "recipe")
     compact = gating.save_compact(model, tmp_path / "compact")
     for base, message in (
         (made / "recipe", "is a recipe itself: name the model that it was made from"),
         (compact, "is a compact model, which has lost units: name the dense model"),
-        (made / "adapter", "config.json does not exist"),
     ):
         refused(made / "recipe", message, (ValueError, FileNotFoundError), base=base)
         with pytest.raises((ValueError, FileNotFoundError), match=message):

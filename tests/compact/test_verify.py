@@ -127,13 +127,12 @@ def test_weights_that_are_nan_or_infinite_are_neither_saved_nor_loaded(value, na
     config = json.loads((folder / "config.json").read_text())
     del config["head_gating"]["sha256"]
     (folder / "config.json").write_text(json.dumps(config))
-    for load in (gating.load_compact, type(bert).from_pretrained):
-        with (
-            pytest.warns(UserWarning, match="has no checksums"),
-            pytest.raises(ValueError, match=f"{name} has values that are NaN or infinite"),
-        ):
-            load(folder)
-        load(folder, verify=False)
+    with (
+        pytest.warns(UserWarning, match="has no checksums"),
+        pytest.raises(ValueError, match=f"{name} has values that are NaN or infinite"),
+    ):
+        gating.load_compact(folder)
+    gating.load_compact(folder, verify=False)
 
 
 def test_a_pruned_submodule_can_be_saved_and_loaded(tmp_path):
@@ -166,7 +165,7 @@ def test_a_class_that_transformers_does_not_have_is_saved_too(tmp_path):
 def test_a_model_that_its_configuration_does_not_describe_is_not_saved(bert, tmp_path):
     gating.prune_heads(bert, {0: [1]})
     bert.config.intermediate_size = 7
-    with pytest.raises(ValueError, match=r"is saved, so its configuration .* in the weights.*\. Nothing was") as told:
+    with pytest.raises(ValueError, match=r"is saved, so its configuration .*\. Nothing was") as told:
         gating.save_compact(bert, tmp_path / "compact")
     assert "damaged" not in str(told.value)
     assert "Export" not in str(told.value)

@@ -84,16 +84,3 @@ def test_adapters_of_a_plain_loop_do_not_bring_removed_heads_back(family, target
     with units_masked(blocks, {block.name: block.head_ids for block in blocks}):
         assert max_relative_difference(trained, forward_outputs(wrapped, batch)) == 0
     assert max_relative_difference(trained, forward_outputs(wrapped.merge_and_unload(), batch)) < 1e-5
-
-
-def test_the_error_of_an_emptied_layer_names_the_option_to_exclude_it_from_adapters():
-    model = FAMILIES["bart"].build()
-    gating.prune_heads(model, {"encoder.layers.0.self_attn": range(4)})
-    targets = ["out_proj", "q_proj"]
-    with pytest.raises(ValueError, match="all heads of this layer are removed: name it in PEFT's exclude_modules"):
-        peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(target_modules=targets))
-    emptied = [name for name, module in model.named_modules() if type(module).__name__ == "BiasOnly"]
-    wrapped = peft.get_peft_model(model, peft.LoraConfig(target_modules=targets, exclude_modules=emptied))
-    assert not any(
-        "layers.0.self_attn.out_proj.lora" in name for name, _ in wrapped.named_parameters() if "encoder" in name
-    )

@@ -95,8 +95,8 @@ def expected_widths(name: str, blocks: Sequence[AttentionBlock], kept: Mapping[s
     for block in sorted(blocks, key=lambda block: KINDS.index(block.kind)):
         group_size = block.num_heads // block.num_key_value_heads
         groups = [head // group_size for head in kept[block.name]]
-        # Smaller groups of queries are padded.
-        widths.append(len(set(groups)) * max(map(groups.count, groups), default=0))
+        # Smaller groups of queries are padded, and some classes keep a head without effect.
+        widths.append(len(set(groups)) * max(map(groups.count, groups), default=0) or int(not block.can_be_emptied))
     widths = [widths[position] for position in RETURNED.get(name, range(len(widths)))]
     for position, num_heads in LINEAR_ATTENTION.get(name, {}).items():
         widths.insert(position, num_heads)

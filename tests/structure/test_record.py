@@ -14,6 +14,7 @@ from gating.loader.integrity import write_checksums
 from gating.loader.modeling import apply_record
 from gating.loader.record import build_dense, describe
 from gating.loader.record_checks import check_fits, check_record
+from tests.support.family_models import FAMILIES
 from tests.support.tiny_models import NUM_HEADS, assert_same_state, batch_for, logits_of, state_of
 
 FIRST, SECOND = (f"encoder.layer.{i}.attention.self" for i in range(2))
@@ -76,7 +77,7 @@ def test_a_whole_model_differs_in_nothing(bert):
 
 def test_settings_of_training_are_no_difference(bert):
     bert.train()
-    bert.gradient_checkpointing_enable()
+    bert.base_model.encoder.gradient_checkpointing = True
     assert describe(bert)["modules"] == {}
 
 
@@ -86,8 +87,8 @@ def test_a_record_fits_the_model_without_its_task_head(make_model, record):
     assert [block.num_heads for block in gating.find_attention_blocks(model)] == [2, 0, 4]
 
 
-def test_a_part_of_a_model_keeps_its_part_of_the_record(make_model):
-    t5 = make_model("t5")
+def test_a_part_of_a_model_keeps_its_part_of_the_record():
+    t5 = FAMILIES["t5"].build()
     gating.prune_heads(t5, {"encoder.block.0.layer.0.SelfAttention": [1], "decoder.block.1.layer.0.SelfAttention": [0]})
     encoder = transformers.T5EncoderModel(build_dense(t5).config)
     own = apply_record(encoder, t5.config.head_gating)

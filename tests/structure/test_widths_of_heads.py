@@ -123,7 +123,7 @@ def test_norms_of_heads_are_those_of_all_their_entries():
 
 
 @pytest.mark.parametrize("name", SHARED_INDEX)
-def test_layers_that_share_an_index_keep_one_head(name):
+def test_layers_that_share_an_index_keep_a_head_without_effect(name):
     model = build(name, SHARED_INDEX[name])
     blocks, probe = find_attention_blocks(model), make_probe(model)
     kept = {block.name: block.head_ids[1::2] for block in blocks}
@@ -131,8 +131,12 @@ def test_layers_that_share_an_index_keep_one_head(name):
         masked = forward_outputs(model, probe)
     gating.prune_heads(model, {name: [0, 2] for name in kept})
     assert max_relative_difference(masked, forward_outputs(model, probe)) <= 1e-5
-    with pytest.raises(ValueError, match="cannot be left without a head"):
-        gating.prune_heads(model, {0: [1, 3]})
+    blocks = find_attention_blocks(model)
+    with units_masked(blocks, {block.name: () if block is blocks[0] else block.head_ids for block in blocks}):
+        masked = forward_outputs(model, probe)
+    assert gating.prune_heads(model, {0: [1, 3]}).kept_heads[blocks[0].name] == ()
+    assert max_relative_difference(masked, forward_outputs(model, probe)) <= 1e-5
+    assert len(find_attention_blocks(model)[0].head_slots) == 1
 
 
 def test_queries_and_gates_of_one_projection_of_two_latents():
