@@ -87,8 +87,11 @@ def load_compact(
     ):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         dense = model_class(config, folder)
-        cls, own = (compact_class(dense, type(config)), {"verify": False}) if is_compact else (dense, {})
-        load = partial(cls.from_pretrained, folder, config=config, dtype=dtype or "auto", use_safetensors=True, **own)
+        cls: Any = compact_class(dense, type(config)) if is_compact else dense
+        load = partial(cls.from_pretrained, folder, config=config, dtype=dtype or "auto", use_safetensors=True)
+        if is_compact:
+            # The checksums have been compared.
+            load = partial(load, verify=False)
         model: Any = load_whole(load, folder)
     if verify:
         check_finite(model, folder)

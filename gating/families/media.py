@@ -154,7 +154,12 @@ MEDIA_FAMILIES: dict[str, Row] = {
     ),
     # One table of position biases, in the first layer, serves the whole stack, as in T5.
     "Pix2StructTextAttention": AttentionSpec(
-        QUERY_KEY_VALUE, "output", head_dim="key_value_proj_dim", head_widths=("inner_dim",), returns="other", shares_bias=True
+        QUERY_KEY_VALUE,
+        "output",
+        head_dim="key_value_proj_dim",
+        head_widths=("inner_dim",),
+        returns="other",
+        shares_bias=True,
     ),
     "TrOCRAttention": AttentionSpec(Q_K_V_PROJ, "out_proj", forward=trocr_forward),
 }

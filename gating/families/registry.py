@@ -72,7 +72,7 @@ def find_spec(module: nn.Module, *, shipped_only: bool = False) -> AttentionSpec
 
 def registered_spec(module: nn.Module, *, shipped_only: bool = False) -> AttentionSpec | None:
     """Return the spec in the row of a module's class, or None; the arguments are those of :func:`find_spec`."""
-    row = _find_row(original_class(type(module)), shipped_only)  # type: ignore[arg-type]
+    row = _find_row(original_class(type(module)), shipped_only)
     return row if row is None or isinstance(row, AttentionSpec) else row(module)
 
 

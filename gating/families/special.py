@@ -61,9 +61,7 @@ def _short_name(module: Any) -> AttentionSpec | None:
 _GLOBAL: Projections = (("query_global", "q"), ("key_global", "k"), ("value_global", "v"))
 _WINDOWED: Projections = (*QUERY_KEY_VALUE, *_GLOBAL)
 SPECIAL_FAMILIES: dict[str, Row] = {
-    "LongformerSelfAttention": AttentionSpec(
-        _WINDOWED, "^output.dense", returns="other", forward=longformer_forward
-    ),
+    "LongformerSelfAttention": AttentionSpec(_WINDOWED, "^output.dense", returns="other", forward=longformer_forward),
     "LEDEncoderSelfAttention": AttentionSpec(_WINDOWED, "^output", returns="other", forward=longformer_forward),
     "LEDDecoderAttention": AttentionSpec(Q_K_V_PROJ, "out_proj", returns="other", forward=led_forward),
     "BigBirdPegasusSelfAttention": AttentionSpec(

@@ -7,13 +7,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from .classes import Members, part
+from .classes import part
 
 __all__ = ["shared_bias", "sliced_inputs"]
 
 
 @part
-def sliced_inputs(base: type[nn.Module], inputs: tuple[tuple[str, int], ...], num_heads: int) -> Members:
+def sliced_inputs(base: type[nn.Module], inputs: tuple[tuple[str, int], ...], num_heads: int) -> dict[str, Any]:
     """Return the members of a subclass that takes the entries of its own heads from some arguments and dimensions.
 
     The arguments have entries for the ``num_heads`` heads of the original model.
@@ -30,37 +30,40 @@ def sliced_inputs(base: type[nn.Module], inputs: tuple[tuple[str, int], ...], nu
 
 
 @part
-def shared_bias(base: Any, num_heads: int) -> Members:
+def shared_bias(base: Any, num_heads: int) -> dict[str, Any]:
     """Return the members of a subclass of T5's attention.
 
-    The first layer computes a position bias for all ``num_heads`` original heads and passes it to the others in its return value;
-    each layer takes the entries of its own heads. The zeros that cross-attention uses as bias are not passed on,
-    because layers differ in their number of heads.
+    The first layer computes a position bias for all ``num_heads`` original heads and passes it to the others in its
+    return value; each layer takes the entries of its own heads. The zeros that cross-attention uses as bias are not
+    passed on, because layers differ in their number of heads.
     """
     bind = _bind_arguments(base)
 
     def compute_bias(self: Any, *args: object, **kwargs: object) -> Tensor:
-        bias: Tensor = base.compute_bias(self, *args, **kwargs)
+        # Exporters would see an assignment.
+        self.__dict__["full_bias"] = bias = base.compute_bias(self, *args, **kwargs)
         return cast("Tensor", _take_heads(self, bias, 1, num_heads))
 
-    def forward(self: Any, *args: object, **kwargs: object) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def forward(self: Any, *args: object, **kwargs: object) -> tuple[Any, ...]:
         arguments = bind(args, kwargs)
-        hidden_states, cache = arguments["hidden_states"], arguments.get("cache")
         is_cross_attention = arguments.get("key_value_states") is not None
         full_bias = None if is_cross_attention else arguments.get("position_bias")
-        past_length = _past_length(cache, self.layer_idx)
         arguments["position_bias"] = _take_heads(self, full_bias, 1, num_heads)
-        output, own_bias, probabilities = base.forward(self, **arguments)
-        if full_bias is None and not is_cross_attention and self.has_relative_attention_bias:
-            full_bias = base.compute_bias(
-                self, hidden_states.shape[1], own_bias.shape[-1], own_bias.device, past_length
-            )
-        return output, full_bias, probabilities
+        # Below transformers 5.20, probabilities follow only if they are asked for.
+        output, own_bias, *probabilities = base.forward(self, **arguments)
+        computed = self.__dict__.pop("full_bias", None)
+        if computed is not None and not is_cross_attention:
+            _, _, *lengths = own_bias.shape
+            full_bias = computed[:, :, -lengths[0] :, : lengths[1]]
+            # Below transformers 5.10, the first layer adds the mask, which has no heads.
+            added = own_bias[:, :1] - _take_heads(self, full_bias, 1, num_heads)[:, :1]
+            full_bias = full_bias + added
+        return output, full_bias, *probabilities
 
     return {"forward": forward, "compute_bias": compute_bias}
 
 
-def _bind_arguments(cls: type[nn.Module]) -> Callable[[tuple[object, ...], Mapping[str, object]], Members]:
+def _bind_arguments(cls: type[nn.Module]) -> Callable[[tuple[object, ...], Mapping[str, object]], dict[str, Any]]:
     """Return a function that names the arguments of ``forward``; ``torch.compile`` does not trace ``inspect``."""
     names = list(inspect.signature(cls.forward).parameters)[1:]
     return lambda args, kwargs: {**dict(zip(names, args)), **kwargs}  # noqa: B905
@@ -76,10 +79,3 @@ def _take_heads(module: Any, value: Any, dim: int, num_heads: int) -> Any:
     if dim == 0 and value.shape[0] % num_heads == 0:
         return value.unflatten(0, (-1, num_heads)).index_select(1, module.head_index).flatten(0, 1)
     return torch.index_select(value, dim, module.head_index) if value.shape[dim] == num_heads else value
-
-
-def _past_length(cache: Any, layer_idx: int | None) -> Any:
-    """Return the number of positions in a cache; a copy, because static caches count in place."""
-    length = cache.get_seq_length(layer_idx) if cache is not None else 0
-    return length.clone() if isinstance(length, Tensor) else length
-

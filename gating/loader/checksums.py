@@ -23,8 +23,8 @@ def changed_file(folder: Path, config: Mapping[str, Any]) -> str | None:
     sums: dict[str, str] = config[RECORD_KEY].get(CHECKSUMS) or {}
     # transformers prefers one file of weights to several, so that a new one would replace the saved ones.
     present = {name for name in (CONFIG, WEIGHTS, INDEX, GENERATION) if (folder / name).exists()}
-    names = sorted({*sums, *present}) if sums else []
-    return next((name for name in names if sums.get(name) != digest_file(folder / name)), None)
+    changed = (name for name in sorted({*sums, *present}) if sums.get(name) != digest_file(folder / name))
+    return next(changed, None) if sums else None
 
 
 def digest_file(path: Path) -> str:

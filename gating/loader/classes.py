@@ -8,13 +8,12 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["MIXINS", "PARTS", "Members", "freeze", "part", "subclass"]
+__all__ = ["CLASSES", "MIXINS", "PARTS", "freeze", "part", "subclass"]
 
-Members = dict[str, Any]
 # Functions and classes that a record can name, and base classes of every compact model.
 PARTS: dict[str, Any] = {}
 MIXINS: list[type] = []
-_CLASSES: dict[tuple[object, ...], type[nn.Module]] = {}
+CLASSES: dict[tuple[object, ...], type[Any]] = {}
 
 
 def part(function: Any) -> Any:
@@ -27,14 +26,14 @@ def subclass(base: type[nn.Module], *parts: tuple[Any, ...]) -> type[nn.Module]:
     """Return the subclass of a class with the members that parts return: functions of it and of their arguments."""
     base = getattr(base, "original_class", base)
     key = (base, *parts)
-    if parts and key not in _CLASSES:
+    if parts and key not in CLASSES:
         members = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
         # Pickle would look the class up by its name and find the base.
         members |= {"original_class": base, "parts": parts, "__reduce_ex__": lambda self, _: (_new, key, vars(self))}
         for make_members, *arguments in parts:
             members |= make_members(base, *arguments)
-        _CLASSES[key] = type(base.__name__, (base,), members)
-    return _CLASSES.get(key, base)
+        CLASSES[key] = type(base.__name__, (base,), members)
+    return CLASSES.get(key, base)
 
 
 def _new(*key: Any) -> nn.Module:
@@ -45,4 +44,3 @@ def _new(*key: Any) -> nn.Module:
 def freeze(value: Any) -> Any:
     """Return a value with tuples for lists."""
     return tuple(map(freeze, value)) if isinstance(value, list) else value
-

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from .classes import Members, part
+from .classes import part
 
 __all__ = ["FORMS", "emptied"]
 
@@ -22,7 +22,7 @@ _DROPOUTS = ("resid_dropout", "out_drop", "output_dropout", "proj_drop", "projec
 
 
 @part
-def emptied(base: type[nn.Module], form: str, projection: str) -> Members:
+def emptied(base: type[nn.Module], form: str, projection: str) -> dict[str, Any]:
     """Return the members of a subclass of attention without heads, whose output projection has no inputs."""
     names = list(inspect.signature(base.forward).parameters)[1:]
     queries_name = "hidden_states" if "hidden_states" in names else names[0]
@@ -47,7 +47,6 @@ def emptied(base: type[nn.Module], form: str, projection: str) -> Members:
         # Without new images, the keys are those of an earlier step.
         cache = None if source is None and "cross_attention_states" in names else cache
         key_length = _update_cache(self, states if source is None else source, source is not None, cache)
-        # No None for the probabilities, which transformers would skip when it collects those of layers.
         return output, states.new_zeros(states.shape[0], 0, states.shape[1], key_length)
 
     return {"forward": forward}

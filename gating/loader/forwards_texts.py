@@ -110,13 +110,9 @@ def fsmt_forward(
     mask = attn_mask
     if key_padding_mask is not None and key_padding_mask.dim():
         is_padding = key_padding_mask[:, None, None]
-        padding = torch.zeros_like(is_padding, dtype=query.dtype).masked_fill(
-            is_padding, torch.finfo(query.dtype).min
-        )
+        padding = torch.zeros_like(is_padding, dtype=query.dtype).masked_fill(is_padding, torch.finfo(query.dtype).min)
         mask = padding if mask is None else torch.minimum(mask, padding)
-    features, weights = attend_eagerly(
-        self, queries, keys, values, mask, scaling=self.scaling, dropout=self.dropout
-    )
+    features, weights = attend_eagerly(self, queries, keys, values, mask, scaling=self.scaling, dropout=self.dropout)
     output = self.out_proj(features.flatten(2).transpose(0, 1))
     return output, weights if output_attentions else None
 

@@ -1,4 +1,4 @@
-"""Configurations with head counts of each layer, which vLLM reads: transformers would build the dense model with them."""
+"""Configurations with head counts of each layer for vLLM: transformers would build the dense model with them."""
 
 import copy
 from typing import Any

@@ -17,20 +17,25 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .checksums import CANARY, CHECKSUMS, CONFIG, RECORD_KEY, changed_file
-from .classes import MIXINS, PARTS, freeze, subclass
+from .classes import CLASSES, MIXINS, PARTS, freeze, subclass
 
-__all__ = ["CompactMixin", "apply_record", "base_prefix", "canary_outputs", "compact_class", "places_of", "renamed_error"]
+__all__ = [
+    "CompactMixin",
+    "apply_record",
+    "base_prefix",
+    "canary_outputs",
+    "compact_class",
+    "places_of",
+    "renamed_error",
+]
 
-# With this setting, a plain class refuses to load the weights. Its value is a sentence that says what to do.
-PLAIN_LOADING = "transformers_weights"
-# It stands between the names of a model class and of a configuration class of another family, as for InternLM3.
-OF = "__of__"
-_COMPACT_CLASSES: dict[tuple[type, ...], type[PreTrainedModel]] = {}
+PLAIN_LOADING = "transformers_weights"  # With this setting, a plain class refuses to load the weights.
+OF = "__of__"  # Between the names of a model class and of a configuration class of another family.
 
 
 def apply_record(model: PreTrainedModel, record: dict[str, Any]) -> dict[str, Any]:
     """Give a dense model all of a compact one but values, and return the record of the modules that it has."""
-    modules, entries, units = dict(model.named_modules()), record["modules"], record["units"]
+    modules, entries, units = dict[str, Any](model.named_modules()), record["modules"], record["units"]
     places = places_of(model, (*entries, *units))
     missing = sorted(entries.keys() - places.keys())
     # A part of the saved model, such as an encoder alone, lacks some.
@@ -42,7 +47,7 @@ def apply_record(model: PreTrainedModel, record: dict[str, Any]) -> dict[str, An
         except AttributeError as error:
             raise renamed_error(model, f"{name}: {error}") from error
     for name in units.keys() & places.keys():
-        vars(modules[places[name]]).update({key: freeze(value) for key, value in units[name].items()})
+        modules[places[name]].__dict__.update({key: freeze(value) for key, value in units[name].items()})
     own = {kind: {name: one for name, one in record[kind].items() if name in places} for kind in ("modules", "units")}
     # Training changes the weights, and what was computed from them.
     return {**{name: one for name, one in record.items() if name not in (CHECKSUMS, CANARY)}, **own}
@@ -64,7 +69,8 @@ def _apply(module: nn.Module, entry: Mapping[str, Any]) -> None:
             setattr(module, key, None)
             # from_pretrained would initialize projections that are gone.
             module._is_hf_initialized = True  # type: ignore[assignment]
-    for key, value in entry.get("attributes", {}).items():
+    counts = {key: value for key, value in entry.get("counts", {}).items() if key in vars(module)}
+    for key, value in {**entry.get("attributes", {}), **counts}.items():
         setattr(module, key, tuple(value) if isinstance(getattr(module, key), tuple) else value)
     if "config" in entry:
         module.config = PARTS["ConfigView"](module.config, entry["config"])
@@ -125,8 +131,7 @@ class CompactMixin:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8")) if (folder / CONFIG).is_file() else {}
         if verify and RECORD_KEY in config and not kwargs.get("variant") and (file := changed_file(folder, config)):
             raise ValueError(f"{folder / file} is not what was saved: it is damaged or was replaced.")
-        load: Any = super().from_pretrained  # type: ignore[misc]
-        model, found = load(name, *args, output_loading_info=True, **kwargs)
+        model, found = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)  # type: ignore[misc]
         lost = sorted(map(str, (*found["missing_keys"], *found["unexpected_keys"])))
         # Another class has another task head.
         if lost and config.get("architectures") == [cls.__name__] and not kwargs.get("ignore_mismatched_sizes"):
@@ -136,8 +141,7 @@ class CompactMixin:
     def check_canary(self: Any, *, tolerance: float = 3e-3) -> float:
         """Compare outputs with those that the saved model had on a small batch; return the relative difference.
 
-        Call it after loading, before training. ``ValueError`` tells a difference beyond the tolerance, or four
-        roundings of 16 bits, and that the folder has no outputs of this class.
+        Call it after loading, before training. A ``ValueError`` tells other outputs, or that the folder has none.
         """
         canary = self.canary
         if canary is None or canary["class"] != type(self).__name__:
@@ -151,10 +155,16 @@ class CompactMixin:
             )
         return float(difference)
 
+    @property
+    def _auto_class(self: Any) -> str | None:
+        """The Auto class that loads this class; it asks save_pretrained to copy this file into a folder."""
+        places = self.config.auto_map.items()
+        return next((name for name, place in places if place.endswith("." + type(self).__qualname__)), None)
+
     @classmethod
     def is_custom_code(cls) -> bool:
-        """Return the answer of the dense class; of custom code, transformers leaves some buffers uninitialized."""
-        return bool(getattr(cls.dense_class, "is_custom_code", bool)())
+        """Return False: of custom code, transformers leaves some buffers uninitialized."""
+        return False
 
     def _get_static_cache_init_shape(self) -> None:
         """Let static caches take their size at first use, layer by layer; the configuration has one size for all."""
@@ -175,22 +185,22 @@ def canary_outputs(model: Any, canary: Mapping[str, Any], *, size: int = 64) -> 
     return first.float().cpu().flatten()[:: max(1, first.numel() // size)][:size]
 
 
-def compact_class(base: Any, config_class: Any = None, mixin: type = CompactMixin) -> type[PreTrainedModel]:
+def compact_class(base: Any, config_class: Any = None, mixin: type = CompactMixin) -> Any:
     """Return the subclass of a class of models, of its name, which pipelines look up; some have a foreign config."""
     config_class = config_class or base.config_class
     key = (base, config_class, mixin)
-    if not getattr(base, "is_compact", False) and key not in _COMPACT_CLASSES:
+    if not getattr(base, "is_compact", False) and key not in CLASSES:
         members = {"__module__": mixin.__module__, "__qualname__": base.__name__, "__doc__": base.__doc__}
         members["__qualname__"] += "" if base.config_class is config_class else OF + config_class.__name__
         members |= {"dense_class": base, "config_class": config_class}
         # transformers renames weights of some families on loading, but those of custom classes only if registered.
-        conversions: Any = getattr(transformers, "conversion_mapping", None)
-        getattr(conversions, "USER_REGISTERED_MAPPINGS", set()).add(base.__name__)
-        _COMPACT_CLASSES[key] = type(base.__name__, (*MIXINS, mixin, base), members)
-    return _COMPACT_CLASSES.get(key, base)
+        conversions = getattr(transformers, "conversion_mapping", None)
+        getattr(conversions, "USER_REGISTERED_MAPPINGS", set[str]()).add(base.__name__)
+        CLASSES[key] = type(base.__name__, (*MIXINS, mixin, base), members)
+    return CLASSES.get(key, base)
 
 
-def __getattr__(name: str) -> type[PreTrainedModel]:
+def __getattr__(name: str) -> Any:
     """Return the compact class of any transformers model by name: one file serves all families."""
     model_name, _, config_name = name.partition(OF)
     base = None if name.startswith("_") else getattr(transformers, model_name, None)

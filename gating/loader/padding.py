@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .classes import Members, part
+from .classes import part
 
 __all__ = ["HeadMask", "padded", "silenced"]
 
@@ -30,7 +30,7 @@ class HeadMask:
 
 
 @part
-def silenced(base: type[nn.Module], is_kept: tuple[bool, ...], head_dim: int) -> Members:
+def silenced(base: type[nn.Module], is_kept: tuple[bool, ...], head_dim: int) -> dict[str, Any]:
     """Return the members of a subclass of an output projection that masks the outputs of padding heads.
 
     Their columns of the weight are zero and get a gradient of zero, so that training does not revive removed heads.
@@ -44,7 +44,7 @@ def silenced(base: type[nn.Module], is_kept: tuple[bool, ...], head_dim: int) ->
 
 
 @part
-def padded(base: type[nn.Module], is_kept: tuple[bool, ...], head_dim: int, projection: str) -> Members:
+def padded(base: type[nn.Module], is_kept: tuple[bool, ...], head_dim: int, projection: str) -> dict[str, Any]:
     """Return the members of a subclass of attention that masks the input of adapters of its output projection, too."""
     mask = HeadMask(is_kept, head_dim)
 

@@ -37,7 +37,6 @@ def permutes_rows(conversion: Any) -> bool:
     return any("PermuteForRope" in type(operation).__name__ for operation in getattr(conversion, "operations", ()))
 
 
-
 class RowsInPlace:
     """Methods of a compact model whose rows stay in the order of the model when it is saved."""
 

@@ -11,11 +11,12 @@ Under the key ``head_gating`` of ``config.json``::
                "encoder.layer.0.output.dense": {"width_before": 3072, "group_size": 64, "kept_groups": [2, 9]}}}
 
 An entry of ``modules`` may have the shapes of ``tensors``, tensors of integers that were ``added``, plain
-``attributes``, the names of parameters and modules that the model is ``without``, values of its ``config`` that are
-read in its place, and ``parts`` of the travelling code that change its class. Names lack the prefix of the base model,
-so that a record fits every task head. ``units`` are the kept ones by the numbers of the original model, for people,
-reports and further removals: no shape is computed from them. If whole layers left, the configuration describes a model
-of the others; ``layers``, which nothing here reads, has what the original had. For ``sha256``, see ``checksums.py``.
+``attributes``, ``counts`` of heads by names that other versions of transformers have for them, the names of parameters
+and modules that the model is ``without``, values of its ``config`` that are read in its place, and ``parts`` of the
+travelling code that change its class. Names lack the prefix of the base model, so that a record fits every task head.
+``units`` are the kept ones by the numbers of the original model, for people, reports and further removals: no shape is
+computed from them. If whole layers left, the configuration describes a model of the others; ``layers``, which nothing
+here reads, has what the original had. For ``sha256``, see ``checksums.py``.
 """
 
 from collections.abc import Iterator, Mapping
@@ -31,7 +32,19 @@ from gating.loader.checksums import RECORD_KEY
 from gating.loader.modeling import base_prefix
 from gating.loader.views import ConfigView
 
-__all__ = ["FORMAT", "LAYERS_KEY", "SPEC_NOTES", "UNIT_NOTES", "build_dense", "dense_class", "dense_config", "describe", "is_plain", "renamed"]
+__all__ = [
+    "COUNTS",
+    "FORMAT",
+    "LAYERS_KEY",
+    "SPEC_NOTES",
+    "UNIT_NOTES",
+    "build_dense",
+    "dense_class",
+    "dense_config",
+    "describe",
+    "is_plain",
+    "renamed",
+]
 
 FORMAT = 2
 # Key of the part about layers that left: ``kept`` has the original numbers of the present layers of each list,
@@ -43,6 +56,8 @@ UNIT_NOTES = (
     *("width_before", "group_size", "kept_groups"),
 )
 SPEC_NOTES = ("attention_spec", "feed_forward_spec")
+# Names that classes of attention have for their number of heads.
+COUNTS = ("num_heads", "num_attention_heads", "n_heads", "all_head_size")
 # Settings of training, and tables that grow with the longest text.
 _IGNORED = {"training", "name_or_path", "gradient_checkpointing", "max_seq_len_cached"}
 
@@ -74,7 +89,7 @@ def describe(model: Any, dense: nn.Module | None = None) -> dict[str, Any]:
     modules, units = {}, {}
     for name, module in model.named_modules():
         short = name.removeprefix(prefix)
-        if name in others and (entry := _difference(others[name], module)):
+        if name in others and (entry := {**_difference(others[name], module), **_counts_elsewhere(module)}):
             modules[short] = entry
         if notes := _notes(module):
             units[short] = notes
@@ -92,12 +107,19 @@ def _difference(dense: Any, compact: Any) -> dict[str, Any]:
         "added": {name: list(now[name].shape) for name in now if name not in before and _is_index(compact, name)},
         "without": [
             *(name for name in before if name not in now),
-            *(name for name, child in dense.named_children() if compact._modules.get(name) is None and child is not None),
+            *(
+                name
+                for name, child in dense.named_children()
+                if compact._modules.get(name) is None and child is not None
+            ),
         ],
         "attributes": {
             name: _lists(vars(compact)[name])
             for name, value in vars(dense).items()
-            if name[0] != "_" and name not in _IGNORED and is_plain(value) and is_plain(vars(compact).get(name, ...))
+            if name[0] != "_"
+            and name not in _IGNORED
+            and is_plain(value)
+            and is_plain(vars(compact).get(name, ...))
             and vars(compact)[name] != value
         },
         "parts": [[_named(value) for value in one] for one in getattr(type(compact), "parts", ())],
@@ -105,6 +127,16 @@ def _difference(dense: Any, compact: Any) -> dict[str, Any]:
     if isinstance(config := vars(compact).get("config"), ConfigView):
         entry["config"] = {name: value for name, value in vars(config).items() if name != "_viewed"}
     return {name: value for name, value in entry.items() if value}
+
+
+def _counts_elsewhere(module: nn.Module) -> dict[str, dict[str, int]]:
+    """Return the number of heads, and their width, by names that other versions of transformers have in this module."""
+    known = vars(module)
+    num_slots, before = len(known.get("head_slots", ())), known.get("num_heads_before", 0)
+    if not 0 < num_slots < before:
+        return {}
+    counts = {**dict.fromkeys(COUNTS, num_slots), "all_head_size": num_slots * known.get("head_dim", 0)}
+    return {"counts": {name: count for name, count in counts.items() if count and name not in known}}
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -16,7 +16,7 @@ from gating.loader.checksums import CANARY, CHECKSUMS, RECORD_KEY
 from gating.loader.integrity import DamageError, InputError
 from gating.loader.modeling import places_of, renamed_error
 from gating.loader.parts import PARTS
-from gating.loader.record import FORMAT, SPEC_NOTES, UNIT_NOTES, is_plain
+from gating.loader.record import COUNTS, FORMAT, SPEC_NOTES, UNIT_NOTES, is_plain
 
 __all__ = ["check_fits", "check_record", "damaged"]
 
@@ -44,6 +44,7 @@ _MODULES = {
     "tensors": _SIZES,
     "added": r"\[\d{1,6}\]",
     "attributes": _NUMBERS,
+    "counts": r"\d{1,6}",
     "config": rf'{_NUMBER}|"batched_mm"',
     "without": rf'"({_NAME}|\d+)"',
     "parts": _PARTS,
@@ -93,7 +94,9 @@ def _values(entry: Mapping[str, Any], *, is_note: bool) -> Iterator[tuple[str, A
                 raise damaged(f"{kind} is not a list")
             yield from ((kind, value, kind) for value in table)
         else:
-            yield from ((name.lstrip("_") if kind == "config" else name, v, kind) for name, v in _table(table, kind).items())
+            yield from (
+                (name.lstrip("_") if kind == "config" else name, v, kind) for name, v in _table(table, kind).items()
+            )
 
 
 def _table(value: object, name: str) -> dict[str, Any]:
@@ -131,8 +134,8 @@ def check_fits(model: PreTrainedModel, record: Mapping[str, Any]) -> None:
         for problem in _problems(modules[places[name]], record["modules"][name]):
             raise damaged(f"{name} of {type(model).__name__} {problem}")
     for name in record["units"].keys() & places.keys():
-        if problem := _problem_of_units(record["units"][name]):
-            raise damaged(f"{name} {problem}")
+        if of_units := _problem_of_units(record["units"][name]):
+            raise damaged(f"{name} {of_units}")
 
 
 def _problems(module: nn.Module, entry: Mapping[str, Any]) -> Iterator[str]:
@@ -146,8 +149,10 @@ def _problems(module: nn.Module, entry: Mapping[str, Any]) -> Iterator[str]:
     for key in entry.get("without", ()):
         if key not in {*module._parameters, *module._buffers, *module._modules}:
             yield f"has no {key!r}"
-    for kind, owner in (("attributes", module), ("config", getattr(module, "config", None))):
+    for kind, owner in (("attributes", module), ("counts", module), ("config", getattr(module, "config", None))):
         for key, value in entry.get(kind, {}).items():
+            if kind == "counts" and (key in COUNTS and not hasattr(owner, key)):
+                continue
             before = getattr(owner, key, None)
             is_kernel = key == "_experts_implementation" and isinstance(value, str) and hasattr(owner, key)
             if not is_kernel and not (is_plain(before) and _is_less(value, before)):
@@ -167,7 +172,11 @@ def _is_less(value: Any, before: Any) -> bool:
 
 def _problem_of_units(notes: Mapping[str, Any]) -> str | None:
     """Return the problem of the notes on the units of a block, or None."""
-    for key, total in (("head_ids", "num_heads_before"), ("head_slots", "num_heads_before"), ("kept_groups", "width_before")):
+    for key, total in (
+        ("head_ids", "num_heads_before"),
+        ("head_slots", "num_heads_before"),
+        ("kept_groups", "width_before"),
+    ):
         numbers = notes.get(key)
         if numbers is None:
             continue
@@ -177,7 +186,11 @@ def _problem_of_units(notes: Mapping[str, Any]) -> str | None:
         size = notes.get("group_size", 1) if key == "kept_groups" else 1
         if type(size) is not int or size < 1 or (numbers and numbers[-1] >= -(-most // size)):
             return f"has {total}={most}, but {key} is {numbers}"
-    return "notes heads of which it has no slots" if {*notes.get("head_ids", ())} - {*notes.get("head_slots", ())} else None
+    return (
+        "notes heads of which it has no slots"
+        if {*notes.get("head_ids", ())} - {*notes.get("head_slots", ())}
+        else None
+    )
 
 
 def damaged(reason: str) -> DamageError:

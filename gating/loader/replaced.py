@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from .classes import Members, part
+from .classes import part
 
 __all__ = ["original_class", "replaced_forward"]
 
@@ -16,6 +16,6 @@ def original_class(cls: Any) -> Any:
 
 
 @part
-def replaced_forward(_base: type[nn.Module], forward: Callable[..., Any]) -> Members:
+def replaced_forward(_base: type[nn.Module], forward: Callable[..., Any]) -> dict[str, Any]:
     """Return the members of a subclass with another ``forward``."""
     return {"forward": forward}

@@ -18,7 +18,15 @@ from gating.loader.modeling import OF, CompactMixin
 from gating.loader.record import LAYERS_KEY, dense_class, describe
 from gating.loader.record_checks import check_fits
 
-__all__ = ["SavedMixin", "auto_classes", "auto_places", "become_compact", "check_built", "compact_class", "has_lost_units"]
+__all__ = [
+    "SavedMixin",
+    "auto_classes",
+    "auto_places",
+    "become_compact",
+    "check_built",
+    "compact_class",
+    "has_lost_units",
+]
 
 # A loader with checks of its own sets this to one that runs on each new model, before its weights are allocated.
 check_built: ContextVar[Callable[[PreTrainedModel], None] | None] = ContextVar("check_built", default=None)
@@ -42,7 +50,7 @@ class SavedMixin(CompactMixin):
 
     def save_pretrained(self, save_directory: Any, is_main_process: bool = True, **kwargs: Any) -> None:
         """Save a model as transformers does, with code and checksums."""
-        super().save_pretrained(save_directory, is_main_process, **kwargs)
+        super().save_pretrained(save_directory, is_main_process, **kwargs)  # type: ignore[misc]
         # One process writes all files of a sharded model.
         if cast(Any, self).should_save_on_this_rank(is_main_process):
             self._finish(Path(save_directory))
@@ -61,7 +69,8 @@ class SavedMixin(CompactMixin):
 
 def compact_class(base: Any, config_class: Any = None) -> type[PreTrainedModel]:
     """Return the subclass of a transformers model class that saves and loads compact models of it."""
-    return modeling.compact_class(base, config_class, SavedMixin)
+    found: type[PreTrainedModel] = modeling.compact_class(base, config_class, SavedMixin)
+    return found
 
 
 def become_compact(model: nn.Module) -> None:
@@ -123,4 +132,4 @@ def auto_classes(config_class: type | None) -> dict[str, type[PreTrainedModel]]:
 def __getattr__(name: str) -> type[PreTrainedModel]:
     """Return the compact class of any transformers model by name: pickle looks classes up here."""
     found = modeling.__getattr__(name)
-    return compact_class(found.dense_class, found.config_class)  # type: ignore[attr-defined]
+    return compact_class(found.dense_class, found.config_class)

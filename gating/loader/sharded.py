@@ -35,7 +35,6 @@ def indivisible_left_out(model: nn.Module) -> Iterator[None]:
             module._parameters[name] = parameter
 
 
-
 class Divisible:
     """Methods of a compact model with parameters that FSDP2 cannot cut."""
 

@@ -45,7 +45,8 @@ class AttentionBlock(Block):
         head_dim: Width of one head in the input of the output projection.
         head_ids: Original numbers of the present (query) heads.
         head_slots: Original numbers of all heads with rows in the projections: the present ones, the padding of
-            groups of query heads, and one without effect where a class needs a head. The input of the output projection is ``[..., len(head_slots) * head_dim]``.
+            groups of query heads, and one without effect where a class needs a head. The input of the output
+            projection is ``[..., len(head_slots) * head_dim]``.
         num_heads_before: Number of heads before any removal.
     """
 
@@ -204,7 +205,7 @@ class AttentionBlock(Block):
     def is_guessed(self) -> bool:
         """Whether discovery has found the layout; that of a loaded compact model is stored in the module, too."""
         stored = getattr(self.module, "attention_spec", None)
-        return stored == self.spec != registered_spec(self.module)
+        return bool(stored == self.spec != registered_spec(self.module))
 
     @property
     def is_cross_attention(self) -> bool:
@@ -335,12 +336,12 @@ class AttentionBlock(Block):
 
     @property
     def _is_of_user(self) -> bool:
-        return find_spec(self.module, shipped_only=True) != self.spec
+        return bool(find_spec(self.module, shipped_only=True) != self.spec)
 
     @property
     def can_be_emptied(self) -> bool:
-        """Whether the block can lose its last head; others keep one, whose columns of the output projection are zero."""
-        return self.spec.returns in FORMS and not (self.spec.lends or self.spec.has_state)
+        """Whether the block can lose its last head; others keep one, whose outputs are zero."""
+        return self.spec.returns in FORMS and not bool(self.spec.lends or self.spec.has_state)
 
     def _plan_cuts(self, slots: Sequence[int], groups: Sequence[int], heads: Collection[int]) -> list[Edit]:
         edits: list[Edit] = []

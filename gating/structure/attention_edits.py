@@ -1,6 +1,4 @@
-"""Edits of an attention module that loses heads, other than cuts: its counts, its class, and what an emptied one drops."""
-
-from __future__ import annotations
+"""Edits of an attention module that loses heads, other than cuts: counts, class, and what an emptied one drops."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -30,7 +28,7 @@ def kinds_of(layout: RowLayout) -> str:
     return "q" if layout == "hkv" else layout.lstrip("hgp")
 
 
-def plan_emptying(block: AttentionBlock, outputs: Sequence[nn.Module]) -> list[Edit]:
+def plan_emptying(block: "AttentionBlock", outputs: Sequence[nn.Module]) -> list[Edit]:
     """Plan to keep only the output projections: parameters without gradient stop distributed training."""
     module = block.module
     kept = {part for output in outputs for part in output.modules()}
@@ -45,7 +43,7 @@ def plan_emptying(block: AttentionBlock, outputs: Sequence[nn.Module]) -> list[E
     return [SetAttribute(module, name, None) for name in (*unused, *own, *tables)]
 
 
-def plan_counts(block: AttentionBlock, num_slots: int, num_groups: int) -> list[Edit]:
+def plan_counts(block: "AttentionBlock", num_slots: int, num_groups: int) -> list[Edit]:
     """Plan the update of the counts that a module keeps beside its weights."""
     module: Any = block.module
     values: dict[str, Any] = {path: num_slots for path in block.spec.head_counts if num_slots or path[0] != "^"}
@@ -61,7 +59,7 @@ def plan_counts(block: AttentionBlock, num_slots: int, num_groups: int) -> list[
     return edits
 
 
-def plan_class(block: AttentionBlock, heads: tuple[int, ...], slots: tuple[int, ...]) -> list[Edit]:
+def plan_class(block: "AttentionBlock", heads: tuple[int, ...], slots: tuple[int, ...]) -> list[Edit]:
     """Plan to change a module's class where its ``forward`` would fail, and to note its heads and its slots."""
     module, spec, edits = block.module, block.spec, list[Edit]()
     parts: list[tuple[Any, ...]] = []
@@ -85,14 +83,14 @@ def plan_class(block: AttentionBlock, heads: tuple[int, ...], slots: tuple[int, 
     # Hooks may have changed the class for as long as they are there.
     if cls is not type(module) or not spec.calls_projection:
         edits.append(SetAttribute(module, "__class__", cls))
-    memory: dict[str, Any] = {
+    memory: dict[str, object] = {
         "num_heads_before": block.num_heads_before,
         "num_key_value_heads_before": block.num_key_value_heads_before,
         "head_ids": heads,
         "head_slots": slots,
     }
-    head_index: object = ABSENT
+    memory["head_index"] = ABSENT
     if slots and (spec.shares_bias or spec.per_head_inputs):
         # Persistent, because from_pretrained builds models without values and fills in those of the file.
-        head_index = nn.Buffer(torch.tensor(slots, device=next(module.parameters()).device))
-    return [*edits, *(SetAttribute(module, name, value) for name, value in {"head_index": head_index, **memory}.items())]
+        memory["head_index"] = nn.Buffer(torch.tensor(slots, device=next(module.parameters()).device))
+    return [*edits, *(SetAttribute(module, name, value) for name, value in memory.items())]

@@ -1,0 +1,1 @@
+"""Compact folders loaded by other versions of transformers."""

@@ -1,0 +1,153 @@
+"""Load compact folders with other versions of transformers, and write the table of docs/what-travels.md.
+
+    python -m benchmarks.versions                     makes the environments (some 150 MB each) and tries all
+    python -m benchmarks.versions --versions 5.4.0    one of them; nothing is written
+    python -m benchmarks.versions --page              writes the file and the record on the page anew, without loading
+
+Each environment has one version of transformers, a sentence-transformers that goes with it, all else from this one, and
+not this package.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import records
+from benchmarks.measuring import ROOT
+from benchmarks.page import replace_table
+from benchmarks.versions import loading
+from benchmarks.versions.subjects import SUBJECTS, example, make_jobs
+
+__all__ = ["VERSIONS", "main", "make_environment", "run_version", "table", "write_page"]
+
+Row = dict[str, Any]
+
+VERSIONS = ("4.57.1", "5.0.0", "5.4.0", "5.10.4", "5.14.1", "5.20.0", importlib.metadata.version("transformers"))
+RESULTS = ROOT / "benchmarks" / "results" / "versions.jsonl"
+PAGE = ROOT / "docs" / "what-travels.md"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "head-gating" / "versions"
+# Largest relative difference of outputs that other kernels explain.
+TOLERANCE = 1e-3
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Try the versions, record what they gave, and rewrite the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.versions", description=__doc__.splitlines()[0])
+    parser.add_argument("--versions", nargs="+", default=VERSIONS, help="versions of transformers")
+    parser.add_argument("--models", nargs="+", default=list(SUBJECTS), choices=list(SUBJECTS))
+    parser.add_argument("--environments", type=Path, default=CACHE, help="folder of the environments")
+    parser.add_argument("--page", action="store_true", help="write the file and the record on the page, and no table")
+    options = parser.parse_args(arguments)
+    if options.page:
+        write_page()
+        return
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        jobs, expected = make_jobs(Path(scratch), options.models)
+        for version in options.versions:
+            print(f"transformers {version}", flush=True)
+            python = make_environment(version, options.environments)
+            rows += run_version(python, version, jobs, expected, Path(scratch))
+    for row in rows:
+        print(json.dumps(row))
+    if tuple(options.versions) == VERSIONS and options.models == list(SUBJECTS):
+        records.write(RESULTS, rows)
+        replace_table(PAGE, "versions", table(rows))
+    sys.exit(1 if any(row["outcome"] == "FAIL" for row in rows) else 0)
+
+
+def make_environment(version: str, place: Path) -> Path:
+    """Return the interpreter of an environment with one version of transformers, which is made if there is none.
+
+    Raises:
+        subprocess.CalledProcessError: The packages cannot be installed.
+    """
+    python, done = place / version / "bin" / "python", place / version / "done"
+    if not done.exists():
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(place / version)], check=True)
+        (packages,) = (place / version).glob("lib/python*/site-packages")
+        # After those of its own, the packages of this environment; its .pth files, which name this one, do not count.
+        (packages / "shared.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+        # datasets is named since one that is here may need another huggingface_hub.
+        wanted = [f"transformers=={version}", "sentence-transformers", "datasets"]
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *wanted], check=True)
+        done.touch()
+    return python
+
+
+def run_version(python: Path, version: str, jobs: Row, expected: Row, scratch: Path) -> list[Row]:
+    """Return a row for each model: which routes gave the answers of this environment, and the errors of the others."""
+    questions, answers = scratch / "jobs.json", scratch / f"answers-{version}.json"
+    questions.write_text(json.dumps(jobs))
+    # The hub's cache holds the folders, and the network is not asked.
+    environment = {**os.environ, "HF_HUB_CACHE": str(scratch / "hub"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
+    environment["HF_MODULES_CACHE"] = str(scratch / f"modules-{version}")
+    command = [str(python), loading.__file__, str(questions), str(answers)]
+    subprocess.run(command, check=True, env=environment, cwd=scratch)
+    found = json.loads(answers.read_text())
+    rows = []
+    for name, routes in found["models"].items():
+        row: Row = {"transformers": found["transformers"], "torch": found["torch"], "model": name}
+        equal = {route: _is_equal(route, answer, expected[name].get(route)) for route, answer in routes.items()}
+        errors = [answer["error"] for answer in routes.values() if "error" in answer]
+        row["equal"] = [route for route, is_equal in equal.items() if is_equal]
+        row["other"] = [route for route, is_equal in equal.items() if not is_equal and "error" not in routes[route]]
+        row["errors"] = sorted(set(errors))
+        row["outcome"] = _outcome(row, routes)
+        rows.append(row)
+    return rows
+
+
+def _is_equal(route: str, answer: Row, expected: Any) -> bool:
+    if "error" in answer:
+        return False
+    if route == "canary":
+        return True
+    found = answer["answer"]
+    if route == "pipeline":
+        # Versions of transformers put other spaces between words.
+        found, expected = (str(one).replace(" ", "") for one in (found, expected))
+    if route in ("tokens", "pipeline"):
+        return bool(found == expected)
+    largest = max(map(abs, expected))
+    return max(abs(one - other) for one, other in zip(found, expected, strict=True)) <= TOLERANCE * largest
+
+
+def _outcome(row: Row, routes: Row) -> str:
+    """Return ``equal``, ``refused`` for the sentence about versions, ``noticed`` by the canary, or ``FAIL``."""
+    if len(row["equal"]) == len(routes):
+        return "equal"
+    if all("error" in answer for answer in routes.values()) and "was saved with transformers" in row["errors"][0]:
+        return "refused"
+    return "noticed" if "canary" not in row["equal"] and not row["errors"][1:] else "FAIL"
+
+
+def write_page() -> None:
+    """Write the code of a BERT folder, and the record of its layers, on the page."""
+    record, code = example()
+    replace_table(PAGE, "versions --page record", ["```json", *record.splitlines(), "```"])
+    replace_table(PAGE, "versions --page code", ["```python", *code.splitlines(), "```"])
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    """Return the table of the page: a line for each version, a column for each model."""
+    versions = list(dict.fromkeys(row["transformers"] for row in rows))
+    shown = []
+    for version in versions:
+        of_version = {row["model"]: row for row in rows if row["transformers"] == version}
+        cells = {name: of_version[name]["outcome"] for name in SUBJECTS}
+        shown.append({"version": version, **cells})
+    columns = {"version": "transformers", **{name: subject.title for name, subject in SUBJECTS.items()}}
+    return records.markdown(shown, columns).splitlines()
+
+
+if __name__ == "__main__":
+    main()
