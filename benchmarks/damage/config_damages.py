@@ -47,8 +47,6 @@ def edit_record(case: Case) -> None:
         # Checksums that are gone are no damage, and others are told apart from these in other cases.
         places = list(_leaves({key: record[key] for key in record if key != "sha256"}))
         holder, key = case.rng.choice(places)
-        if key in ("format", "blocks") and holder is not record:
-            holder = record
         holder[key] = case.rng.choice(_NASTY)
 
     _edit_config(case, change)
@@ -69,10 +67,10 @@ def other_heads(case: Case) -> None:
     """Have the record keep other heads: one more, one less, one twice, in another order, beyond the last."""
 
     def change(config: dict[str, Any]) -> None:
-        blocks = config["head_gating"]["blocks"]
-        block = blocks[case.rng.choice([name for name in blocks if len(blocks[name]["kept_heads"]) > 1])]
-        heads, total = block["kept_heads"], block["num_heads"]
-        block["kept_heads"] = case.rng.choice(
+        units = config["head_gating"]["units"]
+        block = units[case.rng.choice([name for name in units if len(units[name].get("head_ids", ())) > 1])]
+        heads, total = block["head_ids"], block["num_heads_before"]
+        block["head_ids"] = block["head_slots"] = case.rng.choice(
             [heads[1:], [], [*heads, heads[-1]], heads[::-1], [*heads[:-1], total], [-1, *heads[1:]], [heads[0]]]
             + ([list(range(total))] if len(heads) < total else [])
         )
@@ -81,14 +79,14 @@ def other_heads(case: Case) -> None:
 
 
 def lose_block(case: Case) -> None:
-    """Remove or rename a block of the record."""
+    """Remove or rename a module of the record."""
 
     def change(config: dict[str, Any]) -> None:
-        blocks = config["head_gating"]["blocks"]
-        name = case.rng.choice(sorted(blocks))
-        block = blocks.pop(name)
+        modules = config["head_gating"]["modules"]
+        name = case.rng.choice(sorted(modules))
+        module = modules.pop(name)
         if case.rng.random() < 0.5:
-            blocks[f"{name}.0"] = block
+            modules[f"{name}.0"] = module
 
     _edit_config(case, change)
 

@@ -29,7 +29,7 @@ class Outcome:
         measured = ("seconds/", "latency_", "speedup")
         return cls(
             weights=load_file(folder / "compact" / "model.safetensors"),
-            heads=json.loads((folder / "compact" / "config.json").read_text()).get("head_gating", {}).get("blocks", {}),
+            heads=json.loads((folder / "compact" / "config.json").read_text()).get("head_gating", {}).get("units", {}),
             metrics={name: value for name, value in numbers.items() if not name.startswith(measured)},
             log=(folder / "csv" / "metrics.csv").read_text(),
         )

@@ -1,1 +1,1 @@
-"""The code that travels with a compact model: its classes, the record, and the removal that it describes."""
+"""Compact classes: the parts of the file that travels, the record, its limits, and the file's composition."""

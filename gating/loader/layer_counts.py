@@ -1,7 +1,6 @@
 """Configurations with head counts of each layer for vLLM: transformers would build the dense model with them."""
 
 import copy
-from typing import Any
 
 from .classes import MIXINS
 
@@ -14,7 +13,7 @@ _LAYER_COUNTS = ("allow_global_per_layer_attribute_access", "per_layer_config", 
 class WithoutLayerCounts:
     """Methods of a compact model whose configuration has head counts of each layer."""
 
-    def __init__(self, config: Any, *args: object, **kwargs: object) -> None:
+    def __init__(self, config: object, *args: object, **kwargs: object) -> None:
         """Build the model as the record in ``config`` says, whatever the counts of layers are."""
         config = copy.copy(config)
         for name in _LAYER_COUNTS if vars(config).get(_LAYER_COUNTS[0]) and hasattr(config, "head_gating") else ():

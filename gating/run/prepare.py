@@ -20,7 +20,6 @@ from gating.models.adapters import check_adapters
 from gating.models.gradient_checkpointing import check_gradient_checkpointing, enable_gradient_checkpointing
 from gating.models.meta_model import check_memory, make_meta_model
 from gating.models.sources import load_sharded
-from gating.objectives import Objective
 from gating.objectives.budget import HeadBudget
 from gating.pruning.prune import remove_in_copy
 from gating.run.data import RunData, encode_examples, load_examples
@@ -164,7 +163,7 @@ def _check_meta_model(settings: Settings, objects: RunObjects) -> PreTrainedMode
         search_attention(meta_model)
     else:
         gates = objects.gates_without_model(meta_model)
-        _check_objective(objects, objects.objective, gates, meta_model)
+        objects.objective.check(gates)
         if objects.budget.uniform and is_rank_zero():
             note_unless_stock(meta_model, gates)
     return meta_model
@@ -190,19 +189,6 @@ def _check_no_layerdrop(meta_model: PreTrainedModel) -> None:
                     f"{name}={value} skips layers at random, others in each process, which trainer=fsdp cannot: give "
                     f"+model.config.{name}=0.0."
                 )
-
-
-def _check_objective(objects: RunObjects, objective: Objective, gates: HeadGates, model: PreTrainedModel) -> None:
-    """Raise ``InputError`` if the objective does not fit the gates, or may empty a layer that must keep a head."""
-    objective.check(gates)
-    least = objects.budget.min_per_layer
-    for block in search_attention(model)[0] if not least else ():
-        if block.name in gates.block_names and block.spec.returns == "unknown":
-            instead = "objective=budget objective" if least is None else "objective"
-            raise InputError(
-                f"{block.name} ({type(block.module).__name__}) cannot be left without a head: its output without heads "
-                f"is unknown. Keep one in each layer with {instead}.min_per_layer=1."
-            )
 
 
 def note_unless_stock(model: PreTrainedModel, gates: HeadGates) -> None:
@@ -252,7 +238,7 @@ def _load_models(
     if objects.discovers:
         gates = objects.gates_without_model(model, probe=data.module.probe_batch())
         if objects.objective is not None:
-            _check_objective(objects, objects.objective, gates, model)
+            objects.objective.check(gates)
     if settings.gradient_checkpointing:
         enable_gradient_checkpointing(model)
     if isinstance(objects.task, HasLoss):

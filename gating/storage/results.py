@@ -111,7 +111,10 @@ def find_foreign(folder: Path) -> str | None:
 
 
 def _digest(path: Path, name: str) -> str:
-    return digest_record(read_table(path)) if name == RECORD_FILE else digest_file(path)
+    try:
+        return digest_record(read_table(path)) if name == RECORD_FILE else digest_file(path)
+    except (ValueError, RecursionError):
+        return ""  # It was never written as JSON here.
 
 
 def _checksums(folder: Path) -> dict[str, Any]:

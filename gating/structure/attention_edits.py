@@ -1,7 +1,10 @@
-"""Edits of an attention module that loses heads, other than cuts: counts, class, and what an emptied one drops."""
+"""Edits of an attention module that loses heads, other than cuts: counts, class, and what an emptied one drops.
+
+Blocks are those of ``gating.structure.attention``.
+"""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,9 +20,6 @@ from gating.loader.replaced import original_class, replaced_forward
 from gating.loader.views import ConfigView
 from gating.structure.edits import ABSENT, Edit, SetAttribute
 
-if TYPE_CHECKING:
-    from gating.structure.attention import AttentionBlock
-
 __all__ = ["kinds_of", "plan_class", "plan_counts", "plan_emptying"]
 
 
@@ -28,7 +28,7 @@ def kinds_of(layout: RowLayout) -> str:
     return "q" if layout == "hkv" else layout.lstrip("hgp")
 
 
-def plan_emptying(block: "AttentionBlock", outputs: Sequence[nn.Module]) -> list[Edit]:
+def plan_emptying(block: Any, outputs: Sequence[nn.Module]) -> list[Edit]:
     """Plan to keep only the output projections: parameters without gradient stop distributed training."""
     module = block.module
     kept = {part for output in outputs for part in output.modules()}
@@ -43,7 +43,7 @@ def plan_emptying(block: "AttentionBlock", outputs: Sequence[nn.Module]) -> list
     return [SetAttribute(module, name, None) for name in (*unused, *own, *tables)]
 
 
-def plan_counts(block: "AttentionBlock", num_slots: int, num_groups: int) -> list[Edit]:
+def plan_counts(block: Any, num_slots: int, num_groups: int) -> list[Edit]:
     """Plan the update of the counts that a module keeps beside its weights."""
     module: Any = block.module
     values: dict[str, Any] = {path: num_slots for path in block.spec.head_counts if num_slots or path[0] != "^"}
@@ -59,7 +59,7 @@ def plan_counts(block: "AttentionBlock", num_slots: int, num_groups: int) -> lis
     return edits
 
 
-def plan_class(block: "AttentionBlock", heads: tuple[int, ...], slots: tuple[int, ...]) -> list[Edit]:
+def plan_class(block: Any, heads: tuple[int, ...], slots: tuple[int, ...]) -> list[Edit]:
     """Plan to change a module's class where its ``forward`` would fail, and to note its heads and its slots."""
     module, spec, edits = block.module, block.spec, list[Edit]()
     parts: list[tuple[Any, ...]] = []

@@ -63,7 +63,8 @@ def test_unknown_classes_are_found_by_structure(name, tmp_path):
     report = gating.finalize(model, gates)
     assert report.num_heads < sum(block.num_heads for block in blocks)
     assert report.max_difference < 1e-5
-    assert len(model.config.to_dict()[RECORD_KEY]["specs"]) == 1
+    units = model.config.to_dict()[RECORD_KEY]["units"]
+    assert all("attention_spec" in units[block.name] for block in blocks)
     gating.save_compact(model, tmp_path / "compact")
     again = gating.load_compact(tmp_path / "compact")
     assert max_relative_difference(forward_outputs(model, probe), forward_outputs(again, probe)) == 0

@@ -186,9 +186,9 @@ def test_a_run_trains_adapters_in_search_and_recovery_and_no_other_weights(input
     assert not [name for name in new if "lora" in name or "base_layer" in name]
     assert torch.equal(new["bert.embeddings.word_embeddings.weight"], old["bert.embeddings.word_embeddings.weight"])
     assert not torch.equal(new["classifier.weight"], old["classifier.weight"])
-    record = json.loads((tmp_path / "out" / "compact" / "config.json").read_text())["head_gating"]["blocks"]
-    for name, block in record.items():
-        rows = [row for head in block["kept_heads"] for row in range(8 * head, 8 * head + 8)]
+    record = json.loads((tmp_path / "out" / "compact" / "config.json").read_text())["head_gating"]["units"]
+    for name, notes in record.items():
+        rows = [row for head in notes["head_ids"] for row in range(8 * head, 8 * head + 8)]
         if rows:
             assert torch.equal(new[f"bert.{name}.key.weight"], old[f"bert.{name}.key.weight"][rows])
             assert not torch.equal(new[f"bert.{name}.query.weight"], old[f"bert.{name}.query.weight"][rows])

@@ -69,10 +69,10 @@ def test_run_folder_keeps_the_contract(finished):
 def test_compact_model_is_physically_smaller(finished):
     folder, _ = finished
     weights = load_file(folder / "compact" / "model.safetensors")
-    record = json.loads((folder / "compact" / "config.json").read_text())["head_gating"]["blocks"]
-    assert sum(len(block["kept_heads"]) for block in record.values()) == 4
-    for name, block in record.items():
-        width = 8 * len(block["kept_heads"])
+    blocks = gating.find_attention_blocks(gating.load_compact(folder / "compact"))
+    assert sum(block.num_heads for block in blocks) == 4
+    for block in blocks:
+        name, width = block.name, 8 * block.num_heads
         projection = f"bert.{name.removesuffix('.self')}.output.dense.weight"
         assert weights[projection].shape == (32, width)
         if width:

@@ -71,7 +71,7 @@ def test_a_bert_is_the_same_as_in_one_process(case, bert, tmp_path):
     one, other = run_both([*bert, *settings], tmp_path, num_ranks=num_ranks)
     if case == "speedup":
         # Timings can differ; whether some rank waits for ever is the question.
-        assert other["record"]["blocks"].keys() == one["record"]["blocks"].keys()
+        assert other["record"]["units"].keys() == one["record"]["units"].keys()
     elif case == "bfloat16":
         assert one["record"] == other["record"]
     else:

@@ -37,7 +37,10 @@ def test_a_record_is_plain_json_of_the_differences(pruned, record):
     assert json.loads(json.dumps(record)) == describe(pruned) == record
     rows = {"attributes": {"out_features": 16}, "tensors": {"weight": [16, 32], "bias": [16]}}
     assert record["modules"] == {
-        FIRST: {"attributes": {"num_attention_heads": 2, "all_head_size": 16}},
+        FIRST: {
+            "attributes": {"num_attention_heads": 2, "all_head_size": 16},
+            "counts": {"num_heads": 2, "n_heads": 2},
+        },
         **{f"{FIRST}.{name}": rows for name in ("query", "key", "value")},
         "encoder.layer.0.attention.output.dense": {
             "attributes": {"in_features": 16},

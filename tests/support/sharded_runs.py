@@ -120,7 +120,7 @@ def results(folder: Path) -> dict[str, Any]:
     config = next(table for table in tables if "head_gating" in table)
     for name in _OF_THE_FORM:
         config.pop(name, None)
-    record = {name: value for name, value in config.pop("head_gating").items() if name != "sha256"}
+    record = {name: value for name, value in config.pop("head_gating").items() if name not in ("sha256", "canary")}
     weights: dict[str, torch.Tensor] = {}
     for path in sorted((folder / "compact").glob("*.safetensors")):
         weights |= load_file(path)
