@@ -25,7 +25,7 @@ from gating.loader.saving import check_built
 from gating.structure.attention import iter_attention_blocks
 from gating.structure.feed_forward import iter_feed_forward_blocks
 
-__all__ = ["checked_folder"]
+__all__ = ["bounded_building", "checked_folder"]
 
 _MAX_LABELS = 1_000_000
 # Neurons of a layer; the widest of the configurations of transformers has 65,536.
@@ -64,7 +64,10 @@ def checked_folder(
     # A check that is set tells the loader that it need not check anything itself.
     token = check_built.set(partial(_check_fits, folder=folder, stored=stored) if exact else lambda *_: None)
     try:
-        with _bounded_building(folder, stored, num_removed=_most_removed(config, stored)):
+        # The model is built with all its heads and neurons; a small model is never too large.
+        longest = 16 * sum(tensor.num_elements for tensor in stored.values()) + 2**24
+        most = longest + _most_removed(config, stored)
+        with bounded_building(folder / CONFIG, len(stored), most_elements=most, longest=longest):
             yield
     finally:
         check_built.reset(token)
@@ -138,18 +141,28 @@ def _check_numbers(folder: Path, config: Mapping[str, Any], stored: Mapping[str,
     """
     for name, value in walk(config):
         last = name.rpartition(".")[2]
-        most = _most_parameters(stored) if _LAYERS.search(last) else _MAX_LABELS if last == "num_labels" else 2**63 - 1
+        most = (
+            _most_parameters(len(stored))
+            if _LAYERS.search(last)
+            else _MAX_LABELS
+            if last == "num_labels"
+            else 2**63 - 1
+        )
         if type(value) is int and abs(value) > most:
             raise damaged_file(folder / CONFIG, f"{name}={value} cannot be of a model with {len(stored)} tensors")
 
 
 @contextmanager
-def _bounded_building(folder: Path, stored: Mapping[str, StoredTensor], *, num_removed: int) -> Iterator[None]:
-    """Raise an error as soon as a model under construction is far larger than its weights and the removed neurons."""
-    most_tensors = _most_parameters(stored)
-    # The model is built with all its heads and neurons; a small model is never too large.
-    longest = 16 * sum(tensor.num_elements for tensor in stored.values()) + 2**24
-    most_elements = longest + num_removed
+def bounded_building(path: Path, num_tensors: int, *, most_elements: int, longest: int | None = None) -> Iterator[None]:
+    """Raise an error as soon as a model under construction is far larger than a number of tensors and of elements.
+
+    Args:
+        path: The file that describes the model, for the error.
+        num_tensors: Number of the tensors of the model without its removed units.
+        most_elements: Bound on the numbers in all tensors.
+        longest: Bound on a dimension; by default that on the numbers.
+    """
+    most_tensors, longest = _most_parameters(num_tensors), most_elements if longest is None else longest
     thread, counts = threading.get_ident(), [0, 0]
 
     def count(_module: nn.Module, _name: str, tensor: Tensor | None) -> None:
@@ -158,8 +171,9 @@ def _bounded_building(folder: Path, stored: Mapping[str, StoredTensor], *, num_r
         counts[0] += 1
         counts[1] += tensor.numel()
         if counts[0] > most_tensors or counts[1] > most_elements or max(tensor.shape, default=0) > longest:
-            reason = f"it describes a model far larger than its weights, which are {len(stored)} tensors"
-            raise damaged_file(folder / CONFIG, reason)
+            raise damaged_file(
+                path, f"it describes a model far larger than its weights, which are {num_tensors} tensors"
+            )
 
     handles = [
         registration.register_module_parameter_registration_hook(count),
@@ -172,9 +186,9 @@ def _bounded_building(folder: Path, stored: Mapping[str, StoredTensor], *, num_r
             handle.remove()
 
 
-def _most_parameters(stored: Mapping[str, StoredTensor]) -> int:
+def _most_parameters(num_tensors: int) -> int:
     """Return the bound on parameters: layers without heads or neurons keep at least a quarter of their tensors."""
-    return 4 * len(stored) + 100
+    return 4 * num_tensors + 100
 
 
 def _most_removed(config: Mapping[str, Any], stored: Mapping[str, StoredTensor]) -> int:

@@ -3,7 +3,7 @@
 import math
 import re
 
-__all__ = ["HEADS", "KEY_VALUE_HEADS", "is_size", "new_width"]
+__all__ = ["HEADS", "KEY_VALUE_HEADS", "new_width"]
 
 # Names of fields, in the configurations of transformers, with a number of neurons, with this number as a multiple of
 # the hidden size, and with a number of heads.
@@ -11,11 +11,6 @@ _WIDTH = re.compile(r"(?i)intermediate|inner|ffn|ff\b|_ff|hidden_dim|mlp|feed_?f
 _RATIO = re.compile(r"(?i)ratio|multiple|expan")
 HEADS = re.compile(r"(?i)heads?$")
 KEY_VALUE_HEADS = re.compile(r"(?i)(key_value|kv)_heads?$")
-
-
-def is_size(name: str) -> bool:
-    """Return whether a field, by its name, may differ between a stock model and its original."""
-    return name == "head_dim" or any(pattern.search(name) for pattern in (_WIDTH, _RATIO, HEADS, KEY_VALUE_HEADS))
 
 
 def new_width(name: str, value: object, before: int, after: int, hidden: int) -> object:

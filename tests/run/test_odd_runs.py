@@ -51,7 +51,13 @@ def test_a_layer_that_needs_a_head_is_counted_without_one(inputs, tmp_path, monk
     monkeypatch.setattr(families, "_REGISTERED", {"BertSelfAttention": replace(context_spec(), returns="other")})
     families._find_row.cache_clear()
     request.addfinalizer(families._find_row.cache_clear)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 32, "vocab_size": 45}
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "intermediate_size": 32,
+        "vocab_size": 45,
+    }
     run = [line for line in new_model(inputs, "bert", sizes) if not line.startswith("objective")]
     numbers = run_here([*run, "objective.num_heads=2"], tmp_path / "run")
     assert (numbers["num_heads_before"], numbers["num_heads"]) == (16, 2)
