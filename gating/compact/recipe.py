@@ -4,9 +4,9 @@ A folder with a recipe has no weights of its own. ``recipe.json`` names the base
 
     {"format": 2, "base": "user/name", "revision": "0a1b...", "base_sha256": "...", "compact_sha256": "..."}
 
-``recipe.safetensors`` has the factors of kept units, the weights that the base lacks, such as a new head, and biases
-to which those of layers that left were added. The kept units and layers are in the record of ``config.json``, as in
-every compact folder.
+``recipe.safetensors`` has the factors of kept units, and the weights that the base lacks or has otherwise: a new head,
+and biases to which those of layers that left were added. The kept units and layers are in the record of
+``config.json``, as in every compact folder.
 """
 
 import json
@@ -15,7 +15,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -23,15 +22,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gating.compact.files import check_file, damaged_file, read_json
-from gating.errors import DamageError
 from gating.storage.results import RECIPE_FILES
 
-__all__ = ["Recipe", "is_recipe"]
+__all__ = ["Recipe", "are_factors", "is_recipe"]
 
-_TABLE, _TENSORS, *_ = RECIPE_FILES
+_TABLE, _TENSORS = RECIPE_FILES
 _FORMAT = 2
-_FOLDED, _NEW, _BIASES = "folded.", "new.", "biases."
-_SHA256 = r"[0-9a-f]{64}"
+_SHA256 = r'"[0-9a-f]{64}"'
+# Patterns of the values in JSON.
+_VALUES = {
+    "base": r'"([^"\\]|\\\\){1,4096}"',
+    "revision": r'null|"\w{1,64}"',
+    "base_sha256": _SHA256,
+    "compact_sha256": _SHA256,
+}
 
 
 def is_recipe(folder: Path) -> bool:
@@ -50,8 +54,7 @@ class Recipe:
         compact_sha256: Checksum of the weights of the compact model.
         folded: For each block, the factors of its kept units, ``[num_kept]``, float32; all 1 in blocks that are left
             out. Names are those in the base.
-        new: Weights of the model that the base lacks, by name.
-        biases: Biases to which those of layers that left the model were added, by name.
+        new: Weights of the model that the base lacks or has otherwise, by name.
     """
 
     base: str
@@ -60,7 +63,6 @@ class Recipe:
     compact_sha256: str
     folded: Mapping[str, Tensor]
     new: Mapping[str, Tensor]
-    biases: Mapping[str, Tensor]
 
     @property
     def title(self) -> str:
@@ -69,17 +71,10 @@ class Recipe:
 
     def write(self, folder: Path) -> None:
         """Write the table and the tensors into a folder."""
-        tensors = {f"{_FOLDED}{name}": tensor for name, tensor in self.folded.items()}
-        for kind, weights in ((_NEW, self.new), (_BIASES, self.biases)):
-            tensors |= {f"{kind}{name}": tensor.detach().cpu().clone() for name, tensor in weights.items()}
+        kinds = {"folded": self.folded, "new": self.new}
+        tensors = {f"{kind}.{name}": one.detach().cpu().clone() for kind in kinds for name, one in kinds[kind].items()}
         save_file(tensors, folder / _TENSORS, metadata={"format": "pt"})
-        table = {
-            "format": _FORMAT,
-            "base": self.base,
-            "revision": self.revision,
-            "base_sha256": self.base_sha256,
-            "compact_sha256": self.compact_sha256,
-        }
+        table = {"format": _FORMAT, **{name: getattr(self, name) for name in _VALUES}}
         (folder / _TABLE).write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
@@ -90,59 +85,32 @@ class Recipe:
             FileNotFoundError: A file is missing.
             ValueError: A file is damaged, has unknown keys, or values that no recipe has.
         """
-        table = _read_table(folder / _TABLE)
-        folded, new, biases = _read_tensors(folder / _TENSORS)
-        return cls(**table, folded=folded, new=new, biases=biases)
+        path = folder / _TENSORS
+        kinds: dict[str, dict[str, Tensor]] = {"folded": {}, "new": {}}
+        table = read_json(folder / _TABLE)
+        if type(table.get("format")) is not int or table.pop("format") != _FORMAT:
+            raise damaged_file(folder / _TABLE, f"its format is another one than {_FORMAT}, which this version reads")
+        if unknown := sorted(table.keys() ^ _VALUES.keys()):
+            raise damaged_file(folder / _TABLE, f"{unknown[0]!r} is missing or unknown")
+        for name, pattern in _VALUES.items():
+            if not re.fullmatch(pattern, text := json.dumps(table[name], ensure_ascii=False)):
+                raise damaged_file(folder / _TABLE, f"{name} cannot be {text[:100]}")
+        check_file(path)
+        try:
+            stored = load_file(path)
+        except (SafetensorError, OSError, OverflowError) as error:
+            raise damaged_file(path, str(error).rstrip(".")) from error
+        for name, tensor in stored.items():
+            kind, _, rest = name.partition(".")
+            if kind not in kinds:
+                raise damaged_file(path, f"it has {name}, which is neither a factor nor a new weight")
+            if kind == "folded" and not are_factors(tensor):
+                raise damaged_file(path, f"{name} is not a list of finite factors above 0")
+            kinds[kind][rest] = tensor
+        return cls(**table, folded=kinds["folded"], new=kinds["new"])
 
 
-def _read_table(path: Path) -> dict[str, Any]:
-    table = read_json(path)
-    if type(table.get("format")) is not int or table.pop("format") != _FORMAT:
-        raise damaged_file(path, f"its format is another one than {_FORMAT}, which this version reads")
-    for name, pattern in _VALUES.items():
-        if name not in table:
-            raise damaged_file(path, f"it has no {name!r}")
-        if not re.fullmatch(pattern, json.dumps(table[name], ensure_ascii=False)):
-            raise damaged_file(path, f"{name} cannot be {json.dumps(table[name])[:100]}")
-    if unknown := sorted(table.keys() - _VALUES.keys()):
-        raise damaged_file(path, f"it has {unknown[0]!r}, which this version does not know")
-    return table
-
-
-# Patterns of the values in JSON.
-_VALUES = {
-    "base": r'"([^"\\]|\\\\){1,4096}"',
-    "revision": r'null|"\w{1,64}"',
-    "base_sha256": f'"{_SHA256}"',
-    "compact_sha256": f'"{_SHA256}"',
-}
-
-
-def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-    """Return the factors of kept units, the weights that the base lacks, and biases that layers have changed."""
-    check_file(path)
-    folded, new, biases = {}, {}, {}
-    try:
-        stored = load_file(path)
-    except (SafetensorError, OSError, OverflowError) as error:
-        raise damaged_file(path, str(error).rstrip(".")) from error
-    for name, tensor in stored.items():
-        if name.startswith(_FOLDED):
-            folded[name.removeprefix(_FOLDED)] = _checked(path, name, tensor)
-        elif name.startswith(_NEW):
-            new[name.removeprefix(_NEW)] = tensor
-        elif name.startswith(_BIASES):
-            biases[name.removeprefix(_BIASES)] = tensor
-        else:
-            raise damaged_file(path, f"it has {name}, which is neither a factor nor a new weight")
-    return folded, new, biases
-
-
-def _checked(path: Path, name: str, factors: Tensor) -> Tensor:
-    if factors.dtype != torch.float32 or factors.dim() != 1 or not (factors.isfinite() & (factors > 0)).all():
-        raise _not_factors(path, name)
-    return factors
-
-
-def _not_factors(path: Path, name: str) -> DamageError:
-    return damaged_file(path, f"{name} is not a list of finite factors above 0")
+def are_factors(tensor: Tensor) -> bool:
+    """Return whether a tensor is a list of finite factors above 0, ``[num_units]``, float32."""
+    is_list = tensor.dtype == torch.float32 and tensor.dim() == 1
+    return is_list and bool((tensor.isfinite() & (tensor > 0)).all())

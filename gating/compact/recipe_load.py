@@ -2,25 +2,30 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from gating.compact.digests import digest_stored, digest_tensors
 from gating.compact.files import check_file, damaged_file, read_config
+from gating.compact.limits import checked_folder
 from gating.compact.manifest import check_manifest
 from gating.compact.recipe import Recipe
-from gating.compact.recipe_base import find_base, load_base
+from gating.compact.recipe_base import find_base
+from gating.compact.trust import check_trust, model_class, without_load_report
 from gating.errors import InputError, RemedyError, loading
 from gating.loader.checksums import CHECKSUMS, CONFIG, GENERATION, RECORD_KEY
-from gating.loader.integrity import check_finite
-from gating.loader.record import LAYERS_KEY, describe
+from gating.loader.integrity import PLAIN_LOADING, check_finite
+from gating.loader.modeling import base_prefix
+from gating.loader.record import LAYERS_KEY, dense_config, describe
+from gating.loader.record_checks import check_record
 from gating.loader.saving import become_compact
-from gating.pruning.layer_settings import setting_of
+from gating.pruning.layer_settings import changed, setting_of
 from gating.pruning.layers import drop_layers
 from gating.pruning.plan import plan_finalizing
 from gating.pruning.recording import build_recorded
@@ -30,7 +35,9 @@ from gating.structure.edits import apply_edits
 from gating.structure.feed_forward import iter_feed_forward_blocks
 from gating.structure.layers import LayerList, dense_name, find_layer_lists
 
-__all__ = ["build_compact", "digest_model", "load_recipe"]
+__all__ = ["build_compact", "digest_model", "fill", "load_base", "load_recipe"]
+
+_LAYER_NUMBER = re.compile(r"(^|\.)\d+\.")
 
 
 def load_recipe(
@@ -58,9 +65,8 @@ def load_recipe(
     if verify:
         _check_base(recipe, place)
     model, config, lacking = load_base(place, folder, described)
-    if lacking != set(recipe.new):
-        differing = sorted(lacking ^ set(recipe.new))[0]
-        raise damaged_file(folder, f"{differing} is either in both of the base model and the recipe, or in neither")
+    if lost := sorted(lacking - set(recipe.new)):
+        raise damaged_file(folder, f"{lost[0]} is neither in the base model nor in the recipe")
     build_compact(model, config, recipe, folder)
     if verify and recipe.compact_sha256 != digest_model(model):
         raise RemedyError(
@@ -72,23 +78,55 @@ def load_recipe(
     if verify:
         check_finite(model, folder)
     if dtype is not None:
-        _convert(model, dtype)
+        # Buffers such as rotary frequencies keep their precision.
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(dtype)
+        model.config.dtype = dtype
     model.eval()
     return model
 
 
-def build_compact(model: PreTrainedModel, config: PreTrainedConfig, recipe: Recipe, folder: Path) -> None:
-    """Turn a dense model into the compact one of a recipe, in place: new weights, factors, units, layers.
+def load_base(
+    base: Path, recipe: Path, described: Mapping[str, Any]
+) -> tuple[PreTrainedModel, PreTrainedConfig, set[str]]:
+    """Load the base model in a folder with the class, the type of numbers and the settings of a recipe's configuration.
 
-    Args:
-        model: The model of :func:`~gating.compact.recipe_base.load_base`.
-        config: The configuration of the compact model, with its record.
-        recipe: The recipe.
-        folder: Its folder.
-
-    Raises:
-        ValueError: The recipe does not fit the model.
+    Returns:
+        The dense model in evaluation mode, the configuration of the compact one with its record, and the names of the
+        weights that the base lacks or has in another shape, which have random values.
     """
+    check_trust(recipe, described)
+    if not isinstance(described.get(RECORD_KEY), dict):
+        raise damaged_file(recipe / CONFIG, "it has no record of kept heads and neurons")
+    check_record(described[RECORD_KEY])
+    with (
+        loading(f"{recipe}, made from {base},", remedy="Export the recipe again, or download the base again."),
+        checked_folder(base, verify=False, exact=False, described=described),
+        without_load_report(),
+    ):
+        config = AutoConfig.from_pretrained(recipe, trust_remote_code=False)
+        vars(config).pop(PLAIN_LOADING, None)
+        load: Any = model_class(config, recipe).from_pretrained
+        model, found = load(
+            base,
+            # Layers that left the compact model are in the base.
+            config=changed(dense_config(config), described[RECORD_KEY].get(LAYERS_KEY, {}).get("config", {})),
+            dtype=config.dtype or torch.float32,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    lacking = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}
+    for name in sorted(lacking):
+        if name.startswith(base_prefix(model)) and _LAYER_NUMBER.search(name):
+            raise InputError(
+                f"{base} is not the base of this {type(model).__name__}: it lacks {name}, or has it in another shape."
+            )
+    return model, config, lacking
+
+
+def build_compact(model: PreTrainedModel, config: PreTrainedConfig, recipe: Recipe, folder: Path) -> None:
+    """Turn the model of :func:`load_base` into the compact one of a recipe, in place."""
     record = {name: value for name, value in getattr(config, RECORD_KEY).items() if name != CHECKSUMS}
     # A model without memory, of which the numbers and layouts of the record are checked.
     with loading(str(folder), remedy="Export the recipe again."):
@@ -104,11 +142,10 @@ def build_compact(model: PreTrainedModel, config: PreTrainedConfig, recipe: Reci
     factors = [_factors(block, units.get(block.name, {}), recipe.folded.get(block.name), folder) for block in blocks]
     if unknown := sorted(recipe.folded.keys() - {block.name for block in blocks}):
         raise damaged_file(folder, f"it has factors of {unknown[0]!r}, which is not a block of {type(model).__name__}")
-    _fill(model, recipe.new, folder)
     apply_edits(plan_finalizing(model, blocks, factors))
     for name, kept in [(layers.name, kept) for layers, kept in lists]:
         drop_layers(model, next(layers for layers in find_layer_lists(model) if layers.name == name), kept)
-    _fill(model, recipe.biases, folder)
+    fill(model, recipe.new, folder)
     become_compact(model)
     is_same = json.loads(json.dumps(describe(model))) == record
     with loading(str(folder), remedy="Export the recipe again."):
@@ -137,13 +174,7 @@ def _lists_without_layers(
 
 
 def _blocks(model: PreTrainedModel, units: Mapping[str, Any], counts: Mapping[str, int]) -> list[Block]:
-    """Return the blocks of a dense model, with neurons in the groups in which they were gated.
-
-    Args:
-        model: The model.
-        units: The kept units. Where no neurons were removed, there are no sizes of groups.
-        counts: Number of factors of each block that has any.
-    """
+    """Return the blocks of a dense model, with neurons in the groups of its kept units, or of as many factors."""
     blocks: list[Block] = list(iter_attention_blocks(model))
     for block in iter_feed_forward_blocks(model):
         size = units.get(block.name, {}).get("group_size")
@@ -181,7 +212,7 @@ def _factors(block: Block, notes: Mapping[str, Any], folded: Tensor | None, fold
     return factors
 
 
-def _fill(model: PreTrainedModel, new: Mapping[str, Tensor], folder: Path) -> None:
+def fill(model: PreTrainedModel, new: Mapping[str, Tensor], folder: Path) -> None:
     """Give the weights that are in the recipe their values, in place; all are checked first."""
     state = model.state_dict()
     for name, tensor in new.items():
@@ -190,10 +221,3 @@ def _fill(model: PreTrainedModel, new: Mapping[str, Tensor], folder: Path) -> No
     with torch.no_grad():
         for name, tensor in new.items():
             state[name].copy_(tensor)
-
-
-def _convert(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Convert the weights of a model, in place; buffers such as rotary frequencies keep their precision."""
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
-    model.config.dtype = dtype

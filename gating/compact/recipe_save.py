@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from itertools import pairwise
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,15 +13,13 @@ from transformers import PreTrainedModel
 
 from gating.compact.digests import digest_stored
 from gating.compact.files import read_config
-from gating.compact.recipe import Recipe
-from gating.compact.recipe_base import find_base, load_base, name_base
-from gating.compact.recipe_load import build_compact, digest_model
+from gating.compact.recipe import Recipe, are_factors
+from gating.compact.recipe_base import find_base, name_base
+from gating.compact.recipe_load import build_compact, digest_model, fill, load_base
 from gating.discovery.find import search_attention
 from gating.errors import InputError, InputTypeError
-from gating.families.linear import without_adapter
 from gating.loader.checksums import CONFIG, RECORD_KEY
 from gating.loader.integrity import PLAIN_LOADING, REMEDY_OF_PLAIN_LOADING, check_finite
-from gating.loader.modeling import base_prefix
 from gating.loader.record import dense_class, describe
 from gating.loader.saving import has_lost_units
 from gating.proof.conditions import check_has_values, check_no_adapters, check_savable
@@ -29,10 +27,7 @@ from gating.pruning.prune_report import UnitCounts
 from gating.storage.folders import replacing_folder
 from gating.storage.results import RECIPE
 from gating.storage.transfer import check_upload, upload
-from gating.structure.attention import iter_attention_blocks
-from gating.structure.blocks import Block
-from gating.structure.feed_forward import FeedForwardBlock, iter_feed_forward_blocks
-from gating.structure.layers import dense_name, find_layer_lists, layers_record
+from gating.structure.layers import layers_record
 
 __all__ = ["save_recipe"]
 
@@ -95,7 +90,7 @@ def save_recipe(
     _check_model(model)
     if repo_id is not None:
         check_upload(repo_id, token=token)
-    factors = _checked_factors(model, folded or {})
+    factors = _read_factors(model, folded or {})
     place = Path(save_directory)
     found = find_base(os.fspath(base), revision=revision, token=token)
     name, commit = name_base(found)
@@ -111,12 +106,21 @@ def save_recipe(
             compact_sha256=digest_model(model),
             folded=factors,
             new=_new_weights(model, rebuilt, lacking, base=name),
-            biases=_changed_biases(model, rebuilt),
         )
+        build_compact(rebuilt, config, recipe, folder)
+        if layers_record(model):
+            # Those of layers that left were added to some.
+            biases = {key: tensor for key, tensor in _differing(model, rebuilt).items() if key.endswith("bias")}
+            fill(rebuilt, biases, folder)
+            recipe = replace(recipe, new={**recipe.new, **biases})
+        if differing := _differing(model, rebuilt):
+            raise InputError(
+                f"{min(differing)} of this {type(model).__name__} is not what {recipe.title} and the recipe give: "
+                "weights were trained, or base or folded are those of another model. Save the model with its weights: "
+                "gating.save_compact."
+            )
         recipe.write(folder)
         _write_card(model, recipe, folder)
-        build_compact(rebuilt, config, Recipe.read(folder), folder)
-        _check_equal(model, rebuilt, recipe)
     if repo_id is not None:
         upload(place, repo_id, private=private, token=token)
     return place
@@ -133,30 +137,14 @@ def _check_model(model: PreTrainedModel) -> None:
     check_finite(model, type(model).__name__)
 
 
-def _checked_factors(model: PreTrainedModel, folded: Mapping[str, Sequence[float]]) -> dict[str, Tensor]:
-    """Return the factors of each block that are not all 1, float32, after a comparison with the units of the model."""
-    blocks: list[Block] = [*iter_attention_blocks(model), *iter_feed_forward_blocks(model)]
+def _read_factors(model: PreTrainedModel, folded: Mapping[str, Sequence[float]]) -> dict[str, Tensor]:
+    """Return the factors of each block that are not all 1; those that do not fit give other weights, which is told."""
     layers = layers_record(model)
-    known = {dense_name(layers, block.name): block for block in blocks}
     gone = {*layers.get("heads", {}), *layers.get("neurons", {})}
-    factors = {}
-    for name, values in folded.items():
-        if name in gone and not values:
-            continue
-        if name not in known:
-            raise InputError(f"folded has factors of {name!r}, which is not a block of this {type(model).__name__}.")
-        factors[name] = torch.tensor(list(values), dtype=torch.float32)
-        if not (factors[name].isfinite() & (factors[name] > 0)).all():
+    factors = {name: torch.tensor(list(values)) for name, values in folded.items() if name not in gone or values}
+    for name, tensor in factors.items():
+        if not are_factors(tensor):
             raise InputError(f"folded: {name} has factors that are not finite and above 0.")
-        # Where no neurons were removed, a model does not know the groups that they were gated in.
-        is_free = isinstance(known[name], FeedForwardBlock) and not hasattr(
-            without_adapter(known[name].output_projection), "kept_groups"
-        )
-        if not is_free and len(values) != len(known[name].unit_ids):
-            raise InputError(
-                f"folded has {len(values)} factors of {name}, which keeps {len(known[name].unit_ids)} units: give "
-                "those of the report on this removal, report.folded."
-            )
     return {name: tensor for name, tensor in factors.items() if (tensor != 1).any()}
 
 
@@ -184,37 +172,14 @@ def _new_weights(model: PreTrainedModel, dense: PreTrainedModel, lacking: set[st
     return {name: mine[name] for name in lacking}
 
 
-def _changed_biases(model: PreTrainedModel, dense: PreTrainedModel) -> dict[str, Tensor]:
-    """Return the biases to which those of layers that left a compact model were added."""
-    record, prefix = layers_record(model), base_prefix(model)
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    sizes, theirs, biases = {one.name: len(one.layers) for one in find_layer_lists(dense)}, dense.state_dict(), {}
-    for layers in find_layer_lists(model):
-        numbers = record.get("kept", {}).get(layers.name, [])
-        for number, (own, following) in enumerate(pairwise([*numbers, sizes.get(layers.name, 0)])):
-            blocks = layers.blocks[number] if following - own > 1 else ()
-            bias = getattr(without_adapter(blocks[-1].output_projection), "bias", None) if blocks else None
-            if bias is None:
-                continue
-            former = theirs.get(prefix + dense_name(record, names[bias].removeprefix(prefix)))
-            if former is None or not torch.equal(former, bias.cpu()):
-                biases[names[bias]] = bias.detach()
-    return biases
-
-
-def _check_equal(model: PreTrainedModel, rebuilt: PreTrainedModel, recipe: Recipe) -> None:
-    """Raise ``InputError`` unless a rebuilt model has the weights of the given one."""
-    mine, theirs = model.state_dict(), rebuilt.state_dict()
-    differing = sorted(mine.keys() ^ theirs.keys())
-    for name in sorted(mine.keys() & theirs.keys()):
-        one, other = mine[name].cpu(), theirs[name]
-        differing += [] if one.dtype == other.dtype and torch.equal(one, other) else [name]
-    if differing:
-        raise InputError(
-            f"{differing[0]} of this {type(model).__name__} is not what {recipe.title} and the recipe give: weights "
-            "were trained, or base or folded are those of another model. Save the model with its weights: "
-            "gating.save_compact."
-        )
+def _differing(model: PreTrainedModel, rebuilt: PreTrainedModel) -> dict[str, Tensor]:
+    """Return the weights of a model that a rebuilt one has otherwise."""
+    theirs = rebuilt.state_dict()
+    return {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if tensor.dtype != theirs[name].dtype or not torch.equal(tensor.cpu(), theirs[name])
+    }
 
 
 def _write_card(model: PreTrainedModel, recipe: Recipe, folder: Path) -> None:

@@ -52,7 +52,8 @@ def plan_counts(block: Any, num_slots: int, num_groups: int) -> list[Edit]:
     values |= dict.fromkeys(block.spec.key_widths, num_groups * block.key_dim)
     values["num_key_value_groups"] = num_slots // num_groups if num_groups else 1
     values["mp_num"] = 1
-    edits: list[Edit] = [SetAttribute(*block.locate(path), value) for path, value in values.items() if block.has(path)]
+    present = [(block.locate(path), value) for path, value in values.items() if block.has(path)]
+    edits: list[Edit] = [SetAttribute(owner, name, value) for (owner, name), value in present]
     if block.spec.config_counts:
         view = ConfigView(module.config, dict.fromkeys(block.spec.config_counts, num_slots))
         edits.append(SetAttribute(module, "config", view))
