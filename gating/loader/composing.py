@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, conversion_mapping
 from gating.loader import permuted
 from gating.loader.checksums import RECORD_KEY
 from gating.loader.parts import PARTS
+from gating.loader.record import auto_classes, dense_class
 
 __all__ = ["MODULE", "compose", "needed_parts", "write_code"]
 
@@ -28,6 +29,9 @@ def needed_parts(model: PreTrainedModel) -> set[str]:
     used = {value for entry in entries for one in entry.get("parts", ()) for value in one if isinstance(value, str)}
     used |= {"ConfigView"} if any("config" in entry for entry in entries) else set()
     names = {PARTS[name].__module__.rpartition(".")[2] for name in used & PARTS.keys()}
+    if dense_class(model) not in auto_classes(type(model.config)).values():
+        # In one process, transformers loads further folders of such a model with the class of the first one.
+        names |= {"emptied", "padding", "views"}
     conversions = conversion_mapping.get_model_conversion_mapping(model, add_legacy=False)
     if any(map(permuted.permutes_rows, conversions)):
         names.add("permuted")

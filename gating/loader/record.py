@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, initialization
+from transformers.models.auto import modeling_auto
 
 from gating.loader.checksums import RECORD_KEY
 from gating.loader.modeling import base_prefix
@@ -79,7 +80,22 @@ def build_dense(model: PreTrainedModel, *, plainly: bool = False) -> PreTrainedM
     """Build the dense model of a compact one without memory; ``plainly`` from the configuration as it is written."""
     config = dense_config(model.config)
     with torch.device("meta"), initialization.no_init_weights():
-        return dense_class(model)(type(config).from_dict(config.to_dict()) if plainly else config)
+        config = type(config).from_dict(config.to_dict()) if plainly else config
+        # Some classes want a dtype of torch in the configuration, as this gives it to them.
+        built: PreTrainedModel = dense_class(model)._from_config(config, dtype=model.dtype)
+    return built
+
+
+def auto_classes(config_class: type | None) -> dict[str, type[PreTrainedModel]]:
+    """Return the model class that each Auto class of transformers picks for a configuration."""
+    found = {}
+    # dir(transformers) would take a fifth of a second.
+    for auto_name, auto_class in vars(modeling_auto).items():
+        mapping = getattr(auto_class, "_model_mapping", None) if auto_name.startswith("AutoModel") else None
+        if mapping is not None and config_class in mapping:
+            choice = mapping[config_class]
+            found[auto_name] = choice[0] if isinstance(choice, tuple) else choice
+    return found
 
 
 def describe(model: Any, dense: nn.Module | None = None) -> dict[str, Any]:
@@ -101,8 +117,11 @@ def _difference(dense: Any, compact: Any) -> dict[str, Any]:
     """Return what one module differs in from that of the dense model."""
     before, now = dict(_tensors(dense)), dict(_tensors(compact))
     entry: dict[str, Any] = {
+        # Tables that no checkpoint has grow with the longest text.
         "tensors": {
-            name: list(now[name].shape) for name in before if name in now and now[name].shape != before[name].shape
+            name: list(now[name].shape)
+            for name in before
+            if name in now and name not in compact._non_persistent_buffers_set and now[name].shape != before[name].shape
         },
         "added": {name: list(now[name].shape) for name in now if name not in before and _is_index(compact, name)},
         "without": [
@@ -155,7 +174,10 @@ def _named(value: Any) -> Any:
 
 
 def _notes(module: nn.Module) -> dict[str, Any]:
-    notes = {name: _lists(vars(module)[name]) for name in UNIT_NOTES if name in vars(module)}
+    known = vars(module)
+    # Other modules may have attributes of these names.
+    is_noted = "head_slots" in known or "kept_groups" in known
+    notes = {name: _lists(known[name]) for name in UNIT_NOTES if is_noted and name in known}
     for name in SPEC_NOTES:
         spec = vars(module).get(name)
         if is_dataclass(spec):

@@ -7,7 +7,6 @@ from typing import Any, cast
 
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.models.auto import modeling_auto
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 from gating.loader import modeling
@@ -15,12 +14,11 @@ from gating.loader.checksums import RECORD_KEY
 from gating.loader.composing import MODULE, write_code
 from gating.loader.integrity import write_checksums
 from gating.loader.modeling import OF, CompactMixin
-from gating.loader.record import LAYERS_KEY, dense_class, describe
+from gating.loader.record import LAYERS_KEY, auto_classes, dense_class, describe
 from gating.loader.record_checks import check_fits
 
 __all__ = [
     "SavedMixin",
-    "auto_classes",
     "auto_places",
     "become_compact",
     "check_built",
@@ -109,24 +107,14 @@ def _has_lost_layers(module: nn.Module) -> bool:
 def auto_places(model: PreTrainedModel) -> dict[str, str]:
     """Return the place of the compact class that each Auto class of transformers picks for a model's configuration."""
     config_class, suffix = type(model.config), OF + type(model.config).__name__
-    # Parts of other models, such as vision towers, have no Auto class by themselves.
-    classes = {"AutoModel": dense_class(model), **auto_classes(config_class)}
+    classes = auto_classes(config_class)
+    if dense_class(model) not in classes.values():
+        # Parts of other models, such as vision towers, have no Auto class by themselves.
+        classes.setdefault("AutoModel", dense_class(model))
     return {
         auto_name: f"{MODULE}.{base.__name__}{'' if base.config_class is config_class else suffix}"
         for auto_name, base in classes.items()
     }
-
-
-def auto_classes(config_class: type | None) -> dict[str, type[PreTrainedModel]]:
-    """Return the model class that each Auto class of transformers picks for a configuration."""
-    found = {}
-    # dir(transformers) would take a fifth of a second.
-    for auto_name, auto_class in vars(modeling_auto).items():
-        mapping = getattr(auto_class, "_model_mapping", None) if auto_name.startswith("AutoModel") else None
-        if mapping is not None and config_class in mapping:
-            choice = mapping[config_class]
-            found[auto_name] = choice[0] if isinstance(choice, tuple) else choice
-    return found
 
 
 def __getattr__(name: str) -> type[PreTrainedModel]:

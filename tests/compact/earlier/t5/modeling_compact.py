@@ -273,8 +273,9 @@ class CompactMixin:
             setattr(self.config, RECORD_KEY, self.apply_record(record))
 
     @classmethod
-    def from_pretrained(cls, name: Any, *args: Any, verify: bool = True, **kwargs: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, verify: bool = True, **kwargs: Any) -> Any:
         """Load a model as transformers does; ``ValueError`` tells files in a folder that are not what was saved."""
+        name = pretrained_model_name_or_path
         wants_info, kwargs = kwargs.pop("output_loading_info", False), {PLAIN_LOADING: None, **kwargs}
         if isinstance(kwargs.get("config"), transformers.PretrainedConfig):
             kwargs["config"] = copy.copy(kwargs["config"])
@@ -295,15 +296,14 @@ class CompactMixin:
 
         Call it after loading, before training. A ``ValueError`` tells other outputs, or that the folder has none.
         """
-        canary = self.canary
-        if canary is None or canary["class"] != type(self).__name__:
+        if self.canary is None or self.canary["class"] != type(self).__name__:
             raise ValueError(f"There are no outputs of {type(self).__name__} to compare with.")
-        expected = torch.tensor(canary["outputs"])
-        difference = (canary_outputs(self, canary) - expected).abs().max() / expected.abs().max()
+        expected = torch.tensor(self.canary["outputs"])
+        difference = (canary_outputs(self, self.canary) - expected).abs().max() / expected.abs().max()
         if not difference <= max(tolerance, 4 * torch.finfo(self.dtype).eps):
             raise ValueError(
                 f"{type(self).__name__} has other outputs with transformers {transformers.__version__} than when it "
-                f"was saved with transformers {canary['transformers']}: they differ by {difference:.1e}."
+                f"was saved with transformers {self.canary['transformers']}: they differ by {difference:.1e}."
             )
         return float(difference)
 
