@@ -71,15 +71,16 @@ def make_environment(version: str, place: Path) -> Path:
         subprocess.CalledProcessError: The packages cannot be installed.
     """
     python, done = place / version / "bin" / "python", place / version / "done"
-    if not done.exists():
+    shared = sysconfig.get_path("purelib")
+    if not done.exists() or done.read_text() != shared:
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(place / version)], check=True)
         (packages,) = (place / version).glob("lib/python*/site-packages")
         # After those of its own, the packages of this environment; its .pth files, which name this one, do not count.
-        (packages / "shared.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+        (packages / "shared.pth").write_text(f"{shared}\n")
         # datasets is named since one that is here may need another huggingface_hub.
         wanted = [f"transformers=={version}", "sentence-transformers", "datasets"]
         subprocess.run([str(python), "-m", "pip", "install", "--quiet", *wanted], check=True)
-        done.touch()
+        done.write_text(shared)
     return python
 
 
