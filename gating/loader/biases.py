@@ -55,7 +55,7 @@ def shared_bias(base: Any, num_heads: int) -> dict[str, Any]:
         if computed is not None and not is_cross_attention:
             _, _, *lengths = own_bias.shape
             full_bias = computed[:, :, -lengths[0] :, : lengths[1]]
-            # Below transformers 5.10, the first layer adds the mask, which has no heads.
+            # Below transformers 5.20, the first layer adds the mask, which has no heads.
             added = own_bias[:, :1] - _take_heads(self, full_bias, 1, num_heads)[:, :1]
             full_bias = full_bias + added
         return output, full_bias, *probabilities
