@@ -61,8 +61,7 @@ def checked_folder(
         check_manifest(folder, of_model=False)
     elif verify:
         check_manifest(folder)
-    # A check that is set tells the loader that it need not check anything itself.
-    token = check_built.set(partial(_check_fits, folder=folder, stored=stored) if exact else lambda *_: None)
+    token = check_built.set(partial(_check_fits, folder=folder, stored=stored) if exact else None)
     try:
         # The model is built with all its heads and neurons; a small model is never too large.
         longest = 16 * sum(tensor.num_elements for tensor in stored.values()) + 2**24
@@ -140,14 +139,11 @@ def _check_numbers(folder: Path, config: Mapping[str, Any], stored: Mapping[str,
     Configurations allocate tables of labels and layers when they are instantiated, so that this check comes first.
     """
     for name, value in walk(config):
-        last = name.rpartition(".")[2]
-        most = (
-            _most_parameters(len(stored))
-            if _LAYERS.search(last)
-            else _MAX_LABELS
-            if last == "num_labels"
-            else 2**63 - 1
-        )
+        last, most = name.rpartition(".")[2], 2**63 - 1
+        if _LAYERS.search(last):
+            most = _most_parameters(len(stored))
+        elif last == "num_labels":
+            most = _MAX_LABELS
         if type(value) is int and abs(value) > most:
             raise damaged_file(folder / CONFIG, f"{name}={value} cannot be of a model with {len(stored)} tensors")
 

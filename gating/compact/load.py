@@ -46,8 +46,9 @@ def load_compact(
         token: Token of the hub; by default the one of the login.
         cache_dir: Folder of the hub's cache; by default that of huggingface_hub.
         base: For a recipe, the folder or name of its base model, if it is elsewhere than the recipe says.
-        verify: Whether to compare the files with their checksums, which reads them twice, and to reject weights that
-            are NaN or infinite. For a recipe, the weights of its base and of the model that is built are compared, too.
+        verify: Whether to compare the files with their checksums, which reads them twice, to reject weights that are
+            NaN or infinite, and to compare outputs on a small batch with those of the saved model. For a recipe, the
+            weights of its base and of the model that is built are compared, too.
 
     Returns:
         The model, in evaluation mode.

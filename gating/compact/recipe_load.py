@@ -19,8 +19,8 @@ from gating.compact.recipe import Recipe
 from gating.compact.recipe_base import find_base
 from gating.compact.trust import check_trust, model_class, without_load_report
 from gating.errors import InputError, RemedyError, loading
-from gating.loader.checksums import CHECKSUMS, CONFIG, GENERATION, RECORD_KEY
-from gating.loader.integrity import PLAIN_LOADING, check_finite
+from gating.loader.checksums import CHECKSUMS, CONFIG, GENERATION, PLAIN_LOADING, RECORD_KEY
+from gating.loader.integrity import check_finite
 from gating.loader.modeling import base_prefix
 from gating.loader.record import LAYERS_KEY, dense_config, describe
 from gating.loader.record_checks import check_record

@@ -18,8 +18,8 @@ from gating.compact.recipe_base import find_base, name_base
 from gating.compact.recipe_load import build_compact, digest_model, fill, load_base
 from gating.discovery.find import search_attention
 from gating.errors import InputError, InputTypeError
-from gating.loader.checksums import CONFIG, RECORD_KEY
-from gating.loader.integrity import PLAIN_LOADING, REMEDY_OF_PLAIN_LOADING, check_finite
+from gating.loader.checksums import CONFIG, PLAIN_LOADING, RECORD_KEY
+from gating.loader.integrity import REMEDY_OF_PLAIN_LOADING, check_finite
 from gating.loader.record import dense_class, describe
 from gating.loader.saving import has_lost_units
 from gating.proof.conditions import check_has_values, check_no_adapters, check_savable

@@ -144,23 +144,23 @@ def _write(model: PreTrainedModel, folder: Path, tokenizer: Processor | None, *,
     become_compact(model)
     saved.save_pretrained(folder)
     if not stock:
-        _write_canary(model, folder)
-    if stock and has_lost_units(model):
+        _complete(model, folder)
+    elif has_lost_units(model):
         write_original(model, folder)
-    if not stock and write_layer_counts(model, folder):
-        write_code(model, folder, has_layer_counts=True)
-        write_checksums(folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
 
 
-def _write_canary(model: PreTrainedModel, folder: Path) -> None:
-    """Add a batch and outputs to the record of a folder that was just saved."""
+def _complete(model: PreTrainedModel, folder: Path) -> None:
+    """Add a batch and outputs to the record of a folder that was just saved, and head counts of layers for vLLM."""
     path, canary = folder / CONFIG, make_canary(model)
     if canary is not None:
         config = json.loads(path.read_text(encoding="utf-8"))
         config[RECORD_KEY][CANARY] = canary
         path.write_text(json.dumps(config), encoding="utf-8")
+    if has_layer_counts := write_layer_counts(model, folder):
+        write_code(model, folder, has_layer_counts=True)
+    if canary is not None or has_layer_counts:
         write_checksums(folder)
 
 

@@ -11,8 +11,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from gating.compact.files import damaged_file, walk
 from gating.errors import InputError
-from gating.loader.checksums import RECORD_KEY
-from gating.loader.integrity import PLAIN_LOADING, REMEDY_OF_PLAIN_LOADING, mixed
+from gating.loader.checksums import PLAIN_LOADING, RECORD_KEY
+from gating.loader.integrity import REMEDY_OF_PLAIN_LOADING, mixed
 from gating.loader.record import auto_classes
 
 __all__ = ["check_trust", "model_class", "without_load_report"]

@@ -1,4 +1,4 @@
-"""Sizes of linear layers, and the names of what holds them.
+"""Sizes of linear layers of any class, and paths to the layers and parameters of a block.
 
 ``nn.Linear`` keeps its weight as ``[outputs, inputs]``; GPT-2's ``Conv1D`` as ``[inputs, outputs]``.
 """

@@ -16,6 +16,7 @@ __all__ = ["changed_file", "digest_file", "digest_table"]
 RECORD_KEY, CHECKSUMS, CANARY = "head_gating", "sha256", "canary"
 CONFIG, GENERATION = "config.json", "generation_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+PLAIN_LOADING = "transformers_weights"  # With this setting, a plain class refuses to load the weights.
 
 
 def changed_file(folder: Path, config: Mapping[str, Any]) -> str | None:

@@ -10,13 +10,21 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gating.loader.checksums import CHECKSUMS, CONFIG, GENERATION, RECORD_KEY, changed_file, digest_file, digest_table
+from gating.loader.checksums import (
+    CHECKSUMS,
+    CONFIG,
+    GENERATION,
+    PLAIN_LOADING,
+    RECORD_KEY,
+    changed_file,
+    digest_file,
+    digest_table,
+)
 
 __all__ = ["check_checksums", "check_finite", "load_whole", "mixed", "write_checksums"]
 
-# By this setting, transformers loads weights from another file, and raises an error that ends with its value if that is
-# no name of one. Classes with fewer heads ignore it; a plain class would say that sizes may be ignored.
-PLAIN_LOADING = "transformers_weights"
+# By PLAIN_LOADING, transformers loads weights from another file, and raises an error that ends with its value if that
+# is no name of one. Classes with fewer heads ignore it; a plain class would say that sizes may be ignored.
 REMEDY_OF_PLAIN_LOADING = (
     "none, because this model has lost heads or neurons, of which its plain class does not know. Load it with an Auto "
     "class or a pipeline and trust_remote_code=True, or with gating.load_compact"

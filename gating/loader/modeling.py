@@ -1,4 +1,4 @@
-"""A model of transformers with units removed: the class of its architecture, and what differs from the dense model.
+"""Classes of transformers models with units removed: the dense model is built, and changed as a record says.
 
 ``config.json`` has under ``head_gating`` the differences: for each module, shapes of tensors, attributes, and names of
 parts of this file that change its class. Importing this file defines functions and classes and does nothing else.
@@ -7,7 +7,7 @@ parts of this file that change its class. Importing this file defines functions 
 import copy
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .checksums import CANARY, CHECKSUMS, CONFIG, RECORD_KEY, changed_file
+from .checksums import CANARY, CHECKSUMS, CONFIG, PLAIN_LOADING, RECORD_KEY, changed_file
 from .classes import CLASSES, MIXINS, PARTS, freeze, subclass
 
 __all__ = [
@@ -26,28 +26,21 @@ __all__ = [
     "canary_outputs",
     "compact_class",
     "places_of",
-    "renamed_error",
 ]
 
-PLAIN_LOADING = "transformers_weights"  # With this setting, a plain class refuses to load the weights.
 OF = "__of__"  # Between the names of a model class and of a configuration class of another family.
 
 
 def apply_record(model: PreTrainedModel, record: dict[str, Any]) -> dict[str, Any]:
     """Give a dense model all of a compact one but values, and return the record of the modules that it has."""
-    modules, entries, units = dict[str, Any](model.named_modules()), record["modules"], record["units"]
-    places = places_of(model, (*entries, *units))
-    missing = sorted(entries.keys() - places.keys())
-    # A part of the saved model, such as an encoder alone, lacks some.
-    if missing and (not places or model.config.architectures == [type(model).__name__]):
-        raise renamed_error(model, missing[0])
-    for name in entries.keys() & places.keys():
+    modules, places = dict[str, Any](model.named_modules()), places_of(model, record)
+    for name in record["modules"].keys() & places.keys():
         try:
-            _apply(modules[places[name]], entries[name])
+            _apply(modules[places[name]], record["modules"][name])
         except AttributeError as error:
             raise renamed_error(model, f"{name}: {error}") from error
-    for name in units.keys() & places.keys():
-        modules[places[name]].__dict__.update({key: freeze(value) for key, value in units[name].items()})
+    for name in record["units"].keys() & places.keys():
+        modules[places[name]].__dict__.update({key: freeze(value) for key, value in record["units"][name].items()})
     own = {kind: {name: one for name, one in record[kind].items() if name in places} for kind in ("modules", "units")}
     # Training changes the weights, and what was computed from them.
     return {**{name: one for name, one in record.items() if name not in (CHECKSUMS, CANARY)}, **own}
@@ -79,11 +72,16 @@ def _apply(module: nn.Module, entry: Mapping[str, Any]) -> None:
         module.__class__ = subclass(type(module), *freeze(parts))
 
 
-def places_of(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
+def places_of(model: PreTrainedModel, record: Mapping[str, Any]) -> dict[str, str]:
     """Return the full names of recorded modules that a model has; in the record, they lack the prefix of its base."""
     known, prefix = dict(model.named_modules()), base_prefix(model)
-    found = {name: prefix + name if prefix + name in known else name for name in names}
-    return {name: full for name, full in found.items() if full in known}
+    names = (*record["modules"], *record["units"])
+    places = {name: full for name in names for full in (name, prefix + name) if full in known}
+    missing = sorted(record["modules"].keys() - places.keys())
+    # A part of the saved model, such as an encoder alone, lacks some.
+    if missing and (not places or model.config.architectures == [type(model).__name__]):
+        raise renamed_error(model, missing[0])
+    return places
 
 
 def base_prefix(model: nn.Module) -> str:
@@ -122,7 +120,7 @@ class CompactMixin:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, verify: bool = True, **kwargs: Any) -> Any:
-        """Load a model as transformers does; ``ValueError`` tells files in a folder that are not what was saved."""
+        """Load a model as transformers does; raise ``ValueError`` for files of a folder that are not as saved."""
         name = pretrained_model_name_or_path
         wants_info, kwargs = kwargs.pop("output_loading_info", False), {PLAIN_LOADING: None, **kwargs}
         if isinstance(kwargs.get("config"), transformers.PretrainedConfig):

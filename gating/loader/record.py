@@ -114,7 +114,7 @@ def describe(model: Any, dense: nn.Module | None = None) -> dict[str, Any]:
 
 
 def _difference(dense: Any, compact: Any) -> dict[str, Any]:
-    """Return what one module differs in from that of the dense model."""
+    """Return the difference of one module from that of the dense model."""
     before, now = dict(_tensors(dense)), dict(_tensors(compact))
     entry: dict[str, Any] = {
         # Tables that no checkpoint has grow with the longest text.

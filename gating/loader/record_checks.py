@@ -1,4 +1,4 @@
-"""Limits of what the record of an untrusted folder may ask for.
+"""Limits of the record of an untrusted folder: patterns of its values, and what it may change in the dense model.
 
 Its tables and names are checked before anything is built, its shapes and attributes against the dense model, which is
 built without memory: no tensor grows, no module or attribute is new but the notes of units, and no name is private.
@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from gating.loader.checksums import CANARY, CHECKSUMS, RECORD_KEY
 from gating.loader.integrity import DamageError, InputError
-from gating.loader.modeling import places_of, renamed_error
+from gating.loader.modeling import places_of
 from gating.loader.parts import PARTS
 from gating.loader.record import COUNTS, FORMAT, SPEC_NOTES, UNIT_NOTES, is_plain
 
@@ -126,10 +126,10 @@ def _check_layers(layers: Mapping[str, Any]) -> None:
 def check_fits(model: PreTrainedModel, record: Mapping[str, Any]) -> None:
     """Raise ``ValueError`` if a record asks for more than a part of a dense model."""
     check_record(record)
-    modules, places = dict(model.named_modules()), places_of(model, (*record["modules"], *record["units"]))
-    missing = sorted(record["modules"].keys() - places.keys())
-    if missing and (not places or model.config.architectures == [type(model).__name__]):
-        raise InputError(str(renamed_error(model, missing[0])))
+    try:
+        modules, places = dict(model.named_modules()), places_of(model, record)
+    except ValueError as error:
+        raise InputError(str(error)) from error
     for name in record["modules"].keys() & places.keys():
         for problem in _problems(modules[places[name]], record["modules"][name]):
             raise damaged(f"{name} of {type(model).__name__} {problem}")
@@ -139,7 +139,7 @@ def check_fits(model: PreTrainedModel, record: Mapping[str, Any]) -> None:
 
 
 def _problems(module: nn.Module, entry: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what an entry asks of a module that it cannot be."""
+    """Yield the changes that an entry asks for and a removal cannot have made."""
     for key, shape in entry.get("tensors", {}).items():
         before = getattr(module, key, None)
         known = list(getattr(before, "shape", ()))
@@ -162,7 +162,7 @@ def _problems(module: nn.Module, entry: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _is_less(value: Any, before: Any) -> bool:
-    """Return whether a number or a list of numbers can be what a removal leaves of another."""
+    """Return whether a number, or each of a list, is at most another, as after a removal."""
     if isinstance(value, list) and isinstance(before, (list, tuple)):
         return len(value) <= len(before) and all(map(_is_less, value, before))
     if isinstance(before, bool):
@@ -186,11 +186,8 @@ def _problem_of_units(notes: Mapping[str, Any]) -> str | None:
         size = notes.get("group_size", 1) if key == "kept_groups" else 1
         if type(size) is not int or size < 1 or (numbers and numbers[-1] >= -(-most // size)):
             return f"has {total}={most}, but {key} is {numbers}"
-    return (
-        "notes heads of which it has no slots"
-        if {*notes.get("head_ids", ())} - {*notes.get("head_slots", ())}
-        else None
-    )
+    has_slots = {*notes.get("head_ids", ())} <= {*notes.get("head_slots", ())}
+    return None if has_slots else "notes heads of which it has no slots"
 
 
 def damaged(reason: str) -> DamageError:

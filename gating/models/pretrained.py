@@ -15,7 +15,8 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from gating.compact.manifest import check_manifest, has_manifest
 from gating.errors import InputError, loading
-from gating.loader.integrity import PLAIN_LOADING, REMEDY_OF_PLAIN_LOADING
+from gating.loader.checksums import PLAIN_LOADING
+from gating.loader.integrity import REMEDY_OF_PLAIN_LOADING
 from gating.models.configs import check_names, load_checked, without_generation_values
 from gating.models.hub import locate
 from gating.sharding.missing import initialize_missing

@@ -1,4 +1,4 @@
-"""Edits of an attention module that loses heads, other than cuts: counts, class, and what an emptied one drops.
+"""Edits of the counts and the class of an attention module that loses heads; one that loses all drops projections.
 
 Blocks are those of ``gating.structure.attention``.
 """
