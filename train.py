@@ -2,17 +2,18 @@
 
     python train.py --help
 
-The command composes its settings here; `execute` in gating/run/execute.py has the stages of a run. The modules of a
-run import torch, which takes seconds: functions below import them once help is printed and wrong names are refused.
+Hydra composes the settings from conf/ and the command line; gating/run/execute.py has the phases of a run. The modules
+of a run import torch, which takes seconds: mistakes that the settings and the folder show are told before.
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from gating.distributed.threads import limit_spinning
-from gating.errors import InputError, explain, missing_extra
+from gating.errors import UserError, explain, missing_extra
 
 if problem := missing_extra("head-gating train"):
     sys.exit(f"error: {problem}")
@@ -20,15 +21,16 @@ if problem := missing_extra("head-gating train"):
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from gating.run.command import compose_errors, faults_of_run, prepare_arguments
-from gating.run.settings.misspelled import check_added
+from gating.run.folder import RunFolder, is_finished
+from gating.run.result import Result
+from gating.run.settings import read_settings
 from gating.run.sweep.callback import ending_sweep
 from gating.run.sweep.dense_first import register_sweeper
+from gating.tracking.redaction import redact_output
 
 CONF = Path(__file__).resolve().parent / "conf"
-GROUPS = {folder.name for folder in CONF.iterdir() if folder.is_dir()}
 
 register_sweeper()
 
@@ -40,10 +42,6 @@ def main(cfg: DictConfig) -> float | None:
     overrides = hydra_cfg.overrides.task
     if hydra_cfg.mode == RunMode.MULTIRUN:
         return run_job(cfg, overrides, job=int(hydra_cfg.job.num), sweep=Path(hydra_cfg.sweep.dir))
-    try:
-        check_added(cfg, overrides)
-    except InputError as error:
-        sys.exit(f"error: {explain(error)}")
     return guarded_run(cfg, overrides)
 
 
@@ -56,7 +54,6 @@ def run_job(cfg: DictConfig, overrides: Sequence[str], *, job: int, sweep: Path)
         job: Number of the job.
         sweep: Folder of the sweep.
     """
-    from gating.run.settings.settings import as_plain
     from gating.run.sweep.jobs import check_own_folder, recording_job, starts_in_later_job, with_job_names
     from gating.tracking.redaction import redact_file
 
@@ -69,43 +66,62 @@ def run_job(cfg: DictConfig, overrides: Sequence[str], *, job: int, sweep: Path)
     redact_file(sweep / "multirun.yaml")
     with recording_job(sweep, Path(folder), number=job, overrides=overrides):
         check_own_folder(sweep, Path(folder), number=job)
-        settings = {**as_plain(cfg), "output_dir": folder}
-        return guarded_run(with_job_names(settings, sweep=sweep, overrides=overrides), overrides)
+        settings: Any = OmegaConf.to_container(cfg)
+        named = with_job_names({**settings, "output_dir": folder}, sweep=sweep, overrides=overrides)
+        return guarded_run(named, overrides)
     return None
 
 
-def guarded_run(cfg: Mapping[str, Any], overrides: Sequence[str] | None = None) -> float | None:
-    """Run, with a message and an exit code after errors and signals; return the number to optimize.
+def guarded_run(cfg: Mapping[str, Any], overrides: Sequence[str] = ()) -> float | None:
+    """Run, with one sentence and an exit code after errors and signals; return the number to optimize."""
+
+    def ending() -> AbstractContextManager[None]:
+        from gating.run.ending import handling_errors
+
+        return handling_errors()
+
+    try:
+        return run(cfg, overrides, ending=ending)
+    except (UserError, OSError) as error:
+        print(f"error: {explain(error)}", file=sys.stderr)
+        raise SystemExit(1) from error
+
+
+def run(
+    cfg: Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    *,
+    ending: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> float | None:
+    """Execute the run of a configuration; return the number to optimize.
 
     Args:
-        cfg: The configuration, with its interpolations; ``resume=DIR`` takes other settings from the run in DIR.
-        overrides: Overrides of the command line; None outside of a command.
+        cfg: The configuration; ``resume=DIR`` takes other settings from the run in DIR.
+        overrides: Overrides of the command line.
+        ending: What surrounds the run once it has its folder.
     """
-    from gating.run.ending import handling_errors
-    from gating.run.settings.options import naming_settings
-    from gating.run.settings.recall import with_recalled
-    from gating.run.settings.settings import as_plain
+    settings = read_settings(cfg, overrides)
+    with RunFolder(
+        settings.folder,
+        checkpoints=settings.checkpoints,
+        resumes=settings.resume is not None,
+        overwrite=settings.overwrite,
+    ) as folder:
+        if folder.resumes and is_finished(folder.path):
+            print(f"The run in {folder.path} is finished; there is nothing to resume.")
+            return Result.read(folder.path).value(settings.optimized_metric)
+        with ending():
+            from gating.run.execute import execute
 
-    with faults_of_run(), handling_errors():
-        composed = as_plain(cfg)
-        if overrides is not None:
-            composed = with_recalled(composed, overrides, conf=CONF)
-        with naming_settings(composed, conf=CONF):
-            return run(composed)
-
-
-def run(cfg: Mapping[str, Any]) -> float | None:
-    """Execute the run of a configuration; return the number to optimize."""
-    from gating.run import execute
-
-    return execute.run(cfg, groups=GROUPS)
+            result = execute(settings, folder)
+    return None if result is None else result.value(settings.optimized_metric)
 
 
 def command_line() -> None:
-    """Run the command of ``sys.argv``; settings that Hydra refuses end in one sentence."""
+    """Run the command of ``sys.argv``."""
     limit_spinning()
-    prepare_arguments(CONF)
-    with compose_errors(CONF), ending_sweep():
+    redact_output()
+    with ending_sweep():
         main()
 
 

@@ -22,7 +22,7 @@ from gating.commands.evaluation_settings import evaluation_settings
 from gating.compact.load import load_compact
 from gating.models.pretrained import Pretrained
 from gating.run.data import RunData, encode_examples, load_examples
-from gating.run.objects import build_objects
+from gating.run.build import build_objects
 from gating.serving.formats import export_compact
 
 __all__ = ["accuracies", "evaluation_data", "measure_encoder", "onnx_runtime", "pytorch"]

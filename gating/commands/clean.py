@@ -5,11 +5,9 @@ import sys
 from pathlib import Path
 
 from gating.errors import InputError, explain
-from gating.run.folder.checkpoints import free_space, megabytes
-from gating.run.folder.contents import is_run
-from gating.run.folder.state import owned_by_other_process
+from gating.run.folder import free_space, is_run, megabytes
 from gating.run.sweep.records import jobs_of
-from gating.storage.folders import is_inside
+from gating.storage.files import is_inside, is_locked
 
 __all__ = ["run"]
 
@@ -41,7 +39,7 @@ def _runs_in(folder: Path) -> list[Path]:
     """Return a run's folder, or the folders of the runs of a sweep that has ended, or of any folder of runs."""
     if is_run(folder):
         return [folder]
-    if owned_by_other_process(folder):
+    if is_locked(folder):
         raise InputError(f"Another process runs the sweep in {folder}. Wait for its end.")
     places = [folder / job.folder for job in jobs_of(folder)] or sorted(folder.glob("*"))
     # The records of a sweep may come from somebody else.

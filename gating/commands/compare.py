@@ -8,8 +8,8 @@ from pathlib import Path
 
 from gating.commands.options import MAX_DROP
 from gating.errors import FolderExistsError, InputError
-from gating.run.folder.contents import COMPACT, is_run
-from gating.run.folder.state import is_finished
+from gating.run.folder import is_finished, is_run
+from gating.run.folder.contents import COMPACT
 from gating.run.sweep.records import jobs_of
 from gating.run.sweep.results import compare, why_no_result
 from gating.run.sweep.tradeoff.figure import FORMATS, is_figure, write_figure

@@ -22,10 +22,9 @@ from gating.pruning.latency.comparison import margin
 from gating.pruning.recording import build_original
 from gating.report.score import Score
 from gating.report.summary import Stage, Summary
+from gating.run.build import build_objects, naming_settings
 from gating.run.latency import RunTiming
-from gating.run.objects import build_objects
-from gating.run.settings.options import naming_settings
-from gating.storage.tables import finite_number
+from gating.storage.files import finite_number
 from gating.tasks.metrics.choice import score_of
 from gating.tracking.verbosity import quiet_libraries
 

@@ -16,11 +16,11 @@ from gating.compact.recipe_base import processor_folder
 from gating.data.labels import using_classes
 from gating.errors import InputError, RemedyError, UserError, explain, shorten
 from gating.models.pretrained import Pretrained
+from gating.run.build import RunObjects
 from gating.run.data import RunData, encode_examples, load_examples
-from gating.run.folder.inputs import data_difference, describe_inputs, read_inputs
-from gating.run.folder.stored_settings import read_settings_of
-from gating.run.objects import RunObjects
-from gating.run.settings.settings import Settings
+from gating.run.folder import stored_settings
+from gating.run.inputs import data_differ, describe_inputs, read_inputs
+from gating.run.settings import Settings
 from gating.storage.identity import NUM_ROWS
 
 __all__ = ["limit_of", "load_evaluation", "warn_of_changes"]
@@ -185,10 +185,10 @@ def warn_of_changes(run_folder: Path, settings: Settings, data: RunData, *, spli
     rows = before["data"].get(split, {}).get(NUM_ROWS, len(table))
     places = {"data": settings.values["data"]}
     now = describe_inputs(places, {split: table}, num_rows={split: rows}, classes=None)
-    changed = data_difference(before, now, split=split)
+    changed = data_differ(before, now, split=split)
     if changed is None:
         return
-    stored = read_settings_of(run_folder)
+    stored = stored_settings(run_folder)
     seeds = [(values.get("seed"), values["data"].get("seed")) for values in (stored, settings.values)]
     if seeds[0] != seeds[1]:
         # Sources of data have the seed of the run, if they have one.

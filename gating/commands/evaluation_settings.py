@@ -8,11 +8,12 @@ from hydra import compose, initialize_config_dir
 
 from gating.errors import InputError, explain, is_input_error
 from gating.run.command import open_tables
-from gating.run.folder.stored_settings import read_settings_of
+from gating.run.folder import stored_settings
+from gating.run.settings import Settings
 from gating.run.settings.options import names_given, read_options
 from gating.run.settings.read import read_settings
 from gating.run.settings.recall import with_recalled
-from gating.run.settings.settings import Settings, as_plain
+from gating.run.settings.settings import as_plain
 
 __all__ = ["PLACES", "evaluation_settings"]
 
@@ -73,7 +74,7 @@ def evaluation_settings(
         revision = "main" if "task.teacher" in names else values["task"].get("teacher_revision", "main")
         if values["task"].get("teacher") is None:
             # The model that is evaluated is not the one that it learned from.
-            before = {} if run_folder is None else read_settings_of(run_folder)["model"]
+            before = {} if run_folder is None else stored_settings(run_folder)["model"]
             values["task"]["teacher"] = before.get("name") or "none"
             revision = before.get("revision", "main")
         if "task.teacher_revision" not in names:
@@ -91,7 +92,7 @@ def _recall(composed: dict[str, Any], overrides: Sequence[str], *, conf: Path, r
     An option of data that names the run's own source says where other data is, and changes nothing else.
     """
     data, options = composed["data"], read_options(conf)
-    is_same = read_settings_of(run_folder)["data"].get("_target_") == data.get("_target_")
+    is_same = stored_settings(run_folder)["data"].get("_target_") == data.get("_target_")
     others = [line for line in overrides if not (is_same and names_given([line], options) == ["data"])]
     places = {name: value for name, value in data.items() if name in PLACES} if len(others) < len(overrides) else {}
     try:

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from gating.errors import InputError
-from gating.run.folder.contents import COMPACT, MODELS, is_run
+from gating.run.folder import is_run
+from gating.run.folder.contents import COMPACT, MODELS
 from gating.run.sweep.records import Job, jobs_of, recommended_job
 
 __all__ = ["find_model"]

@@ -41,8 +41,7 @@ def _compare(folder: str, exported: Path) -> str:
     # Other exports need neither Hydra nor Lightning.
     from gating.commands.evaluated_data import load_evaluation
     from gating.commands.evaluation_settings import evaluation_settings
-    from gating.run.objects import build_objects
-    from gating.run.settings.options import naming_settings
+    from gating.run.build import build_objects, naming_settings
     from gating.tracking.verbosity import quiet_libraries
 
     quiet_libraries()

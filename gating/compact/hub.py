@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from gating.errors import MissingFileError, UnreachableError
 from gating.loader.saving import SavedMixin
 from gating.report.card import write_card
-from gating.storage.transfer import download, invalid_name
+from gating.storage.hub import download, invalid_name
 
 __all__ = ["find_folder"]
 

@@ -1,27 +1,44 @@
-"""Comparison of a folder that plain transformers loads with the checksums in its ``head_gating.json``.
+"""Checksums of a folder in its ``head_gating.json``: written, and compared where the folder is loaded.
 
 They reveal damage, mix-ups and changes, not forgery. The model card may change. Tokenizers are often saved again, so
 that a different one is a warning.
 """
 
+import json
 import os
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from gating.compact.files import digest_checked, read_json
 from gating.errors import InputError, RemedyError
-from gating.loader.checksums import CHECKSUMS, CONFIG, GENERATION, INDEX, WEIGHTS
-from gating.storage.results import RECIPE_FILES, RECORD_FILE, digest_record
+from gating.loader.checksums import CHECKSUMS, CONFIG, GENERATION, INDEX, WEIGHTS, digest_file, digest_table
+from gating.storage.files import read_table
+from gating.storage.hub import RECIPE_FILES, RECORD_FILE
 
-__all__ = ["check_manifest", "has_manifest", "read_record"]
+__all__ = ["check_manifest", "digest_record", "has_manifest", "read_record", "write_manifest"]
 
 # A difference in these files changes the model; transformers takes one file of weights before several.
 _OF_MODEL = re.compile(r"(config|generation_config)\.json|[\w.-]+\.safetensors(\.index\.json)?")
 _PLACE = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")
 # The card, and code, which only trust_remote_code runs.
 _FREE = re.compile(r".*\.(md|py)")
+
+
+def write_manifest(folder: Path) -> None:
+    """Add the checksums of all files of a folder to its ``head_gating.json``."""
+    described = read_table(folder / RECORD_FILE)
+    names = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
+    sums = {name: digest_file(folder / name) for name in names if name != RECORD_FILE}
+    described[CHECKSUMS] = {**sums, RECORD_FILE: digest_record(described)}
+    (folder / RECORD_FILE).write_text(json.dumps(described, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def digest_record(described: Mapping[str, Any]) -> str:
+    """Return the checksum of the content of a ``head_gating.json`` without its checksums."""
+    return digest_table({name: value for name, value in described.items() if name != CHECKSUMS})
 
 
 def has_manifest(folder: Path) -> bool:

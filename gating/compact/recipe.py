@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gating.compact.files import check_file, damaged_file, read_json
-from gating.storage.results import RECIPE_FILES
+from gating.storage.hub import RECIPE_FILES
 
 __all__ = ["Recipe", "are_factors", "is_recipe"]
 

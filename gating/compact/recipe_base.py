@@ -8,7 +8,7 @@ from gating.compact.recipe import Recipe, is_recipe
 from gating.compact.trust import check_trust
 from gating.errors import InputError, MissingFileError, UnreachableError, UserError
 from gating.loader.checksums import RECORD_KEY
-from gating.storage.transfer import download, invalid_name, snapshot_of
+from gating.storage.hub import download, invalid_name, snapshot_of
 
 __all__ = ["find_base", "name_base", "processor_folder"]
 

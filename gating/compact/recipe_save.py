@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from gating.compact.digests import digest_stored
 from gating.compact.files import read_config
+from gating.compact.manifest import write_manifest
 from gating.compact.recipe import Recipe, are_factors
 from gating.compact.recipe_base import find_base, name_base
 from gating.compact.recipe_load import build_compact, digest_model, fill, load_base
@@ -24,9 +25,8 @@ from gating.loader.record import dense_class, describe
 from gating.loader.saving import has_lost_units
 from gating.proof.conditions import check_has_values, check_no_adapters, check_savable
 from gating.pruning.prune_report import UnitCounts
-from gating.storage.folders import replacing_folder
-from gating.storage.results import RECIPE
-from gating.storage.transfer import check_upload, upload
+from gating.storage.files import replacing_folder
+from gating.storage.hub import check_upload, upload
 from gating.structure.layers import layers_record
 
 __all__ = ["save_recipe"]
@@ -58,7 +58,7 @@ def save_recipe(
         folded: The factors of each block, ``FinalizeReport.folded``; None for a model without gates, whose heads or
             neurons were pruned by number.
         revision: Branch, tag or commit of the base on the hub; the recipe has the commit.
-        overwrite: Whether the folder of an earlier recipe may be replaced, if no other file is in it.
+        overwrite: Whether a folder at this path may be renamed, to ``recipe.1`` and so on.
         repo_id: Name on the hub, such as ``user/name``, to upload the folder to afterwards.
         private: Whether a new repository is private; by default as the account is set.
         token: Token of the hub; by default the one of the login.
@@ -71,7 +71,7 @@ def save_recipe(
         ValueError: The base and the recipe do not give this model, for example because its weights were trained; the
             base is a compact model or a recipe itself; or the model still has gates.
         FileNotFoundError: There is no such base, or it has no weights as safetensors.
-        FileExistsError: The folder is not empty and ``overwrite`` is false, or it holds anything but an earlier recipe.
+        FileExistsError: The folder is not empty and ``overwrite`` is false.
         ConnectionError: The hub cannot be reached for the base, or the upload has failed; then the folder is saved.
 
     Example:
@@ -96,7 +96,7 @@ def save_recipe(
     name, commit = name_base(found)
     if repo_id is not None and commit is None:
         raise InputError(f"base={base} is a folder of this machine: name the base on the hub, or leave out repo_id.")
-    with replacing_folder(place, overwrite=overwrite, kind=RECIPE, keep=[found]) as folder:
+    with replacing_folder(place, overwrite=overwrite) as folder:
         _write_config(model, folder)
         rebuilt, config, lacking = load_base(found, folder, read_config(folder))
         recipe = Recipe(
@@ -121,6 +121,7 @@ def save_recipe(
             )
         recipe.write(folder)
         _write_card(model, recipe, folder)
+        write_manifest(folder)
     if repo_id is not None:
         upload(place, repo_id, private=private, token=token)
     return place

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from gating.compact.canary import make_canary
 from gating.compact.layer_counts import write_layer_counts
+from gating.compact.manifest import write_manifest
 from gating.compact.original import write_original
 from gating.compact.stock import StockError, may_be_stock, stock_model
 from gating.compact.verify import check_saved
@@ -24,9 +25,8 @@ from gating.loader.saving import become_compact, has_lost_units
 from gating.proof.conditions import check_has_values, check_no_adapters, check_savable
 from gating.report.card import write_card
 from gating.report.rows import CompactReport
-from gating.storage.folders import replacing_folder
-from gating.storage.results import COMPACT_MODEL
-from gating.storage.transfer import check_upload, upload
+from gating.storage.files import replacing_folder
+from gating.storage.hub import check_upload, upload
 
 __all__ = ["Processor", "save_compact"]
 
@@ -63,7 +63,7 @@ def save_compact(
         save_directory: Path of the folder.
         tokenizer: The tokenizer, or the image processor, to save with the model.
         report: Measurements for the model card.
-        overwrite: Whether the folder of an earlier compact model may be replaced, if no other file is in it.
+        overwrite: Whether a folder at this path may be renamed, to ``compact.1`` and so on.
         stock: Whether to write a dense model with smaller sizes in its configuration. By default where that is
             possible; with True, anything else is an error; with False, a compact folder is written in any case.
         verify: Whether to reject weights that are NaN or infinite, and to load the saved folder and compare outputs,
@@ -82,8 +82,7 @@ def save_compact(
         ValueError: The model still has gates or adapters, its weights are NaN or packed, its outputs differ after
             loading it from the folder, or the configuration class cannot describe it as a stock model (StockError);
             or ``repo_id`` is invalid, or there is no token.
-        FileExistsError: The folder is not empty and ``overwrite`` is false, or it holds anything but an earlier compact
-            model, or the model was loaded from it.
+        FileExistsError: The folder is not empty and ``overwrite`` is false.
         ConnectionError: The upload has failed; the folder is saved. Or offline mode is on; nothing is saved.
 
     Example:
@@ -108,17 +107,15 @@ def save_compact(
     origin = getattr(tokenizer, "name_or_path", None) or "this model"
     check_vocabulary(tokenizer, size=vocabulary_size(model), name=origin)
     place = Path(save_directory)
-    sources = [str(getattr(part, "name_or_path", "")) for part in (model, tokenizer)]
-    if _is_former_name(model, place):
-        sources.append(str(place))
     forms = [stock] if stock is not None else [True, False] if may_be_stock(model) else [False]
     for form in forms:
         try:
-            with replacing_folder(place, overwrite=overwrite, kind=COMPACT_MODEL, keep=sources) as folder:
+            with replacing_folder(place, overwrite=overwrite) as folder:
                 _write(model, folder, tokenizer, stock=form)
                 write_card(folder / "README.md", model, report, form, repo_id=repo_id)
                 if verify:
                     _check_saved(model, folder, probe, stock=form)
+                write_manifest(folder)
             break
         except StockError:
             if form is forms[-1]:
@@ -126,14 +123,6 @@ def save_compact(
     if repo_id is not None:
         upload(place, repo_id, private=private, token=token)
     return place
-
-
-def _is_former_name(model: PreTrainedModel, place: Path) -> bool:
-    """Return whether a model may have been loaded from a folder by a relative path, in another current folder."""
-    name = Path(model.name_or_path or "")
-    # Models of the hub have a revision.
-    is_local = name.parts and not name.is_absolute() and getattr(model.config, "_commit_hash", None) is None
-    return bool(is_local) and not name.exists() and place.absolute().parts[-len(name.parts) :] == name.parts
 
 
 def _write(model: PreTrainedModel, folder: Path, tokenizer: Processor | None, *, stock: bool) -> None:

@@ -3,7 +3,7 @@
 import inspect
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -18,8 +18,7 @@ from gating.gates import HeadGates, inject_gates
 from gating.integrations.wrappers import base_model
 from gating.objectives.base import check_objective
 from gating.objectives.convergence import Convergence
-from gating.storage.folders import check_folder, check_replaceable
-from gating.storage.results import COMPACT_MODEL
+from gating.storage.files import check_free
 
 __all__ = [
     "check_arguments",
@@ -142,17 +141,16 @@ def _numbers_in(values: Any) -> Iterator[int]:
             yield int(value)
 
 
-def check_place(folder: Path, parts: Iterable[object], *, overwrite: bool, checkpoints: str | None) -> None:
+def check_place(folder: Path, *, overwrite: bool, checkpoints: str | None) -> None:
     """Check that a compact model could be saved in a folder at the end of a training; change nothing.
 
     Args:
         folder: The folder.
-        parts: The model and its tokenizer: the folders that they were loaded from are not replaced.
-        overwrite: Whether it may hold an earlier compact model.
+        overwrite: Whether what is there may be renamed.
         checkpoints: Folder of the checkpoints.
 
     Raises:
-        FileExistsError: The folder is not empty and ``overwrite`` is false, or holds anything else.
+        FileExistsError: The folder is not empty and ``overwrite`` is false.
         InputError: It is or holds the folder of the checkpoints, or is a checkpoint or inside of one.
     """
     place, other = folder.resolve(), Path(checkpoints or "").resolve()
@@ -163,9 +161,7 @@ def check_place(folder: Path, parts: Iterable[object], *, overwrite: bool, check
             f"output_dir={folder} {problem} args.output_dir={checkpoints}, the folder of the checkpoints: give another "
             f"one, such as {Path(checkpoints) / 'compact'}."
         )
-    check_folder(folder, overwrite=overwrite)
-    sources = [str(getattr(part, "name_or_path", "")) for part in parts]
-    check_replaceable(folder, overwrite=overwrite, kind=COMPACT_MODEL, keep=sources)
+    check_free(folder, overwrite=overwrite, setting="output_dir")
 
 
 def check_choice(accelerator: Any, gates: HeadGates, kept: Tensor | None) -> None:

@@ -10,7 +10,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from gating.errors import DamageError, InputError, MissingFileError
 from gating.pruning.repeat import KeptUnits
-from gating.storage.atomic import replacing_file
+from gating.storage.files import replacing_file
 
 __all__ = ["GateState", "find_checkpoint"]
 

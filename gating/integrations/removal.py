@@ -19,7 +19,7 @@ from gating.pruning.prune import remove_in_copy
 from gating.pruning.prune_report import unproven_note
 from gating.pruning.repeat import KeptUnits
 from gating.report.rows import CompactReport, size_rows
-from gating.storage.atomic import replacing_file
+from gating.storage.files import replacing_file
 from gating.storage.identity import file_digest
 
 __all__ = [

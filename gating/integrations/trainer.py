@@ -222,7 +222,7 @@ class GatedTrainerMixin(GatedCheckpoints):
         Args:
             output_dir: Folder of the compact model; checkpoints go to ``args.output_dir``.
             resume_from_checkpoint: As in :meth:`train`.
-            overwrite: Whether the folder of an earlier compact model may be replaced.
+            overwrite: Whether what is in its place may be renamed.
             stock: Whether to write a model of plain transformers, as in :func:`gating.save_compact`.
             probe: Batch for the checks, as in :meth:`finalize`.
 
@@ -232,8 +232,7 @@ class GatedTrainerMixin(GatedCheckpoints):
                 layers differ, or the configuration of the model cannot describe fewer units; nothing is trained.
             OperationError: The training was stopped, other than by early stopping in the recovery; nothing is saved.
         """
-        parts = (base_model(self.model), self.processing_class)
-        check_place(Path(output_dir), parts, overwrite=overwrite, checkpoints=self.args.output_dir)
+        check_place(Path(output_dir), overwrite=overwrite, checkpoints=self.args.output_dir)
         if stock and self.search is not None:
             check_stock(base_model(self.model), self.search)
         self.train(resume_from_checkpoint)

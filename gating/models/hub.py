@@ -12,7 +12,7 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
 from gating.errors import InputError, MissingFileError, MissingPackageError, UnreachableError
 from gating.models.gguf import is_gguf, unpack_gguf
-from gating.storage.transfer import invalid_name
+from gating.storage.hub import invalid_name
 from gating.tracking.reachability import with_timeout
 
 __all__ = ["PACKAGE", "cached_folder", "locate", "package_folder", "require_hub"]

@@ -11,8 +11,8 @@ from huggingface_hub import EvalResult, ModelCardData
 from transformers import PreTrainedModel
 from transformers.modelcard import TASK_MAPPING
 
-from gating.storage.tables import read_table
-from gating.storage.transfer import cached_card, invalid_name, snapshot_of
+from gating.storage.files import read_table
+from gating.storage.hub import cached_card, invalid_name, snapshot_of
 
 __all__ = ["EvaluatedData", "card_metadata", "describe_data", "is_sentence_folder", "training_notes"]
 

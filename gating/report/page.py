@@ -20,7 +20,7 @@ from gating.report.machine import machine, versions
 from gating.report.results import RunResults
 from gating.report.rows import SHOWN
 from gating.report.score import Score
-from gating.storage.atomic import replacing_file
+from gating.storage.files import replacing_file
 from gating.units import UNITS
 
 __all__ = ["RunPage", "Runtime", "write_page"]

@@ -26,7 +26,7 @@ from gating.report.machine import machine, versions
 from gating.report.metadata import EvaluatedData
 from gating.report.rows import CompactReport, latency_rows, size_rows
 from gating.report.score import Score
-from gating.storage.atomic import replacing_file
+from gating.storage.files import replacing_file
 from gating.structure.layers import count_layers
 from gating.units import UNITS
 

@@ -17,10 +17,8 @@ from gating.data.held_out import hold_out
 from gating.data.rows import numbering_rows
 from gating.distributed.collectives import is_rank_zero
 from gating.errors import InputError, shorten
-from gating.run.objects import RunObjects
-from gating.run.settings.build import call_source
-from gating.run.settings.check import take_arguments
-from gating.run.settings.settings import Settings
+from gating.run.build import RunObjects, load_source
+from gating.run.settings import Settings
 from gating.tasks.base import HasLoss, Prepared, Task
 from gating.tasks.metrics.baselines import Baseline
 from gating.training.callbacks.progress import watched
@@ -79,22 +77,18 @@ class RunData:
         return evaluate(model, counted, task=task, metrics=metrics), tally
 
 
-def load_examples(settings: Settings, task: Task, *, hold_out_missing: bool = True) -> Examples:
+def load_examples(settings: Settings, objects: RunObjects, *, hold_out_missing: bool = True) -> Examples:
     """Load the examples, and draw missing splits from the training data.
 
     Raises:
         InputError: The source rejects its settings, or returns no examples.
     """
-    values = settings.values["data"]
-    for name in ("allow_changed", "about"):
-        values.pop(name, None)
-    take_arguments(ExampleDataModule, values)
-    preparation = take_arguments(task.prepare, values)
-    examples = as_examples(call_source("data", values), target=values["_target_"])
+    data, task = objects.data, objects.task
+    examples = as_examples(load_source(data), target=data.source["_target_"])
     if not hold_out_missing:
         return examples
     has_classes = getattr(task, "has_classes", False)
-    return hold_out(examples, settings=preparation, has_classes=has_classes, seed=settings.seed)
+    return hold_out(examples, settings=data.preparation, has_classes=has_classes, seed=settings.seed)
 
 
 def encode_examples(
@@ -110,18 +104,18 @@ def encode_examples(
     Raises:
         InputError: The examples do not fit the task or the model.
     """
-    values, trainer, task = settings.values["data"], settings.values["trainer"], objects.task
-    batching = take_arguments(ExampleDataModule, values)
-    preparation = take_arguments(task.prepare, values)
+    task = objects.task
     if isinstance(task, HasLoss):
         examples = _draw_needed(examples, settings, num_processes=num_processes)
     with numbering_rows(examples.rows):
         processor = task.load_processor(objects.source, model, examples.splits)
-        prepared = task.prepare(examples, processor, model, **preparation)
-    _check_model_config(settings.values["model"], prepared.config)
-    module = ExampleDataModule(prepared.splits, collate=prepared.collate, order_seed=settings.seed, **batching)
+        prepared = task.prepare(examples, processor, model, **objects.data.preparation)
+    _check_model_config(settings.model, prepared.config)
+    module = ExampleDataModule(
+        prepared.splits, collate=prepared.collate, order_seed=settings.seed, **objects.data.batching
+    )
     module.shard(num_processes)
-    return RunData(processor, prepared, module, _num_evaluated(trainer, module))
+    return RunData(processor, prepared, module, _num_evaluated(settings.trainer, module))
 
 
 def _num_evaluated(trainer: Mapping[str, Any], module: ExampleDataModule) -> dict[str, int]:
@@ -134,9 +128,9 @@ def _num_evaluated(trainer: Mapping[str, Any], module: ExampleDataModule) -> dic
 
 def _draw_needed(examples: Examples, settings: Settings, *, num_processes: int) -> Examples:
     """Return examples with no more training rows than the steps of a run take; a teacher embeds all of them first."""
-    trainer, train = settings.values["trainer"], examples.splits["train"]
+    trainer, train = settings.trainer, examples.splits["train"]
     steps = max(0, int(trainer["max_steps"])) * trainer["accumulate_grad_batches"]
-    needed = steps * settings.values["data"].get("batch_size", 1) * num_processes
+    needed = steps * settings.data.get("batch_size", 1) * num_processes
     if not 0 < needed < len(train):
         return examples
     rows = np.sort(np.random.default_rng(settings.seed).choice(len(train), needed, replace=False))

@@ -11,9 +11,7 @@ from gating.distributed.collectives import is_lost_connection, is_rank_zero, ran
 from gating.distributed.launch import stop_processes
 from gating.distributed.watchdog import LostProcess, exit_on_lost_process, find_lost_process
 from gating.errors import explain, is_input_error
-from gating.run.folder.checkpoints import has_checkpoint
-from gating.run.folder.contents import is_run
-from gating.run.folder.state import current_folder, enter_folder, is_finished, owned_by_this_process
+from gating.run.folder import how_to_resume
 from gating.tracking.loggers import close_wandb
 from gating.tracking.wandb_parts import is_offline
 from gating.training.callbacks.divergence import DivergedError
@@ -23,7 +21,6 @@ __all__ = ["handling_errors"]
 
 # Seconds in which rank 0 ends the other processes after an error.
 _PATIENCE_S = 2.0
-_RESUME = "Resume the run: python train.py resume="
 
 
 @contextmanager
@@ -33,7 +30,6 @@ def handling_errors() -> Iterator[None]:
     A user's error ends in one sentence and exit code 1, a signal in exit code 128 plus its number. Faults keep their
     traceback.
     """
-    enter_folder(None)
     failed = True
     try:
         with stop_on_signals(), exit_on_lost_process(_print_lost):
@@ -103,17 +99,10 @@ def _print_lost(lost: LostProcess | None) -> None:
     """Print which process has ended: on rank 0, or on rank 1 if it was rank 0."""
     if is_rank_zero() or (rank() == 1 and lost is not None and lost.rank == 0):
         which = f": {lost}" if lost else ""
-        folder = current_folder()
-        resume = f"\n{_RESUME}{folder}" if folder is not None and _is_resumable(folder) else ""
-        _print(f"error: Another process of this run has ended{which}. Its own error message, if any, is above.{resume}")
+        _print(f"error: Another process of this run has ended{which}. Its own error message, if any, is above.")
+        _print(how_to_resume() or "")
 
 
 def _print_how_to_resume() -> None:
-    folder = current_folder()
-    if folder is not None and owned_by_this_process(folder) and _is_resumable(folder):
-        _print_once(f"{_RESUME}{folder}")
-
-
-def _is_resumable(folder: Path) -> bool:
-    """Return whether a run is not finished, and has a checkpoint or a teacher to resume from."""
-    return is_run(folder) and not is_finished(folder) and has_checkpoint(folder)
+    if line := how_to_resume():
+        _print_once(line)

@@ -10,15 +10,12 @@ from transformers import PreTrainedModel
 from gating.distributed.collectives import is_rank_zero
 from gating.errors import InputError, explain
 from gating.report.summary import Stage
-from gating.run.folder.contents import EXPORTS
-from gating.run.folder.own_files import note_models
 from gating.run.run import Run
-from gating.run.settings.settings import Settings
-from gating.serving.exporting import EXPORT, EXPORT_RECORD
+from gating.run.settings import Settings
+from gating.serving.exporting import EXPORT_RECORD
 from gating.serving.formats import FORMATS, ServingReport, export_compact
 from gating.serving.graphs.runtime import GraphModel
-from gating.storage.folders import replacing_folder
-from gating.storage.written import note_written
+from gating.storage.files import replacing_folder
 
 __all__ = ["check_exportable", "check_exports", "export_formats"]
 
@@ -33,9 +30,9 @@ def check_exports(settings: Settings) -> None:
         ImportError: A package for an export is missing.
         InputError: The model is cut over several processes.
     """
-    for name in settings.values["exports"]:
+    for name in settings.exports:
         FORMATS[_parts(name)[0]].check_packages()
-        if settings.values["trainer"].get("strategy") == "fsdp":
+        if settings.trainer.get("strategy") == "fsdp":
             raise InputError(
                 f"exports=[{name}] needs a whole model, and trainer=fsdp leaves it in parts: leave it out, and export "
                 "the model later with head-gating export."
@@ -44,7 +41,7 @@ def check_exports(settings: Settings) -> None:
 
 def check_exportable(settings: Settings, model: PreTrainedModel) -> None:
     """Raise ``InputError`` if a runtime that a run exports its model to does not run such models."""
-    for name in settings.values["exports"]:
+    for name in settings.exports:
         if reason := FORMATS[_parts(name)[0]].reason_against(model):
             raise InputError(f"exports=[{name}]: {reason} Leave {name} out.")
 
@@ -56,9 +53,8 @@ def export_formats(run: Run) -> None:
     """
     if not is_rank_zero():
         return
-    for name in run.settings.values["exports"]:
-        place = run.paths.folder / EXPORTS[name]
-        note_written(run.paths.folder, place.name)
+    for name in run.settings.exports:
+        place = run.folder.export(name)
         try:
             with run.state.summary.timed("exports"):
                 _export(run, name, place)
@@ -66,18 +62,17 @@ def export_formats(run: Run) -> None:
             warning = f"The export to {name} failed: {explain(error)}"
             run.state.summary.warnings.append(warning)
             print(f"warning: {warning}")
-    note_models(run.paths.folder)
 
 
 def _export(run: Run, name: str, place: Path) -> None:
     format, options = _parts(name)
-    report = _write(run.paths.compact, place, format, options)
+    report = _write(run.folder.compact, place, format, options)
     print("\n".join((f"{report.path}: {report.megabytes:,.1f} MB", *report.sentences)))
     if format != "onnx":
         return
     graph: Any = GraphModel(run.state.model.config, place)
     # A graph only predicts: metrics of generated texts are left out.
-    data, metrics = run.data.in_one_process(run.settings.values["trainer"]), run.data.prepared.metrics.clone()
+    data, metrics = run.data.in_one_process(run.settings.trainer), run.data.prepared.metrics.clone()
     for metric in metrics.values():
         # The other processes have ended.
         metric.distributed_available_fn = lambda: False
@@ -91,7 +86,7 @@ def _write(compact: Path, place: Path, format: str, options: dict[str, Any]) -> 
     if not (ending := FORMATS[format].ending):
         report: ServingReport = export_compact(compact, place, format=format, overwrite=True, **options)
         return report
-    with replacing_folder(place, overwrite=True, kind=EXPORT, keep=[compact]) as folder:
+    with replacing_folder(place, overwrite=True) as folder:
         report = export_compact(compact, folder / f"{compact.name}{ending}", format=format, **options)
         facts = json.dumps({"format": format, **options}) + "\n"
         (folder / EXPORT_RECORD).write_text(facts, encoding="utf-8")

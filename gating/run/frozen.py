@@ -5,9 +5,9 @@ from gating.errors import InputError
 from gating.models.adapters import NoAdapters
 from gating.models.sources import NewModel
 from gating.objectives import IterativePruning
-from gating.run.folder.contents import Phase
-from gating.run.objects import RunObjects
-from gating.run.settings.settings import Settings
+from gating.run.build import RunObjects
+from gating.run.folder import Phase
+from gating.run.settings import Settings
 
 __all__ = ["check_frozen", "planned_search_steps", "teaches_itself", "trains_weights"]
 

@@ -19,12 +19,10 @@ from gating.pruning.latency.copies import PRECISION, CopyTimer
 from gating.pruning.latency.costs import NUM_PASSES, measure_latency_costs
 from gating.pruning.latency.speedup import Reached, kept_for_speedup
 from gating.pruning.macs import measure_macs
+from gating.run.build import Budget, RunObjects
 from gating.run.data import RunData
-from gating.run.folder.stored_settings import MEASURED, read_settings_of
 from gating.run.latency import RunTiming
-from gating.run.objects import BudgetSettings, RunObjects
 from gating.run.run import Run, RunState
-from gating.run.settings.settings import Settings
 from gating.sharding.copies import untrained_copy
 from gating.sharding.plan import is_sharded, reshard
 from gating.tracking.verbosity import printed_warnings
@@ -40,28 +38,22 @@ _PASSES_OF_STEP = 3
 
 
 def measure_budget(
-    settings: Settings,
     objects: RunObjects,
     state: RunState,
     data: RunData,
     *,
     timing: RunTiming,
     device: torch.device,
-    resumes: bool,
-    steps: int,
-) -> tuple[Settings, RunObjects]:
-    """Replace a speedup by the budget that reaches it on this device; a resumed run keeps its budget.
+    known: dict[str, Any] | None,
+    batches: int,
+) -> dict[str, Any]:
+    """Return the settings of the objective that reach a speedup on this device; a resumed run keeps those it has.
 
     A speedup becomes a share of the latency of all gated units and their blocks, and ``objective.cost=latency`` the
-    measured costs.
+    measured costs. The run takes ``batches`` for training, in this process.
     """
-    if not objects.budget.is_measured:
-        return settings, objects
-    budget: dict[str, Any] = {}
-    if resumes:
-        stored = read_settings_of(settings.paths.folder)["objective"]
-        budget = {name: stored[name] for name in MEASURED if stored.get(name) is not None}
-    elif is_rank_zero():
+    budget = known or {}
+    if known is None and is_rank_zero():
         model = untrained_copy(state.model) if is_sharded(state.model) else state.model.to(device)  # type: ignore[arg-type]
         gates = objects.gates_without_model(model)
         if len(gates.units) > 1:
@@ -69,15 +61,14 @@ def measure_budget(
         if objects.budget.cost is None:
             raise InputError(f"objective.speedup={objects.budget.speedup} needs a cost: give objective.cost=latency.")
         # These are the examples of all steps, in one process.
-        num_examples = steps * settings.values["trainer"]["accumulate_grad_batches"] * data.module.batch_size
+        num_examples = batches * data.module.batch_size
         with state.summary.timed("latency"):
             budget = _measure(model, gates, objects.budget, timing, num_examples=num_examples)
-    settings = settings.with_budget(broadcast(budget))
-    return settings, objects.with_objective(settings.values["objective"])
+    return broadcast(budget)
 
 
 def _measure(
-    model: PreTrainedModel, gates: HeadGates, asked: BudgetSettings, timing: RunTiming, *, num_examples: int
+    model: PreTrainedModel, gates: HeadGates, asked: Budget, timing: RunTiming, *, num_examples: int
 ) -> dict[str, Any]:
     """Return the settings of a budget that reaches a speedup, or whose cost is latency, and print how it was found.
 

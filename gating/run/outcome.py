@@ -23,18 +23,14 @@ from gating.report.page import RunPage, write_page
 from gating.report.rows import CompactReport, heads_per_layer, neurons_per_layer
 from gating.report.summary import Stage
 from gating.report.tables import print_report
-from gating.run.folder.checkpoints import end_checkpoints
-from gating.run.folder.contents import COMPACT, CONFIG, GATES_PICTURE, HISTORY_PICTURE, LAST_FILES, PAGE
-from gating.run.folder.own_files import note_models
-from gating.run.folder.resume import check_own_files
+from gating.run.folder import CONFIG
 from gating.run.run import Run
 from gating.run.samples import show_samples, write_samples
 from gating.run.sweep.comparable import dense_metrics
 from gating.serving.runtimes import find_runtimes
 from gating.sharding.copies import gather_model, meta_copy
 from gating.sharding.save import has_room_for, save_sharded
-from gating.storage.transfer import upload
-from gating.storage.written import note_written
+from gating.storage.hub import upload
 from gating.structure.blocks import share_specs
 from gating.tracking.csv_log import read_log
 from gating.tracking.loggers import log_outcome
@@ -60,15 +56,10 @@ def gather(run: Run) -> bool:
 
 def export(run: Run) -> None:
     """Time the compact model against the dense one, and save it. Called by all ranks if the model is sharded still."""
-    if is_rank_zero():
-        check_own_files(run.paths.folder)  # Again: training may have taken hours.
-        note_written(run.paths.folder, COMPACT, *LAST_FILES)
     if run.is_sharded:
         _export_shards(run)
     else:
         _export_whole(run)
-    if is_rank_zero():
-        note_models(run.paths.folder)
 
 
 def _export_whole(run: Run) -> None:
@@ -84,10 +75,9 @@ def _export_whole(run: Run) -> None:
     save = partial(
         save_compact,
         state.model,
-        run.paths.compact,
+        run.folder.compact,
         tokenizer=run.data.processor,
         report=_compact_report(run),
-        # Only an earlier attempt of this run can be there.
         overwrite=True,
     )
     try:
@@ -109,10 +99,9 @@ def _export_shards(run: Run) -> None:
             print("It is saved as a compact folder, not as a stock model of transformers, which is made from it whole.")
     save_sharded(
         state.model,
-        run.paths.compact,
+        run.folder.compact,
         tokenizer=run.data.processor,
         report=_compact_report(run),
-        # Only an earlier attempt of this run can be there.
         overwrite=True,
         probe=run.probe_batch(),
     )
@@ -121,7 +110,7 @@ def _export_shards(run: Run) -> None:
 def _compact_report(run: Run) -> CompactReport:
     prepared = run.data.prepared
     score = prepared.final_score or prepared.score
-    data = run.settings.values["data"]
+    data = run.settings.data
     report = run.state.summary.compact_report(score, describe_data(data))
     report = replace(report, notes=[*training_notes(about=data.get("about")), *report.notes])
     return replace(report, base_model=getattr(run.objects.source, "hub_name", None))
@@ -135,32 +124,34 @@ def report(run: Run) -> None:
     samples = write_samples(run)
     if not is_rank_zero():
         return
-    state, place, page = run.state, run.paths, _page_of(run, samples)
-    save_pictures(page, gates_file=place.report / GATES_PICTURE, history_file=place.report / HISTORY_PICTURE)
-    log_outcome(run.loggers, state.summary.flat(), run.paths.compact)
+    state, place, page = run.state, run.folder, _page_of(run, samples)
+    save_pictures(page, gates_file=place.report / "gates.png", history_file=place.report / "history.png")
+    log_outcome(run.loggers, state.summary.flat(), run.folder.compact)
     print_report(Console(), page.kept, page.report, neurons=page.neurons)
     is_alone = Stage.DENSE not in state.summary.metrics and _sweep_of_run() is None
     if run.objects.objective is not None and is_alone:
         print("There is no dense run to compare with; for one: python train.py <the same settings> objective=none")
     show_samples(run, samples)
-    write_page(place.report / PAGE, page)
+    write_page(place.report / "index.html", page)
     state.summary.write(place.metrics, score=page.final_score, seed=run.settings.seed)
     runtimes = [runtime.name for runtime in page.runtimes if runtime.command]
     print(f"The model runs in transformers, {', '.join(runtimes)}; the commands are in the report.")
-    print(f"Everything is in {place.folder}; the report is {place.report / PAGE}, the model is in {place.compact}")
-    print(end_checkpoints(run.paths, keep=run.settings.values["keep_checkpoints"]))
+    print(
+        f"Everything is in {place.path}; the report is {place.report / 'index.html'}, the model is in {place.compact}"
+    )
+    print(place.end(keep_checkpoints=run.settings.keep_checkpoints))
     # Last: if it fails, the run is finished nonetheless.
-    if (name := run.settings.values["push_to_hub"]) is not None:
-        print(f"Uploaded to {upload(run.paths.compact, name, private=True)}")
+    if (name := run.settings.push_to_hub) is not None:
+        print(f"Uploaded to {upload(run.folder.compact, name, private=True)}")
 
 
 def _page_of(run: Run, samples: list[dict[str, str]]) -> RunPage:
     """Return the contents of the page of a run, in a sweep with the dense job that it is compared with."""
     state, score, sweep = run.state, run.data.prepared.score, _sweep_of_run()
-    is_stock, compact = RECORD_KEY not in read_config(run.paths.compact), run.paths.compact
+    is_stock, compact = RECORD_KEY not in read_config(run.folder.compact), run.folder.compact
     model = meta_copy(state.model) if run.is_sharded else state.model
     return RunPage(
-        title=redact(f"{short_name(run.objects.source)} on {describe_data(run.settings.values['data']).name}"),
+        title=redact(f"{short_name(run.objects.source)} on {describe_data(run.settings.data).name}"),
         history=state.history,
         summary=state.summary,
         score=score,
@@ -169,16 +160,16 @@ def _page_of(run: Run, samples: list[dict[str, str]]) -> RunPage:
         neurons=neurons_per_layer(state.model),
         search_steps=state.search_steps,
         total_steps=state.search_steps + run.recovery_steps,
-        config=(run.paths.folder / CONFIG).read_text(encoding="utf-8"),
+        config=(run.folder.path / CONFIG).read_text(encoding="utf-8"),
         compact=compact,
         auto_class=run.objects.task.auto_class.__name__,
         is_stock=is_stock,
-        runtimes=find_runtimes(model, run.paths.folder, compact=compact if is_stock else None),
+        runtimes=find_runtimes(model, run.folder.path, compact=compact if is_stock else None),
         samples=samples,
-        dense=dense_metrics(sweep, run.paths.folder) if sweep is not None and run.objects.objective else {},
+        dense=dense_metrics(sweep, run.folder.path) if sweep is not None and run.objects.objective else {},
         is_in_sweep=sweep is not None,
         date=date.today().isoformat(),
-        log=read_log(run.paths.folder),
+        log=read_log(run.folder.path),
     )
 
 

@@ -11,9 +11,9 @@ from transformers import PreTrainedModel
 from gating.distributed.collectives import is_rank_zero
 from gating.objectives.search import Search
 from gating.report.summary import Stage
-from gating.run.folder.contents import Phase
+from gating.run.build import PhaseObjects, build_phase
+from gating.run.folder import Phase
 from gating.run.run import Run
-from gating.tracking.position import return_to
 from gating.training.callbacks.best_weights import BestWeights
 from gating.training.callbacks.clock import RunClock
 from gating.training.callbacks.divergence import DivergenceStop
@@ -55,17 +55,16 @@ def train_phase(
     Raises:
         Unfinished: Training ended before the last step.
     """
-    module = _build_module(run, phase, first_step=first_step, search=search, model=model or run.state.model)
+    objects = build_phase(run.settings)
+    module = _build_module(run, objects, first_step=first_step, search=search, model=model or run.state.model)
     # A search ends with its last gates, which have reached the budget.
     best = BestWeights() if run.settings.recovery_keep == "best" and phase != Phase.SEARCH else None
-    trainer = _build_trainer(run, phase, steps=steps, callbacks=[*callbacks, *([best] if best else [])])
+    trainer = _build_trainer(run, phase, objects, steps=steps, callbacks=[*callbacks, *([best] if best else [])])
     checkpoint = run.last_checkpoint(phase)
-    if checkpoint is None:
-        return_to(run.loggers, run.state.log_position)
-    elif is_rank_zero():
+    if checkpoint is not None and is_rank_zero():
         print(f"{phase} resumes from {checkpoint}")
     trainer.strategy.checkpoint_io = AtomicCheckpointIO()
-    run.data.module.start_after(first_step * run.phases[phase].trainer["accumulate_grad_batches"])
+    run.data.module.start_after(first_step * run.settings.trainer["accumulate_grad_batches"])
     if best is not None and checkpoint is None and phase == Phase.RECOVERY:
         # Few steps of recovery, on examples that the search has seen, can also make a model worse.
         removed = run.state.summary.score_of(Stage.REMOVED, module.score)
@@ -103,15 +102,15 @@ def _report_end(run: Run, phase: Phase, trainer: pl.Trainer, module: FineTuning,
 
 
 def _build_module(
-    run: Run, phase: Phase, *, first_step: int, search: Search | None, model: PreTrainedModel
+    run: Run, objects: PhaseObjects, *, first_step: int, search: Search | None, model: PreTrainedModel
 ) -> FineTuning:
     return FineTuning(
         model,
         task=run.objects.task,
         metrics=run.data.prepared.metrics,
         score=run.data.prepared.score,
-        optimizer=run.phases[phase].optimizer,
-        scheduler=run.phases[phase].scheduler,
+        optimizer=objects.optimizer,
+        scheduler=objects.scheduler,
         total_steps=run.total_steps,
         first_step=first_step,
         search=search,
@@ -121,8 +120,10 @@ def _build_module(
     )
 
 
-def _build_trainer(run: Run, phase: Phase, *, steps: int, callbacks: Sequence[Callback]) -> pl.Trainer:
-    objects, is_teacher = run.phases[phase], phase == Phase.TEACHER
+def _build_trainer(
+    run: Run, phase: Phase, objects: PhaseObjects, *, steps: int, callbacks: Sequence[Callback]
+) -> pl.Trainer:
+    is_teacher = phase == Phase.TEACHER
     has_checkpoints = any(isinstance(callback, Checkpoint) for callback in objects.callbacks)
     return objects.make_trainer(
         max_epochs=-1,
@@ -132,9 +133,9 @@ def _build_trainer(run: Run, phase: Phase, *, steps: int, callbacks: Sequence[Ca
         callbacks=_callbacks_of_phase(run, phase, [*callbacks, *objects.callbacks]),
         max_time=None,
         enable_checkpointing=has_checkpoints and not is_teacher,
-        # Lightning's folder for SLURM's checkpoints, which the next phase must not find.
-        default_root_dir=run.paths.of_phase(phase),
-        val_check_interval=validation_interval(objects.trainer, num_batches=run.data.module.num_batches()),
+        # The folder of the phase's checkpoints, and of those of SLURM, which the next phase must not find.
+        default_root_dir=run.folder.of_phase(phase),
+        val_check_interval=validation_interval(run.settings.trainer, num_batches=run.data.module.num_batches()),
         use_distributed_sampler=False,
         **({"strategy": ShardedStrategy(torch.distributed.get_world_size())} if run.is_sharded else {}),
     )
@@ -145,7 +146,7 @@ def _callbacks_of_phase(run: Run, phase: Phase, chosen: Sequence[Callback]) -> l
 
     The training of a teacher is not part of the run's history.
     """
-    trainer = run.phases[phase].trainer
+    trainer = run.settings.trainer
     if phase == Phase.SEARCH:
         # It ends by its own criterion; before that, its gates have not reached the budget.
         chosen = [callback for callback in chosen if not isinstance(callback, EarlyStopping)]
@@ -154,7 +155,7 @@ def _callbacks_of_phase(run: Run, phase: Phase, chosen: Sequence[Callback]) -> l
     checkpoints = [callback for kind in own for callback in chosen if isinstance(callback, kind)]
     others = [callback for callback in chosen if not isinstance(callback, own)]
     bar = [PhaseProgressBar(phase)] if trainer.get("enable_progress_bar", True) else []
-    always = [*checkpoints, *bar, RunClock(run.state.summary), DivergenceStop(run.paths.of_phase(phase))]
+    always = [*checkpoints, *bar, RunClock(run.state.summary), DivergenceStop(run.folder.of_phase(phase))]
     max_time: Any = trainer.get("max_time")
     seconds = to_seconds(max_time)
     deadline = None if seconds is None else run.started + seconds

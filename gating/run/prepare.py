@@ -1,16 +1,12 @@
-"""Preparation of a run: checks and loading first, then other processes, then the run's folder."""
+"""Preparation of a run: checks and loading first, then other processes, then the files of the run's folder."""
 
 import time
-from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from filelock import BaseFileLock
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from gating.compact.stock import StockError, stock_model
-from gating.data.examples import Examples
 from gating.discovery.find import search_attention
 from gating.distributed.collectives import broadcast, is_rank_zero, rank
 from gating.distributed.launch import Devices, check_devices, start_processes
@@ -22,22 +18,22 @@ from gating.models.meta_model import check_memory, make_meta_model
 from gating.models.sources import load_sharded
 from gating.objectives.budget import HeadBudget
 from gating.pruning.prune import remove_in_copy
+from gating.report.summary import NUMBERS
+from gating.run.build import RunObjects, build_objects, build_phase
 from gating.run.data import RunData, encode_examples, load_examples
 from gating.run.exports import check_exportable, check_exports
-from gating.run.folder.claim import check_claim, claim_folder
-from gating.run.folder.inputs import check_inputs, describe_inputs
-from gating.run.folder.optimized import check_measured
-from gating.run.folder.state import enter_folder
+from gating.run.folder import RunFolder
 from gating.run.frozen import check_frozen, planned_search_steps
+from gating.run.inputs import check_inputs, describe_inputs, read_inputs
 from gating.run.latency import RunTiming
 from gating.run.measured_budget import measure_budget
-from gating.run.objects import RunObjects, build_objects, build_phases
+from gating.run.phases import load_teacher
+from gating.run.result import check_optimized
 from gating.run.run import Run, RunState
-from gating.run.settings.settings import Settings
-from gating.run.stages import load_teacher
+from gating.run.settings import Settings
 from gating.sharding.copies import config_without_sharding
 from gating.sharding.plan import reshard
-from gating.storage.transfer import check_login
+from gating.storage.hub import check_login
 from gating.tasks.base import HasLoss
 from gating.teachers.checks import check_outputs
 from gating.teachers.teacher import Teacher
@@ -49,65 +45,57 @@ from gating.training.stored_logits import can_store_logits
 __all__ = ["note_unless_stock", "prepare"]
 
 
-def prepare(settings: Settings, *, resumes: bool) -> Run:
-    """Check and load everything, and return the run; no file is written before.
+def prepare(settings: Settings, folder: RunFolder) -> Run:
+    """Check and load everything, and return the run; no file of the run is written before the end.
 
     Raises:
-        InputError: The settings do not fit the data, the model, the machine, or the folder.
+        InputError: The settings do not fit the data, the model or the machine.
     """
-    devices = check_devices(settings.values["trainer"])
-    if devices.is_sharded:
-        _check_sharded(settings)
-    found = check_claim(settings.paths, settings=settings.values, resumes=resumes) if is_rank_zero() else ()
-    _check_accounts(settings)
-    check_exports(settings)
+    devices = check_devices(settings.trainer)
+    _check_settings(settings, devices)
     objects = build_objects(settings)
-    if objects.distillation is not None and isinstance(objects.task, HasLoss):
-        raise InputError(
-            "distillation learns from the logits of a teacher, and this task has a loss of its own on a model without "
-            "logits: leave it out. Embeddings learn from a teacher with task.teacher=FOLDER_OR_HUB_NAME."
-        )
     check_frozen(settings, objects, num_processes=devices.num_processes)
-    # The other processes learn the run's folder, which callbacks write to, from this one.
-    phases = build_phases(settings) if is_rank_zero() else {}
+    callbacks = build_phase(settings).callbacks
     pl.seed_everything(settings.seed, verbose=False)
     meta_model = _check_meta_model(settings, objects)
-    examples = load_examples(settings, objects.task)
+    examples = load_examples(settings, objects)
     data = encode_examples(examples, settings, objects, meta_model, num_processes=devices.num_processes)
-    if settings.gradient_checkpointing and objects.objective is not None and isinstance(objects.task, HasLoss):
-        _check_single_pass(data)
-    inputs = _check_inputs(settings, examples, data, resumes=resumes) if is_rank_zero() else {}
+    _check_data(settings, objects, data)
+    inputs = describe_inputs(
+        settings,
+        data.prepared.splits,
+        num_rows={split: len(table) for split, table in examples.splits.items()},
+        classes=list(data.prepared.config.get("id2label", {}).values()),
+    )
+    if folder.resumes and is_rank_zero():
+        check_inputs(folder.path, inputs, allow_changed=objects.data.allow_changed)
     timing = RunTiming.of(objects.latency, data.module)
     timing.check(meta_model)
-    for phase in phases.values():
-        check_monitors(phase.callbacks, data.prepared)
-    check_measured(settings.optimized_metric, data.prepared, num_evaluated=data.num_evaluated)
-    steps = count_steps(settings.values["trainer"], num_batches=data.module.num_batches())
+    check_monitors(callbacks, data.prepared)
+    steps = count_steps(settings.trainer, num_batches=data.module.num_batches())
     state = _load_models(settings, objects, data, meta_model, devices=devices)
-    stores_logits = objects.distillation is not None and _check_outputs(settings, objects, state, data, steps=steps)
+    stores_logits = _check_outputs(settings, objects, state, data, steps=steps)
     state.search_steps = planned_search_steps(settings, objects, total_steps=steps)
     started = time.monotonic()
-    settings, objects = measure_budget(
-        settings, objects, state, data, timing=timing, device=devices.root, resumes=resumes, steps=steps
-    )
+    budget = read_inputs(folder.path)["budget"] if folder.resumes else None
+    if objects.budget.is_measured:
+        batches = steps * settings.trainer["accumulate_grad_batches"]
+        budget = measure_budget(objects, state, data, timing=timing, device=devices.root, known=budget, batches=batches)
+        objects = objects.with_budget({**settings.objective, **budget})
     data.module.shard(devices.num_processes, index=rank())
     # By default the folder is named after the time, which differs between ranks.
-    settings = settings.in_folder(Path(broadcast(str(settings.paths.folder))))
-    locks: list[BaseFileLock] = []
+    folder.path, folder.checkpoints, folder.resumes = broadcast((folder.path, folder.checkpoints, folder.resumes))
+    settings = settings.in_folder(folder.path)
     if is_rank_zero():
-        config = None if resumes else settings.to_yaml()
-        locks = claim_folder(settings.paths, settings=settings.values, config=config, inputs=inputs, found=found)
-    enter_folder(settings.paths.folder)
+        folder.begin(settings.to_yaml(), {**inputs, "budget": budget}, checkpoint=settings.ckpt_path)
     return Run(
         settings=settings,
+        folder=folder,
         objects=objects,
-        phases=phases or build_phases(settings),
         data=data,
         dense_config=config_without_sharding(state.model),
         total_steps=steps,
-        loggers=objects.make_loggers(settings.paths.folder, run_config=settings.values, resume=resumes),
-        is_resumed=resumes,
-        locks=locks,
+        loggers=objects.make_loggers(folder.path, run_config=settings.model_dump(), resume=folder.resumes),
         started=started,
         timing=timing,
         device=devices.root,
@@ -116,9 +104,35 @@ def prepare(settings: Settings, *, resumes: bool) -> Run:
     )
 
 
+def _check_settings(settings: Settings, devices: Devices) -> None:
+    """Check what the machine, the hub and W&B must have for the settings."""
+    if devices.is_sharded:
+        _check_sharded(settings)
+    if is_rank_zero() and settings.push_to_hub is not None:
+        check_login(settings.push_to_hub, setting="push_to_hub")
+    resolve_mode(settings.logger.get("mode", "disabled"))
+    check_exports(settings)
+
+
+def _check_data(settings: Settings, objects: RunObjects, data: RunData) -> None:
+    """Raise ``InputError`` for steps of several forward passes, or for a metric to optimize that is not measured."""
+    if settings.gradient_checkpointing and objects.objective is not None and isinstance(objects.task, HasLoss):
+        _check_single_pass(data)
+    prepared = data.prepared
+    names = list(prepared.all_metrics.keys(keep_base=True))
+    scores = [score.name for score in (prepared.score, prepared.final_score) if score]
+    check_optimized(
+        settings.optimized_metric,
+        # Some metrics have several values, whose names are known after the first validation.
+        metrics=names if all(score in names for score in scores) else None,
+        splits=[short for short, split in (("val", "validation"), ("test", "test")) if data.num_evaluated.get(split)],
+        others=NUMBERS,
+    )
+
+
 def _check_sharded(settings: Settings) -> None:
     """Raise ``InputError`` for settings that need a whole model, and print how to save memory."""
-    precision = str(settings.values["trainer"].get("precision"))
+    precision = str(settings.trainer.get("precision"))
     if is_rank_zero() and precision == "bf16-mixed" and not settings.gradient_checkpointing:
         print(
             "With trainer.precision=bf16-mixed, a bfloat16 copy of all weights stays in each process from the forward "
@@ -126,32 +140,29 @@ def _check_sharded(settings: Settings) -> None:
         )
     if settings.compile:
         raise InputError("compile=true is not supported with trainer=fsdp: leave it out, or use trainer=ddp.")
-    if "Adafactor" in str(settings.values["optimizer"]):
+    if "Adafactor" in str(settings.optimizer):
         raise InputError(
             "optimizer=adafactor has statistics of whole rows and columns, which torch does not compute of shards: use "
             "optimizer=adamw or optimizer=sgd with trainer=fsdp."
         )
-    if settings.values["gates"].get("discover"):
+    if settings.gates.get("discover"):
         raise InputError(
             "gates.discover=true tries removals on the whole model, which trainer=fsdp cuts into shards: describe the "
             "attention class with gating.register_attention_spec instead, or use trainer=ddp."
         )
 
 
-def _check_accounts(settings: Settings) -> None:
-    """Check that the hub and W&B can be used, if the settings name them."""
-    name = settings.values["push_to_hub"]
-    if is_rank_zero() and name is not None:
-        check_login(name, setting="push_to_hub")
-    resolve_mode(settings.values["logger"].get("mode", "disabled"))
-
-
 def _check_meta_model(settings: Settings, objects: RunObjects) -> PreTrainedModel:
     """Check adapters, exports, gates and budget against the model without weights, and return that model."""
+    if objects.distillation is not None and isinstance(objects.task, HasLoss):
+        raise InputError(
+            "distillation learns from the logits of a teacher, and this task has a loss of its own on a model without "
+            "logits: leave it out. Embeddings learn from a teacher with task.teacher=FOLDER_OR_HUB_NAME."
+        )
     meta_model = make_meta_model(objects.source, objects.task.auto_class)
     check_adapters(objects.adapters, objects.source, meta_model)
     check_exportable(settings, meta_model)
-    if settings.values["trainer"].get("strategy") == "fsdp":
+    if settings.trainer.get("strategy") == "fsdp":
         _check_no_layerdrop(meta_model)
     else:
         check_memory(meta_model, title=objects.source.title)
@@ -204,19 +215,6 @@ def note_unless_stock(model: PreTrainedModel, gates: HeadGates) -> None:
         print(f"objective.uniform=true: {error.in_command}")
 
 
-def _check_inputs(settings: Settings, examples: Examples, data: RunData, *, resumes: bool) -> dict[str, Any]:
-    """Return a description of the data and the folders that a run reads, the same as before if it is resumed."""
-    inputs = describe_inputs(
-        settings.values,
-        data.prepared.splits,
-        num_rows={split: len(table) for split, table in examples.splits.items()},
-        classes=list(data.prepared.config.get("id2label", {}).values()),
-    )
-    if resumes:
-        check_inputs(settings.paths.folder, inputs, allow_changed=bool(settings.values["data"].get("allow_changed")))
-    return inputs
-
-
 def _load_models(
     settings: Settings,
     objects: RunObjects,
@@ -231,7 +229,7 @@ def _load_models(
     """
     auto_class, config = objects.task.auto_class, data.prepared.config
     if devices.is_sharded:
-        start_processes(settings.values["trainer"], devices.num_processes)
+        start_processes(settings.trainer, devices.num_processes)
         model = load_sharded(objects.source, auto_class, meta_model, **config)
     else:
         model = objects.source.load(auto_class, **config)
@@ -251,14 +249,15 @@ def _load_models(
         for each in (model, loaded):
             reshard(each)
     if not devices.is_sharded:
-        start_processes(settings.values["trainer"], devices.num_processes)
+        start_processes(settings.trainer, devices.num_processes)
     return state
 
 
 def _check_outputs(settings: Settings, objects: RunObjects, state: RunState, data: RunData, *, steps: int) -> bool:
     """Check the outputs that the distillation compares; return whether the teacher's logits are stored."""
-    assert objects.distillation is not None
+    if objects.distillation is None:
+        return False
     shapes = check_outputs(state.model, data.module.probe_batch(), distillation=objects.distillation)
     reshard(state.model)
-    num_batches = steps * settings.values["trainer"]["accumulate_grad_batches"]
+    num_batches = steps * settings.trainer["accumulate_grad_batches"]
     return can_store_logits(data.module, state.model, shapes, num_batches, store=objects.store_logits)

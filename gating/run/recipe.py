@@ -6,11 +6,9 @@ from gating.errors import explain
 from gating.models.adapters import NoAdapters
 from gating.models.hub import PACKAGE, locate
 from gating.models.sources import Pretrained
-from gating.run.folder.contents import Phase
-from gating.run.folder.own_files import note_models
+from gating.run.folder import Phase
 from gating.run.frozen import trains_weights
 from gating.run.run import Run
-from gating.storage.written import note_written
 
 __all__ = ["write_recipe"]
 
@@ -24,15 +22,13 @@ def write_recipe(run: Run) -> None:
         return
     if not run.settings.freezes(Phase.RECOVERY) and run.recovery_steps:
         return  # A recovery that trains the weights was asked for.
-    place = run.paths.recipe
+    place = run.folder.recipe
     if (reason := _reason_against(run)) is None:
-        note_written(run.paths.folder, place.name)
         try:
             with run.state.summary.timed("recipe"):
                 _save(run)
         except Exception as error:  # Hours of search are not lost for it.
             reason = explain(error).rstrip(".")
-        note_models(run.paths.folder)
     if reason is not None:
         print(f"No recipe is written beside the compact model: {reason}.")
         return
@@ -57,10 +53,9 @@ def _save(run: Run) -> None:
     assert isinstance(source, Pretrained)
     save_recipe(
         state.model,
-        run.paths.recipe,
+        run.folder.recipe,
         base=locate(source.name, revision=source.revision),
         revision=source.revision,
         folded=state.history.folded,
-        # Only an earlier attempt of this run can be there.
         overwrite=True,
     )

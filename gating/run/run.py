@@ -1,7 +1,7 @@
 """A prepared run: settings, objects and data, and the state that its stages change."""
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,25 +9,25 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from filelock import BaseFileLock
 from pytorch_lightning.loggers import Logger
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from gating.distributed.collectives import broadcast, gather_objects, is_rank_zero, rank, world_size
 from gating.gates.freezing import freeze, unfreeze
+from gating.objectives.search import Search
 from gating.report.history import History
 from gating.report.score import Score
 from gating.report.summary import Stage, Summary
+from gating.run.build import RunObjects
 from gating.run.data import RunData
-from gating.run.folder.contents import Phase, RunPaths
+from gating.run.folder import Phase, RunFolder
 from gating.run.frozen import teaches_itself, trains_weights
 from gating.run.latency import RunTiming
-from gating.run.objects import PhaseObjects, RunObjects
-from gating.run.settings.settings import Settings
+from gating.run.settings import Settings
 from gating.sharding.plan import is_sharded, reshard
+from gating.storage.checkpoints import found_checkpoints
 from gating.teachers.teacher import Teacher
-from gating.tracking.position import LogPosition
-from gating.training.checkpoints import recorded_checkpoints, why_unusable
+from gating.training.checkpoints import why_unusable
 from gating.training.evaluation import Tally
 
 __all__ = ["Run", "RunState"]
@@ -44,7 +44,7 @@ class RunState:
         teacher: Dense model to distill from; None without distillation, and before the run has trained it.
         history: Observations at each validation.
         summary: Measurements.
-        log_position: Position in the logs when the current phase began.
+        search: The search that has ended, whose closed gates are not removed yet; None before and after that.
     """
 
     model: PreTrainedModel
@@ -52,7 +52,7 @@ class RunState:
     teacher: Teacher | None = None
     history: History = field(default_factory=History)
     summary: Summary = field(default_factory=Summary)
-    log_position: LogPosition = field(default_factory=dict)
+    search: Search | None = None
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,11 @@ class Run:
     Attributes:
         settings: Its settings.
         objects: Objects that the settings describe.
-        phases: Objects of each training phase.
+        folder: Its folder.
         data: Its data.
         dense_config: Configuration of the model with all heads.
         total_steps: Optimizer steps of search and recovery together.
         loggers: Loggers of all phases but the teacher's.
-        is_resumed: Whether an earlier process began the run.
-        locks: Locks on the run's folders, which rank 0 holds.
         started: Start of this process's training, in seconds of ``time.monotonic``.
         timing: What is timed, and for how long.
         device: Device on which this process trains.
@@ -78,23 +76,16 @@ class Run:
 
     settings: Settings
     objects: RunObjects
-    phases: Mapping[Phase, PhaseObjects]
+    folder: RunFolder
     data: RunData
     dense_config: PreTrainedConfig
     total_steps: int
     loggers: list[Logger]
-    is_resumed: bool
-    locks: Sequence[BaseFileLock]
     started: float
     timing: RunTiming
     device: torch.device
     stores_logits: bool
     state: RunState
-
-    @property
-    def paths(self) -> RunPaths:
-        """Folders of the run."""
-        return self.settings.paths
 
     @property
     def recovery_steps(self) -> int:
@@ -109,7 +100,7 @@ class Run:
 
     def last_checkpoint(self, phase: Phase) -> Path | None:
         """Return the last undamaged checkpoint of a phase, the same on all ranks."""
-        for path in broadcast(recorded_checkpoints(self.paths.of_phase(phase)) if is_rank_zero() else []):
+        for path in broadcast(found_checkpoints(self.folder.of_phase(phase)) if is_rank_zero() else []):
             reason = _why_unusable_on_any_rank(path)
             if reason is None:
                 return path

@@ -7,7 +7,6 @@ from transformers import PreTrainedTokenizerBase
 
 from gating.proof.outputs import evaluating
 from gating.report.tables import print_samples
-from gating.run.folder.contents import SAMPLES
 from gating.run.run import Run
 from gating.sharding.plan import gathered_root
 from gating.tasks.base import Sample, WritesText
@@ -41,7 +40,7 @@ def show_samples(run: Run, samples: list[Sample]) -> None:
     print_samples(Console(), samples)
     log_samples(run.loggers, samples)
     text = "".join(f"{json.dumps(sample, ensure_ascii=False)}\n" for sample in samples)
-    (run.paths.report / SAMPLES).write_text(text, encoding="utf-8")
+    (run.folder.report / "samples.jsonl").write_text(text, encoding="utf-8")
 
 
 def _write(run: Run) -> list[Sample]:

@@ -10,17 +10,16 @@ from transformers import AutoProcessor, PreTrainedModel
 
 from gating.compact.hub import find_folder
 from gating.compact.load import load_compact
+from gating.compact.manifest import write_manifest
 from gating.compact.recipe_base import processor_folder
 from gating.discovery.vocabulary import check_vocabulary
 from gating.errors import InputError, InputTypeError, OperationError, UserError, explain, loading, shorten
 from gating.loader.integrity import check_finite
 from gating.proof.conditions import check_has_values, check_no_adapters
 from gating.serving.formats import FORMATS
-from gating.storage.folders import check_replaceable, replacing_folder
-from gating.storage.results import ResultKind
+from gating.storage.files import check_free, replacing_folder
 
 __all__ = [
-    "EXPORT",
     "EXPORT_RECORD",
     "Exportable",
     "exporting",
@@ -35,16 +34,7 @@ __all__ = [
 # A compact model, its folder, or its name on the hub.
 Exportable = PreTrainedModel | str | os.PathLike[str]
 EXPORT_RECORD = "export.json"
-# Each folder of an export has one of these, and no compact model has any.
-_EXPORT_FILES = (EXPORT_RECORD, "genai_config.json", "openvino_model.xml")
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
-
-
-def _is_export(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in _EXPORT_FILES)
-
-
-EXPORT = ResultKind("export", _is_export, in_command="--overwrite")
 
 
 @contextmanager
@@ -57,12 +47,13 @@ def exporting(
     :func:`~gating.serving.formats.export_compact`.
     """
     FORMATS[format].check_packages()
-    keep = [source_of(model_or_directory)]
-    # It is checked again when it is replaced; loading a model may take long.
-    check_replaceable(place, overwrite=overwrite, kind=EXPORT, keep=keep)
+    source_of(model_or_directory)
+    # It is checked again when it is written; loading a model may take long.
+    check_free(place, overwrite=overwrite)
     model, origin = load_model(model_or_directory, format=format)
-    with replacing_folder(place, overwrite=overwrite, kind=EXPORT, keep=keep) as folder:
+    with replacing_folder(place, overwrite=overwrite) as folder:
         yield model, origin, folder
+        write_manifest(folder)
 
 
 def source_of(model_or_directory: Exportable) -> str | os.PathLike[str]:

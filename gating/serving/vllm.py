@@ -24,8 +24,8 @@ from gating.serving.contexts import steady_context
 from gating.serving.dummy_heads import with_dummy_heads
 from gating.serving.exporting import Exportable, exporting, megabytes_of
 from gating.serving.formats import ServingReport
-from gating.storage.results import MODEL_FILES
-from gating.storage.tables import read_table
+from gating.storage.files import read_table
+from gating.storage.hub import MODEL_FILES
 
 __all__ = ["check_vllm", "export_vllm", "serve_stock"]
 

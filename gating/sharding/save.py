@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from gating.compact.layer_counts import write_layer_counts
+from gating.compact.manifest import write_manifest
 from gating.compact.save import Processor
 from gating.compact.verify import SAVED_TOLERANCE, check_outputs
 from gating.errors import InputError, OperationError
@@ -31,8 +32,7 @@ from gating.report.card import write_card
 from gating.report.rows import CompactReport
 from gating.sharding.copies import meta_copy, tensors_of, whole_class
 from gating.sharding.plan import is_sharded, on_own_device, reshard
-from gating.storage.folders import replacing_folder
-from gating.storage.results import COMPACT_MODEL
+from gating.storage.files import replacing_folder
 from gating.structure.edits import own_part
 
 __all__ = ["has_room_for", "save_sharded"]
@@ -97,7 +97,7 @@ def save_sharded(
         save_directory: Path of the folder.
         tokenizer: The tokenizer, or the image processor.
         report: Measurements for the model card.
-        overwrite: Whether an earlier compact folder may be replaced.
+        overwrite: Whether a folder at this path may be renamed.
         probe: Batch on which outputs of the saved folder, cut over the same processes, are compared with the model's.
         max_file_size: Size of a file of weights, such as ``5GB``.
     """
@@ -128,6 +128,8 @@ def save_sharded(
             write_checksums(folder, places=auto_places(copy))
         torch.distributed.barrier()
         _check_saved(model, folder, probe)
+        if torch.distributed.get_rank() == 0:
+            write_manifest(folder)
     return target
 
 
@@ -181,7 +183,7 @@ def _folder_of_all(target: Path, *, overwrite: bool) -> Iterator[Path]:
         made: list[object] = [None]
         if torch.distributed.get_rank() == 0:
             try:
-                made = [stack.enter_context(replacing_folder(target, overwrite=overwrite, kind=COMPACT_MODEL))]
+                made = [stack.enter_context(replacing_folder(target, overwrite=overwrite))]
             except Exception as error:
                 torch.distributed.broadcast_object_list([error])
                 raise

@@ -8,7 +8,7 @@ from lightning_fabric.loggers.logger import rank_zero_experiment
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 
-from gating.storage.atomic import replacing_file
+from gating.storage.files import replacing_file
 from gating.tracking.contents import CSV_FILES
 
 __all__ = ["CsvLogger", "read_log"]

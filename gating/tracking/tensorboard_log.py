@@ -11,7 +11,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from gating.errors import MissingPackageError
-from gating.storage.folders import is_inside
+
 from gating.storage.written import note_written, written_in
 from gating.tracking.contents import EVENT_FILES, TENSORBOARD
 
@@ -93,5 +93,5 @@ def find_event_files(run: Path) -> list[Path]:
     """Return the event files of a run by the patterns of names in its record; others may lie beside them."""
     patterns, folder = written_in(run) or (), run / TENSORBOARD
     # A link may lead to the events of other runs.
-    found = [path for path in folder.glob(EVENT_FILES) if is_inside(path, run) and not path.is_symlink()]
+    found = [path for path in folder.glob(EVENT_FILES) if not path.is_symlink()]
     return sorted(path for path in found if any(fnmatchcase(f"{TENSORBOARD}/{path.name}", one) for one in patterns))

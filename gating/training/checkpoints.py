@@ -17,7 +17,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from gating.distributed.collectives import all_reduce_max, is_rank_zero
 from gating.errors import InputError
-from gating.storage.atomic import replacing_file
+from gating.storage.files import replacing_file
 from gating.storage.written import note_written, written_in
 from gating.structure.edits import own_part
 from gating.tracking.position import log_position, return_to
@@ -145,13 +145,10 @@ class RunCheckpoint(Callback):
     (Lightning issues 19764, 19617 and 20550).
     """
 
-    def __init__(
-        self, dirpath: str, *, every_n_steps: int | None = None, every_minutes: float | None = 10.0, keep: int = 2
-    ) -> None:
+    def __init__(self, *, every_n_steps: int | None = None, every_minutes: float | None = 10.0, keep: int = 2) -> None:
         """Set when to save, in addition to after each validation and at the end of a phase.
 
         Args:
-            dirpath: Folder of the phase's checkpoints.
             every_n_steps: Number of optimizer steps between checkpoints.
             every_minutes: Number of minutes between checkpoints.
             keep: Number of checkpoints of a phase to keep. With 1 there is no fallback for a damaged checkpoint.
@@ -162,13 +159,17 @@ class RunCheckpoint(Callback):
         for name, value in (("every_n_steps", every_n_steps), ("every_minutes", every_minutes), ("keep", keep)):
             if value is not None and not value > 0:
                 raise InputError(f"callbacks.checkpoint.{name}={value}: give a positive number.")
-        self._folder = Path(dirpath)
+        self._folder = Path()
         self._every_n_steps = every_n_steps
         self._seconds = None if every_minutes is None else 60 * every_minutes
         self._keep = keep
         self._signals: DeferredSignals | None = None
         self._is_between_steps = self._is_due = False
         self._batches_that_stepped: int | None = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Take the folder of the phase, which its trainer has."""
+        self._folder = Path(trainer.default_root_dir)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Defer signals; called after Lightning has installed its own handlers."""

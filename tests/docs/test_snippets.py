@@ -13,7 +13,7 @@ from hydra.core.override_parser.types import IntervalSweep
 from gating.__main__ import _parser
 from gating.families import feed_forward as feed_forward_specs
 from gating.families import registry as families
-from gating.run.command import open_tables
+
 from tests.docs.pages import PAGES, blocks_of, commands_of, write_files
 from tests.docs.setups import SETUPS
 from tests.support.fake_hub import TOKEN, fake_hub

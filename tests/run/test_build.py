@@ -1,20 +1,12 @@
-"""Objects are built once from settings that nothing changes; constructors' refusals name their setting."""
-
-from dataclasses import FrozenInstanceError
-from pathlib import Path
+"""Objects are built from settings that each checks; refusals name their setting."""
 
 import pytest
-from omegaconf import OmegaConf
-from omegaconf.errors import ReadonlyConfigError
 from pytorch_lightning.callbacks import Callback, EarlyStopping
 
-import train
+import gating
 from gating.errors import InputError
-from gating.run.folder.contents import Phase
-from gating.run.objects import build_objects, build_phases
-from gating.run.settings.build import build, call_source, partial_of
-from gating.run.settings.read import read_settings
-from gating.training.checkpoints import RunCheckpoint
+from gating.run.build import DataSettings, build, build_objects, build_phase, load_source
+from gating.run.settings import read_settings
 from tests.support.tiny_run import compose_settings
 
 CALLBACKS = "pytorch_lightning.callbacks"
@@ -29,19 +21,49 @@ def fail(path: str) -> None:
     raise ValueError(f"{path} is not a table")
 
 
+def objects(*given: str):
+    settings = read_settings(compose_settings(["output_dir=x", "data=digits", "task=image_classification", *given]))
+    return build_objects(settings), build_phase(settings)
+
+
+REFUSED = {
+    "+objective.num_head=3": "Did you mean objective.num_heads?",
+    "+objective.schedule.ends=1": "Did you mean objective.schedule.end?",
+    "objective.num_heads=many": "objective.num_heads=many",
+    "objective.num_heads=2.5": "objective.num_heads=2.5",
+    "objective.num_heads=true": "objective.num_heads=True",
+    "'objective.num_heads={cross:many}'": "objective.num_heads=",
+    "objective.schedule.shape=square": "objective.schedule.shape=square",
+    "objective.speedup=0.5": "speedup=0.5 is not above 1",
+    "objective.speedup=2 objective.cost=parameters": "objective.cost=parameters",
+    "objective=l0 +objective.speedup=2 objective.price=x": "objective.price=x",
+    "+optimizer.lrr=1": "Did you mean optimizer.lr?",
+    "optimizer.lr=-1": "optimizer.lr=-1",
+    "optimizer._target_=torch.optim.NAdam +optimizer.momentum_deca=1": "Did you mean optimizer.momentum_decay?",
+    "optimizer._target_=torch.optim.None": "does not exist",
+    "+scheduler.warmpu=1": "Did you mean scheduler.warmup?",
+    "+trainer.max_epoch=1": "Did you mean trainer.max_epochs?",
+    "+callbacks.mine=early": "callbacks.mine",
+    "+callbacks.mine._target_=nope.Nope": "callbacks.mine._target_=nope.Nope does not exist",
+    "+data.lenght=3": "data.lenght",
+    "data.batch_size=x": "data.batch_size=x",
+    "+latency.lenght=5": "Did you mean latency.length?",
+    "~objective.schedule._target_": "schedule",
+}
+
+
+@pytest.mark.parametrize("given", REFUSED)
+def test_a_setting_that_an_object_does_not_take_is_named(given):
+    with pytest.raises(InputError) as caught:
+        objects(*given.replace("'", "").split())
+    assert REFUSED[given].partition("=")[0] in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (
-            {"_target_": f"{CALLBACKS}.ModelCheckpoint", "save_top_k": -5},
-            "^callbacks.mine cannot be used: .*save_top_k",
-        ),
-        (
-            {"_target_": f"{CALLBACKS}.EarlyStopping", "monitor": "x", "mode": "up"},
-            "^callbacks.mine cannot be used: .*up",
-        ),
-        ({"_target_": f"{CALLBACKS}.EarlyStopping"}, "^callbacks.mine cannot be used: .*monitor"),
-        ({"_target_": f"{CALLBACKS}.NoSuchThing"}, "^callbacks.mine cannot be used: .*NoSuchThing"),
+        ({"_target_": f"{CALLBACKS}.ModelCheckpoint", "save_top_k": -5}, "cannot be used: .*save_top_k"),
+        ({"_target_": f"{CALLBACKS}.EarlyStopping"}, r"callbacks\.mine\.monitor is needed"),
         ({"_target_": "gating.Distillation", "weight": 2}, "^weight=2 is not a share"),
     ],
 )
@@ -53,74 +75,28 @@ def test_a_refusal_of_a_constructor_names_the_setting(values, message):
 def test_faults_of_a_constructor_and_of_a_users_function_stay_faults():
     with pytest.raises(ZeroDivisionError):
         build("callbacks.mine", {"_target_": f"{__name__}.Faulty"})
+    source = {"_target_": f"{__name__}.fail", "path": "a.csv"}
     with pytest.raises(ValueError, match=r"^a\.csv is not a table$") as caught:
-        call_source("data", {"_target_": f"{__name__}.fail", "path": "a.csv"})
+        load_source(DataSettings(source, {}, {}, None, False))
     assert not isinstance(caught.value, InputError)
 
 
-def test_a_users_function_is_called_with_arguments_that_it_has():
-    with pytest.raises(InputError, match=r"^data cannot be used: .*missing a required argument: 'path'"):
-        call_source("data", {"_target_": f"{__name__}.fail"})
-
-
 def test_a_partial_object_takes_the_remaining_arguments():
-    make = partial_of("callbacks.mine", {"_target_": f"{CALLBACKS}.EarlyStopping", "patience": 7})
+    make = build("callbacks.mine", {"_target_": f"{CALLBACKS}.EarlyStopping", "patience": 7}, partial=True)
     assert make(monitor="val/loss").patience == 7
 
 
-@pytest.fixture
-def cfg(tmp_path):
-    return compose_settings(["objective.num_heads=4", f"output_dir={tmp_path}/out"])
-
-
-def test_reading_leaves_the_configuration_as_it_was(cfg):
-    before = OmegaConf.to_yaml(cfg)
-    read_settings(cfg, groups=train.GROUPS)
-    assert OmegaConf.to_yaml(cfg) == before
-
-
-def test_settings_do_not_change(cfg, tmp_path):
-    settings = read_settings(cfg, groups=train.GROUPS)
-    with pytest.raises(FrozenInstanceError):
-        settings.seed = 5  # type: ignore[misc]
-    with pytest.raises(ReadonlyConfigError):
-        settings._composed.seed = 5
-    settings.values["objective"]["num_heads"] = 5
-    assert settings.values["objective"]["num_heads"] == 4
-    assert settings.with_budget({"num_heads": 5}).values["objective"]["num_heads"] == 5
-    moved = settings.in_folder(tmp_path / "moved")
-    assert moved.paths.checkpoints == tmp_path / "moved" / "checkpoints"
-    assert settings.paths.folder == tmp_path / "out"
-    assert "num_heads: 4" in moved.to_yaml()
-
-
-def test_the_time_of_day_is_read_once():
-    settings = read_settings(compose_settings([]), groups=train.GROUPS)
-    assert not settings.has_own_folder
-    folders = {settings.paths.folder, settings.with_budget({"num_heads": 3}).paths.folder}
-    assert folders | {Path(settings.of_phase(Phase.SEARCH)["output_dir"])} == folders
-    assert len(folders) == 1
-
-
-def test_each_phase_has_objects_of_its_own(cfg, tmp_path):
-    settings = read_settings(cfg, groups=train.GROUPS)
-    phases = build_phases(settings)
-    assert list(phases) == ["teacher", "dense", "search", "recovery"]
-    folders = {
-        callback._folder for objects in phases.values() for callback in objects.callbacks if _is_checkpoint(callback)
-    }
-    assert folders == {tmp_path / "out" / "checkpoints" / phase for phase in phases}
-    assert build_objects(settings).objective is not None
-
-
-def test_a_callback_of_the_command_is_built_for_each_phase(tmp_path):
+def test_each_phase_has_objects_of_its_own(tmp_path):
     mine = f"+callbacks.mine={{_target_: {CALLBACKS}.EarlyStopping, monitor: val/loss}}"
-    phases = build_phases(read_settings(compose_settings([mine, f"output_dir={tmp_path}"]), groups=train.GROUPS))
-    found = [
-        callback for objects in phases.values() for callback in objects.callbacks if isinstance(callback, EarlyStopping)
-    ]
-    assert len({id(callback) for callback in found}) == 4
+    settings = read_settings(compose_settings([mine, f"output_dir={tmp_path}"]))
+    found = [one for _ in range(2) for one in build_phase(settings).callbacks if isinstance(one, EarlyStopping)]
+    assert len({id(callback) for callback in found}) == 2
 
 
-def _is_checkpoint(callback: Callback) -> bool:
-    return isinstance(callback, RunCheckpoint)
+def test_settings_go_to_the_source_the_task_and_the_batches():
+    made, phase = objects("data.batch_size=4", "objective.num_heads=18")
+    assert made.data.source == {"_target_": "gating.data.sources.load_digits", "seed": 0}
+    assert made.data.batching["batch_size"] == 4
+    assert isinstance(made.objective, gating.ExactBudget)
+    assert phase.optimizer.lr == 1e-4
+    assert objects("objective=none", "+objective.num_heads=3")[0].objective is None

@@ -5,20 +5,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from gating.run.settings import read_settings
 from safetensors.torch import load_file
 
 import gating
 from gating.errors import InputError
 from gating.models.adapters import LoRA, NoAdapters
 from gating.models.sources import NewModel, Pretrained
-from gating.run import recipe, stages
+from gating.run import phases, recipe
+from gating.run.build import build_objects
 from gating.run.frozen import check_frozen
-from gating.run.objects import build_objects
-from gating.run.settings.read import read_settings
 from tests.support.interruptions import Interrupted, at_batch, end_of, interrupt, run_in
 from tests.support.tiny_models import assert_same_state, state_of
 from tests.support.tiny_run import compose_settings
-from train import GROUPS
 
 pytestmark = pytest.mark.runs
 
@@ -33,15 +32,15 @@ def run_frozen(folder, inputs, *settings):
 @pytest.mark.first
 def test_all_steps_are_the_search_and_what_stays_has_the_weights_of_the_model(inputs, tmp_path, monkeypatch, capsys):
     seen = {}
-    remove = stages.remove_heads
+    remove = phases.remove
 
-    def remember(run, search):
+    def remember(run):
         seen["weights"] = {name: one.clone() for name, one in run.state.model.state_dict().items()}
         seen["teacher"] = run.state.teacher
         seen["is_trained"] = all(one.requires_grad for one in run.state.model.parameters())
-        remove(run, search)
+        remove(run)
 
-    monkeypatch.setattr("gating.run.execute.remove_heads", remember)
+    monkeypatch.setattr("gating.run.execute.remove", remember)
     settings = ("optimizer.freeze=true", "distillation=logits", "objective=deterministic")
     num_steps, numbers = run_frozen(tmp_path / "run", inputs, *settings)
     assert num_steps == numbers["search_steps"] == 12
@@ -50,7 +49,6 @@ def test_all_steps_are_the_search_and_what_stays_has_the_weights_of_the_model(in
     assert f"is in {tmp_path / 'run' / 'recipe'}\n" in printed
     loaded = gating.load_compact(tmp_path / "run" / "recipe")
     assert_same_state(loaded, state_of(gating.load_compact(tmp_path / "run" / "compact")))
-    assert any(line.startswith("recipe sha256=") for line in (tmp_path / "run" / ".written").read_text().splitlines())
     source = next(item.partition("=")[2] for item in inputs if item.startswith("model.name="))
     for name, tensor in load_file(f"{source}/model.safetensors").items():
         assert torch.equal(seen["weights"][name], tensor), name
@@ -108,8 +106,8 @@ def test_a_resumed_run_replaces_its_own_recipe_alone(inputs, tmp_path, monkeypat
 def test_runs_without_a_recipe_say_why(source, adapters, is_sharded, reason, tmp_path, capsys):
     objects = SimpleNamespace(source=source, adapters=adapters)
     settings = SimpleNamespace(freezes=lambda _: True)
-    paths = SimpleNamespace(folder=tmp_path, recipe=tmp_path / "recipe")
-    run = SimpleNamespace(objects=objects, settings=settings, is_sharded=is_sharded, recovery_steps=0, paths=paths)
+    folder = SimpleNamespace(path=tmp_path, recipe=tmp_path / "recipe")
+    run = SimpleNamespace(objects=objects, settings=settings, is_sharded=is_sharded, recovery_steps=0, folder=folder)
     recipe.write_recipe(run)
     assert f"No recipe is written beside the compact model: {reason}" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
@@ -117,7 +115,7 @@ def test_runs_without_a_recipe_say_why(source, adapters, is_sharded, reason, tmp
 
 def checked(inputs, *settings, num_processes=1):
     """Check the settings of a run; return them and its objects."""
-    read = read_settings(compose_settings([*inputs, *settings]), groups=GROUPS)
+    read = read_settings(compose_settings([*inputs, *settings]))
     objects = build_objects(read)
     check_frozen(read, objects, num_processes=num_processes)
     return read, objects

@@ -5,9 +5,10 @@ import json
 import pytest
 
 import train
-from gating.run.folder.optimized import check_optimized, optimized_value
+from gating.report.summary import NUMBERS
+from gating.run.result import Result, check_optimized
 from tests.support.interruptions import end_of
-from tests.support.tiny_run import checked_settings, compose_settings, make_inputs
+from tests.support.tiny_run import compose_settings, make_inputs
 
 
 @pytest.fixture
@@ -19,29 +20,29 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize(("name", "value"), [(None, 0.5), ("test/f1", 0.25), ("num_heads", 4), ("val/pearson", None)])
 def test_value_is_that_of_the_name(name, value, folder):
-    assert optimized_value(folder, name) == value
+    assert Result.read(folder).value(name) == value
 
 
 def test_a_run_without_validation_has_no_value(tmp_path):
     (tmp_path / "metrics.json").write_text('{"metric": "f1", "num_heads": 4}')
-    assert optimized_value(tmp_path, None) is None
+    assert Result.read(tmp_path).value(None) is None
 
 
 @pytest.mark.parametrize("name", ["val/f2", "machine"])
 def test_unknown_metrics_are_refused_with_the_available_ones(name, folder):
-    with pytest.raises(ValueError, match=r"which has num_heads, test/f1, val/f1, val/pearson\. Give one of these"):
-        optimized_value(folder, name)
+    with pytest.raises(ValueError, match=r"Did you mean val/f1|There are num_heads"):
+        Result.read(folder).value(name)
 
 
 @pytest.mark.parametrize("name", [None, "val/f1", "search/val/f1", "dense/test/f1", "speedup", "num_heads/encoder"])
 def test_names_that_can_be_there_pass(name):
-    check_optimized(name)
+    check_optimized(name, metrics=["f1"], splits=["val", "test"], others=NUMBERS)
 
 
-@pytest.mark.parametrize("name", ["accuracy", "validation/accuracy", "train/loss", "val/", "stage/val/f1"])
-def test_names_that_cannot_be_there_are_refused_with_the_settings(name):
-    with pytest.raises(ValueError, match=f"optimized_metric={name} is not a name in metrics.json"):
-        checked_settings([f"optimized_metric='{name}'"])
+@pytest.mark.parametrize("name", ["accuracy", "validation/accuracy", "train/loss", "val/", "val/f2"])
+def test_names_that_cannot_be_there_are_refused(name):
+    with pytest.raises(ValueError, match="is not measured by this run"):
+        check_optimized(name, metrics=["f1"], splits=["val"], others=NUMBERS)
 
 
 @pytest.mark.runs
@@ -53,5 +54,5 @@ def test_a_finished_run_returns_its_value_again_and_is_not_lost_for_a_wrong_name
     assert end_of(run, inputs, "resume=auto", "optimized_metric=test/accurac") == 1
     assert "is not in" in (error := capsys.readouterr().err)
     assert "test/accuracy" in error
-    again = compose_settings([*inputs, f"output_dir={run}", "logger=csv", "resume=auto", "optimized_metric=num_heads"])
-    assert train.guarded_run(again) == numbers["num_heads"] == 4
+    again = [f"resume={run}", "optimized_metric=num_heads"]
+    assert train.guarded_run(compose_settings(again), again) == numbers["num_heads"] == 4

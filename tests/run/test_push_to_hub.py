@@ -9,8 +9,8 @@ from huggingface_hub import ModelCard
 
 from gating.report.metadata import describe_data
 from gating.run import outcome
-from gating.run.folder.state import is_finished
-from gating.storage.transfer import upload
+from gating.run.folder import is_finished
+from gating.storage.hub import upload
 from tests.support.fake_hub import TOKEN, fake_hub
 from tests.support.interruptions import end_of, run_in
 from tests.support.tiny_run import make_inputs

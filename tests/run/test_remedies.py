@@ -9,7 +9,7 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 
 import gating
 from gating.errors import explain
-from gating.run.settings.options import naming_settings
+from gating.run.build import naming_settings
 
 
 def ask_for_heads_that_groups_cannot_keep() -> None:

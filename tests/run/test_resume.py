@@ -13,9 +13,8 @@ import train
 from benchmarks.faults.outcome import Outcome
 from gating.pruning.latency.costs import LatencyCosts
 from gating.report.summary import Summary
-from gating.run import execute, measured_budget, stages
-from gating.run.folder.state import is_finished
-from gating.storage.written import note_written
+from gating.run import execute, measured_budget, phases
+from gating.run.folder import is_finished
 from gating.training.module import FineTuning
 from tests.support.interruptions import Interrupted, at_batch, end_of, interrupt, run_in, steps_of_checkpoints
 from tests.support.tiny_run import compose_settings
@@ -96,8 +95,8 @@ def test_runs_that_are_interrupted_on_and_on_end_as_if_they_had_not_been(variant
 
 
 BETWEEN = {
-    "before heads are removed": (execute, "remove_heads"),
-    "before the removal is on the disk": (stages, "_save_removed"),
+    "before heads are removed": (execute, "remove"),
+    "before the removal is on the disk": (phases, "_save_removed"),
     "before the export": (execute, "export"),
     "before the numbers": (Summary, "write"),
 }
@@ -187,7 +186,6 @@ def test_checkpoints_of_other_phases_are_skipped(inputs, whole, tmp_path):
     recovery, removed = folder / "checkpoints" / "recovery", folder / "checkpoints" / "removed"
     shutil.copy(removed / "step-9.ckpt", recovery / "step-11.ckpt")
     torch.save({"x": 1}, recovery / "step-12.ckpt")
-    note_written(recovery, "step-11.ckpt", "step-12.ckpt")
     run_in(folder, inputs, "resume=auto")
     assert_same_end(folder, whole)
 
@@ -248,18 +246,8 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(inputs, whole, tmp_path, ca
         f"error: {place / 'step-8.ckpt'} cannot be written: file too large. Make room there.\n"
         f"Resume the run: python train.py resume={folder}\n"
     )
-    assert {path.name for path in place.iterdir()} == {"step-4.ckpt", ".written"}
+    assert {path.name for path in place.iterdir()} == {"step-4.ckpt"}
     run_in(folder, inputs, "resume=auto")
-    assert_same_end(folder, whole)
-
-
-def test_going_back_to_a_checkpoint_discards_later_results(inputs, whole, tmp_path):
-    folder = tmp_path / "run"
-    with at_batch(11, interrupt), pytest.raises(Interrupted):
-        run_in(folder, inputs, EACH_STEP)
-    with at_batch(99, interrupt) as steps:
-        run_in(folder, inputs, f"ckpt_path={folder}/checkpoints/search/step-8.ckpt")
-    assert steps == [8, 9, 10, 11]
     assert_same_end(folder, whole)
 
 
@@ -271,7 +259,7 @@ def test_auto_finds_the_latest_unfinished_run_with_the_same_settings(inputs, who
     for name, settings in {"1": [], "2": [], "3": ["seed=4"]}.items():
         with at_batch(6, interrupt), pytest.raises(Interrupted):
             run_in(Path("outputs/today") / name, inputs, *settings)
-    train.run(compose_settings([*inputs, "logger=csv", "resume=auto"]))
+    train.run(compose_settings([*inputs, "logger=csv", "resume=auto"]), ["resume=auto"])
     assert [name for name in "123" if is_finished(tmp_path / "outputs" / "today" / name)] == ["2"]
     assert_same_end(tmp_path / "outputs" / "today" / "2", whole)
     with at_batch(1, interrupt), pytest.raises(Interrupted):
@@ -282,7 +270,7 @@ def test_auto_finds_the_latest_unfinished_run_with_the_same_settings(inputs, who
 def test_a_speedup_is_not_measured_again(inputs, tmp_path, monkeypatch):
     costs = LatencyCosts({"heads": 0.6}, fixed=0.4, fastest=3.0)
     monkeypatch.setattr(measured_budget, "measure_latency_costs", lambda gates, timer: costs)
-    monkeypatch.setattr(stages, "kept_at_speedup", lambda run, objective, gates: objective.kept(gates))
+    monkeypatch.setattr(phases, "kept_at_speedup", lambda run, objective, gates: objective.kept(gates))
     settings = [*[x for x in inputs if not x.startswith("objective.")], "objective.speedup=2"]
     with at_batch(3, interrupt), pytest.raises(Interrupted):
         run_in(tmp_path / "run", settings)

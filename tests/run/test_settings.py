@@ -1,116 +1,144 @@
-"""Validation of settings by the signatures of their targets."""
+"""Settings are read once: those of a resumed run come from its folder, and mistakes are told by their dotted names."""
+
+import shutil
+from pathlib import Path
 
 import pytest
 
-import gating
-from gating.run.settings.check import check_settings, take_arguments
-from tests.support.tiny_run import checked_settings
+from gating.errors import UserError
+from gating.run.folder import stored_settings
+from gating.run.settings import read_settings
+from tests.support.resumed import change, recalled, resume
+from tests.support.tiny_run import checked_settings, compose_settings
 
-RUN = {"output_dir": "out", "overwrite": False, "seed": 1, "recovery": 0.25}
+CALLBACK = "pytorch_lightning.callbacks.ModelSummary"
 
-GROUPS = {"elsewhere", "objective", "trainer", "words"}
+REFUSED = {
+    "seed=-1": "seed=-1 cannot be used",
+    "seed=abc": "seed=abc cannot be used",
+    "seed=1.0": "seed=1.0 cannot be used",
+    "recovery=1.5": "recovery=1.5",
+    "compile=perhaps": "compile=perhaps",
+    "exports=[onxx]": "exports",
+    "+overwrit=true": "Did you mean overwrite?",
+    "output_dir=": "output_dir=",
+    "output_dir=${nope}": "nope",
+    "resume=[a,b]": "no run in",
+    "resume=nowhere": "no run in",
+    "ckpt_path=nowhere.ckpt": "no such file",
+    "data=files": "data.train is needed",
+    "data=files data.train=nowhere.tsv": "data.train=",
+    "model=pretrained model.name=./nowhere": "model.name=./nowhere",
+    "~task": "task is missing",
+    "sweep.max_drop=-1": "max_drop=-1",
+}
 
 
-def budget(**values):
-    return {"objective": {"_target_": "gating.ExactBudget", **values}}
+@pytest.mark.parametrize("given", REFUSED)
+def test_a_wrong_setting_is_named(given, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        checked_settings(given.split())
+    assert REFUSED[given] in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_settings_of_a_run_do_not_change(tmp_path):
+    settings = read_settings(compose_settings([f"output_dir={tmp_path}/out"]))
+    with pytest.raises(ValueError, match="frozen"):
+        settings.seed = 5
+    moved = settings.in_folder(tmp_path / "moved")
+    assert moved.checkpoints == tmp_path / "moved" / "checkpoints"
+    assert settings.folder == tmp_path / "out"
+
+
+def test_given_settings_are_on_top_of_those_of_the_folder(moved):
+    stored = stored_settings(moved)
+    taken = recalled(moved, "callbacks.checkpoint.keep=1", "data.num_workers=2", "+trainer.benchmark=null")
+    assert taken["callbacks"]["checkpoint"] == {**stored["callbacks"]["checkpoint"], "keep": 1}
+    assert taken["data"] == {**stored["data"], "num_workers": 2}
+    assert taken["trainer"] == {**stored["trainer"], "benchmark": None}
+    assert taken["logger"] == stored["logger"]
+    assert taken["output_dir"] == str(moved)
+    assert taken["paths"]["checkpoints"] == str(moved / "checkpoints")
+    assert recalled(moved, "callbacks=none")["callbacks"] == {}
+
+
+DIFFERENT = {
+    "objective.num_heads=2": "has objective.num_heads=4, and this command objective.num_heads=2",
+    "recovery=0.5": "has recovery=0.25, and this command recovery=0.5",
+    "convergence=null": "convergence",
+    "+trainer.benchmark=true": "trainer.benchmark=True",
+    "trainer.limit_train_batches=1": "trainer.limit_train_batches=1",
+    "objective=random": "and this command objective",
+    "callbacks=early_stopping": "callbacks.early_stopping",
+    "output_dir=elsewhere": "leave it out",
+}
+
+
+@pytest.mark.parametrize("given", DIFFERENT)
+def test_a_setting_that_changes_the_results_must_be_the_same(given, moved, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        recalled(moved, given)
+    assert DIFFERENT[given] in str(caught.value)
+
+
+EVIL = {"_target_": "os.system", "command": "touch evil"}
+CODE = {
+    "a shell": {"callbacks__evil": EVIL},
+    "in the place of a class": {"optimizer___target_": "torch.utils.collect_env.run"},
+    "deep inside": {"trainer__plugins": {"a": {"b": EVIL}}},
+    "an interpolation": {"model__tokenizer": "${oc.env:HOME}"},
+    "pickles": {"model__use_safetensors": False},
+    "remote code": {"model__config": {"text_config": {"auto_map": {"a": "b"}}}},
+}
+
+
+@pytest.mark.parametrize("how", CODE)
+def test_code_that_a_folder_names_must_be_named_by_the_command(how, moved):
+    change(moved, **CODE[how])
+    with pytest.raises(UserError, match=r"give it again: python train\.py resume=.* \W?\+\+"):
+        recalled(moved)
+
+
+def test_a_module_of_ours_is_no_way_to_other_code(moved, capsys):
+    change(moved, callbacks__evil={"_target_": "gating.run.folder.os.system", "command": "touch evil"})
+    assert resume(moved) == 1
+    assert "gating.run.folder.os.system is of posix" in capsys.readouterr().err
+
+
+def test_a_class_that_the_command_names_is_trusted(moved):
+    change(moved, callbacks__mine={"_target_": "mine.Callback"})
+    assert recalled(moved, "++callbacks.mine._target_=mine.Callback")["callbacks"]["mine"]["_target_"]
+    assert "mine" not in recalled(moved, "callbacks=default")["callbacks"]
+    change(moved, callbacks__mine={"_target_": CALLBACK, "max_depth": 2})
+    assert recalled(moved)["callbacks"]["mine"]["max_depth"] == 2
+
+
+def test_a_secret_can_be_given_again(moved):
+    change(moved, model__tokenizer="***")
+    with pytest.raises(ValueError, match=r"lacks the secret in model\.tokenizer"):
+        recalled(moved)
+    assert recalled(moved, "model.tokenizer=x")["model"]["tokenizer"] == "x"
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [
-        RUN,
-        budget(num_heads=18, keep=None),
-        budget(num_heads=None, keep=0.25),
-        budget(keep=1),
-        budget(schedule={"_target_": "gating.BudgetSchedule", "start": 0, "end": 0.5, "shape": "cubic"}),
-        {"objective": {"_target_": "gating.FixedPrice", "price": 2}},
-        {"elsewhere": {"_target_": "torch.nn.Linear", "nonsense": "is not ours to judge"}},
-        {"words": {"no_target": "at all"}},
-    ],
+    "text", ["", "seed: [", "- 1", "objective: null", "\x00", "a: !!python/object/apply:os.getcwd []"]
 )
-def test_good_settings_pass(settings):
-    check_settings(settings, groups=GROUPS, also={})
+def test_damaged_settings_are_named(text, moved):
+    (moved / "config.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"config\.yaml"):
+        recalled(moved)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        (budget(num_heads="many"), "objective.num_heads=many cannot be used: .*integer"),
-        (budget(num_heads=2.5), r"objective.num_heads=2\.5 cannot be used"),
-        (budget(num_heads="18"), "objective.num_heads=18 cannot be used"),
-        (budget(num_heads=4.0), r"objective.num_heads=4\.0 cannot be used: give an integer, such as .*num_heads=4\."),
-        ({**RUN, "seed": 1.0}, r"^seed=1\.0 cannot be used: give an integer, such as seed=1\."),
-        (budget(num_heads=[1]), r"objective.num_heads=\[1\] cannot be used"),
-        (budget(num_heads=True), "objective.num_heads=True cannot be used"),
-        (budget(num_heads={"cross": "many"}), "objective.num_heads=.*valid integer"),
-        (budget(keep="a quarter"), "objective.keep=a quarter cannot be used"),
-        (budget(schedule={"_target_": "gating.BudgetSchedule", "end": "late"}), "objective.schedule.end=late"),
-        (budget(schedule={"_target_": "gating.BudgetSchedule", "shape": "square"}), "objective.schedule.shape=square"),
-        ({**RUN, "seed": -1}, "^seed=-1 cannot be used"),
-        ({**RUN, "seed": "abc"}, "^seed=abc cannot be used"),
-        ({**RUN, "recovery": 1}, "^recovery=1 cannot be used"),
-        ({**RUN, "overwrite": "perhaps"}, "^overwrite=perhaps cannot be used"),
-    ],
-)
-def test_a_value_of_the_wrong_kind_is_refused_by_its_dotted_name(settings, message):
-    with pytest.raises(ValueError, match=message):
-        check_settings(settings, groups=GROUPS, also={})
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        (budget(num_head=18), r"no setting objective\.num_head\. Did you mean objective\.num_heads\?"),
-        (
-            budget(qqq=18),
-            r"no setting objective\.qqq\. There are cost, keep, min_per_layer, .*neurons, schedule, uniform",
-        ),
-        (
-            budget(schedule={"_target_": "gating.BudgetSchedule", "begin": 0.1}),
-            r"no setting objective\.schedule\.begin",
-        ),
-    ],
-)
-def test_an_unknown_setting_is_refused_with_the_known_ones(settings, message):
-    with pytest.raises(ValueError, match=message):
-        check_settings(settings, groups=GROUPS, also={})
-
-
-def test_a_missing_setting_is_refused_with_the_way_to_give_it():
-    with pytest.raises(ValueError, match=r"objective\.num_heads is needed: add objective\.num_heads=\.\.\."):
-        check_settings(budget(num_heads="???"), groups=GROUPS, also={})
-
-
-def test_a_text_in_place_of_a_callback_is_refused():
-    with pytest.raises(ValueError, match=r"^callbacks\.mine=early cannot be used"):
-        check_settings({"callbacks": {"mine": "early"}}, groups={"callbacks"}, also={})
-
-
-def test_a_target_that_does_not_exist_is_refused():
-    with pytest.raises(ValueError, match=r"_target_=gating\.NoSuchThing does not exist"):
-        check_settings({"objective": {"_target_": "gating.NoSuchThing"}}, groups=GROUPS, also={})
-
-
-def test_settings_of_a_group_may_go_to_another_function_too():
-    def other(*, speed: int = 1) -> None:
-        pass
-
-    check_settings(budget(num_heads=3, speed=2), groups=GROUPS, also={"objective": [other]})
-    with pytest.raises(ValueError, match=r"objective\.speed=fast cannot be used"):
-        check_settings(budget(speed="fast"), groups=GROUPS, also={"objective": [other]})
-
-
-def test_a_speedup_needs_an_objective_with_a_budget():
-    with pytest.raises(ValueError, match=r"needs an objective with a budget, .* does not take keep and cost"):
-        checked_settings(["objective=l0", "+objective.speedup=2"])
-
-
-def test_checking_builds_nothing():
-    # A budget of zero heads has the right type; whether it fits is for the model to say.
-    check_settings(budget(num_heads=0), groups=GROUPS, also={})
-
-
-def test_arguments_of_a_function_are_taken_out():
-    settings = {"price": 2.0, "other": 1}
-    assert take_arguments(gating.FixedPrice, settings) == {"price": 2.0}
-    assert settings == {"other": 1}
+def test_paths_are_absolute_and_follow_the_folder(begun, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("table.tsv").write_text("text\tlabel\n")
+    given = ["data=files", "data.train=table.tsv", "data.validation=[table.tsv]", "output_dir=out"]
+    values = checked_settings(given)
+    assert values["data"]["train"] == str(tmp_path / "table.tsv")
+    assert values["data"]["validation"] == [str(tmp_path / "table.tsv")]
+    assert values["output_dir"] == str(tmp_path / "out")
+    copy = shutil.copytree(begun, tmp_path / "copy")
+    assert stored_settings(copy)["paths"]["checkpoints"] == str(tmp_path / "copy" / "checkpoints")

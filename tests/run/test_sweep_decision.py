@@ -8,13 +8,13 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+from gating.run.command import prepare_arguments
+from gating.run.settings.read import read_settings
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 import train
-from gating.run.command import prepare_arguments
-from gating.run.objects import build_objects
-from gating.run.settings.read import read_settings
+from gating.run.build import build_objects
 from gating.run.sweep import records, results
 from gating.run.sweep.callback import SweepReport
 from gating.run.sweep.comparable import dense_metrics
@@ -136,7 +136,7 @@ def test_each_job_of_each_sweep_has_settings_that_fit(sweep, monkeypatch, tmp_pa
     units = []
 
     def begin(cfg):
-        objects = build_objects(read_settings(cfg, groups=train.GROUPS))
+        objects = build_objects(read_settings(cfg))
         units.append(objects.make_gates.keywords["units"] if objects.objective else None)
 
     monkeypatch.setattr("train.run", begin)

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 import gating
 import train
 from gating.pruning.latency.costs import LatencyCosts
-from gating.run import measured_budget, stages
+from gating.run import measured_budget, phases
 from tests.support.family_models import FAMILIES
 from tests.support.tiny_run import compose_settings, run_command
 
@@ -205,7 +205,7 @@ def test_a_speedup_becomes_a_share_of_latency(inputs, tmp_path, monkeypatch, cap
     costs = LatencyCosts({"heads": 0.6}, fixed=0.31, fastest=3.0, open_blocks={"heads": 0.09})
     monkeypatch.setattr(measured_budget, "measure_latency_costs", lambda gates, timer: costs)
     # The times of tiny models are noise.
-    monkeypatch.setattr(stages, "kept_at_speedup", lambda run, objective, gates: objective.kept(gates))
+    monkeypatch.setattr(phases, "kept_at_speedup", lambda run, objective, gates: objective.kept(gates))
     overrides = [x for x in inputs if not x.startswith("objective.")]
     prices = f"latency.price_blocks={str(price_blocks).lower()}"
     numbers = run_here([*overrides, "objective.speedup=1.5", prices], tmp_path / "out")

@@ -18,12 +18,12 @@ from gating.distributed.collectives import rank
 from gating.run import execute
 from gating.training.module import FineTuning
 
-remove_heads, training_step = execute.remove_heads, FineTuning.training_step
+remove, training_step = execute.remove, FineTuning.training_step
 batches = itertools.count(1)
 
 
-def remember_kept_heads(run, search):
-    remove_heads(run, search)
+def remember_kept_heads(run):
+    remove(run)
     kept = {block.name: list(block.head_ids) for block in find_attention_blocks(run.state.model)}
     weights = float(sum(weight.double().abs().sum() for weight in run.state.model.state_dict().values()))
     Path(f"kept-{rank()}.json").write_text(json.dumps([kept, weights]))
@@ -46,6 +46,6 @@ def let_it_happen(self, batch, batch_idx):
 
 
 if __name__ == "__main__":
-    execute.remove_heads = remember_kept_heads
+    execute.remove = remember_kept_heads
     FineTuning.training_step = let_it_happen
     train.main()

@@ -21,13 +21,15 @@ def interrupt() -> None:
 
 def run_in(folder: Path, inputs: list[str], *settings: str) -> None:
     """Run to the end."""
-    train.run(compose_settings([*inputs, "logger=csv", f"output_dir={folder}", *settings]))
+    overrides = [*inputs, "logger=csv", f"output_dir={folder}", *settings]
+    train.run(compose_settings(overrides), overrides)
 
 
 def end_of(folder: Path, inputs: list[str], *settings: str) -> int | str | None:
     """Run as the command does, and return its exit code."""
+    overrides = [*inputs, "logger=csv", f"output_dir={folder}", *settings]
     try:
-        train.guarded_run(compose_settings([*inputs, "logger=csv", f"output_dir={folder}", *settings]))
+        train.guarded_run(compose_settings(overrides), overrides)
     except SystemExit as end:
         return end.code
     return 0

@@ -6,9 +6,8 @@ from typing import Any
 import yaml
 
 import train
-from gating.run.settings.recall import with_recalled
-from gating.run.settings.settings import as_plain
-from tests.support.tiny_run import ROOT, compose_settings
+from gating.run.settings import read_settings
+from tests.support.tiny_run import compose_settings
 
 
 def resume(folder: Path, *settings: str) -> int | str | None:
@@ -22,8 +21,9 @@ def resume(folder: Path, *settings: str) -> int | str | None:
 
 
 def recalled(folder: Path, *settings: str) -> dict[str, Any]:
+    """Return the settings of a run that is resumed."""
     overrides = [f"resume={folder}", *settings]
-    return with_recalled(as_plain(compose_settings(overrides)), overrides, conf=ROOT / "conf")
+    return read_settings(compose_settings(overrides), overrides).model_dump()
 
 
 def change(folder: Path, **settings: Any) -> None:

@@ -77,7 +77,7 @@ def _let_it_happen(patch: pytest.MonkeyPatch, which: str, place: str, number: st
     owner, name = {
         "batch": (FineTuning, "training_step"),
         "write": (shards, "_flush_and_hash"),
-        "removal": (execute, "remove_heads"),
+        "removal": (execute, "remove"),
         "export": (execute, "export"),
     }[place]
     wrapped, calls = getattr(owner, name), []

@@ -11,8 +11,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer, LlamaConfig, LlamaForCausalLM
 
-import train
-from gating.run.settings.read import read_settings
+from gating.run.settings import read_settings
 from tests.support.warm_python import warm_python
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,7 +87,7 @@ def compose_settings(overrides: list[str]) -> DictConfig:
 
 def checked_settings(overrides: Sequence[str]) -> dict[str, Any]:
     """Compose the settings of a command as plain values, checked as the command does."""
-    return read_settings(compose_settings(overrides), groups=train.GROUPS).values
+    return read_settings(compose_settings(list(overrides)), overrides).model_dump()
 
 
 def run_command(

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gating.objectives.budget import DEFAULT_KEEP
-from gating.run.folder.effect import has_effect, shown_value
-from gating.run.folder.stored_settings import MEASURED
-from gating.run.settings.settings import is_dense
+
+MEASURED = ("keep", "cost")
+from gating.run.settings import has_effect, is_dense, shown_value
 from gating.storage.same_settings import leaves
 
 __all__ = ["as_text", "budget_text", "differing", "of_group", "settings_texts", "units_text"]

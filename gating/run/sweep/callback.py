@@ -14,7 +14,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from gating.errors import InputError, explain, is_input_error
-from gating.run.folder.contents import is_run
+from gating.run.folder import is_run
 from gating.run.sweep.records import JOBS, NUMBERS, Job, is_sweep, jobs_of, own_overrides
 
 __all__ = ["SweepReport", "ending_sweep"]

@@ -6,16 +6,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gating.errors import InputError
-from gating.run.folder.contents import METRICS
-from gating.run.folder.effect import has_effect, shown_value
-from gating.run.folder.inputs import read_inputs
-from gating.run.folder.state import is_finished
-from gating.run.folder.stored_settings import read_settings_of
-from gating.run.settings.settings import is_dense
+from gating.run.folder import METRICS, is_finished, stored_settings
+from gating.run.inputs import read_inputs
+from gating.run.settings import has_effect, is_dense, shown_value
 from gating.run.sweep.records import jobs_of
+from gating.storage.files import finite_number, read_table
 from gating.storage.identity import NUM_ROWS
 from gating.storage.same_settings import leaves
-from gating.storage.tables import finite_number, read_table
 from gating.tasks.metrics.tokens import PERPLEXITY
 
 __all__ = ["FinishedRun", "dense_metrics", "find_problem", "seed_of"]
@@ -109,11 +106,11 @@ def dense_metrics(sweep: Path, folder: Path) -> dict[str, float]:
     Returns:
         The metrics; empty if there is no such job, or it is not finished, as where jobs run side by side.
     """
-    wanted = _of_training(read_settings_of(folder))
+    wanted = _of_training(stored_settings(folder))
     for place in (sweep / job.folder for job in jobs_of(sweep) if job.reason is None):
         # Damaged settings of another job are no error of this one.
         with suppress(InputError):
-            if is_finished(place) and is_dense(stored := read_settings_of(place)) and _of_training(stored) == wanted:
+            if is_finished(place) and is_dense(stored := stored_settings(place)) and _of_training(stored) == wanted:
                 numbers = {name: finite_number(value) for name, value in read_table(place / METRICS).items()}
                 measured = {name: value for name, value in numbers.items() if value is not None}
                 return {name: value for name, value in measured.items() if name.startswith(("val/", "test/"))}

@@ -9,7 +9,7 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 
-from gating.run.folder.effect import has_effect
+from gating.run.settings import has_effect
 
 # Hydra loads its own plugins anew at this call; a class that is made from one of them before is of another one.
 Plugins.instance()

@@ -14,10 +14,9 @@ from filelock import BaseFileLock
 
 from gating.distributed.collectives import is_rank_zero
 from gating.errors import InputError, explain, shorten
-from gating.run.folder.state import take_lock
-from gating.run.settings.settings import is_dense
+from gating.run.settings import is_dense
 from gating.run.sweep.records import JOBS, SWEPT, Job, jobs_of, own_overrides
-from gating.storage.atomic import write_atomically
+from gating.storage.files import take_lock, write_atomically
 from gating.tracking.redaction import redact
 from gating.training.signals import Stopped, Unfinished
 

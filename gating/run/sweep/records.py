@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from gating.storage.tables import read_table
+from gating.storage.files import read_table
 
 __all__ = ["JOBS", "NUMBERS", "SWEPT", "Job", "is_sweep", "jobs_of", "own_overrides", "recommended_job"]
 

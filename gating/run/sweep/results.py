@@ -7,14 +7,12 @@ from typing import Any
 
 from gating.errors import InputError
 from gating.report.score import Score
-from gating.run.folder.contents import METRICS, is_run
-from gating.run.folder.state import is_finished
-from gating.run.folder.stored_settings import read_settings_of
-from gating.run.settings.settings import is_dense
+from gating.run.folder import METRICS, is_finished, is_run, stored_settings
+from gating.run.settings import is_dense
 from gating.run.sweep.budgets import budget_text, differing, of_group, settings_texts, units_text
 from gating.run.sweep.comparable import FinishedRun, find_problem, seed_of
 from gating.run.sweep.tradeoff.decision import Result, Tradeoff, decide
-from gating.storage.tables import finite_number, read_table
+from gating.storage.files import finite_number, read_table
 
 __all__ = ["compare", "why_no_result"]
 
@@ -84,7 +82,7 @@ def _read(folder: Path) -> FinishedRun:
             f"{folder / METRICS} has score.scale={scale}, which is no factor of a score. Leave {folder} out, or train "
             "it again."
         )
-    return FinishedRun(str(folder), read_settings_of(folder), numbers)
+    return FinishedRun(str(folder), stored_settings(folder), numbers)
 
 
 def _result(run: FinishedRun, *, budget: str, settings: Sequence[str], base: float | None) -> Result:

@@ -4,7 +4,6 @@ import os
 import shlex
 import tempfile
 from collections.abc import Sequence
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -12,19 +11,16 @@ from typing import Any, Literal, get_args
 from transformers import AutoTokenizer, PreTrainedModel
 
 from gating.compact.save import Processor
-from gating.errors import FolderExistsError, InputError, OperationError
+from gating.errors import InputError, OperationError
 from gating.serving.dummy_heads import with_dummy_heads
 from gating.serving.exporting import Exportable, load_model, source_of
 from gating.serving.formats import ServingReport
 from gating.serving.gguf.architectures import blocks_to_fill, context_length, find_architecture
 from gating.serving.gguf.check import RUNTIME, Answer, run_llama_cpp
-from gating.serving.gguf.ownership import is_sealed
 from gating.serving.gguf.tokenizer import tokens_never_written
 from gating.serving.gguf.writing import TokenizerSource, rounded_as, write_gguf
 from gating.serving.greedy import TOLERANCES, check_tokens, make_prompts
-from gating.storage.atomic import replacing_file
-from gating.storage.folders import check_replaceable, is_or_holds
-from gating.storage.results import COMPACT_MODEL
+from gating.storage.files import check_free, move_aside, replacing_file
 
 __all__ = ["GGUF_TYPES", "GgufType", "export_gguf"]
 
@@ -68,24 +64,21 @@ def export_gguf(
             placeholders, so that it reads and writes numbers of tokens only.
         tokenizer_from: GGUF file whose tokenizer is copied, such as that of the dense model.
         pre_tokenizer: llama.cpp's name of the pre-tokenizer; by default found by its regular expression.
-        overwrite: Whether an earlier GGUF file of this package may be replaced.
+        overwrite: Whether a file at this path may be renamed, to ``model.1.gguf`` and so on.
 
     Raises:
         ValueError: llama.cpp has no architecture or no tokenizer of this kind; the message names another export.
-        FileExistsError: The file exists and ``overwrite`` is false, or it is not an unchanged GGUF file of
-            this package, or is one that the file is made from.
+        FileExistsError: The file exists and ``overwrite`` is false.
         RuntimeError: llama.cpp does not load the file, or writes other tokens. Nothing is written.
     """
     if dtype not in GGUF_TYPES:
         raise InputError(f"dtype={dtype!r} is not a type of GGUF files: give one of {', '.join(GGUF_TYPES)}.")
     target = Path(save_path)
-    sources = [tokenizer_from, source_of(model_or_directory)]
-    check = partial(_check_target, target, overwrite=overwrite, sources=sources)
-    check()
+    source_of(model_or_directory)
+    check_free(target, overwrite=overwrite)
     model, folder = load_model(model_or_directory, format="gguf")
     architecture = find_architecture(model)
-    # Checked again when it is written, which may take long.
-    with tempfile.TemporaryDirectory(prefix="head-gating-") as scratch, replacing_file(target, check=check) as new:
+    with tempfile.TemporaryDirectory(prefix="head-gating-") as scratch, replacing_file(target) as new:
         own = _tokenizer_folder(folder, tokenizer, Path(scratch))
         if pre_tokenizer is not None and (own is None or tokenizer_from is not None):
             raise InputError(
@@ -99,6 +92,9 @@ def export_gguf(
         notes += [] if tokenizer_from is None else [f"The tokenizer is that of {tokenizer_from}"]
         checked = [*notes, *_check(model, new, dtype=dtype, tokenizer=own, is_copied=tokenizer_from is not None)]
         megabytes = new.stat().st_size / 1e6
+        # Checked again: the export may have taken long.
+        check_free(target, overwrite=overwrite)
+        move_aside(target)
     context, note = context_length(model.config)
     sentences = (
         f"The architecture is {architecture.name} of llama.cpp, the type {dtype}, and the context {context} tokens",
@@ -155,25 +151,3 @@ def _compare_texts(reader: Any, texts: Sequence[str], answer: Answer, *, is_copi
                 "the dense model, or another pre_tokenizer. Nothing was written."
             )
     return [_OTHER_SPECIAL] if has_others else []
-
-
-def _check_target(target: Path, *, overwrite: bool, sources: Sequence[str | os.PathLike[str] | None]) -> None:
-    if not os.path.lexists(target):
-        check_replaceable(target, overwrite=False, kind=COMPACT_MODEL)
-        return
-    if not target.is_file():
-        raise FolderExistsError(f"{target} is not a file, so it is not replaced. Choose another place.")
-    for source in (Path(source) for source in sources if source):
-        if is_or_holds(target, source):
-            raise FolderExistsError(
-                f"{target} is {source}, which the file is made from, so it is not replaced. Choose another place."
-            )
-    if not overwrite:
-        error = FolderExistsError(f"{target} exists already. Choose another place, or pass overwrite=True.")
-        error.in_command = f"{target} exists already. Choose another place, or pass --overwrite."
-        raise error
-    if not is_sealed(target):
-        raise FolderExistsError(
-            f"{target} is not a GGUF file of this package, or it was changed, so it is not replaced. Choose another "
-            "place."
-        )

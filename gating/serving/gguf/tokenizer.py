@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 import gguf
 from gating.errors import InputError, RemedyError, loading
 from gating.serving.exporting import special_tokens
-from gating.storage.tables import read_table
+from gating.storage.files import read_table
 
 __all__ = ["add_ends_of_model", "add_placeholders", "add_tokenizer", "copy_tokenizer", "tokens_never_written"]
 

@@ -16,7 +16,6 @@ import gguf
 from gating.compact.decoders import sizes_of
 from gating.errors import InputError
 from gating.serving.gguf.architectures import Architecture, context_length, rope_type
-from gating.serving.gguf.ownership import add_seal, seal
 from gating.serving.gguf.tensors import decoder_tensors, filled, width_in_file, widths_in_file
 from gating.serving.gguf.tokenizer import add_ends_of_model, add_placeholders, add_tokenizer, copy_tokenizer
 from gguf import GGMLQuantizationType as Type
@@ -71,7 +70,6 @@ def write_gguf(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file)) from error
     finally:
         writer.close()
-    seal(file)
 
 
 def _add_metadata(writer: gguf.GGUFWriter, model: PreTrainedModel, architecture: Architecture) -> None:
@@ -79,7 +77,6 @@ def _add_metadata(writer: gguf.GGUFWriter, model: PreTrainedModel, architecture:
     sizes, context = sizes_of(model), context_length(config)[0]
     widths = widths_in_file(architecture, sizes)
     has_own_heads, has_own_widths = (kind in architecture.sizes_per_layer for kind in ("heads", "neurons"))
-    add_seal(writer)
     writer.add_name(Path(str(config.name_or_path or config.model_type)).name)
     writer.add_block_count(len(widths))
     writer.add_context_length(context)

@@ -16,8 +16,8 @@ from gating.data.text.tokens import load_tokenizer
 from gating.distributed.launch import check_devices
 from gating.models.meta_model import make_meta_model
 from gating.models.sources import Pretrained
-from gating.run.objects import build_objects, build_phases
-from gating.run.settings.read import read_settings
+from gating.run.build import build_objects, build_phase
+from gating.run.settings import read_settings
 from gating.tasks.sequence_classification import SequenceClassification
 from tests.support.bad_input.cases import (
     NASTY_VALUES,
@@ -116,10 +116,10 @@ def try_overrides(case: list[str]) -> None:
         cfg = settings_of(case)
     except Exception as error:
         raise RefusedError(error) from error
-    settings = read_settings(cfg, groups=train.GROUPS)
-    check_devices(settings.values["trainer"])
+    settings = read_settings(cfg)
+    check_devices(settings.trainer)
     build_objects(settings)
-    build_phases(settings)
+    build_phase(settings)
 
 
 # Folders of models that are not compact.

@@ -11,7 +11,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Bbox
 
 from gating.run.sweep.tradeoff.decision import Candidate, Tradeoff
-from gating.storage.atomic import replacing_file
+from gating.storage.files import replacing_file
 
 __all__ = ["FORMATS", "is_figure", "tradeoff_figure", "write_figure"]
 

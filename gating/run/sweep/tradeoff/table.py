@@ -13,7 +13,7 @@ from rich.text import Text
 
 from gating.report.score import NOT_FINITE, Score
 from gating.run.sweep.tradeoff.decision import Candidate, Tradeoff
-from gating.storage.atomic import write_atomically
+from gating.storage.files import write_atomically
 
 __all__ = ["as_plain", "drop_text", "explain_choice", "failed_table", "print_choice", "tradeoff_table", "write_numbers"]
 

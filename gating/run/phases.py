@@ -1,6 +1,8 @@
-"""Stages of a run: a teacher to distill from, the search for heads, their removal, and the model after it.
+"""The phases of a run: the teacher, the search, the removal, the recovery.
 
-The model without its closed heads and neurons is saved, so that an interrupted recovery can resume.
+Each is a function of the run. It begins from the state of the one before, goes on from its own last checkpoint, and
+ends with a saved state; one that has ended is loaded. So resuming a run is to call all four again. A dense run is a
+search without gates.
 """
 
 import warnings
@@ -24,47 +26,54 @@ from gating.pruning.measure import count_heads
 from gating.pruning.prune_report import unproven_note
 from gating.pruning.repeat import KeptUnits
 from gating.report.summary import Stage
-from gating.run.folder.checkpoints import remove_noted
-from gating.run.folder.contents import Phase
+from gating.run.folder import Phase
 from gating.run.measured_budget import kept_at_speedup, set_measured_macs
 from gating.run.phase import train_phase
 from gating.run.run import Run
+from gating.run.samples import write_dense_samples
 from gating.sharding.copies import copy_sharded, gather_model, meta_copy, shard_copy, tensors_of
 from gating.sharding.removal import finalize_sharded
-from gating.storage.atomic import replacing_file
-from gating.storage.folders import replacing_folder
-from gating.storage.results import COMPACT_MODEL
-from gating.storage.written import note_written
+from gating.storage.checkpoints import checkpoint_path
+from gating.storage.files import replacing_file, replacing_folder
+from gating.tasks.base import HasLoss
 from gating.teachers.open_teacher import OpenTeacher
 from gating.teachers.teacher import Teacher
-from gating.tracking.position import log_position
 from gating.tracking.verbosity import printed_warnings
 from gating.training.callbacks.gates import SearchEnd, log_kept_heads, record_spent
-from gating.training.checkpoints import checkpoint_path, note_checkpoint, read_checkpoint
+from gating.training.checkpoints import read_checkpoint
 from gating.training.shards import NUM_PROCESSES, check_num_processes, load_shards, save_shards
+from gating.training.stored_logits import add_logits
 
-__all__ = ["load_teacher", "remove_heads", "restore_removed", "search", "train_teacher"]
+__all__ = ["load_teacher", "recover", "remove", "search", "teach"]
 
 
-def train_teacher(run: Run) -> PreTrainedModel:
-    """Return a dense copy of the model, fine-tuned with as many steps as the run has and saved for other runs."""
-    folder, auto_class = run.paths.teacher, run.objects.task.auto_class
-    if run.is_resumed and broadcast(folder.is_dir()):
-        teacher = load_teacher(Pretrained(str(folder)), auto_class, is_sharded=run.is_sharded)
-    else:
-        teacher = copy_sharded(run.state.model) if run.is_sharded else deepcopy(run.state.model)
-        with run.adapted(teacher, Phase.TEACHER):
-            train_phase(run, Phase.TEACHER, steps=run.total_steps, model=teacher)
-        teacher.zero_grad()
-        whole = gather_model(teacher) if run.is_sharded else teacher
-        if whole is not None and is_rank_zero():
-            note_written(run.paths.folder, folder.name)
-            with replacing_folder(folder, overwrite=False, kind=COMPACT_MODEL) as new:
-                whole.save_pretrained(new)
-                run.data.processor.save_pretrained(new)
-    teacher.to(run.state.model.device)  # type: ignore[arg-type]
-    run.evaluate(Stage.DENSE, "dense teacher", splits=run.data.module.splits[1:], model=teacher)
-    return teacher
+def teach(run: Run) -> None:
+    """Train a dense copy of the model to distill from, if no teacher is named; it is saved for other runs.
+
+    It has as many steps as the run. Its logits are stored with the training examples if the settings ask for it.
+    """
+    state, folder = run.state, run.folder.teacher
+    if run.objects.distillation is None or run.teaches_itself:
+        return
+    if state.teacher is None:
+        if run.folder.resumes and broadcast(folder.is_dir()):
+            teacher = load_teacher(Pretrained(str(folder)), run.objects.task.auto_class, is_sharded=run.is_sharded)
+        else:
+            teacher = copy_sharded(state.model) if run.is_sharded else deepcopy(state.model)
+            with run.adapted(teacher, Phase.TEACHER):
+                train_phase(run, Phase.TEACHER, steps=run.total_steps, model=teacher)
+            teacher.zero_grad()
+            whole = gather_model(teacher) if run.is_sharded else teacher
+            if whole is not None and is_rank_zero():
+                with replacing_folder(folder, overwrite=False) as new:
+                    whole.save_pretrained(new)
+                    run.data.processor.save_pretrained(new)
+        teacher.to(state.model.device)  # type: ignore[arg-type]
+        run.evaluate(Stage.DENSE, "dense teacher", splits=run.data.module.splits[1:], model=teacher)
+        state.teacher = Teacher(teacher, distillation=run.objects.distillation)
+    if run.stores_logits:
+        with state.summary.timed("teacher_logits"):
+            add_logits(run.data.module, state.teacher, device=run.device)
 
 
 def load_teacher(source: ModelSource, auto_class: type, *, is_sharded: bool) -> PreTrainedModel:
@@ -74,8 +83,21 @@ def load_teacher(source: ModelSource, auto_class: type, *, is_sharded: bool) -> 
     return source.load(auto_class)
 
 
-def search(run: Run, objective: Objective) -> Search:
-    """Train weights and gates together while the objective closes gates; return the search at its end."""
+def search(run: Run) -> None:
+    """Train weights and gates together while the objective closes gates; a dense run trains its weights."""
+    state, objective = run.state, run.objects.objective
+    if objective is None:
+        with run.adapted(state.model, Phase.DENSE):
+            train_phase(run, Phase.DENSE, steps=run.total_steps)
+    elif not _load_removed(run):
+        if isinstance(run.objects.task, HasLoss) or run.settings.freezes(Phase.SEARCH):
+            run.evaluate(Stage.DENSE, "dense", splits=run.data.module.splits[1:])
+            write_dense_samples(run)
+        with run.adapted(state.model, Phase.SEARCH):
+            state.search = _search(run, objective)
+
+
+def _search(run: Run, objective: Objective) -> Search:
     state, planned = run.state, run.state.search_steps
     with warnings.catch_warnings():
         # Printed below, as one line for each class.
@@ -104,21 +126,18 @@ def search(run: Run, objective: Objective) -> Search:
     return search
 
 
-def remove_heads(run: Run, search: Search) -> None:
+def remove(run: Run) -> None:
     """Remove the closed heads on every rank, check that no output changes, and save the result.
 
     Raises:
         OperationError: Gates differ between ranks, or outputs differ before and after the removal.
     """
-    state, gates, objective = run.state, search.gates, search.objective
+    state, search = run.state, run.state.search
+    if search is None:
+        return  # A dense run, or one that was resumed after the removal.
+    gates = search.gates
     check_same(gates.log_alpha, "The location of the gates")
-    kept: Tensor | None
-    if run.objects.budget.speedup and isinstance(objective, HasMovableBudget):
-        kept = at_speedup = kept_at_speedup(run, objective, gates)
-        chosen = objective.kept(gates)
-        state.history.is_moved = chosen is not None and not torch.equal(chosen.cpu(), at_speedup.cpu())
-    else:
-        kept = objective.kept(gates)
+    kept = _chosen(run, search)
     if kept is not None:
         check_same(kept.float(), "The choice of heads")
     log_kept_heads(run.loggers, search, kept=kept, step=state.search_steps)
@@ -136,8 +155,27 @@ def remove_heads(run: Run, search: Search) -> None:
             print(f"warning: {unproven_note(finalized.unproven)}")
     state.summary.warnings += sentences
     state.history.folded = {name: list(values) for name, values in finalized.folded.items()}
+    state.search = None
     run.evaluate(Stage.REMOVED, "after removal")
     _save_removed(run)
+
+
+def _chosen(run: Run, search: Search) -> Tensor | None:
+    """Return which gates stay; None for those that are open."""
+    objective, gates = search.objective, search.gates
+    chosen = objective.kept(gates)
+    if not (run.objects.budget.speedup and isinstance(objective, HasMovableBudget)):
+        return chosen
+    at_speedup = kept_at_speedup(run, objective, gates)
+    run.state.history.is_moved = chosen is not None and not torch.equal(chosen.cpu(), at_speedup.cpu())
+    return at_speedup
+
+
+def recover(run: Run) -> None:
+    """Train the compact model for the remaining steps, with a new optimizer."""
+    if run.objects.objective is not None and run.recovery_steps:
+        with run.adapted(run.state.model, Phase.RECOVERY):
+            train_phase(run, Phase.RECOVERY, steps=run.recovery_steps, first_step=run.state.search_steps)
 
 
 def _save_removed(run: Run) -> None:
@@ -148,19 +186,15 @@ def _save_removed(run: Run) -> None:
     state = run.state
     if not (is_rank_zero() or run.is_sharded):
         return
-    state.log_position = log_position(run.loggers)
-    path = checkpoint_path(run.paths.of_phase(Phase.REMOVED), state.search_steps)
+    path = checkpoint_path(run.folder.of_phase(Phase.REMOVED), state.search_steps)
     checkpoint = {
         "phase": path.parent.name,
         "kept": vars(KeptUnits.of(state.model)),
         "history": state.history.state_dict(),
         "summary": state.summary.state_dict(),
         "search_steps": state.search_steps,
-        "log_position": state.log_position,
         NUM_PROCESSES: world_size(),
     }
-    if is_rank_zero():
-        note_checkpoint(path)
     if run.is_sharded:
         save_shards(Path(broadcast(str(path))), {"weights": state.model.state_dict()}, checkpoint)
         return
@@ -168,16 +202,13 @@ def _save_removed(run: Run) -> None:
         torch.save({**checkpoint, "weights": state.model.state_dict()}, file)
 
 
-def restore_removed(run: Run) -> bool:
-    """Repeat a saved removal on the dense model, in place.
-
-    Without one, remove checkpoints of the recovery, and return False.
-    """
+def _load_removed(run: Run) -> bool:
+    """Repeat a saved removal on the dense model, in place; return whether there is one."""
     path, state = run.last_checkpoint(Phase.REMOVED), run.state
     if path is None:
-        if is_rank_zero():
+        if is_rank_zero() and run.folder.resumes:
             # Recovery starts again, too; its old checkpoints are of a model that no longer exists.
-            remove_noted(run.paths.checkpoints, after=Phase.SEARCH)
+            run.folder.discard_after(Phase.SEARCH)
         return False
     checkpoint = read_checkpoint(path)
     if run.is_sharded:
@@ -188,7 +219,7 @@ def restore_removed(run: Run) -> bool:
         state.model.load_state_dict(checkpoint["weights"])
     state.history.load_state_dict(checkpoint["history"])
     state.summary.load_state_dict(checkpoint["summary"])
-    state.search_steps, state.log_position = checkpoint["search_steps"], checkpoint["log_position"]
+    state.search_steps = checkpoint["search_steps"]
     return True
 
 

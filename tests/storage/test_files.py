@@ -1,4 +1,4 @@
-"""Output folders are checked before a run and replaced as a whole."""
+"""Files and folders are written as a whole or not at all, and what was there is renamed."""
 
 import errno
 import os
@@ -11,62 +11,48 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from gating.storage.folders import check_folder, replacing_folder
-from gating.storage.results import COMPACT_MODEL, write_manifest
-
-RESULT = ["README.md", "config.json", "head_gating.json", "model.safetensors"]
+from gating.storage.files import check_free, move_aside, replacing_file, replacing_folder
 
 
 def make_result(folder):
-    """Write the files by which an earlier compact model is recognized."""
     folder.mkdir()
-    (folder / "config.json").write_text('{"model_type": "bert"}')
     (folder / "model.safetensors").write_text("old")
-    (folder / "README.md").write_text("A card.")
-    write_manifest(folder)
 
 
-def replacing(target, *, overwrite=True, keep=()):
-    return replacing_folder(target, overwrite=overwrite, kind=COMPACT_MODEL, keep=keep)
+def replacing(target, *, overwrite=True):
+    return replacing_folder(target, overwrite=overwrite)
 
 
 @pytest.mark.parametrize("path", ["new", "deep/down/new", "empty"])
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_new_or_empty_folder_is_fine_and_nothing_is_left_behind(tmp_path, path, overwrite):
     (tmp_path / "empty").mkdir()
-    check_folder(tmp_path / path, overwrite=overwrite)
+    check_free(tmp_path / path, overwrite=overwrite)
     assert [place.name for place in tmp_path.rglob("*")] == ["empty"]
 
 
-def test_a_relative_folder_is_fine(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    check_folder(Path("runs/today"), overwrite=False)
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize("name", ["model.gguf", "folder"])
+def test_what_is_there_is_refused_or_renamed(tmp_path, name, caplog):
+    for number in (1, 2):
+        place = tmp_path / name
+        if name == "folder":
+            place.mkdir()
+            place = place / "file"
+        place.write_text(str(number))
+        with pytest.raises(FileExistsError, match=r"exists already.*overwrite=True"):
+            check_free(tmp_path / name, overwrite=False)
+        check_free(tmp_path / name, overwrite=True)
+        assert move_aside(tmp_path / name) in (tmp_path / f"model.{number}.gguf", tmp_path / f"folder.{number}")
+    assert len(caplog.records) == 2
+    assert move_aside(tmp_path / name) is None
+    assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_a_folder_with_something_in_it_is_refused_unless_it_may_be_overwritten(tmp_path):
-    (tmp_path / "notes.txt").write_text("keep me")
-    with pytest.raises(FileExistsError, match=r"is not empty.*overwrite=True"):
-        check_folder(tmp_path, overwrite=False)
-    check_folder(tmp_path, overwrite=True)
-    assert (tmp_path / "notes.txt").read_text() == "keep me"
-
-
-@pytest.mark.parametrize("path", ["file", "file/below", "file/far/below"])
+@pytest.mark.parametrize("path", ["file/below", "file/far/below"])
 def test_a_path_through_a_file_is_refused_by_the_name_of_the_file(tmp_path, path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(FileExistsError, match=rf"{path} cannot be a folder: .*file is a file"):
-        check_folder(tmp_path / path, overwrite=False)
-
-
-def test_a_place_that_cannot_be_written_to_is_refused(tmp_path, monkeypatch):
-    # Permissions do not stop the superuser.
-    def refuse(**_):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
-    with pytest.raises(PermissionError, match=r"output_dir=.*new cannot be written to \(Permission denied in .*\)"):
-        check_folder(tmp_path / "new", overwrite=False)
+    with pytest.raises(FileExistsError, match=rf"{path} cannot be written: .*file is no folder"):
+        check_free(tmp_path / path, overwrite=True)
 
 
 @contextmanager
@@ -91,11 +77,7 @@ def write_weights(folder):
     save_file({"weight": torch.zeros(5000)}, folder / "model.safetensors")
 
 
-def write_torch(folder):
-    torch.save(torch.zeros(5000), folder / "model.pt2")
-
-
-@pytest.mark.parametrize("write", [write_text, write_weights, write_torch])
+@pytest.mark.parametrize("write", [write_text, write_weights])
 @pytest.mark.parametrize("exists", [False, True])
 def test_a_full_disk_is_one_sentence_and_leaves_the_old_folder(tmp_path, write, exists):
     target = tmp_path / ("there" if exists else "new/deep")
@@ -108,7 +90,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_old_folder(tmp_path, write, 
     ):
         write(folder)
     assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == (
-        ["there", *(f"there/{name}" for name in RESULT)] if exists else []
+        ["there", "there/model.safetensors"] if exists else []
     )
 
 
@@ -127,7 +109,7 @@ def test_the_message_contains_the_error_of_the_system(tmp_path, monkeypatch, ste
     assert os.listdir(tmp_path) == []
 
 
-def test_the_new_folder_is_on_the_disk_before_the_old_one_goes(tmp_path, monkeypatch):
+def test_the_new_folder_is_on_the_disk_before_the_old_one_is_renamed(tmp_path, monkeypatch):
     target = tmp_path / "there"
     make_result(target)
     flushed = []
@@ -140,9 +122,10 @@ def test_the_new_folder_is_on_the_disk_before_the_old_one_goes(tmp_path, monkeyp
     with replacing(target) as folder:
         (folder / "sub").mkdir()
         (folder / "sub" / "file").write_text("x")
-    assert sorted(flushed) == ["file", "head_gating.json", "new", "sub"]
-    assert sorted(os.listdir(target)) == ["head_gating.json", "sub"]
-    assert os.listdir(tmp_path) == ["there"]
+    assert {"file", "new", "sub"} <= set(flushed)
+    assert os.listdir(target) == ["sub"]
+    assert (tmp_path / "there.1" / "model.safetensors").read_text() == "old"
+    assert sorted(os.listdir(tmp_path)) == ["there", "there.1"]
 
 
 def test_other_errors_are_not_changed(tmp_path):
@@ -151,35 +134,54 @@ def test_other_errors_are_not_changed(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_the_current_folder_is_not_replaced(tmp_path, monkeypatch):
-    (tmp_path / "here").mkdir()
-    (tmp_path / "here" / "thesis.txt").write_text("x")
-    monkeypatch.chdir(tmp_path / "here")
-    for place in (Path("."), Path(".."), tmp_path):
-        with (
-            pytest.raises(FileExistsError, match="holds the current folder"),
-            replacing(place),
-        ):
-            pass
-    assert [path.name for path in tmp_path.rglob("*")] == ["here", "thesis.txt"]
-
-
-def test_a_link_is_replaced_and_its_target_stays(tmp_path):
+def test_a_link_is_renamed_and_its_target_stays(tmp_path):
     make_result(tmp_path / "far")
     (tmp_path / "link").symlink_to(tmp_path / "far")
     with pytest.raises(FileExistsError), replacing(tmp_path / "link", overwrite=False):
         pass
     with replacing(tmp_path / "link") as folder:
         (folder / "new").write_text("")
-    assert (tmp_path / "far" / "config.json").exists()
-    assert not (tmp_path / "link").is_symlink()
-    assert sorted(os.listdir(tmp_path / "link")) == ["head_gating.json", "new"]
+    assert (tmp_path / "far" / "model.safetensors").exists()
+    assert (tmp_path / "link.1").is_symlink()
+    assert os.listdir(tmp_path / "link") == ["new"]
 
 
-def test_a_path_through_a_file_is_refused(tmp_path):
-    (tmp_path / "file").write_text("")
-    with (
-        pytest.raises(FileExistsError, match=r"new cannot be a folder: .*file is a file"),
-        replacing(tmp_path / "file" / "new"),
-    ):
-        pass
+def test_a_file_is_replaced_when_the_new_one_is_whole(tmp_path):
+    target = tmp_path / "deep" / "file"
+    for text in ("old", "new"):
+        with replacing_file(target) as new:
+            new.write_text(text)
+            assert not target.exists() or target.read_text() == "old"
+        assert target.read_text() == text
+    assert list(target.parent.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("error", [ValueError("wrong"), KeyboardInterrupt()])
+def test_nothing_changes_when_writing_fails(error, tmp_path):
+    target = tmp_path / "file"
+    target.write_text("old")
+
+    def write() -> None:
+        with replacing_file(target) as new:
+            new.write_text("half")
+            raise error
+
+    with pytest.raises(type(error)):
+        write()
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_full_disk_is_reported_with_the_name_of_the_file(tmp_path):
+    target = tmp_path / "file"
+    target.write_text("old")
+
+    def write() -> None:
+        with replacing_file(target) as new, new.open("wb") as file:
+            torch.save(torch.zeros(100_000), file)
+
+    with pytest.raises(OSError, match=r"File too large: .*/file'") as caught, small_disk():
+        write()
+    assert caught.value.filename == str(target)
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]

@@ -20,9 +20,38 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from gating.errors import InputError, MissingFileError, UnreachableError, UserError, shorten
-from gating.storage.results import MODEL_FILES, RECIPE_FILES, RECORD_FILE
 
-__all__ = ["cached_card", "check_login", "check_upload", "download", "invalid_name", "snapshot_of", "upload"]
+__all__ = [
+    "MODEL_FILES",
+    "RECIPE_FILES",
+    "RECORD_FILE",
+    "cached_card",
+    "check_login",
+    "check_upload",
+    "download",
+    "invalid_name",
+    "snapshot_of",
+    "upload",
+]
+
+# Checksums of a folder, and the record of kept units in a stock folder, which has none in its configuration.
+RECORD_FILE = "head_gating.json"
+# Files of a recipe beside its configuration: its table and its tensors.
+RECIPE_FILES = ("recipe.json", "recipe.safetensors")
+# File names of the models, tokenizers and processors of transformers, as patterns of fnmatch.
+MODEL_FILES = (
+    *("config.json", "generation_config.json"),
+    *("model.safetensors", "model.safetensors.index.json", "model-[0-9]*-of-[0-9]*.safetensors"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja"),
+    *("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"),
+    *("audio_tokenizer_config.json", "vocab.txt", "vocab.json", "vocab-src.json", "vocab-tgt.json"),
+    *("entity_vocab.json", "target_vocab.json", "merges.txt", "bpe.codes", "dict.txt", "source.spm", "target.spm"),
+    *("spiece.model", "spm.model", "spm_char.model", "sentencepiece.model", "sentencepiece.bpe.model"),
+    *("tokenizer.model", "prophetnet.tokenizer", "normalizer.json", "word_shape.json", "word_pronunciation.json"),
+    *("emoji.json", "byte_maps.json"),
+)
+
 
 _SNAPSHOT = re.compile(r"models--(?P<name>[^/\\]+)[/\\]snapshots[/\\](?P<revision>\w+)$")
 _LOGIN = "log in with hf auth login, or give a token (token=..., HF_TOKEN)"

@@ -1,0 +1,391 @@
+"""The objects of a run, built from its settings: each checks its own, and an error names ``group.setting=value``."""
+
+import inspect
+import pydoc
+import re
+import typing
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
+from pydantic_core import SchemaError
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import Logger
+from transformers import PreTrainedModel
+
+from gating.data.datamodule import ExampleDataModule
+from gating.errors import InputError, explain, is_input_error, nearest_name
+from gating.gates import HeadGates, create_gates, inject_gates
+from gating.models.adapters import Adapters
+from gating.models.sources import ModelSource, teacher_source
+from gating.objectives import Objective
+from gating.objectives.convergence import Convergence
+from gating.objectives.distillation import Distillation
+from gating.pruning.latency.settings import LatencySettings
+from gating.pruning.latency.speedup import check_speedup
+from gating.run.settings import Settings, is_dense
+from gating.storage.same_settings import leaves
+from gating.tasks.base import Task
+from gating.tracking.loggers import check_loggers
+from gating.training.optimizers import AdamW, AnyOptimizer, OptimizerSettings
+
+__all__ = ["Budget", "DataSettings", "PhaseObjects", "RunObjects", "build_objects", "build_phase", "naming_settings"]
+
+# Errors that constructors of other packages raise for invalid arguments.
+_REFUSALS = (ValueError, TypeError, ImportError, MisconfigurationException)
+_KINDS = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
+
+
+@dataclass(frozen=True)
+class PhaseObjects:
+    """Objects of one training phase, built anew for each.
+
+    Attributes:
+        optimizer: Factory of the optimizer.
+        scheduler: Factory of the learning rate schedule.
+        callbacks: Callbacks of the settings.
+        make_trainer: The trainer, as a function of the arguments that a run gives it.
+    """
+
+    optimizer: OptimizerSettings
+    scheduler: Any
+    callbacks: tuple[Callback, ...]
+    make_trainer: Callable[..., pl.Trainer]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The budget of an objective as far as a run acts on it; an objective need not have these settings.
+
+    Attributes:
+        speedup: Speed-up to reach on this device; None without one.
+        keep: Share of the cost to keep.
+        cost: Cost for which heads and neurons compete; None for an objective without one.
+        uniform: Whether all layers keep equally many.
+    """
+
+    speedup: float | None = None
+    keep: Any = None
+    cost: Any = None
+    uniform: bool = False
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether a part of it is measured on the device, before the run begins."""
+        return bool(self.speedup) or self.cost == "latency"
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Settings of the data by what takes them: the source, the task that encodes its rows, and the batches."""
+
+    source: dict[str, Any]
+    preparation: dict[str, Any]
+    batching: dict[str, Any]
+    about: str | None
+    allow_changed: bool
+
+
+@dataclass(frozen=True)
+class RunObjects:
+    """Objects that a run asks from its first check to its export.
+
+    Attributes:
+        task: The task.
+        objective: Decides which heads are kept; None in a dense run.
+        budget: The budget of the objective.
+        source: Source of the model.
+        adapters: Low-rank adapters, or none.
+        distillation: Loss of distillation; None without it.
+        teacher: Source of the dense model to distill from; None where the run trains it.
+        store_logits: Whether the teacher's logits are stored; None to decide by the work.
+        convergence: Criterion that ends the search early; None without it.
+        latency: Settings of timings.
+        data: Settings of the data.
+        make_gates: ``inject_gates``, as a function of the model.
+        make_loggers: The loggers, as a function of the run's folder and configuration.
+    """
+
+    task: Task
+    objective: Objective | None
+    budget: Budget
+    source: ModelSource
+    adapters: Adapters
+    distillation: Distillation | None
+    teacher: ModelSource | None
+    store_logits: bool | None
+    convergence: Convergence | None
+    latency: LatencySettings
+    data: DataSettings
+    make_gates: "partial[HeadGates]"
+    make_loggers: Callable[..., list[Logger]]
+
+    @property
+    def discovers(self) -> bool:
+        """Whether attention blocks are discovered, which takes the weights of the model."""
+        return bool(self.make_gates.keywords.get("discover"))
+
+    def with_budget(self, objective: Mapping[str, Any]) -> "RunObjects":
+        """Return the same objects with an objective whose budget was measured, by its settings."""
+        return replace(self, objective=_build_objective(objective), budget=_budget_of(objective))
+
+    def gates_without_model(self, model: PreTrainedModel, **keywords: Any) -> HeadGates:
+        """Return the gates that the model, which may be on the meta device, would have, and leave none in it.
+
+        Raises:
+            InputError: The model cannot have these gates, or a function of the user returns none.
+        """
+        if self.make_gates.func is inject_gates:
+            return create_gates(model, **keywords, **self.make_gates.keywords)
+        gates = self.make_gates(model, **keywords)
+        if not isinstance(gates, HeadGates):
+            raise InputError(f"gates._target_ must return HeadGates, got a {type(gates).__name__}.")
+        gates.remove()
+        return gates
+
+
+def build_objects(settings: Settings) -> RunObjects:
+    """Return the objects of a run.
+
+    Raises:
+        InputError: A name is unknown, or a constructor rejects its settings.
+    """
+    # distillation=none has no class, whatever an experiment says of a teacher.
+    distillation = dict(settings.distillation) if settings.distillation.get("_target_") else {}
+    teacher, store = (distillation.pop(name, None) for name in ("teacher", "store"))
+    task = build("task", _with_partial_metrics(settings.task))
+    make_loggers = build("logger", settings.logger, partial=True)
+    check_loggers(make_loggers.keywords.get("loggers"))
+    # The budget of an experiment is not meant for its dense run.
+    objective = {} if is_dense(settings.model_dump()) else settings.objective
+    return RunObjects(
+        task=task,
+        objective=_build_objective(objective) if objective else None,
+        budget=_budget_of(objective),
+        source=build("model", settings.model),
+        adapters=build("adapters", settings.adapters),
+        distillation=build("distillation", distillation) if distillation else None,
+        teacher=teacher_source(teacher=teacher),
+        store_logits=store,
+        convergence=build("convergence", settings.convergence) if settings.convergence else None,
+        latency=build("latency", settings.latency),
+        data=_split_data(settings.data, task),
+        make_gates=build("gates", settings.gates, partial=True),
+        make_loggers=make_loggers,
+    )
+
+
+def build_phase(settings: Settings) -> PhaseObjects:
+    """Return the objects of one training phase.
+
+    Raises:
+        InputError: A name is unknown, or a constructor rejects its settings.
+    """
+    callbacks = {name: callback for name, callback in settings.callbacks.items() if callback is not None}
+    return PhaseObjects(
+        optimizer=_build_optimizer(settings.optimizer),
+        scheduler=build("scheduler", settings.scheduler),
+        callbacks=tuple(build(f"callbacks.{name}", callback) for name, callback in callbacks.items()),
+        make_trainer=build("trainer", settings.trainer, partial=True),
+    )
+
+
+def build(name: str, values: Mapping[str, Any], *, partial: bool = False) -> Any:
+    """Return the object that settings describe, or a function of its remaining arguments.
+
+    Args:
+        name: Name of the group, or of a setting in it.
+        values: The settings, with ``_target_``.
+        partial: Whether a run gives further arguments.
+
+    Raises:
+        InputError: A name is unknown, a value has another type, or the constructor rejects it.
+    """
+    _check_arguments(name, values, is_whole=not partial)
+    try:
+        return instantiate(values, _convert_="all", **({"_partial_": True} if partial else {}))
+    except InstantiationException as error:
+        # Without a cause, Hydra could not call the target.
+        cause = error.__cause__ or InputError(explain(error))
+        if is_input_error(cause) or not isinstance(cause, _REFUSALS):
+            raise cause from None
+        raise InputError(f"{name} cannot be used: {explain(cause).rstrip('.')}.") from cause
+
+
+def load_source(data: DataSettings) -> Any:
+    """Return the data of a source; errors inside a user's function keep their traceback."""
+    try:
+        return instantiate(data.source, _convert_="all")
+    except InstantiationException as error:
+        raise error.__cause__ or InputError(explain(error)) from None
+
+
+def locate_target(target: object, name: str) -> Callable[..., Any]:
+    """Import the function or class that a setting names.
+
+    Raises:
+        InputError: It does not exist, belongs to another package than it says, or importing its module fails.
+    """
+    try:
+        found = pydoc.locate(target) if isinstance(target, str) else None
+    except pydoc.ErrorDuringImport as error:
+        reason = f"{type(error.value).__name__}: {error.value}"
+        raise InputError(f"{name}._target_={target} cannot be imported ({reason}).") from error
+    if not callable(found):
+        raise InputError(f"{name}._target_={target} does not exist. Is the folder of its module in PYTHONPATH?")
+    package = str(target).partition(".")[0]
+    # Modules have those that they import as attributes, by which a folder from somebody else could name any code.
+    if package in ("gating", "torch", "pytorch_lightning") and not str(found.__module__).startswith(package):
+        raise InputError(f"{name}._target_={target} is of {found.__module__}: give its own name.")
+    return found
+
+
+def _check_arguments(name: str, values: Mapping[str, Any], *, is_whole: bool) -> None:
+    """Raise ``InputError`` for settings that a target, or one inside, does not take or needs."""
+    if not isinstance(values, Mapping):
+        raise InputError(f"{name}={values} cannot be used: give a table with _target_.")
+    target = locate_target(values.get("_target_"), name)
+    try:
+        parameters = inspect.signature(target).parameters
+    except ValueError:
+        return  # Of a function in C.
+    takes_any = any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters.values())
+    types = _types_of(target) if str(values["_target_"]).startswith("gating.") else {}
+    for key, value in values.items():
+        if key.startswith("_"):
+            continue
+        if key not in parameters and not takes_any:
+            hint = nearest_name(key, sorted(parameters.keys() - {"self"}), prefix=f"{name}.")
+            raise InputError(f"There is no setting {name}.{key}. {hint}")
+        if isinstance(value, Mapping) and "_target_" in value:
+            _check_arguments(f"{name}.{key}", value, is_whole=not value.get("_partial_"))
+        elif key in types:
+            _check_type(f"{name}.{key}", value, types[key])
+    for key, parameter in parameters.items() if is_whole else ():
+        is_named = parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if is_named and parameter.default is parameter.empty and key not in values and "_args_" not in values:
+            raise InputError(f"{name}.{key} is needed, which {values['_target_']} takes: add {name}.{key}=...")
+
+
+def _types_of(target: Callable[..., Any]) -> dict[str, Any]:
+    signed = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
+    try:
+        return typing.get_type_hints(signed, include_extras=True)
+    except NameError:
+        return {}  # Names imported only for type checkers.
+
+
+def _check_type(name: str, value: object, expected: Any) -> None:
+    try:
+        read = TypeAdapter(expected, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+    except (PydanticSchemaGenerationError, SchemaError):
+        return  # A type that settings cannot express.
+    except ValidationError as error:
+        # Report the error of the union member that parsed furthest.
+        reason = max(error.errors(), key=lambda problem: len(problem["loc"]))["msg"]
+        raise InputError(f"{name}={value} cannot be used: {reason[0].lower()}{reason[1:]}.") from None
+    # Pydantic converts "18", true and 4.0 to other types, but the target gets the original value.
+    if type(read) in _KINDS and isinstance(value, (str, bool, float)) and type(value) is not type(read):
+        raise InputError(f"{name}={value} cannot be used: input should be {_KINDS[type(read)]}.")
+
+
+def _build_objective(values: Mapping[str, Any]) -> Any:
+    """Return the objective without its speedup, which is replaced by a measured budget (gating/run/timing.py)."""
+    speedup = values.get("speedup")
+    check_speedup(**{name: values.get(name) for name in ("speedup", "num_heads", "num_neurons", "keep")})
+    if speedup is not None and values.get("cost", "latency") not in ("macs", "latency") and values.get("keep") is None:
+        raise InputError(
+            f"A speedup is a budget of latency, so objective.cost={values['cost']} cannot be used with it."
+        )
+    return build("objective", {name: value for name, value in values.items() if name != "speedup"})
+
+
+def _budget_of(objective: Mapping[str, Any]) -> Budget:
+    return Budget(**{field.name: objective[field.name] for field in fields(Budget) if field.name in objective})
+
+
+def _with_partial_metrics(task: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a task in which classes of metrics are functions of the arguments that the data give."""
+    metrics = task.get("metrics")
+    if isinstance(metrics, Mapping) and "_target_" in metrics:
+        metrics = [metrics]
+    named = metrics.items() if isinstance(metrics, Mapping) else enumerate(metrics) if metrics else ()
+    made = {name: {**one, "_partial_": True} if isinstance(one, Mapping) else one for name, one in named}
+    return {**task, "metrics": made if isinstance(metrics, Mapping) else [*made.values()]} if metrics else dict(task)
+
+
+def _build_optimizer(values: Mapping[str, Any]) -> OptimizerSettings:
+    """Return the optimizer's settings; a class of optimizers, such as ``torch.optim.SGD``, trains the weights."""
+    target = locate_target(values.get("_target_"), "optimizer")
+    if not (isinstance(target, type) and issubclass(target, torch.optim.Optimizer)):
+        made: OptimizerSettings = build("optimizer", values)
+        return made
+    own_names = {one.name for one in fields(AnyOptimizer)} - {"factory", "options"}
+    own = {name: value for name, value in values.items() if name in own_names}
+    taken = inspect.signature(target).parameters
+    defaults = {one.name: one.default for one in fields(AdamW)}
+    options = {}
+    for name, value in values.items():
+        # A command that replaces the class alone leaves the defaults of optimizer=adamw.
+        is_left_over = name not in taken and value == _as_list(defaults.get(name))
+        if name not in own and not name.startswith("_") and not is_left_over:
+            options[name] = value
+    if unknown := options.keys() - taken.keys():
+        hint = nearest_name(min(unknown), sorted({*taken, *own_names} - {"params"}), prefix="optimizer.")
+        raise InputError(f"There is no setting optimizer.{min(unknown)}. {hint}")
+    try:
+        return AnyOptimizer(target, options, **own)
+    except _REFUSALS as error:
+        raise InputError(f"optimizer cannot be used: {explain(error).rstrip('.')}.") from error
+
+
+def _as_list(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _split_data(values: Mapping[str, Any], task: Task) -> DataSettings:
+    """Return the settings of the data by what takes them; null is left to the task, or is of another one."""
+    left = dict(values)
+    about, allow_changed = left.pop("about", None), bool(left.pop("allow_changed", False))
+    taken = []
+    for function in (ExampleDataModule, task.prepare):
+        types, parameters = _types_of(function), inspect.signature(function).parameters
+        own = [key for key, parameter in parameters.items() if parameter.kind == parameter.KEYWORD_ONLY]
+        taken.append({key: left.pop(key) for key in own if key in left})
+        for key, value in taken[-1].items():
+            if value is not None and key in types:
+                _check_type(f"data.{key}", value, types[key])
+    batching, preparation = ({key: value for key, value in part.items() if value is not None} for part in taken)
+    parameters = inspect.signature(locate_target(left.get("_target_"), "data")).parameters
+    source = {key: value for key, value in left.items() if value is not None or key in parameters}
+    _check_arguments("data", source, is_whole=True)
+    return DataSettings(source, preparation, batching, about, allow_changed)
+
+
+@contextmanager
+def naming_settings(settings: Mapping[str, Any]) -> Iterator[None]:
+    """Give errors in a ``with`` block a message for a command, with dotted names of settings."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        sentence = explain(error)
+        places = defaultdict[str, list[str]](list)
+        for name, value in leaves(settings):
+            for short in {name.partition(".")[2], name.rpartition(".")[2]} - {"", name}:
+                places[f"{short}={value}"].append(f"{name}={value}")
+        for short, (full, *others) in places.items():
+            if not others:
+                # A name does not count inside a path or another name.
+                named = re.compile(rf"(?<![^\s(]){re.escape(short)}(?![^\s,.:;)])")
+                sentence = full.join(named.split(sentence))
+        error.in_command = sentence  # type: ignore[union-attr]
+        raise

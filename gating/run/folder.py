@@ -1,0 +1,326 @@
+"""The folder of one run: its files, its lock, what is renamed before it begins, and its checkpoints.
+
+Nothing here imports torch before a run has checkpoints.
+"""
+
+import json
+import os
+import shlex
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from enum import StrEnum
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, cast
+
+from filelock import BaseFileLock
+from omegaconf import OmegaConf
+
+from gating.errors import FolderExistsError, InputError, MissingFileError
+from gating.storage.checkpoints import found_checkpoints, remove_checkpoint, unfinished_checkpoints
+from gating.storage.files import check_free, is_locked, move_aside, take_lock, write_atomically
+
+__all__ = [
+    "Phase",
+    "RunFolder",
+    "free_space",
+    "is_finished",
+    "how_to_resume",
+    "is_run",
+    "megabytes",
+    "relocated",
+    "stored_settings",
+]
+
+
+class Phase(StrEnum):
+    """Phases of a run, in their order; the values are the names of checkpoint folders."""
+
+    TEACHER = "teacher"
+    DENSE = "dense"
+    SEARCH = "search"
+    # This is the model between removal and recovery.
+    REMOVED = "removed"
+    RECOVERY = "recovery"
+
+
+# Settings of the run, written first, and its results, written last: a folder with results is finished.
+CONFIG, METRICS = "config.yaml", "metrics.json"
+# Its data, model and teacher by their content, and its measured budget.
+INPUTS = "inputs.json"
+CHECKPOINTS = "checkpoints"
+_LOCK = ".lock"
+# Environment variables with the rank of a process, as Lightning reads them.
+_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+# The folder of the run in this process, for messages after an error.
+_current: Path | None = None
+
+
+def is_run(folder: Path) -> bool:
+    """Return whether a folder holds a run."""
+    return (folder / CONFIG).is_file()
+
+
+def is_finished(folder: Path) -> bool:
+    """Return whether a run is finished: its metrics are written last."""
+    return (folder / METRICS).is_file()
+
+
+class RunFolder:
+    """The folder of one run, which a ``with`` block holds by its lock; other processes of the run only read it.
+
+    Attributes:
+        path: The folder.
+        checkpoints: Folder with one folder of checkpoints for each phase; inside ``path`` by default.
+        resumes: Whether an earlier process began the run.
+    """
+
+    def __init__(self, path: Path, *, checkpoints: Path | None = None, resumes: bool, overwrite: bool = False) -> None:
+        """Describe a folder; nothing is written.
+
+        Args:
+            path: The folder.
+            checkpoints: Folder of the checkpoints.
+            resumes: Whether to go on with a run in it.
+            overwrite: Whether what is in a new run's place is renamed.
+        """
+        self.path, self.checkpoints = path, checkpoints or path / CHECKPOINTS
+        self.resumes = resumes and is_run(path)
+        self._overwrite = overwrite
+        self._locks: list[BaseFileLock] = []
+
+    def __enter__(self) -> Self:
+        """Take the locks, before anything is loaded.
+
+        Raises:
+            InputError: Another process trains there.
+            FolderExistsError: A new run's folder is not empty, and ``overwrite`` is false.
+        """
+        global _current
+        _current = self.path
+        if any(os.environ.get(name, "0") != "0" for name in _RANKS):
+            return self
+        if not self.resumes:
+            if is_run(self.path) and not is_finished(self.path) and not self._overwrite:
+                raise FolderExistsError(
+                    f"output_dir={self.path} holds an unfinished run: resume=auto goes on with it, overwrite=true "
+                    "renames it and begins again."
+                )
+            for setting, place in (("output_dir", self.path), ("paths.checkpoints", self.checkpoints)):
+                check_free(place, overwrite=self._overwrite, setting=setting)
+        self._lock()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Release the locks; a folder in which nothing was written is removed."""
+        for lock in self._locks:
+            lock.release()
+        for place in self._places if self._locks else ():
+            with suppress(OSError):
+                if {path.name for path in place.iterdir()} == {_LOCK}:
+                    (place / _LOCK).unlink()
+                    place.rmdir()
+
+    @property
+    def _places(self) -> list[Path]:
+        return [self.path] if self.checkpoints.is_relative_to(self.path) else [self.path, self.checkpoints]
+
+    def _lock(self) -> None:
+        for place in self._places:
+            self._locks.append(take_lock(place, problem=f"The run in {place} is being trained by another process."))
+
+    @property
+    def compact(self) -> Path:
+        """Folder of the compact model."""
+        return self.path / "compact"
+
+    @property
+    def recipe(self) -> Path:
+        """Folder of the recipe, which a run on frozen weights writes."""
+        return self.path / "recipe"
+
+    @property
+    def teacher(self) -> Path:
+        """Folder of the dense model that this run trains to distill from."""
+        return self.path / "teacher"
+
+    @property
+    def report(self) -> Path:
+        """Folder of the page, the pictures and the samples."""
+        return self.path / "report"
+
+    @property
+    def metrics(self) -> Path:
+        """File of the results."""
+        return self.path / METRICS
+
+    def export(self, name: str) -> Path:
+        """Return the place of an export of the compact model, such as ``compact-onnx``."""
+        return self.path / f"compact-{name}"
+
+    def of_phase(self, phase: Phase) -> Path:
+        """Return the folder of a phase's checkpoints."""
+        return self.checkpoints / phase
+
+    def begin(self, config: str, inputs: Mapping[str, Any], *, checkpoint: str | None = None) -> None:
+        """Write the settings and the inputs of a run; what is in the place of a new one is renamed first.
+
+        Args:
+            config: The settings as YAML.
+            inputs: Data, model and teacher by their content.
+            checkpoint: Checkpoint to go back to.
+
+        Raises:
+            InputError: It is no checkpoint of the run.
+        """
+        if checkpoint is not None:
+            self._return_to(Path(os.path.abspath(checkpoint)))
+        occupied = [] if self.resumes else [place for place in self._places if set(os.listdir(place)) != {_LOCK}]
+        for place in occupied:
+            move_aside(place)
+        if occupied:
+            while self._locks:  # They moved with the folders.
+                self._locks.pop().release()
+            self._lock()
+        write_atomically(self.path / INPUTS, json.dumps(inputs, indent=1, ensure_ascii=False) + "\n")
+        write_atomically(self.path / CONFIG, config)
+
+    def _return_to(self, checkpoint: Path) -> None:
+        """Make a checkpoint the last one of the run: later ones are renamed."""
+        phase = checkpoint.parent.name
+        found = found_checkpoints(self.checkpoints / phase) if phase in list(Phase) else []
+        if checkpoint.resolve() not in [path.resolve() for path in found]:
+            raise InputError(
+                f"ckpt_path={checkpoint} is not a checkpoint of this run; checkpoints are "
+                f"{self.checkpoints}/PHASE/step-N.ckpt."
+            )
+        for later in found:
+            if later.resolve() == checkpoint.resolve():
+                break
+            move_aside(later)
+        self.discard_after(Phase(phase))
+
+    def discard_after(self, phase: Phase) -> None:
+        """Rename the checkpoints of later phases, which begin again; and the teacher, if it is trained again."""
+        for later in list(Phase)[list(Phase).index(phase) + 1 :]:
+            move_aside(self.of_phase(later))
+        if phase == Phase.TEACHER:
+            move_aside(self.teacher)
+
+    def end(self, *, keep_checkpoints: bool) -> str:
+        """Remove the checkpoints of a finished run unless they are kept; return a sentence on its space."""
+        size = _size_of(_checkpoints_in(self.checkpoints))
+        whole = _size_of({self.path, self.checkpoints} if len(self._places) > 1 else [self.path])
+        if keep_checkpoints and size:
+            remedy = f"head-gating clean {self.path} removes them."
+            return f"The run takes {megabytes(whole)}, {megabytes(size)} of them checkpoints: {remedy}"
+        try:
+            _remove_checkpoints(self.checkpoints)
+        except OSError as error:  # The run is finished nonetheless.
+            return f"The run takes {megabytes(whole)}, with checkpoints that could not be removed ({error.strerror})."
+        said = f"The run takes {megabytes(whole - size)}"
+        gone = f" without its checkpoints of {megabytes(size)}, which were removed; keep_checkpoints=true keeps them"
+        return f"{said}{gone * bool(size)}."
+
+
+def stored_settings(folder: Path) -> dict[str, Any]:
+    """Return the settings in the folder of a run as plain values, with its present place.
+
+    Raises:
+        FileNotFoundError: There is no run.
+        InputError: Its settings are damaged.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise MissingFileError(f"There is no run in {folder} to resume: {path} does not exist.")
+    try:
+        settings = OmegaConf.to_container(OmegaConf.load(path))
+    except Exception as error:  # YAML's own, OmegaConf's and those of decoding.
+        raise InputError(
+            f"{path} cannot be read: {type(error).__name__}. Begin again in another output_dir."
+        ) from error
+    if not isinstance(settings, dict) or not all(isinstance(settings.get(name), dict) for name in ("model", "data")):
+        raise InputError(f"{path} does not have the settings of a run. Begin again in another output_dir.")
+    return relocated(cast(dict[str, Any], settings), Path(os.path.abspath(folder)))
+
+
+def relocated(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return settings with another folder of the run, and with the paths in it there."""
+    before = str(settings.get("output_dir"))
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: moved(inner) for name, inner in value.items()}
+        is_inside = isinstance(value, str) and (value == before or value.startswith(before + os.sep))
+        return f"{folder}{value[len(before) :]}" if is_inside else value
+
+    return cast(dict[str, Any], moved(settings))
+
+
+def how_to_resume() -> str | None:
+    """Return the line that says how to resume the run of this process; None if there is nothing to resume."""
+    if _current is None or not is_run(_current) or is_finished(_current):
+        return None
+    checkpoints = _checkpoint_folder(_current)
+    if (_current / "teacher").is_dir() or any(_checkpoints_in(checkpoints)):
+        return f"Resume the run: python train.py resume={shlex.quote(str(_current))}"
+    return None
+
+
+def free_space(folder: Path, *, dry_run: bool) -> tuple[int, str]:
+    """Remove the checkpoints of a run that has finished, and return their size in bytes and a sentence.
+
+    Raises:
+        InputError: Another process trains the run.
+    """
+    if is_locked(folder):
+        raise InputError(f"{folder} is in use by another process, so its checkpoints stay.")
+    if not is_finished(folder):
+        return 0, f"{folder}: not finished, so its checkpoints stay; resume it with python train.py resume={folder}"
+    place = _checkpoint_folder(folder)
+    found = _checkpoints_in(place)
+    size = _size_of(found)
+    if not dry_run:
+        _remove_checkpoints(place)
+    return size, f"{folder}: {len(found)} checkpoint(s), {megabytes(size)}"
+
+
+def _checkpoint_folder(folder: Path) -> Path:
+    """Return the folder of a run's checkpoints by its stored settings; the default one if they are damaged."""
+    with suppress(ValueError, KeyError, TypeError, OSError):
+        return Path(stored_settings(folder)["paths"]["checkpoints"])
+    return folder / CHECKPOINTS
+
+
+def _checkpoints_in(checkpoints: Path) -> list[Path]:
+    folders = [checkpoints / phase for phase in Phase]
+    return [path for folder in folders for path in (*found_checkpoints(folder), *unfinished_checkpoints(folder))]
+
+
+def _remove_checkpoints(checkpoints: Path) -> None:
+    for path in _checkpoints_in(checkpoints):
+        remove_checkpoint(path)
+    for place in [*(checkpoints / phase for phase in Phase), checkpoints]:
+        with suppress(OSError):
+            place.rmdir()
+
+
+def _size_of(paths: Iterable[Path]) -> int:
+    """Return the size of files and folders in bytes; links are not followed."""
+    total = 0
+    for path in paths:
+        for one in path.rglob("*") if path.is_dir() and not path.is_symlink() else [path]:
+            with suppress(FileNotFoundError):  # Loggers may still write to the folder.
+                total += one.lstat().st_size if one.is_symlink() or one.is_file() else 0
+    return total
+
+
+def megabytes(size: int) -> str:
+    """Return a size as megabytes.
+
+    >>> megabytes(1234567890)
+    '1,234.6 MB'
+    """
+    return f"{size / 1e6:,.1f} MB"

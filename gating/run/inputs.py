@@ -1,0 +1,80 @@
+"""What a run began with: data, model and teacher by their content, which must be the same when it resumes."""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from gating.errors import InputError
+from gating.run.folder import INPUTS
+from gating.run.settings import Settings
+from gating.storage.identity import NUM_ROWS, folder_digests, table_digests
+from gating.storage.same_settings import find_difference, leaves
+
+__all__ = ["check_inputs", "data_differ", "describe_inputs", "read_inputs"]
+
+_log = logging.getLogger(__name__)
+
+
+def describe_inputs(
+    settings: Settings, splits: Mapping[str, Dataset], *, num_rows: Mapping[str, int], classes: Any
+) -> dict[str, Any]:
+    """Return digests of the data of a run by split, and of the folders of its model, tokenizer and teacher.
+
+    The rows of each split are counted before they are encoded.
+    """
+    groups = {"model": settings.model, "distillation": settings.distillation, "task": settings.task}
+    folders = {name: Path(value) for name, value in leaves(groups) if isinstance(value, str) and value.startswith("/")}
+    return {
+        "data": {
+            split: {**(table_digests(_without_embeddings(table)) or {}), NUM_ROWS: num_rows.get(split, len(table))}
+            for split, table in splits.items()
+        },
+        "classes": None if classes is None else [str(name) for name in classes],
+        "folders": {name: folder_digests(path) for name, path in folders.items() if path.is_dir()},
+    }
+
+
+def _without_embeddings(table: Dataset) -> Dataset:
+    """Return a table without the embeddings of a teacher: it is recorded itself, and other devices round others."""
+    return table.remove_columns([name for name in table.column_names if name.endswith("_embeddings")])
+
+
+def read_inputs(folder: Path) -> dict[str, Any]:
+    """Return the inputs that a run began with; empty tables if there is no record that can be read."""
+    try:
+        inputs = json.loads((folder / INPUTS).read_text(encoding="utf-8"))
+        return {"budget": inputs.get("budget"), **{name: inputs[name] for name in ("data", "classes", "folders")}}
+    except (OSError, ValueError, KeyError, AttributeError):
+        return {"data": {}, "classes": None, "folders": {}, "budget": None}
+
+
+def check_inputs(folder: Path, inputs: Mapping[str, Any], *, allow_changed: bool = False) -> None:
+    """Check that a resumed run has the data, model and teacher that it began with.
+
+    Raises:
+        InputError: Something differs, or there is no record to compare with.
+    """
+    before = read_inputs(folder)
+    changed = [f"{split} data" for split in {**before["data"], **inputs["data"]} if data_differ(before, inputs, split)]
+    changed += ["classes"] if before["classes"] != inputs["classes"] else []
+    common = before["folders"].keys() & inputs["folders"].keys()
+    changed += [name for name in sorted(common) if find_difference(before["folders"][name], inputs["folders"][name])]
+    if not changed:
+        return
+    problem = f"the {' and the '.join(changed)} differ from those in {folder / INPUTS}"
+    if not allow_changed:
+        raise InputError(
+            f"The run in {folder} cannot resume: {problem}. Restore them, begin another run in another output_dir, or "
+            "go on with data.allow_changed=true."
+        )
+    _log.warning(f"The run in {folder} goes on with data.allow_changed=true: {problem}.")
+
+
+def data_differ(before: Mapping[str, Any], inputs: Mapping[str, Any], split: str) -> bool:
+    """Return whether a split of two runs differs in its rows, texts or labels."""
+    old, new = before["data"].get(split), inputs["data"].get(split)
+    return (old is None) != (new is None) or bool(old and find_difference(old, new))

@@ -1,0 +1,77 @@
+"""The result of a finished run: the numbers in its ``metrics.json``, and the one that a sweep optimizes."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from gating.errors import InputError, nearest_name
+from gating.run.folder import METRICS
+from gating.storage.files import finite_number, read_table
+
+__all__ = ["Result", "check_optimized"]
+
+_METRIC = re.compile(r"(?P<stage>\w+/)?(?P<split>val|test)/(?P<metric>\w+)")
+
+
+@dataclass(frozen=True)
+class Result:
+    """The numbers of a finished run.
+
+    Attributes:
+        folder: Folder of the run.
+        metric: Name of the task's score.
+        numbers: The numbers by their names; None for one that is not finite.
+    """
+
+    folder: Path
+    metric: str
+    numbers: Mapping[str, float | None]
+
+    @classmethod
+    def read(cls, folder: Path) -> "Result":
+        """Return the result in the folder of a run.
+
+        Raises:
+            InputError: ``metrics.json`` does not have the numbers of a run.
+        """
+        found = read_table(folder / METRICS)
+        if not isinstance(found.get("metric"), str):
+            raise InputError(f"{folder / METRICS} does not have the numbers of a run: train it again.")
+        kinds = (int, float, type(None))
+        numbers = {name: finite_number(value) for name, value in found.items() if type(value) in kinds}
+        return cls(folder, found["metric"], numbers)
+
+    def value(self, name: str | None) -> float | None:
+        """Return a number by its name; by default the task's validation score, None without a validation.
+
+        Raises:
+            InputError: There is no such number.
+        """
+        if name is not None and name not in self.numbers:
+            hint = nearest_name(name, sorted(self.numbers))
+            raise InputError(f"optimized_metric={name} is not in {self.folder / METRICS}. {hint}")
+        return self.numbers.get(name or f"val/{self.metric}")
+
+
+def check_optimized(
+    name: str | None, *, metrics: list[str] | None, splits: list[str], others: Mapping[str, str]
+) -> None:
+    """Check that a run will measure the number that it returns, before it trains for hours.
+
+    Args:
+        name: Its name in ``metrics.json``, or None.
+        metrics: Names of the task's metrics; None if they are known only after the first validation.
+        splits: ``val`` and ``test``, as far as they are evaluated.
+        others: Names of other numbers.
+
+    Raises:
+        InputError: There will be no such number.
+    """
+    if name is None or name in others or re.fullmatch(r"(num_heads|num_heads_before|seconds)/\w+", name):
+        return
+    found = _METRIC.fullmatch(name)
+    known = [f"{split}/{metric}" for split in splits for metric in metrics or ()]
+    if found is None or (metrics is not None and f"{found['split']}/{found['metric']}" not in known):
+        hint = nearest_name(name, [*known, *others])
+        raise InputError(f"optimized_metric={name} is not measured by this run. {hint}")

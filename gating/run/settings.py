@@ -1,0 +1,336 @@
+"""The settings of a run: composed by Hydra, those of a resumed run from its folder, checked here once.
+
+Settings of objects, such as ``optimizer.lr``, are checked when the objects are built (:mod:`gating.run.build`). Nothing
+here imports torch: a mistake is told at once.
+"""
+
+import os
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from gating.errors import InputError, MissingFileError, explain, nearest_name
+from gating.run.folder import CONFIG, Phase, is_finished, is_run, relocated, stored_settings
+from gating.storage.files import is_locked
+from gating.storage.same_settings import check_same_settings, find_difference, leaves
+from gating.tracking.redaction import HIDDEN, redact_settings
+
+__all__ = ["Settings", "has_effect", "is_dense", "read_settings", "shown_value"]
+
+Group = dict[str, Any]
+
+# Settings of one command, not of a run.
+_OF_COMMAND = ("output_dir", "overwrite", "resume", "ckpt_path", "optimized_metric", "push_to_hub", "sweep")
+# Settings that may name a file or folder, or something on the hub.
+_PLACES = ("data.train", "data.validation", "data.test", "data.path", "model.name", "model.tokenizer")
+_PLACES = (*_PLACES, "distillation.teacher", "task.teacher")
+_GROUPS_OF_PLACES = ("data", "model", "distillation", "task")
+# In settings of a user's own classes, values with a slash and those of such a name are taken for paths.
+_WORDS = ("file", "folder", "dir", "path", "root")
+# Settings and groups of settings, by what they have no effect on.
+_WITHOUT_EFFECT = {
+    # These may differ between a run and the command that resumes it.
+    "results": (
+        *(*_OF_COMMAND, "paths", "logger", "callbacks", "keep_checkpoints", "exports", "model.base_model"),
+        *("data.num_workers", "data.allow_changed", "data.about", "latency.max_seconds", "trainer.max_time"),
+    ),
+    "dense run": ("objective", "gates", "convergence", "recovery", "optimizer.gate_lr", "optimizer.multiplier_lr"),
+    # Where these change what is evaluated, as under a limit of batches or in blocks of a text, its counts differ.
+    "examples": ("data.batch_size", "data.eval_batch_size", "data.num_workers", "data.max_length", "data.stride"),
+}
+# Callbacks of Lightning that change what is trained, or when it ends.
+_DECIDING = re.compile(r"EarlyStopping|WeightAveraging|GradientAccumulationScheduler")
+# Code that a folder from somebody else may name; all other code is named by the command.
+_TRUSTED = ("gating.", "torch.optim.", "pytorch_lightning.")
+_CODE = re.compile(r".*\b(_target_|trust_remote_code|auto_map|code_revision|use_safetensors)(\..*)?")
+
+
+class _Sweep(BaseModel):
+    """Settings of the end of a sweep."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    max_drop: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+
+
+class Settings(BaseModel):
+    """Settings of one run; conf/config.yaml describes each. Groups are tables of plain values.
+
+    ``output_dir`` is absolute, and so are the files and folders that exist.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    output_dir: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+    overwrite: bool
+    resume: str | None
+    ckpt_path: str | None
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    recovery: Annotated[float, Field(ge=0, lt=1)]
+    recovery_keep: Literal["best", "last"]
+    compile: bool
+    gradient_checkpointing: bool
+    keep_checkpoints: bool
+    optimized_metric: str | None
+    push_to_hub: str | None
+    exports: list[Literal["onnx", "onnx-int8", "openvino", "gguf", "gguf-q8_0"]]
+    model: Group
+    task: Group
+    data: Group
+    gates: Group
+    adapters: Group
+    objective: Group
+    convergence: Group | None
+    distillation: Group
+    optimizer: Group
+    scheduler: Group
+    latency: Group
+    trainer: Group
+    callbacks: Group
+    logger: Group
+    paths: dict[str, str]
+    sweep: _Sweep = _Sweep()
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the run."""
+        return Path(self.output_dir)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder with one folder of checkpoints for each phase; inside that of the run by default."""
+        return Path(self.paths["checkpoints"])
+
+    def freezes(self, phase: Phase) -> bool:
+        """Return whether the weights stay as they are in a phase; a teacher's are trained."""
+        freeze = self.optimizer.get("freeze", False)
+        return phase == Phase.SEARCH if freeze == "search" else bool(freeze) and phase != Phase.TEACHER
+
+    def in_folder(self, folder: Path) -> "Settings":
+        """Return the same settings with another folder of the run."""
+        return type(self)(**relocated(self.model_dump(), folder))
+
+    def to_yaml(self) -> str:
+        """Return all settings as YAML, without secrets."""
+        return OmegaConf.to_yaml(OmegaConf.create(redact_settings(self.model_dump())))
+
+
+def read_settings(cfg: DictConfig | Mapping[str, Any], overrides: Sequence[str] = ()) -> Settings:
+    """Return the settings of a command; ``resume=DIR`` takes those that it does not give from the run in DIR.
+
+    Args:
+        cfg: The composed configuration.
+        overrides: Overrides of the command line.
+
+    Raises:
+        InputError: A setting is missing, unknown or of the wrong type, or differs from that of the resumed run.
+        FileNotFoundError: There is no such run, or no such file of data.
+    """
+    composed = OmegaConf.create(dict(cfg)) if not isinstance(cfg, DictConfig) else cfg
+    has_own_folder = "${now:" not in str(OmegaConf.to_container(composed)["output_dir"])  # type: ignore[call-overload, index]
+    named = composed.get("resume") not in (None, "auto") or composed.get("ckpt_path") is not None
+    values = _resolve(composed, may_lack=named)
+    folder = _named_run(values, has_own_folder=has_own_folder) if named else None
+    if folder is not None:
+        values = _with_overrides(_trusted(stored_settings(folder), folder, overrides), values, overrides)
+        values |= {"output_dir": str(folder), "resume": str(folder)}
+    settings = _validate(_absolute(values))
+    if settings.resume == "auto":
+        if has_own_folder:
+            folder = settings.folder if is_run(settings.folder) else None
+        elif (folder := _latest_like(settings)) is not None:
+            settings = settings.in_folder(folder)
+    if folder is None:
+        _check_places(settings)
+    elif not is_finished(folder):
+        _check_same(stored_settings(folder), settings, folder)
+    return settings
+
+
+def is_dense(settings: Mapping[str, Any]) -> bool:
+    """Return whether the settings of a run, as plain values, are those of a dense one."""
+    return str(settings["objective"].get("_target_")).endswith(".NoObjective")
+
+
+def has_effect(name: str, *, on: Literal["results", "dense run", "examples"]) -> bool:
+    """Return whether a setting, by its dotted name, changes the results of a run, of a dense run, or its examples."""
+    return not any(f"{name}.".startswith(f"{other}.") for other in _WITHOUT_EFFECT[on])
+
+
+def shown_value(name: str, value: Any) -> Any:
+    """Return the value of a setting in a comparison: the same file of data may lie elsewhere on another machine."""
+    if isinstance(value, list):
+        return [shown_value(name, one) for one in value]
+    return Path(value).name if name in _PLACES[:4] and isinstance(value, str) else value
+
+
+def _resolve(composed: DictConfig, *, may_lack: bool) -> dict[str, Any]:
+    try:
+        values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=not may_lack)
+    except OmegaConfBaseException as error:
+        name = getattr(error, "full_key", None)
+        needed = name is not None and "Missing mandatory value" in str(error)
+        raise InputError(f"{name} is needed: add {name}=... to the command." if needed else explain(error)) from error
+    return cast(dict[str, Any], values)
+
+
+def _validate(values: Mapping[str, Any]) -> Settings:
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        # The member of a union that was read furthest tells most.
+        problem = max(error.errors(), key=lambda one: len(one["loc"]))
+        name = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            known = list(Settings.model_fields)
+            raise InputError(f"There is no setting {name}. {nearest_name(name, known)}") from None
+        if problem["type"] == "missing":
+            raise InputError(f"{name} is missing, which every run needs: leave ~{name} out of the command.") from None
+        reason = problem["msg"]
+        raise InputError(f"{name}={problem['input']} cannot be used: {reason[:1].lower()}{reason[1:]}.") from None
+
+
+def _named_run(values: Mapping[str, Any], *, has_own_folder: bool) -> Path:
+    """Return the folder of the run that ``resume`` or ``ckpt_path`` names."""
+    checkpoint = values["ckpt_path"]
+    if checkpoint is None:
+        folder = Path(os.path.abspath(str(values["resume"])))
+    elif not os.path.exists(checkpoint):
+        raise MissingFileError(f"ckpt_path={checkpoint}: there is no such file or folder.")
+    else:
+        parents = Path(os.path.abspath(checkpoint)).parents
+        found = next((parent for parent in parents if is_run(parent)), None)
+        if found is None:
+            raise InputError(f"ckpt_path={checkpoint} is not in the folder of a run, from which its settings are read.")
+        folder = found
+    if has_own_folder and Path(os.path.abspath(values["output_dir"])) != folder:
+        raise InputError(f"The run to resume is in {folder}, and output_dir={values['output_dir']}: leave it out.")
+    return folder
+
+
+def _names(overrides: Iterable[str]) -> list[str]:
+    """Return the dotted names that overrides of a command line set."""
+    places = (line.lstrip("+~").partition("=")[0].partition("@")[0] for line in overrides)
+    return [place.strip("/").replace("/", ".") for place in places]
+
+
+def _with_overrides(stored: dict[str, Any], given: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Return stored settings with those of the command line on top; an option replaces its whole group."""
+    merged = OmegaConf.create({**given, **{name: stored[name] for name in stored if name not in _OF_COMMAND}})
+    for name in _names(overrides):
+        if name.partition(".")[0] in given and name not in _OF_COMMAND:
+            OmegaConf.update(merged, name, OmegaConf.select(OmegaConf.create(dict(given)), name), merge=False)
+    values = cast(dict[str, Any], OmegaConf.to_container(merged, resolve=True))
+    if "allow_changed" in values["data"]:
+        values["data"]["allow_changed"] = bool(given["data"].get("allow_changed"))  # Each command allows it anew.
+    return values
+
+
+def _trusted(stored: dict[str, Any], folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """Return the settings of a folder, maybe from somebody else, if they name no code but ours and Lightning's.
+
+    Raises:
+        InputError: The command must name the code again; or a setting was a secret, which no folder has.
+    """
+    given = _names(overrides)
+    for name, value in leaves(stored):
+        if value in (None, True) or any(f"{name}.".startswith(f"{other}.") for other in given):
+            continue
+        is_code = bool(_CODE.fullmatch(name)) and not str(value).startswith(_TRUSTED)
+        if is_code or "${" in str(value):
+            again = shlex.quote(f"++{name}={value}")
+            raise InputError(
+                f"{folder / CONFIG} has {name}={value}, which determines the code that runs. If you trust it, give it "
+                f"again: python train.py resume={folder} {again}"
+            )
+        if HIDDEN in str(value):
+            raise InputError(f"{folder / CONFIG} lacks the secret in {name}: give {name}=... again.")
+    return stored
+
+
+def _absolute(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings with absolute paths of the run's folders, and of the files and folders that exist."""
+    values = OmegaConf.create(settings)
+    for name, value in leaves({group: settings.get(group) or {} for group in _GROUPS_OF_PLACES}):
+        is_ours = str((settings.get(name.partition(".")[0]) or {}).get("_target_", "gating.")).startswith("gating.")
+        last = name.rpartition(".")[2].lower()
+        if name in _PLACES or (not is_ours and (os.sep in str(value) or any(word in last for word in _WORDS))):
+            found = [_absolute_if_there(one) for one in value] if isinstance(value, list) else _absolute_if_there(value)
+            OmegaConf.update(values, name, found, merge=False)
+    for name, value in [("output_dir", settings.get("output_dir")), *leaves({"paths": settings.get("paths") or {}})]:
+        if isinstance(value, str) and value.strip():
+            OmegaConf.update(values, name, os.path.abspath(os.path.expanduser(value)), merge=False)
+    return cast(dict[str, Any], OmegaConf.to_container(values))
+
+
+def _absolute_if_there(value: Any) -> Any:
+    with suppress(ValueError, OSError):  # No path, or too long for one.
+        if isinstance(value, str) and value and os.path.lexists(os.path.expanduser(value)):
+            return os.path.abspath(os.path.expanduser(value))
+    return value
+
+
+def _check_places(settings: Settings) -> None:
+    """Raise ``MissingFileError`` for data and models that are no file or folder, before torch is imported."""
+    named = [(f"data.{name}", settings.data.get(name)) for name in ("train", "validation", "test")]
+    is_ours = str(settings.data.get("_target_")).startswith("gating.")
+    named = [(name, one) for name, value in named if is_ours for one in (value if isinstance(value, list) else [value])]
+    places = [
+        ("model.name", settings.model.get("name")),
+        ("distillation.teacher", settings.distillation.get("teacher")),
+    ]
+    named += [(name, value) for name, value in places if str(value).startswith((".", "~", os.sep))]
+    for name, value in named:
+        is_path = isinstance(value, str) and not re.search(r"://|[*?\[]", value)
+        if is_path and not os.path.exists(os.path.expanduser(value)):
+            raise MissingFileError(f"{name}={value}: there is no such file or folder.")
+
+
+def _latest_like(settings: Settings) -> Path | None:
+    """Return the latest unfinished run with these settings, secrets aside, that no other process trains."""
+    for folder in sorted(settings.folder.parent.parent.glob("*/*"), reverse=True):
+        if is_run(folder) and not is_finished(folder):
+            with suppress(ValueError):  # A damaged run cannot be compared.
+                before, now = _comparable(stored_settings(folder), settings)
+                if find_difference(before, now) is None and not is_locked(folder):
+                    return folder
+    return None
+
+
+def _check_same(stored: Mapping[str, Any], settings: Settings, folder: Path) -> None:
+    """Raise ``InputError`` if a setting of a resumed run that changes its results differs."""
+    before, now = _comparable(stored, settings)
+    check_same_settings(
+        before,
+        now,
+        stored=f"The run in {folder} has",
+        present="this command",
+        remedy="Leave it unchanged, or begin another run in another output_dir.",
+    )
+
+
+def _comparable(stored: Mapping[str, Any], settings: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return those of the stored and the given settings, by dotted names, that must not differ."""
+    # Secrets are not stored.
+    old, new = dict(leaves(stored)), dict(leaves(redact_settings(settings.model_dump())))
+    # Files and folders may have moved; their contents are compared.
+    moved = {name for name in _PLACES if os.path.isabs(str(new.get(name))) and os.path.isabs(str(old.get(name)))}
+    deciding = {
+        name.rpartition(".")[0]
+        for name, value in [*old.items(), *new.items()]
+        if name.startswith("callbacks.") and _DECIDING.search(str(value))
+    }
+    names = [
+        name
+        for name in sorted(old | new)
+        # A secret is given again.
+        if name not in moved and old.get(name) != HIDDEN and (has_effect(name, on="results") or name.rpartition(".")[0] in deciding)
+    ]
+    return {name: old.get(name) for name in names}, {name: new.get(name) for name in names}

@@ -1,1 +1,0 @@
-"""Settings of a run: composed by Hydra, validated, and recalled from the folder of a resumed run."""

@@ -1,0 +1,232 @@
+"""Files and folders: written whole or not at all, renamed instead of replaced, locked, and read as tables.
+
+Nothing that stands where we write is deleted: it gets a number (``run.1``, ``model.1.gguf``), and a line says so.
+"""
+
+import json
+import logging
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import filelock
+from safetensors import SafetensorError
+
+from gating.errors import FolderExistsError, InputError, UserError
+from gating.storage.stops import deferring_signals
+
+__all__ = [
+    "check_free",
+    "finite_number",
+    "is_locked",
+    "move_aside",
+    "read_table",
+    "replacing_file",
+    "replacing_folder",
+    "take_lock",
+    "write_atomically",
+]
+
+_LOCK = ".lock"
+_log = logging.getLogger(__name__)
+
+
+@contextmanager
+def replacing_file(target: Path) -> Iterator[Path]:
+    """Yield the path of a new file that replaces the target when the block ends without an error.
+
+    The target's name refers to the old file or to the new one at any time, also if the process is killed. The new file
+    is flushed to the disk before the block ends.
+
+    Raises:
+        OSError: The file cannot be written, for example on a full disk; ``filename`` is the target. The old file stays.
+        SystemExit: A signal has come, see :func:`gating.storage.stops.exiting_on_signals`. The old file stays.
+    """
+    new = target.with_name(f".{target.name}.{os.getpid()}.new")
+    with deferring_signals() as passing:
+        try:
+            with passing():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                yield new
+                _flush(new)
+            os.replace(new, target)
+        except BaseException as error:
+            new.unlink(missing_ok=True)
+            cause = _find_system_error(error)
+            if cause is not None:
+                raise type(cause)(cause.errno, cause.strerror, str(target)) from error
+            raise
+
+
+def write_atomically(target: Path, text: str) -> None:
+    """Write a text file; the errors are those of :func:`replacing_file`."""
+    with replacing_file(target) as new:
+        new.write_text(text, encoding="utf-8")
+
+
+def _find_system_error(error: BaseException) -> OSError | None:
+    """Return the system's error behind an error; archive writers raise another one while they close the file."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno is not None:
+            return seen
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+@contextmanager
+def replacing_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Yield an empty folder that becomes the target when the block ends without an error.
+
+    The new folder is written beside the target under a hidden name. What is at the target is renamed once the new
+    folder is on the disk (:func:`move_aside`); after an error nothing has changed.
+
+    Raises:
+        FileExistsError: There is something at the target and ``overwrite`` is false, or a part of its path is a file.
+        OSError: The folder cannot be written, for example on a full disk.
+        SystemExit: A signal has come, see :func:`gating.storage.stops.exiting_on_signals`.
+    """
+    target = Path(os.path.abspath(target))
+    check_free(target, overwrite=overwrite)
+    missing = [place for place in target.parents if not place.exists()]
+    with deferring_signals() as passing:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            new = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+            try:
+                with passing():
+                    # Of the rights of a new folder, instead of those of a temporary one.
+                    (new / "new").mkdir()
+                    yield new / "new"
+                    for path in [*new.rglob("*"), new]:
+                        _flush(path)
+                move_aside(target)
+                (new / "new").rename(target)
+            finally:
+                shutil.rmtree(new, ignore_errors=True)
+        except BaseException as error:
+            for place in missing:
+                if place.is_dir() and not any(place.iterdir()):
+                    place.rmdir()
+            if isinstance(error, (OSError, SafetensorError)) and not isinstance(error, UserError):
+                reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+                raise OSError(
+                    f"{target} cannot be written ({reason}); nothing was changed there. Make room or choose another "
+                    "place."
+                ) from error
+            raise
+
+
+def _flush(path: Path) -> None:
+    """Flush a file or folder to the disk; Windows opens no folders."""
+    if path.is_file() or os.name == "posix":
+        file = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+        try:
+            os.fsync(file)
+        finally:
+            os.close(file)
+
+
+def check_free(
+    target: Path, *, overwrite: bool, setting: str = "", remedy: str = "overwrite=True", ignored: str = _LOCK
+) -> None:
+    """Check that a file or folder can be written at a place.
+
+    Args:
+        target: The place.
+        overwrite: Whether what is there may be renamed.
+        setting: Name of the setting with this path, for messages.
+        remedy: The option that allows it, in Python.
+        ignored: Name of a file with which a folder counts as empty.
+
+    Raises:
+        FileExistsError: There is something, or a part of the path is a file.
+    """
+    shown = f"{setting}={target}" if setting else str(target)
+    parent = next(place for place in (target, *target.absolute().parents) if os.path.lexists(place))
+    if parent != target and not parent.is_dir():
+        raise FolderExistsError(f"{shown} cannot be written: {parent} is no folder. Choose another place.")
+    if overwrite or not os.path.lexists(target):
+        return
+    if target.is_dir() and all(path.name == ignored for path in target.iterdir()):
+        return
+    problem = f"{shown} exists already{' and is not empty' * target.is_dir()}. Choose another place, or pass "
+    error = FolderExistsError(f"{problem}{remedy}, which renames it.")
+    error.in_command = f"{problem}overwrite=true, which renames it."
+    raise error
+
+
+def move_aside(path: Path) -> Path | None:
+    """Rename what is at a path: ``run`` to ``run.1``, ``model.gguf`` to ``model.1.gguf``; empty folders are removed.
+
+    Returns:
+        The new path; None if there was nothing.
+    """
+    if not os.path.lexists(path):
+        return None
+    if path.is_dir() and not path.is_symlink() and not any(path.iterdir()):
+        path.rmdir()
+        return None
+    stem, suffix = (path.stem, path.suffix) if path.is_file() else (path.name, "")
+    number = 1
+    while os.path.lexists(moved := path.with_name(f"{stem}.{number}{suffix}")):
+        number += 1
+    path.rename(moved)
+    _log.warning(f"{path} was renamed to {moved}.")
+    return moved
+
+
+def take_lock(folder: Path, *, problem: str) -> filelock.BaseFileLock:
+    """Return the lock of a folder, which is created if needed; the system releases it with this process.
+
+    Raises:
+        InputError: Another process has it, with ``problem`` as the message.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(folder / _LOCK, is_singleton=True)
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        raise InputError(problem) from None
+    except NotImplementedError:
+        pass  # A file system without locks.
+    return lock
+
+
+def is_locked(folder: Path) -> bool:
+    """Return whether another process has the lock of a folder; nothing is written to one that has none."""
+    if not (folder / _LOCK).exists():
+        return False
+    try:
+        take_lock(folder, problem="").release()
+    except InputError:
+        return True
+    return False
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """Return the content of a JSON file; an empty table if the file cannot be read or has no table."""
+    try:
+        read = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return read if isinstance(read, dict) else {}
+
+
+def finite_number(value: object) -> float | None:
+    """Return a value of a JSON file if it is a finite number, whole ones as they are; None otherwise.
+
+    >>> finite_number(18), finite_number(True), finite_number("18"), finite_number(10**400)
+    (18, None, None, None)
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return value if math.isfinite(value) else None
+    except OverflowError:  # A whole number beyond floats.
+        return None
