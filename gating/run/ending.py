@@ -15,7 +15,6 @@ from gating.run.folder.checkpoints import has_checkpoint
 from gating.run.folder.contents import is_run
 from gating.run.folder.state import current_folder, enter_folder, is_finished, owned_by_this_process
 from gating.tracking.loggers import close_wandb
-from gating.tracking.wandb_parts import is_offline
 from gating.training.callbacks.divergence import DivergedError
 from gating.training.signals import Stopped, stop_on_signals
 
@@ -83,7 +82,7 @@ def _finish_wandb(*, failed: bool) -> None:
         sys.exit(stopped.exit_code)
     if parts:
         print(f"W&B run  {parts[-1]}\n  look   {shlex.join(['wandb', 'leet', str(parts[-1])])}")
-    if waiting := [str(part) for part in parts if is_offline(part)]:
+    if waiting := [str(part) for part in parts if part.name.startswith("offline-")]:
         print(f"  upload {shlex.join(['wandb', 'sync', *waiting])}")
 
 

@@ -22,7 +22,6 @@ from gating.run.folder.contents import Phase
 from gating.run.settings.build import build, make_objective, make_optimizer, partial_of, with_partial_metrics
 from gating.run.settings.settings import Settings, is_dense
 from gating.tasks.base import Task
-from gating.tracking.loggers import check_loggers
 from gating.training.optimizers import OptimizerSettings
 
 __all__ = ["BudgetSettings", "PhaseObjects", "RunObjects", "build_objects", "build_phases"]
@@ -144,7 +143,6 @@ def build_objects(settings: Settings) -> RunObjects:
     distillation = dict(values["distillation"]) if values["distillation"].get("_target_") else {}
     teacher, store = (distillation.pop(name, None) for name in ("teacher", "store"))
     make_loggers = partial_of("logger", values["logger"])
-    check_loggers(make_loggers.keywords.get("loggers"))
     return RunObjects(
         task=build("task", with_partial_metrics(values["task"])),
         objective=objective,

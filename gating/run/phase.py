@@ -13,7 +13,6 @@ from gating.objectives.search import Search
 from gating.report.summary import Stage
 from gating.run.folder.contents import Phase
 from gating.run.run import Run
-from gating.tracking.position import return_to
 from gating.training.callbacks.best_weights import BestWeights
 from gating.training.callbacks.clock import RunClock
 from gating.training.callbacks.divergence import DivergenceStop
@@ -60,9 +59,7 @@ def train_phase(
     best = BestWeights() if run.settings.recovery_keep == "best" and phase != Phase.SEARCH else None
     trainer = _build_trainer(run, phase, steps=steps, callbacks=[*callbacks, *([best] if best else [])])
     checkpoint = run.last_checkpoint(phase)
-    if checkpoint is None:
-        return_to(run.loggers, run.state.log_position)
-    elif is_rank_zero():
+    if checkpoint is not None and is_rank_zero():
         print(f"{phase} resumes from {checkpoint}")
     trainer.strategy.checkpoint_io = AtomicCheckpointIO()
     run.data.module.start_after(first_step * run.phases[phase].trainer["accumulate_grad_batches"])

@@ -26,7 +26,6 @@ from gating.run.objects import PhaseObjects, RunObjects
 from gating.run.settings.settings import Settings
 from gating.sharding.plan import is_sharded, reshard
 from gating.teachers.teacher import Teacher
-from gating.tracking.position import LogPosition
 from gating.training.checkpoints import recorded_checkpoints, why_unusable
 from gating.training.evaluation import Tally
 
@@ -44,7 +43,6 @@ class RunState:
         teacher: Dense model to distill from; None without distillation, and before the run has trained it.
         history: Observations at each validation.
         summary: Measurements.
-        log_position: Position in the logs when the current phase began.
     """
 
     model: PreTrainedModel
@@ -52,7 +50,6 @@ class RunState:
     teacher: Teacher | None = None
     history: History = field(default_factory=History)
     summary: Summary = field(default_factory=Summary)
-    log_position: LogPosition = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

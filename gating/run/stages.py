@@ -37,7 +37,6 @@ from gating.storage.results import COMPACT_MODEL
 from gating.storage.written import note_written
 from gating.teachers.open_teacher import OpenTeacher
 from gating.teachers.teacher import Teacher
-from gating.tracking.position import log_position
 from gating.tracking.verbosity import printed_warnings
 from gating.training.callbacks.gates import SearchEnd, log_kept_heads, record_spent
 from gating.training.checkpoints import checkpoint_path, note_checkpoint, read_checkpoint
@@ -148,7 +147,6 @@ def _save_removed(run: Run) -> None:
     state = run.state
     if not (is_rank_zero() or run.is_sharded):
         return
-    state.log_position = log_position(run.loggers)
     path = checkpoint_path(run.paths.of_phase(Phase.REMOVED), state.search_steps)
     checkpoint = {
         "phase": path.parent.name,
@@ -156,7 +154,6 @@ def _save_removed(run: Run) -> None:
         "history": state.history.state_dict(),
         "summary": state.summary.state_dict(),
         "search_steps": state.search_steps,
-        "log_position": state.log_position,
         NUM_PROCESSES: world_size(),
     }
     if is_rank_zero():
@@ -188,7 +185,7 @@ def restore_removed(run: Run) -> bool:
         state.model.load_state_dict(checkpoint["weights"])
     state.history.load_state_dict(checkpoint["history"])
     state.summary.load_state_dict(checkpoint["summary"])
-    state.search_steps, state.log_position = checkpoint["search_steps"], checkpoint["log_position"]
+    state.search_steps = checkpoint["search_steps"]
     return True
 
 

@@ -5,7 +5,6 @@ from enum import StrEnum
 from pathlib import Path
 
 from gating.storage.written import WRITTEN
-from gating.tracking.contents import CSV, CSV_FILES, TENSORBOARD, WANDB
 
 __all__ = [
     "CHECKPOINTS",
@@ -62,6 +61,9 @@ CLEARED = ".config.yaml.old"
 OWNER_MARK = ".run-of-checkpoints"
 
 CHECKPOINTS, REPORT = "checkpoints", "report"
+# Folders of the loggers.
+CSV, TENSORBOARD, WANDB = "csv", "tensorboard", "wandb"
+CSV_FILES = (f"{CSV}/metrics.csv", f"{CSV}/hparams.yaml")
 # These files are in the folder of the report.
 GATES_PICTURE, HISTORY_PICTURE, SAMPLES, PAGE = "gates.png", "history.png", "samples.jsonl", "index.html"
 COMPACT, RECIPE, TEACHER = "compact", "recipe", "teacher"

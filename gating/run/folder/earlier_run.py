@@ -19,6 +19,7 @@ from gating.run.folder.contents import (
     RECORD_FILES,
     REPLACED_FOLDERS,
     STATE_FILES,
+    TENSORBOARD,
     Phase,
     RunPaths,
 )
@@ -26,7 +27,6 @@ from gating.run.folder.own_files import check_compact, check_links, check_teache
 from gating.storage.folders import check_folder, is_inside, is_or_holds
 from gating.storage.same_settings import leaves
 from gating.storage.written import written_in
-from gating.tracking.tensorboard_log import find_event_files
 from gating.training.checkpoints import found_checkpoints, noted_checkpoints
 
 __all__ = ["check_new", "clearing"]
@@ -104,7 +104,10 @@ def clearing(folder: Path, checkpoints: Path) -> Iterator[None]:
                 remove_noted(place)
         for name in written.intersection(MODELS):
             remove_model(folder / name)
-        for path in (*(folder / name for name in written.intersection(OTHER_FILES)), *find_event_files(folder)):
+        for path in (
+            *(folder / name for name in written.intersection(OTHER_FILES)),
+            *(folder / TENSORBOARD).glob("events.out.tfevents.*"),
+        ):
             if is_inside(path, folder):
                 path.unlink(missing_ok=True)
         for place in (folder / name for name in REPLACED_FOLDERS):
