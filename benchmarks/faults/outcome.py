@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from gating.tracking.loggers import read_log
+
 __all__ = ["JUDGED", "Outcome", "progress"]
 
 JUDGED = ("same_weights", "same_heads", "same_metrics", "same_log")
@@ -31,7 +33,7 @@ class Outcome:
             weights=load_file(folder / "compact" / "model.safetensors"),
             heads=json.loads((folder / "compact" / "config.json").read_text()).get("head_gating", {}).get("units", {}),
             metrics={name: value for name, value in numbers.items() if not name.startswith(measured)},
-            log=(folder / "csv" / "metrics.csv").read_text(),
+            log=repr(read_log(folder)),
         )
 
     def compare(self, other: "Outcome") -> dict[str, bool]:

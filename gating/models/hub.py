@@ -2,6 +2,8 @@
 
 import importlib.util
 import os
+import queue
+import threading
 from http import HTTPStatus
 from pathlib import Path
 
@@ -13,7 +15,6 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from gating.errors import InputError, MissingFileError, MissingPackageError, UnreachableError
 from gating.models.gguf import is_gguf, unpack_gguf
 from gating.storage.hub import invalid_name
-from gating.tracking.reachability import with_timeout
 
 __all__ = ["PACKAGE", "cached_folder", "locate", "package_folder", "require_hub"]
 
@@ -109,7 +110,7 @@ def require_hub(wanted: str) -> None:
     """
     global _outage
     if not (hub.HF_HUB_OFFLINE or datasets.config.HF_HUB_OFFLINE):
-        _outage = with_timeout(_DEADLINE, _hub_outage)
+        _outage = _hub_outage_in_time()
         if _outage is None:
             return
         hub.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
@@ -122,6 +123,16 @@ def require_hub(wanted: str) -> None:
 
 def _is_offline_requested() -> bool:
     return any(os.environ.get(name, "").upper() in hub.ENV_VARS_TRUE_VALUES for name in _OFFLINE_VARIABLES)
+
+
+def _hub_outage_in_time() -> str | None:
+    """Return why the hub cannot be reached within seconds; look-ups of names have no timeout of their own."""
+    results: queue.Queue[str | None] = queue.Queue()
+    threading.Thread(target=lambda: results.put(_hub_outage()), daemon=True).start()
+    try:
+        return results.get(timeout=_DEADLINE)
+    except queue.Empty:
+        return f"no answer within {_DEADLINE:g} s"
 
 
 def _hub_outage() -> str | None:

@@ -35,7 +35,6 @@ from gating.pruning.latency.speedup import check_speedup
 from gating.run.settings import Settings, is_dense
 from gating.storage.same_settings import leaves
 from gating.tasks.base import Task
-from gating.tracking.loggers import check_loggers
 from gating.training.optimizers import AdamW, AnyOptimizer, OptimizerSettings
 
 __all__ = ["Budget", "DataSettings", "PhaseObjects", "RunObjects", "build_objects", "build_phase", "naming_settings"]
@@ -164,7 +163,6 @@ def build_objects(settings: Settings) -> RunObjects:
     teacher, store = (distillation.pop(name, None) for name in ("teacher", "store"))
     task = build("task", _with_partial_metrics(settings.task))
     make_loggers = build("logger", settings.logger, partial=True)
-    check_loggers(make_loggers.keywords.get("loggers"))
     # The budget of an experiment is not meant for its dense run.
     objective = {} if is_dense(settings.model_dump()) else settings.objective
     return RunObjects(

@@ -13,7 +13,6 @@ from gating.distributed.watchdog import LostProcess, exit_on_lost_process, find_
 from gating.errors import explain, is_input_error
 from gating.run.folder import how_to_resume
 from gating.tracking.loggers import close_wandb
-from gating.tracking.wandb_parts import is_offline
 from gating.training.callbacks.divergence import DivergedError
 from gating.training.signals import Stopped, stop_on_signals
 
@@ -79,7 +78,7 @@ def _finish_wandb(*, failed: bool) -> None:
         sys.exit(stopped.exit_code)
     if parts:
         print(f"W&B run  {parts[-1]}\n  look   {shlex.join(['wandb', 'leet', str(parts[-1])])}")
-    if waiting := [str(part) for part in parts if is_offline(part)]:
+    if waiting := [str(part) for part in parts if part.name.startswith("offline-")]:
         print(f"  upload {shlex.join(['wandb', 'sync', *waiting])}")
 
 

@@ -32,8 +32,7 @@ from gating.sharding.copies import gather_model, meta_copy
 from gating.sharding.save import has_room_for, save_sharded
 from gating.storage.hub import upload
 from gating.structure.blocks import share_specs
-from gating.tracking.csv_log import read_log
-from gating.tracking.loggers import log_outcome
+from gating.tracking.loggers import log_outcome, read_log
 from gating.tracking.redaction import redact
 
 __all__ = ["export", "gather", "report"]
@@ -126,7 +125,7 @@ def report(run: Run) -> None:
         return
     state, place, page = run.state, run.folder, _page_of(run, samples)
     save_pictures(page, gates_file=place.report / "gates.png", history_file=place.report / "history.png")
-    log_outcome(run.loggers, state.summary.flat(), run.folder.compact)
+    log_outcome(run.loggers, state.summary.flat())
     print_report(Console(), page.kept, page.report, neurons=page.neurons)
     is_alone = Stage.DENSE not in state.summary.metrics and _sweep_of_run() is None
     if run.objects.objective is not None and is_alone:

@@ -327,10 +327,8 @@ def _comparable(stored: Mapping[str, Any], settings: Settings) -> tuple[dict[str
         for name, value in [*old.items(), *new.items()]
         if name.startswith("callbacks.") and _DECIDING.search(str(value))
     }
-    names = [
-        name
-        for name in sorted(old | new)
-        # A secret is given again.
-        if name not in moved and old.get(name) != HIDDEN and (has_effect(name, on="results") or name.rpartition(".")[0] in deciding)
-    ]
+    free = {name for name in old | new if not has_effect(name, on="results") and name.rpartition(".")[0] not in deciding}
+    # A secret is given again.
+    free |= moved | {name for name, value in old.items() if value == HIDDEN}
+    names = sorted((old | new).keys() - free)
     return {name: old.get(name) for name in names}, {name: new.get(name) for name in names}

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from gating.storage.atomic import write_atomically
+from gating.storage.files import write_atomically
 
 __all__ = ["WRITTEN", "note_written", "written_in"]
 

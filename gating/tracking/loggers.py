@@ -1,42 +1,38 @@
 """Loggers of a run: a CSV file, Weights & Biases, offline without an account, and others that are chosen."""
 
+import csv
+import functools
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
+from weakref import WeakSet
 
 import wandb
-from pytorch_lightning.loggers import Logger
+from matplotlib.figure import Figure
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 
 from gating.distributed.collectives import is_rank_zero
-from gating.errors import InputError, shorten
-from gating.tracking.contents import CSV
-from gating.tracking.csv_log import CsvLogger
-from gating.tracking.reachability import why_unreachable
+from gating.errors import InputError
+from gating.storage.files import replacing_file
 from gating.tracking.redaction import hidden_arguments, redact, redact_settings
-from gating.tracking.tensorboard_log import TensorBoardLog
-from gating.tracking.wandb_logger import TolerantWandbLogger
-from gating.tracking.wandb_parts import forget_run, parts_of, remember_run, run_in
 
 Mode = Literal["auto", "online", "offline", "disabled"]
 
-__all__ = ["build_loggers", "check_loggers", "close_wandb", "log_outcome", "log_samples", "resolve_mode"]
+__all__ = ["build_loggers", "close_wandb", "log_figure", "log_outcome", "log_samples", "read_log", "resolve_mode"]
 
-# Modes by the values of WANDB_MODE; the last two are those of earlier versions of wandb.
-_MODES: Mapping[str, Mode]
-_MODES = {"online": "online", "offline": "offline", "disabled": "disabled", "dryrun": "offline", "run": "online"}
-# Modes that are tried, and what is done where W&B cannot be used in one.
-_ATTEMPTS: dict[Mode, tuple[Mode, ...]] = {"online": ("online", "offline"), "offline": ("offline",)}
-_FALLBACKS: dict[Mode, str] = {
-    "online": "The run continues offline; `wandb sync` uploads it later.",
-    "offline": "The run continues without it; the CSV file has its numbers.",
-}
 # Seconds for wandb to start a run, and to upload the rest at its end; its defaults are minutes.
-_TIMEOUT_S = 30.0
+_START_S, _END_S = 15.0, 30.0
+# This file has the id of the W&B run, and the folder that of the CSV file, in the folder of the run.
+_RUN_ID, _CSV = Path("wandb", "id-of-run"), "csv"
+# Methods of loggers that are called during a run.
+_METHODS = ("log_metrics", "log_hyperparams", "log_image", "log_table", "save", "finalize", "after_save_checkpoint")
 
 _log = logging.getLogger(__name__)
+_failed = WeakSet[Logger]()
 
 
 def build_loggers(
@@ -52,7 +48,7 @@ def build_loggers(
     run_config: dict[str, Any] | None = None,
     resume: bool = False,
 ) -> list[Logger]:
-    """Create the loggers of a run.
+    """Create the loggers of a run; of those that fail later, the CSV file alone raises errors.
 
     Args:
         save_dir: The run's folder.
@@ -64,122 +60,129 @@ def build_loggers(
         group: Group of the W&B run; a sweep's jobs have one.
         job_type: Type of the W&B run, such as ``dense`` or ``search``.
         run_config: Configuration to record, as plain values.
-        resume: Whether to resume the W&B run and the CSV file in this folder.
+        resume: Whether to go on with the W&B run of this folder.
 
     Raises:
         InputError: The mode is ``online`` and no account is configured.
     """
+    folder, config = Path(save_dir), redact_settings(run_config or {})
     # wandb warns about a missing folder.
-    Path(save_dir).mkdir(parents=True, exist_ok=True)
-    others = _enter_run(loggers, Path(save_dir), settings=redact_settings(run_config or {}))
-    mode = resolve_mode(mode)
-    options: dict[str, Any] = redact_settings(
-        {"project": project, "name": name, "tags": tags and list(tags), "group": group, "job_type": job_type}
-        | {"config": run_config}
-    )
-    wandb_id = run_in(Path(save_dir)) if resume else None
-    earlier = parts_of(Path(save_dir), wandb_id) if wandb_id else []
-    if wandb_id is not None:
-        # Offline this adds a second folder of the same run.
-        options |= {"id": wandb_id, "resume": "allow"}
-    wandb_logger = _start_wandb(mode, save_dir=save_dir, **options)
-    if is_rank_zero() and wandb_logger is not None:
-        wandb_logger.enter(earlier)
-        remember_run(Path(save_dir), wandb_logger.experiment.id)
-    elif is_rank_zero() and not resume:
-        forget_run(Path(save_dir))
-    return [*([wandb_logger] if wandb_logger else []), CsvLogger(save_dir, name=CSV, version=""), *others]
-
-
-def check_loggers(loggers: object) -> None:
-    """Check that each of the further loggers is one.
-
-    Raises:
-        InputError: An object is not a logger of Lightning.
-    """
-    for name, logger in loggers.items() if isinstance(loggers, Mapping) else ():
-        if logger is not None and not isinstance(logger, Logger):
-            raise InputError(
-                f"logger.loggers.{name} is a {type(logger).__name__}: give it the _target_ of a Logger of Lightning, "
-                "such as pytorch_lightning.loggers.MLFlowLogger."
-            )
-
-
-def _enter_run(loggers: Mapping[str, Any] | None, folder: Path, *, settings: dict[str, Any]) -> list[Logger]:
-    """Return the further loggers, with the folder and the settings of the run."""
-    chosen: list[Logger] = [logger for logger in (loggers or {}).values() if logger is not None]
-    for logger in chosen:
-        if isinstance(logger, TensorBoardLog):
-            logger.enter(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    options = {"project": project, "name": name, "tags": tags, "group": group, "job_type": job_type}
+    if resume and (folder / _RUN_ID).is_file():
+        options["id"] = (folder / _RUN_ID).read_text(encoding="utf-8").strip()
+    wandb_logger = _start_wandb(folder, resolve_mode(mode), {**redact_settings(options), "config": config})
+    others: list[Logger] = [logger for logger in (loggers or {}).values() if logger is not None]
+    for logger in others:
         with hidden_arguments():
-            logger.log_hyperparams(settings)
-    return chosen
-
-
-def _start_wandb(mode: Mode, **options: Any) -> TolerantWandbLogger | None:
-    """Start a W&B run, offline if W&B cannot be used online; None if it cannot be used at all."""
-    for attempt in _ATTEMPTS.get(mode, ()):
-        try:
-            settings = wandb.Settings(silent=True, console="off", init_timeout=_TIMEOUT_S, finish_timeout=_TIMEOUT_S)
-            logger = TolerantWandbLogger(mode=attempt, settings=settings, **options)
-            if not is_rank_zero():
-                return logger
-            reason = _why_unreachable() if attempt == "online" else None
-            if reason is None:
-                _ = logger.experiment
-                return logger
-        except Exception as error:
-            reason = str(error).strip() or type(error).__name__
-        _log.warning(f"W&B cannot be used {attempt} ({redact(' '.join(reason.split()))}). {_FALLBACKS[attempt]}")
-    return None
+            logger.log_hyperparams(config)
+    chosen: list[Logger] = [*([wandb_logger] if wandb_logger else []), *others]
+    for logger in chosen:
+        for method in _METHODS:
+            if hasattr(logger, method):
+                setattr(logger, method, _tolerant(logger, getattr(logger, method)))
+    return [*chosen, _CsvLogger(folder)]
 
 
 def resolve_mode(mode: Mode) -> Mode:
     """Return the W&B mode; ``auto`` becomes ``WANDB_MODE`` or, without it, online if an account is configured.
 
     Raises:
-        InputError: The mode is ``online`` and no account is configured, or W&B cannot read its own settings.
+        InputError: The mode is ``online`` and no account is configured.
     """
-    if mode != "disabled":
-        _check_environment()
     if mode == "auto":
-        mode = _MODES.get(os.environ.get("WANDB_MODE", "")) or ("online" if _has_account() else "offline")
+        mode = cast("Mode", os.environ.get("WANDB_MODE")) or ("online" if _has_account() else "offline")
     if mode == "online" and not _has_account():
         raise InputError("W&B online needs an account: run `wandb login` first, or pass logger.mode=offline.")
     return mode
 
 
-def log_outcome(loggers: list[Logger], numbers: dict[str, float], compact_folder: Path) -> None:
-    """Log the outcome of a run.
+def _has_account() -> bool:
+    """Return whether a key or an identity token is configured, without a request or a prompt."""
+    try:
+        # With WANDB_MODE=offline, wandb would not look for a key.
+        wandb.setup(wandb.Settings(silent=True, mode="online"))
+        return wandb.login(prompt=False, verify=False)
+    except Exception:
+        return True  # wandb raises it again when the run starts.
 
-    W&B gets it in its summary and, online, the compact model as an artifact; TensorBoard beside the run's settings.
-    """
+
+def _start_wandb(folder: Path, mode: Mode, options: Mapping[str, Any]) -> WandbLogger | None:
+    """Start a W&B run, offline if W&B cannot be used online; None if it cannot be used at all."""
+    if mode == "disabled":
+        return None
+    try:
+        wandb.setup(wandb.Settings(silent=True))
+        settings = wandb.Settings(silent=True, console="off", init_timeout=_START_S, finish_timeout=_END_S)
+        logger = WandbLogger(mode=mode, settings=settings, save_dir=folder, **options)
+        if is_rank_zero():
+            # wandb records sys.argv.
+            with hidden_arguments():
+                run_id = logger.experiment.id
+            (folder / _RUN_ID).write_text(run_id, encoding="utf-8")
+        return logger
+    except Exception as error:
+        instead = "without it" if mode == "offline" else "offline; `wandb sync` uploads it later"
+        _log.warning(f"W&B cannot be used {mode} ({_reason(error)}). The run continues {instead}.")
+    return None if mode == "offline" else _start_wandb(folder, "offline", options)
+
+
+def _tolerant(logger: Logger, method: Callable[..., None]) -> Callable[..., None]:
+    """Turn the first error of a logger into a warning, and ignore later calls: a server must not end a run of hours."""
+
+    @functools.wraps(method)
+    def call(*args: Any, **kwargs: Any) -> None:
+        if logger in _failed:
+            return
+        try:
+            method(*args, **kwargs)
+        except Exception as error:
+            _failed.add(logger)
+            _log.warning(f"{type(logger).__name__} has failed ({_reason(error)}). The run continues without it.")
+
+    return call
+
+
+def log_outcome(loggers: list[Logger], numbers: dict[str, float]) -> None:
+    """Log the outcome of a run: in the summary of W&B, in TensorBoard beside the run's settings."""
     sizes = ("num_heads", "num_neurons", "num_parameters", "macs")
     names = {"speedup", *sizes, *(f"{name}_before" for name in sizes)}
     renamed = {f"compact/{name}" if name in names else name: x for name, x in numbers.items()}
     # The validation metrics of the compact model would be another point in the curves of the training.
     apart = {name: x for name, x in renamed.items() if not name.startswith("val/")}
     for logger in loggers:
-        if isinstance(logger, TolerantWandbLogger):
-            logger.log_outcome(renamed, compact_folder)
-        elif isinstance(logger, TensorBoardLog):
-            logger.log_outcome(apart)
-        elif not isinstance(logger, CsvLogger):
+        if isinstance(logger, WandbLogger):
+            _tolerant(logger, logger.experiment.summary.update)(renamed)
+        elif isinstance(logger, TensorBoardLogger):
+            _tolerant(logger, logger.log_hyperparams)(logger.hparams, metrics=apart)
+            logger.save()
+        elif not isinstance(logger, _CsvLogger):
             logger.log_metrics(apart)
 
 
 def log_samples(loggers: list[Logger], samples: list[dict[str, str]]) -> None:
     """Log text generated by the finished model: to W&B as a table, to TensorBoard as text."""
-    rows = [list(sample.values()) for sample in samples]
-    for logger in loggers:
-        if isinstance(logger, TolerantWandbLogger) and rows:
+    for logger in loggers if samples else ():
+        if isinstance(logger, WandbLogger):
+            rows = [list(sample.values()) for sample in samples]
             logger.log_table("compact/samples", columns=list(samples[0]), data=rows)
-        elif isinstance(logger, TensorBoardLog):
-            logger.log_texts("compact/samples", samples)
+        elif isinstance(logger, TensorBoardLogger):
+            for number, sample in enumerate(samples):
+                lines = "\n".join(f"- **{label}**: {text}" for label, text in sample.items())
+                _tolerant(logger, logger.experiment.add_text)("compact/samples", lines, global_step=number)
+            logger.save()
+
+
+def log_figure(logger: Logger, name: str, figure: Figure, *, step: int) -> None:
+    """Log a figure as an image to W&B or TensorBoard."""
+    if isinstance(logger, WandbLogger):
+        logger.log_image(name, [figure], step=step)
+    elif isinstance(logger, TensorBoardLogger):
+        _tolerant(logger, logger.experiment.add_figure)(name, figure, global_step=step)
 
 
 def close_wandb(*, failed: bool) -> list[Path]:
-    """Finish the W&B run, if there is one, and return the folders of its parts, the earliest first.
+    """Finish the W&B run, if there is one, and return its folders, one for each process, the earliest first.
 
     Lightning leaves runs open: the next job of a sweep would log to this one.
     """
@@ -190,45 +193,66 @@ def close_wandb(*, failed: bool) -> list[Path]:
     try:
         run.finish(exit_code=1 if failed else 0)
     except Exception as error:
-        _log.warning(f"W&B did not finish ({str(error).strip() or type(error).__name__}); its files are in {folder}.")
+        _log.warning(f"W&B did not finish ({_reason(error)}); its files are in {folder}.")
         # Without its service, no other run could start in this process.
         with suppress(Exception):
             wandb.teardown()
         wandb.run = None
-    return parts_of(folder.parent.parent, run_id) or [folder]
+    # Their names have the time.
+    return sorted(folder.parent.glob(f"*run-*-{run_id}*"), key=lambda path: path.name.removeprefix("offline-"))
 
 
-def _check_environment() -> None:
-    """Let wandb read and validate its settings, in the environment and in its own files."""
-    key = os.environ.get("WANDB_API_KEY")
-    if key is not None:
-        # A key read from a file ends with a newline.
-        os.environ["WANDB_API_KEY"] = key.strip()
-    token = os.environ.get("WANDB_IDENTITY_TOKEN_FILE")
-    if token and not Path(token).is_file():
-        # It would crash wandb's service.
-        raise InputError(f"WANDB_IDENTITY_TOKEN_FILE={token}: there is no such file. Correct it, or leave it out.")
-    try:
-        wandb.setup(wandb.Settings(silent=True))
-    except Exception as error:
-        reason = redact(" ".join(str(error).split())) or type(error).__name__
-        raise InputError(
-            f"W&B cannot read its settings ({shorten(reason, most=200)}). Correct the variables WANDB_..., or do "
-            "without: logger=csv."
-        ) from error
+def _reason(error: Exception) -> str:
+    return redact(" ".join(str(error).split())) or type(error).__name__
 
 
-def _has_account() -> bool:
-    """Return whether a key or an identity token is configured, without a request or a prompt."""
-    # With WANDB_MODE=offline, wandb would not look for a key.
-    wandb.setup(wandb.Settings(silent=True, mode="online"))
-    try:
-        return wandb.login(prompt=False, verify=False)
-    except wandb.errors.AuthenticationError:
-        return True  # wandb reports the problem when the run starts.
+def read_log(folder: Path) -> list[dict[str, float]]:
+    """Return what a run has logged to its CSV file, the values of each step by name, in the order of steps.
+
+    A resumed run repeats the steps after its checkpoint: the last value of a name at a step counts.
+    """
+    steps: dict[float, dict[str, float]] = {}
+    for row in _read(folder / _CSV / ExperimentWriter.NAME_METRICS_FILE)[1]:
+        values = {name: float(value) for name, value in row.items() if value}
+        steps.setdefault(values["step"], {}).update(values)
+    return [steps[step] for step in sorted(steps)]
 
 
-def _why_unreachable() -> str | None:
-    """Return the reason why the server of the environment and wandb's own files cannot be used, or None."""
-    settings = wandb.setup().settings
-    return why_unreachable(str(settings.base_url), None if settings.identity_token_file else settings.api_key)
+def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Return the names and the rows of a CSV file; none without a file."""
+    if not path.is_file():
+        return [], []
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        return list(reader.fieldnames or ()), list(reader)
+
+
+class _CsvLogger(CSVLogger):
+    """Lightning's logger, without the removal of the file of an earlier process."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, name=_CSV, version="")
+        if is_rank_zero():
+            self._experiment = _AppendingWriter(self.log_dir)
+
+
+class _AppendingWriter(ExperimentWriter):
+    def __init__(self, log_dir: str) -> None:
+        super().__init__(log_dir)
+        path = Path(self.metrics_file_path)
+        if path.is_file():
+            with path.open("r+b") as file:
+                # A full disk may have cut off the last row; the next one would be added to it.
+                file.truncate(file.read().rfind(b"\n") + 1)
+        self.metrics_keys, _ = _read(path)
+
+    def _check_log_dir_exists(self) -> None:
+        """Keep the file: it belongs to the same run."""
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        """Replace the file at once, so that a killed process leaves the old one."""
+        path = Path(self.metrics_file_path)
+        with replacing_file(path) as new, new.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=fieldnames)
+            writer.writeheader()
+            writer.writerows(_read(path)[1])

@@ -69,31 +69,17 @@ def redact_settings(settings: Any) -> Any:
 def redact_file(path: Path) -> None:
     """Redact a text file in place, if it exists."""
     if path.is_file():
-        text = path.read_text(encoding="utf-8")
-        if redact(text) != text:
-            path.write_text(redact(text), encoding="utf-8")
+        path.write_text(redact(path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def redact_output() -> None:
     """Redact everything printed from now on, also by libraries.
 
-    Output to a closed pipe or terminal, as after ``| head -1``, is dropped.
+    Output to a closed pipe or terminal, as after ``| head -1``, is dropped: it must not end a run of hours.
     """
-    sys.stdout = _RedactingStream(sys.stdout or _replace_closed(1))
-    sys.stderr = _RedactingStream(sys.stderr or _replace_closed(2))
-
-
-def _replace_closed(descriptor: int) -> Any:
-    """Return a null stream for one that was closed at the start, as by ``>&-``, and occupy its file descriptor.
-
-    Otherwise the next opened file would get the descriptor, and receive the output of libraries.
-    """
-    null = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-    try:
-        os.fstat(descriptor)
-    except OSError:
-        os.dup2(null.fileno(), descriptor)
-    return null
+    # A stream that was closed at the start, as by ``>&-``, is None; the next file would take its number.
+    sys.stdout = _RedactingStream(sys.stdout or open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+    sys.stderr = _RedactingStream(sys.stderr or open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
 
 
 class _RedactingStream:
@@ -103,27 +89,20 @@ class _RedactingStream:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        with _dropping_lost_output():
+        # A closed stream raises ValueError.
+        with suppress(OSError, ValueError):
             self._stream.write(redact(text))
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
-        for line in lines:
-            self.write(line)
+        self.write("".join(lines))
 
     def flush(self) -> None:
-        with _dropping_lost_output():
+        with suppress(OSError, ValueError):
             self._stream.flush()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
-
-
-@contextmanager
-def _dropping_lost_output() -> Iterator[None]:
-    # A closed stream raises ValueError.
-    with suppress(OSError, ValueError):
-        yield
 
 
 @contextmanager

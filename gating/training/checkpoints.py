@@ -20,7 +20,6 @@ from gating.errors import InputError
 from gating.storage.files import replacing_file
 from gating.storage.written import note_written, written_in
 from gating.structure.edits import own_part
-from gating.tracking.position import log_position, return_to
 from gating.training.module import FineTuning
 from gating.training.shards import damage_of, read_metadata
 from gating.training.signals import DeferredSignals, Stopped
@@ -242,15 +241,13 @@ class RunCheckpoint(Callback):
         progress["is_last_batch"] = False
         checkpoint["phase"] = self._folder.name
         checkpoint[_STATE_KEY] = {
-            "log_position": log_position(trainer.loggers),
             "batches_that_stepped": trainer.fit_loop.epoch_loop._batches_that_stepped,
         }
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Mapping[str, Any]
     ) -> None:
-        """Drop later entries of the logs, and restore the batch count that Lightning does not restore."""
-        return_to(trainer.loggers, checkpoint[_STATE_KEY]["log_position"])
+        """Restore the batch count that Lightning does not restore."""
         self._batches_that_stepped = checkpoint[_STATE_KEY]["batches_that_stepped"]
 
     def _save(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:

@@ -1,6 +1,5 @@
 """The W&B log and the seconds of a run that several processes trained."""
 
-import csv
 import json
 import re
 import time
@@ -13,7 +12,7 @@ from matplotlib.figure import Figure
 
 import train
 from gating.report import figures, summary
-from gating.tracking.wandb_parts import parts_of, run_in
+from gating.tracking.loggers import read_log
 from tests.support.interruptions import Interrupted, at_batch, interrupt
 from tests.support.tiny_run import compose_settings
 from tests.support.wandb_rows import rows_of
@@ -43,24 +42,24 @@ def whole_figures(monkeypatch):
     monkeypatch.setattr(figures, "Figure", Figure)
 
 
-def test_each_row_is_in_wandb_once_and_one_command_uploads_all_parts(inputs, tmp_path, capsys, whole_figures):
+def test_a_resumed_run_has_one_wandb_run_and_the_whole_curve(inputs, tmp_path, capsys, whole_figures):
     settings = ["logger=wandb", "logger.mode=offline", "callbacks.checkpoint.every_n_steps=2"]
-    for number in (4, 5, 3):
+    for number in (4, 5):
         with at_batch(number, interrupt), pytest.raises(Interrupted):
             run(tmp_path / "run", inputs, *settings)
     run(tmp_path / "run", inputs, *settings)
-    parts = parts_of(tmp_path / "run", run_in(tmp_path / "run") or "")
-    assert len(parts) == 4
+    parts = sorted((tmp_path / "run" / "wandb").glob("offline-run-*"))
+    assert len(parts) == 3
+    assert len({part.name.split("-")[3] for part in parts}) == 1
     (command,) = re.findall(r"upload wandb sync (.*)", capsys.readouterr().out.rpartition("W&B run")[2])
     assert command == " ".join(map(str, parts))
-    rows = rows_of(parts)
-    assert [row["_step"] for row in rows] == list(range(len(rows)))
-    with (tmp_path / "run" / "csv" / "metrics.csv").open() as file:
-        logged = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
-    assert len(logged) == 12
-    assert [row["train/loss"] for row in rows if "train/loss" in row] == pytest.approx(logged)
-    images = [row["trainer/global_step"] for row in rows if any(name.startswith("gates/heads") for name in row)]
-    assert images == [4, 8]
+    log = [row for row in read_log(tmp_path / "run") if "train/loss" in row]
+    assert [row["step"] for row in log] == list(range(12))
+    # Steps after the checkpoint stand twice, with the same values.
+    rows = [row for row in rows_of(parts) if "train/loss" in row]
+    losses = {row["trainer/global_step"]: row["train/loss"] for row in rows}
+    assert len(rows) > 12
+    assert list(losses.values()) == pytest.approx([row["train/loss"] for row in log])
 
 
 def test_the_seconds_of_a_run_are_those_of_all_its_processes(inputs, tmp_path, monkeypatch):

@@ -27,12 +27,10 @@ def answer(body: str) -> dict[str, Any]:
 
 
 class FakeServer(ThreadingHTTPServer):
-    """Counts requests; tests set its fault.
+    """Keeps requests; tests set its fault.
 
     Attributes:
-        fault: The response to every request: a status, ``hang``, ``drip``, ``noise``, ``redirect``, ``nobody``; None is
-            a correct response.
-        fault_of_runs: The same for all requests but that for the owner of the key.
+        fault: The response to every request: a status, or ``hang``; None is a correct response.
         questions: Headers and body of each request.
     """
 
@@ -41,20 +39,12 @@ class FakeServer(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.fault: int | str | None = None
-        self.fault_of_runs: int | str | None = None
         self.questions: list[tuple[dict[str, str], str]] = []
         self.over = threading.Event()
-        self.elsewhere = "http://127.0.0.1:9/elsewhere"
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
-
-    def history(self) -> list[dict[str, Any]]:
-        """Return the rows that were sent, in their order."""
-        sent = [json.loads(body) for _, body in self.questions if body.startswith("{")]
-        chunks = [one["files"]["wandb-history.jsonl"] for one in sent if "wandb-history.jsonl" in one.get("files", {})]
-        return [json.loads(row) for chunk in chunks for row in chunk["content"]]
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -66,37 +56,24 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length") or 0)).decode(errors="replace")
         self.server.questions.append((dict(self.headers), body))
-        is_viewer = "viewer" in body
-        fault = self.server.fault if is_viewer or self.server.fault else self.server.fault_of_runs
-        if isinstance(fault, int):
-            self._answer(fault, b'{"error": "x"}')
-        elif fault == "hang":
+        if isinstance(self.server.fault, int):
+            self._answer(self.server.fault, {"error": "x"})
+        elif self.server.fault == "hang":
             self.server.over.wait(100)
-        elif fault == "drip":
-            self.send_response(200)
-            self.end_headers()
-            while not self.server.over.wait(0.2):
-                self.wfile.write(b" ")
-        elif fault == "noise":
-            self._answer(200, b"<html>Please log in to this network</html>")
-        elif fault == "redirect":
-            self._answer(302, b"", location=self.server.elsewhere)
-        elif fault == "nobody":
-            self._answer(200, b'{"data": {"viewer": null}}')
         elif self.path == "/oidc/token":
-            token = {"access_token": ACCESS, "expires_in": 3600, "token_type": "Bearer"}
-            self._answer(200, json.dumps(token).encode())
+            self._answer(200, {"access_token": ACCESS, "expires_in": 3600, "token_type": "Bearer"})
         else:
-            self._answer(200, json.dumps({"data": answer(body)}).encode())
+            self._answer(200, {"data": answer(body)})
 
     do_GET = do_HEAD = do_PUT = do_POST  # noqa: N815 - names that the server calls
 
-    def _answer(self, status: int, content: bytes, **headers: str) -> None:
+    def _answer(self, status: int, content: dict[str, Any]) -> None:
+        text = json.dumps(content).encode()
         self.send_response(status)
-        for name, value in {"content-length": str(len(content)), "content-type": "application/json", **headers}.items():
-            self.send_header(name, value)
+        self.send_header("content-length", str(len(text)))
+        self.send_header("content-type", "application/json")
         self.end_headers()
-        self.wfile.write(content)
+        self.wfile.write(text)
 
 
 @contextmanager

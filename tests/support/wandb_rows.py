@@ -26,12 +26,3 @@ def rows_of(parts: Sequence[Path]) -> list[dict[str, Any]]:
             return [record["history"]["item"] for part in records for record in part if record["type"] == "history"]
         time.sleep(0.1)
     raise AssertionError("the run has no end")
-
-
-def written(parts: Sequence[Path], number: int) -> None:
-    """Wait until the last part has this number of rows."""
-    for _ in range(100):
-        if sum(record["type"] == "history" for record in records_of(parts[-1])) >= number:
-            return
-        time.sleep(0.1)
-    raise AssertionError("the rows are not there")

@@ -15,7 +15,7 @@ from gating.objectives.gate_metrics import open_amounts, quantity_of, spent_by_u
 from gating.objectives.search import Search
 from gating.report.figures import gates_figure
 from gating.report.history import History, Observation
-from gating.tracking.tensorboard_log import log_figure
+from gating.tracking.loggers import log_figure
 from gating.training.module import FineTuning
 from gating.units import UNITS
 
@@ -165,7 +165,4 @@ def _log_figure(trainer: pl.Trainer, search: Search, *, step: int) -> None:
     )
     name = "gates/units" if neurons else "gates/heads"
     for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            logger.log_image(name, [figure], step=step)
-        else:
-            log_figure(logger, name, figure, step=step)
+        log_figure(logger, name, figure, step=step)
