@@ -13,7 +13,7 @@ from filelock import BaseFileLock
 from pytorch_lightning.loggers import Logger
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from gating.distributed.collectives import broadcast, gather_objects, is_rank_zero, rank, world_size
+from gating.distributed.collectives import broadcast, is_rank_zero
 from gating.gates.freezing import freeze, unfreeze
 from gating.report.history import History
 from gating.report.score import Score
@@ -27,7 +27,7 @@ from gating.run.settings.settings import Settings
 from gating.sharding.plan import is_sharded, reshard
 from gating.teachers.teacher import Teacher
 from gating.tracking.position import LogPosition
-from gating.training.checkpoints import recorded_checkpoints, why_unusable
+from gating.training.checkpoints import found_checkpoints, why_unusable
 from gating.training.evaluation import Tally
 
 __all__ = ["Run", "RunState"]
@@ -109,8 +109,8 @@ class Run:
 
     def last_checkpoint(self, phase: Phase) -> Path | None:
         """Return the last undamaged checkpoint of a phase, the same on all ranks."""
-        for path in broadcast(recorded_checkpoints(self.paths.of_phase(phase)) if is_rank_zero() else []):
-            reason = _why_unusable_on_any_rank(path)
+        for path in broadcast(found_checkpoints(self.paths.of_phase(phase)) if is_rank_zero() else []):
+            reason = broadcast(why_unusable(path) if is_rank_zero() else None)
             if reason is None:
                 return path
             if is_rank_zero():
@@ -182,12 +182,3 @@ class Run:
         """Return eight long examples of the validation data without labels, on the model's device."""
         device = self.state.model.device
         return {name: tensor.to(device) for name, tensor in self.data.module.probe_batch().items()}
-
-
-def _why_unusable_on_any_rank(checkpoint: Path) -> str | None:
-    """Return why a checkpoint is unusable; the processes share the work where it is a folder."""
-    if checkpoint.is_dir():
-        reasons = gather_objects(why_unusable(checkpoint, part=rank(), num_parts=world_size()))
-    else:
-        reasons = [broadcast(why_unusable(checkpoint) if is_rank_zero() else None)]
-    return next((reason for reason in reasons if reason), None)

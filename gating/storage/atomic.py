@@ -5,8 +5,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gating.storage.stops import deferring_signals
-
 __all__ = ["replacing_file", "write_atomically"]
 
 
@@ -23,25 +21,22 @@ def replacing_file(target: Path, *, check: Callable[[], object] | None = None) -
 
     Raises:
         OSError: The file cannot be written, for example on a full disk; ``filename`` is the target. The old file stays.
-        SystemExit: A signal has come, see :func:`gating.storage.stops.exiting_on_signals`. The old file stays.
     """
     new = target.with_name(f".{target.name}.{os.getpid()}.new")
-    with deferring_signals() as passing:
-        try:
-            with passing():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                yield new
-                with new.open("rb+") as file:
-                    os.fsync(file.fileno())
-                if check is not None:
-                    check()
-            os.replace(new, target)
-        except BaseException as error:
-            new.unlink(missing_ok=True)
-            cause = _find_system_error(error)
-            if cause is not None:
-                raise type(cause)(cause.errno, cause.strerror, str(target)) from error
-            raise
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield new
+        with new.open("rb+") as file:
+            os.fsync(file.fileno())
+        if check is not None:
+            check()
+        os.replace(new, target)
+    except BaseException as error:
+        new.unlink(missing_ok=True)
+        cause = _find_system_error(error)
+        if cause is not None:
+            raise type(cause)(cause.errno, cause.strerror, str(target)) from error
+        raise
 
 
 def write_atomically(target: Path, text: str) -> None:

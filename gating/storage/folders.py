@@ -11,7 +11,6 @@ from safetensors import SafetensorError
 
 from gating.errors import FolderExistsError, UserError
 from gating.storage.results import ResultKind, check_result, write_manifest
-from gating.storage.stops import deferring_signals
 
 __all__ = ["check_folder", "check_replaceable", "is_inside", "is_or_holds", "replacing_folder"]
 
@@ -36,30 +35,26 @@ def replacing_folder(
         FileExistsError: The target exists and ``overwrite`` is false, or it is or holds anything but an earlier result
             or one of ``keep``; or a part of the path is a file.
         OSError: The folder cannot be written, for example on a full disk.
-        SystemExit: A signal has come, see :func:`gating.storage.stops.exiting_on_signals`. The old folder is whole, or
-            the new one is in its place.
     """
     target, keep = Path(os.path.abspath(target)), list(keep)
     check_replaceable(target, overwrite=overwrite, kind=kind, keep=keep)
     missing_parents = [place for place in target.parents if not place.exists()]
-    with deferring_signals() as passing:
-        try:
-            with _reporting_failed_writes(target):
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with _scratch_folder(target) as scratch:
-                    with passing():
-                        (scratch / "new").mkdir()
-                        yield scratch / "new"
-                        write_manifest(scratch / "new")
-                        _flush(scratch / "new")
-                        # The folder is checked again: writing may have taken hours.
-                        check_replaceable(target, overwrite=overwrite, kind=kind, keep=keep)
-                    _swap(scratch, target)
-        except BaseException:
-            for place in missing_parents:
-                if place.is_dir() and not any(place.iterdir()):
-                    place.rmdir()
-            raise
+    try:
+        with _reporting_failed_writes(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with _scratch_folder(target) as scratch:
+                (scratch / "new").mkdir()
+                yield scratch / "new"
+                write_manifest(scratch / "new")
+                _flush(scratch / "new")
+                # The folder is checked again: writing may have taken hours.
+                check_replaceable(target, overwrite=overwrite, kind=kind, keep=keep)
+                _swap(scratch, target)
+    except BaseException:
+        for place in missing_parents:
+            if place.is_dir() and not any(place.iterdir()):
+                place.rmdir()
+        raise
 
 
 def check_replaceable(
@@ -191,12 +186,12 @@ def _flush(folder: Path) -> None:
 
 def _swap(scratch: Path, target: Path) -> None:
     new, old = scratch / "new", scratch / "old"
-    if os.path.lexists(target):
-        target.rename(old)
     try:
+        if os.path.lexists(target):
+            target.rename(old)
         new.rename(target)
     except BaseException:
-        if os.path.lexists(old):
+        if os.path.lexists(old) and not os.path.lexists(target):
             old.rename(target)
         raise
     shutil.rmtree(scratch, ignore_errors=True)

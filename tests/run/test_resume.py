@@ -15,7 +15,6 @@ from gating.pruning.latency.costs import LatencyCosts
 from gating.report.summary import Summary
 from gating.run import execute, measured_budget, stages
 from gating.run.folder.state import is_finished
-from gating.storage.written import note_written
 from gating.training.module import FineTuning
 from tests.support.interruptions import Interrupted, at_batch, end_of, interrupt, run_in, steps_of_checkpoints
 from tests.support.tiny_run import compose_settings
@@ -187,7 +186,6 @@ def test_checkpoints_of_other_phases_are_skipped(inputs, whole, tmp_path):
     recovery, removed = folder / "checkpoints" / "recovery", folder / "checkpoints" / "removed"
     shutil.copy(removed / "step-9.ckpt", recovery / "step-11.ckpt")
     torch.save({"x": 1}, recovery / "step-12.ckpt")
-    note_written(recovery, "step-11.ckpt", "step-12.ckpt")
     run_in(folder, inputs, "resume=auto")
     assert_same_end(folder, whole)
 
@@ -248,7 +246,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(inputs, whole, tmp_path, ca
         f"error: {place / 'step-8.ckpt'} cannot be written: file too large. Make room there.\n"
         f"Resume the run: python train.py resume={folder}\n"
     )
-    assert {path.name for path in place.iterdir()} == {"step-4.ckpt", ".written"}
+    assert {path.name for path in place.iterdir()} == {"step-4.ckpt"}
     run_in(folder, inputs, "resume=auto")
     assert_same_end(folder, whole)
 
