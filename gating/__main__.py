@@ -13,8 +13,8 @@ import gating
 from gating.commands.options import COMMANDS
 from gating.distributed.threads import limit_spinning
 from gating.errors import MissingPackageError, UserError, explain, missing_extra
-from gating.storage.stops import exiting_on_signals
 from gating.tracking.redaction import redact_output
+from gating.training.signals import stop_on_signals
 
 __all__ = ["main"]
 
@@ -34,10 +34,8 @@ def main() -> None:
     redact_output()
     try:
         # Temporary folders are removed at a signal, too.
-        with exiting_on_signals():
+        with stop_on_signals():
             _run(arguments)
-    except KeyboardInterrupt:
-        sys.exit(130)
     except (UserError, OSError) as error:
         sys.exit(f"error: {explain(error)}")
 

@@ -22,7 +22,7 @@ from gating.training.callbacks.interruption import InterruptOnStop, check_comple
 from gating.training.callbacks.progress import PhaseProgressBar
 from gating.training.checkpoints import AtomicCheckpointIO, RunCheckpoint
 from gating.training.module import FineTuning
-from gating.training.sharded_strategy import ShardedStrategy
+from gating.training.shards import ShardedStrategy
 from gating.training.steps import validation_interval
 
 __all__ = ["train_phase"]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from gating.distributed.collectives import broadcast, check_same, is_rank_zero, world_size
+from gating.distributed.collectives import broadcast, check_same, is_rank_zero
 from gating.errors import RemedyWarning
 from gating.models.meta_model import make_meta_model
 from gating.models.sources import ModelSource, Pretrained, load_sharded
@@ -41,7 +41,7 @@ from gating.teachers.teacher import Teacher
 from gating.tracking.verbosity import printed_warnings
 from gating.training.callbacks.gates import SearchEnd, log_kept_heads, record_spent
 from gating.training.checkpoints import read_checkpoint
-from gating.training.shards import NUM_PROCESSES, check_num_processes, load_shards, save_shards
+from gating.training.shards import check_num_processes, load_own_state, load_shards, save_shards
 from gating.training.stored_logits import add_logits
 
 __all__ = ["load_teacher", "recover", "remove", "search", "teach"]
@@ -193,7 +193,6 @@ def _save_removed(run: Run) -> None:
         "history": state.history.state_dict(),
         "summary": state.summary.state_dict(),
         "search_steps": state.search_steps,
-        NUM_PROCESSES: world_size(),
     }
     if run.is_sharded:
         save_shards(Path(broadcast(str(path))), {"weights": state.model.state_dict()}, checkpoint)
@@ -228,7 +227,5 @@ def _load_compact_shards(model: PreTrainedModel, path: Path, checkpoint: Mapping
     compact = meta_copy(model)
     KeptUnits(**checkpoint["kept"]).remove_others(compact)
     shard_copy(compact, model, tensors_of(model), fresh=True)
-    weights = compact.state_dict()
-    load_shards(path, {"weights": weights})
-    compact.load_state_dict(weights)
+    load_own_state(compact, load_shards(path)["weights"])
     return compact

@@ -12,7 +12,7 @@ import torch
 from pytorch_lightning.loggers import Logger
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from gating.distributed.collectives import broadcast, gather_objects, is_rank_zero, rank, world_size
+from gating.distributed.collectives import broadcast, is_rank_zero
 from gating.gates.freezing import freeze, unfreeze
 from gating.objectives.search import Search
 from gating.report.history import History
@@ -101,7 +101,7 @@ class Run:
     def last_checkpoint(self, phase: Phase) -> Path | None:
         """Return the last undamaged checkpoint of a phase, the same on all ranks."""
         for path in broadcast(found_checkpoints(self.folder.of_phase(phase)) if is_rank_zero() else []):
-            reason = _why_unusable_on_any_rank(path)
+            reason = broadcast(why_unusable(path) if is_rank_zero() else None)
             if reason is None:
                 return path
             if is_rank_zero():
@@ -173,12 +173,3 @@ class Run:
         """Return eight long examples of the validation data without labels, on the model's device."""
         device = self.state.model.device
         return {name: tensor.to(device) for name, tensor in self.data.module.probe_batch().items()}
-
-
-def _why_unusable_on_any_rank(checkpoint: Path) -> str | None:
-    """Return why a checkpoint is unusable; the processes share the work where it is a folder."""
-    if checkpoint.is_dir():
-        reasons = gather_objects(why_unusable(checkpoint, part=rank(), num_parts=world_size()))
-    else:
-        reasons = [broadcast(why_unusable(checkpoint) if is_rank_zero() else None)]
-    return next((reason for reason in reasons if reason), None)

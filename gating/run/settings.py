@@ -327,7 +327,9 @@ def _comparable(stored: Mapping[str, Any], settings: Settings) -> tuple[dict[str
         for name, value in [*old.items(), *new.items()]
         if name.startswith("callbacks.") and _DECIDING.search(str(value))
     }
-    free = {name for name in old | new if not has_effect(name, on="results") and name.rpartition(".")[0] not in deciding}
+    free = {
+        name for name in old | new if not has_effect(name, on="results") and name.rpartition(".")[0] not in deciding
+    }
     # A secret is given again.
     free |= moved | {name for name, value in old.items() if value == HIDDEN}
     names = sorted((old | new).keys() - free)

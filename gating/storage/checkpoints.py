@@ -23,17 +23,12 @@ def found_checkpoints(folder: Path) -> list[Path]:
 
 def unfinished_checkpoints(folder: Path) -> list[Path]:
     """Return the parts of checkpoints in a phase's folder that a killed process has left."""
-    return list(folder.glob(".step-*.ckpt*.new"))
+    return list(folder.glob(".step-*.new"))
 
 
 def remove_checkpoint(path: Path) -> None:
     """Remove a checkpoint: a file, or the folder of a sharded model."""
     if path.is_dir() and not path.is_symlink():
-        hidden = path if path.name.startswith(".") else path.with_name(f".{path.name}.new")
-        if hidden != path:
-            # Renamed first, so that a killed process leaves nothing that looks like a checkpoint.
-            shutil.rmtree(hidden, ignore_errors=True)
-            path.rename(hidden)
-        shutil.rmtree(hidden)
+        shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

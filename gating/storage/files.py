@@ -18,7 +18,6 @@ import filelock
 from safetensors import SafetensorError
 
 from gating.errors import FolderExistsError, InputError, UserError
-from gating.storage.stops import deferring_signals
 
 __all__ = [
     "check_free",
@@ -45,22 +44,19 @@ def replacing_file(target: Path) -> Iterator[Path]:
 
     Raises:
         OSError: The file cannot be written, for example on a full disk; ``filename`` is the target. The old file stays.
-        SystemExit: A signal has come, see :func:`gating.storage.stops.exiting_on_signals`. The old file stays.
     """
     new = target.with_name(f".{target.name}.{os.getpid()}.new")
-    with deferring_signals() as passing:
-        try:
-            with passing():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                yield new
-                _flush(new)
-            os.replace(new, target)
-        except BaseException as error:
-            new.unlink(missing_ok=True)
-            cause = _find_system_error(error)
-            if cause is not None:
-                raise type(cause)(cause.errno, cause.strerror, str(target)) from error
-            raise
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield new
+        _flush(new)
+        os.replace(new, target)
+    except BaseException as error:
+        new.unlink(missing_ok=True)
+        cause = _find_system_error(error)
+        if cause is not None:
+            raise type(cause)(cause.errno, cause.strerror, str(target)) from error
+        raise
 
 
 def write_atomically(target: Path, text: str) -> None:
@@ -89,37 +85,39 @@ def replacing_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
     Raises:
         FileExistsError: There is something at the target and ``overwrite`` is false, or a part of its path is a file.
         OSError: The folder cannot be written, for example on a full disk.
-        SystemExit: A signal has come, see :func:`gating.storage.stops.exiting_on_signals`.
     """
     target = Path(os.path.abspath(target))
     check_free(target, overwrite=overwrite)
     missing = [place for place in target.parents if not place.exists()]
-    with deferring_signals() as passing:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            new = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+            # Of the rights of a new folder, instead of those of a temporary one.
+            new = scratch / "new"
+            new.mkdir()
+            yield new
+            for path in [*new.rglob("*"), new]:
+                _flush(path)
+            moved = move_aside(target)
             try:
-                with passing():
-                    # Of the rights of a new folder, instead of those of a temporary one.
-                    (new / "new").mkdir()
-                    yield new / "new"
-                    for path in [*new.rglob("*"), new]:
-                        _flush(path)
-                move_aside(target)
-                (new / "new").rename(target)
-            finally:
-                shutil.rmtree(new, ignore_errors=True)
-        except BaseException as error:
-            for place in missing:
-                if place.is_dir() and not any(place.iterdir()):
-                    place.rmdir()
-            if isinstance(error, (OSError, SafetensorError)) and not isinstance(error, UserError):
-                reason = getattr(error, "strerror", None) or str(error).rstrip(".")
-                raise OSError(
-                    f"{target} cannot be written ({reason}); nothing was changed there. Make room or choose another "
-                    "place."
-                ) from error
-            raise
+                new.rename(target)
+            except BaseException:
+                if moved is not None and not os.path.lexists(target):
+                    moved.rename(target)
+                raise
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    except BaseException as error:
+        for place in missing:
+            if place.is_dir() and not any(place.iterdir()):
+                place.rmdir()
+        if isinstance(error, (OSError, SafetensorError)) and not isinstance(error, UserError):
+            reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+            raise OSError(
+                f"{target} cannot be written ({reason}); nothing was changed there. Make room or choose another place."
+            ) from error
+        raise
 
 
 def _flush(path: Path) -> None:

@@ -1,12 +1,8 @@
 """Checkpoints from which training resumes bit-exactly."""
 
-import os
-import re
-import shutil
 import time
 import zipfile
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +13,15 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from gating.distributed.collectives import all_reduce_max, is_rank_zero
 from gating.errors import InputError
+from gating.storage.checkpoints import checkpoint_path, found_checkpoints, remove_checkpoint, unfinished_checkpoints
 from gating.storage.files import replacing_file
-from gating.storage.written import note_written, written_in
 from gating.structure.edits import own_part
 from gating.training.module import FineTuning
-from gating.training.shards import damage_of, read_metadata
-from gating.training.signals import DeferredSignals, Stopped
+from gating.training.shards import read_metadata
 
-__all__ = [
-    "AtomicCheckpointIO",
-    "RunCheckpoint",
-    "checkpoint_path",
-    "recorded_checkpoints",
-    "found_checkpoints",
-    "note_checkpoint",
-    "noted_checkpoints",
-    "read_checkpoint",
-    "remove_checkpoint",
-    "why_unusable",
-]
+__all__ = ["AtomicCheckpointIO", "RunCheckpoint", "read_checkpoint", "why_unusable"]
 
 _STATE_KEY = "head_gating"
-_NAME = re.compile(r"step-(\d+)\.ckpt")
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -62,86 +45,32 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def checkpoint_path(folder: Path, step: int) -> Path:
-    """Return the path of the checkpoint after ``step`` optimizer steps of the run."""
-    return folder / f"step-{step}.ckpt"
+def why_unusable(path: Path) -> str | None:
+    """Return why a checkpoint is damaged or not one of the phase that its folder is named after; None if it is intact.
 
-
-def remove_checkpoint(path: Path) -> None:
-    """Remove a checkpoint: a file, or the folder of a sharded model."""
-    if path.is_dir() and not path.is_symlink():
-        hidden = path if path.name.startswith(".") else path.with_name(f".{path.name}.new")
-        if hidden != path:
-            # Renamed first, so that a killed process leaves nothing that looks like a checkpoint.
-            shutil.rmtree(hidden, ignore_errors=True)
-            path.rename(hidden)
-        shutil.rmtree(hidden)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def found_checkpoints(folder: Path) -> list[Path]:
-    """Return the paths in a phase's folder that have the names of checkpoints, the latest first."""
-    named = {path: _NAME.fullmatch(path.name) for path in folder.glob("step-*.ckpt")}
-    steps = {path: int(name[1]) for path, name in named.items() if name}
-    return sorted(steps, key=steps.__getitem__, reverse=True)
-
-
-def recorded_checkpoints(folder: Path) -> list[Path]:
-    """Return the paths of a phase's checkpoints, the latest first: those that the record of its folder names."""
-    names = written_in(folder) or ()
-    return [path for path in found_checkpoints(folder) if path.name in names]
-
-
-def note_checkpoint(path: Path) -> None:
-    """Add a checkpoint to the record of its folder, before it is written; names of removed ones are forgotten."""
-    names = written_in(path.parent) or ()
-    left = [name for name in names if os.path.lexists(path.parent / name) or any(path.parent.glob(f".{name}.*"))]
-    # A full disk is the error of the checkpoint itself, which all ranks know of.
-    with suppress(OSError):
-        note_written(path.parent, path.name, *left, anew=True)
-
-
-def noted_checkpoints(folder: Path) -> list[Path]:
-    """Return the paths of a phase's checkpoints, and of parts of such ones, of a process that was killed."""
-    names = written_in(folder) or frozenset()
-    parts = [path for path in folder.glob(".step-*.ckpt*.new") for name in names if path.name.startswith(f".{name}.")]
-    return [*recorded_checkpoints(folder), *parts]
-
-
-def why_unusable(path: Path, *, part: int = 0, num_parts: int = 1) -> str | None:
-    """Verify a checkpoint and return the reason why it is unusable, or None if it is intact.
-
-    A checkpoint is a zip archive; the CRC of each entry is verified. That of a sharded model is a folder; its files are
-    verified by checksums, by ``num_parts`` processes together. The parent folder must be named after the phase.
+    A checkpoint is a zip archive, whose entries have checksums; that of a sharded model is a folder.
     """
-    is_folder = path.is_dir()
-    reason = damage_of(path, part=part, num_parts=num_parts) if is_folder else _damage_of_archive(path)
-    if reason is not None:
-        return reason
     try:
-        checkpoint = read_metadata(path) if is_folder else torch.load(path, "cpu", weights_only=True, mmap=True)
-    except Exception:  # Other archives, for which torch.load raises errors of many types, and damage in other parts.
-        return "not a checkpoint"
+        if path.is_dir():
+            checkpoint: Any = read_metadata(path)
+        else:
+            with zipfile.ZipFile(path) as archive:
+                entry = archive.testzip()
+            if entry is not None:
+                return f"the checksum of {entry} does not match"
+            checkpoint = torch.load(path, "cpu", weights_only=True, mmap=True)
+    except Exception as error:  # Of many types, by the place of the damage.
+        return (str(error).splitlines() or [type(error).__name__])[0]
     phase = checkpoint.get("phase") if isinstance(checkpoint, dict) else None
     return None if phase == path.parent.name else f"not a checkpoint of the phase {path.parent.name}"
 
 
-def _damage_of_archive(path: Path) -> str | None:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entry = archive.testzip()
-    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError, EOFError) as error:
-        return str(error) or type(error).__name__
-    return None if entry is None else f"the checksum of {entry} does not match"
-
-
 class RunCheckpoint(Callback):
-    """Callback that saves checkpoints between two optimizer steps, and stops there after a stop signal.
+    """Callback that saves checkpoints between two optimizer steps.
 
-    Between two steps, validation is complete and no gradients are being accumulated. From checkpoints that
-    ``ModelCheckpoint`` saves, at the end of a batch or of validation, Lightning does not resume at the same batch
-    (Lightning issues 19764, 19617 and 20550).
+    There, validation is complete and no gradients are being accumulated. From checkpoints that ``ModelCheckpoint``
+    saves, at the end of a batch or of validation, Lightning does not resume at the same batch (Lightning issues 19764,
+    19617 and 20550).
     """
 
     def __init__(self, *, every_n_steps: int | None = None, every_minutes: float | None = 10.0, keep: int = 2) -> None:
@@ -162,7 +91,6 @@ class RunCheckpoint(Callback):
         self._every_n_steps = every_n_steps
         self._seconds = None if every_minutes is None else 60 * every_minutes
         self._keep = keep
-        self._signals: DeferredSignals | None = None
         self._is_between_steps = self._is_due = False
         self._batches_that_stepped: int | None = None
 
@@ -171,11 +99,10 @@ class RunCheckpoint(Callback):
         self._folder = Path(trainer.default_root_dir)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Defer signals; called after Lightning has installed its own handlers."""
+        """Count steps and minutes from here."""
         self._step = self._saved_step = trainer.global_step
         self._saved_at = time.monotonic()
         self._is_due = False
-        self._signals = DeferredSignals()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Request a checkpoint before the next step."""
@@ -189,8 +116,7 @@ class RunCheckpoint(Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Save a checkpoint if one is due, then stop after a stop signal; all ranks decide alike."""
-        assert self._signals is not None
+        """Save a checkpoint if one is due; all ranks decide alike."""
         if self._batches_that_stepped is not None:
             # In some cases Lightning counts the batch at which it resumes twice.
             trainer.fit_loop.epoch_loop._batches_that_stepped = self._batches_that_stepped
@@ -198,36 +124,15 @@ class RunCheckpoint(Callback):
         if trainer.global_step == self._step:
             return  # Gradients are being accumulated.
         self._step = trainer.global_step
-        stop, requeue, is_late = all_reduce_max(
-            self._signals.stop,
-            self._signals.requeue,
-            int(self._seconds is not None and time.monotonic() - self._saved_at > self._seconds),
-        )
+        is_late = self._seconds is not None and time.monotonic() - self._saved_at > self._seconds
         has_steps = self._every_n_steps is not None and self._step - self._saved_step >= self._every_n_steps
-        if stop or requeue or is_late or has_steps or self._is_due:
+        if any(all_reduce_max(int(is_late or has_steps or self._is_due))):
             self._save(trainer, pl_module)
-        if requeue:
-            # Also where the signal comes a moment later: all ranks write the checkpoint.
-            self._signals.requeue = requeue
-            self._signals.handle_requeue()
-            for copy in self._folder.glob("hpc_ckpt_*.ckpt") if is_rank_zero() else ():
-                remove_checkpoint(copy)
-        if stop:
-            raise Stopped(stop)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the last checkpoint of the phase."""
         if trainer.global_step != self._saved_step:
             self._save(trainer, pl_module)
-        assert self._signals is not None
-        self._signals.restore()
-        if self._signals.stop:
-            raise Stopped(self._signals.stop)
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Restore signal handlers; no checkpoint is saved, since the state may be inconsistent."""
-        if self._signals is not None:
-            self._signals.restore()
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -259,19 +164,16 @@ class RunCheckpoint(Callback):
         for logger in trainer.loggers:
             logger.save()
         new = checkpoint_path(self._folder, module.step_in_run)
-        if is_rank_zero():
-            note_checkpoint(new)
         self._is_between_steps = True
         try:
             trainer.save_checkpoint(new)
         finally:
             self._is_between_steps = False
         if is_rank_zero():
-            saved = recorded_checkpoints(self._folder)
-            # On a full disk there may be no record of the new one.
-            last = saved.index(new) if new in saved else None
-            # Later ones are damaged: this run resumed from an earlier one.
-            for other in () if last is None else (*saved[:last], *saved[last + self._keep :]):
+            saved = found_checkpoints(self._folder)
+            last = saved.index(new)
+            # Later ones are damaged: this run resumed from an earlier one. Hidden ones are of a killed process.
+            for other in (*saved[:last], *saved[last + self._keep :], *unfinished_checkpoints(self._folder)):
                 remove_checkpoint(other)
 
 

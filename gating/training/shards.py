@@ -1,169 +1,116 @@
-"""Checkpoints of sharded training: folders with a file of each process, whole or not there."""
+"""Lightning's strategy for sharded models (FSDP2), and their checkpoints: folders with a file of each process.
 
-import json
-import os
-import pickle
+A run resumes with as many processes as before, so each saves and loads its own shards; nothing is gathered.
+"""
+
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed
-from torch.distributed.checkpoint._traverse import set_element
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
-from torch.distributed.checkpoint.planner import ReadItem
-from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
+from lightning_utilities.core.apply_func import apply_to_collection
+from pytorch_lightning.strategies import ModelParallelStrategy
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from typing_extensions import override
 
 from gating.distributed.collectives import gather_objects
 from gating.errors import InputError
-from gating.loader.checksums import digest_file
+from gating.storage.files import replacing_file
+from gating.structure.edits import own_part
 
-__all__ = ["NUM_PROCESSES", "check_num_processes", "damage_of", "load_shards", "read_metadata", "save_shards"]
+__all__ = ["ShardedStrategy", "check_num_processes", "load_own_state", "load_shards", "read_metadata", "save_shards"]
 
-# Written last in the temporary folder: the checksums of all other files.
-_SUMS = "checksums.json"
-# Everything but tensors that are cut; the name is Lightning's.
+# Written last: a folder without it is not a whole checkpoint.
 _METADATA = "meta.pt"
-# Name of the number of processes there.
-NUM_PROCESSES = "num_processes"
-# Torch's index of the tensors, and the classes and functions that it may name: torch's own reader unpickles any.
-_INDEX = ".metadata"
-_CLASSES = {
-    "torch.distributed.checkpoint.metadata": {
-        "BytesStorageMetadata",
-        "ChunkStorageMetadata",
-        "Metadata",
-        "MetadataIndex",
-        "StorageMeta",
-        "TensorProperties",
-        "TensorStorageMetadata",
-        "_MEM_FORMAT_ENCODING",
-    },
-    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
-    "torch.serialization": {"_get_layout"},
-    "torch": {"Size"},
-    "pathlib": {"PosixPath", "WindowsPath"},
-    "pathlib._local": {"PosixPath", "WindowsPath"},  # Their module in Python 3.13.
-}
+# Names of the number of processes and of the sizes of their files in bytes there.
+_NUM_PROCESSES, _SIZES = "num_processes", "sizes"
 
 
 def save_shards(path: Path, state: dict[str, Any], metadata: dict[str, Any]) -> None:
-    """Write a checkpoint of all processes as a folder; each writes its own shards. Called by all.
-
-    The folder is written beside its place under a hidden name, flushed to the disk, and renamed. The file system must
-    be one that all processes share.
+    """Write a checkpoint of all processes as a folder, in a file system that they share; called by all.
 
     Args:
-        path: Path of the folder.
-        state: Nested tables of tensors, distributed or equal in all processes.
+        path: Path of the folder, which is replaced.
+        state: Nested tables of tensors and plain values, of which each process writes its own.
         metadata: Plain values and tensors of rank 0.
 
     Raises:
         OSError: A process cannot write, for example on a full disk; earlier checkpoints stay.
     """
-    rank, new = torch.distributed.get_rank(), path.with_name(f".{path.name}.new")
-    with _all_or_none(path, new):
-        if rank == 0:
-            # A process that was killed while it wrote has left it.
-            for left in path.parent.glob(".*.ckpt.new"):
-                shutil.rmtree(left)
-            new.mkdir(parents=True)
-    with _all_or_none(path, new):
-        save(state, checkpoint_id=new)
-        sums = _flush_and_hash(sorted(file.name for file in new.glob(f"__{rank}_*")), new)
-        if rank == 0:
-            torch.save(metadata, new / _METADATA)
-            sums |= _flush_and_hash([_INDEX, _METADATA], new)
-    all_sums = {name: value for part in gather_objects(sums) for name, value in part.items()}
-    with _all_or_none(path, new):
-        if rank == 0:
-            (new / _SUMS).write_text(json.dumps(all_sums), encoding="ascii")
-            _flush([new / _SUMS, new])
-            if path.exists():
-                shutil.rmtree(path)
-            os.replace(new, path)
-            _flush([path.parent])
+    own, is_first = path / f"rank-{torch.distributed.get_rank()}.pt", torch.distributed.get_rank() == 0
+    with _all_or_none(path):
+        if is_first and path.exists():
+            shutil.rmtree(path)
+    with _all_or_none(path):
+        _write(apply_to_collection(state, DTensor, DTensor.to_local), own)
+    sizes = dict(gather_objects((own.name, own.stat().st_size)))
+    with _all_or_none(path):
+        if is_first:
+            _write({**metadata, _NUM_PROCESSES: len(sizes), _SIZES: sizes}, path / _METADATA)
+
+
+def _write(values: dict[str, Any], path: Path) -> None:
+    with replacing_file(path) as new, new.open("wb") as file:
+        torch.save(values, file)
 
 
 @contextmanager
-def _all_or_none(path: Path, new: Path) -> Iterator[None]:
-    """Raise ``OSError`` in all processes if a ``with`` block fails in one, and remove the temporary folder."""
+def _all_or_none(path: Path) -> Iterator[None]:
+    """Raise ``OSError`` in all processes if a ``with`` block fails in one, and remove the checkpoint."""
     problem: str | None = None
     try:
         yield
-    except (OSError, RuntimeError, CheckpointException) as error:
-        problem = _describe(error)
+    except OSError as error:
+        problem = str(error.strerror or error)
     found = next((each for each in gather_objects(problem) if each), None)
     if found is not None:
         if torch.distributed.get_rank() == 0:
-            shutil.rmtree(new, ignore_errors=True)
+            shutil.rmtree(path, ignore_errors=True)
         raise OSError(f"{path} cannot be written ({found}); earlier checkpoints stay. Mend that and resume.")
 
 
-def load_shards(path: Path, state: dict[str, Any]) -> None:
-    """Fill tables of :func:`save_shards` with the values in a checkpoint, in place. Called by all.
-
-    No code in the checkpoint is run.
-
-    Raises:
-        InputError: The checkpoint has other tensors.
-    """
-    try:
-        load(state, storage_reader=_PlainReader(path), planner=_PlainPlanner())
-    except (RuntimeError, CheckpointException) as error:
-        raise InputError(f"{path} cannot be loaded ({_describe(error)}): it may be of another model.") from error
+def load_shards(path: Path) -> dict[str, Any]:
+    """Return what this process has saved by :func:`save_shards`, on the CPU, without running pickled code."""
+    file = path / f"rank-{torch.distributed.get_rank()}.pt"
+    state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    return state
 
 
-class _PlainReader(FileSystemReader):
-    """Torch's reader of a folder, whose index may name the classes of torch's own indexes only."""
-
-    def read_metadata(self, *_: Any, **__: Any) -> Metadata:
-        """Return the index.
-
-        Raises:
-            pickle.UnpicklingError: It names another class or function.
-        """
-        with (Path(self.path) / _INDEX).open("rb") as file:
-            metadata: Metadata = _PlainUnpickler(file).load()
-        metadata.storage_meta = metadata.storage_meta or StorageMeta()
-        metadata.storage_meta.load_id = self.load_id
-        return metadata
+def load_own_state(module: nn.Module, state: Mapping[str, Any]) -> None:
+    """Load the state of a module that this process has saved, in place."""
+    present = module.state_dict()
+    module.load_state_dict({name: _cut_like(present[name], value) for name, value in state.items()})
 
 
-class _PlainPlanner(DefaultLoadPlanner):
-    """Torch's planner, which loads plain values and tensors only."""
-
-    def load_bytes(self, read_item: ReadItem, value: BytesIO) -> None:
-        """Put a value that is no tensor into the state."""
-        name = read_item.dest_index.fqn
-        loaded = torch.load(value, weights_only=True)
-        set_element(self.original_state_dict, self.mappings[name], loaded)
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        if is_dtype or name in _CLASSES.get(module, ()):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it names {module}.{name}, which is not of an index")
+def _cut_like(parameter: Any, value: Any) -> Any:
+    """Return a value that was saved of a parameter or for it as a shard; numbers of steps and others as they are."""
+    if not isinstance(parameter, DTensor) or not isinstance(value, Tensor) or value.dim() == 0:
+        return value
+    value, shape = value.to(own_part(parameter).device), parameter.shape
+    mesh, placements, stride = parameter.device_mesh, parameter.placements, parameter.stride()
+    return DTensor.from_local(value, mesh, placements, run_check=False, shape=shape, stride=stride)
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """Return the part of a checkpoint that is not cut, without running pickled code."""
+    """Return what rank 0 has saved beside the shards, without running pickled code.
+
+    Raises:
+        OSError: The checkpoint is not whole.
+    """
     metadata: dict[str, Any] = torch.load(path / _METADATA, map_location="cpu", weights_only=True)
+    for name, size in metadata[_SIZES].items():
+        if (path / name).stat().st_size != size:
+            raise OSError(f"{name} is truncated")
     return metadata
 
 
 def check_num_processes(checkpoint: Mapping[str, Any], path: Path) -> None:
     """Raise ``InputError`` if a checkpoint was saved by another number of processes."""
-    before, now = checkpoint[NUM_PROCESSES], torch.distributed.get_world_size()
+    before, now = checkpoint[_NUM_PROCESSES], torch.distributed.get_world_size()
     if before != now:
         raise InputError(
             f"{path} is of {before} processes, and this run has {now}: batches and shards would be others. Resume with "
@@ -171,39 +118,48 @@ def check_num_processes(checkpoint: Mapping[str, Any], path: Path) -> None:
         )
 
 
-def damage_of(path: Path, *, part: int = 0, num_parts: int = 1) -> str | None:
-    """Return why a checkpoint is not as it was written, or None; of ``num_parts`` processes, each reads other files."""
-    try:
-        sums = json.loads((path / _SUMS).read_text(encoding="ascii"))
-        names = sorted(sums)[part::num_parts]
-        wrong = [name for name in names if digest_file(path / name) != sums[name]]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        return f"{type(error).__name__}: {error}"
-    return f"the checksum of {wrong[0]} does not match" if wrong else None
+class ShardedStrategy(ModelParallelStrategy):
+    """Lightning's strategy for models that are cut over all processes, with checkpoints of :func:`save_shards`.
 
+    The processes have been started already. Buffers, which can differ between processes as the statistics of a ranking
+    do, are saved by each.
+    """
 
-def _flush_and_hash(names: list[str], folder: Path) -> dict[str, str]:
-    """Flush files to the disk, and return their checksums by name."""
-    _flush([folder / name for name in names])
-    return {name: digest_file(folder / name) for name in names}
+    def __init__(self, num_processes: int) -> None:
+        """Args: ``num_processes`` is the world size; by default Lightning would cut nothing."""
+        super().__init__(data_parallel_size=num_processes, tensor_parallel_size=1)
 
+    @override
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Return the state of the Lightning module, with the shards of this process."""
+        assert self.model is not None
+        return self.model.state_dict()
 
-def _flush(paths: list[Path]) -> None:
-    for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    @override
+    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """Return the state of an optimizer, with the shards of this process."""
+        return optimizer.state_dict()
 
+    @override
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """Save a checkpoint; called by all processes."""
+        save_shards(Path(self.broadcast(str(filepath))), checkpoint, {"phase": checkpoint.get("phase")})
 
-def _describe(error: BaseException) -> str:
-    """Return the system's error behind an error of DCP, or its first line."""
-    failures = getattr(error, "failures", {})
-    cause = next(iter(failures.values()))[0] if failures else error
-    seen: BaseException | None = cause
-    while seen is not None:
-        if isinstance(seen, OSError) and seen.strerror:
-            return seen.strerror
-        seen = seen.__cause__ or seen.__context__
-    return (str(cause).splitlines() or [type(cause).__name__])[0]
+    @override
+    def load_checkpoint(self, checkpoint_path: Any, *_: Any, **__: Any) -> dict[str, Any]:
+        """Load weights and optimizers, and return the rest.
+
+        Raises:
+            InputError: The checkpoint is of another number of processes.
+        """
+        assert self.model is not None
+        path = Path(self.broadcast(str(checkpoint_path)))
+        check_num_processes(read_metadata(path), path)
+        checkpoint = load_shards(path)
+        load_own_state(self.model, checkpoint.pop("state_dict"))
+        for optimizer, state in zip(self.optimizers, checkpoint.pop("optimizer_states"), strict=True):
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            for number, values in state["state"].items():
+                state["state"][number] = {name: _cut_like(parameters[number], value) for name, value in values.items()}
+            optimizer.load_state_dict(state)
+        return checkpoint

@@ -1,7 +1,7 @@
-"""Signals that stop a run: SIGTERM from schedulers, SIGINT from Ctrl-C, SIGHUP from a closed terminal.
+"""Signals that stop a process: SIGTERM from schedulers, SIGINT from Ctrl-C, SIGHUP from a closed terminal.
 
-Outside of training a signal raises :class:`Stopped` at once. During training it is deferred until the current step is
-complete and a checkpoint is written.
+A signal raises :class:`Stopped` at once, so that files in the making are removed; in training it waits for the end of
+the step and a checkpoint.
 """
 
 import signal
@@ -17,17 +17,17 @@ __all__ = ["DeferredSignals", "Stopped", "Unfinished", "stop_on_signals"]
 _STOPS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
 
 
-class Stopped(BaseException):
-    """A signal stopped the run. A ``BaseException``, so that no ``except Exception`` swallows it.
+class Stopped(SystemExit):
+    """A signal stopped the process. A ``SystemExit``, so that no ``except Exception`` swallows it.
 
     Attributes:
         exit_code: Exit code of the process, 128 + signal number.
     """
 
-    def __init__(self, number: int) -> None:
-        """Args: ``number`` is the signal number."""
-        super().__init__(f"Stopped by {signal.Signals(number).name}")
-        self.exit_code = 128 + number
+    def __init__(self, number: int, message: str | None = None) -> None:
+        """Args: ``number`` is the signal number; ``message`` replaces the sentence with its name."""
+        super().__init__(message or f"Stopped by {signal.Signals(number).name}")
+        self.code = self.exit_code = 128 + number
 
 
 class Unfinished(Stopped):
@@ -35,70 +35,73 @@ class Unfinished(Stopped):
 
     def __init__(self, phase: str, *, step: int, num_steps: int, reason: str) -> None:
         """Args: ``phase``, ``step``, ``num_steps`` and ``reason`` appear in the message."""
-        BaseException.__init__(self, f"The {phase} phase was interrupted after {step} of {num_steps} steps: {reason}")
-        self.exit_code = 128 + signal.SIGTERM
+        message = f"The {phase} phase was interrupted after {step} of {num_steps} steps: {reason}"
+        super().__init__(signal.SIGTERM, message)
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[None]:
     """Raise :class:`Stopped` when SIGTERM, SIGINT or SIGHUP arrives within a ``with`` block.
 
-    Python runs signal handlers in the main thread only; in other threads the block changes nothing.
+    Those that the parent process set to be ignored stay ignored, as under ``nohup``. Python runs signal handlers in the
+    main thread only; in other threads the block changes nothing.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, _stop) for number in _handled_signals()}
+
+    def stop(number: int, _: FrameType | None) -> None:
+        raise Stopped(number)
+
+    before = _replace_handlers(stop)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        _restore_handlers(before)
 
 
 class DeferredSignals:
     """Signals received since creation; their handlers are replaced until :meth:`restore`.
 
     Attributes:
-        stop: Number of the received stop signal, or 0.
-        requeue: SIGUSR1 if a scheduler has announced the end of the job, else 0.
+        number: Number of a signal that waits for :meth:`act`, or 0.
     """
 
     def __init__(self) -> None:
-        self.stop = self.requeue = 0
-        self._before: dict[int, Any] = {}
-        if threading.current_thread() is not threading.main_thread():
-            return
-        for number in _handled_signals():
-            self._before[number] = signal.signal(number, self._defer_stop)
+        self.number = 0
+        self._before = _replace_handlers(self._defer)
         # Lightning's SLURM handler writes a checkpoint and requeues the job, also in the middle of a step.
-        if callable(signal.getsignal(signal.SIGUSR1)):
-            self._before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, self._defer_requeue)
+        if self._before and callable(signal.getsignal(signal.SIGUSR1)):
+            self._before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, self._defer)
+
+    def act(self, number: int) -> None:
+        """Do what a signal asks for, which this process or another one has received.
+
+        Raises:
+            Stopped: It is one that stops the process; SIGUSR1 calls its earlier handler instead.
+        """
+        self.number = 0
+        if number != signal.SIGUSR1:
+            raise Stopped(number)
+        self._before[number](number, None)
 
     def restore(self) -> None:
         """Restore the previous signal handlers."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        _restore_handlers(self._before)
         self._before = {}
 
-    def handle_requeue(self) -> None:
-        """Call the previous handler of the deferred SIGUSR1."""
-        number, self.requeue = self.requeue, 0
-        self._before[number](number, None)
-
-    def _defer_stop(self, number: int, frame: FrameType | None) -> None:
-        if self.stop and number == signal.SIGINT:
+    def _defer(self, number: int, _: FrameType | None) -> None:
+        if self.number and number == signal.SIGINT:
             raise Stopped(number)  # A second Ctrl-C stops at once.
-        self.stop = number
-
-    def _defer_requeue(self, number: int, frame: FrameType | None) -> None:
-        self.requeue = number
+        if self.number not in _STOPS:
+            self.number = number
 
 
-def _handled_signals() -> list[signal.Signals]:
-    """Return the stop signals, except those that the parent process set to be ignored, as ``nohup`` does."""
-    return [number for number in _STOPS if signal.getsignal(number) is not signal.SIG_IGN]
+def _replace_handlers(handler: Any) -> dict[int, Any]:
+    """Set a handler of the stop signals that are not ignored, and return the previous ones; {} in other threads."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    numbers = [number for number in _STOPS if signal.getsignal(number) is not signal.SIG_IGN]
+    return {number: signal.signal(number, handler) for number in numbers}
 
 
-def _stop(number: int, _: FrameType | None) -> None:
-    raise Stopped(number)
+def _restore_handlers(handlers: dict[int, Any]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

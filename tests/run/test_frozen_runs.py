@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from gating.run.settings import read_settings
 from safetensors.torch import load_file
 
 import gating
@@ -15,6 +14,7 @@ from gating.models.sources import NewModel, Pretrained
 from gating.run import phases, recipe
 from gating.run.build import build_objects
 from gating.run.frozen import check_frozen
+from gating.run.settings import read_settings
 from tests.support.interruptions import Interrupted, at_batch, end_of, interrupt, run_in
 from tests.support.tiny_models import assert_same_state, state_of
 from tests.support.tiny_run import compose_settings

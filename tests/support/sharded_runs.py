@@ -14,7 +14,6 @@ import torch.distributed
 from safetensors.torch import load_file
 
 import train
-from gating.models.sources import Pretrained
 from gating.run import execute
 from gating.training import shards
 from gating.training.module import FineTuning
@@ -38,7 +37,7 @@ def sharded(num_ranks: int) -> list[str]:
     ]
 
 
-def fit(settings: list[str], folder: Path, happens: str = "", whole_fits: bool = True, has_unused: bool = False) -> str:
+def fit(settings: list[str], folder: Path, happens: str = "", whole_fits: bool = True) -> str:
     """Run in this rank as the command does, and return what it prints.
 
     Args:
@@ -47,7 +46,6 @@ def fit(settings: list[str], folder: Path, happens: str = "", whole_fits: bool =
         happens: ``RANK PLACE NUMBER``: this rank is killed at a training batch (``batch``) or in the middle of writing
             a checkpoint (``write``), counted from 1; or at the ``removal``, or the ``export``.
         whole_fits: Whether rank 0 says that it has room for the whole model.
-        has_unused: Whether the model has a parameter that gets no gradient.
     """
     os.chdir(folder)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
@@ -56,19 +54,8 @@ def fit(settings: list[str], folder: Path, happens: str = "", whole_fits: bool =
             _let_it_happen(patch, *happens.split())
         if not whole_fits:
             patch.setattr("gating.run.outcome.has_room_for", lambda _: False)
-        if has_unused:
-            patch.setattr(Pretrained, "load_sharded", _with_unused(Pretrained.load_sharded))
         train.guarded_run(compose_settings([*settings, "logger=csv"]))
     return out.getvalue()
-
-
-def _with_unused(load: Any) -> Any:
-    def load_with_unused(*args: Any, **kwargs: Any) -> Any:
-        model = load(*args, **kwargs)
-        model.classifier.register_parameter("unused", torch.nn.Parameter(torch.ones(3)))
-        return model
-
-    return load_with_unused
 
 
 def _let_it_happen(patch: pytest.MonkeyPatch, which: str, place: str, number: str = "1") -> None:
@@ -76,7 +63,7 @@ def _let_it_happen(patch: pytest.MonkeyPatch, which: str, place: str, number: st
         return
     owner, name = {
         "batch": (FineTuning, "training_step"),
-        "write": (shards, "_flush_and_hash"),
+        "write": (shards, "_write"),
         "removal": (execute, "remove"),
         "export": (execute, "export"),
     }[place]

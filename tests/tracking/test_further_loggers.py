@@ -5,12 +5,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from gating.run.command import open_tables
 from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator as PluginAccumulator
 
 import train
-from gating.run.command import open_tables
 from gating.tracking.loggers import build_loggers, log_outcome
 from tests.support.interruptions import Interrupted, at_batch, interrupt, run_in
 from tests.support.tiny_run import ROOT, compose_settings

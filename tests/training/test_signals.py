@@ -1,12 +1,15 @@
-"""Signals raise, are deferred or are ignored, and handlers are restored."""
+"""Signals raise, are deferred or are ignored, handlers are restored, and files in the making are removed."""
 
 import os
 import signal
 import threading
+from pathlib import Path
 
 import pytest
 
+from gating.storage.files import replacing_file
 from gating.training.signals import DeferredSignals, Stopped, stop_on_signals
+from tests.storage.test_folders import make_result, replacing
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -18,18 +21,21 @@ def send(number: int) -> None:
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_signal_raises_and_previous_handlers_are_restored(number):
     before = [signal.getsignal(each) for each in STOP_SIGNALS]
-    with pytest.raises(Stopped) as caught, stop_on_signals():
+    with pytest.raises(SystemExit) as caught, stop_on_signals():
         send(number)
-    assert caught.value.exit_code == 128 + number
+    assert caught.value.code == 128 + number
+    assert "SIG" in str(caught.value)
     assert [signal.getsignal(each) for each in STOP_SIGNALS] == before
 
 
-def test_deferred_signals_do_not_raise():
+def test_deferred_signals_wait():
     with stop_on_signals():
         deferred = DeferredSignals()
         send(signal.SIGTERM)
         send(signal.SIGTERM)  # Launchers send it more than once.
-        assert deferred.stop == signal.SIGTERM
+        assert deferred.number == signal.SIGTERM
+        with pytest.raises(Stopped):
+            deferred.act(signal.SIGTERM)
         deferred.restore()
         with pytest.raises(Stopped):
             send(signal.SIGTERM)
@@ -44,16 +50,16 @@ def test_the_second_ctrl_c_raises_at_once():
         deferred.restore()
 
 
-def test_the_requeue_signal_is_deferred_and_handled_on_request(monkeypatch):
+def test_the_requeue_signal_is_deferred_and_handled_on_request():
     called = []
     before = signal.signal(signal.SIGUSR1, lambda *_: called.append("handled"))
     try:
         deferred = DeferredSignals()
         send(signal.SIGUSR1)
-        assert deferred.requeue == signal.SIGUSR1
+        assert deferred.number == signal.SIGUSR1
         assert called == []
-        deferred.handle_requeue()
-        assert (deferred.requeue, called) == (0, ["handled"])
+        deferred.act(signal.SIGUSR1)
+        assert (deferred.number, called) == (0, ["handled"])
         deferred.restore()
     finally:
         signal.signal(signal.SIGUSR1, before)
@@ -66,7 +72,7 @@ def test_ignored_signals_stay_ignored():
         with stop_on_signals():
             deferred = DeferredSignals()
             send(signal.SIGINT)
-            assert deferred.stop == 0
+            assert deferred.number == 0
             deferred.restore()
     finally:
         signal.signal(signal.SIGINT, before)
@@ -86,3 +92,26 @@ def test_other_threads_keep_the_signal_handlers():
     thread.start()
     thread.join()
     assert failed == []
+
+
+def test_a_signal_while_a_file_is_written_leaves_nothing_behind(tmp_path):
+    with pytest.raises(Stopped), stop_on_signals(), replacing_file(tmp_path / "file") as new:
+        new.write_text(f"half{send(signal.SIGTERM)}")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("call", "left"), [(1, "old"), (2, "new")])
+def test_a_signal_between_two_renames_leaves_one_whole_folder(call, left, tmp_path, monkeypatch):
+    make_result(tmp_path / "there")
+    rename, calls = Path.rename, []
+
+    def stopped(*paths: Path) -> None:
+        rename(*paths)
+        calls.append(paths)
+        if len(calls) == call:
+            send(signal.SIGINT)
+
+    monkeypatch.setattr(Path, "rename", stopped)
+    with pytest.raises(Stopped), stop_on_signals(), replacing(tmp_path / "there") as folder:
+        (folder / "model.safetensors").write_text("new")
+    assert (tmp_path / "there" / "model.safetensors").read_text() == left

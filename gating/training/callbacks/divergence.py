@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gating.distributed.collectives import all_reduce_max
 from gating.errors import OperationError
-from gating.training.checkpoints import recorded_checkpoints
+from gating.training.checkpoints import found_checkpoints
 from gating.training.module import FineTuning
 
 __all__ = ["DivergedError", "DivergenceStop"]
@@ -61,7 +61,7 @@ class DivergenceStop(Callback):
         # The first step over all ranks, as the maximum of its negative.
         (negated,) = all_reduce_max(-(2**62) if math.isinf(first) else -int(first))
         if negated > -(2**62):
-            saved = recorded_checkpoints(self._checkpoints)
+            saved = found_checkpoints(self._checkpoints)
             kept = f"The last good checkpoint is {saved[0]}" if saved else "There is no checkpoint before it"
             raise DivergedError(
                 f"The loss is not a number at step {-negated} of the run: training has diverged. {kept}. Begin again "

@@ -2,24 +2,25 @@
 
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, EarlyStopping, Timer
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 
-from gating.distributed.collectives import all_reduce_max
+from gating.distributed.collectives import all_reduce_max, is_rank_zero
 from gating.errors import InputError
 from gating.tasks.base import Prepared
 from gating.training.callbacks.gates import SearchEnd
-from gating.training.checkpoints import RunCheckpoint
-from gating.training.signals import Unfinished
+from gating.training.checkpoints import RunCheckpoint, remove_checkpoint
+from gating.training.signals import DeferredSignals, Unfinished
 
 __all__ = ["InterruptOnStop", "check_completed", "check_monitors", "end_reason", "to_seconds"]
 
 
 class InterruptOnStop(Callback):
-    """Callback that interrupts a run when ``trainer.max_time`` or a callback of the user stops a phase.
+    """Callback that interrupts a run at a signal, at ``trainer.max_time``, and where another callback stops a phase.
 
     Lightning would end the epoch, from where a run cannot resume bit-exactly. Instead, a checkpoint is requested before
     the next step, and the run is interrupted after it. A search that stops because its gates have converged is not
@@ -28,16 +29,13 @@ class InterruptOnStop(Callback):
 
     def __init__(self, phase: str, *, deadline: float | None, max_time: Any) -> None:
         """Args: ``deadline`` is in seconds of ``time.monotonic``; ``phase`` and ``max_time`` appear in messages."""
-        self._phase = phase
-        self._deadline = deadline
-        self._max_time = max_time
-        self._reason: str | None = None
-        self._step = 0
+        self._phase, self._deadline, self._max_time = phase, deadline, max_time
+        self._signals: DeferredSignals | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start to count steps; at least one is taken."""
-        self._step = trainer.global_step
-        self._reason = None
+        """Defer signals, after Lightning has set its own handlers, and count steps; at least one is taken."""
+        self._step, self._signal, self._reason = trainer.global_step, 0, ""
+        self._signals = DeferredSignals()
         # The checkpoint that a phase ends with may be loaded again.
         trainer.should_stop = trainer.should_stop or end_reason(trainer) is not None
         self._take_over(trainer)
@@ -49,23 +47,53 @@ class InterruptOnStop(Callback):
         if trainer.global_step == self._step:
             return  # Gradients are being accumulated.
         self._step = trainer.global_step
-        if self._reason is not None:
+        if self._signal:
+            self._act(trainer, self._signal)
+        if self._reason:
             raise Unfinished(self._phase, step=self._step, num_steps=trainer.max_steps, reason=self._reason)
 
     def _take_over(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
         """Postpone a stop until the next checkpoint, unless the phase is complete; all ranks decide alike."""
+        if self._signals is None:
+            return  # Lightning tries the validation before the first step.
         is_late = self._deadline is not None and time.monotonic() > self._deadline
-        should_stop, is_late = map(bool, all_reduce_max(int(trainer.should_stop), int(is_late)))
-        if not (should_stop or is_late) or trainer.global_step >= trainer.max_steps or end_reason(trainer):
+        number, should_stop, is_late = all_reduce_max(self._signals.number, int(trainer.should_stop), int(is_late))
+        if not (number or should_stop or is_late) or trainer.global_step >= trainer.max_steps or end_reason(trainer):
             return
         trainer.should_stop = False
-        self._reason = f"trainer.max_time={self._max_time} is over" if is_late else _describe_stop(trainer)
+        self._signal = number
+        if is_late:
+            self._reason = f"trainer.max_time={self._max_time} is over"
+        elif should_stop:
+            self._reason = _describe_stop(trainer)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, RunCheckpoint):
                 callback.request()
 
     # Other callbacks may stop the training in each of them.
     on_train_batch_end = on_validation_end = on_train_epoch_end = _take_over
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop after a signal in the last step; :class:`RunCheckpoint` has saved the last checkpoint."""
+        assert self._signals is not None
+        if self._signals.number:
+            self._act(trainer, self._signals.number)
+        self._restore()
+
+    def _act(self, trainer: pl.Trainer, number: int) -> None:
+        assert self._signals is not None
+        self._signal = 0
+        self._signals.act(number)
+        # The checkpoint that Lightning has written for a job that is queued again; the next phase must not find it.
+        for copy in Path(trainer.default_root_dir).glob("hpc_ckpt_*.ckpt") if is_rank_zero() else ():
+            remove_checkpoint(copy)
+
+    def _restore(self, *_: Any) -> None:
+        """Restore signal handlers; after an error no checkpoint is saved, since the state may be inconsistent."""
+        if self._signals is not None:
+            self._signals.restore()
+
+    on_exception = _restore
 
 
 def check_completed(trainer: pl.Trainer, *, phase: str) -> None:
@@ -85,7 +113,10 @@ def to_seconds(max_time: Any) -> float | None:
 
 
 def check_monitors(callbacks: Iterable[Callback], prepared: Prepared) -> None:
-    """Raise ``InputError`` if validation does not have a metric by which one of the callbacks stops early."""
+    """Raise ``InputError`` if validation does not have a metric by which one of the callbacks stops early.
+
+    Lightning would raise an error after the search, hours later.
+    """
     names = list(prepared.metrics.keys(keep_base=True))
     if prepared.score.name not in names:
         return  # Some metrics have several values, whose names are known after the first validation.
