@@ -24,8 +24,7 @@ from omegaconf import DictConfig
 
 from gating.run.command import compose_errors, faults_of_run, prepare_arguments
 from gating.run.settings.misspelled import check_added
-from gating.run.sweep.callback import ending_sweep
-from gating.run.sweep.dense_first import register_sweeper
+from gating.run.sweep.plugins import register_sweeper
 
 CONF = Path(__file__).resolve().parent / "conf"
 GROUPS = {folder.name for folder in CONF.iterdir() if folder.is_dir()}
@@ -57,7 +56,7 @@ def run_job(cfg: DictConfig, overrides: Sequence[str], *, job: int, sweep: Path)
         sweep: Folder of the sweep.
     """
     from gating.run.settings.settings import as_plain
-    from gating.run.sweep.jobs import check_own_folder, recording_job, starts_in_later_job, with_job_names
+    from gating.run.sweep.jobs import recording_job, starts_in_later_job, with_job_names
     from gating.tracking.redaction import redact_file
 
     if starts_in_later_job(job):
@@ -68,7 +67,6 @@ def run_job(cfg: DictConfig, overrides: Sequence[str], *, job: int, sweep: Path)
     # Hydra's own record of the command.
     redact_file(sweep / "multirun.yaml")
     with recording_job(sweep, Path(folder), number=job, overrides=overrides):
-        check_own_folder(sweep, Path(folder), number=job)
         settings = {**as_plain(cfg), "output_dir": folder}
         return guarded_run(with_job_names(settings, sweep=sweep, overrides=overrides), overrides)
     return None
@@ -105,7 +103,7 @@ def command_line() -> None:
     """Run the command of ``sys.argv``; settings that Hydra refuses end in one sentence."""
     limit_spinning()
     prepare_arguments(CONF)
-    with compose_errors(CONF), ending_sweep():
+    with compose_errors(CONF):
         main()
 
 

@@ -8,7 +8,7 @@ from gating.errors import InputError, explain
 from gating.run.folder.checkpoints import free_space, megabytes
 from gating.run.folder.contents import is_run
 from gating.run.folder.state import owned_by_other_process
-from gating.run.sweep.records import jobs_of
+from gating.run.sweep.jobs import jobs_of
 from gating.storage.folders import is_inside
 
 __all__ = ["run"]

@@ -29,7 +29,7 @@ from gating.run.folder.own_files import note_models
 from gating.run.folder.resume import check_own_files
 from gating.run.run import Run
 from gating.run.samples import show_samples, write_samples
-from gating.run.sweep.comparable import dense_metrics
+from gating.run.sweep.results import dense_metrics
 from gating.serving.runtimes import find_runtimes
 from gating.sharding.copies import gather_model, meta_copy
 from gating.sharding.save import has_room_for, save_sharded
