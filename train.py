@@ -26,8 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from gating.run.folder import RunFolder, is_finished
 from gating.run.result import Result
 from gating.run.settings import read_settings
-from gating.run.sweep.callback import ending_sweep
-from gating.run.sweep.dense_first import register_sweeper
+from gating.run.sweep.plugins import register_sweeper
 from gating.tracking.redaction import redact_output
 
 CONF = Path(__file__).resolve().parent / "conf"
@@ -42,6 +41,8 @@ def main(cfg: DictConfig) -> float | None:
     overrides = hydra_cfg.overrides.task
     if hydra_cfg.mode == RunMode.MULTIRUN:
         return run_job(cfg, overrides, job=int(hydra_cfg.job.num), sweep=Path(hydra_cfg.sweep.dir))
+    if several := [line for line in overrides if line.startswith(("sweep=", "hparams_search="))]:
+        sys.exit(f"error: {several[0]} runs several jobs: add -m, as in python train.py -m {several[0]}.")
     return guarded_run(cfg, overrides)
 
 
@@ -54,7 +55,7 @@ def run_job(cfg: DictConfig, overrides: Sequence[str], *, job: int, sweep: Path)
         job: Number of the job.
         sweep: Folder of the sweep.
     """
-    from gating.run.sweep.jobs import check_own_folder, recording_job, starts_in_later_job, with_job_names
+    from gating.run.sweep.jobs import recording_job, starts_in_later_job, with_job_names
     from gating.tracking.redaction import redact_file
 
     if starts_in_later_job(job):
@@ -65,7 +66,6 @@ def run_job(cfg: DictConfig, overrides: Sequence[str], *, job: int, sweep: Path)
     # Hydra's own record of the command.
     redact_file(sweep / "multirun.yaml")
     with recording_job(sweep, Path(folder), number=job, overrides=overrides):
-        check_own_folder(sweep, Path(folder), number=job)
         settings: Any = OmegaConf.to_container(cfg)
         named = with_job_names({**settings, "output_dir": folder}, sweep=sweep, overrides=overrides)
         return guarded_run(named, overrides)
@@ -121,8 +121,7 @@ def command_line() -> None:
     """Run the command of ``sys.argv``."""
     limit_spinning()
     redact_output()
-    with ending_sweep():
-        main()
+    main()
 
 
 if __name__ == "__main__":

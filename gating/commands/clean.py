@@ -6,8 +6,8 @@ from pathlib import Path
 
 from gating.errors import InputError, explain
 from gating.run.folder import free_space, is_run, megabytes
-from gating.run.sweep.records import jobs_of
-from gating.storage.files import is_inside, is_locked
+from gating.run.sweep.jobs import jobs_of
+from gating.storage.files import is_locked
 
 __all__ = ["run"]
 
@@ -43,7 +43,7 @@ def _runs_in(folder: Path) -> list[Path]:
         raise InputError(f"Another process runs the sweep in {folder}. Wait for its end.")
     places = [folder / job.folder for job in jobs_of(folder)] or sorted(folder.glob("*"))
     # The records of a sweep may come from somebody else.
-    found = [place for place in places if is_run(place) and is_inside(place, folder)]
+    found = [place for place in places if is_run(place) and place.resolve().is_relative_to(folder.resolve())]
     if not found:
         raise InputError(f"{folder} holds no run. Give folders of runs or of sweeps.")
     return found

@@ -4,10 +4,11 @@ from pathlib import Path
 
 from gating.errors import InputError
 from gating.run.folder import is_run
-from gating.run.folder.contents import COMPACT, MODELS
-from gating.run.sweep.records import Job, jobs_of, recommended_job
+from gating.run.sweep.jobs import jobs_of
 
 __all__ = ["find_model"]
+
+_COMPACT = "compact"
 
 
 def find_model(folder: str) -> tuple[Path | None, Path | None]:
@@ -20,20 +21,11 @@ def find_model(folder: str) -> tuple[Path | None, Path | None]:
     if not place.is_dir():
         return None, None
     if is_run(place):
-        if not (place / COMPACT).is_dir():
-            raise InputError(f"The run in {folder} is not finished: {place / COMPACT} does not exist.")
-        return place / COMPACT, place
+        if not (place / _COMPACT).is_dir():
+            raise InputError(f"The run in {folder} is not finished: {place / _COMPACT} does not exist.")
+        return place / _COMPACT, place
     if jobs := jobs_of(place):
-        raise InputError(f"{folder} is the folder of a sweep, {_choice(place, jobs)}")
+        names = [job.folder for job in jobs if (place / job.folder / _COMPACT).is_dir()]
+        raise InputError(f"{folder} is the folder of a sweep: name one of its finished jobs ({', '.join(names)}).")
     parent = place.resolve().parent
-    return place, parent if place.resolve().name in MODELS and is_run(parent) else None
-
-
-def _choice(sweep: Path, jobs: list[Job]) -> str:
-    """Return the end of a sentence on a sweep: its jobs with a model, and the one to take."""
-    names = [job.folder for job in jobs if (sweep / job.folder / COMPACT).is_dir()]
-    if not names:
-        return "and none of its jobs is finished."
-    best = recommended_job(sweep)
-    example = f"the recommended {sweep / best}" if best in names else f"{sweep / names[-1]}"
-    return f"with the finished jobs {', '.join(names)}: name one of them, such as {example}."
+    return place, parent if is_run(parent) else None

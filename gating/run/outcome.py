@@ -26,7 +26,7 @@ from gating.report.tables import print_report
 from gating.run.folder import CONFIG
 from gating.run.run import Run
 from gating.run.samples import show_samples, write_samples
-from gating.run.sweep.comparable import dense_metrics
+from gating.run.sweep.results import dense_metrics
 from gating.serving.runtimes import find_runtimes
 from gating.sharding.copies import gather_model, meta_copy
 from gating.sharding.save import has_room_for, save_sharded

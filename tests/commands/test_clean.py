@@ -14,7 +14,7 @@ from gating.commands.evaluate import evaluate_folder
 from gating.run.sweep.results import compare
 from gating.storage.written import note_written
 from tests.run.test_claim import HOLD
-from tests.storage.test_results import put, snapshot
+from tests.support.snapshots import put, snapshot
 from tests.support.interruptions import Interrupted, at_batch, interrupt, run_in
 from tests.support.tiny_run import compose_settings
 

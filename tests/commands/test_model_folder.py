@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 
 from gating import __main__ as command_line
-from gating.commands.model_folder import find_model
-from gating.errors import InputError
 from tests.support.sweeps import write_run
 from tests.support.tiny_run import make_model_folder
 
@@ -34,16 +32,13 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
-def make_sweep(folder: Path, *, recommended: str | None) -> Path:
+def make_sweep(folder: Path) -> Path:
     """Write the records of a sweep with jobs 0 to 2, of which the last is not finished."""
     for number in range(3):
         (folder / str(number) / ("compact" if number < 2 else "")).mkdir(parents=True)
         job = {"number": number, "overrides": [], "folder": str(number), "reason": None}
         (folder / ".jobs").mkdir(exist_ok=True)
         (folder / ".jobs" / f"{number}.json").write_text(json.dumps(job))
-    runs = [{"recommended": True, "folders": ["elsewhere/1"], "best_folder": recommended}]
-    (folder / "report").mkdir()
-    (folder / "report" / "tradeoff.json").write_text(json.dumps({"runs": runs if recommended else []}))
     return folder
 
 
@@ -68,23 +63,10 @@ def test_an_unfinished_run_is_called_so(command, run, monkeypatch):
     assert error == f"error: The run in {run} is not finished: {run}/compact does not exist."
 
 
-@pytest.mark.parametrize("command", ["inspect", "export", "evaluate"])
-def test_of_a_sweep_the_recommended_run_is_named(command, tmp_path, monkeypatch):
-    sweep = make_sweep(tmp_path / "sweep", recommended="elsewhere/0")
-    assert call(monkeypatch, command, sweep) == (
-        f"error: {sweep} is the folder of a sweep, with the finished jobs 0, 1: name one of them, such as the "
-        f"recommended {sweep}/0."
-    )
-
-
-def test_of_a_sweep_without_a_recommendation_a_run_is_named(tmp_path):
-    sweep = make_sweep(tmp_path / "sweep", recommended=None)
-    with pytest.raises(InputError, match=f"such as {sweep}/1\\."):
-        find_model(str(sweep))
-    for number in range(2):
-        (sweep / str(number) / "compact").rmdir()
-    with pytest.raises(InputError, match="is the folder of a sweep, and none of its jobs is finished"):
-        find_model(str(sweep))
+def test_of_a_sweep_its_finished_jobs_are_named(tmp_path, monkeypatch):
+    sweep = make_sweep(tmp_path / "sweep")
+    for command in ("inspect", "export", "evaluate"):
+        assert "is the folder of a sweep: name one of its finished jobs (0, 1)" in call(monkeypatch, command, sweep)
 
 
 def test_a_folder_that_is_not_there_is_called_so(tmp_path, monkeypatch):

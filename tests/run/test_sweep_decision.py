@@ -1,28 +1,23 @@
 """Sweeps of the configuration: a dense job first, a failing one, and the decision at the end."""
 
 import json
-import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from unittest import mock
 
 import pytest
-from gating.run.command import prepare_arguments
 from gating.run.settings.read import read_settings
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 import train
 from gating.run.build import build_objects
-from gating.run.sweep import records, results
-from gating.run.sweep.callback import SweepReport
-from gating.run.sweep.comparable import dense_metrics
-from gating.run.sweep.dense_first import DenseFirst
-from gating.run.sweep.jobs import begin_jobs, recording_job
-from gating.run.sweep.records import Job, jobs_of, recommended_job
-from gating.run.sweep.tradeoff import figure, table
-from tests.storage.test_results import snapshot
+from gating.run.sweep import choice, picture, results
+from gating.run.sweep.jobs import Job, begin_sweep, end_sweep, recording_job
+from gating.run.sweep.plugins import DenseFirst, SweepReport
+from gating.run.sweep.results import dense_metrics
+from tests.support.snapshots import snapshot
 from tests.support.sweeps import Ended, run_sweep, write_run
 from tests.support.tiers import first_of
 
@@ -45,13 +40,13 @@ def test_the_dense_job_is_first_and_a_failed_job_does_not_prevent_the_decision(s
     assert end.code == 1
     assert [(folder / str(job) / "metrics.json").exists() for job in range(4)] == [True, True, False, True]
     numbers = json.loads((folder / "report" / "tradeoff.json").read_text())
-    assert {run["budget"] for run in numbers["runs"]} == {"dense", "6 heads", "2 heads"}
+    assert {run["budget"] for run in numbers["runs"]} == {"dense", "num_heads=6", "num_heads=2"}
     (dense,) = [run for run in numbers["runs"] if run["dense"]]
     assert dense["folders"] == [str(folder / "0")]
-    assert (dense["heads"], dense["drop"]) == (12, 0)
+    assert dense["num_heads"] == 12
     assert (folder / "report" / "tradeoff.png").read_bytes().startswith(b"\x89PNG")
     reason = "objective.num_heads=99 cannot be kept: this model has 12 heads, so give an integer from 1 to 12."
-    assert numbers["failed"] == {"job 2 (objective.num_heads=99)": reason}
+    assert numbers["failed"] == {f"{folder}/2 (objective.num_heads=99)": reason}
 
 
 def test_the_decision_is_printed_with_the_failed_jobs_last(swept):
@@ -62,17 +57,7 @@ def test_the_decision_is_printed_with_the_failed_jobs_last(swept):
     assert has_choice == ("by their validation scores alone" in end.out)
     assert f"The picture is in {folder}/report/tradeoff.png" in end.out
     assert end.err.splitlines()[-2] == "error: 1 job(s) of the sweep failed:"
-    assert end.err.splitlines()[-1].startswith(
-        "  job 2 (objective.num_heads=99): objective.num_heads=99 cannot be kept"
-    )
-
-
-def test_the_recommended_run_is_the_fastest_of_the_sweep(swept):
-    folder, _ = swept
-    runs = json.loads((folder / "report" / "tradeoff.json").read_text())["runs"]
-    faster = [run for run in runs if not run["dense"] and run["speedup"] > 1 and run["beats_baseline"]]
-    chosen = [run for run in runs if run["recommended"]]
-    assert chosen == ([max(faster, key=lambda run: run["speedup"])] if faster else [])
+    assert end.err.splitlines()[-1].startswith(f"  {folder}/2 (objective.num_heads=99): objective.num_heads=99 cannot")
 
 
 def test_pages_of_jobs_compare_with_the_dense_job_of_their_sweep(swept):
@@ -86,7 +71,8 @@ def test_pages_of_jobs_compare_with_the_dense_job_of_their_sweep(swept):
 
 
 def test_a_dense_job_of_another_seed_or_training_is_no_reference(tmp_path):
-    begin_jobs(tmp_path, swept=["seed"])
+    begin_sweep(tmp_path, swept=["seed"], goes_on=False)
+    end_sweep()
     runs = [("objective=none",), ("objective=none", "seed=1"), ("objective=none", "optimizer.lr=0.5"), ("seed=1",)]
     for number, overrides in enumerate([*runs, ("seed=2",), ("optimizer.lr=0.5", "gates.units=neurons")]):
         folder = write_run(tmp_path / str(number), *overrides, val_=number / 10)
@@ -140,54 +126,24 @@ def test_each_job_of_each_sweep_has_settings_that_fit(sweep, monkeypatch, tmp_pa
         units.append(objects.make_gates.keywords["units"] if objects.objective else None)
 
     monkeypatch.setattr("train.run", begin)
-    assert run_sweep(tmp_path / "sweep", f"sweep={sweep}", *inputs, "seed=1").code == 0
+    run_sweep(tmp_path / "sweep", f"sweep={sweep}", *inputs, "seed=1")
     assert units == [None, *SWEEPS[sweep]]
-
-
-@pytest.mark.parametrize("value", ["-1", "nan", "much", "null", "true"])
-def test_a_limit_that_is_no_number_is_refused_before_the_first_job(value, inputs, tmp_path):
-    end = run_sweep(tmp_path / "sweep", "sweep=heads", *inputs, f"sweep.max_drop={value}")
-    assert str(end.code).startswith("error: sweep.max_drop=")
-    assert not (tmp_path / "sweep").exists()
 
 
 def test_a_budget_of_the_command_replaces_that_of_the_sweep(monkeypatch, tmp_path, inputs):
     begun = []
-    monkeypatch.setattr("train.run", lambda cfg: begun.append(cfg["objective"]))
-    assert run_sweep(tmp_path / "sweep", "sweep=speedup", *inputs, "objective.num_heads=3,4").code == 0
+    monkeypatch.setattr("train.run", lambda cfg, *_, **__: begun.append(cfg["objective"]))
+    run_sweep(tmp_path / "sweep", "sweep=speedup", *inputs, "objective.num_heads=3,4")
     assert [objective.get("num_heads") for objective in begun] == [None, 3, 4]
     assert all(objective.get("speedup") is None for objective in begun)
 
 
-@pytest.mark.runs
-def test_a_sweep_without_a_dense_run_says_how_to_get_one(inputs, tmp_path):
-    end = run_sweep(tmp_path / "sweep", *inputs, "objective.num_heads=3", "seed=0,1", "trainer.max_steps=4")
-    assert end.code == 0
-    assert "No run is recommended: there is no dense run to compare with" in end.out
-    (run,) = json.loads((tmp_path / "sweep" / "report" / "tradeoff.json").read_text())["runs"]
-    assert (run["budget"], run["seeds"]) == ("3 heads", [0, 1])
-
-
-@pytest.mark.runs
-def test_a_sweep_in_which_all_jobs_fail_has_no_table(inputs, tmp_path):
-    end = run_sweep(tmp_path / "sweep", *inputs, "objective.num_heads=98,99")
-    assert end.code == 1
-    assert "Accuracy by speed" not in end.out
-    assert end.err.splitlines()[-3] == "error: 2 job(s) of the sweep failed:"
-    assert not (tmp_path / "sweep" / "report").exists()
-
-
+@pytest.mark.processes
 @pytest.mark.parametrize("group", ["sweep=heads", "hparams_search=optuna"])
-def test_a_sweep_without_m_is_refused(group, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["train.py", group, "seed=1"])
-    with pytest.raises(SystemExit, match=f"error: {group} runs several jobs: add -m"):
-        prepare_arguments(train.CONF)
-    monkeypatch.setattr(sys, "argv", ["train.py", f"{group}s"])
-    with pytest.raises(SystemExit, match=f"there is no such option. Did you mean {group.partition('=')[2]}"):
-        prepare_arguments(train.CONF)
-    for flags in (["-m"], ["--cfg", "job"], ["--multirun"]):
-        monkeypatch.setattr(sys, "argv", ["train.py", *flags, group])
-        prepare_arguments(train.CONF)
+def test_a_sweep_without_m_is_refused(group, tmp_path):
+    process = run_command([group], cwd=tmp_path)
+    assert process.returncode == 1
+    assert process.stderr.startswith(f"error: {group} runs several jobs: add -m")
 
 
 def test_the_jobs_of_a_sweep_are_not_replaced_by_those_of_another(inputs, swept):
@@ -198,30 +154,12 @@ def test_the_jobs_of_a_sweep_are_not_replaced_by_those_of_another(inputs, swept)
     assert snapshot(folder) == before
 
 
-@pytest.mark.runs
-def test_jobs_in_folders_of_other_names_are_added_to_a_sweep(inputs, swept, tmp_path):
-    folder = shutil.copytree(swept[0], tmp_path / "sweep")
-    end = run_sweep(folder, *inputs, "objective.num_heads=98,99", "hydra.sweep.subdir=more-${hydra.job.num}")
-    assert "holds a sweep" not in str(end.code)
-    assert [job.folder for job in records.jobs_of(folder)] == ["more-0", "more-1"]
-
-
-@pytest.mark.runs
-def test_a_job_that_failed_before_an_earlier_run_in_its_folder_is_not_in_the_table(inputs, swept, tmp_path):
-    folder = shutil.copytree(swept[0], tmp_path / "sweep")
-    end = run_sweep(folder, *inputs, "objective.num_heads=5,4", "resume=auto")
-    assert end.code == 1
-    assert "Accuracy by speed" not in end.out
-    assert end.err.count("it is resumed with the settings that it began with") >= 2
-
-
-def end_of(folder: Path, jobs: list[Job], *, capsys, direction: str | None = None) -> tuple[int | str | None, str, str]:
+def end_of(folder: Path, jobs: list[Job], *, capsys, sweeper: str = "basic") -> tuple[int | str | None, str, str]:
     """End a sweep of jobs that were not run; return its exit code and output."""
-    begin_jobs(folder, swept=[])
+    begin_sweep(folder, swept=[], goes_on=True)
     for job in jobs:
         (folder / ".jobs" / f"{job.number}.json").write_text(json.dumps(asdict(job)))
-    target = "hydra_plugins.optuna" if direction else "basic"
-    hydra = {"sweep": {"dir": str(folder)}, "sweeper": {"_target_": target, "direction": direction}}
+    hydra = {"sweep": {"dir": str(folder)}, "sweeper": {"_target_": sweeper}}
     config = OmegaConf.create({"hydra": hydra, "sweep": {"max_drop": 1.0}})
     capsys.readouterr()
     code: int | str | None = 0
@@ -232,119 +170,63 @@ def end_of(folder: Path, jobs: list[Job], *, capsys, direction: str | None = Non
     return code, *capsys.readouterr()
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> Path:
+@pytest.fixture
+def runs(tmp_path) -> Path:
     """A folder with a dense run and one with half the heads."""
-    place = tmp_path_factory.mktemp("runs")
-    write_run(place / "0", "objective=none")
-    write_run(place / "1", "objective.num_heads=36", speedup=1.2, val_=0.895)
-    return place
+    write_run(tmp_path / "0", "objective=none")
+    write_run(tmp_path / "1", "objective.num_heads=36", speedup=1.2, val_=0.895)
+    return tmp_path
 
 
 JOBS = [Job(0, ["objective=none"], "0"), Job(1, ["objective.num_heads=36"], "1")]
 FAILED = Job(2, ["seed=-1"], "2", "no such seed")
 
 
+def test_a_sweep_without_failures_ends_in_exit_code_0(runs, capsys):
+    code, out, err = end_of(runs, JOBS, capsys=capsys)
+    assert (code, err) == (0, "")
+    assert "Recommended: num_heads=36" in out
+
+
 @pytest.mark.parametrize(
     ("module", "part"),
-    [(figure, "write_figure"), (table, "write_numbers"), (table, "print_choice"), (results, "compare")],
+    [(picture, "write_picture"), (choice, "as_json"), (choice, "print_choice"), (results, "read_runs")],
 )
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device", "x"), ValueError("odd"), MemoryError()])
-def test_a_failed_job_ends_in_exit_code_1_whatever_fails_at_the_end(module, part, error, runs, monkeypatch, capsys):
+@pytest.mark.parametrize("error", first_of([OSError(28, "No space left on device", "x"), ValueError("odd")]))
+def test_a_report_that_fails_is_listed_with_the_failed_jobs(module, part, error, runs, monkeypatch, capsys):
     monkeypatch.setattr(module, part, mock.Mock(side_effect=error))
     code, out, err = end_of(runs, [*JOBS, FAILED], capsys=capsys)
     assert code == 1
-    assert err.endswith("error: 1 job(s) of the sweep failed:\n  job 2 (seed=-1): no such seed\n")
-    # What cannot be shown is an error by itself, too, and prevents nothing else.
-    code, out, _ = end_of(runs, JOBS, capsys=capsys)
-    assert code == 1
-    assert ("Recommended: 36 heads" in out) == part.startswith("write")
+    assert "  the report: " in err
+    assert ("no such seed" in err) == (part != "read_runs")
+    assert ("Recommended: num_heads=36" in out) == (part in ("write_picture", "as_json"))
 
 
-def test_a_sweep_without_failures_ends_in_exit_code_0(runs, capsys):
-    assert end_of(runs, JOBS, capsys=capsys)[0] == 0
-
-
-@pytest.mark.parametrize("value", ["NaN", "null", '"x"', "Infinity"])
-def test_a_score_that_is_not_finite_hides_no_failed_job(value, runs, capsys):
+@pytest.mark.parametrize("content", first_of(["", "[]", "{", "null", None]))
+def test_jobs_that_did_not_finish_or_are_damaged_or_gone_are_failed_ones(content, runs, capsys):
     path = runs / "1" / "metrics.json"
-    before = path.read_text()
-    path.write_text(before.replace("0.895", value))
-    code, out, err = end_of(runs, [*JOBS, FAILED], capsys=capsys)
-    path.write_text(before)
-    assert code == 1
-    assert "Traceback" not in err
-    assert "no such seed" in err
-    assert "not finite" in out
-    assert "none with a budget has a finite validation score" in out
-    text = (runs / "report" / "tradeoff.json").read_text()
-    assert "NaN" not in text
-    assert "Infinity" not in text
-
-
-@pytest.mark.parametrize("content", ["", "[]", "{", "null"])
-def test_a_job_with_damaged_numbers_is_a_failed_one(content, runs, capsys):
-    path = runs / "1" / "metrics.json"
-    before = path.read_text()
-    path.write_text(content)
-    code, out, err = end_of(runs, JOBS, capsys=capsys)
-    path.write_text(before)
+    path.unlink() if content is None else path.write_text(content)
+    code, out, err = end_of(runs, [*JOBS, Job(2, ["seed=1"], "2")], capsys=capsys)
     assert code == 1
     assert "1.00x" in out
-    assert "job 1 (objective.num_heads=36): " in err
-    assert "does not have the numbers of a run" in err
-
-
-def test_a_job_that_has_not_finished_is_a_failed_one(runs, capsys):
-    path = runs / "1" / "metrics.json"
-    before = path.read_text()
-    path.unlink()
-    code, _, err = end_of(runs, JOBS, capsys=capsys)
-    path.write_text(before)
-    assert code == 1
-    assert "job 1 (objective.num_heads=36): not finished" in err
-
-
-def test_a_job_whose_folder_is_gone_is_a_failed_one(runs, capsys):
-    code, _, err = end_of(runs, [*JOBS, Job(2, ["seed=1"], "2")], capsys=capsys)
-    assert code == 1
-    assert "job 2 (seed=1): its folder is gone" in err
+    assert f"  {runs}/1 (objective.num_heads=36): " in err
+    assert f"  {runs}/2 (seed=1): " in err
 
 
 def test_a_search_ends_with_its_best_trial_and_its_folder(runs, capsys):
     best = {"best_params": {"objective.num_heads": 36}, "best_value": 0.895}
     (runs / "optimization_results.yaml").write_text(json.dumps(best))
-    code, out, _ = end_of(runs, JOBS[1:], capsys=capsys, direction="maximize")
+    code, out, _ = end_of(runs, JOBS[1:], capsys=capsys, sweeper="hydra_plugins.optuna")
     assert code == 0
     assert f"Best trial: objective.num_heads=36 with 0.895, in {runs / '1'}." in out
     assert "recommended" not in out
-    # One of an earlier sweep in this folder is none of another sweeper.
-    _, out, _ = end_of(runs, JOBS[1:], capsys=capsys)
-    assert "Best trial" not in out
-    (runs / "optimization_results.yaml").unlink()
 
 
-def test_records_of_jobs_with_odd_values_are_none(tmp_path):
-    begin_jobs(tmp_path, swept=[])
-    odd = [{"number": "a"}, {"number": True}, {"overrides": "x"}, {"overrides": [1]}, {"folder": None}, {"reason": 3}]
-    for number, change in enumerate(odd):
-        (tmp_path / ".jobs" / f"{number}.json").write_text(json.dumps(asdict(JOBS[0]) | change))
-    assert jobs_of(tmp_path) == []
-    (tmp_path / "report").mkdir()
-    for runs in (3, [3], [{"recommended": True}], [{"recommended": True, "best_folder": 3}]):
-        (tmp_path / "report" / "tradeoff.json").write_text(json.dumps({"runs": runs}))
-        assert recommended_job(tmp_path) is None
-
-
-def test_damaged_runs_beside_a_job_are_no_reference(runs, tmp_path):
-    shutil.copytree(runs / "0", tmp_path / "0")
-    shutil.copytree(runs / "1", tmp_path / "1")
-    begin_jobs(tmp_path, swept=[])
-    for job in JOBS:
-        (tmp_path / ".jobs" / f"{job.number}.json").write_text(json.dumps(asdict(job)))
-    assert dense_metrics(tmp_path, tmp_path / "1") == {"val/accuracy": 0.9, "test/accuracy": 0.9}
-    path = tmp_path / "0" / "metrics.json"
+def test_damaged_runs_beside_a_job_are_no_reference(runs, capsys):
+    end_of(runs, JOBS, capsys=capsys)
+    assert dense_metrics(runs, runs / "1") == {"val/accuracy": 0.9, "test/accuracy": 0.9}
+    path = runs / "0" / "metrics.json"
     path.write_text(path.read_text().replace("0.9", "Infinity"))
-    assert dense_metrics(tmp_path, tmp_path / "1") == {}
-    (tmp_path / "0" / "config.yaml").write_text("{")
-    assert dense_metrics(tmp_path, tmp_path / "1") == {}
+    assert dense_metrics(runs, runs / "1") == {}
+    (runs / "0" / "config.yaml").write_text("{")
+    assert dense_metrics(runs, runs / "1") == {}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gating.run import execute as stages
-from gating.run.sweep.records import jobs_of
+from gating.run.sweep.jobs import jobs_of
 from tests.support.interruptions import at_batch
 from tests.support.sweeps import Ended, run_sweep
 
@@ -78,7 +78,7 @@ def test_a_finished_sweep_is_shown_again_and_its_failed_job_is_repeated(inputs, 
     assert not begun
     assert outcome_of(whole) == before
     assert end.out.count("is finished; there is nothing to resume") == 3
-    assert "job 2 (objective.num_heads=99)" in end.err
+    assert "2 (objective.num_heads=99)" in end.err
     monkeypatch.setattr("gating.run.execute.execute", lambda run: begun.append(run.paths.folder))
     run_sweep(whole, "sweep=heads", *inputs, "objective.num_heads=6,5,2")
     assert begun == [whole / "2"]

@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -13,8 +15,9 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 
 import train
-from gating.run.sweep.records import jobs_of
+from gating.run.sweep.jobs import jobs_of
 from gating.training.signals import Unfinished
+from tests.support.sweeps import write_run
 from tests.support.tiers import first_of
 from tests.support.tiny_run import ROOT, run_command
 from tests.support.two_processes import TWO
@@ -33,12 +36,15 @@ def sweep(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> int
 
 
 def run_instead(monkeypatch: pytest.MonkeyPatch, action) -> list[int]:
-    """Let jobs do something else than run; return their seeds as they come."""
+    """Let jobs do something else than run, and then be finished; return their seeds as they come."""
     seeds = []
+    before = write_run(Path(tempfile.mkdtemp()) / "run")
 
     def run(cfg):
         seeds.append(cfg["seed"])
-        return action(cfg)
+        value = action(cfg)
+        shutil.copytree(before, cfg["output_dir"], dirs_exist_ok=True)
+        return value
 
     monkeypatch.setattr(train, "run", run)
     return seeds
@@ -60,7 +66,7 @@ def test_a_bad_value_fails_its_job_alone(inputs, tmp_path):
     assert process.returncode == 1
     sentence = "seed=-1 cannot be used: input should be greater than or equal to 0."
     assert f"error: {sentence}\n" in process.stderr
-    assert process.stderr.endswith(f"error: 1 job(s) of the sweep failed:\n  job 1 (seed=-1): {sentence}\n")
+    assert process.stderr.endswith(f"error: 1 job(s) of the sweep failed:\n  sweep/1 (seed=-1): {sentence}\n")
     assert [(tmp_path / "sweep" / str(job) / "metrics.json").exists() for job in range(3)] == [True, False, True]
     process = run_command(["-m", *inputs, "logger=csv", "seed=0,2", "output_dir=sweep/again"], cwd=tmp_path)
     assert process.returncode == 0, process.stderr
@@ -76,8 +82,8 @@ def test_later_jobs_run_and_all_failures_are_listed(batches, tmp_path, monkeypat
     assert "Traceback" not in err
     assert err.splitlines()[-3:] == [
         "error: 2 job(s) of the sweep failed:",
-        "  job 1 (seed=1): data.tsv cannot be used: no such file.",
-        "  job 3 (seed=3): data.tsv cannot be used: no such file.",
+        f"  {tmp_path}/1 (seed=1): data.tsv cannot be used: no such file.",
+        f"  {tmp_path}/3 (seed=3): data.tsv cannot be used: no such file.",
     ]
 
 
@@ -87,7 +93,7 @@ def test_a_fault_of_the_program_keeps_its_traceback_and_the_next_job_runs(tmp_pa
     assert seeds == [0, 1, 2]
     err = capsys.readouterr().err
     assert err.count("Traceback (most recent call last)") == 1
-    assert "  job 1 (seed=1): KeyError: 'lost'" in err
+    assert f"  {tmp_path}/1 (seed=1): KeyError: 'lost'" in err
 
 
 def test_an_unfinished_job_is_listed_and_the_next_one_runs(tmp_path, monkeypatch, capsys):
@@ -95,7 +101,7 @@ def test_an_unfinished_job_is_listed_and_the_next_one_runs(tmp_path, monkeypatch
     seeds = run_instead(monkeypatch, fail_at(0, error=error))
     assert sweep(monkeypatch, tmp_path, "seed=0,1") == 1
     assert seeds == [0, 1]
-    assert "  job 0 (seed=0): The search phase was interrupted after 3 of 9 steps" in capsys.readouterr().err
+    assert f"  {tmp_path}/0 (seed=0): The search phase was interrupted after 3 of 9 steps" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", first_of([signal.SIGINT, signal.SIGTERM, signal.SIGHUP]))
@@ -113,7 +119,7 @@ def test_failures_of_an_earlier_sweep_are_forgotten(tmp_path, monkeypatch, capsy
     run_instead(monkeypatch, fail_at(1, error=FileNotFoundError(2, "No such file", "data.tsv")))
     assert sweep(monkeypatch, tmp_path, "seed=0,1") == 1
     run_instead(monkeypatch, lambda cfg: 1.0)
-    assert sweep(monkeypatch, tmp_path, "seed=0,1") == 0
+    assert sweep(monkeypatch, tmp_path, "seed=0,1", "overwrite=true") == 0
     assert [job.reason for job in jobs_of(tmp_path)] == [None, None]
 
 
@@ -168,37 +174,13 @@ def test_a_sweeper_gets_the_metric_that_is_asked_for(returned, inputs, tmp_path,
     assert returned == [run["num_parameters"] for run in numbers]
 
 
-@pytest.mark.parametrize("name", ["optimization_results.yaml", "multirun.yaml", "tradeoff.png"])
-@pytest.mark.parametrize("text", first_of(["mine\n", "hydra: {}\n", '{"job": 1}\n']))
-def test_a_sweep_replaces_no_file_of_somebody_else(name, text, inputs, tmp_path, monkeypatch):
-    begun = run_instead(monkeypatch, lambda cfg: None)
-    path = tmp_path / ("report" if name.endswith(".png") else "") / name
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(text)
-    end = sweep(monkeypatch, tmp_path, *inputs, "seed=0,1")
-    assert str(end).startswith(f"error: {path} was not written by a sweep, and this one would replace it")
-    assert not begun
-    assert path.read_text() == text
-    assert len(list(tmp_path.iterdir())) == 1
-
-
-@pytest.mark.runs
-def test_a_sweep_replaces_the_files_of_an_earlier_one(inputs, tmp_path, monkeypatch):
-    begun = run_instead(monkeypatch, fail_at(0, error=ValueError("no")))
-    for seeds in ("0,1", "1,2"):
-        end = sweep(monkeypatch, tmp_path, *inputs, f"seed={seeds}", "overwrite=true")
-        assert end == (1 if seeds == "0,1" else 0)
-    assert begun == [0, 1, 1, 2]
-    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == [".lock", "multirun.yaml"]
-
-
 @pytest.mark.processes
 @pytest.mark.slow
 def test_processes_of_a_sweep_begin_again_after_a_failed_job(inputs, tmp_path):
     settings = [*inputs, *TWO, "logger=csv", "optimizer.lr=1e-3,1e30,2e-3", "output_dir=sweep"]
     process = run_command(["-m", *settings], cwd=tmp_path)
     assert process.returncode == 1
-    assert "  job 1 (optimizer.lr=1e+30): The loss is not a number" in process.stderr
+    assert "  sweep/1 (optimizer.lr=1e+30): The loss is not a number" in process.stderr
     assert process.stderr.count("of the sweep failed") == 1
     assert [(tmp_path / "sweep" / str(job) / "metrics.json").exists() for job in range(3)] == [True, False, True]
 

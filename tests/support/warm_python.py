@@ -29,7 +29,7 @@ PRELOADED = (
     "train",
     "gating.run.ending",
     "gating.run.execute",
-    "gating.run.sweep.results",
+    "gating.run.sweep.picture",
     "matplotlib.backends.backend_agg",
     "matplotlib.figure",
     "transformers.models.bert.modeling_bert",

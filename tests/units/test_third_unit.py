@@ -282,8 +282,8 @@ def test_the_page_names_every_attribute_of_a_unit_and_those_without_default():
     assert asked[0] | _names(_part("Most have", "have none")) == without
 
 
-# The padding of groups of heads is planned for all blocks at once, and the table of a sweep is a report.
-ABOUT_ONE_UNIT = {"pruning/plan.py", "run/sweep/tradeoff/table.py"}
+# The padding of groups of heads is planned for all blocks at once.
+ABOUT_ONE_UNIT = {"pruning/plan.py"}
 ASKS = re.compile(
     r"""isinstance\([^)]*(AttentionBlock|FeedForwardBlock|ExpertsBlock)|(==|in|is) \(?"(heads|neurons|feed_forward)"|"""
     r"""len\((gates\.)?units\) == 2|gates\.(heads|neurons)_per_gate|(if|not|and|or) gates\.num_neurons"""

@@ -1,4 +1,4 @@
-"""Jobs of a sweep as they run: each is recorded and has a name, and a failed one does not end the others."""
+"""Jobs of a sweep: their records in its folder, its lock, their names, and failures that do not end the others."""
 
 import json
 import os
@@ -6,57 +6,90 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from filelock import BaseFileLock
 
-from gating.distributed.collectives import is_rank_zero
 from gating.errors import InputError, explain, shorten
+from gating.run.folder import is_run
 from gating.run.settings import is_dense
-from gating.run.sweep.records import JOBS, SWEPT, Job, jobs_of, own_overrides
-from gating.storage.files import take_lock, write_atomically
+from gating.storage.files import read_table, take_lock, write_atomically
 from gating.tracking.redaction import redact
 from gating.training.signals import Stopped, Unfinished
 
-__all__ = [
-    "begin_jobs",
-    "check_own_folder",
-    "leave_sweep",
-    "recording_job",
-    "starts_in_later_job",
-    "take_sweep",
-    "with_job_names",
-]
-
+# The sweep's folder has one file for each job, because launchers run jobs in other processes and on other machines.
+_JOBS = ".jobs"
+# This file in that folder has the names of the settings that vary.
+_SWEPT = "swept.json"
 # Environment variable: the job in which rank 0 started this process.
 _FIRST_JOB = "HEAD_GATING_FIRST_JOB"
 # W&B accepts names of up to 128 characters.
 _MOST = 120
 
-
 # Locks of the sweeps of this process. Not in the callback, which launchers pickle.
 _locks: list[BaseFileLock] = []
 
 
-def take_sweep(sweep: Path) -> None:
-    """Take a folder for the sweep of this process, until its end or :func:`leave_sweep`.
+@dataclass(frozen=True)
+class Job:
+    """One job of a sweep: its run's folder is relative to the sweep's; it has a reason if it has failed."""
+
+    number: int
+    overrides: list[str]
+    folder: str
+    reason: str | None = None
+
+
+def jobs_of(sweep: Path) -> list[Job]:
+    """Return the jobs of a sweep in their order; empty if the folder holds no sweep."""
+    names = {field.name for field in fields(Job)}
+    tables = [read_table(path) for path in (sweep / _JOBS).glob("*.json")]
+    return sorted((Job(**table) for table in tables if table.keys() == names), key=lambda job: job.number)
+
+
+def own_overrides(sweep: Path, overrides: Sequence[str]) -> list[str]:
+    """Return the overrides of a job in which it differs from the others of its sweep; all if it differs in none."""
+    swept = read_table(sweep / _JOBS / _SWEPT).get("swept", [])
+    lines = [line.lstrip("+") for line in overrides]
+    own = [line for line in lines if line.partition("=")[0] in swept or line == "objective=none"]
+    return own or lines
+
+
+def begin_sweep(sweep: Path, *, swept: Sequence[str], goes_on: bool) -> None:
+    """Take a folder for the sweep of this process, and forget the records of an earlier one there.
+
+    Names of the settings that vary are recorded. Jobs of an earlier sweep may be there if they go on, or begin again.
 
     Raises:
-        InputError: Another process runs a sweep there, or a run.
+        InputError: Another process uses the folder, or an earlier sweep is there that does not go on.
     """
-    problem = (
-        f"{sweep} is in use by another process, which runs a sweep or a run there. Wait for its end, or choose another "
-        "output_dir."
-    )
+    problem = f"{sweep} is in use by another process. Wait for its end, or choose another output_dir."
     _locks.append(take_lock(sweep, problem=problem))
+    begun = next((job for job in jobs_of(sweep) if is_run(sweep / job.folder)), None)
+    if begun is not None and not goes_on:
+        raise InputError(
+            f"{sweep} holds a sweep, with a run in {sweep / begun.folder}. Go on with it by resume=auto, begin again "
+            "with overwrite=true, or choose another output_dir."
+        )
+    for path in (sweep / _JOBS).glob("*.json"):
+        path.unlink(missing_ok=True)
+    write_atomically(sweep / _JOBS / _SWEPT, json.dumps({"swept": list(swept)}) + "\n")
 
 
-def leave_sweep() -> None:
+def end_sweep() -> None:
     """Release the folder of this process's sweep."""
     while _locks:
         _locks.pop().release()
+
+
+def is_rank_zero() -> bool:
+    """Return whether this process has rank 0."""
+    # Each command imports this module, and torch takes seconds to import.
+    from gating.distributed import collectives
+
+    return collectives.is_rank_zero()
 
 
 def starts_in_later_job(job: int) -> bool:
@@ -86,32 +119,9 @@ def recording_job(sweep: Path, folder: Path, *, number: int, overrides: Sequence
         _record(sweep, replace(job, reason=redact(reason)))
 
 
-def check_own_folder(sweep: Path, folder: Path, *, number: int) -> None:
-    """End a job whose folder is that of an earlier one of the same sweep, whose results it would replace.
-
-    Raises:
-        SystemExit: An earlier job has the folder.
-    """
-    place = os.path.relpath(folder, sweep)
-    other = next((job.number for job in jobs_of(sweep) if job.number < number and job.folder == place), None)
-    if other is not None:
-        error = InputError(
-            f"{folder} is the folder of job {other} of this sweep, too: leave hydra.sweep.subdir out, which gives each "
-            "job a folder of its own."
-        )
-        raise SystemExit(f"error: {error}") from error
-
-
-def begin_jobs(sweep: Path, *, swept: Sequence[str]) -> None:
-    """Forget the jobs of an earlier sweep in the same folder, and record the settings that vary in this one."""
-    for path in (sweep / JOBS).glob("*.json"):
-        path.unlink(missing_ok=True)
-    write_atomically(sweep / JOBS / SWEPT, json.dumps({"swept": list(swept)}) + "\n")
-
-
 def _record(sweep: Path, job: Job) -> None:
     if is_rank_zero():
-        write_atomically(sweep / JOBS / f"{job.number}.json", json.dumps(asdict(job)) + "\n")
+        write_atomically(sweep / _JOBS / f"{job.number}.json", json.dumps(asdict(job)) + "\n")
 
 
 def with_job_names(settings: Mapping[str, Any], *, sweep: Path, overrides: Sequence[str]) -> dict[str, Any]:

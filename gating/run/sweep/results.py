@@ -1,203 +1,161 @@
-"""Results of finished runs, read from their folders, and the choice among them."""
+"""Finished runs, read from their folders: their numbers, their names, and what must be equal to compare them."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from gating.errors import InputError
-from gating.report.score import Score
-from gating.run.folder import METRICS, is_finished, is_run, stored_settings
-from gating.run.settings import is_dense
-from gating.run.sweep.budgets import budget_text, differing, of_group, settings_texts, units_text
-from gating.run.sweep.comparable import FinishedRun, find_problem, seed_of
-from gating.run.sweep.tradeoff.decision import Result, Tradeoff, decide
+from gating.run.folder import INPUTS, METRICS, is_finished, is_run, stored_settings
+from gating.run.settings import has_effect, is_dense, shown_value
+from gating.run.sweep.jobs import jobs_of, own_overrides
 from gating.storage.files import finite_number, read_table
+from gating.storage.same_settings import leaves
 
-__all__ = ["compare", "why_no_result"]
+# Settings of a budget, of which an objective takes one.
+_BUDGETS = tuple(f"objective.{name}" for name in ("num_heads", "num_neurons", "keep", "speedup", "price"))
+# Settings that decide how long a run trains, and how much of the data it is evaluated on.
+_OF_TRAINER = ("max_steps", "max_epochs", "limit_train_batches", "limit_val_batches", "limit_test_batches")
 
 
-def compare(
-    folders: Sequence[Path], *, max_drop: float, search: str | None = None, notes: Sequence[str] = ()
-) -> Tradeoff:
-    """Return the choice among the runs in some folders.
+class FinishedRun(NamedTuple):
+    """A finished run: its folder, its settings and its numbers."""
 
-    Args:
-        folders: The folders.
-        max_drop: Largest loss of validation score that is accepted, in the shown unit of the score.
-        search: Sentence on the best trial of an optimizing sweeper.
-        notes: Further sentences on the comparison.
+    folder: str
+    settings: Mapping[str, Any]
+    numbers: Mapping[str, Any]
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether the run has no objective."""
+        return is_dense(self.settings)
+
+    def number(self, name: str) -> float:
+        """Return a number of ``metrics.json``; NaN if it is missing or not finite."""
+        value = finite_number(self.numbers.get(name))
+        return math.nan if value is None else float(value)
+
+    @property
+    def group(self) -> str:
+        """A text that is equal for runs that differ in nothing but their seed."""
+        return json.dumps(sorted(_effective(self.settings, "results").items()), default=str)
+
+
+def read_run(folder: Path) -> FinishedRun:
+    """Return a finished run.
 
     Raises:
-        InputError: A folder is not that of a finished run, or its files are damaged.
+        InputError: There is no run, it is not finished, or its files are damaged.
     """
-    runs = [_read(folder) for folder in folders]
-    units = {units_text(run.settings) for run in runs if not is_dense(run.settings)}
-    settings = {
-        False: differing([run.settings for run in runs if not is_dense(run.settings)]),
-        True: differing([run.settings for run in runs if is_dense(run.settings)], besides=()),
-    }
-    axis, found = _axis_and_notes(runs)
-    base = _common_latency(runs)
-    results = [
-        _result(
-            run,
-            budget=budget_text(run.settings, with_units=len(units) > 1),
-            settings=settings[is_dense(run.settings)],
-            base=base,
-        )
-        for run in runs
-    ]
-    score, problem = _score_of(runs[0].numbers), find_problem(runs)
-    return decide(results, score, max_drop=max_drop, axis=axis, notes=[*notes, *found], problem=problem, search=search)
-
-
-def why_no_result(folder: Path) -> str | None:
-    """Return why a job of a sweep has no results that can be read; None if it has."""
-    if not is_run(folder):
-        return "its folder is gone, or has no config.yaml any more"
-    if not is_finished(folder):
-        return "not finished"
-    try:
-        _read(folder)
-    except InputError as error:
-        return str(error)
-    return None
-
-
-def _read(folder: Path) -> FinishedRun:
-    if not is_run(folder):
-        raise InputError(f"{folder} is not the folder of a run: it has no config.yaml. Give folders of finished runs.")
-    if not is_finished(folder):
-        raise InputError(f"The run in {folder} is not finished. Finish it: python train.py resume={folder}")
+    if not is_run(folder) or not is_finished(folder):
+        raise InputError(f"{folder} has no finished run. If one has begun there: python train.py resume={folder}")
     numbers = read_table(folder / METRICS)
     if not isinstance(numbers.get("metric"), str):
-        raise InputError(
-            f"{folder / METRICS} does not have the numbers of a run. Leave {folder} out, or train it again."
-        )
-    score = numbers.get("score")
-    scale = score.get("scale", 1) if isinstance(score, Mapping) else 1
-    if (finite_number(scale) or 0) <= 0:
-        raise InputError(
-            f"{folder / METRICS} has score.scale={scale}, which is no factor of a score. Leave {folder} out, or train "
-            "it again."
-        )
+        raise InputError(f"{folder / METRICS} does not have the numbers of a run: leave it out, or train it again.")
     return FinishedRun(str(folder), stored_settings(folder), numbers)
 
 
-def _result(run: FinishedRun, *, budget: str, settings: Sequence[str], base: float | None) -> Result:
-    numbers, name = run.numbers, run.numbers["metric"]
-    after, before = _positive(numbers, "macs"), _positive(numbers, "macs_before")
-    if math.isnan(after / before):
-        after, before = _positive(numbers, "num_parameters"), _positive(numbers, "num_parameters_before")
-    speedup = _positive(numbers, "speedup")
-    baseline = _number(numbers, f"baseline/val/{name}")
-    targets = _positive(numbers, "num_targets/val")
-    return Result(
-        folder=run.folder,
-        budget=budget,
-        is_dense=is_dense(run.settings),
-        group=of_group(run.settings),
-        seed=seed_of(run),
-        settings=settings_texts(run.settings, settings),
-        # Different dense models share only latencies of the same batch.
-        speedup_short=_positive(numbers, "speedup_short") if base is None else math.nan,
-        validation=_measured(numbers, f"val/{name}"),
-        test=_measured(numbers, f"test/{name}"),
-        heads=_positive(numbers, "num_heads"),
-        neurons=_positive(numbers, "num_neurons"),
-        work=after / before,
-        speedup=speedup if base is None else base / _positive(numbers, "latency_ms_before") * speedup,
-        baseline=str(numbers.get("baseline")),
-        baseline_validation=baseline,
-        baseline_test=_number(numbers, f"baseline/test/{name}"),
-        num_targets=1 if math.isnan(targets) else int(targets),
-        warnings=_sentences(numbers.get("warnings")),
-    )
+def read_runs(folder: Path) -> tuple[list[FinishedRun], dict[str, str]]:
+    """Return the finished runs of a sweep or of any folder of runs, and the other ones with the reasons.
 
-
-def _number(numbers: Mapping[str, Any], name: str) -> float:
-    """Return a number; NaN for a value that is missing or not a finite number."""
-    value = finite_number(numbers.get(name))
-    return math.nan if value is None else float(value)
-
-
-def _positive(numbers: Mapping[str, Any], name: str) -> float:
-    """Return a size or time; NaN for a value that cannot be one."""
-    value = _number(numbers, name)
-    return value if value > 0 else math.nan
-
-
-def _measured(numbers: Mapping[str, Any], name: str) -> float:
-    """Return a score; NaN for a missing one, infinity for one that is not a finite number."""
-    value = _number(numbers, name)
-    return math.inf if math.isnan(value) and name in numbers else value
-
-
-def _sentences(value: object) -> tuple[str, ...]:
-    return tuple(line for line in value if isinstance(line, str)) if isinstance(value, list) else ()
-
-
-def _score_of(numbers: Mapping[str, Any]) -> Score:
-    """Return the metric of a run; the default format where its record is damaged."""
-    name, stored = numbers["metric"], numbers.get("score")
-    if not isinstance(stored, Mapping):
-        return Score(name)
-    unit = stored.get("unit")
-    return Score(
-        name,
-        scale=stored.get("scale", 100),
-        unit=unit if isinstance(unit, str) else "",
-        higher_is_better=stored.get("higher_is_better") is not False,
-    )
-
-
-def _common_latency(runs: Sequence[FinishedRun]) -> float | None:
-    """Return the latency to which speed-ups refer where the dense models differ; None if they are alike."""
-    if len({str(run.numbers.get("num_parameters_before")) for run in runs}) == 1:
-        return None
-    dense = [run for run in runs if is_dense(run.settings)] or list(runs)
-    return _positive(dense[0].numbers, "latency_ms_before")
-
-
-def _axis_and_notes(runs: Sequence[FinishedRun]) -> tuple[str, list[str]]:
-    notes = []
-    measured = [run for run in runs if not math.isnan(_positive(run.numbers, "speedup"))]
-    places = {(str(run.numbers.get("machine")), str(run.numbers.get("threads"))) for run in measured}
-    if len(measured) < len(runs):
-        notes.append("Some runs have no latency, so all are compared by their work.")
-    elif len(places) > 1:
-        shown = ", ".join(sorted(f"{machine} with {threads} thread(s)" for machine, threads in places))
-        notes.append(f"Latencies were measured on different machines ({shown}), so runs are compared by their work.")
-    elif _common_latency(runs) is not None:
-        notes.append("The runs have different dense models: speed-ups refer to that of the first dense run.")
-    axis = "speedup" if len(measured) == len(runs) and len(places) == 1 else "work"
-    return axis, [*notes, *_notes_on_seeds(runs), *(_timed(runs) if axis == "speedup" else [])]
-
-
-def _timed(runs: Sequence[FinishedRun]) -> list[str]:
-    """Return a sentence for each kind of speed-up with the batches that it was measured with."""
-    lines = []
-    for end, title in (("", "Speed-ups"), ("_short", "Those of a short text")):
-        words = [run.numbers.get(f"latency_words{end}") or run.numbers.get(f"latency_batch{end}") for run in runs]
-        if shown := sorted({str(one) for one in words if one}):
-            lines.append(f"{title} are those of {'; '.join(shown)}.")
-    return lines
-
-
-def _notes_on_seeds(runs: Sequence[FinishedRun]) -> list[str]:
-    """Return sentences on seeds that differ between budgets, that occur more than once, and that are no seeds."""
-    groups: dict[str, dict[int | None, list[str]]] = {}
-    for run in runs:
-        groups.setdefault(of_group(run.settings), {}).setdefault(seed_of(run), []).append(run.folder)
-    notes = []
-    if len({frozenset(seeds) for seeds in groups.values()}) > 1:
-        notes.append("Not all budgets have the same seeds: some differences may be those of seeds.")
-    repeated = [folders for seeds in groups.values() for folders in seeds.values() if len(folders) > 1]
-    notes += [
-        f"{', '.join(folders[:-1])} and {folders[-1]} have the same settings and the same seed: together they count as "
-        "one seed."
-        for folders in repeated
+    Raises:
+        InputError: The folder is a run itself, which is not finished or is damaged.
+    """
+    found = [
+        (f"{folder / job.folder} ({' '.join(own_overrides(folder, job.overrides))})", folder / job.folder, job.reason)
+        for job in jobs_of(folder)
     ]
-    odd = [run for run in runs if seed_of(run) is None]
-    return notes + [f"{run.folder} has seed={run.settings['seed']}, which is no whole number." for run in odd]
+    if not found and is_run(folder):
+        return [read_run(folder)], {}
+    runs, failed = [], {}
+    for name, place, reason in found or [(str(path), path, None) for path in sorted(folder.glob("*")) if is_run(path)]:
+        try:
+            if reason is not None:
+                raise InputError(reason)
+            runs.append(read_run(place))
+        except InputError as error:
+            failed[name] = str(error)
+    return runs, failed
+
+
+def names_of(runs: Sequence[FinishedRun]) -> dict[str, str]:
+    """Return a name for each group of runs: the budget, and other settings in which dense runs, or others, differ."""
+    names = {}
+    for dense in (False, True):
+        tables = {run.group: _effective(run.settings, "results") for run in runs if run.is_dense == dense}
+        values = {name: {str(table.get(name)) for table in tables.values()} for name in set().union(*tables.values())}
+        unlike = [name for name in sorted(values) if len(values[name]) > 1]
+        # Where a group's object differs, its other settings differ with it.
+        objects = [name for name in unlike if name.rpartition(".")[2] in ("_target_", "name")]
+        parts = tuple(f"{name.rpartition('.')[0]}." for name in objects)
+        for group, own in tables.items():
+            shown = [] if dense else [name for name in own if name.startswith(_BUDGETS)]
+            # A limit of training that is -1 is none.
+            others = [name for name in unlike if own.get(name, -1) != -1 and name not in shown]
+            shown += [name for name in others if name in objects or not name.startswith(parts)]
+            texts = [f"{name.removeprefix('objective.')}={own[name]}" for name in shown]
+            names[group] = " ".join(["dense", *texts] if dense else texts) or "default budget"
+    return names
+
+
+def depends_on_seed(runs: Sequence[FinishedRun]) -> bool:
+    """Return whether seeds may have drawn other examples: unless all labels are known and equal."""
+    labels = [{key: value for key, value in _evaluated(run).items() if key.endswith("labels")} for run in runs]
+    return not any(labels[0].values()) or any(table != labels[0] for table in labels)
+
+
+def conditions_of(runs: Sequence[FinishedRun], *, by_seed: bool) -> dict[str, Any]:
+    """Return what must be equal to compare the scores of runs, which differ in their seed alone, with those of others.
+
+    These are the steps, the dense model and the data: settings, labels and counts, since texts are recorded as tokens,
+    which differ between models. With ``by_seed`` labels and counts are those of each seed, and the seeds are compared.
+    """
+    first = runs[0]
+    limits = {name: first.settings["trainer"].get(name) for name in _OF_TRAINER}
+    found = _effective({"trainer": limits, "data": first.settings["data"]}, "results", "examples")
+    if limits["max_steps"] == -1:
+        # These decide on the steps of an epoch.
+        found["data.batch_size"] = first.settings["data"].get("batch_size")
+        found["trainer.accumulate_grad_batches"] = first.settings["trainer"].get("accumulate_grad_batches")
+    found["num_parameters_before"] = first.numbers.get("num_parameters_before")
+    seeds = [str(run.settings["data"].get("seed", run.settings["seed"])) for run in runs]
+    if by_seed:
+        found["seed"] = ",".join(sorted(set(seeds)))
+    for run, seed in zip(runs, seeds, strict=True):
+        found |= {f"{name} of seed {seed}" if by_seed else name: value for name, value in _evaluated(run).items()}
+    return found
+
+
+def _evaluated(run: FinishedRun) -> dict[str, Any]:
+    """Return what a run has recorded of its data and of the examples of its evaluation."""
+    counts = [f"{name}/{split}" for name in ("num_examples", "num_targets") for split in ("val", "test")]
+    data: Any = read_table(Path(run.folder) / INPUTS).get("data", {})
+    rows = [(split, name) for split in ("train", "validation", "test") for name in ("num_rows", "labels")]
+    return {name: run.numbers.get(name) for name in counts} | {
+        f"{split} {name}": data.get(split, {}).get(name) for split, name in rows
+    }
+
+
+def _effective(settings: Mapping[str, Any], *on: Literal["results", "dense run", "examples"]) -> dict[str, Any]:
+    """Return the settings of an effect, by dotted name, without seeds and those without a value."""
+    return {
+        name: shown_value(name, value)
+        for name, value in leaves(settings)
+        if value is not None and name.rpartition(".")[2] != "seed" and all(has_effect(name, on=one) for one in on)
+    }
+
+
+def dense_metrics(sweep: Path, folder: Path) -> dict[str, float]:
+    """Return the metrics of the dense job with the seed and the other settings of a job, such as ``val/accuracy``.
+
+    Returns:
+        The metrics; empty if there is no such job, or it is not finished, as where jobs run side by side.
+    """
+    settings = stored_settings(folder)
+    for run in read_runs(sweep)[0]:
+        same = _effective(run.settings, "results", "dense run") == _effective(settings, "results", "dense run")
+        if run.is_dense and same and run.settings["seed"] == settings["seed"]:
+            names = [name for name in run.numbers if name.startswith(("val/", "test/"))]
+            return {name: value for name in names if not math.isnan(value := run.number(name))}
+    return {}

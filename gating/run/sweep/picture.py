@@ -1,0 +1,56 @@
+"""The picture of a choice among runs: score over speed."""
+
+import math
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from gating.run.sweep.choice import Choice
+from gating.storage.files import replacing_file
+
+_FRONT, _OTHER, _CHOSEN = "tab:blue", "0.5", "tab:green"
+_LABELS = {"speedup": "measured speed-up over the dense model", "work": "work of the dense model over that of the run"}
+
+
+def write_picture(choice: Choice, path: Path) -> None:
+    """Write the picture; the end of the file's name, such as ``.png``, is the format."""
+    with replacing_file(path) as new:
+        draw_choice(choice).savefig(new, format=path.suffix.lower().removeprefix("."), dpi=120)
+
+
+def draw_choice(choice: Choice) -> Figure:
+    """Draw the validation score of each candidate over its speed, with the front, the dense score and the limit.
+
+    Test scores are shown as small circles; they are no part of the choice.
+    """
+    figure = Figure(figsize=(7.5, 5.2), layout="constrained")
+    axes, score = figure.subplots(), choice.score
+    axes.set_xlabel(_LABELS[choice.axis])
+    # A $ in a name begins no formula.
+    axes.set_ylabel(f"{score.name} {score.unit.strip()}", parse_math=False)
+    points = {one: (choice.speed(one), score.scale * one.numbers["validation"]) for one in choice.candidates}
+    known = {one: (x, y) for one, (x, y) in points.items() if x > 0 and math.isfinite(y)}
+    for number, (one, (x, y)) in enumerate(sorted(known.items(), key=lambda item: item[1])):
+        color = _CHOSEN if one is choice.chosen else _FRONT if one in choice.front else _OTHER
+        spread = score.scale * one.numbers["validation_std"]
+        axes.errorbar(x, y, yerr=None if math.isnan(spread) else spread, fmt="o", color=color, capsize=3, zorder=3)
+        axes.plot(x, score.scale * one.numbers["test"], "o", markersize=4, markerfacecolor="none", color=color)
+        # Names of neighbors are above and below their points.
+        place = (7, -14 if number % 2 else 6)
+        axes.annotate(one.name, (x, y), place, textcoords="offset points", color=color, size="small", parse_math=False)
+    axes.plot(*zip(*sorted(points[one] for one in choice.front), strict=True), color=_FRONT, label="Pareto front")
+    axes.plot([], [], "o", color="0.3", label="validation: runs are chosen by it")
+    axes.plot([], [], "o", markersize=4, markerfacecolor="none", color="0.3", label="test")
+    if choice.dense is not None:
+        _, dense = points[choice.dense]
+        axes.axhline(dense, color="black", linewidth=0.8, linestyle="--", label="dense")
+        worst = dense - score.gain(choice.max_drop, 0)
+        axes.axhspan(dense, worst, color=_CHOSEN, alpha=0.12, label=f"at most {choice.max_drop:g} worse")
+    # Small losses look small, and names have room.
+    low, high = axes.get_ylim()
+    beyond = max(0.0, 8 * choice.max_drop - (high - low)) / 2
+    axes.set_ylim(low - beyond, high + beyond)
+    axes.margins(x=0.25)
+    axes.grid(alpha=0.3)
+    figure.legend(fontsize="small", loc="outside lower center", ncols=3, frameon=False)
+    return figure
