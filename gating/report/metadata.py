@@ -14,8 +14,6 @@ from transformers.modelcard import TASK_MAPPING
 from gating.storage.tables import read_table
 from gating.storage.transfer import cached_card, invalid_name, snapshot_of
 
-__all__ = ["EvaluatedData", "card_metadata", "describe_data", "is_sentence_folder", "training_notes"]
-
 _SOURCES = "gating.data.sources."
 _TAG = "head-gating"
 # Metrics with another name on the hub.

@@ -1,7 +1,8 @@
 """The numbers of a compact model, before they are shown: its kept units, sizes, speed and metrics."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from torch import nn
 
@@ -12,19 +13,6 @@ from gating.structure.feed_forward import iter_feed_forward_blocks
 from gating.structure.layers import kept_layers, layers_record, original_rows
 from gating.units import UNITS
 
-__all__ = [
-    "SHOWN",
-    "CompactReport",
-    "KeptHeads",
-    "KeptNeurons",
-    "Row",
-    "heads_per_layer",
-    "latency_rows",
-    "layers_left",
-    "neurons_per_layer",
-    "size_rows",
-]
-
 # Name of an attention block, original numbers of its kept heads, number of its heads in the dense model.
 KeptHeads = tuple[str, Sequence[int], int]
 
@@ -32,8 +20,7 @@ KeptHeads = tuple[str, Sequence[int], int]
 KeptNeurons = tuple[str, int, int]
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One measured quantity before and after.
 
     Attributes:
@@ -123,14 +110,19 @@ def size_rows(sizes: Mapping[str, tuple[float, float]], kinds: Mapping[str, tupl
     ]
 
 
-def latency_rows(latencies: Sequence[LatencyComparison]) -> list[Row]:
+def latency_rows(latencies: Iterable[LatencyComparison]) -> list[Row]:
     """Return a row for each timed batch."""
     return [
         Row(
             f"latency (ms), {times.words}",
-            f"{1e3 * times.before:.1f}",
-            f"{1e3 * times.after:.1f}",
+            milliseconds(times.before),
+            milliseconds(times.after),
             f"{times.speedup:.2f}x faster",
         )
         for times in latencies
     ]
+
+
+def milliseconds(seconds: float) -> str:
+    """Return a latency in milliseconds, with so many digits that a ratio of two is that of the numbers shown."""
+    return f"{1e3 * seconds:.1f}" if seconds >= 0.01 else f"{1e3 * seconds:.2f}"

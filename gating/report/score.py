@@ -3,8 +3,6 @@
 import math
 from dataclasses import dataclass
 
-__all__ = ["NOT_FINITE", "Score"]
-
 # Text in place of NaN and infinity.
 NOT_FINITE = "not finite"
 # Numbers from here on are shown with an exponent.

@@ -8,11 +8,6 @@ from rich.text import Text
 
 from gating.report.rows import CompactReport, KeptHeads, KeptNeurons
 
-__all__ = ["kept_heads_table", "kept_neurons_table", "print_report", "print_samples"]
-
-# Characters of a bar of neurons.
-_BAR = 24
-
 
 def print_report(
     console: Console, kept: Sequence[KeptHeads], report: CompactReport, *, neurons: Sequence[KeptNeurons] = ()
@@ -45,12 +40,10 @@ def kept_heads_table(kept: Sequence[KeptHeads]) -> Table:
 
 
 def kept_neurons_table(neurons: Sequence[KeptNeurons]) -> Table:
-    """Return a table with a bar for the kept neurons of each feed-forward block."""
-    table = Table("feed-forward block", "neurons", "kept", title="Neurons per layer", title_justify="left")
+    """Return a table with the number of kept neurons of each feed-forward block."""
+    table = Table("feed-forward block", "kept", title="Neurons per layer", title_justify="left")
     for name, kept, before in neurons:
-        # A block with any neurons shows at least one mark, and one without some of them is not full.
-        length = min(max(round(_BAR * kept / before), kept > 0), _BAR - (kept < before))
-        table.add_row(name, "█" * length + "·" * (_BAR - length), f"{kept:,} of {before:,}")
+        table.add_row(name, f"{kept:,} of {before:,}")
     return table
 
 

@@ -17,14 +17,16 @@ from gating.compact.stock import StockError
 from gating.distributed.collectives import is_rank_zero
 from gating.loader.checksums import RECORD_KEY
 from gating.models.sources import short_name
-from gating.report.figures import save_pictures
+from gating.report.card import usage_code
+from gating.report.figures import final_gates
 from gating.report.metadata import describe_data, training_notes
-from gating.report.page import RunPage, write_page
+from gating.report.page import write_page
+from gating.report.results import RunResults
 from gating.report.rows import CompactReport, heads_per_layer, neurons_per_layer
 from gating.report.summary import Stage
 from gating.report.tables import print_report
 from gating.run.folder.checkpoints import end_checkpoints
-from gating.run.folder.contents import COMPACT, CONFIG, GATES_PICTURE, HISTORY_PICTURE, LAST_FILES, PAGE
+from gating.run.folder.contents import COMPACT, CONFIG, EXPORTS, GATES_PICTURE, LAST_FILES, PAGE
 from gating.run.folder.own_files import note_models
 from gating.run.folder.resume import check_own_files
 from gating.run.run import Run
@@ -135,17 +137,19 @@ def report(run: Run) -> None:
     samples = write_samples(run)
     if not is_rank_zero():
         return
-    state, place, page = run.state, run.paths, _page_of(run, samples)
-    save_pictures(page, gates_file=place.report / GATES_PICTURE, history_file=place.report / HISTORY_PICTURE)
+    state, place, results = run.state, run.paths, _results_of(run, samples)
+    place.report.mkdir(parents=True, exist_ok=True)
+    if state.history.gate_values:
+        final_gates(results).savefig(place.report / GATES_PICTURE, dpi=150)
     log_outcome(run.loggers, state.summary.flat(), run.paths.compact)
-    print_report(Console(), page.kept, page.report, neurons=page.neurons)
+    print_report(Console(), results.kept, results.report, neurons=results.neurons)
     is_alone = Stage.DENSE not in state.summary.metrics and _sweep_of_run() is None
     if run.objects.objective is not None and is_alone:
         print("There is no dense run to compare with; for one: python train.py <the same settings> objective=none")
     show_samples(run, samples)
-    write_page(place.report / PAGE, page)
-    state.summary.write(place.metrics, score=page.final_score, seed=run.settings.seed)
-    runtimes = [runtime.name for runtime in page.runtimes if runtime.command]
+    write_page(place.report / PAGE, results)
+    state.summary.write(place.metrics, score=results.final_score, seed=run.settings.seed)
+    runtimes = [runtime.name for runtime in results.runtimes if not runtime.reason]
     print(f"The model runs in transformers, {', '.join(runtimes)}; the commands are in the report.")
     print(f"Everything is in {place.folder}; the report is {place.report / PAGE}, the model is in {place.compact}")
     print(end_checkpoints(run.paths, keep=run.settings.values["keep_checkpoints"]))
@@ -154,12 +158,13 @@ def report(run: Run) -> None:
         print(f"Uploaded to {upload(run.paths.compact, name, private=True)}")
 
 
-def _page_of(run: Run, samples: list[dict[str, str]]) -> RunPage:
-    """Return the contents of the page of a run, in a sweep with the dense job that it is compared with."""
+def _results_of(run: Run, samples: list[dict[str, str]]) -> RunResults:
+    """Return the results of a run, in a sweep with the dense job that it is compared with."""
     state, score, sweep = run.state, run.data.prepared.score, _sweep_of_run()
     is_stock, compact = RECORD_KEY not in read_config(run.paths.compact), run.paths.compact
     model = meta_copy(state.model) if run.is_sharded else state.model
-    return RunPage(
+    exports = {name: run.paths.folder / EXPORTS[name] for name in run.settings.values["exports"]}
+    return RunResults(
         title=redact(f"{short_name(run.objects.source)} on {describe_data(run.settings.values['data']).name}"),
         history=state.history,
         summary=state.summary,
@@ -171,9 +176,8 @@ def _page_of(run: Run, samples: list[dict[str, str]]) -> RunPage:
         total_steps=state.search_steps + run.recovery_steps,
         config=(run.paths.folder / CONFIG).read_text(encoding="utf-8"),
         compact=compact,
-        auto_class=run.objects.task.auto_class.__name__,
-        is_stock=is_stock,
-        runtimes=find_runtimes(model, run.paths.folder, compact=compact if is_stock else None),
+        usage=usage_code(model, compact, place=str(compact), stock=is_stock),
+        runtimes=find_runtimes(model, run.paths.folder, compact=compact if is_stock else None, exports=exports),
         samples=samples,
         dense=dense_metrics(sweep, run.paths.folder) if sweep is not None and run.objects.objective else {},
         is_in_sweep=sweep is not None,

@@ -99,7 +99,7 @@ def search(run: Run, objective: Objective) -> Search:
     if is_rank_zero():
         print(f"The search ended after {state.search_steps} of {planned} steps: {reason}.")
     search.update(1.0)
-    state.history.gate_values.append({name: values.tolist() for name, values in gates.by_block().items()})
+    state.history.gate_values = {name: values.tolist() for name, values in gates.by_block().items()}
     run.evaluate(Stage.SEARCH, "gates, end of search")
     return search
 
@@ -114,9 +114,7 @@ def remove_heads(run: Run, search: Search) -> None:
     check_same(gates.log_alpha, "The location of the gates")
     kept: Tensor | None
     if run.objects.budget.speedup and isinstance(objective, HasMovableBudget):
-        kept = at_speedup = kept_at_speedup(run, objective, gates)
-        chosen = objective.kept(gates)
-        state.history.is_moved = chosen is not None and not torch.equal(chosen.cpu(), at_speedup.cpu())
+        kept = kept_at_speedup(run, objective, gates)
     else:
         kept = objective.kept(gates)
     if kept is not None:
