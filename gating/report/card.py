@@ -1,10 +1,9 @@
 """The model card of a compact model: kept heads and neurons, and measurements."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import ModelCard
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from transformers import PreTrainedModel
 
@@ -12,16 +11,8 @@ from gating.loader.record import auto_classes
 from gating.proof.probe import make_probe
 from gating.pruning.measure import cache_bytes_per_token
 from gating.pruning.recording import build_original
-from gating.report.metadata import card_metadata, is_sentence_folder
-from gating.report.rows import (
-    CompactReport,
-    KeptHeads,
-    KeptNeurons,
-    Row,
-    heads_per_layer,
-    layers_left,
-    neurons_per_layer,
-)
+from gating.report.metadata import TAG, base_of, is_sentence_folder, task_of
+from gating.report.rows import CompactReport, Row, heads_per_layer, layers_left, neurons_per_layer, size_rows
 
 # Auto classes whose models have another one, of a clearer name; BART is among the masked language models, too.
 _VAGUE = ("AutoModelForMaskedLM", "AutoModelForTextEncoding", "AutoModelForPreTraining")
@@ -36,6 +27,10 @@ _WITH_DECODERS = ("ForSeq2SeqLM", "ForSequenceClassification", "ForQuestionAnswe
 _IMAGE_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 # Modes of pictures by their number of channels.
 _MODES = {1: "L", 3: "RGB"}
+# Metrics with another name on the hub.
+_METRICS = {"matthews": "matthews_correlation", "pearson": "pearsonr", "spearman": "spearmanr"}
+# A task of transformers that the hub does not list.
+_UNLISTED = "text2text-generation"
 # Number of tokens that the texts of all examples fit in, also as single bytes.
 _LENGTH = 60
 
@@ -59,37 +54,65 @@ def write_card(
     """
     report, place = report or CompactReport(), repo_id or "."
     heads, neurons, layers = heads_per_layer(model), neurons_per_layer(model), layers_left(model)
-    metadata = card_metadata(
-        model,
-        library="sentence-transformers" if is_sentence_folder(path.parent) else "transformers",
-        name=(repo_id or f"compact {model.config.model_type}").rpartition("/")[2],
-        data=report.data,
-        scores=report.scores,
-        base_model=report.base_model,
-        online=repo_id is not None,
-    )
     has_all_heads = all(len(head_ids) == num_heads for _, head_ids, num_heads in heads)
-    fewer = [row for row in neurons if row[1] < row[2]]
+    has_all_neurons = all(kept == before for _, kept, before in neurons)
     text = _render(
         "card.md.j2",
-        metadata=metadata.to_yaml(),
+        metadata=_metadata(model, report, folder=path.parent, repo_id=repo_id).to_yaml(),
         model_type=model.config.model_type,
         report=report,
         notes=[*report.notes, *([layers] if layers else [])],
-        units="heads" if not fewer else "neurons" if has_all_heads else "heads and neurons",
-        sizes=report.rows or _recorded_rows(model, heads, neurons),
-        scores=[(split, metric, f"{value:.4f}") for split, metric, value in report.scores],
-        heads=[
-            (name, ", ".join(map(str, head_ids)) or "none", f"{len(head_ids)} of {num_heads}")
-            for name, head_ids, num_heads in heads
-        ],
-        neurons=[(name, f"{kept:,} of {before:,}") for name, kept, before in neurons] if fewer else [],
-        record="head_gating.json" if stock else "config.json",
+        units="heads" if has_all_neurons else "neurons" if has_all_heads else "heads and neurons",
+        sizes=report.rows or _recorded_rows(model),
+        heads=heads,
+        neurons=[] if has_all_neurons else neurons,
         usage=usage_code(model, path.parent, place=place, stock=stock),
-        place=_literal(place),
+        place=place,
         stock=stock,
     )
     ModelCard(text).save(path)
+
+
+def _metadata(
+    model: PreTrainedModel, report: CompactReport, *, folder: Path, repo_id: str | None = None
+) -> ModelCardData:
+    """Return the metadata of a model card.
+
+    Args:
+        model: The compact model.
+        report: Its measurements; without data in it, the metadata has no results.
+        folder: Folder of the card.
+        repo_id: Name on the hub of an upload, for which the card of the base model may be downloaded for its license.
+    """
+    base, licenses = base_of(model, online=repo_id is not None)
+    is_sentences, data = is_sentence_folder(folder), report.data
+    task = "sentence-similarity" if is_sentences else task_of(model)
+    results = [
+        EvalResult(
+            task_type=task or "other",
+            dataset_type=data.hub_id or data.name,
+            dataset_name=data.name,
+            dataset_config=data.config,
+            dataset_split=data.splits.get(split, split),
+            metric_type=_METRICS.get(metric, metric),
+            metric_name=f"{split} {metric}",
+            metric_value=round(value, 6),
+        )
+        for split, metric, value in report.scores
+        if data is not None
+    ]
+    name = (repo_id or f"compact {model.config.model_type}").rpartition("/")[2]
+    return ModelCardData(
+        base_model=report.base_model or base,
+        library_name="sentence-transformers" if is_sentences else "transformers",
+        **licenses,
+        pipeline_tag=None if task == _UNLISTED else task,
+        tags=[TAG, "pruned"],
+        datasets=[data.hub_id] if data is not None and data.hub_id else None,
+        metrics=list(dict.fromkeys(result.metric_type for result in results)) or None,
+        model_name=name if results else None,
+        eval_results=results or None,
+    )
 
 
 def usage_code(model: PreTrainedModel, folder: Path, *, place: str, stock: bool) -> str:
@@ -109,7 +132,7 @@ def usage_code(model: PreTrainedModel, folder: Path, *, place: str, stock: bool)
         example=_example(model, folder, task),
         problem="regression" if getattr(config, "num_labels", 0) == 1 and problem is None else problem,
         mode=_MODES.get(getattr(config, "num_channels", 3)),
-        place=_literal(place),
+        place=json.dumps(place, ensure_ascii=False),
         trust="" if stock else ", trust_remote_code=True",
         is_sentences=is_sentence_folder(folder),
     ).strip()
@@ -119,10 +142,6 @@ def _render(template: str, **variables: object) -> str:
     # Nothing is escaped in Markdown.
     environment = Environment(loader=PackageLoader("gating", "report"), undefined=StrictUndefined, trim_blocks=True)
     return environment.get_template(template).render(variables)
-
-
-def _literal(place: str) -> str:
-    return json.dumps(place, ensure_ascii=False)
 
 
 def _example(model: PreTrainedModel, folder: Path, task: str) -> str | None:
@@ -141,15 +160,15 @@ def _example(model: PreTrainedModel, folder: Path, task: str) -> str | None:
     return "text" if probe.keys() <= takes and probe["input_ids"].shape[1] == _LENGTH else None
 
 
-def _recorded_rows(model: PreTrainedModel, heads: Sequence[KeptHeads], neurons: Sequence[KeptNeurons]) -> list[Row]:
+def _recorded_rows(model: PreTrainedModel) -> list[Row]:
     """Return the heads, neurons and bytes of the key-value cache before and after, where there are fewer now."""
-    original = build_original(model, model.config)
-    sizes = {
-        "heads": (sum(num_heads for _, _, num_heads in heads), sum(len(head_ids) for _, head_ids, _ in heads)),
-        "neurons": (sum(before for _, _, before in neurons), sum(kept for _, kept, _ in neurons)),
-        "key-value cache (bytes per token)": (cache_bytes_per_token(original), cache_bytes_per_token(model)),
+    heads, neurons, original = heads_per_layer(model), neurons_per_layer(model), build_original(model, model.config)
+    sizes: dict[str, tuple[float, float]] = {
+        "heads": (sum(before for *_, before in heads), sum(len(kept) for _, kept, _ in heads)),
+        "neurons": (sum(before for *_, before in neurons), sum(kept for _, kept, _ in neurons)),
+        "cache": (cache_bytes_per_token(original), cache_bytes_per_token(model)),
     }
-    return [Row(name, f"{old:,}", f"{new:,}", f"{new / old:.2f}") for name, (old, new) in sizes.items() if new < old]
+    return size_rows({name: (before, after) for name, (before, after) in sizes.items() if after < before}, {})
 
 
 def _auto_suffix(model: PreTrainedModel) -> str:

@@ -7,8 +7,7 @@ import base64
 import io
 import math
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -27,8 +26,6 @@ from gating.report.summary import Stage
 
 # Inches of a row of a map, and of a head in it.
 _ROW, _HEAD = 0.36, 0.42
-# Names of metrics and blocks may have dollar signs, which would begin a formula.
-_AS_TEXT = {"text.parse_math": False}
 # Format and color of a series by its label; others are of validations, a point each.
 _STYLES = {
     "training loss": ("-", "tab:green"),
@@ -43,7 +40,8 @@ _STEP = itemgetter(0)
 Points = Sequence[tuple[float, float]]
 
 
-@rc_context(_AS_TEXT)
+# Names of blocks and metrics may have dollar signs, which would begin a formula.
+@rc_context({"text.parse_math": False})
 def gates_figure(
     values: Mapping[str, Sequence[float]],
     *,
@@ -123,13 +121,7 @@ def _draw_widths(axes: Axes, neurons: Sequence[KeptNeurons]) -> None:
 
 
 def _label_rows(axes: Axes, names: Sequence[str], *, at: float) -> None:
-    """Label rows from above with what tells their blocks apart: the numbers, and the words that not all have.
-
-    Args:
-        axes: Axes with a row for each block.
-        names: Names of the blocks.
-        at: Position of the first label; rows are 1 high.
-    """
+    """Label rows from above, the first ``at`` a position, with the numbers in names and the words that not all have."""
     words = [name.split(".") for name in names]
     common = set.intersection(*map(set, words)) - {word for word in words[0] if word.isdigit()}
     labels = [".".join(word for word in one if word not in common) for one in words]
@@ -151,21 +143,20 @@ def _draw_cost(axes: Axes, spent: Mapping[str, float], *, target: float) -> None
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4, fontsize="small", frameon=False)
 
 
-@rc_context(_AS_TEXT)
+@rc_context({"text.parse_math": False})
 def course_figures(results: RunResults) -> dict[str, Figure]:
     """Draw the score, the open units of a search, and the losses if any were logged, over the steps, by their names."""
     score, total = results.score, results.total_steps
     observations = results.history.observations
     removal = [(results.search_steps, results.validation_at(stage)) for stage in (Stage.SEARCH, Stage.REMOVED)]
-    series = {
+    series: dict[str, Points] = {
         f"validation {score.name}": sorted([*((one.step, one.metric) for one in observations), *removal], key=_STEP),
         "final model": [(total, results.validation_at(Stage.COMPACT))],
     }
     dense = results.reference.get(f"val/{score.name}", math.nan)
     if math.isfinite(dense):
         series["dense reference"] = [(0, dense), (total, dense)]
-    limits = partial(score_limits, score=score)
-    figures = {score.name.capitalize(): _chart(results, series, scale=score.scale, unit=score.unit, limits=limits)}
+    figures = {score.name.capitalize(): _chart(results, series, scale=score.scale, unit=score.unit, score=score)}
     if not results.is_dense:
         quantity, (before, after) = results.history.quantity, results.amounts
         name, scale, unit = ("Share of the cost", 100, "%") if quantity == "cost" else (f"Open {quantity}", 1, "")
@@ -174,12 +165,12 @@ def course_figures(results: RunResults) -> dict[str, Figure]:
         for (label, field), logged in zip(fields.items(), metrics_of(quantity), strict=True):
             seen = [(one.step, getattr(one, field)) for one in observations]
             series[label] = sorted([*seen, *_logged(results, logged)], key=_STEP)
-        figures[name] = _chart(results, series, scale=scale, unit=unit, limits=_from_zero)
+        figures[name] = _chart(results, series, scale=scale, unit=unit)
     # Only a search has a penalty, and then the loss of the task is logged apart.
     losses = _logged(results, "train/task_loss", "train/loss")
     series = {"training loss": losses, "validation loss": _logged(results, "val/loss")}
     if any(series.values()):
-        figures["Losses"] = _chart(results, series, limits=_from_zero)
+        figures["Losses"] = _chart(results, series)
     return figures
 
 
@@ -193,18 +184,18 @@ def _chart(
     results: RunResults,
     series: Mapping[str, Points],
     *,
-    limits: Callable[[Sequence[float]], tuple[float, float]],
     scale: float = 1,
     unit: str = "",
+    score: Score | None = None,
 ) -> Figure:
     """Draw series over the steps of a run.
 
     Args:
         results: The results of the run.
         series: Steps and values by label; those that are not finite are left out.
-        limits: Function from all values to the limits of their axis.
         scale: Factor between a given and a drawn value.
         unit: Unit of a drawn value.
+        score: The score that the values are of; others have an axis from 0.
     """
     figure = Figure(figsize=(6, 3.2), layout="constrained")
     axes, drawn = figure.subplots(), []
@@ -216,7 +207,7 @@ def _chart(
     if results.search_steps:
         axes.axvline(results.search_steps, color="black", linewidth=0.8, linestyle=":", label="removal")
     if drawn:
-        axes.set_ylim(*limits(drawn))
+        axes.set_ylim(_from_zero(drawn) if score is None else score_limits(drawn, score))
         # The best place among the curves would take seconds to find.
         figure.legend(loc="outside upper left", ncols=4, fontsize="small", frameon=False)
     axes.set(xlabel="step", xlim=(0, max(results.total_steps, 1)), ylabel=unit.strip())

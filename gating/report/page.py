@@ -12,14 +12,19 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from gating.report.figures import as_source, course_figures, final_gates
 from gating.report.results import RunResults
 from gating.report.rows import SHOWN, milliseconds
-from gating.report.score import Score
 from gating.report.summary import Stage, machine, versions
 from gating.storage.atomic import replacing_file
 from gating.units import UNITS
 
 
-def write_page(path: Path, results: RunResults) -> None:
-    """Write the report of a run as one HTML file, whole or not at all; its folder is created if needed."""
+def write_page(path: Path, results: RunResults, *, gates_file: Path) -> None:
+    """Write the report of a run as one HTML file, whole or not at all; its folder is created if needed.
+
+    Args:
+        path: Path of the page.
+        results: The results of the run.
+        gates_file: Path of the picture of the gates by itself, which a search has.
+    """
     # Names, settings and samples come from users and models: everything is escaped.
     environment = Environment(
         loader=PackageLoader("gating", "report"),
@@ -28,24 +33,21 @@ def write_page(path: Path, results: RunResults) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    score, stages = results.final_score, list(results.report.metrics)
-    if results.dense:
-        found = (results.dense.get(f"{split}/{score.name}", math.nan) for split in ("val", "test"))
-        stages.insert(0, ("dense, another run", *map(score.show, found)))
-    has_gates = bool(results.history.gate_values) and not results.is_dense
+    gates = final_gates(results) if results.history.gate_values else None
     text = environment.get_template("page.html.j2").render(
         run=results,
         Stage=Stage,
         units={name: SHOWN[name][0] for name in (*UNITS, "layers", "parameters")},
-        gates=as_source(final_gates(results)) if has_gates else "",
+        gates="" if gates is None else as_source(gates),
         course={name: as_source(figure) for name, figure in course_figures(results).items()},
-        stages=stages,
         about=_about(),
-        against=_against,
         short=_short,
         milliseconds=milliseconds,
         nan=math.nan,
     )
+    if gates is not None:
+        gates_file.parent.mkdir(parents=True, exist_ok=True)
+        gates.savefig(gates_file, dpi=150)
     with replacing_file(path) as new:
         # Names of files need not be valid text.
         new.write_text(text, encoding="utf-8", errors="replace")
@@ -57,14 +59,6 @@ def _about() -> dict[str, object]:
     with suppress(PackageNotFoundError):  # A checkout need not be installed.
         about["head-gating"] = version("head-gating")
     return about | versions()
-
-
-def _against(value: float, dense: float, score: Score) -> str:
-    """Return the difference of a score to that of a dense model; empty without one."""
-    if math.isnan(dense + value):
-        return ""
-    points = " points" if score.unit.strip() == "%" else score.unit
-    return f"{score.scale * (value - dense):+.2f}{points} to dense ({score.show(dense)})"
 
 
 def _short(number: float) -> str:

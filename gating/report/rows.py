@@ -85,16 +85,7 @@ def neurons_per_layer(model: nn.Module) -> list[KeptNeurons]:
 
 
 def layers_left(model: nn.Module) -> str:
-    """Return the layers that left a model as a sentence; empty if none did.
-
-    Example:
-        >>> from gating import prune_layers
-        >>> from transformers import BertConfig, BertModel
-        >>> model = BertModel(BertConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=4, vocab_size=10))
-        >>> report = prune_layers(model, [1, 3])
-        >>> layers_left(model)
-        'Layers of encoder.layer that stay: 0, 2.'
-    """
+    """Return the layers that stay in the lists that some have left, as a sentence; empty if none did."""
     parts = [f"{name} that stay: {', '.join(map(str, numbers))}" for name, numbers in kept_layers(model).items()]
     return f"Layers of {'; of '.join(parts)}." if parts else ""
 

@@ -117,14 +117,11 @@ class Summary:
     def state_dict(self) -> dict[str, Any]:
         """Return the measurements so far as plain values, for a checkpoint."""
         names = ("metrics", "titles", "search", "removal", "warnings", "dense_samples")
-        return {name: getattr(self, name) for name in names} | {"seconds": self.all_seconds()}
+        return {name: getattr(self, name) for name in names} | {"earlier_seconds": self.all_seconds()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the measurements of a checkpoint; its durations are those of earlier processes."""
-        self.titles, self.search = state["titles"], state["search"]
-        self.removal, self.warnings, self.metrics = state["removal"], state["warnings"], state["metrics"]
-        self.dense_samples = state["dense_samples"]
-        self.earlier_seconds = dict(state["seconds"])
+        vars(self).update(state)
 
     def all_seconds(self) -> dict[str, float]:
         """Return the duration of each stage so far, over all processes of the run, in seconds."""

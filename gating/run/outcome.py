@@ -18,7 +18,6 @@ from gating.distributed.collectives import is_rank_zero
 from gating.loader.checksums import RECORD_KEY
 from gating.models.sources import short_name
 from gating.report.card import usage_code
-from gating.report.figures import final_gates
 from gating.report.metadata import describe_data, training_notes
 from gating.report.page import write_page
 from gating.report.results import RunResults
@@ -138,16 +137,13 @@ def report(run: Run) -> None:
     if not is_rank_zero():
         return
     state, place, results = run.state, run.paths, _results_of(run, samples)
-    place.report.mkdir(parents=True, exist_ok=True)
-    if state.history.gate_values:
-        final_gates(results).savefig(place.report / GATES_PICTURE, dpi=150)
     log_outcome(run.loggers, state.summary.flat(), run.paths.compact)
     print_report(Console(), results.kept, results.report, neurons=results.neurons)
     is_alone = Stage.DENSE not in state.summary.metrics and _sweep_of_run() is None
     if run.objects.objective is not None and is_alone:
         print("There is no dense run to compare with; for one: python train.py <the same settings> objective=none")
     show_samples(run, samples)
-    write_page(place.report / PAGE, results)
+    write_page(place.report / PAGE, results, gates_file=place.report / GATES_PICTURE)
     state.summary.write(place.metrics, score=results.final_score, seed=run.settings.seed)
     runtimes = [runtime.name for runtime in results.runtimes if not runtime.reason]
     print(f"The model runs in transformers, {', '.join(runtimes)}; the commands are in the report.")

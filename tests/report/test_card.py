@@ -295,7 +295,7 @@ def test_the_card_names_the_class_that_users_know(make, config, auto, task, tmp_
 def test_without_measured_sizes_the_card_has_the_numbers_of_units_and_the_scores(pruned, tmp_path):
     report = CompactReport(data=EvaluatedData("reviews"), scores=[("test", "f1", 0.5)])
     for lines in (card_of(pruned, tmp_path).splitlines(), card_of(pruned, tmp_path, report).splitlines()):
-        assert "| heads | 12 | 7 | 0.58 |" in lines
+        assert "| attention heads | 12 | 7 | 0.58 |" in lines
     assert "| test | f1 | 0.5000 |" in lines
 
 

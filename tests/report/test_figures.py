@@ -5,7 +5,6 @@ import io
 import math
 
 import pytest
-from PIL import Image
 
 from gating.report.figures import as_source, course_figures, final_gates, gates_figure, score_limits
 from gating.report.history import History, Observation
@@ -98,14 +97,10 @@ def test_kept_heads_have_their_folded_factors_and_a_gate_of_a_group_each_of_its_
 @pytest.mark.parametrize(
     ("quantity", "panels"), [("heads", {"head"}), ("neurons", {"neurons"}), ("cost", {"head", "neurons"})]
 )
-def test_the_final_picture_has_a_panel_for_each_gated_unit(quantity, panels, tmp_path):
+def test_the_final_picture_has_a_panel_for_each_gated_unit(quantity, panels):
     gates = ({} if quantity == "neurons" else {"0": [1.0] * 4}) | ({} if quantity == "heads" else {"fc": [1.0]})
     one = results(History([], gates, quantity=quantity), kept=[("0", [0], 4)], neurons=[("fc", 4, 8)])
-    figure = final_gates(one)
-    assert panels <= set(axes_of(figure)) <= panels | {""}
-    figure.savefig(tmp_path / "gates.png")
-    with Image.open(tmp_path / "gates.png") as image:
-        assert image.format == "PNG"
+    assert panels <= set(axes_of(final_gates(one))) <= panels | {""}
 
 
 def test_curves_have_all_that_was_logged_and_the_scores_around_the_removal():

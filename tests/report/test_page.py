@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from gating.pruning.latency.comparison import LatencyComparison
 from gating.report import page
@@ -93,7 +94,7 @@ def written(tmp_path, monkeypatch):
     monkeypatch.setattr(page, "as_source", lambda figure: "data:,")
 
     def write(contents):
-        write_page(tmp_path / "report" / "index.html", contents)
+        write_page(tmp_path / "report" / "index.html", contents, gates_file=tmp_path / "report" / "gates.png")
         return Page((tmp_path / "report" / "index.html").read_text(encoding="utf-8"))
 
     return write
@@ -214,8 +215,11 @@ def test_a_large_model_has_a_small_page(tmp_path):
     history = History(observations, {name: [1.0] * 64 for name, _, _ in kept})
     log = [{"step": float(step), "train/loss": step % 7} for step in range(20_000)]
     steps = {"search_steps": 15_000, "total_steps": 20_000}
-    write_page(tmp_path / "page.html", run_page(quantity="heads", kept=kept, history=history, log=log, **steps))
-    assert (tmp_path / "page.html").stat().st_size < 1e6
+    contents = run_page(quantity="heads", kept=kept, history=history, log=log, **steps)
+    write_page(tmp_path / "page.html", contents, gates_file=tmp_path / "gates.png")
+    with Image.open(tmp_path / "gates.png") as image:
+        assert image.format == "PNG"
+    assert (tmp_path / "page.html").stat().st_size < 2e6
 
 
 def test_runtimes_have_a_command_an_export_or_the_reason_why_not(written):
