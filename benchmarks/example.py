@@ -70,8 +70,8 @@ def table(rows: Sequence[Row]) -> list[str]:
     for command, runs in by_command.items():
         if not runs:
             continue
-        milliseconds = statistics.median(row["latency_ms"] for row in runs)
-        speedup = statistics.median(row["speedup"] for row in runs)
+        # The dense model is timed in turns with the compact one, in the same run.
+        before, after = (statistics.median(row[name] for row in runs) for name in ("latency_ms_before", "latency_ms"))
         change = None if command == DENSE else against[command]
         lines.append(
             {
@@ -80,7 +80,7 @@ def table(rows: Sequence[Row]) -> list[str]:
                 "neurons": _mean(runs, "num_neurons"),
                 "parameters": _mean(runs, "num_parameters"),
                 "accuracy": f"{statistics.mean(scores[command].values()):.2f} %" + (f" ({change})" if change else ""),
-                "forward": f"{milliseconds:.1f} ms" + ("" if command == DENSE else f", {speedup:.2f}x"),
+                "forward": f"{after:.1f} ms" if change is None else _change(before, after),
             }
         )
     columns = {
@@ -105,7 +105,13 @@ def _conditions(rows: Sequence[Row]) -> str:
     seeds = len({row["seed"] for row in rows})
     threads = " or ".join(sorted({str(row["threads"]) for row in rows}))
     batches = records.timed_batches(rows, conjunction="or")
-    return f"{rows[0]['cpu']}, {threads} thread(s), {batches}, {seeds} seed(s)."
+    timed = "each model timed in turns with the dense one"
+    return f"{rows[0]['cpu']}, {threads} thread(s), {batches}, {timed}, {seeds} seed(s)."
+
+
+def _change(before: float, after: float) -> str:
+    """Return two latencies in milliseconds and their ratio."""
+    return f"{before:.1f} to {after:.1f} ms, {before / after:.2f}x"
 
 
 def _mean(rows: Sequence[Row], name: str) -> str | None:

@@ -108,7 +108,7 @@ class Evaluated:
             lines.append(f"  {row.name}  {row.after}{before}")
         lines += [
             f"  speed-up, {times.words}  {times.speedup:.2f}x ({margin(times.error)})"
-            for times in self.summary.latencies
+            for times in self.summary.latencies.values()
             if self.is_compact
         ]
         return "\n".join(lines)

@@ -1,11 +1,9 @@
 """The model card of a compact model: kept heads and neurons, and measurements."""
 
-from collections.abc import Sequence
-from dataclasses import replace
-from itertools import pairwise
+import json
 from pathlib import Path
 
-from huggingface_hub import ModelCard
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from transformers import PreTrainedModel
 
@@ -13,11 +11,8 @@ from gating.loader.record import auto_classes
 from gating.proof.probe import make_probe
 from gating.pruning.measure import cache_bytes_per_token
 from gating.pruning.recording import build_original
-from gating.report.metadata import card_metadata, is_sentence_folder
-from gating.report.rows import CompactReport, KeptHeads, Row, heads_per_layer, layers_left, neurons_per_layer
-from gating.structure.feed_forward import FeedForwardBlock, iter_feed_forward_blocks
-
-__all__ = ["write_card"]
+from gating.report.metadata import TAG, base_of, is_sentence_folder, task_of
+from gating.report.rows import CompactReport, Row, heads_per_layer, layers_left, neurons_per_layer, size_rows
 
 # Auto classes whose models have another one, of a clearer name; BART is among the masked language models, too.
 _VAGUE = ("AutoModelForMaskedLM", "AutoModelForTextEncoding", "AutoModelForPreTraining")
@@ -32,10 +27,12 @@ _WITH_DECODERS = ("ForSeq2SeqLM", "ForSequenceClassification", "ForQuestionAnswe
 _IMAGE_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 # Modes of pictures by their number of channels.
 _MODES = {1: "L", 3: "RGB"}
+# Metrics with another name on the hub.
+_METRICS = {"matthews": "matthews_correlation", "pearson": "pearsonr", "spearman": "spearmanr"}
+# A task of transformers that the hub does not list.
+_UNLISTED = "text2text-generation"
 # Number of tokens that the texts of all examples fit in, also as single bytes.
 _LENGTH = 60
-# Number of ranges of kept groups that a line of the card may have.
-_MOST_RANGES = 12
 
 
 def write_card(
@@ -53,56 +50,98 @@ def write_card(
         model: The compact model.
         report: Measurements for the card; without sizes among them, it has the numbers of heads and neurons.
         stock: Whether the folder holds a stock model, which loads without further code.
-        repo_id: Name on the hub that the card is uploaded to; its license may then be looked up there.
+        repo_id: Name on the hub that the model is uploaded to; then the license of the base model is looked up there.
     """
-    report, is_sentences = report or CompactReport(), is_sentence_folder(path.parent)
-    heads, blocks, layers = heads_per_layer(model), list(iter_feed_forward_blocks(model)), layers_left(model)
-    metadata = card_metadata(
-        model,
-        library="sentence-transformers" if is_sentences else "transformers",
-        name=(repo_id or f"compact {model.config.model_type}").rpartition("/")[2],
-        data=report.data,
-        scores=report.scores,
-        base_model=report.base_model,
-        online=repo_id is not None,
-    )
-    sizes = report.rows or _recorded_rows(model, heads)
-    report = replace(report, notes=[*report.notes, *([layers] if layers else [])])
-    record = "head_gating.json" if stock else "config.json"
-    has_all_neurons = all(block.num_neurons == block.width_before for block in blocks)
-    # Nothing is escaped in Markdown.
-    environment = Environment(loader=PackageLoader("gating", "report"), undefined=StrictUndefined, trim_blocks=True)
-    text = environment.get_template("card.md.j2").render(
-        metadata=metadata.to_yaml(),
+    report, place = report or CompactReport(), repo_id or "."
+    heads, neurons, layers = heads_per_layer(model), neurons_per_layer(model), layers_left(model)
+    has_all_heads = all(len(head_ids) == num_heads for _, head_ids, num_heads in heads)
+    has_all_neurons = all(kept == before for _, kept, before in neurons)
+    text = _render(
+        "card.md.j2",
+        metadata=_metadata(model, report, folder=path.parent, repo_id=repo_id).to_yaml(),
         model_type=model.config.model_type,
         report=report,
-        units=_removed_units(heads, has_all_neurons=has_all_neurons),
-        sizes=[(row.name, row.before, row.after, row.ratio) for row in sizes],
-        scores=[(split, metric, f"{value:.4f}") for split, metric, value in report.scores],
-        heads=[
-            (name, ", ".join(map(str, head_ids)) or "none", f"{len(head_ids)} of {num_heads}")
-            for name, head_ids, num_heads in heads
-        ],
-        neurons=[] if has_all_neurons else [_neurons_row(block, record) for block in blocks],
-        place=repo_id or ".",
-        trust="" if stock else ", trust_remote_code=True",
+        notes=[*report.notes, *([layers] if layers else [])],
+        units="heads" if has_all_neurons else "neurons" if has_all_heads else "heads and neurons",
+        sizes=report.rows or _recorded_rows(model),
+        heads=heads,
+        neurons=[] if has_all_neurons else neurons,
+        usage=usage_code(model, path.parent, place=place, stock=stock),
+        place=place,
         stock=stock,
-        is_sentences=is_sentences,
-        **_usage(model, path.parent),
     )
     ModelCard(text).save(path)
 
 
-def _usage(model: PreTrainedModel, folder: Path) -> dict[str, str | None]:
-    """Return the variables of the example that depend on the model and the files in its folder."""
+def _metadata(
+    model: PreTrainedModel, report: CompactReport, *, folder: Path, repo_id: str | None = None
+) -> ModelCardData:
+    """Return the metadata of a model card.
+
+    Args:
+        model: The compact model.
+        report: Its measurements; without data in it, the metadata has no results.
+        folder: Folder of the card.
+        repo_id: Name on the hub of an upload, for which the card of the base model may be downloaded for its license.
+    """
+    base, licenses = base_of(model, online=repo_id is not None)
+    is_sentences, data = is_sentence_folder(folder), report.data
+    task = "sentence-similarity" if is_sentences else task_of(model)
+    results = [
+        EvalResult(
+            task_type=task or "other",
+            dataset_type=data.hub_id or data.name,
+            dataset_name=data.name,
+            dataset_config=data.config,
+            dataset_split=data.splits.get(split, split),
+            metric_type=_METRICS.get(metric, metric),
+            metric_name=f"{split} {metric}",
+            metric_value=round(value, 6),
+        )
+        for split, metric, value in report.scores
+        if data is not None
+    ]
+    name = (repo_id or f"compact {model.config.model_type}").rpartition("/")[2]
+    return ModelCardData(
+        base_model=report.base_model or base,
+        library_name="sentence-transformers" if is_sentences else "transformers",
+        **licenses,
+        pipeline_tag=None if task == _UNLISTED else task,
+        tags=[TAG, "pruned"],
+        datasets=[data.hub_id] if data is not None and data.hub_id else None,
+        metrics=list(dict.fromkeys(result.metric_type for result in results)) or None,
+        model_name=name if results else None,
+        eval_results=results or None,
+    )
+
+
+def usage_code(model: PreTrainedModel, folder: Path, *, place: str, stock: bool) -> str:
+    """Return Python code that loads a model with its tokenizer or image processor, and predicts.
+
+    Args:
+        model: The compact model.
+        folder: Its folder.
+        place: The folder or the name on the hub that the code loads.
+        stock: Whether the folder holds a stock model, which loads without further code.
+    """
     config, task = model.config, _auto_suffix(model)
     problem = getattr(config, "problem_type", None)
-    return {
-        "task": task,
-        "example": _example(model, folder, task),
-        "problem": "regression" if getattr(config, "num_labels", 0) == 1 and problem is None else problem,
-        "mode": _MODES.get(getattr(config, "num_channels", 3)),
-    }
+    return _render(
+        "usage.py.j2",
+        task=task,
+        example=_example(model, folder, task),
+        problem="regression" if getattr(config, "num_labels", 0) == 1 and problem is None else problem,
+        mode=_MODES.get(getattr(config, "num_channels", 3)),
+        place=json.dumps(place, ensure_ascii=False),
+        trust="" if stock else ", trust_remote_code=True",
+        is_sentences=is_sentence_folder(folder),
+    ).strip()
+
+
+def _render(template: str, **variables: object) -> str:
+    # Nothing is escaped in Markdown.
+    environment = Environment(loader=PackageLoader("gating", "report"), undefined=StrictUndefined, trim_blocks=True)
+    return environment.get_template(template).render(variables)
 
 
 def _example(model: PreTrainedModel, folder: Path, task: str) -> str | None:
@@ -121,44 +160,15 @@ def _example(model: PreTrainedModel, folder: Path, task: str) -> str | None:
     return "text" if probe.keys() <= takes and probe["input_ids"].shape[1] == _LENGTH else None
 
 
-def _removed_units(heads: Sequence[KeptHeads], *, has_all_neurons: bool) -> str:
-    if has_all_neurons:
-        return "heads"
-    has_all_heads = all(len(head_ids) == num_heads for _, head_ids, num_heads in heads)
-    return "neurons" if has_all_heads else "heads and neurons"
-
-
-def _recorded_rows(model: PreTrainedModel, heads: Sequence[KeptHeads]) -> list[Row]:
+def _recorded_rows(model: PreTrainedModel) -> list[Row]:
     """Return the heads, neurons and bytes of the key-value cache before and after, where there are fewer now."""
-    original, neurons = build_original(model, model.config), neurons_per_layer(model)
-    sizes = {
-        "heads": (sum(num_heads for _, _, num_heads in heads), sum(len(head_ids) for _, head_ids, _ in heads)),
-        "neurons": (sum(before for _, _, before in neurons), sum(kept for _, kept, _ in neurons)),
-        "key-value cache (bytes per token)": (cache_bytes_per_token(original), cache_bytes_per_token(model)),
+    heads, neurons, original = heads_per_layer(model), neurons_per_layer(model), build_original(model, model.config)
+    sizes: dict[str, tuple[float, float]] = {
+        "heads": (sum(before for *_, before in heads), sum(len(kept) for _, kept, _ in heads)),
+        "neurons": (sum(before for *_, before in neurons), sum(kept for _, kept, _ in neurons)),
+        "cache": (cache_bytes_per_token(original), cache_bytes_per_token(model)),
     }
-    return [Row(name, f"{old:,}", f"{new:,}", f"{new / old:.2f}") for name, (old, new) in sizes.items() if new < old]
-
-
-def _neurons_row(block: FeedForwardBlock, record: str) -> tuple[str, str, int, str]:
-    """Return a line of the table; the file that has the numbers where they would be too many to read."""
-    kept = f"{block.num_neurons:,} of {block.width_before:,}"
-    numbers = _ranges(block.group_ids) or "none"
-    if numbers.count(",") >= _MOST_RANGES:
-        numbers = f"{len(block.group_ids)} groups, see {record}"
-    return block.name, numbers, block.group_size, kept
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    """Return ascending numbers as text, consecutive ones as a range.
-
-    Example:
-        >>> _ranges([0, 1, 2, 5])
-        '0-2, 5'
-    """
-    ends = [(first, second) for first, second in pairwise(numbers) if second != first + 1]
-    starts = [*numbers[:1], *(second for _, second in ends)]
-    stops = [*(first for first, _ in ends), *numbers[-1:]]
-    return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in zip(starts, stops, strict=True))
+    return size_rows({name: (before, after) for name, (before, after) in sizes.items() if after < before}, {})
 
 
 def _auto_suffix(model: PreTrainedModel) -> str:

@@ -1,28 +1,47 @@
-"""Figures of a run: gate values of heads, widths of feed-forward blocks, and both and the metric over the steps."""
+"""Pictures of a run: its gates and widths, and its score, open units and losses over the steps.
 
+Each is drawn once, with matplotlib: for the page, the files beside it, W&B and TensorBoard.
+"""
+
+import base64
+import io
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from operator import itemgetter
 from typing import Any
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
-from gating.report.charts import Chart, charts_of
-from gating.report.history import head_values
-from gating.report.layers import layer_of, moved_choice, short_names
+from gating.objectives.gate_metrics import metrics_of
 from gating.report.results import RunResults
 from gating.report.rows import KeptNeurons
-
-__all__ = ["gates_figure", "save_pictures"]
+from gating.report.score import Score
+from gating.report.summary import Stage
 
 # Inches of a row of a map, and of a head in it.
 _ROW, _HEAD = 0.36, 0.42
-_TOWER_COLORS = ("tab:orange", "tab:green", "tab:purple", "tab:brown")
+# Format and color of a series by its label; others are of validations, a point each.
+_STYLES = {
+    "training loss": ("-", "tab:green"),
+    "expected": ("-", "tab:blue"),
+    "open": (".", "tab:cyan"),
+    "target": ("--", "tab:gray"),
+    "dense reference": ("--", "tab:gray"),
+    "dense model": ("D", "black"),
+    "final model": ("D", "tab:red"),
+}
+_STEP = itemgetter(0)
+Points = Sequence[tuple[float, float]]
 
 
+# Names of blocks and metrics may have dollar signs, which would begin a formula.
+@rc_context({"text.parse_math": False})
 def gates_figure(
     values: Mapping[str, Sequence[float]],
     *,
@@ -50,12 +69,23 @@ def gates_figure(
     panels: Any = [list(widths), *([["cost"] * len(widths)] if spent else [])]
     axes = figure.subplot_mosaic(panels, width_ratios=list(widths.values()), height_ratios=heights)
     if values:
-        _draw_head_map(figure, axes["heads"], values, title=title, kept=kept)
+        _draw_head_map(figure, axes["heads"], values, title=title, kept=kept or {})
     if neurons:
         _draw_widths(axes["neurons"], neurons)
     if spent:
         _draw_cost(axes["cost"], spent, target=target)
     return figure
+
+
+def final_gates(results: RunResults) -> Figure:
+    """Draw the gates at the end of a search, with the kept heads outlined and the widths that are left."""
+    return gates_figure(
+        results.gate_values(),
+        title="Gate values; those of outlined heads are folded in",
+        kept={name: heads for name, heads, _ in results.kept},
+        neurons=[] if results.history.quantity == "heads" else results.neurons,
+        spent=results.history.spent,
+    )
 
 
 def _draw_head_map(
@@ -64,40 +94,39 @@ def _draw_head_map(
     values: Mapping[str, Sequence[float]],
     *,
     title: str,
-    kept: Mapping[str, Sequence[int]] | None,
+    kept: Mapping[str, Sequence[int]],
 ) -> None:
     """Draw gate values in [0, 1] as a heat map with a row for each attention block and a column for each head."""
     num_heads = max(len(row) for row in values.values())
-    padded = [[*row, *[float("nan")] * (num_heads - len(row))] for row in values.values()]
-    image = axes.imshow(padded, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+    padded = [[*row, *[math.nan] * (num_heads - len(row))] for row in values.values()]
+    # Lines make heads countable; the darker a square, the wider open its gate.
+    mesh = axes.pcolormesh(padded, vmin=0, vmax=1, cmap="Blues", edgecolors="0.85", linewidth=1)
     # Wrapped to the width of the map, above which it is centered.
     axes.set(title=textwrap.fill(title, width=8 + 4 * num_heads), xlabel="head", ylabel="layer")
-    axes.set_xticks(range(num_heads))
-    axes.set_yticks(range(len(values)))
-    # White lines make heads countable.
-    axes.set_xticks([x - 0.5 for x in range(1, num_heads)], minor=True)
-    axes.set_yticks([y - 0.5 for y in range(1, len(values))], minor=True)
-    axes.grid(which="minor", color="white", linewidth=1.5)
-    axes.tick_params(which="minor", length=0)
-    for row, name in enumerate(values):
-        for head in (kept or {}).get(name, ()):
-            axes.add_patch(Rectangle((head - 0.45, row - 0.45), 0.9, 0.9, fill=False, edgecolor="tab:red", linewidth=2))
-    figure.colorbar(image, ax=axes, label="gate value")
+    axes.set_xticks([head + 0.5 for head in range(num_heads)], map(str, range(num_heads)))
+    _label_rows(axes, list(values), at=0.5)
+    places = [(head + 0.05, row + 0.05) for row, name in enumerate(values) for head in kept.get(name, ())]
+    outlines = [Rectangle(place, 0.9, 0.9) for place in places]
+    axes.add_collection(PatchCollection(outlines, facecolor="none", edgecolor="tab:red", linewidth=2))
+    figure.colorbar(mesh, ax=axes, label="gate value")
 
 
 def _draw_widths(axes: Axes, neurons: Sequence[KeptNeurons]) -> None:
     """Draw a bar for the neurons of each feed-forward block, on a pale bar of those in the dense model."""
-    layers = [layer_of(name) for name, _, _ in neurons]
-    towers = dict.fromkeys(tower for tower, _ in layers)
-    colors = dict(zip(towers, _TOWER_COLORS, strict=False))
-    for row, ((_, kept, before), (tower, _)) in enumerate(zip(neurons, layers, strict=True)):
-        axes.barh(row, before, color="0.9")
-        axes.barh(row, kept, color=colors.get(tower, "tab:gray"))
-    total_kept, total = (sum(numbers) for numbers in zip(*((kept, before) for _, kept, before in neurons), strict=True))
-    axes.set(title=f"{total_kept:,} of {total:,} neurons", xlabel="neurons", ylabel="layer")
-    axes.set_ylim(len(neurons) - 0.5, -0.5)
-    names = short_names(list(towers))
-    axes.set_yticks(range(len(neurons)), [f"{names[tower]} {layer}".strip() for tower, layer in layers])
+    names, kept, before = zip(*neurons, strict=True)
+    axes.barh(range(len(names)), before, color="0.9")
+    axes.barh(range(len(names)), kept, color="tab:orange")
+    axes.set(title=f"{sum(kept):,} of {sum(before):,} neurons", xlabel="neurons", ylabel="layer")
+    _label_rows(axes, names, at=0)
+
+
+def _label_rows(axes: Axes, names: Sequence[str], *, at: float) -> None:
+    """Label rows from above, the first ``at`` a position, with the numbers in names and the words that not all have."""
+    words = [name.split(".") for name in names]
+    common = set.intersection(*map(set, words)) - {word for word in words[0] if word.isdigit()}
+    labels = [".".join(word for word in one if word not in common) for one in words]
+    axes.set_yticks([row + at for row in range(len(names))], labels)
+    axes.set_ylim(len(names) - 0.5 + at, at - 0.5)
 
 
 def _draw_cost(axes: Axes, spent: Mapping[str, float], *, target: float) -> None:
@@ -114,48 +143,104 @@ def _draw_cost(axes: Axes, spent: Mapping[str, float], *, target: float) -> None
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4, fontsize="small", frameon=False)
 
 
-def save_pictures(results: RunResults, *, gates_file: Path, history_file: Path) -> None:
-    """Save the gates at the end of a search, if any, and the charts of the run; folders are created if needed."""
-    history, kept = results.history, results.kept
-    for file in (gates_file, history_file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-    if history.gate_values:
-        figure = gates_figure(
-            head_values(history, kept, is_folded=True),
-            title=f"Gate values; those of outlined heads are folded in. {moved_choice(history, kept)}".rstrip(". "),
-            kept={name: heads for name, heads, _ in kept},
-            neurons=[] if history.quantity == "heads" else results.neurons,
-            spent=history.spent,
-        )
-        figure.savefig(gates_file, dpi=150)
-    _charts_figure(charts_of(results), removed=results.units).savefig(history_file, dpi=150)
+@rc_context({"text.parse_math": False})
+def course_figures(results: RunResults) -> dict[str, Figure]:
+    """Draw the score, the open units of a search, and the losses if any were logged, over the steps, by their names."""
+    score, total = results.score, results.total_steps
+    observations = results.history.observations
+    removal = [(results.search_steps, results.validation_at(stage)) for stage in (Stage.SEARCH, Stage.REMOVED)]
+    series: dict[str, Points] = {
+        f"validation {score.name}": sorted([*((one.step, one.metric) for one in observations), *removal], key=_STEP),
+        "final model": [(total, results.validation_at(Stage.COMPACT))],
+    }
+    dense = results.reference.get(f"val/{score.name}", math.nan)
+    if math.isfinite(dense):
+        series["dense reference"] = [(0, dense), (total, dense)]
+    figures = {score.name.capitalize(): _chart(results, series, scale=score.scale, unit=score.unit, score=score)}
+    if not results.is_dense:
+        quantity, (before, after) = results.history.quantity, results.amounts
+        name, scale, unit = ("Share of the cost", 100, "%") if quantity == "cost" else (f"Open {quantity}", 1, "")
+        series = {"dense model": [(0, before)], "final model": [(total, after)]}
+        fields = {"expected": "expected_open", "open": "open", "target": "target"}
+        for (label, field), logged in zip(fields.items(), metrics_of(quantity), strict=True):
+            seen = [(one.step, getattr(one, field)) for one in observations]
+            series[label] = sorted([*seen, *_logged(results, logged)], key=_STEP)
+        figures[name] = _chart(results, series, scale=scale, unit=unit)
+    # Only a search has a penalty, and then the loss of the task is logged apart.
+    losses = _logged(results, "train/task_loss", "train/loss")
+    series = {"training loss": losses, "validation loss": _logged(results, "val/loss")}
+    if any(series.values()):
+        figures["Losses"] = _chart(results, series)
+    return figures
 
 
-# Colors of series by the last word of their style.
-_CLASSES = {"score": "tab:orange", "amount": "tab:blue", "loss": "tab:green", "final": "tab:red", "dashed": "tab:gray"}
+def _logged(results: RunResults, *names: str) -> Points:
+    """Return steps and values of the log, of the first of some names that a row has."""
+    rows = [row for row in results.log if "step" in row and not row.keys().isdisjoint(names)]
+    return [(row["step"], next(row[name] for name in names if name in row)) for row in rows]
 
 
-def _charts_figure(charts: Sequence[Chart], *, removed: str) -> Figure:
-    """Draw charts below each other over the same steps."""
-    figure = Figure(figsize=(7, 0.5 + 2 * len(charts)), layout="constrained")
-    for axes, chart in zip(figure.subplots(len(charts), 1, sharex=True, squeeze=False)[:, 0], charts, strict=True):
-        for series in chart.series:
-            if series.finite:
-                classes = series.style.split()
-                line = "--" if "dashed" in classes else "-" if "line" in classes else ""
-                marker = "o" if "dots" in classes else ""
-                axes.plot(
-                    *zip(*series.finite, strict=True),
-                    f"{marker}{line}",
-                    color=_CLASSES[classes[-1]],
-                    label=series.label,
-                    markersize=3,
-                )
-        unit = chart.y.unit.strip()
-        axes.set(ylabel=f"{chart.name} ({unit})" if unit else chart.name, ylim=(chart.y.low, chart.y.high))
-        if chart.removal:
-            axes.axvline(chart.removal, color="black", linewidth=0.8, linestyle=":", label=f"{removed} removed")
-        axes.legend(loc="best", fontsize="small")
-        axes.grid(alpha=0.3)
-    axes.set(xlabel="step", xlim=(0, None))
+def _chart(
+    results: RunResults,
+    series: Mapping[str, Points],
+    *,
+    scale: float = 1,
+    unit: str = "",
+    score: Score | None = None,
+) -> Figure:
+    """Draw series over the steps of a run.
+
+    Args:
+        results: The results of the run.
+        series: Steps and values by label; those that are not finite are left out.
+        scale: Factor between a given and a drawn value.
+        unit: Unit of a drawn value.
+        score: The score that the values are of; others have an axis from 0.
+    """
+    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    axes, drawn = figure.subplots(), []
+    for label, points in series.items():
+        format, color = _STYLES.get(label, ("o-", "tab:orange"))
+        if finite := [(step, scale * value) for step, value in points if math.isfinite(value)]:
+            axes.plot(*zip(*finite, strict=True), format, color=color, label=label, markersize=4, clip_on=False)
+            drawn += [value for _, value in finite]
+    if results.search_steps:
+        axes.axvline(results.search_steps, color="black", linewidth=0.8, linestyle=":", label="removal")
+    if drawn:
+        axes.set_ylim(_from_zero(drawn) if score is None else score_limits(drawn, score))
+        # The best place among the curves would take seconds to find.
+        figure.legend(loc="outside upper left", ncols=4, fontsize="small", frameon=False)
+    axes.set(xlabel="step", xlim=(0, max(results.total_steps, 1)), ylabel=unit.strip())
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axes.grid(alpha=0.3)
     return figure
+
+
+def score_limits(values: Sequence[float], score: Score) -> tuple[float, float]:
+    """Return limits of an axis on which small differences of a score look small.
+
+    They are ten points of a percentage, or a tenth of another score, apart at least, and begin at 0 if the lowest value
+    is below half of the highest one.
+    """
+    low, high = min(values), max(values)
+    is_percent = score.unit.strip() == "%"
+    missing = max(0.0, (10 if is_percent else 0.1 * abs(high) or 1) - (high - low))
+    # Percentages end at 100, and scores without negative values do not begin below 0.
+    down = max(missing / 2, high + missing - 100) if is_percent else missing / 2
+    down = min(down, low) if low >= 0 else down
+    low, high = low - down, high + missing - down
+    return 0 if 0 <= low < high / 2 else low, high
+
+
+def _from_zero(values: Sequence[float]) -> tuple[float, float]:
+    """Return limits that begin at 0, or below values that are negative by more than rounding, with room above them."""
+    low, high = min(values), max(values)
+    margin = 0.04 * max(high, high - low) or 1.0
+    return (0 if low > -margin else low - margin), high + margin
+
+
+def as_source(figure: Figure) -> str:
+    """Return a figure as the source of an image, a vector graphic in the address itself."""
+    file = io.BytesIO()
+    figure.savefig(file, format="svg")
+    return f"data:image/svg+xml;base64,{base64.b64encode(file.getvalue()).decode()}"

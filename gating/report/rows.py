@@ -1,7 +1,8 @@
 """The numbers of a compact model, before they are shown: its kept units, sizes, speed and metrics."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from torch import nn
 
@@ -12,19 +13,6 @@ from gating.structure.feed_forward import iter_feed_forward_blocks
 from gating.structure.layers import kept_layers, layers_record, original_rows
 from gating.units import UNITS
 
-__all__ = [
-    "SHOWN",
-    "CompactReport",
-    "KeptHeads",
-    "KeptNeurons",
-    "Row",
-    "heads_per_layer",
-    "latency_rows",
-    "layers_left",
-    "neurons_per_layer",
-    "size_rows",
-]
-
 # Name of an attention block, original numbers of its kept heads, number of its heads in the dense model.
 KeptHeads = tuple[str, Sequence[int], int]
 
@@ -32,8 +20,7 @@ KeptHeads = tuple[str, Sequence[int], int]
 KeptNeurons = tuple[str, int, int]
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One measured quantity before and after.
 
     Attributes:
@@ -98,16 +85,7 @@ def neurons_per_layer(model: nn.Module) -> list[KeptNeurons]:
 
 
 def layers_left(model: nn.Module) -> str:
-    """Return the layers that left a model as a sentence; empty if none did.
-
-    Example:
-        >>> from gating import prune_layers
-        >>> from transformers import BertConfig, BertModel
-        >>> model = BertModel(BertConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=4, vocab_size=10))
-        >>> report = prune_layers(model, [1, 3])
-        >>> layers_left(model)
-        'Layers of encoder.layer that stay: 0, 2.'
-    """
+    """Return the layers that stay in the lists that some have left, as a sentence; empty if none did."""
     parts = [f"{name} that stay: {', '.join(map(str, numbers))}" for name, numbers in kept_layers(model).items()]
     return f"Layers of {'; of '.join(parts)}." if parts else ""
 
@@ -123,14 +101,19 @@ def size_rows(sizes: Mapping[str, tuple[float, float]], kinds: Mapping[str, tupl
     ]
 
 
-def latency_rows(latencies: Sequence[LatencyComparison]) -> list[Row]:
+def latency_rows(latencies: Iterable[LatencyComparison]) -> list[Row]:
     """Return a row for each timed batch."""
     return [
         Row(
             f"latency (ms), {times.words}",
-            f"{1e3 * times.before:.1f}",
-            f"{1e3 * times.after:.1f}",
+            milliseconds(times.before),
+            milliseconds(times.after),
             f"{times.speedup:.2f}x faster",
         )
         for times in latencies
     ]
+
+
+def milliseconds(seconds: float) -> str:
+    """Return a latency in milliseconds, with so many digits that a ratio of two is that of the numbers shown."""
+    return f"{1e3 * seconds:.1f}" if seconds >= 0.01 else f"{1e3 * seconds:.2f}"

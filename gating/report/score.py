@@ -3,8 +3,6 @@
 import math
 from dataclasses import dataclass
 
-__all__ = ["NOT_FINITE", "Score"]
-
 # Text in place of NaN and infinity.
 NOT_FINITE = "not finite"
 # Numbers from here on are shown with an exponent.
@@ -38,11 +36,7 @@ class Score:
         return "-" if math.isnan(value) else self.show_measured(value)
 
     def show_measured(self, value: float) -> str:
-        """Return a value that was measured as text: NaN and infinity are named.
-
-        >>> Score("pearson", unit="").show_measured(float("nan")), Score("accuracy").show_measured(1e308)
-        ('not finite', 'not finite')
-        """
+        """Return a value that was measured as text: NaN and infinity are named."""
         shown = self.scale * value
         if not math.isfinite(shown):
             return NOT_FINITE
@@ -78,9 +72,6 @@ class Score:
 
         The standard error is that of a share where the metric is one, of a correlation where larger is better, and
         otherwise that of a mean of errors that are as large as they scatter.
-
-        >>> round(Score("accuracy").chance(0.7, 0.6, num_targets=96), 3)
-        0.1
         """
         if self.unit.strip() == "%":
             variances = [abs(share) * (1 - abs(share)) for share in (value, baseline)]

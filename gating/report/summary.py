@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import platform
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,17 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 
 from gating.pruning.latency.comparison import LatencyComparison, margin
-from gating.pruning.measure import (
-    cache_bytes_per_token,
-    count_heads_by_kind,
-    count_macs,
-    weight_megabytes,
-)
+from gating.pruning.measure import cache_bytes_per_token, count_heads_by_kind, count_macs, weight_megabytes
 from gating.pruning.prune_report import num_parameters, unproven_note
-from gating.report.machine import machine, versions
 from gating.report.metadata import EvaluatedData
 from gating.report.rows import CompactReport, latency_rows, size_rows
 from gating.report.score import Score
@@ -30,25 +27,28 @@ from gating.storage.files import replacing_file
 from gating.structure.layers import count_layers
 from gating.units import UNITS
 
-__all__ = ["NUMBERS", "Stage", "Summary"]
-
 # Prefixes of the splits in metric names, as in the logs.
 _SPLITS = {"validation": "val", "test": "test"}
 # Names in metrics.json of sizes other than numbers of units.
-_SIZES = {
-    "macs": "macs",
-    "parameters": "num_parameters",
-    "megabytes": "megabytes",
-    "cache": "cache_bytes_per_token",
-}
-_LATENCY = ("speedup", "latency_ms_before", "latency_ms", "speedup_error")
-_SHORT_LATENCY = ("speedup_short", "latency_ms_short_before", "latency_ms_short", "speedup_short_error")
+_SIZES = {"macs": "macs", "parameters": "num_parameters", "megabytes": "megabytes", "cache": "cache_bytes_per_token"}
+_LATENCY = ("speedup{}", "latency_ms{}_before", "latency_ms{}", "speedup{}_error")
 # Names of the numbers of runs, besides their metrics; those of neurons and of a cache need a model with them.
 NUMBERS = (
     *(f"{name}{end}" for name in (*(f"num_{unit}" for unit in UNITS), *_SIZES.values()) for end in ("", "_before")),
-    *_LATENCY,
-    *_SHORT_LATENCY,
+    *(name.format(batch) for batch in ("", "_short") for name in _LATENCY),
 )
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that the numbers of a run depend on."""
+    return {"torch": torch.__version__, "transformers": transformers.__version__}
+
+
+def machine() -> str:
+    """Return the name of the GPU, or the architecture of the CPU and its number of cores."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()} CPU with {os.cpu_count()} cores"
 
 
 class Stage(StrEnum):
@@ -109,21 +109,19 @@ class Summary:
     _started: dict[str, float] = field(default_factory=dict)
 
     @property
-    def latencies(self) -> list[LatencyComparison]:
-        """The latencies that were measured: that of the batch of the settings, and that of one short text."""
-        return [times for times in (self.latency, self.short_latency) if times is not None]
+    def latencies(self) -> dict[str, LatencyComparison]:
+        """The latencies that were measured: of the batch of the settings, and of one short text under ``_short``."""
+        found = {"": self.latency, "_short": self.short_latency}
+        return {batch: times for batch, times in found.items() if times is not None}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the measurements so far as plain values, for a checkpoint."""
         names = ("metrics", "titles", "search", "removal", "warnings", "dense_samples")
-        return {name: getattr(self, name) for name in names} | {"seconds": self.all_seconds()}
+        return {name: getattr(self, name) for name in names} | {"earlier_seconds": self.all_seconds()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the measurements of a checkpoint; its durations are those of earlier processes."""
-        self.titles, self.search = state["titles"], state["search"]
-        self.removal, self.warnings, self.metrics = state["removal"], state["warnings"], state["metrics"]
-        self.dense_samples = state["dense_samples"]
-        self.earlier_seconds = dict(state["seconds"])
+        vars(self).update(state)
 
     def all_seconds(self) -> dict[str, float]:
         """Return the duration of each stage so far, over all processes of the run, in seconds."""
@@ -195,7 +193,7 @@ class Summary:
             validation, test = (score.show_measured(values[name]) if name in values else "-" for name in named)
             stages.append((self.titles[stage], validation, test))
         return CompactReport(
-            rows=[*size_rows(self.sizes, self.kinds), *latency_rows(self.latencies)],
+            rows=[*size_rows(self.sizes, self.kinds), *latency_rows(self.latencies.values())],
             metrics=stages,
             metric_name=score.name,
             notes=self._notes(),
@@ -205,29 +203,26 @@ class Summary:
 
     def _scores(self) -> list[tuple[str, str, float]]:
         """Return the finite metrics of the compact model: split, name and value."""
-        splits = {prefix: split for split, prefix in _SPLITS.items()}
-        values = [(name.partition("/"), value) for name, value in self.metrics.get(Stage.COMPACT, {}).items()]
+        final = self.metrics.get(Stage.COMPACT, {})
         return [
-            (splits[prefix], metric, value)
-            for (prefix, _, metric), value in values
-            if prefix in splits and metric != "loss" and math.isfinite(value)
+            (split, name.removeprefix(f"{prefix}/"), value)
+            for split, prefix in _SPLITS.items()
+            for name, value in final.items()
+            if name.startswith(f"{prefix}/") and name != f"{prefix}/loss" and math.isfinite(value)
         ]
 
     def _notes(self) -> list[str]:
         note = unproven_note(self.removal.get("unproven", []))
-        unproven = [f"{note}."] if note else []
-        warnings = [f"Warning: {sentence}" for sentence in self.warnings]
-        return [*unproven, *self._latency_note(), *self.parts, *warnings]
-
-    def _latency_note(self) -> list[str]:
-        if self.latency is None:
-            return []
-        timings = [f"{times.words}: {times.repeats} repeats, {margin(times.error)}" for times in self.latencies]
-        return [
-            f"Latency: medians of interleaved repeats ({'; '.join(timings)}), {torch.get_num_threads()} thread(s), "
-            f"{machine()}."
-            + (f" Multiply-accumulates: of one example of {self.latency.words}." if "macs" in self.sizes else ""),
-        ]
+        notes = [f"{note}."] if note else []
+        if self.latency is not None:
+            timings = [
+                f"{times.words}: {times.repeats} repeats, {margin(times.error)}" for times in self.latencies.values()
+            ]
+            threads = f"{torch.get_num_threads()} thread(s), {machine()}"
+            notes.append(f"Latency: medians of interleaved repeats ({'; '.join(timings)}), {threads}.")
+            if "macs" in self.sizes:
+                notes[-1] += f" Multiply-accumulates: of one example of {self.latency.words}."
+        return [*notes, *self.parts, *(f"Warning: {sentence}" for sentence in self.warnings)]
 
     def flat(self) -> dict[str, float]:
         """Return all numbers by the names in ``metrics.json``."""
@@ -237,10 +232,9 @@ class Summary:
             numbers |= {f"{name}_before": before, name: after}
         for kind, (before, after) in self.kinds.items():
             numbers |= {f"num_heads_before/{kind}": before, f"num_heads/{kind}": after}
-        for names, times in ((_LATENCY, self.latency), (_SHORT_LATENCY, self.short_latency)):
-            if times is not None:
-                values = (times.speedup, 1e3 * times.before, 1e3 * times.after, times.error)
-                numbers |= dict(zip(names, values, strict=True))
+        for batch, times in self.latencies.items():
+            values = (times.speedup, 1e3 * times.before, 1e3 * times.after, times.error)
+            numbers |= {name.format(batch): value for name, value in zip(_LATENCY, values, strict=True)}
         final = self.metrics.get(Stage.COMPACT, {})
         numbers |= final
         renamed = {} if self.search else {Stage.COMPACT: Stage.DENSE}
@@ -251,11 +245,9 @@ class Summary:
 
     def timed_batches(self) -> dict[str, str]:
         """Return the timed batches by their names in ``metrics.json``: shapes, and the words for the measurements."""
-        names = (("", self.latency), ("_short", self.short_latency))
         return {
-            f"latency_{name}{end}": value
-            for end, times in names
-            if times is not None
+            f"latency_{name}{batch}": value
+            for batch, times in self.latencies.items()
             for name, value in (("batch", times.batch), ("words", times.words))
         }
 

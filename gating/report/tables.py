@@ -8,20 +8,23 @@ from rich.text import Text
 
 from gating.report.rows import CompactReport, KeptHeads, KeptNeurons
 
-__all__ = ["kept_heads_table", "kept_neurons_table", "print_report", "print_samples"]
-
-# Characters of a bar of neurons.
-_BAR = 24
-
 
 def print_report(
     console: Console, kept: Sequence[KeptHeads], report: CompactReport, *, neurons: Sequence[KeptNeurons] = ()
 ) -> None:
     """Print the kept heads and neurons, the sizes before and after, and the metric at each stage."""
-    has_fewer = any(num_kept < before for _, num_kept, before in neurons)
-    tables = [kept_heads_table(kept)] if kept else []
-    for table in (*tables, *([kept_neurons_table(neurons)] if has_fewer else []), *_report_tables(report)):
-        console.print(table)
+    if kept:
+        console.print(kept_heads_table(kept))
+    if any(num_kept < before for _, num_kept, before in neurons):
+        console.print(kept_neurons_table(neurons))
+    sizes = Table("", "before", "after", "ratio", title="The model", title_justify="left")
+    for row in report.rows:
+        sizes.add_row(*row)
+    console.print(sizes)
+    stages = Table("stage", "validation", "test", title=report.metric_name.capitalize(), title_justify="left")
+    for stage in report.metrics:
+        stages.add_row(*stage)
+    console.print(stages)
     for note in report.notes:
         console.print(note, style="dim")
 
@@ -45,21 +48,8 @@ def kept_heads_table(kept: Sequence[KeptHeads]) -> Table:
 
 
 def kept_neurons_table(neurons: Sequence[KeptNeurons]) -> Table:
-    """Return a table with a bar for the kept neurons of each feed-forward block."""
-    table = Table("feed-forward block", "neurons", "kept", title="Neurons per layer", title_justify="left")
+    """Return a table with the number of kept neurons of each feed-forward block."""
+    table = Table("feed-forward block", "kept", title="Neurons per layer", title_justify="left")
     for name, kept, before in neurons:
-        # A block with any neurons shows at least one mark, and one without some of them is not full.
-        length = min(max(round(_BAR * kept / before), kept > 0), _BAR - (kept < before))
-        table.add_row(name, "█" * length + "·" * (_BAR - length), f"{kept:,} of {before:,}")
+        table.add_row(name, f"{kept:,} of {before:,}")
     return table
-
-
-def _report_tables(report: CompactReport) -> list[Table]:
-    """Return the table of sizes and speed before and after, and that of the metric at each stage."""
-    sizes = Table("", "before", "after", "ratio", title="The model", title_justify="left")
-    for row in report.rows:
-        sizes.add_row(row.name, row.before, row.after, row.ratio)
-    stages = Table("stage", "validation", "test", title=report.metric_name.capitalize(), title_justify="left")
-    for stage in report.metrics:
-        stages.add_row(*stage)
-    return [sizes, stages]

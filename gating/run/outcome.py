@@ -17,9 +17,10 @@ from gating.compact.stock import StockError
 from gating.distributed.collectives import is_rank_zero
 from gating.loader.checksums import RECORD_KEY
 from gating.models.sources import short_name
-from gating.report.figures import save_pictures
+from gating.report.card import usage_code
 from gating.report.metadata import describe_data, training_notes
-from gating.report.page import RunPage, write_page
+from gating.report.page import write_page
+from gating.report.results import RunResults
 from gating.report.rows import CompactReport, heads_per_layer, neurons_per_layer
 from gating.report.summary import Stage
 from gating.report.tables import print_report
@@ -123,17 +124,16 @@ def report(run: Run) -> None:
     samples = write_samples(run)
     if not is_rank_zero():
         return
-    state, place, page = run.state, run.folder, _page_of(run, samples)
-    save_pictures(page, gates_file=place.report / "gates.png", history_file=place.report / "history.png")
+    state, place, results = run.state, run.folder, _results_of(run, samples)
     log_outcome(run.loggers, state.summary.flat())
-    print_report(Console(), page.kept, page.report, neurons=page.neurons)
+    print_report(Console(), results.kept, results.report, neurons=results.neurons)
     is_alone = Stage.DENSE not in state.summary.metrics and _sweep_of_run() is None
     if run.objects.objective is not None and is_alone:
         print("There is no dense run to compare with; for one: python train.py <the same settings> objective=none")
     show_samples(run, samples)
-    write_page(place.report / "index.html", page)
-    state.summary.write(place.metrics, score=page.final_score, seed=run.settings.seed)
-    runtimes = [runtime.name for runtime in page.runtimes if runtime.command]
+    write_page(place.report / "index.html", results, gates_file=place.report / "gates.png")
+    state.summary.write(place.metrics, score=results.final_score, seed=run.settings.seed)
+    runtimes = [runtime.name for runtime in results.runtimes if not runtime.reason]
     print(f"The model runs in transformers, {', '.join(runtimes)}; the commands are in the report.")
     print(
         f"Everything is in {place.path}; the report is {place.report / 'index.html'}, the model is in {place.compact}"
@@ -144,12 +144,13 @@ def report(run: Run) -> None:
         print(f"Uploaded to {upload(run.folder.compact, name, private=True)}")
 
 
-def _page_of(run: Run, samples: list[dict[str, str]]) -> RunPage:
-    """Return the contents of the page of a run, in a sweep with the dense job that it is compared with."""
+def _results_of(run: Run, samples: list[dict[str, str]]) -> RunResults:
+    """Return the results of a run, in a sweep with the dense job that it is compared with."""
     state, score, sweep = run.state, run.data.prepared.score, _sweep_of_run()
     is_stock, compact = RECORD_KEY not in read_config(run.folder.compact), run.folder.compact
     model = meta_copy(state.model) if run.is_sharded else state.model
-    return RunPage(
+    exports = {name: run.folder.export(name) for name in run.settings.exports}
+    return RunResults(
         title=redact(f"{short_name(run.objects.source)} on {describe_data(run.settings.data).name}"),
         history=state.history,
         summary=state.summary,
@@ -161,9 +162,8 @@ def _page_of(run: Run, samples: list[dict[str, str]]) -> RunPage:
         total_steps=state.search_steps + run.recovery_steps,
         config=(run.folder.path / CONFIG).read_text(encoding="utf-8"),
         compact=compact,
-        auto_class=run.objects.task.auto_class.__name__,
-        is_stock=is_stock,
-        runtimes=find_runtimes(model, run.folder.path, compact=compact if is_stock else None),
+        usage=usage_code(model, compact, place=str(compact), stock=is_stock),
+        runtimes=find_runtimes(model, run.folder.path, compact=compact if is_stock else None, exports=exports),
         samples=samples,
         dense=dense_metrics(sweep, run.folder.path) if sweep is not None and run.objects.objective else {},
         is_in_sweep=sweep is not None,

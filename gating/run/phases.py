@@ -121,7 +121,7 @@ def _search(run: Run, objective: Objective) -> Search:
     if is_rank_zero():
         print(f"The search ended after {state.search_steps} of {planned} steps: {reason}.")
     search.update(1.0)
-    state.history.gate_values.append({name: values.tolist() for name, values in gates.by_block().items()})
+    state.history.gate_values = {name: values.tolist() for name, values in gates.by_block().items()}
     run.evaluate(Stage.SEARCH, "gates, end of search")
     return search
 
@@ -163,12 +163,9 @@ def remove(run: Run) -> None:
 def _chosen(run: Run, search: Search) -> Tensor | None:
     """Return which gates stay; None for those that are open."""
     objective, gates = search.objective, search.gates
-    chosen = objective.kept(gates)
-    if not (run.objects.budget.speedup and isinstance(objective, HasMovableBudget)):
-        return chosen
-    at_speedup = kept_at_speedup(run, objective, gates)
-    run.state.history.is_moved = chosen is not None and not torch.equal(chosen.cpu(), at_speedup.cpu())
-    return at_speedup
+    if run.objects.budget.speedup and isinstance(objective, HasMovableBudget):
+        return kept_at_speedup(run, objective, gates)
+    return objective.kept(gates)
 
 
 def recover(run: Run) -> None:

@@ -40,6 +40,7 @@ def show_samples(run: Run, samples: list[Sample]) -> None:
     print_samples(Console(), samples)
     log_samples(run.loggers, samples)
     text = "".join(f"{json.dumps(sample, ensure_ascii=False)}\n" for sample in samples)
+    run.folder.report.mkdir(parents=True, exist_ok=True)
     (run.folder.report / "samples.jsonl").write_text(text, encoding="utf-8")
 
 

@@ -1,18 +1,21 @@
 """The runtimes that run a model, with the commands that export or serve it."""
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from gating.report.page import Runtime
+from gating.report.results import Runtime
 from gating.serving.formats import FORMATS
 from gating.serving.vllm import serve_stock
 
 __all__ = ["find_runtimes"]
 
 
-def find_runtimes(model: PreTrainedModel, folder: Path, *, compact: Path | None = None) -> list[Runtime]:
+def find_runtimes(
+    model: PreTrainedModel, folder: Path, *, compact: Path | None = None, exports: Mapping[str, Path] | None = None
+) -> list[Runtime]:
     """Return the runtimes of serving, with a command or the reason for which they do not run a model.
 
     Nothing is exported: an export is checked when it is written.
@@ -21,6 +24,7 @@ def find_runtimes(model: PreTrainedModel, folder: Path, *, compact: Path | None 
         model: The model, compact or dense.
         folder: Folder of its run, or its own, for the commands.
         compact: Its own folder if that is a stock model, which vLLM serves as it is.
+        exports: Places of exports by their names, such as ``onnx-int8``; those that exist are named with their runtime.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -33,8 +37,11 @@ def find_runtimes(model: PreTrainedModel, folder: Path, *, compact: Path | None 
     for format, row in FORMATS.items():
         if format == "torch":
             continue  # PyTorch runs the model itself.
+        places = [place for name, place in (exports or {}).items() if name.partition("-")[0] == format]
         if reason := row.reason_against(model):
             runtimes.append(Runtime(row.runtime, "", reason))
+        elif made := tuple(place for place in places if place.exists()):
+            runtimes.append(Runtime(row.runtime, "", exports=made))
         elif format == "vllm" and compact is not None:
             runtimes.append(Runtime(row.runtime, serve_stock(model, compact)))
         else:

@@ -72,7 +72,7 @@ def test_a_pass_that_is_longer_than_the_time_is_timed_once(clock):
 def test_without_time_the_first_model_is_not_timed_again(clock):
     before, after = Slow(clock, 3.0), Slow(clock, 2.0)
     timer = timer_of(before, {"x": torch.ones(1)}, seconds=0.0)
-    timer.timed.append(LatencyComparison(3.0, 2.0, 1.5, 1, "1"))
+    timer.timed.append(LatencyComparison(3.0, 2.0, 1, "1"))
     found = timer.time(after, what="a model")
     assert clock[0] == 2
     assert (found.speedup, before.modes) == (1.5, [])

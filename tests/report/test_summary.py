@@ -66,8 +66,8 @@ def test_numbers_that_a_model_does_not_have_are_left_out(bert):
 
 def test_a_note_names_the_batch_of_the_multiply_accumulates(bert):
     summary = compared(bert, bert, batch_for(bert))
-    summary.latency = LatencyComparison(0.2, 0.1, 2.0, 15, "2 x 10", 0.0049, "2 x 10 tokens, p95")
-    summary.short_latency = LatencyComparison(0.02, 0.016, 1.25, 5, "1 x 6", words="1 x 6 tokens, median")
+    summary.latency = LatencyComparison(0.2, 0.1, 15, "2 x 10", 0.0049, "2 x 10 tokens, p95")
+    summary.short_latency = LatencyComparison(0.02, 0.016, 5, "1 x 6", words="1 x 6 tokens, median")
     (note,) = summary.compact_report(Score("accuracy")).notes
     assert note.startswith(
         "Latency: medians of interleaved repeats (2 x 10 tokens, p95: 15 repeats, ± 0.5 %; "

@@ -68,7 +68,7 @@ def test_neurons_are_logged_beside_heads(units, budget, total, inputs, tmp_path)
     blocks = [float(value) for name, value in last.items() if name.startswith("gates/feed_forward_")]
     assert float(last["gates/neurons/open"]) == sum(blocks) == numbers["num_neurons"]
     assert numbers["macs"] < numbers["macs_before"]
-    assert {path.name for path in (tmp_path / "run" / "report").iterdir()} == {"gates.png", "history.png", "index.html"}
+    assert {path.name for path in (tmp_path / "run" / "report").iterdir()} == {"gates.png", "index.html"}
     if units == "neurons":
         assert not {"gates/open", "gates/target", "gates/cost/open"} & set(last)
     else:

@@ -1,7 +1,6 @@
 """Sweeps of the configuration: a dense job first, a failing one, and the decision at the end."""
 
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from unittest import mock
@@ -11,7 +10,6 @@ from gating.run.settings.read import read_settings
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-import train
 from gating.run.build import build_objects
 from gating.run.sweep import choice, picture, results
 from gating.run.sweep.jobs import Job, begin_sweep, end_sweep, recording_job

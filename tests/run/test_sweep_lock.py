@@ -9,8 +9,8 @@ import pytest
 
 from gating.run.sweep.jobs import jobs_of
 from tests.run.test_claim import HOLD, SLOW
-from tests.support.snapshots import snapshot
 from tests.support.interruptions import at_batch
+from tests.support.snapshots import snapshot
 from tests.support.sweeps import run_sweep
 from tests.support.tiny_run import ROOT, run_command
 from tests.support.warm_python import warm_python

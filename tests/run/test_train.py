@@ -59,7 +59,7 @@ def test_run_folder_keeps_the_contract(finished):
         assert 0 <= numbers[name] <= 1
     assert numbers["speedup"] > 0
     assert {"seed", "version/torch", "seconds/search", "seconds/recovery"} <= set(numbers)
-    report = ("report/index.html", "report/gates.png", "report/history.png")
+    report = ("report/index.html", "report/gates.png")
     for path in ("config.yaml", *report, "compact/config.json", "csv/metrics.csv"):
         assert (folder / path).is_file(), path
     assert not list(folder.rglob("*.bin"))

@@ -35,3 +35,13 @@ def test_vllm_serves_a_stock_folder_as_it_is(tmp_path):
     assert (
         runtimes_of(model, tmp_path, compact=tmp_path / "compact")["vLLM"].command == f"vllm serve {tmp_path}/compact"
     )
+
+
+def test_exports_that_a_run_has_written_stand_in_place_of_their_commands(tmp_path):
+    exports = {name: tmp_path / f"compact-{name}" for name in ("onnx", "onnx-int8", "openvino")}
+    exports["onnx"].mkdir()
+    exports["onnx-int8"].mkdir()
+    found = runtimes_of(FAMILIES["bert"].build(), tmp_path, exports=exports)
+    assert (found["ONNX Runtime"].command, found["ONNX Runtime"].exports) == ("", (*exports.values(),)[:2])
+    # This one failed.
+    assert (bool(found["OpenVINO"].command), found["OpenVINO"].exports) == (True, ())

@@ -31,20 +31,23 @@ class LatencyComparison:
     Attributes:
         before: Median seconds of the first model.
         after: Median seconds of the second model.
-        speedup: Median over the repeats of first / second; above 1, the second model is faster.
         repeats: Number of timings of each model.
         batch: Shape of the batch, such as ``32 x 128``.
-        error: Relative standard error of the speedup; infinite if there were fewer than three repeats.
+        error: Relative standard error of the speed-up; infinite if there were fewer than three repeats.
         words: The batch in words, such as ``32 x 128 tokens, p95``.
     """
 
     before: float
     after: float
-    speedup: float
     repeats: int
     batch: str
     error: float = math.inf
     words: str = ""
+
+    @property
+    def speedup(self) -> float:
+        """The ratio of the two medians; above 1, the second model is faster."""
+        return self.before / self.after
 
 
 def seconds_of_pass(model: nn.Module, batch: Mapping[str, Tensor]) -> float:

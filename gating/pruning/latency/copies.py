@@ -139,7 +139,6 @@ class CopyTimer:
         found = LatencyComparison(
             before=statistics.median(first for first, _ in times),
             after=statistics.median(second for _, second in times),
-            speedup=statistics.median(first / second for first, second in times),
             repeats=len(times),
             batch=shape_in_words(next(iter(self._batch.values()))),
             error=_error_of_ratio(times),

@@ -63,7 +63,6 @@ class GateMonitor(Callback):
         expected, num_open = open_amounts(gates, objective)
         observation = Observation(pl_module.step_in_run, metric, expected, num_open, objective.target(gates))
         self.history.observations.append(observation)
-        self.history.gate_values.append({name: z.tolist() for name, z in gates.by_block().items()})
         if trainer.is_global_zero:
             _log_figure(trainer, search, step=observation.step)
 
