@@ -10,7 +10,8 @@ import transformers
 from datasets import Dataset, Image
 from transformers import AutoImageProcessor, ImageProcessingMixin, PreTrainedConfig, PreTrainedModel
 
-from gating.errors import InputError, MissingFileError, UserError, explain
+from gating.data.tables import reading
+from gating.errors import InputError, MissingFileError
 from gating.models.sources import ModelSource
 
 __all__ = ["load_image_processor", "transform_images", "vision_config"]
@@ -38,15 +39,10 @@ def load_image_processor(source: ModelSource, meta_model: PreTrainedModel) -> Im
             size={"height": height, "width": width}, image_mean=middle, image_std=middle
         )
         return created
-    try:
+    with reading(f"The image processor of {source.title}", remedy=" Name another one with model.tokenizer=..."):
         loaded: ImageProcessingMixin = AutoImageProcessor.from_pretrained(
             source.processor, revision=source.processor_revision
         )
-    except (ImportError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"The image processor of {source.title} does not load: {reason} Name another one with model.tokenizer=..."
-        ) from error
     return loaded
 
 
@@ -73,15 +69,8 @@ def transform_images(table: Dataset, processor: Any, *, num_channels: int, where
     """
     table = _with_images(table, where)
     transformed = table.with_transform(_PixelTransform(processor, mode=_MODES.get(num_channels)))
-    try:
+    with reading(f"The first image of the {where} data"):
         transformed[0]
-    except UserError:
-        raise
-    except Exception as error:
-        raise InputError(
-            f"The first image of the {where} data cannot be converted to model inputs: {explain(error)} Correct the "
-            "image, or name another image processor with model.tokenizer=..."
-        ) from error
     return transformed
 
 
@@ -94,15 +83,9 @@ def _with_images(table: Dataset, where: str) -> Dataset:
     if dtype in ("string", "large_string"):
         missing = next((path for path in table["image"] if not Path(path).is_file()), None)
         if missing is not None:
-            raise MissingFileError(
-                f"The {where} data names the image {missing}, and there is no such file; "
-                "paths are relative to the working directory of the command."
-            )
+            raise MissingFileError(f"The {where} data names the image {missing}: there is no such file.")
     elif "binary" not in dtype and not (isinstance(feature, dict) and "bytes" in feature):
-        raise InputError(
-            f"The column of images of the {where} data holds {feature}: neither images nor paths of files. Name the "
-            "right one with data.image_column=..."
-        )
+        raise InputError(f"The {where} data has {feature} as images: name the column with data.image_column=...")
     return table.cast_column("image", Image())
 
 
@@ -112,10 +95,7 @@ def _to_8_bits(image: Any) -> Any:
         return image
     pixels = np.asarray(image)
     if image.mode == "F" or pixels.min() < 0 or pixels.max() > _MAX_16_BIT:
-        raise InputError(
-            f"An image has pixel values from {pixels.min()} to {pixels.max()} (mode {image.mode}), whose white "
-            "and black are unknown: save it with 8 or 16 bits."
-        )
+        raise InputError(f"An image has pixels up to {pixels.max()} (mode {image.mode}): save it with 8 or 16 bits.")
     return PIL.Image.fromarray((pixels.astype(np.uint16) >> 8).astype(np.uint8))
 
 

@@ -18,8 +18,6 @@ __all__ = ["Numbers", "name_row", "numbering_rows", "row_keys", "warn_of_overlap
 
 Numbers = np.ndarray[Any, np.dtype[np.int64]]
 
-# A warning is not worth the minutes that larger tables take.
-_MAX_BYTES = 8 * 2**30
 _SEPARATOR = pa.scalar(b"\x1f", pa.large_binary())
 # Keys of an empty text and of a pair of empty texts.
 _EMPTY = pa.array([b"", b"\x1f"], pa.large_binary())
@@ -61,11 +59,9 @@ def row_keys(table: Dataset, columns: Sequence[str]) -> pa.ChunkedArray | None:
         [b'x\x1f1', b'y\x1f2']
 
     Returns:
-        The keys; None if a column has another type, or the table is larger than 8 GiB.
+        The keys; None if a column has another type.
     """
     content = table.select_columns(list(columns)).with_format("arrow")[:]
-    if content.nbytes > _MAX_BYTES:
-        return None
     try:
         parts = [_as_bytes(content[name]) for name in columns]
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowKeyError):
