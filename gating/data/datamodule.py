@@ -88,9 +88,9 @@ class ExampleDataModule(pl.LightningDataModule):
         Raises:
             ValueError: A split has fewer examples than there are processes.
         """
-        for name, split in self._splits.items():
-            if len(split) < num_shards:
-                raise InputError(f"trainer.devices: {len(split)} {name} example(s) for {num_shards} processes.")
+        for name, table in self._splits.items():
+            if len(table) < num_shards:
+                raise InputError(f"trainer.devices: {len(table)} {name} example(s) for {num_shards} processes.")
         self._num_shards, self._shard_index = num_shards, index
 
     def num_batches(self) -> int:

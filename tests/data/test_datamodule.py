@@ -180,7 +180,7 @@ def test_every_example_is_evaluated_once_in_as_many_batches_by_each_process(toke
 
 
 def test_more_processes_than_examples_are_refused(tokenizer):
-    with pytest.raises(ValueError, match="9 example"):
+    with pytest.raises(ValueError, match="9 validation example"):
         make_data(tokenizer).shard(10)
 
 

@@ -24,7 +24,7 @@ def test_texts_in_two_splits_are_counted_in_one_warning(caplog):
     data = splits(train=["a", "b", "c", "", None], validation=["d", "a"], test=["b", "b", "e", "d", ""])
     take_columns(data, {"text": "text"})
     assert said(caplog) == [
-        "1 of 2 validation examples are in the training data, too; 2 of 5 test examples are in the training data, too; "
+        "1 of 2 validation examples are in the train data, too; 2 of 5 test examples are in the train data, too; "
         "1 of 5 test examples are in the validation data, too: metrics look better than on new examples. Remove them "
         "from one of the two."
     ]

@@ -77,7 +77,7 @@ BAD_INPUTS = {
     f"{SHARDED} gates.discover=true": "register_attention_spec",
     f"{SHARDED} optimizer=adafactor": "optimizer=adamw",
     "trainer=ddp trainer.strategy=deepspeed_stage_3": "DeepSpeed",
-    "trainer.devices=20 trainer.strategy=ddp": "16 example(s) for 20 processes",
+    "trainer.devices=20 trainer.strategy=ddp": "16 validation example(s) for 20 processes",
     "compile=perhaps": "compile=perhaps",
     "compile=true gradient_checkpointing=true": "choose one",
     "data.text_column=label": "different columns",

@@ -49,8 +49,8 @@ def load_or_train_tokenizer(
     tokenizer = load_tokenizer(source, meta_model=meta_model)
     if len(tokenizer) > size:
         raise InputError(
-            f"The tokenizer {source.processor} has {len(tokenizer)} tokens, and the {source.title} has {size}: let "
-            f"model.config.vocab_size={len(tokenizer)}, or take another tokenizer."
+            f"The tokenizer {source.processor} has {len(tokenizer)} tokens, and the {source.title} has "
+            f"model.config.vocab_size={size}: change one of them."
         )
     return tokenizer
 
@@ -68,10 +68,7 @@ def train_tokenizer(table: Dataset, *, size: int, frame: Frame) -> PreTrainedTok
     """
     smallest = len(pre_tokenizers.ByteLevel.alphabet()) + len(SPECIAL)
     if size < smallest:
-        raise InputError(
-            f"model.config.vocab_size={size} is too small: a new tokenizer has a token for each of "
-            f"{smallest - len(SPECIAL)} bytes and {len(SPECIAL)} special ones. Give {smallest} or more, such as 4000."
-        )
+        raise InputError(f"model.config.vocab_size={size} is too small for a new tokenizer: give {smallest} or more.")
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(
         _texts(table), vocab_size=size, min_frequency=0, special_tokens=list(SPECIAL), show_progress=False

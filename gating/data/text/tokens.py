@@ -56,10 +56,7 @@ def load_tokenizer(
     check_vocabulary(tokenizer, size=size, name=str(source.processor))
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
-            raise InputError(
-                f"The tokenizer in {source.processor} has neither a padding token nor an EOS token, and "
-                "batches need one: set its pad_token and save it again."
-            )
+            raise InputError(f"The tokenizer in {source.processor} needs a pad_token: set it, and save it again.")
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
