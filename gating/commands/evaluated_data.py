@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,8 +71,7 @@ def _encode_split(
     settings: Settings, objects: RunObjects, model: PreTrainedModel, *, split: str | None, only: str | None, folder: str
 ) -> tuple[RunData, str]:
     """Encode the split to evaluate on, with the classes of the model; see :func:`load_evaluation`."""
-    # A single file of texts is read as two splits.
-    with _without_warnings("gating.data.tables") if only else nullcontext(), _naming_what_exists(only):
+    with _naming_what_exists(only):
         examples = load_examples(settings, objects.task, hold_out_missing=only is None)
     tables = {only: examples.splits["train"]} if only else dict(examples.splits)
     split = split or ("test" if "test" in tables else "validation")

@@ -1,19 +1,14 @@
 """Columns that a task reads, by their usual or given names."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset, DatasetDict
 
 from gating.data.rows import warn_of_overlap
-from gating.data.spelling import other_spelling
-from gating.distributed.collectives import is_rank_zero
 from gating.errors import InputError
 
 __all__ = ["find_column", "find_input_columns", "find_text_columns", "take_columns"]
-
-_log = logging.getLogger(__name__)
 
 # Usual names of the column of texts, or of the two columns of text pairs, in order of precedence.
 _USUAL_TEXTS: tuple[tuple[str, ...], ...] = (
@@ -41,16 +36,9 @@ _INPUT_ROLES = ("text", "text_pair", "context", "question", "image")
 
 
 def find_column(splits: DatasetDict, given: str | None, usual: Sequence[str]) -> str:
-    """Return a column's given name, or else the first usual name in the training split; warn if its plural is there."""
-    if given is not None:
-        return given
+    """Return a column's given name, or else the first usual name in the training split."""
     present = splits["train"].column_names
-    found = next((name for name in usual if name in present), usual[0])
-    if found in present and f"{found}s" in usual and f"{found}s" in present and is_rank_zero():
-        _log.warning(
-            f"The data has the columns {found!r} and '{found}s': the first is read. Remove or rename the other."
-        )
-    return found
+    return given or next((name for name in usual if name in present), usual[0])
 
 
 def find_text_columns(splits: DatasetDict, text: str | None, text_pair: str | None) -> dict[str, str]:
@@ -95,29 +83,25 @@ def take_columns(splits: DatasetDict, columns: Mapping[str, str]) -> DatasetDict
         )
     if any("." in name and name not in splits["train"].column_names for name in wanted):
         splits = splits.flatten()
-    roles = {name: role for role, name in columns.items()}
     for split, table in splits.items():
-        missing = next((name for name in wanted if name not in table.column_names), None)
-        if missing is not None:
-            other = other_spelling(missing, table.column_names)
-            known = "" if other is None else f" {other!a} is another spelling of it: rename that column."
-            raise InputError(
-                f"The {split} data has no column {missing!r}; it has {', '.join(table.column_names)}.{known} Name the "
-                f"right one with data.{roles[missing]}_column=..."
-            )
-        _warn_of_spellings(table, wanted, split)
-    renamed = {name: role for name, role in roles.items() if name != role}
+        for role, name in columns.items():
+            _check_column(table, name, split=split, setting=f"data.{role}_column")
+    renamed = {name: role for role, name in columns.items() if name != role}
     taken = splits.select_columns(wanted).rename_columns(renamed)
     warn_of_overlap(taken, [role for role in columns if role in _INPUT_ROLES])
     return taken
 
 
-def _warn_of_spellings(table: Dataset, wanted: Sequence[str], split: str) -> None:
-    """Warn, on rank 0, of columns that look like one that is read."""
-    for name in wanted:
-        other = other_spelling(name, table.column_names)
-        if other is not None and is_rank_zero():
-            _log.warning(
-                f"The {split} data has the columns {name!a} and {other!a}, which look the same: the first is "
-                "read. Remove or rename the other."
-            )
+def _check_column(table: Dataset, name: str, *, split: str, setting: str) -> None:
+    """Raise ``InputError`` if a table lacks a column, or the values of the column are not those that were written."""
+    if name not in table.column_names:
+        raise InputError(
+            f"The {split} data has no column {name!r}; it has {', '.join(table.column_names)}. Name the "
+            f"right one with {setting}=..."
+        )
+    # The reader of JSON makes times of texts such as 2020-01-01, and 1 of "01" beside numbers.
+    if any(kind in str(table.features[name]) for kind in ("Json(", "timestamp[")):
+        raise InputError(
+            f"The {split} data has dates, or values of several kinds, in the column {name!r}, which may not be read as "
+            "they are written: write all of them as texts, dates in a csv or tsv file."
+        )

@@ -12,7 +12,7 @@ from torch import nn
 
 from gating.compact.digests import digest_tensors
 
-__all__ = ["computed_column", "model_digest"]
+__all__ = ["cache_file", "computed_column", "model_digest"]
 
 
 def computed_column(
@@ -36,8 +36,6 @@ def computed_column(
         batch_size: Number of rows for each call of ``compute``.
         title: Title of the progress bar.
     """
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / "head-gating"
-    folder.mkdir(parents=True, exist_ok=True)
     fingerprint = Hasher.hash((name, key))
     return Dataset.from_dict({"row": range(num_rows)}).map(
         lambda rows: {name: compute(rows["row"])},
@@ -46,9 +44,16 @@ def computed_column(
         remove_columns=["row"],
         features=datasets.Features({name: datasets.List(datasets.Value(dtype))}),
         new_fingerprint=fingerprint,
-        cache_file_name=str(folder / f"{fingerprint}.arrow"),
+        cache_file_name=cache_file(fingerprint),
         desc=title,
     )
+
+
+def cache_file(fingerprint: str) -> str:
+    """Return the path of a table in the cache of ``datasets``."""
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "head-gating"
+    folder.mkdir(parents=True, exist_ok=True)
+    return str(folder / f"{fingerprint}.arrow")
 
 
 def model_digest(model: nn.Module, *settings: object) -> str:

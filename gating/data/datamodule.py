@@ -23,7 +23,12 @@ _PROBED = 8
 
 
 class ExampleDataModule(pl.LightningDataModule):
-    """Data loaders of prepared splits; with several processes, each loads its share of every batch."""
+    """Data loaders of prepared splits; with several processes, each loads its share of every batch.
+
+    Attributes:
+        batch_size: Number of examples in a training batch of one process.
+        eval_batch_size: Number of examples in a validation or test batch of one process.
+    """
 
     def __init__(
         self,
@@ -46,34 +51,21 @@ class ExampleDataModule(pl.LightningDataModule):
             num_workers: Number of worker processes of each data loader.
 
         Raises:
-            ValueError: A batch size is not positive, or ``num_workers`` is negative.
+            ValueError: A batch size is not positive.
         """
         super().__init__()
-        if num_workers < 0:
-            raise InputError(f"num_workers={num_workers}: give 0 to collate in the process that trains, or more.")
-        for name, size in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
-            if size < 1:
-                raise InputError(f"{name}={size}: a batch has at least one example.")
+        if min(batch_size, eval_batch_size) < 1:
+            raise InputError(f"data.batch_size={batch_size}, data.eval_batch_size={eval_batch_size}: give 1 or more.")
         self._splits = splits
         self._collate = collate
-        self._batch_size = batch_size
-        self._eval_batch_size = eval_batch_size
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
         self._num_workers = num_workers
         self._seed = order_seed
         self._first_batch = 0
         self._epochs_done, self._batches_done = 0, 0
         self._num_shards, self._shard_index = 1, 0
         self._lengths: dict[str, list[int]] = {}
-
-    @property
-    def batch_size(self) -> int:
-        """Number of examples in a training batch of one process."""
-        return self._batch_size
-
-    @property
-    def eval_batch_size(self) -> int:
-        """Number of examples in a validation or test batch of one process."""
-        return self._eval_batch_size
 
     @property
     def splits(self) -> list[str]:
@@ -96,17 +88,14 @@ class ExampleDataModule(pl.LightningDataModule):
         Raises:
             ValueError: A split has fewer examples than there are processes.
         """
-        for name, split in self._splits.items():
-            if len(split) < num_shards:
-                raise InputError(
-                    f"The {name} data has {len(split)} example(s) for {num_shards} processes; each needs one. Lower "
-                    "trainer.devices."
-                )
+        for name, table in self._splits.items():
+            if len(table) < num_shards:
+                raise InputError(f"trainer.devices: {len(table)} {name} example(s) for {num_shards} processes.")
         self._num_shards, self._shard_index = num_shards, index
 
     def num_batches(self) -> int:
         """Return the number of training batches of one process in an epoch."""
-        return -(-len(self._splits["train"]) // (self._batch_size * self._num_shards))
+        return -(-len(self._splits["train"]) // (self.batch_size * self._num_shards))
 
     def start_after(self, num_batches: int) -> None:
         """Start the next training after the batches of earlier phases, also in the middle of an epoch."""
@@ -131,7 +120,7 @@ class ExampleDataModule(pl.LightningDataModule):
         # The order depends on epoch and seed alone, not on the global random state; also with one process. Examples
         # are grouped over all processes and then distributed one by one.
         sampler = DistributedLengthGroupedSampler(
-            self._batch_size * self._num_shards,
+            self.batch_size * self._num_shards,
             num_replicas=self._num_shards,
             rank=self._shard_index,
             seed=self._seed,
@@ -141,11 +130,11 @@ class ExampleDataModule(pl.LightningDataModule):
         resumed = _ResumedOrder(
             sampler,
             first_epoch=epochs,
-            skipped=batches * self._batch_size,
+            skipped=batches * self.batch_size,
             epoch=self._epochs_done,
-            done=self._batches_done * self._batch_size,
+            done=self._batches_done * self.batch_size,
         )
-        return self._loader("train", batch_size=self._batch_size, sampler=resumed)
+        return self._loader("train", batch_size=self.batch_size, sampler=resumed)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Return a loader of the validation split, shortest examples first."""
@@ -159,7 +148,7 @@ class ExampleDataModule(pl.LightningDataModule):
         """
         order = self._by_length(split)
         shard = order[self._shard_index :: self._num_shards]
-        wanted = -(-len(order) // (self._eval_batch_size * self._num_shards))
+        wanted = -(-len(order) // (self.eval_batch_size * self._num_shards))
         num_batches = min(wanted, len(order) // self._num_shards)
         bounds = [len(shard) * number // num_batches for number in range(num_batches + 1)]
         batches = [shard[start:stop] for start, stop in pairwise(bounds)]

@@ -49,35 +49,18 @@ def as_examples(returned: Any, *, target: str) -> Examples:
             set.
     """
     given = returned if isinstance(returned, Examples) else Examples(returned)
-    splits: Any = given.splits
-    if isinstance(splits, Dataset):
-        splits = {"train": splits}
-    where = f"data._target_={target} returned"
-    if not isinstance(splits, Mapping):
+    splits: Any = {"train": given.splits} if isinstance(given.splits, Dataset) else given.splits
+    if not isinstance(splits, Mapping) or "train" not in splits or not set(splits) <= set(_SPLITS):
+        found = ", ".join(map(repr, splits)) if isinstance(splits, Mapping) else f"a {type(splits).__name__}"
         raise InputError(
-            f"{where} {_kind(splits)}: let it return a dictionary of datasets.Dataset by their split: "
-            f"{', '.join(_SPLITS)}."
+            f"data._target_={target} returned {shorten(found or 'no split')}: let it return a dictionary of "
+            f"datasets.Dataset by split, {', '.join(_SPLITS)}; train is needed."
         )
-    _check_splits(splits, where)
-    metrics = given.metrics
-    if isinstance(metrics, str) or not all(isinstance(name, str) for name in metrics):
-        raise InputError(f"{where} metrics={metrics!r}: give the names of metrics as a tuple, such as ('accuracy',).")
-    ordered = DatasetDict({name: splits[name] for name in _SPLITS if name in splits})
-    return Examples(ordered, metrics=tuple(metrics), rows=given.rows)
-
-
-def _check_splits(splits: Mapping[Any, Any], where: str) -> None:
-    unknown = next((name for name in splits if name not in _SPLITS), None)
-    if unknown is not None or "train" not in splits:
-        found = ", ".join(map(repr, splits)) or "no split"
-        raise InputError(f"{where} {shorten(found)}: call the splits {', '.join(_SPLITS)}; train is needed.")
     for name, table in splits.items():
-        if not isinstance(table, Dataset):
-            raise InputError(f"{where} {_kind(table)} as {name}: let it be a datasets.Dataset.")
-        if not len(table):
-            instead = "" if name == "train" else f", or leave {name} out"
-            raise InputError(f"{where} no examples as {name}: give some{instead}.")
-
-
-def _kind(value: object) -> str:
-    return "nothing" if value is None else f"a {type(value).__name__}"
+        if not isinstance(table, Dataset) or not len(table):
+            found = f"a {type(table).__name__}" if not isinstance(table, Dataset) else "no examples"
+            raise InputError(f"data._target_={target} returned {found} as {name}: let it be a datasets.Dataset.")
+    if isinstance(given.metrics, str):
+        raise InputError(f"data._target_={target} returned metrics={given.metrics!r}: give a tuple of names.")
+    ordered = DatasetDict({name: splits[name] for name in _SPLITS if name in splits})
+    return Examples(ordered, metrics=tuple(given.metrics), rows=given.rows)

@@ -78,10 +78,9 @@ def draw_splits(
             masks = {"train": ~np.logical_or.reduce(held), **dict(zip(names, held, strict=True))}
             rows = {name: np.flatnonzero(mask) for name, mask in masks.items()}
             return Examples(DatasetDict({name: table.select(of_split) for name, of_split in rows.items()}), rows=rows)
-    kept = "one to train on" if classes is None else "one of each label to train on"
     raise InputError(
-        f"The training data has {len(table)} row(s), too few to draw {' and '.join(names)} data from and to keep "
-        f"{kept}. Add rows, or give separate validation data."
+        f"The training data has {len(table)} row(s), too few to draw {' and '.join(names)} data and keep one of each "
+        "label. Give data.validation=..., or more rows."
     )
 
 

@@ -10,16 +10,14 @@ import transformers
 from datasets import Dataset, Image
 from transformers import AutoImageProcessor, ImageProcessingMixin, PreTrainedConfig, PreTrainedModel
 
-from gating.errors import InputError, MissingFileError, UserError, explain
+from gating.data.tables import reading
+from gating.errors import InputError, MissingFileError
 from gating.models.sources import ModelSource
 
 __all__ = ["load_image_processor", "transform_images", "vision_config"]
 
 # The arithmetic of Pillow is the same on every machine, unlike that of torchvision.
 _NewProcessor = transformers.ViTImageProcessorPil
-
-_MAX_16_BIT = 2**16 - 1
-
 # Number of channels -> Pillow's mode.
 _MODES = {1: "L", 3: "RGB"}
 
@@ -34,19 +32,13 @@ def load_image_processor(source: ModelSource, meta_model: PreTrainedModel) -> Im
         config = vision_config(meta_model)
         height, width = config.image_size if isinstance(config.image_size, (list, tuple)) else [config.image_size] * 2
         middle = [0.5] * config.num_channels
-        created: ImageProcessingMixin = _NewProcessor(
-            size={"height": height, "width": width}, image_mean=middle, image_std=middle
-        )
+        size = {"height": height, "width": width}
+        created: ImageProcessingMixin = _NewProcessor(size=size, image_mean=middle, image_std=middle)
         return created
-    try:
+    with reading(f"The image processor of {source.title}", remedy=" Name another one with model.tokenizer=..."):
         loaded: ImageProcessingMixin = AutoImageProcessor.from_pretrained(
             source.processor, revision=source.processor_revision
         )
-    except (ImportError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"The image processor of {source.title} does not load: {reason} Name another one with model.tokenizer=..."
-        ) from error
     return loaded
 
 
@@ -71,39 +63,16 @@ def transform_images(table: Dataset, processor: Any, *, num_channels: int, where
         ValueError: The column holds no images, or the first image cannot be converted.
         FileNotFoundError: A file does not exist.
     """
-    table = _with_images(table, where)
-    transformed = table.with_transform(_PixelTransform(processor, mode=_MODES.get(num_channels)))
-    try:
-        transformed[0]
-    except UserError:
-        raise
-    except Exception as error:
-        raise InputError(
-            f"The first image of the {where} data cannot be converted to model inputs: {explain(error)} Correct the "
-            "image, or name another image processor with model.tokenizer=..."
-        ) from error
-    return transformed
-
-
-def _with_images(table: Dataset, where: str) -> Dataset:
-    """Return a table with the column ``image`` as images, decoded from paths or bytes."""
     feature = table.features["image"]
-    if isinstance(feature, Image):
-        return table
-    dtype = getattr(feature, "dtype", "")
-    if dtype in ("string", "large_string"):
+    if getattr(feature, "dtype", "").endswith("string"):
         missing = next((path for path in table["image"] if not Path(path).is_file()), None)
         if missing is not None:
-            raise MissingFileError(
-                f"The {where} data names the image {missing}, and there is no such file; "
-                "paths are relative to the working directory of the command."
-            )
-    elif "binary" not in dtype and not (isinstance(feature, dict) and "bytes" in feature):
-        raise InputError(
-            f"The column of images of the {where} data holds {feature}: neither images nor paths of files. Name the "
-            "right one with data.image_column=..."
-        )
-    return table.cast_column("image", Image())
+            raise MissingFileError(f"The {where} data names the image {missing}: there is no such file.")
+    with reading(f"The first image of the {where} data", remedy=" Their column is data.image_column=..."):
+        images = table if isinstance(feature, Image) else table.cast_column("image", Image())
+        transformed = images.with_transform(_PixelTransform(processor, mode=_MODES.get(num_channels)))
+        transformed[0]
+    return transformed
 
 
 def _to_8_bits(image: Any) -> Any:
@@ -111,11 +80,8 @@ def _to_8_bits(image: Any) -> Any:
     if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
         return image
     pixels = np.asarray(image)
-    if image.mode == "F" or pixels.min() < 0 or pixels.max() > _MAX_16_BIT:
-        raise InputError(
-            f"An image has pixel values from {pixels.min()} to {pixels.max()} (mode {image.mode}), whose white "
-            "and black are unknown: save it with 8 or 16 bits."
-        )
+    if image.mode == "F" or pixels.min() < 0 or pixels.max() >= 2**16:
+        raise InputError(f"An image has pixels up to {pixels.max()} (mode {image.mode}): save it with 8 or 16 bits.")
     return PIL.Image.fromarray((pixels.astype(np.uint16) >> 8).astype(np.uint8))
 
 

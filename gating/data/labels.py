@@ -2,16 +2,16 @@
 
 import logging
 import re
-from collections import Counter
+import unicodedata
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from datasets import ClassLabel, Dataset, DatasetDict, Json
+from datasets import ClassLabel, Dataset, DatasetDict
 
 from gating.data.rows import name_row
-from gating.data.spelling import groups_of_spellings, hint_at_spelling
 from gating.distributed.collectives import is_rank_zero
 from gating.errors import InputError, shorten
 
@@ -20,7 +20,6 @@ __all__ = [
     "check_classes",
     "classes_of_model",
     "encode_labels",
-    "hint_at_regression",
     "number_classes",
     "sort_labels",
     "using_classes",
@@ -33,11 +32,7 @@ _log = logging.getLogger(__name__)
 
 _of_model: ContextVar[tuple[str, ...] | None] = ContextVar("of_model", default=None)
 
-# More labels are numbers of rows, not classes.
-_MAX_CLASSES = 100_000
-# More whole numbers than that are hardly ever the names of classes.
-_MANY = 20
-_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
+_NUMBER = re.compile(r"([+-]?\d+)(?:\.(\d+))?")
 
 
 @contextmanager
@@ -96,27 +91,25 @@ def encode_labels(splits: DatasetDict) -> tuple[DatasetDict, list[str]]:
 
 
 def number_classes(names: Sequence[str], counts: Mapping[str, int]) -> dict[str, int]:
-    """Return the number of each class; warn, on rank 0, of classes that differ only in their spelling.
-
-    Raises:
-        ValueError: There are more classes than any model tells apart, such as the numbers of the rows.
-    """
-    if len(names) > _MAX_CLASSES:
-        raise InputError(
-            f"The training data has {len(names):,} classes, such as {shorten(ascii(names[0]))}; at most "
-            f"{_MAX_CLASSES:,} can be learned. Name the right column with data.label_column=..., or learn numbers with "
-            "task=regression."
-        )
-    groups = groups_of_spellings(names)
-    twice = [f"{name!a} ({counts.get(name, 0)})" for group in groups for name in group]
+    """Return the number of each class; warn, on rank 0, of classes that differ only in their spelling."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        groups[_spelling(name)].append(name)
+    twice = [f"{name!a} ({counts.get(name, 0)})" for group in groups.values() if len(group) > 1 for name in group]
     if twice and is_rank_zero():
-        distinct = len(names) - len(twice) + len(groups)
         _log.warning(
-            f"{len(names)} classes are {distinct} when case, spaces, invisible characters and different codes of the "
-            f"same character are ignored: {shorten(', '.join(twice), most=400)}. Each is learned as a separate class, "
-            "with this number of examples; spell the same class the same way."
+            f"{len(names)} classes are {len(groups)} when case, spaces, invisible characters and different codes of "
+            f"the same character are ignored: {shorten(', '.join(twice), most=400)}. Each is learned as a separate "
+            "class, with this number of examples; spell the same class the same way."
         )
     return {name: number for number, name in enumerate(names)}
+
+
+def _spelling(name: str) -> str:
+    """Return a form that is equal for names that differ in case, spaces, invisible characters or codes alone."""
+    usual = unicodedata.normalize("NFKC", name).casefold()
+    visible = (one for one in usual if one.isspace() or unicodedata.category(one) not in ("Cf", "Cc"))
+    return " ".join("".join(visible).split())
 
 
 def check_classes(labels: Iterable[str], numbers: Mapping[str, int], split: str) -> None:
@@ -132,53 +125,39 @@ def check_classes(labels: Iterable[str], numbers: Mapping[str, int], split: str)
         if classes_of_model() is not None:
             owner, remedy = "model", "Evaluate it on data with its labels."
         raise InputError(
-            f"The {split} data has the label {shorten(repr(label))} ({name_row(split, row)}), which the {owner} "
-            f"lacks; it has {shorten(', '.join(numbers))}. {hint_at_spelling(label, numbers) or remedy}"
+            f"The {split} data has the label {shorten(ascii(label))} ({name_row(split, row)}), which the {owner} "
+            f"lacks; it has {shorten(', '.join(numbers))}. {remedy}"
         )
 
 
 def _as_text(table: Dataset, split: str) -> list[str]:
     """Return labels as text, since labels of one file may be read as numbers and those of another as words."""
     feature = table.features["label"]
-    if isinstance(feature, Json):
-        # datasets reads mixed columns of JSON files so, with some texts as numbers.
-        raise InputError(
-            f"The {split} data has labels of several kinds, such as texts and numbers: write all of them as texts."
-        )
     # Reading the column label by label would be a hundred times slower.
     labels: Sequence[Any] = table["label"][:]
     if isinstance(feature, ClassLabel):
-        return [
-            feature.int2str(label) if label is not None and label >= 0 else _missing(split, row)
-            for row, label in enumerate(labels)
-        ]
-    return [_label_text(label, split, row) for row, label in enumerate(labels)]
-
-
-def _label_text(label: Any, split: str, row: int) -> str:
-    if label is None or label == "" or label != label:
-        _missing(split, row)
-    if isinstance(label, (list, dict)):
-        raise InputError(
-            f"The {split} data has more than one label in {name_row(split, row)}: {shorten(repr(label))}. Learn "
-            "one label for each word with task=token_classification."
-        )
-    if isinstance(label, bytes):
-        raise InputError(
-            f"The {split} data has the label {shorten(repr(label))} in {name_row(split, row)}, which is not a class. "
-            "Name the column of the labels with data.label_column=..., or correct the row."
-        )
-    if isinstance(label, float) and not label.is_integer():
-        raise _fraction(split, row, label)
-    return str(label)
+        labels = [None if label is None or label < 0 else feature.int2str(label) for label in labels]
+    for row, label in enumerate(labels):
+        if label is None or label == "" or label != label:
+            # Benchmarks do not publish the labels of their test splits.
+            raise InputError(f"The {split} data has no label in {name_row(split, row)}: fill it in, or leave it out.")
+        if isinstance(label, (list, dict, bytes)):
+            raise InputError(
+                f"The {split} data has the label {shorten(repr(label))} in {name_row(split, row)}, which is not one "
+                "class. Name another data.label_column=..., or learn one for each word: task=token_classification."
+            )
+        if isinstance(label, float) and not label.is_integer():
+            raise _fraction(split, row, label)
+    return [str(label) for label in labels]
 
 
 def _without_fractions(labels: list[str], split: str) -> list[str]:
     """Return 1 for 1.0 where classes are numbers, because files may write the same number differently."""
-    for row, label in enumerate(labels):
-        if _NUMBER.fullmatch(label) and "." in label and label.rpartition(".")[2].strip("0"):
-            raise _fraction(split, row, label)
-    return [label.partition(".")[0] if _NUMBER.fullmatch(label) else label for label in labels]
+    found = [_NUMBER.fullmatch(label) for label in labels]
+    for row, number in enumerate(found):
+        if number and (number[2] or "").strip("0"):
+            raise _fraction(split, row, labels[row])
+    return [number[1] if number else label for number, label in zip(found, labels, strict=True)]
 
 
 def _fraction(split: str, row: int, label: object) -> InputError:
@@ -186,22 +165,6 @@ def _fraction(split: str, row: int, label: object) -> InputError:
         f"The {split} data has the label {label} in {name_row(split, row)}: numbers with fractions are not classes; "
         "task=regression learns numbers."
     )
-
-
-def _missing(split: str, row: int) -> str:
-    # Benchmarks do not publish the labels of their test splits.
-    instead = "leave the test out" if split == "test" else "remove the row"
-    raise InputError(f"The {split} data has no label in {name_row(split, row)}. Fill it in, or {instead}.")
-
-
-def hint_at_regression(splits: DatasetDict, names: Sequence[str]) -> None:
-    """Tell, on rank 0, that many whole numbers are learned as classes without an order."""
-    is_declared = isinstance(splits["train"].features["label"], ClassLabel) or classes_of_model() is not None
-    if len(names) > _MANY and not is_declared and all(map(_NUMBER.fullmatch, names)) and is_rank_zero():
-        _log.warning(
-            f"The labels are {len(names)} whole numbers, which are learned as classes without an order. If they are "
-            "quantities, learn them with task=regression."
-        )
 
 
 def sort_labels(names: Iterable[str]) -> list[str]:

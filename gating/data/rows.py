@@ -18,13 +18,9 @@ __all__ = ["Numbers", "name_row", "numbering_rows", "row_keys", "warn_of_overlap
 
 Numbers = np.ndarray[Any, np.dtype[np.int64]]
 
-# A warning is not worth the minutes that larger tables take.
-_MAX_BYTES = 8 * 2**30
 _SEPARATOR = pa.scalar(b"\x1f", pa.large_binary())
 # Keys of an empty text and of a pair of empty texts.
 _EMPTY = pa.array([b"", b"\x1f"], pa.large_binary())
-# Names of the splits in messages.
-_TITLES = {"train": "training", "validation": "validation", "test": "test"}
 
 _log = logging.getLogger(__name__)
 
@@ -61,11 +57,9 @@ def row_keys(table: Dataset, columns: Sequence[str]) -> pa.ChunkedArray | None:
         [b'x\x1f1', b'y\x1f2']
 
     Returns:
-        The keys; None if a column has another type, or the table is larger than 8 GiB.
+        The keys; None if a column has another type.
     """
     content = table.select_columns(list(columns)).with_format("arrow")[:]
-    if content.nbytes > _MAX_BYTES:
-        return None
     try:
         parts = [_as_bytes(content[name]) for name in columns]
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowKeyError):
@@ -82,10 +76,10 @@ def warn_of_overlap(splits: Mapping[str, Dataset], columns: Sequence[str]) -> No
     found = {split: row_keys(table, columns) for split, table in splits.items()}
     keys = {split: rows for split, rows in found.items() if rows is not None}
     clauses = []
-    for earlier, later in combinations([split for split in _TITLES if split in keys], 2):
+    for earlier, later in combinations(keys, 2):
         shared = _num_shared(keys[later], keys[earlier])
         if shared:
-            clauses.append(f"{shared} of {len(keys[later])} {later} examples are in the {_TITLES[earlier]} data, too")
+            clauses.append(f"{shared} of {len(keys[later])} {later} examples are in the {earlier} data, too")
     if clauses:
         _log.warning(
             f"{'; '.join(clauses)}: metrics look better than on new examples. Remove them from one of the two."

@@ -8,7 +8,6 @@ from datasets import Dataset, DatasetDict
 
 from gating.data.examples import Examples
 from gating.data.sources import load_bbc_news
-from gating.data.tables import warn_of_same_files
 from gating.data.text_files import read_texts
 
 __all__ = ["load_bbc_sentences", "load_sentences", "split_sentences", "split_tables"]
@@ -33,7 +32,6 @@ def load_sentences(*, train: str, validation: str | None = None, test: str | Non
     """
     files = {"train": train, "validation": validation, "test": test}
     tables = {split: read_texts(split, file, divide=_lines) for split, file in files.items() if file is not None}
-    warn_of_same_files(files)
     return Examples(DatasetDict(tables))
 
 

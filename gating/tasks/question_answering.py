@@ -18,7 +18,7 @@ from transformers import (
 from gating.data.batches import Batch
 from gating.data.columns import find_column, take_columns
 from gating.data.examples import Examples
-from gating.data.text.tokens import check_no_nulls, check_texts, require_offsets, tokenize, truncation_length
+from gating.data.text.tokens import check_no_nulls, check_texts, tokenize, truncation_length
 from gating.errors import InputError
 from gating.models.sources import ModelSource
 from gating.models.special_tokens import special_token_ids
@@ -54,13 +54,8 @@ class QuestionAnswering(TextTask):
     def load_processor(
         self, source: ModelSource, meta_model: PreTrainedModel, splits: DatasetDict
     ) -> PreTrainedTokenizerBase:
-        """Load the tokenizer, or train one for a new model.
-
-        Raises:
-            ValueError: The tokenizer does not map tokens to characters.
-        """
+        """Load the tokenizer, or train one for a new model."""
         tokenizer = super().load_processor(source, meta_model, splits)
-        tokenizer = require_offsets(tokenizer, "task=question_answering")
         # Padding on the left would shift positions.
         tokenizer.padding_side = "right"
         return tokenizer

@@ -17,7 +17,7 @@ from transformers import (
 from gating.data.batches import Batch
 from gating.data.columns import take_columns
 from gating.data.examples import Examples
-from gating.data.text.tokens import beginning, check_texts, tokenize, truncation_length
+from gating.data.text.tokens import check_texts, tokenize, truncation_length
 from gating.errors import InputError
 from gating.models.sources import ModelSource
 from gating.models.special_tokens import special_token_ids
@@ -253,10 +253,9 @@ def _tokenize(
 ) -> DatasetDict:
     def tokenize_batch(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         targets = [str(text) for text in batch["text_pair"]]
-        sources = [beginning(f"{prefix}{text}", tokenizer, length) for text in batch["text"]]
+        sources = [f"{prefix}{text}" for text in batch["text"]]
         tokens = tokenizer(sources, truncation=True, max_length=length)
-        kept = [beginning(text, tokenizer, target_length) for text in targets]
-        labels = tokenizer(text_target=kept, truncation=True, max_length=target_length)
+        labels = tokenizer(text_target=targets, truncation=True, max_length=target_length)
         return {"input_ids": tokens["input_ids"], "labels": labels["input_ids"], "metric_target": targets}
 
     return tokenize(splits, tokenize_batch, tokenizer=tokenizer)

@@ -19,7 +19,7 @@ from gating.data.columns import find_column, take_columns
 from gating.data.examples import Examples
 from gating.data.labels import check_classes, classes_of_model, number_classes, sort_labels
 from gating.data.rows import name_row
-from gating.data.text.tokens import check_no_nulls, load_tokenizer, require_offsets, tokenize, truncation_length
+from gating.data.text.tokens import check_no_nulls, load_tokenizer, tokenize, truncation_length
 from gating.errors import InputError, shorten
 from gating.models.sources import ModelSource
 from gating.models.special_tokens import special_token_ids
@@ -47,13 +47,8 @@ class TokenClassification(MetricTask):
     def load_processor(
         self, source: ModelSource, meta_model: PreTrainedModel, splits: DatasetDict
     ) -> PreTrainedTokenizerBase:
-        """Load a tokenizer that tokenizes every word as if it followed a space.
-
-        Raises:
-            ValueError: The tokenizer does not map tokens to words.
-        """
-        tokenizer = load_tokenizer(source, after_space=True, meta_model=meta_model)
-        return require_offsets(tokenizer, "task=token_classification")
+        """Load a tokenizer that tokenizes every word as if it followed a space."""
+        return load_tokenizer(source, after_space=True, meta_model=meta_model)
 
     def prepare(
         self,

@@ -8,7 +8,6 @@ from datasets import DatasetDict, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from gating.data.rows import name_row
-from gating.data.spelling import is_spelled_in
 from gating.errors import InputError, shorten
 
 __all__ = ["check_stride", "make_windows", "read_answers"]
@@ -58,15 +57,10 @@ def _check_answer(text: str, start: int, context: str, *, where: str) -> None:
         )
     near = context[max(0, start - _TOLERANCE) : start + len(text) + _TOLERANCE]
     if "".join(text.split()).lower() not in "".join(near.split()).lower():
-        # Decomposed characters are longer than composed ones.
-        around = context[max(0, start - _TOLERANCE) : start + 2 * len(text) + _TOLERANCE]
-        remedy = "Correct answer_start, or remove the row."
-        if is_spelled_in(text, around):
-            remedy = f"The text has other codes of the same characters, {shorten(around)!a}, and the answer is "
-            remedy += f"{shorten(text)!a}: normalize both."
         raise InputError(
             f"{where} that is not at its answer_start: {shorten(text)!r}; "
-            f"at character {start} is {shorten(context[start : start + len(text)])!r}. {remedy}"
+            f"at character {start} is {shorten(context[start : start + len(text)])!r}. Correct answer_start, or remove "
+            "the row."
         )
 
 

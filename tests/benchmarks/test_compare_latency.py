@@ -4,6 +4,7 @@ import re
 import sys
 
 import pytest
+from gating.run.command import open_tables
 
 from benchmarks import example, page, records
 from benchmarks.compare import __main__ as compare
@@ -11,7 +12,6 @@ from benchmarks.compare import kept, latency
 from benchmarks.compare.methods import INT8, LATENCY_METHODS, SPEEDUP, read_method
 from benchmarks.compare.paired import Difference, difference, smallest_difference
 from benchmarks.compare.summary import summary
-from gating.run.command import open_tables
 from tests.support.tiny_run import ROOT, checked_settings, make_inputs
 
 

@@ -7,15 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from gating.storage.written import note_written
 
 import train
 from gating.__main__ import main
 from gating.commands.evaluate import evaluate_folder
 from gating.run.sweep.results import compare
-from gating.storage.written import note_written
 from tests.run.test_claim import HOLD
-from tests.support.snapshots import put, snapshot
 from tests.support.interruptions import Interrupted, at_batch, interrupt, run_in
+from tests.support.snapshots import put, snapshot
 from tests.support.tiny_run import compose_settings
 
 pytestmark = pytest.mark.runs

@@ -1,9 +1,12 @@
 """Columns of a table and their roles."""
 
+import datetime
+
 import pytest
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, Json
 
 from gating.data.columns import find_column, find_input_columns, find_text_columns, take_columns
+from gating.errors import InputError
 
 
 def splits(*names: str) -> DatasetDict:
@@ -26,13 +29,9 @@ def test_texts_and_pairs_are_found_by_their_usual_names(names, found):
     assert find_text_columns(splits(*names), None, None) == found
 
 
-def test_columns_of_the_usual_name_and_its_plural_are_told_apart(caplog):
+def test_a_column_is_found_by_its_first_usual_name():
     assert find_column(splits("text", "labels", "label"), None, ("label", "labels")) == "label"
-    assert "has the columns 'label' and 'labels': the first is read" in caplog.text
-    caplog.clear()
-    for names, given in (("label", "text"), None), (("label", "labels"), "labels"):
-        find_column(splits(*names), given, ("label", "labels"))
-    assert not caplog.records
+    assert find_column(splits("text", "labels"), "text", ("label", "labels")) == "text"
 
 
 def test_a_given_text_column_is_a_pair_only_with_a_given_second_column():
@@ -57,16 +56,26 @@ def test_a_field_of_a_nested_column_can_be_selected():
     assert taken["train"][0] == {"text": "yes"}
 
 
-def test_a_missing_column_is_named_with_its_setting():
-    with pytest.raises(
-        ValueError, match=r"train data has no column 'label'; it has text, kind\. .*data\.label_column="
-    ):
-        take_columns(splits("text", "kind"), {"text": "text", "label": find_column(splits("text"), None, ["label"])})
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"text": "text", "label": "label"}, r"'label'.*kind.*data\.label_column="),
+        ({"text": "text", "label": "text"}, "different columns"),
+    ],
+)
+def test_columns_that_cannot_be_taken_are_named(columns, message):
+    with pytest.raises(InputError, match=message):
+        take_columns(splits("text", "kind"), columns)
 
 
-def test_one_column_cannot_have_two_roles():
-    with pytest.raises(ValueError, match="different columns"):
-        take_columns(splits("text"), {"text": "text", "label": "text"})
+def test_values_that_were_not_read_as_written_are_refused_where_they_are_used():
+    row = {"text": "a", "label": "x", "when": datetime.datetime(2024, 2, 29), "many": [datetime.datetime(2024, 2, 29)]}
+    table = Dataset.from_list([row])
+    mixed = table.cast_column("label", Json())
+    assert take_columns(DatasetDict(train=table), {"text": "text"})["train"][0] == {"text": "a"}
+    for rows, name in ((table, "when"), (table, "many"), (mixed, "label")):
+        with pytest.raises(InputError, match=rf"'{name}'.*as texts"):
+            take_columns(DatasetDict(train=rows), {"text": name})
 
 
 @pytest.mark.parametrize(

@@ -76,9 +76,9 @@ def test_a_missing_text_is_named(tokenizer):
         prepare(make_splits(text=["x", "y", None] + ["z"] * 37), tokenizer)
 
 
-@pytest.mark.parametrize("text", ["", " ", "\u200b"])
+@pytest.mark.parametrize("text", ["", " "])
 def test_texts_without_a_character_are_refused_where_all_are(text, tokenizer):
-    with pytest.raises(ValueError, match="training data has no text: in all 40 rows, text is empty"):
+    with pytest.raises(ValueError, match="no text: text is empty"):
         prepare(make_splits(text=[text] * 40), tokenizer)
     prepare(make_splits(text=[text] * 39 + ["word1"]), tokenizer)
 
@@ -180,7 +180,7 @@ def test_every_example_is_evaluated_once_in_as_many_batches_by_each_process(toke
 
 
 def test_more_processes_than_examples_are_refused(tokenizer):
-    with pytest.raises(ValueError, match="9 example"):
+    with pytest.raises(ValueError, match="9 validation example"):
         make_data(tokenizer).shard(10)
 
 

@@ -69,7 +69,7 @@ def test_column_without_images_is_named():
 
 def test_model_without_an_image_processor_is_named(tmp_path):
     ViTConfig().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"does not load: .*model\.tokenizer="):
+    with pytest.raises(ValueError, match=r"cannot be read.*model\.tokenizer="):
         load_image_processor(Pretrained(str(tmp_path)), meta_model())
 
 
@@ -100,7 +100,7 @@ def test_encoded_images_are_decoded_and_conversion_is_checked_at_once():
     made = load_image_processor(NewModel("vit"), meta_model(image_size=4, num_channels=1))
     assert transform_images(table, made, num_channels=1, where="train")[0]["pixel_values"].shape == (1, 4, 4)
     made = load_image_processor(NewModel("vit"), meta_model(image_size=4, num_channels=3))
-    with pytest.raises(ValueError, match=r"first image of the train data cannot be converted to model inputs"):
+    with pytest.raises(ValueError, match=r"first image of the train data"):
         transform_images(table, made, num_channels=1, where="train")
 
 

@@ -77,19 +77,18 @@ def test_a_function_with_variable_keyword_arguments_takes_any_setting(own):
 @pytest.mark.parametrize(
     ("returned", "message"),
     [
-        (None, "returned nothing: let it return a dictionary"),
-        ([ROWS], "returned a list: let it"),
-        ({"train": [{"text": "a"}]}, "returned a list as train: let it be a datasets.Dataset"),
-        ({"train": IterableDataset.from_generator(lambda: iter([]))}, "returned a IterableDataset as train"),
-        ({"training": ROWS}, "returned 'training': call the splits train, validation, test"),
-        ({"train": ROWS, "dev": ROWS}, "returned 'train', 'dev': call the splits"),
-        ({}, "returned no split"),
-        (DatasetDict(train=ROWS, test=ROWS.select([])), "returned no examples as test"),
-        (Examples(DatasetDict(train=ROWS), metrics="f1"), "metrics='f1'.* as a tuple"),
+        (None, "a NoneType"),
+        ([ROWS], "a list"),
+        ({"train": [{"text": "a"}]}, "a list as train"),
+        ({"train": IterableDataset.from_generator(lambda: iter([]))}, "a IterableDataset as train"),
+        ({"training": ROWS}, "'training'.*train, validation, test"),
+        ({}, "no split"),
+        (DatasetDict(train=ROWS, test=ROWS.select([])), "no examples as test"),
+        (Examples(DatasetDict(train=ROWS), metrics="f1"), "metrics='f1'"),
     ],
 )
 def test_returned_data_is_checked(returned, message):
-    with pytest.raises(ValueError, match=rf"data\._target_=mine\.load {message}|{message}"):
+    with pytest.raises(ValueError, match=rf"data\._target_=mine\.load returned {message}"):
         as_examples(returned, target="mine.load")
 
 

@@ -1,7 +1,6 @@
 """Warnings of examples and files in more than one split."""
 
 import datetime
-import shutil
 
 import numpy as np
 import PIL.Image
@@ -10,8 +9,6 @@ from datasets import Dataset, DatasetDict
 
 from gating.data.columns import take_columns
 from gating.data.rows import row_keys, warn_of_overlap
-from gating.data.sources import load_files
-from gating.data.text_files import load_text
 from gating.distributed import collectives
 
 
@@ -27,7 +24,7 @@ def test_texts_in_two_splits_are_counted_in_one_warning(caplog):
     data = splits(train=["a", "b", "c", "", None], validation=["d", "a"], test=["b", "b", "e", "d", ""])
     take_columns(data, {"text": "text"})
     assert said(caplog) == [
-        "1 of 2 validation examples are in the training data, too; 2 of 5 test examples are in the training data, too; "
+        "1 of 2 validation examples are in the train data, too; 2 of 5 test examples are in the train data, too; "
         "1 of 5 test examples are in the validation data, too: metrics look better than on new examples. Remove them "
         "from one of the two."
     ]
@@ -64,24 +61,4 @@ def test_rows_of_other_types_and_other_ranks_give_no_warning(caplog, monkeypatch
     warn_of_overlap(splits(train=[{"x": 1}], test=[{"x": 1}]), ["text"])
     monkeypatch.setattr(collectives.rank_zero_only, "rank", 1)
     warn_of_overlap(splits(train=["a"], test=["a"]), ["text"])
-    assert said(caplog) == []
-
-
-@pytest.mark.parametrize("way", ["itself", "relative", "link", "copy"])
-@pytest.mark.parametrize("load", [load_files, load_text])
-def test_one_file_for_two_splits_is_warned_of(way, load, tmp_path, caplog, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "rows.csv"
-    path.write_text("text,label\n" + "".join(f"text {row},x\n" for row in range(30)))
-    other = {"itself": str(path), "relative": "rows.csv"}.get(way, "other.csv")
-    if way == "link":
-        (tmp_path / other).symlink_to(path)
-    elif way == "copy":
-        shutil.copy(path, other)
-    load(train=str(path), test=other)
-    (sentence,) = said(caplog)
-    assert sentence.startswith(f"data.train={path} and data.test={other} are the same: metrics measure")
-    (tmp_path / "new.csv").write_text("text,label\nanother text,x\n")
-    caplog.clear()
-    load(train=str(path), test="new.csv")
     assert said(caplog) == []

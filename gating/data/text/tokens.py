@@ -1,47 +1,34 @@
 """Texts as tokens, for every task with texts."""
 
-import datetime
-import decimal
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import datasets
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset, DatasetDict, Value
 from datasets.fingerprint import Hasher
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from gating.data.computed import cache_file
 from gating.data.rows import name_row
-from gating.data.spelling import is_blank
 from gating.discovery.vocabulary import check_known, check_vocabulary, vocabulary_size
 from gating.errors import InputError, loading, shorten
 from gating.models.sources import ModelSource, NewModel
 
 __all__ = [
-    "beginning",
     "check_no_nulls",
     "check_room",
     "check_texts",
     "encode_batch",
     "load_tokenizer",
-    "require_offsets",
     "tokenize",
     "tokenize_labeled",
     "truncation_length",
 ]
 
-# Tokens of a text; the longest contexts have ten million.
-_MAX_LENGTH = 1_000_000_000
-
 # Number of tokens that tell whether a tokenizer knows the texts.
 _CHECKED = 10_000_000
-# Number of characters beyond which a text is not tokenized as a whole to be truncated.
-_LONG_TEXT = 100_000
-# Types of values that are tokenized as they are printed.
-_PRINTABLE = (str, int, float, decimal.Decimal, datetime.date, datetime.time, datetime.timedelta)
 
 
 def load_tokenizer(
@@ -69,25 +56,8 @@ def load_tokenizer(
     check_vocabulary(tokenizer, size=size, name=str(source.processor))
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
-            raise InputError(
-                f"The tokenizer in {source.processor} has neither a padding token nor an EOS token, and "
-                "batches need one: set its pad_token and save it again."
-            )
+            raise InputError(f"The tokenizer in {source.processor} needs a pad_token: set it, and save it again.")
         tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def require_offsets(tokenizer: PreTrainedTokenizerBase, task: str) -> PreTrainedTokenizerBase:
-    """Return a tokenizer if it maps tokens to characters.
-
-    Raises:
-        ValueError: The tokenizer is not a fast one.
-    """
-    if not tokenizer.is_fast:
-        raise InputError(
-            f"{task} needs a fast tokenizer, which maps tokens to characters; {type(tokenizer).__name__} is a slow "
-            "one. Take another model."
-        )
     return tokenizer
 
 
@@ -103,12 +73,10 @@ def truncation_length(meta_model: PreTrainedModel, max_length: int, *, name: str
         64
 
     Raises:
-        ValueError: ``max_length`` is not positive, or longer than any text.
+        ValueError: ``max_length`` is not positive.
     """
     if max_length < 1:
         raise InputError(f"{name}={max_length}: a text has at least one token.")
-    if max_length > _MAX_LENGTH:
-        raise InputError(f"{name}={max_length} is longer than any text: give at most {_MAX_LENGTH}.")
     # Some encoder-decoders have a configuration for each of their two parts.
     parts = [meta_model.config, *(getattr(meta_model.config, part, None) for part in ("encoder", "decoder"))]
     found = [getattr(part, "max_position_embeddings", None) for part in parts if isinstance(part, PreTrainedConfig)]
@@ -180,7 +148,7 @@ def encode_batch(
     columns: Sequence[Sequence[Any]], tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> dict[str, list[Any]]:
     """Return the tokens of texts, or of text pairs in two columns, truncated to ``max_length`` tokens."""
-    texts = [[beginning(str(text), tokenizer, max_length) for text in column] for column in columns]
+    texts = [[str(text) for text in column] for column in columns]
     tokens: dict[str, list[Any]] = dict(tokenizer(*texts, truncation=True, max_length=max_length))
     special = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
     placeholder = next(number for number in special if number is not None)
@@ -192,15 +160,6 @@ def encode_batch(
     return tokens
 
 
-def beginning(text: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> str:
-    """Return the part of a very long text that has all tokens which truncation leaves; other texts as they are."""
-    start = text[: max(_LONG_TEXT, 100 * max_length)]
-    if len(start) == len(text) or tokenizer.truncation_side != "right":
-        return text
-    ids = tokenizer(start, add_special_tokens=False, truncation=True, max_length=max_length)["input_ids"]
-    return start if len(ids) >= max_length else text
-
-
 def _batch_size(table: Dataset) -> int:
     """Return a number of rows of about 16 MiB, at most 1000."""
     return max(1, min(1000, int(2**24 * table.data.num_rows / max(1, table.data.nbytes))))
@@ -210,27 +169,22 @@ def check_texts(splits: DatasetDict, columns: Sequence[str]) -> None:
     """Check that every row has a text, number or date in some columns, and that there is a text to train on.
 
     Raises:
-        ValueError: A row has a null or another type, such as a list; the message names the row. Or all training texts
-            are empty, or have invisible characters alone.
+        ValueError: A row has a null, a column has another type, such as lists, or all training texts are empty.
     """
     check_no_nulls(splits, columns)
     for split, table in splits.items():
         for column in columns:
             feature = table.features[column]
-            if isinstance(feature, Value) and "binary" not in feature.dtype:
-                continue
-            row = next((row for row, value in enumerate(table[column][:]) if not isinstance(value, _PRINTABLE)), None)
-            if row is not None:
+            if not isinstance(feature, Value) or "binary" in feature.dtype:
                 raise InputError(
-                    f"The {split} data has no {column} in {name_row(split, row)} but "
-                    f"{shorten(repr(table[column][row]))}. Name the column of the texts "
-                    f"with data.{column}_column=..., or correct the row."
+                    f"The {split} data has {shorten(str(feature))} as {column}, not texts. Name the right column with "
+                    f"data.{column}_column=..."
                 )
     batches = splits["train"].select_columns(list(columns)).iter(1000)
-    if all(is_blank(str(text)) for batch in batches for column in columns for text in batch[column]):
+    if not any(str(text).strip() for batch in batches for column in columns for text in batch[column]):
         raise InputError(
-            f"The training data has no text: in all {len(splits['train'])} rows, {' and '.join(columns)} is empty, or "
-            f"has invisible characters alone. Name the column of the texts with data.{columns[0]}_column=..."
+            f"The training data has no text: {' and '.join(columns)} is empty in all rows. Name the column of the "
+            f"texts with data.{columns[0]}_column=..."
         )
 
 
@@ -252,8 +206,4 @@ def check_no_nulls(splits: DatasetDict, columns: Sequence[str]) -> None:
 
 def _cache_file(table: Dataset, function: Callable[..., Any]) -> str | None:
     """Return a cache file for tables in memory, which ``datasets`` does not cache itself."""
-    if table.cache_files:
-        return None
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / "head-gating"
-    folder.mkdir(parents=True, exist_ok=True)
-    return str(folder / f"{Hasher.hash((table._fingerprint, function))}.arrow")
+    return None if table.cache_files else cache_file(Hasher.hash((table._fingerprint, function)))
