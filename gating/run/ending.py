@@ -16,7 +16,7 @@ from gating.run.folder.contents import is_run
 from gating.run.folder.state import current_folder, enter_folder, is_finished, owned_by_this_process
 from gating.tracking.loggers import close_wandb
 from gating.tracking.wandb_parts import is_offline
-from gating.training.callbacks.divergence import DivergedError
+from gating.training.callbacks.weights import DivergedError
 from gating.training.signals import Stopped, stop_on_signals
 
 __all__ = ["handling_errors"]
