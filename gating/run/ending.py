@@ -13,7 +13,7 @@ from gating.distributed.watchdog import LostProcess, exit_on_lost_process, find_
 from gating.errors import explain, is_input_error
 from gating.run.folder import how_to_resume
 from gating.tracking.loggers import close_wandb
-from gating.training.callbacks.divergence import DivergedError
+from gating.training.callbacks.weights import DivergedError
 from gating.training.signals import Stopped, stop_on_signals
 
 __all__ = ["handling_errors"]

@@ -14,12 +14,10 @@ from gating.report.summary import Stage
 from gating.run.build import PhaseObjects, build_phase
 from gating.run.folder import Phase
 from gating.run.run import Run
-from gating.training.callbacks.best_weights import BestWeights
-from gating.training.callbacks.clock import RunClock
-from gating.training.callbacks.divergence import DivergenceStop
-from gating.training.callbacks.gates import GateMonitor
+from gating.training.callbacks.gates import GateMonitor, RunClock
 from gating.training.callbacks.interruption import InterruptOnStop, check_completed, end_reason, to_seconds
 from gating.training.callbacks.progress import PhaseProgressBar
+from gating.training.callbacks.weights import BestWeights, DivergenceStop
 from gating.training.checkpoints import AtomicCheckpointIO, RunCheckpoint
 from gating.training.module import FineTuning
 from gating.training.shards import ShardedStrategy

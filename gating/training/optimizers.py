@@ -2,34 +2,23 @@
 
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
-from inspect import signature
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import SchedulerType, get_scheduler
-from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
+from transformers import get_scheduler
 
-from gating.errors import InputError, nearest_name
+from gating.errors import InputError
 from gating.gates import HeadGates
 from gating.objectives import Objective
 from gating.objectives.parameter_groups import parameter_groups
-from gating.training.combined_optimizer import CombinedOptimizer
 
-__all__ = ["AdamW", "AnyOptimizer", "OptimizerSettings", "WarmupSchedule"]
+__all__ = ["AdamW", "AnyOptimizer", "CombinedOptimizer", "OptimizerSettings", "WarmupSchedule"]
 
 _Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Decay = Annotated[float, Field(ge=0, lt=1)]
-
-_FUNCTIONS: dict[SchedulerType, Any] = TYPE_TO_SCHEDULER_FUNCTION
-_SCHEDULES = {kind.value: signature(function).parameters for kind, function in _FUNCTIONS.items()}
-# Schedules of transformers that depend on the step alone; others do not count epochs.
-_SHAPES = [shape for shape, parameters in _SCHEDULES.items() if "last_epoch" in parameters]
-# Arguments of their functions that a run gives itself.
-_OF_RUNS = {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch"}
-_OF_SCORES = ("reduce_lr_on_plateau", "reduce_on_plateau", "greedy")
 
 
 @dataclass(frozen=True)
@@ -55,11 +44,7 @@ class OptimizerSettings:
     freeze: bool | Literal["search"] = False
 
     def build(
-        self,
-        model: nn.Module,
-        *,
-        gates: HeadGates | None = None,
-        objective: Objective | None = None,
+        self, model: nn.Module, *, gates: HeadGates | None = None, objective: Objective | None = None
     ) -> torch.optim.Optimizer:
         """Return an optimizer whose groups have a ``name``; those of the weights begin with ``weights``.
 
@@ -71,13 +56,6 @@ class OptimizerSettings:
         Raises:
             InputError: The class of the optimizer does not train parameters of the model.
         """
-        return self._make(self._groups(model, gates, objective))
-
-    def _make(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        """Return the optimizer of some groups."""
-        raise NotImplementedError
-
-    def _groups(self, model: nn.Module, gates: HeadGates | None, objective: Objective | None) -> list[dict[str, Any]]:
         groups = parameter_groups(
             model,
             lr=self.lr,
@@ -87,14 +65,17 @@ class OptimizerSettings:
             gate_lr=self.gate_lr,
             multiplier_lr=self.multiplier_lr,
         )
-        if not self.decay_biases_and_norms:
-            return groups
-        others = [group for group in groups if not _is_of_weights(group)]
         trained = {id(parameter) for group in groups if _is_of_weights(group) for parameter in group["params"]}
-        # In the order of the model: the norm of all gradients depends on it to the bit.
-        weights = [parameter for parameter in model.parameters() if id(parameter) in trained]
-        one = {"name": "weights", "params": weights, "lr": self.lr, "weight_decay": self.weight_decay}
-        return [one, *others] if weights else others
+        if self.decay_biases_and_norms and trained:
+            # In the order of the model: the norm of all gradients depends on it to the bit.
+            weights = [parameter for parameter in model.parameters() if id(parameter) in trained]
+            one = {"name": "weights", "params": weights, "lr": self.lr, "weight_decay": self.weight_decay}
+            groups = [one, *(group for group in groups if not _is_of_weights(group))]
+        return self._make(groups)
+
+    def _make(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """Return the optimizer of some groups."""
+        raise NotImplementedError
 
 
 def _adamw(groups: list[dict[str, Any]], **options: Any) -> torch.optim.AdamW:
@@ -155,6 +136,44 @@ def _is_of_weights(group: dict[str, Any]) -> bool:
     return str(group["name"]).startswith("weights")
 
 
+class CombinedOptimizer(torch.optim.Optimizer):
+    """Optimizers of different parameters that step together and share one list of groups and one state.
+
+    Schedules, gradient clipping, mixed precision and checkpoints see one optimizer, so that a step counts once.
+    """
+
+    def __init__(self, *optimizers: torch.optim.Optimizer) -> None:
+        """Args: ``optimizers`` are used by this one alone from now on."""
+        self._optimizers = optimizers
+        super().__init__([group for optimizer in optimizers for group in optimizer.param_groups], {})
+        for optimizer in optimizers:
+            self.state.update(optimizer.state)
+        self._share()
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take a step of each optimizer; ``closure`` computes the gradients and returns the loss, once."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for optimizer in self._optimizers:
+            optimizer.step()
+        return loss
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore groups and state, and share them again."""
+        super().__setstate__(state)
+        self._share()
+
+    def _share(self) -> None:
+        """Let each optimizer use its part of the groups, and the common state."""
+        start = 0
+        for optimizer in self._optimizers:
+            stop = start + len(optimizer.param_groups)
+            optimizer.state, optimizer.param_groups = self.state, self.param_groups[start:stop]
+            start = stop
+
+
 @dataclass(frozen=True)
 class WarmupSchedule:
     """Learning rate of the weights: linear warm-up, then one of transformers' schedules over the whole run.
@@ -170,8 +189,8 @@ class WarmupSchedule:
         restart: Whether the recovery begins the schedule again; otherwise, it has the end of that of the search.
 
     Raises:
-        InputError: There is no such schedule, it depends on more than the step, or an argument is unknown.
-        TypeError: An argument has a wrong type.
+        ValueError: There is no such schedule, or it depends on more than the step.
+        TypeError: An argument is unknown, missing or of a wrong type.
     """
 
     warmup: Annotated[float, Field(ge=0, le=1)] = 0.1
@@ -180,15 +199,7 @@ class WarmupSchedule:
     restart: bool = True
 
     def __post_init__(self) -> None:
-        if self.shape in _OF_SCORES:
-            raise InputError(
-                f"shape={self.shape} lowers the rate when the loss does not fall, which happens in every search while "
-                f"heads close. Choose a schedule that depends on the step alone: {', '.join(_SHAPES)}."
-            )
-        if self.shape not in _SHAPES:
-            raise InputError(f"shape={self.shape} cannot be used: choose from {', '.join(_SHAPES)}.")
-        self._check_arguments()
-        # Missing and wrong ones are refused before data and model are loaded.
+        # The arguments are tried before data and model are loaded.
         self._factor(lr=1.0, first_step=0, total_steps=10)
 
     def build(self, optimizer: torch.optim.Optimizer, *, first_step: int, total_steps: int) -> LambdaLR:
@@ -214,25 +225,20 @@ class WarmupSchedule:
 
         return LambdaLR(optimizer, [factor if _is_of_weights(g) else constant for g in optimizer.param_groups])
 
-    def _check_arguments(self) -> None:
-        known = _SCHEDULES[self.shape].keys() - _OF_RUNS
-        for name in (name for name in self.arguments if name not in known):
-            nearest = nearest_name(name, sorted(known), prefix="scheduler.arguments.")
-            hint = nearest if known else f"shape={self.shape} has none."
-            raise InputError(f"There is no setting scheduler.arguments.{name}. {hint}")
-
     def _factor(self, *, lr: float, first_step: int, total_steps: int) -> Callable[[int], float]:
         """Return the function from the steps of a phase to the factor of the learning rate."""
         warmup_steps = max(1, round(self.warmup * total_steps))
         # transformers returns its schedules only with an optimizer; some have an absolute rate as their end.
-        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr)
-        shape = get_scheduler(
+        schedule = get_scheduler(
             self.shape,
-            optimizer,
+            torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr),
             num_warmup_steps=warmup_steps,
             num_training_steps=max(total_steps, warmup_steps + 1),  # the last step of a warm-up has the full rate
             scheduler_specific_kwargs=dict(self.arguments),
-        ).lr_lambdas[0]
+        )
+        if not isinstance(schedule, LambdaLR):
+            raise InputError(f"shape={self.shape} waits for the loss to fall, but it rises while heads close.")
+        shape = schedule.lr_lambdas[0]
 
         def factor(step: int) -> float:
             done = first_step + step

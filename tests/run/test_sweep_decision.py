@@ -18,6 +18,7 @@ from gating.run.sweep.results import dense_metrics
 from tests.support.snapshots import snapshot
 from tests.support.sweeps import Ended, run_sweep, write_run
 from tests.support.tiers import first_of
+from tests.support.tiny_run import run_command
 
 
 @pytest.fixture(scope="module")

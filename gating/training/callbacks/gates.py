@@ -1,4 +1,4 @@
-"""Metrics of gates during training, and the early end of a converged search."""
+"""Observations during training, of gates, scores and seconds, and the early end of a converged search."""
 
 import math
 from collections.abc import Sequence
@@ -15,11 +15,12 @@ from gating.objectives.gate_metrics import open_amounts, quantity_of, spent_by_u
 from gating.objectives.search import Search
 from gating.report.figures import gates_figure
 from gating.report.history import History, Observation
+from gating.report.summary import Summary
 from gating.tracking.loggers import log_figure
 from gating.training.module import FineTuning
 from gating.units import UNITS
 
-__all__ = ["GateMonitor", "SearchEnd", "log_kept_heads", "record_spent"]
+__all__ = ["GateMonitor", "RunClock", "SearchEnd", "log_kept_heads", "record_spent"]
 
 
 class GateMonitor(Callback):
@@ -28,12 +29,6 @@ class GateMonitor(Callback):
     def __init__(self, history: History) -> None:
         """Args: ``history`` collects the state at each validation."""
         self.history = history
-        self._is_first_step = False
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note whether the run begins here: Lightning logs no step before the first interval is full."""
-        assert isinstance(pl_module, FineTuning)
-        self._is_first_step = pl_module.step_in_run == 0 and trainer.log_every_n_steps > 1  # type: ignore[attr-defined]
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -42,9 +37,6 @@ class GateMonitor(Callback):
         assert isinstance(pl_module, FineTuning)
         if pl_module.search is not None and _is_logged(trainer):
             pl_module.log_dict(pl_module.search.metrics())
-        if self._is_first_step:
-            self._is_first_step = False
-            _log_first_step(trainer, pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Add the state to the history, and log a figure of the gates to W&B and TensorBoard."""
@@ -104,6 +96,22 @@ class SearchEnd(Callback):
         self.search.load_state_dict(state_dict)
 
 
+class RunClock(Callback):
+    """Callback that saves the seconds of a run's stages in each checkpoint, so that a resumed run reports the sum."""
+
+    def __init__(self, summary: Summary) -> None:
+        """Args: ``summary`` has the seconds, those of the current phase so far among them."""
+        self._summary = summary
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the seconds so far for a checkpoint."""
+        return {"seconds": self._summary.all_seconds()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load the seconds of earlier processes from a checkpoint."""
+        self._summary.earlier_seconds = dict(state_dict["seconds"])
+
+
 def log_kept_heads(loggers: Sequence[Logger], search: Search, *, kept: torch.Tensor | None, step: int) -> None:
     """Log the state of the gates after all steps of a search, with those of :meth:`Search.kept` counted as open."""
     metrics = search.metrics(kept=kept)
@@ -122,15 +130,6 @@ def record_spent(history: History, search: Search, *, kept: torch.Tensor | None)
 
 def _is_logged(trainer: pl.Trainer) -> bool:
     return trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined,no-any-return]
-
-
-def _log_first_step(trainer: pl.Trainer, module: FineTuning) -> None:
-    """Log the losses and the state of the gates after the first batch, at which curves begin."""
-    losses = {name: value for name, value in trainer.callback_metrics.items() if name.startswith("train/")}
-    gates = {} if module.search is None else module.search.metrics()
-    values = {name: float(value) for name, value in (losses | gates).items()}
-    for logger in trainer.loggers if trainer.is_global_zero else ():
-        logger.log_metrics(values, step=0)
 
 
 def _kept_amount(model: nn.Module, history: History) -> float:

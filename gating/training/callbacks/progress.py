@@ -1,20 +1,12 @@
 """Progress bars, with the time left: over a whole phase of training, and over an evaluation."""
 
+import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ProgressBar
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 
 from gating.data.batches import Batch
 from gating.distributed.collectives import is_rank_zero
@@ -25,48 +17,33 @@ from gating.training.module import FineTuning
 
 __all__ = ["PhaseProgressBar", "describe_open", "describe_progress", "watched"]
 
-# Seconds whose steps tell the time that is left.
-_ESTIMATED_FROM_S = 600.0
-
 
 def watched(batches: Iterable[Batch], *, title: str, total: int) -> Iterator[Batch]:
     """Yield ``total`` batches; a terminal of rank 0 shows a bar with the title and the time left."""
-    with _make_bar(TextColumn("batches, left"), TimeRemainingColumn(), is_transient=True) as bar:
-        yield from bar.track(batches, total=total, description=title)
+    yield from _make_bar(title, total, iterable=batches, leave=False)
 
 
-def _make_bar(*columns: ProgressColumn, is_transient: bool = False) -> Progress:
-    """Return a bar of steps or batches with further columns, which is shown in a terminal of rank 0."""
-    console = Console()
-    return Progress(
-        TextColumn("[bold]{task.description:<9}"),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        *columns,
-        console=console,
-        # Steps of large models take longer than the half minute from which rich estimates the time left.
-        speed_estimate_period=_ESTIMATED_FROM_S,
-        transient=is_transient,
-        disable=not (console.is_terminal and is_rank_zero()),
-    )
+def _make_bar(title: str, total: int, **options: Any) -> Tqdm:
+    """Return a bar that is shown in a terminal of rank 0."""
+    is_shown = is_rank_zero() and sys.stdout is not None and sys.stdout.isatty()
+    return Tqdm(desc=title, total=total, file=sys.stdout, disable=not is_shown, dynamic_ncols=True, **options)
 
 
 class PhaseProgressBar(ProgressBar):
-    """Progress bar with steps, time left, loss and open units; without a terminal, one line for each validation."""
+    """Progress bar with steps, time left, loss and open units, and one line for each validation.
+
+    Lightning's own bars begin again with each epoch.
+    """
 
     def __init__(self, phase: str) -> None:
         """Args: ``phase`` is the displayed name."""
         super().__init__()
         self._phase = phase
-        self._bar: Progress | None = None
-        self._status = ""
+        self._bar: Tqdm | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the bar."""
-        times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-        self._bar = _make_bar(TextColumn("steps"), *times, TextColumn("{task.fields[status]}"))
-        self._bar.start()
-        self._task = self._bar.add_task(self._phase, total=trainer.max_steps, completed=trainer.global_step, status="")
+        self._bar = _make_bar(self._phase, trainer.max_steps, initial=trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -74,8 +51,8 @@ class PhaseProgressBar(ProgressBar):
         """Update the bar."""
         assert self._bar is not None
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self._status = _status(trainer, pl_module)
-        self._bar.update(self._task, completed=trainer.global_step, status=self._status)
+            self._bar.set_postfix_str(_status(trainer, pl_module), refresh=False)
+        self._bar.update(trainer.global_step - self._bar.n)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the validation metric."""
@@ -87,7 +64,8 @@ class PhaseProgressBar(ProgressBar):
         line = f"{self._phase} step {trainer.global_step}/{trainer.max_steps}: validation {metric} {value:.4f}"
         if pl_module.search is not None:
             line += f", {describe_open(pl_module.search.gates)} open"
-        self._bar.console.print(line, highlight=False, soft_wrap=True)
+        with self._bar.external_write_mode():
+            print(line)
 
     def disable(self) -> None:
         """Do nothing: only rank 0 shows the bar."""
@@ -95,7 +73,7 @@ class PhaseProgressBar(ProgressBar):
     def _stop(self, *_: Any, **__: Any) -> None:
         """Stop the bar, which restores the terminal."""
         if self._bar is not None:
-            self._bar.stop()
+            self._bar.close()
             self._bar = None
 
     on_train_end = on_exception = _stop
@@ -116,10 +94,7 @@ def describe_open(gates: HeadGates) -> str:
 
 def describe_progress(gates: HeadGates, objective: Objective) -> str:
     """Return the expected amount of open units and its target, as in ``heads 40.3 → 18``."""
-    quantity, (expected, _), target = (
-        quantity_of(gates, objective),
-        open_amounts(gates, objective),
-        objective.target(gates),
-    )
+    quantity, target = quantity_of(gates, objective), objective.target(gates)
+    expected, _ = open_amounts(gates, objective)
     now, goal = (f"{expected:.1f}", f"{target:.0f}") if quantity != "cost" else (f"{expected:.1%}", f"{target:.1%}")
     return f"{quantity} {now}" + (f" → {goal}" if target == target else "")

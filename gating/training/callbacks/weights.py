@@ -1,0 +1,130 @@
+"""The weights that a phase ends with: those of its best validation, and none after a loss that is not finite."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+from torch import Tensor, nn
+
+from gating.distributed.collectives import all_reduce_max
+from gating.errors import OperationError
+from gating.structure.edits import own_part
+from gating.training.checkpoints import found_checkpoints
+from gating.training.module import FineTuning
+
+__all__ = ["BestWeights", "DivergedError", "DivergenceStop"]
+
+_SAVED = ("step", "score", "num_validations", "weights")
+
+
+class BestWeights(Callback):
+    """Callback that copies the trained weights at each validation with the best score so far.
+
+    The copy is in the memory of the CPU and in the phase's checkpoints, so that a resumed phase has it, also after a
+    return to an earlier checkpoint. Of equal scores the later one is the best: its learning rate is lower. The last
+    step of the phase is validated, too; :meth:`consider` takes the weights before its first step.
+
+    Attributes:
+        step: Step of the run with the best score; None before a validation.
+        score: The best score.
+        num_validations: Number of validations.
+    """
+
+    def __init__(self) -> None:
+        self.step: int | None = None
+        self.score = math.nan
+        self.num_validations = 0
+        self.weights: dict[str, Tensor] = {}
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Let Lightning validate after the last step, which the interval of validations may miss."""
+        if trainer.global_step >= trainer.max_steps:
+            trainer.should_stop = True
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Copy the weights if their score is the best; all ranks have the same score."""
+        assert isinstance(pl_module, FineTuning)
+        if not trainer.sanity_checking:
+            score = float(trainer.callback_metrics[f"val/{pl_module.score.name}"])
+            self.consider(pl_module, score, step=pl_module.step_in_run)
+
+    def consider(self, module: FineTuning, score: float, *, step: int) -> None:
+        """Copy the weights of a module if their score after a step of the run is the best so far; NaN is the worst."""
+        self.num_validations += 1
+        sign = 1 if module.score.higher_is_better else -1
+        if self.step is None or math.isnan(self.score) or sign * score >= sign * self.score:
+            self.step, self.score = step, score
+            self.weights = {name: weight.detach().to("cpu", copy=True) for name, weight in _trained(module.model)}
+
+    @torch.no_grad()
+    def restore(self, model: nn.Module) -> None:
+        """Copy the best weights into the model; without a validation they stay."""
+        for name, weight in _trained(model):
+            if name in self.weights:
+                own_part(weight).copy_(own_part(self.weights[name]))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best weights and their score for a checkpoint."""
+        return {name: getattr(self, name) for name in _SAVED}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load the best weights and their score from a checkpoint."""
+        vars(self).update({name: state_dict[name] for name in _SAVED})
+
+
+def _trained(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Return the tensors that training changes: shared ones once, and none of the frozen weights beside adapters."""
+    weights = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+    return [*weights, *model.named_buffers()]
+
+
+class DivergedError(OperationError):
+    """The loss is NaN or infinite; resuming from the last checkpoint would diverge again."""
+
+
+class DivergenceStop(Callback):
+    """Callback that stops training in all ranks when the loss is NaN or infinite.
+
+    On a GPU or with several ranks, where the check synchronizes, it runs only every ``log_every_n_steps``. Meanwhile
+    no checkpoint is saved: :class:`~gating.training.checkpoints.RunCheckpoint` checks the weights.
+    """
+
+    def __init__(self, checkpoints: Path) -> None:
+        """Args: ``checkpoints`` is the folder of the phase's checkpoints, for the message."""
+        self._checkpoints = checkpoints
+        # First step of the run with a loss that is not finite, or infinity; on the loss's device.
+        self._first = torch.tensor(torch.inf)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Record whether the loss is finite, and check the record if due."""
+        assert isinstance(pl_module, FineTuning)
+        assert isinstance(outputs, Mapping)
+        loss: Tensor = outputs["loss"]
+        this_step = torch.where(loss.isfinite(), torch.inf, float(pl_module.step_in_run))
+        self._first = torch.minimum(self._first.to(loss.device), this_step)
+        is_cheap = loss.device.type == "cpu" and trainer.world_size == 1
+        if is_cheap or trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self._check()
+
+    def _check(self, *_: Any) -> None:
+        """Raise ``DivergedError`` if a loss of any rank was not finite; at the end, those of the last steps."""
+        first = float(self._first)
+        # The first step over all ranks, as the maximum of its negative.
+        (negated,) = all_reduce_max(-(2**62) if math.isinf(first) else -int(first))
+        if negated > -(2**62):
+            saved = found_checkpoints(self._checkpoints)
+            kept = f"The last good checkpoint is {saved[0]}" if saved else "There is no checkpoint before it"
+            raise DivergedError(
+                f"The loss is not a number at step {-negated} of the run: training has diverged. {kept}. Begin again "
+                "with a lower optimizer.lr or trainer.gradient_clip_val, or with trainer.precision=32-true."
+            )
+
+    on_train_end = _check
