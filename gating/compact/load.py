@@ -12,7 +12,6 @@ from gating.compact.files import read_config
 from gating.compact.hub import find_folder
 from gating.compact.limits import checked_folder
 from gating.compact.recipe import is_recipe
-from gating.compact.recipe_load import load_recipe
 from gating.compact.trust import check_trust, model_class, without_load_report
 from gating.errors import InputError, loading
 from gating.loader.checksums import RECORD_KEY
@@ -72,6 +71,8 @@ def load_compact(
     """
     folder = find_folder(save_directory, revision=revision, token=token, cache_dir=cache_dir)
     if is_recipe(folder):
+        from gating.compact.recipe_load import load_recipe
+
         return load_recipe(folder, base=base, dtype=dtype, token=token, cache_dir=cache_dir, verify=verify)
     if base is not None:
         raise InputError(f"base={base} is for recipes, and {folder} is none: leave it out.")

@@ -7,8 +7,6 @@ from typing import TypeVar
 from torch import Tensor, nn
 
 from gating.discovery.dependence import why_heads_depend, why_neurons_depend
-from gating.discovery.discover import discover_specs
-from gating.discovery.flow import discover_feed_forward_specs
 from gating.discovery.lookalikes import attention_lookalikes, feed_forward_lookalikes
 from gating.discovery.refusals import sort_blocks
 from gating.discovery.ungated import (
@@ -102,7 +100,11 @@ def search_attention(
     """
     check_not_wrapped(model)
     check_stays(model)
-    problems = discover_specs(model, probe=probe) if discover else {}
+    problems = {}
+    if discover:
+        from gating.discovery.discover import discover_specs
+
+        problems = discover_specs(model, probe=probe)
     blocks, refused = sort_blocks(iter_attention_blocks(model), why_heads_depend)
     known = [*blocks, *(block for block, _ in refused)]
     lookalikes = attention_lookalikes(model, known, problems=problems, searched=discover)
@@ -166,6 +168,8 @@ def search_feed_forward(
     """
     check_not_wrapped(model)
     if discover:
+        from gating.discovery.flow import discover_feed_forward_specs
+
         discover_feed_forward_specs(model, probe=probe)
     blocks, refused = sort_blocks(iter_feed_forward_blocks(model, group_size=group_size), why_neurons_depend)
     if not blocks:

@@ -16,7 +16,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufCo
 
 from gating.discovery.vocabulary import vocabulary_size
 from gating.errors import InputError, MissingFileError, MissingPackageError, loading
-from gating.models.gguf_config import complete_config
 
 __all__ = ["is_gguf", "quantization_of", "unpack_gguf"]
 
@@ -86,6 +85,8 @@ def _write(file: Path, folder: Path) -> None:
     whole: dict[str, Any] = {"dtype": torch.float32, "quantization_config": GgufConfig(dequantize=True)}
     with loading(f"The GGUF file {file}", remedy=_REMEDY):
         config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+        from gating.models.gguf_config import complete_config
+
         complete_config(config, reader, name=f"The GGUF file {file}")
         model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, config=config, **whole)
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)

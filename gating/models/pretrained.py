@@ -19,7 +19,6 @@ from gating.loader.checksums import PLAIN_LOADING
 from gating.loader.integrity import REMEDY_OF_PLAIN_LOADING
 from gating.models.configs import check_names, load_checked, without_generation_values
 from gating.models.hub import locate
-from gating.sharding.missing import initialize_missing
 from gating.sharding.plan import on_own_device, sharding_of
 
 __all__ = ["Pretrained"]
@@ -127,6 +126,8 @@ class Pretrained:
             warnings.filterwarnings("ignore", message="DTensor random operators")
             model, loading_info = self._load(auto_class, changes, distributed_config=sharding)
         new = [*loading_info["missing_keys"], *(name for name, *_ in loading_info["mismatched_keys"])]
+        from gating.sharding.missing import initialize_missing
+
         initialize_missing(model, new, random_state=random_state)
         return model
 

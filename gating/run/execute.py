@@ -4,12 +4,10 @@ from gating.distributed.collectives import is_rank_zero
 from gating.pruning.measure import count_heads
 from gating.report.summary import Stage
 from gating.run.build import naming_settings
-from gating.run.exports import export_formats
-from gating.run.folder import RunFolder
+from gating.run.folder import Phase, RunFolder
 from gating.run.outcome import export, gather, report
 from gating.run.phases import recover, remove, search, teach
 from gating.run.prepare import prepare
-from gating.run.recipe import write_recipe
 from gating.run.result import Result
 from gating.run.run import Run
 from gating.run.settings import Settings
@@ -48,6 +46,12 @@ def finish(run: Run) -> None:
     if gather(run) and not is_rank_zero():
         return
     export(run)
-    write_recipe(run)
-    export_formats(run)
+    if run.settings.freezes(Phase.SEARCH):
+        from gating.run.recipe import write_recipe
+
+        write_recipe(run)
+    if run.settings.exports:
+        from gating.run.exports import export_formats
+
+        export_formats(run)
     report(run)

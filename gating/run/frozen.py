@@ -4,7 +4,6 @@ from gating.distributed.collectives import is_rank_zero
 from gating.errors import InputError
 from gating.models.adapters import NoAdapters
 from gating.models.sources import NewModel
-from gating.objectives import IterativePruning
 from gating.run.build import RunObjects
 from gating.run.folder import Phase
 from gating.run.settings import Settings
@@ -46,6 +45,8 @@ def check_frozen(settings: Settings, objects: RunObjects, *, num_processes: int)
             "optimizer.freeze=true with objective=none trains nothing: leave it out, or give adapters=lora. A run with "
             "gates on frozen weights has the metrics of the dense model in its report."
         )
+    from gating.objectives import IterativePruning
+
     if not isinstance(objects.objective, IterativePruning):
         return
     ranking = objects.objective.ranking

@@ -30,7 +30,6 @@ from gating.run.samples import show_samples, write_samples
 from gating.run.sweep.results import dense_metrics
 from gating.serving.runtimes import find_runtimes
 from gating.sharding.copies import gather_model, meta_copy
-from gating.sharding.save import has_room_for, save_sharded
 from gating.storage.hub import upload
 from gating.structure.blocks import share_specs
 from gating.tracking.loggers import log_outcome, read_log
@@ -45,13 +44,17 @@ def gather(run: Run) -> bool:
     A model that no process has cut stays as it is.
     """
     state = run.state
-    if run.is_sharded and has_room_for(state.model):
+    if not run.is_sharded:
+        return True
+    from gating.sharding.save import has_room_for
+
+    if has_room_for(state.model):
         device = state.model.device
         whole = gather_model(state.model)
         if whole is not None:
             state.model = whole.to(device)  # type: ignore[arg-type]
         return True
-    return not run.is_sharded
+    return False
 
 
 def export(run: Run) -> None:

@@ -32,7 +32,6 @@ from gating.run.phase import train_phase
 from gating.run.run import Run
 from gating.run.samples import write_dense_samples
 from gating.sharding.copies import copy_sharded, gather_model, meta_copy, shard_copy, tensors_of
-from gating.sharding.removal import finalize_sharded
 from gating.storage.checkpoints import checkpoint_path
 from gating.storage.files import replacing_file, replacing_folder
 from gating.tasks.base import HasLoss
@@ -144,6 +143,8 @@ def remove(run: Run) -> None:
     record_spent(state.history, search, kept=kept)
     with state.summary.timed("finalize"), printed_warnings() as sentences:
         if run.is_sharded:
+            from gating.sharding.removal import finalize_sharded
+
             # The old and the new shards are in memory together; gradients need not be.
             state.model.zero_grad()
             state.model, finalized = finalize_sharded(state.model, gates, kept=kept, probe=run.probe_batch())

@@ -21,7 +21,6 @@ from gating.pruning.prune import remove_in_copy
 from gating.report.summary import NUMBERS
 from gating.run.build import RunObjects, build_objects, build_phase
 from gating.run.data import RunData, encode_examples, load_examples
-from gating.run.exports import check_exportable, check_exports
 from gating.run.folder import RunFolder
 from gating.run.frozen import check_frozen, planned_search_steps
 from gating.run.inputs import check_inputs, describe_inputs, read_inputs
@@ -111,7 +110,10 @@ def _check_settings(settings: Settings, devices: Devices) -> None:
     if is_rank_zero() and settings.push_to_hub is not None:
         check_login(settings.push_to_hub, setting="push_to_hub")
     resolve_mode(settings.logger.get("mode", "disabled"))
-    check_exports(settings)
+    if settings.exports:
+        from gating.run.exports import check_exports
+
+        check_exports(settings)
 
 
 def _check_data(settings: Settings, objects: RunObjects, data: RunData) -> None:
@@ -161,7 +163,10 @@ def _check_meta_model(settings: Settings, objects: RunObjects) -> PreTrainedMode
         )
     meta_model = make_meta_model(objects.source, objects.task.auto_class)
     check_adapters(objects.adapters, objects.source, meta_model)
-    check_exportable(settings, meta_model)
+    if settings.exports:
+        from gating.run.exports import check_exportable
+
+        check_exportable(settings, meta_model)
     if settings.trainer.get("strategy") == "fsdp":
         _check_no_layerdrop(meta_model)
     else:

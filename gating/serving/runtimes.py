@@ -8,7 +8,6 @@ from transformers import PreTrainedModel
 
 from gating.report.results import Runtime
 from gating.serving.formats import FORMATS
-from gating.serving.vllm import serve_stock
 
 __all__ = ["find_runtimes"]
 
@@ -33,16 +32,20 @@ def find_runtimes(
         ['ONNX Runtime', 'OpenVINO']
     """
     command = f"head-gating export {shlex.quote(str(folder))} --format "
+    is_decoder = bool(model.can_generate()) and not model.config.is_encoder_decoder
+    is_decoder = is_decoder and model.main_input_name == "input_ids"
     runtimes = []
     for format, row in FORMATS.items():
         if format == "torch":
             continue  # PyTorch runs the model itself.
         places = [place for name, place in (exports or {}).items() if name.partition("-")[0] == format]
-        if reason := row.reason_against(model):
+        if reason := row.reason_against(model) if is_decoder else "It runs decoders." * row.only_decoders:
             runtimes.append(Runtime(row.runtime, "", reason))
         elif made := tuple(place for place in places if place.exists()):
             runtimes.append(Runtime(row.runtime, "", exports=made))
         elif format == "vllm" and compact is not None:
+            from gating.serving.vllm import serve_stock
+
             runtimes.append(Runtime(row.runtime, serve_stock(model, compact)))
         else:
             runtimes.append(Runtime(row.runtime, f"{command}{format}"))

@@ -1,0 +1,17 @@
+"""Public names of sharding, imported when they are first used."""
+
+from .copies import gather_model
+from .gradients import average_gradients, clip_gradients
+from .plan import is_sharded, reshard, shard_model, sharding_of
+from .removal import finalize_sharded
+
+__all__ = [
+    "average_gradients",
+    "clip_gradients",
+    "finalize_sharded",
+    "gather_model",
+    "is_sharded",
+    "reshard",
+    "shard_model",
+    "sharding_of",
+]
