@@ -21,8 +21,8 @@ from benchmarks.serving.runtimes import RUNTIMES, compile_openvino, missing_pack
 from gating.commands.evaluation_settings import evaluation_settings
 from gating.compact.load import load_compact
 from gating.models.pretrained import Pretrained
-from gating.run.data import RunData, encode_examples, load_examples
 from gating.run.build import build_objects
+from gating.run.data import RunData, encode_examples, load_examples
 from gating.serving.formats import export_compact
 
 __all__ = ["accuracies", "evaluation_data", "measure_encoder", "onnx_runtime", "pytorch"]

@@ -4,21 +4,34 @@ They reveal damage, mix-ups and changes, not forgery. The model card may change.
 that a different one is a warning.
 """
 
+import hashlib
 import json
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from gating.compact.files import digest_checked, read_json
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from gating.compact.files import damaged_file, digest_checked, read_json, weight_files
 from gating.errors import InputError, RemedyError
 from gating.loader.checksums import CHECKSUMS, CONFIG, GENERATION, INDEX, WEIGHTS, digest_file, digest_table
 from gating.storage.files import read_table
 from gating.storage.hub import RECIPE_FILES, RECORD_FILE
 
-__all__ = ["check_manifest", "digest_record", "has_manifest", "read_record", "write_manifest"]
+__all__ = [
+    "check_manifest",
+    "digest_record",
+    "digest_stored",
+    "digest_tensors",
+    "has_manifest",
+    "read_record",
+    "write_manifest",
+]
 
 # A difference in these files changes the model; transformers takes one file of weights before several.
 _OF_MODEL = re.compile(r"(config|generation_config)\.json|[\w.-]+\.safetensors(\.index\.json)?")
@@ -111,3 +124,42 @@ def _changed(path: Path, reason: str, remedy: str = "") -> RemedyError:
     )
     problem = f"{path} is not what was saved with this model: its checksum{reason}."
     return RemedyError(problem, python=f"{otherwise}, or pass verify=False.{remedy}", command=f"{otherwise}.{remedy}")
+
+
+def digest_tensors(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """Return the SHA-256 checksum of tensors in the order in which they are given: names, types, shapes and bytes.
+
+    Example:
+        >>> digest_tensors([("bias", torch.ones(2))]) == digest_tensors([("bias", torch.ones(2, dtype=torch.half))])
+        False
+    """
+    digest = hashlib.sha256()
+    for name, tensor in tensors:
+        digest.update(f"{name}\n{tensor.dtype}\n{list(tensor.shape)}\n".encode())
+        values = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        digest.update(values.numpy().data)
+    return digest.hexdigest()
+
+
+def digest_stored(folder: Path) -> str:
+    """Return the checksum of the weights in a folder, of all its safetensors files together.
+
+    Raises:
+        FileNotFoundError: There are no weights.
+        ValueError: A file is damaged, not in the safetensors format or outside the folder.
+    """
+    return digest_tensors(_stored(folder))
+
+
+def _stored(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of a folder in the order of their names."""
+    places: dict[str, Path] = {}
+    for path in weight_files(folder):
+        try:
+            with safe_open(path, framework="pt") as file:
+                places |= dict.fromkeys(file.keys(), path)
+        except (SafetensorError, OSError, OverflowError) as error:
+            raise damaged_file(path, str(error).rstrip(".")) from error
+    opened: dict[Path, Any] = {path: safe_open(path, framework="pt") for path in set(places.values())}
+    for name in sorted(places):
+        yield name, opened[places[name]].get_tensor(name)

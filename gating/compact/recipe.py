@@ -50,7 +50,7 @@ class Recipe:
     Attributes:
         base: Name of the base on the hub, or the path of its folder.
         revision: Commit on the hub; None for a folder.
-        base_sha256: Checksum of the weights of the base, see :func:`~gating.compact.digests.digest_stored`.
+        base_sha256: Checksum of the weights of the base, see :func:`~gating.compact.manifest.digest_stored`.
         compact_sha256: Checksum of the weights of the compact model.
         folded: For each block, the factors of its kept units, ``[num_kept]``, float32; all 1 in blocks that are left
             out. Names are those in the base.

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
-from gating.compact.digests import digest_stored, digest_tensors
 from gating.compact.files import check_file, damaged_file, read_config
 from gating.compact.limits import checked_folder
-from gating.compact.manifest import check_manifest
+from gating.compact.manifest import check_manifest, digest_stored, digest_tensors
 from gating.compact.recipe import Recipe
 from gating.compact.recipe_base import find_base
 from gating.compact.trust import check_trust, model_class, without_load_report

@@ -11,9 +11,8 @@ from huggingface_hub import ModelCardData
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from gating.compact.digests import digest_stored
 from gating.compact.files import read_config
-from gating.compact.manifest import write_manifest
+from gating.compact.manifest import digest_stored, write_manifest
 from gating.compact.recipe import Recipe, are_factors
 from gating.compact.recipe_base import find_base, name_base
 from gating.compact.recipe_load import build_compact, digest_model, fill, load_base

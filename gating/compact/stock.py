@@ -6,6 +6,7 @@ changed configuration, has every tensor of the model in its shape.
 """
 
 import copy
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
@@ -16,7 +17,6 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, initialization
 
-from gating.compact.size_fields import HEADS, KEY_VALUE_HEADS, new_width
 from gating.errors import RemedyError
 from gating.loader.modeling import base_prefix
 from gating.loader.record import dense_class, dense_config
@@ -24,7 +24,7 @@ from gating.structure.attention import AttentionBlock, iter_attention_blocks
 from gating.structure.feed_forward import FeedForwardBlock, iter_feed_forward_blocks
 from gating.units import unit_of
 
-__all__ = ["StockError", "may_be_stock", "stock_model"]
+__all__ = ["HEADS", "KEY_VALUE_HEADS", "StockError", "may_be_stock", "new_width", "stock_model"]
 
 _Block = AttentionBlock | FeedForwardBlock
 # Path of a nested configuration, and values of its fields.
@@ -263,3 +263,30 @@ def _size(block: _Block) -> int:
 
 def _size_before(block: _Block) -> int:
     return unit_of(block).size_before(block)
+
+
+# Names of fields, in the configurations of transformers, with a number of neurons, with this number as a multiple of
+# the hidden size, and with a number of heads.
+_WIDTH = re.compile(r"(?i)intermediate|inner|ffn|ff\b|_ff|hidden_dim|mlp|feed_?forward")
+_RATIO = re.compile(r"(?i)ratio|multiple|expan")
+HEADS = re.compile(r"(?i)heads?$")
+KEY_VALUE_HEADS = re.compile(r"(?i)(key_value|kv)_heads?$")
+
+
+def new_width(name: str, value: object, before: int, after: int, hidden: int) -> object:
+    """Return the value of a field that gives a block its present number of neurons, or None.
+
+    Example:
+        >>> new_width("intermediate_size", 64, 64, 48, 16), new_width("mlp_ratio", 4.0, 64, 48, 16)
+        (48, 3.0)
+    """
+    if _WIDTH.search(name) and not isinstance(value, bool) and value in (before, None):
+        return after
+    if _WIDTH.search(name) and isinstance(value, list) and value and all(item == before for item in value):
+        return [after] * len(value)
+    if not (_RATIO.search(name) and type(value) in (int, float)):
+        return None
+    ratio = after / hidden
+    # Classes round the product down.
+    ratio = ratio if int(hidden * ratio) == after else math.nextafter(ratio, math.inf)
+    return int(ratio) if isinstance(value, int) and ratio.is_integer() else ratio

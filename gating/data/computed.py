@@ -10,7 +10,7 @@ from datasets import Dataset
 from datasets.fingerprint import Hasher
 from torch import nn
 
-from gating.compact.digests import digest_tensors
+from gating.compact.manifest import digest_tensors
 
 __all__ = ["cache_file", "computed_column", "model_digest"]
 

@@ -13,7 +13,7 @@ from datasets import Dataset, DatasetDict, concatenate_datasets
 from torch.utils.data import DataLoader, Sampler
 from transformers.trainer_pt_utils import DistributedLengthGroupedSampler
 
-from gating.data.batches import TARGETS, Batch, model_inputs
+from gating.data.examples import TARGETS, Batch, model_inputs
 from gating.errors import InputError
 
 __all__ = ["ExampleDataModule"]

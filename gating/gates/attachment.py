@@ -1,6 +1,6 @@
 """The place of gates in a model: a pre-hook of each output projection, and hooks of the model around each pass."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from gating.structure.blocks import Block
 from gating.structure.hooks import Handle
 from gating.units import unit_of
 
-__all__ = ["CHILD_NAME", "Attachment", "check_not_gated"]
+__all__ = ["Attachment", "CHILD_NAME", "check_not_gated", "freeze", "unfreeze"]
 
 CHILD_NAME = "head_gates"
 
@@ -144,3 +144,37 @@ def check_not_gated(blocks: Sequence[Block]) -> None:
             raise InputError(
                 f"{block.name} has gates of another model with the same layers: call head_gates.remove() of it first."
             )
+
+
+def freeze(model: nn.Module) -> frozenset[str]:
+    """Freeze the weights of a model, in place, before gates are put on it; gates that it has already stay trainable.
+
+    Gates on frozen weights scale the features: where a weight is scaled, its gradient is computed for the gates alone.
+
+    Returns:
+        The names of the parameters that were trainable, for :func:`unfreeze`.
+
+    Example:
+        >>> linear = nn.Linear(2, 2)
+        >>> names = freeze(linear)
+        >>> linear.weight.requires_grad, sorted(names)
+        (False, ['bias', 'weight'])
+        >>> unfreeze(linear, names)
+        >>> linear.weight.requires_grad
+        True
+    """
+    parameters = {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and CHILD_NAME not in name.split(".")
+    }
+    for parameter in parameters.values():
+        parameter.requires_grad_(False)
+    return frozenset(parameters)
+
+
+def unfreeze(model: nn.Module, names: Collection[str]) -> None:
+    """Make the parameters of these names trainable, in place; those that are gone with their units are left out."""
+    for name, parameter in model.named_parameters():
+        if name in names:
+            parameter.requires_grad_(True)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gating.errors import InputError
-from gating.gates.full_precision import FullPrecision
+from gating.gates.hard_concrete import FullPrecision
 from gating.structure.blocks import Block, group_labels
 from gating.units import UNITS, UnitName, check_units, unit_of
 

@@ -12,7 +12,7 @@ from gating.errors import InputError, OperationError
 from gating.gates import hard_concrete
 from gating.gates.attachment import Attachment
 from gating.gates.counts import GatedUnits, table_of
-from gating.gates.interfaces import GateChoice, GateSampler
+from gating.gates.hard_concrete import GateChoice, GateSampler
 from gating.gates.pass_values import PassValues
 from gating.structure.blocks import Block
 from gating.structure.hooks import Handle

@@ -9,16 +9,19 @@ its log-odds to infinity.
 
 import math
 from collections.abc import Iterable
-from typing import SupportsFloat
+from typing import Any, Protocol, SupportsFloat
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gating.errors import InputError
 
 __all__ = [
     "DEFAULT_STRETCH_LIMITS",
     "DEFAULT_TEMPERATURE",
+    "FullPrecision",
+    "GateChoice",
+    "GateSampler",
     "check_distribution",
     "deterministic",
     "log_alpha_for",
@@ -150,3 +153,55 @@ def _stretch(logits: Tensor, stretch_limits: tuple[float, float]) -> Tensor:
 
 def _full_precision(tensor: Tensor) -> torch.autocast:
     return torch.autocast(device_type=tensor.device.type, enabled=False)
+
+
+class FullPrecision(nn.Module):
+    """A module that moves to other devices, but not to other dtypes, with its model.
+
+    Gates and multipliers change in many small steps, which half precision would round to zero.
+
+    Example:
+        >>> import torch
+        >>> class Offset(FullPrecision):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.value = nn.Parameter(torch.zeros(1))
+        >>> Offset().to(torch.bfloat16).value.dtype
+        torch.float32
+    """
+
+    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
+        to_device = lambda tensor: tensor.to(fn(tensor.reshape(-1)[:0]).device)  # noqa: E731
+        return super()._apply(to_device, recurse)  # type: ignore[no-untyped-call]
+
+
+class GateSampler(Protocol):
+    """Samplers make gate values from ``log_alpha``, in place of the hard-concrete distribution.
+
+    A sampler is a submodule of the gates, so that its buffers are in checkpoints. Each method takes the locations,
+    ``[num_gates]``, and returns a float32 tensor of the same shape.
+    """
+
+    def sample(self, log_alpha: Tensor) -> Tensor:
+        """Return the values for one forward pass in training; differentiable if the gates are trained."""
+        ...
+
+    def values(self, log_alpha: Tensor) -> Tensor:
+        """Return the deterministic values for evaluation."""
+        ...
+
+    def prob_open(self, log_alpha: Tensor) -> Tensor:
+        """Return the probability that each gate is open."""
+        ...
+
+
+class GateChoice(Protocol):
+    """The part of objectives (:class:`~gating.objectives.Objective`) that chooses the gates to keep."""
+
+    def kept(self, gates: Any) -> Tensor | None:
+        """Return the gates to keep, a boolean tensor ``[num_gates]``; None for the open ones."""
+        ...
+
+    def target(self, gates: Any) -> float:
+        """Return the number of heads, of neurons, or the share of cost that it keeps; NaN if it sets none."""
+        ...

@@ -15,7 +15,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 from transformers.trainer_utils import TrainOutput
 
 from gating.errors import InputError, OperationError
-from gating.gates.freezing import freeze, unfreeze
+from gating.gates.attachment import freeze, unfreeze
 from gating.integrations.gate_state import GateState
 from gating.integrations.gated_steps import GatedSteps
 from gating.integrations.removal import check_compact_weights, repeat_removal

@@ -18,7 +18,7 @@ from gating.compact.save import save_compact
 from gating.embedding.processor import SentenceProcessor
 from gating.errors import InputError, OperationError
 from gating.gates import HeadGates, inject_gates
-from gating.gates.freezing import freeze, unfreeze
+from gating.gates.attachment import freeze, unfreeze
 from gating.integrations.checks import check_arguments, check_choice, check_frozen, check_place, check_trainer
 from gating.integrations.descriptions import describe_object
 from gating.integrations.gate_state import GateState, find_checkpoint

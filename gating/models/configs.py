@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from gating.errors import InputError
 
-__all__ = ["check_layers", "check_names", "load_checked", "without_generation_values"]
+__all__ = ["check_layers", "check_names", "load_checked", "special_token_ids", "without_generation_values"]
 
 # Names of numbers of layers; the largest models have about a hundred.
 _LAYERS = re.compile(r"(.*_)?(num|n)_(.*_)?layers?|.*_layers")
@@ -58,3 +58,29 @@ def load_checked(load: Callable[[], PreTrainedConfig]) -> PreTrainedConfig:
 def without_generation_values(changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return changes without the values that only a generation config has."""
     return {name: value for name, value in changes.items() if name != "forced_bos_token_id"}
+
+
+def special_token_ids(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> dict[str, int]:
+    """Return the configuration values that follow from a tokenizer.
+
+    A pretrained model has most of them already; a new one has the token IDs of its family's own tokenizer.
+
+    Returns:
+        ``bos_token_id``, ``eos_token_id`` and ``pad_token_id`` as far as the tokenizer has them; for encoder-decoders
+        also ``decoder_start_token_id`` and ``forced_eos_token_id`` if they must change.
+    """
+    ids: dict[str, int] = {}
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        value = getattr(tokenizer, name)
+        # Embeddings of the padding token are not trained, so it must not be the EOS token in the model.
+        is_borrowed = name == "pad_token_id" and value == tokenizer.eos_token_id
+        if value is not None and not is_borrowed:
+            ids[name] = value
+    if not config.is_encoder_decoder:
+        return ids
+    start: Any = getattr(config, "decoder_start_token_id", None)
+    if start not in tokenizer.all_special_ids:
+        ids["decoder_start_token_id"] = tokenizer.pad_token_id
+    if getattr(config, "forced_eos_token_id", None) is not None:
+        ids["forced_eos_token_id"] = tokenizer.eos_token_id
+    return ids

@@ -9,7 +9,7 @@ from gating.errors import InputError, explain
 from gating.models.configs import check_layers
 from gating.models.sources import ModelSource
 
-__all__ = ["check_memory", "make_meta_model"]
+__all__ = ["check_gradient_checkpointing", "check_memory", "enable_gradient_checkpointing", "make_meta_model"]
 
 
 def make_meta_model(source: ModelSource, auto_class: type) -> PreTrainedModel:
@@ -57,3 +57,29 @@ def check_memory(meta_model: PreTrainedModel, *, title: str) -> None:
             f"The model {title} has {needed / 1e9:,.0f} GB of weights in full precision, and this machine has "
             f"{there / 1e9:,.0f} GB of memory. Take a smaller model, or trainer=fsdp on several devices."
         )
+
+
+def check_gradient_checkpointing(meta_model: PreTrainedModel, *, compiled: bool) -> None:
+    """Check that a model supports gradient checkpointing, also if it will be compiled.
+
+    Raises:
+        ValueError: transformers does not support it for models of this class, or torch not in a compiled model.
+    """
+    if compiled:
+        raise InputError(
+            "gradient_checkpointing=true cannot be combined with compile=true: torch does not support gates in both; "
+            "choose one of them."
+        )
+    if not meta_model.supports_gradient_checkpointing:
+        raise InputError(
+            f"gradient_checkpointing=true: {type(meta_model).__name__} does not support it; leave it out, and take a "
+            "smaller data.batch_size with trainer.accumulate_grad_batches=2 instead."
+        )
+
+
+def enable_gradient_checkpointing(model: PreTrainedModel) -> None:
+    """Enable gradient checkpointing of a model, in place."""
+    # transformers deprecated the second name during version 5.
+    enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+    # Reentrant checkpoints lose gradients where a layer's inputs need none, and cannot be compiled.
+    enable({"use_reentrant": False})

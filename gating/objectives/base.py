@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from gating.errors import InputError, OperationError
 from gating.gates import HeadGates
-from gating.gates.full_precision import FullPrecision
+from gating.gates.hard_concrete import FullPrecision
 from gating.objectives.budget import HeadBudget
 from gating.objectives.costs import Costs
 from gating.objectives.schedule import BudgetSchedule

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, distributed
 
 from gating.errors import InputError
-from gating.gates.full_precision import FullPrecision
+from gating.gates.hard_concrete import FullPrecision
 
 __all__ = ["BudgetSchedule", "DescentStart"]
 

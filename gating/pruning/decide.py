@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gating.errors import InputError, InputTypeError, RemedyError, RemedyWarning
 from gating.gates import HeadGates
-from gating.gates.interfaces import GateChoice
+from gating.gates.hard_concrete import GateChoice
 from gating.objectives.selection import Items, check_reachable
 from gating.structure.blocks import whole_number
 from gating.units import UNITS, UnitName

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from gating.errors import InputError
 from gating.gates import HeadGates
-from gating.gates.interfaces import GateChoice
+from gating.gates.hard_concrete import GateChoice
 from gating.loader.saving import become_compact
 from gating.proof.conditions import check_has_values, check_no_adapters, check_whole
 from gating.proof.masked import MaskedOutputs, Processes

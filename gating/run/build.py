@@ -30,8 +30,7 @@ from gating.models.sources import ModelSource, teacher_source
 from gating.objectives import Objective
 from gating.objectives.convergence import Convergence
 from gating.objectives.distillation import Distillation
-from gating.pruning.latency.settings import LatencySettings
-from gating.pruning.latency.speedup import check_speedup
+from gating.pruning.latency.time_budget import LatencySettings
 from gating.run.settings import Settings, is_dense
 from gating.storage.same_settings import leaves
 from gating.tasks.base import Task
@@ -299,7 +298,10 @@ def _check_type(name: str, value: object, expected: Any) -> None:
 def _build_objective(values: Mapping[str, Any]) -> Any:
     """Return the objective without its speedup, which is replaced by a measured budget (gating/run/timing.py)."""
     speedup = values.get("speedup")
-    check_speedup(**{name: values.get(name) for name in ("speedup", "num_heads", "num_neurons", "keep")})
+    if speedup is not None:
+        from gating.pruning.latency.speedup import check_speedup
+
+        check_speedup(**{name: values.get(name) for name in ("speedup", "num_heads", "num_neurons", "keep")})
     if speedup is not None and values.get("cost", "latency") not in ("macs", "latency") and values.get("keep") is None:
         raise InputError(
             f"A speedup is a budget of latency, so objective.cost={values['cost']} cannot be used with it."

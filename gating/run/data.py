@@ -17,15 +17,17 @@ from gating.data.held_out import hold_out
 from gating.data.rows import numbering_rows
 from gating.distributed.collectives import is_rank_zero
 from gating.errors import InputError, shorten
+from gating.gates import HeadGates
+from gating.pruning.macs import measure_macs
 from gating.run.build import RunObjects, load_source
 from gating.run.settings import Settings
+from gating.sharding.plan import reshard
 from gating.tasks.base import HasLoss, Prepared, Task
 from gating.tasks.metrics.baselines import Baseline
 from gating.training.callbacks.progress import watched
-from gating.training.evaluation import Tally, evaluate
-from gating.training.steps import count_evaluated
+from gating.training.evaluation import Tally, count_evaluated, evaluate
 
-__all__ = ["RunData", "encode_examples", "load_examples"]
+__all__ = ["RunData", "encode_examples", "load_examples", "set_measured_macs"]
 
 # Values of the model's configuration that the data decide.
 _OF_DATA = ("num_labels", "id2label", "label2id", "problem_type")
@@ -75,6 +77,13 @@ class RunData:
         tally = Tally(metrics, baseline, device=model.device)
         counted = tally.watch(batches if title is None else watched(batches, title=title, total=total))
         return evaluate(model, counted, task=task, metrics=metrics), tally
+
+
+def set_measured_macs(gates: HeadGates, model: PreTrainedModel, data: RunData) -> None:
+    """Set the multiply-accumulates of gates of several units, for training examples of the median length."""
+    batch = {name: tensor.to(model.device) for name, tensor in data.module.median_batch().items()}
+    gates.set_macs(measure_macs(model, gates, gates.blocks(model), batch))
+    reshard(model)
 
 
 def load_examples(settings: Settings, objects: RunObjects, *, hold_out_missing: bool = True) -> Examples:

@@ -15,8 +15,7 @@ from gating.distributed.collectives import world_size
 from gating.errors import InputError
 from gating.pruning.latency.comparison import LatencyComparison, describe_batch
 from gating.pruning.latency.copies import CopyTimer
-from gating.pruning.latency.settings import LatencySettings
-from gating.pruning.latency.time_budget import Stage, TimeBudget
+from gating.pruning.latency.time_budget import LatencySettings, Stage, TimeBudget
 
 __all__ = ["RunTiming"]
 

@@ -18,16 +18,15 @@ from gating.pruning.latency.comparison import describe_batch
 from gating.pruning.latency.copies import PRECISION, CopyTimer
 from gating.pruning.latency.costs import NUM_PASSES, measure_latency_costs
 from gating.pruning.latency.speedup import Reached, kept_for_speedup
-from gating.pruning.macs import measure_macs
 from gating.run.build import Budget, RunObjects
-from gating.run.data import RunData
+from gating.run.data import RunData, set_measured_macs
 from gating.run.latency import RunTiming
 from gating.run.run import Run, RunState
 from gating.sharding.copies import untrained_copy
-from gating.sharding.plan import is_sharded, reshard
+from gating.sharding.plan import is_sharded
 from gating.tracking.verbosity import printed_warnings
 
-__all__ = ["kept_at_speedup", "measure_budget", "set_measured_macs"]
+__all__ = ["kept_at_speedup", "measure_budget"]
 
 # Shares of the time that is left: for the timings before the search and after it. The rest is for the final ones.
 _SHARE_BEFORE, _SHARE_AFTER = 0.5, 0.6
@@ -103,13 +102,6 @@ def _timer(
         yield timer
     if timer.timed and timer.error > PRECISION:
         print(timer.shortfall("latency.max_seconds"), flush=True)
-
-
-def set_measured_macs(gates: HeadGates, model: PreTrainedModel, data: RunData) -> None:
-    """Set the multiply-accumulates of gates of several units, for training examples of the median length."""
-    batch = {name: tensor.to(model.device) for name, tensor in data.module.median_batch().items()}
-    gates.set_macs(measure_macs(model, gates, gates.blocks(model), batch))
-    reshard(model)
 
 
 def kept_at_speedup(run: Run, objective: HasMovableBudget, gates: HeadGates) -> Tensor:

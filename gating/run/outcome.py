@@ -1,5 +1,6 @@
 """Results of a run: the compact model, figures and metrics."""
 
+import json
 import time
 from dataclasses import replace
 from datetime import date
@@ -10,6 +11,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from rich.console import Console
+from transformers import PreTrainedTokenizerBase
 
 from gating.compact.files import read_config
 from gating.compact.save import save_compact
@@ -17,25 +19,27 @@ from gating.compact.stock import StockError
 from gating.distributed.collectives import is_rank_zero
 from gating.loader.checksums import RECORD_KEY
 from gating.models.sources import short_name
+from gating.proof.outputs import evaluating
 from gating.report.card import usage_code
 from gating.report.metadata import describe_data, training_notes
 from gating.report.page import write_page
 from gating.report.results import RunResults
 from gating.report.rows import CompactReport, heads_per_layer, neurons_per_layer
 from gating.report.summary import Stage
-from gating.report.tables import print_report
+from gating.report.tables import print_report, print_samples
 from gating.run.folder import CONFIG
 from gating.run.run import Run
-from gating.run.samples import show_samples, write_samples
 from gating.run.sweep.results import dense_metrics
 from gating.serving.runtimes import find_runtimes
 from gating.sharding.copies import gather_model, meta_copy
+from gating.sharding.plan import gathered_root
 from gating.storage.hub import upload
 from gating.structure.blocks import share_specs
-from gating.tracking.loggers import log_outcome, read_log
+from gating.tasks.base import Sample, WritesText
+from gating.tracking.loggers import log_outcome, log_samples, read_log
 from gating.tracking.redaction import redact
 
-__all__ = ["export", "gather", "report"]
+__all__ = ["export", "gather", "report", "show_samples", "write_dense_samples", "write_samples"]
 
 
 def gather(run: Run) -> bool:
@@ -100,6 +104,8 @@ def _export_shards(run: Run) -> None:
         print("The model has no room in the memory of one process: it is saved in parts, and not timed.")
         if run.objects.budget.uniform:
             print("It is saved as a compact folder, not as a stock model of transformers, which is made from it whole.")
+    from gating.sharding.save import save_sharded
+
     save_sharded(
         state.model,
         run.folder.compact,
@@ -179,3 +185,40 @@ def _sweep_of_run() -> Path | None:
     """Return the folder of the sweep of which the run is a job; None for a run of its own."""
     is_job = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     return Path(HydraConfig.get().sweep.dir) if is_job else None
+
+
+def write_dense_samples(run: Run) -> None:
+    """Add texts of the model before its search to the summary; none of a model that is cut over processes."""
+    if not run.is_sharded:
+        run.state.summary.dense_samples = _write(run)
+
+
+def write_samples(run: Run) -> list[Sample]:
+    """Return texts that the compact model generates, beside the dense one's; none if its task generates no texts."""
+    samples = _write(run)
+    dense = {sample["prompt"]: sample["written"] for sample in run.state.summary.dense_samples if "prompt" in sample}
+    return [
+        {"prompt": sample["prompt"], "before": dense[sample["prompt"]], "written": sample["written"]}
+        if sample.get("prompt") in dense
+        else sample
+        for sample in samples
+    ]
+
+
+def show_samples(run: Run, samples: list[Sample]) -> None:
+    """Print, log and write texts of the compact model."""
+    if not samples:
+        return
+    print_samples(Console(), samples)
+    log_samples(run.loggers, samples)
+    text = "".join(f"{json.dumps(sample, ensure_ascii=False)}\n" for sample in samples)
+    run.folder.report.mkdir(parents=True, exist_ok=True)
+    (run.folder.report / "samples.jsonl").write_text(text, encoding="utf-8")
+
+
+def _write(run: Run) -> list[Sample]:
+    task, processor, model = run.objects.task, run.data.processor, run.state.model
+    if not (isinstance(task, WritesText) and isinstance(processor, PreTrainedTokenizerBase)):
+        return []
+    with gathered_root(model), evaluating(model):
+        return task.write_samples(model, processor, run.data.prepared.splits)

@@ -19,9 +19,8 @@ from gating.training.callbacks.interruption import InterruptOnStop, check_comple
 from gating.training.callbacks.progress import PhaseProgressBar
 from gating.training.callbacks.weights import BestWeights, DivergenceStop
 from gating.training.checkpoints import AtomicCheckpointIO, RunCheckpoint
+from gating.training.evaluation import validation_interval
 from gating.training.module import FineTuning
-from gating.training.shards import ShardedStrategy
-from gating.training.steps import validation_interval
 
 __all__ = ["train_phase"]
 
@@ -122,6 +121,11 @@ def _build_trainer(
     run: Run, phase: Phase, objects: PhaseObjects, *, steps: int, callbacks: Sequence[Callback]
 ) -> pl.Trainer:
     is_teacher = phase == Phase.TEACHER
+    strategy: dict[str, Any] = {}
+    if run.is_sharded:
+        from gating.training.shards import ShardedStrategy
+
+        strategy["strategy"] = ShardedStrategy(torch.distributed.get_world_size())
     has_checkpoints = any(isinstance(callback, Checkpoint) for callback in objects.callbacks)
     return objects.make_trainer(
         max_epochs=-1,
@@ -135,7 +139,7 @@ def _build_trainer(
         default_root_dir=run.folder.of_phase(phase),
         val_check_interval=validation_interval(run.settings.trainer, num_batches=run.data.module.num_batches()),
         use_distributed_sampler=False,
-        **({"strategy": ShardedStrategy(torch.distributed.get_world_size())} if run.is_sharded else {}),
+        **strategy,
     )
 
 

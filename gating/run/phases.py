@@ -26,22 +26,18 @@ from gating.pruning.measure import count_heads
 from gating.pruning.prune_report import unproven_note
 from gating.pruning.repeat import KeptUnits
 from gating.report.summary import Stage
+from gating.run.data import set_measured_macs
 from gating.run.folder import Phase
-from gating.run.measured_budget import kept_at_speedup, set_measured_macs
+from gating.run.outcome import write_dense_samples
 from gating.run.phase import train_phase
 from gating.run.run import Run
-from gating.run.samples import write_dense_samples
 from gating.sharding.copies import copy_sharded, gather_model, meta_copy, shard_copy, tensors_of
 from gating.storage.checkpoints import checkpoint_path
 from gating.storage.files import replacing_file, replacing_folder
 from gating.tasks.base import HasLoss
-from gating.teachers.open_teacher import OpenTeacher
-from gating.teachers.teacher import Teacher
 from gating.tracking.verbosity import printed_warnings
 from gating.training.callbacks.gates import SearchEnd, log_kept_heads, record_spent
 from gating.training.checkpoints import read_checkpoint
-from gating.training.shards import check_num_processes, load_own_state, load_shards, save_shards
-from gating.training.stored_logits import add_logits
 
 __all__ = ["load_teacher", "recover", "remove", "search", "teach"]
 
@@ -54,6 +50,8 @@ def teach(run: Run) -> None:
     state, folder = run.state, run.folder.teacher
     if run.objects.distillation is None or run.teaches_itself:
         return
+    from gating.teachers.teacher import Teacher
+
     if state.teacher is None:
         if run.folder.resumes and broadcast(folder.is_dir()):
             teacher = load_teacher(Pretrained(str(folder)), run.objects.task.auto_class, is_sharded=run.is_sharded)
@@ -71,6 +69,8 @@ def teach(run: Run) -> None:
         run.evaluate(Stage.DENSE, "dense teacher", splits=run.data.module.splits[1:], model=teacher)
         state.teacher = Teacher(teacher, distillation=run.objects.distillation)
     if run.stores_logits:
+        from gating.training.stored_logits import add_logits
+
         with state.summary.timed("teacher_logits"):
             add_logits(run.data.module, state.teacher, device=run.device)
 
@@ -111,6 +111,9 @@ def _search(run: Run, objective: Objective) -> Search:
     for one in gates.ungated if is_rank_zero() else ():
         print(f"No gates on {one}. If that is meant: gates.exclude, gates.towers.")
     if run.teaches_itself:
+        from gating.teachers.open_teacher import OpenTeacher
+        from gating.teachers.teacher import Teacher
+
         state.teacher = Teacher(OpenTeacher(state.model, gates), distillation=run.objects.distillation)
     state.search_steps = train_phase(run, Phase.SEARCH, steps=planned, search=search, callbacks=[SearchEnd(search)])
     if run.teaches_itself:
@@ -165,7 +168,9 @@ def _chosen(run: Run, search: Search) -> Tensor | None:
     """Return which gates stay; None for those that are open."""
     objective, gates = search.objective, search.gates
     if run.objects.budget.speedup and isinstance(objective, HasMovableBudget):
-        return kept_at_speedup(run, objective, gates)
+        from gating.run import measured_budget
+
+        return measured_budget.kept_at_speedup(run, objective, gates)
     return objective.kept(gates)
 
 
@@ -193,6 +198,8 @@ def _save_removed(run: Run) -> None:
         "search_steps": state.search_steps,
     }
     if run.is_sharded:
+        from gating.training.shards import save_shards
+
         save_shards(Path(broadcast(str(path))), {"weights": state.model.state_dict()}, checkpoint)
         return
     with replacing_file(path) as new, new.open("wb") as file:
@@ -209,6 +216,8 @@ def _load_removed(run: Run) -> bool:
         return False
     checkpoint = read_checkpoint(path)
     if run.is_sharded:
+        from gating.training.shards import check_num_processes
+
         check_num_processes(checkpoint, path)
         state.model = _load_compact_shards(state.model, path, checkpoint)
     else:
@@ -222,6 +231,8 @@ def _load_removed(run: Run) -> bool:
 
 def _load_compact_shards(model: PreTrainedModel, path: Path, checkpoint: Mapping[str, Any]) -> PreTrainedModel:
     """Return a copy of a sharded model after a saved removal, with the weights of the checkpoint."""
+    from gating.training.shards import load_own_state, load_shards
+
     compact = meta_copy(model)
     KeptUnits(**checkpoint["kept"]).remove_others(compact)
     shard_copy(compact, model, tensors_of(model), fresh=True)

@@ -13,11 +13,14 @@ from gating.distributed.launch import Devices, check_devices, start_processes
 from gating.errors import InputError
 from gating.gates import HeadGates
 from gating.models.adapters import check_adapters
-from gating.models.gradient_checkpointing import check_gradient_checkpointing, enable_gradient_checkpointing
-from gating.models.meta_model import check_memory, make_meta_model
+from gating.models.meta_model import (
+    check_gradient_checkpointing,
+    check_memory,
+    enable_gradient_checkpointing,
+    make_meta_model,
+)
 from gating.models.sources import load_sharded
 from gating.objectives.budget import HeadBudget
-from gating.pruning.prune import remove_in_copy
 from gating.report.summary import NUMBERS
 from gating.run.build import RunObjects, build_objects, build_phase
 from gating.run.data import RunData, encode_examples, load_examples
@@ -25,7 +28,6 @@ from gating.run.folder import RunFolder
 from gating.run.frozen import check_frozen, planned_search_steps
 from gating.run.inputs import check_inputs, describe_inputs, read_inputs
 from gating.run.latency import RunTiming
-from gating.run.measured_budget import measure_budget
 from gating.run.phases import load_teacher
 from gating.run.result import check_optimized
 from gating.run.run import Run, RunState
@@ -34,12 +36,9 @@ from gating.sharding.copies import config_without_sharding
 from gating.sharding.plan import reshard
 from gating.storage.hub import check_login
 from gating.tasks.base import HasLoss
-from gating.teachers.checks import check_outputs
-from gating.teachers.teacher import Teacher
 from gating.tracking.loggers import resolve_mode
 from gating.training.callbacks.interruption import check_monitors
-from gating.training.steps import count_steps
-from gating.training.stored_logits import can_store_logits
+from gating.training.evaluation import count_steps
 
 __all__ = ["note_unless_stock", "prepare"]
 
@@ -78,6 +77,8 @@ def prepare(settings: Settings, folder: RunFolder) -> Run:
     started = time.monotonic()
     budget = read_inputs(folder.path)["budget"] if folder.resumes else None
     if objects.budget.is_measured:
+        from gating.run.measured_budget import measure_budget
+
         batches = steps * settings.trainer["accumulate_grad_batches"]
         budget = measure_budget(objects, state, data, timing=timing, device=devices.root, known=budget, batches=batches)
         objects = objects.with_budget({**settings.objective, **budget})
@@ -212,6 +213,8 @@ def note_unless_stock(model: PreTrainedModel, gates: HeadGates) -> None:
 
     Half of the units are removed from a copy at random, as the choice of a run is not known before it.
     """
+    from gating.pruning.prune import remove_in_copy
+
     scores = torch.rand(len(gates.log_alpha), generator=torch.Generator().manual_seed(0))
     kept = HeadBudget(keep=0.5, uniform=True).choose(gates, scores)
     try:
@@ -248,6 +251,8 @@ def _load_models(
         objects.task.adapt(model)
     state = RunState(model)
     if objects.distillation is not None and objects.teacher is not None:
+        from gating.teachers.teacher import Teacher
+
         loaded = load_teacher(objects.teacher, auto_class, is_sharded=devices.is_sharded)
         state.teacher = Teacher(loaded, distillation=objects.distillation)
         state.teacher.check(model, data.module.probe_batch(), tokenizer=data.processor)
@@ -262,6 +267,9 @@ def _check_outputs(settings: Settings, objects: RunObjects, state: RunState, dat
     """Check the outputs that the distillation compares; return whether the teacher's logits are stored."""
     if objects.distillation is None:
         return False
+    from gating.teachers.checks import check_outputs
+    from gating.training.stored_logits import can_store_logits
+
     shapes = check_outputs(state.model, data.module.probe_batch(), distillation=objects.distillation)
     reshard(state.model)
     num_batches = steps * settings.trainer["accumulate_grad_batches"]

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
@@ -13,7 +13,7 @@ from pytorch_lightning.loggers import Logger
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from gating.distributed.collectives import broadcast, is_rank_zero
-from gating.gates.freezing import freeze, unfreeze
+from gating.gates.attachment import freeze, unfreeze
 from gating.objectives.search import Search
 from gating.report.history import History
 from gating.report.score import Score
@@ -26,9 +26,11 @@ from gating.run.latency import RunTiming
 from gating.run.settings import Settings
 from gating.sharding.plan import is_sharded, reshard
 from gating.storage.checkpoints import found_checkpoints
-from gating.teachers.teacher import Teacher
 from gating.training.checkpoints import why_unusable
 from gating.training.evaluation import Tally
+
+if TYPE_CHECKING:
+    from gating.teachers.teacher import Teacher
 
 __all__ = ["Run", "RunState"]
 
@@ -49,7 +51,7 @@ class RunState:
 
     model: PreTrainedModel
     search_steps: int = 0
-    teacher: Teacher | None = None
+    teacher: "Teacher | None" = None
     history: History = field(default_factory=History)
     summary: Summary = field(default_factory=Summary)
     search: Search | None = None

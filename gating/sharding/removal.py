@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from gating.errors import InputError, OperationError
 from gating.gates import HeadGates
-from gating.gates.interfaces import GateChoice
+from gating.gates.hard_concrete import GateChoice
 from gating.loader.saving import become_compact
 from gating.proof.masked import Processes
 from gating.proof.prove import check_proven

@@ -10,7 +10,7 @@ from torchmetrics import MetricCollection
 from transformers import DefaultDataCollator, PreTrainedModel, PreTrainedTokenizerBase
 
 from gating.compact.save import Processor
-from gating.data.batches import Batch
+from gating.data.examples import Batch
 from gating.data.text.tokenizers import Frame, load_or_train_tokenizer
 from gating.models.sources import ModelSource
 from gating.report.score import Score

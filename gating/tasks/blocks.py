@@ -12,12 +12,11 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from gating.data.batches import Batch
 from gating.data.columns import find_column, take_columns
-from gating.data.examples import Examples
+from gating.data.examples import Batch, Examples
 from gating.data.text.tokens import check_texts, tokenize, truncation_length
 from gating.errors import InputError
-from gating.models.special_tokens import special_token_ids
+from gating.models.configs import special_token_ids
 from gating.tasks.base import Prepared, TextTask
 from gating.tasks.metrics.baselines import Baseline, log_frequencies
 from gating.tasks.metrics.tokens import (

@@ -12,8 +12,7 @@ from transformers import AutoModel, PreTrainedModel
 
 from gating.compact.files import read_config
 from gating.compact.save import Processor
-from gating.data.batches import Batch
-from gating.data.examples import Examples
+from gating.data.examples import Batch, Examples
 from gating.data.text.tokens import check_no_nulls, check_texts, load_tokenizer, truncation_length
 from gating.embedding.head import SentenceHead
 from gating.embedding.losses import PAIR_LOSSES, embedding_distance, pair_loss

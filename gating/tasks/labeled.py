@@ -13,12 +13,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from gating.data.batches import Batch
 from gating.data.columns import find_column, find_text_columns, take_columns
-from gating.data.examples import Examples
+from gating.data.examples import Batch, Examples
 from gating.data.labels import LABEL_COLUMNS, encode_labels
 from gating.data.text.tokens import check_texts, tokenize_labeled, truncation_length
-from gating.models.special_tokens import special_token_ids
+from gating.models.configs import special_token_ids
 from gating.tasks.base import MetricTask, Prepared, TextTask
 from gating.tasks.metrics.baselines import Baseline, constant_logits, log_frequencies
 from gating.tasks.metrics.classes import build_class_metrics, choose_class_metrics, class_config

@@ -15,13 +15,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from gating.data.batches import Batch
 from gating.data.columns import find_column, take_columns
-from gating.data.examples import Examples
+from gating.data.examples import Batch, Examples
 from gating.data.text.tokens import check_no_nulls, check_texts, tokenize, truncation_length
 from gating.errors import InputError
+from gating.models.configs import special_token_ids
 from gating.models.sources import ModelSource
-from gating.models.special_tokens import special_token_ids
 from gating.report.score import Score
 from gating.tasks.base import Prepared, TextTask
 from gating.tasks.metrics.answers import AnswerScores, best_spans

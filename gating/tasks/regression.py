@@ -9,7 +9,7 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 from transformers import PreTrainedModel
 
-from gating.data.batches import Batch
+from gating.data.examples import Batch
 from gating.data.rows import name_row
 from gating.errors import InputError
 from gating.tasks.base import Prepared

@@ -14,13 +14,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from gating.data.batches import Batch
 from gating.data.columns import take_columns
-from gating.data.examples import Examples
+from gating.data.examples import Batch, Examples
 from gating.data.text.tokens import check_texts, tokenize, truncation_length
 from gating.errors import InputError
+from gating.models.configs import special_token_ids
 from gating.models.sources import ModelSource
-from gating.models.special_tokens import special_token_ids
 from gating.tasks.base import Metrics, Prepared, Sample, TextTask
 from gating.tasks.languages import language_token, set_language
 from gating.tasks.metrics.baselines import Baseline, log_frequencies

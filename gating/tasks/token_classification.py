@@ -14,15 +14,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from gating.data.batches import Batch
 from gating.data.columns import find_column, take_columns
-from gating.data.examples import Examples
+from gating.data.examples import Batch, Examples
 from gating.data.labels import check_classes, classes_of_model, number_classes, sort_labels
 from gating.data.rows import name_row
 from gating.data.text.tokens import check_no_nulls, load_tokenizer, tokenize, truncation_length
 from gating.errors import InputError, shorten
+from gating.models.configs import special_token_ids
 from gating.models.sources import ModelSource
-from gating.models.special_tokens import special_token_ids
 from gating.tasks.base import MetricTask, Prepared
 from gating.tasks.metrics.baselines import Baseline, log_frequencies
 from gating.tasks.metrics.classes import class_config

@@ -50,6 +50,11 @@ class Teacher:
         torch.Size([])
     """
 
+    @property
+    def is_student(self) -> bool:
+        """Whether the model that learns is the teacher, with all gates open."""
+        return isinstance(self.model, OpenTeacher)
+
     def __init__(
         self, model: PreTrainedModel | nn.Module | str | os.PathLike[str], *, distillation: Distillation | None = None
     ) -> None:

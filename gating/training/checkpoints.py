@@ -17,7 +17,6 @@ from gating.storage.checkpoints import checkpoint_path, found_checkpoints, remov
 from gating.storage.files import replacing_file
 from gating.structure.edits import own_part
 from gating.training.module import FineTuning
-from gating.training.shards import read_metadata
 
 __all__ = ["AtomicCheckpointIO", "RunCheckpoint", "read_checkpoint", "why_unusable"]
 
@@ -40,6 +39,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Load a checkpoint to the CPU without running pickled code; of a folder of shards, all but the shards."""
     if path.is_dir():
+        from gating.training.shards import read_metadata
+
         return read_metadata(path)
     checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return checkpoint
@@ -52,7 +53,7 @@ def why_unusable(path: Path) -> str | None:
     """
     try:
         if path.is_dir():
-            checkpoint: Any = read_metadata(path)
+            checkpoint: Any = read_checkpoint(path)
         else:
             with zipfile.ZipFile(path) as archive:
                 entry = archive.testzip()

@@ -1,8 +1,9 @@
 """Evaluation of a model outside of training."""
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,13 +12,14 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 from transformers import PreTrainedModel
 
-from gating.data.batches import Batch, model_inputs, num_rows, num_targets
+from gating.data.examples import Batch, model_inputs, num_rows, num_targets
 from gating.distributed.collectives import all_reduce_sum, gather_objects
+from gating.errors import InputError
 from gating.sharding.plan import gathered_root
 from gating.tasks.base import Task
 from gating.tasks.metrics.baselines import Baseline
 
-__all__ = ["Tally", "evaluate"]
+__all__ = ["Tally", "count_evaluated", "count_steps", "evaluate", "validation_interval"]
 
 
 @torch.no_grad()
@@ -106,3 +108,70 @@ def to_number(value: Tensor) -> float:
     if value.dtype == torch.float64 or not value.is_floating_point():
         return float(value)
     return float(str(np.float32(float(value))))
+
+
+_LIMITS = {"validation": "limit_val_batches", "test": "limit_test_batches"}
+
+
+def count_steps(trainer: Mapping[str, Any], *, num_batches: int) -> int:
+    """Return the number of optimizer steps of a whole run, search and recovery together.
+
+    Args:
+        trainer: Settings of the trainer: ``max_steps`` or, if that is -1, ``max_epochs``; ``limit_train_batches`` and
+            ``accumulate_grad_batches``.
+        num_batches: Batches of one rank in an epoch.
+
+    Raises:
+        InputError: The run would have no step.
+
+    Example:
+        >>> settings = {"max_epochs": 3, "max_steps": -1, "limit_train_batches": 1.0, "accumulate_grad_batches": 2}
+        >>> count_steps(settings, num_batches=25)
+        39
+    """
+    accumulate, limit = trainer["accumulate_grad_batches"], trainer["limit_train_batches"]
+    if accumulate < 1:
+        raise InputError(f"trainer.accumulate_grad_batches={accumulate}: a step takes at least one batch.")
+    used = _used_batches(limit, num_batches=num_batches)
+    in_epochs = int(trainer["max_epochs"] * -(-used // accumulate))
+    steps = in_epochs if trainer["max_steps"] == -1 else int(trainer["max_steps"])
+    if used < 1 or steps < 1:
+        raise InputError(
+            f"There is nothing to train with trainer.max_epochs={trainer['max_epochs']}, "
+            f"trainer.max_steps={trainer['max_steps']} and trainer.limit_train_batches={limit}: give positive numbers."
+        )
+    return steps
+
+
+def validation_interval(trainer: Mapping[str, Any], *, num_batches: int) -> int | float:
+    """Return ``val_check_interval``: a number of batches, at most an epoch, or a fraction of an epoch."""
+    interval: int | float = trainer["val_check_interval"]
+    used = _used_batches(trainer["limit_train_batches"], num_batches=num_batches)
+    return min(interval, used) if isinstance(interval, int) else interval
+
+
+def _used_batches(limit: int | float, *, num_batches: int) -> int:
+    """Return the number of batches used, where ``limit`` is a number of batches or a fraction of them."""
+    return min(num_batches, limit) if isinstance(limit, int) else int(num_batches * min(limit, 1.0))
+
+
+def count_evaluated(trainer: Mapping[str, Any], split: str, *, num_batches: int) -> int:
+    """Return the number of batches of a split that are evaluated, during and at the end of phases.
+
+    Args:
+        trainer: Settings of the trainer: ``limit_val_batches`` and ``limit_test_batches``, numbers or fractions.
+        split: ``validation`` or ``test``.
+        num_batches: Number of batches of the split.
+
+    Raises:
+        InputError: The fraction is less than one batch, but not 0.
+    """
+    name = _LIMITS[split]
+    limit = 1.0 if trainer.get(name) is None else trainer[name]
+    used = _used_batches(limit, num_batches=num_batches)
+    if limit > 0 and used < 1:
+        raise InputError(
+            f"trainer.{name}={limit} of {num_batches} {split} batch(es) is less than one; give a larger share, or 0 "
+            "for no evaluation."
+        )
+    return used

@@ -1,7 +1,7 @@
 """The Lightning module: one training step for every task and objective, with or without gates."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
@@ -10,16 +10,17 @@ from torch import Tensor
 from torchmetrics import MeanMetric, MetricCollection
 from transformers import PreTrainedModel
 
-from gating.data.batches import TEACHER_LOGITS, Batch, model_inputs, num_targets
+from gating.data.examples import TEACHER_LOGITS, Batch, model_inputs, num_targets
 from gating.distributed.collectives import all_reduce_sum
 from gating.objectives.search import Search
 from gating.report.score import Score
 from gating.sharding.gradients import average_gradients, clip_gradients
 from gating.sharding.plan import is_sharded, reshard
 from gating.tasks.base import HasLoss, Task
-from gating.teachers.open_teacher import OpenTeacher
-from gating.teachers.teacher import Teacher
 from gating.training.optimizers import OptimizerSettings, WarmupSchedule
+
+if TYPE_CHECKING:
+    from gating.teachers.teacher import Teacher
 
 __all__ = ["FineTuning"]
 
@@ -39,7 +40,7 @@ class FineTuning(pl.LightningModule):
         total_steps: int,
         first_step: int = 0,
         search: Search | None = None,
-        teacher: Teacher | None = None,
+        teacher: "Teacher | None" = None,
         seed: int = 0,
         compiler: str | None = None,
     ) -> None:
@@ -120,7 +121,7 @@ class FineTuning(pl.LightningModule):
         answers = None
         if teacher is not None:
             answers = teacher(inputs, logits=batch.get(TEACHER_LOGITS))
-            reshard(self.model if isinstance(teacher.model, OpenTeacher) else teacher.model)
+            reshard(self.model if teacher.is_student else teacher.model)
         outputs = (self._compiled or self.model)(**inputs, **({} if teacher is None else teacher.options))
         loss = self._loss(outputs, batch)
         if teacher is not None and answers is not None:

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gating.data.batches import TEACHER_LOGITS
 from gating.data.computed import computed_column, model_digest
 from gating.data.datamodule import ExampleDataModule
+from gating.data.examples import TEACHER_LOGITS
 from gating.errors import InputError
 from gating.sharding.plan import is_sharded
 from gating.storage.identity import table_digests

@@ -6,9 +6,9 @@ from datasets import Dataset, DatasetDict
 from transformers import AutoTokenizer
 
 from gating.data.text.tokenizers import load_or_train_tokenizer, train_tokenizer
+from gating.models.configs import special_token_ids
 from gating.models.meta_model import make_meta_model
 from gating.models.sources import NewModel, Pretrained
-from gating.models.special_tokens import special_token_ids
 
 TEXT = "To be, or not to be:\n\n  that is the question. " * 20
 TABLE = Dataset.from_dict({"text": [TEXT, None, "Wäre ich?"], "number": [1, 2, 3]})

@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import gating
 from gating.errors import InputError
-from gating.gates.freezing import freeze, unfreeze
+from gating.gates.attachment import freeze, unfreeze
 from gating.objectives.baselines.importance import derivatives, sensitivity
 from gating.teachers.open_teacher import OpenTeacher
 from tests.support.tiny_models import randomize

@@ -6,11 +6,11 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from gating.run.settings import read_settings
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from gating.run.build import build_objects
+from gating.run.settings import read_settings
 from gating.run.sweep import choice, picture, results
 from gating.run.sweep.jobs import Job, begin_sweep, end_sweep, recording_job
 from gating.run.sweep.plugins import DenseFirst, SweepReport

@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset, DatasetDict
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from gating.data.batches import num_targets
+from gating.data.examples import num_targets
 from gating.data.sources import Examples
 from gating.data.text.tokenizers import train_tokenizer
 from gating.models.meta_model import make_meta_model

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from transformers import BertForSequenceClassification
 
 import gating
-from gating.models.gradient_checkpointing import enable_gradient_checkpointing
+from gating.models.meta_model import enable_gradient_checkpointing
 from gating.report.history import History
 from gating.report.score import Score
 from gating.tasks import SequenceClassification

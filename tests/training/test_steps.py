@@ -2,7 +2,7 @@
 
 import pytest
 
-from gating.training.steps import count_evaluated, count_steps
+from gating.training.evaluation import count_evaluated, count_steps
 
 TRAINER = {"max_epochs": 4, "max_steps": -1, "limit_train_batches": 1.0, "accumulate_grad_batches": 1}
 

@@ -10,9 +10,9 @@ from datasets import Dataset, DatasetDict
 from transformers import BertForSequenceClassification, BertTokenizer, DataCollatorWithPadding
 
 import gating
-from gating.data.batches import TEACHER_LOGITS, model_inputs
 from gating.data.computed import model_digest
 from gating.data.datamodule import ExampleDataModule
+from gating.data.examples import TEACHER_LOGITS, model_inputs
 from gating.errors import InputError
 from gating.training.stored_logits import add_logits, can_store_logits
 from tests.support.tiny_run import make_model_folder

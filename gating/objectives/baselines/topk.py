@@ -8,7 +8,7 @@ from torch import nn
 
 from gating.errors import InputError
 from gating.gates import HeadGates
-from gating.gates.interfaces import GateSampler
+from gating.gates.hard_concrete import GateSampler
 from gating.objectives.base import KeepsBudget, begin_search, check_search
 from gating.objectives.baselines.subset import GumbelTopK, StraightThroughTopK
 from gating.objectives.budget import HeadBudget

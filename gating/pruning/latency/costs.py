@@ -17,10 +17,9 @@ from gating.objectives import ExactBudget, HeadBudget
 from gating.objectives.costs import OPEN_BLOCKS
 from gating.pruning.latency.comparison import margin
 from gating.pruning.latency.copies import PRECISION, CopyTimer
-from gating.pruning.latency.settings import LatencySettings
 from gating.pruning.latency.shapes import timed_shapes
 from gating.pruning.latency.speedup import check_speedup
-from gating.pruning.latency.time_budget import MAX_SECONDS, TimeBudget
+from gating.pruning.latency.time_budget import MAX_SECONDS, LatencySettings, TimeBudget
 from gating.units import UnitName
 
 __all__ = ["NUM_PASSES", "LatencyCosts", "budget_for_speedup", "measure_latency_costs"]

@@ -4,7 +4,8 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor, nn
 
@@ -14,7 +15,7 @@ from gating.pruning.latency.comparison import seconds_of_pass
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-__all__ = ["MAX_SECONDS", "Stage", "TimeBudget"]
+__all__ = ["LatencySettings", "Length", "MAX_SECONDS", "Stage", "TimeBudget"]
 
 # Timings take this share of a run, within limits in seconds.
 _SHARE_OF_RUN, _MIN_SECONDS, MAX_SECONDS = 0.05, 20.0, 120.0
@@ -168,3 +169,38 @@ def _last_rows(batch: Mapping[str, Tensor], rows: int) -> dict[str, Tensor]:
     return {
         name: tensor[-rows:] if isinstance(tensor, Tensor) and tensor.ndim else tensor for name, tensor in batch.items()
     }
+
+
+# A length of the data, or a number of tokens.
+Length = Literal["median", "p95", "max"] | int
+
+
+@dataclass(frozen=True)
+class LatencySettings:
+    """Settings of the timings of a run.
+
+    Attributes:
+        batch_size: Number of examples in the timed batch.
+        length: Length of its texts in tokens: the ``median`` of the evaluated data, its 95th percentile (``p95``), its
+            longest (``max``), or a number.
+        max_seconds: Seconds that all timings of a run may take together; None for 5 % of the run, at least 20 and at
+            most 120 seconds.
+        price_blocks: Whether a search knows that a block takes time as long as anything is left in it; otherwise that
+            time is a part of its units' costs.
+
+    Raises:
+        InputError: A number is not positive.
+    """
+
+    batch_size: int = 8
+    length: Length = "p95"
+    max_seconds: float | None = None
+    price_blocks: bool = False
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise InputError(f"batch_size={self.batch_size}: a batch has at least one example.")
+        if isinstance(self.length, int) and self.length < 1:
+            raise InputError(f"length={self.length}: a text has at least one token. Give median, p95, max or a number.")
+        if self.max_seconds is not None and not 0 < self.max_seconds < float("inf"):
+            raise InputError(f"max_seconds={self.max_seconds}: give a number of seconds above 0, or null.")

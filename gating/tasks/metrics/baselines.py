@@ -11,7 +11,7 @@ from datasets import Dataset
 from torch import Tensor
 from torchmetrics import MetricCollection
 
-from gating.data.batches import TARGETS, Batch
+from gating.data.examples import TARGETS, Batch
 
 __all__ = ["Baseline", "column_mean", "constant_logits", "log_frequencies"]
 

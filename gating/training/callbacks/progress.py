@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 
-from gating.data.batches import Batch
+from gating.data.examples import Batch
 from gating.distributed.collectives import is_rank_zero
 from gating.gates import HeadGates
 from gating.objectives import Objective
