@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from gating.distributed.threads import limit_spinning
+from gating.distributed import limit_spinning
 from gating.errors import UserError, explain, missing_extra
 
 if problem := missing_extra("head-gating train"):

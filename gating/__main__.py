@@ -11,7 +11,7 @@ from pathlib import Path
 
 import gating
 from gating.commands.options import COMMANDS
-from gating.distributed.threads import limit_spinning
+from gating.distributed import limit_spinning
 from gating.errors import MissingPackageError, UserError, explain, missing_extra
 from gating.tracking.redaction import redact_output
 from gating.training.signals import stop_on_signals

@@ -19,11 +19,11 @@ from gating.compact.original import read_original
 from gating.distributed.launch import check_devices
 from gating.models.hub import locate
 from gating.pruning.latency.comparison import margin
-from gating.pruning.recording import build_original
+from gating.pruning.layers import build_original
 from gating.report.score import Score
 from gating.report.summary import Stage, Summary
 from gating.run.build import build_objects, naming_settings
-from gating.run.latency import RunTiming
+from gating.run.timing import RunTiming
 from gating.storage.files import finite_number
 from gating.tasks.metrics.choice import score_of
 from gating.tracking.verbosity import quiet_libraries

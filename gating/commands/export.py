@@ -5,7 +5,7 @@ from pathlib import Path
 
 from gating.commands.model_folder import find_model
 from gating.commands.quantized_evaluation import compare_accuracy
-from gating.compact.hub import find_folder
+from gating.compact.load import find_folder
 from gating.serving.formats import FORMATS, export_compact
 
 __all__ = ["run"]

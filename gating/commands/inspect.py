@@ -6,17 +6,15 @@ from contextlib import suppress
 from rich.console import Console
 
 from gating.commands.model_folder import find_model
-from gating.compact.hub import find_folder
-from gating.compact.load import load_compact
+from gating.compact.load import find_folder, load_compact
 from gating.compact.original import read_original
 from gating.compact.recipe import Recipe, is_recipe
 from gating.errors import InputError
 from gating.proof.probe import make_probe
+from gating.pruning.layers import build_original, build_recorded
 from gating.pruning.measure import cache_bytes_per_token, count_macs, weight_megabytes
 from gating.pruning.prune_report import num_parameters
-from gating.pruning.recording import build_original, build_recorded
-from gating.report.rows import heads_per_layer, layers_left, neurons_per_layer
-from gating.report.tables import kept_heads_table, kept_neurons_table
+from gating.report.rows import heads_per_layer, kept_heads_table, kept_neurons_table, layers_left, neurons_per_layer
 
 __all__ = ["run"]
 

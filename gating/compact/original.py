@@ -14,7 +14,7 @@ from gating.compact.manifest import has_manifest, read_record
 from gating.errors import InputError, loading
 from gating.loader.checksums import CHECKSUMS, RECORD_KEY
 from gating.loader.record_checks import check_record
-from gating.pruning.recording import build_original, build_recorded
+from gating.pruning.layers import build_original, build_recorded
 from gating.storage.hub import RECORD_FILE
 from gating.structure.attention import iter_attention_blocks
 from gating.structure.feed_forward import iter_feed_forward_blocks

@@ -25,9 +25,8 @@ from gating.loader.record import LAYERS_KEY, dense_config, describe
 from gating.loader.record_checks import check_record
 from gating.loader.saving import become_compact
 from gating.pruning.layer_settings import changed, setting_of
-from gating.pruning.layers import drop_layers
+from gating.pruning.layers import build_recorded, drop_layers
 from gating.pruning.plan import plan_finalizing
-from gating.pruning.recording import build_recorded
 from gating.structure.attention import iter_attention_blocks
 from gating.structure.blocks import Block, share_specs
 from gating.structure.edits import apply_edits

@@ -6,7 +6,6 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from gating.discovery.neuron_trial import why_features_change
 from gating.families.linear import num_outputs
 from gating.structure.attention import AttentionBlock
 from gating.structure.feed_forward import ExpertsBlock, FeedForwardBlock
@@ -63,7 +62,11 @@ def why_neurons_depend(block: FeedForwardBlock) -> str | None:
         )
     if getattr(module, "activation_sparsity", 0.0) > 0:
         return "activation_sparsity_pattern takes a cutoff from the mean and the deviation of all neurons of this layer"
-    return why_mixed(module, width, num_outputs(block.output_projection)) or why_features_change(block)
+    if mixed := why_mixed(module, width, num_outputs(block.output_projection)):
+        return mixed
+    from gating.discovery.neuron_trial import why_features_change
+
+    return why_features_change(block)
 
 
 def why_mixed(module: nn.Module, width: int, hidden: int) -> str | None:

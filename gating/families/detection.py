@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from gating.families.layouts import AttentionSpec
-from gating.families.rows import Q_K_V_PROJ, QUERY_KEY_VALUE, Projections, Row, context_spec
+from gating.families.layouts import Q_K_V_PROJ, QUERY_KEY_VALUE, AttentionSpec, Projections, Row, context_spec
 from gating.loader.forwards_images import detr_forward, mgp_forward
 
 __all__ = ["DETECTION_FAMILIES"]

@@ -8,9 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from gating.errors import InputError
-from gating.families.layouts import FeedForwardSpec, UpLayout, read_spec
+from gating.families.layouts import FeedForwardSpec, UpLayout, check_row, read_spec
 from gating.families.linear import num_inputs, num_outputs, without_adapter
-from gating.families.rows import check_row
 
 __all__ = [
     "find_feed_forward_spec",

@@ -4,8 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from gating.families.layouts import AttentionSpec
-from gating.families.rows import Q_K_V, Q_K_V_PROJ, QUERY_KEY_VALUE, Projections, Row, context_spec
+from gating.families.layouts import Q_K_V, Q_K_V_PROJ, QUERY_KEY_VALUE, AttentionSpec, Projections, Row, context_spec
 from gating.loader.forwards_images import (
     blip_2_forward,
     blip_vision_forward,

@@ -12,9 +12,8 @@ from typing import Any
 from torch import nn
 
 from gating.families.detection import DETECTION_FAMILIES
-from gating.families.layouts import AttentionSpec, read_spec
+from gating.families.layouts import AttentionSpec, Row, check_row, read_spec
 from gating.families.media import MEDIA_FAMILIES
-from gating.families.rows import Row, check_row
 from gating.families.shared import SHARED_FAMILIES
 from gating.families.special import SPECIAL_FAMILIES
 from gating.families.text import TEXT_FAMILIES

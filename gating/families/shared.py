@@ -3,8 +3,7 @@
 The census proves the classes whose models it can build.
 """
 
-from gating.families.layouts import AttentionSpec
-from gating.families.rows import Q_K_V_PROJ, Row, context_spec
+from gating.families.layouts import Q_K_V_PROJ, AttentionSpec, Row, context_spec
 
 __all__ = ["SHARED_FAMILIES"]
 

@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from gating.families.layouts import AttentionSpec
+from gating.families.layouts import Q_K_V_PROJ, QUERY_KEY_VALUE, AttentionSpec, Projections, Row
 from gating.families.linear import num_outputs
-from gating.families.rows import Q_K_V_PROJ, QUERY_KEY_VALUE, Projections, Row
 from gating.loader.forwards_texts import fsmt_forward, led_forward, longformer_forward
 
 __all__ = ["SPECIAL_FAMILIES"]

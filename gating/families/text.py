@@ -2,8 +2,16 @@
 
 from torch import nn
 
-from gating.families.layouts import AttentionSpec, RowLayout
-from gating.families.rows import Q_K_V, Q_K_V_PROJ, QUERY_KEY_VALUE, Projections, Row, context_spec
+from gating.families.layouts import (
+    Q_K_V,
+    Q_K_V_PROJ,
+    QUERY_KEY_VALUE,
+    AttentionSpec,
+    Projections,
+    Row,
+    RowLayout,
+    context_spec,
+)
 
 __all__ = ["TEXT_FAMILIES"]
 

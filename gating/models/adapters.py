@@ -18,7 +18,6 @@ from gating.discovery.refusals import why_not_editable
 from gating.errors import InputError, MissingPackageError
 from gating.gates import HeadGates
 from gating.models.sources import ModelSource, NewModel
-from gating.pruning.padding import silence_padding
 from gating.sharding.plan import is_sharded, reshard
 from gating.structure.attention import iter_attention_blocks
 from gating.structure.blocks import has_no_weight
@@ -104,6 +103,8 @@ class LoRA:
         gates = getattr(model, "head_gates", None)
         if isinstance(gates, HeadGates):
             gates.attach_again()
+        from gating.pruning.padding import silence_padding
+
         silence_padding(model)
         for parameter in trained_before:
             parameter.requires_grad_(True)

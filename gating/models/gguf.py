@@ -17,9 +17,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufCo
 from gating.discovery.vocabulary import vocabulary_size
 from gating.errors import InputError, MissingFileError, MissingPackageError, loading
 
-__all__ = ["is_gguf", "quantization_of", "unpack_gguf"]
+__all__ = ["quantization_of", "unpack_gguf"]
 
-_SUFFIX = ".gguf"
 # Written last, so that a folder with it is whole.
 _SOURCE = "gguf.json"
 # Types whose values are stored as they are.
@@ -27,11 +26,6 @@ _WHOLE = ("F32", "F16", "BF16")
 # Tensors that follow from the configuration.
 _COMPUTED = "rope_"
 _REMEDY = "Name a file of an architecture that transformers reads, or the model in a folder or on the hub."
-
-
-def is_gguf(name: str) -> bool:
-    """Return whether the name of a model is that of a GGUF file."""
-    return name.lower().endswith(_SUFFIX)
 
 
 def quantization_of(folder: Path) -> str | None:

@@ -13,10 +13,9 @@ import huggingface_hub.constants as hub
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
 from gating.errors import InputError, MissingFileError, MissingPackageError, UnreachableError
-from gating.models.gguf import is_gguf, unpack_gguf
 from gating.storage.hub import invalid_name
 
-__all__ = ["PACKAGE", "cached_folder", "locate", "package_folder", "require_hub"]
+__all__ = ["PACKAGE", "cached_folder", "is_gguf", "locate", "package_folder", "require_hub"]
 
 # Beginning of the names of models in installed packages.
 PACKAGE = "package://"
@@ -30,6 +29,17 @@ _OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFF
 
 # Reason why this process could not reach the hub.
 _outage: str | None = None
+
+
+def is_gguf(name: str) -> bool:
+    """Return whether the name of a model is that of a GGUF file."""
+    return name.lower().endswith(".gguf")
+
+
+def _unpacked(file: Path) -> str:
+    from gating.models.gguf import unpack_gguf
+
+    return str(unpack_gguf(file))
 
 
 def locate(name_or_path: str, *, revision: str = "main") -> str:
@@ -53,10 +63,10 @@ def locate(name_or_path: str, *, revision: str = "main") -> str:
     if name_or_path.startswith(PACKAGE):
         package, _, inside = name_or_path.removeprefix(PACKAGE).partition("/")
         place = package_folder(package) / inside
-        return str(unpack_gguf(place) if is_gguf(inside) else place)
+        return _unpacked(place) if is_gguf(inside) else str(place)
     folder = Path(name_or_path).expanduser()
     if is_gguf(name_or_path) and not folder.is_dir():
-        return str(unpack_gguf(folder))
+        return _unpacked(folder)
     if folder.is_dir():
         return str(folder)
     if name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1:

@@ -9,8 +9,7 @@ from typing import Any, Protocol
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from gating.loader.sharded import is_indivisible
-from gating.models.gguf import is_gguf
-from gating.models.hub import PACKAGE
+from gating.models.hub import PACKAGE, is_gguf
 from gating.models.new import NewModel
 from gating.models.pretrained import Pretrained
 from gating.sharding.plan import shard_model

@@ -11,7 +11,15 @@ from gating.objectives.costs import Costs, GateCosts, gate_costs
 from gating.objectives.parts import COST
 from gating.units import UNITS
 
-__all__ = ["Quantity", "gate_metrics", "metrics_of", "open_amounts", "quantity_of", "share_undecided", "spent_by_unit"]
+__all__ = [
+    "Quantity",
+    "gate_metrics",
+    "metrics_of",
+    "open_amounts",
+    "quantity_of",
+    "share_undecided",
+    "spent_by_unit",
+]
 
 # The quantity of a budget: the name of a unit for its number, or ``cost`` for the share of cost of several units.
 Quantity = str

@@ -19,7 +19,14 @@ from gating.proof.outputs import (
 from gating.proof.probe import run_probe
 from gating.structure.blocks import Block
 
-__all__ = ["ExpectedOutputs", "MaskedOutputs", "Processes", "factors_of", "features_scaled", "find_problem_with_cache"]
+__all__ = [
+    "ExpectedOutputs",
+    "MaskedOutputs",
+    "Processes",
+    "factors_of",
+    "features_scaled",
+    "find_problem_with_cache",
+]
 
 # A `with` block in which the features of each block are multiplied by the factors of its gates or units.
 Masking = Callable[[Sequence[Tensor]], AbstractContextManager[object]]

@@ -1,22 +1,25 @@
 """Layers that leave a model: out of their list, with the settings and the numbers of the other layers in order."""
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
+import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, initialization
 
 from gating.errors import InputError, shorten
 from gating.loader.checksums import RECORD_KEY
 from gating.loader.modeling import base_prefix
-from gating.loader.record import LAYERS_KEY, describe, renamed
+from gating.loader.record import LAYERS_KEY, dense_class, dense_config, describe, renamed
+from gating.loader.saving import compact_class
 from gating.pruning.layer_settings import changed, nested_configs, setting_of, settings_without_layers
-from gating.pruning.recording import build_recorded
+from gating.structure.blocks import share_specs
 from gating.structure.edits import ABSENT, Edit, SetAttribute, Undo, apply_edits, undo_edits
 from gating.structure.layers import LayerList, dense_name, layers_record
 from gating.units import unit_of
 
-__all__ = ["drop_layers"]
+__all__ = ["build_original", "build_recorded", "drop_layers"]
 
 _PLAIN = (bool, int, float, str, type(None))
 
@@ -176,3 +179,29 @@ def _record_without(model: PreTrainedModel, layers: LayerList, kept: Sequence[in
             of_unit[dense_name(record, block.name)] = unit_of(block).size_before(block)
     now = {**record.get("kept", {}), layers.name: [numbers[number] for number in kept]}
     return {**record, **sizes, "kept": now}
+
+
+def build_recorded(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:
+    """Build the compact model of a configuration with a record, without memory; its blocks have their former sizes."""
+    cls = compact_class(dense_class(model), type(config))
+    with torch.device("meta"), initialization.no_init_weights():
+        built: PreTrainedModel = cls._from_config(deepcopy(config), dtype=model.dtype)
+    return built
+
+
+def build_original(
+    model: PreTrainedModel, config: PreTrainedConfig, *, device: str | torch.device = "meta"
+) -> PreTrainedModel:
+    """Build the dense model of a configuration with a record: all heads and neurons, and random weights.
+
+    Args:
+        model: The compact or stock model, whose dtype it gets.
+        config: The configuration of the compact model, or that of :func:`~gating.compact.original.read_original`.
+        device: Its device; on ``meta``, it has no weights.
+    """
+    former = getattr(config, RECORD_KEY, {}).get(LAYERS_KEY, {}).get("config", {})
+    with torch.device(device):
+        original = changed(dense_config(config), former)
+        built: PreTrainedModel = dense_class(model)._from_config(original, dtype=model.dtype)
+    share_specs(model, built)
+    return built

@@ -9,8 +9,8 @@ from transformers import PreTrainedModel
 
 from gating.loader.record import auto_classes
 from gating.proof.probe import make_probe
+from gating.pruning.layers import build_original
 from gating.pruning.measure import cache_bytes_per_token
-from gating.pruning.recording import build_original
 from gating.report.metadata import TAG, base_of, is_sentence_folder, task_of
 from gating.report.rows import CompactReport, Row, heads_per_layer, layers_left, neurons_per_layer, size_rows
 

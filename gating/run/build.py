@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
@@ -29,14 +29,24 @@ from gating.models.adapters import Adapters
 from gating.models.sources import ModelSource, teacher_source
 from gating.objectives import Objective
 from gating.objectives.convergence import Convergence
-from gating.objectives.distillation import Distillation
 from gating.pruning.latency.time_budget import LatencySettings
 from gating.run.settings import Settings, is_dense
 from gating.storage.same_settings import leaves
 from gating.tasks.base import Task
 from gating.training.optimizers import AdamW, AnyOptimizer, OptimizerSettings
 
-__all__ = ["Budget", "DataSettings", "PhaseObjects", "RunObjects", "build_objects", "build_phase", "naming_settings"]
+if TYPE_CHECKING:
+    from gating.objectives.distillation import Distillation
+
+__all__ = [
+    "Budget",
+    "DataSettings",
+    "PhaseObjects",
+    "RunObjects",
+    "build_objects",
+    "build_phase",
+    "naming_settings",
+]
 
 # Errors that constructors of other packages raise for invalid arguments.
 _REFUSALS = (ValueError, TypeError, ImportError, MisconfigurationException)
@@ -118,7 +128,7 @@ class RunObjects:
     budget: Budget
     source: ModelSource
     adapters: Adapters
-    distillation: Distillation | None
+    distillation: "Distillation | None"
     teacher: ModelSource | None
     store_logits: bool | None
     convergence: Convergence | None

@@ -18,7 +18,7 @@ from gating.data.rows import numbering_rows
 from gating.distributed.collectives import is_rank_zero
 from gating.errors import InputError, shorten
 from gating.gates import HeadGates
-from gating.pruning.macs import measure_macs
+from gating.pruning.measure import measure_macs
 from gating.run.build import RunObjects, load_source
 from gating.run.settings import Settings
 from gating.sharding.plan import reshard

@@ -1,19 +1,47 @@
 """One run: prepared, its four phases, and its end."""
 
+import json
+import time
+from dataclasses import replace
+from datetime import date
+from functools import partial
+from pathlib import Path
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from rich.console import Console
+
+from gating.compact.files import read_config
+from gating.compact.save import save_compact
+from gating.compact.stock import StockError
 from gating.distributed.collectives import is_rank_zero
+from gating.loader.checksums import RECORD_KEY
+from gating.models.sources import short_name
 from gating.pruning.measure import count_heads
+from gating.report.card import usage_code
+from gating.report.metadata import describe_data, training_notes
+from gating.report.page import write_page
+from gating.report.results import RunResults
+from gating.report.rows import CompactReport, heads_per_layer, neurons_per_layer, print_report, print_samples
 from gating.report.summary import Stage
 from gating.run.build import naming_settings
-from gating.run.folder import Phase, RunFolder
-from gating.run.outcome import export, gather, report
+from gating.run.folder import CONFIG, Phase, RunFolder
 from gating.run.phases import recover, remove, search, teach
 from gating.run.prepare import prepare
 from gating.run.result import Result
 from gating.run.run import Run
 from gating.run.settings import Settings
+from gating.serving.runtimes import find_runtimes
+from gating.sharding.copies import gather_model, meta_copy
+from gating.storage.hub import upload
+from gating.structure.blocks import share_specs
+from gating.tasks.base import Sample
+from gating.tracking.loggers import log_outcome, log_samples, read_log
+from gating.tracking.redaction import redact
 from gating.tracking.verbosity import quiet_libraries
 
-__all__ = ["execute"]
+__all__ = ["execute", "export", "gather", "report"]
 
 
 def execute(settings: Settings, folder: RunFolder) -> Result | None:
@@ -55,3 +83,180 @@ def finish(run: Run) -> None:
 
         export_formats(run)
     report(run)
+
+
+def gather(run: Run) -> bool:
+    """Make a sharded model whole on rank 0, if its memory has room; return whether it is. Called by all ranks.
+
+    A model that no process has cut stays as it is.
+    """
+    state = run.state
+    if not run.is_sharded:
+        return True
+    from gating.sharding.save import has_room_for
+
+    if has_room_for(state.model):
+        device = state.model.device
+        whole = gather_model(state.model)
+        if whole is not None:
+            state.model = whole.to(device)  # type: ignore[arg-type]
+        return True
+    return False
+
+
+def export(run: Run) -> None:
+    """Time the compact model against the dense one, and save it. Called by all ranks if the model is sharded still."""
+    if run.is_sharded:
+        _export_shards(run)
+    else:
+        _export_whole(run)
+
+
+def _export_whole(run: Run) -> None:
+    """Time and save a model that is in the memory of this process."""
+    state = run.state
+    with state.summary.timed("latency"):
+        dense = type(state.model)._from_config(run.dense_config).to(state.model.device, state.model.dtype)
+        share_specs(state.model, dense)
+        elapsed = time.monotonic() - run.started
+        latencies = run.timing.compare(dense, state.model, run_seconds=elapsed)
+    state.summary.latency, state.summary.short_latency = latencies
+    state.summary.compare_models(dense, state.model, run.timing.batch(state.model.device))
+    save = partial(
+        save_compact,
+        state.model,
+        run.folder.compact,
+        tokenizer=run.data.processor,
+        report=_compact_report(run),
+        overwrite=True,
+    )
+    try:
+        save(stock=True if run.objects.budget.uniform else None)
+    except StockError as error:
+        print(error.in_command)
+        save(stock=False)
+
+
+def _export_shards(run: Run) -> None:
+    """Save a model that is larger than the memory of one process, which cannot time it either."""
+    state = run.state
+    with torch.device("meta"):
+        dense = type(meta_copy(state.model))._from_config(run.dense_config)
+    state.summary.compare_models(dense, meta_copy(state.model))
+    if is_rank_zero():
+        print("The model has no room in the memory of one process: it is saved in parts, and not timed.")
+        if run.objects.budget.uniform:
+            print("It is saved as a compact folder, not as a stock model of transformers, which is made from it whole.")
+    from gating.sharding.save import save_sharded
+
+    save_sharded(
+        state.model,
+        run.folder.compact,
+        tokenizer=run.data.processor,
+        report=_compact_report(run),
+        overwrite=True,
+        probe=run.probe_batch(),
+    )
+
+
+def _compact_report(run: Run) -> CompactReport:
+    prepared = run.data.prepared
+    score = prepared.final_score or prepared.score
+    data = run.settings.data
+    report = run.state.summary.compact_report(score, describe_data(data))
+    report = replace(report, notes=[*training_notes(about=data.get("about")), *report.notes])
+    return replace(report, base_model=getattr(run.objects.source, "hub_name", None))
+
+
+def report(run: Run) -> None:
+    """Write the page, the figures and the metrics of a run, and print them.
+
+    The metrics come last: a folder with metrics is finished. Called by all ranks if the model is sharded still.
+    """
+    samples = _samples(run)
+    if not is_rank_zero():
+        return
+    state, place, results = run.state, run.folder, _results_of(run, samples)
+    log_outcome(run.loggers, state.summary.flat())
+    print_report(Console(), results.kept, results.report, neurons=results.neurons)
+    is_alone = Stage.DENSE not in state.summary.metrics and _sweep_of_run() is None
+    if run.objects.objective is not None and is_alone:
+        print("There is no dense run to compare with; for one: python train.py <the same settings> objective=none")
+    _show_samples(run, samples)
+    write_page(place.report / "index.html", results, gates_file=place.report / "gates.png")
+    state.summary.write(place.metrics, score=results.final_score, seed=run.settings.seed)
+    runtimes = [runtime.name for runtime in results.runtimes if not runtime.reason]
+    print(f"The model runs in transformers, {', '.join(runtimes)}; the commands are in the report.")
+    print(
+        f"Everything is in {place.path}; the report is {place.report / 'index.html'}, the model is in {place.compact}"
+    )
+    print(place.end(keep_checkpoints=run.settings.keep_checkpoints))
+    # Last: if it fails, the run is finished nonetheless.
+    if (name := run.settings.push_to_hub) is not None:
+        print(f"Uploaded to {upload(run.folder.compact, name, private=True)}")
+
+
+def _results_of(run: Run, samples: list[dict[str, str]]) -> RunResults:
+    """Return the results of a run, in a sweep with the dense job that it is compared with."""
+    state, score, sweep = run.state, run.data.prepared.score, _sweep_of_run()
+    is_stock, compact = RECORD_KEY not in read_config(run.folder.compact), run.folder.compact
+    model = meta_copy(state.model) if run.is_sharded else state.model
+    exports = {name: run.folder.export(name) for name in run.settings.exports}
+    return RunResults(
+        title=redact(f"{short_name(run.objects.source)} on {describe_data(run.settings.data).name}"),
+        history=state.history,
+        summary=state.summary,
+        score=score,
+        final_score=run.data.prepared.final_score or score,
+        kept=heads_per_layer(state.model),
+        neurons=neurons_per_layer(state.model),
+        search_steps=state.search_steps,
+        total_steps=state.search_steps + run.recovery_steps,
+        config=(run.folder.path / CONFIG).read_text(encoding="utf-8"),
+        compact=compact,
+        usage=usage_code(model, compact, place=str(compact), stock=is_stock),
+        runtimes=find_runtimes(model, run.folder.path, compact=compact if is_stock else None, exports=exports),
+        samples=samples,
+        dense=_dense_metrics(sweep, run),
+        is_in_sweep=sweep is not None,
+        date=date.today().isoformat(),
+        log=read_log(run.folder.path),
+    )
+
+
+def _dense_metrics(sweep: Path | None, run: Run) -> dict[str, float]:
+    """Return the metrics of the dense job of a sweep that a job is compared with; none outside of a sweep."""
+    if sweep is None or run.objects.objective is None:
+        return {}
+    from gating.run.sweep.results import dense_metrics
+
+    return dense_metrics(sweep, run.folder.path)
+
+
+def _sweep_of_run() -> Path | None:
+    """Return the folder of the sweep of which the run is a job; None for a run of its own."""
+    is_job = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    return Path(HydraConfig.get().sweep.dir) if is_job else None
+
+
+def _samples(run: Run) -> list[Sample]:
+    """Return texts that the compact model generates, beside the dense one's; none if its task generates no texts."""
+    samples = run.write_samples()
+    dense = {sample["prompt"]: sample["written"] for sample in run.state.summary.dense_samples if "prompt" in sample}
+    return [
+        {"prompt": sample["prompt"], "before": dense[sample["prompt"]], "written": sample["written"]}
+        if sample.get("prompt") in dense
+        else sample
+        for sample in samples
+    ]
+
+
+def _show_samples(run: Run, samples: list[Sample]) -> None:
+    """Print, log and write texts of the compact model."""
+    if not samples:
+        return
+    print_samples(Console(), samples)
+    log_samples(run.loggers, samples)
+    text = "".join(f"{json.dumps(sample, ensure_ascii=False)}\n" for sample in samples)
+    run.folder.report.mkdir(parents=True, exist_ok=True)
+    (run.folder.report / "samples.jsonl").write_text(text, encoding="utf-8")

@@ -17,8 +17,16 @@ from filelock import BaseFileLock
 from omegaconf import OmegaConf
 
 from gating.errors import FolderExistsError, InputError, MissingFileError
-from gating.storage.checkpoints import found_checkpoints, remove_checkpoint, unfinished_checkpoints
-from gating.storage.files import check_free, is_locked, move_aside, take_lock, write_atomically
+from gating.storage.files import (
+    check_free,
+    found_checkpoints,
+    is_locked,
+    move_aside,
+    remove_checkpoint,
+    take_lock,
+    unfinished_checkpoints,
+    write_atomically,
+)
 
 __all__ = [
     "Phase",

@@ -20,8 +20,8 @@ from gating.pruning.latency.costs import NUM_PASSES, measure_latency_costs
 from gating.pruning.latency.speedup import Reached, kept_for_speedup
 from gating.run.build import Budget, RunObjects
 from gating.run.data import RunData, set_measured_macs
-from gating.run.latency import RunTiming
 from gating.run.run import Run, RunState
+from gating.run.timing import RunTiming
 from gating.sharding.copies import untrained_copy
 from gating.sharding.plan import is_sharded
 from gating.tracking.verbosity import printed_warnings

@@ -15,8 +15,13 @@ from gating.run.build import PhaseObjects, build_phase
 from gating.run.folder import Phase
 from gating.run.run import Run
 from gating.training.callbacks.gates import GateMonitor, RunClock
-from gating.training.callbacks.interruption import InterruptOnStop, check_completed, end_reason, to_seconds
-from gating.training.callbacks.progress import PhaseProgressBar
+from gating.training.callbacks.progress import (
+    InterruptOnStop,
+    PhaseProgressBar,
+    check_completed,
+    end_reason,
+    to_seconds,
+)
 from gating.training.callbacks.weights import BestWeights, DivergenceStop
 from gating.training.checkpoints import AtomicCheckpointIO, RunCheckpoint
 from gating.training.evaluation import validation_interval

@@ -28,12 +28,10 @@ from gating.pruning.repeat import KeptUnits
 from gating.report.summary import Stage
 from gating.run.data import set_measured_macs
 from gating.run.folder import Phase
-from gating.run.outcome import write_dense_samples
 from gating.run.phase import train_phase
 from gating.run.run import Run
 from gating.sharding.copies import copy_sharded, gather_model, meta_copy, shard_copy, tensors_of
-from gating.storage.checkpoints import checkpoint_path
-from gating.storage.files import replacing_file, replacing_folder
+from gating.storage.files import checkpoint_path, replacing_file, replacing_folder
 from gating.tasks.base import HasLoss
 from gating.tracking.verbosity import printed_warnings
 from gating.training.callbacks.gates import SearchEnd, log_kept_heads, record_spent
@@ -91,7 +89,8 @@ def search(run: Run) -> None:
     elif not _load_removed(run):
         if isinstance(run.objects.task, HasLoss) or run.settings.freezes(Phase.SEARCH):
             run.evaluate(Stage.DENSE, "dense", splits=run.data.module.splits[1:])
-            write_dense_samples(run)
+            if not run.is_sharded:
+                state.summary.dense_samples = run.write_samples()
         with run.adapted(state.model, Phase.SEARCH):
             state.search = _search(run, objective)
 

@@ -27,17 +27,17 @@ from gating.run.data import RunData, encode_examples, load_examples
 from gating.run.folder import RunFolder
 from gating.run.frozen import check_frozen, planned_search_steps
 from gating.run.inputs import check_inputs, describe_inputs, read_inputs
-from gating.run.latency import RunTiming
 from gating.run.phases import load_teacher
 from gating.run.result import check_optimized
 from gating.run.run import Run, RunState
 from gating.run.settings import Settings
+from gating.run.timing import RunTiming
 from gating.sharding.copies import config_without_sharding
 from gating.sharding.plan import reshard
 from gating.storage.hub import check_login
 from gating.tasks.base import HasLoss
 from gating.tracking.loggers import resolve_mode
-from gating.training.callbacks.interruption import check_monitors
+from gating.training.callbacks.progress import check_monitors
 from gating.training.evaluation import count_steps
 
 __all__ = ["note_unless_stock", "prepare"]

@@ -10,22 +10,24 @@ from typing import TYPE_CHECKING, Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import Logger
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from gating.distributed.collectives import broadcast, is_rank_zero
 from gating.gates.attachment import freeze, unfreeze
 from gating.objectives.search import Search
-from gating.report.history import History
+from gating.proof.outputs import evaluating
+from gating.report.results import History
 from gating.report.score import Score
 from gating.report.summary import Stage, Summary
 from gating.run.build import RunObjects
 from gating.run.data import RunData
 from gating.run.folder import Phase, RunFolder
 from gating.run.frozen import teaches_itself, trains_weights
-from gating.run.latency import RunTiming
 from gating.run.settings import Settings
-from gating.sharding.plan import is_sharded, reshard
-from gating.storage.checkpoints import found_checkpoints
+from gating.run.timing import RunTiming
+from gating.sharding.plan import gathered_root, is_sharded, reshard
+from gating.storage.files import found_checkpoints
+from gating.tasks.base import Sample, WritesText
 from gating.training.checkpoints import why_unusable
 from gating.training.evaluation import Tally
 
@@ -170,6 +172,14 @@ class Run:
             self.state.summary.warnings.append(doubt)
             if is_rank_zero():
                 print(f"warning: {doubt}")
+
+    def write_samples(self) -> list[Sample]:
+        """Return texts that the model generates; none if its task generates no texts."""
+        task, processor, model = self.objects.task, self.data.processor, self.state.model
+        if not (isinstance(task, WritesText) and isinstance(processor, PreTrainedTokenizerBase)):
+            return []
+        with gathered_root(model), evaluating(model):
+            return task.write_samples(model, processor, self.data.prepared.splits)
 
     def probe_batch(self) -> dict[str, Any]:
         """Return eight long examples of the validation data without labels, on the model's device."""

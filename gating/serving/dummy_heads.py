@@ -12,7 +12,7 @@ from gating.loader.checksums import RECORD_KEY
 from gating.loader.modeling import base_prefix
 from gating.loader.record import describe, renamed
 from gating.proof.conditions import check_no_adapters, check_whole
-from gating.pruning.recording import build_recorded
+from gating.pruning.layers import build_recorded
 from gating.structure.attention import AttentionBlock, iter_attention_blocks
 from gating.structure.edits import apply_edits
 

@@ -8,8 +8,7 @@ from typing import Any
 
 from transformers import AutoProcessor, PreTrainedModel
 
-from gating.compact.hub import find_folder
-from gating.compact.load import load_compact
+from gating.compact.load import find_folder, load_compact
 from gating.compact.manifest import write_manifest
 from gating.compact.recipe_base import processor_folder
 from gating.discovery.vocabulary import check_vocabulary

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -21,13 +22,17 @@ from gating.errors import FolderExistsError, InputError, UserError
 
 __all__ = [
     "check_free",
+    "checkpoint_path",
     "finite_number",
+    "found_checkpoints",
     "is_locked",
     "move_aside",
     "read_table",
+    "remove_checkpoint",
     "replacing_file",
     "replacing_folder",
     "take_lock",
+    "unfinished_checkpoints",
     "write_atomically",
 ]
 
@@ -228,3 +233,31 @@ def finite_number(value: object) -> float | None:
         return value if math.isfinite(value) else None
     except OverflowError:  # A whole number beyond floats.
         return None
+
+
+_NAME = re.compile(r"step-(\d+)\.ckpt")
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Return the path of the checkpoint after ``step`` optimizer steps of the run."""
+    return folder / f"step-{step}.ckpt"
+
+
+def found_checkpoints(folder: Path) -> list[Path]:
+    """Return the paths in a phase's folder that have the names of checkpoints, the latest first."""
+    named = {path: _NAME.fullmatch(path.name) for path in folder.glob("step-*.ckpt")}
+    steps = {path: int(name[1]) for path, name in named.items() if name}
+    return sorted(steps, key=steps.__getitem__, reverse=True)
+
+
+def unfinished_checkpoints(folder: Path) -> list[Path]:
+    """Return the parts of checkpoints in a phase's folder that a killed process has left."""
+    return list(folder.glob(".step-*.new"))
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Remove a checkpoint: a file, or the folder of a sharded model."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

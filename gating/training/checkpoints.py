@@ -13,8 +13,13 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from gating.distributed.collectives import all_reduce_max, is_rank_zero
 from gating.errors import InputError
-from gating.storage.checkpoints import checkpoint_path, found_checkpoints, remove_checkpoint, unfinished_checkpoints
-from gating.storage.files import replacing_file
+from gating.storage.files import (
+    checkpoint_path,
+    found_checkpoints,
+    remove_checkpoint,
+    replacing_file,
+    unfinished_checkpoints,
+)
 from gating.structure.edits import own_part
 from gating.training.module import FineTuning
 

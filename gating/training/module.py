@@ -14,7 +14,6 @@ from gating.data.examples import TEACHER_LOGITS, Batch, model_inputs, num_target
 from gating.distributed.collectives import all_reduce_sum
 from gating.objectives.search import Search
 from gating.report.score import Score
-from gating.sharding.gradients import average_gradients, clip_gradients
 from gating.sharding.plan import is_sharded, reshard
 from gating.tasks.base import HasLoss, Task
 from gating.training.optimizers import OptimizerSettings, WarmupSchedule
@@ -92,6 +91,8 @@ class FineTuning(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Average the gradients that FSDP2 leaves out, once for each step."""
         if is_sharded(self.model):
+            from gating.sharding.gradients import average_gradients
+
             average_gradients(self.parameters())
 
     def configure_gradient_clipping(
@@ -105,6 +106,8 @@ class FineTuning(pl.LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_val:
             limit = "max_value" if gradient_clip_algorithm == "value" else "max_norm"
+            from gating.sharding.gradients import clip_gradients
+
             clip_gradients(self.parameters(), **{limit: float(gradient_clip_val)})
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:

@@ -22,7 +22,14 @@ from gating.errors import InputError
 from gating.storage.files import replacing_file
 from gating.structure.edits import own_part
 
-__all__ = ["ShardedStrategy", "check_num_processes", "load_own_state", "load_shards", "read_metadata", "save_shards"]
+__all__ = [
+    "ShardedStrategy",
+    "check_num_processes",
+    "load_own_state",
+    "load_shards",
+    "read_metadata",
+    "save_shards",
+]
 
 # Written last: a folder without it is not a whole checkpoint.
 _METADATA = "meta.pt"

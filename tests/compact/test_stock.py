@@ -7,14 +7,14 @@ import shutil
 import pytest
 import torch
 import transformers
+from gating.storage.results import write_manifest
 
 import gating
 from gating.compact.original import read_original
 from gating.compact.stock import StockError, stock_model
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
-from gating.pruning.recording import build_original, build_recorded
-from gating.storage.results import write_manifest
+from gating.pruning.layers import build_original, build_recorded
 from gating.structure.feed_forward import iter_feed_forward_blocks
 from tests.support.family_models import FAMILIES, GPT2, GROUPED, IDS, SEQ2SEQ, TEXT, VISION, Family
 from tests.support.fresh_process import answers_of_fresh_process, outputs_of

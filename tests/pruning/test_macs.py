@@ -4,7 +4,7 @@ import torch
 
 from gating.gates import create_gates
 from gating.proof.probe import make_probe
-from gating.pruning.macs import measure_macs
+from gating.pruning.measure import measure_macs
 from gating.units import find_blocks
 from tests.support.family_models import FAMILIES
 

@@ -10,11 +10,11 @@ from torch import nn
 import gating
 from gating.gates import create_gates
 from gating.proof.probe import make_probe
-from gating.pruning.macs import measure_macs
 from gating.pruning.measure import (
     cache_bytes_per_token,
     count_heads,
     count_macs,
+    measure_macs,
     weight_megabytes,
 )
 from gating.units import find_blocks

@@ -7,8 +7,7 @@ import math
 import pytest
 
 from gating.report.figures import as_source, course_figures, final_gates, gates_figure, score_limits
-from gating.report.history import History, Observation
-from gating.report.results import RunResults
+from gating.report.results import History, Observation, RunResults
 from gating.report.score import Score
 from gating.report.summary import Stage, Summary
 

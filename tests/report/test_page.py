@@ -11,9 +11,8 @@ from PIL import Image
 
 from gating.pruning.latency.comparison import LatencyComparison
 from gating.report import page
-from gating.report.history import History, Observation
 from gating.report.page import write_page
-from gating.report.results import RunResults, Runtime
+from gating.report.results import History, Observation, RunResults, Runtime
 from gating.report.score import Score
 from gating.report.summary import Stage, Summary
 

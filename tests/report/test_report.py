@@ -4,9 +4,8 @@ import io
 
 from rich.console import Console
 
-from gating.report.history import History, Observation
-from gating.report.rows import CompactReport, Row
-from gating.report.tables import print_report
+from gating.report.results import History, Observation
+from gating.report.rows import CompactReport, Row, print_report
 
 KEPT = [("encoder.layer.0", [0, 3], 4), ("encoder.layer.1", [], 4), ("encoder.layer.2", [0, 1, 2, 3], 4)]
 NEURONS = [("encoder.layer.0.output.dense", 64, 128), ("encoder.layer.1.output.dense", 0, 3072)]

@@ -20,7 +20,7 @@ from gating.data.sources import load_files
 from gating.data.text.tokenizers import train_tokenizer
 from gating.data.text.tokens import truncation_length
 from gating.families import registry as families
-from gating.families.rows import context_spec
+from gating.families.layouts import context_spec
 from gating.models.adapters import LoRA
 from tests.run.test_train import run_here, setting
 from tests.support.interruptions import end_of

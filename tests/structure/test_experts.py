@@ -15,7 +15,7 @@ from gating.objectives.baselines.importance import Importance
 from gating.objectives.baselines.magnitude import Magnitude
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
-from gating.pruning.macs import measure_macs
+from gating.pruning.measure import measure_macs
 from gating.pruning.plan import plan_pruning
 from gating.structure.edits import apply_edits, undo_edits
 from gating.structure.feed_forward import ExpertsBlock

@@ -10,7 +10,7 @@ from transformers import BertForSequenceClassification
 
 import gating
 from gating.models.meta_model import enable_gradient_checkpointing
-from gating.report.history import History
+from gating.report.results import History
 from gating.report.score import Score
 from gating.tasks import SequenceClassification
 from gating.training.callbacks.gates import GateMonitor

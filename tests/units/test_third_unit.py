@@ -18,7 +18,7 @@ from gating.objectives.gate_metrics import gate_metrics
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
 from gating.pruning.latency.costs import measure_latency_costs
-from gating.pruning.macs import measure_macs
+from gating.pruning.measure import measure_macs
 from gating.report.figures import gates_figure
 from gating.report.summary import Summary
 from gating.structure.blocks import Block

@@ -11,22 +11,40 @@ from torch import Tensor
 from transformers import AutoProcessor, PreTrainedModel
 
 from gating.errors import InputError
-from gating.proof.inputs.images import image_variants, video_variants
-from gating.proof.inputs.others import OTHERS
-from gating.proof.inputs.sizes import Request, Variant, accepted_arguments, required_arguments
-from gating.proof.inputs.sounds import spectrogram_variants, waveform_variants
-from gating.proof.inputs.texts import PLACEHOLDERS, make_tokens, splice
+from gating.proof.inputs.others import OTHERS, spectrogram_variants, waveform_variants
+from gating.proof.inputs.sizes import (
+    PLACEHOLDERS,
+    Request,
+    Variant,
+    accepted_arguments,
+    make_tokens,
+    required_arguments,
+    splice,
+)
 
 __all__ = ["candidate_batches"]
 
 _Makers = Callable[[Request, str], Iterator[Variant]]
 
+
+def _image_variants(request: Request, name: str) -> Iterator[Variant]:
+    from gating.proof.inputs.images import image_variants
+
+    return image_variants(request, name)
+
+
+def _video_variants(request: Request, name: str) -> Iterator[Variant]:
+    from gating.proof.inputs.images import video_variants
+
+    return video_variants(request, name)
+
+
 # Arguments with inputs other than text, their kind and the forms that they may have.
 _MEDIA: dict[str, tuple[str, _Makers]] = {
-    "pixel_values": ("image", image_variants),
-    "hidden_states": ("image", image_variants),
-    "flattened_patches": ("image", image_variants),
-    "pixel_values_videos": ("video", video_variants),
+    "pixel_values": ("image", _image_variants),
+    "hidden_states": ("image", _image_variants),
+    "flattened_patches": ("image", _image_variants),
+    "pixel_values_videos": ("video", _video_variants),
     "input_features": ("audio", spectrogram_variants),
     "audio_mel": ("audio", spectrogram_variants),
     "input_values": ("audio", waveform_variants),

@@ -14,7 +14,7 @@ from gating.distributed.collectives import check_same
 from gating.objectives.gate_metrics import open_amounts, quantity_of, spent_by_unit
 from gating.objectives.search import Search
 from gating.report.figures import gates_figure
-from gating.report.history import History, Observation
+from gating.report.results import History, Observation
 from gating.report.summary import Summary
 from gating.tracking.loggers import log_figure
 from gating.training.module import FineTuning

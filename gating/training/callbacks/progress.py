@@ -1,21 +1,39 @@
 """Progress bars, with the time left: over a whole phase of training, and over an evaluation."""
 
 import sys
+import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import ProgressBar
+from pytorch_lightning.callbacks import Callback, EarlyStopping, ProgressBar, Timer
+from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 
 from gating.data.examples import Batch
-from gating.distributed.collectives import is_rank_zero
+from gating.distributed.collectives import all_reduce_max, is_rank_zero
+from gating.errors import InputError
 from gating.gates import HeadGates
 from gating.objectives import Objective
 from gating.objectives.gate_metrics import open_amounts, quantity_of
+from gating.tasks.base import Prepared
+from gating.training.callbacks.gates import SearchEnd
+from gating.training.checkpoints import RunCheckpoint, remove_checkpoint
 from gating.training.module import FineTuning
+from gating.training.signals import DeferredSignals, Unfinished
 
-__all__ = ["PhaseProgressBar", "describe_open", "describe_progress", "watched"]
+__all__ = [
+    "InterruptOnStop",
+    "PhaseProgressBar",
+    "check_completed",
+    "check_monitors",
+    "describe_open",
+    "describe_progress",
+    "end_reason",
+    "to_seconds",
+    "watched",
+]
 
 
 def watched(batches: Iterable[Batch], *, title: str, total: int) -> Iterator[Batch]:
@@ -98,3 +116,130 @@ def describe_progress(gates: HeadGates, objective: Objective) -> str:
     expected, _ = open_amounts(gates, objective)
     now, goal = (f"{expected:.1f}", f"{target:.0f}") if quantity != "cost" else (f"{expected:.1%}", f"{target:.1%}")
     return f"{quantity} {now}" + (f" → {goal}" if target == target else "")
+
+
+class InterruptOnStop(Callback):
+    """Callback that interrupts a run at a signal, at ``trainer.max_time``, and where another callback stops a phase.
+
+    Lightning would end the epoch, from where a run cannot resume bit-exactly. Instead, a checkpoint is requested before
+    the next step, and the run is interrupted after it. A search that stops because its gates have converged is not
+    interrupted, nor is a phase that ``EarlyStopping`` ends: the run goes on to the next one.
+    """
+
+    def __init__(self, phase: str, *, deadline: float | None, max_time: Any) -> None:
+        """Args: ``deadline`` is in seconds of ``time.monotonic``; ``phase`` and ``max_time`` appear in messages."""
+        self._phase, self._deadline, self._max_time = phase, deadline, max_time
+        self._signals: DeferredSignals | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Defer signals, after Lightning has set its own handlers, and count steps; at least one is taken."""
+        self._step, self._signal, self._reason = trainer.global_step, 0, ""
+        self._signals = DeferredSignals()
+        # The checkpoint that a phase ends with may be loaded again.
+        trainer.should_stop = trainer.should_stop or end_reason(trainer) is not None
+        self._take_over(trainer)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Interrupt the run; :class:`RunCheckpoint` precedes this callback and has saved a checkpoint."""
+        if trainer.global_step == self._step:
+            return  # Gradients are being accumulated.
+        self._step = trainer.global_step
+        if self._signal:
+            self._act(trainer, self._signal)
+        if self._reason:
+            raise Unfinished(self._phase, step=self._step, num_steps=trainer.max_steps, reason=self._reason)
+
+    def _take_over(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
+        """Postpone a stop until the next checkpoint, unless the phase is complete; all ranks decide alike."""
+        if self._signals is None:
+            return  # Lightning tries the validation before the first step.
+        is_late = self._deadline is not None and time.monotonic() > self._deadline
+        number, should_stop, is_late = all_reduce_max(self._signals.number, int(trainer.should_stop), int(is_late))
+        if not (number or should_stop or is_late) or trainer.global_step >= trainer.max_steps or end_reason(trainer):
+            return
+        trainer.should_stop = False
+        self._signal = number
+        if is_late:
+            self._reason = f"trainer.max_time={self._max_time} is over"
+        elif should_stop:
+            self._reason = _describe_stop(trainer)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, RunCheckpoint):
+                callback.request()
+
+    # Other callbacks may stop the training in each of them.
+    on_train_batch_end = on_validation_end = on_train_epoch_end = _take_over
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop after a signal in the last step; :class:`RunCheckpoint` has saved the last checkpoint."""
+        assert self._signals is not None
+        if self._signals.number:
+            self._act(trainer, self._signals.number)
+        self._restore()
+
+    def _act(self, trainer: pl.Trainer, number: int) -> None:
+        assert self._signals is not None
+        self._signal = 0
+        self._signals.act(number)
+        # The checkpoint that Lightning has written for a job that is queued again; the next phase must not find it.
+        for copy in Path(trainer.default_root_dir).glob("hpc_ckpt_*.ckpt") if is_rank_zero() else ():
+            remove_checkpoint(copy)
+
+    def _restore(self, *_: Any) -> None:
+        """Restore signal handlers; after an error no checkpoint is saved, since the state may be inconsistent."""
+        if self._signals is not None:
+            self._signals.restore()
+
+    on_exception = _restore
+
+
+def check_completed(trainer: pl.Trainer, *, phase: str) -> None:
+    """Check that a phase ended after its last step, because the gates have converged, or by early stopping.
+
+    Raises:
+        Unfinished: The phase ended early for another reason.
+    """
+    step, num_steps = trainer.global_step, trainer.max_steps
+    if step < num_steps and end_reason(trainer) is None:
+        raise Unfinished(phase, step=step, num_steps=num_steps, reason=_describe_stop(trainer))
+
+
+def to_seconds(max_time: Any) -> float | None:
+    """Return a time limit in seconds, given in any form that Lightning's ``Timer`` accepts."""
+    return Timer(duration=max_time).time_remaining()
+
+
+def check_monitors(callbacks: Iterable[Callback], prepared: Prepared) -> None:
+    """Raise ``InputError`` if validation does not have a metric by which one of the callbacks stops early.
+
+    Lightning would raise an error after the search, hours later.
+    """
+    names = list(prepared.metrics.keys(keep_base=True))
+    if prepared.score.name not in names:
+        return  # Some metrics have several values, whose names are known after the first validation.
+    known = [f"val/{name}" for name in ("loss", *names)]
+    for callback in callbacks:
+        name = str(callback.monitor) if isinstance(callback, EarlyStopping) else "train/"
+        if not name.startswith("train/") and name not in known:
+            raise InputError(
+                f"monitor={name} of the callback {type(callback).__name__} is not a metric of this run: choose from "
+                f"{', '.join(known)}."
+            )
+
+
+def end_reason(trainer: pl.Trainer) -> str | None:
+    """Return the reason why a phase is complete before its last step; None if it is not."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, SearchEnd) and callback.search.reason:
+            return callback.search.reason
+        if isinstance(callback, EarlyStopping) and callback.stopping_reason != EarlyStoppingReason.NOT_STOPPED:
+            reason = str(callback.stopping_reason_message or callback.stopping_reason.value)
+            return reason.removesuffix(" Signaling Trainer to stop.").rstrip(".")
+    return None
+
+
+def _describe_stop(trainer: pl.Trainer) -> str:
+    others = [type(c).__name__ for c in trainer.callbacks if not type(c).__module__.startswith("gating.")]  # type: ignore[attr-defined]
+    return f"training was stopped from outside, perhaps by one of the callbacks ({', '.join(others) or 'none'})"
