@@ -59,24 +59,17 @@ class Choice:
 
     Attributes:
         score: The metric of the runs.
+        max_drop: Largest loss of validation score that is accepted, in the shown unit of the score.
+        search: Sentence on the best trial of an optimizing sweeper, in place of a recommendation; None without one.
         axis: ``speedup`` if all runs were timed on one machine, else ``work``.
         candidates: The candidates, dense ones first, then by speed.
         dense: The best dense candidate; None without one.
         front: Candidates that no other one exceeds in both validation score and speed.
-        chosen: The fastest candidate within the limit of the dense one; None without one.
+        chosen: The fastest candidate within ``max_drop`` of the dense one; None without one.
     """
 
     def __init__(self, runs: Sequence[FinishedRun], *, max_drop: float, search: str | None = None) -> None:
-        """Choose among runs.
-
-        Args:
-            runs: The runs.
-            max_drop: Largest loss of validation score that is accepted, in the shown unit of the score.
-            search: Sentence on the best trial of an optimizing sweeper, in place of a recommendation.
-
-        Raises:
-            InputError: The runs have different tasks or metrics.
-        """
+        """Raise ``InputError`` if the runs have different tasks or metrics, else choose among them."""
         kinds = {(str(run.settings["task"].get("_target_")), run.numbers["metric"]): run.folder for run in runs}
         if len(kinds) > 1:
             shown = ", ".join(f"{task} with {metric} ({folder})" for (task, metric), folder in kinds.items())

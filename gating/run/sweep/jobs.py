@@ -14,19 +14,16 @@ from filelock import BaseFileLock
 
 from gating.errors import InputError, explain, shorten
 from gating.run.folder import is_run
-from gating.run.settings import is_dense
 from gating.storage.files import read_table, take_lock, write_atomically
 from gating.tracking.redaction import redact
 from gating.training.signals import Stopped, Unfinished
 
-# The sweep's folder has one file for each job, because launchers run jobs in other processes and on other machines.
-_JOBS = ".jobs"
-# This file in that folder has the names of the settings that vary.
-_SWEPT = "swept.json"
+# The sweep's folder has one file for each job, because launchers run jobs in other processes and on other machines,
+# and one with the names of the settings that vary.
+_JOBS, _SWEPT = ".jobs", "swept.json"
 # Environment variable: the job in which rank 0 started this process.
 _FIRST_JOB = "HEAD_GATING_FIRST_JOB"
-# W&B accepts names of up to 128 characters.
-_MOST = 120
+_MOST = 120  # W&B accepts names of up to 128 characters.
 
 # Locks of the sweeps of this process. Not in the callback, which launchers pickle.
 _locks: list[BaseFileLock] = []
@@ -126,6 +123,8 @@ def _record(sweep: Path, job: Job) -> None:
 
 def with_job_names(settings: Mapping[str, Any], *, sweep: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """Return the settings of a job, with names after its overrides and its sweep's folder in those of the loggers."""
+    from gating.run.settings.settings import is_dense  # head-gating inspect has no omegaconf.
+
     place = sweep.absolute()
     names = {
         "name": shorten(redact(" ".join(own_overrides(sweep, overrides))), most=_MOST),

@@ -26,18 +26,17 @@ def draw_choice(choice: Choice) -> Figure:
     figure = Figure(figsize=(7.5, 5.2), layout="constrained")
     axes, score = figure.subplots(), choice.score
     axes.set_xlabel(_LABELS[choice.axis])
-    # A $ in a name begins no formula.
     axes.set_ylabel(f"{score.name} {score.unit.strip()}", parse_math=False)
     points = {one: (choice.speed(one), score.scale * one.numbers["validation"]) for one in choice.candidates}
     known = {one: (x, y) for one, (x, y) in points.items() if x > 0 and math.isfinite(y)}
-    for number, (one, (x, y)) in enumerate(sorted(known.items(), key=lambda item: item[1])):
+    for one, (x, y) in known.items():
         color = _CHOSEN if one is choice.chosen else _FRONT if one in choice.front else _OTHER
         spread = score.scale * one.numbers["validation_std"]
         axes.errorbar(x, y, yerr=None if math.isnan(spread) else spread, fmt="o", color=color, capsize=3, zorder=3)
         axes.plot(x, score.scale * one.numbers["test"], "o", markersize=4, markerfacecolor="none", color=color)
-        # Names of neighbors are above and below their points.
-        place = (7, -14 if number % 2 else 6)
-        axes.annotate(one.name, (x, y), place, textcoords="offset points", color=color, size="small", parse_math=False)
+        # Names at a slant leave room for those of neighbors.
+        text = axes.annotate(one.name, (x, y), (5, 5), textcoords="offset points", color=color, size="small")
+        text.set(rotation=30, rotation_mode="anchor", parse_math=False)
     axes.plot(*zip(*sorted(points[one] for one in choice.front), strict=True), color=_FRONT, label="Pareto front")
     axes.plot([], [], "o", color="0.3", label="validation: runs are chosen by it")
     axes.plot([], [], "o", markersize=4, markerfacecolor="none", color="0.3", label="test")

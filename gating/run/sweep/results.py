@@ -17,6 +17,7 @@ from gating.storage.same_settings import leaves
 _BUDGETS = tuple(f"objective.{name}" for name in ("num_heads", "num_neurons", "keep", "speedup", "price"))
 # Settings that decide how long a run trains, and how much of the data it is evaluated on.
 _OF_TRAINER = ("max_steps", "max_epochs", "limit_train_batches", "limit_val_batches", "limit_test_batches")
+_SPLITS = ("train", "validation", "test")
 
 
 class FinishedRun(NamedTuple):
@@ -129,12 +130,10 @@ def conditions_of(runs: Sequence[FinishedRun], *, by_seed: bool) -> dict[str, An
 
 def _evaluated(run: FinishedRun) -> dict[str, Any]:
     """Return what a run has recorded of its data and of the examples of its evaluation."""
-    counts = [f"{name}/{split}" for name in ("num_examples", "num_targets") for split in ("val", "test")]
     data: Any = read_table(Path(run.folder) / INPUTS).get("data", {})
-    rows = [(split, name) for split in ("train", "validation", "test") for name in ("num_rows", "labels")]
-    return {name: run.numbers.get(name) for name in counts} | {
-        f"{split} {name}": data.get(split, {}).get(name) for split, name in rows
-    }
+    found = {f"{split} {name}": data.get(split, {}).get(name) for split in _SPLITS for name in ("num_rows", "labels")}
+    counts = [f"{name}/{split}" for name in ("num_examples", "num_targets") for split in ("val", "test")]
+    return found | {name: run.numbers.get(name) for name in counts}
 
 
 def _effective(settings: Mapping[str, Any], *on: Literal["results", "dense run", "examples"]) -> dict[str, Any]:
@@ -147,11 +146,7 @@ def _effective(settings: Mapping[str, Any], *on: Literal["results", "dense run",
 
 
 def dense_metrics(sweep: Path, folder: Path) -> dict[str, float]:
-    """Return the metrics of the dense job with the seed and the other settings of a job, such as ``val/accuracy``.
-
-    Returns:
-        The metrics; empty if there is no such job, or it is not finished, as where jobs run side by side.
-    """
+    """Return the metrics of the finished dense job with the seed and other settings of a job; empty without one."""
     settings = stored_settings(folder)
     for run in read_runs(sweep)[0]:
         same = _effective(run.settings, "results", "dense run") == _effective(settings, "results", "dense run")
