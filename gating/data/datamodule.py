@@ -23,12 +23,7 @@ _PROBED = 8
 
 
 class ExampleDataModule(pl.LightningDataModule):
-    """Data loaders of prepared splits; with several processes, each loads its share of every batch.
-
-    Attributes:
-        batch_size: Number of examples in a training batch of one process.
-        eval_batch_size: Number of examples in a validation or test batch of one process.
-    """
+    """Data loaders of prepared splits; with several processes, each loads its share of every batch."""
 
     def __init__(
         self,

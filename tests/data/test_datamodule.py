@@ -76,13 +76,6 @@ def test_a_missing_text_is_named(tokenizer):
         prepare(make_splits(text=["x", "y", None] + ["z"] * 37), tokenizer)
 
 
-@pytest.mark.parametrize("text", ["", " "])
-def test_texts_without_a_character_are_refused_where_all_are(text, tokenizer):
-    with pytest.raises(ValueError, match="no text: text is empty"):
-        prepare(make_splits(text=[text] * 40), tokenizer)
-    prepare(make_splits(text=[text] * 39 + ["word1"]), tokenizer)
-
-
 def test_batch_size_below_one_is_refused(tokenizer):
     with pytest.raises(ValueError, match="batch_size=0"):
         make_data(tokenizer, batch_size=0)

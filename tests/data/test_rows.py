@@ -10,6 +10,7 @@ from datasets import Dataset, DatasetDict
 from gating.data.columns import take_columns
 from gating.data.rows import row_keys, warn_of_overlap
 from gating.distributed import collectives
+from gating.tasks.embedding_examples import read_examples
 
 
 def splits(**texts: list) -> DatasetDict:
@@ -62,3 +63,8 @@ def test_rows_of_other_types_and_other_ranks_give_no_warning(caplog, monkeypatch
     monkeypatch.setattr(collectives.rank_zero_only, "rank", 1)
     warn_of_overlap(splits(train=["a"], test=["a"]), ["text"])
     assert said(caplog) == []
+
+
+def test_texts_of_embeddings_are_compared_too(caplog):
+    read_examples(splits(train=["a", "b"], validation=["c"], test=["b"]), None, None, None, loss=None)
+    assert said(caplog)[0].startswith("1 of 1 test examples")

@@ -40,15 +40,3 @@ def test_definitions_and_examples_are_read(folder):
         ("a dog and a cat", "the dogs of war"),
         ("a small wet animal", "a living organism that moves"),
     ]
-
-
-def test_the_package_has_pairs_and_no_text_is_in_two_splits():
-    splits = wordnet.load_wordnet().splits
-    texts = {
-        split: {text for column in table.column_names for text in table[column]} for split, table in splits.items()
-    }
-    assert len(splits["train"]) > 90_000
-    assert min(len(texts[split]) for split in ("validation", "test")) > 700
-    assert sum(map(len, texts.values())) == len(set().union(*texts.values()))
-    assert all(text.strip() for rows in texts.values() for text in rows)
-    assert wordnet.load_wordnet(seed=1).splits["test"]["text"][:] != splits["test"]["text"][:]

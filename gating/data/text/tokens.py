@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 import torch
-from datasets import Dataset, DatasetDict, Value
+from datasets import DatasetDict, Value
 from datasets.fingerprint import Hasher
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -97,13 +97,18 @@ def tokenize(splits: DatasetDict, function: Callable[..., Any], *, tokenizer: Pr
     Raises:
         ValueError: The tokenizer does not know more than a third of the training data.
     """
+    sizes = [table.data.nbytes / table.data.num_rows for table in splits.values() if table.data.num_rows]
     tokens: DatasetDict = splits.map(
         function,
         batched=True,
-        # Batches of long texts are smaller, so that the progress bar moves and memory is bounded.
-        batch_size=min(_batch_size(table) for table in splits.values()),
+        # Batches of long texts have about 16 MiB, so that the progress bar moves and memory is bounded.
+        batch_size=max(1, min(1000, int(2**24 / max([1, *sizes])))),
         remove_columns=next(iter(splits.values())).column_names,
-        cache_file_names={split: _cache_file(table, function) for split, table in splits.items()},
+        # Tables in memory are not cached by datasets itself.
+        cache_file_names={
+            split: None if table.cache_files else cache_file(Hasher.hash((table._fingerprint, function)))
+            for split, table in splits.items()
+        },
         desc="Tokenizing",
     )
     if "train" in tokens:
@@ -160,16 +165,11 @@ def encode_batch(
     return tokens
 
 
-def _batch_size(table: Dataset) -> int:
-    """Return a number of rows of about 16 MiB, at most 1000."""
-    return max(1, min(1000, int(2**24 * table.data.num_rows / max(1, table.data.nbytes))))
-
-
 def check_texts(splits: DatasetDict, columns: Sequence[str]) -> None:
-    """Check that every row has a text, number or date in some columns, and that there is a text to train on.
+    """Check that every row has a text, number or date in some columns.
 
     Raises:
-        ValueError: A row has a null, a column has another type, such as lists, or all training texts are empty.
+        ValueError: A row has a null, or a column has another type, such as lists.
     """
     check_no_nulls(splits, columns)
     for split, table in splits.items():
@@ -180,12 +180,6 @@ def check_texts(splits: DatasetDict, columns: Sequence[str]) -> None:
                     f"The {split} data has {shorten(str(feature))} as {column}, not texts. Name the right column with "
                     f"data.{column}_column=..."
                 )
-    batches = splits["train"].select_columns(list(columns)).iter(1000)
-    if not any(str(text).strip() for batch in batches for column in columns for text in batch[column]):
-        raise InputError(
-            f"The training data has no text: {' and '.join(columns)} is empty in all rows. Name the column of the "
-            f"texts with data.{columns[0]}_column=..."
-        )
 
 
 def check_no_nulls(splits: DatasetDict, columns: Sequence[str]) -> None:
@@ -202,8 +196,3 @@ def check_no_nulls(splits: DatasetDict, columns: Sequence[str]) -> None:
                 raise InputError(
                     f"The {split} data has no {column} in {name_row(split, row)}. Fill it in, or remove the row."
                 )
-
-
-def _cache_file(table: Dataset, function: Callable[..., Any]) -> str | None:
-    """Return a cache file for tables in memory, which ``datasets`` does not cache itself."""
-    return None if table.cache_files else cache_file(Hasher.hash((table._fingerprint, function)))
