@@ -41,7 +41,7 @@ from gating.tracking.position import log_position
 from gating.tracking.verbosity import printed_warnings
 from gating.training.callbacks.gates import SearchEnd, log_kept_heads, record_spent
 from gating.training.checkpoints import checkpoint_path, read_checkpoint
-from gating.training.shards import check_num_processes, load_own_state, load_shards, save_shards
+from gating.training.shards import load_own_state, load_shards, save_shards
 
 __all__ = ["load_teacher", "remove_heads", "restore_removed", "search", "train_teacher"]
 
@@ -178,7 +178,6 @@ def restore_removed(run: Run) -> bool:
         return False
     checkpoint = read_checkpoint(path)
     if run.is_sharded:
-        check_num_processes(checkpoint, path)
         state.model = _load_compact_shards(state.model, path, checkpoint)
     else:
         KeptUnits(**checkpoint["kept"]).remove_others(state.model)

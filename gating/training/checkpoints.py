@@ -1,5 +1,6 @@
 """Checkpoints from which training resumes bit-exactly."""
 
+import math
 import re
 import shutil
 import time
@@ -129,18 +130,14 @@ class RunCheckpoint(Callback):
         for name, value in (("every_n_steps", every_n_steps), ("every_minutes", every_minutes), ("keep", keep)):
             if value is not None and not value > 0:
                 raise InputError(f"callbacks.checkpoint.{name}={value}: give a positive number.")
-        self._folder = Path(dirpath)
-        self._every_n_steps = every_n_steps
-        self._seconds = None if every_minutes is None else 60 * every_minutes
-        self._keep = keep
-        self._is_between_steps = self._is_due = False
+        self._folder, self._keep = Path(dirpath), keep
+        self._steps, self._seconds = every_n_steps or math.inf, 60 * (every_minutes or math.inf)
         self._batches_that_stepped: int | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Count steps and minutes from here."""
-        self._step = self._saved_step = trainer.global_step
-        self._saved_at = time.monotonic()
-        self._is_due = False
+        self._step = trainer.global_step
+        self._note_saved(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Request a checkpoint before the next step."""
@@ -151,9 +148,7 @@ class RunCheckpoint(Callback):
         """Request a checkpoint before the next step."""
         self._is_due = True
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any, **__: Any) -> None:
         """Save a checkpoint if one is due; all ranks decide alike."""
         if self._batches_that_stepped is not None:
             # In some cases Lightning counts the batch at which it resumes twice.
@@ -162,9 +157,8 @@ class RunCheckpoint(Callback):
         if trainer.global_step == self._step:
             return  # Gradients are being accumulated.
         self._step = trainer.global_step
-        is_late = self._seconds is not None and time.monotonic() - self._saved_at > self._seconds
-        has_steps = self._every_n_steps is not None and self._step - self._saved_step >= self._every_n_steps
-        if any(all_reduce_max(int(is_late or has_steps or self._is_due))):
+        is_late = time.monotonic() - self._saved_at > self._seconds
+        if any(all_reduce_max(int(self._is_due or is_late or self._step - self._saved_step >= self._steps))):
             self._save(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -176,8 +170,6 @@ class RunCheckpoint(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Reset the progress of the batch that was fetched but not processed, and add the state of this run."""
-        if not self._is_between_steps:
-            return  # Saved by another callback; runs do not resume from it.
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for counts in (progress["total"], progress["current"]):
             counts |= dict.fromkeys(("ready", "started", "processed"), counts["completed"])
@@ -195,25 +187,24 @@ class RunCheckpoint(Callback):
         return_to(trainer.loggers, checkpoint[_STATE_KEY]["log_position"])
         self._batches_that_stepped = checkpoint[_STATE_KEY]["batches_that_stepped"]
 
+    def _note_saved(self, trainer: pl.Trainer) -> None:
+        self._saved_step, self._saved_at, self._is_due = trainer.global_step, time.monotonic(), False
+
     def _save(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Save a checkpoint and remove old ones; skip it if weights are not finite, so that the last good one stays."""
         assert isinstance(module, FineTuning)
-        self._saved_step, self._saved_at, self._is_due = trainer.global_step, time.monotonic(), False
+        self._note_saved(trainer)
         if not _is_finite(module):
             return
         for logger in trainer.loggers:
             logger.save()
         new = checkpoint_path(self._folder, module.step_in_run)
-        self._is_between_steps = True
-        try:
-            trainer.save_checkpoint(new)
-        finally:
-            self._is_between_steps = False
+        trainer.save_checkpoint(new)
         if is_rank_zero():
             saved = found_checkpoints(self._folder)
-            last = saved.index(new)
             # Later ones are damaged: this run resumed from an earlier one. Hidden ones are of a killed process.
-            for other in (*saved[:last], *saved[last + self._keep :], *self._folder.glob(".step-*.new")):
+            kept = saved[(last := saved.index(new)) : last + self._keep]
+            for other in (*set(saved).difference(kept), *self._folder.glob(".step-*.new")):
                 remove_checkpoint(other)
 
 

@@ -66,12 +66,14 @@ class FineTuning(pl.LightningModule):
         self.search = search
         # Registered, so that its multipliers and buffers are on the device and in checkpoints; gates are in the model.
         self.objective = None if search is None else search.objective
-        self._teacher = teacher
-        self._optimizer = optimizer
-        self._scheduler = scheduler
-        self._total_steps, self._first_step = total_steps, first_step
-        self._seed = seed
-        self._compiled = _compile(model, compiler) if compiler else None
+        self._teacher, self._optimizer, self._scheduler = teacher, optimizer, scheduler
+        self._total_steps, self._first_step, self._seed = total_steps, first_step, seed
+        self._compiled: Callable[..., Any] | None = None
+        if compiler:
+            # Graphs of the previous phase, whose model has another shape, would count against the cache limit.
+            torch._dynamo.reset()
+            # Batches are padded to different lengths: one dynamic graph instead of one for each. Module and names stay.
+            self._compiled = torch.compile(lambda **batch: model(**batch), backend=compiler, dynamic=True)
 
     @property
     def step_in_run(self) -> int:
@@ -117,9 +119,8 @@ class FineTuning(pl.LightningModule):
         # Validation is not compiled: it would be a second graph for a small part of the run.
         inputs, teacher = model_inputs(batch), self._teacher
         # First: the teacher may be the model itself, of which gradient checkpointing repeats the last pass.
-        answers = None
+        answers = None if teacher is None else teacher(inputs, logits=batch.get(TEACHER_LOGITS))
         if teacher is not None:
-            answers = teacher(inputs, logits=batch.get(TEACHER_LOGITS))
             reshard(self.model if isinstance(teacher.model, OpenTeacher) else teacher.model)
         outputs = (self._compiled or self.model)(**inputs, **({} if teacher is None else teacher.options))
         loss = self._loss(outputs, batch)
@@ -132,7 +133,8 @@ class FineTuning(pl.LightningModule):
             self.search.observe(weight * task_loss)
             self.log_dict({"train/task_loss": task_loss.detach(), "train/penalty": penalty.detach()})
         self.log("train/loss", loss.detach())
-        self._log_step()
+        # The x-axis of the logs: the trainer of each phase counts from 0.
+        self.log("step", float(self.step_in_run))
         return loss if weight == 1 else loss + (weight - 1) * task_loss
 
     def _loss(self, outputs: Any, batch: Batch) -> Tensor:
@@ -166,20 +168,4 @@ class FineTuning(pl.LightningModule):
         self.metrics.reset()
         # Callbacks that come next read the weights.
         reshard(self.model)
-        self._log_step()
-
-    def _log_step(self) -> None:
-        """Log the step of the run as the x-axis: the trainer of each phase counts from 0."""
         self.log("step", float(self.step_in_run))
-
-
-def _compile(model: PreTrainedModel, backend: str) -> Callable[..., Any]:
-    """Compile the forward pass of a model; the module and its parameter names stay as they are."""
-
-    def call(**batch: Tensor) -> Any:
-        return model(**batch)
-
-    # Graphs of the previous phase, whose model has another shape, would count against the cache limit.
-    torch._dynamo.reset()
-    # Batches are padded to different lengths: one dynamic graph instead of one for each length.
-    return torch.compile(call, backend=backend, dynamic=True)

@@ -4,8 +4,7 @@ A run resumes with as many processes as before, so each saves and loads its own 
 """
 
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,12 @@ from gating.errors import InputError
 from gating.storage.atomic import replacing_file
 from gating.structure.edits import own_part
 
-__all__ = ["ShardedStrategy", "check_num_processes", "load_own_state", "load_shards", "read_metadata", "save_shards"]
+__all__ = ["ShardedStrategy", "load_own_state", "load_shards", "read_metadata", "save_shards"]
 
 # Written last: a folder without it is not a whole checkpoint.
 _METADATA = "meta.pt"
-# Names of the number of processes and of the sizes of their files in bytes there.
-_NUM_PROCESSES, _SIZES = "num_processes", "sizes"
+# The name of the sizes of all files there, in bytes.
+_SIZES = "sizes"
 
 
 def save_shards(path: Path, state: dict[str, Any], metadata: dict[str, Any]) -> None:
@@ -42,15 +41,13 @@ def save_shards(path: Path, state: dict[str, Any], metadata: dict[str, Any]) -> 
         OSError: A process cannot write, for example on a full disk; earlier checkpoints stay.
     """
     own, is_first = path / f"rank-{torch.distributed.get_rank()}.pt", torch.distributed.get_rank() == 0
-    with _all_or_none(path):
-        if is_first and path.exists():
-            shutil.rmtree(path)
-    with _all_or_none(path):
-        _write(apply_to_collection(state, DTensor, DTensor.to_local), own)
+    if is_first and path.exists():
+        shutil.rmtree(path)
+    torch.distributed.barrier()
+    _write(apply_to_collection(state, DTensor, DTensor.to_local), own)
     sizes = dict(gather_objects((own.name, own.stat().st_size)))
-    with _all_or_none(path):
-        if is_first:
-            _write({**metadata, _NUM_PROCESSES: len(sizes), _SIZES: sizes}, path / _METADATA)
+    if is_first:
+        _write({**metadata, _SIZES: sizes}, path / _METADATA)
 
 
 def _write(values: dict[str, Any], path: Path) -> None:
@@ -58,23 +55,31 @@ def _write(values: dict[str, Any], path: Path) -> None:
         torch.save(values, file)
 
 
-@contextmanager
-def _all_or_none(path: Path) -> Iterator[None]:
-    """Raise ``OSError`` in all processes if a ``with`` block fails in one, and remove the checkpoint."""
-    problem: str | None = None
-    try:
-        yield
-    except OSError as error:
-        problem = str(error.strerror or error)
-    found = next((each for each in gather_objects(problem) if each), None)
-    if found is not None:
-        if torch.distributed.get_rank() == 0:
-            shutil.rmtree(path, ignore_errors=True)
-        raise OSError(f"{path} cannot be written ({found}); earlier checkpoints stay. Mend that and resume.")
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Return what rank 0 has saved beside the shards, without running pickled code.
+
+    Raises:
+        OSError: The checkpoint is not whole.
+    """
+    metadata: dict[str, Any] = torch.load(path / _METADATA, map_location="cpu", weights_only=True)
+    for name, size in metadata[_SIZES].items():
+        if (path / name).stat().st_size != size:
+            raise OSError(f"{name} is truncated")
+    return metadata
 
 
 def load_shards(path: Path) -> dict[str, Any]:
-    """Return what this process has saved by :func:`save_shards`, on the CPU, without running pickled code."""
+    """Return what this process has saved by :func:`save_shards`, on the CPU, without running pickled code.
+
+    Raises:
+        InputError: The checkpoint is of another number of processes.
+    """
+    before, now = len(read_metadata(path)[_SIZES]), torch.distributed.get_world_size()
+    if before != now:
+        raise InputError(
+            f"{path} is of {before} processes, and this run has {now}: batches and shards would be others. Resume with "
+            "as many as before (trainer.devices, trainer.num_nodes)."
+        )
     file = path / f"rank-{torch.distributed.get_rank()}.pt"
     state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     return state
@@ -93,29 +98,6 @@ def _cut_like(parameter: Any, value: Any) -> Any:
     value, shape = value.to(own_part(parameter).device), parameter.shape
     mesh, placements, stride = parameter.device_mesh, parameter.placements, parameter.stride()
     return DTensor.from_local(value, mesh, placements, run_check=False, shape=shape, stride=stride)
-
-
-def read_metadata(path: Path) -> dict[str, Any]:
-    """Return what rank 0 has saved beside the shards, without running pickled code.
-
-    Raises:
-        OSError: The checkpoint is not whole.
-    """
-    metadata: dict[str, Any] = torch.load(path / _METADATA, map_location="cpu", weights_only=True)
-    for name, size in metadata[_SIZES].items():
-        if (path / name).stat().st_size != size:
-            raise OSError(f"{name} is truncated")
-    return metadata
-
-
-def check_num_processes(checkpoint: Mapping[str, Any], path: Path) -> None:
-    """Raise ``InputError`` if a checkpoint was saved by another number of processes."""
-    before, now = checkpoint[_NUM_PROCESSES], torch.distributed.get_world_size()
-    if before != now:
-        raise InputError(
-            f"{path} is of {before} processes, and this run has {now}: batches and shards would be others. Resume with "
-            "as many as before (trainer.devices, trainer.num_nodes)."
-        )
 
 
 class ShardedStrategy(ModelParallelStrategy):
@@ -147,15 +129,9 @@ class ShardedStrategy(ModelParallelStrategy):
 
     @override
     def load_checkpoint(self, checkpoint_path: Any, *_: Any, **__: Any) -> dict[str, Any]:
-        """Load weights and optimizers, and return the rest.
-
-        Raises:
-            InputError: The checkpoint is of another number of processes.
-        """
+        """Load weights and optimizers, and return the rest."""
         assert self.model is not None
-        path = Path(self.broadcast(str(checkpoint_path)))
-        check_num_processes(read_metadata(path), path)
-        checkpoint = load_shards(path)
+        checkpoint = load_shards(Path(self.broadcast(str(checkpoint_path))))
         load_own_state(self.model, checkpoint.pop("state_dict"))
         for optimizer, state in zip(self.optimizers, checkpoint.pop("optimizer_states"), strict=True):
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -40,9 +40,7 @@ class InterruptOnStop(Callback):
         trainer.should_stop = trainer.should_stop or end_reason(trainer) is not None
         self._take_over(trainer)
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any, **__: Any) -> None:
         """Interrupt the run; :class:`RunCheckpoint` precedes this callback and has saved a checkpoint."""
         if trainer.global_step == self._step:
             return  # Gradients are being accumulated.
@@ -56,8 +54,8 @@ class InterruptOnStop(Callback):
         """Postpone a stop until the next checkpoint, unless the phase is complete; all ranks decide alike."""
         if self._signals is None:
             return  # Lightning tries the validation before the first step.
-        is_late = self._deadline is not None and time.monotonic() > self._deadline
-        number, should_stop, is_late = all_reduce_max(self._signals.number, int(trainer.should_stop), int(is_late))
+        passed = int(self._deadline is not None and time.monotonic() > self._deadline)
+        number, should_stop, is_late = all_reduce_max(self._signals.number, int(trainer.should_stop), passed)
         if not (number or should_stop or is_late) or trainer.global_step >= trainer.max_steps or end_reason(trainer):
             return
         trainer.should_stop = False
@@ -88,7 +86,7 @@ class InterruptOnStop(Callback):
         for copy in Path(trainer.default_root_dir).glob("hpc_ckpt_*.ckpt") if is_rank_zero() else ():
             remove_checkpoint(copy)
 
-    def _restore(self, *_: Any) -> None:
+    def _restore(self, *_: Any, **__: Any) -> None:
         """Restore signal handlers; after an error no checkpoint is saved, since the state may be inconsistent."""
         if self._signals is not None:
             self._signals.restore()

@@ -45,9 +45,7 @@ class PhaseProgressBar(ProgressBar):
         """Start the bar."""
         self._bar = _make_bar(self._phase, trainer.max_steps, initial=trainer.global_step)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any, **__: Any) -> None:
         """Update the bar."""
         assert self._bar is not None
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
