@@ -142,6 +142,7 @@ class Foreign:
 def load_foreign(folder: Path) -> str:
     path = folder / "step-1.ckpt"
     save_shards(path, {**_state(1.0), "number": Foreign()}, {"phase": folder.name})
+    torch.distributed.barrier()
     try:
         load_shards(path)
     except pickle.UnpicklingError as error:
