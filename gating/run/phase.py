@@ -1,7 +1,6 @@
 """Training of one phase of a run, resumed from its last checkpoint if there is one."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import pytorch_lightning as pl
 import torch.distributed
@@ -15,7 +14,7 @@ from gating.run.folder.contents import Phase
 from gating.run.run import Run
 from gating.tracking.position import return_to
 from gating.training.callbacks.gates import GateMonitor, RunClock
-from gating.training.callbacks.interruption import InterruptOnStop, check_completed, end_reason, to_seconds
+from gating.training.callbacks.interruption import InterruptOnStop, check_completed, end_reason
 from gating.training.callbacks.progress import PhaseProgressBar
 from gating.training.callbacks.weights import BestWeights, DivergenceStop
 from gating.training.checkpoints import AtomicCheckpointIO, RunCheckpoint
@@ -33,7 +32,6 @@ def train_phase(
     steps: int,
     first_step: int = 0,
     search: Search | None = None,
-    callbacks: Sequence[Callback] = (),
     model: PreTrainedModel | None = None,
 ) -> int:
     """Train one phase of a run.
@@ -44,7 +42,6 @@ def train_phase(
         steps: Optimizer steps of the phase.
         first_step: Steps of the run before the phase.
         search: The search; None in the other phases.
-        callbacks: Callbacks of this phase besides those of the settings.
         model: The model; by default the run's.
 
     Returns:
@@ -56,7 +53,7 @@ def train_phase(
     module = _build_module(run, phase, first_step=first_step, search=search, model=model or run.state.model)
     # A search ends with its last gates, which have reached the budget.
     best = BestWeights() if run.settings.recovery_keep == "best" and phase != Phase.SEARCH else None
-    trainer = _build_trainer(run, phase, steps=steps, callbacks=[*callbacks, *([best] if best else [])])
+    trainer = _build_trainer(run, phase, steps=steps, callbacks=[best] if best else [])
     checkpoint = run.last_checkpoint(phase)
     if checkpoint is None:
         return_to(run.loggers, run.state.log_position)
@@ -153,11 +150,8 @@ def _callbacks_of_phase(run: Run, phase: Phase, chosen: Sequence[Callback]) -> l
     others = [callback for callback in chosen if not isinstance(callback, own)]
     bar = [PhaseProgressBar(phase)] if trainer.get("enable_progress_bar", True) else []
     always = [*checkpoints, *bar, RunClock(run.state.summary), DivergenceStop(run.paths.of_phase(phase))]
-    max_time: Any = trainer.get("max_time")
-    seconds = to_seconds(max_time)
-    deadline = None if seconds is None else run.started + seconds
     # Last, because it acts on stops that other callbacks request.
-    end = InterruptOnStop(phase, deadline=deadline, max_time=f"{max_time}, the limit of each process,")
+    end = InterruptOnStop(phase, max_time=trainer.get("max_time"), started=run.started)
     if phase == Phase.TEACHER:
         return [*always, end]
     return [*always, GateMonitor(run.state.history), *others, end]

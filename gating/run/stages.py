@@ -31,7 +31,6 @@ from gating.run.phase import train_phase
 from gating.run.run import Run
 from gating.sharding.copies import copy_sharded, gather_model, meta_copy, shard_copy, tensors_of
 from gating.sharding.removal import finalize_sharded
-from gating.storage.atomic import replacing_file
 from gating.storage.folders import replacing_folder
 from gating.storage.results import COMPACT_MODEL
 from gating.storage.written import note_written
@@ -39,9 +38,9 @@ from gating.teachers.open_teacher import OpenTeacher
 from gating.teachers.teacher import Teacher
 from gating.tracking.position import log_position
 from gating.tracking.verbosity import printed_warnings
-from gating.training.callbacks.gates import SearchEnd, log_kept_heads, record_spent
+from gating.training.callbacks.gates import log_kept_heads, record_spent
 from gating.training.checkpoints import checkpoint_path, read_checkpoint
-from gating.training.shards import load_own_state, load_shards, save_shards
+from gating.training.shards import load_own_state, load_shards, save_shards, write_checkpoint
 
 __all__ = ["load_teacher", "remove_heads", "restore_removed", "search", "train_teacher"]
 
@@ -91,7 +90,7 @@ def search(run: Run, objective: Objective) -> Search:
         print(f"No gates on {one}. If that is meant: gates.exclude, gates.towers.")
     if run.teaches_itself:
         state.teacher = Teacher(OpenTeacher(state.model, gates), distillation=run.objects.distillation)
-    state.search_steps = train_phase(run, Phase.SEARCH, steps=planned, search=search, callbacks=[SearchEnd(search)])
+    state.search_steps = train_phase(run, Phase.SEARCH, steps=planned, search=search)
     if run.teaches_itself:
         state.teacher = None  # The compact model is another one.
     reason = str(search.reason)
@@ -161,8 +160,7 @@ def _save_removed(run: Run) -> None:
     if run.is_sharded:
         save_shards(Path(broadcast(str(path))), {"weights": state.model.state_dict()}, checkpoint)
         return
-    with replacing_file(path) as new, new.open("wb") as file:
-        torch.save({**checkpoint, "weights": state.model.state_dict()}, file)
+    write_checkpoint({**checkpoint, "weights": state.model.state_dict()}, path)
 
 
 def restore_removed(run: Run) -> bool:

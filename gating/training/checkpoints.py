@@ -16,11 +16,10 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from gating.distributed.collectives import all_reduce_max, is_rank_zero
 from gating.errors import InputError
-from gating.storage.atomic import replacing_file
 from gating.structure.edits import own_part
 from gating.tracking.position import log_position, return_to
 from gating.training.module import FineTuning
-from gating.training.shards import read_metadata
+from gating.training.shards import read_metadata, write_checkpoint
 
 __all__ = [
     "AtomicCheckpointIO",
@@ -41,8 +40,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write a checkpoint beside its place, then move it there."""
-        with replacing_file(Path(path)) as new, new.open("wb") as file:
-            torch.save(checkpoint, file)
+        write_checkpoint(checkpoint, Path(path))
 
     def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
         """Load a checkpoint to the CPU."""
@@ -91,17 +89,13 @@ def why_unusable(path: Path) -> str | None:
     A checkpoint is a zip archive, whose entries have checksums; that of a sharded model is a folder.
     """
     try:
-        if path.is_dir():
-            checkpoint: Any = read_metadata(path)
-        else:
+        if not path.is_dir():
             with zipfile.ZipFile(path) as archive:
-                entry = archive.testzip()
-            if entry is not None:
-                return f"the checksum of {entry} does not match"
-            checkpoint = torch.load(path, "cpu", weights_only=True, mmap=True)
+                if entry := archive.testzip():
+                    return f"the checksum of {entry} does not match"
+        phase = read_checkpoint(path)["phase"]
     except Exception as error:  # Of many types, by the place of the damage.
         return (str(error).splitlines() or [type(error).__name__])[0]
-    phase = checkpoint.get("phase") if isinstance(checkpoint, dict) else None
     return None if phase == path.parent.name else f"not a checkpoint of the phase {path.parent.name}"
 
 

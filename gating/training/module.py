@@ -114,6 +114,24 @@ class FineTuning(pl.LightningModule):
         if self.search is not None:
             self.search.update(self.global_step / max(1, self.trainer.max_steps))
 
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """End a search whose gates have converged, which is checked at every logged step."""
+        if self.search is not None:
+            step, last = self.global_step, self.trainer.max_steps
+            is_due = step % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+            # After the last step Lightning ends by itself; told to stop, it would validate once more.
+            if self.search.check_end(step, last, is_due=is_due) is not None and step < last:
+                self.trainer.should_stop = True
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the state of the search; that of gates and objective is the module's."""
+        checkpoint["search"] = None if self.search is None else self.search.state_dict(modules=False)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Load the state of the search."""
+        if self.search is not None:
+            self.search.load_state_dict(checkpoint["search"])
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of the task plus the penalty on open gates, a scalar."""
         # Validation is not compiled: it would be a second graph for a small part of the run.

@@ -21,7 +21,7 @@ from gating.errors import InputError
 from gating.storage.atomic import replacing_file
 from gating.structure.edits import own_part
 
-__all__ = ["ShardedStrategy", "load_own_state", "load_shards", "read_metadata", "save_shards"]
+__all__ = ["ShardedStrategy", "load_own_state", "load_shards", "read_metadata", "save_shards", "write_checkpoint"]
 
 # Written last: a folder without it is not a whole checkpoint.
 _METADATA = "meta.pt"
@@ -44,13 +44,14 @@ def save_shards(path: Path, state: dict[str, Any], metadata: dict[str, Any]) -> 
     if is_first and path.exists():
         shutil.rmtree(path)
     torch.distributed.barrier()
-    _write(apply_to_collection(state, DTensor, DTensor.to_local), own)
+    write_checkpoint(apply_to_collection(state, DTensor, DTensor.to_local), own)
     sizes = dict(gather_objects((own.name, own.stat().st_size)))
     if is_first:
-        _write({**metadata, _SIZES: sizes}, path / _METADATA)
+        write_checkpoint({**metadata, _SIZES: sizes}, path / _METADATA)
 
 
-def _write(values: dict[str, Any], path: Path) -> None:
+def write_checkpoint(values: dict[str, Any], path: Path) -> None:
+    """Write tensors and plain values to a file that is whole or not there."""
     with replacing_file(path) as new, new.open("wb") as file:
         torch.save(values, file)
 

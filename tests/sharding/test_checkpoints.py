@@ -105,7 +105,7 @@ def save_on_a_full_disk(folder: Path, name: str) -> list[object]:
             raise OSError(errno.ENOSPC, "No space left on device")
         write(values, file)
 
-    write, shards._write = shards._write, fail
+    write, shards.write_checkpoint = shards.write_checkpoint, fail
     try:
         save_shards(folder / "step-2.ckpt", _state(2.0), {"phase": folder.name})
         said = ""

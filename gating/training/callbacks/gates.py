@@ -1,4 +1,4 @@
-"""Observations during training, of gates, scores and seconds, and the early end of a converged search."""
+"""Observations of a run, of gates, scores and seconds: in its logs, its history and its checkpoints."""
 
 import math
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from gating.tracking.tensorboard_log import log_figure
 from gating.training.module import FineTuning
 from gating.units import UNITS
 
-__all__ = ["GateMonitor", "RunClock", "SearchEnd", "log_kept_heads", "record_spent"]
+__all__ = ["GateMonitor", "RunClock", "log_kept_heads", "record_spent"]
 
 
 class GateMonitor(Callback):
@@ -32,7 +32,7 @@ class GateMonitor(Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any, **__: Any) -> None:
         """Log the numbers of open gates."""
         assert isinstance(pl_module, FineTuning)
-        if pl_module.search is not None and _is_logged(trainer):
+        if pl_module.search is not None and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             pl_module.log_dict(pl_module.search.metrics())
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -65,33 +65,6 @@ class GateMonitor(Callback):
         self.history.load_state_dict(state_dict)
 
 
-class SearchEnd(Callback):
-    """Callback that ends the search when the gates have converged; recovery gets the remaining steps."""
-
-    def __init__(self, search: Search) -> None:
-        """Args: ``search`` is the search to end."""
-        self.search = search
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop at once if the loaded checkpoint was saved at the end of the search."""
-        trainer.should_stop = trainer.should_stop or self.search.reason is not None
-
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any, **__: Any) -> None:
-        """Check the gates for convergence at every logged step."""
-        step, last = trainer.global_step, trainer.max_steps
-        reason = self.search.check_end(step, last, is_due=_is_logged(trainer))
-        # After the last step Lightning ends by itself; told to stop, it would validate once more.
-        trainer.should_stop = trainer.should_stop or (reason is not None and step < last)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state of the search for a checkpoint, which has gates and objective in the module."""
-        return self.search.state_dict(modules=False)
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load the state of the search from a checkpoint."""
-        self.search.load_state_dict(state_dict)
-
-
 class RunClock(Callback):
     """Callback that saves the seconds of a run's stages in each checkpoint, so that a resumed run reports the sum."""
 
@@ -122,10 +95,6 @@ def record_spent(history: History, search: Search, *, kept: torch.Tensor | None)
     history.quantity = quantity_of(gates, search.objective)
     if history.quantity == "cost":
         history.spent = spent_by_unit(gates, search.objective, gates.values() > 0 if kept is None else kept)
-
-
-def _is_logged(trainer: pl.Trainer) -> bool:
-    return trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined,no-any-return]
 
 
 def _log_figure(trainer: pl.Trainer, search: Search, *, step: int) -> None:
