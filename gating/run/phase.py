@@ -17,9 +17,8 @@ from gating.training.callbacks.gates import GateMonitor, RunClock
 from gating.training.callbacks.interruption import InterruptOnStop, check_completed, end_reason
 from gating.training.callbacks.progress import PhaseProgressBar
 from gating.training.callbacks.weights import BestWeights, DivergenceStop
-from gating.training.checkpoints import AtomicCheckpointIO, RunCheckpoint
+from gating.training.checkpoints import AtomicCheckpointIO, RunCheckpoint, ShardedStrategy
 from gating.training.module import FineTuning
-from gating.training.shards import ShardedStrategy
 from gating.training.steps import validation_interval
 
 __all__ = ["train_phase"]

@@ -39,8 +39,14 @@ from gating.teachers.teacher import Teacher
 from gating.tracking.position import log_position
 from gating.tracking.verbosity import printed_warnings
 from gating.training.callbacks.gates import log_kept_heads, record_spent
-from gating.training.checkpoints import checkpoint_path, read_checkpoint
-from gating.training.shards import load_own_state, load_shards, save_shards, write_checkpoint
+from gating.training.checkpoints import (
+    checkpoint_path,
+    load_own_state,
+    load_shards,
+    read_checkpoint,
+    save_shards,
+    write_checkpoint,
+)
 
 __all__ = ["load_teacher", "remove_heads", "restore_removed", "search", "train_teacher"]
 

@@ -1,4 +1,8 @@
-"""Checkpoints from which training resumes bit-exactly."""
+"""Checkpoints from which training resumes bit-exactly: when they are saved, and what is in them.
+
+A checkpoint is a file. That of a model which is cut over processes (FSDP2) is a folder with a file of each: a run
+resumes with as many processes as before, so each saves and loads its own shards, and nothing is gathered.
+"""
 
 import math
 import re
@@ -11,48 +15,27 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+import torch.distributed
+from lightning_utilities.core.apply_func import apply_to_collection
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.strategies import ModelParallelStrategy
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from typing_extensions import override
 
-from gating.distributed.collectives import all_reduce_max, is_rank_zero
+from gating.distributed.collectives import all_reduce_max, gather_objects, is_rank_zero
 from gating.errors import InputError
+from gating.storage.atomic import replacing_file
 from gating.structure.edits import own_part
 from gating.tracking.position import log_position, return_to
 from gating.training.module import FineTuning
-from gating.training.shards import read_metadata, write_checkpoint
-
-__all__ = [
-    "AtomicCheckpointIO",
-    "RunCheckpoint",
-    "checkpoint_path",
-    "found_checkpoints",
-    "read_checkpoint",
-    "remove_checkpoint",
-    "why_unusable",
-]
 
 _STATE_KEY = "head_gating"
 _NAME = re.compile(r"step-(\d+)\.ckpt")
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Checkpoint plugin that writes atomically and loads tensors and plain values only (``weights_only=True``)."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write a checkpoint beside its place, then move it there."""
-        write_checkpoint(checkpoint, Path(path))
-
-    def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
-        """Load a checkpoint to the CPU."""
-        return read_checkpoint(Path(path))
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Load a checkpoint to the CPU without running pickled code; of a folder of shards, all but the shards."""
-    if path.is_dir():
-        return read_metadata(path)
-    checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    return checkpoint
+# In the folder of a sharded model: what rank 0 saves, written last, so that a folder without it is not whole; and the
+# name of the sizes of the other files in it, in bytes.
+_METADATA, _SIZES = "meta.pt", "sizes"
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -70,8 +53,7 @@ def remove_checkpoint(path: Path) -> None:
 
 def found_checkpoints(folder: Path) -> list[Path]:
     """Return the paths in a phase's folder that have the names of checkpoints, the latest first."""
-    named = {path: _NAME.fullmatch(path.name) for path in folder.glob("step-*.ckpt")}
-    steps = {path: int(name[1]) for path, name in named.items() if name}
+    steps = {path: int(name[1]) for path in folder.glob("step-*.ckpt") if (name := _NAME.fullmatch(path.name))}
     return sorted(steps, key=steps.__getitem__, reverse=True)
 
 
@@ -81,6 +63,26 @@ recorded_checkpoints = noted_checkpoints = found_checkpoints
 
 def note_checkpoint(path: Path) -> None:
     """Do nothing: the name of a checkpoint is its record."""
+
+
+def write_checkpoint(values: dict[str, Any], path: Path) -> None:
+    """Write tensors and plain values to a file that is whole or not there."""
+    with replacing_file(path) as new, new.open("wb") as file:
+        torch.save(values, file)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Load a checkpoint to the CPU without running pickled code; of a folder of shards, all but the shards.
+
+    Raises:
+        OSError: A folder is not whole.
+    """
+    is_folder = path.is_dir()
+    checkpoint: dict[str, Any] = torch.load(path / _METADATA if is_folder else path, "cpu", weights_only=True)
+    for name, size in checkpoint[_SIZES].items() if is_folder else ():
+        if (path / name).stat().st_size != size:
+            raise OSError(f"{path / name} is truncated.")
+    return checkpoint
 
 
 def why_unusable(path: Path) -> str | None:
@@ -97,6 +99,18 @@ def why_unusable(path: Path) -> str | None:
     except Exception as error:  # Of many types, by the place of the damage.
         return (str(error).splitlines() or [type(error).__name__])[0]
     return None if phase == path.parent.name else f"not a checkpoint of the phase {path.parent.name}"
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Checkpoint plugin that writes atomically and loads tensors and plain values only (``weights_only=True``)."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint beside its place, then move it there."""
+        write_checkpoint(checkpoint, Path(path))
+
+    def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
+        """Load a checkpoint to the CPU."""
+        return read_checkpoint(Path(path))
 
 
 class RunCheckpoint(Callback):
@@ -202,8 +216,100 @@ class RunCheckpoint(Callback):
                 remove_checkpoint(other)
 
 
-def _is_finite(module: torch.nn.Module) -> bool:
+def _is_finite(module: nn.Module) -> bool:
     # Shards differ, so that processes could answer differently, and save a part of a checkpoint.
     is_finite = all(bool(own_part(parameter).isfinite().all()) for parameter in module.parameters())
     (has_others,) = all_reduce_max(int(not is_finite))
     return not has_others
+
+
+def save_shards(path: Path, state: dict[str, Any], metadata: dict[str, Any]) -> None:
+    """Write a checkpoint of all processes as a folder, in a file system that they share; called by all.
+
+    Args:
+        path: Path of the folder, which is replaced.
+        state: Nested tables of tensors and plain values, of which each process writes its own.
+        metadata: Plain values and tensors of rank 0.
+
+    Raises:
+        OSError: A process cannot write, for example on a full disk; earlier checkpoints stay.
+    """
+    own, is_first = path / f"rank-{torch.distributed.get_rank()}.pt", torch.distributed.get_rank() == 0
+    if is_first and path.exists():
+        shutil.rmtree(path)
+    torch.distributed.barrier()
+    write_checkpoint(apply_to_collection(state, DTensor, DTensor.to_local), own)
+    sizes = dict(gather_objects((own.name, own.stat().st_size)))
+    if is_first:
+        write_checkpoint({**metadata, _SIZES: sizes}, path / _METADATA)
+
+
+def load_shards(path: Path) -> dict[str, Any]:
+    """Return what this process has saved by :func:`save_shards`, on the CPU, without running pickled code.
+
+    Raises:
+        InputError: The checkpoint is of another number of processes.
+    """
+    before, now = len(read_checkpoint(path)[_SIZES]), torch.distributed.get_world_size()
+    if before != now:
+        raise InputError(
+            f"{path} is of {before} processes, and this run has {now}: batches and shards would be others. Resume with "
+            "as many as before (trainer.devices, trainer.num_nodes)."
+        )
+    return read_checkpoint(path / f"rank-{torch.distributed.get_rank()}.pt")
+
+
+def load_own_state(module: nn.Module, state: Mapping[str, Any]) -> None:
+    """Load the state of a module that this process has saved, in place."""
+    present = module.state_dict()
+    module.load_state_dict({name: _cut_like(present[name], value) for name, value in state.items()})
+
+
+def _cut_like(parameter: Any, value: Any) -> Any:
+    """Return a value that was saved of a parameter or for it as a shard; numbers of steps and others as they are."""
+    if not isinstance(parameter, DTensor) or not isinstance(value, Tensor) or value.dim() == 0:
+        return value
+    value, shape = value.to(own_part(parameter).device), parameter.shape
+    mesh, placements, stride = parameter.device_mesh, parameter.placements, parameter.stride()
+    return DTensor.from_local(value, mesh, placements, run_check=False, shape=shape, stride=stride)
+
+
+class ShardedStrategy(ModelParallelStrategy):
+    """Lightning's strategy for models that are cut over all processes, with checkpoints of :func:`save_shards`.
+
+    The processes have been started already. Buffers, which can differ between processes as the statistics of a ranking
+    do, are saved by each.
+    """
+
+    def __init__(self, num_processes: int) -> None:
+        """Args: ``num_processes`` is the world size; by default Lightning would cut nothing."""
+        super().__init__(data_parallel_size=num_processes, tensor_parallel_size=1)
+
+    @override
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Return the state of the Lightning module, with the shards of this process."""
+        assert self.model is not None
+        return self.model.state_dict()
+
+    @override
+    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """Return the state of an optimizer, with the shards of this process."""
+        return optimizer.state_dict()
+
+    @override
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """Save a checkpoint; called by all processes."""
+        save_shards(Path(self.broadcast(str(filepath))), checkpoint, {"phase": checkpoint.get("phase")})
+
+    @override
+    def load_checkpoint(self, checkpoint_path: Any, *_: Any, **__: Any) -> dict[str, Any]:
+        """Load weights and optimizers, and return the rest."""
+        assert self.model is not None
+        checkpoint = load_shards(Path(self.broadcast(str(checkpoint_path))))
+        load_own_state(self.model, checkpoint.pop("state_dict"))
+        for optimizer, state in zip(self.optimizers, checkpoint.pop("optimizer_states"), strict=True):
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            for number, values in state["state"].items():
+                state["state"][number] = {name: _cut_like(parameters[number], value) for name, value in values.items()}
+            optimizer.load_state_dict(state)
+        return checkpoint

@@ -9,8 +9,14 @@ import torch
 from torch import nn
 
 from benchmarks.faults.outcome import Outcome
-from gating.training.checkpoints import _is_finite, why_unusable
-from gating.training.shards import load_own_state, load_shards, read_metadata, save_shards
+from gating.training.checkpoints import (
+    _is_finite,
+    load_own_state,
+    load_shards,
+    read_checkpoint,
+    save_shards,
+    why_unusable,
+)
 from tests.support.in_ranks import run_in_ranks
 from tests.support.sharded_runs import fit, sharded
 from tests.support.tiny_run import make_inputs
@@ -95,7 +101,7 @@ def _state(value: float) -> dict:
 
 
 def save_on_a_full_disk(folder: Path, name: str) -> list[object]:
-    from gating.training import shards
+    from gating.training import checkpoints
 
     path = folder / "step-1.ckpt"
     save_shards(path, _state(1.0), {"phase": folder.name})
@@ -105,7 +111,7 @@ def save_on_a_full_disk(folder: Path, name: str) -> list[object]:
             raise OSError(errno.ENOSPC, "No space left on device")
         write(values, file)
 
-    write, shards.write_checkpoint = shards.write_checkpoint, fail
+    write, checkpoints.write_checkpoint = checkpoints.write_checkpoint, fail
     try:
         save_shards(folder / "step-2.ckpt", _state(2.0), {"phase": folder.name})
         said = ""
@@ -128,7 +134,7 @@ def test_on_a_full_disk_the_earlier_checkpoint_stays(name, tmp_path):
         assert weights == [[1.0, 1.0]] * 5
         assert whole == 1.0
     assert why_unusable(folder / "step-1.ckpt") is None
-    assert read_metadata(folder / "step-1.ckpt")["phase"] == "search"
+    assert read_checkpoint(folder / "step-1.ckpt")["phase"] == "search"
     assert why_unusable(folder / "step-2.ckpt")
 
 
