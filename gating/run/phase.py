@@ -1,7 +1,6 @@
 """Training of one phase of a run, resumed from its last checkpoint if there is one."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import pytorch_lightning as pl
 import torch.distributed
@@ -20,10 +19,9 @@ from gating.training.callbacks.progress import (
     PhaseProgressBar,
     check_completed,
     end_reason,
-    to_seconds,
 )
 from gating.training.callbacks.weights import BestWeights, DivergenceStop
-from gating.training.checkpoints import AtomicCheckpointIO, RunCheckpoint
+from gating.training.checkpoints import AtomicCheckpointIO, RunCheckpoint, ShardedStrategy
 from gating.training.evaluation import validation_interval
 from gating.training.module import FineTuning
 
@@ -37,7 +35,6 @@ def train_phase(
     steps: int,
     first_step: int = 0,
     search: Search | None = None,
-    callbacks: Sequence[Callback] = (),
     model: PreTrainedModel | None = None,
 ) -> int:
     """Train one phase of a run.
@@ -48,7 +45,6 @@ def train_phase(
         steps: Optimizer steps of the phase.
         first_step: Steps of the run before the phase.
         search: The search; None in the other phases.
-        callbacks: Callbacks of this phase besides those of the settings.
         model: The model; by default the run's.
 
     Returns:
@@ -61,7 +57,7 @@ def train_phase(
     module = _build_module(run, objects, first_step=first_step, search=search, model=model or run.state.model)
     # A search ends with its last gates, which have reached the budget.
     best = BestWeights() if run.settings.recovery_keep == "best" and phase != Phase.SEARCH else None
-    trainer = _build_trainer(run, phase, objects, steps=steps, callbacks=[*callbacks, *([best] if best else [])])
+    trainer = _build_trainer(run, phase, objects, steps=steps, callbacks=[best] if best else [])
     checkpoint = run.last_checkpoint(phase)
     if checkpoint is not None and is_rank_zero():
         print(f"{phase} resumes from {checkpoint}")
@@ -126,11 +122,6 @@ def _build_trainer(
     run: Run, phase: Phase, objects: PhaseObjects, *, steps: int, callbacks: Sequence[Callback]
 ) -> pl.Trainer:
     is_teacher = phase == Phase.TEACHER
-    strategy: dict[str, Any] = {}
-    if run.is_sharded:
-        from gating.training.shards import ShardedStrategy
-
-        strategy["strategy"] = ShardedStrategy(torch.distributed.get_world_size())
     has_checkpoints = any(isinstance(callback, Checkpoint) for callback in objects.callbacks)
     return objects.make_trainer(
         max_epochs=-1,
@@ -144,7 +135,7 @@ def _build_trainer(
         default_root_dir=run.folder.of_phase(phase),
         val_check_interval=validation_interval(run.settings.trainer, num_batches=run.data.module.num_batches()),
         use_distributed_sampler=False,
-        **strategy,
+        **({"strategy": ShardedStrategy(torch.distributed.get_world_size())} if run.is_sharded else {}),
     )
 
 
@@ -163,11 +154,8 @@ def _callbacks_of_phase(run: Run, phase: Phase, chosen: Sequence[Callback]) -> l
     others = [callback for callback in chosen if not isinstance(callback, own)]
     bar = [PhaseProgressBar(phase)] if trainer.get("enable_progress_bar", True) else []
     always = [*checkpoints, *bar, RunClock(run.state.summary), DivergenceStop(run.folder.of_phase(phase))]
-    max_time: Any = trainer.get("max_time")
-    seconds = to_seconds(max_time)
-    deadline = None if seconds is None else run.started + seconds
     # Last, because it acts on stops that other callbacks request.
-    end = InterruptOnStop(phase, deadline=deadline, max_time=f"{max_time}, the limit of each process,")
+    end = InterruptOnStop(phase, max_time=trainer.get("max_time"), started=run.started)
     if phase == Phase.TEACHER:
         return [*always, end]
     return [*always, GateMonitor(run.state.history), *others, end]

@@ -11,7 +11,6 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -31,11 +30,11 @@ from gating.run.folder import Phase
 from gating.run.phase import train_phase
 from gating.run.run import Run
 from gating.sharding.copies import copy_sharded, gather_model, meta_copy, shard_copy, tensors_of
-from gating.storage.files import checkpoint_path, replacing_file, replacing_folder
+from gating.storage.files import checkpoint_path, replacing_folder
 from gating.tasks.base import HasLoss
 from gating.tracking.verbosity import printed_warnings
-from gating.training.callbacks.gates import SearchEnd, log_kept_heads, record_spent
-from gating.training.checkpoints import read_checkpoint
+from gating.training.callbacks.gates import log_kept_heads, record_spent
+from gating.training.checkpoints import load_own_state, load_shards, read_checkpoint, save_shards, write_checkpoint
 
 __all__ = ["load_teacher", "recover", "remove", "search", "teach"]
 
@@ -114,7 +113,7 @@ def _search(run: Run, objective: Objective) -> Search:
         from gating.teachers.teacher import Teacher
 
         state.teacher = Teacher(OpenTeacher(state.model, gates), distillation=run.objects.distillation)
-    state.search_steps = train_phase(run, Phase.SEARCH, steps=planned, search=search, callbacks=[SearchEnd(search)])
+    state.search_steps = train_phase(run, Phase.SEARCH, steps=planned, search=search)
     if run.teaches_itself:
         state.teacher = None  # The compact model is another one.
     reason = str(search.reason)
@@ -197,12 +196,9 @@ def _save_removed(run: Run) -> None:
         "search_steps": state.search_steps,
     }
     if run.is_sharded:
-        from gating.training.shards import save_shards
-
         save_shards(Path(broadcast(str(path))), {"weights": state.model.state_dict()}, checkpoint)
         return
-    with replacing_file(path) as new, new.open("wb") as file:
-        torch.save({**checkpoint, "weights": state.model.state_dict()}, file)
+    write_checkpoint({**checkpoint, "weights": state.model.state_dict()}, path)
 
 
 def _load_removed(run: Run) -> bool:
@@ -215,9 +211,6 @@ def _load_removed(run: Run) -> bool:
         return False
     checkpoint = read_checkpoint(path)
     if run.is_sharded:
-        from gating.training.shards import check_num_processes
-
-        check_num_processes(checkpoint, path)
         state.model = _load_compact_shards(state.model, path, checkpoint)
     else:
         KeptUnits(**checkpoint["kept"]).remove_others(state.model)
@@ -230,8 +223,6 @@ def _load_removed(run: Run) -> bool:
 
 def _load_compact_shards(model: PreTrainedModel, path: Path, checkpoint: Mapping[str, Any]) -> PreTrainedModel:
     """Return a copy of a sharded model after a saved removal, with the weights of the checkpoint."""
-    from gating.training.shards import load_own_state, load_shards
-
     compact = meta_copy(model)
     KeptUnits(**checkpoint["kept"]).remove_others(compact)
     shard_copy(compact, model, tensors_of(model), fresh=True)

@@ -1,5 +1,11 @@
-"""Checkpoints from which training resumes bit-exactly."""
+"""Checkpoints from which training resumes bit-exactly: when they are saved, and what is in them.
 
+A checkpoint is a file. That of a model which is cut over processes (FSDP2) is a folder with a file of each: a run
+resumes with as many processes as before, so each saves and loads its own shards, and nothing is gathered.
+"""
+
+import math
+import shutil
 import time
 import zipfile
 from collections.abc import Mapping
@@ -8,10 +14,16 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+import torch.distributed
+from lightning_utilities.core.apply_func import apply_to_collection
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.strategies import ModelParallelStrategy
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from typing_extensions import override
 
-from gating.distributed.collectives import all_reduce_max, is_rank_zero
+from gating.distributed.collectives import all_reduce_max, gather_objects, is_rank_zero
 from gating.errors import InputError
 from gating.storage.files import (
     checkpoint_path,
@@ -23,31 +35,29 @@ from gating.storage.files import (
 from gating.structure.edits import own_part
 from gating.training.module import FineTuning
 
-__all__ = ["AtomicCheckpointIO", "RunCheckpoint", "read_checkpoint", "why_unusable"]
-
 _STATE_KEY = "head_gating"
+# In the folder of a sharded model: what rank 0 saves, written last, so that a folder without it is not whole; and the
+# name of the sizes of the other files in it, in bytes.
+_METADATA, _SIZES = "meta.pt", "sizes"
 
 
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Checkpoint plugin that writes atomically and loads tensors and plain values only (``weights_only=True``)."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write a checkpoint beside its place, then move it there."""
-        with replacing_file(Path(path)) as new, new.open("wb") as file:
-            torch.save(checkpoint, file)
-
-    def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
-        """Load a checkpoint to the CPU."""
-        return read_checkpoint(Path(path))
+def write_checkpoint(values: dict[str, Any], path: Path) -> None:
+    """Write tensors and plain values to a file that is whole or not there."""
+    with replacing_file(path) as new, new.open("wb") as file:
+        torch.save(values, file)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Load a checkpoint to the CPU without running pickled code; of a folder of shards, all but the shards."""
-    if path.is_dir():
-        from gating.training.shards import read_metadata
+    """Load a checkpoint to the CPU without running pickled code; of a folder of shards, all but the shards.
 
-        return read_metadata(path)
-    checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    Raises:
+        OSError: A folder is not whole.
+    """
+    is_folder = path.is_dir()
+    checkpoint: dict[str, Any] = torch.load(path / _METADATA if is_folder else path, "cpu", weights_only=True)
+    for name, size in checkpoint[_SIZES].items() if is_folder else ():
+        if (path / name).stat().st_size != size:
+            raise OSError(f"{path / name} is truncated.")
     return checkpoint
 
 
@@ -57,18 +67,26 @@ def why_unusable(path: Path) -> str | None:
     A checkpoint is a zip archive, whose entries have checksums; that of a sharded model is a folder.
     """
     try:
-        if path.is_dir():
-            checkpoint: Any = read_checkpoint(path)
-        else:
+        if not path.is_dir():
             with zipfile.ZipFile(path) as archive:
-                entry = archive.testzip()
-            if entry is not None:
-                return f"the checksum of {entry} does not match"
-            checkpoint = torch.load(path, "cpu", weights_only=True, mmap=True)
+                if entry := archive.testzip():
+                    return f"the checksum of {entry} does not match"
+        phase = read_checkpoint(path)["phase"]
     except Exception as error:  # Of many types, by the place of the damage.
         return (str(error).splitlines() or [type(error).__name__])[0]
-    phase = checkpoint.get("phase") if isinstance(checkpoint, dict) else None
     return None if phase == path.parent.name else f"not a checkpoint of the phase {path.parent.name}"
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Checkpoint plugin that writes atomically and loads tensors and plain values only (``weights_only=True``)."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint beside its place, then move it there."""
+        write_checkpoint(checkpoint, Path(path))
+
+    def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
+        """Load a checkpoint to the CPU."""
+        return read_checkpoint(Path(path))
 
 
 class RunCheckpoint(Callback):
@@ -93,11 +111,8 @@ class RunCheckpoint(Callback):
         for name, value in (("every_n_steps", every_n_steps), ("every_minutes", every_minutes), ("keep", keep)):
             if value is not None and not value > 0:
                 raise InputError(f"callbacks.checkpoint.{name}={value}: give a positive number.")
-        self._folder = Path()
-        self._every_n_steps = every_n_steps
-        self._seconds = None if every_minutes is None else 60 * every_minutes
-        self._keep = keep
-        self._is_between_steps = self._is_due = False
+        self._folder, self._keep = Path(), keep
+        self._steps, self._seconds = every_n_steps or math.inf, 60 * (every_minutes or math.inf)
         self._batches_that_stepped: int | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -106,9 +121,8 @@ class RunCheckpoint(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Count steps and minutes from here."""
-        self._step = self._saved_step = trainer.global_step
-        self._saved_at = time.monotonic()
-        self._is_due = False
+        self._step = trainer.global_step
+        self._note_saved(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Request a checkpoint before the next step."""
@@ -119,9 +133,7 @@ class RunCheckpoint(Callback):
         """Request a checkpoint before the next step."""
         self._is_due = True
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any, **__: Any) -> None:
         """Save a checkpoint if one is due; all ranks decide alike."""
         if self._batches_that_stepped is not None:
             # In some cases Lightning counts the batch at which it resumes twice.
@@ -130,9 +142,8 @@ class RunCheckpoint(Callback):
         if trainer.global_step == self._step:
             return  # Gradients are being accumulated.
         self._step = trainer.global_step
-        is_late = self._seconds is not None and time.monotonic() - self._saved_at > self._seconds
-        has_steps = self._every_n_steps is not None and self._step - self._saved_step >= self._every_n_steps
-        if any(all_reduce_max(int(is_late or has_steps or self._is_due))):
+        is_late = time.monotonic() - self._saved_at > self._seconds
+        if any(all_reduce_max(int(self._is_due or is_late or self._step - self._saved_step >= self._steps))):
             self._save(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -144,8 +155,6 @@ class RunCheckpoint(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Reset the progress of the batch that was fetched but not processed, and add the state of this run."""
-        if not self._is_between_steps:
-            return  # Saved by another callback; runs do not resume from it.
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for counts in (progress["total"], progress["current"]):
             counts |= dict.fromkeys(("ready", "started", "processed"), counts["completed"])
@@ -161,30 +170,121 @@ class RunCheckpoint(Callback):
         """Restore the batch count that Lightning does not restore."""
         self._batches_that_stepped = checkpoint[_STATE_KEY]["batches_that_stepped"]
 
+    def _note_saved(self, trainer: pl.Trainer) -> None:
+        self._saved_step, self._saved_at, self._is_due = trainer.global_step, time.monotonic(), False
+
     def _save(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Save a checkpoint and remove old ones; skip it if weights are not finite, so that the last good one stays."""
         assert isinstance(module, FineTuning)
-        self._saved_step, self._saved_at, self._is_due = trainer.global_step, time.monotonic(), False
+        self._note_saved(trainer)
         if not _is_finite(module):
             return
         for logger in trainer.loggers:
             logger.save()
         new = checkpoint_path(self._folder, module.step_in_run)
-        self._is_between_steps = True
-        try:
-            trainer.save_checkpoint(new)
-        finally:
-            self._is_between_steps = False
+        trainer.save_checkpoint(new)
         if is_rank_zero():
             saved = found_checkpoints(self._folder)
-            last = saved.index(new)
             # Later ones are damaged: this run resumed from an earlier one. Hidden ones are of a killed process.
-            for other in (*saved[:last], *saved[last + self._keep :], *unfinished_checkpoints(self._folder)):
+            kept = saved[(last := saved.index(new)) : last + self._keep]
+            for other in (*set(saved).difference(kept), *unfinished_checkpoints(self._folder)):
                 remove_checkpoint(other)
 
 
-def _is_finite(module: torch.nn.Module) -> bool:
+def _is_finite(module: nn.Module) -> bool:
     # Shards differ, so that processes could answer differently, and save a part of a checkpoint.
     is_finite = all(bool(own_part(parameter).isfinite().all()) for parameter in module.parameters())
     (has_others,) = all_reduce_max(int(not is_finite))
     return not has_others
+
+
+def save_shards(path: Path, state: dict[str, Any], metadata: dict[str, Any]) -> None:
+    """Write a checkpoint of all processes as a folder, in a file system that they share; called by all.
+
+    Args:
+        path: Path of the folder, which is replaced.
+        state: Nested tables of tensors and plain values, of which each process writes its own.
+        metadata: Plain values and tensors of rank 0.
+
+    Raises:
+        OSError: A process cannot write, for example on a full disk; earlier checkpoints stay.
+    """
+    own, is_first = path / f"rank-{torch.distributed.get_rank()}.pt", torch.distributed.get_rank() == 0
+    if is_first and path.exists():
+        shutil.rmtree(path)
+    torch.distributed.barrier()
+    write_checkpoint(apply_to_collection(state, DTensor, DTensor.to_local), own)
+    sizes = dict(gather_objects((own.name, own.stat().st_size)))
+    if is_first:
+        write_checkpoint({**metadata, _SIZES: sizes}, path / _METADATA)
+
+
+def load_shards(path: Path) -> dict[str, Any]:
+    """Return what this process has saved by :func:`save_shards`, on the CPU, without running pickled code.
+
+    Raises:
+        InputError: The checkpoint is of another number of processes.
+    """
+    before, now = len(read_checkpoint(path)[_SIZES]), torch.distributed.get_world_size()
+    if before != now:
+        raise InputError(
+            f"{path} is of {before} processes, and this run has {now}: batches and shards would be others. Resume with "
+            "as many as before (trainer.devices, trainer.num_nodes)."
+        )
+    return read_checkpoint(path / f"rank-{torch.distributed.get_rank()}.pt")
+
+
+def load_own_state(module: nn.Module, state: Mapping[str, Any]) -> None:
+    """Load the state of a module that this process has saved, in place."""
+    present = module.state_dict()
+    module.load_state_dict({name: _cut_like(present[name], value) for name, value in state.items()})
+
+
+def _cut_like(parameter: Any, value: Any) -> Any:
+    """Return a value that was saved of a parameter or for it as a shard; numbers of steps and others as they are."""
+    if not isinstance(parameter, DTensor) or not isinstance(value, Tensor) or value.dim() == 0:
+        return value
+    value, shape = value.to(own_part(parameter).device), parameter.shape
+    mesh, placements, stride = parameter.device_mesh, parameter.placements, parameter.stride()
+    return DTensor.from_local(value, mesh, placements, run_check=False, shape=shape, stride=stride)
+
+
+class ShardedStrategy(ModelParallelStrategy):
+    """Lightning's strategy for models that are cut over all processes, with checkpoints of :func:`save_shards`.
+
+    The processes have been started already. Buffers, which can differ between processes as the statistics of a ranking
+    do, are saved by each.
+    """
+
+    def __init__(self, num_processes: int) -> None:
+        """Args: ``num_processes`` is the world size; by default Lightning would cut nothing."""
+        super().__init__(data_parallel_size=num_processes, tensor_parallel_size=1)
+
+    @override
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Return the state of the Lightning module, with the shards of this process."""
+        assert self.model is not None
+        return self.model.state_dict()
+
+    @override
+    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """Return the state of an optimizer, with the shards of this process."""
+        return optimizer.state_dict()
+
+    @override
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """Save a checkpoint; called by all processes."""
+        save_shards(Path(self.broadcast(str(filepath))), checkpoint, {"phase": checkpoint.get("phase")})
+
+    @override
+    def load_checkpoint(self, checkpoint_path: Any, *_: Any, **__: Any) -> dict[str, Any]:
+        """Load weights and optimizers, and return the rest."""
+        assert self.model is not None
+        checkpoint = load_shards(Path(self.broadcast(str(checkpoint_path))))
+        load_own_state(self.model, checkpoint.pop("state_dict"))
+        for optimizer, state in zip(self.optimizers, checkpoint.pop("optimizer_states"), strict=True):
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            for number, values in state["state"].items():
+                state["state"][number] = {name: _cut_like(parameters[number], value) for name, value in values.items()}
+            optimizer.load_state_dict(state)
+        return checkpoint

@@ -110,9 +110,6 @@ def to_number(value: Tensor) -> float:
     return float(str(np.float32(float(value))))
 
 
-_LIMITS = {"validation": "limit_val_batches", "test": "limit_test_batches"}
-
-
 def count_steps(trainer: Mapping[str, Any], *, num_batches: int) -> int:
     """Return the number of optimizer steps of a whole run, search and recovery together.
 
@@ -130,15 +127,14 @@ def count_steps(trainer: Mapping[str, Any], *, num_batches: int) -> int:
         39
     """
     accumulate, limit = trainer["accumulate_grad_batches"], trainer["limit_train_batches"]
-    if accumulate < 1:
-        raise InputError(f"trainer.accumulate_grad_batches={accumulate}: a step takes at least one batch.")
+    epochs, steps = trainer["max_epochs"], int(trainer["max_steps"])
     used = _used_batches(limit, num_batches=num_batches)
-    in_epochs = int(trainer["max_epochs"] * -(-used // accumulate))
-    steps = in_epochs if trainer["max_steps"] == -1 else int(trainer["max_steps"])
-    if used < 1 or steps < 1:
+    if steps == -1 and accumulate > 0:
+        steps = int(epochs * -(-used // accumulate))
+    if min(accumulate, used, steps) < 1:
         raise InputError(
-            f"There is nothing to train with trainer.max_epochs={trainer['max_epochs']}, "
-            f"trainer.max_steps={trainer['max_steps']} and trainer.limit_train_batches={limit}: give positive numbers."
+            f"There is nothing to train with trainer.max_epochs={epochs}, trainer.max_steps={trainer['max_steps']}, "
+            f"trainer.limit_train_batches={limit} and trainer.accumulate_grad_batches={accumulate}."
         )
     return steps
 
@@ -166,12 +162,9 @@ def count_evaluated(trainer: Mapping[str, Any], split: str, *, num_batches: int)
     Raises:
         InputError: The fraction is less than one batch, but not 0.
     """
-    name = _LIMITS[split]
+    name = {"validation": "limit_val_batches", "test": "limit_test_batches"}[split]
     limit = 1.0 if trainer.get(name) is None else trainer[name]
     used = _used_batches(limit, num_batches=num_batches)
     if limit > 0 and used < 1:
-        raise InputError(
-            f"trainer.{name}={limit} of {num_batches} {split} batch(es) is less than one; give a larger share, or 0 "
-            "for no evaluation."
-        )
+        raise InputError(f"trainer.{name}={limit} of {num_batches} {split} batch(es) is less than one.")
     return used

@@ -66,12 +66,14 @@ class FineTuning(pl.LightningModule):
         self.search = search
         # Registered, so that its multipliers and buffers are on the device and in checkpoints; gates are in the model.
         self.objective = None if search is None else search.objective
-        self._teacher = teacher
-        self._optimizer = optimizer
-        self._scheduler = scheduler
-        self._total_steps, self._first_step = total_steps, first_step
-        self._seed = seed
-        self._compiled = _compile(model, compiler) if compiler else None
+        self._teacher, self._optimizer, self._scheduler = teacher, optimizer, scheduler
+        self._total_steps, self._first_step, self._seed = total_steps, first_step, seed
+        self._compiled: Callable[..., Any] | None = None
+        if compiler:
+            # Graphs of the previous phase, whose model has another shape, would count against the cache limit.
+            torch._dynamo.reset()
+            # Batches are padded to different lengths: one dynamic graph instead of one for each. Module and names stay.
+            self._compiled = torch.compile(lambda **batch: model(**batch), backend=compiler, dynamic=True)
 
     @property
     def step_in_run(self) -> int:
@@ -116,14 +118,31 @@ class FineTuning(pl.LightningModule):
         if self.search is not None:
             self.search.update(self.global_step / max(1, self.trainer.max_steps))
 
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """End a search whose gates have converged, which is checked at every logged step."""
+        if self.search is not None:
+            step, last = self.global_step, self.trainer.max_steps
+            is_due = step % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+            # After the last step Lightning ends by itself; told to stop, it would validate once more.
+            if self.search.check_end(step, last, is_due=is_due) is not None and step < last:
+                self.trainer.should_stop = True
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the state of the search; that of gates and objective is the module's."""
+        checkpoint["search"] = None if self.search is None else self.search.state_dict(modules=False)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Load the state of the search."""
+        if self.search is not None:
+            self.search.load_state_dict(checkpoint["search"])
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of the task plus the penalty on open gates, a scalar."""
         # Validation is not compiled: it would be a second graph for a small part of the run.
         inputs, teacher = model_inputs(batch), self._teacher
         # First: the teacher may be the model itself, of which gradient checkpointing repeats the last pass.
-        answers = None
+        answers = None if teacher is None else teacher(inputs, logits=batch.get(TEACHER_LOGITS))
         if teacher is not None:
-            answers = teacher(inputs, logits=batch.get(TEACHER_LOGITS))
             reshard(self.model if teacher.is_student else teacher.model)
         outputs = (self._compiled or self.model)(**inputs, **({} if teacher is None else teacher.options))
         loss = self._loss(outputs, batch)
@@ -136,7 +155,8 @@ class FineTuning(pl.LightningModule):
             self.search.observe(weight * task_loss)
             self.log_dict({"train/task_loss": task_loss.detach(), "train/penalty": penalty.detach()})
         self.log("train/loss", loss.detach())
-        self._log_step()
+        # The x-axis of the logs: the trainer of each phase counts from 0.
+        self.log("step", float(self.step_in_run))
         return loss if weight == 1 else loss + (weight - 1) * task_loss
 
     def _loss(self, outputs: Any, batch: Batch) -> Tensor:
@@ -170,20 +190,4 @@ class FineTuning(pl.LightningModule):
         self.metrics.reset()
         # Callbacks that come next read the weights.
         reshard(self.model)
-        self._log_step()
-
-    def _log_step(self) -> None:
-        """Log the step of the run as the x-axis: the trainer of each phase counts from 0."""
         self.log("step", float(self.step_in_run))
-
-
-def _compile(model: PreTrainedModel, backend: str) -> Callable[..., Any]:
-    """Compile the forward pass of a model; the module and its parameter names stay as they are."""
-
-    def call(**batch: Tensor) -> Any:
-        return model(**batch)
-
-    # Graphs of the previous phase, whose model has another shape, would count against the cache limit.
-    torch._dynamo.reset()
-    # Batches are padded to different lengths: one dynamic graph instead of one for each length.
-    return torch.compile(call, backend=backend, dynamic=True)

@@ -25,7 +25,6 @@ class Stopped(SystemExit):
     """
 
     def __init__(self, number: int, message: str | None = None) -> None:
-        """Args: ``number`` is the signal number; ``message`` replaces the sentence with its name."""
         super().__init__(message or f"Stopped by {signal.Signals(number).name}")
         self.code = self.exit_code = 128 + number
 
@@ -34,7 +33,6 @@ class Unfinished(Stopped):
     """A training phase ended before its last step without a signal; the run can be resumed, as after SIGTERM."""
 
     def __init__(self, phase: str, *, step: int, num_steps: int, reason: str) -> None:
-        """Args: ``phase``, ``step``, ``num_steps`` and ``reason`` appear in the message."""
         message = f"The {phase} phase was interrupted after {step} of {num_steps} steps: {reason}"
         super().__init__(signal.SIGTERM, message)
 

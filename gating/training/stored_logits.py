@@ -37,18 +37,16 @@ def can_store_logits(
     Raises:
         InputError: The settings ask for it, and it is not possible.
     """
-    rows, reason = len(data.table("train")), None
-    logits = shapes.get("logits", ())
-    if set(shapes) != {"logits"} or len(logits) != 2 or "input_ids" not in data.table("train").column_names:
-        reason = "it is for one vector of logits for each text, as those of classes, and no hidden states"
-    elif is_sharded(model):
-        reason = "a teacher that is cut over processes answers in all of them at once"
-    elif rows * logits[1] * 4 > _MOST_BYTES:
-        reason = f"{logits[1]} logits for each of {rows:,} examples are more than 1 GiB"
-    if store and reason:
-        raise InputError(f"distillation.store=true cannot be used: {reason}. Leave it out.")
-    wanted = num_batches * data.batch_size > rows if store is None else store
-    return wanted and reason is None
+    table, logits = data.table("train"), shapes.get("logits", ())
+    has_vectors = set(shapes) == {"logits"} and len(logits) == 2 and "input_ids" in table.column_names
+    # A teacher that is cut over processes answers in all of them at once.
+    is_possible = has_vectors and not is_sharded(model) and len(table) * logits[1] * 4 <= _MOST_BYTES
+    if store and not is_possible:
+        raise InputError(
+            "distillation.store=true is for one vector of logits for each text, as those of classes, of 1 GiB at most "
+            "in all, and a teacher that is not cut over processes."
+        )
+    return is_possible and (num_batches * data.batch_size > len(table) if store is None else store)
 
 
 def add_logits(data: ExampleDataModule, teacher: Teacher, *, device: torch.device) -> None:

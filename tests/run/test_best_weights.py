@@ -60,8 +60,7 @@ def test_recovery_keeps_the_weights_of_the_best_validation(inputs, tmp_path, cap
     with scored({8: 0.5, 10: 0.75, 12: 0.25}):
         run_in(tmp_path / "run", inputs)
     assert_kept(tmp_path / "run", 10)
-    kept = next(line for line in capsys.readouterr().out.splitlines() if "keeps the weights" in line)
-    assert kept == "recovery keeps the weights after step 10 of 12: validation accuracy 0.7500, the best of 3."
+    assert "keeps the weights after step 10 of 12: validation accuracy 0.7500" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("removed", "step"), [(0.9, 6), (0.75, 10), (float("nan"), 10)])

@@ -35,7 +35,7 @@ REFUSED = {
 def test_settings_that_a_class_does_not_take_are_refused(setting):
     with pytest.raises(InputError) as refused:
         optimizer_of("optimizer._target_=torch.optim.SGD", setting)
-    assert str(refused.value).startswith(REFUSED[setting])
+    assert REFUSED[setting] in str(refused.value)
 
 
 def test_arguments_of_schedules_are_added():

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 import train
 from gating.run import execute
-from gating.training import shards
+from gating.training import checkpoints
 from gating.training.module import FineTuning
 from tests.support.in_ranks import run_in_ranks
 from tests.support.tiny_run import compose_settings
@@ -63,7 +63,7 @@ def _let_it_happen(patch: pytest.MonkeyPatch, which: str, place: str, number: st
         return
     owner, name = {
         "batch": (FineTuning, "training_step"),
-        "write": (shards, "_write"),
+        "write": (checkpoints, "write_checkpoint"),
         "removal": (execute, "remove"),
         "export": (execute, "export"),
     }[place]

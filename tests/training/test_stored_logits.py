@@ -82,18 +82,18 @@ def test_they_are_stored_where_that_is_less_work(folder):
 
 
 @pytest.mark.parametrize(
-    ("shapes", "reason"),
+    "shapes",
     [
-        ({"logits": (8, 12, 2)}, "one vector of logits for each text"),
-        ({"start_logits": (8, 12), "end_logits": (8, 12)}, "one vector of logits for each text"),
-        ({**SHAPES, "hidden_states": [(8, 12, 32)]}, "no hidden states"),
-        ({"logits": (8, 20_000_000)}, "more than 1 GiB"),
+        {"logits": (8, 12, 2)},
+        {"start_logits": (8, 12), "end_logits": (8, 12)},
+        {**SHAPES, "hidden_states": [(8, 12, 32)]},
+        {"logits": (8, 20_000_000)},
     ],
 )
-def test_they_are_not_stored_where_they_do_not_fit(folder, shapes, reason):
+def test_they_are_not_stored_where_they_do_not_fit(folder, shapes):
     data, model = make_data(folder), torch.nn.Linear(1, 1)
     assert not can_store_logits(data, model, shapes, 100)
-    with pytest.raises(InputError, match=f"distillation.store=true cannot be used: .*{reason}"):
+    with pytest.raises(InputError, match=r"distillation\.store"):
         can_store_logits(data, model, shapes, 100, store=True)
 
 

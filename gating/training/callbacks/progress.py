@@ -1,5 +1,6 @@
 """Progress bars, with the time left: over a whole phase of training, and over an evaluation."""
 
+import math
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -17,9 +18,9 @@ from gating.errors import InputError
 from gating.gates import HeadGates
 from gating.objectives import Objective
 from gating.objectives.gate_metrics import open_amounts, quantity_of
+from gating.storage.files import remove_checkpoint
 from gating.tasks.base import Prepared
-from gating.training.callbacks.gates import SearchEnd
-from gating.training.checkpoints import RunCheckpoint, remove_checkpoint
+from gating.training.checkpoints import RunCheckpoint
 from gating.training.module import FineTuning
 from gating.training.signals import DeferredSignals, Unfinished
 
@@ -31,7 +32,6 @@ __all__ = [
     "describe_open",
     "describe_progress",
     "end_reason",
-    "to_seconds",
     "watched",
 ]
 
@@ -63,9 +63,7 @@ class PhaseProgressBar(ProgressBar):
         """Start the bar."""
         self._bar = _make_bar(self._phase, trainer.max_steps, initial=trainer.global_step)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any, **__: Any) -> None:
         """Update the bar."""
         assert self._bar is not None
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
@@ -126,9 +124,11 @@ class InterruptOnStop(Callback):
     interrupted, nor is a phase that ``EarlyStopping`` ends: the run goes on to the next one.
     """
 
-    def __init__(self, phase: str, *, deadline: float | None, max_time: Any) -> None:
-        """Args: ``deadline`` is in seconds of ``time.monotonic``; ``phase`` and ``max_time`` appear in messages."""
-        self._phase, self._deadline, self._max_time = phase, deadline, max_time
+    def __init__(self, phase: str, *, max_time: Any, started: float) -> None:
+        """Args: ``max_time`` is in a form of Lightning's ``Timer``, from ``started`` on, of ``time.monotonic``."""
+        seconds = Timer(duration=max_time).time_remaining()
+        self._phase, self._max_time = phase, max_time
+        self._deadline = math.inf if seconds is None else started + seconds
         self._signals: DeferredSignals | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -139,9 +139,7 @@ class InterruptOnStop(Callback):
         trainer.should_stop = trainer.should_stop or end_reason(trainer) is not None
         self._take_over(trainer)
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any, **__: Any) -> None:
         """Interrupt the run; :class:`RunCheckpoint` precedes this callback and has saved a checkpoint."""
         if trainer.global_step == self._step:
             return  # Gradients are being accumulated.
@@ -155,14 +153,14 @@ class InterruptOnStop(Callback):
         """Postpone a stop until the next checkpoint, unless the phase is complete; all ranks decide alike."""
         if self._signals is None:
             return  # Lightning tries the validation before the first step.
-        is_late = self._deadline is not None and time.monotonic() > self._deadline
-        number, should_stop, is_late = all_reduce_max(self._signals.number, int(trainer.should_stop), int(is_late))
+        stops = (self._signals.number, int(trainer.should_stop), int(time.monotonic() > self._deadline))
+        number, should_stop, is_late = all_reduce_max(*stops)
         if not (number or should_stop or is_late) or trainer.global_step >= trainer.max_steps or end_reason(trainer):
             return
         trainer.should_stop = False
         self._signal = number
         if is_late:
-            self._reason = f"trainer.max_time={self._max_time} is over"
+            self._reason = f"trainer.max_time={self._max_time}, the limit of each process, is over"
         elif should_stop:
             self._reason = _describe_stop(trainer)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -187,7 +185,7 @@ class InterruptOnStop(Callback):
         for copy in Path(trainer.default_root_dir).glob("hpc_ckpt_*.ckpt") if is_rank_zero() else ():
             remove_checkpoint(copy)
 
-    def _restore(self, *_: Any) -> None:
+    def _restore(self, *_: Any, **__: Any) -> None:
         """Restore signal handlers; after an error no checkpoint is saved, since the state may be inconsistent."""
         if self._signals is not None:
             self._signals.restore()
@@ -206,34 +204,25 @@ def check_completed(trainer: pl.Trainer, *, phase: str) -> None:
         raise Unfinished(phase, step=step, num_steps=num_steps, reason=_describe_stop(trainer))
 
 
-def to_seconds(max_time: Any) -> float | None:
-    """Return a time limit in seconds, given in any form that Lightning's ``Timer`` accepts."""
-    return Timer(duration=max_time).time_remaining()
-
-
 def check_monitors(callbacks: Iterable[Callback], prepared: Prepared) -> None:
     """Raise ``InputError`` if validation does not have a metric by which one of the callbacks stops early.
 
     Lightning would raise an error after the search, hours later.
     """
-    names = list(prepared.metrics.keys(keep_base=True))
-    if prepared.score.name not in names:
+    known = [f"val/{name}" for name in ("loss", *prepared.metrics.keys(keep_base=True))]
+    if f"val/{prepared.score.name}" not in known:
         return  # Some metrics have several values, whose names are known after the first validation.
-    known = [f"val/{name}" for name in ("loss", *names)]
-    for callback in callbacks:
-        name = str(callback.monitor) if isinstance(callback, EarlyStopping) else "train/"
+    for name in [str(callback.monitor) for callback in callbacks if isinstance(callback, EarlyStopping)]:
         if not name.startswith("train/") and name not in known:
-            raise InputError(
-                f"monitor={name} of the callback {type(callback).__name__} is not a metric of this run: choose from "
-                f"{', '.join(known)}."
-            )
+            raise InputError(f"monitor={name} is not a metric of this run: choose from {', '.join(known)}.")
 
 
 def end_reason(trainer: pl.Trainer) -> str | None:
     """Return the reason why a phase is complete before its last step; None if it is not."""
+    search = getattr(trainer.lightning_module, "search", None)
+    if search is not None and search.reason:
+        return str(search.reason)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, SearchEnd) and callback.search.reason:
-            return callback.search.reason
         if isinstance(callback, EarlyStopping) and callback.stopping_reason != EarlyStoppingReason.NOT_STOPPED:
             reason = str(callback.stopping_reason_message or callback.stopping_reason.value)
             return reason.removesuffix(" Signaling Trainer to stop.").rstrip(".")

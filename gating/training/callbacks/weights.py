@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from gating.distributed.collectives import all_reduce_max
 from gating.errors import OperationError
+from gating.storage.files import found_checkpoints
 from gating.structure.edits import own_part
-from gating.training.checkpoints import found_checkpoints
 from gating.training.module import FineTuning
 
 __all__ = ["BestWeights", "DivergedError", "DivergenceStop"]
@@ -40,9 +40,7 @@ class BestWeights(Callback):
         self.num_validations = 0
         self.weights: dict[str, Tensor] = {}
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any, **__: Any) -> None:
         """Let Lightning validate after the last step, which the interval of validations may miss."""
         if trainer.global_step >= trainer.max_steps:
             trainer.should_stop = True
@@ -102,7 +100,7 @@ class DivergenceStop(Callback):
         self._first = torch.tensor(torch.inf)
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *_: Any, **__: Any
     ) -> None:
         """Record whether the loss is finite, and check the record if due."""
         assert isinstance(pl_module, FineTuning)
@@ -114,7 +112,7 @@ class DivergenceStop(Callback):
         if is_cheap or trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._check()
 
-    def _check(self, *_: Any) -> None:
+    def _check(self, *_: Any, **__: Any) -> None:
         """Raise ``DivergedError`` if a loss of any rank was not finite; at the end, those of the last steps."""
         first = float(self._first)
         # The first step over all ranks, as the maximum of its negative.
