@@ -4,9 +4,8 @@ from pathlib import Path
 
 from gating.errors import InputError
 from gating.run.folder.contents import COMPACT, MODELS, is_run
-from gating.run.sweep.records import Job, jobs_of, recommended_job
 
-__all__ = ["find_model"]
+__all__ = ["find_model", "runs_in"]
 
 
 def find_model(folder: str) -> tuple[Path | None, Path | None]:
@@ -22,17 +21,12 @@ def find_model(folder: str) -> tuple[Path | None, Path | None]:
         if not (place / COMPACT).is_dir():
             raise InputError(f"The run in {folder} is not finished: {place / COMPACT} does not exist.")
         return place / COMPACT, place
-    if jobs := jobs_of(place):
-        raise InputError(f"{folder} is the folder of a sweep, {_choice(place, jobs)}")
+    if runs := runs_in(place):
+        raise InputError(f"{folder} has {len(runs)} run(s): name one of them, such as {runs[0]}.")
     parent = place.resolve().parent
     return place, parent if place.resolve().name in MODELS and is_run(parent) else None
 
 
-def _choice(sweep: Path, jobs: list[Job]) -> str:
-    """Return the end of a sentence on a sweep: its jobs with a model, and the one to take."""
-    names = [job.folder for job in jobs if (sweep / job.folder / COMPACT).is_dir()]
-    if not names:
-        return "and none of its jobs is finished."
-    best = recommended_job(sweep)
-    example = f"the recommended {sweep / best}" if best in names else f"{sweep / names[-1]}"
-    return f"with the finished jobs {', '.join(names)}: name one of them, such as {example}."
+def runs_in(folder: Path) -> list[Path]:
+    """Return the folders of the runs in the folder of a sweep, or in another folder of runs."""
+    return sorted(path for path in folder.glob("*") if is_run(path))

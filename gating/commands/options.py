@@ -4,7 +4,7 @@ import argparse
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from gating.serving.formats import FORMATS
 
@@ -41,15 +41,6 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--split", choices=("validation", "test"), help="data to evaluate on; test if there is one")
     parser.add_argument("--json", action="store_true", help="print JSON alone")
-    parse = parser.parse_known_args
-
-    def parse_all(*arguments: Any) -> tuple[argparse.Namespace, list[str]]:
-        """Take settings after an option as well, which argparse leaves over."""
-        found, rest = parse(*arguments)
-        found.settings = [*found.settings, *(text for text in rest if not text.startswith("-"))]
-        return found, [text for text in rest if text.startswith("-")]
-
-    parser.parse_known_args = parse_all  # type: ignore[method-assign, assignment]
 
 
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
