@@ -1,6 +1,7 @@
 """What an evaluation reads: settings of the run that made the model and of the command, the model, and one split."""
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -66,10 +67,7 @@ def evaluation_settings(
     conf = _conf_folder()
     groups = {folder.name for folder in conf.iterdir() if folder.is_dir()}
     # Hydra does not know the options of the run: the objects refuse names that do not exist.
-    added = [
-        f"++{line}" if "." in name and line[0] not in "+~" else line
-        for line, name in zip(overrides, names, strict=True)
-    ]
+    added = [f"++{line}" if re.match(r"\w+\.", line) else line for line in overrides]
     try:
         with initialize_config_dir(str(conf), version_base="1.3"):
             values = as_plain(compose("config", overrides=added))
@@ -78,20 +76,15 @@ def evaluation_settings(
     if run_folder is not None:
         values |= _of_run(values, overrides, conf=conf, run_folder=run_folder)
     elif not any(name.partition(".")[0] == "data" for name in names):
-        raise InputError(
-            f"{model} is not in the folder of a run, which has data: give data=..., such as data=files, for a local "
-            "folder or a name on the hub."
-        )
+        raise InputError(f"{model} is not in the folder of a run, which has data: give data=..., such as data=files.")
     if values["task"].get("_target_") == _EMBEDDING:
         # Nothing is trained, and data of any kind are evaluated.
         values["task"] |= {"loss": None, "negations": 0}
         if values["task"].get("teacher") is None:
             # The model that is evaluated is not the one that it learned from.
             dense = {} if run_folder is None else read_settings_of(run_folder)["model"]
-            values["task"] |= {
-                "teacher": dense.get("name") or "none",
-                "teacher_revision": dense.get("revision", "main"),
-            }
+            name, revision = dense.get("name") or "none", dense.get("revision", "main")
+            values["task"] |= {"teacher": name, "teacher_revision": revision}
     only = _take_single_file(values["data"], split, given=names)
     # One device evaluates, since batches of several processes are padded otherwise; no steps bound the examples.
     values["trainer"] |= {"devices": 1, "num_nodes": 1, "strategy": "auto", "max_steps": -1}
