@@ -3,8 +3,6 @@
 import argparse
 import importlib
 import importlib.util
-import os
-import re
 import runpy
 import sys
 from pathlib import Path
@@ -22,9 +20,6 @@ __all__ = ["main"]
 def main() -> None:
     """Run a command of this package."""
     limit_spinning()
-    if sys.argv[1:3] == ["train", "-sc"] or sys.argv[1:2] == ["-sc"]:
-        _complete(sys.argv[sys.argv.index("-sc") :])
-        return
     if sys.argv[1:2] == ["train"]:
         # Hydra parses the other arguments.
         sys.argv = ["head-gating train", *sys.argv[2:]]
@@ -67,27 +62,6 @@ def _run(arguments: argparse.Namespace) -> None:
         problem = missing_extra(f"head-gating {arguments.command}", missing=error.name)
         raise MissingPackageError(problem) from error
     module.run(arguments)
-
-
-def _complete(arguments: list[str]) -> None:
-    """Run Hydra's completion, which calls a command by its first word alone: ``head-gating -sc query=bash``.
-
-    Args:
-        arguments: ``-sc`` and ``install=SHELL``, ``uninstall=SHELL`` or ``query=SHELL``.
-    """
-    line = os.environ.get("COMP_LINE", "")
-    if arguments[1:] and arguments[1].startswith("query=") and not re.match(r"\s*\S+\s+train\s", line):
-        print(" ".join(["train", *COMMANDS]))
-        return
-    os.environ["COMP_LINE"] = re.sub(r"^(\s*\S+)\s+train\b", r"\1", line)
-    # Hydra's script is for the program of this name; runpy would set another one.
-    sys.argv = ["head-gating", *arguments]
-    spec = importlib.util.spec_from_file_location("train", _train_script())
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    script.command_line()
 
 
 def _train_script() -> Path:

@@ -4,11 +4,11 @@ import argparse
 from pathlib import Path
 
 from gating.commands.model_folder import find_model
-from gating.commands.quantized_evaluation import compare_accuracy
 from gating.compact.load import find_folder
+from gating.errors import InputError, UserError, explain
 from gating.serving.formats import FORMATS, export_compact
 
-__all__ = ["run"]
+__all__ = ["compare_accuracy", "run"]
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -30,3 +30,47 @@ def run(arguments: argparse.Namespace) -> None:
     print("\n".join((f"{report.path}: {report.megabytes:,.1f} MB", *report.sentences)))
     if arguments.int8:
         print(compare_accuracy(arguments.folder, report.path))
+
+
+def compare_accuracy(folder: str, exported: Path) -> str:
+    """Return a sentence with the metric of a model on the validation data of its run, and that of its 8-bit export.
+
+    The export is written: what prevents the measurement is the sentence, and no failure of the command.
+
+    Args:
+        folder: Folder of a finished run or of its compact model, as given to the export.
+        exported: Folder that :func:`gating.export_onnx` wrote with ``int8=True``.
+    """
+    try:
+        return _compare(folder, exported)
+    except (UserError, OSError, ImportError) as error:
+        return f"The accuracy with 8-bit weights was not measured. {explain(error)}"
+
+
+def _compare(folder: str, exported: Path) -> str:
+    place, run_folder = find_model(folder)
+    if place is None or run_folder is None:
+        raise InputError(f"{folder} is not in the folder of a run, which has data: export the run's own folder.")
+    # Other exports need neither Hydra nor Lightning.
+    from gating.commands.evaluation import evaluation_settings, load_evaluation
+    from gating.run.build import build_objects
+    from gating.serving.graphs.runtime import GraphModel
+    from gating.tracking.verbosity import quiet_libraries
+
+    quiet_libraries()
+    settings, only = evaluation_settings(str(place), (), run_folder=run_folder, split="validation")
+    objects, model, data, split = load_evaluation(
+        settings, build_objects(settings), place, split="validation", only=only
+    )
+    score = data.prepared.score
+    # A graph only predicts the next token: metrics that need generated text are left out.
+    (floats, _), (integers, tally) = (
+        data.evaluate(module, split, task=objects.task, metrics=data.prepared.metrics)
+        for module in (model, GraphModel(model.config, exported))
+    )
+    before, after = floats[score.name], integers[score.name]
+    unit = " points" if score.unit.strip() == "%" else score.unit
+    return (
+        f"{split} {score.name}: {score.show(before)} with float weights, {score.show(after)} with 8-bit weights "
+        f"({score.scale * (after - before):+.2f}{unit}) on {tally.count()[0]:,} examples"
+    )

@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace) -> None:
     original = read_original(model, folder)
     # A stock model has no former sizes.
     recorded = model if original is None else build_recorded(model, original)
-    console = Console()
+    console = Console(highlight=False, soft_wrap=True)
     counts = []
     if heads := heads_per_layer(recorded):
         console.print(kept_heads_table(heads))
@@ -35,23 +35,18 @@ def run(arguments: argparse.Namespace) -> None:
     if neurons := neurons_per_layer(recorded):
         console.print(kept_neurons_table(neurons))
         counts.append(f"{sum(kept for _, kept, _ in neurons):,} of {sum(before for *_, before in neurons):,} neurons")
+    lines = [f"{type(model).__name__}: {', '.join(counts)}, {num_parameters(model):,} parameters"]
     if layers := layers_left(recorded):
-        console.print(layers, highlight=False, soft_wrap=True)
-    console.print(
-        f"{type(model).__name__}: {', '.join(counts)}, {num_parameters(model):,} parameters",
-        highlight=False,
-        soft_wrap=True,
-    )
+        lines.insert(0, layers)
     if cache := cache_bytes_per_token(model if original is None else build_original(model, original)):
         now = cache_bytes_per_token(model)
-        console.print(f"{now:,} of {cache:,} bytes of keys and values are cached for a token", highlight=False)
+        lines.append(f"{now:,} of {cache:,} bytes of keys and values are cached for a token")
     # The inputs of some models cannot be made from their configuration.
     with suppress(InputError):
         example = make_probe(model, batch_size=1, length=128)
-        tokens = example.get("input_ids")
-        of = "example" if tokens is None else f"example of {tokens.numel()} tokens"
-        console.print(
-            f"{count_macs(model, example) / 1e6:,.1f} million multiply-accumulates for an {of}", highlight=False
-        )
+        of = f"example of {example['input_ids'].numel()} tokens" if "input_ids" in example else "example"
+        lines.append(f"{count_macs(model, example) / 1e6:,.1f} million multiply-accumulates for an {of}")
     origin = f"made from {Recipe.read(folder).title} by the recipe in" if is_recipe(folder) else "in"
-    console.print(f"{weight_megabytes(model):,.1f} MB of weights {origin} {place}", highlight=False, soft_wrap=True)
+    lines.append(f"{weight_megabytes(model):,.1f} MB of weights {origin} {place}")
+    for line in lines:
+        console.print(line)

@@ -4,11 +4,8 @@ from pathlib import Path
 
 from gating.errors import InputError
 from gating.run.folder import is_run
-from gating.run.sweep.jobs import jobs_of
 
-__all__ = ["find_model"]
-
-_COMPACT = "compact"
+__all__ = ["find_model", "runs_in"]
 
 
 def find_model(folder: str) -> tuple[Path | None, Path | None]:
@@ -21,11 +18,15 @@ def find_model(folder: str) -> tuple[Path | None, Path | None]:
     if not place.is_dir():
         return None, None
     if is_run(place):
-        if not (place / _COMPACT).is_dir():
-            raise InputError(f"The run in {folder} is not finished: {place / _COMPACT} does not exist.")
-        return place / _COMPACT, place
-    if jobs := jobs_of(place):
-        names = [job.folder for job in jobs if (place / job.folder / _COMPACT).is_dir()]
-        raise InputError(f"{folder} is the folder of a sweep: name one of its finished jobs ({', '.join(names)}).")
+        if not (place / "compact").is_dir():
+            raise InputError(f"The run in {folder} is not finished: {place}/compact does not exist.")
+        return place / "compact", place
+    if runs := runs_in(place):
+        raise InputError(f"{folder} has {len(runs)} run(s): name one of them, such as {runs[0]}.")
     parent = place.resolve().parent
     return place, parent if is_run(parent) else None
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """Return the folders of the runs in the folder of a sweep, or in another folder of runs."""
+    return sorted(path for path in folder.glob("*") if is_run(path))

@@ -1,10 +1,9 @@
 """Options of the commands, apart from the modules that run them, which take seconds to import."""
 
 import argparse
-import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from gating.serving.formats import FORMATS
 
@@ -41,15 +40,6 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--split", choices=("validation", "test"), help="data to evaluate on; test if there is one")
     parser.add_argument("--json", action="store_true", help="print JSON alone")
-    parse = parser.parse_known_args
-
-    def parse_all(*arguments: Any) -> tuple[argparse.Namespace, list[str]]:
-        """Take settings after an option as well, which argparse leaves over."""
-        found, rest = parse(*arguments)
-        found.settings = [*found.settings, *(text for text in rest if not text.startswith("-"))]
-        return found, [text for text in rest if text.startswith("-")]
-
-    parser.parse_known_args = parse_all  # type: ignore[method-assign, assignment]
 
 
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,7 +67,7 @@ def _compare_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folders", nargs="+", type=Path, help="folders of finished runs or of sweeps")
     parser.add_argument(
         MAX_DROP,
-        type=_drop,
+        type=float,
         default=1.0,
         help="largest accepted loss of validation score against the dense run: points, or the unit of the score (1.0)",
     )
@@ -89,13 +79,6 @@ def _compare_arguments(parser: argparse.ArgumentParser) -> None:
 def _clean_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folders", nargs="+", metavar="RUN", type=Path, help="folder of a run or of a sweep")
     parser.add_argument("--dry-run", action="store_true", help="print what would be removed, and remove nothing")
-
-
-def _drop(text: str) -> float:
-    value = float(text)
-    if not (math.isfinite(value) and value >= 0):
-        raise argparse.ArgumentTypeError(f"{text} is not a number of at least 0")
-    return value
 
 
 COMMANDS = {

@@ -135,14 +135,14 @@ def test_a_finished_run_is_evaluated_on_its_own_test_file_from_another_folder(be
     (tmp_path / "second" / "inputs").mkdir(parents=True)
     write_table(tmp_path / "second" / "inputs" / "test.tsv", rows=10, seed=5)
     monkeypatch.chdir(tmp_path / "second")
-    numbers = evaluate_folder(str(begun), ["trainer.accelerator=cpu"]).to_json()
+    numbers = evaluate_folder(str(begun), ["trainer.accelerator=cpu"]).numbers
     stored = json.loads((begun / "metrics.json").read_text())
     assert numbers["num_examples"] == 16
     assert numbers["metrics"]["accuracy"] == stored["test/accuracy"]
     assert "differ" not in caplog.text
     change(begun.parent / "inputs" / "test.tsv", "\tfirst", "\tsecond")
     evaluate_folder(str(begun), ["trainer.accelerator=cpu"])
-    assert "has other labels" in caplog.text
+    assert "data differ from those of the run" in caplog.text
 
 
 def test_a_run_with_a_tokenizer_made_up_for_missing_files_is_refused(tmp_path, monkeypatch, capsys):
