@@ -17,11 +17,11 @@ import gating
 from benchmarks.compare.alone import call, time_alone
 from benchmarks.measuring import ROOT
 from gating.distributed.launch import check_devices
-from gating.run.command import open_tables
 from gating.run.prepare import prepare
-from gating.run.settings.read import read_settings
+from gating.run.folder import RunFolder
+from gating.run.settings import read_settings
 from gating.tracking.verbosity import quiet_libraries
-from train import CONF, GROUPS
+from train import CONF
 
 __all__ = ["dense_run", "folder_of", "measure_against_full", "read_numbers", "train"]
 
@@ -90,10 +90,10 @@ def measure_against_full(folder: Path, settings: Sequence[str]) -> Mapping[str, 
     """
     quiet_libraries()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        overrides = open_tables([*settings, f"output_dir={folder / 'full'}"], conf=CONF)
-        composed = compose("config", overrides=overrides)
-    run = prepare(read_settings(composed, groups=GROUPS), resumes=False)
-    device = check_devices(run.settings.values["trainer"]).root
+        composed = compose("config", overrides=[*settings, f"output_dir={folder / 'full'}"])
+    with RunFolder(folder / "full", resumes=False, overwrite=True) as place:
+        run = prepare(read_settings(composed), place)
+    device = check_devices(run.settings.trainer).root
     dense, smaller = run.state.model.to(device), gating.load_compact(folder / "compact").to(device)
     summary = run.state.summary
     summary.latency, summary.short_latency = run.timing.compare(dense, smaller, run_seconds=math.inf)

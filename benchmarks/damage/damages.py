@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from benchmarks.damage import config_damages
 from benchmarks.damage.case import Case
 from gating.loader.integrity import write_checksums
-from gating.storage.results import write_manifest
+from gating.compact.manifest import write_manifest
 
 __all__ = ["DAMAGES", "SIGNED", "damage"]
 

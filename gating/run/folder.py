@@ -14,7 +14,6 @@ from types import TracebackType
 from typing import Any, Self, cast
 
 from filelock import BaseFileLock
-from omegaconf import OmegaConf
 
 from gating.errors import FolderExistsError, InputError, MissingFileError
 from gating.storage.files import (
@@ -243,6 +242,8 @@ def stored_settings(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
         raise MissingFileError(f"There is no run in {folder} to resume: {path} does not exist.")
+    from omegaconf import OmegaConf  # head-gating inspect has none.
+
     try:
         settings = OmegaConf.to_container(OmegaConf.load(path))
     except Exception as error:  # YAML's own, OmegaConf's and those of decoding.

@@ -4,7 +4,6 @@ import re
 import sys
 
 import pytest
-from gating.run.command import open_tables
 
 from benchmarks import example, page, records
 from benchmarks.compare import __main__ as compare
@@ -58,7 +57,7 @@ ROWS = [
 @pytest.mark.parametrize("name", [name for name in LATENCY_METHODS if not name.endswith(INT8)])
 def test_every_method_is_a_configuration(name):
     method = LATENCY_METHODS[name]
-    checked_settings(open_tables(method.settings_for(2 if method.takes_number else None), conf=ROOT / "conf"))
+    checked_settings(method.settings_for(2 if method.takes_number else None))
 
 
 def test_given_settings_are_asked_for_a_speedup_unless_they_have_a_size():

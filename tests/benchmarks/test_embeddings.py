@@ -10,7 +10,6 @@ from benchmarks.embeddings import __main__ as embeddings
 from benchmarks.embeddings.lines import LINES, PYTORCH, RUNTIMES, key, settings_of, wanted
 from benchmarks.embeddings.sets import Pairs, Retrieval, Sets, read_sets
 from benchmarks.embeddings.texts import ABOUT, TRAIN, VALIDATION, write_texts
-from gating.run.command import open_tables
 from tests.support.tiny_sentences import make_sentence_model, sentences_of
 from train import CONF
 
@@ -119,7 +118,7 @@ def test_models_are_the_same_in_each_runtime_and_in_half_precision(tmp_path):
 def test_settings_of_lines_are_composed(name, tmp_path):
     settings = settings_of(name, 3, texts=tmp_path, folder=tmp_path / "run")
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        composed = compose("config", overrides=open_tables(settings, conf=CONF))
+        composed = compose("config", overrides=settings)
     assert composed.data.about.startswith(ABOUT) == (name != "example")
     assert composed.data.about.endswith("made by rules.") == (composed.task.negations > 0)
     assert composed.seed == 3

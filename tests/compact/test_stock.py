@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 import transformers
-from gating.storage.results import write_manifest
+from gating.compact.manifest import write_manifest
 
 import gating
 from gating.compact.original import read_original

@@ -5,7 +5,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from gating.run.command import open_tables
 from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator as PluginAccumulator
@@ -85,12 +84,6 @@ def test_options_combine_in_any_order(chosen, mode, names):
     logger = compose_settings([f"logger={chosen}"]).logger
     assert logger.get("mode") == mode
     assert list(logger.get("loggers", {})) == names
-
-
-def test_every_option_takes_the_settings_of_wandb():
-    arguments = ["debug=fast", "logger.mode=offline", "logger.name=mine", "logger.loggers.own._target_=a.B"]
-    logger = compose_settings(open_tables(arguments, conf=ROOT / "conf")).logger
-    assert (logger.mode, logger.name, logger.loggers.own._target_) == ("offline", "mine", "a.B")
 
 
 OWN = """

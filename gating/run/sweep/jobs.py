@@ -123,7 +123,7 @@ def _record(sweep: Path, job: Job) -> None:
 
 def with_job_names(settings: Mapping[str, Any], *, sweep: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """Return the settings of a job, with names after its overrides and its sweep's folder in those of the loggers."""
-    from gating.run.settings.settings import is_dense  # head-gating inspect has no omegaconf.
+    from gating.run.settings import is_dense  # head-gating inspect has no omegaconf.
 
     place = sweep.absolute()
     names = {
