@@ -29,6 +29,8 @@ def settings_of(monkeypatch: pytest.MonkeyPatch):
             monkeypatch.setattr(sys, name, getattr(sys, name))
         monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
         monkeypatch.setattr(train, "run", run)
+        # Of jobs that write nothing.
+        monkeypatch.setattr("gating.run.sweep.plugins._report", lambda *_: None)
         monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
         train.command_line()
         return seen
