@@ -22,7 +22,13 @@ def run(name: str, speedup: float | None, validation: float | None, *, seed: int
     """Return a run of a budget, with settings and numbers in place of its own."""
     objective = {"_target_": "gating.NoObjective"} if name == "dense" else {"keep": name}
     trainer = {"max_steps": 60, **others.pop("trainer", {})}
-    settings = {"task": {}, "data": others.pop("data", {}), "trainer": trainer, "objective": objective, "seed": seed}
+    settings = {
+        "task": {"sample_seed": seed},
+        "data": others.pop("data", {}),
+        "trainer": trainer,
+        "objective": objective,
+        "seed": seed,
+    }
     numbers = {**NUMBERS, "metric": "accuracy", "macs": 100 / (speedup or 1), "speedup": speedup, **others}
     numbers |= {f"val/{numbers['metric']}": validation, f"test/{numbers['metric']}": others.get("test", 0.5)}
     return FinishedRun(f"{name}-{seed}", settings, numbers)

@@ -141,7 +141,7 @@ def _effective(settings: Mapping[str, Any], *on: Literal["results", "dense run",
     return {
         name: shown_value(name, value)
         for name, value in leaves(settings)
-        if value is not None and name.rpartition(".")[2] != "seed" and all(has_effect(name, on=one) for one in on)
+        if value is not None and not name.endswith("seed") and all(has_effect(name, on=one) for one in on)
     }
 
 
