@@ -53,7 +53,7 @@ def write_card(
         repo_id: Name on the hub that the model is uploaded to; then the license of the base model is looked up there.
     """
     report, place = report or CompactReport(), repo_id or "."
-    heads, neurons, layers = heads_per_layer(model), neurons_per_layer(model), layers_left(model)
+    heads, neurons = heads_per_layer(model), neurons_per_layer(model)
     has_all_heads = all(len(head_ids) == num_heads for _, head_ids, num_heads in heads)
     has_all_neurons = all(kept == before for _, kept, before in neurons)
     text = _render(
@@ -61,7 +61,7 @@ def write_card(
         metadata=_metadata(model, report, folder=path.parent, repo_id=repo_id).to_yaml(),
         model_type=model.config.model_type,
         report=report,
-        notes=[*report.notes, *([layers] if layers else [])],
+        notes=[*report.notes, *filter(None, [layers_left(model)])],
         units="heads" if has_all_neurons else "neurons" if has_all_heads else "heads and neurons",
         sizes=report.rows or _recorded_rows(model),
         heads=heads,

@@ -152,10 +152,8 @@ def course_figures(results: RunResults) -> dict[str, Figure]:
     series: dict[str, Points] = {
         f"validation {score.name}": sorted([*((one.step, one.metric) for one in observations), *removal], key=_STEP),
         "final model": [(total, results.validation_at(Stage.COMPACT))],
+        "dense reference": [(step, results.reference.get(f"val/{score.name}", math.nan)) for step in (0, total)],
     }
-    dense = results.reference.get(f"val/{score.name}", math.nan)
-    if math.isfinite(dense):
-        series["dense reference"] = [(0, dense), (total, dense)]
     figures = {score.name.capitalize(): _chart(results, series, scale=score.scale, unit=score.unit, score=score)}
     if not results.is_dense:
         quantity, (before, after) = results.history.quantity, results.amounts
@@ -213,6 +211,8 @@ def _chart(
     axes.set(xlabel="step", xlim=(0, max(results.total_steps, 1)), ylabel=unit.strip())
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     axes.grid(alpha=0.3)
+    # Curves may run along these sides.
+    axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 

@@ -30,7 +30,7 @@ from transformers import (
 )
 
 import gating
-from gating.report.card import write_card
+from gating.report.card import usage_code, write_card
 from gating.report.rows import CompactReport
 from tests.support.tiny_models import VOCABULARY
 
@@ -128,3 +128,10 @@ def test_a_run_names_the_base_model_of_a_folder_or_package(tmp_path):
     gating.prune_heads(model, {0: [1]})
     write_card(tmp_path / "README.md", model, CompactReport(base_model="someone/their-model"))
     assert "base_model: someone/their-model\n" in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_model_of_sentence_transformers_has_its_code(tmp_path):
+    (tmp_path / "modules.json").write_text("[]")
+    code = usage_code(MODELS["features"](), tmp_path, place='a "folder"', stock=False)
+    assert 'model = SentenceTransformer("a \\"folder\\"", trust_remote_code=True)' in code.splitlines()
+    assert "AutoModel" not in code
