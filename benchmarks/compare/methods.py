@@ -23,7 +23,7 @@ class Ask(NamedTuple):
 
 HEADS = Ask("objective.num_heads={:g}", "{:g} heads")
 SPEEDUP = Ask("objective.speedup={:g}", "{:g}x")
-LAYERS = Ask("model.config.num_hidden_layers={:g}", "{:g} layers")
+LAYERS = Ask("+model.config.num_hidden_layers={:g}", "{:g} layers")
 # Settings with which a method has a size already, or learns one.
 _SIZES = ("objective=none", "objective=l0", "objective.num_", "objective.keep=", "objective.speedup=")
 

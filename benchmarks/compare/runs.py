@@ -17,8 +17,8 @@ import gating
 from benchmarks.compare.alone import call, time_alone
 from benchmarks.measuring import ROOT
 from gating.distributed.launch import check_devices
-from gating.run.prepare import prepare
 from gating.run.folder import RunFolder
+from gating.run.prepare import prepare
 from gating.run.settings import read_settings
 from gating.tracking.verbosity import quiet_libraries
 from train import CONF
@@ -26,7 +26,7 @@ from train import CONF
 __all__ = ["dense_run", "folder_of", "measure_against_full", "read_numbers", "train"]
 
 # The layers to load, for families that name them differently, too.
-_DEPTH = ("model.config.num_hidden_layers=", "model.config.n_layer=", "model.config.num_layers=")
+_DEPTH = ("+model.config.num_hidden_layers=", "+model.config.n_layer=", "+model.config.num_layers=")
 
 # By folder: one job trains a teacher, and the others wait for it.
 _locks = defaultdict[Path, threading.Lock](threading.Lock)

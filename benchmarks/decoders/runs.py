@@ -17,7 +17,7 @@ METHODS: Mapping[str, tuple[tuple[str, ...], int | None]] = {
     "gates": (("objective.keep={share}",), None),
     "one-shot": (("objective=fisher", "objective.ranking.per=token", "objective.keep={share}", *_ONE_ROUND), 12),
     "random": (("objective=random", "optimizer.freeze=false", "objective.keep={share}", *_ONE_ROUND), 12),
-    "first layers": (("objective=none", "optimizer.freeze=false", "model.config.num_hidden_layers={layers}"), 0),
+    "first layers": (("objective=none", "optimizer.freeze=false", "+model.config.num_hidden_layers={layers}"), 0),
 }
 
 

@@ -11,7 +11,7 @@ from benchmarks.compare import kept, latency
 from benchmarks.compare.methods import INT8, LATENCY_METHODS, SPEEDUP, read_method
 from benchmarks.compare.paired import Difference, difference, smallest_difference
 from benchmarks.compare.summary import summary
-from tests.support.tiny_run import ROOT, checked_settings, make_inputs
+from tests.support.tiny_run import checked_settings, make_inputs
 
 
 def make_rows(

@@ -12,9 +12,9 @@ import transformers
 
 import gating
 from gating.compact.load import load_compact
+from gating.compact.manifest import write_manifest
 from gating.compact.save import save_compact
 from gating.report.rows import CompactReport, Row
-from gating.compact.manifest import write_manifest
 from tests.conftest import TEXTS
 from tests.support.tiny_models import NUM_HEADS, assert_same_state, logits_of, state_of
 

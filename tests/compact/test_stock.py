@@ -7,9 +7,9 @@ import shutil
 import pytest
 import torch
 import transformers
-from gating.compact.manifest import write_manifest
 
 import gating
+from gating.compact.manifest import write_manifest
 from gating.compact.original import read_original
 from gating.compact.stock import StockError, stock_model
 from gating.proof.outputs import forward_outputs, max_relative_difference

@@ -114,16 +114,22 @@ def test_jobs_are_named_after_their_overrides_and_their_sweep(tmp_path):
     (sweep / ".jobs").mkdir(parents=True)
     (sweep / ".jobs" / "swept.json").write_text('{"swept": ["objective.num_heads", "seed"]}')
     overrides = ["data=bbc", "objective.num_heads=3", "seed=1"]
-    logger = with_job_names(OmegaConf.to_container(compose_settings(overrides)), sweep=sweep, overrides=overrides)["logger"]
+    logger = with_job_names(OmegaConf.to_container(compose_settings(overrides)), sweep=sweep, overrides=overrides)[
+        "logger"
+    ]
     assert (logger["name"], logger["group"]) == ("objective.num_heads=3 seed=1", "2026-01-31 12-00-00")
     assert (logger["job_type"], logger["tags"]) == ("search", ["sweep"])
     overrides = ["data=bbc", "seed=1", "objective=none"]
-    logger = with_job_names(OmegaConf.to_container(compose_settings(overrides)), sweep=sweep, overrides=overrides)["logger"]
+    logger = with_job_names(OmegaConf.to_container(compose_settings(overrides)), sweep=sweep, overrides=overrides)[
+        "logger"
+    ]
     assert (logger["name"], logger["job_type"]) == ("seed=1 objective=none", "dense")
 
 
 def test_names_of_the_settings_stay(tmp_path):
-    cfg = OmegaConf.to_container(compose_settings(["logger.name=mine", "logger.tags=[a]", "logger.group=g", "logger.job_type=t"]))
+    cfg = OmegaConf.to_container(
+        compose_settings(["logger.name=mine", "logger.tags=[a]", "logger.group=g", "logger.job_type=t"])
+    )
     assert with_job_names(cfg, sweep=tmp_path, overrides=["seed=1"])["logger"] == cfg["logger"]
 
 

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import EventA
 import train
 from gating.tracking.loggers import build_loggers, log_outcome
 from tests.support.interruptions import Interrupted, at_batch, interrupt, run_in
-from tests.support.tiny_run import ROOT, compose_settings
+from tests.support.tiny_run import compose_settings
 
 SECRET = "hf_" + "s" * 30
 
