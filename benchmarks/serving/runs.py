@@ -12,7 +12,7 @@ __all__ = ["DECODERS", "ENCODERS", "settings_of", "train"]
 _DECODER = (
     "experiment=shakespeare-llama",
     # A multiple of 32, so that all matrices can have 8 bits.
-    "model.config.intermediate_size=384",
+    "+model.config.intermediate_size=384",
     "trainer.max_epochs=3",
 )
 _ENCODER = ("data=files", "trainer.max_epochs=3")

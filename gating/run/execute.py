@@ -201,7 +201,7 @@ def _results_of(run: Run, samples: list[dict[str, str]]) -> RunResults:
     state, score, sweep = run.state, run.data.prepared.score, _sweep_of_run()
     is_stock, compact = RECORD_KEY not in read_config(run.folder.compact), run.folder.compact
     model = meta_copy(state.model) if run.is_sharded else state.model
-    exports = {name: run.folder.export(name) for name in run.settings.exports}
+    exports = {str(name): run.folder.export(name) for name in run.settings.exports}
     return RunResults(
         title=redact(f"{short_name(run.objects.source)} on {describe_data(run.settings.data).name}"),
         history=state.history,

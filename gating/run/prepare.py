@@ -122,7 +122,7 @@ def _check_data(settings: Settings, objects: RunObjects, data: RunData) -> None:
     if settings.gradient_checkpointing and objects.objective is not None and isinstance(objects.task, HasLoss):
         _check_single_pass(data)
     prepared = data.prepared
-    names = list(prepared.all_metrics.keys(keep_base=True))
+    names = [str(name) for name in prepared.all_metrics.keys(keep_base=True)]
     scores = [score.name for score in (prepared.score, prepared.final_score) if score]
     check_optimized(
         settings.optimized_metric,

@@ -1,7 +1,7 @@
 """The result of a finished run: the numbers in its ``metrics.json``, and the one that a sweep optimizes."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,9 +54,7 @@ class Result:
         return self.numbers.get(name or f"val/{self.metric}")
 
 
-def check_optimized(
-    name: str | None, *, metrics: list[str] | None, splits: list[str], others: Mapping[str, str]
-) -> None:
+def check_optimized(name: str | None, *, metrics: list[str] | None, splits: list[str], others: Collection[str]) -> None:
     """Check that a run will measure the number that it returns, before it trains for hours.
 
     Args:

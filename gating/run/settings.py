@@ -29,8 +29,8 @@ Group = dict[str, Any]
 # Settings of one command, not of a run.
 _OF_COMMAND = ("output_dir", "overwrite", "resume", "ckpt_path", "optimized_metric", "push_to_hub", "sweep")
 # Settings that may name a file or folder, or something on the hub.
-_PLACES = ("data.train", "data.validation", "data.test", "data.path", "model.name", "model.tokenizer")
-_PLACES = (*_PLACES, "distillation.teacher", "task.teacher")
+_OF_DATA = ("data.train", "data.validation", "data.test", "data.path")
+_PLACES = (*_OF_DATA, "model.name", "model.tokenizer", "distillation.teacher", "task.teacher")
 _GROUPS_OF_PLACES = ("data", "model", "distillation", "task")
 # In settings of a user's own classes, values with a slash and those of such a name are taken for paths.
 _WORDS = ("file", "folder", "dir", "path", "root")
@@ -168,7 +168,7 @@ def shown_value(name: str, value: Any) -> Any:
     """Return the value of a setting in a comparison: the same file of data may lie elsewhere on another machine."""
     if isinstance(value, list):
         return [shown_value(name, one) for one in value]
-    return Path(value).name if name in _PLACES[:4] and isinstance(value, str) else value
+    return Path(value).name if name in _OF_DATA and isinstance(value, str) else value
 
 
 def _resolve(composed: DictConfig, *, may_lack: bool) -> dict[str, Any]:
@@ -279,18 +279,15 @@ def _absolute_if_there(value: Any) -> Any:
 
 def _check_places(settings: Settings) -> None:
     """Raise ``MissingFileError`` for data and models that are no file or folder, before torch is imported."""
-    named = [(f"data.{name}", settings.data.get(name)) for name in ("train", "validation", "test")]
     is_ours = str(settings.data.get("_target_")).startswith("gating.")
-    named = [(name, one) for name, value in named if is_ours for one in (value if isinstance(value, list) else [value])]
-    places = [
-        ("model.name", settings.model.get("name")),
-        ("distillation.teacher", settings.distillation.get("teacher")),
-    ]
-    named += [(name, value) for name, value in places if str(value).startswith((".", "~", os.sep))]
-    for name, value in named:
-        is_path = isinstance(value, str) and not re.search(r"://|[*?\[]", value)
-        if is_path and not os.path.exists(os.path.expanduser(value)):
-            raise MissingFileError(f"{name}={value}: there is no such file or folder.")
+    files = {f"data.{name}": settings.data.get(name) for name in ("train", "validation", "test") if is_ours}
+    models = {"model.name": settings.model.get("name"), "distillation.teacher": settings.distillation.get("teacher")}
+    models = {name: value for name, value in models.items() if str(value).startswith((".", "~", os.sep))}
+    for name, value in {**files, **models}.items():
+        for one in value if isinstance(value, list) else [value]:
+            is_path = isinstance(one, str) and not re.search(r"://|[*?\[]", one)
+            if is_path and not os.path.exists(os.path.expanduser(one)):
+                raise MissingFileError(f"{name}={one}: there is no such file or folder.")
 
 
 def _latest_like(settings: Settings) -> Path | None:
