@@ -1,7 +1,6 @@
 """The objects of a run, built from its settings: each checks its own, and an error names ``group.setting=value``."""
 
 import inspect
-import pydoc
 import re
 import typing
 from collections import defaultdict
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytorch_lightning as pl
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
 from pydantic_core import SchemaError
@@ -25,15 +24,16 @@ from transformers import PreTrainedModel
 from gating.data.datamodule import ExampleDataModule
 from gating.errors import InputError, explain, is_input_error, nearest_name
 from gating.gates import HeadGates, create_gates, inject_gates
-from gating.models.adapters import Adapters
+from gating.models.adapters import Adapters, NoAdapters
 from gating.models.sources import ModelSource, teacher_source
 from gating.objectives import Objective
 from gating.objectives.convergence import Convergence
 from gating.pruning.latency.time_budget import LatencySettings
+from gating.run.folder import Phase
 from gating.run.settings import Settings, is_dense
 from gating.storage.same_settings import leaves
 from gating.tasks.base import Task
-from gating.training.optimizers import AdamW, AnyOptimizer, OptimizerSettings
+from gating.training.optimizers import AnyOptimizer, OptimizerSettings
 
 if TYPE_CHECKING:
     from gating.objectives.distillation import Distillation
@@ -50,19 +50,13 @@ __all__ = [
 
 # Errors that constructors of other packages raise for invalid arguments.
 _REFUSALS = (ValueError, TypeError, ImportError, MisconfigurationException)
+_ADAMW = "gating.training.optimizers.AdamW"
 _KINDS = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
 
 
 @dataclass(frozen=True)
 class PhaseObjects:
-    """Objects of one training phase, built anew for each.
-
-    Attributes:
-        optimizer: Factory of the optimizer.
-        scheduler: Factory of the learning rate schedule.
-        callbacks: Callbacks of the settings.
-        make_trainer: The trainer, as a function of the arguments that a run gives it.
-    """
+    """Objects of one training phase, built anew for each; the trainer is a function of what a run gives it."""
 
     optimizer: OptimizerSettings
     scheduler: Any
@@ -72,14 +66,7 @@ class PhaseObjects:
 
 @dataclass(frozen=True)
 class Budget:
-    """The budget of an objective as far as a run acts on it; an objective need not have these settings.
-
-    Attributes:
-        speedup: Speed-up to reach on this device; None without one.
-        keep: Share of the cost to keep.
-        cost: Cost for which heads and neurons compete; None for an objective without one.
-        uniform: Whether all layers keep equally many.
-    """
+    """The budget of an objective as far as a run acts on it; an objective need not have these settings."""
 
     speedup: float | None = None
     keep: Any = None
@@ -108,17 +95,10 @@ class RunObjects:
     """Objects that a run asks from its first check to its export.
 
     Attributes:
-        task: The task.
         objective: Decides which heads are kept; None in a dense run.
-        budget: The budget of the objective.
         source: Source of the model.
-        adapters: Low-rank adapters, or none.
-        distillation: Loss of distillation; None without it.
         teacher: Source of the dense model to distill from; None where the run trains it.
         store_logits: Whether the teacher's logits are stored; None to decide by the work.
-        convergence: Criterion that ends the search early; None without it.
-        latency: Settings of timings.
-        data: Settings of the data.
         make_gates: ``inject_gates``, as a function of the model.
         make_loggers: The loggers, as a function of the run's folder and configuration.
     """
@@ -192,11 +172,7 @@ def build_objects(settings: Settings) -> RunObjects:
 
 
 def build_phase(settings: Settings) -> PhaseObjects:
-    """Return the objects of one training phase.
-
-    Raises:
-        InputError: A name is unknown, or a constructor rejects its settings.
-    """
+    """Return the objects of one training phase; the errors are those of :func:`build_objects`."""
     callbacks = {name: callback for name, callback in settings.callbacks.items() if callback is not None}
     return PhaseObjects(
         optimizer=_build_optimizer(settings.optimizer),
@@ -236,19 +212,16 @@ def load_source(data: DataSettings) -> Any:
         raise error.__cause__ or InputError(explain(error)) from None
 
 
-def locate_target(target: object, name: str) -> Callable[..., Any]:
+def locate_target(target: object, name: str) -> Any:
     """Import the function or class that a setting names.
 
     Raises:
-        InputError: It does not exist, belongs to another package than it says, or importing its module fails.
+        InputError: It does not exist, or belongs to another package than it says.
     """
     try:
-        found = pydoc.locate(target) if isinstance(target, str) else None
-    except pydoc.ErrorDuringImport as error:
-        reason = f"{type(error.value).__name__}: {error.value}"
-        raise InputError(f"{name}._target_={target} cannot be imported ({reason}).") from error
-    if not callable(found):
-        raise InputError(f"{name}._target_={target} does not exist. Is the folder of its module in PYTHONPATH?")
+        found = get_object(str(target))
+    except Exception as error:  # Whatever a module raises.
+        raise InputError(f"{name}._target_={target} cannot be imported: {explain(error)}") from error
     package = str(target).partition(".")[0]
     # Modules have those that they import as attributes, by which a folder from somebody else could name any code.
     if package in ("gating", "torch", "pytorch_lightning") and not str(found.__module__).startswith(package):
@@ -261,26 +234,19 @@ def _check_arguments(name: str, values: Mapping[str, Any], *, is_whole: bool) ->
     if not isinstance(values, Mapping):
         raise InputError(f"{name}={values} cannot be used: give a table with _target_.")
     target = locate_target(values.get("_target_"), name)
+    signature, given = inspect.signature(target), {key: values[key] for key in values if not key.startswith("_")}
     try:
-        parameters = inspect.signature(target).parameters
-    except ValueError:
-        return  # Of a function in C.
-    takes_any = any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters.values())
+        (signature.bind if is_whole else signature.bind_partial)(*values.get("_args_", ()), **given)
+    except TypeError as error:
+        unknown = given.keys() - signature.parameters.keys()
+        hint = nearest_name(min(unknown), sorted(signature.parameters), prefix=f"{name}.") if unknown else ""
+        raise InputError(f"{name} cannot be used: {error}. {hint}".rstrip()) from None
     types = _types_of(target) if str(values["_target_"]).startswith("gating.") else {}
-    for key, value in values.items():
-        if key.startswith("_"):
-            continue
-        if key not in parameters and not takes_any:
-            hint = nearest_name(key, sorted(parameters.keys() - {"self"}), prefix=f"{name}.")
-            raise InputError(f"There is no setting {name}.{key}. {hint}")
+    for key, value in given.items():
         if isinstance(value, Mapping) and "_target_" in value:
             _check_arguments(f"{name}.{key}", value, is_whole=not value.get("_partial_"))
         elif key in types:
             _check_type(f"{name}.{key}", value, types[key])
-    for key, parameter in parameters.items() if is_whole else ():
-        is_named = parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        if is_named and parameter.default is parameter.empty and key not in values and "_args_" not in values:
-            raise InputError(f"{name}.{key} is needed, which {values['_target_']} takes: add {name}.{key}=...")
 
 
 def _types_of(target: Callable[..., Any]) -> dict[str, Any]:
@@ -306,16 +272,11 @@ def _check_type(name: str, value: object, expected: Any) -> None:
 
 
 def _build_objective(values: Mapping[str, Any]) -> Any:
-    """Return the objective without its speedup, which is replaced by a measured budget (gating/run/timing.py)."""
-    speedup = values.get("speedup")
-    if speedup is not None:
+    """Return the objective without its speedup, which a measured budget replaces (gating/run/measured_budget.py)."""
+    if values.get("speedup") is not None:
         from gating.pruning.latency.speedup import check_speedup
 
         check_speedup(**{name: values.get(name) for name in ("speedup", "num_heads", "num_neurons", "keep")})
-    if speedup is not None and values.get("cost", "latency") not in ("macs", "latency") and values.get("keep") is None:
-        raise InputError(
-            f"A speedup is a budget of latency, so objective.cost={values['cost']} cannot be used with it."
-        )
     return build("objective", {name: value for name, value in values.items() if name != "speedup"})
 
 
@@ -339,18 +300,17 @@ def _build_optimizer(values: Mapping[str, Any]) -> OptimizerSettings:
     if not (isinstance(target, type) and issubclass(target, torch.optim.Optimizer)):
         made: OptimizerSettings = build("optimizer", values)
         return made
-    own_names = {one.name for one in fields(AnyOptimizer)} - {"factory", "options"}
-    own = {name: value for name, value in values.items() if name in own_names}
-    taken = inspect.signature(target).parameters
-    defaults = {one.name: one.default for one in fields(AdamW)}
-    options = {}
-    for name, value in values.items():
-        # A command that replaces the class alone leaves the defaults of optimizer=adamw.
-        is_left_over = name not in taken and value == _as_list(defaults.get(name))
-        if name not in own and not name.startswith("_") and not is_left_over:
-            options[name] = value
+    own = {name: values[name] for name in values if name in OptimizerSettings.__dataclass_fields__}
+    taken, defaults = inspect.signature(target).parameters, build("optimizer", {"_target_": _ADAMW})
+    # A command that replaces the class alone leaves the defaults of optimizer=adamw.
+    left_over = {
+        name for name in values.keys() - taken.keys() if _as_list(getattr(defaults, name, None)) == values[name]
+    }
+    options = {name: values[name] for name in values if name not in {*own, *left_over} and not name.startswith("_")}
     if unknown := options.keys() - taken.keys():
-        hint = nearest_name(min(unknown), sorted({*taken, *own_names} - {"params"}), prefix="optimizer.")
+        hint = nearest_name(
+            min(unknown), sorted({*taken, *OptimizerSettings.__dataclass_fields__}), prefix="optimizer."
+        )
         raise InputError(f"There is no setting optimizer.{min(unknown)}. {hint}")
     try:
         return AnyOptimizer(target, options, **own)
@@ -379,6 +339,17 @@ def _split_data(values: Mapping[str, Any], task: Task) -> DataSettings:
     source = {key: value for key, value in left.items() if value is not None or key in parameters}
     _check_arguments("data", source, is_whole=True)
     return DataSettings(source, preparation, batching, about, allow_changed)
+
+
+def trains_weights(settings: Settings, objects: RunObjects, phase: Phase) -> bool:
+    """Return whether a phase trains weights of the model, or adapters of them."""
+    return not settings.freezes(phase) or not isinstance(objects.adapters, NoAdapters)
+
+
+def teaches_itself(settings: Settings, objects: RunObjects) -> bool:
+    """Return whether the gates learn from the model with all of them open: its weights are frozen in the search."""
+    is_alone = objects.distillation is not None and objects.teacher is None
+    return is_alone and objects.objective is not None and settings.freezes(Phase.SEARCH)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from gating.report.results import RunResults
 from gating.report.rows import CompactReport, heads_per_layer, neurons_per_layer, print_report, print_samples
 from gating.report.summary import Stage
 from gating.run.build import naming_settings
-from gating.run.folder import CONFIG, Phase, RunFolder
+from gating.run.folder import CONFIG, METRICS, Phase, RunFolder
 from gating.run.phases import recover, remove, search, teach
 from gating.run.prepare import prepare
 from gating.run.result import Result
@@ -75,7 +75,7 @@ def finish(run: Run) -> None:
         return
     export(run)
     if run.settings.freezes(Phase.SEARCH):
-        from gating.run.recipe import write_recipe
+        from gating.run.exports import write_recipe
 
         write_recipe(run)
     if run.settings.exports:
@@ -184,7 +184,7 @@ def report(run: Run) -> None:
         print("There is no dense run to compare with; for one: python train.py <the same settings> objective=none")
     _show_samples(run, samples)
     write_page(place.report / "index.html", results, gates_file=place.report / "gates.png")
-    state.summary.write(place.metrics, score=results.final_score, seed=run.settings.seed)
+    state.summary.write(place.path / METRICS, score=results.final_score, seed=run.settings.seed)
     runtimes = [runtime.name for runtime in results.runtimes if not runtime.reason]
     print(f"The model runs in transformers, {', '.join(runtimes)}; the commands are in the report.")
     print(

@@ -1,72 +1,64 @@
-"""Exports of a run's compact model for other runtimes, with their accuracy."""
+"""What a run writes beside its compact model: exports for other runtimes, with their accuracy, and a recipe."""
 
-import json
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from gating.distributed.collectives import is_rank_zero
+from gating.compact.recipe_save import save_recipe
 from gating.errors import InputError, explain
+from gating.models.adapters import NoAdapters
+from gating.models.hub import PACKAGE, locate
+from gating.models.sources import Pretrained
 from gating.report.summary import Stage
+from gating.run.build import trains_weights
+from gating.run.folder import Phase
 from gating.run.run import Run
 from gating.run.settings import Settings
-from gating.serving.exporting import EXPORT_RECORD
-from gating.serving.formats import FORMATS, ServingReport, export_compact
+from gating.serving.formats import FORMATS, export_compact
 from gating.serving.graphs.runtime import GraphModel
-from gating.storage.files import replacing_folder
 
-__all__ = ["check_exportable", "check_exports", "export_formats"]
+__all__ = ["check_exports", "export_formats", "write_recipe"]
 
 # Options of exports by the part of their names after the format.
 _OPTIONS: dict[str, dict[str, Any]] = {"": {}, "int8": {"int8": True}, "q8_0": {"dtype": "q8_0"}}
 
 
-def check_exports(settings: Settings) -> None:
+def check_exports(settings: Settings, model: PreTrainedModel) -> None:
     """Check that a run can export its model at its end.
 
     Raises:
         ImportError: A package for an export is missing.
-        InputError: The model is cut over several processes.
+        InputError: The model is cut over several processes, or the runtime does not run such models.
     """
     for name in settings.exports:
-        FORMATS[_parts(name)[0]].check_packages()
+        format = FORMATS[name.partition("-")[0]]
+        format.check_packages()
+        reason = format.reason_against(model)
         if settings.trainer.get("strategy") == "fsdp":
-            raise InputError(
-                f"exports=[{name}] needs a whole model, and trainer=fsdp leaves it in parts: leave it out, and export "
-                "the model later with head-gating export."
-            )
-
-
-def check_exportable(settings: Settings, model: PreTrainedModel) -> None:
-    """Raise ``InputError`` if a runtime that a run exports its model to does not run such models."""
-    for name in settings.exports:
-        if reason := FORMATS[_parts(name)[0]].reason_against(model):
+            reason = "trainer=fsdp leaves the model in parts, to be exported later with head-gating export."
+        if reason:
             raise InputError(f"exports=[{name}]: {reason} Leave {name} out.")
 
 
 def export_formats(run: Run) -> None:
-    """Export the compact model of a run to the formats in its settings, and evaluate ONNX graphs, on rank 0.
+    """Export the compact model of a run to the formats in its settings, and evaluate ONNX graphs.
 
     What fails is printed as a warning: the compact model is saved.
     """
-    if not is_rank_zero():
-        return
     for name in run.settings.exports:
-        place = run.folder.export(name)
         try:
             with run.state.summary.timed("exports"):
-                _export(run, name, place)
-        except Exception as error:  # Runtimes raise errors of any class, and the compact model is saved.
+                _export(run, name)
+        except Exception as error:  # Runtimes raise errors of any class.
             warning = f"The export to {name} failed: {explain(error)}"
             run.state.summary.warnings.append(warning)
             print(f"warning: {warning}")
 
 
-def _export(run: Run, name: str, place: Path) -> None:
-    format, options = _parts(name)
-    report = _write(run.folder.compact, place, format, options)
+def _export(run: Run, name: str) -> None:
+    format, _, kind = name.partition("-")
+    place, options = run.folder.export(name), _OPTIONS[kind]
+    report = export_compact(run.folder.compact, place, format=format, overwrite=True, **options)
     print("\n".join((f"{report.path}: {report.megabytes:,.1f} MB", *report.sentences)))
     if format != "onnx":
         return
@@ -81,21 +73,32 @@ def _export(run: Run, name: str, place: Path) -> None:
         run.state.summary.add_metrics(Stage.INT8 if options else Stage.ONNX, name, split, values)
 
 
-def _write(compact: Path, place: Path, format: str, options: dict[str, Any]) -> ServingReport:
-    """Export a model to a folder; a format that is one file has it there, under the name of the model's folder."""
-    if not (ending := FORMATS[format].ending):
-        report: ServingReport = export_compact(compact, place, format=format, overwrite=True, **options)
-        return report
-    with replacing_folder(place, overwrite=True) as folder:
-        report = export_compact(compact, folder / f"{compact.name}{ending}", format=format, **options)
-        facts = json.dumps({"format": format, **options}) + "\n"
-        (folder / EXPORT_RECORD).write_text(facts, encoding="utf-8")
-    written = place / report.path.name
-    sentences = [each.replace(str(report.path), str(written)) for each in report.sentences]
-    return replace(report, path=written, sentences=tuple(sentences))
-
-
-def _parts(name: str) -> tuple[str, dict[str, Any]]:
-    """Return the format and the options of an export."""
-    format, _, kind = name.partition("-")
-    return format, _OPTIONS[kind]
+def write_recipe(run: Run) -> None:
+    """Write the recipe of a run whose weights were never trained; where none can be made, print the reason."""
+    if not run.settings.freezes(Phase.RECOVERY) and run.recovery_steps:
+        return  # A recovery that trains the weights was asked for.
+    source, reason = run.objects.source, ""
+    if run.is_sharded:
+        reason = "the model is in parts"
+    elif not isinstance(run.objects.adapters, NoAdapters) or trains_weights(run.settings, run.objects, Phase.SEARCH):
+        reason = "adapters were trained, which are merged into the weights"
+    elif not isinstance(source, Pretrained) or source.name.startswith(PACKAGE):
+        reason = f"{source.title} is no folder and no model on the hub"
+    else:
+        try:
+            with run.state.summary.timed("recipe"):
+                place = save_recipe(
+                    run.state.model,
+                    run.folder.recipe,
+                    base=locate(source.name, revision=source.revision),
+                    revision=source.revision,
+                    folded=run.state.history.folded,
+                    overwrite=True,
+                )
+        except Exception as error:  # Hours of search are not lost for it.
+            reason = explain(error).rstrip(".")
+        else:
+            size = sum(path.stat().st_size for path in place.rglob("*") if path.is_file()) / 1000
+            print(f"The recipe, {size:,.0f} kB from which gating.load_compact makes the compact model, is in {place}")
+    if reason:
+        print(f"No recipe is written beside the compact model: {reason}.")

@@ -83,14 +83,7 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, *, checkpoints: Path | None = None, resumes: bool, overwrite: bool = False) -> None:
-        """Describe a folder; nothing is written.
-
-        Args:
-            path: The folder.
-            checkpoints: Folder of the checkpoints.
-            resumes: Whether to go on with a run in it.
-            overwrite: Whether what is in a new run's place is renamed.
-        """
+        """Describe a folder, without writing; ``overwrite`` lets what is in a new run's place be renamed."""
         self.path, self.checkpoints = path, checkpoints or path / CHECKPOINTS
         self.resumes = resumes and is_run(path)
         self._overwrite = overwrite
@@ -104,7 +97,6 @@ class RunFolder:
             FolderExistsError: A new run's folder is not empty, and ``overwrite`` is false.
         """
         global _current
-        _current = self.path
         if any(os.environ.get(name, "0") != "0" for name in _RANKS):
             return self
         if not self.resumes:
@@ -116,6 +108,7 @@ class RunFolder:
             for setting, place in (("output_dir", self.path), ("paths.checkpoints", self.checkpoints)):
                 check_free(place, overwrite=self._overwrite, setting=setting)
         self._lock()
+        _current = self.path
         return self
 
     def __exit__(
@@ -158,14 +151,10 @@ class RunFolder:
         """Folder of the page, the pictures and the samples."""
         return self.path / "report"
 
-    @property
-    def metrics(self) -> Path:
-        """File of the results."""
-        return self.path / METRICS
-
     def export(self, name: str) -> Path:
         """Return the place of an export of the compact model, such as ``compact-onnx``."""
-        return self.path / f"compact-{name}"
+        place = self.path / f"compact-{name}"
+        return place / "compact.gguf" if name.startswith("gguf") else place
 
     def of_phase(self, phase: Phase) -> Path:
         """Return the folder of a phase's checkpoints."""

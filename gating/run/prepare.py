@@ -12,20 +12,19 @@ from gating.distributed.collectives import broadcast, is_rank_zero, rank
 from gating.distributed.launch import Devices, check_devices, start_processes
 from gating.errors import InputError
 from gating.gates import HeadGates
-from gating.models.adapters import check_adapters
+from gating.models.adapters import NoAdapters, check_adapters
 from gating.models.meta_model import (
     check_gradient_checkpointing,
     check_memory,
     enable_gradient_checkpointing,
     make_meta_model,
 )
-from gating.models.sources import load_sharded
+from gating.models.sources import NewModel, load_sharded
 from gating.objectives.budget import HeadBudget
 from gating.report.summary import NUMBERS
-from gating.run.build import RunObjects, build_objects, build_phase
+from gating.run.build import RunObjects, build_objects, build_phase, teaches_itself, trains_weights
 from gating.run.data import RunData, encode_examples, load_examples
-from gating.run.folder import RunFolder
-from gating.run.frozen import check_frozen, planned_search_steps
+from gating.run.folder import Phase, RunFolder
 from gating.run.inputs import check_inputs, describe_inputs, read_inputs
 from gating.run.phases import load_teacher
 from gating.run.result import check_optimized
@@ -105,23 +104,30 @@ def prepare(settings: Settings, folder: RunFolder) -> Run:
 
 
 def _check_settings(settings: Settings, devices: Devices) -> None:
-    """Check what the machine, the hub and W&B must have for the settings."""
-    if devices.is_sharded:
-        _check_sharded(settings)
+    """Check what the hub and W&B must have for the settings, and what needs a whole model."""
     if is_rank_zero() and settings.push_to_hub is not None:
         check_login(settings.push_to_hub, setting="push_to_hub")
     resolve_mode(settings.logger.get("mode", "disabled"))
-    if settings.exports:
-        from gating.run.exports import check_exports
-
-        check_exports(settings)
+    refused = {
+        "compile=true": settings.compile,
+        # Its statistics are of whole rows and columns.
+        "optimizer=adafactor": "Adafactor" in str(settings.optimizer),
+        # It tries removals on the whole model.
+        "gates.discover=true": bool(settings.gates.get("discover")),
+    }
+    for setting in (name for name, is_given in refused.items() if is_given and devices.is_sharded):
+        raise InputError(f"{setting} needs a whole model, which trainer=fsdp cuts into shards: use trainer=ddp.")
 
 
 def _check_data(settings: Settings, objects: RunObjects, data: RunData) -> None:
     """Raise ``InputError`` for steps of several forward passes, or for a metric to optimize that is not measured."""
-    if settings.gradient_checkpointing and objects.objective is not None and isinstance(objects.task, HasLoss):
-        _check_single_pass(data)
-    prepared = data.prepared
+    train, prepared = data.prepared.splits["train"], data.prepared
+    recomputes = settings.gradient_checkpointing and objects.objective is not None and isinstance(objects.task, HasLoss)
+    if recomputes and any(name.startswith("task_pair_") for name in prepared.collate([train[0]])):
+        raise InputError(
+            "gradient_checkpointing=true computes activations of one forward pass again, and pairs of texts take two "
+            "in each step: leave it out, or take task.loss=distance, which has both texts in one."
+        )
     names = [str(name) for name in prepared.all_metrics.keys(keep_base=True)]
     scores = [score.name for score in (prepared.score, prepared.final_score) if score]
     check_optimized(
@@ -131,28 +137,6 @@ def _check_data(settings: Settings, objects: RunObjects, data: RunData) -> None:
         splits=[short for short, split in (("val", "validation"), ("test", "test")) if data.num_evaluated.get(split)],
         others=NUMBERS,
     )
-
-
-def _check_sharded(settings: Settings) -> None:
-    """Raise ``InputError`` for settings that need a whole model, and print how to save memory."""
-    precision = str(settings.trainer.get("precision"))
-    if is_rank_zero() and precision == "bf16-mixed" and not settings.gradient_checkpointing:
-        print(
-            "With trainer.precision=bf16-mixed, a bfloat16 copy of all weights stays in each process from the forward "
-            "to the backward pass. gradient_checkpointing=true leaves that of one layer."
-        )
-    if settings.compile:
-        raise InputError("compile=true is not supported with trainer=fsdp: leave it out, or use trainer=ddp.")
-    if "Adafactor" in str(settings.optimizer):
-        raise InputError(
-            "optimizer=adafactor has statistics of whole rows and columns, which torch does not compute of shards: use "
-            "optimizer=adamw or optimizer=sgd with trainer=fsdp."
-        )
-    if settings.gates.get("discover"):
-        raise InputError(
-            "gates.discover=true tries removals on the whole model, which trainer=fsdp cuts into shards: describe the "
-            "attention class with gating.register_attention_spec instead, or use trainer=ddp."
-        )
 
 
 def _check_meta_model(settings: Settings, objects: RunObjects) -> PreTrainedModel:
@@ -165,9 +149,9 @@ def _check_meta_model(settings: Settings, objects: RunObjects) -> PreTrainedMode
     meta_model = make_meta_model(objects.source, objects.task.auto_class)
     check_adapters(objects.adapters, objects.source, meta_model)
     if settings.exports:
-        from gating.run.exports import check_exportable
+        from gating.run.exports import check_exports
 
-        check_exportable(settings, meta_model)
+        check_exports(settings, meta_model)
     if settings.trainer.get("strategy") == "fsdp":
         _check_no_layerdrop(meta_model)
     else:
@@ -186,33 +170,16 @@ def _check_meta_model(settings: Settings, objects: RunObjects) -> PreTrainedMode
     return meta_model
 
 
-def _check_single_pass(data: RunData) -> None:
-    """Raise ``InputError`` if a step takes several forward passes, whose gates cannot all be computed again."""
-    train = data.prepared.splits["train"]
-    if any(name.startswith("task_pair_") for name in data.prepared.collate([train[0]])):
-        raise InputError(
-            "gradient_checkpointing=true computes activations of one forward pass again, and pairs of texts take two "
-            "in each step: leave it out, or take task.loss=distance, which has both texts in one."
-        )
-
-
 def _check_no_layerdrop(meta_model: PreTrainedModel) -> None:
     """Raise ``InputError`` for a model that skips layers at random: each process would gather others."""
     config = meta_model.config
     for part in (config, *(value for value in vars(config).values() if isinstance(value, PreTrainedConfig))):
-        for name, value in vars(part).items():
-            if "layerdrop" in name and value:
-                raise InputError(
-                    f"{name}={value} skips layers at random, others in each process, which trainer=fsdp cannot: give "
-                    f"+model.config.{name}=0.0."
-                )
+        for name in (name for name, value in vars(part).items() if "layerdrop" in name and value):
+            raise InputError(f"{name} skips layers at random, which trainer=fsdp cannot: +model.config.{name}=0.0.")
 
 
 def note_unless_stock(model: PreTrainedModel, gates: HeadGates) -> None:
-    """Print why a model cannot become a stock model of transformers although its layers keep equally many units.
-
-    Half of the units are removed from a copy at random, as the choice of a run is not known before it.
-    """
+    """Print why a model cannot become a stock model of transformers, tried on a copy without half of its units."""
     from gating.pruning.prune import remove_in_copy
 
     scores = torch.rand(len(gates.log_alpha), generator=torch.Generator().manual_seed(0))
@@ -274,3 +241,48 @@ def _check_outputs(settings: Settings, objects: RunObjects, state: RunState, dat
     reshard(state.model)
     num_batches = steps * settings.trainer["accumulate_grad_batches"]
     return can_store_logits(data.module, state.model, shapes, num_batches, store=objects.store_logits)
+
+
+def check_frozen(settings: Settings, objects: RunObjects, *, num_processes: int) -> None:
+    """Raise ``InputError`` for frozen weights that leave nothing to train, and for trained ones in half precision."""
+    phase = Phase.DENSE if objects.objective is None else Phase.SEARCH
+    frozen, has_adapters = settings.freezes(phase), not isinstance(objects.adapters, NoAdapters)
+    dtype, ends_frozen = getattr(objects.source, "dtype", "float32"), settings.freezes(Phase.RECOVERY)
+    if dtype != "float32" and not has_adapters and not (frozen and (ends_frozen or not settings.recovery)):
+        raise InputError(
+            f"model.dtype={dtype} loses the small steps of a training. Freeze the weights with optimizer.freeze=true, "
+            "train adapters=lora, or leave it out; trainer.precision=bf16-mixed computes in half precision."
+        )
+    if frozen and isinstance(objects.source, NewModel):
+        raise InputError(f"optimizer.freeze keeps the weights of a {objects.source.title}, which are random.")
+    if teaches_itself(settings, objects) and objects.store_logits:
+        raise InputError("distillation.store=true is for a second model: with optimizer.freeze, it teaches itself.")
+    if not frozen or has_adapters:
+        return
+    if objects.objective is None:
+        raise InputError("optimizer.freeze=true with objective=none trains nothing: leave it out or add adapters=lora.")
+    from gating.objectives import IterativePruning
+
+    if isinstance(objects.objective, IterativePruning):
+        ranking = objects.objective.ranking
+        if not getattr(ranking, "needs_gradients", False):
+            raise InputError(
+                f"The ranking {type(ranking).__name__} needs no training, and optimizer.freeze leaves nothing else to "
+                "train: choose objective=fisher or objective=importance, or leave optimizer.freeze out."
+            )
+        if num_processes > 1:
+            raise InputError("With optimizer.freeze, rounds have no gradients to exchange: give trainer.devices=1.")
+
+
+def planned_search_steps(settings: Settings, objects: RunObjects, *, total_steps: int) -> int:
+    """Return the number of optimizer steps before the removal; all where the recovery has nothing to train."""
+    if objects.objective is None:
+        return 0
+    if trains_weights(settings, objects, Phase.RECOVERY):
+        return max(1, round((1 - settings.recovery) * total_steps))
+    if settings.recovery and is_rank_zero():
+        print(
+            f"optimizer.freeze=true leaves nothing to train after the removal, so all {total_steps} steps are the "
+            "search. optimizer.freeze=search trains the weights in a recovery, adapters=lora adapters."
+        )
+    return total_steps

@@ -19,10 +19,9 @@ from gating.proof.outputs import evaluating
 from gating.report.results import History
 from gating.report.score import Score
 from gating.report.summary import Stage, Summary
-from gating.run.build import RunObjects
+from gating.run.build import RunObjects, teaches_itself, trains_weights
 from gating.run.data import RunData
 from gating.run.folder import Phase, RunFolder
-from gating.run.frozen import teaches_itself, trains_weights
 from gating.run.settings import Settings
 from gating.run.timing import RunTiming
 from gating.sharding.plan import gathered_root, is_sharded, reshard

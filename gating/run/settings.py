@@ -18,8 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from gating.errors import InputError, MissingFileError, explain, nearest_name
 from gating.run.folder import CONFIG, Phase, is_finished, is_run, relocated, stored_settings
-from gating.storage.files import is_locked
-from gating.storage.same_settings import check_same_settings, find_difference, leaves
+from gating.storage.same_settings import check_same_settings, leaves
 from gating.tracking.redaction import HIDDEN, redact_settings
 
 __all__ = ["Settings", "has_effect", "is_dense", "read_settings", "shown_value"]
@@ -32,8 +31,6 @@ _OF_COMMAND = ("output_dir", "overwrite", "resume", "ckpt_path", "optimized_metr
 _OF_DATA = ("data.train", "data.validation", "data.test", "data.path")
 _PLACES = (*_OF_DATA, "model.name", "model.tokenizer", "distillation.teacher", "task.teacher")
 _GROUPS_OF_PLACES = ("data", "model", "distillation", "task")
-# In settings of a user's own classes, values with a slash and those of such a name are taken for paths.
-_WORDS = ("file", "folder", "dir", "path", "root")
 # Settings and groups of settings, by what they have no effect on.
 _WITHOUT_EFFECT = {
     # These may differ between a run and the command that resumes it.
@@ -143,10 +140,9 @@ def read_settings(cfg: DictConfig | Mapping[str, Any], overrides: Sequence[str] 
         values |= {"output_dir": str(folder), "resume": str(folder)}
     settings = _validate(_absolute(values))
     if settings.resume == "auto":
-        if has_own_folder:
-            folder = settings.folder if is_run(settings.folder) else None
-        elif (folder := _latest_like(settings)) is not None:
-            settings = settings.in_folder(folder)
+        if not has_own_folder:
+            raise InputError("resume=auto needs a folder that the next command finds again: add output_dir=FOLDER.")
+        folder = settings.folder if is_run(settings.folder) else None
     if folder is None:
         _check_places(settings)
     elif not is_finished(folder):
@@ -260,8 +256,8 @@ def _absolute(settings: dict[str, Any]) -> dict[str, Any]:
     values = OmegaConf.create(settings)
     for name, value in leaves({group: settings.get(group) or {} for group in _GROUPS_OF_PLACES}):
         is_ours = str((settings.get(name.partition(".")[0]) or {}).get("_target_", "gating.")).startswith("gating.")
-        last = name.rpartition(".")[2].lower()
-        if name in _PLACES or (not is_ours and (os.sep in str(value) or any(word in last for word in _WORDS))):
+        # Any setting of a user's own class may name a file.
+        if name in _PLACES or not is_ours:
             found = [_absolute_if_there(one) for one in value] if isinstance(value, list) else _absolute_if_there(value)
             OmegaConf.update(values, name, found, merge=False)
     for name, value in [("output_dir", settings.get("output_dir")), *leaves({"paths": settings.get("paths") or {}})]:
@@ -286,35 +282,12 @@ def _check_places(settings: Settings) -> None:
     for name, value in {**files, **models}.items():
         for one in value if isinstance(value, list) else [value]:
             is_path = isinstance(one, str) and not re.search(r"://|[*?\[]", one)
-            if is_path and not os.path.exists(os.path.expanduser(one)):
+            if is_path and not os.path.exists(os.path.expanduser(str(one))):
                 raise MissingFileError(f"{name}={one}: there is no such file or folder.")
-
-
-def _latest_like(settings: Settings) -> Path | None:
-    """Return the latest unfinished run with these settings, secrets aside, that no other process trains."""
-    for folder in sorted(settings.folder.parent.parent.glob("*/*"), reverse=True):
-        if is_run(folder) and not is_finished(folder):
-            with suppress(ValueError):  # A damaged run cannot be compared.
-                before, now = _comparable(stored_settings(folder), settings)
-                if find_difference(before, now) is None and not is_locked(folder):
-                    return folder
-    return None
 
 
 def _check_same(stored: Mapping[str, Any], settings: Settings, folder: Path) -> None:
     """Raise ``InputError`` if a setting of a resumed run that changes its results differs."""
-    before, now = _comparable(stored, settings)
-    check_same_settings(
-        before,
-        now,
-        stored=f"The run in {folder} has",
-        present="this command",
-        remedy="Leave it unchanged, or begin another run in another output_dir.",
-    )
-
-
-def _comparable(stored: Mapping[str, Any], settings: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return those of the stored and the given settings, by dotted names, that must not differ."""
     # Secrets are not stored.
     old, new = dict(leaves(stored)), dict(leaves(redact_settings(settings.model_dump())))
     # Files and folders may have moved; their contents are compared.
@@ -330,4 +303,10 @@ def _comparable(stored: Mapping[str, Any], settings: Settings) -> tuple[dict[str
     # A secret is given again.
     free |= moved | {name for name, value in old.items() if value == HIDDEN}
     names = sorted((old | new).keys() - free)
-    return {name: old.get(name) for name in names}, {name: new.get(name) for name in names}
+    check_same_settings(
+        {name: old.get(name) for name in names},
+        {name: new.get(name) for name in names},
+        stored=f"The run in {folder} has",
+        present="this command",
+        remedy="Leave it unchanged, or begin another run in another output_dir.",
+    )

@@ -11,9 +11,9 @@ import gating
 from gating.errors import InputError
 from gating.models.adapters import LoRA, NoAdapters
 from gating.models.sources import NewModel, Pretrained
-from gating.run import phases, recipe
+from gating.run import exports, phases
 from gating.run.build import build_objects
-from gating.run.frozen import check_frozen
+from gating.run.prepare import check_frozen
 from gating.run.settings import read_settings
 from tests.support.interruptions import Interrupted, at_batch, end_of, interrupt, run_in
 from tests.support.tiny_models import assert_same_state, state_of
@@ -68,7 +68,7 @@ def test_one_shot_ranking_of_frozen_weights(inputs, tmp_path, monkeypatch, capsy
     def refuse(*_, **__):
         raise InputError("Weights were trained. Save them.")
 
-    monkeypatch.setattr(recipe, "save_recipe", refuse)
+    monkeypatch.setattr(exports, "save_recipe", refuse)
     one_round = ("objective.share_per_round=1", "objective.schedule.start=0", "objective.schedule.end=1")
     settings = ("optimizer.freeze=true", "objective=fisher", "recovery=0", "trainer.max_steps=4", *one_round)
     num_steps, numbers = run_frozen(tmp_path / "run", inputs, *settings)
@@ -108,7 +108,7 @@ def test_runs_without_a_recipe_say_why(source, adapters, is_sharded, reason, tmp
     settings = SimpleNamespace(freezes=lambda _: True)
     folder = SimpleNamespace(path=tmp_path, recipe=tmp_path / "recipe")
     run = SimpleNamespace(objects=objects, settings=settings, is_sharded=is_sharded, recovery_steps=0, folder=folder)
-    recipe.write_recipe(run)
+    exports.write_recipe(run)
     assert f"No recipe is written beside the compact model: {reason}" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 

@@ -27,7 +27,7 @@ REFUSED = {
     "+optimizer.momentun=0.9": "There is no setting optimizer.momentun. Did you mean optimizer.momentum?",
     "optimizer.betas=[0.5,0.9]": "There is no setting optimizer.betas. There are dampening",
     "+optimizer.momentum=-1": "optimizer cannot be used: Invalid momentum value: -1.",
-    "optimizer.lr=-1": "optimizer.lr=-1 cannot be used",
+    "optimizer.lr=-1": "optimizer cannot be used: Invalid learning rate",
 }
 
 

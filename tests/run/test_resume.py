@@ -251,22 +251,6 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(inputs, whole, tmp_path, ca
     assert_same_end(folder, whole)
 
 
-def test_auto_finds_the_latest_unfinished_run_with_the_same_settings(inputs, whole, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    damaged = tmp_path / "outputs" / "today" / "4"
-    damaged.mkdir(parents=True)
-    (damaged / "config.yaml").write_text("seed: [")
-    for name, settings in {"1": [], "2": [], "3": ["seed=4"]}.items():
-        with at_batch(6, interrupt), pytest.raises(Interrupted):
-            run_in(Path("outputs/today") / name, inputs, *settings)
-    train.run(compose_settings([*inputs, "logger=csv", "resume=auto"]), ["resume=auto"])
-    assert [name for name in "123" if is_finished(tmp_path / "outputs" / "today" / name)] == ["2"]
-    assert_same_end(tmp_path / "outputs" / "today" / "2", whole)
-    with at_batch(1, interrupt), pytest.raises(Interrupted):
-        train.run(compose_settings([*inputs, "logger=csv", "resume=auto", "seed=5"]))
-    assert len(list((tmp_path / "outputs").glob("*/*"))) == 5  # there was none to go on with
-
-
 def test_a_speedup_is_not_measured_again(inputs, tmp_path, monkeypatch):
     costs = LatencyCosts({"heads": 0.6}, fixed=0.4, fastest=3.0)
     monkeypatch.setattr(measured_budget, "measure_latency_costs", lambda gates, timer: costs)

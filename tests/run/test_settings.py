@@ -25,6 +25,7 @@ REFUSED = {
     "output_dir=${nope}": "nope",
     "resume=[a,b]": "no run in",
     "resume=nowhere": "no run in",
+    "resume=auto": "add output_dir=FOLDER",
     "ckpt_path=nowhere.ckpt": "no such file",
     "data=files": "data.train is needed",
     "data=files data.train=nowhere.tsv": "data.train=",
