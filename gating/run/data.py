@@ -16,7 +16,6 @@ from gating.data.examples import Examples, as_examples
 from gating.data.held_out import hold_out
 from gating.data.rows import numbering_rows
 from gating.distributed.collectives import is_rank_zero
-from gating.errors import InputError, shorten
 from gating.gates import HeadGates
 from gating.pruning.measure import measure_macs
 from gating.run.build import RunObjects, load_source
@@ -28,9 +27,6 @@ from gating.training.callbacks.progress import watched
 from gating.training.evaluation import Tally, count_evaluated, evaluate
 
 __all__ = ["RunData", "encode_examples", "load_examples", "set_measured_macs"]
-
-# Values of the model's configuration that the data decide.
-_OF_DATA = ("num_labels", "id2label", "label2id", "problem_type")
 
 
 @dataclass(frozen=True)
@@ -119,7 +115,6 @@ def encode_examples(
     with numbering_rows(examples.rows):
         processor = task.load_processor(objects.source, model, examples.splits)
         prepared = task.prepare(examples, processor, model, **objects.data.preparation)
-    _check_model_config(settings.model, prepared.config)
     module = ExampleDataModule(
         prepared.splits, collate=prepared.collate, order_seed=settings.seed, **objects.data.batching
     )
@@ -147,20 +142,3 @@ def _draw_needed(examples: Examples, settings: Settings, *, num_processes: int) 
         print(f"Of {len(train):,} training examples, {needed:,} are drawn, as many as trainer.max_steps takes.")
     numbers = {**examples.rows, "train": np.asarray(examples.rows.get("train", np.arange(len(train))))[rows]}
     return replace(examples, splits=DatasetDict({**examples.splits, "train": train.select(rows)}), rows=numbers)
-
-
-def _check_model_config(model: Mapping[str, Any], decided: Mapping[str, Any]) -> None:
-    """Raise ``InputError`` if settings of a model differ from those that the data decide and replace."""
-    given = model.get("config")
-    given = given if isinstance(given, Mapping) else {}
-    for name in _OF_DATA:
-        if name in given and name in decided and _plain(given[name]) != _plain(decided[name]):
-            raise InputError(
-                f"model.config.{name}={shorten(str(given[name]))} cannot be used: the data and the task decide it, "
-                f"{shorten(str(decided[name]))}. Leave it out."
-            )
-
-
-def _plain(value: Any) -> Any:
-    """Return a value with texts in place of numbers: the keys of settings may be either."""
-    return {str(key): str(one) for key, one in value.items()} if isinstance(value, Mapping) else value

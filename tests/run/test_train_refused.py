@@ -40,7 +40,6 @@ BAD_INPUTS = {
     "gates.units=both": "as in gates.units=[heads,neurons].",
     "objective.min_per_layer=2": "4 heads are too few for objective.min_per_layer=2",
     "gates.temperature=inf": "got inf",
-    "++model.config.num_labels=7": "model.config.num_labels=7 cannot be used: the data and the task decide it, 2.",
     "optimized_metric=val/acuracy": "Did you mean val/accuracy?",
     "data.train=empty.tsv": "empty.tsv",
     "data.train=no_label.tsv": "no column 'label'",
