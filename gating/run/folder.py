@@ -96,7 +96,6 @@ class RunFolder:
             InputError: Another process trains there.
             FolderExistsError: A new run's folder is not empty, and ``overwrite`` is false.
         """
-        global _current
         if any(os.environ.get(name, "0") != "0" for name in _RANKS):
             return self
         if not self.resumes:
@@ -108,8 +107,14 @@ class RunFolder:
             for setting, place in (("output_dir", self.path), ("paths.checkpoints", self.checkpoints)):
                 check_free(place, overwrite=self._overwrite, setting=setting)
         self._lock()
-        _current = self.path
+        self.follow((self.path, self.checkpoints, self.resumes))
         return self
+
+    def follow(self, place: tuple[Path, Path, bool]) -> None:
+        """Take over folder, checkpoints and whether the run resumes from rank 0; they name the run after an error."""
+        global _current
+        self.path, self.checkpoints, self.resumes = place
+        _current = self.path
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

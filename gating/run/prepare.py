@@ -83,7 +83,7 @@ def prepare(settings: Settings, folder: RunFolder) -> Run:
         objects = objects.with_budget({**settings.objective, **budget})
     data.module.shard(devices.num_processes, index=rank())
     # By default the folder is named after the time, which differs between ranks.
-    folder.path, folder.checkpoints, folder.resumes = broadcast((folder.path, folder.checkpoints, folder.resumes))
+    folder.follow(broadcast((folder.path, folder.checkpoints, folder.resumes)))
     settings = settings.in_folder(folder.path)
     if is_rank_zero():
         folder.begin(settings.to_yaml(), {**inputs, "budget": budget}, checkpoint=settings.ckpt_path)
