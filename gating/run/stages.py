@@ -38,7 +38,7 @@ from gating.teachers.open_teacher import OpenTeacher
 from gating.teachers.teacher import Teacher
 from gating.tracking.position import log_position
 from gating.tracking.verbosity import printed_warnings
-from gating.training.callbacks.gates import log_kept_heads, record_spent
+from gating.training.callbacks.gates import log_kept_heads
 from gating.training.checkpoints import (
     checkpoint_path,
     load_own_state,
@@ -126,8 +126,7 @@ def remove_heads(run: Run, search: Search) -> None:
         kept = objective.kept(gates)
     if kept is not None:
         check_same(kept.float(), "The choice of heads")
-    log_kept_heads(run.loggers, search, kept=kept, step=state.search_steps)
-    record_spent(state.history, search, kept=kept)
+    log_kept_heads(run.loggers, state.history, search, kept=kept, step=state.search_steps)
     with state.summary.timed("finalize"), printed_warnings() as sentences:
         if run.is_sharded:
             # The old and the new shards are in memory together; gradients need not be.

@@ -21,8 +21,6 @@ from gating.teachers.open_teacher import OpenTeacher
 from gating.teachers.teacher import Teacher
 from gating.training.optimizers import OptimizerSettings, WarmupSchedule
 
-__all__ = ["FineTuning"]
-
 
 class FineTuning(pl.LightningModule):
     """Fine-tuning of a model and, if it has gates, of its gates."""

@@ -5,8 +5,6 @@ from typing import Any
 
 from gating.errors import InputError
 
-__all__ = ["count_evaluated", "count_steps", "validation_interval"]
-
 
 def count_steps(trainer: Mapping[str, Any], *, num_batches: int) -> int:
     """Return the number of optimizer steps of a whole run, search and recovery together.

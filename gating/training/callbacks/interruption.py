@@ -16,7 +16,7 @@ from gating.tasks.base import Prepared
 from gating.training.checkpoints import RunCheckpoint, remove_checkpoint
 from gating.training.signals import DeferredSignals, Unfinished
 
-__all__ = ["InterruptOnStop", "check_completed", "check_monitors", "end_reason"]
+_STOPPED = "training was stopped from outside, perhaps by one of the callbacks"
 
 
 class InterruptOnStop(Callback):
@@ -65,7 +65,7 @@ class InterruptOnStop(Callback):
         if is_late:
             self._reason = f"trainer.max_time={self._max_time}, the limit of each process, is over"
         elif should_stop:
-            self._reason = _describe_stop(trainer)
+            self._reason = _STOPPED
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, RunCheckpoint):
                 callback.request()
@@ -104,7 +104,7 @@ def check_completed(trainer: pl.Trainer, *, phase: str) -> None:
     """
     step, num_steps = trainer.global_step, trainer.max_steps
     if step < num_steps and end_reason(trainer) is None:
-        raise Unfinished(phase, step=step, num_steps=num_steps, reason=_describe_stop(trainer))
+        raise Unfinished(phase, step=step, num_steps=num_steps, reason=_STOPPED)
 
 
 def check_monitors(callbacks: Iterable[Callback], prepared: Prepared) -> None:
@@ -130,8 +130,3 @@ def end_reason(trainer: pl.Trainer) -> str | None:
             reason = str(callback.stopping_reason_message or callback.stopping_reason.value)
             return reason.removesuffix(" Signaling Trainer to stop.").rstrip(".")
     return None
-
-
-def _describe_stop(trainer: pl.Trainer) -> str:
-    others = [type(c).__name__ for c in trainer.callbacks if not type(c).__module__.startswith("gating.")]  # type: ignore[attr-defined]
-    return f"training was stopped from outside, perhaps by one of the callbacks ({', '.join(others) or 'none'})"

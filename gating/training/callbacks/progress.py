@@ -15,8 +15,6 @@ from gating.objectives import Objective
 from gating.objectives.gate_metrics import open_amounts, quantity_of
 from gating.training.module import FineTuning
 
-__all__ = ["PhaseProgressBar", "describe_open", "describe_progress", "watched"]
-
 
 def watched(batches: Iterable[Batch], *, title: str, total: int) -> Iterator[Batch]:
     """Yield ``total`` batches; a terminal of rank 0 shows a bar with the title and the time left."""
@@ -48,8 +46,12 @@ class PhaseProgressBar(ProgressBar):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any, **__: Any) -> None:
         """Update the bar."""
         assert self._bar is not None
+        assert isinstance(pl_module, FineTuning)
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self._bar.set_postfix_str(_status(trainer, pl_module), refresh=False)
+            status = f"loss {float(trainer.callback_metrics.get('train/loss', float('nan'))):.3f}"
+            if (search := pl_module.search) is not None:
+                status += f"  {describe_progress(search.gates, search.objective)}"
+            self._bar.set_postfix_str(status, refresh=False)
         self._bar.update(trainer.global_step - self._bar.n)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -75,14 +77,6 @@ class PhaseProgressBar(ProgressBar):
             self._bar = None
 
     on_train_end = on_exception = _stop
-
-
-def _status(trainer: pl.Trainer, module: pl.LightningModule) -> str:
-    assert isinstance(module, FineTuning)
-    status = f"loss {float(trainer.callback_metrics.get('train/loss', float('nan'))):.3f}"
-    if module.search is not None:
-        status += f"  {describe_progress(module.search.gates, module.search.objective)}"
-    return status
 
 
 def describe_open(gates: HeadGates) -> str:

@@ -16,8 +16,6 @@ from gating.structure.edits import own_part
 from gating.training.checkpoints import found_checkpoints
 from gating.training.module import FineTuning
 
-__all__ = ["BestWeights", "DivergedError", "DivergenceStop"]
-
 _SAVED = ("step", "score", "num_validations", "weights")
 
 
