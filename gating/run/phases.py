@@ -33,7 +33,7 @@ from gating.sharding.copies import copy_sharded, gather_model, meta_copy, shard_
 from gating.storage.files import checkpoint_path, replacing_folder
 from gating.tasks.base import HasLoss
 from gating.tracking.verbosity import printed_warnings
-from gating.training.callbacks.gates import log_kept_heads, record_spent
+from gating.training.callbacks.gates import log_kept_heads
 from gating.training.checkpoints import load_own_state, load_shards, read_checkpoint, save_shards, write_checkpoint
 
 __all__ = ["load_teacher", "recover", "remove", "search", "teach"]
@@ -140,8 +140,7 @@ def remove(run: Run) -> None:
     kept = _chosen(run, search)
     if kept is not None:
         check_same(kept.float(), "The choice of heads")
-    log_kept_heads(run.loggers, search, kept=kept, step=state.search_steps)
-    record_spent(state.history, search, kept=kept)
+    log_kept_heads(run.loggers, state.history, search, kept=kept, step=state.search_steps)
     with state.summary.timed("finalize"), printed_warnings() as sentences:
         if run.is_sharded:
             from gating.sharding.removal import finalize_sharded

@@ -19,8 +19,6 @@ from gating.sharding.plan import gathered_root
 from gating.tasks.base import Task
 from gating.tasks.metrics.baselines import Baseline
 
-__all__ = ["Tally", "count_evaluated", "count_steps", "evaluate", "validation_interval"]
-
 
 @torch.no_grad()
 def evaluate(
@@ -80,22 +78,20 @@ class Tally:
 
     def count(self) -> tuple[int, int]:
         """Return the number of examples and of targets, such as tokens, over all ranks."""
-        if examples := set[int]().union(*gather_objects(self._examples)):
-            return len(examples), len(examples)
-        return all_reduce_sum(self._rows), all_reduce_sum(self._targets)
+        examples = set[int]().union(*gather_objects(self._examples))
+        return len(examples) or all_reduce_sum(self._rows), len(examples) or all_reduce_sum(self._targets)
 
     def of_baseline(self) -> dict[str, float]:
         """Return the finite metrics of the baseline, over all ranks; empty without one."""
         values = dict[str, float]()
-        undefined = {} if self._baseline is None else self._baseline.undefined
         for name, metric in self._metrics.items():
-            if not metric[name].update_called:
-                continue  # There is no baseline, or the metric is one of generated texts.
-            values[name] = undefined.get(name, np.nan)
-            with suppress(Exception), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                value = to_number(metric.compute()[name])
-                values[name] = value if np.isfinite(value) else values[name]
+            # Without a baseline, and for metrics of generated texts, there is no update.
+            if self._baseline is not None and metric[name].update_called:
+                values[name] = self._baseline.undefined.get(name, np.nan)
+                with suppress(Exception), warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    value = to_number(metric.compute()[name])
+                    values[name] = value if np.isfinite(value) else values[name]
         return {name: value for name, value in values.items() if np.isfinite(value)}
 
 

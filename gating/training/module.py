@@ -21,8 +21,6 @@ from gating.training.optimizers import OptimizerSettings, WarmupSchedule
 if TYPE_CHECKING:
     from gating.teachers.teacher import Teacher
 
-__all__ = ["FineTuning"]
-
 
 class FineTuning(pl.LightningModule):
     """Fine-tuning of a model and, if it has gates, of its gates."""

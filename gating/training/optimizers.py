@@ -15,8 +15,6 @@ from gating.gates import HeadGates
 from gating.objectives import Objective
 from gating.objectives.parameter_groups import parameter_groups
 
-__all__ = ["AdamW", "AnyOptimizer", "CombinedOptimizer", "OptimizerSettings", "WarmupSchedule"]
-
 _Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Decay = Annotated[float, Field(ge=0, lt=1)]
 

@@ -14,8 +14,6 @@ from gating.sharding.plan import is_sharded
 from gating.storage.identity import table_digests
 from gating.teachers.teacher import Teacher
 
-__all__ = ["add_logits", "can_store_logits"]
-
 # Larger tables of logits are not stored.
 _MOST_BYTES = 2**30
 # Rows that are sorted by their lengths together.

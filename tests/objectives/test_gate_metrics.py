@@ -8,7 +8,7 @@ import torch
 import gating
 from gating.objectives.gate_metrics import gate_metrics, open_amounts, spent_by_unit
 from gating.report.results import History
-from gating.training.callbacks.gates import log_kept_heads, record_spent
+from gating.training.callbacks.gates import log_kept_heads
 from gating.training.callbacks.progress import describe_open, describe_progress
 from tests.support.family_models import FAMILIES
 
@@ -111,10 +111,9 @@ def test_the_last_row_has_the_kept_units(bert):
     search = gating.Search(gates, Objective())
     kept = torch.zeros_like(gates.log_alpha, dtype=torch.bool)
     kept[[0, 1, -1]] = True
-    log_kept_heads([logger], search, kept=kept, step=3)
-    assert (logger.metrics["gates/open"], logger.metrics["gates/neurons/open"]) == (2, 8)
     history = History()
-    record_spent(history, search, kept=kept)
+    log_kept_heads([logger], history, search, kept=kept, step=3)
+    assert (logger.metrics["gates/open"], logger.metrics["gates/neurons/open"]) == (2, 8)
     assert history.quantity == "cost"
     assert history.spent == {unit: logger.metrics[f"gates/cost/{unit}"] for unit in ("heads", "neurons")}
 

@@ -19,8 +19,6 @@ from gating.tracking.loggers import log_figure
 from gating.training.module import FineTuning
 from gating.units import UNITS
 
-__all__ = ["GateMonitor", "RunClock", "log_kept_heads", "record_spent"]
-
 
 class GateMonitor(Callback):
     """Callback that logs the gates' state at every logged step, and a figure of them at every validation."""
@@ -80,17 +78,14 @@ class RunClock(Callback):
         self._summary.earlier_seconds = dict(state_dict["seconds"])
 
 
-def log_kept_heads(loggers: Sequence[Logger], search: Search, *, kept: torch.Tensor | None, step: int) -> None:
-    """Log the state of the gates after all steps of a search, with those of :meth:`Search.kept` counted as open."""
-    metrics = search.metrics(kept=kept)
+def log_kept_heads(
+    loggers: Sequence[Logger], history: History, search: Search, *, kept: torch.Tensor | None, step: int
+) -> None:
+    """Log the gates after all steps of a search, with those of :meth:`Search.kept` as open, and note their cost."""
+    metrics, gates = search.metrics(kept=kept), search.gates
     for logger in loggers:
         logger.log_metrics(metrics, step=step)
         logger.save()
-
-
-def record_spent(history: History, search: Search, *, kept: torch.Tensor | None) -> None:
-    """Add the quantity of the budget, and the cost of the gates of :meth:`Search.kept`, to the history of a search."""
-    gates = search.gates
     history.quantity = quantity_of(gates, search.objective)
     if history.quantity == "cost":
         history.spent = spent_by_unit(gates, search.objective, gates.values() > 0 if kept is None else kept)

@@ -18,22 +18,10 @@ from gating.errors import InputError
 from gating.gates import HeadGates
 from gating.objectives import Objective
 from gating.objectives.gate_metrics import open_amounts, quantity_of
-from gating.storage.files import remove_checkpoint
 from gating.tasks.base import Prepared
-from gating.training.checkpoints import RunCheckpoint
+from gating.training.checkpoints import RunCheckpoint, remove_checkpoint
 from gating.training.module import FineTuning
 from gating.training.signals import DeferredSignals, Unfinished
-
-__all__ = [
-    "InterruptOnStop",
-    "PhaseProgressBar",
-    "check_completed",
-    "check_monitors",
-    "describe_open",
-    "describe_progress",
-    "end_reason",
-    "watched",
-]
 
 
 def watched(batches: Iterable[Batch], *, title: str, total: int) -> Iterator[Batch]:
@@ -66,8 +54,12 @@ class PhaseProgressBar(ProgressBar):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any, **__: Any) -> None:
         """Update the bar."""
         assert self._bar is not None
+        assert isinstance(pl_module, FineTuning)
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self._bar.set_postfix_str(_status(trainer, pl_module), refresh=False)
+            status = f"loss {float(trainer.callback_metrics.get('train/loss', float('nan'))):.3f}"
+            if (search := pl_module.search) is not None:
+                status += f"  {describe_progress(search.gates, search.objective)}"
+            self._bar.set_postfix_str(status, refresh=False)
         self._bar.update(trainer.global_step - self._bar.n)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -95,14 +87,6 @@ class PhaseProgressBar(ProgressBar):
     on_train_end = on_exception = _stop
 
 
-def _status(trainer: pl.Trainer, module: pl.LightningModule) -> str:
-    assert isinstance(module, FineTuning)
-    status = f"loss {float(trainer.callback_metrics.get('train/loss', float('nan'))):.3f}"
-    if module.search is not None:
-        status += f"  {describe_progress(module.search.gates, module.search.objective)}"
-    return status
-
-
 def describe_open(gates: HeadGates) -> str:
     """Return the number of open units, as in ``40 of 72 heads and 3,072 of 9,216 neurons``."""
     return " and ".join(f"{gates.count_open(unit):,} of {gates.total(unit):,} {unit}" for unit in gates.units)
@@ -114,6 +98,9 @@ def describe_progress(gates: HeadGates, objective: Objective) -> str:
     expected, _ = open_amounts(gates, objective)
     now, goal = (f"{expected:.1f}", f"{target:.0f}") if quantity != "cost" else (f"{expected:.1%}", f"{target:.1%}")
     return f"{quantity} {now}" + (f" → {goal}" if target == target else "")
+
+
+_STOPPED = "training was stopped from outside, perhaps by one of the callbacks"
 
 
 class InterruptOnStop(Callback):
@@ -162,7 +149,7 @@ class InterruptOnStop(Callback):
         if is_late:
             self._reason = f"trainer.max_time={self._max_time}, the limit of each process, is over"
         elif should_stop:
-            self._reason = _describe_stop(trainer)
+            self._reason = _STOPPED
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, RunCheckpoint):
                 callback.request()
@@ -201,7 +188,7 @@ def check_completed(trainer: pl.Trainer, *, phase: str) -> None:
     """
     step, num_steps = trainer.global_step, trainer.max_steps
     if step < num_steps and end_reason(trainer) is None:
-        raise Unfinished(phase, step=step, num_steps=num_steps, reason=_describe_stop(trainer))
+        raise Unfinished(phase, step=step, num_steps=num_steps, reason=_STOPPED)
 
 
 def check_monitors(callbacks: Iterable[Callback], prepared: Prepared) -> None:
@@ -227,8 +214,3 @@ def end_reason(trainer: pl.Trainer) -> str | None:
             reason = str(callback.stopping_reason_message or callback.stopping_reason.value)
             return reason.removesuffix(" Signaling Trainer to stop.").rstrip(".")
     return None
-
-
-def _describe_stop(trainer: pl.Trainer) -> str:
-    others = [type(c).__name__ for c in trainer.callbacks if not type(c).__module__.startswith("gating.")]  # type: ignore[attr-defined]
-    return f"training was stopped from outside, perhaps by one of the callbacks ({', '.join(others) or 'none'})"
