@@ -119,7 +119,7 @@ def latency_rows(latencies: Iterable[LatencyComparison]) -> list[Row]:
 
 def milliseconds(seconds: float) -> str:
     """Return a latency in milliseconds, with so many digits that a ratio of two is that of the numbers shown."""
-    return f"{1e3 * seconds:.1f}" if seconds >= 0.01 else f"{1e3 * seconds:.2f}"
+    return f"{1e3 * seconds:.1f}" if seconds >= 0.1 else f"{1e3 * seconds:.2f}"
 
 
 def print_report(

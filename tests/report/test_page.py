@@ -113,7 +113,7 @@ def test_the_page_has_the_numbers_tables_settings_and_ways_to_load(written):
         "The compact model was then trained for 10 steps.",
         "66.1 M",
         "2.00x",
-        "40.2 ms",
+        "40.20 ms",
         "90.00 %",  # test accuracy
         "after removal",
         "token: '***'",

@@ -90,7 +90,7 @@ def test_a_resumed_recovery_shows_the_cost_that_was_kept(inputs, tmp_path):
     settings += [f"output_dir={tmp_path / 'run'}", "callbacks.checkpoint.every_n_steps=1"]
     drawn = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gating.run.execute.save_pictures", lambda results, **_: drawn.append(results.history))
+        patch.setattr("gating.run.execute.write_page", lambda path, results, **_: drawn.append(results.history))
         with at_batch(11, interrupt), pytest.raises(Interrupted):
             run_in(tmp_path / "run", others, *settings)
         run_in(tmp_path / "run", others, *settings, "resume=auto")
