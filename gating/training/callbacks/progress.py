@@ -18,8 +18,9 @@ from gating.errors import InputError
 from gating.gates import HeadGates
 from gating.objectives import Objective
 from gating.objectives.gate_metrics import open_amounts, quantity_of
+from gating.storage.files import remove_checkpoint
 from gating.tasks.base import Prepared
-from gating.training.checkpoints import RunCheckpoint, remove_checkpoint
+from gating.training.checkpoints import RunCheckpoint
 from gating.training.module import FineTuning
 from gating.training.signals import DeferredSignals, Unfinished
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from gating.distributed.collectives import all_reduce_max
 from gating.errors import OperationError
+from gating.storage.files import found_checkpoints
 from gating.structure.edits import own_part
-from gating.training.checkpoints import found_checkpoints
 from gating.training.module import FineTuning
 
 _SAVED = ("step", "score", "num_validations", "weights")
