@@ -2,14 +2,12 @@
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import date
 from functools import partial
-from pathlib import Path
 
 import torch
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from rich.console import Console
 
 from gating.compact.files import read_config
@@ -43,9 +41,17 @@ from gating.tracking.verbosity import quiet_libraries
 
 __all__ = ["execute", "export", "gather", "report"]
 
+# Metrics of a dense run by names such as ``val/accuracy``.
+Reference = Callable[[], dict[str, float]]
 
-def execute(settings: Settings, folder: RunFolder) -> Result | None:
+
+def execute(settings: Settings, folder: RunFolder, *, reference: Reference | None = None) -> Result | None:
     """Execute a run in its folder, which holds the lock; one that was interrupted goes on.
+
+    Args:
+        settings: Its settings.
+        folder: Its folder.
+        reference: Function that returns the metrics of a dense run to compare with, as of the dense job of a sweep.
 
     Returns:
         The result on rank 0; None on others.
@@ -61,11 +67,11 @@ def execute(settings: Settings, folder: RunFolder) -> Result | None:
             print(f"{title}: {heads} heads, {run.total_steps} steps in {folder.path}")
         for phase in (teach, search, remove, recover):
             phase(run)
-        finish(run)
+        finish(run, reference)
     return Result.read(folder.path) if is_rank_zero() else None
 
 
-def finish(run: Run) -> None:
+def finish(run: Run, reference: Reference | None = None) -> None:
     """Evaluate the model, save it, and write its exports and the report."""
     compact = "compact, after recovery" if run.recovery_steps else "compact, without recovery"
     title = compact if run.objects.objective else "dense"
@@ -82,7 +88,7 @@ def finish(run: Run) -> None:
         from gating.run.exports import export_formats
 
         export_formats(run)
-    report(run)
+    report(run, reference)
 
 
 def gather(run: Run) -> bool:
@@ -168,7 +174,7 @@ def _compact_report(run: Run) -> CompactReport:
     return replace(report, base_model=getattr(run.objects.source, "hub_name", None))
 
 
-def report(run: Run) -> None:
+def report(run: Run, reference: Reference | None = None) -> None:
     """Write the page, the figures and the metrics of a run, and print them.
 
     The metrics come last: a folder with metrics is finished. Called by all ranks if the model is sharded still.
@@ -176,10 +182,10 @@ def report(run: Run) -> None:
     samples = _samples(run)
     if not is_rank_zero():
         return
-    state, place, results = run.state, run.folder, _results_of(run, samples)
+    state, place, results = run.state, run.folder, _results_of(run, samples, reference)
     log_outcome(run.loggers, state.summary.flat())
     print_report(Console(), results.kept, results.report, neurons=results.neurons)
-    is_alone = Stage.DENSE not in state.summary.metrics and _sweep_of_run() is None
+    is_alone = Stage.DENSE not in state.summary.metrics and reference is None
     if run.objects.objective is not None and is_alone:
         print("There is no dense run to compare with; for one: python train.py <the same settings> objective=none")
     _show_samples(run, samples)
@@ -196,9 +202,9 @@ def report(run: Run) -> None:
         print(f"Uploaded to {upload(run.folder.compact, name, private=True)}")
 
 
-def _results_of(run: Run, samples: list[dict[str, str]]) -> RunResults:
+def _results_of(run: Run, samples: list[Sample], reference: Reference | None) -> RunResults:
     """Return the results of a run, in a sweep with the dense job that it is compared with."""
-    state, score, sweep = run.state, run.data.prepared.score, _sweep_of_run()
+    state, score = run.state, run.data.prepared.score
     is_stock, compact = RECORD_KEY not in read_config(run.folder.compact), run.folder.compact
     model = meta_copy(state.model) if run.is_sharded else state.model
     exports = {str(name): run.folder.export(name) for name in run.settings.exports}
@@ -217,26 +223,11 @@ def _results_of(run: Run, samples: list[dict[str, str]]) -> RunResults:
         usage=usage_code(model, compact, place=str(compact), stock=is_stock),
         runtimes=find_runtimes(model, run.folder.path, compact=compact if is_stock else None, exports=exports),
         samples=samples,
-        dense=_dense_metrics(sweep, run),
-        is_in_sweep=sweep is not None,
+        dense=reference() if reference is not None and run.objects.objective else {},
+        is_in_sweep=reference is not None,
         date=date.today().isoformat(),
         log=read_log(run.folder.path),
     )
-
-
-def _dense_metrics(sweep: Path | None, run: Run) -> dict[str, float]:
-    """Return the metrics of the dense job of a sweep that a job is compared with; none outside of a sweep."""
-    if sweep is None or run.objects.objective is None:
-        return {}
-    from gating.run.sweep.results import dense_metrics
-
-    return dense_metrics(sweep, run.folder.path)
-
-
-def _sweep_of_run() -> Path | None:
-    """Return the folder of the sweep of which the run is a job; None for a run of its own."""
-    is_job = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-    return Path(HydraConfig.get().sweep.dir) if is_job else None
 
 
 def _samples(run: Run) -> list[Sample]:

@@ -237,7 +237,8 @@ def _trusted(stored: dict[str, Any], folder: Path, overrides: Sequence[str]) -> 
     """
     given = _names(overrides)
     for name, value in leaves(stored):
-        if value in (None, True) or any(f"{name}.".startswith(f"{other}.") for other in given):
+        harmless = name.endswith(".use_safetensors")
+        if value in (None, harmless) or any(f"{name}.".startswith(f"{other}.") for other in given):
             continue
         is_code = bool(_CODE.fullmatch(name)) and not str(value).startswith(_TRUSTED)
         if is_code or "${" in str(value):

@@ -1,1 +1,1 @@
-"""Writing of files and folders: whole or not at all, replacing only results of this package."""
+"""Files and folders: written whole, renamed instead of replaced, locked, told apart by content, and on the hub."""
