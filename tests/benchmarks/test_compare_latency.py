@@ -65,7 +65,7 @@ def test_given_settings_are_asked_for_a_speedup_unless_they_have_a_size():
     assert mine.settings_for(2.0)[-1] == "objective.speedup=2"
     assert mine.settings_for(1.5)[-1] == "objective.speedup=1.5"
     assert not read_method("few:objective=budget objective.num_heads=3", LATENCY_METHODS, ask=SPEEDUP).takes_number
-    assert LATENCY_METHODS["layers"].settings_for(3)[-1] == "model.config.num_hidden_layers=3"
+    assert LATENCY_METHODS["layers"].settings_for(3)[-1] == "+model.config.num_hidden_layers=3"
 
 
 def test_differences_are_paired_by_seed():

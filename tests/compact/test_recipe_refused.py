@@ -289,16 +289,14 @@ def test_models_that_cannot_be_recipes_are_refused(bert, compact, tmp_path):
     )
 
 
-def test_a_folder_that_is_no_recipe_is_not_replaced(compact, tmp_path):
+def test_a_folder_in_the_place_of_a_recipe_is_renamed(compact, tmp_path):
     model, options = compact
     gating.save_recipe(model, tmp_path / "recipe", **options)
     with pytest.raises(FileExistsError, match="exists already"):
         gating.save_recipe(model, tmp_path / "recipe", **options)
-    with pytest.raises(FileExistsError, match="base"):
-        gating.save_recipe(model, tmp_path / "base", **options, overwrite=True)
     (tmp_path / "recipe" / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"holds notes\.txt"):
-        gating.save_recipe(model, tmp_path / "recipe", **options, overwrite=True)
+    gating.save_recipe(model, tmp_path / "recipe", **options, overwrite=True)
+    assert (tmp_path / "recipe.1" / "notes.txt").read_text() == "mine"
 
 
 def test_a_base_in_a_folder_is_not_uploaded(compact, tmp_path, monkeypatch):

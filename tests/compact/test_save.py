@@ -12,7 +12,6 @@ import transformers
 
 import gating
 from gating.compact.load import load_compact
-from gating.compact.manifest import write_manifest
 from gating.compact.save import save_compact
 from gating.report.rows import CompactReport, Row
 from tests.conftest import TEXTS
@@ -138,13 +137,12 @@ def test_an_empty_folder_is_used(pruned, tmp_path):
     assert load_compact(tmp_path / "compact")
 
 
-def test_overwriting_replaces_the_whole_folder(pruned, folder, tmp_path):
-    left_over = folder / "tokenizer.json"
-    left_over.write_text("{}")
-    write_manifest(folder)
+def test_overwriting_renames_the_whole_folder(pruned, folder, tmp_path):
+    (folder / "notes.txt").write_text("mine")
     save_compact(pruned, folder, overwrite=True)
-    assert not left_over.exists()
-    assert os.listdir(tmp_path) == ["compact"]
+    assert (tmp_path / "compact.1" / "notes.txt").read_text() == "mine"
+    assert not (folder / "notes.txt").exists()
+    assert sorted(os.listdir(tmp_path)) == ["compact", "compact.1"]
 
 
 def crash_in_tokenizer(monkeypatch, model):

@@ -267,24 +267,6 @@ def test_a_stock_model_loses_neurons_again_and_is_saved_again(stock, tmp_path):
     assert json.loads((folder / "config.json").read_text())["intermediate_size"] == 16
 
 
-def test_both_kinds_of_folders_replace_each_other(stock, tmp_path):
-    model = stock["bert"][0]
-    for is_stock in (True, False, True, True):
-        folder = gating.save_compact(model, tmp_path / "folder", stock=is_stock, overwrite=True)
-        assert (folder / "modeling_compact.py").exists() != is_stock
-    (folder / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"holds notes\.txt, which does not belong"):
-        gating.save_compact(model, folder, overwrite=True)
-
-
-def test_a_dense_model_of_others_is_not_replaced(stock, tmp_path):
-    dense = FAMILIES["bert"].build()
-    dense.save_pretrained(tmp_path / "dense")
-    (tmp_path / "dense" / "README.md").write_text("---\ntags:\n- mine\n---\nNot of\n- head-gating\n")
-    with pytest.raises(FileExistsError, match="is not the folder of an earlier compact model"):
-        gating.save_compact(stock["bert"][0], tmp_path / "dense", overwrite=True)
-
-
 def test_the_card_shows_plain_loading(stock):
     card = (stock["bert"][1] / "README.md").read_text()
     assert 'AutoModelForSequenceClassification.from_pretrained(".")' in card

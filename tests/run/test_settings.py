@@ -39,7 +39,7 @@ REFUSED = {
 def test_a_wrong_setting_is_named(given, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as caught:
-        checked_settings(given.split())
+        read_settings(compose_settings(given.split()))
     assert REFUSED[given] in str(caught.value)
     assert not list(tmp_path.iterdir())
 
