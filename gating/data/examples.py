@@ -70,8 +70,6 @@ def as_examples(returned: Any, *, target: str) -> Examples:
         if not isinstance(table, Dataset) or not len(table):
             found = f"a {type(table).__name__}" if not isinstance(table, Dataset) else "no examples"
             raise InputError(f"data._target_={target} returned {found} as {name}: let it be a datasets.Dataset.")
-    if isinstance(given.metrics, str):
-        raise InputError(f"data._target_={target} returned metrics={given.metrics!r}: give a tuple of names.")
     ordered = DatasetDict({name: splits[name] for name in _SPLITS if name in splits})
     return Examples(ordered, metrics=tuple(given.metrics), rows=given.rows)
 

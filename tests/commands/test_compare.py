@@ -45,11 +45,6 @@ def test_the_end_of_the_name_is_the_format_of_the_picture(suffix, start, compare
     compare(*runs.values(), "--output", figure, "--overwrite")
 
 
-def test_a_picture_of_no_format_is_refused_before_the_runs_are_read(compare, tmp_path):
-    with pytest.raises(SystemExit, match="no picture"):
-        compare(tmp_path / "nothing", "--output", tmp_path / "figure.txt")
-
-
 def test_a_folder_of_runs_is_expanded_and_its_unfinished_runs_are_listed(compare, runs, tmp_path):
     (runs["few"] / "metrics.json").unlink()
     plain = json.loads(compare(tmp_path, "--json"))

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertLMHeadM
 
 import gating
 from gating import __main__ as command_line
-from gating.commands.evaluation import evaluation_settings
+from gating.commands.evaluate import evaluation_settings
 from gating.errors import InputError
 from tests.support.interruptions import run_in
 from tests.support.sweeps import write_run

@@ -84,7 +84,6 @@ def test_a_function_with_variable_keyword_arguments_takes_any_setting(own):
         ({"training": ROWS}, "'training'.*train, validation, test"),
         ({}, "no split"),
         (DatasetDict(train=ROWS, test=ROWS.select([])), "no examples as test"),
-        (Examples(DatasetDict(train=ROWS), metrics="f1"), "metrics='f1'"),
     ],
 )
 def test_returned_data_is_checked(returned, message):
