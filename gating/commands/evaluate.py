@@ -52,7 +52,7 @@ _OF_TRAINER = ("accelerator", *_LIMITS.values())
 _PLACES = ("train", "validation", "test", "path", "name")
 # Settings of data that do not change how its texts are encoded.
 _SAME_ENCODING = {"batch_size", "eval_batch_size", "num_workers", "seed"}
-_FILES, _TEXT = "gating.data.sources.load_files", "gating.data.text_files.load_text"
+_FILES, _TEXT = "gating.data.sources.load_files", "gating.data.sources.load_text"
 _SENTENCES, _EMBEDDING = "gating.data.sentences.load_sentences", "gating.tasks.Embedding"
 
 _log = logging.getLogger(__name__)

@@ -287,7 +287,7 @@ def test_what_cannot_be_evaluated_is_refused_in_one_sentence(finished, tmp_path,
         "trainer.max_steps has no effect": [finished, "trainer.max_steps=3"],
         "data.max_lengh": [finished, "data.max_lengh=8"],
         "nothing.tsv": [finished, "data.test=nothing.tsv"],
-        "does not exist": [tmp_path / "nothing", "data=files", f"data.test={table}"],
+        "no such file": [tmp_path / "nothing", "data=files", f"data.test={table}"],
         "is not finished": [tmp_path / "run"],
     }.items():
         assert words in refused(*arguments)

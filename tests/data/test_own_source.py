@@ -56,7 +56,6 @@ def test_the_example_runs(own, capsys):
     ("change", "message"),
     [
         ("+data.lang=de", "data.lang"),
-        ("data.language=[de]", "data.language"),
         ("data.folder=???", "data.folder is needed"),
         ("data._target_=my_reviews.load_review", "my_reviews.load_review"),
         ("data._target_=broken.load", "broken.load cannot be imported"),
