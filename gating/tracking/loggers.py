@@ -90,18 +90,15 @@ def resolve_mode(mode: Mode) -> Mode:
     Raises:
         InputError: The mode is ``online`` and no account is configured.
     """
-    if mode == "auto":
-        mode = cast("Mode", os.environ.get("WANDB_MODE")) or ("online" if _has_account() else "offline")
-    if mode == "online" and not _has_account():
-        raise InputError("W&B online needs an account: run `wandb login` first, or pass logger.mode=offline.")
-    return mode
-
-
-def _has_account() -> bool:
-    """Return whether a key or an identity token is configured, without a request or a prompt."""
-    # With WANDB_MODE=offline, wandb would not look for a key.
+    asked = (os.environ.get("WANDB_MODE") or None) if mode == "auto" else mode
+    if asked not in (None, "online"):
+        return cast("Mode", asked)
+    # Without a request or a prompt; with WANDB_MODE=offline, wandb would not look for a key or an identity token.
     wandb.setup(wandb.Settings(silent=True, mode="online"))
-    return wandb.login(prompt=False, verify=False)
+    has_account = wandb.login(prompt=False, verify=False)
+    if asked == "online" and not has_account:
+        raise InputError("W&B online needs an account: run `wandb login` first, or pass logger.mode=offline.")
+    return "online" if has_account else "offline"
 
 
 def _start_wandb(folder: Path, mode: Mode, options: Mapping[str, Any]) -> WandbLogger | None:
