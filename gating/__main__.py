@@ -10,7 +10,7 @@ from pathlib import Path
 import gating
 from gating.commands.options import COMMANDS
 from gating.distributed import limit_spinning
-from gating.errors import MissingPackageError, UserError, explain, missing_extra
+from gating.errors import UserError, explain, missing_extra
 from gating.tracking.redaction import redact_output
 from gating.training.signals import stop_on_signals
 
@@ -30,7 +30,12 @@ def main() -> None:
     try:
         # Temporary folders are removed at a signal, too.
         with stop_on_signals():
-            _run(arguments)
+            # Its module imports torch.
+            importlib.import_module(f"gating.commands.{arguments.command}").run(arguments)
+    except ModuleNotFoundError as error:
+        if (error.name or "gating").startswith("gating"):
+            raise
+        sys.exit(f"error: {missing_extra(f'head-gating {arguments.command}', missing=error.name)}")
     except (UserError, OSError) as error:
         sys.exit(f"error: {explain(error)}")
 
@@ -46,22 +51,6 @@ def _parser() -> argparse.ArgumentParser:
         described = f"{command.help[0].upper()}{command.help[1:]}."
         command.add_arguments(commands.add_parser(name, help=command.help, description=described))
     return parser
-
-
-def _run(arguments: argparse.Namespace) -> None:
-    """Run a command, whose module imports torch.
-
-    Raises:
-        MissingPackageError: A package of an extra is not installed.
-    """
-    try:
-        module = importlib.import_module(f"gating.commands.{arguments.command}")
-    except ModuleNotFoundError as error:
-        if (error.name or "gating").startswith("gating"):
-            raise
-        problem = missing_extra(f"head-gating {arguments.command}", missing=error.name)
-        raise MissingPackageError(problem) from error
-    module.run(arguments)
 
 
 def _train_script() -> Path:

@@ -97,7 +97,7 @@ def test_existing_exports_are_kept_without_the_option_to_overwrite(compact, tmp_
     (tmp_path / "export.json").write_text("{}")
     with pytest.raises(SystemExit) as stop:
         run(monkeypatch, "export", compact, "--format", "torch", "--output", tmp_path)
-    assert str(stop.value) == f"error: {tmp_path} exists already. Choose another place, or pass --overwrite."
+    assert str(stop.value).startswith(f"error: {tmp_path} exists already")
     assert (tmp_path / "export.json").read_text() == "{}"
 
 

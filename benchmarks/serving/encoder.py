@@ -18,7 +18,7 @@ import gating
 from benchmarks.measuring import interleave, ratio
 from benchmarks.serving.runs import ENCODERS, train
 from benchmarks.serving.runtimes import RUNTIMES, compile_openvino, missing_package, silenced
-from gating.commands.evaluation import evaluation_settings
+from gating.commands.evaluate import evaluation_settings
 from gating.compact.load import load_compact
 from gating.models.pretrained import Pretrained
 from gating.run.build import build_objects

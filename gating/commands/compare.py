@@ -20,8 +20,6 @@ def run(arguments: argparse.Namespace) -> None:
         FileExistsError: The file of the picture exists.
     """
     output = arguments.output
-    if output is not None and output.suffix.lower() not in (".png", ".pdf", ".svg"):
-        raise InputError(f"--output {output} names no picture: give a file that ends with .png, .pdf or .svg.")
     if output is not None and output.exists() and not arguments.overwrite:
         raise FolderExistsError(f"{output} exists already. Choose another place, or pass --overwrite.")
     runs: dict[Path, FinishedRun] = {}

@@ -2,32 +2,60 @@
 
 import argparse
 import json
+import logging
 import re
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from datasets import DatasetDict, Value
 from huggingface_hub import snapshot_download
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from transformers import PreTrainedModel
 
-from gating.commands.evaluation import LIMITS, evaluation_settings, load_evaluation, warn_of_changes
 from gating.commands.model_folder import find_model
+from gating.compact.load import load_compact
 from gating.compact.original import read_original
+from gating.compact.recipe_base import processor_folder
+from gating.data.labels import using_classes
 from gating.distributed.launch import check_devices
+from gating.errors import InputError, explain, shorten
 from gating.models.hub import locate
+from gating.models.pretrained import Pretrained
 from gating.pruning.latency.comparison import margin
 from gating.pruning.layers import build_original
 from gating.report.score import Score
 from gating.report.summary import Stage, Summary
-from gating.run.build import build_objects, naming_settings
+from gating.run.build import RunObjects, build_objects, naming_settings
+from gating.run.data import RunData, encode_examples, load_examples
+from gating.run.folder import stored_settings
+from gating.run.inputs import read_inputs
+from gating.run.settings import Settings, read_settings
 from gating.run.timing import RunTiming
 from gating.storage.files import finite_number
+from gating.storage.identity import NUM_ROWS, table_digests
 from gating.tasks.metrics.choice import score_of
 from gating.tracking.verbosity import quiet_libraries
 
-__all__ = ["Evaluated", "evaluate_folder", "run"]
+__all__ = ["Evaluated", "evaluate_folder", "evaluation_settings", "load_evaluation", "run"]
+
+# Groups that an evaluation reads, in addition to the seed, with which missing splits are drawn.
+_GROUPS = ("data", "task", "trainer", "latency")
+_LIMITS = {"validation": "limit_val_batches", "test": "limit_test_batches"}
+_OF_TRAINER = ("accelerator", *_LIMITS.values())
+# These settings say where data is. Overriding only these does not select another source.
+_PLACES = ("train", "validation", "test", "path", "name")
+# Settings of data that do not change how its texts are encoded.
+_SAME_ENCODING = {"batch_size", "eval_batch_size", "num_workers", "seed"}
+_FILES, _TEXT = "gating.data.sources.load_files", "gating.data.sources.load_text"
+_SENTENCES, _EMBEDDING = "gating.data.sentences.load_sentences", "gating.tasks.Embedding"
+
+_log = logging.getLogger(__name__)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -72,10 +100,11 @@ def evaluate_folder(folder: str, overrides: Sequence[str], *, split: str | None 
         device = check_devices(settings.trainer).root
         # Wrong settings are refused before anything is downloaded.
         objects = build_objects(settings)
-        place = place or _download(folder)
+        place = place or Path(locate(folder))
+        place = place if place.is_dir() else Path(snapshot_download(str(place)))
         objects, model, data, split = load_evaluation(settings, objects, place, split=split, only=only)
         if run_folder is not None:
-            warn_of_changes(run_folder, overrides, data, split=split)
+            _warn_of_changes(run_folder, overrides, data, split=split)
         timing = RunTiming.of(objects.latency, data.module, split=split)
         timing.check(model)
         model.to(device)  # type: ignore[arg-type]
@@ -90,7 +119,7 @@ def evaluate_folder(folder: str, overrides: Sequence[str], *, split: str | None 
         dense = model if original is None else build_original(model, original, device=device)
         summary.compare_models(dense, model, timing.batch(device))
         summary.latency, summary.short_latency = timing.compare(dense, model, run_seconds=summary.seconds["evaluate"])
-    limit = f"trainer.{LIMITS[split]}={settings.trainer[LIMITS[split]]}" if data.is_part(split) else None
+    limit = f"trainer.{_LIMITS[split]}={settings.trainer[_LIMITS[split]]}" if data.is_part(split) else None
     numbers = {
         "model": folder,
         "split": split,
@@ -115,10 +144,10 @@ def evaluate_folder(folder: str, overrides: Sequence[str], *, split: str | None 
 
 def _lines_of(metrics: Mapping[str, str], summary: Summary, score: Score) -> list[str]:
     """Return the lines of metrics, sizes and latencies, beside those of the dense model where units were removed."""
-    lines = [f"  {name}  {shown}" for name, shown in metrics.items()]
+    lines, rows = [f"  {name}  {shown}" for name, shown in metrics.items()], summary.compact_report(score).rows
     if not _is_compact(summary):
-        return [*lines, *(f"  {row.name}  {row.after}" for row in summary.compact_report(score).rows)]
-    lines += [f"  {row.name}  {row.after} (dense: {row.before})" for row in summary.compact_report(score).rows]
+        return [*lines, *(f"  {row.name}  {row.after}" for row in rows)]
+    lines += [f"  {row.name}  {row.after} (dense: {row.before})" for row in rows]
     return lines + [f"  speed-up, {x.words}  {x.speedup:.2f}x ({margin(x.error)})" for x in summary.latencies.values()]
 
 
@@ -126,7 +155,168 @@ def _is_compact(summary: Summary) -> bool:
     return any(before != after for before, after in summary.sizes.values())
 
 
-def _download(name: str) -> Path:
-    """Return the folder of a model on the hub, or in the local cache."""
-    located = locate(name)
-    return Path(located if Path(located).is_dir() else snapshot_download(located))
+def evaluation_settings(
+    model: str, overrides: Sequence[str], *, run_folder: Path | None, split: str | None
+) -> tuple[Settings, str | None]:
+    """Return the settings of an evaluation, and the name of the split if the command gives a single file.
+
+    Args:
+        model: Folder of the model.
+        overrides: Settings of the command, in the words of Hydra.
+        run_folder: Folder of the run that made the model, whose settings hold where the command gives none.
+        split: Name of the split; None for the last one.
+
+    Raises:
+        InputError: A setting cannot be used, or there is no data.
+    """
+    names = _names(overrides)
+    for name in names:
+        group, _, setting = name.partition(".")
+        if group not in (*_GROUPS, "seed") or (group == "trainer" and setting and setting not in _OF_TRAINER):
+            raise InputError(
+                f"{name} has no effect on an evaluation, which takes data, task, latency, seed, and of the trainer "
+                f"{', '.join(_OF_TRAINER)}."
+            )
+    # Inside the package in a wheel, beside it in a checkout.
+    package = Path(__file__).resolve().parents[1]
+    conf = next(place / "conf" for place in (package, package.parent) if (place / "conf").is_dir())
+    # Hydra does not know the options of the run: the objects refuse names that do not exist.
+    added = [f"++{line}" if re.match(r"\w+\.", line) else line for line in overrides]
+    try:
+        with initialize_config_dir(str(conf), version_base="1.3"):
+            values: Any = OmegaConf.to_container(compose("config", overrides=added))
+    except Exception as error:  # Hydra raises errors of many classes about settings.
+        raise InputError(explain(error)) from error
+    if run_folder is not None:
+        values |= _of_run(values, overrides, run_folder=run_folder)
+    elif not any(name.partition(".")[0] == "data" for name in names):
+        raise InputError(f"{model} is not in the folder of a run, which has data: give data=..., such as data=files.")
+    if values["task"].get("_target_") == _EMBEDDING:
+        # Nothing is trained, and data of any kind are evaluated.
+        values["task"] |= {"loss": None, "negations": 0}
+        if values["task"].get("teacher") is None:
+            # The model that is evaluated is not the one that it learned from.
+            dense = {} if run_folder is None else stored_settings(run_folder)["model"]
+            name, revision = dense.get("name") or "none", dense.get("revision", "main")
+            values["task"] |= {"teacher": name, "teacher_revision": revision}
+    only = _take_single_file(values["data"], split, given=names)
+    # One device evaluates, since batches of several processes are padded otherwise; no steps bound the examples.
+    values["trainer"] |= {"devices": 1, "num_nodes": 1, "strategy": "auto", "max_steps": -1}
+    values["model"] = {"_target_": "gating.models.pretrained.Pretrained", "name": model}
+    return read_settings(values), only
+
+
+def _names(overrides: Sequence[str]) -> list[str]:
+    """Return the dotted names of the settings and groups that overrides give."""
+    return [line.lstrip("+~").partition("=")[0] for line in overrides]
+
+
+def _of_run(composed: dict[str, Any], overrides: Sequence[str], *, run_folder: Path) -> dict[str, Any]:
+    """Return the settings of a run that an evaluation reads, except those of the command.
+
+    An option of data that names the run's own source says where other data is, and changes nothing else.
+    """
+    data, names = composed["data"], _names(overrides)
+    is_same = "data" in names and stored_settings(run_folder)["data"].get("_target_") == data.get("_target_")
+    others = [line for line, name in zip(overrides, names, strict=True) if not (is_same and name == "data")]
+    recalled = read_settings({**composed, "resume": str(run_folder)}, others).model_dump()
+    values = {name: recalled[name] for name in (*_GROUPS, "seed")}
+    if is_same:
+        values["data"] |= {name: data[name] for name in _PLACES if name in data}
+    # Data are evaluated whole, also where the run looked at a part of its own.
+    values["trainer"] |= {name: 1.0 for name in _LIMITS.values() if f"trainer.{name}" not in names}
+    if not {"data", "data.path", "data.name"}.isdisjoint(names):
+        for split in _LIMITS:
+            part = str(values["data"].get(f"{split}_split"))
+            if part.startswith(f"{split}[") and "+" not in part and f"data.{split}_split" not in names:
+                values["data"][f"{split}_split"] = split
+    return values
+
+
+def _take_single_file(data: dict[str, Any], split: str | None, *, given: Sequence[str]) -> str | None:
+    """Let the one file that a command gives be read whole, as the training data; return the split that it is."""
+    if data.get("_target_") not in (_FILES, _TEXT, _SENTENCES) or "data.train" in given:
+        return None
+    files = [name for name in ("validation", "test") if f"data.{name}" in given and data.get(name) is not None]
+    split = split or (files[-1] if files else "test")
+    if split not in files:
+        return None
+    # The training file of texts without validation data would be divided.
+    data.update(train=data[split], validation=data[split] if data["_target_"] == _TEXT else None, test=None)
+    return split
+
+
+def load_evaluation(
+    settings: Settings, objects: RunObjects, place: Path, *, split: str | None, only: str | None
+) -> tuple[RunObjects, PreTrainedModel, RunData, str]:
+    """Load a model and the split to evaluate it on; return them with the objects of the settings and the split's name.
+
+    Args:
+        settings: The settings.
+        objects: Their objects.
+        place: Local folder of the model.
+        split: Name of the split; None for the last one.
+        only: Name of the only split of the data, which the source returns as ``train``; None if it returns all.
+
+    Raises:
+        InputError: The data has not this split, or the model is not of the task or of other classes.
+    """
+    model = load_compact(place)
+    # The processor is beside the weights.
+    objects = replace(objects, source=Pretrained(str(processor_folder(place))))
+    families = getattr(objects.task.auto_class, "_model_mapping", None)
+    if families is not None and not isinstance(model, families.get(type(model.config), ())):
+        dense = getattr(type(model), "dense_class", type(model)).__name__
+        raise InputError(f"{place} is a {dense}, not a model of {type(objects.task).__name__}: choose task=...")
+    examples = load_examples(settings, objects, hold_out_missing=only is None)
+    tables = {only: examples.splits["train"]} if only else dict(examples.splits)
+    split = split or ("test" if "test" in tables else "validation")
+    if split not in tables:
+        raise InputError(f"The data has no {split} examples: give data.{split}=..., or another --split.")
+    names = [str(name) for _, name in sorted((model.config.id2label or {}).items())]
+    classes = None if names == [f"LABEL_{number}" for number in range(len(names))] else names
+    # Tasks read the columns of the training data; errors name the split that is checked first.
+    both = replace(examples, splits=DatasetDict({split: tables[split], "train": tables[split]}))
+    compared = logging.getLogger("gating.data.rows")
+    try:
+        compared.disabled = True  # These are no training data that hold test examples.
+        with using_classes(classes):
+            data = encode_examples(both, settings, objects, model)
+    finally:
+        compared.disabled = False
+    if classes is None:
+        _warn_of_classes(data, place)
+    return objects, model, data, split
+
+
+def _warn_of_classes(data: RunData, place: Path) -> None:
+    """Warn which label is which class of a model without names, unless the labels are the numbers themselves."""
+    found = [str(name) for _, name in sorted(data.prepared.config.get("id2label", {}).items())]
+    numbers = range(len(found))
+    if found not in ([], [str(n) for n in numbers], [f"LABEL_{n}" for n in numbers]):
+        shown = shorten(", ".join(f"{name!a} is {number}" for number, name in enumerate(found)), most=400)
+        _log.warning(
+            f"The classes of {place} have numbers and no names, so labels are taken in their order: {shown}. If the "
+            "model has learned others, give the numbers as the labels."
+        )
+
+
+def _warn_of_changes(run_folder: Path, overrides: Sequence[str], data: RunData, *, split: str) -> None:
+    """Warn if the split of a run that made a model has changed since, or is drawn with another seed.
+
+    Where texts are encoded in another way than in the run, only classes are compared.
+    """
+    given = {name.removeprefix("data.") for name in _names(overrides) if name.partition(".")[0] in ("data", "seed")}
+    before = read_inputs(run_folder)["data"].get(split)
+    # Data from another place may differ.
+    if before is None or not given.isdisjoint({"data", *_PLACES}):
+        return
+    table = data.prepared.splits[split]
+    classes = {"labels"} if isinstance(table.features.get("labels"), Value) else set()
+    now = table_digests(table) or {}
+    compared = (before.keys() & now.keys() if given <= _SAME_ENCODING else classes) - {NUM_ROWS}
+    if any(before.get(name) != now.get(name) for name in compared):
+        drawn = ""
+        if "seed" in given:
+            drawn = ": another seed draws them anew, also from examples that the model was trained on: leave it out"
+        _log.warning(f"The {split} data differ from those of the run in {run_folder}{drawn}.")

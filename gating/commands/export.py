@@ -52,7 +52,7 @@ def _compare(folder: str, exported: Path) -> str:
     if place is None or run_folder is None:
         raise InputError(f"{folder} is not in the folder of a run, which has data: export the run's own folder.")
     # Other exports need neither Hydra nor Lightning.
-    from gating.commands.evaluation import evaluation_settings, load_evaluation
+    from gating.commands.evaluate import evaluation_settings, load_evaluation
     from gating.run.build import build_objects
     from gating.serving.graphs.runtime import GraphModel
     from gating.tracking.verbosity import quiet_libraries

@@ -7,9 +7,7 @@ from typing import NamedTuple
 
 from gating.serving.formats import FORMATS
 
-__all__ = ["COMMANDS", "MAX_DROP", "Command"]
-
-MAX_DROP = "--max-drop"
+__all__ = ["COMMANDS", "Command"]
 
 
 class Command(NamedTuple):
@@ -66,7 +64,7 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
 def _compare_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folders", nargs="+", type=Path, help="folders of finished runs or of sweeps")
     parser.add_argument(
-        MAX_DROP,
+        "--max-drop",
         type=float,
         default=1.0,
         help="largest accepted loss of validation score against the dense run: points, or the unit of the score (1.0)",

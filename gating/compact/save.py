@@ -83,7 +83,7 @@ def save_compact(
             loading it from the folder, or the configuration class cannot describe it as a stock model (StockError);
             or ``repo_id`` is invalid, or there is no token.
         FileExistsError: The folder is not empty and ``overwrite`` is false.
-        ConnectionError: The upload has failed; the folder is saved. Or offline mode is on; nothing is saved.
+        ConnectionError: The upload has failed; the folder is saved.
 
     Example:
         >>> import tempfile

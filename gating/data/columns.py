@@ -85,23 +85,12 @@ def take_columns(splits: DatasetDict, columns: Mapping[str, str]) -> DatasetDict
         splits = splits.flatten()
     for split, table in splits.items():
         for role, name in columns.items():
-            _check_column(table, name, split=split, setting=f"data.{role}_column")
+            if name not in table.column_names:
+                raise InputError(
+                    f"The {split} data has no column {name!r}; it has {', '.join(table.column_names)}. Name the right "
+                    f"one with data.{role}_column=..."
+                )
     renamed = {name: role for role, name in columns.items() if name != role}
     taken = splits.select_columns(wanted).rename_columns(renamed)
     warn_of_overlap(taken, [role for role in columns if role in _INPUT_ROLES])
     return taken
-
-
-def _check_column(table: Dataset, name: str, *, split: str, setting: str) -> None:
-    """Raise ``InputError`` if a table lacks a column, or the values of the column are not those that were written."""
-    if name not in table.column_names:
-        raise InputError(
-            f"The {split} data has no column {name!r}; it has {', '.join(table.column_names)}. Name the "
-            f"right one with {setting}=..."
-        )
-    # The reader of JSON makes times of texts such as 2020-01-01, and 1 of "01" beside numbers.
-    if any(kind in str(table.features[name]) for kind in ("Json(", "timestamp[")):
-        raise InputError(
-            f"The {split} data has dates, or values of several kinds, in the column {name!r}, which may not be read as "
-            "they are written: write all of them as texts, dates in a csv or tsv file."
-        )

@@ -32,7 +32,8 @@ _log = logging.getLogger(__name__)
 
 _of_model: ContextVar[tuple[str, ...] | None] = ContextVar("of_model", default=None)
 
-_NUMBER = re.compile(r"([+-]?\d+)(?:\.(\d+))?")
+_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
+_ZEROS = re.compile(r"(?<=\d)\.0+$")
 
 
 @contextmanager
@@ -74,7 +75,8 @@ def encode_labels(splits: DatasetDict) -> tuple[DatasetDict, list[str]]:
     feature = splits["train"].features["label"]
     written = {split: _as_text(table, split) for split, table in splits.items()}
     if not isinstance(feature, ClassLabel) and all(map(_NUMBER.fullmatch, written["train"])):
-        written = {split: _without_fractions(labels, split) for split, labels in written.items()}
+        # 1 for 1.0, because files may write the same number differently.
+        written = {split: [_ZEROS.sub("", label) for label in labels] for split, labels in written.items()}
     names = list(feature.names) if isinstance(feature, ClassLabel) else sort_labels(written["train"])
     names = list(classes_of_model() or names)
     if len(names) < 2:
@@ -121,12 +123,10 @@ def check_classes(labels: Iterable[str], numbers: Mapping[str, int], split: str)
     unknown = next(((row, label) for row, label in enumerate(labels) if label not in numbers), None)
     if unknown:
         row, label = unknown
-        owner, remedy = "training data", "Correct the row, or add examples of it to the training data."
-        if classes_of_model() is not None:
-            owner, remedy = "model", "Evaluate it on data with its labels."
+        owner = "training data" if classes_of_model() is None else "model"
         raise InputError(
             f"The {split} data has the label {shorten(ascii(label))} ({name_row(split, row)}), which the {owner} "
-            f"lacks; it has {shorten(', '.join(numbers))}. {remedy}"
+            f"lacks; it has {shorten(', '.join(numbers))}."
         )
 
 
@@ -141,30 +141,7 @@ def _as_text(table: Dataset, split: str) -> list[str]:
         if label is None or label == "" or label != label:
             # Benchmarks do not publish the labels of their test splits.
             raise InputError(f"The {split} data has no label in {name_row(split, row)}: fill it in, or leave it out.")
-        if isinstance(label, (list, dict, bytes)):
-            raise InputError(
-                f"The {split} data has the label {shorten(repr(label))} in {name_row(split, row)}, which is not one "
-                "class. Name another data.label_column=..., or learn one for each word: task=token_classification."
-            )
-        if isinstance(label, float) and not label.is_integer():
-            raise _fraction(split, row, label)
     return [str(label) for label in labels]
-
-
-def _without_fractions(labels: list[str], split: str) -> list[str]:
-    """Return 1 for 1.0 where classes are numbers, because files may write the same number differently."""
-    found = [_NUMBER.fullmatch(label) for label in labels]
-    for row, number in enumerate(found):
-        if number and (number[2] or "").strip("0"):
-            raise _fraction(split, row, labels[row])
-    return [number[1] if number else label for number, label in zip(found, labels, strict=True)]
-
-
-def _fraction(split: str, row: int, label: object) -> InputError:
-    return InputError(
-        f"The {split} data has the label {label} in {name_row(split, row)}: numbers with fractions are not classes; "
-        "task=regression learns numbers."
-    )
 
 
 def sort_labels(names: Iterable[str]) -> list[str]:

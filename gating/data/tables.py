@@ -1,7 +1,7 @@
-"""Tables in local files, by file extension."""
+"""Local files: tables by their extension, and texts."""
 
 import csv
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,10 @@ from datasets import Dataset
 from gating.errors import InputError, MissingFileError, UserError
 from gating.storage.identity import file_digest
 
-__all__ = ["PLAIN_TEXTS", "read_file", "reading"]
+__all__ = ["read_file", "read_texts", "reading"]
 
 # Extensions of files without columns.
-PLAIN_TEXTS = (".txt", ".text", ".md")
+_PLAIN_TEXTS = (".txt", ".text", ".md")
 # File extension -> builder of datasets and its options. Empty cells and words such as "null" are ordinary text.
 _TABLE = {"keep_default_na": False, "na_values": []}
 _BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -29,13 +29,12 @@ _BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
 _SEPARATORS = {"semicolons": ";", "tabs": "\t", "commas": ",", "bars": "|"}
 
 
-def read_file(split: str, file: str, *, also: Sequence[str] = ()) -> Dataset:
+def read_file(split: str, file: str) -> Dataset:
     """Read a table.
 
     Args:
         split: Name of the split, whose setting and file are named in errors.
         file: The file.
-        also: Extensions of other files that the caller reads itself, for messages.
 
     Raises:
         FileNotFoundError: The file does not exist.
@@ -46,10 +45,9 @@ def read_file(split: str, file: str, *, also: Sequence[str] = ()) -> Dataset:
     if not path.is_file():
         raise MissingFileError(f"{setting}: there is no such file.")
     if ending not in _BUILDERS:
-        hint = " Texts without columns are read with data=text or data=sentences." if ending in PLAIN_TEXTS else ""
         raise InputError(
-            f"{setting}: cannot read {ending or 'a file without extension'} as a table; use "
-            f"{', '.join([*also, *_BUILDERS])}.{hint}"
+            f"{setting}: cannot read {ending or 'a file without extension'} as a table; use {', '.join(_BUILDERS)}. "
+            f"Texts without columns ({', '.join(_PLAIN_TEXTS)}) are read with data=text or data=sentences."
         )
     kind, options = _BUILDERS[ending]
     with reading(f"{setting}: the file"):
@@ -62,6 +60,24 @@ def read_file(split: str, file: str, *, also: Sequence[str] = ()) -> Dataset:
         builder = datasets.load_dataset_builder(kind, name=file_digest(path)[:16], data_files=str(path), **options)
         builder.download_and_prepare()
         return builder.as_dataset("train")
+
+
+def read_texts(split: str, file: str, *, divide: Callable[[str], list[str]] = lambda text: [text]) -> Dataset:
+    """Read a file of texts: a plain file is divided by a function, by default into one text, a table has one in a row.
+
+    Raises:
+        FileNotFoundError: The file does not exist.
+        ValueError: It is empty or cannot be read.
+    """
+    path = Path(file).expanduser()
+    if path.suffix.lower() not in _PLAIN_TEXTS or not path.is_file():
+        return read_file(split, file)
+    with reading(f"data.{split}={file}: the file"):
+        # Without the mark that some editors put at the beginning.
+        text = path.read_text(encoding="utf-8-sig")
+    if not text.strip():
+        raise InputError(f"data.{split}={file}: the file is empty.")
+    return Dataset.from_dict({"text": divide(text)})
 
 
 @contextmanager

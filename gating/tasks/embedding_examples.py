@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from gating.data.columns import find_text_columns, take_columns
 from gating.data.rows import name_row, warn_of_overlap
-from gating.data.text.tokens import check_room, encode_batch, tokenize
+from gating.data.text.tokens import encode_batch, tokenize
 from gating.embedding.negation import negate
 from gating.errors import InputError
 from gating.tasks.embedding_teacher import EMBEDDINGS, PAIR_EMBEDDINGS
@@ -150,12 +150,7 @@ def add_negations(table: Dataset, share: float) -> Dataset:
 
 
 def tokenize_examples(splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length: int) -> DatasetDict:
-    """Tokenize the texts of each split; the columns of second texts begin with ``pair_``.
-
-    Raises:
-        ValueError: There is no room for a text beside the special tokens.
-    """
-    check_room(tokenizer, max_length)
+    """Tokenize the texts of each split; the columns of second texts begin with ``pair_``."""
 
     def tokenize_batch(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         tokens: dict[str, list[Any]] = {}

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, cast
-from weakref import WeakSet
 
 import wandb
 from matplotlib.figure import Figure
@@ -30,9 +29,10 @@ _START_S, _END_S = 15.0, 30.0
 _RUN_ID, _CSV = Path("wandb", "id-of-run"), "csv"
 # Methods of loggers that are called during a run.
 _METHODS = ("log_metrics", "log_hyperparams", "log_image", "log_table", "save", "finalize", "after_save_checkpoint")
+# Attribute of a logger that has failed.
+_FAILED = "has_failed"
 
 _log = logging.getLogger(__name__)
-_failed = WeakSet[Logger]()
 
 
 def build_loggers(
@@ -90,21 +90,15 @@ def resolve_mode(mode: Mode) -> Mode:
     Raises:
         InputError: The mode is ``online`` and no account is configured.
     """
-    if mode == "auto":
-        mode = cast("Mode", os.environ.get("WANDB_MODE")) or ("online" if _has_account() else "offline")
-    if mode == "online" and not _has_account():
+    asked = (os.environ.get("WANDB_MODE") or None) if mode == "auto" else mode
+    if asked not in (None, "online"):
+        return cast("Mode", asked)
+    # Without a request or a prompt; with WANDB_MODE=offline, wandb would not look for a key or an identity token.
+    wandb.setup(wandb.Settings(silent=True, mode="online"))
+    has_account = wandb.login(prompt=False, verify=False)
+    if asked == "online" and not has_account:
         raise InputError("W&B online needs an account: run `wandb login` first, or pass logger.mode=offline.")
-    return mode
-
-
-def _has_account() -> bool:
-    """Return whether a key or an identity token is configured, without a request or a prompt."""
-    try:
-        # With WANDB_MODE=offline, wandb would not look for a key.
-        wandb.setup(wandb.Settings(silent=True, mode="online"))
-        return wandb.login(prompt=False, verify=False)
-    except Exception:
-        return True  # wandb raises it again when the run starts.
+    return "online" if has_account else "offline"
 
 
 def _start_wandb(folder: Path, mode: Mode, options: Mapping[str, Any]) -> WandbLogger | None:
@@ -132,12 +126,12 @@ def _tolerant(logger: Logger, method: Callable[..., None]) -> Callable[..., None
 
     @functools.wraps(method)
     def call(*args: Any, **kwargs: Any) -> None:
-        if logger in _failed:
+        if hasattr(logger, _FAILED):
             return
         try:
             method(*args, **kwargs)
         except Exception as error:
-            _failed.add(logger)
+            setattr(logger, _FAILED, True)
             _log.warning(f"{type(logger).__name__} has failed ({_reason(error)}). The run continues without it.")
 
     return call

@@ -50,9 +50,6 @@ class OptimizerSettings:
             model: The model; only parameters that require gradients are trained.
             gates: The model's gates.
             objective: The objective, whose multipliers ascend.
-
-        Raises:
-            InputError: The class of the optimizer does not train parameters of the model.
         """
         groups = parameter_groups(
             model,
@@ -123,10 +120,7 @@ class AnyOptimizer(OptimizerSettings):
         others = [group for group in groups if not _is_of_weights(group)]
         if len(others) == len(groups):
             return _adamw(others)  # The weights are frozen.
-        try:
-            weights = self.factory([group for group in groups if _is_of_weights(group)], lr=self.lr, **self.options)
-        except ValueError as error:
-            raise InputError(f"{self.factory.__name__} cannot train this model: {error}") from error
+        weights = self.factory([group for group in groups if _is_of_weights(group)], lr=self.lr, **self.options)
         return CombinedOptimizer(weights, _adamw(others)) if others else weights
 
 
@@ -207,21 +201,12 @@ class WarmupSchedule:
             optimizer: An optimizer of :class:`OptimizerSettings`.
             first_step: Optimizer steps of the run before this phase.
             total_steps: Optimizer steps of the whole run.
-
-        Example:
-            >>> optimizer = AdamW(lr=1.0).build(nn.Linear(2, 2))
-            >>> WarmupSchedule(warmup=0.5).build(optimizer, first_step=0, total_steps=4).get_last_lr()
-            [0.5, 0.5]
         """
         if self.restart:
             first_step, total_steps = 0, total_steps - first_step
         rates = [group["lr"] for group in optimizer.param_groups if _is_of_weights(group)]
         factor = self._factor(lr=rates[0] if rates else 1.0, first_step=first_step, total_steps=total_steps)
-
-        def constant(_: int) -> float:
-            return 1.0
-
-        return LambdaLR(optimizer, [factor if _is_of_weights(g) else constant for g in optimizer.param_groups])
+        return LambdaLR(optimizer, [factor if _is_of_weights(g) else lambda _: 1.0 for g in optimizer.param_groups])
 
     def _factor(self, *, lr: float, first_step: int, total_steps: int) -> Callable[[int], float]:
         """Return the function from the steps of a phase to the factor of the learning rate."""

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from gating.data.computed import computed_column, model_digest
 from gating.data.datamodule import ExampleDataModule
 from gating.data.examples import TEACHER_LOGITS
-from gating.errors import InputError
 from gating.sharding.plan import is_sharded
 from gating.storage.identity import table_digests
 from gating.teachers.teacher import Teacher
@@ -23,27 +22,19 @@ _CHUNK = 4096
 def can_store_logits(
     data: ExampleDataModule, model: nn.Module, shapes: Mapping[str, Any], num_batches: int, *, store: bool | None = None
 ) -> bool:
-    """Return whether a run stores the logits of its teacher.
+    """Return whether a run stores the logits of its teacher: one vector for each text, of 1 GiB at most in all.
 
     Args:
         data: Data of the run.
         model: The model that learns; the teacher is cut over the processes if it is.
         shapes: Shapes of what is compared, by name, for a batch of examples.
         num_batches: Number of training batches of each process in the run.
-        store: Whether the settings ask for it; None to store where the run reads more examples than there are.
-
-    Raises:
-        InputError: The settings ask for it, and it is not possible.
+        store: Whether to store them where it is possible; None if the run reads more examples than there are.
     """
     table, logits = data.table("train"), shapes.get("logits", ())
     has_vectors = set(shapes) == {"logits"} and len(logits) == 2 and "input_ids" in table.column_names
     # A teacher that is cut over processes answers in all of them at once.
     is_possible = has_vectors and not is_sharded(model) and len(table) * logits[1] * 4 <= _MOST_BYTES
-    if store and not is_possible:
-        raise InputError(
-            "distillation.store=true is for one vector of logits for each text, as those of classes, of 1 GiB at most "
-            "in all, and a teacher that is not cut over processes."
-        )
     return is_possible and (num_batches * data.batch_size > len(table) if store is None else store)
 
 

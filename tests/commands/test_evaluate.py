@@ -6,6 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertLMHeadM
 
 import gating
 from gating import __main__ as command_line
-from gating.commands.evaluation import evaluation_settings
+from gating.commands.evaluate import evaluation_settings
 from gating.errors import InputError
 from tests.support.interruptions import run_in
 from tests.support.sweeps import write_run
@@ -177,8 +178,9 @@ def test_data_drawn_with_another_seed_may_be_those_of_the_training(finished, eva
 
 def data_of(run: Path, *overrides: str, split: str | None = None) -> tuple[dict[str, Any], str | None]:
     """Return the settings of the data of an evaluation, and the split that its only file is."""
-    settings, only = evaluation_settings("model", overrides, run_folder=run, split=split)
-    return settings.values["data"], only
+    with mock.patch("gating.run.settings._check_places"):  # There are no files.
+        settings, only = evaluation_settings("model", overrides, run_folder=run, split=split)
+    return settings.data, only
 
 
 def test_files_in_place_of_those_of_a_run_leave_its_other_settings(tmp_path):
@@ -198,25 +200,32 @@ def test_files_in_place_of_those_of_a_run_leave_its_other_settings(tmp_path):
     assert (data.get("max_length"), data.get("text_column")) == (None, None)
 
 
+def finish(run: Path, *overrides: str) -> None:
+    """Write the settings of a finished run into a folder."""
+    with mock.patch("gating.run.settings._check_places"):
+        (run / "config.yaml").write_text(yaml.safe_dump(checked_settings([*overrides, f"output_dir={run}"])))
+    (run / "metrics.json").write_text("{}")
+
+
 def test_embeddings_are_compared_with_the_model_and_revision_of_the_run(tmp_path):
     model = ["model=pretrained", "model.name=user/dense", "model.revision=v2"]
-    overrides = ["task=embedding", "data=sentences", "data.train=a.txt", *model, f"output_dir={tmp_path}"]
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(checked_settings(overrides)))
+    overrides = ["task=embedding", "data=sentences", "data.train=a.txt", *model]
+    finish(tmp_path, *overrides)
 
     def teacher_of(*more: str) -> tuple[str, str]:
-        task = evaluation_settings("model", more, run_folder=tmp_path, split=None)[0].values["task"]
+        with mock.patch("gating.run.settings._check_places"):
+            task = evaluation_settings("model", more, run_folder=tmp_path, split=None)[0].task
         return task["teacher"], task["teacher_revision"]
 
     assert teacher_of() == ("user/dense", "v2")
     assert teacher_of("task.teacher=user/other") == ("user/other", "main")
-    own = [*overrides, "task.teacher=user/first", "task.teacher_revision=v1"]
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(checked_settings(own)))
+    finish(tmp_path, *overrides, "task.teacher=user/first", "task.teacher_revision=v1")
     assert teacher_of() == ("user/first", "v1")
 
 
 def test_a_set_of_the_hub_in_place_of_that_of_a_run_leaves_its_other_settings(tmp_path):
     hub = ["data=hub", "data.path=user/name", "data.name=old", "data.validation_split=null"]
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(checked_settings([*hub, f"output_dir={tmp_path}"])))
+    finish(tmp_path, *hub)
     data, only = data_of(tmp_path, "data=hub", "data.path=user/other", "data.batch_size=4")
     assert (data["path"], data["name"], data["validation_split"], only) == ("user/other", None, None, None)
     with pytest.raises(InputError, match=r"data\.path"):
@@ -276,9 +285,9 @@ def test_what_cannot_be_evaluated_is_refused_in_one_sentence(finished, tmp_path,
         "no test examples": [alone, *files],
         "objective.num_heads has no effect": [finished, "objective.num_heads=3"],
         "trainer.max_steps has no effect": [finished, "trainer.max_steps=3"],
-        "data.max_length": [finished, "data.max_lengh=8"],
+        "data.max_lengh": [finished, "data.max_lengh=8"],
         "nothing.tsv": [finished, "data.test=nothing.tsv"],
-        "does not exist": [tmp_path / "nothing", "data=files", f"data.test={table}"],
+        "no such file": [tmp_path / "nothing", "data=files", f"data.test={table}"],
         "is not finished": [tmp_path / "run"],
     }.items():
         assert words in refused(*arguments)
@@ -321,7 +330,7 @@ def test_data_are_evaluated_whole_also_where_the_run_took_a_part(finished, tmp_p
 def test_slices_of_the_run_are_none_of_other_data(tmp_path):
     hub = ["data=hub", "data.path=user/name", "'data.test_split=\"test[:9]\"'", "'data.validation_split=\"train[9:]\"'"]
     hub = [line.strip("'") for line in hub]
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(checked_settings([*hub, f"output_dir={tmp_path}"])))
+    finish(tmp_path, *hub)
     assert data_of(tmp_path)[0]["test_split"] == "test[:9]"
     data, _ = data_of(tmp_path, "data=hub", "data.path=user/other")
     assert (data["test_split"], data["validation_split"]) == ("test", "train[9:]")

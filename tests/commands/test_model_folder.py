@@ -62,4 +62,4 @@ def test_an_existing_export_is_refused_before_the_model_is_loaded(run, tmp_path,
     (tmp_path / "mine" / "file").touch()
     (run / "compact" / "model.safetensors").write_text("damaged")
     error = call(monkeypatch, "export", run, "--format", "torch", "--output", tmp_path / "mine")
-    assert error == f"error: {tmp_path}/mine exists already. Choose another place, or pass --overwrite."
+    assert error.startswith(f"error: {tmp_path}/mine exists already")

@@ -94,7 +94,7 @@ def test_a_new_repository_may_be_private(hub, pruned, tmp_path, private):
     gating.save_compact(pruned, tmp_path / "saved", repo_id=NAME, token=TOKEN, private=private)
     assert hub.models[NAME].private == private
     if private:
-        with pytest.raises(FileNotFoundError, match=r"no model me/compact, or it is private: .*HF_TOKEN"):
+        with pytest.raises(FileNotFoundError, match="make sure you are authenticated"):
             gating.load_compact(NAME)
     gating.load_compact(NAME, token=TOKEN)
 
@@ -120,33 +120,20 @@ def refused(error: type[Exception], message: str, **options) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_model_and_a_missing_revision_are_one_sentence(hub, folder):
-    refused(FileNotFoundError, "the hub has no model me/compact, or it is private: correct the name, or log in")
+def test_a_missing_model_and_a_missing_revision_are_named(hub, folder):
+    refused(FileNotFoundError, "me/compact cannot be downloaded from .*Repository Not Found")
     put(hub, folder)
-    refused(FileNotFoundError, "no revision 'v9' on the hub: give a branch, tag or commit", revision="v9")
+    refused(FileNotFoundError, "revision v9.*Revision Not Found", revision="v9")
 
 
-def test_a_gated_model_is_one_sentence(hub, folder):
-    put(hub, folder, is_gated=True)
-    refused(ConnectionError, rf"is gated on the hub: ask for access on {hub.url}/{NAME}")
-
-
-@pytest.mark.parametrize("status", [401, 403])
-def test_a_refused_token_is_one_sentence(hub, folder, status):
-    put(hub, folder)
-    hub.failing_reads = status
-    refused(ConnectionError, "the hub refuses access to me/compact with this token: log in", token="wrong")
-
-
-def test_a_failing_hub_is_one_sentence(hub, folder):
-    put(hub, folder)
-    hub.failing_reads = 503
-    refused(ConnectionError, rf"cannot be downloaded from {hub.url} \(503, Service Unavailable\)")
-
-
-def test_an_unreachable_hub_is_one_sentence(hub, monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
-    refused(ConnectionError, "cannot be downloaded from http://127.0.0.1:9 .*: connect to it")
+@pytest.mark.parametrize("fault", ["gated", "refused", "failing", "unreachable"])
+def test_a_hub_that_gives_nothing_is_a_connection_error(hub, folder, monkeypatch, fault):
+    put(hub, folder, is_gated=fault == "gated")
+    hub.failing_reads = {"refused": 403, "failing": 503}.get(fault)
+    if fault == "unreachable":
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    said = {"gated": "gated repo", "refused": "403", "failing": "503", "unreachable": "refused"}
+    refused(ConnectionError, f"me/compact cannot be downloaded from http://127.*{said[fault]}")
 
 
 def test_the_cache_serves_a_model_offline(hub, folder, tmp_path, monkeypatch):
@@ -226,19 +213,12 @@ def test_names_and_tokens_are_checked_before_anything_is_written(hub, pruned, tm
     assert not hub.requests
 
 
-def test_offline_mode_is_refused_before_anything_is_written(hub, pruned, tmp_path, monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ConnectionError, match="Cannot upload to me/compact: HF_HUB_OFFLINE is set"):
-        gating.save_compact(pruned, tmp_path / "saved", repo_id=NAME, token=TOKEN)
-    assert not (tmp_path / "saved").exists()
-
-
 @pytest.mark.parametrize("token", [TOKEN, "hf_wrong"])
 def test_a_failed_upload_leaves_the_folder_and_names_the_command(hub, pruned, tmp_path, token):
     hub.failing = 403 if token == TOKEN else None
     private = token == TOKEN
     command = rf"hf upload me/compact {tmp_path}/saved{' --private' * private}$"
-    with pytest.raises(ConnectionError, match=rf"was not uploaded to me/compact \(40[13], the token is .*{command}"):
+    with pytest.raises(ConnectionError, match=rf"was not uploaded to me/compact .*40[13] .*{command}"):
         gating.save_compact(pruned, tmp_path / "saved", repo_id=NAME, token=token, private=private)
     gating.load_compact(tmp_path / "saved")
 

@@ -1,9 +1,7 @@
 """Columns of a table and their roles."""
 
-import datetime
-
 import pytest
-from datasets import Dataset, DatasetDict, Json
+from datasets import Dataset, DatasetDict
 
 from gating.data.columns import find_column, find_input_columns, find_text_columns, take_columns
 from gating.errors import InputError
@@ -66,16 +64,6 @@ def test_a_field_of_a_nested_column_can_be_selected():
 def test_columns_that_cannot_be_taken_are_named(columns, message):
     with pytest.raises(InputError, match=message):
         take_columns(splits("text", "kind"), columns)
-
-
-def test_values_that_were_not_read_as_written_are_refused_where_they_are_used():
-    row = {"text": "a", "label": "x", "when": datetime.datetime(2024, 2, 29), "many": [datetime.datetime(2024, 2, 29)]}
-    table = Dataset.from_list([row])
-    mixed = table.cast_column("label", Json())
-    assert take_columns(DatasetDict(train=table), {"text": "text"})["train"][0] == {"text": "a"}
-    for rows, name in ((table, "when"), (table, "many"), (mixed, "label")):
-        with pytest.raises(InputError, match=rf"'{name}'.*as texts"):
-            take_columns(DatasetDict(train=rows), {"text": name})
 
 
 @pytest.mark.parametrize(

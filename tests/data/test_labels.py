@@ -49,8 +49,6 @@ def test_same_label_read_as_number_and_as_word_is_one_class():
         (["a", "b"], [None, "a"], "no label in row 1"),
         (["a", "b"], ["a", ""], "no label in row 2"),
         (["a", "a"], ["a"], "at least two"),
-        ([0.5, 1.0], [1.0], "fractions"),
-        ([["a"], ["b"]], [["a"]], "row 1.*token_classification"),
         ([0.0, 1.0, float("nan")], [1.0], "no label in row 3"),
     ],
 )

@@ -2,8 +2,7 @@
 
 import pytest
 
-from gating.data.sentences import load_bbc_sentences, load_sentences
-from gating.data.wordnet import load_wordnet_and_bbc
+from gating.data.sentences import load_bbc_sentences, load_sentences, load_wordnet_and_bbc
 from gating.errors import InputError, MissingFileError
 
 

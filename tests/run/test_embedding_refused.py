@@ -33,7 +33,6 @@ REFUSED = {
     "task.similarity_weight=-1": "give a number from 0",
     "task.negations=2": "task.negations=2: give a number from 0 to 1",
     "task.negations=0.1": "none of the training texts has a form",
-    "data.max_length=2": "leaves no room for a text",
     "model.tokenizer=MODEL": "leave out model.tokenizer",
     "model.name=T5": "is an encoder with a decoder",
     "exports=[gguf]": "exports",

@@ -14,8 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 import gating
 import train
 from benchmarks.faults.outcome import Outcome
-from gating.data.sources import load_files
-from gating.data.text_files import load_text
+from gating.data.sources import load_files, load_text
 from gating.models.meta_model import make_meta_model
 from gating.models.sources import NewModel
 from gating.pruning.measure import count_heads_by_kind

@@ -175,7 +175,7 @@ def test_no_error_shows_a_secret(inputs, secrets, tmp_path, monkeypatch, error):
     monkeypatch.setattr(sys, "stderr", err)
     redact_output()
 
-    def fail(cfg):
+    def fail(cfg, *_, **__):
         raise RuntimeError(f"{cfg['logger']['name']} did not answer")
 
     monkeypatch.setattr(train, "run", fail)

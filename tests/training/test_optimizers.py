@@ -144,7 +144,7 @@ def test_classes_that_cannot_train_the_model_are_refused(model):
         AnyOptimizer(torch.optim.SGD, {"momentum": -1})
     with pytest.raises(ValueError, match="parameter groups"):
         AnyOptimizer(torch.optim.LBFGS)
-    with pytest.raises(InputError, match=r"Muon cannot train this model: .*2D"):
+    with pytest.raises(ValueError, match="2D"):
         AnyOptimizer(torch.optim.Muon).build(model)
 
 

@@ -18,7 +18,6 @@ from gating.models.sources import ModelSource, NewModel
 
 __all__ = [
     "check_no_nulls",
-    "check_room",
     "check_texts",
     "encode_batch",
     "load_tokenizer",
@@ -123,30 +122,13 @@ def tokenize_labeled(
     """Tokenize texts, or text pairs in two columns, and rename ``label`` to ``labels``.
 
     They are truncated to ``max_length`` tokens, special tokens included.
-
-    Raises:
-        ValueError: There is no room for a text beside the special tokens.
     """
-    check_room(tokenizer, max_length, pair=len(columns) > 1)
 
     def tokenize_batch(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         tokens = encode_batch([batch[column] for column in columns], tokenizer, max_length)
         return {**tokens, "labels": batch["label"]}
 
     return tokenize(splits, tokenize_batch, tokenizer=tokenizer)
-
-
-def check_room(tokenizer: PreTrainedTokenizerBase, max_length: int, *, pair: bool = False) -> None:
-    """Check that ``max_length`` tokens have room for a text beside the special tokens.
-
-    Raises:
-        ValueError: They have none.
-    """
-    num_special = tokenizer.num_special_tokens_to_add(pair=pair)
-    if max_length <= num_special:
-        raise InputError(
-            f"data.max_length={max_length} leaves no room for a text: the tokenizer adds {num_special} special tokens."
-        )
 
 
 def encode_batch(
