@@ -93,6 +93,8 @@ def save_recipe(
     place = Path(save_directory)
     found = find_base(os.fspath(base), revision=revision, token=token)
     name, commit = name_base(found)
+    if Path(found).resolve() == place.resolve():
+        raise InputError(f"{place} is the base, which the recipe needs: choose another place.")
     if repo_id is not None and commit is None:
         raise InputError(f"base={base} is a folder of this machine: name the base on the hub, or leave out repo_id.")
     with replacing_folder(place, overwrite=overwrite) as folder:

@@ -47,8 +47,9 @@ def read_inputs(folder: Path) -> dict[str, Any]:
     """Return the inputs that a run began with; empty tables if there is no record that can be read."""
     try:
         inputs = json.loads((folder / INPUTS).read_text(encoding="utf-8"))
-        return {"budget": inputs.get("budget"), **{name: inputs[name] for name in ("data", "classes", "folders")}}
-    except (OSError, ValueError, KeyError, AttributeError):
+        tables = {name: {key: dict(one) for key, one in inputs[name].items()} for name in ("data", "folders")}
+        return {"budget": inputs.get("budget"), "classes": inputs["classes"], **tables}
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return {"data": {}, "classes": None, "folders": {}, "budget": None}
 
 

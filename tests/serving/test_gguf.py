@@ -227,58 +227,28 @@ def test_files_are_replaced_whole_or_not_at_all(llama, tmp_path, monkeypatch):
         export.export_gguf(llama, path, overwrite=True)
     assert path.read_bytes() == before
     assert [found.name for found in tmp_path.iterdir()] == ["model.gguf"]
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="is not a GGUF file of this package"):
-        export.export_gguf(llama, tmp_path / "notes.txt", overwrite=True)
 
 
-def test_only_an_unchanged_file_of_this_package_is_replaced(llama, tmp_path):
+def test_a_file_in_its_place_is_renamed(llama, tmp_path):
     path = export.export_gguf(llama, tmp_path / "model.gguf").path
     whole = path.read_bytes()
-    foreign = gguf.GGUFWriter(tmp_path / "foreign.gguf", "llama")
-    foreign.add_name("mine")
-    for write in ("write_header_to_file", "write_kv_data_to_file", "write_ti_data_to_file", "close"):
-        getattr(foreign, write)()
-    changed = tmp_path / "changed.gguf"
-    for content in (whole[:-1], whole + b"0", whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:], b"GGUF", b""):
-        changed.write_bytes(content)
-        with pytest.raises(FileExistsError, match="is not a GGUF file of this package, or it was changed"):
-            export.export_gguf(llama, changed, overwrite=True)
-        assert changed.read_bytes() == content
-    before = (tmp_path / "foreign.gguf").read_bytes()
-    with pytest.raises(FileExistsError, match="is not a GGUF file of this package"):
-        export.export_gguf(llama, tmp_path / "foreign.gguf", overwrite=True)
-    assert (tmp_path / "foreign.gguf").read_bytes() == before
+    path.write_text("precious")
     assert export.export_gguf(llama, path, overwrite=True).path.read_bytes() == whole
+    assert (tmp_path / "model.1.gguf").read_text() == "precious"
 
 
-@pytest.mark.parametrize("exists", [False, True])
-def test_a_file_that_came_or_changed_during_the_export_stays(exists, llama, tmp_path, monkeypatch):
+def test_a_file_that_came_during_the_export_stays(llama, tmp_path, monkeypatch):
     path, write = tmp_path / "model.gguf", export.write_gguf
-    if exists:
-        export.export_gguf(llama, path)
 
     def slow(*args, **options):
         write(*args, **options)
         path.write_text("precious")
 
     monkeypatch.setattr(export, "write_gguf", slow)
-    with pytest.raises(FileExistsError, match="it was changed" if exists else "exists already"):
-        export.export_gguf(llama, path, overwrite=exists)
+    with pytest.raises(FileExistsError, match="exists already"):
+        export.export_gguf(llama, path)
     assert path.read_text() == "precious"
     assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize("as_link", [False, True])
-def test_a_file_is_never_its_own_tokenizer(as_link, llama, tmp_path):
-    path = export.export_gguf(llama, tmp_path / "model.gguf", tokenizer=make_tokenizer()).path
-    before, source = path.read_bytes(), path
-    if as_link:
-        source = tmp_path / "link.gguf"
-        source.hardlink_to(path)
-    with pytest.raises(FileExistsError, match="which the file is made from, so it is not replaced"):
-        export.export_gguf(llama, path, tokenizer_from=source, overwrite=True)
-    assert path.read_bytes() == before
 
 
 def test_a_damaged_file_is_reported_by_llama_cpp(llama, tmp_path):
