@@ -8,8 +8,6 @@ from gating.commands.model_folder import runs_in
 from gating.errors import InputError, explain
 from gating.run.folder import free_space, is_run, megabytes
 
-__all__ = ["run"]
-
 
 def run(arguments: argparse.Namespace) -> None:
     """Remove the checkpoints of finished runs, and print the freed space.

@@ -9,8 +9,6 @@ from gating.run.sweep.choice import Choice, as_json, print_choice
 from gating.run.sweep.picture import write_picture
 from gating.run.sweep.results import FinishedRun, read_runs
 
-__all__ = ["run"]
-
 
 def run(arguments: argparse.Namespace) -> None:
     """Print the table of some runs and the recommended one, and write the picture.

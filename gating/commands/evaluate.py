@@ -42,8 +42,6 @@ from gating.storage.identity import NUM_ROWS, table_digests
 from gating.tasks.metrics.choice import score_of
 from gating.tracking.verbosity import quiet_libraries
 
-__all__ = ["Evaluated", "evaluate_folder", "evaluation_settings", "load_evaluation", "run"]
-
 # Groups that an evaluation reads, in addition to the seed, with which missing splits are drawn.
 _GROUPS = ("data", "task", "trainer", "latency")
 _LIMITS = {"validation": "limit_val_batches", "test": "limit_test_batches"}

@@ -8,8 +8,6 @@ from gating.compact.load import find_folder
 from gating.errors import InputError, UserError, explain
 from gating.serving.formats import FORMATS, export_compact
 
-__all__ = ["compare_accuracy", "run"]
-
 
 def run(arguments: argparse.Namespace) -> None:
     """Export a compact model, and print its contents and the check."""

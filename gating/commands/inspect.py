@@ -16,8 +16,6 @@ from gating.pruning.measure import cache_bytes_per_token, count_macs, weight_meg
 from gating.pruning.prune_report import num_parameters
 from gating.report.rows import heads_per_layer, kept_heads_table, kept_neurons_table, layers_left, neurons_per_layer
 
-__all__ = ["run"]
-
 
 def run(arguments: argparse.Namespace) -> None:
     """Print a model's heads and neurons, and its sizes."""

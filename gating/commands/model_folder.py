@@ -5,8 +5,6 @@ from pathlib import Path
 from gating.errors import InputError
 from gating.run.folder import is_run
 
-__all__ = ["find_model", "runs_in"]
-
 
 def find_model(folder: str) -> tuple[Path | None, Path | None]:
     """Return the folder of a model, None if it is not a local one; and the folder of the run that made it, or None.

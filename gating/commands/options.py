@@ -7,8 +7,6 @@ from typing import NamedTuple
 
 from gating.serving.formats import FORMATS
 
-__all__ = ["COMMANDS", "Command"]
-
 
 class Command(NamedTuple):
     """A command: its module in this folder has its name, and a function ``run`` of the parsed arguments.

@@ -8,8 +8,6 @@ from datasets import Dataset, DatasetDict
 from gating.data.rows import warn_of_overlap
 from gating.errors import InputError
 
-__all__ = ["find_column", "find_input_columns", "find_text_columns", "take_columns"]
-
 # Usual names of the column of texts, or of the two columns of text pairs, in order of precedence.
 _USUAL_TEXTS: tuple[tuple[str, ...], ...] = (
     ("text_a", "text_b"),

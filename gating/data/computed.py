@@ -12,8 +12,6 @@ from torch import nn
 
 from gating.compact.manifest import digest_tensors
 
-__all__ = ["cache_file", "computed_column", "model_digest"]
-
 
 def computed_column(
     name: str,

@@ -16,8 +16,6 @@ from transformers.trainer_pt_utils import DistributedLengthGroupedSampler
 from gating.data.examples import TARGETS, Batch, model_inputs
 from gating.errors import InputError
 
-__all__ = ["ExampleDataModule"]
-
 # Number of examples on which gates, models and their copies are tried.
 _PROBED = 8
 

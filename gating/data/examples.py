@@ -10,17 +10,6 @@ from torch import Tensor
 from gating.data.rows import Numbers
 from gating.errors import InputError, shorten
 
-__all__ = [
-    "Batch",
-    "Examples",
-    "TARGETS",
-    "TEACHER_LOGITS",
-    "as_examples",
-    "model_inputs",
-    "num_rows",
-    "num_targets",
-]
-
 _SPLITS = ("train", "validation", "test")
 
 

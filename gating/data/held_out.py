@@ -16,8 +16,6 @@ from gating.data.rows import Numbers, row_keys
 from gating.distributed.collectives import is_rank_zero
 from gating.errors import InputError
 
-__all__ = ["draw_splits", "find_class_column", "hold_out"]
-
 # Validation and test each get a tenth of the rows, up to a maximum.
 _FRACTION = 10
 _MAX_ROWS = 10_000

@@ -14,8 +14,6 @@ from gating.data.tables import reading
 from gating.errors import InputError, MissingFileError
 from gating.models.sources import ModelSource
 
-__all__ = ["load_image_processor", "transform_images", "vision_config"]
-
 # The arithmetic of Pillow is the same on every machine, unlike that of torchvision.
 _NewProcessor = transformers.ViTImageProcessorPil
 # Number of channels -> Pillow's mode.

@@ -15,16 +15,6 @@ from gating.data.rows import name_row
 from gating.distributed.collectives import is_rank_zero
 from gating.errors import InputError, shorten
 
-__all__ = [
-    "LABEL_COLUMNS",
-    "check_classes",
-    "classes_of_model",
-    "encode_labels",
-    "number_classes",
-    "sort_labels",
-    "using_classes",
-]
-
 # Usual names of the column of labels.
 LABEL_COLUMNS = ("label", "labels")
 

@@ -14,8 +14,6 @@ from datasets import Dataset
 
 from gating.distributed.collectives import is_rank_zero
 
-__all__ = ["Numbers", "name_row", "numbering_rows", "row_keys", "warn_of_overlap"]
-
 Numbers = np.ndarray[Any, np.dtype[np.int64]]
 
 _SEPARATOR = pa.scalar(b"\x1f", pa.large_binary())

@@ -14,8 +14,6 @@ from gating.data.sources import load_bbc_news
 from gating.data.tables import read_texts
 from gating.models.hub import package_folder
 
-__all__ = ["load_bbc_sentences", "load_sentences", "load_wordnet", "load_wordnet_and_bbc", "split_sentences"]
-
 # The end of a sentence, before a capital letter, a digit or a quote.
 _END = re.compile(r"(?<=[.!?])[\"']?\s+(?=[\"'A-Z0-9£$])|\n+")
 _FEWEST_WORDS, _FEWEST_WORDS_OF_GLOSS = 4, 3

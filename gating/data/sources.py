@@ -19,17 +19,6 @@ from gating.distributed.collectives import is_rank_zero
 from gating.errors import InputError, MissingFileError
 from gating.models.hub import cached_folder, package_folder, require_hub
 
-__all__ = [
-    "Examples",
-    "cut_excerpts",
-    "load_bbc_news",
-    "load_digits",
-    "load_files",
-    "load_glue",
-    "load_hub",
-    "load_text",
-]
-
 # Classes in the order of their folders.
 _BBC_CLASSES = ["business", "entertainment", "politics", "sport", "tech"]
 

@@ -12,8 +12,6 @@ from datasets import Dataset
 from gating.errors import InputError, MissingFileError, UserError
 from gating.storage.identity import file_digest
 
-__all__ = ["read_file", "read_texts", "reading"]
-
 # Extensions of files without columns.
 _PLAIN_TEXTS = (".txt", ".text", ".md")
 # File extension -> builder of datasets and its options. Empty cells and words such as "null" are ordinary text.

@@ -38,16 +38,6 @@ from gating.training.optimizers import AnyOptimizer, OptimizerSettings
 if TYPE_CHECKING:
     from gating.objectives.distillation import Distillation
 
-__all__ = [
-    "Budget",
-    "DataSettings",
-    "PhaseObjects",
-    "RunObjects",
-    "build_objects",
-    "build_phase",
-    "naming_settings",
-]
-
 # Errors that constructors of other packages raise for invalid arguments.
 _REFUSALS = (ValueError, TypeError, ImportError, MisconfigurationException)
 _ADAMW = "gating.training.optimizers.AdamW"

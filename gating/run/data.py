@@ -26,8 +26,6 @@ from gating.tasks.metrics.baselines import Baseline
 from gating.training.callbacks.progress import watched
 from gating.training.evaluation import Tally, count_evaluated, evaluate
 
-__all__ = ["RunData", "encode_examples", "load_examples", "set_measured_macs"]
-
 
 @dataclass(frozen=True)
 class RunData:

@@ -16,8 +16,6 @@ from gating.tracking.loggers import close_wandb
 from gating.training.callbacks.weights import DivergedError
 from gating.training.signals import Stopped, stop_on_signals
 
-__all__ = ["handling_errors"]
-
 # Seconds in which rank 0 ends the other processes after an error.
 _PATIENCE_S = 2.0
 

@@ -39,8 +39,6 @@ from gating.tracking.loggers import log_outcome, log_samples, read_log
 from gating.tracking.redaction import redact
 from gating.tracking.verbosity import quiet_libraries
 
-__all__ = ["execute", "export", "gather", "report"]
-
 # Metrics of a dense run by names such as ``val/accuracy``.
 Reference = Callable[[], dict[str, float]]
 

@@ -17,8 +17,6 @@ from gating.run.settings import Settings
 from gating.serving.formats import FORMATS, export_compact
 from gating.serving.graphs.runtime import GraphModel
 
-__all__ = ["check_exports", "export_formats", "write_recipe"]
-
 # Options of exports by the part of their names after the format.
 _OPTIONS: dict[str, dict[str, Any]] = {"": {}, "int8": {"int8": True}, "q8_0": {"dtype": "q8_0"}}
 

@@ -27,18 +27,6 @@ from gating.storage.files import (
     write_atomically,
 )
 
-__all__ = [
-    "Phase",
-    "RunFolder",
-    "free_space",
-    "is_finished",
-    "how_to_resume",
-    "is_run",
-    "megabytes",
-    "relocated",
-    "stored_settings",
-]
-
 
 class Phase(StrEnum):
     """Phases of a run, in their order; the values are the names of checkpoint folders."""

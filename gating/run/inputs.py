@@ -14,8 +14,6 @@ from gating.run.settings import Settings
 from gating.storage.identity import NUM_ROWS, folder_digests, table_digests
 from gating.storage.same_settings import find_difference, leaves
 
-__all__ = ["check_inputs", "data_differ", "describe_inputs", "read_inputs"]
-
 _log = logging.getLogger(__name__)
 
 

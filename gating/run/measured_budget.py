@@ -26,8 +26,6 @@ from gating.sharding.copies import untrained_copy
 from gating.sharding.plan import is_sharded
 from gating.tracking.verbosity import printed_warnings
 
-__all__ = ["kept_at_speedup", "measure_budget"]
-
 # Shares of the time that is left: for the timings before the search and after it. The rest is for the final ones.
 _SHARE_BEFORE, _SHARE_AFTER = 0.5, 0.6
 # Share of the time left that one choice of gates may take after the search; two or three are usual.

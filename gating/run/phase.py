@@ -25,8 +25,6 @@ from gating.training.checkpoints import AtomicCheckpointIO, RunCheckpoint, Shard
 from gating.training.evaluation import validation_interval
 from gating.training.module import FineTuning
 
-__all__ = ["train_phase"]
-
 
 def train_phase(
     run: Run,

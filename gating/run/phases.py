@@ -36,8 +36,6 @@ from gating.tracking.verbosity import printed_warnings
 from gating.training.callbacks.gates import log_kept_heads
 from gating.training.checkpoints import load_own_state, load_shards, read_checkpoint, save_shards, write_checkpoint
 
-__all__ = ["load_teacher", "recover", "remove", "search", "teach"]
-
 
 def teach(run: Run) -> None:
     """Train a dense copy of the model to distill from, if no teacher is named; it is saved for other runs.

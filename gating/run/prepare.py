@@ -39,8 +39,6 @@ from gating.tracking.loggers import resolve_mode
 from gating.training.callbacks.progress import check_monitors
 from gating.training.evaluation import count_steps
 
-__all__ = ["note_unless_stock", "prepare"]
-
 
 def prepare(settings: Settings, folder: RunFolder) -> Run:
     """Check and load everything, and return the run; no file of the run is written before the end.

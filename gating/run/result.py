@@ -9,8 +9,6 @@ from gating.errors import InputError, nearest_name
 from gating.run.folder import METRICS
 from gating.storage.files import finite_number, read_table
 
-__all__ = ["Result", "check_optimized"]
-
 _METRIC = re.compile(r"(?P<stage>\w+/)?(?P<split>val|test)/(?P<metric>\w+)")
 
 

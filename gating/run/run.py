@@ -33,8 +33,6 @@ from gating.training.evaluation import Tally
 if TYPE_CHECKING:
     from gating.teachers.teacher import Teacher
 
-__all__ = ["Run", "RunState"]
-
 
 @dataclass
 class RunState:

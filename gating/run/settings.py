@@ -21,8 +21,6 @@ from gating.run.folder import CONFIG, Phase, is_finished, is_run, relocated, sto
 from gating.storage.same_settings import check_same_settings, leaves
 from gating.tracking.redaction import HIDDEN, redact_settings
 
-__all__ = ["Settings", "has_effect", "is_dense", "read_settings", "shown_value"]
-
 Group = dict[str, Any]
 
 # Settings of one command, not of a run.

@@ -17,8 +17,6 @@ from gating.pruning.latency.comparison import LatencyComparison, describe_batch
 from gating.pruning.latency.copies import CopyTimer
 from gating.pruning.latency.time_budget import LatencySettings, Stage, TimeBudget
 
-__all__ = ["RunTiming"]
-
 # Relative standard error of the latencies that are shown.
 _PRECISION = 0.01
 # Number of forward passes with which those of two shapes are exact.

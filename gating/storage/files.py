@@ -20,22 +20,6 @@ from safetensors import SafetensorError
 
 from gating.errors import FolderExistsError, InputError, UserError
 
-__all__ = [
-    "check_free",
-    "checkpoint_path",
-    "finite_number",
-    "found_checkpoints",
-    "is_locked",
-    "move_aside",
-    "read_table",
-    "remove_checkpoint",
-    "replacing_file",
-    "replacing_folder",
-    "take_lock",
-    "unfinished_checkpoints",
-    "write_atomically",
-]
-
 _LOCK = ".lock"
 _log = logging.getLogger(__name__)
 

@@ -19,19 +19,6 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from gating.errors import InputError, MissingFileError, UnreachableError, explain, shorten
 
-__all__ = [
-    "MODEL_FILES",
-    "RECIPE_FILES",
-    "RECORD_FILE",
-    "cached_card",
-    "check_login",
-    "check_upload",
-    "download",
-    "invalid_name",
-    "snapshot_of",
-    "upload",
-]
-
 # Checksums of a folder, and the record of kept units in a stock folder, which has none in its configuration.
 RECORD_FILE = "head_gating.json"
 # Files of a recipe beside its configuration: its table and its tensors.

@@ -5,8 +5,6 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-__all__ = ["NUM_ROWS", "file_digest", "folder_digests", "table_digests"]
-
 NUM_ROWS = "num_rows"
 # Rows and bytes that are hashed at once; of larger columns and files, evenly spread ones are, about a second of work.
 _ROWS, _BLOCK, _MOST_BYTES, _MOST_FILES = 10_000, 2**20, 2**30, 20_000

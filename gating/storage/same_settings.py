@@ -5,8 +5,6 @@ from typing import Any
 
 from gating.errors import InputError
 
-__all__ = ["check_same_settings", "find_difference", "leaves"]
-
 # Characters of a value in a message.
 _MOST_SHOWN = 200
 # In these settings, 1 is one batch and 1.0 is all of them; 1 and 1.0 are the same value of any other setting.

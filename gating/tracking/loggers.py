@@ -21,8 +21,6 @@ from gating.tracking.redaction import hidden_arguments, redact, redact_settings
 
 Mode = Literal["auto", "online", "offline", "disabled"]
 
-__all__ = ["build_loggers", "close_wandb", "log_figure", "log_outcome", "log_samples", "read_log", "resolve_mode"]
-
 # Seconds for wandb to start a run, and to upload the rest at its end; its defaults are minutes.
 _START_S, _END_S = 15.0, 30.0
 # This file has the id of the W&B run, and the folder that of the CSV file, in the folder of the run.

@@ -12,8 +12,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["HIDDEN", "hidden_arguments", "redact", "redact_file", "redact_output", "redact_settings"]
-
 # Replacement of a secret.
 HIDDEN = "***"
 # They match as a whole name or behind an underscore: not in pad_token, max_tokens or tokenizer.

@@ -12,8 +12,6 @@ import transformers
 from gating.distributed.collectives import is_rank_zero
 from gating.errors import RemedyWarning
 
-__all__ = ["printed_warnings", "quiet_libraries"]
-
 # True and expected here; users cannot act on them.
 _EXPECTED_WARNINGS = (
     ".*does not have many workers.*",

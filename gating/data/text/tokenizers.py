@@ -14,8 +14,6 @@ from gating.data.text.tokens import load_tokenizer
 from gating.errors import InputError
 from gating.models.sources import ModelSource
 
-__all__ = ["Frame", "load_or_train_tokenizer", "train_tokenizer"]
-
 # The time of the training grows with the square of the length of words: a new tokenizer learns from longer ones, or
 # runs of digits, signs or spaces, in pieces of this number of characters.
 _LONGEST = 256

@@ -16,16 +16,6 @@ from gating.discovery.vocabulary import check_known, check_vocabulary, vocabular
 from gating.errors import InputError, loading, shorten
 from gating.models.sources import ModelSource, NewModel
 
-__all__ = [
-    "check_no_nulls",
-    "check_texts",
-    "encode_batch",
-    "load_tokenizer",
-    "tokenize",
-    "tokenize_labeled",
-    "truncation_length",
-]
-
 # Number of tokens that tell whether a tokenizer knows the texts.
 _CHECKED = 10_000_000
 
