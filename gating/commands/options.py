@@ -48,7 +48,7 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
         "--format", choices=tuple(FORMATS), default="onnx", metavar="FORMAT", help="one of those below; onnx by default"
     )
     parser.add_argument("--output", help="place of the export; FOLDER-FORMAT or FOLDER.gguf if left out")
-    parser.add_argument("--overwrite", action="store_true", help="overwrite an earlier export")
+    parser.add_argument("--overwrite", action="store_true", help="rename what is in its place")
     parser.add_argument(
         "--dtype",
         help="type of the weights; gguf: f32, f16 (default), bf16, q8_0, q4_0; onnx-genai: f32 (default), int8, int4; "

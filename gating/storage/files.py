@@ -144,7 +144,7 @@ def check_free(
         return
     problem = f"{shown} exists already{' and is not empty' * target.is_dir()}. Choose another place, or pass "
     error = FolderExistsError(f"{problem}{remedy}, which renames it.")
-    error.in_command = f"{problem}overwrite=true, which renames it."
+    error.in_command = f"{problem}{'overwrite=true' if setting else '--overwrite'}, which renames it."
     raise error
 
 

@@ -125,8 +125,8 @@ def test_the_folder_of_something_else_is_refused_before_training(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("precious")
     trainer = make_trainer(tmp_path / "checkpoints")
-    with pytest.raises(FileExistsError, match="is not the folder of an earlier compact model"):
-        trainer.train_and_compact(tmp_path / "mine", overwrite=True)
+    with pytest.raises(FileExistsError, match="is not empty"):
+        trainer.train_and_compact(tmp_path / "mine")
     assert trainer.state.global_step == 0
     assert (tmp_path / "mine" / "notes.txt").read_text() == "precious"
 

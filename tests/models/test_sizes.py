@@ -2,11 +2,8 @@
 
 import pytest
 import transformers
-from datasets import Dataset, DatasetDict
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
-from gating.data.labels import encode_labels
-from gating.data.text.tokens import truncation_length
 from gating.models.configs import check_layers
 from gating.models.meta_model import check_memory, make_meta_model
 from gating.models.pretrained import Pretrained
@@ -40,15 +37,3 @@ def test_a_size_that_overflows_is_one_sentence():
 @pytest.mark.parametrize("family", ["Gemma3nText", "Gemma4Text", "LongcatFlash", "BigBird"])
 def test_default_configurations_are_of_a_usual_size(family):
     check_layers(getattr(transformers, f"{family}Config")())
-
-
-def test_an_absurd_length_is_refused():
-    meta_model = make_meta_model(NewModel("bert", config={"num_hidden_layers": 1}), AutoModelForSequenceClassification)
-    with pytest.raises(ValueError, match=r"data.max_length=1000000000000 is longer than any text"):
-        truncation_length(meta_model, 10**12)
-
-
-def test_numbers_of_rows_are_no_classes():
-    rows = Dataset.from_dict({"text": ["a"] * 100_001, "label": list(range(100_001))})
-    with pytest.raises(ValueError, match=r"has 100,001 classes.*data.label_column"):
-        encode_labels(DatasetDict(train=rows))

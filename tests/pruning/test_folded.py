@@ -49,7 +49,7 @@ def test_the_figure_shows_the_folded_factors_of_kept_heads(batch, tmp_path, monk
         folded.append(finalize(model, gates, **options))
         return folded[-1]
 
-    monkeypatch.setattr("gating.run.stages.finalize", remembered)
+    monkeypatch.setattr("gating.run.phases.finalize", remembered)
     monkeypatch.setattr(
         figures, "gates_figure", lambda values, **options: maps.append((values, options)) or draw(values, **options)
     )

@@ -95,7 +95,7 @@ def test_a_correlation_with_one_value_is_null_and_the_progress_may_be_hidden(inp
         (tmp_path / f"{name}.tsv").write_text("text\tlabel\n" + f"word1 word2\t{one}\nword3\t{other}\n" * 8)
     run = [line for line in inputs if not line.startswith("data.") or "batch" in line]
     run += ["task=regression", f"data.train={tmp_path}/train.tsv", f"data.validation={tmp_path}/rest.tsv"]
-    run_here([*run, "+trainer.enable_progress_bar=false"], tmp_path / "run")
+    run_here([*run, "trainer.enable_progress_bar=false"], tmp_path / "run")
     numbers = json.loads((tmp_path / "run" / "metrics.json").read_text(), parse_constant=pytest.fail)
     assert numbers["val/pearson"] is None
 

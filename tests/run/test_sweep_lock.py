@@ -8,7 +8,7 @@ import time
 import pytest
 
 from gating.run.sweep.jobs import jobs_of
-from tests.run.test_claim import HOLD, SLOW
+from tests.run.test_folder import HOLD
 from tests.support.interruptions import at_batch
 from tests.support.snapshots import snapshot
 from tests.support.sweeps import run_sweep
@@ -18,6 +18,17 @@ from tests.support.warm_python import warm_python
 pytestmark = pytest.mark.processes
 
 SHORT = ["trainer.max_steps=2", "trainer.val_check_interval=2", "logger=csv", "objective.num_heads=4"]
+SLOW = """
+import time
+from pathlib import Path
+from gating.data.sources import load_files
+
+def load(begun: str, gate: str, **files):
+    Path(begun).touch()
+    while not Path(gate).exists():
+        time.sleep(0.05)
+    return load_files(**files)
+"""
 IN_USE = "is in use by another process. Wait for its end, or choose another output_dir."
 
 

@@ -50,7 +50,7 @@ BAD_INPUTS = {
     "trainer.devices=0": "trainer.devices=0",
     "trainer=fsdp trainer.devices=1": "trainer.devices=1 starts one",
     f"{SHARDED} compile=true": "compile=true",
-    f"{SHARDED} gates.discover=true": "register_attention_spec",
+    f"{SHARDED} gates.discover=true": "needs a whole model",
     f"{SHARDED} optimizer=adafactor": "optimizer=adamw",
     "trainer=ddp trainer.strategy=deepspeed_stage_3": "DeepSpeed",
     "trainer.devices=20 trainer.strategy=ddp": "16 validation example(s) for 20 processes",

@@ -144,11 +144,11 @@ def test_a_compact_folder_is_exported_with_its_tokenizer(small, tmp_path, capfd)
     ]
     tokenizer = genai.Tokenizer(genai.Model(str(tmp_path / "exported")))
     assert tokenizer.encode("<s>hello").tolist() == make_tokenizer()("hello")["input_ids"]
-    # Again in its place, which holds nothing else.
+    # Again in its place: what is there is renamed.
     export_genai(tmp_path / "compact", tmp_path / "exported", overwrite=True)
     (tmp_path / "exported" / "notes.txt").touch()
-    with pytest.raises(FileExistsError, match=r"holds notes\.txt"):
-        export_genai(tmp_path / "compact", tmp_path / "exported", overwrite=True)
+    export_genai(tmp_path / "compact", tmp_path / "exported", overwrite=True)
+    assert (tmp_path / "exported.2" / "notes.txt").exists()
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int4"])

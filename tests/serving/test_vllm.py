@@ -187,17 +187,15 @@ def test_other_models_are_refused_before_anything_is_written(build, message, tmp
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_of_others_is_not_replaced(exported, tmp_path):
+def test_what_is_in_the_place_is_renamed(exported, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="overwrite=True"):
         export_vllm(exported["llama"][1].path, tmp_path / "mine")
-    # A compact model, such as that of a run, is the result of hours.
-    for place in (tmp_path / "mine", exported["qwen2"][1].path.with_name("qwen2")):
-        with pytest.raises(FileExistsError, match="is not the folder of an earlier export"):
-            export_vllm(exported["llama"][1].path, place, overwrite=True)
-    export_vllm(exported["llama"][1].path, tmp_path / "export")
-    export_vllm(exported["llama"][1].path, tmp_path / "export", overwrite=True)
+    for number in (1, 2):
+        export_vllm(exported["llama"][1].path, tmp_path / "mine", overwrite=True)
+        assert (tmp_path / f"mine.{number}").is_dir()
+    assert (tmp_path / "mine.1" / "notes.txt").read_text() == "mine"
 
 
 def test_types_of_the_constructor_fit_any_argument():

@@ -266,8 +266,8 @@ def test_a_run_reports_the_metrics_of_a_users_module(own, inputs):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("task.metrics={mine: {_target_: my_metric.Nothing}}", r"my_metric\.Nothing does not exist"),
-        ("task.metrics={mine: {_target_: nowhere.Metric}}", r"in PYTHONPATH\?"),
+        ("task.metrics={mine: {_target_: my_metric.Nothing}}", r"'Nothing' is importable from module 'my_metric'\?"),
+        ("task.metrics={mine: {_target_: nowhere.Metric}}", r"module 'nowhere' is installed\?"),
         ("task.metrics={mine: {_target_: my_metric.ShareOfFirst, wieght: 2}}", r"task\.metrics\.mine cannot be used"),
         (
             "task.metrics=[f1,{_target_: torchmetrics.classification.MulticlassF1Score, averge: x}]",

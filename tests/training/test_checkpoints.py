@@ -96,4 +96,4 @@ def test_the_latest_checkpoint_comes_first(tmp_path):
 def test_numbers_that_are_not_positive_are_refused(wrong):
     (name,) = wrong
     with pytest.raises(ValueError, match=rf"callbacks\.checkpoint\.{name}={wrong[name]}: give a positive number"):
-        RunCheckpoint("folder", **wrong)
+        RunCheckpoint(**wrong)

@@ -9,7 +9,7 @@ import pytest
 
 from gating.storage.files import replacing_file
 from gating.training.signals import DeferredSignals, Stopped, stop_on_signals
-from tests.storage.test_folders import make_result, replacing
+from tests.storage.test_files import make_result, replacing
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
