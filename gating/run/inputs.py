@@ -26,7 +26,12 @@ def describe_inputs(
     """
     groups = {"model": settings.model, "distillation": settings.distillation, "task": settings.task}
     folders = {name: Path(value) for name, value in leaves(groups) if isinstance(value, str) and value.startswith("/")}
+    files = {f"{split} data": settings.data.get(split) for split in splits}
     return {
+        "places": {
+            **{name: f"data.{name.split()[0]}={file}" for name, file in files.items() if isinstance(file, str)},
+            **{name: f"{name}={path}" for name, path in folders.items()},
+        },
         "data": {
             split: {**(table_digests(_without_embeddings(table)) or {}), NUM_ROWS: num_rows.get(split, len(table))}
             for split, table in splits.items()
@@ -64,13 +69,21 @@ def check_inputs(folder: Path, inputs: Mapping[str, Any], *, allow_changed: bool
     changed += [name for name in sorted(common) if find_difference(before["folders"][name], inputs["folders"][name])]
     if not changed:
         return
-    problem = f"the {' and the '.join(changed)} differ from those in {folder / INPUTS}"
+    places = (inputs["places"].get(name, f"the {name}") for name in changed)
+    problem = f"the contents of {' and '.join(places)} differ from those in {folder / INPUTS}"
     if not allow_changed:
         raise InputError(
             f"The run in {folder} cannot resume: {problem}. Restore them, begin another run in another output_dir, or "
             "go on with data.allow_changed=true."
         )
     _log.warning(f"The run in {folder} goes on with data.allow_changed=true: {problem}.")
+
+
+def check_outside(folder: Path, inputs: Mapping[str, Any]) -> None:
+    """Raise ``InputError`` for data or a model in the folder of a new run, which is renamed."""
+    for setting in inputs["places"].values():
+        if Path(setting.partition("=")[2]).is_relative_to(folder.absolute()):
+            raise InputError(f"{setting} is in output_dir={folder}, which overwrite=true renames: choose another.")
 
 
 def data_differ(before: Mapping[str, Any], inputs: Mapping[str, Any], split: str) -> bool:

@@ -25,7 +25,7 @@ from gating.report.summary import NUMBERS
 from gating.run.build import RunObjects, build_objects, build_phase, teaches_itself, trains_weights
 from gating.run.data import RunData, encode_examples, load_examples
 from gating.run.folder import Phase, RunFolder
-from gating.run.inputs import check_inputs, describe_inputs, read_inputs
+from gating.run.inputs import check_inputs, check_outside, describe_inputs, read_inputs
 from gating.run.phases import load_teacher
 from gating.run.result import check_optimized
 from gating.run.run import Run, RunState
@@ -64,6 +64,8 @@ def prepare(settings: Settings, folder: RunFolder) -> Run:
     )
     if folder.resumes and is_rank_zero():
         check_inputs(folder.path, inputs, allow_changed=objects.data.allow_changed)
+    if not folder.resumes:
+        check_outside(folder.path, inputs)
     timing = RunTiming.of(objects.latency, data.module)
     timing.check(meta_model)
     check_monitors(callbacks, data.prepared)

@@ -15,7 +15,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import torch.distributed
-from lightning_fabric.utilities.apply_func import apply_to_collection
+from lightning_fabric.utilities.apply_func import apply_to_collection  # type: ignore[attr-defined]
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.strategies import ModelParallelStrategy

@@ -36,7 +36,7 @@ REFUSED = {
     "model.tokenizer=MODEL": "leave out model.tokenizer",
     "model.name=T5": "is an encoder with a decoder",
     "exports=[gguf]": "exports",
-    "trainer=fsdp trainer.devices=2 trainer.precision=32-true exports=[onnx]": "leave it out, and export",
+    "trainer=fsdp trainer.devices=2 trainer.precision=32-true exports=[onnx]": "Leave onnx out.",
     "data.train=nowhere.txt": "nowhere.txt",
 }
 

@@ -234,22 +234,12 @@ def test_any_folder_of_sentence_transformers_is_evaluated(finished, inputs, tmp_
     assert set(evaluated.numbers["metrics"]) == {"ndcg", "recall", "agreement", "cosine"}
 
 
-def test_exports_of_an_earlier_run_are_replaced_and_files_of_a_user_are_not(exported, inputs, tmp_path, capsys):
-    folder = Path(shutil.copytree(exported, tmp_path / "run"))
-    run_in(folder, inputs, "overwrite=true", "exports=[onnx]")
-    assert (folder / "compact-onnx").is_dir()
-    assert not (folder / "compact-onnx-int8").exists()
-    (folder / "compact-onnx" / "notes.txt").write_text("mine")
-    assert end_of(folder, inputs, "overwrite=true", "exports=[onnx]")
-    assert "notes.txt" in capsys.readouterr().err
-    assert (folder / "compact-onnx" / "notes.txt").read_text() == "mine"
-
-
-def test_a_teacher_in_the_run_that_is_replaced_is_not_removed(finished, inputs, tmp_path, capsys):
-    folder = Path(shutil.copytree(finished, tmp_path / "run"))
-    assert end_of(folder, inputs, "overwrite=true", f"task.teacher={folder / 'compact'}")
-    assert "is in the run that this one replaces" in capsys.readouterr().err
-    assert (folder / "compact").is_dir()
+def test_a_model_in_the_folder_that_is_renamed_is_refused(inputs, tmp_path, capsys):
+    model = next(line for line in inputs if line.startswith("model.name=")).partition("=")[2]
+    place = Path(shutil.copytree(model, tmp_path / "run" / "model"))
+    assert end_of(tmp_path / "run", inputs, "overwrite=true", f"model.name={place}")
+    assert f"model.name={place} is in output_dir={tmp_path}/run, which overwrite=true" in capsys.readouterr().err
+    assert place.is_dir()
 
 
 def test_an_export_that_fails_leaves_the_run_finished(inputs, tmp_path, monkeypatch, capsys):

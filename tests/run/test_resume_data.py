@@ -45,14 +45,14 @@ def change(path: Path, before: str, after: str) -> None:
 
 
 CHANGES = {
-    "train": (lambda path: change(path, "\tfirst", "\tsecond"), "train data (data.train={path}) has other labels in"),
+    "train": (lambda path: change(path, "\tfirst", "\tsecond"), "the contents of data.train={path} differ"),
     "validation": (
         lambda path: change(path, "word23", "word24"),
-        "validation data (data.validation={path}) has other",
+        "the contents of data.validation={path} differ",
     ),
     "test": (
         lambda path: change(path, "text\tlabel\n", "text\tlabel\nword9\tfirst\n"),
-        "test data (data.test={path}) has 17 rows, and had 16",
+        "the contents of data.test={path} differ",
     ),
 }
 
@@ -76,10 +76,10 @@ def test_changed_data_are_allowed_with_a_warning_once(rows, begun, capsys, caplo
     write_table(begun.parent / "inputs" / "train.tsv", rows=rows, seed=7)
     with at_batch(1, interrupt), pytest.raises(Interrupted):
         resume(begun, "data.allow_changed=true")
-    assert "goes on with other data" in caplog.text
+    assert "goes on with data.allow_changed=true: " in caplog.text
     write_table(begun.parent / "inputs" / "train.tsv", rows=rows, seed=8)
     assert resume(begun) == 1
-    assert "cannot resume with other data" in capsys.readouterr().err
+    assert "cannot resume: the contents of" in capsys.readouterr().err
     write_table(begun.parent / "inputs" / "train.tsv", rows=rows, seed=7)
     assert resume(begun) == 0
 
@@ -92,13 +92,13 @@ def test_relative_paths_mean_the_same_in_another_folder(begun, tmp_path, monkeyp
     assert resume(begun) == 0
 
 
-def test_other_data_under_the_same_relative_path_are_refused_with_both_paths(begun, tmp_path, monkeypatch, capsys):
+def test_other_data_under_the_same_relative_path_are_refused(begun, tmp_path, monkeypatch, capsys):
     shutil.copytree(tmp_path / "first" / "inputs", tmp_path / "second" / "inputs")
     monkeypatch.chdir(tmp_path / "second")
     change(Path("inputs/train.tsv"), "\tfirst", "\tsecond")
     assert end_of(begun, settings(), "resume=auto") == 1
     error = capsys.readouterr().err
-    assert f"(data.train={tmp_path}/second/inputs/train.tsv, before {tmp_path}/first/inputs/train.tsv)" in error
+    assert f"data.train={tmp_path}/second/inputs/train.tsv" in error
 
 
 def test_copies_of_the_files_are_the_same_data(begun, tmp_path, monkeypatch):
@@ -112,7 +112,7 @@ def test_another_model_or_teacher_under_the_same_name_is_refused(begun, tmp_path
     shutil.rmtree(place)
     make_model_folder(place, seed=1)
     assert resume(begun) == 1
-    assert f"model.name={place} has another model.safetensors" in capsys.readouterr().err
+    assert f"the contents of model.name={place} differ" in capsys.readouterr().err
 
 
 NO_TABLE = '{"places": {}, "data": {"test": [1]}, "folders": {}, "classes": null}'
