@@ -4,7 +4,7 @@ import inspect
 import re
 import typing
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -114,7 +114,8 @@ class RunObjects:
 
     def with_budget(self, objective: Mapping[str, Any]) -> "RunObjects":
         """Return the same objects with an objective whose budget was measured, by its settings."""
-        return replace(self, objective=_build_objective(objective), budget=_budget_of(objective))
+        measured = _build_objective({**objective, "speedup": None})
+        return replace(self, objective=measured, budget=_budget_of(objective))
 
     def gates_without_model(self, model: PreTrainedModel, **keywords: Any) -> HeadGates:
         """Return the gates that the model, which may be on the meta device, would have, and leave none in it.
@@ -219,8 +220,11 @@ def locate_target(target: object, name: str) -> Any:
     return found
 
 
-def _check_arguments(name: str, values: Mapping[str, Any], *, is_whole: bool) -> None:
-    """Raise ``InputError`` for settings that a target, or one inside, does not take or needs."""
+def _check_arguments(name: str, values: Mapping[str, Any], *, is_whole: bool, others: Collection[str] = ()) -> None:
+    """Raise ``InputError`` for settings that a target, or one inside, does not take or needs.
+
+    ``others`` are names of the group that something else takes.
+    """
     if not isinstance(values, Mapping):
         raise InputError(f"{name}={values} cannot be used: give a table with _target_.")
     target = locate_target(values.get("_target_"), name)
@@ -228,9 +232,9 @@ def _check_arguments(name: str, values: Mapping[str, Any], *, is_whole: bool) ->
     try:
         (signature.bind if is_whole else signature.bind_partial)(*values.get("_args_", ()), **given)
     except TypeError as error:
-        unknown = given.keys() - signature.parameters.keys()
-        hint = nearest_name(min(unknown), sorted(signature.parameters), prefix=f"{name}.") if unknown else ""
-        raise InputError(f"{name} cannot be used: {error}. {hint}".rstrip()) from None
+        unknown = min(given.keys() - signature.parameters.keys(), default="")
+        hint = nearest_name(unknown, sorted({*signature.parameters, *others}), prefix=f"{name}.") if unknown else ""
+        raise InputError(f"{name}{'.' * bool(unknown)}{unknown} cannot be used: {error}. {hint}".rstrip()) from None
     types = _types_of(target) if str(values["_target_"]).startswith("gating.") else {}
     for key, value in given.items():
         if isinstance(value, Mapping) and "_target_" in value:
@@ -314,12 +318,13 @@ def _as_list(value: Any) -> Any:
 
 def _split_data(values: Mapping[str, Any], task: Task) -> DataSettings:
     """Return the settings of the data by what takes them; null is left to the task, or is of another one."""
-    left = dict(values)
+    left, others = dict(values), ["about", "allow_changed"]
     about, allow_changed = left.pop("about", None), bool(left.pop("allow_changed", False))
     taken = []
     for function in (ExampleDataModule, task.prepare):
         types, parameters = _types_of(function), inspect.signature(function).parameters
         own = [key for key, parameter in parameters.items() if parameter.kind == parameter.KEYWORD_ONLY]
+        others += own
         taken.append({key: left.pop(key) for key in own if key in left})
         for key, value in taken[-1].items():
             if value is not None and key in types:
@@ -327,7 +332,7 @@ def _split_data(values: Mapping[str, Any], task: Task) -> DataSettings:
     batching, preparation = ({key: value for key, value in part.items() if value is not None} for part in taken)
     parameters = inspect.signature(locate_target(left.get("_target_"), "data")).parameters
     source = {key: value for key, value in left.items() if value is not None or key in parameters}
-    _check_arguments("data", source, is_whole=True)
+    _check_arguments("data", source, is_whole=True, others=others)
     return DataSettings(source, preparation, batching, about, allow_changed)
 
 

@@ -291,7 +291,7 @@ REFUSALS = {
     "model.config.vocab_size=100": "vocab_size=100 is too small",
     "task=masked_lm ~data.max_target_length": "AutoModelForMaskedLM",
     "data.text_pair_column=text_c": "no column 'text_c'",
-    "data.stride=3": "no setting data.stride",
+    "data.stride=3": "data.stride cannot be used: ",
     "task.num_beams=0": "num_beams=0",
 }
 

@@ -51,7 +51,7 @@ BAD_INPUTS = {
     "trainer=fsdp trainer.devices=1": "trainer.devices=1 starts one",
     f"{SHARDED} compile=true": "compile=true",
     f"{SHARDED} gates.discover=true": "needs a whole model",
-    f"{SHARDED} optimizer=adafactor": "optimizer=adamw",
+    f"{SHARDED} optimizer=adafactor": "leave it out, or use trainer=ddp",
     "trainer=ddp trainer.strategy=deepspeed_stage_3": "DeepSpeed",
     "trainer.devices=20 trainer.strategy=ddp": "16 validation example(s) for 20 processes",
     "compile=true gradient_checkpointing=true": "choose one",
