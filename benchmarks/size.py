@@ -4,7 +4,8 @@
     python -m benchmarks.size FOLDER [FOLDER...]  # others beside it
 
 Code is what is no blank line, comment or docstring; functions are measured without their docstring. Public are names
-without an underscore in all of their path. Below the table are the largest files and functions of the first folder.
+without an underscore in all of their path. Below the table are the rooms, folders with all that is in them, and the
+largest files and functions of the first folder.
 """
 
 import argparse
@@ -47,6 +48,14 @@ class Sizes:
     documented: int = 0
     folders: Counter[str] = field(default_factory=Counter)
 
+    @property
+    def rooms(self) -> dict[str, list[int]]:
+        """Lines of the files in each folder of the package, those of its folders among them."""
+        rooms: dict[str, list[int]] = {}
+        for name, lines in self.files.items():
+            rooms.setdefault(name.partition("/")[0], []).append(lines)
+        return rooms
+
 
 def main() -> None:
     """Print the table of all folders and the largest pieces of the first one."""
@@ -57,6 +66,10 @@ def main() -> None:
     folders: list[Path] = parser.parse_args().folders
     sizes = [measure(folder) for folder in folders]
     print("\n".join(table({folder.name: one for folder, one in zip(folders, sizes, strict=True)})))
+    print("\nFiles and lines of each room:")
+    rooms = sizes[0].rooms
+    for name, lines in sorted(rooms.items(), key=lambda one: -sum(one[1])):
+        print(f"{len(lines):6} {sum(lines):8,}  {name}")
     for title, found, limit in (("files", sizes[0].files, LONG_FILE), ("functions", sizes[0].functions, LONG_FUNCTION)):
         print(f"\nThe longest {title}; {sum(lines > limit for lines in found.values())} have more than {limit} lines:")
         for name, lines in sorted(found.items(), key=lambda one: -one[1])[:10]:

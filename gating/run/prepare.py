@@ -116,7 +116,9 @@ def _check_settings(settings: Settings, devices: Devices) -> None:
         "gates.discover=true": bool(settings.gates.get("discover")),
     }
     for setting in (name for name, is_given in refused.items() if is_given and devices.is_sharded):
-        raise InputError(f"{setting} needs a whole model, which trainer=fsdp cuts into shards: leave it out, or use trainer=ddp.")
+        raise InputError(
+            f"{setting} needs a whole model, which trainer=fsdp cuts into shards: leave it out, or use trainer=ddp."
+        )
 
 
 def _check_data(settings: Settings, objects: RunObjects, data: RunData) -> None:

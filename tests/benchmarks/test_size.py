@@ -32,4 +32,5 @@ def test_lines_are_told_apart_and_functions_counted_without_docstring(tmp_path):
     assert sorted(sizes.functions.values()) == [2, 2, 4]
     assert (sizes.public, sizes.typed, sizes.documented) == (2, 1, 1)
     assert sizes.folders == {"part": 1}
+    assert sizes.rooms == {"part": [0, 17]}
     assert "| public typed / documented % | 50% / 50% |" in table({"part": sizes})
