@@ -24,7 +24,7 @@ def test_a_process_that_hangs_after_the_death_of_another_ends_with_a_message(inp
     process = run_script("command_of_ranks.py", settings, cwd=tmp_path, HAPPENS="1 7 SIGKILL", HANGS="0 7")
     assert process.returncode == 1
     assert "rank 1 was killed by SIGKILL" in process.stderr
-    assert process.stderr.count("Resume the run: python train.py resume=out") == 1
+    assert process.stderr.count(f"Resume the run: python train.py resume={tmp_path}/out\n") == 1
     assert "Traceback" not in process.stderr
 
 
@@ -40,7 +40,7 @@ def test_other_ranks_report_the_death_of_rank_zero_and_end(hangs, inputs, tmp_pa
     while "Resume the run" not in (said := Path(tmp_path / "err").read_text()) and time.monotonic() < end:
         time.sleep(0.2)
     assert "Another process of this run has ended: rank 0 was killed" in said
-    assert said.count("Resume the run: python train.py resume=out") == 1
+    assert said.count(f"Resume the run: python train.py resume={tmp_path}/out\n") == 1
     while _processes_of(tmp_path) and time.monotonic() < end:
         time.sleep(0.2)
     assert _processes_of(tmp_path) == []

@@ -254,7 +254,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(inputs, whole, tmp_path, ca
 def test_a_speedup_is_not_measured_again(inputs, tmp_path, monkeypatch):
     costs = LatencyCosts({"heads": 0.6}, fixed=0.4, fastest=3.0)
     monkeypatch.setattr(measured_budget, "measure_latency_costs", lambda gates, timer: costs)
-    monkeypatch.setattr(phases, "kept_at_speedup", lambda run, objective, gates: objective.kept(gates))
+    monkeypatch.setattr(measured_budget, "kept_at_speedup", lambda run, objective, gates: objective.kept(gates))
     settings = [*[x for x in inputs if not x.startswith("objective.")], "objective.speedup=2"]
     with at_batch(3, interrupt), pytest.raises(Interrupted):
         run_in(tmp_path / "run", settings)

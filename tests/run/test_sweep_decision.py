@@ -120,7 +120,7 @@ SWEEPS = {
 def test_each_job_of_each_sweep_has_settings_that_fit(sweep, monkeypatch, tmp_path, inputs):
     units = []
 
-    def begin(cfg, **_):
+    def begin(cfg, *_, **__):
         objects = build_objects(read_settings(cfg))
         units.append(objects.make_gates.keywords["units"] if objects.objective else None)
 

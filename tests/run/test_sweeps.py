@@ -40,7 +40,7 @@ def run_instead(monkeypatch: pytest.MonkeyPatch, action) -> list[int]:
     seeds = []
     before = write_run(Path(tempfile.mkdtemp()) / "run")
 
-    def run(cfg, **_):
+    def run(cfg, *_, **__):
         seeds.append(cfg["seed"])
         value = action(cfg)
         shutil.copytree(before, cfg["output_dir"], dirs_exist_ok=True)
