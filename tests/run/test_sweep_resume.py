@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gating.run import execute as stages
+from gating.run import execute
 from gating.run.sweep.jobs import jobs_of
 from tests.support.interruptions import at_batch
 from tests.support.sweeps import Ended, run_sweep
@@ -70,15 +70,19 @@ def test_the_same_command_goes_on_in_the_interrupted_job(inputs, whole, tmp_path
 
 
 def test_a_finished_sweep_is_shown_again_and_its_failed_job_is_repeated(inputs, whole, monkeypatch):
-    before, begun = outcome_of(whole), []
-    execute = stages.execute
-    monkeypatch.setattr("gating.run.execute.execute", lambda run: begun.append(run.paths.folder) or execute(run))
+    before, begun, really = outcome_of(whole), [], execute.execute
+
+    def begin(settings, folder, **options):
+        begun.append(folder.path)
+        return really(settings, folder, **options)
+
+    monkeypatch.setattr(execute, "execute", begin)
     end = sweep(whole, inputs)
     assert end.code == 1
-    assert not begun
+    assert begun == [whole / "2"]
     assert outcome_of(whole) == before
     assert end.out.count("is finished; there is nothing to resume") == 3
     assert "2 (objective.num_heads=99)" in end.err
-    monkeypatch.setattr("gating.run.execute.execute", lambda run: begun.append(run.paths.folder))
+    begun.clear()
     run_sweep(whole, "sweep=heads", *inputs, "objective.num_heads=6,5,2")
     assert begun == [whole / "2"]

@@ -11,14 +11,13 @@ import pytest
 import torch
 import transformers
 import wandb
-from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 import gating
 import train
 from gating.pruning.latency.costs import LatencyCosts
-from gating.run import measured_budget, phases
+from gating.run import measured_budget
 from tests.support.family_models import FAMILIES
 from tests.support.tiny_run import compose_settings, run_command
 
@@ -205,19 +204,19 @@ def test_a_speedup_becomes_a_share_of_latency(inputs, tmp_path, monkeypatch, cap
     costs = LatencyCosts({"heads": 0.6}, fixed=0.31, fastest=3.0, open_blocks={"heads": 0.09})
     monkeypatch.setattr(measured_budget, "measure_latency_costs", lambda gates, timer: costs)
     # The times of tiny models are noise.
-    monkeypatch.setattr(phases, "kept_at_speedup", lambda run, objective, gates: objective.kept(gates))
+    monkeypatch.setattr(measured_budget, "kept_at_speedup", lambda run, objective, gates: objective.kept(gates))
     overrides = [x for x in inputs if not x.startswith("objective.")]
     prices = f"latency.price_blocks={str(price_blocks).lower()}"
     numbers = run_here([*overrides, "objective.speedup=1.5", prices], tmp_path / "out")
     # Time is left for 0.667 - 0.31 = 0.357: 6 heads of 0.05 in one or two blocks of 0.03, or 5 in all three.
     assert numbers["num_heads"] in (5, 6)
     assert "60% are its gated heads, 9% their blocks" in capsys.readouterr().out
-    objective = OmegaConf.load(tmp_path / "out" / "config.yaml").objective
+    budget = json.loads((tmp_path / "out" / "inputs.json").read_text())["budget"]
     share = (1 / 1.5 - 0.31) / 0.69 if price_blocks else (1 / 1.5 - 0.31 - 0.09) / 0.6
-    assert objective.keep == pytest.approx(share)
-    assert ("open_blocks" in objective.cost) == price_blocks
+    assert budget["keep"] == pytest.approx(share)
+    assert ("open_blocks" in budget["cost"]) == price_blocks
     if price_blocks:
-        assert objective.cost.open_blocks.heads == pytest.approx(0.03)
+        assert budget["cost"]["open_blocks"]["heads"] == pytest.approx(0.03)
 
 
 def test_texts_longer_than_the_model_reads_are_cut_off(inputs, tmp_path):
