@@ -88,12 +88,13 @@ def replacing_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
             yield new
             for path in [*new.rglob("*"), new]:
                 _flush(path)
-            moved = move_aside(target)
+            aside = _free_name(target)
             try:
+                move_aside(target)
                 new.rename(target)
-            except BaseException:
-                if moved is not None and not os.path.lexists(target):
-                    moved.rename(target)
+            except BaseException:  # Signals among them, also between the two.
+                if aside.exists() and not os.path.lexists(target):
+                    aside.rename(target)
                 raise
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -159,13 +160,18 @@ def move_aside(path: Path) -> Path | None:
     if path.is_dir() and not path.is_symlink() and not any(path.iterdir()):
         path.rmdir()
         return None
-    stem, suffix = (path.stem, path.suffix) if path.is_file() else (path.name, "")
-    number = 1
-    while os.path.lexists(moved := path.with_name(f"{stem}.{number}{suffix}")):
-        number += 1
+    moved = _free_name(path)
     path.rename(moved)
     _log.warning(f"{path} was renamed to {moved}.")
     return moved
+
+
+def _free_name(path: Path) -> Path:
+    stem, suffix = (path.stem, path.suffix) if path.is_file() else (path.name, "")
+    number = 1
+    while os.path.lexists(found := path.with_name(f"{stem}.{number}{suffix}")):
+        number += 1
+    return found
 
 
 def take_lock(folder: Path, *, problem: str) -> filelock.BaseFileLock:
