@@ -15,7 +15,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from gating.errors import InputError, explain, is_input_error
 from gating.run.settings import has_effect
-from gating.run.sweep import jobs
 from gating.storage.files import write_atomically
 
 # Hydra loads its own plugins anew at this call; a class that is made from one of them before is of another one.
@@ -74,6 +73,8 @@ class SweepReport(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Take the folder of the sweep, or exit if another process has it or another sweep is there."""
+        from gating.run.sweep import jobs  # A lone run has none.
+
         if not jobs.is_rank_zero():
             return
         goes_on = config.get("resume") is not None or bool(config.get("overwrite"))
@@ -84,6 +85,8 @@ class SweepReport(Callback):
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Show the choice among the finished jobs, then the failed ones; exit with code 1 if there are any."""
+        from gating.run.sweep import jobs
+
         if not jobs.is_rank_zero():
             return
         failed: dict[str, str] = {}
@@ -121,9 +124,11 @@ def _report(config: DictConfig, failed: dict[str, str]) -> None:
 
 def _best_trial(folder: Path) -> str:
     """Return a sentence on the best trial of Optuna's sweeper, which only logs it."""
+    from gating.run.sweep.jobs import jobs_of
+
     best: Any = OmegaConf.to_container(OmegaConf.load(folder / "optimization_results.yaml"))
     params = [f"{name}={value}" for name, value in best["best_params"].items()]
-    places = [job.folder for job in jobs.jobs_of(folder) if set(params) <= set(job.overrides)]
+    places = [job.folder for job in jobs_of(folder) if set(params) <= set(job.overrides)]
     # A study that was begun by an earlier command may have its best trial elsewhere.
     where = f"in {folder / places[-1]}" if places else "of an earlier command of the study"
     return f"Best trial: {' '.join(params)} with {best['best_value']}, {where}."
