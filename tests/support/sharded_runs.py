@@ -53,7 +53,7 @@ def fit(settings: list[str], folder: Path, happens: str = "", whole_fits: bool =
         if happens:
             _let_it_happen(patch, *happens.split())
         if not whole_fits:
-            patch.setattr("gating.run.execute.has_room_for", lambda _: False)
+            patch.setattr("gating.sharding.save.has_room_for", lambda _: False)
         train.guarded_run(compose_settings([*settings, "logger=csv"]))
     return out.getvalue()
 
