@@ -71,7 +71,7 @@ def encode_labels(splits: DatasetDict) -> tuple[DatasetDict, list[str]]:
     names = list(classes_of_model() or names)
     if all(map(_NUMBER.fullmatch, names)) and any("." in name for name in names):
         raise InputError(
-            f"data.label_column has numbers with fractions, such as {names[1]}: learn them by task=regression."
+            f"data.label_column has numbers with fractions, such as {names[-1]}: learn them by task=regression."
         )
     if len(names) < 2:
         raise InputError(

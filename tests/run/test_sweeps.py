@@ -40,9 +40,10 @@ def run_instead(monkeypatch: pytest.MonkeyPatch, action) -> list[int]:
     seeds = []
     before = write_run(Path(tempfile.mkdtemp()) / "run")
 
-    def run(cfg, *_, **__):
+    def run(cfg, *_, ending, **__):
         seeds.append(cfg["seed"])
-        value = action(cfg)
+        with ending():
+            value = action(cfg)
         shutil.copytree(before, cfg["output_dir"], dirs_exist_ok=True)
         return value
 
