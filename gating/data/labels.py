@@ -67,12 +67,12 @@ def encode_labels(splits: DatasetDict) -> tuple[DatasetDict, list[str]]:
     if not isinstance(feature, ClassLabel) and all(map(_NUMBER.fullmatch, written["train"])):
         # 1 for 1.0, because files may write the same number differently.
         written = {split: [_ZEROS.sub("", label) for label in labels] for split, labels in written.items()}
+        if fraction := next((label for label in written["train"] if "." in label), None):
+            raise InputError(
+                f"data.label_column has numbers with fractions, such as {fraction}: learn them by task=regression."
+            )
     names = list(feature.names) if isinstance(feature, ClassLabel) else sort_labels(written["train"])
     names = list(classes_of_model() or names)
-    if all(map(_NUMBER.fullmatch, names)) and any("." in name for name in names):
-        raise InputError(
-            f"data.label_column has numbers with fractions, such as {names[-1]}: learn them by task=regression."
-        )
     if len(names) < 2:
         raise InputError(
             f"All training examples have the label {shorten(repr(names[0]))}; a classifier needs at least two."

@@ -36,6 +36,14 @@ def test_declared_classes_keep_their_order():
     assert encoded["train"]["label"][:] == [1, 0]
 
 
+def test_scores_are_no_classes_unless_they_are_declared():
+    with pytest.raises(ValueError, match=r"such as 2\.5: learn them by task=regression"):
+        encode_labels(splits([3, 2.5], [3]))
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["3.10", "3.11"])})
+    table = Dataset.from_dict({"text": ["x", "y"], "label": [1, 0]}, features=features)
+    assert encode_labels(DatasetDict(train=table, validation=table))[1] == ["3.10", "3.11"]
+
+
 def test_same_label_read_as_number_and_as_word_is_one_class():
     encoded, names = encode_labels(splits([0, 1], ["1", "0"]))
     assert names == ["0", "1"]
