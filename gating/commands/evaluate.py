@@ -35,7 +35,7 @@ from gating.run.build import RunObjects, build_objects, naming_settings
 from gating.run.data import RunData, encode_examples, load_examples
 from gating.run.folder import stored_settings
 from gating.run.inputs import read_inputs
-from gating.run.settings import Settings, read_settings
+from gating.run.settings import Settings, override_names, read_settings
 from gating.run.timing import RunTiming
 from gating.storage.files import finite_number
 from gating.storage.identity import NUM_ROWS, table_digests
@@ -167,7 +167,7 @@ def evaluation_settings(
     Raises:
         InputError: A setting cannot be used, or there is no data.
     """
-    names = _names(overrides)
+    names = override_names(overrides)
     for name in names:
         group, _, setting = name.partition(".")
         if group not in (*_GROUPS, "seed") or (group == "trainer" and setting and setting not in _OF_TRAINER):
@@ -204,17 +204,12 @@ def evaluation_settings(
     return read_settings(values), only
 
 
-def _names(overrides: Sequence[str]) -> list[str]:
-    """Return the dotted names of the settings and groups that overrides give."""
-    return [line.lstrip("+~").partition("=")[0] for line in overrides]
-
-
 def _of_run(composed: dict[str, Any], overrides: Sequence[str], *, run_folder: Path) -> dict[str, Any]:
     """Return the settings of a run that an evaluation reads, except those of the command.
 
     An option of data that names the run's own source says where other data is, and changes nothing else.
     """
-    data, names = composed["data"], _names(overrides)
+    data, names = composed["data"], override_names(overrides)
     is_same = "data" in names and stored_settings(run_folder)["data"].get("_target_") == data.get("_target_")
     others = [line for line, name in zip(overrides, names, strict=True) if not (is_same and name == "data")]
     recalled = read_settings({**composed, "resume": str(run_folder)}, others).model_dump()
@@ -304,7 +299,9 @@ def _warn_of_changes(run_folder: Path, overrides: Sequence[str], data: RunData, 
 
     Where texts are encoded in another way than in the run, only classes are compared.
     """
-    given = {name.removeprefix("data.") for name in _names(overrides) if name.partition(".")[0] in ("data", "seed")}
+    given = {
+        name.removeprefix("data.") for name in override_names(overrides) if name.partition(".")[0] in ("data", "seed")
+    }
     before = read_inputs(run_folder)["data"].get(split)
     # Data from another place may differ.
     if before is None or not given.isdisjoint({"data", *_PLACES}):

@@ -1,4 +1,4 @@
-"""What model cards say about where a model comes from: base model, license, task and data."""
+"""Origin of a model for its card: base model, license, task and data."""
 
 import re
 from collections.abc import Mapping

@@ -145,7 +145,8 @@ class RunResults:
 
     def validation_at(self, stage: Stage) -> float:
         """Return the score of a stage on validation data; NaN where it was not measured."""
-        return self.summary.metrics.get(stage, {}).get(f"val/{self.score.name}", math.nan)
+        value = self.summary.score_of(stage, self.score)
+        return math.nan if value is None else value
 
     @property
     def amounts(self) -> tuple[float, float]:

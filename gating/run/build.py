@@ -71,7 +71,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class DataSettings:
-    """Settings of the data by what takes them: the source, the task that encodes its rows, and the batches."""
+    """Settings of the data: of the source, of the task that encodes its rows, and of the batches."""
 
     source: dict[str, Any]
     preparation: dict[str, Any]
@@ -317,7 +317,7 @@ def _as_list(value: Any) -> Any:
 
 
 def _split_data(values: Mapping[str, Any], task: Task) -> DataSettings:
-    """Return the settings of the data by what takes them; null is left to the task, or is of another one."""
+    """Divide the settings of the data among source, task and batches; null is left to the task or another one."""
     left, others = dict(values), ["about", "allow_changed"]
     about, allow_changed = left.pop("about", None), bool(left.pop("allow_changed", False))
     taken = []

@@ -1,4 +1,4 @@
-"""What a run writes beside its compact model: exports for other runtimes, with their accuracy, and a recipe."""
+"""Exports of a run for other runtimes, with their accuracy, and its recipe."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The folder of one run: its files, its lock, what is renamed before it begins, and its checkpoints.
+"""The folder of one run: its files, its lock, its checkpoints, and the renaming of earlier files.
 
 Nothing here imports torch before a run has checkpoints.
 """
@@ -17,6 +17,7 @@ from filelock import BaseFileLock
 
 from gating.errors import FolderExistsError, InputError, MissingFileError
 from gating.storage.files import (
+    LOCK,
     check_free,
     found_checkpoints,
     is_locked,
@@ -44,7 +45,6 @@ CONFIG, METRICS = "config.yaml", "metrics.json"
 # Its data, model and teacher by their content, and its measured budget.
 INPUTS = "inputs.json"
 CHECKPOINTS = "checkpoints"
-_LOCK = ".lock"
 # Environment variables with the rank of a process, as Lightning reads them.
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 # The folder of the run in this process, for messages after an error.
@@ -112,8 +112,8 @@ class RunFolder:
             lock.release()
         for place in self._places if self._locks else ():
             with suppress(OSError):
-                if {path.name for path in place.iterdir()} == {_LOCK}:
-                    (place / _LOCK).unlink()
+                if {path.name for path in place.iterdir()} == {LOCK}:
+                    (place / LOCK).unlink()
                     place.rmdir()
 
     @property
@@ -166,7 +166,7 @@ class RunFolder:
         """
         if checkpoint is not None:
             self._return_to(Path(os.path.abspath(checkpoint)))
-        occupied = [] if self.resumes else [place for place in self._places if set(os.listdir(place)) != {_LOCK}]
+        occupied = [] if self.resumes else [place for place in self._places if set(os.listdir(place)) != {LOCK}]
         for place in occupied:
             move_aside(place)
         if occupied:

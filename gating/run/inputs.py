@@ -1,4 +1,4 @@
-"""What a run began with: data, model and teacher by their content, which must be the same when it resumes."""
+"""Inputs of a run: its data, model and teacher by their content, which must be the same when it resumes."""
 
 import json
 import logging
@@ -26,12 +26,9 @@ def describe_inputs(
     """
     groups = {"model": settings.model, "distillation": settings.distillation, "task": settings.task}
     folders = {name: Path(value) for name, value in leaves(groups) if isinstance(value, str) and value.startswith("/")}
-    files = {f"{split} data": settings.data.get(split) for split in splits}
+    files = {f"data.{split}": settings.data.get(split) for split in splits}
     return {
-        "places": {
-            **{name: f"data.{name.split()[0]}={file}" for name, file in files.items() if isinstance(file, str)},
-            **{name: f"{name}={path}" for name, path in folders.items()},
-        },
+        "places": {name: str(place) for name, place in {**files, **folders}.items() if isinstance(place, str | Path)},
         "data": {
             split: {**(table_digests(_without_embeddings(table)) or {}), NUM_ROWS: num_rows.get(split, len(table))}
             for split, table in splits.items()
@@ -56,21 +53,25 @@ def read_inputs(folder: Path) -> dict[str, Any]:
         return {"data": {}, "classes": None, "folders": {}, "budget": None}
 
 
-def check_inputs(folder: Path, inputs: Mapping[str, Any], *, allow_changed: bool = False) -> None:
+def check_inputs(
+    folder: Path, before: Mapping[str, Any], inputs: Mapping[str, Any], *, allow_changed: bool = False
+) -> None:
     """Check that a resumed run has the data, model and teacher that it began with.
 
     Raises:
         InputError: Something differs, or there is no record to compare with.
     """
-    before = read_inputs(folder)
-    changed = [f"{split} data" for split in {**before["data"], **inputs["data"]} if data_differ(before, inputs, split)]
-    changed += ["classes"] if before["classes"] != inputs["classes"] else []
+    places = {name: f"{name}={place}" for name, place in inputs["places"].items()}
+    splits = [split for split in {**before["data"], **inputs["data"]} if data_differ(before, inputs, split)]
+    changed = [places.get(f"data.{split}", f"the {split} data") for split in splits]
+    changed += ["the classes"] if before["classes"] != inputs["classes"] else []
     common = before["folders"].keys() & inputs["folders"].keys()
-    changed += [name for name in sorted(common) if find_difference(before["folders"][name], inputs["folders"][name])]
+    changed += [
+        places[name] for name in sorted(common) if find_difference(before["folders"][name], inputs["folders"][name])
+    ]
     if not changed:
         return
-    places = (inputs["places"].get(name, f"the {name}") for name in changed)
-    problem = f"the contents of {' and '.join(places)} differ from those in {folder / INPUTS}"
+    problem = f"the contents of {' and '.join(changed)} differ from those in {folder / INPUTS}"
     if not allow_changed:
         raise InputError(
             f"The run in {folder} cannot resume: {problem}. Restore them, begin another run in another output_dir, or "
@@ -81,9 +82,9 @@ def check_inputs(folder: Path, inputs: Mapping[str, Any], *, allow_changed: bool
 
 def check_outside(folder: Path, inputs: Mapping[str, Any]) -> None:
     """Raise ``InputError`` for data or a model in the folder of a new run, which is renamed."""
-    for setting in inputs["places"].values():
-        if Path(setting.partition("=")[2]).is_relative_to(folder.absolute()):
-            raise InputError(f"{setting} is in output_dir={folder}, which overwrite=true renames: choose another.")
+    for name, place in inputs["places"].items():
+        if Path(place).is_relative_to(folder.absolute()):
+            raise InputError(f"{name}={place} is in output_dir={folder}, which overwrite=true renames: choose another.")
 
 
 def data_differ(before: Mapping[str, Any], inputs: Mapping[str, Any], split: str) -> bool:

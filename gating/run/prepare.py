@@ -62,10 +62,11 @@ def prepare(settings: Settings, folder: RunFolder) -> Run:
         num_rows={split: len(table) for split, table in examples.splits.items()},
         classes=list(data.prepared.config.get("id2label", {}).values()),
     )
-    if folder.resumes and is_rank_zero():
-        check_inputs(folder.path, inputs, allow_changed=objects.data.allow_changed)
-    if not folder.resumes:
+    before = read_inputs(folder.path) if folder.resumes else None
+    if before is None:
         check_outside(folder.path, inputs)
+    elif is_rank_zero():
+        check_inputs(folder.path, before, inputs, allow_changed=objects.data.allow_changed)
     timing = RunTiming.of(objects.latency, data.module)
     timing.check(meta_model)
     check_monitors(callbacks, data.prepared)
@@ -74,7 +75,7 @@ def prepare(settings: Settings, folder: RunFolder) -> Run:
     stores_logits = _check_outputs(settings, objects, state, data, steps=steps)
     state.search_steps = planned_search_steps(settings, objects, total_steps=steps)
     started = time.monotonic()
-    budget = read_inputs(folder.path)["budget"] if folder.resumes else None
+    budget = before["budget"] if before else None
     if objects.budget.is_measured:
         from gating.run.measured_budget import measure_budget
 
@@ -104,7 +105,7 @@ def prepare(settings: Settings, folder: RunFolder) -> Run:
 
 
 def _check_settings(settings: Settings, devices: Devices) -> None:
-    """Check what the hub and W&B must have for the settings, and what needs a whole model."""
+    """Check the logins for the hub and W&B, and settings that need a whole model."""
     if is_rank_zero() and settings.push_to_hub is not None:
         check_login(settings.push_to_hub, setting="push_to_hub")
     resolve_mode(settings.logger.get("mode", "disabled"))

@@ -4,6 +4,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gating.errors import InputError, nearest_name
 from gating.run.folder import METRICS
@@ -33,9 +34,7 @@ class Result:
         Raises:
             InputError: ``metrics.json`` does not have the numbers of a run.
         """
-        found = read_table(folder / METRICS)
-        if not isinstance(found.get("metric"), str):
-            raise InputError(f"{folder / METRICS} does not have the numbers of a run: train it again.")
+        found = read_numbers(folder)
         kinds = (int, float, type(None))
         numbers = {name: finite_number(value) for name, value in found.items() if type(value) in kinds}
         return cls(folder, found["metric"], numbers)
@@ -50,6 +49,18 @@ class Result:
             hint = nearest_name(name, sorted(self.numbers))
             raise InputError(f"optimized_metric={name} is not in {self.folder / METRICS}. {hint}")
         return self.numbers.get(name or f"val/{self.metric}")
+
+
+def read_numbers(folder: Path) -> dict[str, Any]:
+    """Return ``metrics.json`` of a run's folder.
+
+    Raises:
+        InputError: It does not have the numbers of a run.
+    """
+    found = read_table(folder / METRICS)
+    if not isinstance(found.get("metric"), str):
+        raise InputError(f"{folder / METRICS} does not have the numbers of a run: leave it out, or train it again.")
+    return found
 
 
 def check_optimized(name: str | None, *, metrics: list[str] | None, splits: list[str], others: Collection[str]) -> None:

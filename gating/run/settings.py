@@ -133,8 +133,9 @@ def read_settings(cfg: DictConfig | Mapping[str, Any], overrides: Sequence[str] 
     named = composed.get("resume") not in (None, "auto") or composed.get("ckpt_path") is not None
     values = _resolve(composed, may_lack=named)
     folder = _named_run(values, has_own_folder=has_own_folder) if named else None
+    stored = {} if folder is None else stored_settings(folder)
     if folder is not None:
-        values = _with_overrides(_trusted(stored_settings(folder), folder, overrides), values, overrides)
+        values = _with_overrides(_trusted(stored, folder, overrides), values, overrides)
         values |= {"output_dir": str(folder), "resume": str(folder)}
     settings = _validate(_absolute(values))
     if settings.resume == "auto":
@@ -144,7 +145,7 @@ def read_settings(cfg: DictConfig | Mapping[str, Any], overrides: Sequence[str] 
     if folder is None:
         _check_places(settings)
     elif not is_finished(folder):
-        _check_same(stored_settings(folder), settings, folder)
+        _check_same(stored or stored_settings(folder), settings, folder)
     return settings
 
 
@@ -209,7 +210,7 @@ def _named_run(values: Mapping[str, Any], *, has_own_folder: bool) -> Path:
     return folder
 
 
-def _names(overrides: Iterable[str]) -> list[str]:
+def override_names(overrides: Iterable[str]) -> list[str]:
     """Return the dotted names that overrides of a command line set."""
     places = (line.lstrip("+~").partition("=")[0].partition("@")[0] for line in overrides)
     return [place.strip("/").replace("/", ".") for place in places]
@@ -218,7 +219,7 @@ def _names(overrides: Iterable[str]) -> list[str]:
 def _with_overrides(stored: dict[str, Any], given: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Return stored settings with those of the command line on top; an option replaces its whole group."""
     merged = OmegaConf.create({**given, **{name: stored[name] for name in stored if name not in _OF_COMMAND}})
-    for name in _names(overrides):
+    for name in override_names(overrides):
         if name.partition(".")[0] in given and name not in _OF_COMMAND:
             OmegaConf.update(merged, name, OmegaConf.select(OmegaConf.create(dict(given)), name), merge=False)
     values = cast(dict[str, Any], OmegaConf.to_container(merged, resolve=True))
@@ -233,7 +234,7 @@ def _trusted(stored: dict[str, Any], folder: Path, overrides: Sequence[str]) -> 
     Raises:
         InputError: The command must name the code again; or a setting was a secret, which no folder has.
     """
-    given = _names(overrides)
+    given = override_names(overrides)
     for name, value in leaves(stored):
         harmless = name.endswith(".use_safetensors")
         if value in (None, harmless) or any(f"{name}.".startswith(f"{other}.") for other in given):

@@ -20,16 +20,16 @@ from safetensors import SafetensorError
 
 from gating.errors import FolderExistsError, InputError, UserError
 
-_LOCK = ".lock"
+LOCK = ".lock"
 _log = logging.getLogger(__name__)
 
 
 @contextmanager
-def replacing_file(target: Path) -> Iterator[Path]:
+def replacing_file(target: Path, *, keep_old: bool = False) -> Iterator[Path]:
     """Yield the path of a new file that replaces the target when the block ends without an error.
 
     The target's name refers to the old file or to the new one at any time, also if the process is killed. The new file
-    is flushed to the disk before the block ends.
+    is flushed to the disk before the block ends. With ``keep_old`` the old file is renamed (:func:`move_aside`).
 
     Raises:
         OSError: The file cannot be written, for example on a full disk; ``filename`` is the target. The old file stays.
@@ -39,7 +39,10 @@ def replacing_file(target: Path) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield new
         _flush(new)
-        os.replace(new, target)
+        if keep_old:
+            _put_in_place(new, target)
+        else:
+            os.replace(new, target)
     except BaseException as error:
         new.unlink(missing_ok=True)
         cause = _find_system_error(error)
@@ -88,14 +91,7 @@ def replacing_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
             yield new
             for path in [*new.rglob("*"), new]:
                 _flush(path)
-            aside = _free_name(target)
-            try:
-                move_aside(target)
-                new.rename(target)
-            except BaseException:  # Signals among them, also between the two.
-                if aside.exists() and not os.path.lexists(target):
-                    aside.rename(target)
-                raise
+            _put_in_place(new, target)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     except BaseException as error:
@@ -110,6 +106,18 @@ def replacing_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
         raise
 
 
+def _put_in_place(new: Path, target: Path) -> None:
+    """Rename a new file or folder to the target, and what is there aside; after an error it is there again."""
+    aside = _free_name(target)
+    try:
+        move_aside(target)
+        new.rename(target)
+    except BaseException:  # Signals among them, also between the two.
+        if aside.exists() and not os.path.lexists(target):
+            aside.rename(target)
+        raise
+
+
 def _flush(path: Path) -> None:
     """Flush a file or folder to the disk; Windows opens no folders."""
     if path.is_file() or os.name == "posix":
@@ -120,17 +128,13 @@ def _flush(path: Path) -> None:
             os.close(file)
 
 
-def check_free(
-    target: Path, *, overwrite: bool, setting: str = "", remedy: str = "overwrite=True", ignored: str = _LOCK
-) -> None:
-    """Check that a file or folder can be written at a place.
+def check_free(target: Path, *, overwrite: bool, setting: str = "") -> None:
+    """Check that a file or folder can be written at a place; a folder with nothing but a lock is empty.
 
     Args:
         target: The place.
         overwrite: Whether what is there may be renamed.
         setting: Name of the setting with this path, for messages.
-        remedy: The option that allows it, in Python.
-        ignored: Name of a file with which a folder counts as empty.
 
     Raises:
         FileExistsError: There is something, or a part of the path is a file.
@@ -141,10 +145,10 @@ def check_free(
         raise FolderExistsError(f"{shown} cannot be written: {parent} is no folder. Choose another place.")
     if overwrite or not os.path.lexists(target):
         return
-    if target.is_dir() and all(path.name == ignored for path in target.iterdir()):
+    if target.is_dir() and all(path.name == LOCK for path in target.iterdir()):
         return
     problem = f"{shown} exists already{' and is not empty' * target.is_dir()}. Choose another place, or pass "
-    error = FolderExistsError(f"{problem}{remedy}, which renames it.")
+    error = FolderExistsError(f"{problem}overwrite=True, which renames it.")
     error.in_command = f"{problem}{'overwrite=true' if setting else '--overwrite'}, which renames it."
     raise error
 
@@ -181,7 +185,7 @@ def take_lock(folder: Path, *, problem: str) -> filelock.BaseFileLock:
         InputError: Another process has it, with ``problem`` as the message.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(folder / _LOCK, is_singleton=True)
+    lock = filelock.FileLock(folder / LOCK, is_singleton=True)
     try:
         lock.acquire(blocking=False)
     except filelock.Timeout:
@@ -193,7 +197,7 @@ def take_lock(folder: Path, *, problem: str) -> filelock.BaseFileLock:
 
 def is_locked(folder: Path) -> bool:
     """Return whether another process has the lock of a folder; nothing is written to one that has none."""
-    if not (folder / _LOCK).exists():
+    if not (folder / LOCK).exists():
         return False
     try:
         take_lock(folder, problem="").release()

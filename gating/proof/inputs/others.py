@@ -1,4 +1,4 @@
-"""Further inputs, which few models take: boxes of words, series, states of a game."""
+"""Sounds, and inputs that few models take: boxes of words, series, states of a game."""
 
 from collections.abc import Callable, Iterator
 from math import prod

@@ -1,4 +1,4 @@
-"""Sizes of a model's inputs, from its configuration and those of its towers."""
+"""Sizes of a model's inputs, from its configuration and those of its towers, and tokens of these sizes."""
 
 import inspect
 from collections.abc import Iterator, Mapping

@@ -1,4 +1,4 @@
-"""Finished runs, read from their folders: their numbers, their names, and what must be equal to compare them."""
+"""Finished runs, read from their folders: their numbers, their names, and the conditions of a comparison."""
 
 import json
 import math
@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from gating.errors import InputError
-from gating.run.folder import INPUTS, METRICS, is_finished, is_run, stored_settings
+from gating.run.folder import INPUTS, is_finished, is_run, stored_settings
+from gating.run.result import read_numbers
 from gating.run.settings import has_effect, is_dense, shown_value
 from gating.run.sweep.jobs import jobs_of, own_overrides
 from gating.storage.files import finite_number, read_table
@@ -51,10 +52,7 @@ def read_run(folder: Path) -> FinishedRun:
     """
     if not is_run(folder) or not is_finished(folder):
         raise InputError(f"{folder} has no finished run. If one has begun there: python train.py resume={folder}")
-    numbers = read_table(folder / METRICS)
-    if not isinstance(numbers.get("metric"), str):
-        raise InputError(f"{folder / METRICS} does not have the numbers of a run: leave it out, or train it again.")
-    return FinishedRun(str(folder), stored_settings(folder), numbers)
+    return FinishedRun(str(folder), stored_settings(folder), read_numbers(folder))
 
 
 def read_runs(folder: Path) -> tuple[list[FinishedRun], dict[str, str]]:

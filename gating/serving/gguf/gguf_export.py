@@ -20,7 +20,7 @@ from gating.serving.gguf.check import RUNTIME, Answer, run_llama_cpp
 from gating.serving.gguf.tokenizer import tokens_never_written
 from gating.serving.gguf.writing import TokenizerSource, rounded_as, write_gguf
 from gating.serving.greedy import TOLERANCES, check_tokens, make_prompts
-from gating.storage.files import check_free, move_aside, replacing_file
+from gating.storage.files import check_free, replacing_file
 
 __all__ = ["GGUF_TYPES", "GgufType", "export_gguf"]
 
@@ -78,7 +78,7 @@ def export_gguf(
     check_free(target, overwrite=overwrite)
     model, folder = load_model(model_or_directory, format="gguf")
     architecture = find_architecture(model)
-    with tempfile.TemporaryDirectory(prefix="head-gating-") as scratch, replacing_file(target) as new:
+    with tempfile.TemporaryDirectory(prefix="head-gating-") as scratch, replacing_file(target, keep_old=True) as new:
         own = _tokenizer_folder(folder, tokenizer, Path(scratch))
         if pre_tokenizer is not None and (own is None or tokenizer_from is not None):
             raise InputError(
@@ -94,7 +94,6 @@ def export_gguf(
         megabytes = new.stat().st_size / 1e6
         # Checked again: the export may have taken long.
         check_free(target, overwrite=overwrite)
-        move_aside(target)
     context, note = context_length(model.config)
     sentences = (
         f"The architecture is {architecture.name} of llama.cpp, the type {dtype}, and the context {context} tokens",
