@@ -113,7 +113,7 @@ def _head(lines: list[str]) -> int:
 def _settings(node: yaml.MappingNode, lines: list[str], *, prefix: str, target: str | None) -> Iterator[Setting]:
     """Yield the settings of a mapping and of those inside."""
     for key, value in node.value:
-        if not prefix and key.value in _DIRECTIVES:
+        if key.value == "_partial_" or (not prefix and key.value in _DIRECTIVES):
             continue
         name, comment = f"{prefix}{key.value}", _comment_above(lines, key.start_mark.line)
         if name == "help":

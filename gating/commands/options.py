@@ -72,15 +72,9 @@ def _compare_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON instead of a table")
 
 
-def _clean_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folders", nargs="+", metavar="RUN", type=Path, help="folder of a run or of a sweep")
-    parser.add_argument("--dry-run", action="store_true", help="print what would be removed, and remove nothing")
-
-
 COMMANDS = {
     "inspect": Command("show which heads and neurons a model has, and its sizes", _inspect_arguments),
     "evaluate": Command("evaluate a compact or dense model on a data set", _evaluate_arguments),
     "export": Command("export a compact model for another runtime, and check it there", _export_arguments),
     "compare": Command("compare finished runs, and recommend the fastest that loses little", _compare_arguments),
-    "clean": Command("remove the checkpoints of finished runs, which nothing needs any more", _clean_arguments),
 }

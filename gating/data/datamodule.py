@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow.compute as pc
 import pytorch_lightning as pl
 import torch
-from datasets import Dataset, DatasetDict, concatenate_datasets
+from datasets import DatasetDict
 from torch.utils.data import DataLoader, Sampler
 from transformers.trainer_pt_utils import DistributedLengthGroupedSampler
 
@@ -65,14 +65,6 @@ class ExampleDataModule(pl.LightningDataModule):
         """Names of the splits."""
         return list(self._splits)
 
-    def table(self, split: str) -> Dataset:
-        """Return the prepared examples of a split."""
-        return self._splits[split]
-
-    def add_column(self, split: str, column: Dataset) -> None:
-        """Add a table of one column to the examples of a split, in the order of :meth:`table`."""
-        self._splits = DatasetDict({**self._splits, split: concatenate_datasets([self.table(split), column], axis=1)})
-
     def shard(self, num_shards: int, *, index: int = 0) -> None:
         """Load one shard of the data from now on.
 
@@ -117,7 +109,7 @@ class ExampleDataModule(pl.LightningDataModule):
             num_replicas=self._num_shards,
             rank=self._shard_index,
             seed=self._seed,
-            lengths=self.lengths_of("train"),
+            lengths=self._lengths_of("train"),
         )
         epochs, batches = divmod(self._first_batch, self.num_batches())
         resumed = _ResumedOrder(
@@ -174,7 +166,7 @@ class ExampleDataModule(pl.LightningDataModule):
             last = {"median": (len(order) - 1) // 2, "p95": math.ceil(0.95 * len(order)) - 1, "max": len(order) - 1}
             stop = last[length] + 1
         else:
-            lengths = self.lengths_of(split)
+            lengths = self._lengths_of(split)
             stop = size + bisect.bisect_left(order, length, key=lengths.__getitem__)
         chosen = order[:stop][-size:]
         # The last example is the longest.
@@ -188,10 +180,10 @@ class ExampleDataModule(pl.LightningDataModule):
         return {name: tensor for name, tensor in model_inputs(batch).items() if name not in TARGETS}
 
     def _by_length(self, split: str) -> list[int]:
-        lengths = self.lengths_of(split)
+        lengths = self._lengths_of(split)
         return sorted(range(len(lengths)), key=lengths.__getitem__)
 
-    def lengths_of(self, split: str) -> list[int]:
+    def _lengths_of(self, split: str) -> list[int]:
         """Return the number of tokens of each example, cached; 1 for each image."""
         if split not in self._lengths:
             table = self._splits[split]

@@ -68,9 +68,6 @@ Batch = Mapping[str, Any]
 # Names of the targets that models of transformers take.
 TARGETS = ("labels", "start_positions", "end_positions")
 
-# Name of the logits of a teacher, of shape ``(batch, classes)``, where they are stored with the examples.
-TEACHER_LOGITS = "task_teacher_logits"
-
 # Prefixes of values for metrics, and for a task with a loss of its own, which the model does not take.
 _PREFIXES = ("metric_", "task_")
 

@@ -32,11 +32,6 @@ _SPLITS = {"validation": "val", "test": "test"}
 # Names in metrics.json of sizes other than numbers of units.
 _SIZES = {"macs": "macs", "parameters": "num_parameters", "megabytes": "megabytes", "cache": "cache_bytes_per_token"}
 _LATENCY = ("speedup{}", "latency_ms{}_before", "latency_ms{}", "speedup{}_error")
-# Names of the numbers of runs, besides their metrics; those of neurons and of a cache need a model with them.
-NUMBERS = (
-    *(f"{name}{end}" for name in (*(f"num_{unit}" for unit in UNITS), *_SIZES.values()) for end in ("", "_before")),
-    *(name.format(batch) for batch in ("", "_short") for name in _LATENCY),
-)
 
 
 def versions() -> dict[str, str]:

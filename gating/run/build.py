@@ -11,7 +11,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
-import torch
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from lightning_fabric.utilities.exceptions import MisconfigurationException
@@ -33,14 +32,13 @@ from gating.run.folder import Phase
 from gating.run.settings import Settings, is_dense
 from gating.storage.same_settings import leaves
 from gating.tasks.base import Task
-from gating.training.optimizers import AnyOptimizer, OptimizerSettings
+from gating.training.optimizers import OptimizerSettings
 
 if TYPE_CHECKING:
     from gating.objectives.distillation import Distillation
 
 # Errors that constructors of other packages raise for invalid arguments.
 _REFUSALS = (ValueError, TypeError, ImportError, MisconfigurationException)
-_ADAMW = "gating.training.optimizers.AdamW"
 _KINDS = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
 
 
@@ -88,7 +86,6 @@ class RunObjects:
         objective: Decides which heads are kept; None in a dense run.
         source: Source of the model.
         teacher: Source of the dense model to distill from; None where the run trains it.
-        store_logits: Whether the teacher's logits are stored; None to decide by the work.
         make_gates: ``inject_gates``, as a function of the model.
         make_loggers: The loggers, as a function of the run's folder and configuration.
     """
@@ -100,7 +97,6 @@ class RunObjects:
     adapters: Adapters
     distillation: "Distillation | None"
     teacher: ModelSource | None
-    store_logits: bool | None
     convergence: Convergence | None
     latency: LatencySettings
     data: DataSettings
@@ -140,7 +136,7 @@ def build_objects(settings: Settings) -> RunObjects:
     """
     # distillation=none has no class, whatever an experiment says of a teacher.
     distillation = dict(settings.distillation) if settings.distillation.get("_target_") else {}
-    teacher, store = (distillation.pop(name, None) for name in ("teacher", "store"))
+    teacher = distillation.pop("teacher", None)
     task = build("task", _with_partial_metrics(settings.task))
     make_loggers = build("logger", settings.logger, partial=True)
     # The budget of an experiment is not meant for its dense run.
@@ -153,7 +149,6 @@ def build_objects(settings: Settings) -> RunObjects:
         adapters=build("adapters", settings.adapters),
         distillation=build("distillation", distillation) if distillation else None,
         teacher=teacher_source(teacher=teacher),
-        store_logits=store,
         convergence=build("convergence", settings.convergence) if settings.convergence else None,
         latency=build("latency", settings.latency),
         data=_split_data(settings.data, task),
@@ -166,7 +161,7 @@ def build_phase(settings: Settings) -> PhaseObjects:
     """Return the objects of one training phase; the errors are those of :func:`build_objects`."""
     callbacks = {name: callback for name, callback in settings.callbacks.items() if callback is not None}
     return PhaseObjects(
-        optimizer=_build_optimizer(settings.optimizer),
+        optimizer=build("optimizer", settings.optimizer),
         scheduler=build("scheduler", settings.scheduler),
         callbacks=tuple(build(f"callbacks.{name}", callback) for name, callback in callbacks.items()),
         make_trainer=build("trainer", settings.trainer, partial=True),
@@ -286,34 +281,6 @@ def _with_partial_metrics(task: Mapping[str, Any]) -> dict[str, Any]:
     named = metrics.items() if isinstance(metrics, Mapping) else enumerate(metrics) if metrics else ()
     made = {name: {**one, "_partial_": True} if isinstance(one, Mapping) else one for name, one in named}
     return {**task, "metrics": made if isinstance(metrics, Mapping) else [*made.values()]} if metrics else dict(task)
-
-
-def _build_optimizer(values: Mapping[str, Any]) -> OptimizerSettings:
-    """Return the optimizer's settings; a class of optimizers, such as ``torch.optim.SGD``, trains the weights."""
-    target = locate_target(values.get("_target_"), "optimizer")
-    if not (isinstance(target, type) and issubclass(target, torch.optim.Optimizer)):
-        made: OptimizerSettings = build("optimizer", values)
-        return made
-    own = {name: values[name] for name in values if name in OptimizerSettings.__dataclass_fields__}
-    taken, defaults = inspect.signature(target).parameters, build("optimizer", {"_target_": _ADAMW})
-    # A command that replaces the class alone leaves the defaults of optimizer=adamw.
-    left_over = {
-        name for name in values.keys() - taken.keys() if _as_list(getattr(defaults, name, None)) == values[name]
-    }
-    options = {name: values[name] for name in values if name not in {*own, *left_over} and not name.startswith("_")}
-    if unknown := options.keys() - taken.keys():
-        hint = nearest_name(
-            min(unknown), sorted({*taken, *OptimizerSettings.__dataclass_fields__}), prefix="optimizer."
-        )
-        raise InputError(f"There is no setting optimizer.{min(unknown)}. {hint}")
-    try:
-        return AnyOptimizer(target, options, **own)
-    except _REFUSALS as error:
-        raise InputError(f"optimizer cannot be used: {explain(error).rstrip('.')}.") from error
-
-
-def _as_list(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _split_data(values: Mapping[str, Any], task: Task) -> DataSettings:

@@ -6,7 +6,7 @@ Nothing here imports torch before a run has checkpoints.
 import json
 import os
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
@@ -20,7 +20,6 @@ from gating.storage.files import (
     LOCK,
     check_free,
     found_checkpoints,
-    is_locked,
     move_aside,
     remove_checkpoint,
     take_lock,
@@ -48,7 +47,7 @@ CHECKPOINTS = "checkpoints"
 # Environment variables with the rank of a process, as Lightning reads them.
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 # The folder of the run in this process, for messages after an error.
-_current: Path | None = None
+_current: "RunFolder | None" = None
 
 
 def is_run(folder: Path) -> bool:
@@ -102,7 +101,7 @@ class RunFolder:
         """Take over folder, checkpoints and whether the run resumes from rank 0; they name the run after an error."""
         global _current
         self.path, self.checkpoints, self.resumes = place
-        _current = self.path
+        _current = self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -153,19 +152,8 @@ class RunFolder:
         """Return the folder of a phase's checkpoints."""
         return self.checkpoints / phase
 
-    def begin(self, config: str, inputs: Mapping[str, Any], *, checkpoint: str | None = None) -> None:
-        """Write the settings and the inputs of a run; what is in the place of a new one is renamed first.
-
-        Args:
-            config: The settings as YAML.
-            inputs: Data, model and teacher by their content.
-            checkpoint: Checkpoint to go back to.
-
-        Raises:
-            InputError: It is no checkpoint of the run.
-        """
-        if checkpoint is not None:
-            self._return_to(Path(os.path.abspath(checkpoint)))
+    def begin(self, config: str, inputs: Mapping[str, Any]) -> None:
+        """Write the settings and the inputs of a run; what is in the place of a new one is renamed first."""
         occupied = [] if self.resumes else [place for place in self._places if set(os.listdir(place)) != {LOCK}]
         for place in occupied:
             move_aside(place)
@@ -176,42 +164,32 @@ class RunFolder:
         write_atomically(self.path / INPUTS, json.dumps(inputs, indent=1, ensure_ascii=False) + "\n")
         write_atomically(self.path / CONFIG, config)
 
-    def _return_to(self, checkpoint: Path) -> None:
-        """Make a checkpoint the last one of the run: later ones are renamed."""
-        phase = checkpoint.parent.name
-        found = found_checkpoints(self.checkpoints / phase) if phase in list(Phase) else []
-        if checkpoint.resolve() not in [path.resolve() for path in found]:
-            raise InputError(
-                f"ckpt_path={checkpoint} is not a checkpoint of this run; checkpoints are "
-                f"{self.checkpoints}/PHASE/step-N.ckpt."
-            )
-        for later in found:
-            if later.resolve() == checkpoint.resolve():
-                break
-            move_aside(later)
-        self.discard_after(Phase(phase))
-
-    def discard_after(self, phase: Phase) -> None:
-        """Rename the checkpoints of later phases, which begin again; and the teacher, if it is trained again."""
-        for later in list(Phase)[list(Phase).index(phase) + 1 :]:
+    def discard_after_search(self) -> None:
+        """Rename the checkpoints of the removal and the recovery, which begin again."""
+        for later in (Phase.REMOVED, Phase.RECOVERY):
             move_aside(self.of_phase(later))
-        if phase == Phase.TEACHER:
-            move_aside(self.teacher)
+
+    @property
+    def saved(self) -> list[Path]:
+        """The checkpoints of all phases, and the parts that a killed process has left."""
+        folders = [self.of_phase(phase) for phase in Phase]
+        return [path for one in folders for path in (*found_checkpoints(one), *unfinished_checkpoints(one))]
 
     def end(self, *, keep_checkpoints: bool) -> str:
-        """Remove the checkpoints of a finished run unless they are kept; return a sentence on its space."""
-        size = _size_of(_checkpoints_in(self.checkpoints))
-        whole = _size_of({self.path, self.checkpoints} if len(self._places) > 1 else [self.path])
-        if keep_checkpoints and size:
-            remedy = f"head-gating clean {self.path} removes them."
-            return f"The run takes {megabytes(whole)}, {megabytes(size)} of them checkpoints: {remedy}"
+        """Remove the checkpoints of a finished run, unless they are kept; return a sentence on their space."""
+        files = [file for path in self.saved for file in (path, *path.rglob("*")) if file.is_file()]
+        size = f"{sum(file.stat().st_size for file in files) / 1e6:,.1f} MB"
+        if keep_checkpoints:
+            return f"Its checkpoints in {self.checkpoints} take {size}."
         try:
-            _remove_checkpoints(self.checkpoints)
+            for path in self.saved:
+                remove_checkpoint(path)
         except OSError as error:  # The run is finished nonetheless.
-            return f"The run takes {megabytes(whole)}, with checkpoints that could not be removed ({error.strerror})."
-        said = f"The run takes {megabytes(whole - size)}"
-        gone = f" without its checkpoints of {megabytes(size)}, which were removed; keep_checkpoints=true keeps them"
-        return f"{said}{gone * bool(size)}."
+            return f"Its checkpoints in {self.checkpoints} could not be removed: {error.strerror}."
+        for place in [*(self.of_phase(phase) for phase in Phase), self.checkpoints]:
+            with suppress(OSError):
+                place.rmdir()
+        return f"Its checkpoints of {size} were removed; keep_checkpoints=true keeps them."
 
 
 def stored_settings(folder: Path) -> dict[str, Any]:
@@ -252,66 +230,8 @@ def relocated(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def how_to_resume() -> str | None:
     """Return the line that says how to resume the run of this process; None if there is nothing to resume."""
-    if _current is None or not is_run(_current) or is_finished(_current):
+    if _current is None or not is_run(_current.path) or is_finished(_current.path):
         return None
-    checkpoints = _checkpoint_folder(_current)
-    if (_current / "teacher").is_dir() or any(_checkpoints_in(checkpoints)):
-        return f"Resume the run: python train.py resume={shlex.quote(str(_current))}"
+    if _current.teacher.is_dir() or _current.saved:
+        return f"Resume the run: python train.py resume={shlex.quote(str(_current.path))}"
     return None
-
-
-def free_space(folder: Path, *, dry_run: bool) -> tuple[int, str]:
-    """Remove the checkpoints of a run that has finished, and return their size in bytes and a sentence.
-
-    Raises:
-        InputError: Another process trains the run.
-    """
-    if is_locked(folder):
-        raise InputError(f"{folder} is in use by another process, so its checkpoints stay.")
-    if not is_finished(folder):
-        return 0, f"{folder}: not finished, so its checkpoints stay; resume it with python train.py resume={folder}"
-    place = _checkpoint_folder(folder)
-    found = _checkpoints_in(place)
-    size = _size_of(found)
-    if not dry_run:
-        _remove_checkpoints(place)
-    return size, f"{folder}: {len(found)} checkpoint(s), {megabytes(size)}"
-
-
-def _checkpoint_folder(folder: Path) -> Path:
-    """Return the folder of a run's checkpoints by its stored settings; the default one if they are damaged."""
-    with suppress(ValueError, KeyError, TypeError, OSError):
-        return Path(stored_settings(folder)["paths"]["checkpoints"])
-    return folder / CHECKPOINTS
-
-
-def _checkpoints_in(checkpoints: Path) -> list[Path]:
-    folders = [checkpoints / phase for phase in Phase]
-    return [path for folder in folders for path in (*found_checkpoints(folder), *unfinished_checkpoints(folder))]
-
-
-def _remove_checkpoints(checkpoints: Path) -> None:
-    for path in _checkpoints_in(checkpoints):
-        remove_checkpoint(path)
-    for place in [*(checkpoints / phase for phase in Phase), checkpoints]:
-        with suppress(OSError):
-            place.rmdir()
-
-
-def _size_of(paths: Iterable[Path]) -> int:
-    """Return the size of files and folders in bytes; links are not followed."""
-    total = 0
-    for path in paths:
-        for one in path.rglob("*") if path.is_dir() and not path.is_symlink() else [path]:
-            with suppress(FileNotFoundError):  # Loggers may still write to the folder.
-                total += one.lstat().st_size if one.is_symlink() or one.is_file() else 0
-    return total
-
-
-def megabytes(size: int) -> str:
-    """Return a size as megabytes.
-
-    >>> megabytes(1234567890)
-    '1,234.6 MB'
-    """
-    return f"{size / 1e6:,.1f} MB"

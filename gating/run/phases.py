@@ -40,7 +40,7 @@ from gating.training.checkpoints import load_own_state, load_shards, read_checkp
 def teach(run: Run) -> None:
     """Train a dense copy of the model to distill from, if no teacher is named; it is saved for other runs.
 
-    It has as many steps as the run. Its logits are stored with the training examples if the settings ask for it.
+    It has as many steps as the run.
     """
     state, folder = run.state, run.folder.teacher
     if run.objects.distillation is None or run.teaches_itself:
@@ -63,11 +63,6 @@ def teach(run: Run) -> None:
         teacher.to(state.model.device)  # type: ignore[arg-type]
         run.evaluate(Stage.DENSE, "dense teacher", splits=run.data.module.splits[1:], model=teacher)
         state.teacher = Teacher(teacher, distillation=run.objects.distillation)
-    if run.stores_logits:
-        from gating.training.stored_logits import add_logits
-
-        with state.summary.timed("teacher_logits"):
-            add_logits(run.data.module, state.teacher, device=run.device)
 
 
 def load_teacher(source: ModelSource, auto_class: type, *, is_sharded: bool) -> PreTrainedModel:
@@ -204,7 +199,7 @@ def _load_removed(run: Run) -> bool:
     if path is None:
         if is_rank_zero() and run.folder.resumes:
             # Recovery starts again, too; its old checkpoints are of a model that no longer exists.
-            run.folder.discard_after(Phase.SEARCH)
+            run.folder.discard_after_search()
         return False
     checkpoint = read_checkpoint(path)
     if run.is_sharded:

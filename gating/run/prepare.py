@@ -3,15 +3,12 @@
 import time
 
 import pytorch_lightning as pl
-import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from gating.compact.stock import StockError, stock_model
 from gating.discovery.find import search_attention
 from gating.distributed.collectives import broadcast, is_rank_zero, rank
 from gating.distributed.launch import Devices, check_devices, start_processes
 from gating.errors import InputError
-from gating.gates import HeadGates
 from gating.models.adapters import NoAdapters, check_adapters
 from gating.models.meta_model import (
     check_gradient_checkpointing,
@@ -20,14 +17,11 @@ from gating.models.meta_model import (
     make_meta_model,
 )
 from gating.models.sources import NewModel, load_sharded
-from gating.objectives.budget import HeadBudget
-from gating.report.summary import NUMBERS
-from gating.run.build import RunObjects, build_objects, build_phase, teaches_itself, trains_weights
+from gating.run.build import RunObjects, build_objects, build_phase, trains_weights
 from gating.run.data import RunData, encode_examples, load_examples
 from gating.run.folder import Phase, RunFolder
 from gating.run.inputs import check_inputs, check_outside, describe_inputs, read_inputs
 from gating.run.phases import load_teacher
-from gating.run.result import check_optimized
 from gating.run.run import Run, RunState
 from gating.run.settings import Settings
 from gating.run.timing import RunTiming
@@ -72,7 +66,11 @@ def prepare(settings: Settings, folder: RunFolder) -> Run:
     check_monitors(callbacks, data.prepared)
     steps = count_steps(settings.trainer, num_batches=data.module.num_batches())
     state = _load_models(settings, objects, data, meta_model, devices=devices)
-    stores_logits = _check_outputs(settings, objects, state, data, steps=steps)
+    if objects.distillation is not None:
+        from gating.teachers.checks import check_outputs
+
+        check_outputs(state.model, data.module.probe_batch(), distillation=objects.distillation)
+        reshard(state.model)
     state.search_steps = planned_search_steps(settings, objects, total_steps=steps)
     started = time.monotonic()
     budget = before["budget"] if before else None
@@ -87,7 +85,7 @@ def prepare(settings: Settings, folder: RunFolder) -> Run:
     folder.follow(broadcast((folder.path, folder.checkpoints, folder.resumes)))
     settings = settings.in_folder(folder.path)
     if is_rank_zero():
-        folder.begin(settings.to_yaml(), {**inputs, "budget": budget}, checkpoint=settings.ckpt_path)
+        folder.begin(settings.to_yaml(), {**inputs, "budget": budget})
     return Run(
         settings=settings,
         folder=folder,
@@ -99,7 +97,6 @@ def prepare(settings: Settings, folder: RunFolder) -> Run:
         started=started,
         timing=timing,
         device=devices.root,
-        stores_logits=stores_logits,
         state=state,
     )
 
@@ -131,15 +128,6 @@ def _check_data(settings: Settings, objects: RunObjects, data: RunData) -> None:
             "gradient_checkpointing=true computes activations of one forward pass again, and pairs of texts take two "
             "in each step: leave it out, or take task.loss=distance, which has both texts in one."
         )
-    names = [str(name) for name in prepared.all_metrics.keys(keep_base=True)]
-    scores = [score.name for score in (prepared.score, prepared.final_score) if score]
-    check_optimized(
-        settings.optimized_metric,
-        # Some metrics have several values, whose names are known after the first validation.
-        metrics=names if all(score in names for score in scores) else None,
-        splits=[short for short, split in (("val", "validation"), ("test", "test")) if data.num_evaluated.get(split)],
-        others=NUMBERS,
-    )
 
 
 def _check_meta_model(settings: Settings, objects: RunObjects) -> PreTrainedModel:
@@ -168,8 +156,6 @@ def _check_meta_model(settings: Settings, objects: RunObjects) -> PreTrainedMode
     else:
         gates = objects.gates_without_model(meta_model)
         objects.objective.check(gates)
-        if objects.budget.uniform and is_rank_zero():
-            note_unless_stock(meta_model, gates)
     return meta_model
 
 
@@ -179,18 +165,6 @@ def _check_no_layerdrop(meta_model: PreTrainedModel) -> None:
     for part in (config, *(value for value in vars(config).values() if isinstance(value, PreTrainedConfig))):
         for name in (name for name, value in vars(part).items() if "layerdrop" in name and value):
             raise InputError(f"{name} skips layers at random, which trainer=fsdp cannot: +model.config.{name}=0.0.")
-
-
-def note_unless_stock(model: PreTrainedModel, gates: HeadGates) -> None:
-    """Print why a model cannot become a stock model of transformers, tried on a copy without half of its units."""
-    from gating.pruning.prune import remove_in_copy
-
-    scores = torch.rand(len(gates.log_alpha), generator=torch.Generator().manual_seed(0))
-    kept = HeadBudget(keep=0.5, uniform=True).choose(gates, scores)
-    try:
-        stock_model(remove_in_copy(model, gates, kept))
-    except StockError as error:
-        print(f"objective.uniform=true: {error.in_command}")
 
 
 def _load_models(
@@ -233,19 +207,6 @@ def _load_models(
     return state
 
 
-def _check_outputs(settings: Settings, objects: RunObjects, state: RunState, data: RunData, *, steps: int) -> bool:
-    """Check the outputs that the distillation compares; return whether the teacher's logits are stored."""
-    if objects.distillation is None:
-        return False
-    from gating.teachers.checks import check_outputs
-    from gating.training.stored_logits import can_store_logits
-
-    shapes = check_outputs(state.model, data.module.probe_batch(), distillation=objects.distillation)
-    reshard(state.model)
-    num_batches = steps * settings.trainer["accumulate_grad_batches"]
-    return can_store_logits(data.module, state.model, shapes, num_batches, store=objects.store_logits)
-
-
 def check_frozen(settings: Settings, objects: RunObjects, *, num_processes: int) -> None:
     """Raise ``InputError`` for frozen weights that leave nothing to train, and for trained ones in half precision."""
     phase = Phase.DENSE if objects.objective is None else Phase.SEARCH
@@ -258,8 +219,6 @@ def check_frozen(settings: Settings, objects: RunObjects, *, num_processes: int)
         )
     if frozen and isinstance(objects.source, NewModel):
         raise InputError(f"optimizer.freeze keeps the weights of a {objects.source.title}, which are random.")
-    if teaches_itself(settings, objects) and objects.store_logits:
-        raise InputError("distillation.store=true is for a second model: with optimizer.freeze, it teaches itself.")
     if not frozen or has_adapters:
         return
     if objects.objective is None:

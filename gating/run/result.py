@@ -1,7 +1,6 @@
 """The result of a finished run: the numbers in its ``metrics.json``, and the one that a sweep optimizes."""
 
-import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,6 @@ from typing import Any
 from gating.errors import InputError, nearest_name
 from gating.run.folder import METRICS
 from gating.storage.files import finite_number, read_table
-
-_METRIC = re.compile(r"(?P<stage>\w+/)?(?P<split>val|test)/(?P<metric>\w+)")
 
 
 @dataclass(frozen=True)
@@ -61,24 +58,3 @@ def read_numbers(folder: Path) -> dict[str, Any]:
     if not isinstance(found.get("metric"), str):
         raise InputError(f"{folder / METRICS} does not have the numbers of a run: leave it out, or train it again.")
     return found
-
-
-def check_optimized(name: str | None, *, metrics: list[str] | None, splits: list[str], others: Collection[str]) -> None:
-    """Check that a run will measure the number that it returns, before it trains for hours.
-
-    Args:
-        name: Its name in ``metrics.json``, or None.
-        metrics: Names of the task's metrics; None if they are known only after the first validation.
-        splits: ``val`` and ``test``, as far as they are evaluated.
-        others: Names of other numbers.
-
-    Raises:
-        InputError: There will be no such number.
-    """
-    if name is None or name in others or re.fullmatch(r"(num_heads|num_heads_before|seconds)/\w+", name):
-        return
-    found = _METRIC.fullmatch(name)
-    known = [f"{split}/{metric}" for split in splits for metric in metrics or ()]
-    if found is None or (metrics is not None and f"{found['split']}/{found['metric']}" not in known):
-        hint = nearest_name(name, [*known, *others])
-        raise InputError(f"optimized_metric={name} is not measured by this run. {hint}")

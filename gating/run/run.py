@@ -71,7 +71,6 @@ class Run:
         started: Start of this process's training, in seconds of ``time.monotonic``.
         timing: What is timed, and for how long.
         device: Device on which this process trains.
-        stores_logits: Whether the logits of a teacher are stored with the training examples.
         state: The part that changes.
     """
 
@@ -85,7 +84,6 @@ class Run:
     started: float
     timing: RunTiming
     device: torch.device
-    stores_logits: bool
     state: RunState
 
     @property

@@ -24,7 +24,7 @@ from gating.tracking.redaction import HIDDEN, redact_settings
 Group = dict[str, Any]
 
 # Settings of one command, not of a run.
-_OF_COMMAND = ("output_dir", "overwrite", "resume", "ckpt_path", "optimized_metric", "push_to_hub", "sweep")
+_OF_COMMAND = ("output_dir", "overwrite", "resume", "optimized_metric", "push_to_hub", "sweep")
 # Settings that may name a file or folder, or something on the hub.
 _OF_DATA = ("data.train", "data.validation", "data.test", "data.path")
 _PLACES = (*_OF_DATA, "model.name", "model.tokenizer", "distillation.teacher", "task.teacher")
@@ -66,7 +66,6 @@ class Settings(BaseModel):
     output_dir: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
     overwrite: bool
     resume: str | None
-    ckpt_path: str | None
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     recovery: Annotated[float, Field(ge=0, lt=1)]
     recovery_keep: Literal["best", "last"]
@@ -130,7 +129,7 @@ def read_settings(cfg: DictConfig | Mapping[str, Any], overrides: Sequence[str] 
     """
     composed = OmegaConf.create(dict(cfg)) if not isinstance(cfg, DictConfig) else cfg
     has_own_folder = "${now:" not in str(OmegaConf.to_container(composed)["output_dir"])  # type: ignore[call-overload, index]
-    named = composed.get("resume") not in (None, "auto") or composed.get("ckpt_path") is not None
+    named = composed.get("resume") not in (None, "auto")
     values = _resolve(composed, may_lack=named)
     folder = _named_run(values, has_own_folder=has_own_folder) if named else None
     stored = {} if folder is None else stored_settings(folder)
@@ -193,18 +192,8 @@ def _validate(values: Mapping[str, Any]) -> Settings:
 
 
 def _named_run(values: Mapping[str, Any], *, has_own_folder: bool) -> Path:
-    """Return the folder of the run that ``resume`` or ``ckpt_path`` names."""
-    checkpoint = values["ckpt_path"]
-    if checkpoint is None:
-        folder = Path(os.path.abspath(str(values["resume"])))
-    elif not os.path.exists(checkpoint):
-        raise MissingFileError(f"ckpt_path={checkpoint}: there is no such file or folder.")
-    else:
-        parents = Path(os.path.abspath(checkpoint)).parents
-        found = next((parent for parent in parents if is_run(parent)), None)
-        if found is None:
-            raise InputError(f"ckpt_path={checkpoint} is not in the folder of a run, from which its settings are read.")
-        folder = found
+    """Return the folder of the run that ``resume`` names."""
+    folder = Path(os.path.abspath(str(values["resume"])))
     if has_own_folder and Path(os.path.abspath(values["output_dir"])) != folder:
         raise InputError(f"The run to resume is in {folder}, and output_dir={values['output_dir']}: leave it out.")
     return folder

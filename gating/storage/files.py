@@ -195,17 +195,6 @@ def take_lock(folder: Path, *, problem: str) -> filelock.BaseFileLock:
     return lock
 
 
-def is_locked(folder: Path) -> bool:
-    """Return whether another process has the lock of a folder; nothing is written to one that has none."""
-    if not (folder / LOCK).exists():
-        return False
-    try:
-        take_lock(folder, problem="").release()
-    except InputError:
-        return True
-    return False
-
-
 def read_table(path: Path) -> dict[str, Any]:
     """Return the content of a JSON file; an empty table if the file cannot be read or has no table."""
     try:

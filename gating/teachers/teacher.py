@@ -98,16 +98,12 @@ class Teacher:
         self._move_to(next(student.parameters()).device)
         check_fits(self.model, student, batch, distillation=self.distillation)
 
-    def __call__(self, batch: Mapping[str, Any], *, logits: Tensor | None = None) -> Mapping[str, Any]:
+    def __call__(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the outputs for a batch without gradients, on the device of the batch, to which the model moves once.
 
         Args:
             batch: Keyword arguments of the forward pass; targets are left out where outputs do not need them.
-            logits: Logits for the batch that were stored before, which are the outputs then, unless hidden states are
-                compared.
         """
-        if logits is not None and not self.options:
-            return {"logits": logits}
         self._move_to(next(value.device for value in batch.values() if isinstance(value, Tensor)))
         if self.model.training:
             self.model.eval()

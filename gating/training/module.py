@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric, MetricCollection
 from transformers import PreTrainedModel
 
-from gating.data.examples import TEACHER_LOGITS, Batch, model_inputs, num_targets
+from gating.data.examples import Batch, model_inputs, num_targets
 from gating.distributed.collectives import all_reduce_sum
 from gating.objectives.search import Search
 from gating.report.score import Score
@@ -139,7 +139,7 @@ class FineTuning(pl.LightningModule):
         # Validation is not compiled: it would be a second graph for a small part of the run.
         inputs, teacher = model_inputs(batch), self._teacher
         # First: the teacher may be the model itself, of which gradient checkpointing repeats the last pass.
-        answers = None if teacher is None else teacher(inputs, logits=batch.get(TEACHER_LOGITS))
+        answers = None if teacher is None else teacher(inputs)
         if teacher is not None:
             reshard(self.model if teacher.is_student else teacher.model)
         outputs = (self._compiled or self.model)(**inputs, **({} if teacher is None else teacher.options))

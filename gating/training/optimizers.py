@@ -100,27 +100,25 @@ class AnyOptimizer(OptimizerSettings):
     """Any class of optimizers for the weights, beside AdamW for gates and multipliers.
 
     Attributes:
-        factory: Class of the optimizer of the weights, such as ``torch.optim.SGD``.
-        options: Its keyword arguments besides the learning rate and the weight decay.
+        weights: Class of the optimizer of the weights, such as ``torch.optim.SGD``, with its keyword arguments besides
+            the learning rate and the weight decay (:func:`functools.partial`).
 
     Raises:
-        ValueError: The class does not take the options.
-        TypeError: An option is unknown.
+        ValueError: The class does not take its arguments.
+        TypeError: An argument is unknown.
     """
 
-    factory: Callable[..., torch.optim.Optimizer]
-    options: dict[str, Any] = field(default_factory=dict)
+    weights: Callable[..., torch.optim.Optimizer]
 
     def __post_init__(self) -> None:
-        # Unknown or invalid options are refused before data and model are loaded.
-        trial = [{"params": [nn.Parameter(torch.zeros(2, 2))]} for _ in range(2)]
-        self.factory(trial, lr=self.lr, **self.options)
+        # Unknown or invalid arguments are refused before data and model are loaded.
+        self.weights([{"params": [nn.Parameter(torch.zeros(2, 2))]} for _ in range(2)], lr=self.lr)
 
     def _make(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         others = [group for group in groups if not _is_of_weights(group)]
         if len(others) == len(groups):
             return _adamw(others)  # The weights are frozen.
-        weights = self.factory([group for group in groups if _is_of_weights(group)], lr=self.lr, **self.options)
+        weights = self.weights([group for group in groups if _is_of_weights(group)], lr=self.lr)
         return CombinedOptimizer(weights, _adamw(others)) if others else weights
 
 

@@ -141,7 +141,7 @@ def check_training(arguments: list[str]) -> None:
             overrides.append(word)
     if ("--help", None) not in flags and not any(flag == "-sc" for flag, _ in flags):
         # A folder to resume and its files are in the reader's hands.
-        given = [one for one in overrides if one == "resume=auto" or not one.startswith(("resume=", "ckpt_path="))]
+        given = [one for one in overrides if one == "resume=auto" or not one.startswith("resume=")]
         checked_settings([first_of_sweep(override) for override in given])
 
 

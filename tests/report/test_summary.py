@@ -6,7 +6,7 @@ import gating
 from gating.pruning.latency.comparison import LatencyComparison
 from gating.pruning.measure import count_macs
 from gating.report.score import Score
-from gating.report.summary import NUMBERS, Summary
+from gating.report.summary import Summary
 from tests.support.family_models import FAMILIES
 from tests.support.tiny_models import batch_for
 
@@ -40,7 +40,6 @@ def test_heads_neurons_and_multiply_accumulates_are_compared(bert):
         "size on disk (MB)",
     ]
     assert rows["feed-forward neurons"] == ("144", "80", "0.56")
-    assert set(numbers) <= set(NUMBERS)
 
 
 def test_generating_models_have_a_row_for_the_cache():

@@ -7,12 +7,10 @@ from pathlib import Path
 
 import pytest
 
-import train
 from gating.run.folder import RunFolder, is_finished
-from tests.support.interruptions import Interrupted, at_batch, end_of, interrupt, run_in, steps_of_checkpoints
+from tests.support.interruptions import Interrupted, at_batch, end_of, interrupt, run_in
 from tests.support.resumed import resume
 from tests.support.snapshots import snapshot
-from tests.support.tiny_run import compose_settings
 
 HOLD = "import filelock, sys; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print('held', flush=True); input()"
 
@@ -92,26 +90,36 @@ def test_only_the_first_process_of_a_run_writes(tmp_path, monkeypatch):
 
 
 @pytest.mark.runs
-def test_a_run_goes_back_to_a_checkpoint_and_keeps_the_later_ones(inputs, whole, tmp_path):
-    folder = tmp_path / "run"
+def test_a_run_goes_back_to_a_checkpoint_whose_successors_were_moved_away(inputs, whole, tmp_path):
+    folder, away = tmp_path / "run", tmp_path / "away"
     with at_batch(11, interrupt), pytest.raises(Interrupted):
         run_in(folder, inputs, "callbacks.checkpoint.every_n_steps=1")
+    away.mkdir()
+    for later in ("search/step-9.ckpt", "removed", "recovery"):
+        (folder / "checkpoints" / later).rename(away / Path(later).name)
     with at_batch(99, interrupt) as steps:
-        overrides = [f"ckpt_path={folder}/checkpoints/search/step-8.ckpt", "keep_checkpoints=true"]
-        train.run(compose_settings(overrides), overrides)
+        assert resume(folder) == 0
     assert steps == [8, 9, 10, 11]
-    assert (folder / "checkpoints" / "search" / "step-9.1.ckpt").exists()
-    assert steps_of_checkpoints(folder, "recovery.1") == [10]
     assert (folder / "compact" / "model.safetensors").read_bytes() == (
         whole / "compact" / "model.safetensors"
     ).read_bytes()
 
 
-def test_another_file_is_no_checkpoint_of_a_run(half, capsys):
-    overrides = [f"ckpt_path={half}/config.yaml"]
-    with pytest.raises(SystemExit):
-        train.guarded_run(compose_settings(overrides), overrides)
-    assert "is not a checkpoint of this run" in capsys.readouterr().err
+@pytest.mark.runs
+def test_a_finished_run_keeps_no_checkpoints_but_those_asked_for(begun, tmp_path, capsys):
+    mine = ["checkpoints/mine.ckpt", "checkpoints/search/best.ckpt", "checkpoints/old/step-4.ckpt"]
+    for kept in (False, True):
+        run = Path(shutil.copytree(begun, tmp_path / f"run-{kept}"))
+        for name in mine:
+            (run / name).parent.mkdir(exist_ok=True)
+            (run / name).write_text("precious")
+        capsys.readouterr()
+        assert resume(run, f"keep_checkpoints={str(kept).lower()}") == 0
+        line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Its checkpoints "))
+        assert (f"in {run}/checkpoints take " if kept else "were removed; keep_checkpoints=true keeps them.") in line
+        left = {str(path.relative_to(run)) for path in (run / "checkpoints").rglob("*") if path.is_file()}
+        assert left >= set(mine)
+        assert (left == set(mine)) == (not kept)
 
 
 @pytest.mark.runs

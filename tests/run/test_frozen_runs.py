@@ -143,15 +143,6 @@ def test_trained_weights_may_not_be_in_half_precision(inputs):
         checked(inputs, "model.dtype=int8", "optimizer.freeze=true")
 
 
-def test_logits_of_the_model_itself_are_not_stored(inputs):
-    settings = (*inputs, "distillation=logits", "distillation.store=true")
-    for freeze in ("true", "search"):
-        with pytest.raises(InputError, match=r"distillation\.store=true"):
-            checked(settings, f"optimizer.freeze={freeze}")
-    checked(settings, "optimizer.freeze=true", "distillation.teacher=folder")
-    checked(settings)
-
-
 def test_random_weights_are_not_frozen(inputs):
     settings, objects = checked(inputs, "optimizer.freeze=true")
     object.__setattr__(objects, "source", NewModel("bert", {}))

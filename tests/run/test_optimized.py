@@ -5,8 +5,7 @@ import json
 import pytest
 
 import train
-from gating.report.summary import NUMBERS
-from gating.run.result import Result, check_optimized
+from gating.run.result import Result
 from tests.support.interruptions import end_of
 from tests.support.tiny_run import compose_settings, make_inputs
 
@@ -32,17 +31,6 @@ def test_a_run_without_validation_has_no_value(tmp_path):
 def test_unknown_metrics_are_refused_with_the_available_ones(name, folder):
     with pytest.raises(ValueError, match=r"Did you mean val/f1|There are num_heads"):
         Result.read(folder).value(name)
-
-
-@pytest.mark.parametrize("name", [None, "val/f1", "search/val/f1", "dense/test/f1", "speedup", "num_heads/encoder"])
-def test_names_that_can_be_there_pass(name):
-    check_optimized(name, metrics=["f1"], splits=["val", "test"], others=NUMBERS)
-
-
-@pytest.mark.parametrize("name", ["accuracy", "validation/accuracy", "train/loss", "val/", "val/f2"])
-def test_names_that_cannot_be_there_are_refused(name):
-    with pytest.raises(ValueError, match="is not measured by this run"):
-        check_optimized(name, metrics=["f1"], splits=["val"], others=NUMBERS)
 
 
 @pytest.mark.runs

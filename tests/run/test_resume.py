@@ -67,10 +67,6 @@ VARIANTS = {
         ["distillation=logits", "trainer.precision=bf16-mixed", "trainer.max_steps=6", EACH_STEP],
         4,
     ),
-    "stored logits of a teacher": (
-        ["distillation=logits", "distillation.store=true", "trainer.max_steps=6", EACH_STEP],
-        4,
-    ),
     "hidden states of a teacher": (["distillation=hidden", "trainer.max_steps=6", EACH_STEP], 4),
     "adapters": (["adapters=lora", "adapters.dropout=0.1", "optimizer.lr=0.01", "trainer.max_steps=8", EACH_STEP], 4),
     "frozen weights, values of gates, the model as its teacher": (

@@ -26,7 +26,6 @@ REFUSED = {
     "resume=[a,b]": "no run in",
     "resume=nowhere": "no run in",
     "resume=auto": "add output_dir=FOLDER",
-    "ckpt_path=nowhere.ckpt": "no such file",
     "data=files": "data.train is needed",
     "data=files data.train=nowhere.tsv": "data.train=",
     "model=pretrained model.name=./nowhere": "model.name=./nowhere",

@@ -3,14 +3,10 @@
 import json
 
 import pytest
-import torch
 import transformers
 
 import gating
-from gating.gates import create_gates
-from gating.run.prepare import note_unless_stock
 from tests.run.test_train import run_here
-from tests.support.family_models import FAMILIES
 from tests.support.tiny_run import make_inputs
 
 
@@ -31,25 +27,7 @@ def test_neurons_alone_give_a_stock_model_and_bert_heads_a_compact_one(tmp_path,
     both = ["objective.num_heads=6", "objective.num_neurons=96"]
     run_here([*uniform, "gates.units=[heads,neurons]", *both], tmp_path / "both")
     printed = capsys.readouterr().out
-    assert "objective.uniform=true: " in printed.partition("steps in")[0]
-    assert printed.count("BertConfig cannot describe 2 heads of width 8") == 2
+    assert "BertConfig cannot describe 2 heads of width 8" in printed
     assert "It is saved as a compact folder, which loads with trust_remote_code=True." in printed
     loaded = gating.load_compact(tmp_path / "both" / "compact")
     assert [block.num_heads for block in gating.find_attention_blocks(loaded)] == [2] * 3
-
-
-@pytest.mark.parametrize(
-    ("family", "units", "reason"),
-    [
-        ("t5", ["heads", "neurons"], "its layers share the position biases"),
-        ("t5", "neurons", None),
-        ("llama", ["heads", "neurons"], None),
-    ],
-)
-def test_reasons_are_known_without_weights(family, units, reason, capsys):
-    with torch.device("meta"):
-        model = type(FAMILIES[family].build())(FAMILIES[family].build().config)
-    note_unless_stock(model, create_gates(model, units=units, group_size=8))
-    printed = capsys.readouterr().out
-    assert (reason in printed) if reason else not printed
-    assert all(parameter.is_meta for parameter in model.parameters())

@@ -162,16 +162,6 @@ def test_answers_of_several_numbers_or_labels_are_no_classes(problem):
     assert teacher.loss(outputs.loss, outputs, batch) > 0.1
 
 
-def test_stored_logits_stand_in_for_the_model():
-    model, teacher = bert().eval(), gating.Teacher(bert(hidden_size=64))
-    randomize(teacher.model, seed=3)
-    outputs = model(**BATCH)
-    stored = teacher(BATCH)["logits"]
-    expected = teacher.loss(outputs.loss, outputs, BATCH)
-    teacher.model = None
-    assert torch.equal(teacher.loss(outputs.loss, outputs, BATCH, answers=teacher(BATCH, logits=stored)), expected)
-
-
 def test_a_folder_is_loaded(tmp_path):
     model = bert().eval()
     model.save_pretrained(tmp_path / "dense")

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -136,12 +137,12 @@ def test_frozen_weights_leave_the_gates_to_adamw(bert):
 
 
 def test_a_class_trains_the_weights_alone_without_gates(model):
-    assert type(AnyOptimizer(torch.optim.SGD, {"momentum": 0.9}).build(model)) is torch.optim.SGD
+    assert type(AnyOptimizer(partial(torch.optim.SGD, momentum=0.9)).build(model)) is torch.optim.SGD
 
 
 def test_classes_that_cannot_train_the_model_are_refused(model):
     with pytest.raises(ValueError, match="momentum"):
-        AnyOptimizer(torch.optim.SGD, {"momentum": -1})
+        AnyOptimizer(partial(torch.optim.SGD, momentum=-1))
     with pytest.raises(ValueError, match="parameter groups"):
         AnyOptimizer(torch.optim.LBFGS)
     with pytest.raises(ValueError, match="2D"):
