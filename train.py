@@ -56,7 +56,6 @@ def run_job(cfg: DictConfig, overrides: Sequence[str], *, job: int, sweep: Path)
         sweep: Folder of the sweep.
     """
     from gating.run.sweep.jobs import recording_job, starts_in_later_job, with_job_names
-    from gating.run.sweep.results import dense_metrics
     from gating.tracking.redaction import redact_file
 
     if starts_in_later_job(job):
@@ -69,11 +68,11 @@ def run_job(cfg: DictConfig, overrides: Sequence[str], *, job: int, sweep: Path)
     with recording_job(sweep, Path(folder), number=job, overrides=overrides):
         settings: Any = OmegaConf.to_container(cfg)
         named = with_job_names({**settings, "output_dir": folder}, sweep=sweep, overrides=overrides)
-        return guarded_run(named, overrides, reference=lambda: dense_metrics(sweep, Path(folder)))
+        return guarded_run(named, overrides)
     return None
 
 
-def guarded_run(cfg: Mapping[str, Any], overrides: Sequence[str] = (), **options: Any) -> float | None:
+def guarded_run(cfg: Mapping[str, Any], overrides: Sequence[str] = ()) -> float | None:
     """Run, with one sentence and an exit code after errors and signals; return the number to optimize."""
 
     def ending() -> AbstractContextManager[None]:
@@ -82,7 +81,7 @@ def guarded_run(cfg: Mapping[str, Any], overrides: Sequence[str] = (), **options
         return handling_errors()
 
     try:
-        return run(cfg, overrides, ending=ending, **options)
+        return run(cfg, overrides, ending=ending)
     except (UserError, OSError) as error:
         print(f"error: {explain(error)}", file=sys.stderr)
         raise SystemExit(1) from error
@@ -93,7 +92,6 @@ def run(
     overrides: Sequence[str] = (),
     *,
     ending: Callable[[], AbstractContextManager[None]] = nullcontext,
-    reference: Callable[[], dict[str, float]] | None = None,
 ) -> float | None:
     """Execute the run of a configuration; return the number to optimize.
 
@@ -101,7 +99,6 @@ def run(
         cfg: The configuration; ``resume=DIR`` takes other settings from the run in DIR.
         overrides: Overrides of the command line.
         ending: What surrounds the run once it has its folder.
-        reference: Metrics of a dense run to compare with, once this one has finished.
     """
     settings = read_settings(cfg, overrides)
     with RunFolder(
@@ -116,7 +113,7 @@ def run(
         with ending():
             from gating.run.execute import execute
 
-            result = execute(settings, folder, reference=reference)
+            result = execute(settings, folder)
     return None if result is None else result.value(settings.optimized_metric)
 
 

@@ -50,8 +50,8 @@ _OF_TRAINER = ("accelerator", *_LIMITS.values())
 _PLACES = ("train", "validation", "test", "path", "name")
 # Settings of data that do not change how its texts are encoded.
 _SAME_ENCODING = {"batch_size", "eval_batch_size", "num_workers", "seed"}
-_FILES, _TEXT = "gating.data.sources.load_files", "gating.data.sources.load_text"
-_SENTENCES, _EMBEDDING = "gating.data.sentences.load_sentences", "gating.tasks.Embedding"
+_EMBEDDING = "gating.tasks.Embedding"
+_OF_FILES = {f"gating.data.{name}" for name in ("sources.load_files", "sources.load_text", "sentences.load_sentences")}
 
 _log = logging.getLogger(__name__)
 
@@ -93,17 +93,17 @@ def evaluate_folder(folder: str, overrides: Sequence[str], *, split: str | None 
     """
     quiet_libraries()
     place, run_folder = find_model(folder)
-    settings, only = evaluation_settings(str(place or folder), overrides, run_folder=run_folder, split=split)
+    settings = evaluation_settings(str(place or folder), overrides, run_folder=run_folder, split=split)
     with naming_settings(settings.model_dump()):
         device = check_devices(settings.trainer).root
         # Wrong settings are refused before anything is downloaded.
         objects = build_objects(settings)
         place = place or Path(locate(folder))
         place = place if place.is_dir() else Path(snapshot_download(str(place)))
-        objects, model, data, split = load_evaluation(settings, objects, place, split=split, only=only)
+        objects, model, data, split = load_evaluation(settings, objects, place, split=split)
         if run_folder is not None:
             _warn_of_changes(run_folder, overrides, data, split=split)
-        timing = RunTiming.of(objects.latency, data.module, split=split)
+        timing = RunTiming(objects.latency, data.module, split)
         timing.check(model)
         model.to(device)  # type: ignore[arg-type]
         summary, prepared = Summary(), data.prepared
@@ -155,8 +155,8 @@ def _is_compact(summary: Summary) -> bool:
 
 def evaluation_settings(
     model: str, overrides: Sequence[str], *, run_folder: Path | None, split: str | None
-) -> tuple[Settings, str | None]:
-    """Return the settings of an evaluation, and the name of the split if the command gives a single file.
+) -> Settings:
+    """Return the settings of an evaluation; files that the command gives are read without the others of a run.
 
     Args:
         model: Folder of the model.
@@ -197,11 +197,14 @@ def evaluation_settings(
             dense = {} if run_folder is None else stored_settings(run_folder)["model"]
             name, revision = dense.get("name") or "none", dense.get("revision", "main")
             values["task"] |= {"teacher": name, "teacher_revision": revision}
-    only = _take_single_file(values["data"], split, given=names)
+    given = [one for one in ("train", *_LIMITS) if f"data.{one}" in names]
+    is_of_files = values["data"].get("_target_") in _OF_FILES
+    if is_of_files and given and "train" not in given and split in (None, *given):
+        values["data"] |= {one: None for one in ("train", *_LIMITS) if one not in given}
     # One device evaluates, since batches of several processes are padded otherwise; no steps bound the examples.
     values["trainer"] |= {"devices": 1, "num_nodes": 1, "strategy": "auto", "max_steps": -1}
     values["model"] = {"_target_": "gating.models.pretrained.Pretrained", "name": model}
-    return read_settings(values), only
+    return read_settings(values)
 
 
 def _of_run(composed: dict[str, Any], overrides: Sequence[str], *, run_folder: Path) -> dict[str, Any]:
@@ -226,21 +229,8 @@ def _of_run(composed: dict[str, Any], overrides: Sequence[str], *, run_folder: P
     return values
 
 
-def _take_single_file(data: dict[str, Any], split: str | None, *, given: Sequence[str]) -> str | None:
-    """Let the one file that a command gives be read whole, as the training data; return the split that it is."""
-    if data.get("_target_") not in (_FILES, _TEXT, _SENTENCES) or "data.train" in given:
-        return None
-    files = [name for name in ("validation", "test") if f"data.{name}" in given and data.get(name) is not None]
-    split = split or (files[-1] if files else "test")
-    if split not in files:
-        return None
-    # The training file of texts without validation data would be divided.
-    data.update(train=data[split], validation=data[split] if data["_target_"] == _TEXT else None, test=None)
-    return split
-
-
 def load_evaluation(
-    settings: Settings, objects: RunObjects, place: Path, *, split: str | None, only: str | None
+    settings: Settings, objects: RunObjects, place: Path, *, split: str | None
 ) -> tuple[RunObjects, PreTrainedModel, RunData, str]:
     """Load a model and the split to evaluate it on; return them with the objects of the settings and the split's name.
 
@@ -249,7 +239,6 @@ def load_evaluation(
         objects: Their objects.
         place: Local folder of the model.
         split: Name of the split; None for the last one.
-        only: Name of the only split of the data, which the source returns as ``train``; None if it returns all.
 
     Raises:
         InputError: The data has not this split, or the model is not of the task or of other classes.
@@ -261,8 +250,8 @@ def load_evaluation(
     if families is not None and not isinstance(model, families.get(type(model.config), ())):
         dense = getattr(type(model), "dense_class", type(model)).__name__
         raise InputError(f"{place} is a {dense}, not a model of {type(objects.task).__name__}: choose task=...")
-    examples = load_examples(settings, objects, hold_out_missing=only is None)
-    tables = {only: examples.splits["train"]} if only else dict(examples.splits)
+    examples = load_examples(settings, objects, needs_train=False)
+    tables = examples.splits
     split = split or ("test" if "test" in tables else "validation")
     if split not in tables:
         raise InputError(f"The data has no {split} examples: give data.{split}=..., or another --split.")

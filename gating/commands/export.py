@@ -27,25 +27,22 @@ def run(arguments: argparse.Namespace) -> None:
     )
     print("\n".join((f"{report.path}: {report.megabytes:,.1f} MB", *report.sentences)))
     if arguments.int8:
-        print(compare_accuracy(arguments.folder, report.path))
+        try:  # The export is written.
+            print(compare_accuracy(arguments.folder, report.path))
+        except (UserError, OSError, ImportError) as error:
+            print(f"The accuracy with 8-bit weights was not measured. {explain(error)}")
 
 
 def compare_accuracy(folder: str, exported: Path) -> str:
     """Return a sentence with the metric of a model on the validation data of its run, and that of its 8-bit export.
 
-    The export is written: what prevents the measurement is the sentence, and no failure of the command.
-
     Args:
         folder: Folder of a finished run or of its compact model, as given to the export.
         exported: Folder that :func:`gating.export_onnx` wrote with ``int8=True``.
+
+    Raises:
+        InputError: The folder is not that of a run, which has data.
     """
-    try:
-        return _compare(folder, exported)
-    except (UserError, OSError, ImportError) as error:
-        return f"The accuracy with 8-bit weights was not measured. {explain(error)}"
-
-
-def _compare(folder: str, exported: Path) -> str:
     place, run_folder = find_model(folder)
     if place is None or run_folder is None:
         raise InputError(f"{folder} is not in the folder of a run, which has data: export the run's own folder.")
@@ -56,10 +53,8 @@ def _compare(folder: str, exported: Path) -> str:
     from gating.tracking.verbosity import quiet_libraries
 
     quiet_libraries()
-    settings, only = evaluation_settings(str(place), (), run_folder=run_folder, split="validation")
-    objects, model, data, split = load_evaluation(
-        settings, build_objects(settings), place, split="validation", only=only
-    )
+    settings = evaluation_settings(str(place), (), run_folder=run_folder, split="validation")
+    objects, model, data, split = load_evaluation(settings, build_objects(settings), place, split="validation")
     score = data.prepared.score
     # A graph only predicts the next token: metrics that need generated text are left out.
     (floats, _), (integers, tally) = (

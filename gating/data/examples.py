@@ -28,7 +28,7 @@ class Examples:
     rows: Mapping[str, Numbers] = field(default_factory=dict)
 
 
-def as_examples(returned: Any, *, target: str) -> Examples:
+def as_examples(returned: Any, *, target: str, needs_train: bool = True) -> Examples:
     """Validate the data that a source returned, and convert it to examples.
 
     Example:
@@ -39,6 +39,7 @@ def as_examples(returned: Any, *, target: str) -> Examples:
     Args:
         returned: :class:`Examples`, a dictionary of data sets by split, or one data set, which becomes ``train``.
         target: Dotted name of the source, for messages.
+        needs_train: Whether ``train`` is needed, as for a training.
 
     Returns:
         The examples, with the splits in the order train, validation, test.
@@ -49,7 +50,8 @@ def as_examples(returned: Any, *, target: str) -> Examples:
     """
     given = returned if isinstance(returned, Examples) else Examples(returned)
     splits: Any = {"train": given.splits} if isinstance(given.splits, Dataset) else given.splits
-    if not isinstance(splits, Mapping) or "train" not in splits or not set(splits) <= set(_SPLITS):
+    needed = {"train"} if needs_train else set()
+    if not isinstance(splits, Mapping) or not needed <= set(splits) <= set(_SPLITS):
         found = ", ".join(map(repr, splits)) if isinstance(splits, Mapping) else f"a {type(splits).__name__}"
         raise InputError(
             f"data._target_={target} returned {shorten(found or 'no split')}: let it return a dictionary of "

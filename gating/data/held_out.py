@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import ClassLabel, Dataset, DatasetDict, Value
+from datasets import Dataset, DatasetDict
 
 from gating.data.columns import find_input_columns
 from gating.data.examples import Examples
@@ -80,16 +80,6 @@ def draw_splits(
         f"The training data has {len(table)} row(s), too few to draw {' and '.join(names)} data and keep one of each "
         "label. Give data.validation=..., or more rows."
     )
-
-
-def find_class_column(table: Dataset) -> str | None:
-    """Return the column of classes of a table whose task is unknown; None if no column clearly has classes."""
-    declared = next((name for name, feature in table.features.items() if isinstance(feature, ClassLabel)), None)
-    usual = next((name for name in LABEL_COLUMNS if isinstance(table.features.get(name), Value)), None)
-    if declared is not None or usual is None:
-        return declared
-    numbers = _numbers(table, [usual])
-    return usual if numbers is not None and len(np.unique(numbers)) * _FRACTION <= len(table) else None
 
 
 def _order(groups: Numbers, classes: Numbers | None, seed: int) -> tuple[int, Numbers]:

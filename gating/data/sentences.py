@@ -25,11 +25,11 @@ _EXAMPLE = re.compile(r'"([^"]+)"')
 _MORE_GENERAL = re.compile(r"@ (\d{8}) ")
 
 
-def load_sentences(*, train: str, validation: str | None = None, test: str | None = None) -> Examples:
+def load_sentences(*, train: str | None, validation: str | None = None, test: str | None = None) -> Examples:
     """Load texts without labels, or pairs: a plain file (txt, UTF-8) has one text a line, a table one in each row.
 
     Args:
-        train: File of the training texts.
+        train: File of the training texts; None for an evaluation.
         validation: File of the validation texts, or of pairs. If None, they are drawn from the training texts, and so
             are the test texts unless they have a file.
         test: File of the test texts.

@@ -3,7 +3,6 @@
 import importlib
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
 from itertools import accumulate, pairwise
 from pathlib import Path
 
@@ -13,7 +12,6 @@ import PIL.Image
 from datasets import Dataset, DatasetDict
 
 from gating.data.examples import Examples
-from gating.data.held_out import draw_splits, find_class_column
 from gating.data.tables import read_file, read_texts, reading
 from gating.distributed.collectives import is_rank_zero
 from gating.errors import InputError, MissingFileError
@@ -154,7 +152,6 @@ def load_hub(
     train_split: str = "train",
     validation_split: str | None = "validation",
     test_split: str | None = "test",
-    seed: int = 0,
 ) -> Examples:
     """Load a data set from the hub, or from a folder that ``datasets`` can load.
 
@@ -162,10 +159,9 @@ def load_hub(
         path: A folder, or a name on the hub.
         name: Configuration of the data set, if it has several.
         train_split: Name of the split to train on, or a slice such as ``train[:90%]``.
-        validation_split: Name or slice of the split for validation; a tenth of the training split, drawn with
-            ``seed``, if None.
+        validation_split: Name or slice of the split for validation. If None, it is drawn from the training examples
+            (:func:`gating.data.held_out.hold_out`), and so is the test if ``test_split`` is None, too.
         test_split: Name or slice of the split for the test; no test if None.
-        seed: Seed of the draw.
 
     Raises:
         ValueError: The data set cannot be loaded, or has no such split.
@@ -173,20 +169,16 @@ def load_hub(
         ConnectionError: The hub cannot be reached.
     """
     wanted = {"train": train_split, "validation": validation_split, "test": test_split}
-    splits = _load_set(path, name, {split: spec for split, spec in wanted.items() if spec is not None})
-    if validation_split is not None:
-        return Examples(splits)
-    drawn = draw_splits(splits["train"], ["validation"], label=find_class_column(splits["train"]), seed=seed)
-    return replace(drawn, splits=DatasetDict(splits | drawn.splits))
+    return Examples(_load_set(path, name, {split: spec for split, spec in wanted.items() if spec is not None}))
 
 
 def load_files(
-    *, train: str, validation: str | None = None, test: str | None = None, validation_split: str | None = None
+    *, train: str | None, validation: str | None = None, test: str | None = None, validation_split: str | None = None
 ) -> Examples:
     """Load local files by their extension: csv, tsv (without quoting), json, jsonl or parquet.
 
     Args:
-        train: File of the training examples.
+        train: File of the training examples; None for an evaluation.
         validation: File of the validation examples. If None, they are drawn from the training examples
             (:func:`gating.data.held_out.hold_out`), and so are the test examples unless they have a file.
         test: File of the test examples.
@@ -202,11 +194,11 @@ def load_files(
     return Examples(DatasetDict({split: read_file(split, file) for split, file in files.items() if file is not None}))
 
 
-def load_text(*, train: str, validation: str | None = None, test: str | None = None) -> Examples:
+def load_text(*, train: str | None, validation: str | None = None, test: str | None = None) -> Examples:
     """Load texts: a plain file (txt, UTF-8) is one text, a table (csv, tsv, json, jsonl, parquet) has one in each row.
 
     Args:
-        train: File to train on.
+        train: File to train on; None for an evaluation.
         validation: File for validation. If None, it is the last tenth of the training file, or the first half of that
             if there is no test file either.
         test: File for the test. If None, there is no test split, or it is the last twentieth of the training file if
@@ -219,7 +211,7 @@ def load_text(*, train: str, validation: str | None = None, test: str | None = N
     files = {"train": train, "validation": validation, "test": test}
     tables = {split: read_texts(split, file) for split, file in files.items() if file is not None}
     rows = {}
-    if validation is None:
+    if train is not None and validation is None:
         parts = ("train", "validation") if test is not None else ("train", "validation", "test")
         divided = dict(zip(parts, _divide(tables["train"], len(parts), train), strict=True))
         ends = accumulate(map(len, divided.values()))

@@ -9,7 +9,6 @@ import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from operator import itemgetter
-from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -48,32 +47,25 @@ def gates_figure(
     title: str,
     kept: Mapping[str, Sequence[int]] | None = None,
     neurons: Sequence[KeptNeurons] = (),
-    spent: Mapping[str, float] | None = None,
-    target: float = math.nan,
 ) -> Figure:
-    """Draw gate values of heads as a map, the width of feed-forward blocks as bars, and the cost of each as a bar.
+    """Draw gate values of heads as a map, and the width of feed-forward blocks as bars.
 
     Args:
         values: Gate values of heads, by the attention block's name.
         title: Title of the map.
         kept: Indices of the heads to outline, by the block's name.
         neurons: The kept neurons of each feed-forward block.
-        spent: Share of the cost of all gates that is spent on each kind, if both have gates.
-        target: The budget as a share of this cost; NaN without one.
     """
     widths = {"heads": _HEAD * max(map(len, values.values())) + 1.8} if values else {}
     if neurons:
         widths["neurons"] = 4.8 if values else 6.0
-    heights = [_ROW * max(len(values), len(neurons)) + 1.3, *([0.9] if spent else [])]
-    figure = Figure(figsize=(sum(widths.values()), sum(heights)), layout="constrained")
-    panels: Any = [list(widths), *([["cost"] * len(widths)] if spent else [])]
-    axes = figure.subplot_mosaic(panels, width_ratios=list(widths.values()), height_ratios=heights)
+    height = _ROW * max(len(values), len(neurons)) + 1.3
+    figure = Figure(figsize=(sum(widths.values()), height), layout="constrained")
+    axes = figure.subplot_mosaic([list(widths)], width_ratios=list(widths.values()))
     if values:
         _draw_head_map(figure, axes["heads"], values, title=title, kept=kept or {})
     if neurons:
         _draw_widths(axes["neurons"], neurons)
-    if spent:
-        _draw_cost(axes["cost"], spent, target=target)
     return figure
 
 
@@ -84,7 +76,6 @@ def final_gates(results: RunResults) -> Figure:
         title="Gate values; those of outlined heads are folded in",
         kept={name: heads for name, heads, _ in results.kept},
         neurons=[] if results.history.quantity == "heads" else results.neurons,
-        spent=results.history.spent,
     )
 
 
@@ -127,20 +118,6 @@ def _label_rows(axes: Axes, names: Sequence[str], *, at: float) -> None:
     labels = [".".join(word for word in one if word not in common) for one in words]
     axes.set_yticks([row + at for row in range(len(names))], labels)
     axes.set_ylim(len(names) - 0.5 + at, at - 0.5)
-
-
-def _draw_cost(axes: Axes, spent: Mapping[str, float], *, target: float) -> None:
-    """Draw the shares of the cost that is spent on each kind of units, beside each other in one bar."""
-    start = 0.0
-    for position, (unit, share) in enumerate(spent.items()):
-        axes.barh(0, 100 * share, left=start, color=f"C{position}", label=f"{unit} {100 * share:.1f} %")
-        start += 100 * share
-    axes.barh(0, 100 - start, left=start, color="0.9", label=f"removed {100 - start:.1f} %")
-    if not math.isnan(target):
-        axes.axvline(100 * target, color="black", linestyle="--", label=f"budget {100 * target:.1f} %")
-    axes.set(xlim=(0, 100), xlabel=f"share of the cost of all {' and '.join(spent)} (%)")
-    axes.set_yticks([])
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4, fontsize="small", frameon=False)
 
 
 @rc_context({"text.parse_math": False})

@@ -110,8 +110,3 @@ def describe_data(values: Mapping[str, Any]) -> EvaluatedData:
         place = Path(file).expanduser().resolve()
         return EvaluatedData(place.parent.name if place.stem == "train" else place.stem)
     return EvaluatedData(source.rpartition(".")[2].removeprefix("load_"))
-
-
-def training_notes(*, about: str | None = None) -> list[str]:
-    """Return the sentence of a card on the training data; none without a description."""
-    return [] if about is None else [f"Trained on: {about}"]

@@ -93,8 +93,6 @@ class RunResults:
         neurons: The kept neurons of each feed-forward block.
         search_steps: Step at which units were removed; 0 in a dense run.
         total_steps: Steps of the whole run.
-        dense: Metrics of a dense reference from another run, by the names ``val/NAME`` and ``test/NAME``.
-        is_in_sweep: Whether the run is a job of a sweep.
         log: Rows of its log: values by their names, and the number of the step by ``step``.
         config: Settings of the run as YAML, without secrets.
         compact: Folder of the compact model.
@@ -113,8 +111,6 @@ class RunResults:
     neurons: Sequence[KeptNeurons] = ()
     search_steps: int = 0
     total_steps: int = 0
-    dense: Mapping[str, float] = field(default_factory=dict)
-    is_in_sweep: bool = False
     log: Sequence[Mapping[str, float]] = ()
     config: str = ""
     compact: Path = Path()
@@ -135,8 +131,8 @@ class RunResults:
 
     @property
     def reference(self) -> Mapping[str, float]:
-        """Metrics of a dense model: of another run, or of the teacher of this one; empty without one."""
-        return self.dense or self.summary.metrics.get(Stage.DENSE, {})
+        """Metrics of the dense model: of the teacher, or of this one before a search on frozen weights; else empty."""
+        return self.summary.metrics.get(Stage.DENSE, {})
 
     @cached_property
     def report(self) -> CompactReport:

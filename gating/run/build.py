@@ -6,7 +6,7 @@ import typing
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -53,21 +53,6 @@ class PhaseObjects:
 
 
 @dataclass(frozen=True)
-class Budget:
-    """The budget of an objective as far as a run acts on it; an objective need not have these settings."""
-
-    speedup: float | None = None
-    keep: Any = None
-    cost: Any = None
-    uniform: bool = False
-
-    @property
-    def is_measured(self) -> bool:
-        """Whether a part of it is measured on the device, before the run begins."""
-        return bool(self.speedup) or self.cost == "latency"
-
-
-@dataclass(frozen=True)
 class DataSettings:
     """Settings of the data: of the source, of the task that encodes its rows, and of the batches."""
 
@@ -84,6 +69,7 @@ class RunObjects:
 
     Attributes:
         objective: Decides which heads are kept; None in a dense run.
+        budget: Its ``speedup``, ``keep``, ``cost`` and ``uniform``, on which the run acts; None for those it lacks.
         source: Source of the model.
         teacher: Source of the dense model to distill from; None where the run trains it.
         make_gates: ``inject_gates``, as a function of the model.
@@ -92,7 +78,7 @@ class RunObjects:
 
     task: Task
     objective: Objective | None
-    budget: Budget
+    budget: dict[str, Any]
     source: ModelSource
     adapters: Adapters
     distillation: "Distillation | None"
@@ -269,8 +255,8 @@ def _build_objective(values: Mapping[str, Any]) -> Any:
     return build("objective", {name: value for name, value in values.items() if name != "speedup"})
 
 
-def _budget_of(objective: Mapping[str, Any]) -> Budget:
-    return Budget(**{field.name: objective[field.name] for field in fields(Budget) if field.name in objective})
+def _budget_of(objective: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: objective.get(name) for name in ("speedup", "keep", "cost", "uniform")}
 
 
 def _with_partial_metrics(task: Mapping[str, Any]) -> dict[str, Any]:

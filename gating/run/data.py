@@ -80,15 +80,15 @@ def set_measured_macs(gates: HeadGates, model: PreTrainedModel, data: RunData) -
     reshard(model)
 
 
-def load_examples(settings: Settings, objects: RunObjects, *, hold_out_missing: bool = True) -> Examples:
-    """Load the examples, and draw missing splits from the training data.
+def load_examples(settings: Settings, objects: RunObjects, *, needs_train: bool = True) -> Examples:
+    """Load the examples, and draw missing splits from the training data, if there is any.
 
     Raises:
         InputError: The source rejects its settings, or returns no examples.
     """
     data, task = objects.data, objects.task
-    examples = as_examples(load_source(data), target=data.source["_target_"])
-    if not hold_out_missing:
+    examples = as_examples(load_source(data), target=data.source["_target_"], needs_train=needs_train)
+    if "train" not in examples.splits:
         return examples
     has_classes = getattr(task, "has_classes", False)
     return hold_out(examples, settings=data.preparation, has_classes=has_classes, seed=settings.seed)

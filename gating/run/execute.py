@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import date
 from functools import partial
@@ -18,7 +17,7 @@ from gating.loader.checksums import RECORD_KEY
 from gating.models.sources import short_name
 from gating.pruning.measure import count_heads
 from gating.report.card import usage_code
-from gating.report.metadata import describe_data, training_notes
+from gating.report.metadata import describe_data
 from gating.report.page import write_page
 from gating.report.results import RunResults
 from gating.report.rows import CompactReport, heads_per_layer, neurons_per_layer, print_report, print_samples
@@ -39,17 +38,13 @@ from gating.tracking.loggers import log_outcome, log_samples, read_log
 from gating.tracking.redaction import redact
 from gating.tracking.verbosity import quiet_libraries
 
-# Metrics of a dense run by names such as ``val/accuracy``.
-Reference = Callable[[], dict[str, float]]
 
-
-def execute(settings: Settings, folder: RunFolder, *, reference: Reference | None = None) -> Result | None:
+def execute(settings: Settings, folder: RunFolder) -> Result | None:
     """Execute a run in its folder, which holds the lock; one that was interrupted goes on.
 
     Args:
         settings: Its settings.
         folder: Its folder.
-        reference: Function that returns the metrics of a dense run to compare with, as of the dense job of a sweep.
 
     Returns:
         The result on rank 0; None on others.
@@ -65,11 +60,11 @@ def execute(settings: Settings, folder: RunFolder, *, reference: Reference | Non
             print(f"{title}: {heads} heads, {run.total_steps} steps in {folder.path}")
         for phase in (teach, search, remove, recover):
             phase(run)
-        finish(run, reference)
+        finish(run)
     return Result.read(folder.path) if is_rank_zero() else None
 
 
-def finish(run: Run, reference: Reference | None = None) -> None:
+def finish(run: Run) -> None:
     """Evaluate the model, save it, and write its exports and the report."""
     compact = "compact, after recovery" if run.recovery_steps else "compact, without recovery"
     title = compact if run.objects.objective else "dense"
@@ -78,15 +73,12 @@ def finish(run: Run, reference: Reference | None = None) -> None:
     if gather(run) and not is_rank_zero():
         return
     export(run)
-    if run.settings.freezes(Phase.SEARCH):
-        from gating.run.exports import write_recipe
+    if run.settings.exports or run.settings.freezes(Phase.SEARCH):
+        from gating.run.exports import export_formats, write_recipe
 
         write_recipe(run)
-    if run.settings.exports:
-        from gating.run.exports import export_formats
-
         export_formats(run)
-    report(run, reference)
+    report(run)
 
 
 def gather(run: Run) -> bool:
@@ -110,15 +102,10 @@ def gather(run: Run) -> bool:
 
 def export(run: Run) -> None:
     """Time the compact model against the dense one, and save it. Called by all ranks if the model is sharded still."""
+    state = run.state
     if run.is_sharded:
         _export_shards(run)
-    else:
-        _export_whole(run)
-
-
-def _export_whole(run: Run) -> None:
-    """Time and save a model that is in the memory of this process."""
-    state = run.state
+        return
     with state.summary.timed("latency"):
         dense = type(state.model)._from_config(run.dense_config).to(state.model.device, state.model.dtype)
         share_specs(state.model, dense)
@@ -135,7 +122,7 @@ def _export_whole(run: Run) -> None:
         overwrite=True,
     )
     try:
-        save(stock=True if run.objects.budget.uniform else None)
+        save(stock=True if run.objects.budget["uniform"] else None)
     except StockError as error:
         print(error.in_command)
         save(stock=False)
@@ -149,7 +136,7 @@ def _export_shards(run: Run) -> None:
     state.summary.compare_models(dense, meta_copy(state.model))
     if is_rank_zero():
         print("The model has no room in the memory of one process: it is saved in parts, and not timed.")
-        if run.objects.budget.uniform:
+        if run.objects.budget["uniform"]:
             print("It is saved as a compact folder, not as a stock model of transformers, which is made from it whole.")
     from gating.sharding.save import save_sharded
 
@@ -168,11 +155,12 @@ def _compact_report(run: Run) -> CompactReport:
     score = prepared.final_score or prepared.score
     data = run.settings.data
     report = run.state.summary.compact_report(score, describe_data(data))
-    report = replace(report, notes=[*training_notes(about=data.get("about")), *report.notes])
+    about = [f"Trained on: {data['about']}"] if data.get("about") else []
+    report = replace(report, notes=[*about, *report.notes])
     return replace(report, base_model=getattr(run.objects.source, "hub_name", None))
 
 
-def report(run: Run, reference: Reference | None = None) -> None:
+def report(run: Run) -> None:
     """Write the page, the figures and the metrics of a run, and print them.
 
     The metrics come last: a folder with metrics is finished. Called by all ranks if the model is sharded still.
@@ -180,11 +168,10 @@ def report(run: Run, reference: Reference | None = None) -> None:
     samples = _samples(run)
     if not is_rank_zero():
         return
-    state, place, results = run.state, run.folder, _results_of(run, samples, reference)
+    state, place, results = run.state, run.folder, _results_of(run, samples)
     log_outcome(run.loggers, state.summary.flat())
     print_report(Console(), results.kept, results.report, neurons=results.neurons)
-    is_alone = Stage.DENSE not in state.summary.metrics and reference is None
-    if run.objects.objective is not None and is_alone:
+    if not results.is_dense and not results.reference:
         print("There is no dense run to compare with; for one: python train.py <the same settings> objective=none")
     _show_samples(run, samples)
     write_page(place.report / "index.html", results, gates_file=place.report / "gates.png")
@@ -200,8 +187,7 @@ def report(run: Run, reference: Reference | None = None) -> None:
         print(f"Uploaded to {upload(run.folder.compact, name, private=True)}")
 
 
-def _results_of(run: Run, samples: list[Sample], reference: Reference | None) -> RunResults:
-    """Return the results of a run, in a sweep with the dense job that it is compared with."""
+def _results_of(run: Run, samples: list[Sample]) -> RunResults:
     state, score = run.state, run.data.prepared.score
     is_stock, compact = RECORD_KEY not in read_config(run.folder.compact), run.folder.compact
     model = meta_copy(state.model) if run.is_sharded else state.model
@@ -221,8 +207,6 @@ def _results_of(run: Run, samples: list[Sample], reference: Reference | None) ->
         usage=usage_code(model, compact, place=str(compact), stock=is_stock),
         runtimes=find_runtimes(model, run.folder.path, compact=compact if is_stock else None, exports=exports),
         samples=samples,
-        dense=reference() if reference is not None and run.objects.objective else {},
-        is_in_sweep=reference is not None,
         date=date.today().isoformat(),
         log=read_log(run.folder.path),
     )

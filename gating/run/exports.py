@@ -73,8 +73,8 @@ def _export(run: Run, name: str) -> None:
 
 def write_recipe(run: Run) -> None:
     """Write the recipe of a run whose weights were never trained; where none can be made, print the reason."""
-    if not run.settings.freezes(Phase.RECOVERY) and run.recovery_steps:
-        return  # A recovery that trains the weights was asked for.
+    if not run.settings.freezes(Phase.SEARCH) or (not run.settings.freezes(Phase.RECOVERY) and run.recovery_steps):
+        return  # Trained weights were asked for.
     source, reason = run.objects.source, ""
     if run.is_sharded:
         reason = "the model is in parts"

@@ -18,7 +18,7 @@ from gating.pruning.latency.comparison import describe_batch
 from gating.pruning.latency.copies import PRECISION, CopyTimer
 from gating.pruning.latency.costs import NUM_PASSES, measure_latency_costs
 from gating.pruning.latency.speedup import Reached, kept_for_speedup
-from gating.run.build import Budget, RunObjects
+from gating.run.build import RunObjects
 from gating.run.data import RunData, set_measured_macs
 from gating.run.run import Run, RunState
 from gating.run.timing import RunTiming
@@ -55,17 +55,19 @@ def measure_budget(
         gates = objects.gates_without_model(model)
         if len(gates.units) > 1:
             set_measured_macs(gates, model, data)
-        if objects.budget.cost is None:
-            raise InputError(f"objective.speedup={objects.budget.speedup} needs a cost: give objective.cost=latency.")
+        if objects.budget["cost"] is None:
+            raise InputError(
+                f"objective.speedup={objects.budget['speedup']} needs a cost: give objective.cost=latency."
+            )
         # These are the examples of all steps, in one process.
         num_examples = batches * data.module.batch_size
         with state.summary.timed("latency"):
-            budget = _measure(model, gates, objects.budget, timing, num_examples=num_examples)
+            budget = _measure(model, gates, objects.budget["speedup"], timing, num_examples=num_examples)
     return broadcast(budget)
 
 
 def _measure(
-    model: PreTrainedModel, gates: HeadGates, asked: Budget, timing: RunTiming, *, num_examples: int
+    model: PreTrainedModel, gates: HeadGates, speedup: float | None, timing: RunTiming, *, num_examples: int
 ) -> dict[str, Any]:
     """Return the settings of a budget that reaches a speedup, or whose cost is latency, and print how it was found.
 
@@ -82,9 +84,9 @@ def _measure(
     )
     prices = timing.settings.price_blocks
     budget: dict[str, Any] = {"cost": costs.rates(gates, price_blocks=prices)}
-    if asked.speedup:
-        budget["keep"] = costs.keep_for(asked.speedup, gates=gates, price_blocks=prices)
-        print(f"With {budget['keep']:.0%} of the time of its gated units, it is {asked.speedup} times as fast.")
+    if speedup:
+        budget["keep"] = costs.keep_for(speedup, gates=gates, price_blocks=prices)
+        print(f"With {budget['keep']:.0%} of the time of its gated units, it is {speedup} times as fast.")
     return budget
 
 
@@ -107,7 +109,7 @@ def kept_at_speedup(run: Run, objective: HasMovableBudget, gates: HeadGates) -> 
 
     Compact copies are timed on rank 0, and the budget is moved until the choice has the speedup.
     """
-    speedup = run.objects.budget.speedup
+    speedup = run.objects.budget["speedup"]
     assert speedup is not None
     # Rankings synchronize ranks, so that each chooses; some read the weights of the gated blocks.
     choose = partial(objective.kept_at, gates)
@@ -120,7 +122,7 @@ def kept_at_speedup(run: Run, objective: HasMovableBudget, gates: HeadGates) -> 
             return broadcast(Reached(0.0) if timer is None else _time_choice(run, gates, whole, kept, timer))
 
         with printed_warnings():
-            return kept_for_speedup(choose, measure, speedup=speedup, keep=run.objects.budget.keep)
+            return kept_for_speedup(choose, measure, speedup=speedup, keep=run.objects.budget["keep"])
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from gating.pruning.measure import count_heads
 from gating.pruning.prune_report import unproven_note
 from gating.pruning.repeat import KeptUnits
 from gating.report.summary import Stage
+from gating.run.build import teaches_itself
 from gating.run.data import set_measured_macs
 from gating.run.folder import Phase
 from gating.run.phase import train_phase
@@ -43,7 +44,7 @@ def teach(run: Run) -> None:
     It has as many steps as the run.
     """
     state, folder = run.state, run.folder.teacher
-    if run.objects.distillation is None or run.teaches_itself:
+    if run.objects.distillation is None or teaches_itself(run.settings, run.objects):
         return
     from gating.teachers.teacher import Teacher
 
@@ -101,13 +102,13 @@ def _search(run: Run, objective: Objective) -> Search:
         print(f"{gates.num_heads} heads have a gate; {num_others} in excluded blocks stay besides those that are kept.")
     for one in gates.ungated if is_rank_zero() else ():
         print(f"No gates on {one}. If that is meant: gates.exclude, gates.towers.")
-    if run.teaches_itself:
+    if teaches_itself(run.settings, run.objects):
         from gating.teachers.open_teacher import OpenTeacher
         from gating.teachers.teacher import Teacher
 
         state.teacher = Teacher(OpenTeacher(state.model, gates), distillation=run.objects.distillation)
     state.search_steps = train_phase(run, Phase.SEARCH, steps=planned, search=search)
-    if run.teaches_itself:
+    if teaches_itself(run.settings, run.objects):
         state.teacher = None  # The compact model is another one.
     reason = str(search.reason)
     state.summary.search = {"search_steps": state.search_steps, "search_ended": reason}
@@ -157,7 +158,7 @@ def remove(run: Run) -> None:
 def _chosen(run: Run, search: Search) -> Tensor | None:
     """Return which gates stay; None for those that are open."""
     objective, gates = search.objective, search.gates
-    if run.objects.budget.speedup and isinstance(objective, HasMovableBudget):
+    if run.objects.budget["speedup"] and isinstance(objective, HasMovableBudget):
         from gating.run import measured_budget
 
         return measured_budget.kept_at_speedup(run, objective, gates)

@@ -16,11 +16,11 @@ from gating.models.meta_model import (
     enable_gradient_checkpointing,
     make_meta_model,
 )
-from gating.models.sources import NewModel, load_sharded
+from gating.models.sources import load_sharded
 from gating.run.build import RunObjects, build_objects, build_phase, trains_weights
 from gating.run.data import RunData, encode_examples, load_examples
 from gating.run.folder import Phase, RunFolder
-from gating.run.inputs import check_inputs, check_outside, describe_inputs, read_inputs
+from gating.run.inputs import check_inputs, describe_inputs, read_inputs
 from gating.run.phases import load_teacher
 from gating.run.run import Run, RunState
 from gating.run.settings import Settings
@@ -43,13 +43,12 @@ def prepare(settings: Settings, folder: RunFolder) -> Run:
     devices = check_devices(settings.trainer)
     _check_settings(settings, devices)
     objects = build_objects(settings)
-    check_frozen(settings, objects, num_processes=devices.num_processes)
+    check_dtype(settings, objects)
     callbacks = build_phase(settings).callbacks
     pl.seed_everything(settings.seed, verbose=False)
     meta_model = _check_meta_model(settings, objects)
     examples = load_examples(settings, objects)
     data = encode_examples(examples, settings, objects, meta_model, num_processes=devices.num_processes)
-    _check_data(settings, objects, data)
     inputs = describe_inputs(
         settings,
         data.prepared.splits,
@@ -57,11 +56,9 @@ def prepare(settings: Settings, folder: RunFolder) -> Run:
         classes=list(data.prepared.config.get("id2label", {}).values()),
     )
     before = read_inputs(folder.path) if folder.resumes else None
-    if before is None:
-        check_outside(folder.path, inputs)
-    elif is_rank_zero():
+    if before is not None and is_rank_zero():
         check_inputs(folder.path, before, inputs, allow_changed=objects.data.allow_changed)
-    timing = RunTiming.of(objects.latency, data.module)
+    timing = RunTiming(objects.latency, data.module)
     timing.check(meta_model)
     check_monitors(callbacks, data.prepared)
     steps = count_steps(settings.trainer, num_batches=data.module.num_batches())
@@ -74,7 +71,7 @@ def prepare(settings: Settings, folder: RunFolder) -> Run:
     state.search_steps = planned_search_steps(settings, objects, total_steps=steps)
     started = time.monotonic()
     budget = before["budget"] if before else None
-    if objects.budget.is_measured:
+    if objects.budget["speedup"] or objects.budget["cost"] == "latency":
         from gating.run.measured_budget import measure_budget
 
         batches = steps * settings.trainer["accumulate_grad_batches"]
@@ -116,17 +113,6 @@ def _check_settings(settings: Settings, devices: Devices) -> None:
     for setting in (name for name, is_given in refused.items() if is_given and devices.is_sharded):
         raise InputError(
             f"{setting} needs a whole model, which trainer=fsdp cuts into shards: leave it out, or use trainer=ddp."
-        )
-
-
-def _check_data(settings: Settings, objects: RunObjects, data: RunData) -> None:
-    """Raise ``InputError`` for steps of several forward passes, or for a metric to optimize that is not measured."""
-    train, prepared = data.prepared.splits["train"], data.prepared
-    recomputes = settings.gradient_checkpointing and objects.objective is not None and isinstance(objects.task, HasLoss)
-    if recomputes and any(name.startswith("task_pair_") for name in prepared.collate([train[0]])):
-        raise InputError(
-            "gradient_checkpointing=true computes activations of one forward pass again, and pairs of texts take two "
-            "in each step: leave it out, or take task.loss=distance, which has both texts in one."
         )
 
 
@@ -207,33 +193,15 @@ def _load_models(
     return state
 
 
-def check_frozen(settings: Settings, objects: RunObjects, *, num_processes: int) -> None:
-    """Raise ``InputError`` for frozen weights that leave nothing to train, and for trained ones in half precision."""
-    phase = Phase.DENSE if objects.objective is None else Phase.SEARCH
-    frozen, has_adapters = settings.freezes(phase), not isinstance(objects.adapters, NoAdapters)
-    dtype, ends_frozen = getattr(objects.source, "dtype", "float32"), settings.freezes(Phase.RECOVERY)
-    if dtype != "float32" and not has_adapters and not (frozen and (ends_frozen or not settings.recovery)):
+def check_dtype(settings: Settings, objects: RunObjects) -> None:
+    """Raise ``InputError`` for trained weights in half precision, which would lose small steps in silence."""
+    dtype, has_adapters = getattr(objects.source, "dtype", "float32"), not isinstance(objects.adapters, NoAdapters)
+    phases = [Phase.DENSE if objects.objective is None else Phase.SEARCH, *([Phase.RECOVERY] * bool(settings.recovery))]
+    if dtype != "float32" and not has_adapters and not all(map(settings.freezes, phases)):
         raise InputError(
             f"model.dtype={dtype} loses the small steps of a training. Freeze the weights with optimizer.freeze=true, "
             "train adapters=lora, or leave it out; trainer.precision=bf16-mixed computes in half precision."
         )
-    if frozen and isinstance(objects.source, NewModel):
-        raise InputError(f"optimizer.freeze keeps the weights of a {objects.source.title}, which are random.")
-    if not frozen or has_adapters:
-        return
-    if objects.objective is None:
-        raise InputError("optimizer.freeze=true with objective=none trains nothing: leave it out or add adapters=lora.")
-    from gating.objectives import IterativePruning
-
-    if isinstance(objects.objective, IterativePruning):
-        ranking = objects.objective.ranking
-        if not getattr(ranking, "needs_gradients", False):
-            raise InputError(
-                f"The ranking {type(ranking).__name__} needs no training, and optimizer.freeze leaves nothing else to "
-                "train: choose objective=fisher or objective=importance, or leave optimizer.freeze out."
-            )
-        if num_processes > 1:
-            raise InputError("With optimizer.freeze, rounds have no gradients to exchange: give trainer.devices=1.")
 
 
 def planned_search_steps(settings: Settings, objects: RunObjects, *, total_steps: int) -> int:

@@ -19,7 +19,7 @@ from gating.proof.outputs import evaluating
 from gating.report.results import History
 from gating.report.score import Score
 from gating.report.summary import Stage, Summary
-from gating.run.build import RunObjects, teaches_itself, trains_weights
+from gating.run.build import RunObjects, trains_weights
 from gating.run.data import RunData
 from gating.run.folder import Phase, RunFolder
 from gating.run.settings import Settings
@@ -106,11 +106,6 @@ class Run:
             if is_rank_zero():
                 print(f"{path} is damaged ({reason}); going back to the one before it.", file=sys.stderr)
         return None
-
-    @property
-    def teaches_itself(self) -> bool:
-        """Whether the gates learn from the model with all of them open."""
-        return teaches_itself(self.settings, self.objects)
 
     @contextmanager
     def adapted(self, model: PreTrainedModel, phase: Phase) -> Iterator[None]:

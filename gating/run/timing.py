@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -34,19 +35,17 @@ class RunTiming:
     Attributes:
         settings: Settings of the batch.
         module: The data.
-        budget: The time.
         split: Split of the data.
     """
 
     settings: LatencySettings
     module: ExampleDataModule
-    budget: TimeBudget
     split: str = "validation"
 
-    @classmethod
-    def of(cls, settings: LatencySettings, module: ExampleDataModule, *, split: str = "validation") -> "RunTiming":
-        """Return the timings of a run that has not timed anything yet."""
-        return cls(settings, module, TimeBudget(settings.max_seconds), split)
+    @cached_property
+    def budget(self) -> TimeBudget:
+        """The time for all of it."""
+        return TimeBudget(self.settings.max_seconds)
 
     def stage(self, title: str, *, share: float = 1.0) -> AbstractContextManager[Stage]:
         """Take a share of the time that is left, in a ``with`` block; see :meth:`TimeBudget.stage`."""

@@ -1,13 +1,16 @@
 """Embeddings of a teacher, computed once for all texts of a run and kept in the cache of ``datasets``."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
 from datasets import Dataset, DatasetDict
+from datasets.fingerprint import Hasher
 
-from gating.data.computed import computed_column, model_digest
+from gating.compact.manifest import digest_tensors
+from gating.data.text.tokens import cache_file
 from gating.embedding.processor import require_sentence_transformers
 from gating.errors import InputError, loading
 from gating.models.hub import locate
@@ -79,18 +82,28 @@ def add_embeddings(
 
 def _embed(texts: list[Any], column: str, teacher: Any, *, key: tuple[str, int]) -> Dataset:
     """Return the embeddings of texts as a table of one column, from the cache if they are there."""
-    return computed_column(
-        column,
-        lambda rows: teacher.encode([str(texts[row]) for row in rows], prompt="", show_progress_bar=False),
-        num_rows=len(texts),
-        dtype="float16",  # It is nearer than any student will be.
-        key=(texts, *key),
+    fingerprint = Hasher.hash((column, (texts, *key)))
+
+    def embed(batch: dict[str, list[int]]) -> dict[str, Any]:
+        rows = [str(texts[row]) for row in batch["row"]]
+        return {column: teacher.encode(rows, prompt="", show_progress_bar=False)}
+
+    return Dataset.from_dict({"row": range(len(texts))}).map(
+        embed,
+        batched=True,
         batch_size=_BATCH,
-        title="Embeddings of the teacher",
+        remove_columns=["row"],
+        # Half precision is nearer than any student will be.
+        features=datasets.Features({column: datasets.List(datasets.Value("float16"))}),
+        new_fingerprint=fingerprint,
+        cache_file_name=cache_file(fingerprint),
+        desc="Embeddings of the teacher",
     )
 
 
 def _digest(teacher: Any) -> str:
     """Return a digest of a teacher's modules with their settings, its vocabulary and its weights."""
     config = {**teacher.transformers_model.config.to_dict(), "_name_or_path": None}
-    return model_digest(teacher, list(teacher), config, sorted(teacher.tokenizer.get_vocab().items()))
+    settings = (list(teacher), config, sorted(teacher.tokenizer.get_vocab().items()))
+    weights = digest_tensors(sorted(teacher.state_dict().items()))
+    return hashlib.sha256(f"{settings!r}\n{weights}".encode()).hexdigest()

@@ -16,7 +16,6 @@ from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 
 from gating.distributed.collectives import is_rank_zero
 from gating.errors import InputError
-from gating.storage.files import replacing_file
 from gating.tracking.redaction import hidden_arguments, redact, redact_settings
 
 Mode = Literal["auto", "online", "offline", "disabled"]
@@ -79,7 +78,8 @@ def build_loggers(
         for method in _METHODS:
             if hasattr(logger, method):
                 setattr(logger, method, _tolerant(logger, getattr(logger, method)))
-    return [*chosen, _CsvLogger(folder)]
+    number = len(_csv_files(folder))
+    return [*chosen, CSVLogger(folder, name=_CSV, version=f"resumed-{number}" if number else "")]
 
 
 def resolve_mode(mode: Mode) -> Mode:
@@ -142,13 +142,13 @@ def log_outcome(loggers: list[Logger], numbers: dict[str, float]) -> None:
     renamed = {f"compact/{name}" if name in names else name: x for name, x in numbers.items()}
     # The validation metrics of the compact model would be another point in the curves of the training.
     apart = {name: x for name, x in renamed.items() if not name.startswith("val/")}
-    for logger in loggers:
+    for logger in loggers[:-1]:  # The CSV file is the last one.
         if isinstance(logger, WandbLogger):
             _tolerant(logger, logger.experiment.summary.update)(renamed)
         elif isinstance(logger, TensorBoardLogger):
             _tolerant(logger, logger.log_hyperparams)(logger.hparams, metrics=apart)
             logger.save()
-        elif not isinstance(logger, _CsvLogger):
+        else:
             logger.log_metrics(apart)
 
 
@@ -199,52 +199,21 @@ def _reason(error: Exception) -> str:
 
 
 def read_log(folder: Path) -> list[dict[str, float]]:
-    """Return what a run has logged to its CSV file, the values of each step by name, in the order of steps.
+    """Return what a run has logged to its CSV files, the values of each step by name, in the order of steps.
 
     A resumed run repeats the steps after its checkpoint: the last value of a name at a step counts.
     """
     steps: dict[float, dict[str, float]] = {}
-    for row in _read(folder / _CSV / ExperimentWriter.NAME_METRICS_FILE)[1]:
-        values = {name: float(value) for name, value in row.items() if value}
-        steps.setdefault(values["step"], {}).update(values)
+    for path in _csv_files(folder):
+        with path.open(encoding="utf-8", newline="") as file:
+            # A full disk may have cut off the last row.
+            for row in csv.DictReader(line for line in file if line.endswith("\n")):
+                values = {name: float(value) for name, value in row.items() if value}
+                steps.setdefault(values["step"], {}).update(values)
     return [steps[step] for step in sorted(steps)]
 
 
-def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Return the names and the rows of a CSV file; none without a file."""
-    if not path.is_file():
-        return [], []
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        return list(reader.fieldnames or ()), list(reader)
-
-
-class _CsvLogger(CSVLogger):
-    """Lightning's logger, without the removal of the file of an earlier process."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder, name=_CSV, version="")
-        if is_rank_zero():
-            self._experiment = _AppendingWriter(self.log_dir)
-
-
-class _AppendingWriter(ExperimentWriter):
-    def __init__(self, log_dir: str) -> None:
-        super().__init__(log_dir)
-        path = Path(self.metrics_file_path)
-        if path.is_file():
-            with path.open("r+b") as file:
-                # A full disk may have cut off the last row; the next one would be added to it.
-                file.truncate(file.read().rfind(b"\n") + 1)
-        self.metrics_keys, _ = _read(path)
-
-    def _check_log_dir_exists(self) -> None:
-        """Keep the file: it belongs to the same run."""
-
-    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
-        """Replace the file at once, so that a killed process leaves the old one."""
-        path = Path(self.metrics_file_path)
-        with replacing_file(path) as new, new.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=fieldnames)
-            writer.writeheader()
-            writer.writerows(_read(path)[1])
+def _csv_files(folder: Path) -> list[Path]:
+    """Return the CSV files of the processes of a run in their order: Lightning would begin an existing one again."""
+    places = [folder / _CSV, *sorted((folder / _CSV).glob("resumed-*"), key=lambda place: int(place.name[8:]))]
+    return [place / ExperimentWriter.NAME_METRICS_FILE for place in places if any(place.glob("*.csv"))]

@@ -1,4 +1,4 @@
-"""Signals that stop a process: SIGTERM from schedulers, SIGINT from Ctrl-C, SIGHUP from a closed terminal.
+"""Signals that stop a process: SIGTERM or SIGUSR1 from schedulers, SIGINT from Ctrl-C, SIGHUP from a closed terminal.
 
 A signal raises :class:`Stopped` at once, so that files in the making are removed; in training it waits for the end of
 the step and a checkpoint.
@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-# Windows has no SIGHUP.
-_STOPS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
+# Windows has not all. On SLURM, Lightning would write a checkpoint at SIGUSR1 in the middle of a step.
+_NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")
+_STOPS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
 
 
 class Stopped(SystemExit):
@@ -37,7 +38,7 @@ class Unfinished(Stopped):
 
 @contextmanager
 def stop_on_signals() -> Iterator[None]:
-    """Raise :class:`Stopped` when SIGTERM, SIGINT or SIGHUP arrives within a ``with`` block.
+    """Raise :class:`Stopped` when one of the signals arrives within a ``with`` block.
 
     Those that the parent process set to be ignored stay ignored, as under ``nohup``. Python runs signal handlers in the
     main thread only; in other threads the block changes nothing.
@@ -57,26 +58,12 @@ class DeferredSignals:
     """Signals received since creation; their handlers are replaced until :meth:`restore`.
 
     Attributes:
-        number: Number of a signal that waits for :meth:`act`, or 0.
+        number: Number of a signal that waits for the end of a step, or 0.
     """
 
     def __init__(self) -> None:
         self.number = 0
         self._before = _replace_handlers(self._defer)
-        # Lightning's SLURM handler writes a checkpoint and requeues the job, also in the middle of a step.
-        if self._before and callable(signal.getsignal(signal.SIGUSR1)):
-            self._before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, self._defer)
-
-    def act(self, number: int) -> None:
-        """Do what a signal asks for, which this process or another one has received.
-
-        Raises:
-            Stopped: It is one that stops the process; SIGUSR1 calls its earlier handler instead.
-        """
-        self.number = 0
-        if number != signal.SIGUSR1:
-            raise Stopped(number)
-        self._before[number](number, None)
 
     def restore(self) -> None:
         """Restore the previous signal handlers."""
@@ -86,8 +73,7 @@ class DeferredSignals:
     def _defer(self, number: int, _: FrameType | None) -> None:
         if self.number and number == signal.SIGINT:
             raise Stopped(number)  # A second Ctrl-C stops at once.
-        if self.number not in _STOPS:
-            self.number = number
+        self.number = self.number or number
 
 
 def _replace_handlers(handler: Any) -> dict[int, Any]:

@@ -71,14 +71,14 @@ def test_runs_of_one_seed_and_copies_are_one_seed(compare, tmp_path):
 
 
 def test_names_have_settings_that_differ_and_none_that_nobody_chose(compare, tmp_path):
-    write_run(tmp_path / "a", "objective.keep=0.25", "trainer.max_epochs=3", "gates.units=[heads,neurons]")
+    write_run(tmp_path / "a", "objective.keep=0.25", "trainer.max_epochs=2", "gates.units=[heads,neurons]")
     write_run(tmp_path / "b", "objective.speedup=1.5", "trainer.max_steps=100")
     for rate in ("1e-4", "3e-4"):
         write_run(tmp_path / f"d{rate}", "objective=none", f"optimizer.lr={rate}")
     plain = json.loads(compare(tmp_path, "--json"))
     assert {run["budget"] for run in plain["runs"]} == {
-        "keep=0.25 gates.units=['heads', 'neurons'] trainer.max_epochs=3",
-        "speedup=1.5 gates.units=heads trainer.max_epochs=4 trainer.max_steps=100",
+        "keep=0.25 gates.units=['heads', 'neurons'] trainer.max_epochs=2",
+        "speedup=1.5 gates.units=heads trainer.max_epochs=3 trainer.max_steps=100",
         "dense optimizer.lr=0.0001",
         "dense optimizer.lr=0.0003",
     }

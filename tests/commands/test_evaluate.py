@@ -176,27 +176,28 @@ def test_data_drawn_with_another_seed_may_be_those_of_the_training(finished, eva
     assert "another seed draws them anew, also from examples that the model was trained on" in caplog.text
 
 
-def data_of(run: Path, *overrides: str, split: str | None = None) -> tuple[dict[str, Any], str | None]:
-    """Return the settings of the data of an evaluation, and the split that its only file is."""
+def data_of(run: Path, *overrides: str, split: str | None = None) -> dict[str, Any]:
+    """Return the settings of the data of an evaluation."""
     with mock.patch("gating.run.settings._check_places"):  # There are no files.
-        settings, only = evaluation_settings("model", overrides, run_folder=run, split=split)
-    return settings.data, only
+        return evaluation_settings("model", overrides, run_folder=run, split=split).data
+
+
+def files_of(data: dict[str, Any]) -> tuple[str | None, ...]:
+    return data["train"], data["validation"], data["test"]
 
 
 def test_files_in_place_of_those_of_a_run_leave_its_other_settings(tmp_path):
     files = ["data.validation=old.tsv", "data.test=old.tsv"]
     run = write_run(tmp_path / "run", *files, "data.max_length=24", "data.text_column=question")
     for chosen in ([], ["data=files"], ["data=pairs"]):
-        data, only = data_of(run, *chosen, "data.test=new.tsv")
-        assert (data["train"], data["validation"], data["test"], only) == ("new.tsv", None, None, "test")
+        data = data_of(run, *chosen, "data.test=new.tsv")
+        assert files_of(data) == (None, None, "new.tsv")
         assert (data["max_length"], data["text_column"]) == (24, "question")
-        assert data_of(run, *chosen, "data.test=new.tsv", "data.max_length=32")[0]["max_length"] == 32
-        assert data_of(run, *chosen, "data.validation=new.tsv")[1] == "validation"
-    data, only = data_of(run, "data.test=new.tsv", split="validation")
-    assert (data["train"], data["validation"], data["test"], only) == ("a.tsv", "old.tsv", "new.tsv", None)
-    data, only = data_of(run, "data=files", "data.train=new.tsv")
-    assert (data["train"], data["validation"], data["test"], only) == ("new.tsv", None, None, None)
-    data, _ = data_of(run, "data=hub", "data.path=user/name")
+        assert data_of(run, *chosen, "data.test=new.tsv", "data.max_length=32")["max_length"] == 32
+        assert files_of(data_of(run, *chosen, "data.validation=new.tsv")) == (None, "new.tsv", None)
+    assert files_of(data_of(run, "data.test=new.tsv", split="validation")) == ("a.tsv", "old.tsv", "new.tsv")
+    assert files_of(data_of(run, "data=files", "data.train=new.tsv")) == ("new.tsv", None, None)
+    data = data_of(run, "data=hub", "data.path=user/name")
     assert (data.get("max_length"), data.get("text_column")) == (None, None)
 
 
@@ -214,7 +215,7 @@ def test_embeddings_are_compared_with_the_model_and_revision_of_the_run(tmp_path
 
     def teacher_of(*more: str) -> tuple[str, str]:
         with mock.patch("gating.run.settings._check_places"):
-            task = evaluation_settings("model", more, run_folder=tmp_path, split=None)[0].task
+            task = evaluation_settings("model", more, run_folder=tmp_path, split=None).task
         return task["teacher"], task["teacher_revision"]
 
     assert teacher_of() == ("user/dense", "v2")
@@ -226,8 +227,8 @@ def test_embeddings_are_compared_with_the_model_and_revision_of_the_run(tmp_path
 def test_a_set_of_the_hub_in_place_of_that_of_a_run_leaves_its_other_settings(tmp_path):
     hub = ["data=hub", "data.path=user/name", "data.name=old", "data.validation_split=null"]
     finish(tmp_path, *hub)
-    data, only = data_of(tmp_path, "data=hub", "data.path=user/other", "data.batch_size=4")
-    assert (data["path"], data["name"], data["validation_split"], only) == ("user/other", None, None, None)
+    data = data_of(tmp_path, "data=hub", "data.path=user/other", "data.batch_size=4")
+    assert (data["path"], data["name"], data["validation_split"]) == ("user/other", None, None)
     with pytest.raises(InputError, match=r"data\.path"):
         data_of(tmp_path, "data=hub")
 

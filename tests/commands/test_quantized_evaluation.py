@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 
 import gating
 from gating.commands.export import compare_accuracy
+from gating.errors import InputError
 from gating.serving.graphs.runtime import GraphModel
 from tests.support.interruptions import run_in
 from tests.support.tiny_run import make_inputs
@@ -66,6 +67,5 @@ def test_models_without_a_run_or_data_are_one_sentence(exported_run, tmp_path):
     config = (tmp_path / "run" / "config.yaml").read_text()
     (tmp_path / "run" / "config.yaml").write_text(config.replace("train.tsv", "nothing.tsv"))
     for folder, words in ((alone, "is not in the folder of a run"), (tmp_path / "run", "nothing.tsv")):
-        sentence = compare_accuracy(str(folder), exported)
-        assert sentence.startswith("The accuracy with 8-bit weights was not measured. ")
-        assert words in sentence
+        with pytest.raises((InputError, OSError), match=words):
+            compare_accuracy(str(folder), exported)

@@ -76,15 +76,6 @@ def test_rows_are_named_by_what_tells_their_blocks_apart(names, labels):
     assert labels_of(gates_figure({}, title="", neurons=[(name, 4, 8) for name in names]).axes[0]) == labels
 
 
-def test_a_bar_shows_the_cost_of_each_kind_and_the_budget():
-    figure = gates_figure(GATES, title="", neurons=NEURONS, spent={"heads": 0.2, "neurons": 0.25}, target=0.5)
-    axes = axes_of(figure)["share of the cost of all heads and neurons (%)"]
-    assert [bar.get_x() for bar in axes.patches] == pytest.approx([0, 20, 45])
-    assert [bar.get_width() for bar in axes.patches] == pytest.approx([20, 25, 55])
-    shown = {text.get_text() for text in axes.get_legend().get_texts()}
-    assert shown == {"budget 50.0 %", "heads 20.0 %", "neurons 25.0 %", "removed 55.0 %"}
-
-
 def test_kept_heads_have_their_folded_factors_and_a_gate_of_a_group_each_of_its_heads():
     gates = {"0": [0.0, 0.5, 0.0, 0.25], "1": [0.0, 1.0], "2": [0.5, 0.0]}
     history = History([], gates, {"0": [0.2, 0.25], "2": [0.1, 0.1]})

@@ -153,7 +153,6 @@ def test_texts_of_users_stay_text(written):
         samples=[{HOSTILE: HOSTILE}],
         kept=[(f"{HOSTILE}.0.{HOSTILE}", [0], 4), (f"{HOSTILE}.0.other", [0], 4)],
         neurons=[(HOSTILE, 1, 2)],
-        dense={f"val/{HOSTILE}": 0.5},
     )
     contents.summary.titles = dict.fromkeys(contents.summary.titles, HOSTILE)
     contents.summary.search["search_ended"] = HOSTILE
@@ -191,18 +190,11 @@ def test_a_dense_run_has_no_gates_to_show(written):
     assert len(shown.pictures) == 1
 
 
-@pytest.mark.parametrize("from_teacher", [False, True])
-def test_the_score_is_compared_with_a_dense_reference(from_teacher, written):
+def test_the_score_is_compared_with_that_of_a_teacher(written):
     contents = run_page()
     assert "objective=none" in written(contents).text
-    in_sweep = written(replace(contents, is_in_sweep=True)).text
-    assert "the table at the end of the sweep compares them" in in_sweep
-    assert "objective=none" not in in_sweep
-    if from_teacher:
-        for split in ("validation", "test"):
-            contents.summary.add_metrics(Stage.DENSE, "dense teacher", split, {"accuracy": 0.92})
-    else:
-        contents = replace(contents, dense={"val/accuracy": 0.92, "test/accuracy": 0.92})
+    for split in ("validation", "test"):
+        contents.summary.add_metrics(Stage.DENSE, "dense teacher", split, {"accuracy": 0.92})
     text = written(contents).text
     assert "-2.00 points to dense (92.00 %)" in text
     assert "objective=none" not in text

@@ -234,14 +234,6 @@ def test_any_folder_of_sentence_transformers_is_evaluated(finished, inputs, tmp_
     assert set(evaluated.numbers["metrics"]) == {"ndcg", "recall", "agreement", "cosine"}
 
 
-def test_a_model_in_the_folder_that_is_renamed_is_refused(inputs, tmp_path, capsys):
-    model = next(line for line in inputs if line.startswith("model.name=")).partition("=")[2]
-    place = Path(shutil.copytree(model, tmp_path / "run" / "model"))
-    assert end_of(tmp_path / "run", inputs, "overwrite=true", f"model.name={place}")
-    assert f"model.name={place} is in output_dir={tmp_path}/run, which overwrite=true" in capsys.readouterr().err
-    assert place.is_dir()
-
-
 def test_an_export_that_fails_leaves_the_run_finished(inputs, tmp_path, monkeypatch, capsys):
     from gating.errors import InputError
     from gating.run import exports

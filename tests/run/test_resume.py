@@ -121,7 +121,8 @@ def test_a_removal_is_on_the_disk_before_recovery_starts(inputs, whole, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [pytest.param(signal.SIGTERM, 143, marks=pytest.mark.first), (signal.SIGINT, 130)]
+    ("number", "code"),
+    [pytest.param(signal.SIGTERM, 143, marks=pytest.mark.first), (signal.SIGINT, 130), (signal.SIGUSR1, 138)],
 )
 def test_a_signal_saves_a_checkpoint_and_prints_the_resume_command(number, code, inputs, whole, tmp_path, capsys):
     folder = tmp_path / "run"
@@ -133,31 +134,6 @@ def test_a_signal_saves_a_checkpoint_and_prints_the_resume_command(number, code,
     assert error == f"Stopped by {number.name}.\nResume the run: python train.py resume={folder}\n"
     train.guarded_run(compose_settings([f"resume={folder}"]), [f"resume={folder}"])
     assert not (folder / "wandb").exists()  # As the run was begun with logger=csv.
-    assert_same_end(folder, whole)
-
-
-def test_a_scheduler_that_queues_the_job_again_finds_it_at_rest(inputs, whole, tmp_path, monkeypatch):
-    called = tmp_path / "called"
-    (tmp_path / "scontrol").write_text(f"#!/bin/sh\necho $* $(ls {tmp_path}/run/checkpoints/search) > {called}\n")
-    (tmp_path / "scontrol").chmod(0o755)
-    job = {"SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1", "SLURM_JOB_NAME": "train", "SLURM_JOB_ID": "17"}
-    job |= {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NODELIST": "here"}
-    for name, value in {**job, "PATH": f"{tmp_path}:{os.environ['PATH']}"}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr("shutil.which", lambda name: None)  # of srun, which Lightning looks for
-    folder = tmp_path / "run"
-
-    with (
-        at_batch(6, lambda: os.kill(os.getpid(), signal.SIGUSR1)),
-        at_batch(8, interrupt),
-        pytest.raises(Interrupted),
-    ):
-        run_in(folder, inputs, "resume=auto")
-    monkeypatch.undo()
-    assert called.read_text().split() == ["requeue", "17", "hpc_ckpt_1.ckpt", "step-4.ckpt", "step-6.ckpt"]
-    assert steps_of_checkpoints(folder, "search") == [4, 6]
-    assert not list(folder.rglob("hpc_ckpt*"))
-    run_in(folder, inputs, "resume=auto")
     assert_same_end(folder, whole)
 
 

@@ -12,9 +12,8 @@ from omegaconf import OmegaConf
 from gating.run.build import build_objects
 from gating.run.settings import read_settings
 from gating.run.sweep import choice, picture, results
-from gating.run.sweep.jobs import Job, begin_sweep, end_sweep, recording_job
+from gating.run.sweep.jobs import Job, begin_sweep
 from gating.run.sweep.plugins import DenseFirst, SweepReport
-from gating.run.sweep.results import dense_metrics
 from tests.support.snapshots import snapshot
 from tests.support.sweeps import Ended, run_sweep, write_run
 from tests.support.tiers import first_of
@@ -57,31 +56,6 @@ def test_the_decision_is_printed_with_the_failed_jobs_last(swept):
     assert f"The picture is in {folder}/report/tradeoff.png" in end.out
     assert end.err.splitlines()[-2] == "error: 1 job(s) of the sweep failed:"
     assert end.err.splitlines()[-1].startswith(f"  {folder}/2 (objective.num_heads=99): objective.num_heads=99 cannot")
-
-
-def test_pages_of_jobs_compare_with_the_dense_job_of_their_sweep(swept):
-    folder, _ = swept
-    dense = json.loads((folder / "0" / "metrics.json").read_text())
-    for job in (1, 3):
-        text = (folder / str(job) / "report" / "index.html").read_text(encoding="utf-8")
-        assert f"points to dense ({100 * dense['test/accuracy']:.2f} %)" in text
-        assert "dense, another run" in text
-        assert "objective=none</code> trains one" not in text
-
-
-def test_a_dense_job_of_another_seed_or_training_is_no_reference(tmp_path):
-    begin_sweep(tmp_path, swept=["seed"], goes_on=False)
-    end_sweep()
-    runs = [("objective=none",), ("objective=none", "seed=1"), ("objective=none", "optimizer.lr=0.5"), ("seed=1",)]
-    for number, overrides in enumerate([*runs, ("seed=2",), ("optimizer.lr=0.5", "gates.units=neurons")]):
-        folder = write_run(tmp_path / str(number), *overrides, val_=number / 10)
-        with recording_job(tmp_path, folder, number=number, overrides=overrides):
-            pass
-    assert dense_metrics(tmp_path, tmp_path / "3") == {"val/accuracy": 0.1, "test/accuracy": 0.9}
-    assert dense_metrics(tmp_path, tmp_path / "4") == {}
-    assert dense_metrics(tmp_path, tmp_path / "5")["val/accuracy"] == 0.2
-    (tmp_path / "1" / "metrics.json").unlink()
-    assert dense_metrics(tmp_path, tmp_path / "3") == {}
 
 
 def split_jobs(*lines: str) -> list[list[str]]:
@@ -219,13 +193,3 @@ def test_a_search_ends_with_its_best_trial_and_its_folder(runs, capsys):
     assert code == 0
     assert f"Best trial: objective.num_heads=36 with 0.895, in {runs / '1'}." in out
     assert "recommended" not in out
-
-
-def test_damaged_runs_beside_a_job_are_no_reference(runs, capsys):
-    end_of(runs, JOBS, capsys=capsys)
-    assert dense_metrics(runs, runs / "1") == {"val/accuracy": 0.9, "test/accuracy": 0.9}
-    path = runs / "0" / "metrics.json"
-    path.write_text(path.read_text().replace("0.9", "Infinity"))
-    assert dense_metrics(runs, runs / "1") == {}
-    (runs / "0" / "config.yaml").write_text("{")
-    assert dense_metrics(runs, runs / "1") == {}

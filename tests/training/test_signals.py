@@ -50,21 +50,6 @@ def test_the_second_ctrl_c_raises_at_once():
         deferred.restore()
 
 
-def test_the_requeue_signal_is_deferred_and_handled_on_request():
-    called = []
-    before = signal.signal(signal.SIGUSR1, lambda *_: called.append("handled"))
-    try:
-        deferred = DeferredSignals()
-        send(signal.SIGUSR1)
-        assert deferred.number == signal.SIGUSR1
-        assert called == []
-        deferred.act(signal.SIGUSR1)
-        assert (deferred.number, called) == (0, ["handled"])
-        deferred.restore()
-    finally:
-        signal.signal(signal.SIGUSR1, before)
-
-
 def test_ignored_signals_stay_ignored():
     """As under nohup, or for a job in the background of a script."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)

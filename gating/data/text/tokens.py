@@ -2,15 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow.compute as pc
 import torch
 from datasets import DatasetDict, Value
 from datasets.fingerprint import Hasher
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from gating.data.computed import cache_file
 from gating.data.rows import name_row
 from gating.discovery.vocabulary import check_known, check_vocabulary, vocabulary_size
 from gating.errors import InputError, loading, shorten
@@ -104,6 +105,13 @@ def tokenize(splits: DatasetDict, function: Callable[..., Any], *, tokenizer: Pr
         ids = pc.list_flatten(tokens["train"].with_format("arrow")["input_ids"][:])[:_CHECKED]
         check_known(tokenizer, torch.from_numpy(ids.cast("int64").to_numpy().copy()), name="training data")
     return tokens
+
+
+def cache_file(fingerprint: str) -> str:
+    """Return the path of a table in the cache of ``datasets``."""
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "head-gating"
+    folder.mkdir(parents=True, exist_ok=True)
+    return str(folder / f"{fingerprint}.arrow")
 
 
 def tokenize_labeled(

@@ -141,14 +141,3 @@ def _effective(settings: Mapping[str, Any], *on: Literal["results", "dense run",
         for name, value in leaves(settings)
         if value is not None and not name.endswith("seed") and all(has_effect(name, on=one) for one in on)
     }
-
-
-def dense_metrics(sweep: Path, folder: Path) -> dict[str, float]:
-    """Return the metrics of the finished dense job with the seed and other settings of a job; empty without one."""
-    settings = stored_settings(folder)
-    for run in read_runs(sweep)[0]:
-        same = _effective(run.settings, "results", "dense run") == _effective(settings, "results", "dense run")
-        if run.is_dense and same and run.settings["seed"] == settings["seed"]:
-            names = [name for name in run.numbers if name.startswith(("val/", "test/"))]
-            return {name: value for name in names if not math.isnan(value := run.number(name))}
-    return {}

@@ -1,6 +1,5 @@
 """Observations of a run, of gates, scores and seconds: in its logs, its history and its checkpoints."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -93,7 +92,7 @@ def log_kept_heads(
 
 def _log_figure(trainer: pl.Trainer, search: Search, *, step: int) -> None:
     """Log a figure of the gates to W&B and TensorBoard: the widths of blocks of many small units, and other gates."""
-    gates, objective = search.gates, search.objective
+    gates = search.gates
     loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger | TensorBoardLogger)]
     if not loggers:
         return
@@ -105,13 +104,10 @@ def _log_figure(trainer: pl.Trainer, search: Search, *, step: int) -> None:
             neurons.append((name, num_open, int(numbers.sum())))
         else:
             heads[name] = values.tolist()
-    is_cost = quantity_of(gates, objective) == "cost"
     figure = gates_figure(
         heads,
         title=f"Gates after {step} steps: {gates.num_open()} heads open",
         neurons=neurons,
-        spent=spent_by_unit(gates, objective, gates.values() > 0) if is_cost else None,
-        target=objective.target(gates) if is_cost else math.nan,
     )
     name = "gates/units" if neurons else "gates/heads"
     for logger in loggers:

@@ -4,7 +4,6 @@ import math
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -18,11 +17,10 @@ from gating.errors import InputError
 from gating.gates import HeadGates
 from gating.objectives import Objective
 from gating.objectives.gate_metrics import open_amounts, quantity_of
-from gating.storage.files import remove_checkpoint
 from gating.tasks.base import Prepared
 from gating.training.checkpoints import RunCheckpoint
 from gating.training.module import FineTuning
-from gating.training.signals import DeferredSignals, Unfinished
+from gating.training.signals import DeferredSignals, Stopped, Unfinished
 
 
 def watched(batches: Iterable[Batch], *, title: str, total: int) -> Iterator[Batch]:
@@ -133,7 +131,7 @@ class InterruptOnStop(Callback):
             return  # Gradients are being accumulated.
         self._step = trainer.global_step
         if self._signal:
-            self._act(trainer, self._signal)
+            raise Stopped(self._signal)
         if self._reason:
             raise Unfinished(self._phase, step=self._step, num_steps=trainer.max_steps, reason=self._reason)
 
@@ -162,16 +160,8 @@ class InterruptOnStop(Callback):
         """Stop after a signal in the last step; :class:`RunCheckpoint` has saved the last checkpoint."""
         assert self._signals is not None
         if self._signals.number:
-            self._act(trainer, self._signals.number)
+            raise Stopped(self._signals.number)
         self._restore()
-
-    def _act(self, trainer: pl.Trainer, number: int) -> None:
-        assert self._signals is not None
-        self._signal = 0
-        self._signals.act(number)
-        # The checkpoint that Lightning has written for a job that is queued again; the next phase must not find it.
-        for copy in Path(trainer.default_root_dir).glob("hpc_ckpt_*.ckpt") if is_rank_zero() else ():
-            remove_checkpoint(copy)
 
     def _restore(self, *_: Any, **__: Any) -> None:
         """Restore signal handlers; after an error no checkpoint is saved, since the state may be inconsistent."""
