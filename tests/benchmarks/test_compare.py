@@ -128,6 +128,7 @@ def test_another_number_of_heads_than_requested_is_an_error(monkeypatch):
         compare.run(job, {"settings": []})
 
 
+@pytest.mark.processes
 def test_other_runs_stand_still_while_one_times_models(tmp_path):
     moments = tmp_path / "moments.txt"
     works = f"""

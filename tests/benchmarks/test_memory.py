@@ -10,6 +10,7 @@ from benchmarks import memory
 pytest.importorskip("peft", reason="the package peft is not installed")
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("mode", memory.MODES)
 def test_each_mode_trains_what_it_says(mode, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(memory, "restart_peak", lambda: None)

@@ -36,6 +36,7 @@ def test_inspect_shows_the_units_and_the_base(recipe, monkeypatch, capsys):
     assert f"made from {recipe.parent / 'base'} by the recipe in {recipe}" in shown
 
 
+@pytest.mark.runs
 def test_evaluate_and_export_find_the_tokenizer_of_the_base(recipe, tmp_path, monkeypatch, capsys):
     test = write_table(tmp_path / "test.tsv", rows=16, seed=2)
     options = ("data=files", f"data.test={test}", "trainer.accelerator=cpu", "latency.max_seconds=1", "--json")

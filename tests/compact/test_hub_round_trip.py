@@ -70,6 +70,7 @@ def test_a_model_comes_back_as_it_was_saved(hub, pruned, tokenizer, tmp_path):
     assert not list(snapshot.glob("*.py"))
 
 
+@pytest.mark.families
 def test_revisions_are_branches_tags_and_commits(hub, pruned, tmp_path):
     gating.save_compact(pruned, tmp_path / "saved", repo_id=NAME, token=TOKEN)
     model = hub.models[NAME]

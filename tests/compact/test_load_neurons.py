@@ -46,6 +46,7 @@ def folder(original, tmp_path):
     return shutil.copytree(original, tmp_path / "compact")
 
 
+@pytest.mark.processes
 def test_folders_load_where_the_package_is_missing_and_are_saved_again(pruned, original, tmp_path):
     bloom = BLOOM.build()
     gating.prune_neurons(bloom, {0: range(8), 1: [3]}, group_size=8)

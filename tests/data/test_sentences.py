@@ -39,6 +39,7 @@ def test_sentences_of_the_articles_are_in_one_split_each():
     assert len(pairs) == len(splits["train"])
 
 
+@pytest.mark.families
 def test_two_packages_are_one_source_and_no_text_is_in_two_splits():
     articles = load_bbc_sentences().splits
     splits = load_wordnet_and_bbc(wordnet_pairs=10**6).splits

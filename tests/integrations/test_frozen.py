@@ -39,6 +39,7 @@ def test_a_recovery_trains_the_weights(tmp_path):
     assert any(not torch.equal(tensor, before[name]) for name, tensor in weights_of(trainer).items())
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("stop_at", [6, 14])
 def test_resumed_equals_uninterrupted(tmp_path, stop_at, assert_same):
     options = {"freeze_weights": "search"}
@@ -52,6 +53,7 @@ def test_resumed_equals_uninterrupted(tmp_path, stop_at, assert_same):
     assert_same(weights_of(whole), weights_of(resumed))
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("stop_at", [6, pytest.param(14, marks=pytest.mark.runs)])
 @pytest.mark.parametrize("args", [{}, pytest.param({"activation_checkpointing": True}, marks=pytest.mark.runs)])
 def test_the_model_is_the_teacher_of_its_gates(tmp_path, stop_at, args, assert_same):
@@ -76,6 +78,7 @@ def test_the_model_is_the_teacher_of_its_gates(tmp_path, stop_at, args, assert_s
     assert_same(weights_of(whole), weights_of(resumed))
 
 
+@pytest.mark.runs
 def test_the_loss_of_a_step_is_that_of_a_loop_with_the_model_as_teacher(tmp_path):
     def loss(**options):
         args = {"max_steps": 1, "logging_steps": 1, "save_strategy": "no"}
@@ -116,6 +119,7 @@ def without_first_layer(gates):
     return kept
 
 
+@pytest.mark.runs
 def test_weights_that_a_user_froze_stay_so_where_layers_leave(tmp_path):
     objective = {"objective": gating.DeterministicBudget(num_heads=7)}
     trainer = make_half_frozen(tmp_path, callbacks=[StopAt(14)], **objective)
@@ -146,6 +150,7 @@ def test_a_recovery_with_nothing_to_train_is_refused(tmp_path):
     assert all(one.requires_grad for one in model.parameters())
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("distillation", [None, gating.Distillation()])
 def test_adapters_are_trained_in_search_and_recovery(tmp_path, distillation):
     lora = peft.LoraConfig(r=2, target_modules=["query", "value"])

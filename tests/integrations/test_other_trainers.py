@@ -31,6 +31,7 @@ def with_lora(model=None, **options):
     return get_peft_model(make_classifier() if model is None else model, config)
 
 
+@pytest.mark.runs
 def test_adapters_are_merged_for_the_removal_and_new_ones_are_trained_after_it(tmp_path):
     model = with_lora()
     frozen = model.get_base_model().bert.encoder.layer[0].intermediate.dense.weight.clone()

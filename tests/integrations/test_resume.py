@@ -174,6 +174,7 @@ def test_a_training_that_was_stopped_in_the_recovery_saves_nothing_and_resumes(t
         assert_same(weights_of(whole), weights_of(resumed))
 
 
+@pytest.mark.runs
 def test_a_checkpoint_of_the_search_is_not_for_a_model_without_its_heads(tmp_path):
     trainer = make_trainer(tmp_path)
     trainer.train()

@@ -92,6 +92,7 @@ def softmax(model):
     return losses.SoftmaxLoss(model, 16, 3)
 
 
+@pytest.mark.runs
 # After a checkpoint of the search, at its end, and after a checkpoint of the recovery.
 @pytest.mark.parametrize("stop_at", [15, *(pytest.param(step, marks=pytest.mark.runs) for step in (7, 13))])
 @pytest.mark.parametrize("adapters", [pytest.param(False), pytest.param(True, marks=pytest.mark.runs)])
@@ -265,6 +266,7 @@ def test_the_best_model_is_that_of_the_recovery(tmp_path, assert_same):
     assert trainer.evaluate()["eval_loss"] == pytest.approx(best, rel=1e-5)
 
 
+@pytest.mark.runs
 def test_the_mixin_works_with_the_trainer_of_the_package_and_model_init(tmp_path):
     class Trainer(GatedTrainerMixin, SentenceTransformerTrainer):
         pass

@@ -62,6 +62,7 @@ def test_the_loss_of_a_step_is_that_of_a_loop(tmp_path):
     assert losses_of(trainer)[0] == pytest.approx(one.loss(outputs.loss, outputs, rows).item(), rel=1e-5)
 
 
+@pytest.mark.runs
 def test_the_teacher_is_in_no_checkpoint_and_is_not_trained(tmp_path):
     dense = teacher()
     before = {name: tensor.clone() for name, tensor in dense.state_dict().items()}
@@ -83,6 +84,7 @@ def test_the_teacher_is_in_no_checkpoint_and_is_not_trained(tmp_path):
     assert trainer.evaluate()["eval_loss"] == expected
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize(
     ("stop_at", "args"),
     [
@@ -133,6 +135,7 @@ def texts():
     ]
 
 
+@pytest.mark.runs
 # Losses of a classifier are averaged over the batches of a step; those of a decoder are divided by its tokens.
 @pytest.mark.parametrize("make", [decoder, lambda seed: make_classifier(seed, config=NO_DROPOUT)])
 def test_accumulated_batches_are_one_batch(tmp_path, make):
@@ -166,6 +169,7 @@ def test_accumulated_batches_are_one_batch(tmp_path, make):
         torch.testing.assert_close(other[name], tensor, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.runs
 def test_adapters_learn_from_a_larger_teacher(tmp_path):
     larger = teacher(hidden_size=48, num_hidden_layers=4)
     trainer = make_trainer(tmp_path / "checkpoints", model=with_lora(), teacher=larger)
@@ -190,6 +194,7 @@ def test_what_cannot_learn_is_said_before_anything_changes(tmp_path):
     assert not hasattr(model, "head_gates")
 
 
+@pytest.mark.runs
 def test_a_loss_of_ones_own_returns_its_outputs(tmp_path):
     class Own(Trainer):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -211,6 +216,7 @@ def test_a_loss_of_ones_own_returns_its_outputs(tmp_path):
         make().train()
 
 
+@pytest.mark.runs
 def test_a_loss_function_gets_the_number_of_items_of_the_batch(tmp_path):
     def loss(outputs, labels, num_items_in_batch):
         return torch.nn.functional.cross_entropy(outputs.logits, labels, reduction="sum") / num_items_in_batch

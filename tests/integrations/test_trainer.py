@@ -21,6 +21,7 @@ def test_one_call_leaves_a_compact_model_with_the_heads_that_were_asked_for(tmp_
     assert "| attention heads | 12 | 5 |" in (folder / "README.md").read_text()
 
 
+@pytest.mark.runs
 def test_the_log_has_the_state_of_the_gates_in_the_search_alone(tmp_path):
     trainer = make_trainer(tmp_path)
     trainer.train_and_compact(tmp_path / "compact")
@@ -32,6 +33,7 @@ def test_the_log_has_the_state_of_the_gates_in_the_search_alone(tmp_path):
     assert {"gates/penalty", "gates/expected_open", "gates/layer_00/open"} <= rows[2].keys()
 
 
+@pytest.mark.runs
 def test_phases_by_hand_equal_the_one_call(tmp_path, assert_same):
     one = make_trainer(tmp_path / "one")
     one.train_and_compact(tmp_path / "compact")
@@ -45,6 +47,7 @@ def test_phases_by_hand_equal_the_one_call(tmp_path, assert_same):
     assert_same(weights_of(one), weights_of(other))
 
 
+@pytest.mark.runs
 def test_weights_have_the_rates_of_a_plain_trainer_and_gates_keep_theirs(tmp_path):
     arguments = {"lr_scheduler_type": "cosine", "warmup_steps": 3, "logging_steps": 1}
     trainer = make_trainer(tmp_path / "gated", args=arguments, restart_schedule=False)
@@ -65,6 +68,7 @@ def test_weights_have_the_rates_of_a_plain_trainer_and_gates_keep_theirs(tmp_pat
     assert [one.get("gates") for one in rates] == [0.1] * 12 + [None] * 4
 
 
+@pytest.mark.runs
 def test_the_recovery_begins_the_schedule_again(tmp_path):
     arguments = {"lr_scheduler_type": "linear", "warmup_steps": 4, "logging_steps": 1}
     trainer = make_trainer(tmp_path / "gated", args=arguments)
@@ -140,6 +144,7 @@ def test_evaluation_has_no_penalty(tmp_path):
     assert trainer.evaluate()["eval_loss"] == pytest.approx(plain.evaluate()["eval_loss"], abs=1e-3)
 
 
+@pytest.mark.runs
 def test_a_converged_search_ends_early_and_leaves_its_steps_to_the_recovery(tmp_path):
     always = gating.Convergence(patience=1, max_undecided=1.0)
     always.update = lambda *_: "they have converged"

@@ -7,6 +7,7 @@ import pytest
 import gating
 from gating.run.build import build_objects
 from gating.run.settings import read_settings
+from tests.support.tiers import first_of
 from tests.support.tiny_run import ROOT, checked_settings, compose_settings
 
 GROUPS = (
@@ -38,10 +39,12 @@ NEEDED = {
     "text": ["task=causal_lm", "data.train=x"],
 }
 OPTIONS = [
-    (group, path.stem)
+    case
     for group in (*GROUPS, "experiment", "task", "paths")
-    for path in sorted((ROOT / "conf" / group).glob("*.yaml"))
-    if path.stem != "batches"  # a part of the others
+    # Batches are a part of the others.
+    for case in first_of(
+        (group, path.stem) for path in sorted((ROOT / "conf" / group).glob("*.yaml")) if path.stem != "batches"
+    )
 ]
 
 

@@ -17,7 +17,7 @@ import gating
 from gating.commands.evaluate import evaluate_folder
 from gating.embedding.head import SentenceHead
 from tests.run.test_resume import assert_same_end, interrupt_again_and_again
-from tests.support.interruptions import end_of, run_in
+from tests.support.interruptions import run_in
 from tests.support.tiny_sentences import make_sentence_inputs, make_sentence_model, sentences_of, write_pairs
 from tests.support.two_processes import TWO, run_script
 from tests.support.warm_python import warm_python

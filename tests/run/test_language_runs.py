@@ -187,7 +187,7 @@ def test_a_new_bert_learns_hidden_words(play, tmp_path):
     assert AutoTokenizer.from_pretrained(compact).mask_token_id == 3
 
 
-@pytest.mark.first
+@pytest.mark.runs
 def test_a_new_marian_keeps_the_budget_of_each_kind_of_attention(pairs, tmp_path):
     settings = [
         "optimizer.lr=3e-3",

@@ -37,6 +37,7 @@ def new_model(inputs: list[str], model_type: str, config: dict) -> list[str]:
     ]
 
 
+@pytest.mark.runs
 def test_a_model_whose_attention_was_discovered_is_exported(inputs, tmp_path):
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4}
     run = new_model(inputs, "stablelm", {**sizes, "intermediate_size": 32, "vocab_size": 45})
@@ -75,6 +76,7 @@ def test_a_family_without_known_attention_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.runs
 def test_an_empty_text_is_read_also_without_special_tokens(inputs, tmp_path):
     splits = load_files(train=setting(inputs, "data.train"), validation=setting(inputs, "data.validation")).splits
     tokenizer = train_tokenizer(splits["train"].select_columns("text"), size=300, frame="none")
@@ -89,6 +91,7 @@ def test_an_empty_text_is_read_also_without_special_tokens(inputs, tmp_path):
     assert numbers["num_heads"] == 2
 
 
+@pytest.mark.runs
 def test_a_correlation_with_one_value_is_null_and_the_progress_may_be_hidden(inputs, tmp_path):
     for name, labels in (("train", "0.5 1.5"), ("rest", "1.0 1.0")):
         one, other = labels.split()

@@ -103,6 +103,7 @@ def test_each_job_of_each_sweep_has_settings_that_fit(sweep, monkeypatch, tmp_pa
     assert units == [None, *SWEEPS[sweep]]
 
 
+@pytest.mark.runs
 def test_a_budget_of_the_command_replaces_that_of_the_sweep(monkeypatch, tmp_path, inputs):
     begun = []
     monkeypatch.setattr("train.run", lambda cfg, *_, **__: begun.append(cfg["objective"]))

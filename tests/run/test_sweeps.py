@@ -88,6 +88,7 @@ def test_later_jobs_run_and_all_failures_are_listed(batches, tmp_path, monkeypat
     ]
 
 
+@pytest.mark.runs
 def test_a_fault_of_the_program_keeps_its_traceback_and_the_next_job_runs(tmp_path, monkeypatch, capsys):
     seeds = run_instead(monkeypatch, fail_at(1, error=KeyError("lost")))
     assert sweep(monkeypatch, tmp_path, "seed=0,1,2") == 1
@@ -116,6 +117,7 @@ def test_a_signal_ends_the_sweep(number, tmp_path, monkeypatch):
     assert seeds == [0]
 
 
+@pytest.mark.runs
 def test_failures_of_an_earlier_sweep_are_forgotten(tmp_path, monkeypatch, capsys):
     run_instead(monkeypatch, fail_at(1, error=FileNotFoundError(2, "No such file", "data.tsv")))
     assert sweep(monkeypatch, tmp_path, "seed=0,1") == 1

@@ -106,6 +106,7 @@ def test_existing_folder_is_not_overwritten(inputs, tmp_path, capsys):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["precious"]
 
 
+@pytest.mark.processes
 def test_hub_that_cannot_be_reached_is_one_sentence(tmp_path):
     """The real-world call of the README, without a network."""
     import urllib.request

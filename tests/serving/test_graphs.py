@@ -24,6 +24,7 @@ def compact_folder(tmp_path):
     return gating.save_compact(model, tmp_path / "compact")
 
 
+@pytest.mark.runs
 def test_torch_export_gives_the_same_outputs(compact_folder, tmp_path):
     report = export.export_torch(compact_folder, tmp_path / "exported")
     assert report.max_difference <= 1e-6

@@ -26,6 +26,7 @@ def exported(tmp_path_factory):
     return model, gating.export_onnx(model, tmp_path_factory.mktemp("int8") / "exported", int8=True)
 
 
+@pytest.mark.runs
 def test_weights_are_integers_and_products_of_activations_stay_floats(exported):
     _, report = exported
     kinds = products(report.folder)

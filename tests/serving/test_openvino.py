@@ -62,6 +62,7 @@ def write(folder, prompt, count=24):
     return prompt
 
 
+@pytest.mark.runs
 def test_a_compact_folder_writes_the_tokens_of_the_model(decoder, tmp_path):
     gating.save_compact(decoder, tmp_path / "compact", tokenizer=make_tokenizer())
     report = export_openvino(tmp_path / "compact", tmp_path / "exported")

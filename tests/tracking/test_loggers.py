@@ -13,6 +13,7 @@ from pytorch_lightning.loggers import CSVLogger
 from gating.tracking import loggers
 from gating.tracking.loggers import build_loggers, close_wandb, log_outcome, read_log, resolve_mode
 from tests.support.fake_wandb import KEY, fake_server
+from tests.support.tiers import first_of
 
 SECRET = "hf_" + "s" * 30
 
@@ -155,7 +156,7 @@ def online(monkeypatch):
     return use
 
 
-@pytest.mark.parametrize("outage", ["no network", "wrong key", "server error"])
+@pytest.mark.parametrize("outage", first_of(["no network", "wrong key", "server error"]))
 def test_a_run_that_cannot_be_online_is_offline_with_one_warning(tmp_path, online, caplog, outage):
     with fake_server() as server:
         server.fault = {"wrong key": 401, "server error": 500}.get(outage)
@@ -186,7 +187,7 @@ def test_a_server_that_works_gets_the_run_without_secrets(account, tmp_path, onl
     assert warnings_in(caplog) == []
 
 
-@pytest.mark.parametrize("fault", [500, "hang"])
+@pytest.mark.parametrize("fault", first_of([500, "hang"]))
 def test_an_outage_during_a_run_does_not_stop_it(tmp_path, online, fault):
     with fake_server() as server:
         online(server.url)
