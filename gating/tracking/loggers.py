@@ -142,13 +142,13 @@ def log_outcome(loggers: list[Logger], numbers: dict[str, float]) -> None:
     renamed = {f"compact/{name}" if name in names else name: x for name, x in numbers.items()}
     # The validation metrics of the compact model would be another point in the curves of the training.
     apart = {name: x for name, x in renamed.items() if not name.startswith("val/")}
-    for logger in loggers[:-1]:  # The CSV file is the last one.
+    for logger in loggers:
         if isinstance(logger, WandbLogger):
             _tolerant(logger, logger.experiment.summary.update)(renamed)
         elif isinstance(logger, TensorBoardLogger):
             _tolerant(logger, logger.log_hyperparams)(logger.hparams, metrics=apart)
             logger.save()
-        else:
+        elif not isinstance(logger, CSVLogger):
             logger.log_metrics(apart)
 
 

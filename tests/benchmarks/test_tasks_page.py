@@ -20,6 +20,7 @@ def targets():
     return {checked_settings(command.split())["task"]["_target_"] for command in COMMANDS}
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("task", sorted(path.stem for path in (ROOT / "conf" / "task").glob("*.yaml")))
 def test_every_task_has_a_row_and_a_command(task, targets):
     assert task in ROWS

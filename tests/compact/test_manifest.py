@@ -15,6 +15,7 @@ import gating
 from gating.errors import UserError, explain
 from gating.models.pretrained import Pretrained
 from gating.serving.exporting import load_model
+from tests.support.tiers import first_of
 from tests.support.tiny_models import batch_for, logits_of
 
 WEIGHTS = "model.safetensors"
@@ -96,7 +97,7 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("name", first_of(CHANGES, every=4))
 def test_a_change_of_the_model_is_an_error_everywhere(name, stock):
     change, file = CHANGES[name]
     gating.load_compact(stock)

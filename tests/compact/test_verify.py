@@ -42,6 +42,7 @@ ODD = {
 }
 
 
+@pytest.mark.processes
 @pytest.mark.filterwarnings("ignore:.*get no gates")  # of the layers with states
 def test_odd_families_load_equal_here_and_elsewhere(tmp_path):
     jobs, expected = {}, {}

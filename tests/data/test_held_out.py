@@ -107,9 +107,10 @@ def test_classes_of_the_hub_have_their_shares_also_where_one_has_a_single_row(tm
     }
     (tmp_path / "data").mkdir()
     rows.to_parquet(tmp_path / "data" / "train.parquet")
-    examples = load_hub(path=str(tmp_path / "data"), validation_split=None, test_split=None)
+    loaded = load_hub(path=str(tmp_path / "data"), validation_split=None, test_split=None)
+    examples = hold_out(loaded, settings={}, has_classes=True, seed=0)
     splits = examples.splits
-    assert sizes(splits) == [36, 5]
+    assert sizes(splits) == [31, 5, 5]
     assert 2 not in splits["validation"]["label"][:]
     for split, part in splits.items():
         assert part["text"][:] == rows.select(examples.rows[split])["text"][:]

@@ -16,6 +16,7 @@ from gating.structure.feed_forward import iter_feed_forward_blocks
 from tests.discovery.test_trace import Block
 from tests.support.family_models import FAMILIES, GROUPED, IDS, Family
 from tests.support.masked_models import units_masked
+from tests.support.tiers import first_of
 
 SAMPLE = [
     "albert-1group",
@@ -111,7 +112,7 @@ def test_the_flow_of_data_needs_no_knowledge_of_attention(without_names, monkeyp
         assert len(_layouts(model)) == num_blocks
 
 
-@pytest.mark.parametrize("name", UNKNOWN)
+@pytest.mark.parametrize("name", first_of(UNKNOWN, every=4))
 def test_layers_with_other_names_are_found(name, without_names, tmp_path):
     model = UNKNOWN[name].build()
     with pytest.raises(ValueError, match="pass discover=True"):

@@ -12,6 +12,7 @@ from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
 from tests.support.family_models import FAMILIES
 from tests.support.gated import TOTAL, without_dropout
+from tests.support.tiers import first_of
 from tests.support.tiny_models import (
     NUM_LAYERS,
     assert_same_state,
@@ -109,7 +110,7 @@ def test_checkpoints_change_no_gradient_of_either_unit():
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-@pytest.mark.parametrize("name", ["bert", "llama"])
+@pytest.mark.parametrize("name", first_of(["bert", "llama"]))
 def test_gates_of_both_units_compile_to_one_graph(name):
     model = without_dropout(FAMILIES[name].build().train())
     model.config.use_cache = False

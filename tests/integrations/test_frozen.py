@@ -30,6 +30,7 @@ def test_gates_alone_are_trained(tmp_path, objective):
     assert all(one.requires_grad for one in trainer.model.parameters())
 
 
+@pytest.mark.runs
 def test_a_recovery_trains_the_weights(tmp_path):
     trainer = make_trainer(tmp_path, freeze_weights="search")
     trainer.train()

@@ -37,6 +37,7 @@ def test_multipliers_need_an_optimizer_that_ascends(tmp_path):
         trainer.train()
 
 
+@pytest.mark.runs
 def test_phases_in_a_wrong_order_are_refused(tmp_path):
     trainer = make_trainer(tmp_path / "checkpoints")
     with pytest.raises(OperationError, match="before the search is complete"):

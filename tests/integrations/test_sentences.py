@@ -291,6 +291,7 @@ def test_the_mixin_works_with_the_trainer_of_the_package_and_model_init(tmp_path
     assert trainer.finalize().num_heads == 5
 
 
+@pytest.mark.runs
 def test_a_training_with_another_scale_of_the_loss_is_not_resumed(tmp_path):
     make_trainer(tmp_path, make_embedder(tmp_path)).train()
     other = make_trainer(

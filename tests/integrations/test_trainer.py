@@ -114,6 +114,7 @@ class Slope(torch.nn.Module):
         return None
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("accumulated", first_of([2, 1, 4]))
 @pytest.mark.parametrize("accepts_items", [True, False])
 def test_the_penalty_counts_once_for_a_step_of_several_batches(tmp_path, accumulated, accepts_items):

@@ -177,6 +177,7 @@ def inputs(tmp_path_factory):
     return make_inputs(tmp_path_factory.mktemp("inputs"))
 
 
+@pytest.mark.runs
 def test_a_run_trains_adapters_in_search_and_recovery_and_no_other_weights(inputs, tmp_path):
     numbers = run_here([*inputs, "adapters=lora", "optimizer.lr=0.01"], tmp_path / "out")
     assert numbers["num_heads"] == 4

@@ -17,6 +17,7 @@ from gating.data import sources
 from gating.data.text.tokens import load_tokenizer
 from gating.models import hub
 from gating.models.sources import Pretrained
+from tests.support.tiers import first_of
 from tests.support.tiny_run import make_model_folder, write_table
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -104,7 +105,7 @@ def test_data_sets_and_models_outside_the_caches_are_refused_in_one_sentence(no_
         hub.locate("org/bert")
 
 
-@pytest.mark.parametrize("branch", ["main", "v2", None])
+@pytest.mark.parametrize("branch", first_of(["main", "v2", None]))
 def test_a_model_is_found_by_its_revision(no_hub, branch, tmp_path_factory):
     made = make_model_folder(tmp_path_factory.mktemp("made") / "model")
     shutil.copytree(made, snapshot(no_hub, "models--org--bert", branch=branch), dirs_exist_ok=True)

@@ -10,6 +10,7 @@ from transformers import BertForSequenceClassification
 import gating
 from gating.errors import InputError
 from tests.support.search import RIVALS, build_bert_on_meta
+from tests.support.tiers import first_of
 
 BATCH = {"input_ids": torch.arange(5, 17).view(2, 6), "labels": torch.tensor([0, 1])}
 STEPS = 12
@@ -49,7 +50,7 @@ def assert_same(one, other):
         assert torch.equal(value, other[name]), name
 
 
-@pytest.mark.parametrize("name", RIVALS)
+@pytest.mark.parametrize("name", first_of(RIVALS, every=4))
 def test_a_search_equals_the_methods_of_its_objective(name):
     searched = Loop(RIVALS[name](num_heads=5)).run()
     model, objective = make_model(), RIVALS[name](num_heads=5)
@@ -70,7 +71,7 @@ def test_a_search_equals_the_methods_of_its_objective(name):
     assert torch.equal(searched.search.kept(), objective.kept(gates))
 
 
-@pytest.mark.parametrize("name", RIVALS)
+@pytest.mark.parametrize("name", first_of(RIVALS, every=4))
 def test_a_resumed_search_equals_an_uninterrupted_one(name):
     def make():
         return Loop(RIVALS[name](num_heads=5), convergence=gating.Convergence(patience=2, max_undecided=1.0))

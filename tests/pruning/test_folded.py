@@ -38,6 +38,7 @@ def test_gates_of_groups_fold_one_value_into_each_of_their_heads():
         assert finalized.folded[name] == pytest.approx([float(values[name][head // 2]) for head in heads])
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize(
     "batch", [None, pytest.param(11, marks=pytest.mark.runs)], ids=["whole", "resumed in recovery"]
 )

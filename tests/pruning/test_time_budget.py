@@ -18,6 +18,7 @@ from gating.pruning.latency.costs import measure_latency_costs
 from gating.pruning.latency.speedup import Reached, kept_for_speedup
 from gating.pruning.latency.time_budget import TimeBudget
 from tests.support.slow_model import Slow
+from tests.support.tiers import first_of
 from tests.support.timers import compare, timer_of
 from tests.support.tiny_models import batch_for
 
@@ -78,7 +79,7 @@ def test_without_time_the_first_model_is_not_timed_again(clock):
     assert (found.speedup, before.modes) == (1.5, [])
 
 
-@pytest.mark.parametrize("units", ["heads", "neurons", UNITS], ids=str)
+@pytest.mark.parametrize("units", first_of(["heads", "neurons", UNITS]), ids=str)
 @pytest.mark.parametrize(("pass_seconds", "max_seconds"), [(3.0, 10.0), (0.5, 10.0), (500.0, 10.0), (9.0, 120.0)])
 @pytest.mark.parametrize("noise", [0.0, 0.5])
 @pytest.mark.filterwarnings("ignore:The timings are less exact")

@@ -138,6 +138,7 @@ def test_head_pruning(name: str, request_from: Callable[[Sequence[AttentionBlock
     assert returned_widths(model, probe) == expected_widths(name, blocks, kept)
 
 
+@pytest.mark.families
 @pytest.mark.parametrize("name", NAMES)
 def test_head_pruning_save_load_from_pretrained(name: str, tmp_path: Path) -> None:
     model, probe, blocks = build(name)
@@ -149,6 +150,7 @@ def test_head_pruning_save_load_from_pretrained(name: str, tmp_path: Path) -> No
     assert max_relative_difference(forward_outputs(model, probe), forward_outputs(loaded, probe)) == 0.0
 
 
+@pytest.mark.families
 @pytest.mark.parametrize("name", NAMES)
 def test_head_pruning_save_load_from_config_init(name: str, tmp_path: Path) -> None:
     pruned, probe, blocks = build(name)
@@ -164,6 +166,7 @@ def test_head_pruning_save_load_from_config_init(name: str, tmp_path: Path) -> N
     assert max_relative_difference(forward_outputs(pruned, probe), forward_outputs(model, probe)) == 0.0
 
 
+@pytest.mark.families
 @pytest.mark.parametrize("name", NAMES)
 def test_head_pruning_integration(name: str, tmp_path: Path) -> None:
     model, probe, blocks = build(name)
@@ -219,6 +222,7 @@ def _noise_in(block: AttentionBlock, heads: Sequence[int], noise: Tensor) -> Cal
     return lambda features: features + noise * is_masked
 
 
+@pytest.mark.families
 @pytest.mark.parametrize("name", [one for one in NAMES if one.values[0] not in WITHOUT_TOKENS])
 def test_resize_tokens_embeddings(name: str, tmp_path: Path) -> None:
     model, probe, blocks = build(name)

@@ -32,6 +32,7 @@ from transformers import (
 import gating
 from gating.report.card import usage_code, write_card
 from gating.report.rows import CompactReport
+from tests.support.tiers import first_of
 from tests.support.tiny_models import VOCABULARY
 
 NUM_TOKENS = len(VOCABULARY)
@@ -74,7 +75,7 @@ def processor_of(model: PreTrainedModel, tokenizer: object) -> object:
 
 
 @pytest.mark.parametrize("stock", [True, False])
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("kind", first_of(MODELS, every=4))
 def test_the_code_of_the_card_runs_in_the_folder(kind, stock, tokenizer, tmp_path, monkeypatch, capsys):
     model = MODELS[kind]()
     if not stock:

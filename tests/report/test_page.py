@@ -200,6 +200,7 @@ def test_the_score_is_compared_with_that_of_a_teacher(written):
     assert "objective=none" not in text
 
 
+@pytest.mark.runs
 def test_a_large_model_has_a_small_page(tmp_path):
     kept = [(f"layers.{layer}.attn", range(0, 64, 2), 64) for layer in range(16)]
     observations = [Observation(step, 0.9, 1.0, 1.0, 1.0) for step in range(400)]

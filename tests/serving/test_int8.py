@@ -39,6 +39,7 @@ def test_weights_are_integers_and_products_of_activations_stay_floats(exported):
     )
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_a_graph_model_runs_padded_batches_and_ignores_labels(side, exported):
     model, report = exported

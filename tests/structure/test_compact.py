@@ -157,6 +157,7 @@ def calls_at_import(node: ast.AST) -> set[str]:
 # Fresh processes: two for all of these tests, see the fixture fresh_answers.
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("name", SAVED_NAMES)
 def test_remote_code_loads_equal_models_where_the_package_is_missing(saved, fresh_answers, name):
     first, again = outputs_of(fresh_answers["remote"][name])

@@ -127,6 +127,7 @@ def saved(tmp_path_factory):
     return found
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("origin", first_of(["loaded", "new"]))
 @pytest.mark.parametrize("name", first_of(CASES))
 def test_it_is_loaded_and_saved_again_with_equal_outputs(name, origin, saved, tmp_path):

@@ -18,6 +18,7 @@ from gating.training.evaluation import evaluate
 from gating.training.module import FineTuning
 from gating.training.optimizers import AdamW, WarmupSchedule
 from tests.support.metrics import class_metrics
+from tests.support.tiers import first_of
 from tests.support.tiny_run import make_model_folder
 
 BATCH = {"input_ids": torch.arange(5, 17).view(2, 6), "labels": torch.tensor([0, 1])}
@@ -236,7 +237,7 @@ def test_gradients_of_a_fused_optimizer_are_clipped(precision, folder):
     assert norm == pytest.approx(0.01, rel=1e-3)
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed", "bf16-true", "16-true"])
+@pytest.mark.parametrize("precision", first_of(["bf16-mixed", "16-mixed", "bf16-true", "16-true"]))
 @pytest.mark.parametrize("objective", [gating.Lagrangian(num_heads=4), gating.IterativePruning(gating.Importance())])
 # On CPUs 16-mixed means bfloat16, with a warning.
 @pytest.mark.filterwarnings("ignore:.*precision='16-mixed'.*:UserWarning")
