@@ -101,6 +101,7 @@ def test_existing_exports_are_kept_without_the_option_to_overwrite(compact, tmp_
     assert (tmp_path / "export.json").read_text() == "{}"
 
 
+@pytest.mark.runs
 @pytest.mark.filterwarnings("ignore")
 def test_export_names_inputs_that_it_does_not_take(tmp_path, monkeypatch, capsys, tokenizer):
     config = DistilBertConfig(vocab_size=20, dim=32, n_layers=1, n_heads=4, hidden_dim=48, max_position_embeddings=40)

@@ -127,7 +127,7 @@ def test_a_new_gpt2_learns_a_single_file_and_writes(play, tmp_path, capsys):
     assert model.config.eos_token_id == tokenizer.eos_token_id == 2
 
 
-@pytest.mark.first
+@pytest.mark.runs
 def test_a_new_llama_keeps_whole_groups_and_its_text_is_in_wandb(play, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     overrides = [*SMALL_LLAMA, *one_file(play), "trainer.max_steps=4", "trainer.val_check_interval=4", "callbacks=none"]

@@ -90,6 +90,7 @@ SWEEPS = {
 }
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("sweep", first_of(SWEEPS))
 def test_each_job_of_each_sweep_has_settings_that_fit(sweep, monkeypatch, tmp_path, inputs):
     units = []

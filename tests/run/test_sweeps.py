@@ -126,6 +126,7 @@ def test_failures_of_an_earlier_sweep_are_forgotten(tmp_path, monkeypatch, capsy
     assert [job.reason for job in jobs_of(tmp_path)] == [None, None]
 
 
+@pytest.mark.runs
 def test_no_secret_of_a_failed_job_is_kept(tmp_path, monkeypatch, capsys):
     run_instead(monkeypatch, fail_at(0, error=FileNotFoundError(2, "No such file", "https://me:pass@host/x")))
     assert sweep(monkeypatch, tmp_path, "seed=0", "+model.token=s3ntinel-token") == 1

@@ -36,6 +36,7 @@ def test_torch_export_gives_the_same_outputs(compact_folder, tmp_path):
     assert (tmp_path / "exported" / "config.json").is_file()
 
 
+@pytest.mark.runs
 def test_onnx_runtime_gives_the_same_outputs(compact_folder, tmp_path):
     pytest.importorskip("onnxruntime", reason="the packages of the export are not installed")
     report = gating.export_onnx(compact_folder, tmp_path / "exported")

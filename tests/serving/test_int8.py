@@ -65,6 +65,7 @@ def test_layers_without_neurons_and_weights_in_16_bits(tmp_path):
     assert model.dtype == torch.bfloat16
 
 
+@pytest.mark.runs
 def test_missing_inputs_of_a_graph_are_named(exported):
     model, report = exported
     with pytest.raises(InputError, match="The graph takes input_ids, which the batch of labels does not hold"):

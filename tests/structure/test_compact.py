@@ -167,6 +167,7 @@ def test_remote_code_loads_equal_models_where_the_package_is_missing(saved, fres
     assert not fresh_answers["remote"][name]["training"]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("name", SAVED_NAMES)
 def test_load_compact_loads_equal_models_in_a_fresh_process(saved, fresh_answers, name):
     first, again = outputs_of(fresh_answers["local"][name])

@@ -156,6 +156,7 @@ def test_gates_outlive_adapters_of_the_parameters():
     assert max_relative_difference(expected, forward_outputs(merged, probe)) <= TOLERANCE
 
 
+@pytest.mark.processes
 def test_a_folder_loads_in_a_new_process(tmp_path):
     jobs, expected = {}, {}
     for name in ("mixtral", "gpt_oss", "deepseek_v3"):

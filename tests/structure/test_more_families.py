@@ -13,7 +13,7 @@ from gating.proof.outputs import forward_outputs, max_relative_difference
 from tests.support.fresh_process import auto_class_of, difference_elsewhere, save_for_elsewhere
 from tests.support.masked_models import make_pattern, prune
 from tests.support.single_models import GENERATING, NAMES, build, make_batch
-from tests.support.tiers import tiered
+from tests.support.tiers import first_of, tiered
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
@@ -36,7 +36,7 @@ def generate(model: PreTrainedModel, batch: dict[str, Tensor]) -> list[list[int]
     return tokens
 
 
-@pytest.mark.parametrize("name", tiered(NAMES))
+@pytest.mark.parametrize("name", first_of(NAMES))
 def test_a_family_goes_from_gates_to_a_folder_that_loads_elsewhere(name: str, tmp_path: Path) -> None:
     """One model: all attention gated, open gates, a search of two steps, partly open gates, removal, the folder."""
     model = build(name)

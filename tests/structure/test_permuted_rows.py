@@ -139,6 +139,7 @@ def test_it_is_loaded_and_saved_again_with_equal_outputs(name, origin, saved, tm
     assert max_relative_difference(expected, forward_outputs(gating.load_compact(tmp_path / "again"), probe)) == 0
 
 
+@pytest.mark.families
 def test_transformers_alone_loads_it_with_equal_outputs(saved):
     jobs = {
         name: {"folder": str(saved[name, "loaded"][0]), "auto_class": CASES[name][2], "batch": saved[name, "loaded"][1]}

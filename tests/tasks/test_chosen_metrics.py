@@ -263,6 +263,7 @@ def test_a_run_reports_the_metrics_of_a_users_module(own, inputs):
     assert "share" in (own / "run" / "compact" / "README.md").read_text()
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
