@@ -197,7 +197,7 @@ def evaluation_settings(
             dense = {} if run_folder is None else stored_settings(run_folder)["model"]
             name, revision = dense.get("name") or "none", dense.get("revision", "main")
             values["task"] |= {"teacher": name, "teacher_revision": revision}
-    given = [one for one in ("train", *_LIMITS) if f"data.{one}" in names]
+    given = [one for one in ("train", *_LIMITS) if f"data.{one}" in names and values["data"].get(one) is not None]
     is_of_files = values["data"].get("_target_") in _OF_FILES
     if is_of_files and given and "train" not in given and split in (None, *given):
         values["data"] |= {one: None for one in ("train", *_LIMITS) if one not in given}

@@ -41,7 +41,7 @@ def compare_accuracy(folder: str, exported: Path) -> str:
         exported: Folder that :func:`gating.export_onnx` wrote with ``int8=True``.
 
     Raises:
-        InputError: The folder is not that of a run, which has data.
+        InputError: The folder is not that of a run; its data, or a package, may be missing as well.
     """
     place, run_folder = find_model(folder)
     if place is None or run_folder is None:

@@ -18,7 +18,7 @@ class Examples:
     """A data set with its splits and metrics.
 
     Attributes:
-        splits: ``train``, ``validation`` and optionally ``test``, with the columns of the data set.
+        splits: ``train``, which an evaluation may lack, ``validation`` and optionally ``test``, with their columns.
         metrics: Names of its metrics, the first to report; empty for the default metrics of the task.
         rows: For each split that was drawn from other data, the indices of its rows there, for messages.
     """
@@ -55,7 +55,7 @@ def as_examples(returned: Any, *, target: str, needs_train: bool = True) -> Exam
         found = ", ".join(map(repr, splits)) if isinstance(splits, Mapping) else f"a {type(splits).__name__}"
         raise InputError(
             f"data._target_={target} returned {shorten(found or 'no split')}: let it return a dictionary of "
-            f"datasets.Dataset by split, {', '.join(_SPLITS)}; train is needed."
+            f"datasets.Dataset by split, {', '.join(_SPLITS)}{'; train is needed' * needs_train}."
         )
     for name, table in splits.items():
         if not isinstance(table, Dataset) or not len(table):

@@ -161,7 +161,7 @@ def load_hub(
         train_split: Name of the split to train on, or a slice such as ``train[:90%]``.
         validation_split: Name or slice of the split for validation. If None, it is drawn from the training examples
             (:func:`gating.data.held_out.hold_out`), and so is the test if ``test_split`` is None, too.
-        test_split: Name or slice of the split for the test; no test if None.
+        test_split: Name or slice of the split for the test; no test if None, unless validation is drawn.
 
     Raises:
         ValueError: The data set cannot be loaded, or has no such split.

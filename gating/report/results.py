@@ -131,7 +131,7 @@ class RunResults:
 
     @property
     def reference(self) -> Mapping[str, float]:
-        """Metrics of the dense model: of the teacher, or of this one before a search on frozen weights; else empty."""
+        """Metrics of the dense model: the teacher, or this one before a search on embeddings or frozen weights."""
         return self.summary.metrics.get(Stage.DENSE, {})
 
     @cached_property

@@ -172,7 +172,7 @@ def report(run: Run) -> None:
     log_outcome(run.loggers, state.summary.flat())
     print_report(Console(), results.kept, results.report, neurons=results.neurons)
     if not results.is_dense and not results.reference:
-        print("There is no dense run to compare with; for one: python train.py <the same settings> objective=none")
+        print("This run has no dense one beside it; for one: python train.py <the same settings> objective=none")
     _show_samples(run, samples)
     write_page(place.report / "index.html", results, gates_file=place.report / "gates.png")
     state.summary.write(place.path / METRICS, score=results.final_score, seed=run.settings.seed)
@@ -181,7 +181,8 @@ def report(run: Run) -> None:
     print(
         f"Everything is in {place.path}; the report is {place.report / 'index.html'}, the model is in {place.compact}"
     )
-    print(place.end(keep_checkpoints=run.settings.keep_checkpoints))
+    if line := place.end(keep_checkpoints=run.settings.keep_checkpoints):
+        print(line)
     # Last: if it fails, the run is finished nonetheless.
     if (name := run.settings.push_to_hub) is not None:
         print(f"Uploaded to {upload(run.folder.compact, name, private=True)}")

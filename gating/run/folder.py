@@ -176,13 +176,14 @@ class RunFolder:
         return [path for one in folders for path in (*found_checkpoints(one), *unfinished_checkpoints(one))]
 
     def end(self, *, keep_checkpoints: bool) -> str:
-        """Remove the checkpoints of a finished run, unless they are kept; return a sentence on their space."""
-        files = [file for path in self.saved for file in (path, *path.rglob("*")) if file.is_file()]
-        size = f"{sum(file.stat().st_size for file in files) / 1e6:,.1f} MB"
-        if keep_checkpoints:
-            return f"Its checkpoints in {self.checkpoints} take {size}."
+        """Remove the checkpoints of a finished run, unless they are kept; return a sentence on their space, if any."""
+        saved = self.saved
         try:
-            for path in self.saved:
+            files = [file for path in saved for file in (path, *path.rglob("*")) if file.is_file()]
+            size = f"{sum(file.stat().st_size for file in files) / 1e6:,.1f} MB"
+            if keep_checkpoints or not saved:
+                return f"Its checkpoints in {self.checkpoints} take {size}." if saved else ""
+            for path in saved:
                 remove_checkpoint(path)
         except OSError as error:  # The run is finished nonetheless.
             return f"Its checkpoints in {self.checkpoints} could not be removed: {error.strerror}."

@@ -80,6 +80,13 @@ def check_inputs(
     _log.warning(f"The run in {folder} goes on with data.allow_changed=true: {problem}.")
 
 
+def check_outside(folder: Path, inputs: Mapping[str, Any]) -> None:
+    """Raise ``InputError`` for data or a model in the folder of a new run, where it would be another one later."""
+    for name, place in inputs["places"].items():
+        if Path(place).is_relative_to(folder.absolute()):
+            raise InputError(f"{name}={place} is in output_dir={folder}, which overwrite=true renames: choose another.")
+
+
 def data_differ(before: Mapping[str, Any], inputs: Mapping[str, Any], split: str) -> bool:
     """Return whether a split of two runs differs in its rows, texts or labels."""
     old, new = before["data"].get(split), inputs["data"].get(split)

@@ -20,7 +20,7 @@ from gating.models.sources import load_sharded
 from gating.run.build import RunObjects, build_objects, build_phase, trains_weights
 from gating.run.data import RunData, encode_examples, load_examples
 from gating.run.folder import Phase, RunFolder
-from gating.run.inputs import check_inputs, describe_inputs, read_inputs
+from gating.run.inputs import check_inputs, check_outside, describe_inputs, read_inputs
 from gating.run.phases import load_teacher
 from gating.run.run import Run, RunState
 from gating.run.settings import Settings
@@ -56,7 +56,9 @@ def prepare(settings: Settings, folder: RunFolder) -> Run:
         classes=list(data.prepared.config.get("id2label", {}).values()),
     )
     before = read_inputs(folder.path) if folder.resumes else None
-    if before is not None and is_rank_zero():
+    if before is None:
+        check_outside(folder.path, inputs)
+    elif is_rank_zero():
         check_inputs(folder.path, before, inputs, allow_changed=objects.data.allow_changed)
     timing = RunTiming(objects.latency, data.module)
     timing.check(meta_model)
@@ -93,7 +95,6 @@ def prepare(settings: Settings, folder: RunFolder) -> Run:
         loggers=objects.make_loggers(folder.path, run_config=settings.model_dump(), resume=folder.resumes),
         started=started,
         timing=timing,
-        device=devices.root,
         state=state,
     )
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.loggers import Logger
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -70,7 +69,6 @@ class Run:
         loggers: Loggers of all phases but the teacher's.
         started: Start of this process's training, in seconds of ``time.monotonic``.
         timing: What is timed, and for how long.
-        device: Device on which this process trains.
         state: The part that changes.
     """
 
@@ -83,7 +81,6 @@ class Run:
     loggers: list[Logger]
     started: float
     timing: RunTiming
-    device: torch.device
     state: RunState
 
     @property

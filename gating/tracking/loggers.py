@@ -4,6 +4,7 @@ import csv
 import functools
 import logging
 import os
+import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -22,7 +23,7 @@ Mode = Literal["auto", "online", "offline", "disabled"]
 
 # Seconds for wandb to start a run, and to upload the rest at its end; its defaults are minutes.
 _START_S, _END_S = 15.0, 30.0
-# This file has the id of the W&B run, and the folder that of the CSV file, in the folder of the run.
+# This file has the id of the W&B run, and the folder the CSV files, in the folder of the run.
 _RUN_ID, _CSV = Path("wandb", "id-of-run"), "csv"
 # Methods of loggers that are called during a run.
 _METHODS = ("log_metrics", "log_hyperparams", "log_image", "log_table", "save", "finalize", "after_save_checkpoint")
@@ -78,8 +79,8 @@ def build_loggers(
         for method in _METHODS:
             if hasattr(logger, method):
                 setattr(logger, method, _tolerant(logger, getattr(logger, method)))
-    number = len(_csv_files(folder))
-    return [*chosen, CSVLogger(folder, name=_CSV, version=f"resumed-{number}" if number else "")]
+    last = max(_csv_files(folder), default=None)
+    return [*chosen, CSVLogger(folder, name=_CSV, version="" if last is None else f"resumed-{last + 1}")]
 
 
 def resolve_mode(mode: Mode) -> Mode:
@@ -148,7 +149,7 @@ def log_outcome(loggers: list[Logger], numbers: dict[str, float]) -> None:
         elif isinstance(logger, TensorBoardLogger):
             _tolerant(logger, logger.log_hyperparams)(logger.hparams, metrics=apart)
             logger.save()
-        elif not isinstance(logger, CSVLogger):
+        elif not (isinstance(logger, CSVLogger) and logger.name == _CSV):
             logger.log_metrics(apart)
 
 
@@ -204,7 +205,7 @@ def read_log(folder: Path) -> list[dict[str, float]]:
     A resumed run repeats the steps after its checkpoint: the last value of a name at a step counts.
     """
     steps: dict[float, dict[str, float]] = {}
-    for path in _csv_files(folder):
+    for _, path in sorted(_csv_files(folder).items()):
         with path.open(encoding="utf-8", newline="") as file:
             # A full disk may have cut off the last row.
             for row in csv.DictReader(line for line in file if line.endswith("\n")):
@@ -213,7 +214,8 @@ def read_log(folder: Path) -> list[dict[str, float]]:
     return [steps[step] for step in sorted(steps)]
 
 
-def _csv_files(folder: Path) -> list[Path]:
-    """Return the CSV files of the processes of a run in their order: Lightning would begin an existing one again."""
-    places = [folder / _CSV, *sorted((folder / _CSV).glob("resumed-*"), key=lambda place: int(place.name[8:]))]
-    return [place / ExperimentWriter.NAME_METRICS_FILE for place in places if any(place.glob("*.csv"))]
+def _csv_files(folder: Path) -> dict[int, Path]:
+    """Return the CSV files of the processes of a run by their number: Lightning would begin an existing one again."""
+    paths = (folder / _CSV).glob(f"**/{ExperimentWriter.NAME_METRICS_FILE}")
+    numbers = {path: re.fullmatch(r"csv|resumed-(\d+)", path.parent.name) for path in paths}
+    return {int(found[1] or 0): path for path, found in numbers.items() if found}

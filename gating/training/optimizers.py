@@ -104,13 +104,15 @@ class AnyOptimizer(OptimizerSettings):
             the learning rate and the weight decay (:func:`functools.partial`).
 
     Raises:
-        ValueError: The class does not take its arguments.
+        ValueError: The class does not take its arguments, or they have a rate or a decay.
         TypeError: An argument is unknown.
     """
 
     weights: Callable[..., torch.optim.Optimizer]
 
     def __post_init__(self) -> None:
+        for name in {"lr", "weight_decay"} & getattr(self.weights, "keywords", {}).keys():
+            raise InputError(f"optimizer.weights.{name} has no effect: give optimizer.{name}.")
         # Unknown or invalid arguments are refused before data and model are loaded.
         self.weights([{"params": [nn.Parameter(torch.zeros(2, 2))]} for _ in range(2)], lr=self.lr)
 

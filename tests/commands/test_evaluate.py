@@ -332,8 +332,8 @@ def test_slices_of_the_run_are_none_of_other_data(tmp_path):
     hub = ["data=hub", "data.path=user/name", "'data.test_split=\"test[:9]\"'", "'data.validation_split=\"train[9:]\"'"]
     hub = [line.strip("'") for line in hub]
     finish(tmp_path, *hub)
-    assert data_of(tmp_path)[0]["test_split"] == "test[:9]"
-    data, _ = data_of(tmp_path, "data=hub", "data.path=user/other")
+    assert data_of(tmp_path)["test_split"] == "test[:9]"
+    data = data_of(tmp_path, "data=hub", "data.path=user/other")
     assert (data["test_split"], data["validation_split"]) == ("test", "train[9:]")
-    data, _ = data_of(tmp_path, "data=hub", "data.path=user/other", "data.test_split='test[:5]'")
+    data = data_of(tmp_path, "data=hub", "data.path=user/other", "data.test_split='test[:5]'")
     assert data["test_split"] == "test[:5]"

@@ -29,6 +29,7 @@ def test_any_class_trains_the_weights():
 REFUSED = {
     "+optimizer.weights.momentun=0.9": "Did you mean optimizer.weights.momentum?",
     "+optimizer.weights.momentum=-1": "optimizer cannot be used: Invalid momentum value: -1.",
+    "+optimizer.weights.lr=1": "optimizer.weights.lr has no effect: give optimizer.lr",
     "optimizer.lr=-1": "optimizer.lr=-1",
 }
 

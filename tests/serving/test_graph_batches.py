@@ -92,6 +92,7 @@ def exported_decoder(request, tmp_path_factory):
     return model, gating.export_onnx(model, tmp_path_factory.mktemp("decoder") / "exported")
 
 
+@pytest.mark.families
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_decoders_in_onnx_runtime_compute_positions_from_the_mask(exported_decoder, side):
     model, report = exported_decoder

@@ -72,6 +72,7 @@ def test_missing_inputs_of_a_graph_are_named(exported):
         GraphModel(model.config, report.folder)(labels=torch.zeros(1))
 
 
+@pytest.mark.runs
 def test_damaged_graphs_are_one_sentence(exported, tmp_path):
     (tmp_path / "export.json").write_text("{}")
     with pytest.raises(InputError, match=r"cannot be loaded.*Export the model again"):

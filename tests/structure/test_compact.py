@@ -176,6 +176,7 @@ def test_load_compact_loads_equal_models_in_a_fresh_process(saved, fresh_answers
     assert fresh_answers["local"][name]["modules"] == [], "load_compact ran code of the folder"
 
 
+@pytest.mark.processes
 def test_remote_code_loads_the_base_model_too(saved, fresh_answers):
     one = saved["bert"]
     with torch.no_grad():

@@ -151,6 +151,7 @@ def test_transformers_alone_loads_it_with_equal_outputs(saved):
         assert max_relative_difference(expected[:1], outputs_of(answers[name])[:1]) < 1e-6, name
 
 
+@pytest.mark.families
 @pytest.mark.parametrize("name", first_of(CASES))
 def test_names_of_the_model_class_are_loaded_as_well(name, saved, tmp_path):
     """Models that are cut over processes are saved under these."""

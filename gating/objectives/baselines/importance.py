@@ -38,8 +38,6 @@ class Importance(nn.Module):
     """
 
     importance: Tensor
-    # Frozen weights leave nothing to train for other rankings.
-    needs_gradients = True
     # Objectives that have ranked end the measurement, which takes time.
     is_measuring = True
     # This is the number of the search that the statistics belong to.
