@@ -141,13 +141,13 @@ class ExampleDataModule(pl.LightningDataModule):
 
     def probe_batch(self) -> dict[str, Any]:
         """Return the model inputs, without targets, of the longest validation examples; equal in all processes."""
-        return self.inputs("validation", self._by_length("validation")[-_PROBED:])
+        return self._inputs("validation", self._by_length("validation")[-_PROBED:])
 
     def median_batch(self) -> dict[str, Any]:
         """Return the model inputs, without targets, of training examples of median length; equal in all processes."""
         order = self._by_length("train")
         first = max(0, (len(order) - _PROBED) // 2)
-        return self.inputs("train", order[first : first + _PROBED])
+        return self._inputs("train", order[first : first + _PROBED])
 
     def timing_batch(self, length: str | int, *, size: int = 8, split: str = "validation") -> dict[str, Any]:
         """Return the model inputs, without targets, of examples of one length; equal in all processes.
@@ -171,10 +171,10 @@ class ExampleDataModule(pl.LightningDataModule):
         chosen = order[:stop][-size:]
         # The last example is the longest.
         chosen = [*islice(cycle(reversed(chosen)), size)][::-1]
-        inputs = self.inputs(split, chosen)
+        inputs = self._inputs(split, chosen)
         return inputs if isinstance(length, str) else _with_length(inputs, length)
 
-    def inputs(self, split: str, examples: Sequence[int]) -> dict[str, Any]:
+    def _inputs(self, split: str, examples: Sequence[int]) -> dict[str, Any]:
         """Return the model inputs, without targets, of some examples."""
         batch = self._collate([self._splits[split][index] for index in examples])
         return {name: tensor for name, tensor in model_inputs(batch).items() if name not in TARGETS}

@@ -1,4 +1,4 @@
-"""Limits of the record of an untrusted folder: patterns of its values, and what it may change in the dense model.
+"""Limits of the record of an untrusted folder: patterns of its values, and its changes of the dense model.
 
 Its tables and names are checked before anything is built, its shapes and attributes against the dense model, which is
 built without memory: no tensor grows, no module or attribute is new but the notes of units, and no name is private.

@@ -44,7 +44,7 @@ _KINDS = {int: "an integer", float: "a number", bool: "true or false", str: "a t
 
 @dataclass(frozen=True)
 class PhaseObjects:
-    """Objects of one training phase, built anew for each; the trainer is a function of what a run gives it."""
+    """Objects of one training phase, built anew for each; the trainer is a function of the run's arguments."""
 
     optimizer: OptimizerSettings
     scheduler: Any

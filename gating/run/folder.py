@@ -70,7 +70,7 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, *, checkpoints: Path | None = None, resumes: bool, overwrite: bool = False) -> None:
-        """Describe a folder, without writing; ``overwrite`` lets what is in a new run's place be renamed."""
+        """Describe a folder, without writing; with ``overwrite``, files in the place of a new run may be renamed."""
         self.path, self.checkpoints = path, checkpoints or path / CHECKPOINTS
         self.resumes = resumes and is_run(path)
         self._overwrite = overwrite
@@ -153,7 +153,7 @@ class RunFolder:
         return self.checkpoints / phase
 
     def begin(self, config: str, inputs: Mapping[str, Any]) -> None:
-        """Write the settings and the inputs of a run; what is in the place of a new one is renamed first."""
+        """Write the settings and the inputs of a run; files in the place of a new one are renamed first."""
         occupied = [] if self.resumes else [place for place in self._places if set(os.listdir(place)) != {LOCK}]
         for place in occupied:
             move_aside(place)

@@ -129,7 +129,6 @@ def _build_trainer(
         callbacks=_callbacks_of_phase(run, phase, [*callbacks, *objects.callbacks]),
         max_time=None,
         enable_checkpointing=has_checkpoints and not is_teacher,
-        # The folder of the phase's checkpoints.
         default_root_dir=run.folder.of_phase(phase),
         val_check_interval=validation_interval(run.settings.trainer, num_batches=run.data.module.num_batches()),
         use_distributed_sampler=False,

@@ -65,7 +65,7 @@ def prepare(settings: Settings, folder: RunFolder) -> Run:
     check_monitors(callbacks, data.prepared)
     steps = count_steps(settings.trainer, num_batches=data.module.num_batches())
     state = _load_models(settings, objects, data, meta_model, devices=devices)
-    if objects.distillation is not None:
+    if objects.distillation is not None and state.teacher is None:
         from gating.teachers.checks import check_outputs
 
         check_outputs(state.model, data.module.probe_batch(), distillation=objects.distillation)

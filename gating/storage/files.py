@@ -107,7 +107,7 @@ def replacing_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
 
 
 def _put_in_place(new: Path, target: Path) -> None:
-    """Rename a new file or folder to the target, and what is there aside; after an error it is there again."""
+    """Rename a new file or folder to the target, and an old one aside; after an error the old one is there again."""
     aside = _free_name(target)
     try:
         move_aside(target)
@@ -154,7 +154,7 @@ def check_free(target: Path, *, overwrite: bool, setting: str = "") -> None:
 
 
 def move_aside(path: Path) -> Path | None:
-    """Rename what is at a path: ``run`` to ``run.1``, ``model.gguf`` to ``model.1.gguf``; empty folders are removed.
+    """Rename a file or folder: ``run`` to ``run.1``, ``model.gguf`` to ``model.1.gguf``; empty folders are removed.
 
     Returns:
         The new path; None if there was nothing.

@@ -200,7 +200,7 @@ def _reason(error: Exception) -> str:
 
 
 def read_log(folder: Path) -> list[dict[str, float]]:
-    """Return what a run has logged to its CSV files, the values of each step by name, in the order of steps.
+    """Return the values in a run's CSV files by name, a table for each step, in the order of steps.
 
     A resumed run repeats the steps after its checkpoint: the last value of a name at a step counts.
     """

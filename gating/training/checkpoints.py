@@ -1,4 +1,4 @@
-"""Checkpoints from which training resumes bit-exactly: when they are saved, and what is in them.
+"""Checkpoints from which training resumes bit-exactly: their times and their content.
 
 A checkpoint is a file. That of a model which is cut over processes (FSDP2) is a folder with a file of each: a run
 resumes with as many processes as before, so each saves and loads its own shards, and nothing is gathered.
@@ -220,7 +220,7 @@ def save_shards(path: Path, state: dict[str, Any], metadata: dict[str, Any]) -> 
 
 
 def load_shards(path: Path) -> dict[str, Any]:
-    """Return what this process has saved by :func:`save_shards`, on the CPU, without running pickled code.
+    """Return the shards of this process that :func:`save_shards` has saved, on the CPU, without running pickled code.
 
     Raises:
         InputError: The checkpoint is of another number of processes.

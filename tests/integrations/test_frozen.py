@@ -55,8 +55,8 @@ def test_resumed_equals_uninterrupted(tmp_path, stop_at, assert_same):
 
 
 @pytest.mark.runs
-@pytest.mark.parametrize("stop_at", [6, pytest.param(14, marks=pytest.mark.runs)])
-@pytest.mark.parametrize("args", [{}, pytest.param({"activation_checkpointing": True}, marks=pytest.mark.runs)])
+@pytest.mark.parametrize("stop_at", [6, 14])
+@pytest.mark.parametrize("args", [{}, {"activation_checkpointing": True}])
 def test_the_model_is_the_teacher_of_its_gates(tmp_path, stop_at, args, assert_same):
     def make(folder, **options):
         lesson = gating.Distillation(weight=0.5, hidden_weight=1.0)

@@ -94,8 +94,8 @@ def softmax(model):
 
 @pytest.mark.runs
 # After a checkpoint of the search, at its end, and after a checkpoint of the recovery.
-@pytest.mark.parametrize("stop_at", [15, *(pytest.param(step, marks=pytest.mark.runs) for step in (7, 13))])
-@pytest.mark.parametrize("adapters", [pytest.param(False), pytest.param(True, marks=pytest.mark.runs)])
+@pytest.mark.parametrize("stop_at", [15, 7, 13])
+@pytest.mark.parametrize("adapters", [False, True])
 def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path, assert_same, stop_at, adapters):
     def compact(folder, *, stop_at=None, resume=None):
         model = make_embedder(folder, dense=True)

@@ -89,9 +89,9 @@ def test_the_teacher_is_in_no_checkpoint_and_is_not_trained(tmp_path):
     ("stop_at", "args"),
     [
         (7, {}),
-        pytest.param(15, {"bf16": True}, marks=pytest.mark.runs),
-        pytest.param(15, {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}, marks=pytest.mark.runs),
-        pytest.param(7, {"activation_checkpointing": True}, marks=pytest.mark.runs),
+        (15, {"bf16": True}),
+        (15, {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}),
+        (7, {"activation_checkpointing": True}),
     ],
 )
 def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path, assert_same, stop_at, args):

@@ -39,9 +39,7 @@ def test_gates_of_groups_fold_one_value_into_each_of_their_heads():
 
 
 @pytest.mark.runs
-@pytest.mark.parametrize(
-    "batch", [None, pytest.param(11, marks=pytest.mark.runs)], ids=["whole", "resumed in recovery"]
-)
+@pytest.mark.parametrize("batch", [None, 11], ids=["whole", "resumed in recovery"])
 def test_the_figure_shows_the_folded_factors_of_kept_heads(batch, tmp_path, monkeypatch):
     folded, maps = [], []
     finalize, draw = gating.finalize, figures.gates_figure

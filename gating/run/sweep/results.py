@@ -105,7 +105,7 @@ def depends_on_seed(runs: Sequence[FinishedRun]) -> bool:
 
 
 def conditions_of(runs: Sequence[FinishedRun], *, by_seed: bool) -> dict[str, Any]:
-    """Return what must be equal to compare the scores of runs, which differ in their seed alone, with those of others.
+    """Return the conditions of a comparison of scores: of runs, which differ in their seed alone, with others.
 
     These are the steps, the dense model and the data: settings, labels and counts, since texts are recorded as tokens,
     which differ between models. With ``by_seed`` labels and counts are those of each seed, and the seeds are compared.
@@ -127,7 +127,7 @@ def conditions_of(runs: Sequence[FinishedRun], *, by_seed: bool) -> dict[str, An
 
 
 def _evaluated(run: FinishedRun) -> dict[str, Any]:
-    """Return what a run has recorded of its data and of the examples of its evaluation."""
+    """Return a run's record of its data and of the examples of its evaluation."""
     data: Any = read_table(Path(run.folder) / INPUTS).get("data", {})
     found = {f"{split} {name}": data.get(split, {}).get(name) for split in _SPLITS for name in ("num_rows", "labels")}
     counts = [f"{name}/{split}" for name in ("num_examples", "num_targets") for split in ("val", "test")]
