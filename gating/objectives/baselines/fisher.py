@@ -27,6 +27,7 @@ class Fisher(Importance):
     Example:
         >>> from gating import inject_gates
         >>> from transformers import BertConfig, BertModel
+        >>> _ = torch.manual_seed(0)  # No gate is drawn as closed.
         >>> model = BertModel(BertConfig(hidden_size=8, num_attention_heads=4, num_hidden_layers=2, vocab_size=10))
         >>> gates, ranking = inject_gates(model), Fisher()
         >>> ranking.attach(gates)

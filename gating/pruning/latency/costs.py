@@ -176,18 +176,16 @@ def measure_latency_costs(gates: HeadGates, timer: CopyTimer) -> LatencyCosts:
         times.append(1 / timer.time_kept(gates, kept, what=what, share=1 / count).speedup)
         points.append(_amounts(gates, kept))
     noise = statistics.median(found.error for found in timer.timed)
-    fixed, *fitted = _fit(points, times, error=noise)
+    # A block with one gate is open as long as its unit is there: a price of its own would be the same column twice.
+    sizes = list(zip(gates.block_units, gates.block_sizes, strict=True))
+    priced = [any(size > 1 for its_unit, size in sizes if its_unit == unit) for unit in gates.units]
+    fixed, *fitted = _fit(points, times, error=noise, priced=priced)
     shares = dict(zip(gates.units, fitted[: len(gates.units)], strict=True))
     prices = dict(zip(gates.units, fitted[len(gates.units) :], strict=True))
-    sizes = list(zip(gates.block_units, gates.block_sizes, strict=True))
-    for unit in gates.units:
-        if all(size == 1 for its_unit, size in sizes if its_unit == unit):
-            # A block with one gate is open as long as its unit is there: both prices are one.
-            shares[unit], prices[unit] = shares[unit] + prices[unit], 0.0
     return LatencyCosts(shares, fixed, max(1.0, 1 / min(times)), timer.error, prices)
 
 
-def _fit(points: list[list[float]], times: list[float], *, error: float) -> list[float]:
+def _fit(points: list[list[float]], times: list[float], *, error: float, priced: list[bool]) -> list[float]:
     """Return the fixed share and that of each amount, none negative, that fit relative times best.
 
     Errors are relative, and the dense model is a point as the others are. Noise is easily taken for prices of open
@@ -198,6 +196,7 @@ def _fit(points: list[list[float]], times: list[float], *, error: float) -> list
         points: What each copy has of each amount, from 0 to 1: of units first, then as many of open blocks.
         times: Relative time of each copy.
         error: Relative standard error of a time.
+        priced: For each unit, whether its open blocks have a price; else it is 0.
     """
     relative = torch.tensor([*times, 1.0], dtype=torch.float64)
     amounts = torch.tensor([*points, [1.0] * len(points[0])], dtype=torch.float64)
@@ -207,8 +206,8 @@ def _fit(points: list[list[float]], times: list[float], *, error: float) -> list
     prior = weight * torch.eye(rows.shape[1], dtype=torch.float64)[-num_prices:]
     rows = torch.cat([rows, prior])
     values = torch.cat([torch.ones_like(relative), prior.new_full((num_prices,), weight * _PRICE)])
-    columns = list(range(rows.shape[1]))
-    fitted = [0.0] * len(columns)
+    fitted, first_price = [0.0] * rows.shape[1], rows.shape[1] - num_prices
+    columns = [place for place in range(len(fitted)) if place < first_price or priced[place - first_price]]
     while columns:
         found = torch.linalg.lstsq(rows[:, columns], values.unsqueeze(1)).solution.flatten().tolist()
         if min(found) >= 0:
