@@ -57,7 +57,7 @@ def budget_figure() -> Figure:
     left, right = figure.subplots(1, 2, sharey=True)
     generator = torch.Generator().manual_seed(3)
     places = (torch.randn(HEADS, generator=generator) * 2.5 + 3).sort(descending=True).values
-    count = ExpectedCount(KEPT, temperature=2 / 3, stretch_limits=(-0.1, 1.1))
+    count = ExpectedCount([KEPT], temperature=2 / 3, stretch_limits=(-0.1, 1.1))
     shifted = count(places)
     offset = float(count.offset(places))
     titles = ("by their own log α", f"all log α less {offset:.2f}")

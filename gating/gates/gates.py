@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from gating.errors import InputError, OperationError
 from gating.gates import hard_concrete
 from gating.gates.attachment import Attachment
 from gating.gates.counts import GatedUnits, table_of
-from gating.gates.hard_concrete import GateChoice, GateSampler
+from gating.gates.hard_concrete import GateSampler
 from gating.gates.pass_values import PassValues
 from gating.structure.blocks import Block
 from gating.structure.hooks import Handle
@@ -92,14 +93,14 @@ class HeadGates(GatedUnits):
         self.constraint: nn.Module | None = None
         self.sampler: GateSampler | None = None
         # A tuple keeps the objective from being a submodule of the gates.
-        self._followed: tuple[GateChoice | None] = (None,)
+        self._followed: tuple[Any] = (None,)
         self.search_number = next(_search_numbers)
         self._fixed: Tensor | None = None
         self.pass_values = PassValues(self, [sum(block.slot_widths) for block in blocks])
         self.attachment: Attachment | None = None
 
     @property
-    def objective(self) -> GateChoice | None:
+    def objective(self) -> Any:
         """The objective that was attached last; None before."""
         return self._followed[0]
 
@@ -173,7 +174,7 @@ class HeadGates(GatedUnits):
             return values.repeat_interleave(self._num_features, output_size=self._total_features)
         return values.unsqueeze(1).expand(-1, self._features_of_each).reshape(-1)
 
-    def follow(self, objective: GateChoice | None) -> int:
+    def follow(self, objective: Any) -> int:
         """Give these gates to an objective, without the settings of an earlier one; trained locations stay.
 
         Objectives call this in ``attach``.

@@ -9,7 +9,7 @@ its log-odds to infinity.
 
 import math
 from collections.abc import Iterable
-from typing import Any, Protocol, SupportsFloat
+from typing import SupportsFloat
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,6 @@ __all__ = [
     "DEFAULT_STRETCH_LIMITS",
     "DEFAULT_TEMPERATURE",
     "FullPrecision",
-    "GateChoice",
     "GateSampler",
     "check_distribution",
     "deterministic",
@@ -175,33 +174,21 @@ class FullPrecision(nn.Module):
         return super()._apply(to_device, recurse)  # type: ignore[no-untyped-call]
 
 
-class GateSampler(Protocol):
-    """Samplers make gate values from ``log_alpha``, in place of the hard-concrete distribution.
+class GateSampler(FullPrecision):
+    """Base class of modules that make gate values from ``log_alpha``, in place of the hard-concrete distribution.
 
     A sampler is a submodule of the gates, so that its buffers are in checkpoints. Each method takes the locations,
-    ``[num_gates]``, and returns a float32 tensor of the same shape.
+    ``[num_gates]``, and returns a float32 tensor of the same shape; a sampler without noise has :meth:`values` alone.
     """
-
-    def sample(self, log_alpha: Tensor) -> Tensor:
-        """Return the values for one forward pass in training; differentiable if the gates are trained."""
-        ...
 
     def values(self, log_alpha: Tensor) -> Tensor:
         """Return the deterministic values for evaluation."""
-        ...
+        raise NotImplementedError
+
+    def sample(self, log_alpha: Tensor) -> Tensor:
+        """Return the values for one forward pass in training; differentiable if the gates are trained."""
+        return self.values(log_alpha)
 
     def prob_open(self, log_alpha: Tensor) -> Tensor:
         """Return the probability that each gate is open."""
-        ...
-
-
-class GateChoice(Protocol):
-    """The part of objectives (:class:`~gating.objectives.Objective`) that chooses the gates to keep."""
-
-    def kept(self, gates: Any) -> Tensor | None:
-        """Return the gates to keep, a boolean tensor ``[num_gates]``; None for the open ones."""
-        ...
-
-    def target(self, gates: Any) -> float:
-        """Return the number of heads, of neurons, or the share of cost that it keeps; NaN if it sets none."""
-        ...
+        return self.values(log_alpha)

@@ -18,7 +18,7 @@ from gating.storage.identity import table_digests
 __all__ = ["describe", "describe_object", "digest"]
 
 # Attributes of any module, and those that say where an object comes from, which are no settings.
-_NO_SETTINGS = frozenset(vars(nn.Module())) | {"_search_number", "name_or_path"}
+_NO_SETTINGS = frozenset(vars(nn.Module())) | {"_parts", "_search_number", "_start", "name_or_path"}
 _DEEPEST = 4
 # Longer lists and mappings are compared by a digest.
 _MOST_VALUES = 1000
@@ -104,8 +104,9 @@ def _attributes(value: object) -> dict[str, Any]:
     state: Any = object.__getstate__(value)
     # That of an object with slots is a pair.
     parts = [part for part in (state if isinstance(state, tuple) else (state,)) if part]
-    found = {name: one for part in parts for name, one in part.items() if name not in _NO_SETTINGS}
-    return found | (dict(value.named_children()) if isinstance(value, nn.Module) else {})
+    found = [*(item for part in parts for item in part.items())]
+    found += value.named_children() if isinstance(value, nn.Module) else []
+    return {name: one for name, one in found if name not in _NO_SETTINGS}
 
 
 def _each(values: Mapping[str, Any], *, depth: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Objectives that choose the gates to close, one in each file."""
+"""Objectives that choose the gates to close: budgets, those of papers, and rankings."""
 
 import lazy_loader
 

@@ -1,19 +1,21 @@
-"""Objectives that choose the gates to close, one in each file, imported when they are first used."""
+"""Objectives that choose the gates to close, imported when they are first used.
 
-from .base import FollowsLoss, HasMovableBudget, Objective
-from .baselines.deterministic import DeterministicBudget
-from .baselines.fisher import Fisher
-from .baselines.importance import Importance
-from .baselines.iterative import HeadRanking, IterativePruning
-from .baselines.lagrangian import Lagrangian
-from .baselines.magnitude import Magnitude
-from .baselines.none import NoObjective
-from .baselines.random_order import RandomOrder
-from .baselines.topk import TopK
+Budgets are met exactly: ``ExactBudget``, and ``DeterministicBudget`` for frozen weights (``budgets``). Objectives of
+``papers`` and ``rankings`` are to compare with.
+"""
+
+from .base import NoObjective, Objective
 from .budget import HeadBudget, resolve_budget
-from .exact import ExactBudget
+from .budgets.exact import ExactBudget
+from .budgets.frozen import DeterministicBudget
 from .expected_count import ExpectedCount
-from .fixed_price import FixedPrice
+from .keeps_budget import KeepsBudget
+from .papers.fixed_price import FixedPrice
+from .papers.lagrangian import Lagrangian
+from .papers.subset import TopK
+from .rankings.iterative import IterativePruning
+from .rankings.ranking import Magnitude, RandomOrder, Ranking
+from .rankings.sensitivity import Fisher, Importance
 from .schedule import BudgetSchedule
 
 __all__ = [
@@ -23,17 +25,16 @@ __all__ = [
     "ExpectedCount",
     "Fisher",
     "FixedPrice",
-    "FollowsLoss",
-    "HasMovableBudget",
     "HeadBudget",
-    "HeadRanking",
     "Importance",
     "IterativePruning",
+    "KeepsBudget",
     "Lagrangian",
     "Magnitude",
     "NoObjective",
     "Objective",
     "RandomOrder",
+    "Ranking",
     "TopK",
     "resolve_budget",
 ]

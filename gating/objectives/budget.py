@@ -1,16 +1,15 @@
-"""Budgets: the units or cost to keep, and the gates with the largest scores that meet it."""
+"""Budgets: the units or cost to keep, resolved to the parts of the gates that share a limit each."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from gating.errors import InputError, RemedyError
 from gating.gates import HeadGates
 from gating.objectives.costs import Costs, check_cost, gate_costs, is_share_of_cost
-from gating.objectives.parts import COST, BudgetPart, parts_of
+from gating.objectives.parts import COST, Part, amount_of, chosen, parts_of
 from gating.units import UNITS, UnitName
 
 __all__ = ["DEFAULT_KEEP", "HeadBudget", "resolve_budget"]
@@ -34,22 +33,21 @@ class HeadBudget:
         num_heads: Number of heads to keep, or a number for each kind of attention, such as
             ``{"encoder": 12, "decoder": 8, "cross": 6}``, or for each tower of a model, such as
             ``{"language": 64, "vision": 32}``; those that are left out keep all their heads.
+        num_neurons: Number of neurons to keep.
         keep: Share to keep, instead of numbers; one share, or one for each kind of attention and ``feed_forward``, or
             for each tower. A quarter if neither is given.
-        min_per_layer: Least number of heads that every attention block with gates keeps.
-        num_neurons: Number of neurons to keep.
         cost: Cost of a gate where heads and neurons compete: ``macs``, ``parameters``, ``cache``, or the cost of a
-            multiply-accumulate of each and of an open block, as in :func:`~gating.objectives.costs.gate_costs`.
+            multiply-accumulate of each unit, as in :func:`~gating.objectives.costs.gate_costs`.
+        min_per_layer: Least number of heads that every attention block with gates keeps.
         uniform: Whether all layers keep equally many, for each kind of attention and for neurons.
     """
 
     num_heads: Number | None = None
-    keep: Share | None = None
-    min_per_layer: int = 0
     num_neurons: Number | None = None
+    keep: Share | None = None
     cost: Costs = "macs"
+    min_per_layer: int = 0
     uniform: bool = False
-    _cache: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.min_per_layer, int) or self.min_per_layer < 0:
@@ -58,18 +56,18 @@ class HeadBudget:
 
     def __str__(self) -> str:
         """Return the settings that are not the defaults, such as ``num_heads=18``."""
-        given = {one.name: getattr(self, one.name) for one in fields(self) if one.repr}
+        given = {one.name: getattr(self, one.name) for one in fields(self)}
         defaults = {one.name: one.default for one in fields(self)}
-        return ", ".join(f"{name}={value}" for name, value in given.items() if value != defaults[name])
+        return ", ".join(f"{name}={value!r}" for name, value in given.items() if value != defaults[name])
 
     @property
     def numbers(self) -> dict[UnitName, Number]:
         """The numbers that are given, by unit."""
-        found = {unit: getattr(self, f"num_{unit}", None) for unit in UNITS}
+        found = {unit: getattr(self, f"num_{unit}") for unit in UNITS}
         return {unit: number for unit, number in found.items() if number is not None}
 
-    def parts(self, gates: HeadGates) -> list[tuple[BudgetPart, float]]:
-        """Return the parts of the gates that have a budget each, with its number of units or share of cost.
+    def parts(self, gates: HeadGates) -> list[Part]:
+        """Resolve the budget for some gates: return the parts that have a limit each, which together have every gate.
 
         All gates are one part, unless units have numbers, or the budget is one for each kind of attention. A share of
         units is rounded to a number that the gates can keep.
@@ -78,12 +76,20 @@ class HeadBudget:
             InputError: The budget is out of range, is for a unit without gates or for a kind of attention that the
                 model lacks, is not a multiple of the heads or neurons of a gate, or is too small for ``min_per_layer``.
         """
-        # Objectives ask at every step, and a large model has thousands of gates.
-        # Gates have a tensor of their own for their work, and a new one once it is measured.
-        if self._cache.get("macs") is not gates.macs_per_gate:
-            self._cache.update(parts=list(self._resolve(gates)), macs=gates.macs_per_gate)
-        parts: list[tuple[BudgetPart, float]] = self._cache["parts"]
-        return parts
+        keep = self._checked_share(gates)
+        if keep is not None and not isinstance(keep, Mapping) and is_share_of_cost(gates, self.cost):
+            share = _checked_keep(keep, of="the cost")
+            return [_with_limit(part, share, self) for part in self._parts(gates, COST)]
+        found = []
+        for unit in gates.units:
+            number = self.numbers.get(unit)
+            parts = self._parts(gates, unit, by=_grouping(number if keep is None else keep, gates))
+            if isinstance(number, Mapping):
+                _check_kinds(f"num_{unit}", number, parts, gates)
+            found += [(part, _of(part, number), _of(part, keep)) for part in parts]
+        if isinstance(keep, Mapping):
+            _check_kinds("keep", keep, [part for part, _, _ in found], gates)
+        return [self._resolved(part, number, share) for part, number, share in found]
 
     def check(self, gates: HeadGates) -> None:
         """Raise the errors of :meth:`parts`, except that a cost of latency may be timed later."""
@@ -99,22 +105,15 @@ class HeadBudget:
 
         The errors are those of :meth:`parts`.
         """
-        return self.amount(gates, [number for _, number in self.parts(gates)])
+        parts = self.parts(gates)
+        return amount_of(parts, [part.limit for part in parts])
 
-    def amount(self, gates: HeadGates, numbers: Sequence[float]) -> float:
-        """Return numbers of :meth:`parts` as one: of units, or for several units the share of the cost of all gates."""
-        if len(gates.units) == 1:
-            return sum(numbers)
-        parts = [part for part, _ in self.parts(gates)]
-        return sum(part.share * number / part.total for part, number in zip(parts, numbers, strict=True))
-
-    def choose(self, gates: HeadGates, scores: Tensor, *, numbers: Sequence[float] | None = None) -> Tensor:
+    def choose(self, gates: HeadGates, scores: Tensor) -> Tensor:
         """Return the gates with the largest scores that meet the budget: exactly, or up to a share of cost.
 
         Args:
             gates: The gates.
             scores: Score of one unit of each gate, ``[num_gates]``, or per cost.
-            numbers: Number for each of :meth:`parts` that its gates can keep; the budget if left out.
 
         Returns:
             Boolean tensor, ``[num_gates]``.
@@ -127,24 +126,19 @@ class HeadBudget:
             >>> HeadBudget(num_heads=3, min_per_layer=1).choose(gates, torch.arange(8.0)).nonzero().flatten()
             tensor([3, 6, 7])
         """
-        parts, budgets = zip(*self.parts(gates), strict=True)
-        chosen = torch.zeros_like(scores, dtype=torch.bool)
-        for part, number in zip(parts, numbers or budgets, strict=True):
-            chosen = chosen.index_fill(0, part.choose(scores.detach(), number), True)
-        return chosen
+        return chosen(self.parts(gates), scores)
 
     def with_keep(self, keep: float, gates: HeadGates) -> "HeadBudget":
         """Return the budget with another share, or the least one that it can have, in place of its own numbers."""
         no_numbers: dict[str, Any] = {f"num_{unit}": None for unit in self.numbers}
-        keep = min(1.0, max(keep, self.least_share(gates)))
-        return replace(self, keep=keep, **no_numbers)
+        return replace(self, keep=min(1.0, max(keep, self.least_share(gates))), **no_numbers)
 
     def least_share(self, gates: HeadGates) -> float:
         """Return the least share of cost that can be kept; 0 for shares of a number of units."""
         if not is_share_of_cost(gates, self.cost):
             return 0.0
-        (part,) = self._parts_of(gates, COST, by=None)
-        return part.least_share
+        (part,) = self._parts(gates, COST)
+        return part.smallest
 
     def is_share_of_cost(self, gates: HeadGates) -> bool:
         """Return whether the budget is shown as a share of cost, not as a number of the only unit."""
@@ -153,27 +147,6 @@ class HeadBudget:
     @property
     def _is_one_share(self) -> bool:
         return not self.numbers and not isinstance(self.keep, Mapping)
-
-    def _resolve(self, gates: HeadGates) -> Iterator[tuple[BudgetPart, float]]:
-        keep = self._checked_share(gates)
-        if keep is not None and not isinstance(keep, Mapping) and is_share_of_cost(gates, self.cost):
-            (part,) = self._parts_of(gates, COST, by=None)
-            share = _checked_keep(keep, of="the cost")
-            part.check(share, exact=False)
-            yield part, share
-            return
-        found = []
-        for unit in gates.units:
-            number = self.numbers.get(unit)
-            budget = number if keep is None else keep
-            parts = self._parts_of(gates, unit, by=_grouping(budget, gates))
-            if isinstance(number, Mapping):
-                _check_kinds(f"num_{unit}", number, parts, gates)
-            found += [(part, _of(part, number), _of(part, keep)) for part in parts]
-        if isinstance(keep, Mapping):
-            _check_kinds("keep", keep, [part for part, _, _ in found], gates)
-        for part, number, share in found:
-            yield part, self._resolve_part(part, number, share)
 
     def _checked_share(self, gates: HeadGates) -> Share | None:
         """Return the share to keep; None if numbers are given, and all units with a number have gates."""
@@ -195,24 +168,19 @@ class HeadBudget:
             )
         return keep
 
-    def _parts_of(self, gates: HeadGates, unit: UnitName, *, by: Literal["kind", "tower"] | None) -> list[BudgetPart]:
-        # Exact numbers of several units need costs only to show them as one share.
-        cost = "macs" if unit != COST and not isinstance(self.cost, Mapping) else self.cost
-        return parts_of(
-            gates,
-            by=by,
-            unit=unit,
-            costs=gate_costs(gates, cost) if unit == COST or len(gates.units) > 1 else None,
-            min_per_layer=self.min_per_layer,
-            uniform=self.uniform,
-        )
+    def _parts(self, gates: HeadGates, unit: UnitName, *, by: Literal["kind", "tower"] | None = None) -> list[Part]:
+        shares: Sequence[float] = ()
+        if unit == COST or len(gates.units) > 1:
+            # Exact numbers of several units need costs only to show them as one share.
+            costs = gate_costs(gates, self.cost if unit == COST or isinstance(self.cost, Mapping) else "macs")
+            shares = (costs / costs.sum()).tolist()
+        return parts_of(gates, unit=unit, shares=shares, by=by, min_per_layer=self.min_per_layer, uniform=self.uniform)
 
-    def _resolve_part(self, part: BudgetPart, number: int | None, keep: float | None) -> float:
+    def _resolved(self, part: Part, number: int | None, keep: float | None) -> Part:
         # A kind that was left out keeps all its units.
         keep = 1.0 if number is None and keep is None else keep
-        budget = resolve_budget(number, keep, total=int(part.total), kind=part.kind, unit=part.unit)
-        part.check(budget, exact=number is not None)
-        return part.nearest(budget) if number is None else budget
+        limit = resolve_budget(number, keep, total=int(part.total), kind=part.kind, unit=part.unit)
+        return _with_limit(part, limit, self, is_number=number is not None)
 
 
 def resolve_budget(
@@ -247,6 +215,45 @@ def resolve_budget(
     return number
 
 
+def _with_limit(part: Part, limit: float, budget: HeadBudget, *, is_number: bool = False) -> Part:
+    """Return a part with its limit, rounded to what its gates can keep unless it is a number that was asked for.
+
+    Raises:
+        InputError: They cannot keep this number, or so small a share of the cost.
+    """
+    least = part.smallest
+    if limit * (1 + 1e-9) < least and any(part.least):
+        what = f"keep={limit} of the cost is too little" if part.unit == COST else f"{limit} {part.unit} are too few"
+        num_blocks, label = sum(map(bool, part.least)), UNITS["heads"].label
+        kind = f"{part.kind} " if part.kind else ""
+        raise InputError(
+            f"{what} for min_per_layer={budget.min_per_layer} in each of {num_blocks} {kind}{label} blocks: that takes "
+            f"{least:.4g}. Keep more, or lower min_per_layer."
+        )
+    if part.unit == COST and limit * (1 + 1e-9) < least:
+        raise InputError(
+            f"keep={limit} of the cost holds no gate: the smallest takes {least:.4g}. Keep more, or make smaller "
+            "groups of neurons."
+        )
+    if is_number and not part.can_keep(int(limit)):
+        raise _inexact(part, int(limit), uniform=budget.uniform)
+    return replace(part, limit=limit if is_number else part.nearest(limit))
+
+
+def _inexact(part: Part, number: int, *, uniform: bool) -> RemedyError:
+    neighbors = part.neighbors(number)
+    near = f"number{'s are' if len(neighbors) > 1 else ' is'} {' or '.join(map(str, neighbors))}"
+    if uniform:
+        reason = "uniform=true keeps equally many in every layer"
+        remedy, python, command = "let layers differ with ", "uniform=False.", "objective.uniform=false."
+    else:
+        reason, remedy, python, command = UNITS[part.unit].why_inexact
+        reason = reason.format(max(part.units))
+    name = f"num_{part.unit}.{part.kind}" if part.kind else f"num_{part.unit}"
+    problem = f"{name}={number} cannot be kept exactly: {reason}. The nearest possible {near}; or {remedy}"
+    return RemedyError(problem, python=python, command=command)
+
+
 def _checked_keep(keep: float, *, of: str, kind: str = "") -> float:
     if isinstance(keep, bool) or not isinstance(keep, (int, float)) or not 0 < keep <= 1:
         raise InputError(
@@ -263,25 +270,18 @@ def _grouping(budget: object, gates: HeadGates) -> Literal["kind", "tower"] | No
     return "tower" if names_towers else "kind"
 
 
-def _of(part: BudgetPart, budget: Any) -> Any:
+def _of(part: Part, budget: Any) -> Any:
     return budget.get(part.kind) if isinstance(budget, Mapping) else budget
 
 
-def _check_kinds(name: str, budgets: Mapping[str, object], parts: Sequence[BudgetPart], gates: HeadGates) -> None:
+def _check_kinds(name: str, budgets: Mapping[str, object], parts: Collection[Part], gates: HeadGates) -> None:
     """Raise ``InputError`` unless the model has every kind of block, or tower, that a budget is for."""
-    has = ", ".join(f"{part.kind} ({part.total} {part.unit})" for part in parts)
     kinds = {part.kind for part in parts}
-    unknown = [
-        f"{name}.{kind}={number}: there is no block of the kind {kind}"
-        for kind, number in budgets.items()
-        if kind not in kinds
-    ]
+    unknown = [f"{name}.{kind}={number}: there is no block of the kind {kind}" for kind, number in budgets.items()
+               if kind not in kinds]  # fmt: skip
     if unknown or not budgets:
+        has = ", ".join(f"{part.kind} ({part.total} {part.unit})" for part in parts)
+        towers = list(dict.fromkeys(gates.block_towers))
+        others = f", or for its towers: {', '.join(towers)}" if len(towers) > 1 else ""
         problem = unknown[0] if unknown else f"{name}={{}} is empty"
-        raise InputError(f"{problem}; give numbers for kinds of blocks that this model has: {has}{_towers(gates)}.")
-
-
-def _towers(gates: HeadGates) -> str:
-    """Return the towers of a model that has several, as the end of a sentence."""
-    towers = list(dict.fromkeys(gates.block_towers))
-    return f", or for its towers: {', '.join(towers)}" if len(towers) > 1 else ""
+        raise InputError(f"{problem}; give numbers for kinds of blocks that this model has: {has}{others}.")

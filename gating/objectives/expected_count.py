@@ -1,14 +1,14 @@
-"""The constraint of the exact budget: one offset of all gates, so that their expected number or cost is a target."""
+"""The constraint of the exact budget: one offset of the gates of a part, with which their expected size is a target."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from gating.gates import hard_concrete
+from gating.objectives.parts import Part, by_rank
 
-__all__ = ["ExpectedCount", "OpenPrices", "solve_offset"]
+__all__ = ["EqualLayers", "ExpectedCount", "solve_offset"]
 
 # Intervals of the grids of the search for the offset, and number of grids; coarser ones where gates cost more time than
 # operations.
@@ -17,22 +17,20 @@ _MANY_GATES = 2048
 
 
 class ExpectedCount(nn.Module):
-    """A constraint that shifts all ``log_alpha`` by one offset, so that the expected number of open heads is a target.
+    """A constraint that shifts ``log_alpha`` by one offset, so that the expected number of open heads is a target.
 
     With ``p_i(c) = sigmoid(log_alpha_i - c - beta log(-gamma / zeta))`` and ``w_i`` the weight of a gate, the offset
     ``c`` solves ``sum_i w_i p_i(c) = target``. It is the Lagrange multiplier of the budget, solved for instead of
     learned: gates compete, since one can open only as others close. Weights are numbers of heads, or the neurons or
-    the cost of each gate over their mean.
+    the cost of each gate over their mean. Gates of several parts have an offset for each.
 
     Attributes:
-        target: Expected sum of the weights of open gates, a scalar buffer.
+        target: Expected sum of the weights of the open gates of each part, a buffer, ``[num_parts]``.
         weights: Weight of each gate, ``[num_gates]``.
         sharpness: Factor of ``log_alpha`` before the shift, a scalar buffer; a large one leaves no gate undecided.
-        prices: Prices of open blocks; None without them.
-        decided: With prices, the locations of gates that are decided, ``[num_gates]``; zeros before.
 
     Example:
-        >>> budget = ExpectedCount(1.5, temperature=2 / 3, stretch_limits=(-0.1, 1.1))
+        >>> budget = ExpectedCount([1.5], temperature=2 / 3, stretch_limits=(-0.1, 1.1))
         >>> shifted = budget(torch.tensor([-1.0, 0.0, 2.0]))
         >>> round(hard_concrete.prob_open(shifted).sum().item(), 3)
         1.5
@@ -41,115 +39,111 @@ class ExpectedCount(nn.Module):
     target: Tensor
     weights: Tensor
     sharpness: Tensor
-    decided: Tensor
+    part_of_gate: Tensor
 
     def __init__(
         self,
-        target: float,
+        target: Sequence[float],
         *,
         temperature: float,
         stretch_limits: tuple[float, float],
         weights: Sequence[float] = (1,),
-        prices: "OpenPrices | None" = None,
+        part_of_gate: Sequence[int] = (0,),
     ) -> None:
-        """Set the target.
+        """Set the targets.
 
         Args:
-            target: Expected sum of the weights of open gates.
+            target: Expected sum of the weights of open gates, for each part.
             temperature: ``beta`` of the gates.
             stretch_limits: ``(gamma, zeta)`` of the gates.
             weights: Weight of each gate, or one weight for all.
-            prices: Prices of open blocks, in the unit of the weights.
+            part_of_gate: Number of the part of each gate, if there are several.
         """
         super().__init__()
-        self.prices = prices
-        self.register_buffer("decided", torch.zeros(len(weights)), persistent=prices is not None)
         self.register_buffer("weights", torch.tensor(weights, dtype=torch.float32), persistent=False)
-        self.register_buffer("target", torch.tensor(float(target)))
+        self.register_buffer("target", torch.tensor(target, dtype=torch.float32))
         # A buffer, since a number would be another graph for torch.compile; it follows from the progress.
         self.register_buffer("sharpness", torch.tensor(1.0), persistent=False)
+        self.register_buffer("part_of_gate", torch.tensor(part_of_gate), persistent=False)
+        for number in range(len(target)):
+            gates = [gate for gate, part in enumerate(part_of_gate) if part == number]
+            self.register_buffer(f"gates_{number}", torch.tensor(gates), persistent=False)
         self.temperature = temperature
         self.stretch_limits = stretch_limits
 
     def forward(self, log_alpha: Tensor) -> Tensor:
-        """Return the shifted locations, ``[num_gates]``; differentiable, the offset included."""
+        """Return the shifted locations, ``[num_gates]``; differentiable, the offsets included."""
         # The factor is not in the gradient, whose norm clips that of all weights.
         log_alpha = log_alpha + (log_alpha * (self.sharpness - 1)).detach()
-        shifted = log_alpha - self.offset(log_alpha)
-        return shifted if self.prices is None else torch.where(self.decided == 0, shifted, self.decided)
+        return log_alpha - self.offset(log_alpha)
 
     def offset(self, log_alpha: Tensor) -> Tensor:
-        """Solve for the offset ``c``, a scalar, by :func:`solve_offset`."""
+        """Solve for the offsets ``c`` by :func:`solve_offset`: one, ``[1]``, or that of each gate, ``[num_gates]``."""
         # P(open) is a sigmoid around a threshold. Autocast would compute it in half precision.
         with torch.autocast(device_type=log_alpha.device.type, enabled=False):
             logits = log_alpha.float() - hard_concrete.open_threshold(self.temperature, self.stretch_limits)
-            return solve_offset(logits, self.weights, self.target, self.prices)
+            if len(self.target) == 1:
+                return solve_offset(logits, self.weights, self.target)
+            gates = [self.get_buffer(f"gates_{number}") for number in range(len(self.target))]
+            offsets = [
+                solve_offset(logits[own], self.weights[own], target)
+                for own, target in zip(gates, self.target.split(1), strict=True)
+            ]
+            return torch.cat(offsets)[self.part_of_gate]
 
 
-class OpenPrices(nn.Module):
-    """Prices of blocks that are open, which is expected of each by ``1 - prod_i (1 - p_i)`` over its gates.
+class EqualLayers(nn.Module):
+    """A constraint that makes all blocks of a kind keep equally many: by rank, gates get the mean location over blocks.
 
-    Attributes:
-        price: Price of each block, ``[num_blocks]``.
-        members: 1 for the gates that are in a block and have a cost, ``[num_gates, num_blocks]``.
+    The best gate of each block gets the mean of the best ones, and so on, so that only ranks within a block matter. The
+    gradient of each location passes unchanged.
     """
 
-    price: Tensor
-    members: Tensor
-
-    def __init__(self, price: Sequence[float], weights: Sequence[float], block_sizes: Sequence[int]) -> None:
-        """Set the prices; gates with a weight of zero, which are padding, open no block."""
+    def __init__(self, parts: Sequence[Part]) -> None:
+        """Store the gates of parts whose layers keep equally many."""
         super().__init__()
-        has_weight = torch.tensor([weight > 0 for weight in weights], device="cpu")
-        sizes = torch.tensor(list(block_sizes), device="cpu")
-        block = torch.arange(len(block_sizes), device="cpu").repeat_interleave(sizes)
-        members = functional.one_hot(block, len(block_sizes)) * has_weight.unsqueeze(1)
-        self.register_buffer("price", torch.tensor(price, dtype=torch.float32), persistent=False)
-        self.register_buffer("members", members.float(), persistent=False)
+        matrices = [torch.tensor(part.gates)[matrix] for part in parts for matrix in part.matrices]
+        self._num_matrices = len(matrices)
+        for index, gates in enumerate(matrices):
+            self.register_buffer(f"gates_{index}", gates, persistent=False)
 
-    def forward(self, logits: Tensor) -> Tensor:
-        """Return the expected price, ``[...]``, of gates with ``P(open) = sigmoid(logits)``, ``[..., num_gates]``."""
-        return -torch.expm1(-functional.softplus(logits) @ self.members) @ self.price
-
-    def slope(self, logits: Tensor) -> Tensor:
-        """Return the derivative of :meth:`forward` with respect to one shift of all logits, ``[num_gates]``."""
-        closed = torch.exp(-functional.softplus(logits) @ self.members)
-        return (closed * self.price) @ (torch.sigmoid(logits) @ self.members)
+    def forward(self, log_alpha: Tensor) -> Tensor:
+        """Return the constrained locations, ``[num_gates]``; those of padding are unchanged."""
+        own = log_alpha.detach()
+        means = own.clone()
+        for index in range(self._num_matrices):
+            gates = by_rank(self.get_buffer(f"gates_{index}"), own)
+            means[gates] = own[gates].mean(dim=0).expand(gates.shape)
+        return log_alpha + (means - own)
 
 
-def solve_offset(logits: Tensor, weights: Tensor, target: Tensor, prices: OpenPrices | None = None) -> Tensor:
+def solve_offset(logits: Tensor, weights: Tensor, target: Tensor) -> Tensor:
     """Solve ``sum_i w_i sigmoid(logit_i - c) = target`` for ``c``: a search without gradient, then one Newton step.
-
-    With prices, the expected price of open blocks is a part of the sum.
 
     The derivative of the Newton step, ``dc / d logit_i = w_i p_i' / sum_j w_j p_j'``, is that of the implicit function.
 
     Args:
         logits: Shape ``[num_gates]``, any floating dtype.
         weights: Weight of each gate, ``[num_gates]``, or one weight for all, ``[1]``.
-        target: A scalar between zero and the sum of the weights and prices.
-        prices: Prices of open blocks.
+        target: A number between zero and the sum of the weights, a scalar or ``[1]``.
 
     Returns:
-        ``c``, a scalar; differentiable with respect to the logits.
+        ``c``, of the shape of ``target``; differentiable with respect to the logits.
 
     Example:
         >>> round(solve_offset(torch.full((4,), 3.0), torch.ones(1), torch.tensor(2.0)).item(), 3)
         3.0
     """
-    start = _search(logits.detach(), weights, target, prices)
-    shifted = logits - start
-    probs = torch.sigmoid(shifted)
+    start = _search(logits.detach(), weights, target)
+    probs = torch.sigmoid(logits - start)
     spent = (probs * weights).sum()
     with torch.no_grad():
         slope = (probs * (1 - probs) * weights).sum()
-    if prices is not None:
-        spent, slope = spent + prices(shifted), slope + prices.slope(shifted.detach())
     return start + (spent - target) / slope.clamp_min(1e-6)
 
 
 @torch.no_grad()
-def _search(logits: Tensor, weights: Tensor, target: Tensor, prices: OpenPrices | None) -> Tensor:
+def _search(logits: Tensor, weights: Tensor, target: Tensor) -> Tensor:
     """Return the offset to about 1e-4 for logits within a hundred of each other.
 
     Each of several grids divides the interval of the one before. Bisection would take more operations, and a test of
@@ -160,10 +154,7 @@ def _search(logits: Tensor, weights: Tensor, target: Tensor, prices: OpenPrices 
     smallest, largest = logits.aminmax()
     low, width = smallest - 20.0, (largest - smallest + 40.0) / num_intervals
     for _ in range(num_rounds):
-        shifted = logits - (low + width * points).unsqueeze(1)
-        counts = (torch.sigmoid(shifted) * weights).sum(dim=1)
-        if prices is not None:
-            counts = counts + prices(shifted)
+        counts = (torch.sigmoid(logits - (low + width * points).unsqueeze(1)) * weights).sum(dim=1)
         # The last interval whose left end has too many open gates.
         low = low + width * (counts[1:] > target).sum().clamp(max=num_intervals - 1)
         width = width / num_intervals

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from gating.gates import HeadGates
 from gating.objectives.base import Objective
-from gating.objectives.costs import Costs, GateCosts, gate_costs
+from gating.objectives.costs import gate_costs
 from gating.objectives.parts import COST
 from gating.units import UNITS
 
@@ -74,10 +74,10 @@ def metrics_of(quantity: Quantity) -> tuple[str, str, str]:
     return names.expected, names.open, names.target
 
 
-def quantity_of(gates: HeadGates, objective: object) -> Quantity:
+def quantity_of(gates: HeadGates, objective: Objective | None) -> Quantity:
     """Return the quantity of a budget for these gates: their unit, or the share of cost."""
-    is_of_cost = getattr(objective, "is_share_of_cost", lambda gates: len(gates.units) > 1)
-    return COST if is_of_cost(gates) else gates.units[0]
+    is_of_cost = len(gates.units) > 1 if objective is None else objective.is_share_of_cost(gates)
+    return COST if is_of_cost else gates.units[0]
 
 
 def share_undecided(gates: HeadGates) -> Tensor:
@@ -91,27 +91,22 @@ def open_amounts(gates: HeadGates, objective: Objective) -> tuple[float, float]:
     """Return the expected and the actual number of open units, or the share of cost."""
     if quantity_of(gates, objective) != COST:
         return float(gates.count_expected(gates.units[0])), gates.count_open(gates.units[0])
-    expected = _costs(gates, objective).expected(gates.prob_open())
+    expected = float(gates.prob_open().double().cpu() @ _shares(gates, objective))
     return expected, sum(spent_by_unit(gates, objective, gates.values() > 0).values())
 
 
 @torch.no_grad()
 def spent_by_unit(gates: HeadGates, objective: Objective, is_open: Tensor) -> dict[str, float]:
-    """Return the share of the cost of all gates that the open ones of each unit have, with the price of their blocks.
+    """Return the share of the cost of all gates that the open ones of each unit have.
 
     The cost is that of the objective, if it has one of its own.
     """
-    shares = _costs(gates, objective).spent(is_open)
+    shares = _shares(gates, objective) * is_open.cpu()
     return {unit: float(shares[gates.is_of(unit)].sum()) for unit in gates.units}
 
 
-def _costs(gates: HeadGates, objective: Objective) -> GateCosts:
-    """Return the costs of gates in the cost that an objective has."""
-    cost = _cost_of(objective)
+def _shares(gates: HeadGates, objective: Objective) -> Tensor:
+    """Return the share of each gate in the cost that an objective has, ``[num_gates]``, float64, on the CPU."""
     # Exact numbers of heads and neurons need no measured cost.
-    return gate_costs(gates, "macs" if cost == "latency" else cost)
-
-
-def _cost_of(objective: Objective) -> Costs:
-    cost: Costs = getattr(objective, "cost", "macs")
-    return cost
+    costs = gate_costs(gates, "macs" if objective.cost == "latency" else objective.cost)
+    return costs / costs.sum()

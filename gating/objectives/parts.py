@@ -1,8 +1,10 @@
-"""Parts of the gates that have a budget each: the numbers they can keep, and the gates they keep."""
+"""Parts of the gates that share a limit each."""
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate, pairwise
 from typing import Literal, NamedTuple
 
 import torch
@@ -10,53 +12,47 @@ from torch import Tensor
 
 from gating.errors import InputError, RemedyError
 from gating.gates import HeadGates
-from gating.objectives.costs import GateCosts
-from gating.objectives.selection import Items, check_reachable
-from gating.structure.blocks import tower_of
+from gating.objectives.choose import choose, sums_of_layers
 from gating.units import UNITS, UnitName
 
-__all__ = ["COST", "BlockGates", "BudgetPart", "by_rank", "parts_of"]
+__all__ = ["COST", "Part", "amount_of", "by_rank", "chosen", "parts_of", "sizes_of"]
 
-# Stands in place of a unit's name for a budget that is a share of the cost of all units, for which they compete.
+# Stands in place of a unit's name for a limit that is a share of the cost of all units, for which they compete.
 COST = "cost"
 
 
-class BlockGates(NamedTuple):
-    """Name, kind and unit of a block, and the positions of its gates within a part."""
-
-    name: str
-    kind: str
-    unit: UnitName
-    gates: range
-
-
-@dataclass(frozen=True)
-class BudgetPart:
-    """Gates that share a budget.
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Gates that share a limit: all of them, those of a kind of attention, or those of a tower.
 
     Attributes:
         name: Name of the part, unique among the parts of a budget.
-        unit: What is budgeted: the name of a unit, or ``cost`` for the share of the cost of these gates.
+        unit: What is limited: the name of a unit, or ``cost`` for the share of the cost of these gates.
         kind: Kind of blocks, or tower, that the gates belong to; None for all gates with the unit.
-        indices: Indices of the gates among all gates.
-        units_per_gate: Number of units of each gate.
-        costs: Costs of the gates and blocks; None for gates of one unit, which are counted.
+        gates: Positions of the gates among all gates.
+        sizes: What each gate takes of the limit: its units, or its share of the cost; 0 for padding.
+        limit: Number of units, or share of the cost, that stays.
+        exact: Whether the limit is a number that is met; a share of the cost is not exceeded.
+        units: Number of units of each gate.
+        layers: Number of each gate's layer within the part.
+        least: Least number of units that each layer keeps.
         share: Share of the cost of all gates that these gates have.
-        blocks: Blocks with these gates.
-        min_per_layer: Least number of units that each block keeps, of units that have a minimum.
-        uniform: Whether all blocks of a kind keep equally many units.
+        matrices: If all layers of a kind keep equally many, the positions within the part of their gates of one size,
+            ``[num_layers, num_gates_per_layer]`` each; empty otherwise.
     """
 
     name: str
     unit: UnitName
     kind: str | None
-    indices: tuple[int, ...]
-    units_per_gate: tuple[int, ...]
-    costs: GateCosts | None
-    share: float
-    blocks: tuple[BlockGates, ...]
-    min_per_layer: int = 0
-    uniform: bool = False
+    gates: tuple[int, ...]
+    sizes: tuple[float, ...]
+    limit: float
+    exact: bool
+    units: tuple[int, ...]
+    layers: tuple[int, ...]
+    least: tuple[int, ...]
+    share: float = 1.0
+    matrices: tuple[Tensor, ...] = ()
 
     @property
     def is_weighed(self) -> bool:
@@ -66,204 +62,221 @@ class BudgetPart:
     @cached_property
     def total(self) -> float:
         """Number of units of all gates of the part; 1 for a share of cost."""
-        return 1.0 if self.unit == COST else sum(self.units_per_gate)
+        return 1.0 if self.unit == COST else sum(self.sizes)
 
-    @cached_property
-    def weights(self) -> tuple[float, ...]:
-        """Units or share of cost of each gate, which sum to :attr:`total`; with an equal part of its block's price."""
-        return self._costs.shares if self.unit == COST else self.units_per_gate
+    def choose(self, scores: Tensor, limit: float | None = None) -> Tensor:
+        """Return the best gates within the limit, a boolean tensor ``[num_gates_of_part]``.
 
-    def nearest(self, number: float) -> float:
-        """Return the number of units nearest to ``number`` that these gates can keep; a share as it is."""
-        return number if self.unit == COST else self._items.nearest(round(number))
-
-    def check(self, number: float, *, exact: bool) -> None:
-        """Raise ``InputError`` unless these gates can keep a number of units, or a share of cost.
-
-        A number that need not be reached exactly is rounded later.
-        """
-        items = self._items
-        for block in self.blocks:
-            present = sum(self.units_per_gate[gate] for gate in block.gates)
-            if present < self._least_of(block):
-                raise InputError(
-                    f"min_per_layer={self.min_per_layer} is more than the {present} {block.unit} of {block.name}."
-                )
-        if self.unit == COST:
-            self._check_cost(number)
-            return
-        if any(items.least) and number < items.fewest:
-            self._refuse_minimum(f"{number} {self.unit} are too few", str(items.fewest))
-        if exact:
-            check_reachable(int(number), items, unit=self.unit, kind=self.kind, uniform=self.uniform)
-
-    def choose(self, scores: Tensor, number: float) -> Tensor:
-        """Return the indices, among all gates, of the best gates for a budget.
+        Gates that their layers need come first, then all others down the scores while they fit. Scores are per unit of
+        size, so this is the optimum of the fractional knapsack, and no other gate fits into the rest.
 
         Args:
-            scores: Score of one unit of each gate of the model, ``[num_gates]``, or per cost.
-            number: Number of units that these gates can keep, such as that of :meth:`nearest`: the gates stand for
-                exactly it. Or the share of their cost that they may have at most.
+            scores: Score of one unit of size of each gate of the part, such as ``log_alpha``.
+            limit: Another limit than that of the part; a number is met if these gates can keep it.
+
+        Example:
+            >>> part = Part("heads", "heads", None, (0, 1, 2, 3), (2, 1, 1, 2), 3, True, (2, 1, 1, 2), (0,) * 4, (0,))
+            >>> part.choose(torch.tensor([0.3, 0.9, 0.8, 0.1])).tolist()
+            [True, True, False, False]
         """
-        indices = torch.tensor(self.indices, device=scores.device)
-        return indices[self.choose_own(scores[indices], number)]
+        if self.matrices:
+            ranks = [rank for matrix in self.matrices for rank in by_rank(matrix.to(scores.device), scores).unbind(1)]
+            sizes = torch.tensor(self.sizes, device=scores.device, dtype=scores.dtype)
+            means = torch.stack([(scores[rank] * sizes[rank]).sum() / sizes[rank].sum() for rank in ranks])
+            chosen = torch.cat([scores.new_empty(0, dtype=torch.long), *(ranks[i] for i in self._take(means, limit))])
+        else:
+            chosen = torch.tensor(self._take(scores, limit), dtype=torch.long, device=scores.device)
+        return torch.zeros_like(scores, dtype=torch.bool).index_fill(0, chosen, True)
 
-    def choose_own(self, scores: Tensor, number: float) -> Tensor:
-        """Return the positions, within the part, of the gates that :meth:`choose` would choose by their scores."""
-        if not self.uniform:
-            return self._select(scores, number)
-        sizes = torch.tensor(self._sizes, device=scores.device, dtype=scores.dtype)
-        matrices = [matrix.to(scores.device) for matrix in self.matrices.values()]
-        gates = [rank for matrix in matrices for rank in by_rank(matrix, scores).unbind(1)]
-        items = torch.stack([(scores[rank] * sizes[rank]).sum() / sizes[rank].sum() for rank in gates])
-        return torch.cat([gates[item] for item in self._select(items, number).tolist()])
+    def nearest(self, number: float) -> float:
+        """Return the number of units nearest to ``number`` that these gates can keep, but not 0; a share as it is."""
+        if self.unit == COST or self.can_keep(round(number)):
+            return number if self.unit == COST else round(number)
+        return min(self.neighbors(round(number)), key=lambda near: (abs(near - number), near))
 
-    @cached_property
-    def matrices(self) -> dict[tuple[str, int], Tensor]:
-        """Gates of each block by their kind and size, ``[num_blocks, num_gates_per_block]``, for equal layers.
+    def can_keep(self, number: int) -> bool:
+        """Return whether some of the gates have exactly a number of units, and the minimum of each layer."""
+        return number > 0 and bool(self._items._sums >> number & 1)
 
-        Raises:
-            InputError: Blocks of one kind have different gates.
-        """
-        found = {}
-        for kind in dict.fromkeys(block.kind for block in self.blocks):
-            own = [block for block in self.blocks if block.kind == kind]
-            for block in own:
-                self._check_equal(own[0], block)
-            for size in sorted({self.units_per_gate[gate] for gate in own[0].gates} - {0}):
-                rows = [[gate for gate in block.gates if self.units_per_gate[gate] == size] for block in own]
-                found[kind, size] = torch.tensor(rows, device="cpu")
-        return found
-
-    def _check_equal(self, first: BlockGates, block: BlockGates) -> None:
-        sizes = [sorted(self.units_per_gate[gate] for gate in each.gates) for each in (first, block)]
-        if sizes[0] != sizes[1]:
-            raise RemedyError(
-                f"Layers cannot keep equally many: {first.name} has {sum(sizes[0])} {block.unit} with {len(sizes[0])} "
-                f"gates, and {block.name} has {sum(sizes[1])} with {len(sizes[1])}. Let them differ with ",
-                python="uniform=False.",
-                command="objective.uniform=false.",
-            )
+    def neighbors(self, number: int) -> list[int]:
+        """Return the nearest numbers of units below and above that these gates can keep, without 0."""
+        sums = self._items._sums
+        below = (sums & ((1 << number) - 1)).bit_length() - 1
+        higher = sums >> (number + 1)
+        above = number + (higher & -higher).bit_length()
+        return [near for near in (below if below > 0 else None, above if higher else None) if near is not None]
 
     @cached_property
-    def _sizes(self) -> tuple[float, ...]:
-        return self._costs.of_gate if self.unit == COST else self.units_per_gate
-
-    @property
-    def _costs(self) -> GateCosts:
-        assert self.costs is not None
-        return self.costs
-
-    @cached_property
-    def _items(self) -> Items:
-        """The items to choose from: gates, or for equal layers the best gate of every block, the second best ones..."""
-        least = {block.kind: self._least_of(block) for block in self.blocks}
-        if not self.uniform:
-            return Items(
-                units=self.units_per_gate,
-                groups=tuple(len(block.gates) for block in self.blocks),
-                least=tuple(least[block.kind] for block in self.blocks),
-                costs=self.costs.of_gate if self.costs else (),
-                prices=self.costs.of_block if self.costs else (),
-            )
-        ranks = [(kind, rank) for (kind, _), matrix in self.matrices.items() for rank in matrix.T.tolist()]
-        num_ranks = Counter(kind for kind, _ in ranks)
-        num_blocks = Counter(block.kind for block in self.blocks)
-        prices = dict.fromkeys(num_ranks, 0.0)
-        for block, price in zip(self.blocks, self.costs.of_block if self.costs else (), strict=bool(self.costs)):
-            prices[block.kind] += price
-        return Items(
-            units=tuple(sum(self.units_per_gate[gate] for gate in rank) for _, rank in ranks),
-            groups=tuple(num_ranks.values()),
-            least=tuple(least[kind] * num_blocks[kind] for kind in num_ranks),
-            costs=tuple(sum(self.costs.of_gate[gate] for gate in rank) for _, rank in ranks) if self.costs else (),
-            prices=tuple(prices.values()) if self.costs else (),
-        )
-
-    def _least_of(self, block: BlockGates) -> int:
-        return self.min_per_layer if UNITS[block.unit].has_minimum else 0
-
-    def _select(self, scores: Tensor, number: float) -> Tensor:
-        if self.unit == COST:
-            return self._items.select_within(scores, number * self._costs.total)
-        return self._items.select(scores, int(number))
-
-    def _check_cost(self, share: float) -> None:
-        least = self.least_share
-        if least <= share * (1 + 1e-9):
-            return
-        if any(self._items.least):
-            self._refuse_minimum(f"keep={share} of the cost is too little", f"{least:.4g}")
-        raise InputError(
-            f"keep={share} of the cost holds no gate: the smallest takes {least:.4g}. Keep more, or make smaller "
-            "groups of neurons."
-        )
-
-    @cached_property
-    def least_share(self) -> float:
-        """Least share of cost that these gates can keep: the cheapest gate with its block, and all minima."""
+    def smallest(self) -> float:
+        """Smallest limit: that of all minima, and of the smallest gate."""
         items = self._items
-        first = items.best_of_each(torch.zeros(len(items.units)))
-        return max(items.least_cost, items.cost_of(first)) / self._costs.total
+        if not self.exact:
+            first, missing = 0.0, list(items.least)
+            for size, units, layer in zip(items.sizes, items.units, items.layers, strict=True):
+                if size and missing[layer] > 0:
+                    first, missing[layer] = first + size, missing[layer] - units
+            return max(first, min(size for size in items.sizes if size))
+        return (items._sums & -items._sums).bit_length() - 1
 
-    def _refuse_minimum(self, problem: str, fewest: str) -> None:
-        blocks = [block for block in self.blocks if self._least_of(block)]
-        kind = f"{self.kind} " if self.kind else ""
-        raise InputError(
-            f"{problem} for min_per_layer={self.min_per_layer} in each of {len(blocks)} {kind}"
-            f"{UNITS[blocks[0].unit].label} blocks: that takes {fewest}. Keep more, or lower min_per_layer."
+    @cached_property
+    def _items(self) -> "Part":
+        """The part whose gates are chosen: this one, or for equal layers one with an item for each rank in a layer."""
+        if not self.matrices:
+            return self
+        kinds = [self.layers[int(matrix[0, 0])] for matrix in self.matrices]
+        columns = [(kind, column) for kind, matrix in zip(kinds, self.matrices, strict=True) for column in matrix.T]
+        num_layers = dict(zip(kinds, map(len, self.matrices), strict=True))
+        places = {kind: place for place, kind in enumerate(num_layers)}
+        return replace(
+            self,
+            sizes=tuple(sum(self.sizes[gate] for gate in column.tolist()) for _, column in columns),
+            units=tuple(sum(self.units[gate] for gate in column.tolist()) for _, column in columns),
+            layers=tuple(places[kind] for kind, _ in columns),
+            least=tuple(self.least[kind] * number for kind, number in num_layers.items()),
+            matrices=(),
         )
+
+    def _take(self, scores: Tensor, limit: float | None) -> list[int]:
+        items, limit = self._items, self.limit if limit is None else limit
+        is_met = self.exact and limit == int(limit) and self.can_keep(int(limit))
+        return choose(scores, items.sizes, limit, items.layers, items.least, items.units, is_met)
+
+    @cached_property
+    def _sums(self) -> int:
+        return sums_of_layers(Counter(zip(self.layers, map(int, self.sizes), strict=True)), self.least)
 
 
 def by_rank(gates: Tensor, scores: Tensor) -> Tensor:
-    """Return the gates of each block, ``[num_blocks, num_gates_per_block]``, with the best one first."""
+    """Return the gates of each layer, ``[num_layers, num_gates_per_layer]``, with the best one first."""
     return gates.gather(1, scores[gates].argsort(dim=1, descending=True, stable=True))
+
+
+def amount_of(parts: Sequence[Part], numbers: Sequence[float]) -> float:
+    """Return numbers of parts as one: of units, or for several units the share of the cost of all gates."""
+    if len({part.unit for part in parts}) == 1:
+        return sum(numbers)
+    return sum(part.share * number / part.total for part, number in zip(parts, numbers, strict=True))
+
+
+def sizes_of(parts: Sequence[Part], *, like: Tensor) -> Tensor:
+    """Return what each gate takes of the limit of its part, ``[num_gates]``, float64, on the CPU.
+
+    Args:
+        parts: Parts that together have every gate once.
+        like: A tensor of the shape of the result.
+    """
+    sizes = torch.zeros(like.shape, dtype=torch.float64, device="cpu")
+    for part in parts:
+        sizes[list(part.gates)] = torch.tensor(part.sizes, dtype=torch.float64, device="cpu")
+    return sizes
+
+
+def chosen(parts: Sequence[Part], scores: Tensor, limits: Sequence[float] | None = None) -> Tensor:
+    """Return the best gates of all parts, a boolean tensor ``[num_gates]``; the arguments are those of ``choose``."""
+    kept = torch.zeros_like(scores, dtype=torch.bool)
+    for part, limit in zip(parts, limits or [part.limit for part in parts], strict=True):
+        gates = torch.tensor(part.gates, device=scores.device)
+        kept[gates] = part.choose(scores.detach()[gates], limit)
+    return kept
 
 
 def parts_of(
     gates: HeadGates,
     *,
-    by: Literal["kind", "tower"] | None,
-    unit: UnitName | None = None,
-    costs: GateCosts | None = None,
+    unit: UnitName,
+    shares: Sequence[float] = (),
+    by: Literal["kind", "tower"] | None = None,
     min_per_layer: int = 0,
     uniform: bool = False,
-) -> list[BudgetPart]:
-    """Return all gates with a unit as one part, or one for each of their kinds or towers, in the order of first blocks.
+) -> list[Part]:
+    """Return the parts of the gates with a unit, which have no limit yet, in the order of their first blocks.
 
     Args:
         gates: The gates.
+        unit: Unit of the limits, or ``cost`` of all units.
+        shares: Share of each gate in the cost of all, if there are several units or the limit is one of cost.
         by: Whether each kind of blocks is a part, such as ``encoder`` or ``feed_forward``, or each tower of the model.
-        unit: Unit of the budgets, or ``cost`` of all units; the first unit of the gates if left out.
-        costs: Costs of the gates, if there are gates of several units or the budget is one of cost.
         min_per_layer: Least number of units that each block keeps, of units that have a minimum.
         uniform: Whether all blocks of a kind keep equally many.
+
+    Raises:
+        InputError: A block has fewer units than its minimum, or equal layers are asked for and differ.
     """
-    unit = unit or gates.units[0]
-    # The blocks of each part, and the indices of their gates among all gates.
-    groups: dict[str | None, tuple[list[BlockGates], list[int]]] = {}
-    start = 0
-    for name, kind, own_unit, size in zip(
-        gates.block_names, gates.block_kinds, gates.block_units, gates.block_sizes, strict=True
-    ):
-        if unit in (COST, own_unit):
-            group = {"kind": kind, "tower": tower_of(name), None: None}[by]
-            blocks, indices = groups.setdefault(group, ([], []))
-            blocks.append(BlockGates(name, kind, own_unit, range(len(indices), len(indices) + size)))
-            indices += range(start, start + size)
-        start += size
-    return [
-        BudgetPart(
-            name=group or unit if by != "tower" else f"{group}_{unit}",
-            unit=unit,
-            kind=group,
-            indices=tuple(indices),
-            units_per_gate=tuple(gates.units_per_gate[index] for index in indices),
-            costs=costs if unit == COST else None,
-            share=sum(costs.shares[index] for index in indices) if costs else 1.0,
-            blocks=tuple(blocks),
-            min_per_layer=min_per_layer,
-            uniform=uniform,
+    groups: dict[str | None, list[_Block]] = {}
+    for block in _blocks_of(gates):
+        if unit in (COST, block.unit):
+            group = {"kind": block.kind, "tower": block.tower, None: None}[by]
+            groups.setdefault(group, []).append(block)
+    parts = []
+    for group, blocks in groups.items():
+        indices = [gate for block in blocks for gate in block.gates]
+        units = tuple(gates.units_per_gate[gate] for gate in indices)
+        parts.append(
+            Part(
+                name=f"{group}_{unit}" if by == "tower" else group or unit,
+                unit=unit,
+                kind=group,
+                gates=tuple(indices),
+                sizes=tuple(shares[gate] for gate in indices) if unit == COST else units,
+                limit=0.0,
+                exact=unit != COST,
+                units=units,
+                layers=tuple(layer for layer, block in enumerate(blocks) for _ in block.gates),
+                least=tuple(_least_of(block, gates, min_per_layer) for block in blocks),
+                share=sum(shares[gate] for gate in indices) if shares else 1.0,
+                matrices=tuple(_matrices(blocks, gates.units_per_gate)) if uniform else (),
+            )
         )
-        for group, (blocks, indices) in groups.items()
-    ]
+    return parts
+
+
+def _least_of(block: "_Block", gates: HeadGates, min_per_layer: int) -> int:
+    least = min_per_layer if UNITS[block.unit].has_minimum else 0
+    present = sum(gates.units_per_gate[gate] for gate in block.gates)
+    if present < least:
+        raise InputError(f"min_per_layer={least} is more than the {present} {block.unit} of {block.name}.")
+    return least
+
+
+class _Block(NamedTuple):
+    name: str
+    kind: str
+    unit: UnitName
+    tower: str
+    gates: range
+
+
+def _blocks_of(gates: HeadGates) -> Iterator[_Block]:
+    bounds = pairwise(accumulate(gates.block_sizes, initial=0))
+    for *words, (start, end) in zip(
+        gates.block_names, gates.block_kinds, gates.block_units, gates.block_towers, bounds, strict=True
+    ):
+        yield _Block(*words, range(start, end))
+
+
+def _matrices(blocks: Sequence[_Block], units: Sequence[int]) -> Iterator[Tensor]:
+    """Yield the positions of the gates of each kind and size, ``[num_layers, num_gates_per_layer]``.
+
+    Raises:
+        InputError: Blocks of one kind have different gates.
+    """
+    starts = accumulate((len(block.gates) for block in blocks), initial=0)
+    places = {block.name: range(start, start + len(block.gates)) for block, start in zip(blocks, starts, strict=False)}
+    for kind in dict.fromkeys(block.kind for block in blocks):
+        own = [block for block in blocks if block.kind == kind]
+        sizes = [[units[gate] for gate in block.gates] for block in own]
+        for block, of_block in zip(own, sizes, strict=True):
+            if sorted(of_block) != sorted(sizes[0]):
+                raise RemedyError(
+                    f"Layers cannot keep equally many: {own[0].name} has {sum(sizes[0])} {block.unit} with "
+                    f"{len(sizes[0])} gates, and {block.name} has {sum(of_block)} with {len(of_block)}. Let them "
+                    "differ with ",
+                    python="uniform=False.",
+                    command="objective.uniform=false.",
+                )
+        for size in sorted(set(sizes[0]) - {0}):
+            rows = [
+                [place for place, own_size in zip(places[block.name], of_block, strict=True) if own_size == size]
+                for block, of_block in zip(own, sizes, strict=True)
+            ]
+            yield torch.tensor(rows, device="cpu")

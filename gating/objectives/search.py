@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gating.gates import HeadGates
-from gating.objectives.base import FollowsLoss, Objective, check_objective
+from gating.objectives.base import Objective, check_objective
 from gating.objectives.convergence import Convergence
 from gating.objectives.gate_metrics import gate_metrics
 
@@ -71,7 +71,7 @@ class Search:
         Raises:
             InputError: The objective does not fit the gates.
         """
-        # A user's class need not call follow in its attach, so it is called here, too.
+        # A subclass of a user need not call that of the base in its attach, so the gates follow it here, too.
         self.gates.follow(self.objective)
         try:
             self.objective.attach(self.gates)
@@ -102,8 +102,7 @@ class Search:
 
     def observe(self, loss: Tensor) -> None:
         """Add the loss of a batch, a scalar, which the schedule of some objectives follows."""
-        if isinstance(self.objective, FollowsLoss):
-            self.objective.observe(loss.detach())
+        self.objective.observe(loss.detach())
 
     def add_penalty(self, loss: Tensor, *, num_parts: int = 1) -> Tensor:
         """Observe the loss of a batch, and return it plus the penalty on open gates, a scalar.
@@ -156,7 +155,7 @@ class Search:
     @property
     def _can_converge(self) -> bool:
         """Whether an unchanged choice ends the search: not if the values of open gates are learned after it."""
-        return self.convergence is not None and not getattr(self.objective, "learns_values", False)
+        return self.convergence is not None and not self.objective.learns_values
 
     def state_dict(self, *, modules: bool = True) -> dict[str, Any]:
         """Return the state for a checkpoint.
@@ -182,6 +181,5 @@ class Search:
         self.gates.renew_values()
 
     def _modules(self) -> dict[str, Any]:
-        """Return the parts of the search that have tensors; an objective of a user may have none."""
-        parts = {"gates": self.gates, "objective": self.objective}
-        return {name: part for name, part in parts.items() if hasattr(part, "state_dict")}
+        """Return the parts of the search that have tensors."""
+        return {"gates": self.gates, "objective": self.objective}

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from itertools import compress
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gating.errors import InputError, InputTypeError, RemedyError, RemedyWarning
 from gating.gates import HeadGates
-from gating.gates.hard_concrete import GateChoice
-from gating.objectives.selection import Items, check_reachable
+from gating.objectives.base import Objective, check_objective
+from gating.objectives.budget import HeadBudget
 from gating.structure.blocks import whole_number
 from gating.units import UNITS, UnitName
 
@@ -25,7 +25,7 @@ _LEAST_STRENGTH = 1e-3
 
 def decide_gate_values(
     gates: HeadGates,
-    objective: GateChoice | None = None,
+    objective: Objective | None = None,
     *,
     num_heads: int | None = None,
     num_neurons: int | None = None,
@@ -55,7 +55,8 @@ def decide_gate_values(
         # Units without a number stay as their gates are.
         kept = values > 0
         for unit, number in numbers.items():
-            kept = torch.where(gates.is_of(unit).to(kept.device), _largest(gates, number, unit), kept)
+            budget = HeadBudget(**{f"num_{unit}": _check_number(gates, number, unit)})  # type: ignore[arg-type]
+            kept = torch.where(gates.is_of(unit).to(kept.device), budget.choose(gates, gates.log_alpha), kept)
     # A kept head with a closed gate would output zeros: it gets its average strength in training instead. One that was
     # decided to be closed, and is kept by another budget than that of the search, has the strength that it had before.
     average = gates.prob_open().detach()
@@ -63,13 +64,12 @@ def decide_gate_values(
     return kept * torch.where(values > 0, values, strength)
 
 
-def _choice_of(objective: GateChoice | None, gates: HeadGates, numbers: Mapping[UnitName, int]) -> Tensor | None:
+def _choice_of(objective: Objective | None, gates: HeadGates, numbers: Mapping[UnitName, int]) -> Tensor | None:
     """Return the gates that an objective keeps, ``[num_gates]``; None if numbers or the gates themselves decide."""
     objective = gates.objective if objective is None else objective
     if objective is None:
         return None
-    if isinstance(objective, type) or not hasattr(objective, "kept"):
-        raise InputTypeError(f"objective={objective!r} is no objective: give the one of the search, or num_heads=...")
+    check_objective(objective)
     chosen = objective.kept(gates)
     given = {unit: _check_number(gates, number, unit) for unit, number in numbers.items()}
     if chosen is None or (given and not gates.values().any() and math.isnan(objective.target(gates))):
@@ -78,23 +78,12 @@ def _choice_of(objective: GateChoice | None, gates: HeadGates, numbers: Mapping[
     for unit, number in given.items():
         total = sum(compress(gates.counts[unit], chosen.tolist()))
         if number != total:
-            settings = objective.extra_repr() if isinstance(objective, nn.Module) else ""
             raise InputError(
-                f"num_{unit}={number} contradicts the objective of these gates: {type(objective).__name__}({settings}) "
-                f"keeps {total} {unit}. Leave num_{unit} out, or give the gates to keep as a mask, such as "
-                f"kept=gating.ExactBudget(num_{unit}={number}).kept(gates)."
+                f"num_{unit}={number} contradicts the objective of these gates: {type(objective).__name__}"
+                f"({objective.extra_repr()}) keeps {total} {unit}. Leave num_{unit} out, or give the gates to keep as "
+                f"a mask, such as kept=gating.ExactBudget(num_{unit}={number}).kept(gates)."
             )
     return chosen
-
-
-def _largest(gates: HeadGates, number: int, unit: UnitName) -> Tensor:
-    """Return the mask of the gates with the largest ``log_alpha`` that stand for a number of units."""
-    number = _check_number(gates, number, unit)
-    items = Items(gates.counts[unit])
-    check_reachable(number, items, unit=unit)
-    kept = torch.zeros_like(gates.log_alpha, dtype=torch.bool)
-    kept[items.select(gates.log_alpha.detach(), number)] = True
-    return kept
 
 
 def _check_number(gates: HeadGates, number: int, unit: UnitName) -> int:

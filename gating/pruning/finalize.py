@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from gating.errors import InputError
 from gating.gates import HeadGates
-from gating.gates.hard_concrete import GateChoice
 from gating.loader.saving import become_compact
+from gating.objectives.base import Objective
 from gating.proof.conditions import check_has_values, check_no_adapters, check_whole
 from gating.proof.masked import MaskedOutputs, Processes
 from gating.proof.prove import apply_proven
@@ -47,7 +47,7 @@ class FinalizeReport(PruneReport):
 def finalize(
     model: nn.Module,
     gates: HeadGates,
-    objective: GateChoice | None = None,
+    objective: Objective | None = None,
     *,
     num_heads: int | None = None,
     num_neurons: int | None = None,
@@ -121,7 +121,7 @@ def finalize(
 def checked_gate_values(
     model: nn.Module,
     gates: HeadGates,
-    objective: GateChoice | None,
+    objective: Objective | None,
     *,
     num_heads: int | None,
     num_neurons: int | None,

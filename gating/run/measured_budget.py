@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from gating.distributed.collectives import broadcast, is_rank_zero
 from gating.errors import InputError
 from gating.gates import HeadGates
-from gating.objectives import HasMovableBudget
+from gating.objectives import KeepsBudget
 from gating.pruning.latency.comparison import describe_batch
 from gating.pruning.latency.copies import PRECISION, CopyTimer
 from gating.pruning.latency.costs import NUM_PASSES, measure_latency_costs
@@ -104,7 +104,7 @@ def _timer(
         print(timer.shortfall("latency.max_seconds"), flush=True)
 
 
-def kept_at_speedup(run: Run, objective: HasMovableBudget, gates: HeadGates) -> Tensor:
+def kept_at_speedup(run: Run, objective: KeepsBudget, gates: HeadGates) -> Tensor:
     """Return the gates that stay for the speedup of a run, equal on all ranks.
 
     Compact copies are timed on rank 0, and the budget is moved until the choice has the speedup.

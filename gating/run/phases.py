@@ -18,7 +18,7 @@ from gating.distributed.collectives import broadcast, check_same, is_rank_zero
 from gating.errors import RemedyWarning
 from gating.models.meta_model import make_meta_model
 from gating.models.sources import ModelSource, Pretrained, load_sharded
-from gating.objectives import HasMovableBudget, Objective
+from gating.objectives import KeepsBudget, Objective
 from gating.objectives.search import Search
 from gating.pruning.finalize import finalize
 from gating.pruning.measure import count_heads
@@ -158,7 +158,7 @@ def remove(run: Run) -> None:
 def _chosen(run: Run, search: Search) -> Tensor | None:
     """Return which gates stay; None for those that are open."""
     objective, gates = search.objective, search.gates
-    if run.objects.budget["speedup"] and isinstance(objective, HasMovableBudget):
+    if run.objects.budget["speedup"] and isinstance(objective, KeepsBudget):
         from gating.run import measured_budget
 
         return measured_budget.kept_at_speedup(run, objective, gates)

@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 
 from gating.errors import InputError, OperationError
 from gating.gates import HeadGates
-from gating.gates.hard_concrete import GateChoice
 from gating.loader.saving import become_compact
+from gating.objectives.base import Objective
 from gating.proof.masked import Processes
 from gating.proof.prove import check_proven
 from gating.pruning.finalize import FinalizeReport, check_own_gates, checked_gate_values, record_masked
@@ -27,7 +27,7 @@ __all__ = ["finalize_sharded"]
 def finalize_sharded(
     model: PreTrainedModel,
     gates: HeadGates,
-    objective: GateChoice | None = None,
+    objective: Objective | None = None,
     *,
     num_heads: int | None = None,
     num_neurons: int | None = None,

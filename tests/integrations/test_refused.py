@@ -90,7 +90,7 @@ def test_copies_for_several_gpus_in_one_process_are_refused():
     ("arguments", "problem"),
     [
         ({"objective": None}, "objective=None has no method parameters"),
-        ({"objective": gating.ExactBudget}, "objective=ExactBudget is a class: give an objective, such as"),
+        ({"objective": gating.ExactBudget}, "is no objective: give one, such as"),
         ({"recovery": None}, "recovery=None is not a share"),
         ({"gate_lr": -1.0}, "gate_lr=-1.0 is not a learning rate"),
         ({"gate_lr": "0.1"}, "gate_lr='0.1' is not a learning rate"),

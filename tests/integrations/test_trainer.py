@@ -95,23 +95,11 @@ def test_gates_and_multipliers_have_groups_of_their_own_without_decay(tmp_path):
     assert all(parameter.requires_grad for parameter in trainer.gates.parameters())
 
 
-class Slope(torch.nn.Module):
+class Slope(gating.Objective):
     """An objective whose penalty has the gradient 1000 at every gate."""
-
-    def attach(self, gates):
-        pass
-
-    def update(self, gates, progress):
-        pass
 
     def penalty(self, gates):
         return 1000 * gates.log_alpha.sum()
-
-    def target(self, gates):
-        return float("nan")
-
-    def kept(self, gates):
-        return None
 
 
 @pytest.mark.runs

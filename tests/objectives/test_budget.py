@@ -7,7 +7,8 @@ import torch
 
 import gating
 from gating.objectives import HeadBudget
-from gating.objectives.selection import Items, check_reachable
+from gating.objectives.choose import choose
+from gating.objectives.parts import Part
 from tests.support.family_models import FAMILIES
 
 
@@ -39,21 +40,51 @@ def best_by_hand(scores, heads_per_gate, num_heads, block_sizes, min_per_layer):
 LAYOUTS = [((1,) * 6, (2, 4)), ((2,) * 6, (3, 3)), ((2, 2, 1, 1, 2, 1), (3, 3)), ((1, 3, 0, 2, 1, 2), (2, 2, 2))]
 
 
+def part_of(heads_per_gate, block_sizes, min_per_layer, number):
+    layers = tuple(layer for layer, size in enumerate(block_sizes) for _ in range(size))
+    least = (min_per_layer,) * len(block_sizes)
+    gates = tuple(range(len(heads_per_gate)))
+    return Part("heads", "heads", None, gates, heads_per_gate, number, True, heads_per_gate, layers, least)
+
+
 @pytest.mark.parametrize(("heads_per_gate", "block_sizes"), LAYOUTS)
 @pytest.mark.parametrize("min_per_layer", [0, 1, 2])
-def test_the_best_choice_is_found(heads_per_gate, block_sizes, min_per_layer):
-    items = Items(heads_per_gate, block_sizes, (min_per_layer,) * len(block_sizes))
+def test_each_number_that_can_be_met_is_met_by_the_best_gates(heads_per_gate, block_sizes, min_per_layer):
+    sizes = torch.tensor(heads_per_gate)
     for seed, num_heads in itertools.product(range(3), range(1, sum(heads_per_gate) + 1)):
         scores = torch.randn(6, generator=torch.Generator().manual_seed(seed))
         expected = best_by_hand(scores.tolist(), heads_per_gate, num_heads, block_sizes, min_per_layer)
+        part = part_of(heads_per_gate, block_sizes, min_per_layer, num_heads)
+        assert part.can_keep(num_heads) == (expected is not None)
         if expected is None:
-            with pytest.raises(ValueError, match="cannot be kept exactly"):
-                check_reachable(num_heads, items)
-            assert items.nearest(num_heads) != num_heads
+            assert part.nearest(num_heads) != num_heads
             continue
-        check_reachable(num_heads, items)
-        assert items.nearest(num_heads) == num_heads >= items.fewest
-        assert sorted(items.select(scores, num_heads).tolist()) == expected
+        kept = part.choose(scores)
+        assert part.nearest(num_heads) == num_heads >= part.smallest
+        assert (sizes * kept).sum() == num_heads
+        assert all((sizes * kept)[range(start, start + size)].sum() >= min_per_layer for start, size in zip(
+            itertools.accumulate(block_sizes, initial=0), block_sizes, strict=False
+        ))  # fmt: skip
+        if len(set(heads_per_gate)) == 1:
+            assert kept.nonzero().flatten().tolist() == expected
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_share_of_cost_is_filled_and_near_the_bound(seed):
+    """The fractional knapsack is a bound: the choice gives away at most the value of one gate."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = torch.tensor([3.0, 2.0], dtype=torch.float64)[torch.randint(2, (200,), generator=generator)] / 500
+    scores = torch.rand(200, generator=generator, dtype=torch.float64)
+    limit = 0.1 + 0.03 * seed
+    taken = choose(scores, sizes.tolist(), limit, [0] * 200, [0], [1] * 200, is_met=False)
+    kept = torch.zeros(200, dtype=torch.bool).index_fill(0, torch.tensor(taken), True)
+    used, others = sizes[kept].sum(), sizes[~kept]
+    assert used <= limit * (1 + 1e-9)
+    assert (used + others > limit).all()
+    order = scores.argsort(descending=True)
+    room = (limit - sizes[order].cumsum(0) + sizes[order]).clamp_min(0)
+    bound = (scores[order] * torch.minimum(room, sizes[order])).sum()
+    assert (scores * sizes)[kept].sum() >= 0.98 * bound
 
 
 def test_the_best_heads_of_every_layer_come_first(gates):
@@ -72,13 +103,14 @@ def test_a_minimum_of_heads_takes_whole_groups(llama_gates):
 
 
 def test_a_choice_of_another_number(gates):
-    assert HeadBudget(num_heads=2).choose(gates, torch.arange(12.0), numbers=[7]).sum() == 7
+    (part,) = HeadBudget(num_heads=2).parts(gates)
+    assert part.choose(torch.arange(12.0), 7).sum() == 7
 
 
 def test_a_share_is_rounded_to_whole_groups_of_heads(llama_gates):
     assert HeadBudget(keep=0.38).resolve(llama_gates) in (8, 10)
     assert HeadBudget().resolve(llama_gates) == 6
-    ((part, _),) = HeadBudget(num_heads=4).parts(llama_gates)
+    (part,) = HeadBudget(num_heads=4).parts(llama_gates)
     assert part.nearest(16.9) in (16, 18)
 
 

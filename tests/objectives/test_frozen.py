@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import gating
 from gating.errors import InputError
 from gating.gates.attachment import freeze, unfreeze
-from gating.objectives.baselines.importance import derivatives, sensitivity
+from gating.objectives.rankings.sensitivity import derivatives, sensitivity
 from gating.teachers.open_teacher import OpenTeacher
 from tests.support.tiny_models import randomize
 
@@ -198,7 +198,7 @@ def test_gates_without_noise_begin_at_their_ranking_and_end_decided(llama):
     search.update(0.0)
     assert (gates.values() == 1).all()
     llama(**BATCH, labels=BATCH["input_ids"]).loss.backward()
-    scores = objective.ranking.scores(gates)
+    scores = objective.ranking.scores(gates, gates.macs_per_gate)
     search.update(0.13)
     assert torch.equal(gates.log_alpha.argsort(), scores.argsort())
     costs, spread = gates.macs_per_gate / gates.macs_per_gate.sum(), []

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 import gating
-from gating.objectives import Importance
-from gating.objectives.baselines.importance import sensitivity
-from gating.objectives.baselines.mask import MaskSampler
+from gating.objectives import Fisher, Importance
+from gating.objectives.rankings.sensitivity import sensitivity
+from gating.objectives.samplers import MaskSampler
 from gating.proof.probe import make_probe
 from tests.support.family_models import FAMILIES
 from tests.support.tiny_models import batch_for
@@ -19,7 +19,7 @@ LABELS = torch.tensor([0, 2])
 
 def watched(model, **options):
     gates = gating.inject_gates(model, **options)
-    gates.sampler = MaskSampler(gates, num_open=gates.total(gates.units[0]))
+    gates.sampler = MaskSampler(gates, [0.0])
     ranking = Importance()
     ranking.attach(gates)
     return gates, ranking
@@ -69,7 +69,7 @@ def test_closed_heads_have_no_importance_and_change_that_of_the_others(bert):
     batch = batch_for(bert) | {"labels": LABELS}
     mask = torch.ones(12)
     mask[[0, 5, 6]] = 0
-    gates.sampler.fix(mask > 0, num_open=9)
+    gates.sampler.mask.copy_(mask)
     loss_of(bert, batch).backward()
     collected = ranking.importance.clone()
     by_hand = gradient_of_each_example(bert, gates, batch, mask).abs().mean(dim=0) * mask
@@ -194,3 +194,46 @@ def test_neurons_of_experts_are_ranked_by_token(family):
     assert scores.isfinite().all()
     assert scores[1] == 0
     assert (scores > 0).sum() == len(scores) - 1
+
+
+def test_gates_of_unequal_cost_in_one_layer_are_ranked_per_cost(bert):
+    """Two gates are as important; one of them costs twice as much."""
+    gates = gating.inject_gates(bert)
+    sizes = torch.ones(12)
+    sizes[0] = 2.0
+    for ranking in (Importance(), Fisher()):
+        ranking.attach(gates)
+        ranking.importance.fill_(1.0)
+        scores = ranking.scores(gates, sizes)
+        assert (scores[1] / scores[0]).item() == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("units", [("heads", "neurons"), ("neurons", "heads")])
+def test_the_importance_of_layers_does_not_depend_on_how_their_units_are_grouped(bert, units):
+    """A layer of neurons in half as large groups, of half the cost each, has the same scores per cost."""
+    found = []
+    for group_size, repeats in ((16, 1), (8, 2)):
+        gates = gating.inject_gates(bert, units=units, group_size=group_size)
+        ranking = Importance()
+        ranking.attach(gates)
+        per_layer = torch.tensor([3.0, 1.0, 2.0]).repeat_interleave(repeats) / repeats
+        ranking.importance.copy_(torch.cat([torch.ones(12), per_layer.repeat(3)]))
+        budget = gating.objectives.HeadBudget(keep=0.5)
+        sizes = torch.tensor(budget.parts(gates)[0].sizes)
+        scores = ranking.scores(gates, sizes)
+        found.append((scores[:12], scores[12::repeats]))
+        gates.remove()
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("cost", ["macs", "parameters", {"heads": 3.0, "neurons": 1.0}])
+def test_fisher_information_is_divided_by_the_cost_that_gates_compete_for(bert, cost):
+    gates = gating.inject_gates(bert, units=("heads", "neurons"), group_size=16)
+    objective = gating.IterativePruning(Fisher(), keep=0.5, cost=cost)
+    objective.attach(gates)
+    costs = gating.objectives.costs.gate_costs(gates, cost)
+    # As important as they are costly: no gate is better than another.
+    objective.ranking.importance.copy_(costs)
+    scores = objective._scores(gates, objective._parts)
+    torch.testing.assert_close(scores, torch.ones(21))

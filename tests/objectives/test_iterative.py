@@ -4,26 +4,22 @@ import itertools
 
 import pytest
 import torch
-from torch import nn
 
 import gating
-from gating.objectives import RandomOrder
+from gating.objectives import RandomOrder, Ranking
 from tests.support.family_models import FAMILIES
 
 SCHEDULE = gating.BudgetSchedule(start=0.2, end=0.8)
 
 
-class Ascending(nn.Module):
+class Ascending(Ranking):
     """A ranking in the order of the gates that counts the calls of start_over."""
 
     def __init__(self):
         super().__init__()
         self.starts = 0
 
-    def attach(self, gates):
-        pass
-
-    def scores(self, gates):
+    def scores(self, gates, sizes=None):
         return torch.arange(float(gates.log_alpha.numel()))
 
     def start_over(self, gates):
@@ -64,7 +60,7 @@ def test_the_lowest_ranks_close_first_and_stay_closed(gates):
     objective.attach(gates)
     objective.update(gates, 0.5)
     assert gates.values().tolist() == [0.0] * 4 + [1.0] * 8
-    objective.ranking.scores = lambda gates: -torch.arange(12.0)  # The reverse order.
+    objective.ranking.scores = lambda gates, sizes: -torch.arange(12.0)  # The reverse order.
     objective.update(gates, 1.0)
     assert gates.values().nonzero().flatten().tolist() == [4, 5, 6, 7]
     assert torch.equal(objective.kept(gates), gates.values() > 0)

@@ -26,7 +26,7 @@ SHIFT = 2 / 3 * math.log(0.1 / 1.1)
 
 
 def expected_count(log_alpha, target):
-    return hard_concrete.prob_open(ExpectedCount(target, **OPTIONS)(log_alpha), **OPTIONS).sum().item()
+    return hard_concrete.prob_open(ExpectedCount([target], **OPTIONS)(log_alpha), **OPTIONS).sum().item()
 
 
 RANDOM_CASES = [(seed, total, share) for seed, total in enumerate((4, 72, 144)) for share in (0.1, 0.25, 0.6, 0.95)]
@@ -53,20 +53,20 @@ def test_the_expected_count_meets_the_target_for_identical_locations(level):
 
 def test_the_offset_of_identical_locations_is_known():
     # sigmoid(a - c - shift) = 1 / 4 for each gate
-    offset = ExpectedCount(18.0, **OPTIONS).offset(torch.full((72,), 2.0))
+    offset = ExpectedCount([18.0], **OPTIONS).offset(torch.full((72,), 2.0))
     assert offset.item() == pytest.approx(2.0 - SHIFT - math.log(0.25 / 0.75), abs=1e-4)
 
 
 def test_the_offset_keeps_the_order_and_the_distances_of_the_gates():
     log_alpha = torch.randn(20, generator=torch.Generator().manual_seed(0))
-    shifted = ExpectedCount(5.0, **OPTIONS)(log_alpha)
+    shifted = ExpectedCount([5.0], **OPTIONS)(log_alpha)
     torch.testing.assert_close(shifted - shifted[0], log_alpha - log_alpha[0])
 
 
 @pytest.mark.parametrize("target", [1.0, 5.0, 17.0, 19.6])
 def test_the_gradient_of_the_offset_is_that_of_the_implicit_function(target):
     log_alpha = torch.randn(20, generator=torch.Generator().manual_seed(2)).requires_grad_()
-    offset = ExpectedCount(target, **OPTIONS).offset(log_alpha)
+    offset = ExpectedCount([target], **OPTIONS).offset(log_alpha)
     offset.backward()
     probs = torch.sigmoid(log_alpha.detach() - offset.detach() - SHIFT)
     slopes = probs * (1 - probs)
@@ -75,7 +75,7 @@ def test_the_gradient_of_the_offset_is_that_of_the_implicit_function(target):
 
 def test_the_gradient_of_the_offset_equals_finite_differences():
     log_alpha = torch.randn(8, generator=torch.Generator().manual_seed(3)).requires_grad_()
-    constraint = ExpectedCount(3.0, **OPTIONS)
+    constraint = ExpectedCount([3.0], **OPTIONS)
     constraint.offset(log_alpha).backward()
     step = 1e-2
     for index in range(8):
@@ -89,7 +89,7 @@ def test_the_gradient_of_the_offset_equals_finite_differences():
 
 def test_the_expected_count_has_no_gradient():
     log_alpha = torch.randn(30, generator=torch.Generator().manual_seed(4)).requires_grad_()
-    hard_concrete.prob_open(ExpectedCount(7.0, **OPTIONS)(log_alpha), **OPTIONS).sum().backward()
+    hard_concrete.prob_open(ExpectedCount([7.0], **OPTIONS)(log_alpha), **OPTIONS).sum().backward()
     # Whatever the gates do, their sum stays: heads compete.
     torch.testing.assert_close(log_alpha.grad, torch.zeros(30), rtol=0, atol=1e-5)
 
@@ -234,6 +234,7 @@ def test_ten_times_the_price_costs_ten_times_as_much(bert):
     penalties, gradients = [], []
     for price in (0.3, 3.0):
         objective = FixedPrice(price=price)
+        objective.attach(gates)
         objective.update(gates, 1.0)
         gates.log_alpha.grad = None
         penalty = objective.penalty(gates)
@@ -247,6 +248,7 @@ def test_ten_times_the_price_costs_ten_times_as_much(bert):
 def test_heads_cost_nothing_before_the_start(bert):
     gates = gating.inject_gates(bert)
     objective = FixedPrice(price=5.0, start=0.2)
+    objective.attach(gates)
     for progress, is_free in ((0.0, True), (0.19, True), (0.2, False), (1.0, False)):
         objective.update(gates, progress)
         assert (objective.penalty(gates).item() == 0) == is_free

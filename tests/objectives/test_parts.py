@@ -9,7 +9,6 @@ import transformers
 import gating
 from gating.gates import hard_concrete
 from gating.objectives.parts import parts_of
-from gating.objectives.per_part import PerPart
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
 from gating.pruning.decide import decide_gate_values
@@ -111,14 +110,14 @@ def test_shares_are_rounded_to_groups_and_numbers_are_not():
 def test_the_budget_of_every_kind_is_met_at_every_step(rival):
     torch.manual_seed(0)
     search = search_with(RIVALS[rival](num_heads=WANTED, schedule=gating.BudgetSchedule(start=0.0, end=0.5)))
-    parts = parts_of(search.gates, by="kind")
+    parts = parts_of(search.gates, unit="heads", by="kind")
     assert [part.kind for part in parts] == ["encoder", "decoder", "cross"]
     with torch.no_grad():
         search.gates.log_alpha.normal_(generator=torch.Generator().manual_seed(0))
     for step in range(9):
         search.objective.update(search.gates, step / 8)
         probs = search.gates.prob_open()
-        open_heads = {part.kind: probs[list(part.indices)].sum().item() for part in parts}
+        open_heads = {part.kind: probs[list(part.gates)].sum().item() for part in parts}
         assert sum(open_heads.values()) == pytest.approx(search.objective.target(search.gates), abs=1e-2)
         if step >= 4:
             assert open_heads == pytest.approx(WANTED, abs=1e-2)
@@ -128,7 +127,7 @@ def test_heads_compete_with_those_of_their_kind_only():
     search = search_with(gating.ExactBudget(num_heads=WANTED))
     search.objective.update(search.gates, 1.0)
     before = search.gates.prob_open().detach()
-    cross = list(parts_of(search.gates, by="kind")[2].indices)
+    cross = list(parts_of(search.gates, unit="heads", by="kind")[2].gates)
     with torch.no_grad():
         search.gates.log_alpha[cross[0]] += 2
     changed = (search.gates.prob_open().detach() - before).abs() > 1e-4
@@ -146,8 +145,8 @@ def test_the_gradient_of_a_budget_per_kind_is_that_of_the_implicit_functions():
     located = gates.constrained_log_alpha()
     (located * weights).sum().backward()
     expected = torch.empty(32)
-    for part in parts_of(gates, by="kind"):
-        its = list(part.indices)
+    for part in parts_of(gates, unit="heads", by="kind"):
+        its = list(part.gates)
         p = torch.sigmoid(located.detach()[its] - SHIFT)
         assert p.sum().item() == pytest.approx(WANTED[part.kind], abs=1e-3)
         slopes = p * (1 - p)
@@ -166,8 +165,8 @@ def test_the_lagrangian_has_multipliers_per_kind():
     penalty = objective.penalty(gates)
     penalty.backward()
     by_hand, p = 0.0, torch.sigmoid(torch.linspace(-3, 3, 32) - SHIFT)
-    for number, part in enumerate(parts_of(gates, by="kind")):
-        its = list(part.indices)
+    for number, part in enumerate(parts_of(gates, unit="heads", by="kind")):
+        its = list(part.gates)
         missed = 1 - p[its].sum().item() / len(its) - (1 - WANTED[part.kind] / len(its))
         one, two = ((0.7, 3.0), (-0.2, 0.0), (1.0, 1.0))[number]
         by_hand += one * missed + two * missed**2
@@ -193,29 +192,11 @@ def test_a_resumed_search_is_the_uninterrupted_one(rival):
     assert torch.equal(whole.objective.kept(whole.gates), resumed.objective.kept(resumed.gates))
 
 
-def test_one_number_for_all_is_one_part():
-    gates = gating.inject_gates(FAMILIES["bart"].build())
-    gating.ExactBudget(num_heads=15).attach(gates)
-    assert not isinstance(gates.constraint, PerPart)
-
-
-def test_a_module_per_part_sees_only_its_gates_and_puts_them_back():
+def test_parts_have_every_gate_once_and_one_number_is_one_part():
     gates = gating.inject_gates(FAMILIES["t5"].build())
-    parts = parts_of(gates, by="kind")
-    assert sorted(index for part in parts for index in part.indices) == list(range(36))
-
-    class Adding(torch.nn.Module):
-        def __init__(self, number):
-            super().__init__()
-            self.number = number
-
-        def forward(self, log_alpha):
-            assert log_alpha.shape == (12,)
-            return log_alpha + self.number
-
-    added = PerPart(parts, [Adding(100.0 * number) for number in range(3)])(torch.arange(36.0))
-    for number, part in enumerate(parts):
-        assert added[list(part.indices)].tolist() == [index + 100.0 * number for index in part.indices]
+    parts = parts_of(gates, unit="heads", by="kind")
+    assert sorted(gate for part in parts for gate in part.gates) == list(range(36))
+    assert len(parts_of(gates, unit="heads")) == 1
 
 
 @pytest.mark.parametrize(

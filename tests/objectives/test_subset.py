@@ -6,9 +6,8 @@ import pytest
 import torch
 
 import gating
-from gating.objectives.baselines.subset import GumbelTopK, StraightThroughTopK, gumbel_noise, soft_knapsack, soft_top_k
-from gating.objectives.costs import gate_costs
-from gating.objectives.parts import parts_of
+from gating.objectives import HeadBudget
+from gating.objectives.papers.subset import GumbelTopK, StraightThroughTopK, gumbel_noise, soft_knapsack, soft_top_k
 from tests.support.family_models import FAMILIES
 
 
@@ -87,13 +86,8 @@ def gates(bert):
     return gating.inject_gates(bert)
 
 
-def whole(gates):
-    (part,) = parts_of(gates, by=None)
-    return part
-
-
 def test_straight_through_values_are_a_mask_with_the_gradient_of_log_alpha(gates):
-    sampler = StraightThroughTopK(whole(gates), number=5)
+    sampler = StraightThroughTopK(HeadBudget(num_heads=5).parts(gates))
     with torch.no_grad():
         gates.log_alpha.normal_(generator=torch.Generator().manual_seed(0))
     values = sampler.sample(gates.log_alpha)
@@ -105,7 +99,7 @@ def test_straight_through_values_are_a_mask_with_the_gradient_of_log_alpha(gates
 
 @pytest.mark.parametrize("autocast", [False, True])
 def test_draws_sum_to_the_number_of_heads(gates, autocast):
-    sampler = GumbelTopK(whole(gates), number=5, scale=5.0, temperature=0.5)
+    sampler = GumbelTopK(HeadBudget(num_heads=5).parts(gates), scale=5.0, temperature=0.5)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
         draw = sampler.sample(gates.log_alpha)
     assert draw.dtype == torch.float32
@@ -120,7 +114,7 @@ def test_draws_sum_to_the_number_of_heads(gates, autocast):
 def test_gradient_of_a_draw_does_not_explode(bert, temperature):
     """Clipped together with a gradient of 1e15, weights would not learn."""
     gates = gating.inject_gates(bert)
-    sampler = GumbelTopK(whole(gates), number=11, scale=5.0, temperature=temperature)
+    sampler = GumbelTopK(HeadBudget(num_heads=11).parts(gates), scale=5.0, temperature=temperature)
     for seed in range(20):
         torch.manual_seed(seed)
         gates.log_alpha.grad = None
@@ -131,7 +125,7 @@ def test_gradient_of_a_draw_does_not_explode(bert, temperature):
 
 def test_a_gate_of_a_group_counts_as_its_heads():
     gates = gating.inject_gates(FAMILIES["llama"].build())
-    sampler = GumbelTopK(whole(gates), number=10, scale=1.0, temperature=0.5)
+    sampler = GumbelTopK(HeadBudget(num_heads=10).parts(gates), scale=1.0, temperature=0.5)
     assert (sampler.values(gates.log_alpha) * 2).sum() == 10
     assert (sampler.sample(gates.log_alpha) * 2).sum().item() == pytest.approx(10, rel=1e-4)
 
@@ -187,16 +181,15 @@ def test_items_without_weight_are_never_drawn_and_a_whole_budget_draws_all_other
     assert (drawn[[0, 2]] > 0.999).all()
 
 
-@pytest.mark.parametrize("unit", ["neurons", "cost"])
-def test_draws_of_neurons_and_of_cost_use_the_budget(bert, unit):
+@pytest.mark.parametrize("arguments", [{"num_neurons": 68}, {"keep": 0.4}])
+def test_draws_of_neurons_and_of_cost_use_the_budget(bert, arguments):
     gates = gating.inject_gates(bert, units=("heads", "neurons"), group_size=20)
-    (part,) = parts_of(gates, by=None, unit=unit, costs=gate_costs(gates, "macs"))
-    number = 68 if unit == "neurons" else 0.4
-    sampler = GumbelTopK(part, number=number, scale=5.0, temperature=0.01)
-    own = gates.log_alpha.detach()[list(part.indices)].requires_grad_()
-    weights = torch.tensor(part.weights)
-    for values in (sampler.sample(own), sampler.prob_open(own)):
-        assert (values * weights).sum().item() == pytest.approx(number, rel=1e-3)
-    assert (sampler.values(own) * weights).sum() <= number + 1e-6
-    (sampler.sample(own) * torch.arange(float(len(own)))).sum().backward()
-    assert 0 < own.grad.norm() <= 1.001
+    parts = HeadBudget(**arguments).parts(gates)
+    sampler = GumbelTopK(parts, scale=5.0, temperature=0.01)
+    part = parts[-1]
+    own, sizes = list(part.gates), torch.tensor(part.sizes)
+    for values in (sampler.sample(gates.log_alpha), sampler.prob_open(gates.log_alpha)):
+        assert (values[own] * sizes).sum().item() == pytest.approx(part.limit, rel=1e-3)
+    assert (sampler.values(gates.log_alpha)[own] * sizes).sum() <= part.limit + 1e-6
+    (sampler.sample(gates.log_alpha) * torch.arange(21.0)).sum().backward()
+    assert 0 < gates.log_alpha.grad[own].norm() <= 1.001

@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from torch import nn
 
 import gating
-from gating.errors import InputError, InputTypeError
+from gating.errors import InputError
 from tests.support.family_models import FAMILIES
 from tests.support.tiny_models import build
 
@@ -25,14 +24,8 @@ def trained_gates(model, objective, **options):
     return gates
 
 
-class OwnChoice(nn.Module):
-    """An objective of a user, which does not tell the gates that it is attached."""
-
-    def attach(self, gates):
-        pass
-
-    def update(self, gates, progress):
-        pass
+class OwnChoice(gating.Objective):
+    """An objective of a user."""
 
     def target(self, gates):
         return 2.0
@@ -131,7 +124,7 @@ def test_one_thing_chooses():
     with pytest.raises(InputError, match="Give either an objective or kept, not both"):
         gating.finalize(model, gates, objective, kept=objective.kept(gates))
     for wrong in (6, gating.ExactBudget, "budget"):
-        with pytest.raises(InputTypeError, match="is no objective"):
+        with pytest.raises(InputError, match="is no objective"):
             gating.finalize(model, gates, wrong)
     assert model.head_gates is gates
 

@@ -1,23 +1,27 @@
-"""Ranking of heads and neurons by the sensitivity of the loss (Michel et al. 2019, arXiv 1905.10650)."""
+"""Rankings by the sensitivity of the loss to each gate: Michel et al. 2019, and the Fisher information."""
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, distributed, nn
 
+from gating.errors import InputError
 from gating.gates import HeadGates
-from gating.objectives.base import begin_search, check_search
+from gating.objectives.rankings.ranking import Ranking, per_size
 
-__all__ = ["Importance", "sensitivity"]
+__all__ = ["Fisher", "Importance", "derivatives", "sensitivity"]
 
 
-class Importance(nn.Module):
-    """A ranking by the expected sensitivity of the loss to each head, normalized in each layer (paper, section 4.1).
+class Importance(Ranking):
+    """A ranking by the expected sensitivity of the loss to each head, normalized in each layer.
 
-    A group of neurons is ranked as a head is; neurons of experts, which see tokens and not examples, by the derivative
-    of each token. The norm in a layer is L2 for heads, as in the paper. Where heads and neurons are ranked together, it
-    is the root mean square, which does not favor layers with few gates.
+    Michel et al. 2019, arXiv 1905.10650, section 4.1. A group of neurons is ranked as a head is; neurons of experts,
+    which see tokens and not examples, by the derivative of each token. The norm in a layer is L2 for heads, as in the
+    paper. Where heads and neurons are ranked together, it is the root mean square, which does not favor layers with few
+    gates. Normalized is the sensitivity per size: gates of unequal cost in one layer differ by it, and layers are alike
+    however their units are grouped.
 
     The paper ranks the heads of a trained model before each round, over the training data. Here weights are trained
     between rounds, so the importance is the sum over the training batches since the last round, with dropout. A module
@@ -38,16 +42,11 @@ class Importance(nn.Module):
     """
 
     importance: Tensor
-    # Objectives that have ranked end the measurement, which takes time.
-    is_measuring = True
-    # This is the number of the search that the statistics belong to.
-    _search_number: int | None = None
 
     def attach(self, gates: HeadGates) -> None:
         """Register hooks on the outputs of heads and neurons, until the gates are removed."""
+        super().attach(gates)
         self.register_buffer("importance", torch.zeros_like(gates.log_alpha, requires_grad=False))
-        begin_search(self, gates, number=gates.search_number)
-        self.is_measuring = True
         first = 0
         for block, size in zip(gates.blocks(), gates.block_sizes, strict=True):
             widths = [gate.num_features for gate in gates.gate_sizes[first : first + size]]
@@ -55,10 +54,9 @@ class Importance(nn.Module):
             gates.keep_until_removed(block.hook_features(hook))
             first += size
 
-    def scores(self, gates: HeadGates) -> Tensor:
-        """Return the importance of one unit of each gate, ``[num_gates]``, with a norm of one in each layer."""
-        per_unit = self._summed(gates) / torch.tensor(gates.units_per_gate, device=self.importance.device).clamp_min(1)
-        layers = per_unit.split(gates.block_sizes)
+    def scores(self, gates: HeadGates, sizes: Tensor | None = None) -> Tensor:
+        """Return the importance of each gate per size, ``[num_gates]``, with a norm of one in each layer."""
+        layers = per_size(self._summed(gates), gates, sizes).split(gates.block_sizes)
         # The constant is that of the authors' program; a layer without an open head stays zero.
         norms = [layer.norm() + 1e-20 for layer in layers]
         if len(gates.units) > 1:
@@ -76,12 +74,65 @@ class Importance(nn.Module):
 
     def _summed(self, gates: HeadGates) -> Tensor:
         """Return the importance over the batches of all processes, ``[num_gates]``."""
-        check_search(self, gates)
+        self.check_search(gates)
         importance = self.importance.clone()
         if distributed.is_available() and distributed.is_initialized():
             # The mean is over the examples of all processes, as one process would have it.
             distributed.all_reduce(importance)
         return importance
+
+
+class Fisher(Importance):
+    """A ranking by the diagonal of the empirical Fisher information of the gates, in all layers together.
+
+    Kwon et al. 2022, arXiv 2204.09656: ``I_h = E_x (dL(x) / d xi_h)^2`` with the mask variable ``xi_h`` of a head or of
+    a group of neurons (section 4.1). To second order, the rise of the loss of a trained model without it is
+    proportional to it. Unlike in :class:`Importance` it is not normalized in each layer, since layers differ in it: on
+    a decoder of 30 layers such a norm loses most of what the ranking knows. Where heads and neurons compete, it is that
+    of a unit of their cost.
+
+    The paper rearranges the mask in each layer by the interactions of its units, and tunes their values; neither is
+    here.
+
+    Example:
+        >>> from gating import inject_gates
+        >>> from transformers import BertConfig, BertModel
+        >>> _ = torch.manual_seed(0)  # No gate is drawn as closed.
+        >>> model = BertModel(BertConfig(hidden_size=8, num_attention_heads=4, num_hidden_layers=2, vocab_size=10))
+        >>> gates, ranking = inject_gates(model), Fisher()
+        >>> ranking.attach(gates)
+        >>> model(torch.tensor([[1, 2, 3]])).last_hidden_state.square().sum().backward()
+        >>> bool((ranking.scores(gates) > 0).all())
+        True
+    """
+
+    def __init__(self, *, per: Literal["example", "token"] = "example") -> None:
+        """Set the terms that are squared.
+
+        Args:
+            per: ``example``, as in the paper; or ``token``, the part of each token in the derivative: for language
+                models, whose examples are tokens, the estimate with the smaller variance.
+
+        Raises:
+            InputError: ``per`` is another word.
+        """
+        super().__init__()
+        if per not in ("example", "token"):
+            raise InputError(f"per={per!r} is no part of a batch: give example or token.")
+        self._per = per
+
+    def scores(self, gates: HeadGates, sizes: Tensor | None = None) -> Tensor:
+        """Return the information of each gate per size, ``[num_gates]``, over the largest of all."""
+        found = per_size(self._summed(gates).double().cpu(), gates, sizes)
+        # The scale is free; sums of squares may be below what single precision holds.
+        scores = found / found.max().clamp_min(torch.finfo(torch.float64).tiny)
+        return scores.float().to(gates.log_alpha.device)
+
+    def of_batch(self, head_outputs: Tensor, gradient: Tensor, num_gates: int, widths: Sequence[int]) -> Tensor:
+        """Return the sum of squares of a batch for the gates of a block, ``[num_gates]``."""
+        terms = derivatives(head_outputs, gradient, num_gates, widths)
+        squares = (terms if self._per == "token" else terms.sum(dim=1, keepdim=True)).square()
+        return squares.nan_to_num(0.0, 0.0, 0.0).sum(dim=(0, 1))
 
 
 def sensitivity(head_outputs: Tensor, gradient: Tensor, num_gates: int, widths: Sequence[int] = ()) -> Tensor:

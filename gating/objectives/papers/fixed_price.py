@@ -4,18 +4,18 @@ import math
 from typing import SupportsFloat
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gating.errors import InputError
 from gating.gates import HeadGates
-from gating.objectives.base import begin_search, check_search
+from gating.objectives.base import Objective
 from gating.objectives.budget import HeadBudget
 from gating.objectives.costs import Costs
 
 __all__ = ["FixedPrice"]
 
 
-class FixedPrice(nn.Module):
+class FixedPrice(Objective):
     """An objective that adds ``price * expected share of open gates`` to the loss.
 
     The share, not the number, so that a price means the same for models of any size. With gates on neurons it is the
@@ -27,6 +27,7 @@ class FixedPrice(nn.Module):
         >>> from transformers import BertConfig, BertModel
         >>> model = BertModel(BertConfig(hidden_size=8, num_attention_heads=4, num_hidden_layers=2, vocab_size=10))
         >>> gates, objective = inject_gates(model), FixedPrice(price=2.0)
+        >>> objective.attach(gates)
         >>> objective.update(gates, 1.0)
         >>> round(objective.penalty(gates).item(), 2)  # gates start with a probability of 0.98
         1.96
@@ -61,13 +62,15 @@ class FixedPrice(nn.Module):
 
     def attach(self, gates: HeadGates) -> None:
         """Begin a search, in which there is no penalty before the start."""
-        self._budget.parts(gates)
-        begin_search(self, gates)
+        (part,) = self._budget.parts(gates)
+        super().attach(gates)
         self._started = False
+        shares = torch.tensor(part.sizes, device=gates.log_alpha.device, dtype=torch.float32) / part.total
+        self.register_buffer("_shares", shares, persistent=False)
 
     def update(self, gates: HeadGates, progress: float) -> None:
         """Begin with the penalty at the scheduled start."""
-        check_search(self, gates)
+        super().update(gates, progress)
         self._started = progress >= self._start
 
     def penalty(self, gates: HeadGates) -> Tensor:
@@ -75,18 +78,12 @@ class FixedPrice(nn.Module):
         price = self._price if self._started else 0.0
         if not gates.is_weighed:
             return price * gates.prob_open().mean()
-        ((part, _),) = self._budget.parts(gates)
-        shares = torch.tensor(part.weights, device=gates.log_alpha.device, dtype=torch.float32) / part.total
-        return price * (gates.prob_open() * shares).sum()
-
-    def target(self, gates: HeadGates) -> float:
-        """Return NaN: a price sets no number of heads."""
-        return math.nan
+        return price * (gates.prob_open() * self.get_buffer("_shares")).sum()
 
     def kept(self, gates: HeadGates) -> Tensor | None:
         """Return None, so that open gates stay; if there are none, the gate that is closest to open."""
         if any(gates.count_open(unit) for unit in gates.units):
             return None
-        if not gates.is_weighed:
-            return HeadBudget(keep=1 / gates.total(gates.units[0])).choose(gates, gates.log_alpha)
-        return torch.zeros_like(gates.log_alpha, dtype=torch.bool).index_fill(0, gates.log_alpha.argmax(), True)
+        is_unit = torch.tensor(gates.units_per_gate, device=gates.log_alpha.device) > 0
+        best = gates.log_alpha.detach().masked_fill(~is_unit, -torch.inf).argmax()
+        return torch.zeros_like(gates.log_alpha, dtype=torch.bool).index_fill(0, best, True)

@@ -1,19 +1,18 @@
 """Gates without noise, for frozen weights: soft at first, then sharper, then open or closed with learned values."""
 
-from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gating.gates import HeadGates, hard_concrete
-from gating.objectives.base import check_search
-from gating.objectives.baselines.fisher import Fisher
-from gating.objectives.baselines.importance import Importance
-from gating.objectives.baselines.iterative import HeadRanking
-from gating.objectives.baselines.mask import HostCount
-from gating.objectives.costs import Costs
-from gating.objectives.exact import ExactBudget
-from gating.objectives.schedule import BudgetSchedule
+from gating.gates.hard_concrete import GateSampler
+from gating.objectives.budgets.exact import ExactBudget
+from gating.objectives.keeps_budget import takes_budget
+from gating.objectives.parts import sizes_of
+from gating.objectives.rankings.ranking import Ranking
+from gating.objectives.rankings.sensitivity import Fisher
+from gating.objectives.samplers import HostNumbers
 
 __all__ = ["DeterministicBudget", "SharpenedGates"]
 
@@ -25,7 +24,7 @@ _SCALE = 0.2
 _RANKED, _SHARED, _DECIDED = 0, 1, 2
 
 
-class SharpenedGates(nn.Module):
+class SharpenedGates(GateSampler):
     """A sampler of gates without noise, the same in training and evaluation.
 
     Attributes:
@@ -40,29 +39,34 @@ class SharpenedGates(nn.Module):
     def __init__(self, gates: HeadGates) -> None:
         """Start with every gate at 1."""
         super().__init__()
-        self.phase = HostCount(_RANKED)
+        self._phase = HostNumbers([_RANKED])
         self.register_buffer("mask", torch.ones_like(gates.log_alpha, requires_grad=False))
         self.strength = nn.Parameter(torch.zeros_like(gates.log_alpha))
         self._threshold = hard_concrete.open_threshold(gates.temperature, gates.stretch_limits)
 
-    def sample(self, log_alpha: Tensor) -> Tensor:
-        """Return the values; differentiable."""
-        return self.values(log_alpha)
+    @property
+    def phase(self) -> float:
+        """The phase of the gates."""
+        return self._phase.values[0]
+
+    @phase.setter
+    def phase(self, phase: float) -> None:
+        self._phase.values[0] = phase
 
     def values(self, log_alpha: Tensor) -> Tensor:
         """Return the values: ones, shares of the budget, or learned ones and zeros."""
         with torch.autocast(device_type=log_alpha.device.type, enabled=False):
             values = self.mask
-            if self.phase.value == _SHARED:
+            if self.phase == _SHARED:
                 values = torch.sigmoid(log_alpha.float() - self._threshold)
-            elif self.phase.value == _DECIDED:
+            elif self.phase == _DECIDED:
                 values = self.mask * (_SCALE * self.strength).exp()
             # Processes exchange the gradients of all parameters in each step.
             return values + 0.0 * (log_alpha + self.strength)
 
     def prob_open(self, log_alpha: Tensor) -> Tensor:
         """Return the shares of the budget, or the mask: no gate is random."""
-        return self.values(log_alpha) if self.phase.value == _SHARED else self.mask
+        return self.values(log_alpha) if self.phase == _SHARED else self.mask
 
 
 class DeterministicBudget(ExactBudget):
@@ -94,36 +98,20 @@ class DeterministicBudget(ExactBudget):
 
     learns_values = True
 
-    def __init__(  # noqa: D417 - the others are those of ExactBudget
-        self,
-        *,
-        num_heads: int | Mapping[str, int] | None = None,
-        num_neurons: int | Mapping[str, int] | None = None,
-        keep: float | Mapping[str, float] | None = None,
-        cost: Costs = "macs",
-        min_per_layer: int = 0,
-        uniform: bool = False,
-        ranking: HeadRanking | None = None,
-        schedule: BudgetSchedule | None = None,
-    ) -> None:
+    # Frozen weights leave the loss where it is.
+    _follows_loss = False
+
+    @takes_budget
+    def __init__(self, *, ranking: Ranking | None = None, **budget: Any) -> None:  # noqa: D417
         """Set the budget; the other arguments are those of :class:`~gating.objectives.ExactBudget`.
+
+        The ranking is measured before the start of the schedule, which does not wait for the loss.
 
         Args:
             ranking: Ranking with positive scores for the first locations; :class:`~gating.objectives.Fisher` if left
                 out.
-            schedule: The descent. The ranking is measured before its start, which does not wait for the loss.
         """
-        super().__init__(
-            num_heads=num_heads,
-            num_neurons=num_neurons,
-            keep=keep,
-            cost=cost,
-            min_per_layer=min_per_layer,
-            uniform=uniform,
-            schedule=schedule,
-        )
-        # Frozen weights leave the loss where it is.
-        self._start = None
+        super().__init__(**budget)
         self.ranking = Fisher() if ranking is None else ranking
 
     def attach(self, gates: HeadGates) -> None:
@@ -135,21 +123,19 @@ class DeterministicBudget(ExactBudget):
     def update(self, gates: HeadGates, progress: float) -> None:
         """Set the budget and the sharpness for this share of the search, and the phase of the gates."""
         super().update(gates, progress)
-        phase = self._gates_of(gates).phase
-        if phase.value == _RANKED and progress >= self._schedule.earliest:
+        sampler = self._sampler_of(gates)
+        if sampler.phase == _RANKED and progress >= self._schedule.earliest:
             self._place(gates)
-            phase.value = _SHARED
-        if phase.value == _SHARED and progress >= self._schedule.end:
-            self._gates_of(gates).mask.copy_(super().kept(gates))
-            phase.value = _DECIDED
-        if phase.value != _RANKED and isinstance(self.ranking, Importance):
-            self.ranking.is_measuring = False
+            sampler.phase = _SHARED
+        if sampler.phase == _SHARED and progress >= self._schedule.end:
+            sampler.mask.copy_(super().kept(gates))
+            sampler.phase = _DECIDED
+        self.ranking.is_measuring = sampler.phase == _RANKED
 
     def kept(self, gates: HeadGates) -> Tensor:
         """Return the open gates, or before the end of the descent those with the largest ``log_alpha``."""
-        check_search(self, gates)
-        sampler = self._gates_of(gates)
-        return sampler.mask > 0 if sampler.phase.value == _DECIDED else super().kept(gates)
+        sampler = self._sampler_of(gates)
+        return sampler.mask > 0 if sampler.phase == _DECIDED else super().kept(gates)
 
     def _sharpness(self, progress: float) -> float:
         start, end = self._schedule.earliest, self._schedule.end
@@ -159,13 +145,13 @@ class DeterministicBudget(ExactBudget):
     @torch.no_grad()
     def _place(self, gates: HeadGates) -> None:
         """Set the first locations: the logarithms of the scores, around 0."""
-        scores = self.ranking.scores(gates).double()
+        scores = self.ranking.scores(gates, sizes_of(self._parts, like=gates.log_alpha)).double()
         # Gates that no batch has reached are below all others.
         least = scores[scores > 0].min() / 10 if (scores > 0).any() else torch.ones_like(scores[0])
         logarithms = torch.maximum(scores, least).log()
         gates.log_alpha.copy_(logarithms - logarithms.mean())
 
-    def _gates_of(self, gates: HeadGates) -> SharpenedGates:
-        check_search(self, gates)
+    def _sampler_of(self, gates: HeadGates) -> SharpenedGates:
+        self.check_search(gates)
         assert isinstance(gates.sampler, SharpenedGates)
         return gates.sampler

@@ -1,17 +1,13 @@
 """A target sparsity held by two learned multipliers (CoFi: Xia et al. 2022, arXiv 2204.00408)."""
 
-from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gating.errors import OperationError
 from gating.gates import HeadGates
-from gating.objectives.base import NOT_ATTACHED, KeepsBudget, begin_search, check_search
-from gating.objectives.budget import HeadBudget
-from gating.objectives.costs import Costs
-from gating.objectives.per_part import UniformRanks, per_part
-from gating.objectives.schedule import BudgetSchedule
+from gating.objectives.expected_count import EqualLayers
+from gating.objectives.keeps_budget import KeepsBudget, takes_budget
 
 __all__ = ["Lagrangian"]
 
@@ -48,57 +44,45 @@ class Lagrangian(KeepsBudget):
     _weights: Tensor
     _amounts: Tensor
 
-    def __init__(  # noqa: D417 - the others are those of ExactBudget
-        self,
-        *,
-        num_heads: int | Mapping[str, int] | None = None,
-        num_neurons: int | Mapping[str, int] | None = None,
-        keep: float | Mapping[str, float] | None = None,
-        cost: Costs = "macs",
-        min_per_layer: int = 0,
-        uniform: bool = False,
-        schedule: BudgetSchedule | None = None,
-    ) -> None:
-        """Set the target; the other arguments are those of :class:`~gating.objectives.ExactBudget`.
+    @takes_budget
+    def __init__(self, **budget: Any) -> None:
+        """Set the target; the arguments are those of :class:`~gating.objectives.ExactBudget`.
 
-        Args:
-            schedule: Rise of the target; before its start there is no penalty.
+        The schedule is the rise of the target; before its start there is no penalty.
         """
-        super().__init__(HeadBudget(num_heads, keep, min_per_layer, num_neurons, cost, uniform), schedule)
+        super().__init__(**budget)
         self._set_up(num_parts=1)
         self._started = False
 
     def attach(self, gates: HeadGates) -> None:
         """Start with multipliers of zero for each part of the gates with a budget."""
-        parts = [part for part, _ in self._budget.parts(gates)]
-        begin_search(self, gates)
+        super().attach(gates)
+        parts = self._parts
         self._set_up(num_parts=len(parts))
         self._started = False
         weights = torch.zeros(len(parts), gates.log_alpha.numel())
         for row, part in zip(weights, parts, strict=True):
-            row[list(part.indices)] = torch.tensor(part.weights, dtype=torch.float32)
-        amounts = [self._budget.amount(gates, [part.total * (part is one) for one in parts]) for part in parts]
+            row[list(part.gates)] = torch.tensor(part.sizes, dtype=torch.float32)
+        amounts = [self._amount([part.total * (part is one) for one in parts]) for part in parts]
         self.register_buffer("_weights", weights, persistent=False)
         self.register_buffer("_amounts", torch.tensor(amounts, dtype=torch.float32), persistent=False)
-        if parts[0].uniform:
-            gates.constraint = per_part(parts, [UniformRanks(part) for part in parts]).to(gates.log_alpha.device)
+        if parts[0].matrices:
+            gates.constraint = EqualLayers(parts).to(gates.log_alpha.device)
         if not gates.log_alpha.is_meta:
             self.to(gates.log_alpha.device)
 
     def update(self, gates: HeadGates, progress: float) -> None:
         """Set the target for this share of the search."""
-        check_search(self, gates)
-        self._check_attached()
-        for index, (part, budget) in enumerate(self._budget.parts(gates)):
-            # Gates start with a probability of 0.98. A higher target would make the multipliers open them first.
-            total = 0.98 * part.total
-            num_open = self._schedule.target(progress, total=total, budget=min(budget, total))
-            self.target_sparsity[index] = 1 - num_open / part.total
+        super().update(gates, progress)
+        # Gates start with a probability of 0.98. A higher target would make the multipliers open them first.
+        limits = self._limits(progress, total=0.98)
+        for index, (part, limit) in enumerate(zip(self._parts, limits, strict=True)):
+            self.target_sparsity[index] = 1 - limit / part.total
         self._started = progress >= self._schedule.earliest
 
     def penalty(self, gates: HeadGates) -> Tensor:
         """Return ``lambda_1 (s - t) + lambda_2 (s - t)^2``, a scalar; zero before the start."""
-        self._check_attached()
+        self.check_search(gates)
         # A product, not a constant: distributed training needs a gradient of every parameter.
         factor = 1.0 if self._started else 0.0
         expected_open = (gates.prob_open() * self._weights).sum(dim=1)
@@ -107,12 +91,8 @@ class Lagrangian(KeepsBudget):
 
     def target(self, gates: HeadGates) -> float:
         """Return the number of heads or neurons that should be open now; with gates on both, the share of cost."""
-        self._check_attached()
+        self.check_search(gates)
         return float(((1 - self.target_sparsity) * self._amounts).sum())
-
-    def _check_attached(self) -> None:
-        if not hasattr(self, "_weights"):
-            raise OperationError(NOT_ATTACHED)
 
     def _set_up(self, *, num_parts: int) -> None:
         """Start with multipliers and targets of zero."""

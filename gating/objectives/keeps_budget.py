@@ -1,0 +1,120 @@
+"""The base class of objectives with a budget: its arguments, its parts, and the choice at its end."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from gating.errors import InputError
+from gating.gates import HeadGates
+from gating.objectives.base import Objective
+from gating.objectives.budget import HeadBudget
+from gating.objectives.costs import Costs
+from gating.objectives.parts import Part, amount_of, chosen
+from gating.objectives.schedule import BudgetSchedule, DescentStart
+
+__all__ = ["KeepsBudget", "takes_budget"]
+
+
+class KeepsBudget(Objective):
+    """An objective that keeps the gates with the largest ``log_alpha`` that meet a budget, which a schedule ends at.
+
+    The budget is resolved to parts of the gates once, in :meth:`attach`; schedule, choice and report read these.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_heads: int | Mapping[str, int] | None = None,
+        num_neurons: int | Mapping[str, int] | None = None,
+        keep: float | Mapping[str, float] | None = None,
+        cost: Costs = "macs",
+        min_per_layer: int = 0,
+        uniform: bool = False,
+        schedule: BudgetSchedule | None = None,
+    ) -> None:
+        """Set the budget.
+
+        Args:
+            num_heads: Number of heads to keep, or a number for each kind of attention.
+            num_neurons: Number of neurons to keep.
+            keep: Share to keep, instead of numbers, or a share for each kind; a quarter if neither is given. With gates
+                on heads and neurons, one share of the cost of both.
+            cost: Cost for which heads and neurons compete: ``macs``, ``parameters``, ``cache``, or a cost of each
+                multiply-accumulate, as in :func:`~gating.objectives.costs.gate_costs`. With gates on heads alone,
+                ``cache`` and costs of one's own make ``keep`` a share of cost.
+            min_per_layer: Least number of heads that every layer keeps when the heads are chosen at the end.
+            uniform: Whether all layers keep equally many, for each kind of attention and for neurons.
+            schedule: Descent of the number of open heads or neurons, or of the share of cost.
+
+        Raises:
+            InputError: An argument is out of range.
+        """
+        super().__init__()
+        if isinstance(schedule, type) or not (schedule is None or hasattr(schedule, "target")):
+            raise InputError(f"schedule={schedule!r} is no schedule: give one such as gating.BudgetSchedule(end=0.5).")
+        self._budget = HeadBudget(num_heads, num_neurons, keep, cost, min_per_layer, uniform)
+        self._schedule = BudgetSchedule() if schedule is None else schedule
+        self.cost = cost
+        self._parts: list[Part] = []
+        # The start of the descent, for objectives that follow the loss.
+        self._start: DescentStart | None = None
+
+    def extra_repr(self) -> str:
+        """Return the budget."""
+        return str(self._budget)
+
+    def check(self, gates: HeadGates) -> None:
+        """Raise ``InputError`` if these gates cannot keep the budget."""
+        self._budget.check(gates)
+
+    def attach(self, gates: HeadGates) -> None:
+        """Resolve the budget for these gates, in a search that begins."""
+        parts = self._budget.parts(gates)
+        super().attach(gates)
+        self._parts = parts
+
+    def kept(self, gates: HeadGates) -> Tensor:
+        """Return the gates with the largest scores that meet the budget; before :meth:`attach`, too."""
+        parts = self._parts if self._search_number == gates.search_number else self._budget.parts(gates)
+        return chosen(parts, self._scores(gates, parts))
+
+    def kept_at(self, gates: HeadGates, keep: float) -> Tensor:
+        """Return the gates that stay with another share of the cost, or of the units of gates on one."""
+        parts = self._budget.with_keep(keep, gates).parts(gates)
+        return chosen(parts, self._scores(gates, parts))
+
+    def is_share_of_cost(self, gates: HeadGates) -> bool:
+        """Return whether the budget is a share of cost, and open gates are shown as one."""
+        return self._budget.is_share_of_cost(gates)
+
+    def _scores(self, gates: HeadGates, parts: Sequence[Part]) -> Tensor:
+        """Return the score of one unit of size of each gate, ``[num_gates]``."""
+        return gates.log_alpha.detach()
+
+    def _limits(self, progress: float, *, total: float = 1.0, start: float | None = None) -> list[float]:
+        """Return the number of units, or share of cost, of each part at this share of the search.
+
+        The descent begins with a share ``total`` of all, at the share ``start`` of the search.
+        """
+        return [
+            self._schedule.target(
+                progress, total=total * part.total, budget=min(part.limit, total * part.total), start=start
+            )
+            for part in self._parts
+        ]
+
+    def _amount(self, numbers: Sequence[float]) -> float:
+        return amount_of(self._parts, numbers)
+
+
+def takes_budget(init: Callable[..., None]) -> Callable[..., None]:
+    """Show the arguments of :class:`KeepsBudget` in place of ``**budget`` in the signature of a constructor."""
+    shared = inspect.signature(KeepsBudget.__init__)
+    own = [one for one in inspect.signature(init).parameters.values() if one.kind is not one.VAR_KEYWORD]
+    others = [one for name, one in shared.parameters.items() if name not in {one.name for one in own}]
+    signature = shared.replace(parameters=sorted([*own, *others], key=lambda one: one.kind))
+    types: dict[str, Any] = {one.name: one.annotation for one in signature.parameters.values() if one.name != "self"}
+    init.__signature__, init.__annotations__ = signature, {**types, "return": None}  # type: ignore[attr-defined]
+    return init

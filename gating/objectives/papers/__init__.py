@@ -1,0 +1,1 @@
+"""Objectives of papers: a price on open gates, a Lagrangian, and differentiable subsets."""

@@ -1,0 +1,1 @@
+"""Rankings of heads and neurons, and the rounds in which those that rank lowest close."""
