@@ -15,6 +15,7 @@ from gating.discovery.vocabulary import check_vocabulary
 from gating.errors import InputError, InputTypeError, OperationError, UserError, explain, loading, shorten
 from gating.loader.integrity import check_finite
 from gating.proof.conditions import check_has_values, check_no_adapters
+from gating.proof.outputs import evaluating
 from gating.serving.formats import FORMATS
 from gating.storage.files import check_free, replacing_folder
 
@@ -42,7 +43,8 @@ def exporting(
 ) -> Iterator[tuple[PreTrainedModel, Path | None, Path]]:
     """Load a model, and yield it with the folder of its processor, if any, and a new one that becomes the export.
 
-    After an error in the block, nothing is written. The arguments and errors are those of
+    In the block the model is in evaluation mode; afterwards each of its modules has its own mode again. After an error
+    in the block, nothing is written. The arguments and errors are those of
     :func:`~gating.serving.formats.export_compact`.
     """
     FORMATS[format].check_packages()
@@ -50,7 +52,7 @@ def exporting(
     # It is checked again when it is written; loading a model may take long.
     check_free(place, overwrite=overwrite)
     model, origin = load_model(model_or_directory, format=format)
-    with replacing_folder(place, overwrite=overwrite) as folder:
+    with evaluating(model), replacing_folder(place, overwrite=overwrite) as folder:
         yield model, origin, folder
         write_manifest(folder)
 
@@ -73,7 +75,7 @@ def source_of(model_or_directory: Exportable) -> str | os.PathLike[str]:
 
 
 def load_model(model_or_directory: Exportable, *, format: str) -> tuple[PreTrainedModel, Path | None]:
-    """Return a model in evaluation mode, and the folder with its processor if it is loaded from one.
+    """Return a model, and the folder with its processor if it is loaded from one.
 
     Raises:
         ValueError: The model still has gates or adapters, its weights are NaN or infinite, or the runtime of the format
@@ -91,7 +93,6 @@ def load_model(model_or_directory: Exportable, *, format: str) -> tuple[PreTrain
         folder = find_folder(model_or_directory)
         model = load_compact(folder)
         folder = processor_folder(folder)
-    model.eval()
     if reason := FORMATS[format].reason_against(model):
         checked = {name: row for name, row in FORMATS.items() if row.check and name != format}
         *names, last = [*(name for name, row in checked.items() if not row.reason_against(model)), "onnx"]

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from gating.errors import InputError, MissingPackageError
 
@@ -182,9 +182,4 @@ def export_compact(
         error = InputError(f"format={format!r} has no option {name}. {remedy}")
         error.in_command = f"--format {format} has no option --{name.replace('_', '-')}. {remedy}"
         raise error
-    export, training = row.load(), getattr(model_or_directory, "training", None)
-    try:
-        return export(model_or_directory, save_path, overwrite=overwrite, **given)
-    finally:
-        if training is not None:
-            cast("PreTrainedModel", model_or_directory).train(training)
+    return row.load()(model_or_directory, save_path, overwrite=overwrite, **given)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from gating.gates import HeadGates
+from gating.proof.outputs import evaluating
 
 __all__ = ["OpenTeacher"]
 
@@ -72,17 +73,13 @@ class OpenTeacher(nn.Module):
 @contextmanager
 def _evaluated(model: nn.Module) -> Iterator[None]:
     """Take dropout and adapters out of a model inside of a ``with`` block."""
-    modules = list(model.modules())
-    modes = [module.training for module in modules]
     # Layers of PEFT, which the core does not import; models of transformers have a method of that name.
-    adapted: list[Any] = [module for module in modules if getattr(module, "disable_adapters", None) is False]
-    model.eval()
+    adapted: list[Any] = [module for module in model.modules() if getattr(module, "disable_adapters", None) is False]
     for layer in adapted:
         layer.enable_adapters(False)
     try:
-        yield
+        with evaluating(model):
+            yield
     finally:
         for layer in adapted:
             layer.enable_adapters(True)
-        for module, mode in zip(modules, modes, strict=True):
-            module.training = mode

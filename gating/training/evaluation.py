@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from gating.data.examples import Batch, model_inputs, num_rows, num_targets
 from gating.distributed.collectives import all_reduce_sum, gather_objects
 from gating.errors import InputError
+from gating.proof.outputs import evaluating
 from gating.sharding.plan import gathered_root
 from gating.tasks.base import Task
 from gating.tasks.metrics.baselines import Baseline
@@ -31,19 +32,16 @@ def evaluate(
     """Return the metrics of a model in evaluation mode, with gates at their deterministic values.
 
     Args:
-        model: The model, on the device to use; its training mode is restored.
+        model: The model, on the device to use; each module keeps its mode.
         batches: Batches with labels.
         task: Task that updates the metrics from model outputs.
         metrics: Metrics of the task; not modified.
     """
-    was_training = model.training
-    model.eval()
     metrics = metrics.clone().to(model.device)
-    with gathered_root(model):
+    with gathered_root(model), evaluating(model):
         for batch in batches:
             on_device = move_data_to_device(batch, model.device)
             task.update(metrics, on_device, outputs=model(**model_inputs(on_device)), model=model)
-    model.train(was_training)
     return {name: to_number(value) for name, value in metrics.compute().items()}
 
 

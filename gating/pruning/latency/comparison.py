@@ -2,18 +2,18 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from gating.proof.outputs import evaluating
+
 __all__ = [
     "SHORT_PASS_S",
     "LatencyComparison",
     "describe_batch",
-    "evaluation_mode",
     "margin",
     "seconds_of_pass",
     "shape_in_words",
@@ -52,7 +52,7 @@ class LatencyComparison:
 
 def seconds_of_pass(model: nn.Module, batch: Mapping[str, Tensor]) -> float:
     """Return the seconds of a forward pass in evaluation mode, without gradients; the second pass if they are few."""
-    with evaluation_mode(model):
+    with evaluating(model):
         first = time_pass(model, batch)
         return first if first > SHORT_PASS_S else time_pass(model, batch)
 
@@ -88,19 +88,6 @@ def describe_batch(batch: Mapping[str, Tensor], *, length: str = "") -> str:
 def shape_in_words(tensor: Tensor) -> str:
     """Return the shape of a tensor, such as ``8 x 107``."""
     return " x ".join(map(str, tensor.shape))
-
-
-@contextmanager
-def evaluation_mode(*models: nn.Module) -> Iterator[None]:
-    """Set models to evaluation mode in a ``with`` block, and restore their modes at its end."""
-    training = [model.training for model in models]
-    for model in models:
-        model.eval()
-    try:
-        yield
-    finally:
-        for model, was_training in zip(models, training, strict=True):
-            model.train(was_training)
 
 
 @torch.inference_mode()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gating.gates import HeadGates
+from gating.proof.outputs import evaluating
 from gating.pruning.empty_layers import drop_passing_layers
 from gating.pruning.latency import comparison
 from gating.pruning.latency.comparison import (
@@ -129,7 +130,7 @@ class CopyTimer:
         seconds, start = share * self._stage.left, time.perf_counter()
         end = start + seconds
         before = self.timed[-1].before if self.timed else 0.0
-        with comparison.evaluation_mode(self._model, compact):
+        with evaluating(self._model), evaluating(compact):
             if seconds < 2 * before:
                 # There is no time for a pass of both, and that of the model is known.
                 times = [(before, comparison.time_pass(compact, self._batch))]

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from gating.compact.save import Processor
 from gating.errors import InputError, OperationError
+from gating.proof.outputs import evaluating
 from gating.serving.dummy_heads import with_dummy_heads
 from gating.serving.exporting import Exportable, load_model, source_of
 from gating.serving.formats import ServingReport
@@ -78,7 +79,11 @@ def export_gguf(
     check_free(target, overwrite=overwrite)
     model, folder = load_model(model_or_directory, format="gguf")
     architecture = find_architecture(model)
-    with tempfile.TemporaryDirectory(prefix="head-gating-") as scratch, replacing_file(target, keep_old=True) as new:
+    with (
+        evaluating(model),
+        tempfile.TemporaryDirectory(prefix="head-gating-") as scratch,
+        replacing_file(target, keep_old=True) as new,
+    ):
         own = _tokenizer_folder(folder, tokenizer, Path(scratch))
         if pre_tokenizer is not None and (own is None or tokenizer_from is not None):
             raise InputError(
