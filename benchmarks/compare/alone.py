@@ -57,18 +57,18 @@ def call(arguments: Sequence[str], *, threads: int) -> str:
 
 def time_alone() -> None:
     """Let the other processes of the comparison stand still as long as this one times models."""
-    from gating.pruning.latency.time_budget import Stage, TimeBudget
+    from gating.pruning.latency.copies import TimeBudget
 
     stage = TimeBudget.stage
     folder = Path(os.environ[_VARIABLE])
 
     @contextmanager
-    def alone(self: TimeBudget, title: str, **limits: Any) -> Iterator[Stage]:
+    def alone(self: TimeBudget, **limits: Any) -> Iterator[float]:
         with FileLock(folder / _LOCK):
             try:
                 _send(signal.SIGSTOP, folder)
-                with stage(self, title, **limits) as begun:
-                    yield begun
+                with stage(self, **limits) as seconds:
+                    yield seconds
             finally:
                 _send(signal.SIGCONT, folder)
 

@@ -95,12 +95,6 @@ LATENCY_METHODS = _by_name(
         for name in ("lagrangian", "topk", "importance", "magnitude", "random")
     ),
     Method("layers", ("objective=none",), "first layers", ask=LAYERS),
-    Method(
-        "both_priced",
-        ("objective=budget", _BOTH, "latency.price_blocks=true"),
-        "both, with prices of open blocks",
-        ask=SPEEDUP,
-    ),
     Method("both_taught", ("objective=budget", _BOTH, *_TAUGHT), "both, with a teacher", ask=SPEEDUP),
     Method("layers_taught", ("objective=none", *_TAUGHT), "first layers, with the same teacher", ask=LAYERS),
     Method(f"none{INT8}", (), "dense, int8 in ONNX Runtime", ask=None),

@@ -9,9 +9,8 @@ from torch import nn
 
 from benchmarks.speed.shapes import bert, text_batch
 from gating.gates import HeadGates, create_gates
-from gating.pruning.latency.copies import CopyTimer
+from gating.pruning.latency.copies import MAX_SECONDS, CopyTimer, TimeBudget
 from gating.pruning.latency.costs import measure_latency_costs
-from gating.pruning.latency.time_budget import MAX_SECONDS, TimeBudget
 
 __all__ = ["measure_predicted"]
 
@@ -32,20 +31,20 @@ def measure_predicted(device: torch.device, *, quick: bool) -> Iterator[Row]:
     choices = list(_random_choices(gates, number))
     for batch_size, length in sizes:
         batch = text_batch(dense, batch_size, length)
-        with TimeBudget(1.0 if quick else MAX_SECONDS / 2).stage("timing") as stage:
-            costs = measure_latency_costs(gates, CopyTimer(dense, batch, stage=stage))
+        with TimeBudget(1.0 if quick else MAX_SECONDS / 2).stage() as seconds:
+            costs = measure_latency_costs(gates, CopyTimer(dense, batch, seconds=seconds))
         ratios = []
-        with TimeBudget(1.0 if quick else 5 * number).stage("timing") as stage:
-            timer = CopyTimer(dense, batch, stage=stage)
+        with TimeBudget(1.0 if quick else 5 * number).stage() as seconds:
+            timer = CopyTimer(dense, batch, seconds=seconds)
             for index, kept in enumerate(choices):
-                found = timer.time_kept(gates, kept, what=f"choice {index + 1}", share=1 / (number - index))
+                found = timer.time_kept(gates, kept, share=1 / (number - index))
                 ratios.append(costs.predict(gates, kept) * found.speedup)
         low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
         near = sum(abs(ratio - 1) <= NEAR for ratio in ratios) / number
         case = f"{shape} {batch_size} x {length}, {number} choices"
         row = {"what": "predicted / measured time", "case": case, "ratio": (median, low, high), "near": near}
         row |= {"noise": statistics.median(found.error for found in timer.timed)}
-        row |= {"units": sum(costs.shares.values()), "open": sum(costs.open_blocks.values()), "fixed": costs.fixed}
+        row |= {"units": sum(costs.shares.values()), "open": sum(costs.blocks.values()), "fixed": costs.fixed}
         yield row | {"errors": [round(ratio - 1, 4) for ratio in ratios]}
 
 

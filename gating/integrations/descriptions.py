@@ -18,7 +18,7 @@ from gating.storage.identity import table_digests
 __all__ = ["describe", "describe_object", "digest"]
 
 # Attributes of any module, and those that say where an object comes from, which are no settings.
-_NO_SETTINGS = frozenset(vars(nn.Module())) | {"_parts", "_search_number", "_start", "name_or_path"}
+_NO_SETTINGS = frozenset(vars(nn.Module())) | {"_parts", "_search_number", "_start", "measured", "name_or_path"}
 _DEEPEST = 4
 # Longer lists and mappings are compared by a digest.
 _MOST_VALUES = 1000

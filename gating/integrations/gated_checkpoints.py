@@ -1,6 +1,7 @@
 """Checkpoints of transformers' Trainer with the state of the gates, and the change from the search to the recovery."""
 
 import inspect
+import logging
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from transformers.trainer_utils import TrainOutput
 
 from gating.errors import InputError, OperationError
 from gating.gates.attachment import freeze, unfreeze
+from gating.integrations.descriptions import describe_object
 from gating.integrations.gate_state import GateState
 from gating.integrations.gated_steps import GatedSteps
 from gating.integrations.removal import check_compact_weights, repeat_removal
@@ -35,6 +37,8 @@ from gating.structure.hooks import Handle
 from gating.teachers.open_teacher import OpenTeacher
 
 __all__ = ["GatedCheckpoints"]
+
+_log = logging.getLogger(__name__)
 
 
 class GatedCheckpoints(GatedSteps):
@@ -167,12 +171,17 @@ class GatedCheckpoints(GatedSteps):
             check_compact_weights(Path(self.args.output_dir))
 
     def _check_resumed(self, state: GateState, checkpoint: Path) -> None:
-        """Check that a checkpoint is one of this trainer; change nothing.
+        """Check that a checkpoint is one of this trainer; a budget that was measured again is that of the checkpoint.
 
         Raises:
             InputError: It is of a trainer with other settings, or incomplete.
             OperationError: It is of the search, and the model has lost units.
         """
+        objective = state.settings["objective"]
+        if self.search is not None and isinstance(objective, dict) and self.search.take_measured(objective):
+            _log.warning(f"The budget is that of {checkpoint}, not the one that was measured again.")
+            self._search_settings = {**self._search_settings, "objective": describe_object(self.search.objective)}
+            self._read_settings()
         check_same_settings(
             state.settings,
             self._settings,

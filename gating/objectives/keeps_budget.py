@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -21,7 +22,12 @@ class KeepsBudget(Objective):
     """An objective that keeps the gates with the largest ``log_alpha`` that meet a budget, which a schedule ends at.
 
     The budget is resolved to parts of the gates once, in :meth:`attach`; schedule, choice and report read these.
+
+    Attributes:
+        measured: ``keep`` and ``cost`` if they are from timings; a resumed search takes those of its checkpoint.
     """
+
+    measured: dict[str, Any] | None = None
 
     def __init__(
         self,
@@ -56,10 +62,19 @@ class KeepsBudget(Objective):
             raise InputError(f"schedule={schedule!r} is no schedule: give one such as gating.BudgetSchedule(end=0.5).")
         self._budget = HeadBudget(num_heads, num_neurons, keep, cost, min_per_layer, uniform)
         self._schedule = BudgetSchedule() if schedule is None else schedule
-        self.cost = cost
         self._parts: list[Part] = []
         # The start of the descent, for objectives that follow the loss.
         self._start: DescentStart | None = None
+
+    @property
+    def cost(self) -> Costs:  # type: ignore[override]
+        """The cost for which heads and neurons compete."""
+        return self._budget.cost
+
+    def take_measured(self, measured: Mapping[str, Any]) -> None:
+        """Take ``keep`` and ``cost`` that were measured, in this process or before the search that is resumed."""
+        self.measured = dict(measured)
+        self._budget = replace(self._budget, **measured)
 
     def extra_repr(self) -> str:
         """Return the budget."""

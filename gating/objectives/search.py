@@ -167,11 +167,13 @@ class Search:
             "convergence": None if self.convergence is None else self.convergence.state_dict(),
             "reason": self.reason,
             "checked_step": self._checked_step,
+            "measured": getattr(self.objective, "measured", None),
         }
         return {**state, **{name: part.state_dict() for name, part in self._modules().items() if modules}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the state of a checkpoint of this search."""
+        """Restore the state of a checkpoint of this search, also its budget if that was measured again."""
+        self.take_measured(state.get("measured"))
         for name, part in self._modules().items():
             if name in state:
                 part.load_state_dict(state[name])
@@ -179,6 +181,25 @@ class Search:
             self.convergence.load_state_dict(state["convergence"])
         self.reason, self._checked_step = state["reason"], state["checked_step"]
         self.gates.renew_values()
+
+    def take_measured(self, before: Mapping[str, Any] | None) -> bool:
+        """Give an objective whose budget was measured again the share and costs of the search that is resumed.
+
+        Args:
+            before: ``keep`` and ``cost`` of that search; others are not read.
+
+        Returns:
+            Whether they replace others. The search begins anew then, as :meth:`begin` does.
+        """
+        now = getattr(self.objective, "measured", None)
+        if now is None or before is None or not isinstance(before.get("cost"), Mapping):
+            return False
+        taken = {name: before[name] for name in now}
+        if taken == now:
+            return False
+        self.objective.take_measured(taken)  # type: ignore[attr-defined]
+        self.begin()
+        return True
 
     def _modules(self) -> dict[str, Any]:
         """Return the parts of the search that have tensors."""

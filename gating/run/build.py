@@ -27,9 +27,9 @@ from gating.models.adapters import Adapters, NoAdapters
 from gating.models.sources import ModelSource, teacher_source
 from gating.objectives import Objective
 from gating.objectives.convergence import Convergence
-from gating.pruning.latency.time_budget import LatencySettings
 from gating.run.folder import Phase
 from gating.run.settings import Settings, is_dense
+from gating.run.timing import LatencySettings
 from gating.storage.same_settings import leaves
 from gating.tasks.base import Task
 from gating.training.optimizers import OptimizerSettings
@@ -251,7 +251,8 @@ def _build_objective(values: Mapping[str, Any]) -> Any:
     if values.get("speedup") is not None:
         from gating.pruning.latency.speedup import check_speedup
 
-        check_speedup(**{name: values.get(name) for name in ("speedup", "num_heads", "num_neurons", "keep")})
+        others = {name: values.get(name) for name in ("num_heads", "num_neurons", "keep")}
+        check_speedup(values["speedup"], **others)
     return build("objective", {name: value for name, value in values.items() if name != "speedup"})
 
 

@@ -14,10 +14,9 @@ from gating.distributed.collectives import broadcast, is_rank_zero
 from gating.errors import InputError
 from gating.gates import HeadGates
 from gating.objectives import KeepsBudget
-from gating.pruning.latency.comparison import describe_batch
-from gating.pruning.latency.copies import PRECISION, CopyTimer
+from gating.pruning.latency.copies import CopyTimer, describe_batch
 from gating.pruning.latency.costs import NUM_PASSES, measure_latency_costs
-from gating.pruning.latency.speedup import Reached, kept_for_speedup
+from gating.pruning.latency.speedup import kept_for_speedup
 from gating.run.build import RunObjects
 from gating.run.data import RunData, set_measured_macs
 from gating.run.run import Run, RunState
@@ -79,14 +78,14 @@ def _measure(
         costs = measure_latency_costs(gates, timer)
     shares = ", ".join(f"{share:.0%} are its gated {unit}" for unit, share in costs.shares.items())
     print(
-        f"Of the model's time here, {shares}, {sum(costs.open_blocks.values()):.0%} their blocks, whatever is left in "
+        f"Of the model's time here, {shares}, {sum(costs.blocks.values()):.0%} their blocks, whatever is left in "
         f"them, {costs.fixed:.0%} the rest ({timer.words})."
     )
-    prices = timing.settings.price_blocks
-    budget: dict[str, Any] = {"cost": costs.rates(gates, price_blocks=prices)}
+    budget: dict[str, Any] = {"cost": costs.rates(gates)}
     if speedup:
-        budget["keep"] = costs.keep_for(speedup, gates=gates, price_blocks=prices)
-        print(f"With {budget['keep']:.0%} of the time of its gated units, it is {speedup} times as fast.")
+        budget["keep"] = costs.keep_for(speedup, gates)
+        rates = ",".join(f"{unit}:{rate}" for unit, rate in budget["cost"].items())
+        print(f"{speedup} times as fast: objective.keep={budget['keep']} 'objective.cost={{{rates}}}'", flush=True)
     return budget
 
 
@@ -95,13 +94,13 @@ def _timer(
     model: PreTrainedModel, batch: Mapping[str, Tensor], timing: RunTiming, *, title: str, share: float
 ) -> Iterator[CopyTimer]:
     """Time copies of a model in a ``with`` block, and print at its end if they were not exact."""
-    with timing.stage("timing", share=share) as stage:
+    with timing.stage(share=share) as seconds:
         shape = describe_batch(batch, length=timing.length)
-        print(f"{title}: {shape}, for at most {stage.seconds:.0f} s ...", flush=True)
-        timer = CopyTimer(model, batch, stage=stage, length=timing.length)
+        print(f"{title}: {shape}, for at most {seconds:.0f} s ...", flush=True)
+        timer = CopyTimer(model, batch, seconds=seconds, length=timing.length)
         yield timer
-    if timer.timed and timer.error > PRECISION:
-        print(timer.shortfall("latency.max_seconds"), flush=True)
+    if shortfall := timer.shortfall("latency.max_seconds"):
+        print(shortfall, flush=True)
 
 
 def kept_at_speedup(run: Run, objective: KeepsBudget, gates: HeadGates) -> Tensor:
@@ -118,8 +117,8 @@ def kept_at_speedup(run: Run, objective: KeepsBudget, gates: HeadGates) -> Tenso
     with ExitStack() as stack:
         timer = stack.enter_context(_timer_after_search(run, gates, whole, speedup)) if is_rank_zero() else None
 
-        def measure(kept: Tensor) -> Reached:
-            return broadcast(Reached(0.0) if timer is None else _time_choice(run, gates, whole, kept, timer))
+        def measure(kept: Tensor) -> tuple[float, float, bool]:
+            return broadcast(None if timer is None else _time_choice(run, gates, whole, kept, timer))
 
         with printed_warnings():
             return kept_for_speedup(choose, measure, speedup=speedup, keep=run.objects.budget["keep"])
@@ -141,11 +140,13 @@ def _timer_after_search(
     print(f"The choice is {closest.speedup:.2f} times as fast ({timer.words}).", flush=True)
 
 
-def _time_choice(run: Run, gates: HeadGates, whole: PreTrainedModel | None, kept: Tensor, timer: CopyTimer) -> Reached:
+def _time_choice(
+    run: Run, gates: HeadGates, whole: PreTrainedModel | None, kept: Tensor, timer: CopyTimer
+) -> tuple[float, float, bool]:
+    """Return the speedup of a choice of gates, its error, and whether there is no time for another one."""
     with _without_gates(run, gates, whole):
-        what = f"{int(kept.sum()):,} of {len(kept):,} gates"
-        found = timer.time_kept(gates, kept, what=what, share=_SHARE_OF_CHOICE)
-    return Reached(found.speedup, found.error, is_over=timer.is_over)
+        found = timer.time_kept(gates, kept, share=_SHARE_OF_CHOICE)
+    return found.speedup, found.error, timer.affordable <= 1
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedModel
@@ -14,9 +14,7 @@ from gating.data.datamodule import ExampleDataModule
 from gating.data.text.tokens import truncation_length
 from gating.distributed.collectives import world_size
 from gating.errors import InputError
-from gating.pruning.latency.comparison import LatencyComparison, describe_batch
-from gating.pruning.latency.copies import CopyTimer
-from gating.pruning.latency.time_budget import LatencySettings, Stage, TimeBudget
+from gating.pruning.latency.copies import CopyTimer, LatencyComparison, TimeBudget, describe_batch
 
 # Relative standard error of the latencies that are shown.
 _PRECISION = 0.01
@@ -26,6 +24,37 @@ _NUM_PASSES = 30
 _LONGEST_WAIT_S = 240.0
 # One short text, beside the batch of the settings.
 _SHORT_SIZE, _SHORT_LENGTH = 1, "median"
+
+
+# A length of the data, or a number of tokens.
+Length = Literal["median", "p95", "max"] | int
+
+
+@dataclass(frozen=True)
+class LatencySettings:
+    """Settings of the timings of a run.
+
+    Attributes:
+        batch_size: Number of examples in the timed batch.
+        length: Length of its texts in tokens: the ``median`` of the evaluated data, its 95th percentile (``p95``), its
+            longest (``max``), or a number.
+        max_seconds: Seconds that all timings of a run may take together; None for 5 % of the run, at least 20 and at
+            most 120 seconds.
+
+    Raises:
+        InputError: A number is not positive.
+    """
+
+    batch_size: int = 8
+    length: Length = "p95"
+    max_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise InputError(f"batch_size={self.batch_size}: a batch has at least one example.")
+        if isinstance(self.length, int) and self.length < 1:
+            raise InputError(f"length={self.length}: a text has at least one token. Give median, p95, max or a number.")
+        TimeBudget(self.max_seconds)
 
 
 @dataclass(frozen=True)
@@ -47,10 +76,10 @@ class RunTiming:
         """The time for all of it."""
         return TimeBudget(self.settings.max_seconds)
 
-    def stage(self, title: str, *, share: float = 1.0) -> AbstractContextManager[Stage]:
+    def stage(self, *, share: float = 1.0) -> AbstractContextManager[float]:
         """Take a share of the time that is left, in a ``with`` block; see :meth:`TimeBudget.stage`."""
         longest = _LONGEST_WAIT_S if world_size() > 1 else math.inf
-        return self.budget.stage(title, share=share, longest=longest)
+        return self.budget.stage(share=share, longest=longest)
 
     @property
     def length(self) -> str:
@@ -102,14 +131,14 @@ class RunTiming:
         batch = self.fitted_batch(dense, passes=_NUM_PASSES, run_seconds=lambda _: run_seconds)
         one = self.module.timing_batch(_SHORT_LENGTH, size=_SHORT_SIZE, split=self.split)
         is_short = describe_batch(one) == describe_batch(batch)
-        with self.stage("timing") as stage:
-            ours = CopyTimer(dense, batch, stage=stage, length=self.length, precision=_PRECISION)
-            latency = ours.time(compact, what=describe_batch(batch), share=1.0 if is_short else 2 / 3)
+        with self.stage() as seconds:
+            ours = CopyTimer(dense, batch, seconds=seconds, length=self.length, precision=_PRECISION)
+            latency = ours.time(compact, share=1.0 if is_short else 2 / 3)
             short = None
             if not is_short:
                 one = {name: tensor.to(dense.device) for name, tensor in one.items()}
-                its = CopyTimer(dense, one, stage=stage, length=_SHORT_LENGTH, precision=_PRECISION)
-                short = its.time(compact, what=describe_batch(one))
-        if ours.error > _PRECISION:
-            print(ours.shortfall("latency.max_seconds"))
+                its = CopyTimer(dense, one, seconds=ours.left, length=_SHORT_LENGTH, precision=_PRECISION)
+                short = its.time(compact)
+        if shortfall := ours.shortfall("latency.max_seconds"):
+            print(shortfall)
         return latency, short

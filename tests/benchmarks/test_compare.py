@@ -141,9 +141,9 @@ with open({str(moments)!r}, "w") as file:
     times = """
 import time
 from benchmarks.compare.alone import time_alone
-from gating.pruning.latency.time_budget import TimeBudget
+from gating.pruning.latency.copies import TimeBudget
 time_alone()
-with TimeBudget(9).stage("timing", share=0.5):
+with TimeBudget(9).stage(share=0.5):
     start = time.monotonic()
     time.sleep(1.5)
     print(start, time.monotonic())

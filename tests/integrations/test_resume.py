@@ -91,6 +91,34 @@ def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path, assert_same, n
     assert losses[0] == losses[1]
 
 
+def timed(keep, neurons):
+    """Return an objective as ``budget_for_speedup`` does, whose numbers differ a little each time."""
+    objective = gating.ExactBudget()
+    objective.take_measured({"keep": keep, "cost": {"heads": 1.0, "neurons": neurons}})
+    return objective
+
+
+@pytest.mark.parametrize("stop_at", first_of([7, 13, 15]))
+def test_a_measured_budget_is_that_of_the_checkpoint(tmp_path, assert_same, stop_at):
+    both = {"gate_options": {"units": ["heads", "neurons"], "group_size": 8}, "args": {"save_steps": 2}}
+    whole = compact(tmp_path / "whole", objective=timed(0.44788, 0.71), **both)
+    with pytest.raises(KeyboardInterrupt):
+        compact(tmp_path / "parts", stop_at=stop_at, objective=timed(0.44788, 0.71), **both)
+    with pytest.raises(KeyboardInterrupt):
+        compact(tmp_path / "parts", stop_at=stop_at + 1, resume=True, objective=timed(0.74981, 0.9), **both)
+    resumed = compact(tmp_path / "parts", resume=True, objective=timed(0.64981, 1.0), **both)
+    assert_same(weights_of(whole), weights_of(resumed))
+    # As the call that was printed, too.
+    call = gating.ExactBudget(keep=0.44788, cost={"heads": 1.0, "neurons": 0.71})
+    compact(tmp_path / "parts" / "again", resume=_last(tmp_path / "parts"), objective=call, **both)
+    with pytest.raises(InputError, match=r"objective\.keep=0\.44788, and this one has objective\.keep=0\.5"):
+        compact(tmp_path, resume=_last(tmp_path / "parts"), objective=gating.ExactBudget(keep=0.5), **both)
+
+
+def _last(folder):
+    return str(max((folder / "checkpoints").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])))
+
+
 class WithoutLayer(GatedTrainer):
     """A trainer whose gates are nearly closed in one layer at the start."""
 

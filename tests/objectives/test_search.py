@@ -84,6 +84,21 @@ def test_a_resumed_search_equals_an_uninterrupted_one(name):
     assert torch.equal(whole.search.kept(), resumed.search.kept())
 
 
+def test_a_resumed_search_has_the_budget_that_was_measured_before():
+    def make(keep):
+        objective = gating.ExactBudget()
+        objective.take_measured({"keep": keep, "cost": {"heads": 1.0}})
+        return Loop(objective)
+
+    whole, half, resumed = make(0.448).run(), make(0.448).run(0, 7), make(0.65)
+    parts = [copy.deepcopy(one.state_dict()) for one in (half.model, half.optimizer, half.search)]
+    for one, state in zip((resumed.model, resumed.optimizer, resumed.search), parts, strict=True):
+        one.load_state_dict(state)
+    resumed.run(7)
+    assert_same(whole.weights(), resumed.weights())
+    assert torch.equal(whole.search.kept(), resumed.search.kept())
+
+
 def test_a_search_that_begins_again_chooses_as_a_new_one():
     loop = Loop(gating.ExactBudget(num_heads=5)).run()
     loop.search.begin()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from gating.pruning.latency.comparison import LatencyComparison
+from gating.pruning.latency.copies import LatencyComparison
 from gating.report import page
 from gating.report.page import write_page
 from gating.report.results import History, Observation, RunResults, Runtime

@@ -3,7 +3,7 @@
 import copy
 
 import gating
-from gating.pruning.latency.comparison import LatencyComparison
+from gating.pruning.latency.copies import LatencyComparison
 from gating.pruning.measure import count_macs
 from gating.report.score import Score
 from gating.report.summary import Summary

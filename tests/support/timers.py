@@ -3,35 +3,32 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from gating.gates import HeadGates
-from gating.pruning.latency.comparison import LatencyComparison
-from gating.pruning.latency.copies import CopyTimer
-from gating.pruning.latency.time_budget import TimeBudget
+from gating.pruning.latency.copies import CopyTimer, LatencyComparison
 
 
 def timer_of(
     model: nn.Module, batch: Mapping[str, Tensor], *, seconds: float = 1e6, repeats: int = 3, precision: float = 1e9
 ) -> CopyTimer:
     """Return a timer of copies that has enough time, and needs no precision."""
-    with TimeBudget(seconds).stage("timing") as stage:
-        timer = CopyTimer(model, batch, stage=stage, precision=precision)
+    timer = CopyTimer(model, batch, seconds=seconds, precision=precision)
     timer.repeats = repeats
     return timer
 
 
 def compare(before: nn.Module, after: nn.Module, batch: Mapping[str, Tensor], **options: Any) -> LatencyComparison:
     """Time two models in turns; the options are those of :func:`timer_of`."""
-    return timer_of(before, batch, **options).time(after, what="a model")
+    return timer_of(before, batch, **options).time(after)
 
 
 class KnownTimes(CopyTimer):
     """A timer that computes the speedup of a copy from the mask of its gates, and makes no copy."""
 
     def __init__(self, speedup_of: Callable[[Tensor], float]) -> None:
-        with TimeBudget(1e6).stage("timing") as stage:
-            super().__init__(nn.Identity(), {}, stage=stage)
+        super().__init__(nn.Identity(), {"x": torch.ones(1, 1)}, seconds=1e6)
         self._speedup_of = speedup_of
 
     def time_kept(self, gates: HeadGates, kept: Tensor, **_: Any) -> LatencyComparison:

@@ -219,13 +219,13 @@ def test_its_latency_is_fitted(bert):
     speedup = lambda kept: 1 / (0.2 + 0.3 * kept[:12].float().mean() + 0.5 * kept[12:].float().mean())  # noqa: E731
     costs = measure_latency_costs(gates, KnownTimes(speedup))
     assert costs.shares["heads"] == pytest.approx(0.3)
-    assert (costs.shares["blocks"], costs.open_blocks["blocks"]) == (pytest.approx(0.5), 0)
+    assert (costs.shares["blocks"], costs.blocks["blocks"]) == (pytest.approx(0.5), 0)
 
 
 def test_its_speedup_is_a_share_of_its_cost(bert):
     alone = create_gates(bert, units="blocks")
     costs = measure_latency_costs(alone, KnownTimes(lambda kept: 1 / (0.4 + 0.6 * kept.float().mean())))
-    objective = gating.ExactBudget(keep=costs.keep_for(1.2), cost=costs.rates(alone))
+    objective = gating.ExactBudget(keep=costs.keep_for(1.2, alone), cost=costs.rates(alone))
     assert objective.kept(alone).sum() == 2
 
 

@@ -1,41 +1,146 @@
-"""Timings of compact copies of a model, each beside the model and within a stage of time."""
+"""Timings of compact copies of a model, each in turns with the model, and the time that they may take."""
 
 import math
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from gating.errors import InputError
 from gating.gates import HeadGates
 from gating.proof.outputs import evaluating
 from gating.pruning.empty_layers import drop_passing_layers
-from gating.pruning.latency import comparison
-from gating.pruning.latency.comparison import (
-    SHORT_PASS_S,
-    LatencyComparison,
-    describe_batch,
-    margin,
-    shape_in_words,
-)
-from gating.pruning.latency.time_budget import Stage
 from gating.pruning.prune import remove_in_copy
 
-__all__ = ["PRECISION", "CopyTimer"]
+__all__ = ["MAX_SECONDS", "CopyTimer", "LatencyComparison", "TimeBudget", "describe_batch", "margin"]
+
+# Timings take this share of a run, within limits in seconds.
+_SHARE_OF_RUN, _MIN_SECONDS, MAX_SECONDS = 0.05, 20.0, 120.0
+# A pass that takes less time is warmed up by another one: the first also fills caches and chooses kernels.
+_SHORT_PASS_S = 1.0
 
 # Relative standard error of the timings that a budget is made from.
-PRECISION = 0.007
-# Number of timings before those that count; they decide the passes of a timing.
-_WARM_UP = 2
+_PRECISION = 0.007
 # Least time of one timing, as several slices of a scheduler, and the largest number of its forward passes.
 _TIMING_SECONDS, _MAX_PASSES = 0.02, 20
 # Fewer ratios say nothing about their own error.
 _LEAST_REPEATS = 3
 
 
+@dataclass(frozen=True)
+class LatencyComparison:
+    """Latency of a forward pass of two models, timed alternately.
+
+    Attributes:
+        before: Median seconds of the first model.
+        after: Median seconds of the second model.
+        repeats: Number of timings of each model.
+        batch: Shape of the batch, such as ``32 x 128``.
+        error: Relative standard error of the speed-up; infinite if there were fewer than three repeats.
+        words: The batch in words, such as ``32 x 128 tokens, p95``.
+    """
+
+    before: float
+    after: float
+    repeats: int
+    batch: str
+    error: float = math.inf
+    words: str = ""
+
+    @property
+    def speedup(self) -> float:
+        """The ratio of the two medians; above 1, the second model is faster."""
+        return self.before / self.after
+
+
+class TimeBudget:
+    """Time for all timings of a run or of a command, of which each stage takes a part.
+
+    Attributes:
+        seconds: All of the time; None until :meth:`fit` has estimated the run.
+        spent: Seconds that have been taken.
+    """
+
+    def __init__(self, seconds: float | None = None) -> None:
+        """Set the time.
+
+        Args:
+            seconds: All of it; None for 5 % of the run, at least 20 and at most 120 seconds.
+
+        Raises:
+            InputError: It is no time.
+        """
+        if seconds is not None and not 0 < seconds < math.inf:
+            raise InputError(f"max_seconds={seconds}: give a number of seconds above 0, or null.")
+        self.seconds, self.spent = seconds, 0.0
+        self._rows: int | None = None
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether :meth:`fit` has set the time and the number of rows."""
+        return self._rows is not None
+
+    def fit(
+        self,
+        model: nn.Module,
+        batch: Mapping[str, Tensor],
+        *,
+        passes: int,
+        run_seconds: Callable[[float], float] = lambda _: math.inf,
+    ) -> dict[str, Tensor]:
+        """Return a batch with as many of its rows as can be timed, all if possible; the last rows stay.
+
+        The first call sets the time, and the number of rows for later calls: all timings of a run have one shape.
+
+        Args:
+            model: The dense model.
+            batch: Its keyword arguments.
+            passes: Number of forward passes that the timings need to be exact.
+            run_seconds: Function from the seconds of a pass of the batch to those of the run.
+
+        Raises:
+            InputError: The batch has no tensors.
+        """
+        sizes = {tensor.shape[0] for tensor in batch.values() if isinstance(tensor, Tensor) and tensor.ndim}
+        if not sizes:
+            raise InputError("batch has no tensors: give the keyword arguments of the model, such as input_ids.")
+        # Tensors with different first dimensions cannot be taken apart.
+        rows = sizes.pop() if len(sizes) == 1 else None
+        if self._rows is None:
+            start, last = time.perf_counter(), _last_rows(batch, rows and 1)
+            with evaluating(model):
+                one = time_pass(model, last)
+                one = one if one > _SHORT_PASS_S else time_pass(model, last)
+            self.spent += time.perf_counter() - start
+            full = (rows or 1) * one
+            if self.seconds is None:
+                self.seconds = min(MAX_SECONDS, max(_MIN_SECONDS, _SHARE_OF_RUN * run_seconds(full)))
+            is_short = passes * full <= self.seconds
+            self._rows = (rows or 1) if is_short else max(1, int(self.seconds / (passes * one)))
+        return _last_rows(batch, rows and self._rows)
+
+    @contextmanager
+    def stage(self, *, share: float = 1.0, longest: float = math.inf) -> Iterator[float]:
+        """Yield the seconds of a share of the time that is left; what the ``with`` block takes is spent.
+
+        Args:
+            share: The share.
+            longest: Largest number of seconds that it may have.
+        """
+        total = MAX_SECONDS if self.seconds is None else self.seconds
+        start = time.perf_counter()
+        try:
+            yield min(longest, share * max(0.0, total - self.spent))
+        finally:
+            self.spent += time.perf_counter() - start
+
+
 class CopyTimer:
-    """Timings of compact copies of a model.
+    """Timings of compact copies of a model, which share a time that begins when the timer is made.
 
     Attributes:
         repeats: Least number of timings of each copy, if there is time.
@@ -49,39 +154,35 @@ class CopyTimer:
         model: nn.Module,
         batch: Mapping[str, Tensor],
         *,
-        stage: Stage,
+        seconds: float,
         length: str = "",
-        precision: float = PRECISION,
+        precision: float = _PRECISION,
     ) -> None:
         """Store the dense model, the batch and the time.
 
         Args:
             model: The dense model.
             batch: Keyword arguments of the model, on its device.
-            stage: The time for all copies.
+            seconds: The time for all copies; passes that are needed in any case can exceed it.
             length: Words for the length of the texts, such as ``p95``.
             precision: Relative standard error up to which a copy is timed, if there is time.
         """
-        self._model = model
-        self._batch = batch
-        self._stage = stage
-        self._length = length
-        self._precision = precision
+        self._model, self._batch, self._length, self._precision = model, batch, length, precision
+        self._end = time.perf_counter() + seconds
         self.timed: list[LatencyComparison] = []
-        self._seconds_of_repeat = 0.0
+
+    @property
+    def left(self) -> float:
+        """Seconds that are left, 0 at least."""
+        return max(0.0, self._end - time.perf_counter())
 
     @property
     def affordable(self) -> float:
         """Number of copies whose speedups, with their errors, there is time for; not known, 0, before the first one."""
         if not self.timed:
             return 0.0
-        seconds = (1 + _LEAST_REPEATS) * self._seconds_of_repeat
-        return self._stage.left / seconds if seconds else math.inf
-
-    @property
-    def is_over(self) -> bool:
-        """Whether there is no time to know another speedup and its error; copies that are needed are timed once."""
-        return self.affordable <= 1 if self.timed else self._stage.left <= 0
+        # A copy takes no longer than the model.
+        return self.left / (2 * (1 + _LEAST_REPEATS) * max(self.timed[-1].before, _TIMING_SECONDS))
 
     @property
     def error(self) -> float:
@@ -93,8 +194,10 @@ class CopyTimer:
         """The timed batch and the error that was reached, such as ``8 x 107 tokens, ± 0.6 %``."""
         return f"{describe_batch(self._batch, length=self._length)}, {margin(self.error)}"
 
-    def shortfall(self, setting: str) -> str:
-        """Return the sentence that the timings are less exact than wanted, and which setting gives them more time."""
+    def shortfall(self, setting: str) -> str | None:
+        """Return the sentence that the timings are less exact than wanted, and which setting helps; None if not."""
+        if not self.timed or self.error <= self._precision:
+            return None
         repeats = min(found.repeats for found in self.timed)
         return (
             f"The timings are less exact than wanted, {margin(self.error)} in place of {margin(self._precision)}, "
@@ -102,20 +205,19 @@ class CopyTimer:
         )
 
     @torch.no_grad()
-    def time_kept(self, gates: HeadGates, kept: Tensor, *, what: str, share: float) -> LatencyComparison:
+    def time_kept(self, gates: HeadGates, kept: Tensor, *, share: float) -> LatencyComparison:
         """Time a copy of the model with some gates kept, without empty layers, and the model in turns.
 
         Args:
             gates: Gates for the model, which are not attached to it now.
             kept: Mask of the gates to keep, ``[num_gates]``.
-            what: The copy in words, as in :meth:`time`.
-            share: Its share of the time, likewise.
+            share: The share of the time that is left which the copy may take.
         """
         compact = remove_in_copy(self._model, gates, kept)
         drop_passing_layers(compact, self._batch)
-        return self.time(compact, what=what, share=share)
+        return self.time(compact, share=share)
 
-    def time(self, compact: nn.Module, *, what: str, share: float = 1.0) -> LatencyComparison:
+    def time(self, compact: nn.Module, *, share: float = 1.0) -> LatencyComparison:
         """Time a copy and the model in turns, in evaluation mode and without gradients.
 
         A busy machine slows both of them. The timings continue until the speedup is precise, or have eight times their
@@ -123,54 +225,39 @@ class CopyTimer:
 
         Args:
             compact: The copy, on the device of the model.
-            what: The copy in words, for the progress bar.
             share: The share of the time that is left which it may take.
         """
-        self._stage.show(what)
-        seconds, start = share * self._stage.left, time.perf_counter()
-        end = start + seconds
-        before = self.timed[-1].before if self.timed else 0.0
+        seconds, before = share * self.left, self.timed[-1].before if self.timed else 0.0
         with evaluating(self._model), evaluating(compact):
             if seconds < 2 * before:
                 # There is no time for a pass of both, and that of the model is known.
-                times = [(before, comparison.time_pass(compact, self._batch))]
+                times = [(before, time_pass(compact, self._batch))]
             else:
-                times = self._repeat(compact, end=end)
-        elapsed = time.perf_counter() - start
+                times = self._repeat(compact, end=time.perf_counter() + seconds)
         found = LatencyComparison(
             before=statistics.median(first for first, _ in times),
             after=statistics.median(second for _, second in times),
             repeats=len(times),
-            batch=shape_in_words(next(iter(self._batch.values()))),
+            batch=_shape_in_words(next(iter(self._batch.values()))),
             error=_error_of_ratio(times),
             words=describe_batch(self._batch, length=self._length),
         )
         self.timed.append(found)
-        # A copy takes no longer than the model.
-        model_share = found.before / (found.before + found.after)
-        self._seconds_of_repeat = max(self._seconds_of_repeat, 2 * model_share * elapsed / len(times))
         return found
 
     def _repeat(self, compact: nn.Module, *, end: float) -> list[tuple[float, float]]:
         """Return timings of the model and a copy, at least one; ``end`` is the deadline."""
-
-        def fits(timings: list[tuple[float, float]], passes: int = 1) -> bool:
-            return not timings or time.perf_counter() + passes * sum(timings[-1]) <= end
-
-        def is_slow(timings: list[tuple[float, float]]) -> bool:
-            return bool(timings) and sum(timings[-1]) > SHORT_PASS_S
-
-        # Slow passes are not much slower at first, and need no warm-up apart.
-        warm: list[tuple[float, float]] = []
-        while len(warm) < _WARM_UP and fits(warm) and not is_slow(warm):
-            warm.append(self._time_both(compact, passes=1))
-        fastest = min((seconds for pair in warm for seconds in pair), default=1.0)
-        passes = math.ceil(_TIMING_SECONDS / max(fastest, _TIMING_SECONDS / _MAX_PASSES))
-        times = [*warm] if is_slow(warm) else []
-        while not self._is_enough(times) and fits(times or warm, passes):
-            times.append(self._time_both(compact, passes=passes))
+        last = self._time_both(compact, passes=1)
+        # Slow passes are not much slower at first; others need a warm-up, which also decides the passes of a timing.
+        times = [last] if sum(last) > _SHORT_PASS_S else []
+        if not times and time.perf_counter() + sum(last) <= end:
+            last = self._time_both(compact, passes=1)
+        passes = math.ceil(_TIMING_SECONDS / max(min(last), _TIMING_SECONDS / _MAX_PASSES))
+        while not self._is_enough(times) and time.perf_counter() + passes * sum(last) <= end:
+            last = self._time_both(compact, passes=passes)
+            times.append(last)
         # Without time for another one, the warm-up is the timing.
-        return times or warm[-1:]
+        return times or [last]
 
     def _time_both(self, compact: nn.Module, *, passes: int) -> tuple[float, float]:
         """Return the mean seconds of some passes of the model, and of as many of a copy.
@@ -178,15 +265,64 @@ class CopyTimer:
         On a busy machine, the scheduler would interrupt the slower of two passes of a millisecond at nearly every turn,
         and the faster one at few: a timing takes several passes of small models.
         """
-        first = sum(comparison.time_pass(self._model, self._batch) for _ in range(passes)) / passes
-        second = sum(comparison.time_pass(compact, self._batch) for _ in range(passes)) / passes
-        self._stage.tick()
-        return first, second
+        first = sum(time_pass(self._model, self._batch) for _ in range(passes)) / passes
+        return first, sum(time_pass(compact, self._batch) for _ in range(passes)) / passes
 
     def _is_enough(self, times: list[tuple[float, float]]) -> bool:
         if len(times) < self.repeats:
             return False
         return len(times) >= 8 * self.repeats or _error_of_ratio(times) <= self._precision
+
+
+@torch.inference_mode()
+def time_pass(model: nn.Module, batch: Mapping[str, Tensor]) -> float:
+    """Return the seconds of a forward pass, which the model computes in the mode that it is in."""
+    device = next(model.parameters()).device
+    wait = torch.accelerator.synchronize if device.type != "cpu" else lambda _: None
+    wait(device)
+    start = time.perf_counter()
+    model(**batch)
+    wait(device)
+    return time.perf_counter() - start
+
+
+def _last_rows(batch: Mapping[str, Tensor], rows: int | None) -> dict[str, Tensor]:
+    """Return the last rows of each tensor of a batch; None for all."""
+    if rows is None:
+        return dict(batch)
+    return {name: one[-rows:] if isinstance(one, Tensor) and one.ndim else one for name, one in batch.items()}
+
+
+def margin(error: float) -> str:
+    """Return a relative standard error in words; it is infinite if it is not known.
+
+    Example:
+        >>> margin(0.0063), margin(math.inf)
+        ('± 0.6 %', '± unknown')
+    """
+    return f"± {100 * error:.1f} %" if math.isfinite(error) else "± unknown"
+
+
+def describe_batch(batch: Mapping[str, Tensor], *, length: str = "") -> str:
+    """Return the keyword arguments of a model in words, with those for the length of its texts.
+
+    Example:
+        >>> describe_batch({"input_ids": torch.ones(8, 107)}, length="p95")
+        '8 x 107 tokens, p95'
+        >>> describe_batch({"pixel_values": torch.ones(8, 3, 32, 32)}, length="p95")
+        '8 x 3 x 32 x 32 pixel values'
+    """
+    if "input_ids" not in batch:
+        name, tensor = next(iter(batch.items()))
+        return f"{_shape_in_words(tensor)} {name.replace('_', ' ')}"
+    words = f"{_shape_in_words(batch['input_ids'])} tokens"
+    if "decoder_input_ids" in batch:
+        words += f" and {_shape_in_words(batch['decoder_input_ids'])} of the decoder"
+    return f"{words}, {length}" if length else words
+
+
+def _shape_in_words(tensor: Tensor) -> str:
+    return " x ".join(map(str, tensor.shape))
 
 
 def _error_of_ratio(times: list[tuple[float, float]]) -> float:

@@ -1,28 +1,22 @@
-"""Latency of units and of open blocks, measured on compact shapes, and the budget of a speedup."""
+"""Latency costs of units, fitted to timings of compact copies: as few as tell units from open blocks, then others."""
 
 import math
 import statistics
-import warnings
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import cycle
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gating.errors import InputError
-from gating.gates import HeadGates, create_gates
-from gating.objectives import ExactBudget, HeadBudget
-from gating.objectives.costs import OPEN_BLOCKS
-from gating.pruning.latency.comparison import margin
-from gating.pruning.latency.copies import PRECISION, CopyTimer
-from gating.pruning.latency.shapes import timed_shapes
-from gating.pruning.latency.speedup import check_speedup
-from gating.pruning.latency.time_budget import MAX_SECONDS, LatencySettings, TimeBudget
+from gating.gates import HeadGates
+from gating.objectives import HeadBudget
+from gating.pruning.latency.copies import CopyTimer, margin
 from gating.units import UnitName
 
-__all__ = ["NUM_PASSES", "LatencyCosts", "budget_for_speedup", "measure_latency_costs"]
+__all__ = ["NUM_PASSES", "LatencyCosts", "measure_latency_costs", "timed_shapes"]
 
 # Number of forward passes with which the fit and the search for gates after it are exact.
 NUM_PASSES = 100
@@ -30,6 +24,10 @@ NUM_PASSES = 100
 _PRICE, _MOST_ERROR = 0.03, 0.2
 # Least share of the units with which a search is expected to leave something in every block.
 _LEAST_LEFT = 0.05
+# Factors of the share that consecutive blocks keep: chosen gates leave blocks of odd widths, too.
+_UNEVEN = (0.7, 1.3, 1.0)
+# Copies of mixed shapes: their number, how likely a block is empty, and the largest share that an open one keeps.
+_NUM_MIXED, _EMPTY, _MOST = 16, (0.4, 0.0, 0.6, 0.2), (0.5, 0.25, 1.0)
 
 
 @dataclass(frozen=True)
@@ -44,52 +42,38 @@ class LatencyCosts:
         fixed: Share of everything else. As all shares are fitted, their sum can differ from 1 by some percent.
         fastest: Speedup of the model with one gate of each unit left.
         error: Largest relative standard error of the timings; infinite if a copy was timed too few times.
-        open_blocks: Share of being open of all blocks with gates, by the name of their unit.
+        blocks: Share of being open of all blocks with gates, by the name of their unit.
     """
 
-    shares: dict[UnitName, float]
+    shares: Mapping[UnitName, float]
     fixed: float
     fastest: float
     error: float = math.inf
-    open_blocks: Mapping[UnitName, float] = field(default_factory=dict)
+    blocks: Mapping[UnitName, float] = field(default_factory=dict)
 
-    def rates(self, gates: HeadGates, *, price_blocks: bool = False) -> dict[str, Any]:
-        """Return the cost of one multiply-accumulate of each unit, as share of the dense latency.
-
-        Args:
-            gates: The gates.
-            price_blocks: Whether open blocks have a price of their own, instead of being a part of the units' costs.
-        """
-        # Units that seem to cost nothing beside their blocks still compete by their scores.
-        least = 1e-6 * (sum(self.shares.values()) + sum(self.open_blocks.values()))
-        in_units = {unit: 0.0 if price_blocks else self.open_blocks.get(unit, 0.0) for unit in gates.units}
-        rates: dict[str, Any] = {
-            unit: max(self.shares[unit] + in_units[unit], least) / float(gates.macs_per_gate[gates.is_of(unit)].sum())
+    def rates(self, gates: HeadGates) -> dict[UnitName, float]:
+        """Return the cost of a multiply-accumulate of each unit, its blocks included, relative to the largest."""
+        rates = {
+            unit: (self.shares[unit] + self.blocks.get(unit, 0.0)) / float(gates.macs_per_gate[gates.is_of(unit)].sum())
             for unit in gates.units
         }
-        if not price_blocks:
-            return rates
-        prices = {unit: self.open_blocks.get(unit, 0.0) / gates.block_units.count(unit) for unit in gates.units}
-        return {**rates, OPEN_BLOCKS: prices}
+        largest = max(rates.values()) or 1.0
+        # Their errors are larger than what is rounded, and people copy them.
+        return {unit: float(f"{rate / largest:.4g}") for unit, rate in rates.items()}
 
     def predict(self, gates: HeadGates, kept: Tensor) -> float:
         """Return the latency with some gates kept, ``[num_gates]``, as share of the dense model's."""
-        amounts = _amounts(gates, kept)
-        prices = [*self.shares.values(), *(self.open_blocks.get(unit, 0.0) for unit in gates.units)]
-        return self.fixed + sum(share * price for share, price in zip(amounts, prices, strict=True))
+        prices = [*self.shares.values(), *(self.blocks.get(unit, 0.0) for unit in gates.units)]
+        return self.fixed + sum(share * price for share, price in zip(_amounts(gates, kept), prices, strict=True))
 
-    def keep_for(self, speedup: float, *, gates: HeadGates | None = None, price_blocks: bool = False) -> float:
-        """Return the share of the cost of all gated units that remains at a speedup; with gates, one that holds a gate.
+    def keep_for(self, speedup: float, gates: HeadGates) -> float:
+        """Return the share of the cost of all gated units that remains at a speedup: one that keeps a gate.
 
-        Where blocks have no prices, the search is expected to leave something in each of them as long as a twentieth of
-        the units is left, and in proportionally fewer below.
+        The search is expected to leave something in each block as long as a twentieth of the units is left, and in
+        proportionally fewer below.
 
         Raises:
             InputError: The speedup cannot be reached; the message names the largest one.
-
-        Example:
-            >>> round(LatencyCosts({"heads": 0.3, "neurons": 0.5}, fixed=0.2, fastest=4.8).keep_for(2.0), 3)
-            0.375
         """
         # A speedup that the noise of the timings may hide is not refused: choices are timed after the search.
         if speedup > self.fastest * (1 + min(self.error, _MOST_ERROR)):
@@ -98,63 +82,13 @@ class LatencyCosts:
                 f"speedup={speedup} cannot be reached by removing these units: with nearly all of them gone, the model "
                 f"is {self.fastest:.2f} times as fast here{precision}. Ask for less than that."
             )
-        time, units, blocks = 1 / speedup - self.fixed, sum(self.shares.values()), sum(self.open_blocks.values())
-        if price_blocks:
-            share = time / (units + blocks)
-        elif time - blocks > _LEAST_LEFT * units:
+        time, units, blocks = 1 / speedup - self.fixed, sum(self.shares.values()), sum(self.blocks.values())
+        if time - blocks > _LEAST_LEFT * units:
             share = (time - blocks) / max(units, time - blocks)
         else:
             share = time / (units + blocks / _LEAST_LEFT)
-        least = 0.01
-        if gates is not None:
-            cost = self.rates(gates, price_blocks=price_blocks)
-            least = HeadBudget(keep=1.0, cost=cost).least_share(gates)
-        return min(1.0, max(least, share))
-
-
-def budget_for_speedup(
-    model: nn.Module,
-    batch: Mapping[str, Tensor],
-    *,
-    speedup: float,
-    units: UnitName | Collection[UnitName] = "heads",
-    max_seconds: float = MAX_SECONDS,
-    price_blocks: bool = False,
-    **gate_options: Any,
-) -> ExactBudget:
-    """Return the objective with which a model becomes about as fast as wanted, from timings on this device.
-
-    Compact copies are timed beside the model, some of them with empty blocks. The budget is a share of the latency of
-    all gated units and their blocks. Which of them the search keeps is not known yet, so the compact model can be some
-    percent faster or slower: time it at the end.
-
-    Args:
-        model: The dense model, without gates; unchanged.
-        batch: Keyword arguments of the model, of the size to speed up, on its device. The model is timed with fewer of
-            its rows if all of them would take too long.
-        speedup: Time of the dense model over that of the compact one, above 1.
-        units: Units that will have gates, as in :func:`gating.inject_gates`.
-        max_seconds: Seconds that all timings may take together; passes that are needed in any case can exceed it. A
-            warning has the error that was reached if they were too few.
-        price_blocks: Whether the search knows that a block takes time as long as anything is left in it.
-        gate_options: Its other arguments.
-
-    Raises:
-        ValueError: The speedup is not above 1, or cannot be reached; the message has the largest one. Or the model has
-            gates already.
-    """
-    check_speedup(speedup=speedup)
-    gates = create_gates(model, units=units, **gate_options)
-    budget = TimeBudget(LatencySettings(max_seconds=max_seconds).max_seconds)
-    batch = budget.fit(model, batch, passes=NUM_PASSES)
-    with budget.stage("timing copies") as stage:
-        timer = CopyTimer(model, batch, stage=stage)
-        costs = measure_latency_costs(gates, timer)
-        keep = costs.keep_for(speedup, gates=gates, price_blocks=price_blocks)
-        objective = ExactBudget(keep=keep, cost=costs.rates(gates, price_blocks=price_blocks))
-    if timer.error > PRECISION:
-        warnings.warn(timer.shortfall("max_seconds"), stacklevel=2)
-    return objective
+        least = HeadBudget(keep=1.0, cost=self.rates(gates)).least_share(gates)
+        return min(1.0, max(0.01, least, round(share, 4)))
 
 
 def measure_latency_costs(gates: HeadGates, timer: CopyTimer) -> LatencyCosts:
@@ -165,64 +99,116 @@ def measure_latency_costs(gates: HeadGates, timer: CopyTimer) -> LatencyCosts:
     that fast models are predicted as well as slow ones. Copies that it can do without are left out when the time is
     over.
     """
-    needed = 2 * len(gates.units) + 1
-    shapes = timed_shapes(gates)
-    points, times = [], []
-    for number, (what, kept) in enumerate(shapes):
-        if timer.is_over and number >= needed:
+    needed, shapes = 2 * len(gates.units) + 1, timed_shapes(gates)
+    # The dense model is a point as the copies are.
+    points, times = [_amounts(gates, torch.ones_like(shapes[0]))], [1.0]
+    for number, kept in enumerate(shapes):
+        if number >= needed and timer.affordable <= 1:
             break
         # As many share the time as it is enough for; those that are needed leave a part of it in any case.
         count = max(needed + 0.5 - number, min(len(shapes) - number, timer.affordable), 1.0)
-        times.append(1 / timer.time_kept(gates, kept, what=what, share=1 / count).speedup)
+        times.append(1 / timer.time_kept(gates, kept, share=1 / count).speedup)
         points.append(_amounts(gates, kept))
-    noise = statistics.median(found.error for found in timer.timed)
-    # A block with one gate is open as long as its unit is there: a price of its own would be the same column twice.
-    sizes = list(zip(gates.block_units, gates.block_sizes, strict=True))
-    priced = [any(size > 1 for its_unit, size in sizes if its_unit == unit) for unit in gates.units]
-    fixed, *fitted = _fit(points, times, error=noise, priced=priced)
-    shares = dict(zip(gates.units, fitted[: len(gates.units)], strict=True))
-    prices = dict(zip(gates.units, fitted[len(gates.units) :], strict=True))
-    return LatencyCosts(shares, fixed, max(1.0, 1 / min(times)), timer.error, prices)
+    fixed, *fitted = _fit(points, times, error=statistics.median(found.error for found in timer.timed))
+    shares, blocks = fitted[: len(gates.units)], fitted[len(gates.units) :]
+    return LatencyCosts(
+        shares=dict(zip(gates.units, shares, strict=True)),
+        fixed=fixed,
+        fastest=1 / min(times),
+        error=timer.error,
+        blocks=dict(zip(gates.units, blocks, strict=True)),
+    )
 
 
-def _fit(points: list[list[float]], times: list[float], *, error: float, priced: list[bool]) -> list[float]:
+def _fit(points: Sequence[Sequence[float]], times: Sequence[float], *, error: float) -> list[float]:
     """Return the fixed share and that of each amount, none negative, that fit relative times best.
 
-    Errors are relative, and the dense model is a point as the others are. Noise is easily taken for prices of open
-    blocks, since few copies differ in nothing else. So these have a prior of 0.03 for the blocks of a unit, with the
-    weight of ``(error / 0.03)^2`` in the sum of squares: exact timings hardly feel it.
+    Errors are relative. Noise is easily taken for the time of open blocks, since few copies differ in nothing else. So
+    these have a prior of 0.03 for the blocks of a unit, with the weight of ``(error / 0.03)^2`` in the sum of squares:
+    exact timings hardly feel it.
 
     Args:
         points: What each copy has of each amount, from 0 to 1: of units first, then as many of open blocks.
         times: Relative time of each copy.
         error: Relative standard error of a time.
-        priced: For each unit, whether its open blocks have a price; else it is 0.
     """
-    relative = torch.tensor([*times, 1.0], dtype=torch.float64)
-    amounts = torch.tensor([*points, [1.0] * len(points[0])], dtype=torch.float64)
-    rows = torch.cat([torch.ones(len(relative), 1, dtype=torch.float64), amounts], dim=1) / relative.unsqueeze(1)
-    num_prices = len(points[0]) // 2
-    weight = min(error, _MOST_ERROR) / _PRICE
-    prior = weight * torch.eye(rows.shape[1], dtype=torch.float64)[-num_prices:]
-    rows = torch.cat([rows, prior])
-    values = torch.cat([torch.ones_like(relative), prior.new_full((num_prices,), weight * _PRICE)])
-    fitted, first_price = [0.0] * rows.shape[1], rows.shape[1] - num_prices
-    columns = [place for place in range(len(fitted)) if place < first_price or priced[place - first_price]]
+    rows = torch.tensor([[1.0, *point] for point in points], dtype=torch.float64)
+    rows /= torch.tensor(times, dtype=torch.float64).unsqueeze(1)
+    num_blocks, weight = len(points[0]) // 2, min(error, _MOST_ERROR) / _PRICE
+    prior = weight * torch.eye(rows.shape[1], dtype=torch.float64)[-num_blocks:]
+    values = torch.cat([rows.new_ones(len(rows), 1), rows.new_full((num_blocks, 1), weight * _PRICE)])
+    columns = [column for column in range(rows.shape[1]) if rows[:, column].any()]
+    fitted, rows = [0.0] * rows.shape[1], torch.cat([rows, prior])
     while columns:
-        found = torch.linalg.lstsq(rows[:, columns], values.unsqueeze(1)).solution.flatten().tolist()
+        found = torch.linalg.lstsq(rows[:, columns], values).solution.flatten().tolist()
         if min(found) >= 0:
             for column, share in zip(columns, found, strict=True):
                 fitted[column] = share
             break
-        columns.remove(columns[found.index(min(found))])
+        columns.pop(found.index(min(found)))
     return fitted
 
 
 def _amounts(gates: HeadGates, kept: Tensor) -> list[float]:
-    """Return the shares of each unit's multiply-accumulates, then those of each unit's blocks, that a mask keeps."""
-    kept = kept.cpu()
-    masks = [gates.is_of(unit) for unit in gates.units]
-    macs = [float(gates.macs_per_gate[mask & kept].sum() / gates.macs_per_gate[mask].sum()) for mask in masks]
-    is_open = [bool(part.any()) for part in kept.split(gates.block_sizes)]
-    num_open = Counter(unit for unit, kept_any in zip(gates.block_units, is_open, strict=True) if kept_any)
-    return macs + [num_open[unit] / gates.block_units.count(unit) for unit in gates.units]
+    """Return the shares of each unit's multiply-accumulates, then those of each unit's blocks, that a mask keeps.
+
+    Blocks with one gate are open as long as their unit is there: a second column of them would say the same, and is 0.
+    """
+    kept, of_units, of_blocks = kept.cpu(), [], []
+    for unit in gates.units:
+        mask = gates.is_of(unit)
+        of_units.append(float(gates.macs_per_gate[mask & kept].sum() / gates.macs_per_gate[mask].sum()))
+        parts = zip(kept.split(gates.block_sizes), gates.block_units, strict=True)
+        blocks = [part for part, its_unit in parts if its_unit == unit]
+        is_open = [bool(part.any()) for part in blocks]
+        of_blocks.append(sum(is_open) / len(is_open) if max(map(len, blocks)) > 1 else 0.0)
+    return of_units + of_blocks
+
+
+def timed_shapes(gates: HeadGates) -> list[Tensor]:
+    """Return the shapes of the copies that are timed, as masks of gates, ``[num_gates]``.
+
+    A fit needs twice as many as there are units and one more, which come first.
+    """
+
+    def same(share: float, every: int = 1) -> dict[UnitName, tuple[float, int]]:
+        return dict.fromkeys(gates.units, (share, every))
+
+    # For each unit, the share of the gates that an open block keeps, and every how many-th block is open.
+    regular = [
+        same(0.0),
+        *(same(0.5) | {unit: (1.0, 2)} for unit in gates.units),
+        *(same(0.5) | {unit: (1.0, 1)} for unit in gates.units),
+        same(0.5, every=2),
+        same(0.25),
+        *(same(0.5) | {unit: (0.0, 1)} for unit in gates.units),
+    ]
+    all_counts = [*(_regular_counts(gates, shape) for shape in regular), *_mixed_counts(gates)]
+    return [
+        torch.cat([torch.arange(size) < count for size, count in zip(gates.block_sizes, counts, strict=True)])
+        for counts in all_counts
+    ]
+
+
+def _regular_counts(gates: HeadGates, shape: Mapping[UnitName, tuple[float, int]]) -> list[int]:
+    """Return the number of gates that each block keeps, the first one of each unit at least one."""
+    counts, seen = [], Counter[UnitName]()
+    for size, unit in zip(gates.block_sizes, gates.block_units, strict=True):
+        (share, every), number = shape[unit], seen[unit]
+        factor = 1.0 if share == 1 else _UNEVEN[number % len(_UNEVEN)]
+        count = min(size, round(size * share * factor)) if number % every == 0 else 0
+        counts.append(count if number else max(1, count))
+        seen[unit] += 1
+    return counts
+
+
+def _mixed_counts(gates: HeadGates) -> Iterator[list[int]]:
+    """Yield numbers of gates as a search leaves them: some blocks are empty, and others keep different numbers."""
+    generator = torch.Generator().manual_seed(0)
+    for empty, most, _ in zip(cycle(_EMPTY), cycle(_MOST), range(_NUM_MIXED), strict=False):
+        drawn = torch.rand(len(gates.block_sizes), 2, generator=generator).tolist()
+        counts = [
+            0 if first < empty else max(1, round(most * size * second))
+            for size, (first, second) in zip(gates.block_sizes, drawn, strict=True)
+        ]
+        yield counts if any(counts) else [1, *counts[1:]]

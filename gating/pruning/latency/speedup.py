@@ -1,14 +1,19 @@
-"""The choice of gates for a wanted speed-up, from timings on this device."""
+"""The budget of a wanted speed-up, and the choice of gates that has it, from timings on this device."""
 
 import warnings
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from gating.errors import InputError
+from gating.gates import create_gates
+from gating.objectives import ExactBudget
+from gating.pruning.latency.copies import MAX_SECONDS, CopyTimer, TimeBudget
+from gating.pruning.latency.costs import NUM_PASSES, measure_latency_costs
+from gating.units import UnitName
 
-__all__ = ["Reached", "check_speedup", "kept_for_speedup"]
+__all__ = ["budget_for_speedup", "check_speedup", "kept_for_speedup"]
 
 # Number of choices of gates that are timed at most.
 _MAX_ATTEMPTS = 8
@@ -16,46 +21,66 @@ _MAX_ATTEMPTS = 8
 _CLOSE, _FAR = 0.02, 0.05
 
 
-def check_speedup(
-    *,
-    speedup: float | None,
-    num_heads: int | Mapping[str, int] | None = None,
-    num_neurons: int | None = None,
-    keep: float | Mapping[str, float] | None = None,
-) -> None:
-    """Check that a speed-up is above 1 and that no number or share of units is given with it.
-
-    Raises:
-        ValueError: The speed-up is not above 1, or another budget is given as well.
-    """
-    if speedup is None:
-        return
-    if num_heads is not None or keep is not None:
-        raise InputError(
-            f"Give either speedup, num_heads or keep: got speedup={speedup}, num_heads={num_heads} and keep={keep}."
-        )
-    if num_neurons is not None:
-        raise InputError(f"Give either speedup or num_neurons: got speedup={speedup} and num_neurons={num_neurons}.")
+def check_speedup(speedup: float, **others: object) -> None:
+    """Raise ``InputError`` if a speed-up is not above 1, or another budget, such as a share to keep, is given, too."""
+    for name, value in others.items():
+        if value is not None:
+            raise InputError(f"Give either speedup or {name}: got speedup={speedup} and {name}={value}.")
     if not speedup > 1:
         raise InputError(f"speedup={speedup} is not above 1: give a number such as 1.3, or leave it out.")
 
 
-class Reached(NamedTuple):
-    """The speedup of a choice of gates.
+def budget_for_speedup(
+    model: nn.Module,
+    batch: Mapping[str, Tensor],
+    *,
+    speedup: float,
+    units: UnitName | Collection[UnitName] = "heads",
+    max_seconds: float = MAX_SECONDS,
+    **gate_options: Any,
+) -> ExactBudget:
+    """Return the objective with which a model becomes about as fast as wanted, from timings on this device.
 
-    Attributes:
-        speedup: The speedup.
-        error: Its relative standard error.
-        is_over: Whether there is no time for another choice.
+    Compact copies are timed beside the model, some of them with empty blocks. The budget is a share of the latency of
+    all gated units and their blocks. Which of them the search keeps is not known yet, so the compact model can be some
+    percent faster or slower: time it at the end. The call that gives the same budget without timings is printed, and a
+    search that is resumed takes the budget of its checkpoint.
+
+    Args:
+        model: The dense model, without gates; unchanged.
+        batch: Keyword arguments of the model, of the size to speed up, on its device. The model is timed with fewer of
+            its rows if all of them would take too long.
+        speedup: Time of the dense model over that of the compact one, above 1.
+        units: Units that will have gates, as in :func:`gating.inject_gates`.
+        max_seconds: Seconds that all timings may take together; passes that are needed in any case can exceed it. A
+            warning has the error that was reached if they were too few.
+        gate_options: Its other arguments.
+
+    Raises:
+        ValueError: The speedup is not above 1, or cannot be reached; the message has the largest one. Or the model has
+            gates already.
     """
-
-    speedup: float
-    error: float = 0.0
-    is_over: bool = False
+    check_speedup(speedup)
+    gates = create_gates(model, units=units, **gate_options)
+    budget = TimeBudget(max_seconds)
+    batch = budget.fit(model, batch, passes=NUM_PASSES)
+    with budget.stage() as seconds:
+        timer = CopyTimer(model, batch, seconds=seconds)
+        costs = measure_latency_costs(gates, timer)
+    objective = ExactBudget()
+    objective.take_measured({"keep": costs.keep_for(speedup, gates), "cost": costs.rates(gates)})
+    print(f"{speedup} times as fast ({timer.words}): ExactBudget({objective.extra_repr()})", flush=True)
+    if shortfall := timer.shortfall("max_seconds"):
+        warnings.warn(shortfall, stacklevel=2)
+    return objective
 
 
 def kept_for_speedup(
-    choose: Callable[[float], Tensor], measure: Callable[[Tensor], Reached], *, speedup: float, keep: float
+    choose: Callable[[float], Tensor],
+    measure: Callable[[Tensor], tuple[float, float, bool]],
+    *,
+    speedup: float,
+    keep: float,
 ) -> Tensor:
     """Return the choice of gates with which the compact model is measured to have a speedup.
 
@@ -66,14 +91,15 @@ def kept_for_speedup(
 
     Args:
         choose: Function from a share of the cost to the mask of the gates to keep, ``[num_gates]``.
-        measure: Function from a mask to the speedup that it reaches.
+        measure: Function from a mask to the speedup that it reaches, its relative standard error, and whether the time
+            is over.
         speedup: Time of the dense model over that of the compact one.
         keep: The share to begin with.
 
     Example:
         >>> import torch
         >>> choose = lambda share: torch.arange(48) < share * 48
-        >>> speedup_of = lambda kept: Reached(1 / (0.2 + 0.8 * kept.float().mean().item()))
+        >>> speedup_of = lambda kept: (1 / (0.2 + 0.8 * kept.float().mean().item()), 0.0, False)
         >>> kept_for_speedup(choose, speedup_of, speedup=2.0, keep=0.6).sum().item()
         18
     """
