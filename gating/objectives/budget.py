@@ -119,6 +119,7 @@ class HeadBudget:
             Boolean tensor, ``[num_gates]``.
 
         Example:
+            >>> import torch
             >>> from transformers import BertConfig, BertModel
             >>> from gating.gates import create_gates
             >>> config = BertConfig(hidden_size=8, num_hidden_layers=2, num_attention_heads=4, intermediate_size=8)

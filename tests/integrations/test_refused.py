@@ -89,7 +89,7 @@ def test_copies_for_several_gpus_in_one_process_are_refused():
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        ({"objective": None}, "objective=None has no method parameters"),
+        ({"objective": None}, "objective=None is no objective"),
         ({"objective": gating.ExactBudget}, "is no objective: give one, such as"),
         ({"recovery": None}, "recovery=None is not a share"),
         ({"gate_lr": -1.0}, "gate_lr=-1.0 is not a learning rate"),
