@@ -46,7 +46,7 @@ class _ScaledWeight:
 
     def __call__(self, heads: Tensor) -> Tensor:
         weight = self.projection.weight
-        scaling = self.gates.pass_values.scaling(self.index, weight.dtype)
+        scaling = self.gates.pass_values.scaling(self.index, weight)
         return functional.linear(heads, weight * scaling, self.projection.bias)
 
 
@@ -55,4 +55,4 @@ class _ScaledInput:
         self.gates, self.index, self.forward = gates, index, forward
 
     def __call__(self, heads: Tensor) -> Tensor:
-        return self.forward(heads * self.gates.pass_values.scaling(self.index, heads.dtype))
+        return self.forward(heads * self.gates.pass_values.scaling(self.index, heads))

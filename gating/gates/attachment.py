@@ -87,7 +87,7 @@ class BlockGate(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Scale features of heads or neurons, or the columns of a weight that they meet: ``[..., num_features]``."""
-        return features * self.pass_values.scaling(self.block_index, features.dtype)
+        return features * self.pass_values.scaling(self.block_index, features)
 
     def extra_repr(self) -> str:
         """Return the description."""

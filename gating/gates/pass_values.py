@@ -4,29 +4,18 @@ import sys
 import weakref
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import CheckpointFunction
 
 from gating.errors import OperationError
 
+if TYPE_CHECKING:
+    from gating.gates.gates import HeadGates
+
 __all__ = ["PassValues"]
-
-
-class _Gates(Protocol):
-    """The part of :class:`~gating.gates.HeadGates` that the values are made from."""
-
-    training: bool
-    log_alpha: nn.Parameter
-
-    @property
-    def is_fixed(self) -> bool: ...
-
-    def values(self) -> Tensor: ...
-
-    def feature_scales(self) -> Tensor: ...
 
 
 class PassValues:
@@ -44,13 +33,13 @@ class PassValues:
     In a backward pass, where checkpoints compute activations again, the values stay as they are.
     """
 
-    def __init__(self, gates: _Gates, block_widths: Sequence[int]) -> None:
+    def __init__(self, gates: "HeadGates", block_widths: Sequence[int]) -> None:
         """Start without values; the widths of blocks are their numbers of features, the sums of their slot widths."""
         self._gates = gates
         self._block_widths = list(block_widths)
-        # The factor of each feature of all blocks, and its parts for each block by dtype and gradient mode.
+        # The factor of each feature of all blocks, and its parts for each block by device, dtype and gradient mode.
         self._scales: Tensor | None = None
-        self._by_block: dict[tuple[torch.dtype, bool], tuple[Tensor, ...]] = {}
+        self._by_block: dict[tuple[torch.device, torch.dtype, bool], tuple[Tensor, ...]] = {}
         # The mode and the version of log_alpha that the values were made with.
         self._made_with: tuple[bool, int] | None = None
         self._graph: _Graph | None = None
@@ -63,8 +52,8 @@ class PassValues:
         # The state of the random numbers when values were last made outside of a pass, and how often in that state.
         self._late = (-1, 0)
 
-    def scaling(self, block_index: int, dtype: torch.dtype) -> Tensor:
-        """Return the factors of a block's features in this forward pass, ``[sum(slot_widths)]``.
+    def scaling(self, block_index: int, features: Tensor) -> Tensor:
+        """Return the factors of a block's features in this forward pass, ``[sum(slot_widths)]``, on their device.
 
         Raises:
             OperationError: A checkpoint computes activations of an earlier pass again, or would give gates no gradient.
@@ -79,9 +68,10 @@ class PassValues:
             self._renew_if_stale()
         assert self._scales is not None
         # Some models run a part of themselves without gradients, which must not cut the graph of the other parts.
-        key = (dtype, torch.is_grad_enabled())
+        key = (features.device, features.dtype, torch.is_grad_enabled())
         if key not in self._by_block:
-            self._by_block[key] = self._scales.to(dtype).split(self._block_widths)
+            # Layers of a model that device_map spreads are on several devices.
+            self._by_block[key] = self._scales.to(features.device, features.dtype).split(self._block_widths)
         return self._by_block[key][block_index]
 
     def begin_pass(self, *_: object) -> None:

@@ -233,3 +233,12 @@ def test_gradient_checkpointing_gives_the_same_gradients(model):
     for name, parameter in twin.named_parameters():
         # The same operations again, summed in another order at most.
         torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-5, atol=1e-6)
+
+
+def test_factors_are_on_the_device_of_the_features(bert):
+    """With device_map, layers are on several devices; meta stands for another one."""
+    gates = gating.inject_gates(bert)
+    features = torch.ones(1, 2, 32, device="meta")
+    gate = gates.blocks()[1].output_projection.gate
+    assert gate(features).is_meta
+    assert gate(torch.ones(1, 2, 32)).device == torch.device("cpu")
