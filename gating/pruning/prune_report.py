@@ -76,6 +76,22 @@ class PruneReport:
         unproven = tuple(dense_name(record, name) for name in unproven)
         return cls(before=before, after=UnitCounts.of(model), kept=kept, unproven=unproven, **others)
 
+    def __str__(self) -> str:
+        """Return a table: the remaining heads of each block, or its number of groups of neurons, and the totals."""
+        rows = [
+            (name, f"{len(ids)} head{'s' * (len(ids) != 1)}", *map(str, ids)) for name, ids in self.kept_heads.items()
+        ]
+        rows += [(name, f"{len(ids)} group{'s' * (len(ids) != 1)}") for name, ids in self.kept_neurons.items()]
+        totals = [(unit, self.after.units[unit], before) for unit, before in self.before.units.items() if before]
+        totals.append(("parameters", self.after.num_parameters, self.before.num_parameters))
+        width = max(len(name) for name, *_ in [*rows, *totals])
+        lines = [f"{name:<{width}}  {count:>9}  {' '.join(ids)}".rstrip() for name, count, *ids in rows]
+        lines += [
+            f"{name:<{width}}  {after:,} of {before:,} ({_percent(after, before)})" for name, after, before in totals
+        ]
+        lines += [f"{name:<{width}}  layers {', '.join(map(str, ids))} stay" for name, ids in self.kept_layers.items()]
+        return "\n".join([*lines, *filter(None, [unproven_note(self.unproven)])])
+
     def without_layers(self, model: nn.Module) -> Self:
         """Return the report on a model that layers have left since, with none of the units of these layers."""
         gone = {unit: layers_record(model).get(unit, {}) for unit in self.kept}
@@ -127,6 +143,10 @@ class PruneReport:
     def num_parameters_before(self) -> int:
         """Number of parameters before this removal."""
         return self.before.num_parameters
+
+
+def _percent(after: float, before: float) -> str:
+    return f"{after / before:.1%}".replace("%", " %")
 
 
 def num_parameters(model: nn.Module) -> int:
