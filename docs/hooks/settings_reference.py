@@ -22,7 +22,6 @@ PAGE, MARK = "reference/settings.md", "<!-- settings of conf/ -->"
 # Objects beside the target of an option that take its settings.
 _ALSO = {
     "data": "gating.data.datamodule.ExampleDataModule",
-    "objective": "gating.pruning.latency.speedup.check_speedup",
     "optimizer": "gating.training.optimizers.AdamW",
 }
 _COMMAND = re.compile(

@@ -118,7 +118,7 @@ def kept_at_speedup(run: Run, objective: KeepsBudget, gates: HeadGates) -> Tenso
         timer = stack.enter_context(_timer_after_search(run, gates, whole, speedup)) if is_rank_zero() else None
 
         def measure(kept: Tensor) -> tuple[float, float, bool]:
-            return broadcast(None if timer is None else _time_choice(run, gates, whole, kept, timer))
+            return broadcast((0.0, 0.0, True) if timer is None else _time_choice(run, gates, whole, kept, timer))
 
         with printed_warnings():
             return kept_for_speedup(choose, measure, speedup=speedup, keep=run.objects.budget["keep"])

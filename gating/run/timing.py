@@ -16,8 +16,6 @@ from gating.distributed.collectives import world_size
 from gating.errors import InputError
 from gating.pruning.latency.copies import CopyTimer, LatencyComparison, TimeBudget, describe_batch
 
-# Relative standard error of the latencies that are shown.
-_PRECISION = 0.01
 # Number of forward passes with which those of two shapes are exact.
 _NUM_PASSES = 30
 # Largest number of seconds of a stage where other processes wait, whose connections end after ten minutes.
@@ -54,7 +52,8 @@ class LatencySettings:
             raise InputError(f"batch_size={self.batch_size}: a batch has at least one example.")
         if isinstance(self.length, int) and self.length < 1:
             raise InputError(f"length={self.length}: a text has at least one token. Give median, p95, max or a number.")
-        TimeBudget(self.max_seconds)
+        if self.max_seconds is not None and not 0 < self.max_seconds < math.inf:
+            raise InputError(f"max_seconds={self.max_seconds}: give a number of seconds above 0, or null.")
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ class RunTiming:
             run_seconds: Function from the seconds of a pass of the batch to those of the run.
         """
         batch = self.batch(model.device)
-        is_first = not self.budget.is_fitted
+        is_first = self.budget.rows is None
         fitted = self.budget.fit(model, batch, passes=passes, run_seconds=run_seconds)
         whole, timed = describe_batch(batch), describe_batch(fitted)
         if is_first and whole != timed:
@@ -132,12 +131,12 @@ class RunTiming:
         one = self.module.timing_batch(_SHORT_LENGTH, size=_SHORT_SIZE, split=self.split)
         is_short = describe_batch(one) == describe_batch(batch)
         with self.stage() as seconds:
-            ours = CopyTimer(dense, batch, seconds=seconds, length=self.length, precision=_PRECISION)
+            ours = CopyTimer(dense, batch, seconds=seconds, length=self.length)
             latency = ours.time(compact, share=1.0 if is_short else 2 / 3)
             short = None
             if not is_short:
                 one = {name: tensor.to(dense.device) for name, tensor in one.items()}
-                its = CopyTimer(dense, one, seconds=ours.left, length=_SHORT_LENGTH, precision=_PRECISION)
+                its = CopyTimer(dense, one, seconds=ours.left, length=_SHORT_LENGTH)
                 short = its.time(compact)
         if shortfall := ours.shortfall("latency.max_seconds"):
             print(shortfall)

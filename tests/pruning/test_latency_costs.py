@@ -173,7 +173,7 @@ def test_the_budget_for_a_speedup_reaches_it_and_is_printed(bert, monkeypatch, c
     call = capsys.readouterr().out.partition(": ")[2]
     assert repr(eval(call, {"ExactBudget": gating.ExactBudget})) == repr(objective)
     compact = remove_in_copy(bert, gates, objective.kept(gates))
-    assert timer_of(bert, {}).time(compact).speedup == pytest.approx(speedup, rel=0.05)
+    assert timer_of(bert, batch_for(bert)).time(compact).speedup == pytest.approx(speedup, rel=0.05)
 
 
 @pytest.mark.parametrize("speedup", [1.8, 2.0])

@@ -14,8 +14,8 @@ def timer_of(
     model: nn.Module, batch: Mapping[str, Tensor], *, seconds: float = 1e6, repeats: int = 3, precision: float = 1e9
 ) -> CopyTimer:
     """Return a timer of copies that has enough time, and needs no precision."""
-    timer = CopyTimer(model, batch, seconds=seconds, precision=precision)
-    timer.repeats = repeats
+    timer = CopyTimer(model, batch, seconds=seconds)
+    timer.repeats, timer.precision = repeats, precision
     return timer
 
 

@@ -23,8 +23,6 @@ _SHARE_OF_RUN, _MIN_SECONDS, MAX_SECONDS = 0.05, 20.0, 120.0
 # A pass that takes less time is warmed up by another one: the first also fills caches and chooses kernels.
 _SHORT_PASS_S = 1.0
 
-# Relative standard error of the timings that a budget is made from.
-_PRECISION = 0.007
 # Least time of one timing, as several slices of a scheduler, and the largest number of its forward passes.
 _TIMING_SECONDS, _MAX_PASSES = 0.02, 20
 # Fewer ratios say nothing about their own error.
@@ -63,26 +61,13 @@ class TimeBudget:
     Attributes:
         seconds: All of the time; None until :meth:`fit` has estimated the run.
         spent: Seconds that have been taken.
+        rows: Number of rows of each timed batch; None until then, too.
     """
 
     def __init__(self, seconds: float | None = None) -> None:
-        """Set the time.
-
-        Args:
-            seconds: All of it; None for 5 % of the run, at least 20 and at most 120 seconds.
-
-        Raises:
-            InputError: It is no time.
-        """
-        if seconds is not None and not 0 < seconds < math.inf:
-            raise InputError(f"max_seconds={seconds}: give a number of seconds above 0, or null.")
+        """Args: ``seconds`` is all of it; None for 5 % of the run, at least 20 and at most 120 seconds."""
         self.seconds, self.spent = seconds, 0.0
-        self._rows: int | None = None
-
-    @property
-    def is_fitted(self) -> bool:
-        """Whether :meth:`fit` has set the time and the number of rows."""
-        return self._rows is not None
+        self.rows: int | None = None
 
     def fit(
         self,
@@ -110,7 +95,7 @@ class TimeBudget:
             raise InputError("batch has no tensors: give the keyword arguments of the model, such as input_ids.")
         # Tensors with different first dimensions cannot be taken apart.
         rows = sizes.pop() if len(sizes) == 1 else None
-        if self._rows is None:
+        if self.rows is None:
             start, last = time.perf_counter(), _last_rows(batch, rows and 1)
             with evaluating(model):
                 one = time_pass(model, last)
@@ -120,8 +105,8 @@ class TimeBudget:
             if self.seconds is None:
                 self.seconds = min(MAX_SECONDS, max(_MIN_SECONDS, _SHARE_OF_RUN * run_seconds(full)))
             is_short = passes * full <= self.seconds
-            self._rows = (rows or 1) if is_short else max(1, int(self.seconds / (passes * one)))
-        return _last_rows(batch, rows and self._rows)
+            self.rows = (rows or 1) if is_short else max(1, int(self.seconds / (passes * one)))
+        return _last_rows(batch, rows and self.rows)
 
     @contextmanager
     def stage(self, *, share: float = 1.0, longest: float = math.inf) -> Iterator[float]:
@@ -131,8 +116,7 @@ class TimeBudget:
             share: The share.
             longest: Largest number of seconds that it may have.
         """
-        total = MAX_SECONDS if self.seconds is None else self.seconds
-        start = time.perf_counter()
+        start, total = time.perf_counter(), self.seconds or MAX_SECONDS
         try:
             yield min(longest, share * max(0.0, total - self.spent))
         finally:
@@ -144,20 +128,13 @@ class CopyTimer:
 
     Attributes:
         repeats: Least number of timings of each copy, if there is time.
+        precision: Relative standard error up to which a copy is timed, if there is time.
         timed: The comparisons so far.
     """
 
-    repeats = 15
+    repeats, precision = 15, 0.007
 
-    def __init__(
-        self,
-        model: nn.Module,
-        batch: Mapping[str, Tensor],
-        *,
-        seconds: float,
-        length: str = "",
-        precision: float = _PRECISION,
-    ) -> None:
+    def __init__(self, model: nn.Module, batch: Mapping[str, Tensor], *, seconds: float, length: str = "") -> None:
         """Store the dense model, the batch and the time.
 
         Args:
@@ -165,9 +142,8 @@ class CopyTimer:
             batch: Keyword arguments of the model, on its device.
             seconds: The time for all copies; passes that are needed in any case can exceed it.
             length: Words for the length of the texts, such as ``p95``.
-            precision: Relative standard error up to which a copy is timed, if there is time.
         """
-        self._model, self._batch, self._length, self._precision = model, batch, length, precision
+        self._model, self._batch, self._of_batch = model, batch, describe_batch(batch, length=length)
         self._end = time.perf_counter() + seconds
         self.timed: list[LatencyComparison] = []
 
@@ -192,15 +168,15 @@ class CopyTimer:
     @property
     def words(self) -> str:
         """The timed batch and the error that was reached, such as ``8 x 107 tokens, ± 0.6 %``."""
-        return f"{describe_batch(self._batch, length=self._length)}, {margin(self.error)}"
+        return f"{self._of_batch}, {margin(self.error)}"
 
     def shortfall(self, setting: str) -> str | None:
         """Return the sentence that the timings are less exact than wanted, and which setting helps; None if not."""
-        if not self.timed or self.error <= self._precision:
+        if not self.timed or self.error <= self.precision:
             return None
         repeats = min(found.repeats for found in self.timed)
         return (
-            f"The timings are less exact than wanted, {margin(self.error)} in place of {margin(self._precision)}, "
+            f"The timings are less exact than wanted, {margin(self.error)} in place of {margin(self.precision)}, "
             f"after {repeats} repeat(s): give a larger {setting}, or time on a machine that is less busy."
         )
 
@@ -240,7 +216,7 @@ class CopyTimer:
             repeats=len(times),
             batch=_shape_in_words(next(iter(self._batch.values()))),
             error=_error_of_ratio(times),
-            words=describe_batch(self._batch, length=self._length),
+            words=self._of_batch,
         )
         self.timed.append(found)
         return found
@@ -271,7 +247,7 @@ class CopyTimer:
     def _is_enough(self, times: list[tuple[float, float]]) -> bool:
         if len(times) < self.repeats:
             return False
-        return len(times) >= 8 * self.repeats or _error_of_ratio(times) <= self._precision
+        return len(times) >= 8 * self.repeats or _error_of_ratio(times) <= self.precision
 
 
 @torch.inference_mode()
