@@ -11,6 +11,7 @@ from gating.gates import HeadGates
 from gating.objectives.base import Objective, check_objective
 from gating.objectives.convergence import Convergence
 from gating.objectives.gate_metrics import gate_metrics
+from gating.objectives.keeps_budget import KeepsBudget
 
 __all__ = ["Search"]
 
@@ -191,13 +192,13 @@ class Search:
         Returns:
             Whether they replace others. The search begins anew then, as :meth:`begin` does.
         """
-        now = getattr(self.objective, "measured", None)
-        if now is None or before is None or not isinstance(before.get("cost"), Mapping):
+        objective = self.objective
+        if not isinstance(objective, KeepsBudget) or objective.measured is None:
             return False
-        taken = {name: before[name] for name in now}
-        if taken == now:
+        taken = before and {name: before.get(name) for name in objective.measured}
+        if not taken or taken == objective.measured or not isinstance(taken["cost"], Mapping):
             return False
-        self.objective.take_measured(taken)  # type: ignore[attr-defined]
+        objective.take_measured(taken)
         self.begin()
         return True
 
