@@ -4,16 +4,13 @@ import sys
 import weakref
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointFunction
 
 from gating.errors import OperationError
-
-if TYPE_CHECKING:
-    from gating.gates.gates import HeadGates
 
 __all__ = ["PassValues"]
 
@@ -33,8 +30,8 @@ class PassValues:
     In a backward pass, where checkpoints compute activations again, the values stay as they are.
     """
 
-    def __init__(self, gates: "HeadGates", block_widths: Sequence[int]) -> None:
-        """Start without values; the widths of blocks are their numbers of features, the sums of their slot widths."""
+    def __init__(self, gates: Any, block_widths: Sequence[int]) -> None:
+        """Start without values of some gates; widths of blocks are numbers of features, the sums of slot widths."""
         self._gates = gates
         self._block_widths = list(block_widths)
         # The factor of each feature of all blocks, and its parts for each block by device, dtype and gradient mode.

@@ -248,10 +248,10 @@ class _Block(NamedTuple):
 
 def _blocks_of(gates: HeadGates) -> Iterator[_Block]:
     bounds = pairwise(accumulate(gates.block_sizes, initial=0))
-    for *words, (start, end) in zip(
+    for name, kind, unit, tower, (start, end) in zip(
         gates.block_names, gates.block_kinds, gates.block_units, gates.block_towers, bounds, strict=True
     ):
-        yield _Block(*words, range(start, end))
+        yield _Block(name, kind, unit, tower, range(start, end))
 
 
 def _matrices(blocks: Sequence[_Block], units: Sequence[int]) -> Iterator[Tensor]:

@@ -79,13 +79,14 @@ class PruneReport:
     def __str__(self) -> str:
         """Return a table: the remaining heads of each block, or its number of groups of neurons, and the totals."""
         rows = [
-            (name, f"{len(ids)} head{'s' * (len(ids) != 1)}", *map(str, ids)) for name, ids in self.kept_heads.items()
+            (name, f"{len(ids)} head{'s' * (len(ids) != 1)}", " ".join(map(str, ids)))
+            for name, ids in self.kept_heads.items()
         ]
-        rows += [(name, f"{len(ids)} group{'s' * (len(ids) != 1)}") for name, ids in self.kept_neurons.items()]
+        rows += [(name, f"{len(ids)} group{'s' * (len(ids) != 1)}", "") for name, ids in self.kept_neurons.items()]
         totals = [(unit, self.after.units[unit], before) for unit, before in self.before.units.items() if before]
         totals.append(("parameters", self.after.num_parameters, self.before.num_parameters))
-        width = max(len(name) for name, *_ in [*rows, *totals])
-        lines = [f"{name:<{width}}  {count:>9}  {' '.join(ids)}".rstrip() for name, count, *ids in rows]
+        width = max(len(row[0]) for row in [*rows, *totals])
+        lines = [f"{name:<{width}}  {count:>9}  {ids}".rstrip() for name, count, ids in rows]
         lines += [
             f"{name:<{width}}  {after:,} of {before:,} ({_percent(after, before)})" for name, after, before in totals
         ]
