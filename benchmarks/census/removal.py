@@ -155,15 +155,13 @@ def _without_effect(tiny: Tiny, blocks: Sequence[Block]) -> list[Block]:
 
 
 def _pattern(blocks: Sequence[Block], seed: int) -> dict[str, set[int]]:
-    """Return random units to keep in each block; the first block keeps none where it can, the last one all."""
+    """Return random units to keep in each block; the first block keeps none, the last one all."""
     generator = random.Random(seed)
     kept = {}
     for index, block in enumerate(blocks):
-        spec = getattr(block, "spec", None)
-        least = 1 if getattr(spec, "returns", "") == "unknown" else 0
-        number = generator.randint(least, len(block.unit_ids))
+        number = generator.randint(0, len(block.unit_ids))
         if seed == 0 and index == 0:
-            number = least
+            number = 0
         if seed == 0 and index == len(blocks) - 1 and index:
             number = len(block.unit_ids)
         kept[block.name] = set(generator.sample(block.unit_ids, number))

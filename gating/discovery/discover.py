@@ -1,19 +1,23 @@
-"""Discovery of the layout of heads in attention classes that the registry lacks.
+"""Discovery of the layouts of attention and feed-forward blocks that the registries lack.
 
 A candidate for attention has projections with common names, a common name for the width of a head, and an output
-projection with an input of a multiple of that width. Structure does not determine the order of rows in fused
-projections, or the assumptions of a ``forward``. Each candidate layout is therefore tried on the model: it is accepted
-if the outputs after a removal equal those with masked heads, and the removal is undone.
+projection with an input of a multiple of that width. One for a feed-forward block has layers from one width to another
+and back. Structure does not determine the order of rows in fused projections, or the assumptions of a ``forward``. Each
+candidate layout is therefore tried on the model: it is accepted if the outputs after a removal equal those with masked
+units, and the removal is undone.
 """
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from gating.discovery.dependence import why_heads_depend, why_not_attention
-from gating.discovery.refusals import sort_blocks, why_not_editable
+from gating.discovery.lookalikes import unknown_feed_forward
+from gating.discovery.refusals import sort_blocks, why_not_attention, why_not_editable
 from gating.errors import InputError
 from gating.families.layouts import AttentionSpec, RowLayout
 from gating.families.linear import num_inputs, num_outputs
@@ -22,8 +26,10 @@ from gating.proof.conditions import check_no_adapters
 from gating.proof.probe import run_probe
 from gating.proof.prove import try_removal
 from gating.structure.attention import AttentionBlock, iter_attention_blocks
+from gating.structure.blocks import Block
+from gating.structure.feed_forward import FeedForwardBlock, iter_feed_forward_blocks
 
-__all__ = ["discover_specs"]
+__all__ = ["discover_attention", "discover_feed_forward"]
 
 _TRIPLES = [
     ("q_proj", "k_proj", "v_proj"),
@@ -42,43 +48,139 @@ _OUTPUTS = ["o_proj", "out_proj", "dense", "o", "out_lin", "c_proj", "Wo", "proj
 _HEAD_DIMS = ["head_dim", "attention_head_size", "head_size", "key_value_proj_dim", "d_head", "dim_head", "d_k"]
 _WIDTHS = ("all_head_size", "inner_dim", "split_size")
 
+# The layouts that modules could have, the likeliest first.
+Guesses = Mapping[nn.Module, Sequence[Any]]
 
-def discover_specs(model: nn.Module, *, probe: Mapping[str, Tensor] | None = None) -> dict[type, str]:
+
+def discover_attention(model: nn.Module, *, probe: Mapping[str, Tensor] | None = None) -> dict[nn.Module, str]:
     """Set the attribute ``attention_spec`` of the attention modules that have no spec yet, in place.
 
     Candidate layouts are tried on the probe, or on a batch that is made for the model.
 
     Returns:
-        For each class that looks like attention although every candidate layout fails, the reason.
+        For each module that looks like attention although every candidate layout fails, the reason.
 
     Raises:
-        ValueError: The model does not run on the probe.
+        ValueError: The model has adapters, or does not run on the probe.
     """
-    candidates = _find_candidates(model)
-    if not candidates:
+    modules = dict(model.named_modules())
+    guesses = {
+        module: list(_guess_attention(module, modules[name.rpartition(".")[0]]))
+        for name, module in modules.items()
+        if find_spec(module) is None and why_not_attention(module) is None
+    }
+    return _settle(model, guesses, _try_heads, attribute="attention_spec", probe=probe)
+
+
+def discover_feed_forward(model: nn.Module, *, probe: Mapping[str, Tensor] | None = None) -> dict[nn.Module, str]:
+    """Set the attribute ``feed_forward_spec`` of modules with layers to a width and back that have no spec, in place.
+
+    Of two blocks in one such module, only one is found. The result and errors are those of :func:`discover_attention`.
+    """
+    guesses = {module: specs for _, module, _, specs in unknown_feed_forward(model)}
+    return _settle(model, guesses, _try_neurons, attribute="feed_forward_spec", probe=probe)
+
+
+@torch.inference_mode(mode=False)  # Weights that are put back as inference tensors could not be trained.
+def _settle(
+    model: nn.Module,
+    guesses: Guesses,
+    try_some: Callable[..., None],
+    *,
+    attribute: str,
+    probe: Mapping[str, Tensor] | None,
+) -> dict[nn.Module, str]:
+    """Give each module the first of its layouts with which a removal equals masking; return the problems of others."""
+    guesses = {module: specs for module, specs in guesses.items() if specs}
+    if not guesses:
         return {}
     check_no_adapters(model)
     # Here, so that a model that does not run at all is one error, not one for each candidate.
     batch, _ = run_probe(model, probe)
-    problems = {type(modules[0]): _choose_spec(model, modules, specs, batch) for modules, specs in candidates}
-    return {attention_class: problem for attention_class, problem in problems.items() if problem}
+    problems: dict[nn.Module, str] = {}
+    for modules in _alike(model, guesses):
+        problem = _choose(model, modules, guesses[modules[0]], try_some, attribute, batch)
+        problems |= dict.fromkeys(modules, problem) if problem else {}
+    return problems
 
 
-def _find_candidates(model: nn.Module) -> list[tuple[list[nn.Module], list[AttentionSpec]]]:
-    """Return, for each class that looks like attention, its modules and candidate specs."""
-    by_class: dict[type, list[nn.Module]] = {}
-    candidates: dict[type, list[AttentionSpec]] = {}
-    modules = dict(model.named_modules())
-    for name, module in modules.items():
-        if find_spec(module) is None and why_not_attention(module) is None:
-            guesses = list(_guess(module, modules[name.rpartition(".")[0]]))
-            if guesses:
-                by_class.setdefault(type(module), []).append(module)
-                candidates.setdefault(type(module), guesses)
-    return [(modules, candidates[attention_class]) for attention_class, modules in by_class.items()]
+def _alike(model: nn.Module, guesses: Guesses) -> list[list[nn.Module]]:
+    """Return the modules that are tried together: those of a class with the same guesses."""
+    groups: dict[object, list[nn.Module]] = {}
+    for name, module in model.named_modules():
+        if module in guesses:
+            is_container = type(module).__module__.startswith("torch.")
+            # Containers in other places hold other layers.
+            place = re.sub(r"\d+", "*", name) if is_container else ""
+            groups.setdefault((type(module), place, tuple(guesses[module])), []).append(module)
+    return list(groups.values())
 
 
-def _guess(module: nn.Module, parent: nn.Module) -> Iterator[AttentionSpec]:
+def _choose(
+    model: nn.Module,
+    modules: Sequence[nn.Module],
+    specs: Sequence[Any],
+    try_some: Callable[..., None],
+    attribute: str,
+    probe: Mapping[str, Tensor],
+) -> str | None:
+    """Give some modules the first spec that stands a trial; return the problem of the likeliest if none does."""
+    problem = ""
+    for spec in specs:
+        try:
+            _assign(modules, attribute, spec)
+            try_some(model, modules, probe)
+            return None
+        except Exception as error:  # A wrong layout may fail in any way before it is tried.
+            problem = problem or (str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}")
+            for module in modules:
+                delattr(module, attribute)
+    return f"discover=True found it, but {problem[0].lower()}{problem[1:].rstrip('.')}"
+
+
+def _assign(modules: Sequence[nn.Module], attribute: str, spec: object) -> None:
+    for module in modules:
+        setattr(module, attribute, spec)
+
+
+def _own(blocks: Iterator[Any], modules: Sequence[nn.Module]) -> list[Any]:
+    """Return the blocks of some modules; raise ``InputError`` if one of them cannot lose units."""
+    usable, refused = sort_blocks([block for block in blocks if block.module in modules])
+    for _, reason in refused:
+        raise InputError(reason)
+    return usable
+
+
+def _try_heads(model: nn.Module, modules: Sequence[nn.Module], probe: Mapping[str, Tensor]) -> None:
+    """Remove some heads, compare with masking them, and undo the removal; find out whether a block may lose all.
+
+    The first group of heads tells layouts apart: the values of the last one are at the end of a fused projection in
+    every layout.
+    """
+    blocks: list[AttentionBlock] = _own(iter_attention_blocks(model), modules)
+    try_removal(model, blocks, {block.name: _all_but_first_group(block) for block in blocks}, probe=probe)
+    try:
+        try_removal(model, blocks, {block.name: () for block in blocks}, probe=probe)
+    except Exception:  # It returns something else than an emptied block does.
+        _assign(modules, "attention_spec", replace(blocks[0].spec, returns="other"))
+
+
+def _all_but_first_group(block: AttentionBlock) -> tuple[int, ...]:
+    # Removing a single group would empty the block; its first query head is enough.
+    return block.head_slots[block.queries_per_key if block.num_key_value_heads > 1 else 1 :]
+
+
+def _try_neurons(model: nn.Module, modules: Sequence[nn.Module], probe: Mapping[str, Tensor]) -> None:
+    """Remove every other neuron, compare with masking them, and undo the removal.
+
+    What neurons have in common, such as their mean or their largest value, differs without half of them.
+    """
+    found: list[FeedForwardBlock] = _own(iter_feed_forward_blocks(model), modules)
+    blocks: list[Block] = [block.regrouped(1) for block in found]
+    try_removal(model, blocks, {block.name: block.unit_ids[1::2] for block in blocks}, probe=probe)
+
+
+def _guess_attention(module: nn.Module, parent: nn.Module) -> Iterator[AttentionSpec]:
     """Yield candidate specs of a module, the simplest first; none if it does not look like attention."""
     head_dim_name = next((name for name in _HEAD_DIMS if isinstance(getattr(module, name, None), int)), None)
     output_path = next((name for name in _OUTPUTS if _is_linear(module, name)), None)
@@ -128,48 +230,3 @@ def _is_linear(module: nn.Module, path: str) -> bool:
         return False
     # Quantized layers, too: the error about them comes later.
     return why_not_editable(child) is None or hasattr(child, "weight")
-
-
-def _choose_spec(
-    model: nn.Module, modules: list[nn.Module], candidates: list[AttentionSpec], probe: Mapping[str, Tensor]
-) -> str | None:
-    """Give the modules of one class the first spec with which a removal equals masking; return the problem of none."""
-    problem = ""
-    for spec in candidates:
-        try:
-            _assign(modules, spec)
-            _try(model, spec, probe, emptied=False)
-        except Exception as error:  # A wrong layout may fail in any way before it is tried.
-            problem = problem or (str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}")
-            _assign(modules, None)
-            continue
-        try:
-            _try(model, spec, probe, emptied=True)
-        except Exception:  # As above.
-            _assign(modules, replace(spec, returns="unknown"))
-        return None
-    return f"discover=True found it, but {problem[0].lower()}{problem[1:].rstrip('.')}"
-
-
-def _assign(modules: list[nn.Module], spec: AttentionSpec | None) -> None:
-    for module in modules:
-        if spec is not None:
-            module.attention_spec = spec  # type: ignore[assignment]
-        elif hasattr(module, "attention_spec"):
-            del module.attention_spec
-
-
-def _try(model: nn.Module, spec: AttentionSpec, probe: Mapping[str, Tensor], *, emptied: bool) -> None:
-    """Remove some heads, compare with masking them, and undo the removal.
-
-    The first group of heads tells layouts apart: the values of the last one are at the end of a fused projection in
-    every layout.
-    """
-    blocks = [block for block in sort_blocks(iter_attention_blocks(model), why_heads_depend)[0] if block.spec == spec]
-    kept = {block.name: () if emptied else _all_but_first_group(block) for block in blocks}
-    try_removal(model, blocks, kept, probe=probe)
-
-
-def _all_but_first_group(block: AttentionBlock) -> tuple[int, ...]:
-    # Removing a single group would empty the block; its first query head is enough.
-    return block.head_slots[block.queries_per_key if block.num_key_value_heads > 1 else 1 :]

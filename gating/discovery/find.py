@@ -6,15 +6,13 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
-from gating.discovery.dependence import why_heads_depend, why_neurons_depend
 from gating.discovery.lookalikes import attention_lookalikes, feed_forward_lookalikes
 from gating.discovery.refusals import sort_blocks
 from gating.discovery.ungated import (
     UngatedModules,
     check_patterns,
     check_towers,
-    explain_no_heads,
-    explain_no_neurons,
+    explain_none,
     group_ungated,
     is_left_out,
     ungated_warning,
@@ -100,17 +98,17 @@ def search_attention(
     """
     check_not_wrapped(model)
     check_stays(model)
-    problems = {}
+    problems = None
     if discover:
-        from gating.discovery.discover import discover_specs
+        from gating.discovery.discover import discover_attention
 
-        problems = discover_specs(model, probe=probe)
-    blocks, refused = sort_blocks(iter_attention_blocks(model), why_heads_depend)
-    known = [*blocks, *(block for block, _ in refused)]
-    lookalikes = attention_lookalikes(model, known, problems=problems, searched=discover)
+        problems = discover_attention(model, probe=probe)
+    blocks, refused = sort_blocks(iter_attention_blocks(model))
+    known = {block.module for block in (*blocks, *(block for block, _ in refused))}
+    lookalikes = attention_lookalikes(model, known, problems=problems)
     ungated = group_ungated(model, refused, lookalikes, unit="heads", label="attention")
     if not blocks:
-        raise explain_no_heads(model, ungated, searched=discover)
+        raise explain_none(model, ungated, unit="heads", label="attention", searched=discover)
     return blocks, ungated
 
 
@@ -128,8 +126,8 @@ def find_feed_forward_blocks(
     Args:
         model: A transformers model, or any module with projections of common names.
         group_size: Number of neurons in a group; if left out, that of an earlier removal, or 64.
-        discover: Whether to search layers with other names by the flow of data, too. A block found in this way is
-            accepted only if removing neurons gives the outputs of masking them on ``probe``.
+        discover: Whether to search layers with other names by their widths, too. A block found in this way is accepted
+            only if removing neurons gives the outputs of masking them on ``probe``.
         probe: A batch as the model's keyword arguments; made from its configuration when left out.
         exclude: Names of feed-forward blocks, or patterns with ``*``, to leave out.
         towers: Towers to search, such as ``language`` or ``vision``; all if left out.
@@ -167,12 +165,14 @@ def search_feed_forward(
     The arguments and errors are those of :func:`find_feed_forward_blocks`.
     """
     check_not_wrapped(model)
+    problems = None
     if discover:
-        from gating.discovery.flow import discover_feed_forward_specs
+        from gating.discovery.discover import discover_feed_forward
 
-        discover_feed_forward_specs(model, probe=probe)
-    blocks, refused = sort_blocks(iter_feed_forward_blocks(model, group_size=group_size), why_neurons_depend)
+        problems = discover_feed_forward(model, probe=probe)
+    blocks, refused = sort_blocks(iter_feed_forward_blocks(model, group_size=group_size))
+    lookalikes = feed_forward_lookalikes(model, problems=problems)
+    ungated = group_ungated(model, refused, lookalikes, unit="neurons", label="feed-forward")
     if not blocks:
-        raise explain_no_neurons(model, refused, searched=discover)
-    lookalikes = feed_forward_lookalikes(model, [*blocks, *(block for block, _ in refused)], searched=discover)
-    return blocks, group_ungated(model, refused, lookalikes, unit="neurons", label="feed-forward")
+        raise explain_none(model, ungated, unit="neurons", label="feed-forward", searched=discover)
+    return blocks, ungated

@@ -1,28 +1,36 @@
-"""Blocks from which units cannot be removed, with the reasons."""
+"""Blocks from which units cannot be removed, and the reasons, found in the structure of their modules."""
 
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Iterable, Sequence
 from types import MethodType
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from gating.errors import InputError
-from gating.families.linear import parameter_names, without_adapter
+from gating.families.linear import num_outputs, parameter_names, without_adapter
 from gating.proof.conditions import is_shard
+from gating.structure.attention import AttentionBlock
 from gating.structure.blocks import Block
-from gating.structure.feed_forward import ExpertsBlock
+from gating.structure.feed_forward import ExpertsBlock, FeedForwardBlock
 
-__all__ = ["sort_blocks", "why_not_editable"]
+__all__ = ["sort_blocks", "why_dependent", "why_mixed", "why_not_attention", "why_not_editable"]
 
 AnyBlock = TypeVar("AnyBlock", bound=Block)
 # Implementations of experts in transformers that call the activation of the module.
 _IMPLEMENTATIONS = ("eager", "batched_mm", "grouped_mm")
+_MIXERS = r"Mamba|LinearAttention|DeltaNet|DeltaAttention|Lightning|Rwkv|RWKV|Retention|SSM|Mixer2?$"
+_LATENT = ("kv_a_proj_with_mqa", "kv_lora_rank", "kv_b_proj", "q_a_proj")
+_OUTPUTS = ("o_proj", "out_proj", "dense", "projection_layer", "proj")
+_NORMS_OF_HEADS = re.compile(r"(q|k|query|key)_?(layer)?_?(norm|layernorm|ln)|inner_attn_ln|attn_sub_norm")
+_BETWEEN = re.compile(r"(?i)((ffn|mlp|inner|mid|intermediate|sub)\w*(norm|ln)|\w*conv\w*)")
+# In BERT-like models, the smallest module with both projections is the whole layer.
+_ATTENTION = re.compile(r"(?i)att(entio)?n")
 
 
-def sort_blocks(
-    blocks: Iterable[AnyBlock], why_dependent: Callable[[AnyBlock], str | None]
-) -> tuple[list[AnyBlock], list[tuple[AnyBlock, str]]]:
+def sort_blocks(blocks: Iterable[AnyBlock]) -> tuple[list[AnyBlock], list[tuple[AnyBlock, str]]]:
     """Return the blocks that can lose units, and the others with the reasons why their units depend on each other.
 
     Raises:
@@ -43,20 +51,21 @@ def sort_blocks(
     return usable, refused
 
 
+def _refuse(block: Block, reason: str) -> InputError:
+    owner = f"{block.name} ({type(block.module).__name__})"
+    return InputError(f"{block.unit.capitalize()} cannot be removed from {owner}: {reason}.")
+
+
 def _check_editable(block: Block) -> None:
     """Raise ``InputError`` for a block whose projections cannot lose rows or columns."""
-    unit = block.unit
     if isinstance(block, ExpertsBlock):
-        if reason := _why_not_gated(block):
-            owner = f"{block.name} ({type(block.module).__name__})"
-            raise InputError(f"{unit.capitalize()} cannot be removed from {owner}: {reason}.")
         names = [*(name for name, _ in block.spec.ups), block.spec.down]
-        reasons = [_why_not_divisible(block.module._parameters[name]) for name in names]
+        weights = (block.module._parameters[name] for name in names)
+        reasons = [_why_not_gated(block), *(_why_not_divisible(weight) for weight in weights)]
     else:
         reasons = [why_not_editable(without_adapter(linear)) for linear in block.layers()]
     for reason in filter(None, reasons):
-        reason = reason.replace("remove heads", f"remove {unit}")
-        raise InputError(f"{unit.capitalize()} cannot be removed from {block.name}, because of a projection: {reason}.")
+        raise _refuse(block, reason)
 
 
 def _check_not_shared(blocks: Sequence[Block]) -> None:
@@ -67,11 +76,8 @@ def _check_not_shared(blocks: Sequence[Block]) -> None:
             other = block_of.get(layer)
             # A module that holds several projections as parameters is there for each of them.
             if other is not None and (other is not block or isinstance(layer, (nn.Linear, Conv1D))):
-                owner = f"{block.name} ({type(block.module).__name__})"
-                raise InputError(
-                    f"{block.unit.capitalize()} cannot be removed from {owner}: it shares a projection with "
-                    f"{'itself' if other is block else other.name}. Give each block layers of its own."
-                )
+                sharer = "itself" if other is block else other.name
+                raise _refuse(block, f"it shares a projection with {sharer}, so give each block layers of its own")
             block_of[layer] = block
 
 
@@ -80,32 +86,30 @@ def why_not_editable(linear: nn.Module) -> str | None:
     kind = type(linear).__name__
     weight = getattr(linear, parameter_names(linear)[0], None)
     if isinstance(weight, MethodType):
-        return f"it is quantized ({type(linear).__module__}.{kind}): remove heads first and quantize the result"
-    if isinstance(weight, Tensor) and (reason := _why_quantized(weight, f"{kind} with ")):
+        return f"a projection is quantized ({type(linear).__module__}.{kind}): do that after the removal"
+    if reason := _why_quantized(weight):
         return reason
     is_channelwise = isinstance(linear, nn.Conv1d) and linear.groups == linear.in_channels == linear.out_channels
     if not isinstance(linear, (nn.Linear, Conv1D, nn.MultiheadAttention)) and not is_channelwise:
-        return f"{kind} is neither nn.Linear nor Conv1D: remove heads before layers are quantized or replaced"
+        return f"{kind} is neither nn.Linear nor Conv1D: quantize or replace layers after the removal"
     bias = getattr(linear, parameter_names(linear)[1], None)
     return _why_not_divisible(weight) or (None if bias is None else _why_not_divisible(bias, name="bias"))
 
 
 def _why_not_divisible(weight: Any, *, name: str = "weight") -> str | None:
     """Return the reason for which entries of a weight, or of another parameter, cannot be removed, or None."""
-    if isinstance(weight, Tensor) and (reason := _why_quantized(weight, "")):
-        return reason
-    if type(weight) is not nn.Parameter and not is_shard(weight):
-        return (
-            f"its {name} is not a plain parameter but {type(weight).__name__} (quantized, distributed, parametrized): "
-            "remove heads before that"
-        )
-    return None
+    if type(weight) is nn.Parameter or is_shard(weight):
+        return _why_quantized(weight)
+    return (
+        f"the {name} of a projection is not a plain parameter but {type(weight).__name__} (quantized, distributed, "
+        "parametrized): do that after the removal"
+    )
 
 
-def _why_quantized(weight: Tensor, kind: str) -> str | None:
-    if weight.is_floating_point() and weight.element_size() > 1:
+def _why_quantized(weight: Any) -> str | None:
+    if not isinstance(weight, Tensor) or (weight.is_floating_point() and weight.element_size() > 1):
         return None
-    return f"it is quantized ({kind}{weight.dtype} weights): remove heads first and quantize the result"
+    return f"a projection is quantized ({weight.dtype} weights): do that after the removal"
 
 
 def _why_not_gated(experts: ExpertsBlock) -> str | None:
@@ -119,3 +123,68 @@ def _why_not_gated(experts: ExpertsBlock) -> str | None:
             "model.set_experts_implementation('grouped_mm') before"
         )
     return None
+
+
+def why_dependent(block: Block) -> str | None:
+    """Return the reason for which units of a block depend on each other, such as a norm over all of them, or None.
+
+    Neurons of experts never do.
+    """
+    if isinstance(block, AttentionBlock):
+        return _why_heads_mixed(block.module, len(block.head_slots) * block.head_dim)
+    if not isinstance(block, FeedForwardBlock) or isinstance(block, ExpertsBlock):
+        return None
+    module = block.module
+    if getattr(module, "slow_but_exact", False) and getattr(module, "pretraining_tp", 1) > 1:
+        return (
+            "with slow_but_exact it multiplies slices of the down projection's weight and never calls that layer: load "
+            "the model with pretraining_tp=1"
+        )
+    if getattr(module, "activation_sparsity", 0.0) > 0:
+        return "activation_sparsity_pattern takes a cutoff from the mean and the deviation of all neurons of this layer"
+    return why_mixed(module, block.num_neurons, num_outputs(block.output_projection))
+
+
+def _why_heads_mixed(module: nn.Module, width: int) -> str | None:
+    if getattr(module, "head_logits_proj", None) is not None:
+        return "its heads are mixed before the softmax (talking heads)"
+    for name, child in module.named_children():
+        weight = getattr(child, "weight", None)
+        is_vector = isinstance(weight, Tensor) and weight.dim() == 1 and weight.numel() == width
+        if is_vector and _NORMS_OF_HEADS.fullmatch(name) and width > getattr(module, "head_dim", width):
+            return f"{name} normalizes across all heads, so every head depends on those that would go"
+    return None
+
+
+def why_mixed(module: nn.Module, width: int, hidden: int) -> str | None:
+    """Return the reason for which a module between projections mixes all neurons, or None."""
+    for name, child in module.named_modules():
+        weight = getattr(child, "weight", None)
+        if not isinstance(weight, Tensor) or _ATTENTION.search(name):
+            continue
+        # A norm of the hidden state has another width, or another name.
+        if width == hidden and not _BETWEEN.fullmatch(name.rpartition(".")[2]):
+            continue
+        is_norm, is_convolution = weight.shape == (width,), weight.dim() > 2 and weight.shape[0] == width
+        if is_norm or is_convolution:
+            return f"{name} ({type(child).__name__}) between its projections mixes all neurons"
+    return None
+
+
+def why_not_attention(module: nn.Module) -> str | None:
+    """Return the reason for which a module that mixes positions has no heads that discovery could find, or None.
+
+    The reason is found in the structure of the module, not in a list of families.
+    """
+    if any(hasattr(module, name) for name in _LATENT):
+        return (
+            "the layout of this multi-head latent attention is unknown: describe its class with "
+            "gating.register_attention_spec"
+        )
+    has_projections = any(isinstance(child, nn.Linear) for child in module.children())
+    # The names of models match, too.
+    if re.search(_MIXERS, type(module).__name__) and has_projections and not isinstance(module, PreTrainedModel):
+        return "the states of this linear attention or state-space layer have no heads in an order that is known"
+    output = next((getattr(module, name) for name in _OUTPUTS if hasattr(module, name)), None)
+    width = getattr(output, "in_features", None)
+    return _why_heads_mixed(module, width) if isinstance(width, int) else None

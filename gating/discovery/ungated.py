@@ -1,6 +1,5 @@
 """Modules of a model that get no gates, with the reasons, and the names by which a user leaves them out."""
 
-import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -8,18 +7,16 @@ from typing import Any
 
 from torch import nn
 
-from gating.discovery.lookalikes import UNREGISTERED, why_no_neurons
+from gating.discovery.lookalikes import UNREGISTERED, Lookalike
 from gating.errors import InputError, RemedyError, RemedyWarning
 from gating.loader.modeling import base_prefix
 from gating.structure.blocks import Block, tower_of
-from gating.structure.feed_forward import FeedForwardBlock
 
 __all__ = [
     "UngatedModules",
     "check_patterns",
     "check_towers",
-    "explain_no_heads",
-    "explain_no_neurons",
+    "explain_none",
     "group_ungated",
     "is_left_out",
     "ungated_warning",
@@ -54,16 +51,11 @@ class UngatedModules:
 
 
 def group_ungated(
-    model: nn.Module,
-    refused: Sequence[tuple[Block, str]],
-    lookalikes: Iterable[tuple[str, nn.Module, str]],
-    *,
-    unit: str,
-    label: str,
+    model: nn.Module, refused: Sequence[tuple[Block, str]], lookalikes: Iterable[Lookalike], *, unit: str, label: str
 ) -> list[UngatedModules]:
     """Return the modules without gates, those of one class with one reason together.
 
-    They are the known blocks that are refused, and the ``lookalikes`` with their names and reasons.
+    They are those of the refused blocks, with the reasons, and the ``lookalikes``.
     """
     found: dict[tuple[str, str], list[str]] = {}
     for block, reason in refused:
@@ -97,43 +89,22 @@ def _sentence(model: nn.Module, ungated: Sequence[UngatedModules]) -> str:
     return f"{number} {kind} modules of {type(model).__name__} get no gates, so they keep all {unit}: {shown}{more}."
 
 
-def explain_no_heads(model: nn.Module, ungated: Sequence[UngatedModules], *, searched: bool) -> InputError:
-    """Return the error for a model without any attention block that can have gates."""
-    known = [one for one in ungated if one.reason != UNREGISTERED]
-    # In a model with layers of several kinds, discovery may find attention in some.
-    if known and (searched or len(known) == len(ungated)):
-        return InputError(f"Heads cannot be removed from {type(model).__name__}: in {known[0]}.")
-    by_name = {type(m).__name__ for m in model.modules() if re.search("attention", type(m).__name__, re.I)}
-    seen = sorted({one.class_name for one in ungated} or by_name)
-    problem = (
-        f"No attention block of {type(model).__name__} is known: its attention classes are "
-        f"{', '.join(seen) or 'none by name'}. Describe one with gating.register_attention_spec("
-        f"{(seen or ['MyAttention'])[0]!r}, gating.AttentionSpec(projections=..., output_projection=...))"
-    )
-    return _unknown(problem, f"{problem}; nothing in its structure looks like attention." if searched else None)
-
-
-def explain_no_neurons(
-    model: nn.Module, refused: Sequence[tuple[FeedForwardBlock, str]], *, searched: bool
+def explain_none(
+    model: nn.Module, ungated: Sequence[UngatedModules], *, unit: str, label: str, searched: bool
 ) -> InputError:
-    """Return the error for a model without any feed-forward block that can have gates."""
-    for block, reason in refused:
-        owner = f"{block.name} ({type(block.module).__name__})"
-        return InputError(f"Neurons cannot be removed from {owner}: {reason}.")
-    if (cause := why_no_neurons(model)) is not None:
-        return InputError(f"Neurons cannot be removed from {type(model).__name__}: {cause}.")
+    """Return the error for a model without any block that can have gates, in which discovery may have searched."""
+    known = [one for one in ungated if one.reason != UNREGISTERED]
+    # In a model with layers of several kinds, discovery may find blocks in some.
+    if known and (searched or len(known) == len(ungated)):
+        return InputError(f"{unit.capitalize()} cannot be removed from {type(model).__name__}: in {known[0]}.")
+    classes = ", ".join(sorted({one.class_name for one in ungated})) or "none that looks like one"
+    register = "attention" if unit == "heads" else "feed_forward"
     problem = (
-        f"No feed-forward block of {type(model).__name__} is known: no module has two or three linear layers with "
-        "common names, such as fc1 and fc2. Describe one with gating.register_feed_forward_spec('MyMLP', "
-        "gating.FeedForwardSpec(ups=..., down=...))"
+        f"No {label} block of {type(model).__name__} is known ({classes}). Describe its class with "
+        f"gating.register_{register}_spec"
     )
-    return _unknown(problem, f"{problem}; its flow of data shows none either." if searched else None)
-
-
-def _unknown(problem: str, searched: str | None) -> InputError:
-    """Return the error for a model without a known block: after a search, or with a search as its remedy."""
-    if searched is not None:
-        return InputError(searched)
+    if searched:
+        return InputError(f"{problem}; nothing in its structure looks like one that discovery knows.")
     end = "to discover its structure."
     return RemedyError(problem, python=f", or pass discover=True {end}", command=f", or give gates.discover=true {end}")
 

@@ -91,7 +91,7 @@ def prune_neurons(
             groups to remove. Groups are numbered as in the original model: group ``g`` has the neurons from
             ``g * group_size`` on. Layer -1 is the last one.
         group_size: Number of neurons in a group; if left out, that of an earlier removal, or 64.
-        discover: Whether feed-forward blocks with other names may be recognized by the flow of gradients.
+        discover: Whether feed-forward blocks with other names may be recognized by their widths.
         probe: Batch for the check, as keyword arguments of the model; by default made from its configuration.
 
     Returns:

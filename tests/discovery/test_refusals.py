@@ -24,12 +24,12 @@ def build(name: str, **arguments):
         ("FlexOlmo", {"num_experts": 2, "num_experts_per_tok": 1}, "q_norm normalizes across all heads"),
         ("MiniMaxM2", {"num_local_experts": 2, "num_experts_per_tok": 1}, "q_norm normalizes across all heads"),
         ("BitNet", {"num_key_value_heads": 8}, "attn_sub_norm normalizes across all heads"),
-        ("Mamba2", {"num_heads": 16, "head_dim": 8, "expand": 2, "n_groups": 1}, "norm normalizes the outputs"),
-        ("Mamba", {"state_size": 8, "time_step_rank": 4}, "state-space layer has no heads"),
+        ("Mamba2", {"num_heads": 16, "head_dim": 8, "expand": 2, "n_groups": 1}, "state-space layer"),
+        ("Mamba", {"state_size": 8, "time_step_rank": 4}, "state-space layer"),
         (
             "MiniMax",
             {"num_local_experts": 2, "layer_types": ["linear_attention"] * 3},
-            "norm normalizes the outputs of this linear attention",
+            "linear attention",
         ),
     ],
 )
@@ -98,8 +98,8 @@ def _prune_bias(linear):
     [
         (_wrap, "layers.1.self_attn.*adapter.*merge"),
         (_quantize, "quantized .*torch.int8"),
-        (_normalize_weight, "weight is not a plain parameter"),
-        (_prune_bias, "bias is not a plain parameter"),
+        (_normalize_weight, "weight .* is not a plain parameter"),
+        (_prune_bias, "bias .* is not a plain parameter"),
         (lambda _: nn.Identity(), "neither nn.Linear nor Conv1D"),
     ],
 )

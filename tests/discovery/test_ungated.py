@@ -57,7 +57,7 @@ def test_a_tower_without_gates_is_named_with_the_reason(towers, function):
     with pytest.warns(RemedyWarning, match=r"2 attention modules of TwoTowers .* vision_tower.0 and 1 more") as caught:
         function(towers)
     message = str(caught[0].message)
-    assert "(OddAttention): its class is not registered; discover=True may find its layout" in message
+    assert "(OddAttention): its layers are not registered; discover=True may find their layout" in message
     assert "exclude=['vision_tower.0']" in message
     assert "gates.towers" in str(caught[0].message.in_command)
 
@@ -75,9 +75,7 @@ def test_what_a_user_leaves_out_is_not_named(towers, options):
 
 def test_discovery_says_that_it_has_searched(towers):
     _, ungated = search_attention(towers, discover=True)
-    assert [one.reason for one in ungated] == [
-        "discovery knows no projections of queries, keys and values, or no width of heads, by their names"
-    ]
+    assert [one.reason for one in ungated] == ["discovery finds no layers in it whose names or widths it knows"]
 
 
 def test_towers_and_patterns_that_match_nothing_are_refused(towers):
@@ -117,7 +115,7 @@ def test_no_attention_of_a_family_is_left_without_a_word(name):
     blocks, ungated = search_attention(model)
     assert blocks
     for one in ungated:
-        assert "norm" in one.reason or "order of their own" in one.reason or "no heads" in one.reason, one
+        assert "norm" in one.reason or "state-space" in one.reason, one
 
 
 def test_budgets_and_gates_by_tower():

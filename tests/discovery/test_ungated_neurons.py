@@ -8,13 +8,10 @@ from torch import nn
 from transformers import Gemma3nForCausalLM, Gemma3nTextConfig, PreTrainedConfig, PreTrainedModel
 
 import gating
-from gating.discovery import neuron_trial
 from gating.discovery.find import search_feed_forward
-from gating.discovery.neuron_trial import why_features_change
 from gating.errors import RemedyWarning
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
-from gating.structure.feed_forward import FeedForwardBlock, iter_feed_forward_blocks
 from tests.support.family_models import FAMILIES
 from tests.support.masked_models import units_masked
 from tests.support.multimodal_models import build as build_multimodal
@@ -96,9 +93,9 @@ def test_modules_without_gates_are_named_with_the_reason(towers, function):
     with pytest.warns(RemedyWarning, match=r"4 feed-forward modules of TwoTowers get no gates") as caught:
         function(towers)
     message = str(caught[0].message)
-    assert "vision_tower.0 and 1 more (OddMLP): the names of its layers are not registered; discover=True" in message
-    assert "vision_tower.2 (Projector): the names of its layers are not registered" in message
-    assert "vision_tower.3 (NarrowMLP): its layers do not lead from one width to another and back" in message
+    assert "vision_tower.0 and 1 more (OddMLP): its layers are not registered; discover=True" in message
+    assert "vision_tower.2 (Projector): its layers are not registered" in message
+    assert "vision_tower.3 (NarrowMLP): " in message
     assert "exclude=['vision_tower.0']" in message
 
 
@@ -125,7 +122,7 @@ def test_discovery_gates_what_it_finds_and_names_the_rest(towers):
     blocks, ungated = search_feed_forward(towers, discover=True)
     assert [block.name for block in blocks[-2:]] == ["vision_tower.0.shrink", "vision_tower.1.shrink"]
     assert [one.class_name for one in ungated] == ["Projector", "NarrowMLP"]
-    assert "the flow of data in one pass shows no neurons" in ungated[0].reason
+    assert "the outputs for this batch do not depend on" in ungated[0].reason
 
 
 @pytest.mark.parametrize(
@@ -169,47 +166,5 @@ def test_neurons_behind_a_cutoff_by_their_mean_get_no_gates():
 def test_a_model_of_such_layers_alone_is_refused():
     model = Gemma3nForCausalLM(Gemma3nTextConfig(**SPARSE, activation_sparsity_pattern=[0.5] * 4))
     for function in (gating.find_feed_forward_blocks, lambda one: gating.inject_gates(one, units="neurons")):
-        with pytest.raises(ValueError, match=r"layers.0.mlp.down_proj \(Gemma3nTextMLP\): activation_sparsity_pattern"):
+        with pytest.raises(ValueError, match=r"layers.0.mlp.down_proj .*: activation_sparsity_pattern"):
             function(model)
-    # What the classes compute shows the same.
-    assert all("depend on the other neurons" in why_features_change(block) for block in iter_feed_forward_blocks(model))
-
-
-@pytest.mark.parametrize("name", ["bart", "bert", "bloom", "gpt2", "llama", "opt", "phi3", "swin", "t5"])
-def test_independent_neurons_pass_the_trial_on_the_meta_device(name):
-    model = build_single(name) if name == "bloom" else FAMILIES[name].build()
-    random_state = torch.get_rng_state()
-    model.to("meta")
-    neuron_trial._FOUND.clear()
-    with torch.device("meta"):
-        assert all(why_features_change(block) is None for block in iter_feed_forward_blocks(model))
-    assert torch.equal(torch.get_rng_state(), random_state)
-    assert model.training is False
-
-
-def test_blocks_of_one_class_and_settings_are_tried_once(monkeypatch):
-    tried: list[FeedForwardBlock] = []
-    monkeypatch.setattr(neuron_trial, "_FOUND", {})
-    monkeypatch.setattr(neuron_trial, "_try", lambda block, _seed: tried.append(block))
-    gating.find_feed_forward_blocks(FAMILIES["llama"].build())
-    assert len({block.name for block in tried}) == 1
-
-
-class Halved(OddMLP):
-    """Rows in pairs, which a spec says are in halves."""
-
-    def __init__(self):
-        super().__init__()
-        self.grow = nn.Linear(64, 192)
-
-    def forward(self, hidden_states):
-        gate, up = self.grow(hidden_states).unflatten(-1, (-1, 2)).unbind(-1)
-        return self.shrink(gate.sigmoid() * up)
-
-
-@pytest.mark.parametrize(("layout", "is_right"), [("pairs", True), ("halves", False)])
-def test_a_wrong_layout_of_rows_is_found(layout, is_right):
-    module = Halved()
-    module.feed_forward_spec = gating.FeedForwardSpec((("grow", layout),), "shrink")
-    (block,) = iter_feed_forward_blocks(module)
-    assert (why_features_change(block) is None) == is_right

@@ -8,7 +8,7 @@ import torch
 import transformers
 
 import gating
-from gating.discovery import find
+from gating.discovery import refusals
 from tests.support.family_models import FAMILIES
 from tests.support.tiny_models import assert_refused
 
@@ -36,7 +36,7 @@ def test_a_norm_over_the_neurons_is_refused():
         transformers.BitNetForCausalLM(config),
         change_both_ways,
         ValueError,
-        r"from layers\.0\.mlp\.down_proj \(BitNetMLP\): ffn_sub_norm \(BitNetRMSNorm\) between .* mixes all neurons",
+        r"in layers\.0\.mlp\.down_proj .*: ffn_sub_norm \(BitNetRMSNorm\) between .* mixes all neurons",
     )
 
 
@@ -55,7 +55,7 @@ def test_a_down_projection_that_is_never_called_is_refused(exact_bloom):
 
 
 def test_the_trial_finds_a_down_projection_that_is_never_called(exact_bloom, monkeypatch):
-    monkeypatch.setattr(find, "why_neurons_depend", lambda block: None)
+    monkeypatch.setattr(refusals, "why_dependent", lambda block: None)
     message = r"Without its removed neurons, BloomForCausalLM differs .* outputs differ .*Nothing was changed"
     assert_refused(exact_bloom, lambda model: gating.prune_neurons(model, {0: [0]}), ValueError, message)
 
@@ -84,7 +84,7 @@ def test_a_quantized_model_is_refused(bert):
         lambda model: gating.inject_gates(model, units="neurons"),
         lambda model: gating.prune_neurons(model, {0: [0]}),
     ):
-        with pytest.raises(ValueError, match=r"Neurons cannot be removed .* it is quantized .* remove neurons first"):
+        with pytest.raises(ValueError, match=r"Neurons cannot be removed .* is quantized "):
             change(quantized)
 
 

@@ -190,7 +190,7 @@ def test_a_request_that_is_not_a_mapping_to_heads_is_refused(request_of, message
 def test_a_quantized_model_is_refused(family, make_model):
     quantized = torch.ao.quantization.quantize_dynamic(make_model(family), {torch.nn.Linear}, dtype=torch.qint8)
     for change in (gating.inject_gates, lambda model: gating.prune_heads(model, {0: [1]})):
-        with pytest.raises(ValueError, match=r"it is quantized .* remove heads first"):
+        with pytest.raises(ValueError, match="is quantized"):
             change(quantized)
 
 

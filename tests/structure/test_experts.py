@@ -206,7 +206,7 @@ def test_experts_that_cannot_be_gated_are_refused():
         gating.find_feed_forward_blocks(model)
     experts._is_expert_parallel = False
     experts.down_proj = nn.Parameter(experts.down_proj.to(torch.float8_e4m3fn), requires_grad=False)
-    with pytest.raises(ValueError, match=r"layers.1.mlp.experts.*quantized .*remove neurons first"):
+    with pytest.raises(ValueError, match=r"layers.1.mlp.experts.*quantized "):
         gating.find_feed_forward_blocks(model)
 
 

@@ -25,8 +25,8 @@ TOLERANCE = 1e-5
 # Attention without gates, by the class and a part of the reason.
 UNGATED = {
     "kosmos_2": {"KosmosTextAttention": "inner_attn_ln normalizes across all heads"},
-    "chameleon": {"ChameleonVQVAEEncoderAttnBlock": "a single head"},
-    "groupvit": {"GroupViTAssignAttention": "a single head"},
+    "chameleon": {"ChameleonVQVAEEncoderAttnBlock": "not registered"},
+    "groupvit": {"GroupViTAssignAttention": "not registered"},
 }
 
 

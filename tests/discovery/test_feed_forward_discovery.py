@@ -1,19 +1,18 @@
-"""Feed-forward blocks without common names are found by the flow of data."""
+"""Feed-forward blocks without common names are found by the widths of their layers, and by a trial."""
 
 import pytest
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 import gating
-from gating.discovery import flow, lookalikes
-from gating.discovery.trace import is_linear
+from gating.discovery.discover import discover_feed_forward
 from gating.families import feed_forward as feed_forward_specs
 from gating.loader.checksums import RECORD_KEY
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
 from gating.structure.feed_forward import iter_feed_forward_blocks
-from tests.discovery.test_trace import Block
 from tests.support.family_models import FAMILIES, GROUPED, IDS, Family
 from tests.support.masked_models import units_masked
 from tests.support.tiers import first_of
@@ -81,35 +80,132 @@ def without_names(monkeypatch):
 
 
 @pytest.mark.parametrize("name", SAMPLE)
-def test_the_flow_of_data_finds_the_blocks_that_names_find(name, monkeypatch):
+def test_widths_of_layers_find_the_blocks_that_names_find(name, monkeypatch):
     model = FAMILIES[name].build().train()
-    for parameter in list(model.parameters())[::2]:
-        parameter.requires_grad_(False)
     by_names = _layouts(model)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    with_gradients = [parameter.requires_grad for parameter in model.parameters()]
     random_state = torch.get_rng_state()
     monkeypatch.setattr(feed_forward_specs, "_SHIPPED", ())
     assert not _layouts(model)
     with torch.inference_mode():
-        flow.discover_feed_forward_specs(model)
+        assert not discover_feed_forward(model)
     assert _layouts(model) == by_names
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    assert [parameter.requires_grad for parameter in model.parameters()] == with_gradients
     assert model.training
     assert all(parameter.grad is None and not parameter.is_inference() for parameter in model.parameters())
     assert torch.equal(torch.get_rng_state(), random_state)
-    assert not any(
-        module._forward_pre_hooks or module._forward_hooks for module in model.modules() if is_linear(module)
-    )
+    linears = [module for module in model.modules() if isinstance(module, (nn.Linear, Conv1D))]
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in linears)
 
 
-def test_the_flow_of_data_needs_no_knowledge_of_attention(without_names, monkeypatch):
-    monkeypatch.setattr(lookalikes, "iter_attention_blocks", lambda model: iter(()))
-    for name, num_blocks in {"llama": 3, "bart": 5, "vit": 3}.items():
-        model = FAMILIES[name].build()
-        flow.discover_feed_forward_specs(model)
-        assert len(_layouts(model)) == num_blocks
+class Between(nn.Module):
+    """Projections with a function between them."""
+
+    def __init__(self, function, rows=12, width=12, hidden=8, up=nn.Linear):
+        super().__init__()
+        self.first, self.between, self.second = up(hidden, rows), function, nn.Linear(width, hidden)
+
+    def forward(self, x):
+        return self.second(self.between(self.first(x)))
+
+
+class Gated(Between):
+    """Two up projections, of which one is a gate."""
+
+    def __init__(self):
+        super().__init__(nn.SiLU())
+        del self.second
+        self.other, self.second = nn.Linear(8, 12), nn.Linear(12, 8)
+
+    def forward(self, x):
+        return self.second(self.between(self.first(x)) * self.other(x))
+
+
+class Residual(Between):
+    """Adds another layer's output between the projections."""
+
+    def __init__(self):
+        super().__init__(nn.GELU())
+        self.other = nn.Linear(4, 12)
+
+    def forward(self, x):
+        return self.second(self.between(self.first(x)) + self.other(x[..., :4]))
+
+
+class Used(Between):
+    """Returns its intermediate features, too."""
+
+    def forward(self, x):
+        features = self.first(x)
+        return {"x": self.second(features.relu()), "y": features[..., :1].sin()}
+
+
+def _discover(block):
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"block": block}).eval()
+    model.forward = lambda x: block(x)
+    problems = discover_feed_forward(model, probe={"x": torch.randn(2, 5, 8)})
+    return getattr(block, "feed_forward_spec", None), problems.get(block, "")
+
+
+def _pairs(x):
+    gate, values = x.unflatten(-1, (-1, 2)).unbind(-1)
+    return gate.sigmoid() * values
+
+
+def _halves(x):
+    gate, values = x.chunk(2, dim=-1)
+    return gate.relu() * values
+
+
+class Function(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, inputs):
+        return self.function(inputs)
+
+
+@pytest.mark.parametrize(
+    ("block", "ups"),
+    [
+        (Between(nn.GELU()), (("first", "plain"),)),
+        (Between(nn.ReLU(inplace=True)), (("first", "plain"),)),
+        (Between(nn.PReLU()), (("first", "plain"),)),
+        (Between(nn.GELU(), up=lambda hidden, rows: Conv1D(rows, hidden)), (("first", "plain"),)),
+        (Between(nn.GELU(), rows=8, width=8), (("first", "plain"),)),
+        (Between(Function(_pairs), rows=24), (("first", "pairs"),)),
+        (Between(Function(_halves), rows=24), (("first", "halves"),)),
+        (Gated(), (("first", "plain"), ("other", "plain"))),
+    ],
+)
+def test_layouts_of_rows(block, ups):
+    assert _discover(block) == (gating.FeedForwardSpec(ups, "second"), "")
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        Between(nn.LayerNorm(12)),
+        Between(nn.LayerNorm(12, elementwise_affine=False)),
+        Between(nn.Sequential(nn.Flatten(0, 1), nn.PReLU(12))),
+        Between(nn.Softmax(-1)),
+        Between(Function(lambda x: x.flip(-1))),
+        Between(Function(lambda x: x / x.abs().amax(-1, keepdim=True))),
+        Between(Function(lambda x: x * (x > x.mean(-1, keepdim=True)))),
+        Between(Function(lambda x: x * 0)),
+        Between(Function(lambda x: x[..., :12]), rows=24),
+        Residual(),
+        Used(nn.GELU()),
+    ],
+)
+def test_layers_whose_neurons_depend_on_each_other_are_no_block(block):
+    spec, problem = _discover(block)
+    assert spec is None
+    assert problem.startswith("discover=True found it, but ")
 
 
 @pytest.mark.parametrize("name", first_of(UNKNOWN, every=4))
@@ -161,31 +257,29 @@ class Adapted(nn.Module):
         return self.base_layer(inputs) + self.up(self.down(inputs))
 
 
-def test_adapters_are_no_blocks_and_must_be_merged():
+def test_adapters_are_no_blocks_and_must_be_merged(monkeypatch):
     known, unknown = FAMILIES["llama"].build(), UNKNOWN["lfm2"].build()
     known.model.layers[0].mlp.up_proj = Adapted(known.model.layers[0].mlp.up_proj)
     known.lm_head = Adapted(known.lm_head)
     assert len(gating.find_feed_forward_blocks(known, discover=True)) == 3
     unknown.model.layers[0].feed_forward.w1 = Adapted(unknown.model.layers[0].feed_forward.w1)
+    monkeypatch.setattr(feed_forward_specs, "_SHIPPED", ())
     with pytest.raises(ValueError, match=r"w1 has an adapter .*merge"):
         gating.find_feed_forward_blocks(unknown, discover=True)
 
 
-JETMOE = Family("JetMoeForCausalLM", "JetMoeConfig", {**GROUPED, "num_key_value_heads": 2, "kv_channels": 8})
-
-
-def test_blocks_of_experts_and_norms_are_refused_with_the_reason():
-    refused = {
-        "bitnet": (Family("BitNetForCausalLM", "BitNetConfig", GROUPED), r"ffn_sub_norm \(BitNetRMSNorm\) between"),
-        "segformer": (Family("SegformerModel", "SegformerConfig", {}, ("eager",)), r"dwconv \(Conv2d\) between"),
-        "glpn": (Family("GLPNModel", "GLPNConfig", {}, ("eager",)), r"in encoder.*dwconv \(Conv2d\) between"),
-        "jetmoe": (JETMOE, r"input_linear \(JetMoeParallelExperts\) keeps the weights of all experts in one unknown"),
-    }
-    for family, reason in refused.values():
-        model = family.build()
-        for discover in (False, True):
-            with pytest.raises(ValueError, match=f"Neurons cannot be removed from .*{reason}"):
-                gating.find_feed_forward_blocks(model, discover=discover)
+@pytest.mark.parametrize(
+    ("family", "reason"),
+    [
+        (Family("BitNetForCausalLM", "BitNetConfig", GROUPED), r"ffn_sub_norm \(BitNetRMSNorm\) between"),
+        (Family("SegformerModel", "SegformerConfig", {}, ("eager",)), r"dwconv \(Conv2d\) between"),
+        (Family("GLPNModel", "GLPNConfig", {}, ("eager",)), r"encoder.*dwconv \(Conv2d\) between"),
+    ],
+)
+@pytest.mark.parametrize("discover", [False, True])
+def test_norms_and_convolutions_between_projections_are_refused_with_the_reason(family, reason, discover):
+    with pytest.raises(ValueError, match=f"Neurons cannot be removed from .*{reason}"):
+        gating.find_feed_forward_blocks(family.build(), discover=discover)
 
 
 def test_an_activation_may_have_learned_scalars(without_names):
@@ -200,7 +294,7 @@ class Layer(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(hidden)
         self.mlp = nn.Sequential(nn.Linear(hidden, 96), nn.ReLU(inplace=True), nn.Dropout(0.1), nn.Linear(96, hidden))
-        self.expert = Block(nn.GELU(), rows=96, width=96, hidden=hidden)
+        self.expert = Between(nn.GELU(), rows=96, width=96, hidden=hidden)
 
     def forward(self, x):
         x = x + self.mlp(self.norm(x))
@@ -250,11 +344,11 @@ class Masked(nn.Module):
         return inputs.relu() * self.scales
 
 
-def test_a_block_that_fails_the_proof_is_named_and_forgotten():
+def test_a_block_that_fails_the_trial_is_named_and_gets_no_gates():
     activations = iter((nn.GELU(), nn.GELU(), Masked()))
-    model = Custom(PreTrainedConfig(), layer=lambda hidden: Block(next(activations), 96, 96, hidden))
+    model = Custom(PreTrainedConfig(), layer=lambda hidden: Between(next(activations), 96, 96, hidden))
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    with pytest.raises(ValueError, match=r"found layers.2.second \(Block\), but .* fails with fewer neurons.*Nothing"):
+    with pytest.raises(ValueError, match=r"layers.0 and 2 more .* found it, but .* does not run"):
         gating.find_feed_forward_blocks(model, discover=True, probe=_tokens())
     assert not any(hasattr(module, "feed_forward_spec") for module in model.modules())
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
