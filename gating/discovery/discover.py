@@ -131,10 +131,12 @@ def _choose(
             _assign(modules, attribute, spec)
             try_some(model, modules, probe)
             return None
-        except Exception as error:  # A wrong layout may fail in any way before it is tried.
-            problem = problem or (str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}")
+        except BaseException as error:  # A wrong layout may fail in any way before it is tried.
             for module in modules:
                 delattr(module, attribute)
+            if not isinstance(error, Exception):
+                raise
+            problem = problem or (str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}")
     return f"discover=True found it, but {problem[0].lower()}{problem[1:].rstrip('.')}"
 
 
