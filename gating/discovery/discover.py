@@ -77,7 +77,7 @@ def discover_feed_forward(model: nn.Module, *, probe: Mapping[str, Tensor] | Non
 
     Of two blocks in one such module, only one is found. The result and errors are those of :func:`discover_attention`.
     """
-    guesses = {module: specs for _, module, _, specs in unknown_feed_forward(model)}
+    guesses = {module: specs for _, module, specs in unknown_feed_forward(model)}
     return _settle(model, guesses, _try_neurons, attribute="feed_forward_spec", probe=probe)
 
 

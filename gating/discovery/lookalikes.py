@@ -78,8 +78,8 @@ def feed_forward_lookalikes(model: nn.Module, *, problems: Mapping[nn.Module, st
 
     The arguments are those of :func:`attention_lookalikes`.
     """
-    for name, module, layers, guesses in unknown_feed_forward(model):
-        num_weights = sum("." not in path for path in layers)
+    for name, module, guesses in unknown_feed_forward(model):
+        num_weights = sum(map(_is_linear, module.children()))
         num_weights += sum(parameter.dim() == 3 for parameter in module.parameters(recurse=False))
         is_named_so = _NAMED_SO.search(type(module).__name__) is not None
         sizes = [(spec.num_neurons(module), num_outputs(module.get_submodule(spec.down))) for spec in guesses]
@@ -96,10 +96,8 @@ def _is_linear(module: nn.Module) -> bool:
     return isinstance(without_adapter(module), (nn.Linear, Conv1D))
 
 
-def unknown_feed_forward(
-    model: nn.Module,
-) -> list[tuple[str, nn.Module, dict[str, nn.Module], list[FeedForwardSpec]]]:
-    """Return the modules without a block, with their linear layers and the feed-forward blocks that these could be.
+def unknown_feed_forward(model: nn.Module) -> list[tuple[str, nn.Module, list[FeedForwardSpec]]]:
+    """Return the modules without a block, with the feed-forward blocks that their linear layers could be.
 
     The layers are children or their children, which no smaller module may use. Modules of attention, recurrence and
     adapters are left out: what they map to another width is no neuron.
@@ -122,7 +120,7 @@ def unknown_feed_forward(
         }
         guesses = list(_guess_feed_forward(layers))
         others |= set(layers.values()) if guesses else set()
-        found.append((name, module, layers, guesses))
+        found.append((name, module, guesses))
     return found[::-1]
 
 
