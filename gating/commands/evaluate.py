@@ -20,8 +20,8 @@ from transformers import PreTrainedModel
 
 from gating.commands.model_folder import find_model
 from gating.compact.load import load_compact
-from gating.compact.original import read_original
-from gating.compact.recipe_base import processor_folder
+from gating.compact.recipe import processor_folder
+from gating.compact.stock import read_original
 from gating.data.labels import using_classes
 from gating.distributed.launch import check_devices
 from gating.errors import InputError, explain, shorten

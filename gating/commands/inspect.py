@@ -7,8 +7,8 @@ from rich.console import Console
 
 from gating.commands.model_folder import find_model
 from gating.compact.load import find_folder, load_compact
-from gating.compact.original import read_original
 from gating.compact.recipe import Recipe, is_recipe
+from gating.compact.stock import read_original
 from gating.errors import InputError
 from gating.proof.probe import make_probe
 from gating.pruning.layers import build_original, build_recorded

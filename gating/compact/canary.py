@@ -13,12 +13,11 @@ import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from gating.errors import InputError
 from gating.loader.modeling import canary_outputs
 from gating.loader.record import build_dense
 from gating.proof.probe import make_probe
 
-__all__ = ["check_canary", "make_canary"]
+__all__ = ["make_canary"]
 
 # A bound on the integers of a batch, so that the record stays small.
 _MOST = 1024
@@ -68,13 +67,3 @@ def _describe(batch: Mapping[str, Tensor]) -> dict[str, Any]:
         raise ValueError("the batch is too large")
     shapes = {name: list(tensor.shape) for name, tensor in batch.items() if tensor.is_floating_point()}
     return {"integers": integers, "shapes": shapes}
-
-
-def check_canary(model: Any) -> None:
-    """Raise ``InputError`` if a loaded model has other outputs than when it was saved."""
-    if model.canary is None or model.canary.get("class") != type(model).__name__:
-        return
-    try:
-        model.check_canary()
-    except Exception as error:
-        raise InputError(f"{error} Pass verify=False to load it anyway.") from error

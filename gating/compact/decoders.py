@@ -1,14 +1,23 @@
-"""Sizes of decoders layer by layer, for runtimes that read them from files, and the models that have none."""
+"""Sizes of decoders layer by layer, for runtimes that read them from files, and where vLLM looks for them.
 
+vLLM sizes the attention and the cache of a layer by ``per_layer_config`` in ``config.json``. transformers reads it,
+too, and says in a line of its log that the numbers of the whole model are not those of every layer.
+"""
+
+import json
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from transformers import PreTrainedModel
 
 from gating.errors import InputError
+from gating.loader.checksums import CONFIG
 from gating.structure.attention import iter_attention_blocks
-from gating.structure.feed_forward import iter_feed_forward_blocks
+from gating.structure.feed_forward import ExpertsBlock, iter_feed_forward_blocks
 
-__all__ = ["DecoderSizes", "sizes_of"]
+__all__ = ["DecoderSizes", "check_layers", "sizes_of", "write_layer_counts"]
 
 
 @dataclass(frozen=True)
@@ -73,3 +82,63 @@ def sizes_of(model: PreTrainedModel) -> DecoderSizes:
         num_key_value_heads=tuple(block.num_key_value_heads for block in attention),
         num_neurons=tuple(block.num_neurons for block in feed_forward),
     )
+
+
+def write_layer_counts(model: PreTrainedModel, folder: Path) -> bool:
+    """Write the head counts of each layer into the configuration of a compact folder, if vLLM can run the model.
+
+    Returns whether the file has changed, so that its checksum is another one: not for models that are no decoders, have
+    all their heads, or a layer without any.
+    """
+    try:
+        check_layers(model)
+        sizes = sizes_of(model)
+    except InputError:
+        return False
+    if sizes.emptied or set(sizes.num_heads) == {model.config.num_attention_heads}:
+        return False
+    path = folder / CONFIG
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config |= {"allow_global_per_layer_attribute_access": True, "per_layer_config": _counts(model)}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return True
+
+
+def check_layers(model: PreTrainedModel) -> None:
+    """Raise ``ValueError`` unless vLLM's backend for models of transformers can run the layers of a compact model."""
+    if reason := next(_reasons_against(model), None):
+        raise InputError(f"{type(model).__name__} does not run in vLLM with other heads in each layer: {reason}.")
+
+
+def _reasons_against(model: PreTrainedModel) -> Iterator[str]:
+    if not getattr(model, "_supports_attention_backend", False):
+        yield "its class does not let a runtime compute the attention (_supports_attention_backend)"
+    if getattr(model.config, "is_heterogeneous", False):
+        yield "its configuration has a per_layer_config of its own"
+    ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    for name in model.state_dict():
+        if any(re.search(pattern, name) for pattern in ignored):
+            yield f"vLLM leaves out {name}, as its class ignores such names in checkpoints"
+    for block in iter_attention_blocks(model):
+        if block.spec.keeps_key_value_heads:
+            yield f"{block.name} shares keys and values with other layers"
+        if any(layout == "hkv" for _, layout in block.projections()):
+            yield f"{block.name} caches a latent, for which vLLM has one size for all layers"
+    for feed_forward in iter_feed_forward_blocks(model):
+        if isinstance(feed_forward, ExpertsBlock) and feed_forward.num_neurons != feed_forward.width_before:
+            yield f"{feed_forward.name} has experts with fewer neurons than the configuration"
+
+
+def _counts(model: PreTrainedModel) -> dict[str, dict[str, int]]:
+    """Return ``per_layer_config``: the sizes of each layer, by the names that the configuration has for them."""
+    sizes, config = sizes_of(model), model.config
+    digits = len(str(len(sizes.names) - 1))
+    layers = {}
+    for layer, (heads, groups) in enumerate(zip(sizes.num_heads, sizes.num_key_value_heads, strict=True)):
+        known = {"num_attention_heads": heads, "num_key_value_heads": groups, "num_kv_heads": groups}
+        counts = {name: count for name, count in known.items() if hasattr(config, name)}
+        if getattr(config, "head_dim", None) is None:
+            # It would be computed from the number of heads of the layer.
+            counts["head_dim"] = sizes.head_dim
+        layers[str(layer).zfill(digits)] = counts
+    return layers

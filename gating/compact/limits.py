@@ -1,9 +1,10 @@
-"""Upper bounds on the size of models that untrusted configurations describe, from the weights beside them.
+"""What an untrusted folder may ask for: classes of transformers, no other files or code, and sizes that are bounded.
 
-A configuration of a few bytes can describe a model beyond any memory. Models are therefore built without memory and
-compared with the headers of the weights before anything is allocated.
+A configuration of a few bytes can describe a model beyond any memory. Models are therefore built without memory, of at
+most a multiple of the weights beside the configuration, and compared with the headers of these before any is allocated.
 """
 
+import math
 import re
 import threading
 from collections.abc import Iterator, Mapping
@@ -12,153 +13,143 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import transformers
 from torch import Tensor, nn
 from torch.nn.modules import module as registration
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from gating.compact.files import StoredTensor, check_listed, damaged_file, read_config, read_headers, walk
+from gating.compact.files import damaged_file, read_config, read_shapes, walk
 from gating.compact.manifest import check_manifest
 from gating.errors import InputError
-from gating.loader.checksums import CONFIG, RECORD_KEY
-from gating.loader.integrity import check_checksums, mixed
+from gating.loader.checksums import CONFIG, PLAIN_LOADING, RECORD_KEY
+from gating.loader.integrity import REMEDY_OF_PLAIN_LOADING, mixed
+from gating.loader.record import auto_classes
 from gating.loader.saving import check_built
-from gating.structure.attention import iter_attention_blocks
-from gating.structure.feed_forward import iter_feed_forward_blocks
 
-__all__ = ["bounded_building", "checked_folder"]
+__all__ = ["bounded_building", "check_trust", "checked_folder", "model_class", "without_load_report"]
 
+# Settings that make transformers load files other than those of a compact model.
+_FOREIGN = {
+    PLAIN_LOADING: "weights from another file",
+    "quantization_config": "weights that are quantized",
+    "base_model_name_or_path": "an adapter of another model",
+}
+_OWN_CODE = re.compile(r"modeling_compact\.[A-Za-z]\w*")
 _MAX_LABELS = 1_000_000
-# Neurons of a layer; the widest of the configurations of transformers has 65,536.
-_MAX_WIDTH = 2**20
+# A dense model, which is built first, may be this much larger than a compact one that has lost nearly everything.
+_LARGER = 512
 # Names of numbers of layers; not of sizes "per layer" or positions of layers.
 _LAYERS = re.compile("(layers?|depth)$")
 
 
+def check_trust(folder: Path, described: Mapping[str, Any]) -> None:
+    """Reject a configuration that makes transformers load other files or run foreign code."""
+    if (folder / "adapter_config.json").exists():
+        raise InputError(f"{folder} holds an adapter (adapter_config.json), which may be of any other model.")
+    # save_compact writes no other code references.
+    auto_map = described.get("auto_map") if RECORD_KEY in described else None
+    if auto_map is not None and not (isinstance(auto_map, dict) and all(map(_is_own, auto_map, auto_map.values()))):
+        raise InputError(f"{folder}/config.json names code (auto_map) that is not of a compact model.")
+    for dotted, value in walk(described):
+        name = dotted.rpartition(".")[2]
+        if (dotted, value) == (PLAIN_LOADING, REMEDY_OF_PLAIN_LOADING):
+            # The sentence is for other loaders.
+            if RECORD_KEY not in described:
+                raise mixed(folder, "config.json lacks the record of the heads and neurons that are left")
+        elif name in _FOREIGN and value is not None:
+            raise InputError(
+                f"{folder}/config.json asks for {_FOREIGN[name]} ({name}), which load_compact does not load."
+            )
+        if re.search("(attn|experts)_implementation", name) and "/" in str(value):
+            raise InputError(f"{folder}/config.json asks for a kernel from elsewhere, {name}={value!r}.")
+
+
+def _is_own(auto_name: str, reference: object) -> bool:
+    return auto_name.startswith("AutoModel") and bool(_OWN_CODE.fullmatch(str(reference)))
+
+
+def model_class(config: PreTrainedConfig, folder: Path) -> type[PreTrainedModel]:
+    """Return the class of transformers that a configuration names; raise ``ValueError`` for any other."""
+    names = config.architectures
+    name = names[0] if isinstance(names, list) and names else ""
+    base = getattr(transformers, name, None) if isinstance(name, str) else None
+    if not (isinstance(base, type) and issubclass(base, PreTrainedModel)):
+        raise InputError(f"{folder}/config.json names the architecture {name!r}, which transformers does not have.")
+    # Some families combine their own configuration class with the models of another family.
+    models = {cls.__module__ for cls in auto_classes(type(config)).values()}
+    if base.config_class is not type(config) and base.__module__ not in models:
+        raise damaged_file(folder / CONFIG, f"the architecture {name} is not of the type {config.model_type!r}")
+    return base
+
+
 @contextmanager
-def checked_folder(
-    folder: Path, *, verify: bool, exact: bool, described: Mapping[str, Any] | None = None
-) -> Iterator[None]:
+def without_load_report() -> Iterator[None]:
+    """Keep transformers from printing its table of missing weights: before an error, or a recipe that has them."""
+    before = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.utils.logging.set_verbosity(before)
+
+
+@contextmanager
+def checked_folder(folder: Path, *, verify: bool, described: Mapping[str, Any] | None = None) -> Iterator[None]:
     """Check a model folder on entry, and refuse to build a model that does not fit its weights inside the block.
 
-    With ``verify``, files are compared with their checksums. Unless ``exact``, the model may have another task head.
-    The configuration is that of the folder unless it is given as ``described``.
+    With ``verify``, files are compared with their checksums. The configuration is that of the folder unless it is given
+    as ``described``.
 
     Raises:
         FileNotFoundError: A file is missing.
         ValueError: A file is damaged, or the files do not fit together.
     """
-    config, stored = read_config(folder) if described is None else described, read_headers(folder)
-    if any(name.startswith("head_gates.") for name in stored):
-        raise InputError(
-            f"{folder} is a checkpoint of a search: its model still has gates. Resume the training, or load a "
-            "checkpoint of the recovery."
-        )
-    _check_numbers(folder, config, stored)
-    if verify and RECORD_KEY in config:
-        check_listed(folder, config[RECORD_KEY])
-        check_checksums(folder, config)
-        # The record in the configuration has no checksums of the tokenizer.
-        check_manifest(folder, of_model=False)
-    elif verify:
-        check_manifest(folder)
-    token = check_built.set(partial(_check_fits, folder=folder, stored=stored) if exact else None)
+    config, stored = read_config(folder) if described is None else described, read_shapes(folder)
+    # Configurations allocate tables of labels and layers when they are instantiated.
+    for name, value in walk(config):
+        last = name.rpartition(".")[2]
+        most = _most_parameters(len(stored)) if _LAYERS.search(last) else 2**63 - 1
+        if type(value) is int and abs(value) > (_MAX_LABELS if last == "num_labels" else most):
+            raise damaged_file(folder / CONFIG, f"{name}={value} cannot be of a model with {len(stored)} tensors")
+    if verify:
+        check_manifest(folder, config if RECORD_KEY in config else None)
+    token = check_built.set(partial(_check_fits, folder=folder, stored=stored))
     try:
-        # The model is built with all its heads and neurons; a small model is never too large.
-        longest = 16 * sum(tensor.num_elements for tensor in stored.values()) + 2**24
-        most = longest + _most_removed(config, stored)
-        with bounded_building(folder / CONFIG, len(stored), most_elements=most, longest=longest):
+        with bounded_building(folder / CONFIG, [math.prod(shape) for shape in stored.values()]):
             yield
     finally:
         check_built.reset(token)
 
 
-def _check_fits(model: PreTrainedModel, *, folder: Path, stored: Mapping[str, StoredTensor]) -> None:
-    """Raise ``ValueError`` if a model that was built without memory does not fit the weights that it will get."""
-    needed = model.state_dict()
-    reason = (
-        _differing_shape(needed, stored)
-        or _differing_size(model, needed, stored)
-        or _differing_type(needed, stored)
-        or _differing_units(model)
-    )
-    if reason:
-        raise mixed(folder, reason)
-
-
-def _differing_shape(needed: Mapping[str, Tensor], stored: Mapping[str, StoredTensor]) -> str | None:
-    for name in sorted(needed.keys() & stored.keys()):
-        if tuple(needed[name].shape) != stored[name].shape:
-            return (
-                f"{name} has the shape {list(stored[name].shape)} in the weights, but the heads and "
-                f"neurons that config.json keeps ask for {list(needed[name].shape)}"
-            )
-    return None
-
-
-def _differing_size(
-    model: PreTrainedModel, needed: Mapping[str, Tensor], stored: Mapping[str, StoredTensor]
-) -> str | None:
-    """Return the problem of a total size that differs.
+def _check_fits(model: PreTrainedModel, *, folder: Path, stored: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise ``ValueError`` if a compact model that was built without memory is larger than its weights.
 
     Names are not compared: some families store weights under other names, and tied weights once.
     """
+    needed = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    for name in sorted(needed.keys() & stored.keys()):
+        if needed[name] != stored[name]:
+            raise mixed(
+                folder,
+                f"{name} has the shape {list(stored[name])} in the weights, but the heads and neurons that config.json "
+                f"keeps ask for {list(needed[name])}",
+            )
     optional = {*(getattr(model, "all_tied_weights_keys", None) or ()), *(model._keys_to_ignore_on_save or ())}
-    least = sum(tensor.numel() for name, tensor in needed.items() if name not in optional)
-    most = sum(tensor.numel() for tensor in needed.values())
-    found = sum(tensor.num_elements for tensor in stored.values())
-    if least <= found <= most:
-        return None
-    missing, extra = sorted(needed.keys() - optional - stored.keys()), sorted(stored.keys() - needed.keys())
-    if missing and not extra:
-        return f"{missing[0]} is not in the weights"
-    if extra and not missing:
-        return f"{extra[0]} is in the weights, but the heads and neurons in config.json do not keep it"
-    return f"the weights are {found:,} numbers, but the heads and neurons that config.json keeps have {least:,}"
-
-
-def _differing_type(needed: Mapping[str, Tensor], stored: Mapping[str, StoredTensor]) -> str | None:
-    integers = {name.rpartition(".")[2] for name, tensor in needed.items() if not tensor.is_floating_point()}
-    for name, tensor in stored.items():
-        if not re.match("B?F", tensor.dtype) and name.rpartition(".")[2] not in integers:
-            return f"{name} is of the type {tensor.dtype} in the weights, which has no fractions"
-    return None
-
-
-def _differing_units(model: PreTrainedModel) -> str | None:
-    """Return the problem of a block that has not as many features as units."""
-    for block in (*iter_attention_blocks(model), *iter_feed_forward_blocks(model)):
-        owner, name, dim = block.input_weight
-        if sum(block.slot_widths) != (found := getattr(owner, name).shape[dim]):
-            return f"config.json names units of {block.name} with {sum(block.slot_widths)} features, and it has {found}"
-    return None
-
-
-def _check_numbers(folder: Path, config: Mapping[str, Any], stored: Mapping[str, StoredTensor]) -> None:
-    """Raise an error on numbers that no model with these weights has.
-
-    Configurations allocate tables of labels and layers when they are instantiated, so that this check comes first.
-    """
-    for name, value in walk(config):
-        last, most = name.rpartition(".")[2], 2**63 - 1
-        if _LAYERS.search(last):
-            most = _most_parameters(len(stored))
-        elif last == "num_labels":
-            most = _MAX_LABELS
-        if type(value) is int and abs(value) > most:
-            raise damaged_file(folder / CONFIG, f"{name}={value} cannot be of a model with {len(stored)} tensors")
+    least = sum(math.prod(shape) for name, shape in needed.items() if name not in optional)
+    if least > (found := sum(map(math.prod, stored.values()))):
+        missing = min(needed.keys() - optional - stored.keys(), default="a part")
+        raise mixed(folder, f"{missing} is not in the weights, {found:,} numbers of {least:,}")
 
 
 @contextmanager
-def bounded_building(path: Path, num_tensors: int, *, most_elements: int, longest: int | None = None) -> Iterator[None]:
-    """Raise an error as soon as a model under construction is far larger than a number of tensors and of elements.
+def bounded_building(path: Path, sizes: list[int]) -> Iterator[None]:
+    """Raise an error as soon as a model under construction is far larger than the weights that it is to have.
 
     Args:
         path: The file that describes the model, for the error.
-        num_tensors: Number of the tensors of the model without its removed units.
-        most_elements: Bound on the numbers in all tensors.
-        longest: Bound on a dimension; by default that on the numbers.
+        sizes: Numbers of elements of the tensors of the weights.
     """
-    most_tensors, longest = _most_parameters(num_tensors), most_elements if longest is None else longest
+    most_tensors, most_elements = _most_parameters(len(sizes)), _LARGER * sum(sizes) + 2**24
     thread, counts = threading.get_ident(), [0, 0]
 
     def count(_module: nn.Module, _name: str, tensor: Tensor | None) -> None:
@@ -166,10 +157,8 @@ def bounded_building(path: Path, num_tensors: int, *, most_elements: int, longes
             return
         counts[0] += 1
         counts[1] += tensor.numel()
-        if counts[0] > most_tensors or counts[1] > most_elements or max(tensor.shape, default=0) > longest:
-            raise damaged_file(
-                path, f"it describes a model far larger than its weights, which are {num_tensors} tensors"
-            )
+        if counts[0] > most_tensors or counts[1] > most_elements:
+            raise damaged_file(path, f"it describes a model far larger than its weights of {len(sizes)} tensors")
 
     handles = [
         registration.register_module_parameter_registration_hook(count),
@@ -185,17 +174,3 @@ def bounded_building(path: Path, num_tensors: int, *, most_elements: int, longes
 def _most_parameters(num_tensors: int) -> int:
     """Return the bound on parameters: layers without heads or neurons keep at least a quarter of their tensors."""
     return 4 * num_tensors + 100
-
-
-def _most_removed(config: Mapping[str, Any], stored: Mapping[str, StoredTensor]) -> int:
-    """Return a bound on the numbers in the rows and columns of removed neurons.
-
-    Without most of its neurons, a model may be a hundredth of the original. A neuron has at most three vectors of the
-    hidden size, which some stored tensor has.
-    """
-    record = config.get(RECORD_KEY)
-    entries = walk(record.get("units") if isinstance(record, dict) else None)
-    widths = [value for name, value in entries if name.endswith(".width_before") and type(value) is int and value > 0]
-    num_neurons = sum(min(width, _MAX_WIDTH) for width in widths)
-    longest = max((max(tensor.shape, default=0) for tensor in stored.values() if tensor.num_elements), default=0)
-    return 3 * num_neurons * longest

@@ -9,10 +9,8 @@ import torch
 from huggingface_hub import HfApi
 from transformers import AutoConfig, PreTrainedModel
 
-from gating.compact.canary import check_canary
 from gating.compact.files import read_config
-from gating.compact.limits import checked_folder
-from gating.compact.trust import check_trust, model_class, without_load_report
+from gating.compact.limits import check_trust, checked_folder, model_class, without_load_report
 from gating.errors import InputError, MissingFileError, UnreachableError, loading
 from gating.loader.checksums import RECORD_KEY
 from gating.loader.integrity import check_finite, load_whole
@@ -80,13 +78,12 @@ def load_compact(
         raise InputError(f"base={base} is for recipes, and {folder} is none: leave it out.")
     described = read_config(folder)
     check_trust(folder, described)
-    record = described.get(RECORD_KEY)
     is_compact = RECORD_KEY in described
     if is_compact:
-        check_record(record)
+        check_record(described[RECORD_KEY])
     with (
         loading(str(folder), remedy="Export the model again."),
-        checked_folder(folder, verify=verify, exact=is_compact),
+        checked_folder(folder, verify=verify),
         without_load_report(),
     ):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -99,8 +96,11 @@ def load_compact(
         model: Any = load_whole(load, folder)
     if verify:
         check_finite(model, folder)
-    if verify and is_compact:
-        check_canary(model)
+        if is_compact and model.canary is not None:
+            try:
+                model.check_canary()
+            except Exception as error:
+                raise InputError(f"{error} Pass verify=False to load it anyway.") from error
     loaded: PreTrainedModel = model
     return loaded
 

@@ -1,6 +1,7 @@
-"""Checksums of a folder in its ``head_gating.json``: written, and compared where the folder is loaded.
+"""Checksums of a model folder: written into its ``head_gating.json``, and compared where the folder is loaded.
 
-They reveal damage, mix-ups and changes, not forgery. The model card may change. Tokenizers are often saved again, so
+They reveal damage, mix-ups and changes, not forgery. A compact folder has those of its model in ``config.json``, too,
+which are written anew when the model is saved again. The model card may change. Tokenizers are often saved again, so
 that a different one is a warning.
 """
 
@@ -9,35 +10,26 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from gating.compact.files import damaged_file, digest_checked, read_json, weight_files
-from gating.errors import InputError, RemedyError
-from gating.loader.checksums import CHECKSUMS, CONFIG, GENERATION, INDEX, WEIGHTS, digest_file, digest_table
+from gating.compact.files import check_file, damaged_file, open_tensors, read_json, weight_files
+from gating.errors import RemedyError
+from gating.loader.checksums import CHECKSUMS, CONFIG, GENERATION, INDEX, RECORD_KEY, WEIGHTS, digest_file, digest_table
 from gating.storage.files import read_table
-from gating.storage.hub import RECIPE_FILES, RECORD_FILE
+from gating.storage.hub import RECORD_FILE
 
-__all__ = [
-    "check_manifest",
-    "digest_record",
-    "digest_stored",
-    "digest_tensors",
-    "has_manifest",
-    "read_record",
-    "write_manifest",
-]
+__all__ = ["check_manifest", "digest_stored", "digest_tensors", "has_manifest", "read_record", "write_manifest"]
 
 # A difference in these files changes the model; transformers takes one file of weights before several.
-_OF_MODEL = re.compile(r"(config|generation_config)\.json|[\w.-]+\.safetensors(\.index\.json)?")
-_PLACE = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")
-# The card, and code, which only trust_remote_code runs.
-_FREE = re.compile(r".*\.(md|py)")
+_OF_MODEL = re.compile(r"(config|generation_config|recipe)\.json|[\w.-]+\.safetensors(\.index\.json)?")
+# The card, and code, which only trust_remote_code runs; the checksums themselves are compared when they are read.
+_FREE = re.compile(rf".*\.(md|py)|{re.escape(RECORD_FILE)}")
 
 
 def write_manifest(folder: Path) -> None:
@@ -45,12 +37,11 @@ def write_manifest(folder: Path) -> None:
     described = read_table(folder / RECORD_FILE)
     names = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
     sums = {name: digest_file(folder / name) for name in names if name != RECORD_FILE}
-    described[CHECKSUMS] = {**sums, RECORD_FILE: digest_record(described)}
+    described[CHECKSUMS] = {**sums, RECORD_FILE: _digest_record(described)}
     (folder / RECORD_FILE).write_text(json.dumps(described, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def digest_record(described: Mapping[str, Any]) -> str:
-    """Return the checksum of the content of a ``head_gating.json`` without its checksums."""
+def _digest_record(described: Mapping[str, Any]) -> str:
     return digest_table({name: value for name, value in described.items() if name != CHECKSUMS})
 
 
@@ -59,71 +50,64 @@ def has_manifest(folder: Path) -> bool:
     return os.path.lexists(folder / RECORD_FILE)
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """Return the content of a ``head_gating.json``.
+def read_record(folder: Path) -> dict[str, Any]:
+    """Return the content of a folder's ``head_gating.json``.
 
     Raises:
         ValueError: It is damaged, or differs from its own checksum.
     """
-    described = read_json(path)
+    described = read_json(folder, RECORD_FILE)
     sums = described.get(CHECKSUMS, {})
     if not isinstance(sums, dict):
-        raise InputError(f"{path} is damaged: {CHECKSUMS} is not a table. Export the model again, or delete the file.")
-    if CHECKSUMS in described and sums.get(RECORD_FILE) != digest_record(described):
-        raise _changed(path, " differs")
+        raise damaged_file(folder / RECORD_FILE, f"{CHECKSUMS} is not a table")
+    if CHECKSUMS in described and sums.get(RECORD_FILE) != _digest_record(described):
+        raise _changed(folder / RECORD_FILE, RECORD_FILE)
     return described
 
 
-def check_manifest(folder: Path, *, of_model: bool = True) -> None:
-    """Compare the files of a folder with the checksums in its ``head_gating.json``, if they are there.
+def check_manifest(folder: Path, described: Mapping[str, Any] | None = None) -> None:
+    """Compare the files of a folder with their checksums; warn if there are none.
 
     Args:
-        folder: The folder of a model; without ``head_gating.json``, or without checksums there, a warning says so.
-        of_model: Whether to compare the files of the model; false for those with checksums in the configuration, which
-            are written anew when the model is saved again, and need no ``head_gating.json``.
+        folder: The folder of a model.
+        described: The content of its configuration, if it is a compact folder with a record.
 
     Raises:
+        FileNotFoundError: A file of the model is missing.
         ValueError: A file of the model, or the record, differs from what was written.
     """
-    path = folder / RECORD_FILE
-    sums = read_record(path).get(CHECKSUMS) if has_manifest(folder) else None
-    if sums is None and not of_model:
-        return
+    beside = read_record(folder).get(CHECKSUMS) if has_manifest(folder) else None
+    place, sums = (RECORD_FILE, beside) if described is None else (CONFIG, described[RECORD_KEY].get(CHECKSUMS))
     if sums is None:
         warnings.warn(
-            f"{folder} has no checksums in a {RECORD_FILE}, so damage to the files of this model is not noticed.",
+            f"{folder} has no checksums in a {place}, so damage to the files of this model is not noticed.",
             stacklevel=2,
         )
-        return
-    present = {name for name in (WEIGHTS, INDEX, GENERATION) if os.path.lexists(folder / name)}
-    for name in sorted({CONFIG, *present, *sums} - {RECORD_FILE}):
-        if not _PLACE.fullmatch(name):
-            raise InputError(f"{path} has a checksum of {name!r}, which is not a file of the folder.")
-        is_of_model = bool(_OF_MODEL.fullmatch(name)) or name in RECIPE_FILES
-        if _FREE.fullmatch(name) or (is_of_model and not of_model):
-            continue
-        if is_of_model:
-            if digest_checked(folder / name) != sums.get(name):
-                raise _changed(
-                    folder / name,
-                    f" in {RECORD_FILE} differs, so it is damaged, or was replaced, edited or trained further",
-                    " Save a model that was trained again in another folder.",
-                )
-        elif os.path.lexists(folder / name) and digest_checked(folder / name) != sums[name]:
+    else:
+        present = {name for name in (CONFIG, WEIGHTS, INDEX, GENERATION) if os.path.lexists(folder / name)}
+        for name in sorted(present.union(filter(_OF_MODEL.fullmatch, sums))):
+            if digest_file(check_file(folder, name)) != sums.get(name):
+                raise _changed(folder / name, place)
+    for name in sorted(beside or ()):
+        is_free = _OF_MODEL.fullmatch(name) or _FREE.fullmatch(name) or not os.path.lexists(folder / name)
+        if not is_free and digest_file(check_file(folder, name)) != (beside or {})[name]:
             warnings.warn(
                 f"{folder / name} is not what was saved with this model: it was saved again, or is damaged.",
                 stacklevel=2,
             )
 
 
-def _changed(path: Path, reason: str, remedy: str = "") -> RemedyError:
-    """Return the error about a file that is not as it was written."""
-    otherwise = (
-        f" Export the model again; or, if this is meant, delete {RECORD_FILE}, the record of the model that was saved, "
-        "which loading does not need"
+def _changed(path: Path, place: str) -> RemedyError:
+    """Return the error about a file that differs from the checksum in the file ``place``."""
+    problem = (
+        f"{path} is not what was saved with this model: its checksum in {place} differs, so it is damaged, or was "
+        "replaced, edited or trained further. Export the model again"
     )
-    problem = f"{path} is not what was saved with this model: its checksum{reason}."
-    return RemedyError(problem, python=f"{otherwise}, or pass verify=False.{remedy}", command=f"{otherwise}.{remedy}")
+    remedy = ""
+    if place == RECORD_FILE:
+        problem += f"; or, if this is meant, delete {RECORD_FILE}, the record of the model that was saved"
+        remedy = " Save a model that was trained again in another folder."
+    return RemedyError(problem, python=f", or pass verify=False.{remedy}", command=f".{remedy}")
 
 
 def digest_tensors(tensors: Iterable[tuple[str, Tensor]]) -> str:
@@ -148,18 +132,7 @@ def digest_stored(folder: Path) -> str:
         FileNotFoundError: There are no weights.
         ValueError: A file is damaged, not in the safetensors format or outside the folder.
     """
-    return digest_tensors(_stored(folder))
-
-
-def _stored(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors of a folder in the order of their names."""
-    places: dict[str, Path] = {}
-    for path in weight_files(folder):
-        try:
-            with safe_open(path, framework="pt") as file:
-                places |= dict.fromkeys(file.keys(), path)
-        except (SafetensorError, OSError, OverflowError) as error:
-            raise damaged_file(path, str(error).rstrip(".")) from error
-    opened: dict[Path, Any] = {path: safe_open(path, framework="pt") for path in set(places.values())}
-    for name in sorted(places):
-        yield name, opened[places[name]].get_tensor(name)
+    with ExitStack() as stack:
+        files = [stack.enter_context(open_tensors(path)) for path in weight_files(folder)]
+        places = {name: file for file in files for name in file.keys()}  # noqa: SIM118
+        return digest_tensors((name, places[name].get_tensor(name)) for name in sorted(places))

@@ -1,4 +1,4 @@
-"""The table and tensors of a recipe: a base model by name and checksum, and the values to change it by.
+"""A recipe: a base model by name and checksum, and what makes a compact model of it.
 
 A folder with a recipe has no weights of its own. ``recipe.json`` names the base::
 
@@ -16,31 +16,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from gating.compact.files import check_file, damaged_file, read_json
-from gating.storage.hub import RECIPE_FILES
+from gating.compact.files import check_file, damaged_file, open_tensors, read_config, read_json
+from gating.compact.limits import check_trust
+from gating.errors import InputError, MissingFileError, UnreachableError
+from gating.loader.checksums import RECORD_KEY
+from gating.storage.hub import RECIPE_FILES, download, invalid_name
 
-__all__ = ["Recipe", "are_factors", "is_recipe"]
+__all__ = ["Recipe", "find_base", "is_recipe", "processor_folder"]
 
 _TABLE, _TENSORS = RECIPE_FILES
 _FORMAT = 2
-_SHA256 = r'"[0-9a-f]{64}"'
-# Patterns of the values in JSON.
-_VALUES = {
-    "base": r'"([^"\\]|\\\\){1,4096}"',
-    "revision": r'null|"\w{1,64}"',
-    "base_sha256": _SHA256,
-    "compact_sha256": _SHA256,
-}
-
-
-def is_recipe(folder: Path) -> bool:
-    """Return whether a folder holds a recipe."""
-    return os.path.lexists(folder / _TABLE)
+_NAMES = {"base", "revision", "base_sha256", "compact_sha256"}
 
 
 @dataclass(frozen=True)
@@ -74,7 +63,7 @@ class Recipe:
         kinds = {"folded": self.folded, "new": self.new}
         tensors = {f"{kind}.{name}": one.detach().cpu().clone() for kind in kinds for name, one in kinds[kind].items()}
         save_file(tensors, folder / _TENSORS, metadata={"format": "pt"})
-        table = {"format": _FORMAT, **{name: getattr(self, name) for name in _VALUES}}
+        table = {"format": _FORMAT, **{name: getattr(self, name) for name in sorted(_NAMES)}}
         (folder / _TABLE).write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
@@ -83,34 +72,65 @@ class Recipe:
 
         Raises:
             FileNotFoundError: A file is missing.
-            ValueError: A file is damaged, has unknown keys, or values that no recipe has.
+            ValueError: A file is damaged, or of another format.
         """
-        path = folder / _TENSORS
+        table = read_json(folder, _TABLE)
+        if table.pop("format", None) != _FORMAT or table.keys() != _NAMES:
+            raise damaged_file(folder / _TABLE, f"it is not a table of format {_FORMAT}, which this version reads")
+        # The revision is a part of a path in the cache of the hub.
+        if not all(isinstance(value or "", str) for value in table.values()) or re.search(
+            r"\W", table["revision"] or ""
+        ):
+            raise damaged_file(folder / _TABLE, "it has other values than names and checksums")
+        with open_tensors(check_file(folder, _TENSORS)) as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         kinds: dict[str, dict[str, Tensor]] = {"folded": {}, "new": {}}
-        table = read_json(folder / _TABLE)
-        if type(table.get("format")) is not int or table.pop("format") != _FORMAT:
-            raise damaged_file(folder / _TABLE, f"its format is another one than {_FORMAT}, which this version reads")
-        if unknown := sorted(table.keys() ^ _VALUES.keys()):
-            raise damaged_file(folder / _TABLE, f"{unknown[0]!r} is missing or unknown")
-        for name, pattern in _VALUES.items():
-            if not re.fullmatch(pattern, text := json.dumps(table[name], ensure_ascii=False)):
-                raise damaged_file(folder / _TABLE, f"{name} cannot be {text[:100]}")
-        check_file(path)
-        try:
-            stored = load_file(path)
-        except (SafetensorError, OSError, OverflowError) as error:
-            raise damaged_file(path, str(error).rstrip(".")) from error
-        for name, tensor in stored.items():
+        for name, tensor in tensors.items():
             kind, _, rest = name.partition(".")
-            if kind not in kinds:
-                raise damaged_file(path, f"it has {name}, which is neither a factor nor a new weight")
-            if kind == "folded" and not are_factors(tensor):
-                raise damaged_file(path, f"{name} is not a list of finite factors above 0")
-            kinds[kind][rest] = tensor
+            kinds.setdefault(kind, {})[rest] = tensor
         return cls(**table, folded=kinds["folded"], new=kinds["new"])
 
 
-def are_factors(tensor: Tensor) -> bool:
-    """Return whether a tensor is a list of finite factors above 0, ``[num_units]``, float32."""
-    is_list = tensor.dtype == torch.float32 and tensor.dim() == 1
-    return is_list and bool((tensor.isfinite() & (tensor > 0)).all())
+def is_recipe(folder: Path) -> bool:
+    """Return whether a folder holds a recipe."""
+    return os.path.lexists(folder / _TABLE)
+
+
+def find_base(
+    name: str,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> Path:
+    """Return the folder of a base model, which is downloaded if no folder has this name; the rest is for the hub.
+
+    Raises:
+        FileNotFoundError: Neither a folder nor a model on the hub has this name.
+        ConnectionError: The hub cannot be reached or refuses access.
+        ValueError: The folder is that of a compact model, of a recipe or of an adapter, or asks for code.
+    """
+    folder, problem = Path(name).expanduser(), f"The base model of the recipe is {name}, and "
+    if not folder.is_dir():
+        if folder.is_absolute() or invalid_name(name) is not None:
+            raise MissingFileError(f"{problem}there is no such folder.")
+        try:
+            folder = download(name, revision=revision, token=token, cache_dir=cache_dir)
+        except (MissingFileError, UnreachableError) as error:
+            raise type(error)(f"{problem}{error}") from error.__cause__
+    described = read_config(folder)
+    if is_recipe(folder) or RECORD_KEY in described:
+        raise InputError(f"The base model {folder} is compact itself: name the dense model that it was made from.")
+    check_trust(folder, described)
+    return folder
+
+
+def processor_folder(folder: Path) -> Path:
+    """Return the folder with the tokenizer or processor of a model: for a recipe, that of its base, else the same.
+
+    The errors are those of :func:`find_base`.
+    """
+    if not is_recipe(folder):
+        return folder
+    recipe = Recipe.read(folder)
+    return find_base(recipe.base, revision=recipe.revision)

@@ -1,9 +1,9 @@
 """Saving of a compact model as a recipe: the removals and factors that make it from its base, in kilobytes."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,22 +13,24 @@ from transformers import PreTrainedModel
 
 from gating.compact.files import read_config
 from gating.compact.manifest import digest_stored, write_manifest
-from gating.compact.recipe import Recipe, are_factors
-from gating.compact.recipe_base import find_base, name_base
-from gating.compact.recipe_load import build_compact, digest_model, fill, load_base
+from gating.compact.recipe import Recipe, find_base
+from gating.compact.recipe_load import build_compact, digest_model, load_base
+from gating.compact.save import check_model
 from gating.discovery.find import search_attention
-from gating.errors import InputError, InputTypeError
+from gating.errors import InputError
 from gating.loader.checksums import CONFIG, PLAIN_LOADING, RECORD_KEY
 from gating.loader.integrity import REMEDY_OF_PLAIN_LOADING, check_finite
+from gating.loader.modeling import base_prefix
 from gating.loader.record import dense_class, describe
 from gating.loader.saving import has_lost_units
-from gating.proof.conditions import check_has_values, check_no_adapters, check_savable
 from gating.pruning.prune_report import UnitCounts
 from gating.storage.files import replacing_folder
-from gating.storage.hub import check_upload, upload
+from gating.storage.hub import check_upload, snapshot_of, upload
 from gating.structure.layers import layers_record
 
 __all__ = ["save_recipe"]
+
+_LAYER_NUMBER = re.compile(r"(^|\.)\d+\.")
 
 
 def save_recipe(
@@ -86,20 +88,24 @@ def save_recipe(
         >>> loaded.encoder.layer[0].attention.self.query.weight.shape
         torch.Size([2, 8])
     """
-    _check_model(model)
+    check_model(model)
+    check_finite(model, type(model).__name__)
     if repo_id is not None:
         check_upload(repo_id, token=token)
-    factors = _read_factors(model, folded or {})
-    place = Path(save_directory)
-    found = find_base(os.fspath(base), revision=revision, token=token)
-    name, commit = name_base(found)
-    if Path(found).resolve() == place.resolve():
+    place, found = Path(save_directory), find_base(os.fspath(base), revision=revision, token=token)
+    name, commit = snapshot_of(str(found.absolute())) or (str(found.absolute()), None)
+    if found.resolve() == place.resolve():
         raise InputError(f"{place} is the base, which the recipe needs: choose another place.")
     if repo_id is not None and commit is None:
         raise InputError(f"base={base} is a folder of this machine: name the base on the hub, or leave out repo_id.")
+    factors = {
+        block: torch.tensor(list(values)) for block, values in (folded or {}).items() if any(v != 1 for v in values)
+    }
     with replacing_folder(place, overwrite=overwrite) as folder:
         _write_config(model, folder)
-        rebuilt, config, lacking = load_base(found, folder, read_config(folder))
+        described = read_config(folder)
+        rebuilt, lacking = load_base(found, folder, described)
+        build_compact(rebuilt, described[RECORD_KEY], factors)
         recipe = Recipe(
             base=name,
             revision=commit,
@@ -108,46 +114,12 @@ def save_recipe(
             folded=factors,
             new=_new_weights(model, rebuilt, lacking, base=name),
         )
-        build_compact(rebuilt, config, recipe, folder)
-        if layers_record(model):
-            # Those of layers that left were added to some.
-            biases = {key: tensor for key, tensor in _differing(model, rebuilt).items() if key.endswith("bias")}
-            fill(rebuilt, biases, folder)
-            recipe = replace(recipe, new={**recipe.new, **biases})
-        if differing := _differing(model, rebuilt):
-            raise InputError(
-                f"{min(differing)} of this {type(model).__name__} is not what {recipe.title} and the recipe give: "
-                "weights were trained, or base or folded are those of another model. Save the model with its weights: "
-                "gating.save_compact."
-            )
         recipe.write(folder)
         _write_card(model, recipe, folder)
         write_manifest(folder)
     if repo_id is not None:
         upload(place, repo_id, private=private, token=token)
     return place
-
-
-def _check_model(model: PreTrainedModel) -> None:
-    if not isinstance(model, PreTrainedModel):
-        raise InputTypeError(f"Only models of transformers can be saved as a recipe, got {type(model).__name__}.")
-    if hasattr(model, "head_gates"):
-        raise InputError("The model still has gates: call gating.finalize(model, gates) before saving it.")
-    check_no_adapters(model)
-    check_has_values(model)
-    check_savable(model)
-    check_finite(model, type(model).__name__)
-
-
-def _read_factors(model: PreTrainedModel, folded: Mapping[str, Sequence[float]]) -> dict[str, Tensor]:
-    """Return the factors of each block that are not all 1; those that do not fit give other weights, which is told."""
-    layers = layers_record(model)
-    gone = {*layers.get("heads", {}), *layers.get("neurons", {})}
-    factors = {name: torch.tensor(list(values)) for name, values in folded.items() if name not in gone or values}
-    for name, tensor in factors.items():
-        if not are_factors(tensor):
-            raise InputError(f"folded: {name} has factors that are not finite and above 0.")
-    return {name: tensor for name, tensor in factors.items() if (tensor != 1).any()}
 
 
 def _write_config(model: PreTrainedModel, folder: Path) -> None:
@@ -165,23 +137,30 @@ def _write_config(model: PreTrainedModel, folder: Path) -> None:
         model.generation_config.save_pretrained(folder)
 
 
-def _new_weights(model: PreTrainedModel, dense: PreTrainedModel, lacking: set[str], *, base: str) -> dict[str, Tensor]:
-    """Return the weights of a compact model that its base lacks."""
-    mine, theirs = model.state_dict(), dense.state_dict()
-    for name in sorted(lacking):
-        if name not in mine or mine[name].shape != theirs[name].shape:
-            raise InputError(f"{base} is not the base of this {type(model).__name__}: it lacks {name}.")
-    return {name: mine[name] for name in lacking}
+def _new_weights(
+    model: PreTrainedModel, rebuilt: PreTrainedModel, lacking: set[str], *, base: str
+) -> dict[str, Tensor]:
+    """Return the weights of a model that its base lacks or has otherwise; all others are equal to the bit.
 
-
-def _differing(model: PreTrainedModel, rebuilt: PreTrainedModel) -> dict[str, Tensor]:
-    """Return the weights of a model that a rebuilt one has otherwise."""
-    theirs = rebuilt.state_dict()
-    return {
-        name: tensor
-        for name, tensor in model.state_dict().items()
-        if tensor.dtype != theirs[name].dtype or not torch.equal(tensor.cpu(), theirs[name])
-    }
+    Raises:
+        InputError: Other weights differ than a new head, and biases to which those of layers that left were added.
+    """
+    theirs, prefix, new = rebuilt.state_dict(), base_prefix(model), dict[str, Tensor]()
+    lost_layers = bool(layers_record(model))
+    for name, tensor in model.state_dict().items():
+        other = theirs.get(name)
+        is_same = other is not None and tensor.dtype == other.dtype and torch.equal(tensor.cpu(), other)
+        if is_same and name not in lacking:
+            continue
+        # The base of another model lacks layers.
+        is_new = name in lacking and not (name.startswith(prefix) and _LAYER_NUMBER.search(name))
+        if not is_new and not (lost_layers and name.endswith("bias")):
+            raise InputError(
+                f"{name} of this {type(model).__name__} is not what {base} and the recipe give: weights were trained, "
+                "or base or folded are those of another model. Save the model with its weights: gating.save_compact."
+            )
+        new[name] = tensor
+    return new
 
 
 def _write_card(model: PreTrainedModel, recipe: Recipe, folder: Path) -> None:

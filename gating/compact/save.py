@@ -1,5 +1,6 @@
 """Saving of compact models as folders that load with transformers alone."""
 
+import copy
 import json
 import os
 from collections.abc import Mapping
@@ -10,10 +11,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from gating.compact.canary import make_canary
-from gating.compact.layer_counts import write_layer_counts
+from gating.compact.decoders import write_layer_counts
 from gating.compact.manifest import write_manifest
-from gating.compact.original import write_original
-from gating.compact.stock import StockError, may_be_stock, stock_model
+from gating.compact.stock import StockError, may_be_stock, stock_model, write_original
 from gating.compact.verify import check_saved
 from gating.discovery.find import search_attention
 from gating.discovery.vocabulary import check_vocabulary, vocabulary_size
@@ -28,7 +28,7 @@ from gating.report.rows import CompactReport
 from gating.storage.files import replacing_folder
 from gating.storage.hub import check_upload, upload
 
-__all__ = ["Processor", "save_compact"]
+__all__ = ["Processor", "check_model", "save_compact"]
 
 
 class Processor(Protocol):
@@ -93,13 +93,7 @@ def save_compact(
         ...     (save_compact(model, f"{parent}/compact") / "config.json").is_file()
         True
     """
-    if not isinstance(model, PreTrainedModel):
-        raise InputTypeError(f"Only models of transformers can be saved as a folder, got {type(model).__name__}.")
-    if hasattr(model, "head_gates"):
-        raise InputError("The model still has gates: call gating.finalize(model, gates) before saving it.")
-    check_no_adapters(model)
-    check_has_values(model)
-    check_savable(model)
+    check_model(model)
     if repo_id is not None:
         check_upload(repo_id, token=token)
     if verify:
@@ -125,32 +119,49 @@ def save_compact(
     return place
 
 
+def check_model(model: PreTrainedModel) -> None:
+    """Raise an error for a model that no folder can hold.
+
+    Raises:
+        TypeError: It is not a model of transformers.
+        ValueError: It has gates, adapters or packed weights, or no values.
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise InputTypeError(f"Only models of transformers can be saved as a folder, got {type(model).__name__}.")
+    if hasattr(model, "head_gates"):
+        raise InputError("The model still has gates: call gating.finalize(model, gates) before saving it.")
+    check_no_adapters(model)
+    check_has_values(model)
+    check_savable(model)
+
+
 def _write(model: PreTrainedModel, folder: Path, tokenizer: Processor | None, *, stock: bool) -> None:
     """Write the files of a model and its tokenizer, but no card."""
-    saved = stock_model(model) if stock else model
     if not has_lost_units(model):
         search_attention(model)  # Raises for a model without heads or neurons to describe.
-    become_compact(model)
-    saved.save_pretrained(folder)
+    # Class, configuration and record are those of a copy with the same modules.
+    compact = copy.copy(model)
+    compact.config = copy.deepcopy(model.config)
+    become_compact(compact)
+    (stock_model(model) if stock else compact).save_pretrained(folder)
     if not stock:
-        _complete(model, folder)
+        _complete(model, compact, folder)
     elif has_lost_units(model):
-        write_original(model, folder)
+        write_original(compact, folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
 
 
-def _complete(model: PreTrainedModel, folder: Path) -> None:
+def _complete(model: PreTrainedModel, compact: PreTrainedModel, folder: Path) -> None:
     """Add a batch and outputs to the record of a folder that was just saved, and head counts of layers for vLLM."""
     path, canary = folder / CONFIG, make_canary(model)
     if canary is not None:
         config = json.loads(path.read_text(encoding="utf-8"))
         config[RECORD_KEY][CANARY] = canary
         path.write_text(json.dumps(config), encoding="utf-8")
-    if has_layer_counts := write_layer_counts(model, folder):
-        write_code(model, folder, has_layer_counts=True)
-    if canary is not None or has_layer_counts:
-        write_checksums(folder)
+    if write_layer_counts(model, folder):
+        write_code(compact, folder, has_layer_counts=True)
+    write_checksums(folder)
 
 
 def _check_saved(model: PreTrainedModel, folder: Path, probe: Mapping[str, Tensor] | None, *, stock: bool) -> None:

@@ -3,46 +3,93 @@
 Where every layer keeps equally many units, the configuration alone describes the model, and no record is needed. Fields
 of the configuration are found by their values, and accepted only if the dense class, built without memory from the
 changed configuration, has every tensor of the model in its shape.
+
+A stock folder has a record beside its files, ``head_gating.json``, which nothing needs to load the model: the
+configuration of the compact model with the record of kept units, as ``config.json`` of a compact folder has it.
 """
 
 import copy
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 import transformers
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, initialization
 
-from gating.errors import RemedyError
+from gating.compact.limits import bounded_building
+from gating.compact.manifest import has_manifest, read_record
+from gating.errors import RemedyError, loading
+from gating.loader.checksums import CHECKSUMS, RECORD_KEY
 from gating.loader.modeling import base_prefix
 from gating.loader.record import dense_class, dense_config
+from gating.loader.record_checks import check_record
+from gating.pruning.layer_settings import Settings, changed, nested_configs
+from gating.pruning.layers import build_original, build_recorded
+from gating.storage.hub import RECORD_FILE
 from gating.structure.attention import AttentionBlock, iter_attention_blocks
 from gating.structure.feed_forward import FeedForwardBlock, iter_feed_forward_blocks
 from gating.units import unit_of
 
-__all__ = ["HEADS", "KEY_VALUE_HEADS", "StockError", "may_be_stock", "new_width", "stock_model"]
+__all__ = ["StockError", "may_be_stock", "read_original", "stock_model", "write_original"]
 
-_Block = AttentionBlock | FeedForwardBlock
-# Path of a nested configuration, and values of its fields.
-_Change = tuple[tuple[str, ...], Mapping[str, object]]
+# Names of fields, in the configurations of transformers, with a number of neurons, with this number as a multiple of
+# the hidden size, and with a number of heads.
+_WIDTH = re.compile(r"(?i)intermediate|inner|ffn|ff\b|_ff|hidden_dim|mlp|feed_?forward")
+_RATIO = re.compile(r"(?i)ratio|multiple|expan")
+_HEADS = re.compile(r"(?i)heads?$")
+_KEY_VALUE_HEADS = re.compile(r"(?i)(key_value|kv)_heads?$")
 
 
 class StockError(RemedyError):
     """A compact model that no configuration of its dense architecture describes."""
 
 
+def write_original(model: PreTrainedModel, folder: Path) -> None:
+    """Write the record of a compact model into a stock folder."""
+    config = copy.deepcopy(model.config)
+    vars(config).pop("auto_map", None)
+    config.architectures = [type(model).__name__]
+    (folder / RECORD_FILE).write_text(config.to_json_string(), encoding="utf-8")
+
+
+def read_original(model: PreTrainedModel, folder: Path | None = None) -> PreTrainedConfig | None:
+    """Return the configuration of the original of a model, with the record of kept units; None if it has lost none.
+
+    Args:
+        model: A compact model, or a model loaded from a stock folder.
+        folder: The folder that it was loaded from, to look for a record there.
+
+    Raises:
+        ValueError: The record in the folder is damaged, or is that of a far larger model.
+    """
+    if hasattr(model.config, RECORD_KEY):
+        return model.config
+    described = read_record(folder) if folder is not None and has_manifest(folder) else {}
+    # Other folders have the checksums only.
+    if folder is None or not described.keys() - {CHECKSUMS}:
+        return None
+    path = folder / RECORD_FILE
+    described.pop(CHECKSUMS, None)
+    with loading(str(path), remedy="Remove the file, which is not needed to load the model."):
+        check_record(described.get(RECORD_KEY))
+        config: PreTrainedConfig = type(model.config).from_dict(described)
+        for build in (build_original, build_recorded):
+            with bounded_building(path, [tensor.numel() for tensor in model.state_dict().values()]):
+                build(model, config)
+    return config
+
+
 def may_be_stock(model: PreTrainedModel) -> bool:
     """Return whether blocks of one stack and kind have equally many units; others fit no configuration."""
-    blocks: list[_Block] = [*iter_attention_blocks(model), *iter_feed_forward_blocks(model)]
     sizes: dict[tuple[str, str, int], set[int]] = {}
-    for block in blocks:
+    for block in (*iter_attention_blocks(model), *iter_feed_forward_blocks(model)):
         # A configuration has fields for the encoder and for the decoder.
-        stack = re.split(r"(^|\.)\d+(\.|$)", block.name)[0]
-        sizes.setdefault((stack, block.kind, _size_before(block)), set()).add(_size(block))
+        stack, unit = re.split(r"(^|\.)\d+(\.|$)", block.name)[0], unit_of(block)
+        sizes.setdefault((stack, block.kind, unit.size_before(block)), set()).add(unit.size(block))
     return all(len(found) == 1 for found in sizes.values())
 
 
@@ -69,15 +116,27 @@ def stock_model(model: PreTrainedModel) -> PreTrainedModel:
     cls = dense_class(model)
     if getattr(transformers, cls.__name__, None) is not cls:
         raise _refusal(model, f"{cls.__name__} is not a class of transformers")
+    if not may_be_stock(model):
+        raise _refusal(model, "its layers keep different numbers of heads or neurons (uniform=True keeps equal ones)")
     attention, feed_forward = list(iter_attention_blocks(model)), list(iter_feed_forward_blocks(model))
-    blocks: list[_Block] = [*attention, *feed_forward]
-    _check_without_padding(model, blocks)
     state, config = _dense_state(model, attention), dense_config(model.config)
-    search = _Search(cls, {name: tuple(tensor.shape) for name, tensor in state.items()})
-    config, differing = search.run(config, list(_changes(config, attention, feed_forward)))
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    # Fields are changed one after another as long as fewer tensors differ; fields of different layers affect different
+    # tensors, so that no combination has to be tried.
+    differing, before, changes = (
+        _differing(cls, config, shapes, {}),
+        None,
+        list(_changes(config, attention, feed_forward)),
+    )
+    while differing and differing != before:
+        before = differing
+        for change in changes:
+            if len(found := _differing(cls, config, shapes, change)) < len(differing):
+                config, differing = changed(config, change), found
     if differing:
-        raise _explain(model, blocks, differing)
-    stock = search.build(config)
+        name = min(differing)
+        raise _refusal(model, f"no sizes in {type(config).__name__} give {name} the shape {list(shapes.get(name, ()))}")
+    stock = _build(cls, config)
     stock.load_state_dict(state, assign=True)
     stock.tie_weights()
     if getattr(model, "generation_config", None) is not None:
@@ -85,47 +144,33 @@ def stock_model(model: PreTrainedModel) -> PreTrainedModel:
     return stock
 
 
-class _Search:
-    """A search for the configuration of a dense class whose model has given shapes.
+def _refusal(model: PreTrainedModel, reason: str) -> StockError:
+    return StockError(
+        f"{type(model).__name__} cannot be saved as a stock model of transformers: {reason}.",
+        python=" Save it with stock=False, as a compact folder.",
+        command=" It is saved as a compact folder, which loads with trust_remote_code=True.",
+    )
 
-    Fields are changed one after another as long as fewer tensors differ; fields of different layers affect different
-    tensors, so that no combination has to be tried.
-    """
 
-    def __init__(self, dense_class: type[PreTrainedModel], shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Args: ``shapes`` are those of the state dict."""
-        self.dense_class, self.shapes = dense_class, shapes
+def _build(cls: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
+    """Build a dense model without memory."""
+    with torch.device("meta"), initialization.no_init_weights():
+        return cls(copy.deepcopy(config))
 
-    def run(self, config: PreTrainedConfig, changes: Sequence[_Change]) -> tuple[PreTrainedConfig, set[str]]:
-        """Return the configuration that was found, and the names of the tensors that still differ."""
-        differing, before = self.compare(config), set[str]()
-        while differing and differing != before:
-            before = differing
-            for change in changes:
-                changed = _apply(config, change)
-                found = self.compare(changed)
-                if changed is not None and len(found) < len(differing):
-                    config, differing = changed, found
-        return config, differing
 
-    def build(self, config: PreTrainedConfig) -> PreTrainedModel:
-        """Build the dense model without memory."""
-        with torch.device("meta"), initialization.no_init_weights():
-            model: PreTrainedModel = self.dense_class(copy.deepcopy(config))
-        return model
-
-    def compare(self, config: PreTrainedConfig | None) -> set[str]:
-        """Return the names of the tensors that differ; all of them for a configuration without a model."""
-        if config is None:
-            return set(self.shapes)
-        try:
-            # As it is written and read again: sizes are checked, and some are derived from others.
-            config.validate()
-            model = self.build(type(config).from_dict(config.to_dict()))
-        except Exception:  # Classes raise any error for sizes that they cannot have.
-            return set(self.shapes)
-        built = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-        return {name for name in built.keys() | self.shapes.keys() if built.get(name) != self.shapes.get(name)}
+def _differing(
+    cls: type[PreTrainedModel], config: PreTrainedConfig, shapes: Mapping[str, tuple[int, ...]], change: Settings
+) -> set[str]:
+    """Return the names of the tensors that differ after a change; all of them for a configuration without a model."""
+    try:
+        config = changed(config, change)
+        # As it is written and read again: sizes are checked, and some are derived from others.
+        config.validate()
+        model = _build(cls, type(config).from_dict(config.to_dict()))
+    except Exception:  # Classes raise any error for sizes that they cannot have.
+        return set(shapes)
+    built = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    return {name for name in built.keys() | shapes.keys() if built.get(name) != shapes.get(name)}
 
 
 def _dense_state(model: PreTrainedModel, blocks: Sequence[AttentionBlock]) -> dict[str, Tensor]:
@@ -156,7 +201,7 @@ def _dense_state(model: PreTrainedModel, blocks: Sequence[AttentionBlock]) -> di
 
 def _changes(
     config: PreTrainedConfig, attention: Sequence[AttentionBlock], feed_forward: Sequence[FeedForwardBlock]
-) -> Iterator[_Change]:
+) -> Iterator[Settings]:
     """Yield changes of a configuration, nested ones included, that could give blocks their present sizes."""
     widths = {
         (block.width_before, block.num_neurons, block.hidden_size)
@@ -168,118 +213,26 @@ def _changes(
         for block in attention
         if 0 < block.num_heads < block.num_heads_before
     }
-    for path, fields in _nested_fields(config):
+    for path, part in nested_configs(config):
+        fields = vars(part)
         for width in sorted(widths):
             for name, value in fields.items():
-                new = new_width(name, value, *width)
+                new = _new_width(name, value, *width)
                 if new is not None:
-                    yield path, {name: new}
+                    yield {f"{path}{name}": new}
         for before, after, key_values, head_dim in sorted(heads):
-            counts = {name: after for name, value in fields.items() if HEADS.search(name) and value == before}
-            counts |= {name: key_values for name in fields if KEY_VALUE_HEADS.search(name) and fields[name]}
+            counts = {
+                f"{path}{name}": after for name, value in fields.items() if _HEADS.search(name) and value == before
+            }
+            counts |= {f"{path}{name}": key_values for name in fields if _KEY_VALUE_HEADS.search(name) and fields[name]}
             if counts:
-                yield path, counts
+                yield counts
                 # Classes read this field even where their configuration does not declare it.
-                yield path, {**counts, "head_dim": head_dim}
+                yield {**counts, f"{path}head_dim": head_dim}
 
 
-def _nested_fields(config: PreTrainedConfig, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Yield the path and the fields of a configuration and of those in it."""
-    yield path, vars(config)
-    for name, value in vars(config).items():
-        if isinstance(value, PreTrainedConfig):
-            yield from _nested_fields(value, (*path, name))
-
-
-def _apply(config: PreTrainedConfig, change: _Change) -> PreTrainedConfig | None:
-    """Return a changed copy of a configuration, or None if its class refuses the values."""
-    path, values = change
-    changed = copy.deepcopy(config)
-    part: Any = changed
-    for name in path:
-        part = getattr(part, name)
-    try:
-        for name, value in values.items():
-            setattr(part, name, value)
-    except (AttributeError, StrictDataclassError):  # Properties, and values of another type.
-        return None
-    return changed
-
-
-def _refusal(model: PreTrainedModel, reason: str, remedy: str = "") -> StockError:
-    problem = f"{type(model).__name__} cannot be saved as a stock model of transformers: {reason}."
-    otherwise = f"{remedy}, or save" if remedy else "Save"
-    return StockError(
-        problem,
-        python=f" {otherwise} it with stock=False, as a compact folder.",
-        command=" It is saved as a compact folder, which loads with trust_remote_code=True.",
-    )
-
-
-def _check_without_padding(model: PreTrainedModel, blocks: Sequence[_Block]) -> None:
-    for block in blocks:
-        if block.slot_ids != block.unit_ids:
-            raise _refusal(
-                model,
-                f"{block.name} has removed heads as padding, since its groups of query heads lost different numbers",
-                "Remove equally many heads of every group",
-            )
-
-
-def _explain(model: PreTrainedModel, blocks: Sequence[_Block], differing: set[str]) -> StockError:
-    """Return the error about a model that no configuration describes."""
-    prefix, config = base_prefix(model), type(model.config).__name__
-    block = next((one for one in blocks if any(name.startswith(f"{prefix}{one.name}.") for name in differing)), None)
-    if block is None:
-        return _refusal(model, f"{min(differing)} differs from the model that {config} describes")
-    size = f"{_size(block)} of {_size_before(block)} {block.unit}"
-    for other in blocks:
-        if (other.kind, _size_before(other)) == (block.kind, _size_before(block)) and _size(other) != _size(block):
-            reason = f"{block.name} keeps {size}, but {other.name} {_size(other)}"
-            return _refusal(model, reason, "Remove equally many of every layer, as objectives with uniform=True do")
-    if isinstance(block, AttentionBlock):
-        return _refusal(model, _explain_heads(block, config, differing), "Remove neurons only")
-    return _refusal(model, f"no setting of {config} gives {block.name} {size}")
-
-
-def _explain_heads(block: AttentionBlock, config: str, differing: set[str]) -> str:
-    if not block.num_heads:
-        return f"{block.name} has no head, and {config} describes at least one"
-    if any(name.endswith(f"{block.name}.head_index") for name in differing):
-        if block.spec.shares_bias:
-            return f"its layers share the position biases of {block.name}, but keep other heads than that"
-        return f"{block.name} selects its position biases or slopes from those of all heads of the original model"
-    if hasattr(block.module, "config") and getattr(block.module.config, "head_dim", None):
-        return f"{config} has no valid sizes with {block.num_heads} heads of width {block.head_dim} in {block.name}"
-    return (
-        f"{config} cannot describe {block.num_heads} heads of width {block.head_dim} in {block.name}; it computes the "
-        "width of a head from the hidden size and the number of heads"
-    )
-
-
-def _size(block: _Block) -> int:
-    return unit_of(block).size(block)
-
-
-def _size_before(block: _Block) -> int:
-    return unit_of(block).size_before(block)
-
-
-# Names of fields, in the configurations of transformers, with a number of neurons, with this number as a multiple of
-# the hidden size, and with a number of heads.
-_WIDTH = re.compile(r"(?i)intermediate|inner|ffn|ff\b|_ff|hidden_dim|mlp|feed_?forward")
-_RATIO = re.compile(r"(?i)ratio|multiple|expan")
-HEADS = re.compile(r"(?i)heads?$")
-KEY_VALUE_HEADS = re.compile(r"(?i)(key_value|kv)_heads?$")
-
-
-def new_width(name: str, value: object, before: int, after: int, hidden: int) -> object:
-    """Return the value of a field that gives a block its present number of neurons, or None.
-
-    Example:
-        >>> new_width("intermediate_size", 64, 64, 48, 16), new_width("mlp_ratio", 4.0, 64, 48, 16)
-        (48, 3.0)
-    """
+def _new_width(name: str, value: object, before: int, after: int, hidden: int) -> object:
+    """Return the value of a field that gives a block its present number of neurons, or None."""
     if _WIDTH.search(name) and not isinstance(value, bool) and value in (before, None):
         return after
     if _WIDTH.search(name) and isinstance(value, list) and value and all(item == before for item in value):

@@ -10,7 +10,7 @@ from transformers import AutoProcessor, PreTrainedModel
 
 from gating.compact.load import find_folder, load_compact
 from gating.compact.manifest import write_manifest
-from gating.compact.recipe_base import processor_folder
+from gating.compact.recipe import processor_folder
 from gating.discovery.vocabulary import check_vocabulary
 from gating.errors import InputError, InputTypeError, OperationError, UserError, explain, loading, shorten
 from gating.loader.integrity import check_finite

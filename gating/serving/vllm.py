@@ -14,8 +14,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from gating.compact.decoders import sizes_of
-from gating.compact.layer_counts import check_layers
+from gating.compact.decoders import check_layers, sizes_of
 from gating.compact.save import save_compact
 from gating.compact.stock import StockError, stock_model
 from gating.compact.verify import check_saved

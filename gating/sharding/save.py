@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from gating.compact.layer_counts import write_layer_counts
+from gating.compact.decoders import write_layer_counts
 from gating.compact.manifest import write_manifest
 from gating.compact.save import Processor
 from gating.compact.verify import SAVED_TOLERANCE, check_outputs

@@ -15,7 +15,7 @@ from gating.compact.load import load_compact
 from gating.compact.save import save_compact
 from gating.report.rows import CompactReport, Row
 from tests.conftest import TEXTS
-from tests.support.tiny_models import NUM_HEADS, assert_same_state, logits_of, state_of
+from tests.support.tiny_models import NUM_HEADS, assert_same_state, batch_for, logits_of, state_of
 
 SECOND = "encoder.layer.1.attention.self"
 
@@ -92,6 +92,22 @@ def test_saving_changes_no_weight(pruned, tmp_path):
     state = state_of(pruned)
     save_compact(pruned, tmp_path / "compact")
     assert_same_state(pruned, state)
+
+
+@pytest.mark.parametrize("stock", [True, False])
+@pytest.mark.parametrize("crash", [False, True])
+def test_saving_leaves_the_class_and_the_configuration_of_a_dense_model(stock, crash, bert, tmp_path, monkeypatch):
+    cls, described = type(bert), bert.config.to_dict()
+    if crash:
+        crash_in_card(monkeypatch, bert)
+        with pytest.raises(ValueError, match="no card"):
+            save_compact(bert, tmp_path / "compact", stock=stock)
+    else:
+        batch = batch_for(bert)
+        loaded = load_compact(save_compact(bert, tmp_path / "compact", stock=stock))
+        assert torch.equal(logits_of(loaded, batch), logits_of(bert, batch))
+    assert type(bert) is cls
+    assert bert.config.to_dict() == described
 
 
 def test_a_tokenizer_is_saved_with_the_model(saved, tokenizer):

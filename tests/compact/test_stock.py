@@ -10,8 +10,7 @@ import transformers
 
 import gating
 from gating.compact.manifest import write_manifest
-from gating.compact.original import read_original
-from gating.compact.stock import StockError, stock_model
+from gating.compact.stock import StockError, read_original, stock_model
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
 from gating.pruning.layers import build_original, build_recorded

@@ -12,7 +12,7 @@ from transformers import BertConfig, BertModel, LlamaConfig, Qwen2Config, Qwen3M
 
 import gating
 from gating.commands.inspect import run
-from gating.compact.original import read_original
+from gating.compact.stock import read_original
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
 from gating.pruning.layer_settings import changed, settings_without_layers
