@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.damage import config_damages
 from benchmarks.damage.case import Case
-from gating.compact.manifest import write_manifest
+from gating.compact.files import write_manifest
 from gating.loader.integrity import write_checksums
 
 __all__ = ["DAMAGES", "SIGNED", "damage"]

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from gating.commands.model_folder import find_model
-from gating.compact.load import find_folder
+from gating.compact.files import find_folder
 from gating.errors import InputError, UserError, explain
 from gating.serving.formats import FORMATS, export_compact
 

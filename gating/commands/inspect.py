@@ -6,7 +6,8 @@ from contextlib import suppress
 from rich.console import Console
 
 from gating.commands.model_folder import find_model
-from gating.compact.load import find_folder, load_compact
+from gating.compact.files import find_folder
+from gating.compact.load import load_compact
 from gating.compact.recipe import Recipe, is_recipe
 from gating.compact.stock import read_original
 from gating.errors import InputError

@@ -1,30 +1,82 @@
-"""The files of a model folder, read without trust in them: no links out of it, no pipes, no pickles."""
+"""The files of a model folder, read without trust in them, and their checksums.
 
+No links out of the folder are followed, and no pipes and pickles are opened. Checksums of all files are in
+``head_gating.json``, and those of a compact model in ``config.json``, which are written anew when it is saved again.
+They reveal damage, mix-ups and changes, not forgery. The model card may change. Tokenizers are often saved again, so
+that a different one is a warning.
+"""
+
+import hashlib
 import json
 import os
+import re
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
-from gating.errors import DamageError, InputError, MissingFileError
-from gating.loader.checksums import CONFIG, INDEX, WEIGHTS
+from gating.errors import DamageError, InputError, MissingFileError, UnreachableError
+from gating.loader.checksums import CHECKSUMS, CONFIG, GENERATION, INDEX, RECORD_KEY, WEIGHTS, digest_file, digest_table
+from gating.storage.files import read_table
+from gating.storage.hub import RECORD_FILE, download, invalid_name
 
 __all__ = [
     "check_file",
+    "check_manifest",
     "damaged_file",
+    "digest_stored",
+    "digest_tensors",
+    "find_folder",
+    "has_manifest",
     "open_tensors",
     "read_config",
     "read_json",
+    "read_record",
     "read_shapes",
     "walk",
     "weight_files",
+    "write_manifest",
 ]
 
 _MAX_JSON_BYTES = 2**26
+# A difference in these files changes the model; transformers takes one file of weights before several.
+_OF_MODEL = re.compile(r"(config|generation_config|recipe)\.json|[\w.-]+\.safetensors(\.index\.json)?")
+# The card, and code, which only trust_remote_code runs; the checksums themselves are compared when they are read.
+_FREE = re.compile(rf".*\.(md|py)|{re.escape(RECORD_FILE)}")
+
+
+def find_folder(
+    name_or_path: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    is_base: bool = False,
+) -> Path:
+    """Return the folder of a model, which is downloaded if it is named ``user/name`` and no folder has this name.
+
+    Arguments are those of :func:`gating.load_compact`; the name of the base of a recipe may lack the user.
+
+    Raises:
+        FileNotFoundError: Neither a folder nor a model on the hub has this name, or the model lacks the revision.
+        ConnectionError: The hub cannot be reached or refuses access.
+    """
+    folder, name = Path(name_or_path), str(name_or_path)
+    is_name = isinstance(name_or_path, str) and ("/" in name or is_base) and invalid_name(name) is None
+    if folder.exists() or not is_name:
+        return folder
+    try:
+        return download(name, revision=revision, token=token, cache_dir=cache_dir)
+    except (MissingFileError, UnreachableError) as error:
+        what = "base model" if is_base else "compact model in"
+        message = f"There is no {what} {name}: {name} does not exist here, and {error}"
+        raise type(error)(message) from error.__cause__
 
 
 def check_file(folder: Path, name: str) -> Path:
@@ -41,7 +93,7 @@ def check_file(folder: Path, name: str) -> Path:
     # The hub's cache keeps the files of a repository beside its snapshots.
     snapshots = [parent for parent in home.parents if parent.name == "snapshots"]
     if not any(place.is_relative_to(one) for one in (home, *(one.parent / "blobs" for one in snapshots[:1]))):
-        raise InputError(f"{path} leads out of the folder, to {place}; put the file itself there.")
+        raise InputError(f"{path} is a link out of the folder, to {place}; put the file itself there.")
     if not stat.S_ISREG(place.stat().st_mode):
         raise InputError(f"{path} is not a file.")
     return path
@@ -81,11 +133,10 @@ def weight_files(folder: Path) -> list[Path]:
         FileNotFoundError: There are none in the safetensors format.
         ValueError: The index names files of another format or outside of the folder.
     """
-    if os.path.lexists(folder / WEIGHTS) or not os.path.lexists(folder / INDEX):
-        try:
-            return [check_file(folder, WEIGHTS)]
-        except MissingFileError as error:
-            raise MissingFileError(f"{str(error)[:-1]}, and weights are not read from pickles.") from None
+    if os.path.lexists(folder / WEIGHTS):
+        return [check_file(folder, WEIGHTS)]
+    if not os.path.lexists(folder / INDEX):
+        raise MissingFileError(f"There are no weights in {folder}: {WEIGHTS} does not exist. Pickles are not read.")
     places = read_json(folder, INDEX).get("weight_map")
     names = set(places.values()) if isinstance(places, dict) else set()
     if not names or not all(isinstance(name, str) and name.endswith(".safetensors") for name in names):
@@ -133,3 +184,110 @@ def walk(table: object, *, within: str = "") -> Iterator[tuple[str, object]]:
 def damaged_file(path: Path, reason: str) -> DamageError:
     """Return the error about a file that cannot be used."""
     return DamageError(f"{path} is damaged: {reason}. Export the model again.", reason=reason)
+
+
+def write_manifest(folder: Path) -> None:
+    """Add the checksums of all files of a folder to its ``head_gating.json``."""
+    described = read_table(folder / RECORD_FILE)
+    names = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
+    sums = {name: digest_file(folder / name) for name in names if name != RECORD_FILE}
+    described[CHECKSUMS] = {**sums, RECORD_FILE: _digest_record(described)}
+    (folder / RECORD_FILE).write_text(json.dumps(described, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _digest_record(described: Mapping[str, Any]) -> str:
+    return digest_table({name: value for name, value in described.items() if name != CHECKSUMS})
+
+
+def has_manifest(folder: Path) -> bool:
+    """Return whether a folder has a ``head_gating.json``."""
+    return os.path.lexists(folder / RECORD_FILE)
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Return the content of a folder's ``head_gating.json``.
+
+    Raises:
+        ValueError: It is damaged, or differs from its own checksum.
+    """
+    described = read_json(folder, RECORD_FILE)
+    sums = described.get(CHECKSUMS, {})
+    if not isinstance(sums, dict):
+        raise damaged_file(folder / RECORD_FILE, f"{CHECKSUMS} is not a table")
+    if CHECKSUMS in described and sums.get(RECORD_FILE) != _digest_record(described):
+        raise _changed(folder / RECORD_FILE, RECORD_FILE)
+    return described
+
+
+def check_manifest(folder: Path, described: Mapping[str, Any] | None = None) -> None:
+    """Compare the files of a folder with their checksums; warn if there are none.
+
+    Args:
+        folder: The folder of a model.
+        described: The content of its configuration, if it is a compact folder with a record.
+
+    Raises:
+        FileNotFoundError: A file of the model is missing.
+        ValueError: A file of the model, or the record, differs from what was written.
+    """
+    beside = read_record(folder).get(CHECKSUMS) if has_manifest(folder) else None
+    place, sums = (RECORD_FILE, beside) if described is None else (CONFIG, described[RECORD_KEY].get(CHECKSUMS))
+    if sums is None:
+        warnings.warn(
+            f"{folder} has no checksums in a {place}, so damage to the files of this model is not noticed.",
+            stacklevel=2,
+        )
+    else:
+        present = {name for name in (CONFIG, WEIGHTS, INDEX, GENERATION) if os.path.lexists(folder / name)}
+        for name in sorted(present.union(filter(_OF_MODEL.fullmatch, sums))):
+            if digest_file(check_file(folder, name)) != sums.get(name):
+                raise _changed(folder / name, place)
+    for name in sorted(beside or ()):
+        is_free = _OF_MODEL.fullmatch(name) or _FREE.fullmatch(name) or not os.path.lexists(folder / name)
+        if not is_free and digest_file(check_file(folder, name)) != (beside or {})[name]:
+            warnings.warn(
+                f"{folder / name} is not what was saved with this model: it was saved again, or is damaged.",
+                stacklevel=2,
+            )
+
+
+def _changed(path: Path, place: str) -> InputError:
+    """Return the error about a file that differs from the checksum in the file ``place``."""
+    remedy = "Export the model again, or pass verify=False in Python"
+    if place == RECORD_FILE:
+        remedy += (
+            f"; or, if this is meant, delete {RECORD_FILE}, the record of the model that was saved. Save a model that "
+            "was trained again in another folder"
+        )
+    return InputError(
+        f"{path} is not what was saved with this model: its checksum in {place} differs, so it is damaged, or was "
+        f"replaced, edited or trained further. {remedy}."
+    )
+
+
+def digest_tensors(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """Return the SHA-256 checksum of tensors in the order in which they are given: names, types, shapes and bytes.
+
+    Example:
+        >>> digest_tensors([("bias", torch.ones(2))]) == digest_tensors([("bias", torch.ones(2, dtype=torch.half))])
+        False
+    """
+    digest = hashlib.sha256()
+    for name, tensor in tensors:
+        digest.update(f"{name}\n{tensor.dtype}\n{list(tensor.shape)}\n".encode())
+        values = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        digest.update(values.numpy().data)
+    return digest.hexdigest()
+
+
+def digest_stored(folder: Path) -> str:
+    """Return the checksum of the weights in a folder, of all its safetensors files together.
+
+    Raises:
+        FileNotFoundError: There are no weights.
+        ValueError: A file is damaged, not in the safetensors format or outside the folder.
+    """
+    with ExitStack() as stack:
+        files = [stack.enter_context(open_tensors(path)) for path in weight_files(folder)]
+        places = {name: file for file in files for name in file.keys()}  # noqa: SIM118
+        return digest_tensors((name, places[name].get_tensor(name)) for name in sorted(places))

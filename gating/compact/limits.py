@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as registration
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from gating.compact.files import damaged_file, read_config, read_shapes, walk
-from gating.compact.manifest import check_manifest
+from gating.compact.files import check_manifest, damaged_file, read_config, read_shapes, walk
 from gating.errors import InputError
 from gating.loader.checksums import CONFIG, PLAIN_LOADING, RECORD_KEY
 from gating.loader.integrity import REMEDY_OF_PLAIN_LOADING, mixed
@@ -34,7 +33,6 @@ _FOREIGN = {
     "quantization_config": "weights that are quantized",
     "base_model_name_or_path": "an adapter of another model",
 }
-_OWN_CODE = re.compile(r"modeling_compact\.[A-Za-z]\w*")
 _MAX_LABELS = 1_000_000
 # A dense model, which is built first, may be this much larger than a compact one that has lost nearly everything.
 _LARGER = 512
@@ -46,10 +44,6 @@ def check_trust(folder: Path, described: Mapping[str, Any]) -> None:
     """Reject a configuration that makes transformers load other files or run foreign code."""
     if (folder / "adapter_config.json").exists():
         raise InputError(f"{folder} holds an adapter (adapter_config.json), which may be of any other model.")
-    # save_compact writes no other code references.
-    auto_map = described.get("auto_map") if RECORD_KEY in described else None
-    if auto_map is not None and not (isinstance(auto_map, dict) and all(map(_is_own, auto_map, auto_map.values()))):
-        raise InputError(f"{folder}/config.json names code (auto_map) that is not of a compact model.")
     for dotted, value in walk(described):
         name = dotted.rpartition(".")[2]
         if (dotted, value) == (PLAIN_LOADING, REMEDY_OF_PLAIN_LOADING):
@@ -62,10 +56,6 @@ def check_trust(folder: Path, described: Mapping[str, Any]) -> None:
             )
         if re.search("(attn|experts)_implementation", name) and "/" in str(value):
             raise InputError(f"{folder}/config.json asks for a kernel from elsewhere, {name}={value!r}.")
-
-
-def _is_own(auto_name: str, reference: object) -> bool:
-    return auto_name.startswith("AutoModel") and bool(_OWN_CODE.fullmatch(str(reference)))
 
 
 def model_class(config: PreTrainedConfig, folder: Path) -> type[PreTrainedModel]:
@@ -124,21 +114,13 @@ def checked_folder(folder: Path, *, verify: bool, described: Mapping[str, Any] |
 def _check_fits(model: PreTrainedModel, *, folder: Path, stored: Mapping[str, tuple[int, ...]]) -> None:
     """Raise ``ValueError`` if a compact model that was built without memory is larger than its weights.
 
-    Names are not compared: some families store weights under other names, and tied weights once.
+    Shapes are not compared: some families store weights under other names, and tied weights once.
     """
-    needed = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    for name in sorted(needed.keys() & stored.keys()):
-        if needed[name] != stored[name]:
-            raise mixed(
-                folder,
-                f"{name} has the shape {list(stored[name])} in the weights, but the heads and neurons that config.json "
-                f"keeps ask for {list(needed[name])}",
-            )
     optional = {*(getattr(model, "all_tied_weights_keys", None) or ()), *(model._keys_to_ignore_on_save or ())}
-    least = sum(math.prod(shape) for name, shape in needed.items() if name not in optional)
-    if least > (found := sum(map(math.prod, stored.values()))):
-        missing = min(needed.keys() - optional - stored.keys(), default="a part")
-        raise mixed(folder, f"{missing} is not in the weights, {found:,} numbers of {least:,}")
+    needed = {name: tensor.numel() for name, tensor in model.state_dict().items() if name not in optional}
+    found, least = sum(map(math.prod, stored.values())), sum(needed.values())
+    if least > found:
+        raise mixed(folder, f"{min(needed.keys() - stored.keys(), default='a part')} is not in the weights")
 
 
 @contextmanager

@@ -9,17 +9,17 @@ import torch
 from huggingface_hub import HfApi
 from transformers import AutoConfig, PreTrainedModel
 
-from gating.compact.files import read_config
+from gating.compact.files import find_folder, read_config
 from gating.compact.limits import check_trust, checked_folder, model_class, without_load_report
-from gating.errors import InputError, MissingFileError, UnreachableError, loading
+from gating.errors import InputError, loading
 from gating.loader.checksums import RECORD_KEY
 from gating.loader.integrity import check_finite, load_whole
 from gating.loader.record_checks import check_record
 from gating.loader.saving import SavedMixin, compact_class
 from gating.report.card import write_card
-from gating.storage.hub import RECIPE_FILES, download, invalid_name
+from gating.storage.hub import RECIPE_FILES
 
-__all__ = ["find_folder", "load_compact"]
+__all__ = ["load_compact"]
 
 
 def load_compact(
@@ -71,7 +71,7 @@ def load_compact(
     """
     folder = find_folder(save_directory, revision=revision, token=token, cache_dir=cache_dir)
     if (folder / RECIPE_FILES[0]).exists():
-        from gating.compact.recipe_load import load_recipe
+        from gating.compact.recipe import load_recipe
 
         return load_recipe(folder, base=base, dtype=dtype, token=token, cache_dir=cache_dir, verify=verify)
     if base is not None:
@@ -103,36 +103,6 @@ def load_compact(
                 raise InputError(f"{error} Pass verify=False to load it anyway.") from error
     loaded: PreTrainedModel = model
     return loaded
-
-
-def find_folder(
-    name_or_path: str | os.PathLike[str],
-    *,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-) -> Path:
-    """Return the folder of a model, which is downloaded if it is named ``user/name`` and no folder has this name.
-
-    Args:
-        name_or_path: Folder, or name on the hub. Only a string of the form ``user/name`` is looked up there.
-        revision: Branch, tag or commit on the hub.
-        token: Token of the hub; by default the one of the login.
-        cache_dir: Folder of the hub's cache; by default that of huggingface_hub.
-
-    Raises:
-        FileNotFoundError: Neither a folder nor a model on the hub has this name, or the model lacks the revision.
-        ConnectionError: The hub cannot be reached or refuses access.
-    """
-    folder, name = Path(name_or_path), str(name_or_path)
-    is_full_name = isinstance(name_or_path, str) and "/" in name and invalid_name(name) is None
-    if folder.exists() or not is_full_name:
-        return folder
-    try:
-        return download(name, revision=revision, token=token, cache_dir=cache_dir)
-    except (MissingFileError, UnreachableError) as error:
-        message = f"There is no compact model in {name}: {name} does not exist here, and {error}"
-        raise type(error)(message) from error.__cause__
 
 
 def _write_uploaded_card(model: PreTrainedModel, folder: Path, repo_id: str, *, token: str | bool | None) -> None:

@@ -15,21 +15,54 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
-from gating.compact.files import check_file, damaged_file, open_tensors, read_config, read_json
-from gating.compact.limits import check_trust
-from gating.errors import InputError, MissingFileError, UnreachableError
-from gating.loader.checksums import RECORD_KEY
-from gating.storage.hub import RECIPE_FILES, download, invalid_name
+from gating.compact.files import (
+    check_file,
+    check_manifest,
+    damaged_file,
+    digest_stored,
+    digest_tensors,
+    find_folder,
+    open_tensors,
+    read_config,
+    read_json,
+)
+from gating.compact.limits import check_trust, checked_folder, model_class, without_load_report
+from gating.errors import InputError, loading
+from gating.loader.checksums import GENERATION, PLAIN_LOADING, RECORD_KEY
+from gating.loader.integrity import check_finite
+from gating.loader.modeling import base_prefix
+from gating.loader.record import LAYERS_KEY, SPEC_NOTES, dense_config
+from gating.loader.record_checks import check_record
+from gating.loader.saving import become_compact
+from gating.pruning.layer_settings import changed
+from gating.pruning.layers import drop_layers
+from gating.pruning.plan import plan_finalizing
+from gating.storage.hub import RECIPE_FILES
+from gating.structure.attention import iter_attention_blocks
+from gating.structure.blocks import Block
+from gating.structure.edits import apply_edits
+from gating.structure.feed_forward import FeedForwardBlock, iter_feed_forward_blocks
+from gating.structure.layers import dense_name, find_layer_lists
 
-__all__ = ["Recipe", "find_base", "is_recipe", "processor_folder"]
+__all__ = [
+    "Recipe",
+    "build_compact",
+    "digest_model",
+    "find_base",
+    "is_recipe",
+    "load_recipe",
+    "processor_folder",
+]
 
 _TABLE, _TENSORS = RECIPE_FILES
 _FORMAT = 2
-_NAMES = {"base", "revision", "base_sha256", "compact_sha256"}
 
 
 @dataclass(frozen=True)
@@ -39,10 +72,10 @@ class Recipe:
     Attributes:
         base: Name of the base on the hub, or the path of its folder.
         revision: Commit on the hub; None for a folder.
-        base_sha256: Checksum of the weights of the base, see :func:`~gating.compact.manifest.digest_stored`.
+        base_sha256: Checksum of the weights of the base, see :func:`~gating.compact.files.digest_stored`.
         compact_sha256: Checksum of the weights of the compact model.
-        folded: For each block, the factors of its kept units, ``[num_kept]``, float32; all 1 in blocks that are left
-            out. Names are those in the base.
+        folded: For each block, the factors of its kept units, ``[num_kept]``; all 1 in blocks that are left out. Names
+            are those in the base.
         new: Weights of the model that the base lacks or has otherwise, by name.
     """
 
@@ -60,35 +93,26 @@ class Recipe:
 
     def write(self, folder: Path) -> None:
         """Write the table and the tensors into a folder."""
-        kinds = {"folded": self.folded, "new": self.new}
+        table = {"format": _FORMAT, **vars(self)}
+        kinds = {kind: table.pop(kind) for kind in ("folded", "new")}
         tensors = {f"{kind}.{name}": one.detach().cpu().clone() for kind in kinds for name, one in kinds[kind].items()}
         save_file(tensors, folder / _TENSORS, metadata={"format": "pt"})
-        table = {"format": _FORMAT, **{name: getattr(self, name) for name in sorted(_NAMES)}}
         (folder / _TABLE).write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> "Recipe":
-        """Read the recipe of an untrusted folder.
-
-        Raises:
-            FileNotFoundError: A file is missing.
-            ValueError: A file is damaged, or of another format.
-        """
+        """Read the recipe of an untrusted folder; raise ``ValueError`` if it is damaged or of another format."""
         table = read_json(folder, _TABLE)
-        if table.pop("format", None) != _FORMAT or table.keys() != _NAMES:
-            raise damaged_file(folder / _TABLE, f"it is not a table of format {_FORMAT}, which this version reads")
-        # The revision is a part of a path in the cache of the hub.
-        if not all(isinstance(value or "", str) for value in table.values()) or re.search(
-            r"\W", table["revision"] or ""
-        ):
-            raise damaged_file(folder / _TABLE, "it has other values than names and checksums")
-        with open_tensors(check_file(folder, _TENSORS)) as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         kinds: dict[str, dict[str, Tensor]] = {"folded": {}, "new": {}}
-        for name, tensor in tensors.items():
-            kind, _, rest = name.partition(".")
-            kinds.setdefault(kind, {})[rest] = tensor
-        return cls(**table, folded=kinds["folded"], new=kinds["new"])
+        with loading(str(folder), remedy="Export the recipe again."):
+            # The revision is a part of a path in the cache of the hub.
+            if table.pop("format") != _FORMAT or re.search(r"\W", table["revision"] or ""):
+                raise damaged_file(folder / _TABLE, f"its format is not {_FORMAT}, or its revision is no commit")
+            with open_tensors(check_file(folder, _TENSORS)) as file:
+                for name in file.keys():  # noqa: SIM118
+                    kind, _, rest = name.partition(".")
+                    kinds[kind][rest] = file.get_tensor(name)
+            return cls(**{**table, "base": os.fspath(table["base"])}, **kinds)
 
 
 def is_recipe(folder: Path) -> bool:
@@ -96,28 +120,13 @@ def is_recipe(folder: Path) -> bool:
     return os.path.lexists(folder / _TABLE)
 
 
-def find_base(
-    name: str,
-    *,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-) -> Path:
-    """Return the folder of a base model, which is downloaded if no folder has this name; the rest is for the hub.
+def find_base(name: str, **options: Any) -> Path:
+    """Return the folder of a base model; the options and errors are those of :func:`~gating.compact.files.find_folder`.
 
     Raises:
-        FileNotFoundError: Neither a folder nor a model on the hub has this name.
-        ConnectionError: The hub cannot be reached or refuses access.
         ValueError: The folder is that of a compact model, of a recipe or of an adapter, or asks for code.
     """
-    folder, problem = Path(name).expanduser(), f"The base model of the recipe is {name}, and "
-    if not folder.is_dir():
-        if folder.is_absolute() or invalid_name(name) is not None:
-            raise MissingFileError(f"{problem}there is no such folder.")
-        try:
-            folder = download(name, revision=revision, token=token, cache_dir=cache_dir)
-        except (MissingFileError, UnreachableError) as error:
-            raise type(error)(f"{problem}{error}") from error.__cause__
+    folder = find_folder(name, is_base=True, **options)
     described = read_config(folder)
     if is_recipe(folder) or RECORD_KEY in described:
         raise InputError(f"The base model {folder} is compact itself: name the dense model that it was made from.")
@@ -126,11 +135,125 @@ def find_base(
 
 
 def processor_folder(folder: Path) -> Path:
-    """Return the folder with the tokenizer or processor of a model: for a recipe, that of its base, else the same.
-
-    The errors are those of :func:`find_base`.
-    """
+    """Return the folder with the tokenizer or processor of a model: for a recipe, that of its base, else the same."""
     if not is_recipe(folder):
         return folder
     recipe = Recipe.read(folder)
     return find_base(recipe.base, revision=recipe.revision)
+
+
+def load_recipe(
+    folder: Path,
+    *,
+    base: str | os.PathLike[str] | None = None,
+    dtype: torch.dtype | None = None,
+    verify: bool = True,
+    **options: Any,
+) -> PreTrainedModel:
+    """Build the compact model of a recipe; the arguments and errors are those of ``load_compact``.
+
+    With ``verify``, the files of the folder, the weights of the base and those of the result are compared with their
+    checksums.
+    """
+    described = read_config(folder)
+    if verify:
+        check_manifest(folder)
+    recipe = Recipe.read(folder)
+    name, revision = (recipe.base, recipe.revision) if base is None else (os.fspath(base), None)
+    place = find_base(name, revision=revision, **options)
+    if verify and recipe.base_sha256 != digest_stored(place):
+        raise InputError(
+            f"The weights in {place} are not those of the base model of this recipe, {recipe.title}. Bring back the "
+            "base that the recipe was made from, or name it with base=... in Python."
+        )
+    with loading(str(folder), remedy="Export the recipe again."):
+        model, lacking = build_compact(folder, place, described, recipe.folded)
+        if lost := sorted(lacking - set(recipe.new)):
+            raise damaged_file(folder, f"{lost[0]} is neither in the base model nor in the recipe")
+        model.load_state_dict(recipe.new, strict=False)
+        if os.path.lexists(folder / GENERATION):
+            check_file(folder, GENERATION)
+            model.generation_config = GenerationConfig.from_pretrained(folder)
+    if verify and recipe.compact_sha256 != digest_model(model):
+        raise InputError(
+            f"{folder} does not give the compact model that was saved: its weights have another checksum than with "
+            f"transformers {described.get('transformers_version')}. Install that, or export the recipe again."
+        )
+    if verify:
+        check_finite(model, folder)
+    if dtype is not None:
+        # Buffers such as rotary frequencies keep their precision.
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(dtype)
+        model.config.dtype = dtype
+    return model.eval()
+
+
+def build_compact(
+    recipe: Path, base: Path, described: Mapping[str, Any], folded: Mapping[str, Tensor]
+) -> tuple[PreTrainedModel, set[str]]:
+    """Load a base model, remove from it what a record lacks, and fold factors into the rest.
+
+    Args:
+        recipe: The folder of the recipe, of which the configuration is read.
+        base: The folder of the base.
+        described: The configuration of the recipe, with the record; it is checked.
+        folded: Factors of the kept units of each block, ``[num_kept]``; all 1 in blocks that are left out.
+
+    Returns:
+        The compact model, and the names of the weights that the base lacks or has in another shape, which are random.
+    """
+    check_trust(recipe, described)
+    check_record(record := described.get(RECORD_KEY))
+    layers = record.get(LAYERS_KEY, {})
+    with checked_folder(base, verify=False, described=described), without_load_report():
+        config = AutoConfig.from_pretrained(recipe, trust_remote_code=False)
+        vars(config).pop(PLAIN_LOADING, None)
+        load: Any = model_class(config, recipe).from_pretrained
+        model, found = load(
+            base,
+            # Layers that left the compact model are in the base.
+            config=changed(dense_config(config), layers.get("config", {})),
+            dtype=config.dtype or torch.float32,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    units, kept = {dense_name(layers, name): one for name, one in record["units"].items()}, layers.get("kept", {})
+    modules, prefix = dict(model.named_modules()), base_prefix(model)
+    for name, notes in units.items():
+        # Layouts that were discovered.
+        vars(modules[prefix + name]).update({key: notes[key] for key in SPEC_NOTES if key in notes})
+    lists = [one for one in find_layer_lists(model) if one.name in kept]
+    gone = {one.name for each in lists for n, own in enumerate(each.blocks) if n not in kept[each.name] for one in own}
+    blocks = [
+        _with_factors(block, units.get(block.name, {}), folded.get(block.name))
+        for block in (*iter_attention_blocks(model), *iter_feed_forward_blocks(model))
+        if block.name not in gone
+    ]
+    apply_edits(plan_finalizing(model, *zip(*blocks, strict=True)))
+    for name, numbers in kept.items():
+        drop_layers(model, next(one for one in find_layer_lists(model) if one.name == name), numbers)
+    become_compact(model)
+    return model, {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}
+
+
+def _with_factors(block: Any, notes: Mapping[str, Any], own: Tensor | None) -> tuple[Block, Tensor]:
+    """Return a dense block, and the factor of each of its units, ``[num_units]``: 0 for those that are removed.
+
+    Neurons are in the groups of the kept units, or in as many as there are factors.
+    """
+    size = notes.get("group_size")
+    if isinstance(block, FeedForwardBlock):
+        size = -(-block.width_before // len(own)) if size is None and own is not None else size
+        block = block if size is None else block.regrouped(size)
+    kept = list(notes.get("head_ids", notes.get("kept_groups", block.unit_ids)))
+    factors = torch.zeros(len(block.unit_ids))
+    factors[kept] = torch.ones(len(kept)) if own is None else own.float()
+    return block, factors
+
+
+def digest_model(model: PreTrainedModel) -> str:
+    """Return the checksum of the weights of a model, of those that are tied once."""
+    tied = getattr(model, "all_tied_weights_keys", None) or ()
+    return digest_tensors((name, tensor) for name, tensor in sorted(model.state_dict().items()) if name not in tied)

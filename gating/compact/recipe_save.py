@@ -3,7 +3,6 @@
 import os
 import re
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -11,18 +10,14 @@ from huggingface_hub import ModelCardData
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from gating.compact.files import read_config
-from gating.compact.manifest import digest_stored, write_manifest
-from gating.compact.recipe import Recipe, find_base
-from gating.compact.recipe_load import build_compact, digest_model, load_base
-from gating.compact.save import check_model
-from gating.discovery.find import search_attention
+from gating.compact.files import digest_stored, read_config, write_manifest
+from gating.compact.recipe import Recipe, build_compact, digest_model, find_base
+from gating.compact.save import check_model, compact_copy, write_config
 from gating.errors import InputError
-from gating.loader.checksums import CONFIG, PLAIN_LOADING, RECORD_KEY
+from gating.loader.checksums import CONFIG, PLAIN_LOADING
 from gating.loader.integrity import REMEDY_OF_PLAIN_LOADING, check_finite
 from gating.loader.modeling import base_prefix
-from gating.loader.record import dense_class, describe
-from gating.loader.saving import has_lost_units
+from gating.loader.record import dense_class
 from gating.pruning.prune_report import UnitCounts
 from gating.storage.files import replacing_folder
 from gating.storage.hub import check_upload, snapshot_of, upload
@@ -93,26 +88,26 @@ def save_recipe(
     if repo_id is not None:
         check_upload(repo_id, token=token)
     place, found = Path(save_directory), find_base(os.fspath(base), revision=revision, token=token)
-    name, commit = snapshot_of(str(found.absolute())) or (str(found.absolute()), None)
+    title, commit = snapshot_of(str(found.absolute())) or (str(found.absolute()), None)
     if found.resolve() == place.resolve():
         raise InputError(f"{place} is the base, which the recipe needs: choose another place.")
     if repo_id is not None and commit is None:
         raise InputError(f"base={base} is a folder of this machine: name the base on the hub, or leave out repo_id.")
-    factors = {
-        block: torch.tensor(list(values)) for block, values in (folded or {}).items() if any(v != 1 for v in values)
-    }
+    factors = {name: torch.tensor(list(values)) for name, values in (folded or {}).items() if {*values} - {1}}
     with replacing_folder(place, overwrite=overwrite) as folder:
-        _write_config(model, folder)
-        described = read_config(folder)
-        rebuilt, lacking = load_base(found, folder, described)
-        build_compact(rebuilt, described[RECORD_KEY], factors)
+        # The sentence is for plain transformers, which finds no weights.
+        settings = {"dtype": model.dtype, PLAIN_LOADING: REMEDY_OF_PLAIN_LOADING}
+        write_config(compact_copy(model), folder / CONFIG, **settings)
+        if model.can_generate() and model.generation_config is not None:
+            model.generation_config.save_pretrained(folder)
+        rebuilt, lacking = build_compact(folder, found, read_config(folder), factors)
         recipe = Recipe(
-            base=name,
+            base=title,
             revision=commit,
             base_sha256=digest_stored(found),
             compact_sha256=digest_model(model),
             folded=factors,
-            new=_new_weights(model, rebuilt, lacking, base=name),
+            new=_new_weights(model, rebuilt, lacking, base=title),
         )
         recipe.write(folder)
         _write_card(model, recipe, folder)
@@ -120,21 +115,6 @@ def save_recipe(
     if repo_id is not None:
         upload(place, repo_id, private=private, token=token)
     return place
-
-
-def _write_config(model: PreTrainedModel, folder: Path) -> None:
-    """Write the configuration of a compact model with its record, and its settings of generation."""
-    if not has_lost_units(model):
-        search_attention(model)  # Raises for a model without heads or neurons to describe.
-    config = deepcopy(model.config)
-    vars(config).pop("auto_map", None)
-    config.architectures, config.dtype = [dense_class(model).__name__], model.dtype
-    setattr(config, RECORD_KEY, describe(model))
-    # For plain transformers, which finds no weights.
-    setattr(config, PLAIN_LOADING, REMEDY_OF_PLAIN_LOADING)
-    (folder / CONFIG).write_text(config.to_json_string(), encoding="utf-8")
-    if model.can_generate() and model.generation_config is not None:
-        model.generation_config.save_pretrained(folder)
 
 
 def _new_weights(

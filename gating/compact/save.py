@@ -1,34 +1,61 @@
-"""Saving of compact models as folders that load with transformers alone."""
+"""Saving of compact models as folders that load with transformers alone, checked before they appear.
+
+For other versions of transformers, the record of a folder has a small batch, and numbers of the outputs that the model
+had on it when it was saved. Floating-point inputs are stored as shapes and filled with a sine.
+"""
 
 import copy
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from gating.compact.canary import make_canary
 from gating.compact.decoders import write_layer_counts
-from gating.compact.manifest import write_manifest
-from gating.compact.stock import StockError, may_be_stock, stock_model, write_original
-from gating.compact.verify import check_saved
+from gating.compact.files import write_manifest
+from gating.compact.load import load_compact
+from gating.compact.stock import StockError, may_be_stock, stock_model
 from gating.discovery.find import search_attention
 from gating.discovery.vocabulary import check_vocabulary, vocabulary_size
-from gating.errors import InputError, InputTypeError
+from gating.errors import DamageError, InputError, InputTypeError, explain, shorten
 from gating.loader.checksums import CANARY, CONFIG, RECORD_KEY
 from gating.loader.composing import write_code
 from gating.loader.integrity import check_finite, write_checksums
+from gating.loader.modeling import canary_outputs
 from gating.loader.saving import become_compact, has_lost_units
 from gating.proof.conditions import check_has_values, check_no_adapters, check_savable
+from gating.proof.masked import ExpectedOutputs
+from gating.proof.outputs import max_relative_difference, tolerance_for
+from gating.proof.probe import make_probe
 from gating.report.card import write_card
 from gating.report.rows import CompactReport
 from gating.storage.files import replacing_folder
-from gating.storage.hub import check_upload, upload
+from gating.storage.hub import RECORD_FILE, check_upload, upload
 
-__all__ = ["Processor", "check_model", "save_compact"]
+__all__ = [
+    "SAVED_TOLERANCE",
+    "Processor",
+    "check_model",
+    "check_outputs",
+    "check_saved",
+    "compact_copy",
+    "save_compact",
+    "write_config",
+]
+
+# Largest relative difference: lost weights change outputs more, another attention kernel less.
+SAVED_TOLERANCE = 3e-3
+# A bound on the integers of a stored batch, so that the record stays small.
+_MOST = 1024
+# Digits of an output that are stored.
+_DIGITS = 6
+_REMEDY = "Nothing was written; pass verify=False to save it anyway."
 
 
 class Processor(Protocol):
@@ -107,13 +134,17 @@ def save_compact(
             with replacing_folder(place, overwrite=overwrite) as folder:
                 _write(model, folder, tokenizer, stock=form)
                 write_card(folder / "README.md", model, report, form, repo_id=repo_id)
-                if verify:
-                    _check_saved(model, folder, probe, stock=form)
+                if verify and (canary := check_saved(model, folder, probe=probe)) and not form:
+                    _add_canary(folder, canary)
                 write_manifest(folder)
             break
-        except StockError:
-            if form is forms[-1]:
+        except InputError as error:
+            if form is not forms[-1]:
+                continue
+            if not form or isinstance(error, StockError):
                 raise
+            remedy = " Or save it with stock=False, as a compact folder."
+            raise StockError(str(error), python=remedy, command="") from error
     if repo_id is not None:
         upload(place, repo_id, private=private, token=token)
     return place
@@ -135,40 +166,145 @@ def check_model(model: PreTrainedModel) -> None:
     check_savable(model)
 
 
-def _write(model: PreTrainedModel, folder: Path, tokenizer: Processor | None, *, stock: bool) -> None:
-    """Write the files of a model and its tokenizer, but no card."""
+def compact_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a model with the modules of another one, but a compact class, and a configuration with its record.
+
+    Raises:
+        ValueError: The model has no heads or neurons to describe.
+    """
     if not has_lost_units(model):
-        search_attention(model)  # Raises for a model without heads or neurons to describe.
-    # Class, configuration and record are those of a copy with the same modules.
+        search_attention(model)
     compact = copy.copy(model)
     compact.config = copy.deepcopy(model.config)
     become_compact(compact)
-    (stock_model(model) if stock else compact).save_pretrained(folder)
-    if not stock:
-        _complete(model, compact, folder)
-    elif has_lost_units(model):
-        write_original(compact, folder)
+    return compact
+
+
+def write_config(compact: PreTrainedModel, path: Path, **settings: Any) -> None:
+    """Write the configuration of a compact model, with its record and further settings, but no references to code."""
+    config = copy.deepcopy(compact.config)
+    vars(config).pop("auto_map", None)
+    for name, value in {"architectures": [type(compact).__name__], **settings}.items():
+        setattr(config, name, value)
+    path.write_text(config.to_json_string(), encoding="utf-8")
+
+
+def _write(model: PreTrainedModel, folder: Path, tokenizer: Processor | None, *, stock: bool) -> None:
+    """Write the files of a model and its tokenizer, but no card."""
+    dense = stock_model(model) if stock else None
+    compact = compact_copy(model)
+    (dense or compact).save_pretrained(folder)
+    if dense is None and write_layer_counts(model, folder):
+        write_code(compact, folder, has_layer_counts=True)
+        write_checksums(folder)
+    elif dense is not None and has_lost_units(model):
+        write_config(compact, folder / RECORD_FILE)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
 
 
-def _complete(model: PreTrainedModel, compact: PreTrainedModel, folder: Path) -> None:
-    """Add a batch and outputs to the record of a folder that was just saved, and head counts of layers for vLLM."""
-    path, canary = folder / CONFIG, make_canary(model)
-    if canary is not None:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        config[RECORD_KEY][CANARY] = canary
-        path.write_text(json.dumps(config), encoding="utf-8")
-    if write_layer_counts(model, folder):
-        write_code(compact, folder, has_layer_counts=True)
+def _add_canary(folder: Path, canary: Mapping[str, Any]) -> None:
+    """Add a batch and the outputs on it to the record of a folder."""
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    config[RECORD_KEY][CANARY] = canary
+    (folder / CONFIG).write_text(json.dumps(config), encoding="utf-8")
     write_checksums(folder)
 
 
-def _check_saved(model: PreTrainedModel, folder: Path, probe: Mapping[str, Tensor] | None, *, stock: bool) -> None:
-    """Check a saved folder; the error about a stock model has the other form as a remedy."""
+def check_saved(
+    model: PreTrainedModel, folder: Path, *, probe: Mapping[str, Tensor] | None = None
+) -> dict[str, Any] | None:
+    """Load a model from the folder that it was just saved in, and compare weights and outputs.
+
+    Equal weights are not enough: some families compute with buffers that are not saved, or with settings of the
+    configuration. Equal outputs are not enough either: a batch may leave out a tower. Without a ``probe``, the batch is
+    made from the configuration; if that is impossible for the family, weights alone are compared.
+
+    Returns:
+        A small batch and outputs for the record of the folder; None if the family has no such batch.
+
+    Raises:
+        ValueError: The folder does not load, the model does not accept the given probe, or outputs differ.
+    """
+    loaded = _load(model, folder)
+    canary = _make_canary(loaded)
+    coarsest = max((parameter.dtype for parameter in model.parameters()), key=lambda dtype: torch.finfo(dtype).eps)
+    tolerance = max(SAVED_TOLERANCE, tolerance_for(coarsest))
+    _check_weights(model, loaded, tolerance)
     try:
-        check_saved(model, folder, probe=probe)
-    except InputError as error:
-        if not stock:
+        expected = ExpectedOutputs.of(model, probe, tolerance=tolerance)
+    except ValueError:
+        if probe is not None:
             raise
-        raise StockError(str(error), python=" Or save it with stock=False, as a compact folder.", command="") from error
+        return canary
+    with suppress(ValueError, AttributeError):
+        # Skip if equal: the setter overwrites every tower.
+        if loaded.config._attn_implementation != model.config._attn_implementation:
+            loaded.set_attn_implementation(model.config._attn_implementation)
+    check_outputs(model, expected, expected.difference(loaded.to(model.device)))  # type: ignore[arg-type]
+    return canary
+
+
+def check_outputs(model: PreTrainedModel, expected: ExpectedOutputs, difference: float) -> None:
+    """Raise ``InputError`` if the outputs of a saved model differ from its own by more than the tolerance."""
+    if not difference <= expected.tolerance:
+        raise InputError(
+            f"{type(model).__name__} gives other outputs after it is saved and loaded: they differ by "
+            f"{difference:.1e}, so it has values that its configuration and weights do not hold. {_REMEDY}"
+        )
+
+
+def _check_weights(model: PreTrainedModel, loaded: PreTrainedModel, tolerance: float) -> None:
+    """Raise ``InputError`` if a weight is another one after it is saved and loaded."""
+    found = loaded.state_dict()
+    # Some models set the row of the padding token to zero when they are loaded; the outputs tell.
+    others = {
+        f"{name}.weight" for name, module in model.named_modules() if getattr(module, "padding_idx", None) is not None
+    }
+    for name, tensor in model.state_dict().items():
+        other = found.get(name)
+        # Stock models have other names where theirs differ.
+        if other is None or other.shape != tensor.shape or not tensor.is_floating_point() or name in others:
+            continue
+        if max_relative_difference([tensor], [other.to(tensor)]) > tolerance:
+            raise InputError(
+                f"{name} of {type(model).__name__} has other values after it is saved and loaded. {_REMEDY}"
+            )
+
+
+def _load(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    try:
+        if hasattr(transformers, type(model).__name__):
+            return load_compact(folder, verify=False)
+        loaded: PreTrainedModel = type(model).from_pretrained(folder, dtype="auto")
+        return loaded
+    except Exception as error:  # transformers raises any class for a configuration of another model.
+        # The message about damage would mislead: the folder was just written, so its files are whole.
+        reason = error.reason if isinstance(error, DamageError) else explain(error.__cause__ or error)
+        raise InputError(
+            f"{type(model).__name__} does not load after it is saved, so its configuration does not describe it: "
+            f"{shorten(reason.replace(str(folder), 'the folder').rstrip('.'), most=300)}. {_REMEDY}"
+        ) from error
+
+
+def _make_canary(model: PreTrainedModel) -> dict[str, Any] | None:
+    """Return a small batch and numbers of the outputs of a model on it; None for a family that has no small batch.
+
+    Outputs that differ from one pass to the next, as of encoders with random masks, are none either.
+    """
+    try:
+        batch = make_probe(model, batch_size=1, length=8)
+        floating = {name for name, tensor in batch.items() if tensor.is_floating_point()}
+        canary: dict[str, Any] = {
+            "class": type(model).__name__,
+            "transformers": transformers.__version__,
+            "integers": {name: tensor.tolist() for name, tensor in batch.items() if name not in floating},
+            "shapes": {name: list(batch[name].shape) for name in floating},
+        }
+        first, second = (canary_outputs(model, canary) for _ in range(2))
+    except Exception:  # Models raise any error for inputs that they cannot read.
+        return None
+    is_small = sum(batch[name].numel() for name in canary["integers"]) <= _MOST
+    if not is_small or not torch.equal(first, second) or not first.isfinite().all() or not first.any():
+        return None
+    return {**canary, "outputs": [float(f"{value:.{_DIGITS}g}") for value in first.tolist()]}

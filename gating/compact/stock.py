@@ -20,8 +20,8 @@ import transformers
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, initialization
 
+from gating.compact.files import has_manifest, read_record
 from gating.compact.limits import bounded_building
-from gating.compact.manifest import has_manifest, read_record
 from gating.errors import RemedyError, loading
 from gating.loader.checksums import CHECKSUMS, RECORD_KEY
 from gating.loader.modeling import base_prefix
@@ -34,7 +34,7 @@ from gating.structure.attention import AttentionBlock, iter_attention_blocks
 from gating.structure.feed_forward import FeedForwardBlock, iter_feed_forward_blocks
 from gating.units import unit_of
 
-__all__ = ["StockError", "may_be_stock", "read_original", "stock_model", "write_original"]
+__all__ = ["StockError", "may_be_stock", "read_original", "stock_model"]
 
 # Names of fields, in the configurations of transformers, with a number of neurons, with this number as a multiple of
 # the hidden size, and with a number of heads.
@@ -46,14 +46,6 @@ _KEY_VALUE_HEADS = re.compile(r"(?i)(key_value|kv)_heads?$")
 
 class StockError(RemedyError):
     """A compact model that no configuration of its dense architecture describes."""
-
-
-def write_original(model: PreTrainedModel, folder: Path) -> None:
-    """Write the record of a compact model into a stock folder."""
-    config = copy.deepcopy(model.config)
-    vars(config).pop("auto_map", None)
-    config.architectures = [type(model).__name__]
-    (folder / RECORD_FILE).write_text(config.to_json_string(), encoding="utf-8")
 
 
 def read_original(model: PreTrainedModel, folder: Path | None = None) -> PreTrainedConfig | None:

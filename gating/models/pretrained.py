@@ -13,7 +13,7 @@ import torch.distributed
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from gating.compact.manifest import check_manifest, has_manifest
+from gating.compact.files import check_manifest, has_manifest
 from gating.errors import InputError, loading
 from gating.loader.checksums import PLAIN_LOADING
 from gating.loader.integrity import REMEDY_OF_PLAIN_LOADING

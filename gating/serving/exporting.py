@@ -8,8 +8,8 @@ from typing import Any
 
 from transformers import AutoProcessor, PreTrainedModel
 
-from gating.compact.load import find_folder, load_compact
-from gating.compact.manifest import write_manifest
+from gating.compact.files import find_folder, write_manifest
+from gating.compact.load import load_compact
 from gating.compact.recipe import processor_folder
 from gating.discovery.vocabulary import check_vocabulary
 from gating.errors import InputError, InputTypeError, OperationError, UserError, explain, loading, shorten

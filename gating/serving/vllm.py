@@ -15,9 +15,8 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from gating.compact.decoders import check_layers, sizes_of
-from gating.compact.save import save_compact
+from gating.compact.save import check_saved, save_compact
 from gating.compact.stock import StockError, stock_model
-from gating.compact.verify import check_saved
 from gating.loader.checksums import CONFIG, RECORD_KEY
 from gating.serving.contexts import steady_context
 from gating.serving.dummy_heads import with_dummy_heads

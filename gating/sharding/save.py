@@ -18,9 +18,8 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from gating.compact.decoders import write_layer_counts
-from gating.compact.manifest import write_manifest
-from gating.compact.save import Processor
-from gating.compact.verify import SAVED_TOLERANCE, check_outputs
+from gating.compact.files import write_manifest
+from gating.compact.save import SAVED_TOLERANCE, Processor, check_outputs
 from gating.errors import InputError, OperationError
 from gating.loader.checksums import INDEX
 from gating.loader.composing import write_code

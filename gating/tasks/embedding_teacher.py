@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset, DatasetDict
 from datasets.fingerprint import Hasher
 
-from gating.compact.manifest import digest_tensors
+from gating.compact.files import digest_tensors
 from gating.data.text.tokens import cache_file
 from gating.embedding.processor import require_sentence_transformers
 from gating.errors import InputError, loading

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from gating.compact.files import StoredTensor, check_listed, read_config, read_headers, walk
-from gating.loader.integrity import check_checksums, write_checksums
+from gating.compact.files import check_manifest, read_config, read_shapes, walk
+from gating.loader.integrity import write_checksums
 
 
 @pytest.fixture
@@ -31,56 +31,36 @@ def shard(folder: Path, place: object = "second.safetensors") -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
-def test_headers_contain_types_and_shapes(made):
-    assert read_headers(made) == {"a": StoredTensor("F32", (2, 3)), "b": StoredTensor("I64", (4,))}
-    assert read_headers(made)["a"].num_elements == 6
+def test_headers_contain_shapes(made):
+    assert read_shapes(made) == {"a": (2, 3), "b": (4,)}
 
 
 def test_weights_in_several_files_are_read_through_their_index(made):
     shard(made)
-    assert set(read_headers(made)) == {"a", "b"}
+    assert set(read_shapes(made)) == {"a", "b"}
 
 
-@pytest.mark.parametrize(
-    "place",
-    [
-        "../second.safetensors",
-        "/etc/passwd",
-        "sub/second.safetensors",
-        "..",
-        "",
-        ".hidden.safetensors",
-        "x.bin",
-        3,
-        None,
-    ],
-)
+@pytest.mark.parametrize("place", ["../second.safetensors", "/etc/passwd", "..", "", "x.bin", 3, None])
 def test_an_index_that_leads_elsewhere_is_refused(made, place):
     shard(made, place)
-    with pytest.raises(ValueError, match=r"index\.json names .*, which is not a file of the folder"):
-        read_headers(made)
+    shutil.copy(made / "second.safetensors", made.parent / "second.safetensors")
+    with pytest.raises(ValueError, match=r"out of the folder|no table weight_map with safetensors files"):
+        read_shapes(made)
 
 
-@pytest.mark.parametrize("index", ["[]", "{}", '{"weight_map": {}, "metadata": {}}', '{"weight_map": {"a": "b"}}', "{"])
+@pytest.mark.parametrize("index", ["[]", "{}", '{"weight_map": {}}', "{"])
 def test_a_damaged_index_is_refused(made, index):
     shard(made)
     (made / "model.safetensors.index.json").write_text(index)
     with pytest.raises(ValueError, match=r"index\.json is damaged"):
-        read_headers(made)
-
-
-def test_a_tensor_that_is_in_two_files_is_refused(made):
-    shard(made)
-    save_file({"a": torch.ones(2)}, made / "second.safetensors")
-    with pytest.raises(ValueError, match="it has the tensor a twice"):
-        read_headers(made)
+        read_shapes(made)
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "weights.pkl", "pytorch_model-00001-of-00002.bin"])
 def test_a_pickle_is_not_opened(tmp_path, name):
     (tmp_path / name).write_bytes(b"cos\nsystem\n(S'touch opened'\ntR.")
-    with pytest.raises(ValueError, match="as a pickle, which could run any code"):
-        read_headers(tmp_path)
+    with pytest.raises(FileNotFoundError, match="Pickles are not read"):
+        read_shapes(tmp_path)
 
 
 def test_missing_files_are_named(tmp_path):
@@ -89,7 +69,7 @@ def test_missing_files_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"config\.json does not exist"):
         read_config(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"model\.safetensors does not exist"):
-        read_headers(tmp_path)
+        read_shapes(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -99,17 +79,12 @@ def test_missing_files_are_named(tmp_path):
         ("{", "Expecting"),
         ("[1]", "not a table"),
         ("null", "not a table"),
-        ('{"a": 1, "a": 2}', "it has 'a' twice"),
-        ('{"b": {"a": 1, "a": 1}}', "it has 'a' twice"),
-        ('{"a": NaN}', "NaN is not a finite number"),
-        ('{"a": [-Infinity]}', "-Infinity is not a finite number"),
-        ('{"a": 1e999}', "1e999 is not a finite number"),
         (f'{{"a": 1{"0" * 5000}}}', "digits"),
         ("[" * 200_000, "recursion"),
         ('{"a":' * 200_000, "recursion"),
         ("\ufeff{}", "BOM"),
     ],
-    ids=range(13),
+    ids=range(8),
 )
 def test_invalid_json_is_refused(tmp_path, text, why):
     (tmp_path / "config.json").write_text(text, encoding="utf-8")
@@ -140,19 +115,19 @@ def test_links_folders_and_pipes_in_place_of_files_are_refused(made, tmp_path_fa
     else:
         path.symlink_to({"link out": elsewhere, "link to nothing": "nothing", "link to itself": name}[instead])
     with pytest.raises((ValueError, FileNotFoundError), match=r"is not a file|link out of the folder|does not exist"):
-        (read_config if name == "config.json" else read_headers)(made)
+        (read_config if name == "config.json" else read_shapes)(made)
 
 
 def test_links_inside_the_folder_and_into_the_cache_of_the_hub_are_followed(made, tmp_path_factory):
     (made / "model.safetensors").rename(made / "real.safetensors")
     (made / "model.safetensors").symlink_to("real.safetensors")
-    assert read_headers(made)
+    assert read_shapes(made)
     repository = tmp_path_factory.mktemp("models--a--b")
     (repository / "blobs").mkdir()
     (repository / "snapshots" / "1").mkdir(parents=True)
     shutil.copy(made / "real.safetensors", repository / "blobs" / "abc")
     (repository / "snapshots" / "1" / "model.safetensors").symlink_to("../../blobs/abc")
-    assert read_headers(repository / "snapshots" / "1")
+    assert read_shapes(repository / "snapshots" / "1")
 
 
 @pytest.mark.parametrize("size", [0, 7, 8, 60, -1])
@@ -160,7 +135,7 @@ def test_files_cut_off_are_refused(made, size):
     path = made / "model.safetensors"
     path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
-        read_headers(made)
+        read_shapes(made)
 
 
 def test_walking_passes_everything_with_its_name():
@@ -171,15 +146,15 @@ def test_walking_passes_everything_with_its_name():
 def test_checksums_are_of_all_files_of_weights_and_of_the_configuration(made):
     sums = read_config(made)["head_gating"]["sha256"]
     assert set(sums) == {"config.json", "model.safetensors"}
-    check_checksums(made, read_config(made))
+    check_manifest(made, read_config(made))
     write_checksums(made)
     assert read_config(made)["head_gating"]["sha256"] == sums
     assert sorted(path.name for path in made.iterdir()) == ["config.json", "model.safetensors"]
 
 
 def read_and_check(folder):
-    read_headers(folder)
-    check_checksums(folder, read_config(folder))
+    read_shapes(folder)
+    check_manifest(folder, read_config(folder))
 
 
 def test_every_flipped_bit_of_the_weights_is_noticed(made):
@@ -205,41 +180,30 @@ def test_a_changed_configuration_is_noticed(made, change):
     config = read_config(made)
     change(config)
     (made / "config.json").write_text(json.dumps(config))
-    with pytest.raises(
-        ValueError, match=r"config\.json is not what was saved.*verify=False if it was changed on purpose"
-    ):
-        check_checksums(made, config)
+    with pytest.raises(ValueError, match=r"config\.json is not what was saved.*verify=False"):
+        check_manifest(made, config)
 
 
 def test_the_layout_of_the_configuration_does_not_matter(made):
     config = read_config(made)
     (made / "config.json").write_text(json.dumps(dict(reversed(config.items()))))
-    check_checksums(made, read_config(made))
+    check_manifest(made, read_config(made))
 
 
 def test_weights_that_would_be_loaded_instead_are_noticed(made):
     shard(made)
     write_checksums(made)
-    check_checksums(made, read_config(made))
+    check_manifest(made, read_config(made))
     save_file({"a": torch.ones(2), "b": torch.ones(3)}, made / "model.safetensors")
     with pytest.raises(ValueError, match=r"model\.safetensors is not what was saved"):
-        check_checksums(made, read_config(made))
+        check_manifest(made, read_config(made))
 
 
-@pytest.mark.parametrize("name", ["../x.safetensors", "/etc/hostname", "gone.safetensors"])
-def test_checksums_of_files_elsewhere_are_refused(made, name):
+def test_a_file_with_a_checksum_that_is_gone_is_named(made):
     config = read_config(made)
-    config["head_gating"]["sha256"][name] = "0" * 64
-    with pytest.raises((ValueError, FileNotFoundError), match=r"which is not a file of the folder|does not exist"):
-        check_listed(made, config["head_gating"])
-    with pytest.raises((ValueError, FileNotFoundError), match=r"is not what was saved|No such file"):
-        check_checksums(made, config)
-
-
-@pytest.mark.parametrize("sums", [[], "x", 3])
-def test_checksums_that_are_not_a_table_are_refused(made, sums):
-    with pytest.raises(ValueError, match="sha256 is not a table"):
-        check_listed(made, {"sha256": sums})
+    config["head_gating"]["sha256"]["gone.safetensors"] = "0" * 64
+    with pytest.raises(FileNotFoundError, match=r"gone\.safetensors does not exist"):
+        check_manifest(made, config)
 
 
 def test_a_folder_without_record_gets_no_checksums(tmp_path):
@@ -247,4 +211,3 @@ def test_a_folder_without_record_gets_no_checksums(tmp_path):
     (tmp_path / "config.json").write_text('{"size": 3}')
     write_checksums(tmp_path)
     assert read_config(tmp_path) == {"size": 3}
-    check_checksums(tmp_path, {"size": 3})

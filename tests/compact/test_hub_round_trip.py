@@ -162,15 +162,13 @@ def test_a_damaged_file_is_refused(hub, folder):
     weights = bytearray(model.files()["model.safetensors"])
     weights[-1] ^= 1
     model.commit({"model.safetensors": bytes(weights)})
-    with pytest.raises(ValueError, match="its checksum differs, so it is damaged or was replaced"):
+    with pytest.raises(ValueError, match="is not what was saved"):
         gating.load_compact(NAME)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"auto_map": {"AutoConfig": "evil.Config"}}, "names code"),
-        ({"auto_map": {"AutoModel": "me/evil--compact.BertModel"}}, "names code"),
         ({"transformers_weights": "adapter_model.bin"}, "asks for weights from another file"),
         ({"hidden_size": 10**12}, "far larger than its weights"),
     ],

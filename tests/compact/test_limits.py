@@ -15,14 +15,14 @@ from gating.loader.integrity import write_checksums
 from gating.loader.saving import compact_class
 
 
-def build(folder, *, exact=True, verify=True, **changes):
+def build(folder, *, verify=True, **changes):
     """Build the model of a folder, without memory, from a configuration that was changed."""
     config = read_config(folder)
     config.update(changes)
     (folder / "config.json").write_text(json.dumps(config))
     if verify:
         write_checksums(folder)
-    with checked_folder(folder, verify=verify, exact=exact), torch.device("meta"):
+    with checked_folder(folder, verify=verify), torch.device("meta"):
         return compact_class(transformers.BertForSequenceClassification)(
             transformers.AutoConfig.from_pretrained(folder)
         )
@@ -35,7 +35,7 @@ def test_a_whole_folder_fits(folder):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hidden_size": 10**6}, r"far larger than its weights, which are \d+ tensors"),
+        ({"hidden_size": 10**6}, r"far larger than its weights of \d+ tensors"),
         ({"hidden_size": 10**12}, r"far larger than its weights"),
         ({"vocab_size": 10**10}, r"far larger than its weights"),
         ({"max_position_embeddings": 10**12}, r"far larger than its weights"),
@@ -44,9 +44,7 @@ def test_a_whole_folder_fits(folder):
         ({"text_config": {"n_layer": 10**9}}, r"text_config\.n_layer=1000000000 cannot be"),
         ({"num_labels": 10**9}, "num_labels=1000000000 cannot be"),
         ({"anything": 10**20}, "anything=1" + "0" * 20),
-        ({"intermediate_size": 49}, r"intermediate\.dense\.bias has the shape \[48\] in the weights.*ask for \[49\]"),
-        ({"type_vocab_size": 3}, r"token_type_embeddings.weight has the shape \[2, 32\] in the weights"),
-        ({"num_hidden_layers": 2}, r"compact is damaged or mixed from two models: .*encoder\.layer\.2"),
+        ({"intermediate_size": 49}, "compact is damaged or mixed from two models"),
         ({"num_hidden_layers": 4}, r"encoder\.layer\.3\.\S+ is not in the weights"),
     ],
 )
@@ -66,10 +64,6 @@ def test_many_layers_are_not_built(folder):
     assert len(built) < 1500
 
 
-def test_another_task_head_is_not_compared(folder):
-    assert build(folder, exact=False, id2label={n: str(n) for n in range(7)}).classifier.out_features == 7
-
-
 def test_sizes_are_bounded_only_while_loading(folder):
     with pytest.raises(ValueError, match="far larger"):
         build(folder, hidden_size=10**6)
@@ -82,7 +76,7 @@ def test_checksums_are_compared_unless_verify_is_false(folder):
     config.write_text(config.read_text().replace('"hidden_act": "gelu"', '"hidden_act": "relu"'))
     with (
         pytest.raises(ValueError, match=re.escape("config.json is not what was saved")),
-        checked_folder(folder, verify=True, exact=True),
+        checked_folder(folder, verify=True),
     ):
         pass
     assert build(folder, verify=False).config.hidden_act == "relu"

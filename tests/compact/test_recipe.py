@@ -218,9 +218,7 @@ def test_a_loaded_model_loses_more_units(recipe, tmp_path):
 def test_a_base_may_be_named_anew(recipe, tmp_path):
     folder, model = recipe
     shutil.move(tmp_path / "base", tmp_path / "moved")
-    with pytest.raises(
-        FileNotFoundError, match=r"base model of the recipe is .*base, and there is no such folder\. Or"
-    ):
+    with pytest.raises(FileNotFoundError, match="base does not exist"):
         gating.load_compact(folder)
     assert_same_state(gating.load_compact(folder, base=tmp_path / "moved"), state_of(model))
 
