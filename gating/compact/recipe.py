@@ -112,7 +112,7 @@ class Recipe:
                 for name in file.keys():  # noqa: SIM118
                     kind, _, rest = name.partition(".")
                     kinds[kind][rest] = file.get_tensor(name)
-            return cls(**{**table, "base": os.fspath(table["base"])}, **kinds)
+            return cls(**{**table, "base": os.fspath(table["base"])}, folded=kinds["folded"], new=kinds["new"])
 
 
 def is_recipe(folder: Path) -> bool:
@@ -186,7 +186,8 @@ def load_recipe(
         for parameter in model.parameters():
             parameter.data = parameter.data.to(dtype)
         model.config.dtype = dtype
-    return model.eval()
+    model.eval()
+    return model
 
 
 def build_compact(
@@ -204,7 +205,8 @@ def build_compact(
         The compact model, and the names of the weights that the base lacks or has in another shape, which are random.
     """
     check_trust(recipe, described)
-    check_record(record := described.get(RECORD_KEY))
+    check_record(described.get(RECORD_KEY))
+    record = described[RECORD_KEY]
     layers = record.get(LAYERS_KEY, {})
     with checked_folder(base, verify=False, described=described), without_load_report():
         config = AutoConfig.from_pretrained(recipe, trust_remote_code=False)
@@ -223,7 +225,7 @@ def build_compact(
     modules, prefix = dict(model.named_modules()), base_prefix(model)
     for name, notes in units.items():
         # Layouts that were discovered.
-        vars(modules[prefix + name]).update({key: notes[key] for key in SPEC_NOTES if key in notes})
+        modules[prefix + name].__dict__.update({key: notes[key] for key in SPEC_NOTES if key in notes})
     lists = [one for one in find_layer_lists(model) if one.name in kept]
     gone = {one.name for each in lists for n, own in enumerate(each.blocks) if n not in kept[each.name] for one in own}
     blocks = [

@@ -5,7 +5,6 @@ Nothing here imports torch, which takes seconds: the errors are needed before.
 
 import json
 import os
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,11 @@ from gating.loader.checksums import (
     GENERATION,
     PLAIN_LOADING,
     RECORD_KEY,
-    changed_file,
     digest_file,
     digest_table,
 )
 
-__all__ = ["check_checksums", "check_finite", "load_whole", "mixed", "write_checksums"]
+__all__ = ["check_finite", "load_whole", "mixed", "write_checksums"]
 
 # By PLAIN_LOADING, transformers loads weights from another file, and raises an error that ends with its value if that
 # is no name of one. Classes with fewer heads ignore it; a plain class would say that sizes may be ignored.
@@ -48,25 +46,6 @@ class DamageError(InputError):
         """Args: ``reason`` is the message without folder and remedy; the whole message when left out."""
         super().__init__(message)
         self.reason = message if reason is None else reason
-
-
-def check_checksums(folder: Path, config: Mapping[str, Any]) -> None:
-    """Raise ``ValueError`` if a folder differs from the checksums in its ``config``; warn if there are none."""
-    record = config.get(RECORD_KEY)
-    if not isinstance(record, dict):
-        return
-    if record.get(CHECKSUMS) is None:
-        # This happens where a configuration alone was saved over the one of the folder.
-        warnings.warn(
-            f"{folder / CONFIG} has no checksums, so damage to the files of this model is not noticed. Save the "
-            "whole model again to have them.",
-            stacklevel=2,
-        )
-    elif (name := changed_file(folder, config)) is not None:
-        raise InputError(
-            f"{folder / name} is not what was saved with this model: its checksum differs, so it is damaged or was "
-            "replaced. Export the model again, or load it in Python with verify=False if it was changed on purpose."
-        )
 
 
 def write_checksums(folder: Path, *, places: Mapping[str, str] | None = None) -> None:

@@ -196,7 +196,7 @@ def build_original(
 
     Args:
         model: The compact or stock model, whose dtype it gets.
-        config: The configuration of the compact model, or that of :func:`~gating.compact.original.read_original`.
+        config: The configuration of the compact model, or that of :func:`~gating.compact.stock.read_original`.
         device: Its device; on ``meta``, it has no weights.
     """
     former = getattr(config, RECORD_KEY, {}).get(LAYERS_KEY, {}).get("config", {})

@@ -52,7 +52,6 @@ def refused(folder, message=".", error=ValueError, **options):
         {"format": 1},
         {"base": "gone"},
         {"base": 3},
-        {"base": "a\nb"},
         {"revision": "../main"},
         {"auto_map": "x"},
         {"compact_sha256": 64 * "0"},
