@@ -14,10 +14,19 @@ from gating.proof.masked import MaskedOutputs
 from gating.proof.outputs import forward_outputs, max_relative_difference, tolerance_for
 from gating.proof.prove import check_proven
 from gating.pruning.layers import drop_layers
-from gating.structure.edits import Edit, SetAttribute, Undo, apply_edits, undo_edits
+from gating.structure.edits import SetAttribute, Undo, apply_edits, undo_edits, whole
 from gating.structure.layers import LayerList, find_layer_lists
 
-__all__ = ["drop_passing_layers", "passed_states", "remove_empty_layers", "transformers_in"]
+__all__ = [
+    "drop_passing_layers",
+    "layer_list",
+    "passed_states",
+    "passing_layers",
+    "plan_biases",
+    "remove_empty_layers",
+    "staying_layers",
+    "transformers_in",
+]
 
 
 def remove_empty_layers(model: nn.Module, masked: MaskedOutputs) -> None:
@@ -35,7 +44,9 @@ def remove_empty_layers(model: nn.Module, masked: MaskedOutputs) -> None:
     try:
         for transformer in transformers_in(model):
             for name in [layers.name for layers in find_layer_lists(transformer) if layers.empty()]:
-                passing = _passing(model, _list(transformer, name), [expected.probe for expected in masked.passes])
+                passing = passing_layers(
+                    model, layer_list(transformer, name), [expected.probe for expected in masked.passes]
+                )
                 gone = _remove(model, transformer, name, passing, masked) if passing else []
                 done += gone
                 for number in () if gone else reversed(passing):
@@ -56,8 +67,8 @@ def drop_passing_layers(model: nn.Module, batch: Mapping[str, Tensor]) -> None:
     """
     for transformer in transformers_in(model):
         for name in [layers.name for layers in find_layer_lists(transformer) if layers.empty()]:
-            layers = _list(transformer, name)
-            kept = _staying(layers, _passing(model, layers, [batch]))
+            layers = layer_list(transformer, name)
+            kept = staying_layers(layers, passing_layers(model, layers, [batch]))
             if len(kept) < len(layers.layers):
                 with suppress(UserError):
                     drop_layers(transformer, layers, kept)
@@ -79,11 +90,12 @@ def passed_states(arguments: Sequence[Any], named: Mapping[str, Any], output: An
     return None
 
 
-def _list(model: nn.Module, name: str) -> LayerList:
+def layer_list(model: nn.Module, name: str) -> LayerList:
+    """Return the list of layers of a name in a model."""
     return next(layers for layers in find_layer_lists(model) if layers.name == name)
 
 
-def _passing(model: nn.Module, layers: LayerList, batches: Iterable[Mapping[str, Tensor]]) -> list[int]:
+def passing_layers(model: nn.Module, layers: LayerList, batches: Iterable[Mapping[str, Tensor]]) -> list[int]:
     """Return the numbers of the empty layers that were called and passed their inputs on, but for their biases."""
     differences: dict[int, float] = {}
 
@@ -115,13 +127,13 @@ def _remove(
     model: nn.Module, transformer: PreTrainedModel, name: str, numbers: Sequence[int], masked: MaskedOutputs
 ) -> list[Undo]:
     """Take some empty layers out of a list, and return the functions that bring them back; none if none could go."""
-    layers = _list(transformer, name)
-    kept = _staying(layers, numbers)
+    layers = layer_list(transformer, name)
+    kept = staying_layers(layers, numbers)
     if len(kept) == len(layers.layers):
         return []
     done: list[Undo] = []
     try:
-        done += apply_edits(list(_plan_biases(layers, kept)))
+        done += apply_edits(list(plan_biases(layers, kept)))
         done += drop_layers(transformer, layers, kept)
         check_proven(model, masked)
     except UserError:
@@ -133,7 +145,7 @@ def _remove(
     return done
 
 
-def _staying(layers: LayerList, leaving: Sequence[int]) -> list[int]:
+def staying_layers(layers: LayerList, leaving: Sequence[int]) -> list[int]:
     """Return the numbers of the layers that stay if others leave, at least one."""
     kept = [number for number in range(len(layers.layers)) if number not in leaving]
     # The first layer takes the biases of those after it.
@@ -146,12 +158,13 @@ def _added(layers: LayerList, number: int) -> Tensor | None:
     biases = []
     for block in layers.blocks[number]:
         bias = getattr(without_adapter(block.output_projection), "bias", None)
-        if isinstance(bias, Tensor) and bool((bias != 0).any()):
-            biases.append(bias.detach())
+        # Of a sharded model, all processes get the whole bias.
+        if isinstance(bias, Tensor) and bool(((bias := whole(bias.detach())) != 0).any()):
+            biases.append(bias)
     return torch.stack(biases).sum(dim=0) if biases and len({bias.shape for bias in biases}) == 1 else None
 
 
-def _plan_biases(layers: LayerList, kept: Sequence[int]) -> Iterator[Edit]:
+def plan_biases(layers: LayerList, kept: Sequence[int]) -> Iterator[SetAttribute]:
     """Plan to add the biases of layers that leave to the last block of the layer before.
 
     Raises:
@@ -169,4 +182,4 @@ def _plan_biases(layers: LayerList, kept: Sequence[int]) -> Iterator[Edit]:
         own = getattr(linear, "bias", None)
         if not isinstance(own, nn.Parameter) or own.shape != added.shape:
             raise InputError(f"{last.name} has no bias to which those of the next layers can be added.")
-        yield SetAttribute(linear, "bias", nn.Parameter(own.detach() + added, requires_grad=own.requires_grad))
+        yield SetAttribute(linear, "bias", nn.Parameter(whole(own.detach()) + added, requires_grad=own.requires_grad))

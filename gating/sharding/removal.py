@@ -8,18 +8,21 @@ import torch.distributed
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from gating.errors import InputError, OperationError
+from gating.errors import InputError, OperationError, UserError
 from gating.gates import HeadGates
 from gating.loader.saving import become_compact
 from gating.objectives.base import Objective
-from gating.proof.masked import Processes
+from gating.proof.masked import MaskedOutputs, Processes
 from gating.proof.prove import check_proven
+from gating.pruning.empty_layers import layer_list, passing_layers, plan_biases, staying_layers
 from gating.pruning.finalize import FinalizeReport, check_own_gates, checked_gate_values, record_masked
+from gating.pruning.layers import drop_layers
 from gating.pruning.plan import folded_values, plan_finalizing
 from gating.pruning.prune_report import UnitCounts
 from gating.sharding.copies import meta_copy, shard_copy, shard_like, tensors_of
 from gating.sharding.plan import is_sharded, reshard
 from gating.structure.edits import Edit, SetAttribute, whole
+from gating.structure.layers import find_layer_lists
 
 __all__ = ["finalize_sharded"]
 
@@ -71,11 +74,14 @@ def finalize_sharded(
     with torch.no_grad():
         compact = _without_units(model, gates, values)
     difference = check_proven(compact, masked)
-    gates.remove()
     folded = folded_values(model, gated, values.split(gates.block_sizes))
-    return compact, FinalizeReport.of(
+    report = FinalizeReport.of(
         compact, before, gated, max_difference=difference, folded=folded, unproven=masked.unproven
     )
+    with torch.no_grad():
+        compact = _without_empty_layers(compact, masked)
+    gates.remove()
+    return compact, report.without_layers(compact)
 
 
 def check_decided_alike(values: Tensor) -> None:
@@ -104,6 +110,46 @@ def _without_units(model: PreTrainedModel, gates: HeadGates, values: Tensor) -> 
     _cut(copy, plan_finalizing(copy, gates.blocks(copy), values.split(gates.block_sizes)), tensors)
     become_compact(copy)
     shard_copy(copy, model, tensors)
+    return copy
+
+
+def _without_empty_layers(model: PreTrainedModel, masked: MaskedOutputs) -> PreTrainedModel:
+    """Return a sharded model without the layers that have no unit; they stay where the outputs would differ.
+
+    These are the layers that :func:`~gating.pruning.empty_layers.remove_empty_layers` takes out of a whole model.
+    """
+    for name in [layers.name for layers in find_layer_lists(model) if layers.empty()]:
+        layers = layer_list(model, name)
+        found = passing_layers(model, layers, [expected.probe for expected in masked.passes])
+        # The processes have to decide alike.
+        passing = [n for n in layers.empty() if not _largest_of_all(float(n not in found), model.device)]
+        for numbers in (passing, *([number] for number in reversed(passing))):
+            try:
+                smaller = _without_layers(model, name, numbers)
+                check_proven(smaller, masked)
+            except UserError:
+                continue
+            model = smaller
+            if numbers is passing:
+                break
+    return model
+
+
+def _without_layers(model: PreTrainedModel, name: str, numbers: Sequence[int]) -> PreTrainedModel:
+    """Return a sharded copy of a model without some layers of a list, whose biases go to the layers before them."""
+    reshard(model)
+    layers, copy, tensors = layer_list(model, name), meta_copy(model), tensors_of(model)
+    kept, owners = staying_layers(layers, numbers), {id(module): owner for owner, module in model.named_modules()}
+    for edit in plan_biases(layers, kept):
+        tensors[f"{owners[id(edit.owner)]}.{edit.attribute}"] = shard_like(edit.value, tensors)
+    drop_layers(copy, layer_list(copy, name), kept)
+    become_compact(copy)
+    start, moved = f"{layers.full_name}.", dict(tensors)
+    for new in [*copy.state_dict(), *dict(copy.named_buffers())]:
+        number, _, rest = new.removeprefix(start).partition(".")
+        if new.startswith(start) and (former := f"{start}{kept[int(number)]}.{rest}") in tensors:
+            moved[new] = tensors[former]
+    shard_copy(copy, model, moved)
     return copy
 
 

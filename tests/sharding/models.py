@@ -45,6 +45,12 @@ def choose(gates: HeadGates) -> Tensor:
     return torch.cat(blocks)
 
 
+def choose_without_layer(gates: HeadGates, layer: int) -> Tensor:
+    """Return a mask that keeps all gates but those of one layer."""
+    blocks = zip(gates.blocks(), gates.block_sizes, strict=True)
+    return torch.cat([torch.full((size,), block.layer_idx != layer) for block, size in blocks])
+
+
 def state_of(model: PreTrainedModel) -> dict[str, Tensor]:
     """Return the whole tensors of a model."""
     return {name: whole(tensor) for name, tensor in model.state_dict().items()}
@@ -57,17 +63,22 @@ def differences(one: PreTrainedModel, sharded: PreTrainedModel) -> list[str]:
     return missing or [name for name in expected if not torch.equal(expected[name], found[name])]
 
 
-def remove_both(families: Sequence[str], units: Sequence[str]) -> dict[str, Any]:
-    """Remove the same units from whole and from sharded models of some families; return what differs, by family."""
+def remove_both(families: Sequence[str], units: Sequence[str], emptied: int | None = None) -> dict[str, Any]:
+    """Remove the same units from whole and from sharded models of some families; return what differs, by family.
+
+    If a layer is given that is to be ``emptied``, it has to leave the models.
+    """
     found = {}
     for family in families:
         one = build(family)
         other = copy.deepcopy(one)
         gates = gate(one, units)
-        kept = choose(gates)
+        kept = choose(gates) if emptied is None else choose_without_layer(gates, emptied)
         report = gating.finalize(one, gates, kept=kept)
+        assert emptied is None or report.kept_layers
         shard_model(other)
         compact, its_report = finalize_sharded(other, gate(other, units), kept=kept)
         assert not hasattr(other, "head_gates")
         found[family] = [differences(one, compact), its_report == report]
+        assert compact.config.head_gating == one.config.head_gating
     return found

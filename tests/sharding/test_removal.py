@@ -49,6 +49,13 @@ def test_removal_from_shards_of_other_families(family):
     assert run_in_ranks(remove_both, [family], ["heads"])[0] == {family: [[], True]}
 
 
+# Without biases, with biases, and in two lists; a first layer stays for the biases.
+@pytest.mark.parametrize(("emptied", "families"), [(0, ["llama"]), (1, ["llama", "gpt2", "whisper"])])
+def test_layers_without_units_leave_a_sharded_model_as_a_whole_one(emptied, families):
+    for found in run_in_ranks(remove_both, families, ["heads", "neurons"], emptied):
+        assert found == {family: [[], True] for family in families}
+
+
 def refuse(what: str) -> list[Any]:
     """Try what cannot be done with a sharded model; return the message, and whether the model is as before."""
     model = shard_model(build("llama"))
