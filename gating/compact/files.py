@@ -183,7 +183,7 @@ def walk(table: object, *, within: str = "") -> Iterator[tuple[str, object]]:
 
 def damaged_file(path: Path, reason: str) -> DamageError:
     """Return the error about a file that cannot be used."""
-    return DamageError(f"{path} is damaged: {reason}. Export the model again.", reason=reason)
+    return DamageError(f"{path} is damaged: {reason}. Export the model again.")
 
 
 def write_manifest(folder: Path) -> None:

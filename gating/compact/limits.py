@@ -112,14 +112,18 @@ def checked_folder(folder: Path, *, verify: bool, described: Mapping[str, Any] |
 
 
 def _check_fits(model: PreTrainedModel, *, folder: Path, stored: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise ``ValueError`` if a compact model that was built without memory is larger than its weights.
+    """Raise ``ValueError`` if a compact model that was built without memory does not fit its weights.
 
-    Shapes are not compared: some families store weights under other names, and tied weights once.
+    Names are not compared here: some families store weights under other names, and tied weights once.
     """
     optional = {*(getattr(model, "all_tied_weights_keys", None) or ()), *(model._keys_to_ignore_on_save or ())}
-    needed = {name: tensor.numel() for name, tensor in model.state_dict().items() if name not in optional}
-    found, least = sum(map(math.prod, stored.values())), sum(needed.values())
-    if least > found:
+    needed = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in optional}
+    for name in sorted(needed.keys() & stored.keys()):
+        if needed[name] != stored[name]:
+            raise mixed(
+                folder, f"{name} is {list(stored[name])} in the weights, and {list(needed[name])} by config.json"
+            )
+    if sum(map(math.prod, needed.values())) > sum(map(math.prod, stored.values())):
         raise mixed(folder, f"{min(needed.keys() - stored.keys(), default='a part')} is not in the weights")
 
 

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,7 +24,7 @@ from gating.compact.load import load_compact
 from gating.compact.stock import StockError, may_be_stock, stock_model
 from gating.discovery.find import search_attention
 from gating.discovery.vocabulary import check_vocabulary, vocabulary_size
-from gating.errors import DamageError, InputError, InputTypeError, explain, shorten
+from gating.errors import InputError, InputTypeError, explain, shorten
 from gating.loader.checksums import CANARY, CONFIG, RECORD_KEY
 from gating.loader.composing import write_code
 from gating.loader.integrity import check_finite, write_checksums
@@ -274,17 +275,16 @@ def _check_weights(model: PreTrainedModel, loaded: PreTrainedModel, tolerance: f
 
 def _load(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     try:
-        if hasattr(transformers, type(model).__name__):
-            return load_compact(folder, verify=False)
-        loaded: PreTrainedModel = type(model).from_pretrained(folder, dtype="auto")
-        return loaded
+        load: Any = partial(load_compact, verify=False)
+        if not hasattr(transformers, type(model).__name__):
+            load = partial(type(model).from_pretrained, dtype="auto")
+        loaded: PreTrainedModel = load(folder)
     except Exception as error:  # transformers raises any class for a configuration of another model.
-        # The message about damage would mislead: the folder was just written, so its files are whole.
-        reason = error.reason if isinstance(error, DamageError) else explain(error.__cause__ or error)
         raise InputError(
-            f"{type(model).__name__} does not load after it is saved, so its configuration does not describe it: "
-            f"{shorten(reason.replace(str(folder), 'the folder').rstrip('.'), most=300)}. {_REMEDY}"
+            f"{type(model).__name__} does not load after it is saved, so its configuration does not describe it "
+            f"({shorten(explain(error), most=300)}) {_REMEDY}"
         ) from error
+    return loaded
 
 
 def _make_canary(model: PreTrainedModel) -> dict[str, Any] | None:

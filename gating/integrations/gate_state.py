@@ -70,9 +70,7 @@ class GateState:
             kept = values.pop("kept")
             return cls(**values, kept=None if kept is None else KeptUnits(**kept))
         except Exception as error:
-            raise DamageError(
-                f"{path} is damaged: {error}. Resume from an earlier checkpoint.", reason=str(error)
-            ) from error
+            raise DamageError(f"{path} is damaged: {error}. Resume from an earlier checkpoint.") from error
 
 
 def find_checkpoint(resume: str | bool | None, output_dir: str) -> Path | None:

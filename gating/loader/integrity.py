@@ -42,11 +42,6 @@ class InputError(UserError, ValueError):
 class DamageError(InputError):
     """A model folder with a damaged file, or with files that do not belong together."""
 
-    def __init__(self, message: str, *, reason: str | None = None) -> None:
-        """Args: ``reason`` is the message without folder and remedy; the whole message when left out."""
-        super().__init__(message)
-        self.reason = message if reason is None else reason
-
 
 def write_checksums(folder: Path, *, places: Mapping[str, str] | None = None) -> None:
     """Write the checksums of a folder that was just saved into its record, if it has one.
@@ -93,8 +88,7 @@ def load_whole(load: Callable[..., Any], folder: Path) -> Any:
 
 def mixed(folder: Path, reason: str) -> DamageError:
     """Return the error about files that do not belong together."""
-    message = f"{folder} is damaged or mixed from two models: {reason}. Export the model again."
-    return DamageError(message, reason=reason)
+    return DamageError(f"{folder} is damaged or mixed from two models: {reason}. Export the model again.")
 
 
 def check_finite(model: Any, name: object) -> None:
@@ -112,6 +106,4 @@ def check_finite(model: Any, name: object) -> None:
                 f"{', or as numbers beyond 65504 are in float16' * is_half}. Take an earlier checkpoint"
                 f"{' or another dtype' * is_half}"
             )
-            error = InputError(f"{problem}, or pass verify=False to load anyway.")
-            error.in_command = f"{problem}."
-            raise error
+            raise InputError(f"{problem}, or pass verify=False in Python.")

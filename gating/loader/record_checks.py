@@ -192,5 +192,6 @@ def _problem_of_units(notes: Mapping[str, Any]) -> str | None:
 
 def damaged(reason: str) -> DamageError:
     """Return the error about a record that cannot be used."""
-    problem = f"The record of kept heads and neurons ({RECORD_KEY!r} in config.json) cannot be used: {reason}."
-    return DamageError(f"{problem} Export again.", reason=problem)
+    return DamageError(
+        f"The record of kept heads and neurons ({RECORD_KEY!r} in config.json) cannot be used: {reason}. Export again."
+    )

