@@ -14,7 +14,7 @@ from gating.proof.masked import MaskedOutputs
 from gating.proof.outputs import forward_outputs, max_relative_difference, tolerance_for
 from gating.proof.prove import check_proven
 from gating.pruning.layers import drop_layers
-from gating.structure.edits import SetAttribute, Undo, apply_edits, undo_edits, whole
+from gating.structure.edits import Edit, Undo, apply_edits, undo_edits, whole
 from gating.structure.layers import LayerList, find_layer_lists
 
 __all__ = [
@@ -182,4 +182,4 @@ def plan_biases(layers: LayerList, kept: Sequence[int]) -> Iterator[SetAttribute
         own = getattr(linear, "bias", None)
         if not isinstance(own, nn.Parameter) or own.shape != added.shape:
             raise InputError(f"{last.name} has no bias to which those of the next layers can be added.")
-        yield SetAttribute(linear, "bias", nn.Parameter(whole(own.detach()) + added, requires_grad=own.requires_grad))
+        yield Edit(linear, "bias", nn.Parameter(whole(own.detach()) + added, requires_grad=own.requires_grad))

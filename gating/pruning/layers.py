@@ -15,7 +15,7 @@ from gating.loader.record import LAYERS_KEY, dense_class, dense_config, describe
 from gating.loader.saving import compact_class
 from gating.pruning.layer_settings import changed, nested_configs, setting_of, settings_without_layers
 from gating.structure.blocks import share_specs
-from gating.structure.edits import ABSENT, Edit, SetAttribute, Undo, apply_edits, undo_edits
+from gating.structure.edits import ABSENT, Edit, Undo, apply_edits, undo_edits
 from gating.structure.layers import LayerList, dense_name, layers_record
 from gating.units import unit_of
 
@@ -47,7 +47,7 @@ def drop_layers(model: PreTrainedModel, layers: LayerList, kept: Sequence[int]) 
     moved.training = layers.layers.training
     path, _, attribute = layers.full_name.rpartition(".")
     record = _record_without(model, layers, kept)
-    done = apply_edits([SetAttribute(model.get_submodule(path), attribute, moved)])
+    done = apply_edits([Edit(model.get_submodule(path), attribute, moved)])
     try:
         reasons, former, prefix = [], _former_names(model, layers, kept), base_prefix(model)
         names = {old.removeprefix(prefix): name.removeprefix(prefix) for name, (old, *_) in former.items()}
@@ -60,9 +60,7 @@ def drop_layers(model: PreTrainedModel, layers: LayerList, kept: Sequence[int]) 
                 continue
             values = {name: setting_of(config, name) for name in settings} | record.get("config", {})
             memory = {**differences, LAYERS_KEY: {**record, "config": values}}
-            done += apply_edits(
-                [*edits, *_plan_alignment(model, layers, kept), SetAttribute(config, RECORD_KEY, memory)]
-            )
+            done += apply_edits([*edits, *_plan_alignment(model, layers, kept), Edit(config, RECORD_KEY, memory)])
             return done
         reason = next(iter(reasons), "it has no setting with the number of these layers").rstrip(".")
         gone = sorted({*range(len(layers.layers))} - {*kept})
@@ -122,7 +120,7 @@ def _plan(
         edits += _plan_module(name, module, originals[old_name], modules[name], (old, new))
     tied = getattr(built, "all_tied_weights_keys", None)
     if tied != getattr(model, "all_tied_weights_keys", None):
-        edits.append(SetAttribute(model, "all_tied_weights_keys", tied))
+        edits.append(Edit(model, "all_tied_weights_keys", tied))
     return edits
 
 
@@ -138,7 +136,7 @@ def _plan_module(name: str, module: Any, before: Any, built: Any, number: tuple[
             is_number = type(former) is int and type(value) is int and former - value == number[0] - number[1]
             if number[0] >= 0 and not is_number and "drop" not in key:
                 raise ValueError(f"{name} would have {key}={value!r}, not {present!r}")
-            edits.append(SetAttribute(module, key, value))
+            edits.append(Edit(module, key, value))
     return edits
 
 
@@ -149,7 +147,7 @@ def _plan_settings(former: PreTrainedConfig, present: PreTrainedConfig, new: Pre
         for key, value in vars(part).items():
             is_changed = key not in (RECORD_KEY, "_commit_hash") and vars(olds[path]).get(key) != value
             if is_changed and not isinstance(value, PreTrainedConfig) and key in vars(presents[path]):
-                edits.append(SetAttribute(presents[path], key, value))
+                edits.append(Edit(presents[path], key, value))
     return edits
 
 
@@ -165,7 +163,7 @@ def _plan_alignment(model: nn.Module, layers: LayerList, kept: Sequence[int]) ->
     if not pairs or not any(getattr(block, "is_cross_attention", False) for block in members):
         return []
     moved = [[kept.index(number), head] for number, head in pairs if number in kept]
-    return [SetAttribute(config, "alignment_heads", moved or ABSENT)]
+    return [Edit(config, "alignment_heads", moved or ABSENT)]
 
 
 def _record_without(model: PreTrainedModel, layers: LayerList, kept: Sequence[int]) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """The planned edits of a removal: units go, gates are folded, settings that number heads follow."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 from gating.families.linear import weight_dim, without_adapter
 from gating.structure.attention import AttentionBlock
 from gating.structure.blocks import Block
-from gating.structure.edits import ABSENT, Edit, EntriesEdit, SetAttribute
+from gating.structure.edits import ABSENT, Edit, Features
 from gating.structure.layers import dense_name, layers_record
 from gating.units import unit_of
 
@@ -54,33 +53,15 @@ def _plan_scaling(block: Block, scale: Tensor) -> list[Edit]:
     module, name, dim = block.input_weight
     if (scale == 1).all():
         return []
-    edits: list[Edit] = [_ScaleEntries(module, name, scale, dim)]
+    edits = [_scaled(module, name, scale, dim)]
     for other, factors in unit_of(block).other_inputs(block, scale):
         linear = without_adapter(other)
-        edits.append(_ScaleEntries(linear, "weight", factors, weight_dim(linear, "inputs")))
+        edits.append(_scaled(linear, "weight", factors, weight_dim(linear, "inputs")))
     return edits
 
 
-@dataclass(frozen=True)
-class _ScaleEntries(EntriesEdit):
-    """The planned multiplication of a parameter by one factor for each entry along one dimension."""
-
-    factors: Tensor
-    dim: int
-
-    def changed(self) -> Tensor:
-        """Return the positions of the entries whose factor is not 1."""
-        return (self.factors != 1).nonzero().flatten()
-
-    def apply(self) -> None:
-        """Replace the parameter."""
-        before = getattr(self.owner, self.attribute)
-        index = self.changed().to(before.device)
-        factors = self.factors.to(before)[index]
-        factors = factors.reshape([-1 if dim == self.dim else 1 for dim in range(before.dim())])
-        values = before.detach().clone()
-        values.index_copy_(self.dim, index, before.detach().index_select(self.dim, index) * factors)
-        setattr(self.owner, self.attribute, nn.Parameter(values, requires_grad=before.requires_grad))
+def _scaled(owner: nn.Module, name: str, factors: Tensor, dim: int) -> Edit:
+    return Edit(owner, name, kept=Features(range(len(factors)), 1), dim=dim, factors=factors)
 
 
 def folded_values(model: nn.Module, blocks: Sequence[Block], values: Sequence[Tensor]) -> dict[str, tuple[float, ...]]:
@@ -121,4 +102,4 @@ def _plan_alignment_heads(model: nn.Module, blocks: Sequence[Block], kept: Mappi
         heads = kept[block.name]
         if block.head_slots[position] in heads:
             moved.append([layer_idx, block.staying(heads)[0].index(position)])
-    return [SetAttribute(config, "alignment_heads", moved or ABSENT)]
+    return [Edit(config, "alignment_heads", moved or ABSENT)]

@@ -21,7 +21,7 @@ from gating.pruning.plan import folded_values, plan_finalizing
 from gating.pruning.prune_report import UnitCounts
 from gating.sharding.copies import meta_copy, shard_copy, shard_like, tensors_of
 from gating.sharding.plan import is_sharded, reshard
-from gating.structure.edits import Edit, SetAttribute, whole
+from gating.structure.edits import Edit, whole
 from gating.structure.layers import find_layer_lists
 
 __all__ = ["finalize_sharded"]
@@ -160,7 +160,7 @@ def _cut(copy: PreTrainedModel, edits: Sequence[Edit], tensors: dict[str, Tensor
     gathered: dict[tuple[int, str], str] = {}
     for number, edit in enumerate(edits):
         key = (id(edit.owner), edit.attribute)
-        parameter = None if isinstance(edit, SetAttribute) else getattr(edit.owner, edit.attribute)
+        parameter = None if edit.kept is None else getattr(edit.owner, edit.attribute)
         if parameter is not None and parameter.is_meta:
             gathered[key] = names[id(parameter)]
             weight = nn.Parameter(whole(tensors[gathered[key]]), requires_grad=parameter.requires_grad)

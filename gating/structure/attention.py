@@ -24,7 +24,7 @@ from gating.loader.emptied import FORMS
 from gating.loader.modeling import base_prefix
 from gating.structure.attention_edits import kinds_of, plan_class, plan_counts, plan_emptying
 from gating.structure.blocks import Block, layer_number
-from gating.structure.edits import Edit, Features, SetAttribute, plan_cut, plan_entries
+from gating.structure.edits import Edit, Features, plan_cut, plan_entries
 from gating.structure.hooks import ForwardHandle, Handle, Handles, hook_input
 
 __all__ = ["AttentionBlock", "AttentionKind", "iter_attention_blocks"]
@@ -331,7 +331,7 @@ class AttentionBlock(Block):
             *plan_counts(self, len(slots), len(groups)),
             *plan_class(self, heads, tuple(self.head_slots[slot] for slot in slots)),
             # Where a folder is loaded, rows of the user are not known.
-            *([SetAttribute(self.module, "attention_spec", self.spec)] if self._is_of_user else []),
+            *([Edit(self.module, "attention_spec", self.spec)] if self._is_of_user else []),
         ]
 
     @property

@@ -18,7 +18,7 @@ from gating.loader.emptied import emptied
 from gating.loader.padding import padded, silenced
 from gating.loader.replaced import original_class, replaced_forward
 from gating.loader.views import ConfigView
-from gating.structure.edits import ABSENT, Edit, SetAttribute
+from gating.structure.edits import ABSENT, Edit
 
 __all__ = ["kinds_of", "plan_class", "plan_counts", "plan_emptying"]
 
@@ -40,7 +40,7 @@ def plan_emptying(block: Any, outputs: Sequence[nn.Module]) -> list[Edit]:
     own = [name for name, _ in module.named_parameters(recurse=False)]
     # Tables that checkpoints do not have would stay without values.
     tables = [name for name, _ in module.named_buffers(recurse=False) if name in module._non_persistent_buffers_set]
-    return [SetAttribute(module, name, None) for name in (*unused, *own, *tables)]
+    return [Edit(module, name, None) for name in (*unused, *own, *tables)]
 
 
 def plan_counts(block: Any, num_slots: int, num_groups: int) -> list[Edit]:
@@ -53,10 +53,10 @@ def plan_counts(block: Any, num_slots: int, num_groups: int) -> list[Edit]:
     values["num_key_value_groups"] = num_slots // num_groups if num_groups else 1
     values["mp_num"] = 1
     present = [(block.locate(path), value) for path, value in values.items() if block.has(path)]
-    edits: list[Edit] = [SetAttribute(owner, name, value) for (owner, name), value in present]
+    edits = [Edit(owner, name, value) for (owner, name), value in present]
     if block.spec.config_counts:
         view = ConfigView(module.config, dict.fromkeys(block.spec.config_counts, num_slots))
-        edits.append(SetAttribute(module, "config", view))
+        edits.append(Edit(module, "config", view))
     return edits
 
 
@@ -79,11 +79,11 @@ def plan_class(block: Any, heads: tuple[int, ...], slots: tuple[int, ...]) -> li
     for output, width in [(block.output_projection, block.head_dim), *block.other_outputs()]:
         narrow = [(narrow_conv1d,)] if not slots and isinstance(output, Conv1D) else []
         mask = [(silenced, is_kept, width)] if is_padded else narrow
-        edits.append(SetAttribute(output, "__class__", subclass(type(output), *mask)))
+        edits.append(Edit(output, "__class__", subclass(type(output), *mask)))
     cls = subclass(original_class(type(module)), *parts)
     # Hooks may have changed the class for as long as they are there.
     if cls is not type(module) or not spec.calls_projection:
-        edits.append(SetAttribute(module, "__class__", cls))
+        edits.append(Edit(module, "__class__", cls))
     memory: dict[str, object] = {
         "num_heads_before": block.num_heads_before,
         "num_key_value_heads_before": block.num_key_value_heads_before,
@@ -94,4 +94,4 @@ def plan_class(block: Any, heads: tuple[int, ...], slots: tuple[int, ...]) -> li
     if slots and (spec.shares_bias or spec.per_head_inputs):
         # Persistent, because from_pretrained builds models without values and fills in those of the file.
         memory["head_index"] = nn.Buffer(torch.tensor(slots, device=next(module.parameters()).device))
-    return [*edits, *(SetAttribute(module, name, value) for name, value in memory.items())]
+    return [*edits, *(Edit(module, name, value) for name, value in memory.items())]

@@ -1,9 +1,12 @@
-"""Edits that keep the values of heads and neurons, and can be undone; and tensors that are cut over processes."""
+"""Edits of a removal: attributes that change, entries of parameters that stay, and how both are undone.
+
+Also tensors that are cut over processes.
+"""
 
 import weakref
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -17,67 +20,20 @@ from gating.loader.conv1d import narrow_conv1d
 __all__ = [
     "ABSENT",
     "Edit",
-    "EntriesEdit",
     "Features",
-    "SetAttribute",
-    "TakeEntries",
     "Undo",
     "apply_edits",
     "fill",
     "own_part",
     "plan_cut",
     "plan_entries",
-    "set_all",
     "undo_edits",
     "whole",
 ]
 
 Undo = Callable[[], None]
-# The assignment of a value to an attribute of an object.
-Change = tuple[Any, str, Any]
-
-
-class _Absent:
-    """The value of an attribute that does not exist."""
-
-
-ABSENT: Final = _Absent()
-
-
-def _set_attribute(owner: object, attribute: str, value: object) -> None:
-    """Set an attribute, or delete it where the value is :data:`ABSENT`."""
-    if not isinstance(value, _Absent):
-        setattr(owner, attribute, value)
-    elif hasattr(owner, attribute):
-        delattr(owner, attribute)
-
-
-@dataclass(frozen=True)
-class Edit:
-    """A planned change of one attribute. All checks of a removal come before the first of its edits is applied."""
-
-    owner: Any
-    attribute: str
-
-    def apply(self) -> None:
-        """Change the attribute."""
-        raise NotImplementedError
-
-    def undo(self) -> Undo:
-        """Return the function that undoes the edit, which has not been applied yet."""
-        before = getattr(self.owner, self.attribute, ABSENT)
-        return lambda: _set_attribute(self.owner, self.attribute, before)
-
-
-@dataclass(frozen=True)
-class SetAttribute(Edit):
-    """The planned assignment ``owner.attribute = value``; with the value :data:`ABSENT`, a deletion."""
-
-    value: object
-
-    def apply(self) -> None:
-        """Assign the value."""
-        _set_attribute(self.owner, self.attribute, self.value)
+# The value of an attribute that does not exist.
+ABSENT: Final = object()
 
 
 @dataclass(frozen=True)
@@ -97,60 +53,77 @@ class Features:
 
 
 @dataclass(frozen=True)
-class TakeEntries(Edit):
-    """The planned reduction of a parameter to some entries along one dimension; the silent ones become zero."""
-
-    kept: Features
-    dim: int
-    silent: Features | None = None
-
-    def apply(self) -> None:
-        """Replace the parameter."""
-        before = getattr(self.owner, self.attribute)
-        if before.is_meta:
-            shape = [len(self.kept) if dim == self.dim else size for dim, size in enumerate(before.shape)]
-            values = before.detach().new_empty(shape)
-        else:
-            values = before.detach().index_select(self.dim, self.kept.index().to(before.device))
-            if self.silent is not None:
-                values.index_fill_(self.dim, self.silent.index().to(before.device), 0.0)
-        setattr(self.owner, self.attribute, nn.Parameter(values, requires_grad=before.requires_grad))
-
-    def undo(self) -> Undo:
-        """Return the function that brings the former parameter back."""
-        before: nn.Parameter = getattr(self.owner, self.attribute)
-        if before.is_meta:
-            return super().undo()
-        kept = self.kept.index()
-        is_lost = torch.ones(before.shape[self.dim], dtype=torch.bool).index_fill_(0, kept, False)
-        if self.silent is not None:
-            is_lost[kept[self.silent.index()]] = True
-        return _restoring(self, before, self.dim, kept=kept, lost=is_lost.nonzero().flatten())
-
-
-class EntriesEdit(Edit, ABC):
-    """An edit that changes some entries of a parameter along one dimension.
+class Edit:
+    """A planned change of one attribute. All checks of a removal come before the first of its edits is applied.
 
     Attributes:
+        owner: The object.
+        attribute: Name of the attribute.
+        value: Its new value; with :data:`ABSENT`, it is deleted.
+        kept: Entries that stay of a parameter along one dimension, in place of a value.
         dim: The dimension.
+        factors: Factor of each of these entries, ``[len(kept)]``; all are 1 if left out.
     """
 
-    dim: int
+    owner: Any
+    attribute: str
+    value: object = ABSENT
+    kept: Features | None = None
+    dim: int = 0
+    factors: Tensor | None = None
 
-    @abstractmethod
-    def changed(self) -> Tensor:
-        """Return the positions of the changed entries."""
+    def apply(self) -> Undo:
+        """Change the attribute, and return the function that brings its former value back."""
+        before = getattr(self.owner, self.attribute, ABSENT)
+        if self.kept is not None:
+            return self._take(before, self.kept.index())
+        self._set(self.value)
+        return partial(self._set, before)
 
-    def undo(self) -> Undo:
-        """Return the function that brings the former parameter back."""
-        before: nn.Parameter = getattr(self.owner, self.attribute)
-        everything = torch.arange(before.shape[self.dim])
-        return _restoring(self, before, self.dim, kept=everything, lost=self.changed().cpu())
+    def _set(self, value: object) -> None:
+        if value is not ABSENT:
+            setattr(self.owner, self.attribute, value)
+        elif hasattr(self.owner, self.attribute):
+            delattr(self.owner, self.attribute)
 
+    def _take(self, before: Any, kept: Tensor) -> Undo:
+        """Replace a parameter by its entries at some positions, multiplied by their factors."""
+        device = before.device
+        values = before.detach().index_select(self.dim, kept.to(device))
+        lost = torch.ones(before.shape[self.dim], dtype=torch.bool, device="cpu").index_fill_(0, kept, False)
+        if self.factors is not None:
+            changed = (self.factors != 1).nonzero().flatten().cpu()
+            lost[kept[changed]] = True
+            shape = [-1 if dim == self.dim else 1 for dim in range(before.dim())]
+            factors, changed = self.factors.to(before)[changed.to(device)].reshape(shape), changed.to(device)
+            # Zero for whatever there was, NaN among it.
+            scaled = (values.index_select(self.dim, changed) * factors).masked_fill_(factors == 0, 0.0)
+            values.index_copy_(self.dim, changed, scaled)
+        undo = self._restoring(before, kept.to(device), lost.nonzero().flatten().to(device))
+        setattr(self.owner, self.attribute, nn.Parameter(values, requires_grad=before.requires_grad))
+        return undo
 
-def set_all(changes: Iterable[Change]) -> list[Edit]:
-    """Return changes of attributes as edits."""
-    return [SetAttribute(*change) for change in changes]
+    def _restoring(self, before: nn.Parameter, kept: Tensor, lost: Tensor) -> Undo:
+        """Return an undo that holds only the entries that are lost, at positions in the former parameter.
+
+        The former parameter is released at once: cutting BERT-base takes 3 MB beyond the model. Keeping all former
+        parameters until the proof would take the attention weights once more, 113 MB, a quarter of the model.
+        """
+        size, entries = before.shape[self.dim], before.detach().index_select(self.dim, lost)
+        # A parameter in use elsewhere, as by an optimizer, comes back itself.
+        former, with_gradient = weakref.ref(before), before if before.grad is not None else None
+
+        def undo() -> None:
+            parameter = former() if with_gradient is None else with_gradient
+            if parameter is None:
+                current = getattr(self.owner, self.attribute)
+                shape = [size if dim == self.dim else length for dim, length in enumerate(current.shape)]
+                values = current.detach().new_empty(shape).index_copy_(self.dim, kept, current.detach())
+                values.index_copy_(self.dim, lost, entries)
+                parameter = nn.Parameter(values, requires_grad=current.requires_grad)
+            setattr(self.owner, self.attribute, parameter)
+
+        return undo
 
 
 def plan_cut(linear: nn.Module, kept: Features, *, side: Side, silent: Features | None = None) -> list[Edit]:
@@ -164,14 +137,15 @@ def plan_cut(linear: nn.Module, kept: Features, *, side: Side, silent: Features 
         Linear(in_features=2, out_features=2, bias=True)
     """
     weight, bias = parameter_names(linear)
-    edits: list[Edit] = [
-        TakeEntries(linear, weight, kept, weight_dim(linear, side), silent),
-        *(SetAttribute(linear, name, len(kept)) for name in size_names(linear, side)),
+    factors = None if silent is None else torch.ones(len(kept), device="cpu").index_fill_(0, silent.index(), 0.0)
+    edits = [
+        Edit(linear, weight, kept=kept, dim=weight_dim(linear, side), factors=factors),
+        *(Edit(linear, name, len(kept)) for name in size_names(linear, side)),
     ]
     if not len(kept) and isinstance(linear, Conv1D):
-        edits.append(SetAttribute(linear, "__class__", subclass(type(linear), (narrow_conv1d,))))
+        edits.append(Edit(linear, "__class__", subclass(type(linear), (narrow_conv1d,))))
     if side == "outputs" and getattr(linear, bias) is not None:
-        edits.append(TakeEntries(linear, bias, kept, 0))
+        edits.append(Edit(linear, bias, kept=kept))
     return edits
 
 
@@ -179,8 +153,8 @@ def plan_entries(owner: nn.Module, name: str, kept: Sequence[int], *, dim: int, 
     """Plan to keep the entries of some of several heads in a parameter, or their modules in a list."""
     value = getattr(owner, name)
     if isinstance(value, nn.ModuleList):
-        return SetAttribute(owner, name, nn.ModuleList([value[head] for head in kept]))
-    return TakeEntries(owner, name, Features(kept, value.shape[dim] // num_before), dim)
+        return Edit(owner, name, nn.ModuleList([value[head] for head in kept]))
+    return Edit(owner, name, kept=Features(kept, value.shape[dim] // num_before), dim=dim)
 
 
 def apply_edits(edits: Iterable[Edit]) -> list[Undo]:
@@ -201,8 +175,7 @@ def apply_edits(edits: Iterable[Edit]) -> list[Undo]:
     done: list[Undo] = []
     try:
         for edit in edits:
-            undo = edit.undo()
-            edit.apply()
+            undo = edit.apply()
             done.append(undo)
     except BaseException:
         undo_edits(done)
@@ -214,32 +187,6 @@ def undo_edits(done: Sequence[Undo]) -> None:
     """Revert :func:`apply_edits` bit for bit."""
     for undo in reversed(done):
         undo()
-
-
-def _restoring(edit: Edit, before: nn.Parameter, dim: int, *, kept: Tensor, lost: Tensor) -> Undo:
-    """Return an undo that holds only the entries that an edit of a parameter loses.
-
-    The former parameter is released at once: cutting BERT-base takes 3 MB beyond the model. Keeping all former
-    parameters until the proof would take the attention weights once more, 113 MB, a quarter of the model.
-
-    Positions are those in the former parameter: of the entries of the new one, and of those that it lacks or changes.
-    """
-    owner, attribute, size, device = edit.owner, edit.attribute, before.shape[dim], before.device
-    kept, lost = kept.to(device), lost.to(device)
-    entries = before.detach().index_select(dim, lost)
-    # A parameter in use elsewhere, as by an optimizer, comes back itself.
-    former, with_gradient = weakref.ref(before), before if before.grad is not None else None
-
-    def undo() -> None:
-        parameter = former() if with_gradient is None else with_gradient
-        if parameter is None:
-            current = getattr(owner, attribute)
-            shape = [size if d == dim else length for d, length in enumerate(current.shape)]
-            whole = current.detach().new_empty(shape).index_copy_(dim, kept, current.detach())
-            parameter = nn.Parameter(whole.index_copy_(dim, lost, entries), requires_grad=current.requires_grad)
-        setattr(owner, attribute, parameter)
-
-    return undo
 
 
 def whole(tensor: Tensor) -> Tensor:

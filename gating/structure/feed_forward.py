@@ -18,7 +18,7 @@ from gating.families.linear import num_inputs, num_outputs, without_adapter
 from gating.loader.modeling import base_prefix
 from gating.loader.views import ConfigView
 from gating.structure.blocks import Block, layer_number, whole_number
-from gating.structure.edits import Edit, Features, SetAttribute, TakeEntries, plan_cut
+from gating.structure.edits import Edit, Features, plan_cut
 from gating.structure.experts import GROUP_FACTOR, find_experts_spec, hook_activation
 from gating.structure.hooks import Handle
 
@@ -154,9 +154,9 @@ class FeedForwardBlock(Block):
         down = self.output_projection
         return [
             *self._plan_cuts(positions, len(present)),
-            *(SetAttribute(down, name, value) for name, value in memory.items()),
+            *(Edit(down, name, value) for name, value in memory.items()),
             # Where a folder is loaded, rows of the user are not known.
-            *([SetAttribute(self.module, "feed_forward_spec", self.spec)] if self._is_of_user else []),
+            *([Edit(self.module, "feed_forward_spec", self.spec)] if self._is_of_user else []),
         ]
 
     @property
@@ -245,17 +245,17 @@ class ExpertsBlock(FeedForwardBlock):
         return block
 
     def _plan_cuts(self, positions: list[int], width: int) -> list[Edit]:
-        edits: list[Edit] = [
-            TakeEntries(self.module, name, Features(rows_of_layout(layout, positions, width), 1), dim)
+        edits = [
+            Edit(self.module, name, kept=Features(rows_of_layout(layout, positions, width), 1), dim=dim)
             for name, layout, dim in self.spec.dims(self.module)
         ]
-        edits.append(TakeEntries(self.module, self.spec.down, Features(positions, 1), self.spec.input_dim))
+        edits.append(Edit(self.module, self.spec.down, kept=Features(positions, 1), dim=self.spec.input_dim))
         config = getattr(self.module, "config", None)
         if not positions and hasattr(config, "_experts_implementation"):
             # Without neurons the experts give their biases. Grouped products refuse a width of zero; the batched ones
             # gather weights of size zero, so that all parameters keep a gradient.
             view = ConfigView(config, {"_experts_implementation": "batched_mm"})
-            edits.append(SetAttribute(self.module, "config", view))
+            edits.append(Edit(self.module, "config", view))
         return edits
 
 

@@ -9,7 +9,7 @@ import transformers
 from torch import nn
 
 import gating
-from gating.structure.edits import SetAttribute, apply_edits, undo_edits
+from gating.structure.edits import Edit, apply_edits, undo_edits
 from tests.support.tiny_models import (
     NUM_HEADS,
     NUM_LAYERS,
@@ -178,7 +178,7 @@ def test_a_failing_edit_undoes_those_before_it(bert):
     state = state_of(bert)
     block = gating.find_attention_blocks(bert)[0]
 
-    class Failing(SetAttribute):
+    class Failing(Edit):
         def apply(self):
             raise MemoryError
 
