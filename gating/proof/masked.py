@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gating.errors import InputError
 from gating.proof.outputs import (
+    OUT_OF_MEMORY,
     cached_outputs,
     forward_outputs,
     max_relative_difference,
@@ -19,36 +20,10 @@ from gating.proof.outputs import (
 from gating.proof.probe import run_probe
 from gating.structure.blocks import Block
 
-__all__ = [
-    "ExpectedOutputs",
-    "MaskedOutputs",
-    "Processes",
-    "factors_of",
-    "features_scaled",
-    "find_problem_with_cache",
-]
+__all__ = ["ExpectedOutputs", "MaskedOutputs", "factors_of", "features_scaled", "find_problem_with_cache"]
 
 # A `with` block in which the features of each block are multiplied by the factors of its gates or units.
 Masking = Callable[[Sequence[Tensor]], AbstractContextManager[object]]
-
-
-def _keep(_model: nn.Module) -> None:
-    """Free nothing of a model that is whole."""
-
-
-@dataclass(frozen=True)
-class Processes:
-    """The processes that prove a removal together; by default this one alone.
-
-    Attributes:
-        largest: Function that returns the largest of the numbers of all processes, which then decide alike.
-        free: Function that frees what a forward pass of a sharded model has gathered.
-        cached: Whether a step with a cache is compared, too. A pass that fails may leave FSDP2 unusable.
-    """
-
-    largest: Callable[[float], float] = float
-    free: Callable[[nn.Module], None] = _keep
-    cached: bool = True
 
 
 @dataclass(frozen=True)
@@ -87,33 +62,25 @@ class ExpectedOutputs:
         return find_problem_with_cache(model, self.probe, self.tolerance) if self.has_cache else None
 
 
-@dataclass(frozen=True)
 class MaskedOutputs:
     """Outputs of a model with masked units, which the model without these units has to give.
 
     Attributes:
         blocks: The blocks that lose units, before the removal.
         passes: The outputs for a batch and, if that leaves blocks unproven, for one that is made for the model.
-        unproven: Names of the blocks that none of the outputs depends on, in the order of the blocks.
-        processes: The processes that compare.
     """
 
-    blocks: Sequence[Block]
-    passes: Sequence[ExpectedOutputs]
-    unproven: tuple[str, ...]
-    processes: Processes
-
-    @classmethod
-    def record(
-        cls,
+    def __init__(
+        self,
         model: nn.Module,
         blocks: Sequence[Block],
         factors: Sequence[Tensor],
         *,
         masked: Masking | None = None,
         probe: Mapping[str, Tensor] | None = None,
-        processes: Processes | None = None,
-    ) -> "MaskedOutputs":
+        largest: Callable[[float], float] = float,
+        free: Callable[[nn.Module], object] | None = None,
+    ) -> None:
         """Record the outputs of a masked model.
 
         Args:
@@ -122,105 +89,115 @@ class MaskedOutputs:
             factors: Factor of each gate or unit of each block; 0 for those that are removed.
             masked: Context manager that multiplies the features of each block by such factors; by default with hooks.
             probe: The batch, as keyword arguments of the model; made from its configuration if None.
-            processes: The processes that run the passes; this one alone if None.
+            largest: Function that returns the largest of the numbers of all processes, which then decide alike.
+            free: Function that frees what a pass of a sharded model has gathered. Steps with a cache are not compared
+                then: a pass that fails may leave FSDP2 unusable.
 
         Raises:
             InputError: The model does not run on the batch, or an output or a factor is NaN.
+            OutOfMemoryError: A pass does not fit into the memory.
         """
-        processes = processes or Processes()
-        recorder = _Recorder(model, blocks, factors, masked or partial(features_scaled, blocks), processes)
-        passes = [recorder.record(probe)]
-        if probe is not None and passes[0].unproven:
+        self.blocks = blocks
+        self._factors, self._largest, self._free = factors, largest, free
+        self._masked = masked or partial(features_scaled, blocks)
+        self.passes = [self._record(model, probe)]
+        if probe is not None and self.unproven:
             # A batch of texts alone does not reach the vision tower.
-            with suppress(Exception):
-                own = recorder.record(None)
-                passes += [own] if passes[0].unproven - own.unproven else []
-        unproven = frozenset.intersection(*(one.unproven for one in passes))
-        return cls(blocks, passes, tuple(block.name for block in blocks if block.name in unproven), processes)
+            with suppress(InputError):
+                own = self._record(model, None)
+                self.passes += [own] if self.passes[0].unproven - own.unproven else []
+
+    @property
+    def unproven(self) -> tuple[str, ...]:
+        """Names of the blocks that none of the outputs depends on, in the order of the blocks."""
+        return tuple(block.name for block in self.blocks if all(block.name in one.unproven for one in self.passes))
 
     def compare(self, model: nn.Module) -> tuple[float, str | None]:
         """Return the largest difference of a model without the units, and how it differs beyond rounding, or None."""
         largest = 0.0
         for expected in self.passes:
-            difference = self.processes.largest(expected.difference(model))
-            self.processes.free(model)
+            difference = self._largest(expected.difference(model))
+            self._release(model)
             if problem := expected.find_problem(model, difference):
                 return difference, problem
             largest = max(largest, difference)
         return largest, None
 
+    def _release(self, model: nn.Module) -> None:
+        if self._free is not None:
+            self._free(model)
 
-@dataclass(frozen=True)
-class _Recorder:
-    """A model with the factors that mask its units."""
-
-    model: nn.Module
-    blocks: Sequence[Block]
-    factors: Sequence[Tensor]
-    masked: Masking
-    processes: Processes
-
-    def record(self, probe: Mapping[str, Tensor] | None) -> ExpectedOutputs:
+    def _record(self, model: nn.Module, probe: Mapping[str, Tensor] | None) -> ExpectedOutputs:
         """Record the outputs for one batch; a second pass with lower factors estimates the rounding error."""
-        with self.masked(self.factors):
-            probe, outputs = run_probe(self.model, probe)
-        self.processes.free(self.model)
-        if any(tensor.isnan().any() for tensor in (*self.factors, *outputs)):
+        with self._masked(self._factors):
+            probe, outputs = run_probe(model, probe)
+        self._release(model)
+        if any(tensor.isnan().any() for tensor in (*self._factors, *outputs)):
             raise InputError(
                 "The model or its gates give NaN: training has diverged. Lower the learning rate, or train in float32."
             )
+        run = partial(self._run, model, probe)
         with torch.no_grad():
-            perturbed = self.run(probe, [factor * (1 - rounding_of(outputs)) for factor in self.factors])
-        tolerance = self.processes.largest(rounding_tolerance(outputs, perturbed))
-        unproven = frozenset(self._without_effect(probe, outputs, tolerance))
+            perturbed = run([factor * (1 - rounding_of(outputs)) for factor in self._factors])
+        tolerance = self._largest(rounding_tolerance(outputs, perturbed))
+        unproven = frozenset(self._without_effect(run, outputs, tolerance))
         has_cache = False
-        if self.processes.cached:
-            with self.masked(self.factors):
-                has_cache = find_problem_with_cache(self.model, probe, tolerance) is None
+        if self._free is None:
+            with self._masked(self._factors):
+                has_cache = find_problem_with_cache(model, probe, tolerance) is None
         return ExpectedOutputs(probe, outputs, tolerance, unproven, has_cache)
 
-    def run(self, probe: Mapping[str, Tensor], factors: Sequence[Tensor]) -> list[Tensor]:
+    def _run(self, model: nn.Module, probe: Mapping[str, Tensor], factors: Sequence[Tensor]) -> list[Tensor]:
         """Return the outputs with other factors, with a graph where gradients are enabled."""
-        with self.masked(factors):
-            outputs = forward_outputs(self.model, probe, with_gradients=torch.is_grad_enabled())
-        self.processes.free(self.model)
+        with self._masked(factors):
+            outputs = forward_outputs(model, probe, with_gradients=torch.is_grad_enabled())
+        self._release(model)
         return outputs
 
-    def _without_effect(self, probe: Mapping[str, Tensor], outputs: list[Tensor], tolerance: float) -> Iterator[str]:
+    def _without_effect(
+        self, run: Callable[[Sequence[Tensor]], list[Tensor]], outputs: list[Tensor], tolerance: float
+    ) -> Iterator[str]:
         """Yield the names of the blocks that lose units, and whose features do not change the outputs.
 
         Tried by exchanging the kept and the removed units of a block, unless an estimate shows the change.
         """
-        exchanged = [(factor == 0).to(factor) for factor in self.factors]
-        estimates = self._estimate(probe, exchanged, outputs)
+        exchanged = [(factor == 0).to(factor) for factor in self._factors]
+        estimates = _estimate_changes(run, self._factors, exchanged, outputs)
         for index, other in enumerate(exchanged):
-            if not other.any() or self.processes.largest(estimates[index]) > tolerance:
+            if not other.any() or self._largest(estimates[index]) > tolerance:
                 continue
-            changed = [*self.factors[:index], other, *self.factors[index + 1 :]]
+            changed = [*self._factors[:index], other, *self._factors[index + 1 :]]
             with torch.no_grad():
-                difference = max_relative_difference(outputs, self.run(probe, changed))
-            if self.processes.largest(difference) <= tolerance:
+                difference = max_relative_difference(outputs, run(changed))
+            if self._largest(difference) <= tolerance:
                 yield self.blocks[index].name
 
-    def _estimate(self, probe: Mapping[str, Tensor], exchanged: Sequence[Tensor], outputs: list[Tensor]) -> list[float]:
-        """Estimate to first order how much exchanging the units of each block would change the outputs.
 
-        Returns:
-            For each block about the root mean square of the change, relative to the largest output; zero where there
-            is no gradient.
-        """
-        leaves = [factor.detach().clone().requires_grad_() for factor in self.factors]
-        try:
-            with torch.enable_grad():
-                pairs = zip(self.run(probe, leaves), outputs, strict=True)
-                terms = [_projected(output, largest) for output, largest in pairs]
-                gradients = torch.autograd.grad(torch.stack(terms).sum(), leaves, allow_unused=True)
-        except Exception:  # Some kernels have no gradient, and some models run a tower without.
-            return [0.0] * len(self.factors)
-        return [
-            0.0 if gradient is None else float((gradient * (other - factor)).nan_to_num(0.0, 0.0, 0.0).abs().sum())
-            for gradient, other, factor in zip(gradients, exchanged, self.factors, strict=True)
-        ]
+def _estimate_changes(
+    run: Callable[[Sequence[Tensor]], list[Tensor]],
+    factors: Sequence[Tensor],
+    exchanged: Sequence[Tensor],
+    outputs: list[Tensor],
+) -> list[float]:
+    """Estimate to first order how much exchanging the units of each block would change the outputs.
+
+    Returns:
+        For each block about the root mean square of the change, relative to the largest output; zero where there is no
+        gradient.
+    """
+    leaves = [factor.detach().clone().requires_grad_() for factor in factors]
+    try:
+        with torch.enable_grad():
+            terms = [_projected(output, largest) for output, largest in zip(run(leaves), outputs, strict=True)]
+            gradients = torch.autograd.grad(torch.stack(terms).sum(), leaves, allow_unused=True)
+    except OUT_OF_MEMORY:
+        raise
+    except Exception:  # Some kernels have no gradient, and some models run a tower without.
+        return [0.0] * len(factors)
+    return [
+        0.0 if gradient is None else float((gradient * (other - factor)).nan_to_num(0.0, 0.0, 0.0).abs().sum())
+        for gradient, other, factor in zip(gradients, exchanged, factors, strict=True)
+    ]
 
 
 def _projected(output: Tensor, expected: Tensor) -> Tensor:
@@ -236,6 +213,8 @@ def find_problem_with_cache(model: nn.Module, probe: Mapping[str, Tensor], toler
     """Return how a step with a cache differs from the forward pass without one, or None."""
     try:
         pair = cached_outputs(model, probe)
+    except OUT_OF_MEMORY:
+        raise
     except Exception as error:
         return f"with a cache, it does not run ({type(error).__name__}: {error})"
     difference = max_relative_difference([pair[0]], [pair[1]]) if pair is not None else 0.0

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 __all__ = [
+    "OUT_OF_MEMORY",
     "cached_outputs",
     "evaluating",
     "forward_outputs",
@@ -18,6 +19,8 @@ __all__ = [
     "tolerance_for",
 ]
 
+# Errors of the machine, which say nothing about a model.
+OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
 # Relative size of a rounding that is one of 16 bits.
 _COARSE = 1e-4
 

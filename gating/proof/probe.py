@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from gating.errors import InputError
 from gating.proof.conditions import check_has_values
 from gating.proof.inputs.batches import candidate_batches
-from gating.proof.outputs import evaluating, forward_outputs
+from gating.proof.outputs import OUT_OF_MEMORY, evaluating, forward_outputs
 
 __all__ = ["make_probe", "run_probe"]
 
@@ -102,6 +102,8 @@ def _first_to_run(model: nn.Module, batches: Iterator[Batch]) -> tuple[Batch, li
     while (batch := _next(model, batches)) is not None:
         try:
             outputs = forward_outputs(model, batch)
+        except OUT_OF_MEMORY:
+            raise
         except Exception as error:  # Models raise errors of all kinds on unsuitable inputs.
             if first is None:
                 first, problem = error, f"does not run on {', '.join(batch)} ({_reason(error)})"

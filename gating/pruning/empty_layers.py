@@ -164,7 +164,7 @@ def _added(layers: LayerList, number: int) -> Tensor | None:
     return torch.stack(biases).sum(dim=0) if biases and len({bias.shape for bias in biases}) == 1 else None
 
 
-def plan_biases(layers: LayerList, kept: Sequence[int]) -> Iterator[SetAttribute]:
+def plan_biases(layers: LayerList, kept: Sequence[int]) -> Iterator[Edit]:
     """Plan to add the biases of layers that leave to the last block of the layer before.
 
     Raises:

@@ -1,6 +1,6 @@
 """Removal of the heads and neurons whose gates are closed: decide, fold, remove, verify."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from gating.gates import HeadGates
 from gating.loader.saving import become_compact
 from gating.objectives.base import Objective
 from gating.proof.conditions import check_has_values, check_no_adapters, check_whole
-from gating.proof.masked import MaskedOutputs, Processes
+from gating.proof.masked import MaskedOutputs
 from gating.proof.prove import apply_proven
 from gating.pruning.decide import decide_gate_values, warn_if_arbitrary
 from gating.pruning.empty_layers import remove_empty_layers
@@ -113,10 +113,9 @@ def finalize(
     gates.remove()
     done: list[Undo] = []
     try:
-        proof = apply_proven(model, edits, masked)
-        done = proof.done
+        done, difference = apply_proven(model, edits, masked)
         report = FinalizeReport.of(
-            model, before, gated, max_difference=proof.difference, folded=folded, unproven=proof.unproven
+            model, before, gated, max_difference=difference, folded=folded, unproven=masked.unproven
         )
         remove_empty_layers(model, masked)
     except BaseException:
@@ -163,14 +162,16 @@ def record_masked(
     values: Tensor,
     probe: Mapping[str, Tensor] | None,
     *,
-    processes: Processes | None = None,
+    largest: Callable[[float], float] = float,
+    free: Callable[[nn.Module], object] | None = None,
 ) -> MaskedOutputs:
     """Record the outputs of a model with the gates of its blocks at their final values, ``[num_gates]``."""
-    return MaskedOutputs.record(
+    return MaskedOutputs(
         model,
         blocks,
         values.split(gates.block_sizes),
         masked=lambda factors: gates.fixed_at(torch.cat(list(factors))),
         probe=probe,
-        processes=processes,
+        largest=largest,
+        free=free,
     )

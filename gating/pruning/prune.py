@@ -137,8 +137,9 @@ def _prune(
     edits = plan_pruning(model, blocks, kept)
     before = UnitCounts.of(model)
     if is_checked or probe is not None:
-        masked = MaskedOutputs.record(model, blocks, factors_of(blocks, kept), probe=probe)
-        unproven = apply_proven(model, edits, masked).unproven
+        masked = MaskedOutputs(model, blocks, factors_of(blocks, kept), probe=probe)
+        apply_proven(model, edits, masked)
+        unproven = masked.unproven
     else:
         apply_edits(edits)
         unproven = tuple(block.name for block in blocks if not kept[block.name] >= set(block.unit_ids))

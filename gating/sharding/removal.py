@@ -12,7 +12,7 @@ from gating.errors import InputError, OperationError, UserError
 from gating.gates import HeadGates
 from gating.loader.saving import become_compact
 from gating.objectives.base import Objective
-from gating.proof.masked import MaskedOutputs, Processes
+from gating.proof.masked import MaskedOutputs
 from gating.proof.prove import check_proven
 from gating.pruning.empty_layers import layer_list, passing_layers, plan_biases, staying_layers
 from gating.pruning.finalize import FinalizeReport, check_own_gates, checked_gate_values, record_masked
@@ -68,8 +68,8 @@ def finalize_sharded(
     values = checked_gate_values(model, gates, objective, num_heads=num_heads, num_neurons=num_neurons, kept=kept)
     check_decided_alike(values)
     gated, before = gates.blocks(), UnitCounts.of(model)
-    processes = Processes(partial(_largest_of_all, device=values.device), free=reshard, cached=False)
-    masked = record_masked(model, gates, gated, values, probe, processes=processes)
+    largest = partial(_largest_of_all, device=values.device)
+    masked = record_masked(model, gates, gated, values, probe, largest=largest, free=reshard)
 
     with torch.no_grad():
         compact = _without_units(model, gates, values)

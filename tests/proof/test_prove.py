@@ -48,3 +48,25 @@ def test_a_cache_that_differs_in_the_masked_model_proves_nothing(gated, monkeypa
 def test_a_wrong_layout_is_an_error_of_values_and_of_the_operation():
     assert issubclass(LayoutError, InputError)
     assert issubclass(LayoutError, OperationError)
+
+
+def _out_of_memory(*_args, **_options):
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize("where", ["gradients", "cache", "own batch"])
+def test_a_lack_of_memory_reaches_the_caller(gated, where, monkeypatch):
+    model, gates = gated
+    state, probe = state_of(model), {"input_ids": torch.tensor([[5, 6, 7]])}
+    if where == "gradients":
+        monkeypatch.setattr(torch.autograd, "grad", _out_of_memory)
+    elif where == "cache":
+        monkeypatch.setattr(masked, "cached_outputs", _out_of_memory)
+    else:
+        # The outputs do not depend on this layer, so that the model's own batch is tried, too.
+        model.model.layers[0].self_attn.o_proj.weight.data.zero_()
+        state, run = state_of(model), masked.run_probe
+        monkeypatch.setattr(masked, "run_probe", lambda model, probe: (run if probe else _out_of_memory)(model, probe))
+    with pytest.raises(torch.OutOfMemoryError):
+        gating.finalize(model, gates, probe=probe)
+    assert_same_state(model, state)
