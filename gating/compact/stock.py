@@ -32,7 +32,6 @@ from gating.pruning.layers import build_original, build_recorded
 from gating.storage.hub import RECORD_FILE
 from gating.structure.attention import AttentionBlock, iter_attention_blocks
 from gating.structure.feed_forward import FeedForwardBlock, iter_feed_forward_blocks
-from gating.units import unit_of
 
 __all__ = ["StockError", "may_be_stock", "read_original", "stock_model"]
 
@@ -80,8 +79,8 @@ def may_be_stock(model: PreTrainedModel) -> bool:
     sizes: dict[tuple[str, str, int], set[int]] = {}
     for block in (*iter_attention_blocks(model), *iter_feed_forward_blocks(model)):
         # A configuration has fields for the encoder and for the decoder.
-        stack, unit = re.split(r"(^|\.)\d+(\.|$)", block.name)[0], unit_of(block)
-        sizes.setdefault((stack, block.kind, unit.size_before(block)), set()).add(unit.size(block))
+        stack = re.split(r"(^|\.)\d+(\.|$)", block.name)[0]
+        sizes.setdefault((stack, block.kind, block.size_before), set()).add(block.size)
     return all(len(found) == 1 for found in sizes.values())
 
 

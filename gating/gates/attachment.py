@@ -13,7 +13,6 @@ from gating.loader.classes import subclass
 from gating.loader.replaced import original_class
 from gating.structure.blocks import Block
 from gating.structure.hooks import Handle
-from gating.units import unit_of
 
 __all__ = ["Attachment", "CHILD_NAME", "check_not_gated", "freeze", "unfreeze"]
 
@@ -56,11 +55,11 @@ class Attachment:
     def hook_blocks(self, values: PassValues, blocks: Sequence[Block], num_gates: Sequence[int]) -> None:
         """Scale the features of each block by its gates, or the weight that they meet where that is cheaper."""
         for index, (block, size) in enumerate(zip(blocks, num_gates, strict=True)):
-            unit, projection = unit_of(block), block.output_projection
-            gate = BlockGate(values, index, shown=unit.describe_gates(block, size)).train(self.model.training)
+            projection = block.output_projection
+            gate = BlockGate(values, index, shown=block.describe_gates(size)).train(self.model.training)
             projection.add_module("gate", gate)
             self.projections.append(projection)
-            by_weight = unit.gates_weight and _can_gate_weight(projection)
+            by_weight = block.gates_weight and _can_gate_weight(projection)
             self.gate_handles.append(WeightGate(projection) if by_weight else block.hook_features(gate))
 
     def remove(self) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from gating.errors import InputError
 from gating.gates.hard_concrete import FullPrecision
 from gating.structure.blocks import Block, group_labels
-from gating.units import UNITS, UnitName, check_units, unit_of
+from gating.units import UNITS, UnitName, check_units
 
 __all__ = ["GatedUnits", "table_of"]
 
@@ -31,7 +31,7 @@ class GatedUnits(FullPrecision):
         self.units = check_units(set(self.block_units))
         group_sizes = (getattr(block, "group_size", None) for block in blocks)
         self.group_size = next((size for size in group_sizes if size is not None), None)
-        by_block = [unit_of(block).gate_sizes(block, group_queries=group_queries) for block in blocks]
+        by_block = [block.gate_sizes(group_queries=group_queries) for block in blocks]
         self.block_sizes = [len(sizes) for sizes in by_block]
         self.gate_sizes = tuple(size for sizes in by_block for size in sizes)
         self.units_per_gate = tuple(size.num_units for size in self.gate_sizes)

@@ -25,7 +25,7 @@ from gating.proof.probe import run_probe
 from gating.proof.prove import try_removal
 from gating.structure.blocks import Block
 from gating.structure.feed_forward import DEFAULT_GROUP_SIZE
-from gating.units import UNITS, UnitName, check_units, unit_of
+from gating.units import UNITS, UnitName, check_units, search_blocks
 
 __all__ = ["create_gates", "inject_gates"]
 
@@ -104,7 +104,7 @@ def inject_gates(
         probe=probe,
     )
     blocks = gates.blocks(model)
-    _prove_foreign_blocks(model, blocks, group_queries=group_queries, probe=probe)
+    _prove_foreign_blocks(model, blocks, probe=probe)
     gates.attach(model, blocks)
     if gates.ungated:
         warnings.warn(ungated_warning(model, gates.ungated), stacklevel=2)
@@ -145,7 +145,7 @@ def create_gates(
     found: list[Block] = []
     ungated: list[UngatedModules] = []
     for unit in check_units(units):
-        blocks_of_unit, others = UNITS[unit].search(model, group_size=group_size, discover=discover, probe=probe)
+        blocks_of_unit, others = search_blocks(model, unit, group_size=group_size, discover=discover, probe=probe)
         found += blocks_of_unit
         ungated += others
     unfound = [name for one in ungated for name in one.names]
@@ -155,7 +155,7 @@ def create_gates(
         block for block in found if block.unit_ids and not is_left_out(block.name, exclude=exclude, towers=wanted)
     ]
     if not blocks:
-        units_found = {unit_of(block).full_name for block in found}
+        units_found = {f"{UNITS[block.unit].label} {UNITS[block.unit].singular}" for block in found}
         raise InputError(f"No {' or '.join(sorted(units_found))} of {type(model).__name__} is left to put a gate on.")
     check_not_gated(blocks)
     gates = HeadGates(
@@ -177,15 +177,13 @@ def _check_exclude(found: list[Block], others: list[str], exclude: Collection[st
     if unknown:
         name = sorted(unknown)[0]
         nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
-        kinds = {unit_of(block).label for block in found}
+        kinds = {UNITS[block.unit].label for block in found}
         raise InputError(
             f"There is no {' or '.join(sorted(kinds))} block {name!r} to exclude. Did you mean {nearest!r}?"
         )
 
 
-def _prove_foreign_blocks(
-    model: nn.Module, blocks: list[Block], *, group_queries: bool, probe: Mapping[str, Tensor] | None
-) -> None:
+def _prove_foreign_blocks(model: nn.Module, blocks: list[Block], *, probe: Mapping[str, Tensor] | None) -> None:
     """Raise ``InputError`` if a block of a class outside of transformers, or with a registered layout, is another one.
 
     Names of layers do not show all that a class computes. Without this trial, the error would come at the end of
@@ -197,11 +195,11 @@ def _prove_foreign_blocks(
     is_whole = not any(weight.is_meta or hasattr(weight, "full_tensor") for weight in model.parameters())
     if not is_possible or has_adapters or not is_whole:
         return
-    for unit in UNITS.values():
-        foreign = [block for block in blocks if unit_of(block) is unit and unit.is_foreign(block)]
-        if foreign and unit.is_tried_if_it_runs and probe is None and not _runs(model):
+    for unit in UNITS:
+        foreign = [block for block in blocks if block.unit == unit and block.is_foreign]
+        if foreign and foreign[0].is_tried_if_it_runs and probe is None and not _runs(model):
             continue
-        kept = {block.name: unit.all_but_some(block, group_queries=group_queries) for block in foreign}
+        kept = {block.name: block.all_but_some() for block in foreign}
         try_removal(model, foreign, kept, probe=probe, must_matter=False)
 
 

@@ -209,8 +209,9 @@ def resolve_budget(
     if keep is not None:
         return max(1, round(_checked_keep(keep, of=unit, kind=of_kind) * total))
     if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= total:
+        part = f"{kind} {UNITS[unit].label} of this model" if kind else "this model"
         raise InputError(
-            f"num_{unit}{of_kind}={number} cannot be kept: {UNITS[unit].part_in_words(kind)} has {total} {unit}, so "
+            f"num_{unit}{of_kind}={number} cannot be kept: {part} has {total} {unit}, so "
             f"give an integer from 1 to {total}."
         )
     return number

@@ -37,7 +37,7 @@ def gate_metrics(gates: HeadGates, objective: Objective) -> dict[str, float | Te
     metrics: dict[str, float | Tensor] = {}
     # Numbers of few units come first, and the target is beside them.
     for unit in sorted(gates.units, key=lambda unit: UNITS[unit].is_weighed):
-        names = UNITS[unit].metrics
+        names = UNITS[unit]
         if UNITS[unit].is_weighed:
             metrics |= budget
         metrics |= {names.expected: gates.count_expected(unit), names.open: float(gates.count_open(unit))}
@@ -56,10 +56,10 @@ def _open_by_block(gates: HeadGates) -> dict[str, float]:
     for unit, group, num_open in zip(
         gates.block_units, gates.block_groups, gates.open_by_block().values(), strict=True
     ):
-        names = UNITS[unit].metrics
+        names = UNITS[unit]
         metrics[names.block.format(positions[unit])] = float(num_open)
         positions[unit] += 1
-        if names.by_group:
+        if not names.is_weighed:
             groups[group] += num_open
     if len(groups) > 1:
         metrics |= {f"gates/{group}/open": float(num_open) for group, num_open in groups.items()}
@@ -70,7 +70,7 @@ def metrics_of(quantity: Quantity) -> tuple[str, str, str]:
     """Return the names in the logs of the expected, the open and the aimed-at amount of a quantity."""
     if quantity == COST:
         return "gates/cost/expected", "gates/cost/open", "gates/cost/target"
-    names = UNITS[quantity].metrics
+    names = UNITS[quantity]
     return names.expected, names.open, names.target
 
 

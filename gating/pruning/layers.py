@@ -17,7 +17,6 @@ from gating.pruning.layer_settings import changed, nested_configs, setting_of, s
 from gating.structure.blocks import share_specs
 from gating.structure.edits import ABSENT, Edit, Undo, apply_edits, undo_edits
 from gating.structure.layers import LayerList, dense_name, layers_record
-from gating.units import unit_of
 
 __all__ = ["build_original", "build_recorded", "drop_layers"]
 
@@ -174,7 +173,7 @@ def _record_without(model: PreTrainedModel, layers: LayerList, kept: Sequence[in
     for number, blocks in enumerate(layers.blocks):
         for block in () if number in kept else blocks:
             of_unit = sizes.setdefault(block.unit, dict(record.get(block.unit, {})))
-            of_unit[dense_name(record, block.name)] = unit_of(block).size_before(block)
+            of_unit[dense_name(record, block.name)] = block.size_before
     now = {**record.get("kept", {}), layers.name: [numbers[number] for number in kept]}
     return {**record, **sizes, "kept": now}
 

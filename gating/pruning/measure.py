@@ -14,9 +14,7 @@ from gating.gates import HeadGates
 from gating.proof.outputs import forward_outputs
 from gating.structure.attention import iter_attention_blocks
 from gating.structure.blocks import Block, group_labels
-from gating.units import unit_of
-from gating.units.heads import HEADS
-from gating.units.unit import Calls
+from gating.units import count_units
 
 __all__ = [
     "cache_bytes_per_token",
@@ -30,7 +28,7 @@ __all__ = [
 
 def count_heads(model: nn.Module) -> int:
     """Return the number of attention heads of a model; 0 if its attention is not known."""
-    return HEADS.count(model)
+    return count_units(model, "heads")
 
 
 def count_heads_by_kind(model: nn.Module) -> dict[str, int]:
@@ -161,12 +159,8 @@ def measure_macs(model: nn.Module, gates: HeadGates, blocks: Sequence[Block], ba
         >>> measure_macs(model, create_gates(model), find_blocks(model), batch).tolist()
         [420.0, 420.0, 420.0, 420.0]
     """
-    calls = [Calls() for _ in blocks]
-    handles = [
-        handle
-        for block, counts in zip(blocks, calls, strict=True)
-        for handle in unit_of(block).hook_calls(block, counts)
-    ]
+    calls = [{"tokens": 0.0, "keys": 0.0} for _ in blocks]
+    handles = [handle for block, counts in zip(blocks, calls, strict=True) for handle in block.hook_calls(counts)]
     try:
         forward_outputs(model, batch)
     finally:
@@ -179,6 +173,6 @@ def measure_macs(model: nn.Module, gates: HeadGates, blocks: Sequence[Block], ba
     for counts, before in zip(calls, macs, strict=True):
         for known in before.tolist():
             size = next(sizes)
-            is_reached = counts.num_tokens > 0
-            found.append(size.macs(counts.num_tokens / batch_size, counts.num_keys) if is_reached else known)
+            is_reached = counts["tokens"] > 0
+            found.append(size.macs(counts["tokens"] / batch_size, counts["keys"]) if is_reached else known)
     return torch.tensor(found, dtype=torch.float64)

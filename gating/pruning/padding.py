@@ -1,10 +1,10 @@
 """Padding heads: removed heads that stay in place to fill up their group of query heads."""
 
-from torch import nn
+from torch import Tensor, nn
 
 from gating.families.linear import weight_dim, without_adapter
 from gating.structure.attention import iter_attention_blocks
-from gating.structure.edits import Features, fill, whole
+from gating.structure.edits import fill, positions, whole
 
 __all__ = ["silence_padding"]
 
@@ -34,13 +34,12 @@ def silence_padding(model: nn.Module) -> None:
         if block.head_slots == block.head_ids:
             continue
         padding = [slot for slot, head in enumerate(block.head_slots) if head not in block.head_ids]
-        _silence_inputs(block.output_projection, Features(padding, block.head_dim))
+        _silence_inputs(block.output_projection, positions(padding, block.head_dim))
 
 
-def _silence_inputs(linear: nn.Module, inputs: Features) -> None:
+def _silence_inputs(linear: nn.Module, inputs: Tensor) -> None:
     """Set the weight of some inputs of a layer to zero, in place."""
     linear = without_adapter(linear)
     weight = linear.weight
     assert isinstance(weight, nn.Parameter)
-    index = inputs.index().to(weight.device)
-    fill(weight, whole(weight.detach()).index_fill(weight_dim(linear, "inputs"), index, 0.0))
+    fill(weight, whole(weight.detach()).index_fill(weight_dim(linear, "inputs"), inputs.to(weight.device), 0.0))

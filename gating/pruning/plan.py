@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from gating.families.linear import weight_dim, without_adapter
 from gating.structure.attention import AttentionBlock
+from gating.structure.attention_removal import staying
 from gating.structure.blocks import Block
-from gating.structure.edits import ABSENT, Edit, Features
+from gating.structure.edits import ABSENT, Edit, positions
 from gating.structure.layers import dense_name, layers_record
-from gating.units import unit_of
 
 __all__ = ["folded_values", "kept_units", "plan_finalizing", "plan_pruning"]
 
@@ -54,14 +54,14 @@ def _plan_scaling(block: Block, scale: Tensor) -> list[Edit]:
     if (scale == 1).all():
         return []
     edits = [_scaled(module, name, scale, dim)]
-    for other, factors in unit_of(block).other_inputs(block, scale):
-        linear = without_adapter(other)
+    for other, width in block.other_outputs():
+        linear, factors = without_adapter(other), scale.unflatten(0, (len(block.slot_ids), -1))[:, :width].flatten()
         edits.append(_scaled(linear, "weight", factors, weight_dim(linear, "inputs")))
     return edits
 
 
 def _scaled(owner: nn.Module, name: str, factors: Tensor, dim: int) -> Edit:
-    return Edit(owner, name, kept=Features(range(len(factors)), 1), dim=dim, factors=factors)
+    return Edit(owner, name, kept=positions(range(len(factors))), dim=dim, factors=factors)
 
 
 def folded_values(model: nn.Module, blocks: Sequence[Block], values: Sequence[Tensor]) -> dict[str, tuple[float, ...]]:
@@ -101,5 +101,5 @@ def _plan_alignment_heads(model: nn.Module, blocks: Sequence[Block], kept: Mappi
             continue
         heads = kept[block.name]
         if block.head_slots[position] in heads:
-            moved.append([layer_idx, block.staying(heads)[0].index(position)])
+            moved.append([layer_idx, staying(block, heads)[0].index(position)])
     return [Edit(config, "alignment_heads", moved or ABSENT)]

@@ -19,7 +19,7 @@ from gating.pruning.plan import kept_units, plan_pruning
 from gating.pruning.prune_report import PruneReport, UnitCounts
 from gating.structure.blocks import Block, layer_number, whole_number
 from gating.structure.edits import apply_edits
-from gating.units import unit_of
+from gating.units import UNITS
 
 __all__ = ["check_can_change", "prune_heads", "prune_neurons", "remove_in_copy"]
 
@@ -174,7 +174,7 @@ def _read_request(
     for layer, given in request.items():
         block = _find_block(blocks, layer, ungated)
         numbers = _read_numbers(given, layer, unit=unit)
-        total = unit_of(block).num_numbers(block)
+        total = block.num_numbers
         wrong = [number for number in numbers if not 0 <= number < total]
         if wrong:
             raise InputError(f"Layer {layer!r} has {unit}s 0 to {total - 1}; there is no {unit} {wrong[0]}.")
@@ -193,7 +193,7 @@ def _read_numbers(given: object, layer: object, *, unit: str) -> list[int]:
 
 
 def _find_block(blocks: Sequence[Block], layer: object, ungated: Sequence[UngatedModules]) -> Block:
-    kind = unit_of(blocks[0]).label
+    kind = UNITS[blocks[0].unit].label
     try:
         wanted: object = layer if isinstance(layer, str) else whole_number(layer)
     except TypeError:

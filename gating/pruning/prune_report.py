@@ -8,7 +8,7 @@ from torch import nn
 
 from gating.structure.blocks import Block
 from gating.structure.layers import dense_name, kept_layers, layers_record, original_rows
-from gating.units import UNITS, UnitName
+from gating.units import UNITS, UnitName, count_units, present_units
 
 __all__ = ["PruneReport", "UnitCounts", "num_parameters", "unproven_note"]
 
@@ -29,7 +29,7 @@ class UnitCounts:
     def of(cls, model: nn.Module) -> "UnitCounts":
         """Count the units and parameters of a model, without its gates."""
         num_gates = sum(parameter.numel() for parameter in getattr(model, "head_gates", nn.Module()).parameters())
-        return cls({name: unit.count(model) for name, unit in UNITS.items()}, num_parameters(model) - num_gates)
+        return cls({unit: count_units(model, unit) for unit in UNITS}, num_parameters(model) - num_gates)
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ class PruneReport:
         by_name = {block.name: block for block in blocks}
         record = layers_record(model)
         kept = {
-            name: dict(original_rows(record, name, unit.kept(model, by_name).items(), removed=lambda _: ()))
-            for name, unit in UNITS.items()
+            unit: dict(original_rows(record, unit, present_units(model, unit, by_name).items(), removed=lambda _: ()))
+            for unit in UNITS
         }
         unproven = tuple(dense_name(record, name) for name in unproven)
         return cls(before=before, after=UnitCounts.of(model), kept=kept, unproven=unproven, **others)

@@ -25,7 +25,7 @@ from gating.report.rows import CompactReport, latency_rows, size_rows
 from gating.report.score import Score
 from gating.storage.files import replacing_file
 from gating.structure.layers import count_layers
-from gating.units import UNITS
+from gating.units import UNITS, count_units
 
 # Prefixes of the splits in metric names, as in the logs.
 _SPLITS = {"validation": "val", "test": "test"}
@@ -169,7 +169,7 @@ class Summary:
         """Record the sizes of two models; multiply-accumulates only if there is a batch to count them with."""
         layers = count_layers(dense), count_layers(compact)
         sizes = {
-            **{name: (unit.count(dense), unit.count(compact)) for name, unit in UNITS.items()},
+            **{unit: (count_units(dense, unit), count_units(compact, unit)) for unit in UNITS},
             **({} if layers[0] == layers[1] else {"layers": layers}),
             "macs": (0.0, 0.0) if batch is None else (count_macs(dense, batch), count_macs(compact, batch)),
             "parameters": (num_parameters(dense), num_parameters(compact)),

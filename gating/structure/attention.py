@@ -7,25 +7,26 @@ its query rows, and its columns of the output projection are zero.
 """
 
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import accumulate
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from gating.errors import InputError
-from gating.families.layouts import RowLayout
+from gating.families.layouts import AttentionSpec, RowLayout
 from gating.families.linear import num_inputs, num_outputs
 from gating.families.registry import find_spec, registered_spec
 from gating.loader.emptied import FORMS
 from gating.loader.modeling import base_prefix
-from gating.structure.attention_edits import kinds_of, plan_class, plan_counts, plan_emptying
+from gating.structure.attention_removal import plan_head_removal
 from gating.structure.blocks import Block, layer_number
-from gating.structure.edits import Edit, Features, plan_cut, plan_entries
-from gating.structure.hooks import ForwardHandle, Handle, Handles, hook_input
+from gating.structure.edits import Edit
+from gating.structure.hooks import Handle, hook_input, with_forward
+from gating.structure.sizes import GateSize, head_norms, head_sizes, token_counter
 
 __all__ = ["AttentionBlock", "AttentionKind", "iter_attention_blocks"]
 
@@ -50,8 +51,11 @@ class AttentionBlock(Block):
         num_heads_before: Number of heads before any removal.
     """
 
-    unit: ClassVar[str] = "heads"
-    registered_by: ClassVar[str] = "register_attention_spec"
+    unit = "heads"
+    registered_by = "register_attention_spec"
+    stored_as = "attention_spec"
+    # A user may register the layout of a model for which no batch can be made.
+    is_tried_if_it_runs = True
 
     parent: nn.Module
     num_key_value_heads: int = 0
@@ -85,19 +89,6 @@ class AttentionBlock(Block):
                 found = getattr(holder, attribute)
                 yield found if isinstance(found, nn.Module) else holder, layout
 
-    def projections_outside(self) -> list[nn.Module]:
-        """Return the projections that are not in the module itself."""
-        inside = set(self.module.modules())
-        return [linear for linear, _ in self.projections() if linear not in inside]
-
-    def per_head(self, slots: Sequence[int], groups: Sequence[int]) -> Iterator[tuple[str, int, Sequence[int], int]]:
-        """Yield paths and dimensions of parameters with entries for each head, those to keep, and their number now."""
-        for pairs, kept, num_before in (
-            (self.spec.per_head, slots, len(self.head_slots)),
-            (self.spec.per_key_value_head, groups, self.num_key_value_heads),
-        ):
-            yield from ((path, dim, kept, num_before) for path, dim in pairs if self.has(path))
-
     def locate(self, path: str) -> tuple[nn.Module, str]:
         """Return the module and the name of the attribute at a path of the spec."""
         start = self.parent if path.startswith("^") else self.module
@@ -110,14 +101,6 @@ class AttentionBlock(Block):
             return getattr(*self.locate(path), None) is not None
         except AttributeError:
             return False
-
-    def run_width(self, linear: nn.Module, layout: RowLayout, kind: str) -> int:
-        """Return the number of rows that one head has in a projection as query, key or value."""
-        kinds = kinds_of(layout)
-        if self.key_dim != self.head_dim and len(set(kinds)) > 1:
-            return self.key_dim if kind in ("k" if self.spec.has_state else "qk") else self.head_dim
-        num_runs = sum(len(self.head_slots) if one == "q" else self.num_key_value_heads for one in kinds)
-        return num_outputs(linear) // num_runs
 
     def counted(self) -> "AttentionBlock":
         """Return the block with the heads that its module has, or those that an earlier removal has noted there."""
@@ -168,6 +151,11 @@ class AttentionBlock(Block):
         return len(self.head_ids)
 
     @property
+    def size_before(self) -> int:
+        """Number of heads before any removal."""
+        return self.num_heads_before
+
+    @property
     def unit_ids(self) -> tuple[int, ...]:
         """Original numbers of the present heads."""
         return self.head_ids
@@ -201,11 +189,9 @@ class AttentionBlock(Block):
         """The projection from the latent of which latent attention makes keys and values."""
         return next((linear for linear, layout in self.projections() if layout == "hkv"), None)
 
-    @property
-    def is_guessed(self) -> bool:
-        """Whether discovery has found the layout; that of a loaded compact model is stored in the module, too."""
-        stored = getattr(self.module, "attention_spec", None)
-        return bool(stored == self.spec != registered_spec(self.module))
+    def registered_spec(self, *, shipped_only: bool = False) -> AttentionSpec | None:
+        """Return the layout of the module's class in the registry, or None."""
+        return registered_spec(self.module, shipped_only=shipped_only)
 
     @property
     def is_cross_attention(self) -> bool:
@@ -228,85 +214,57 @@ class AttentionBlock(Block):
 
     def hook_features(self, function: Callable[[Tensor], Tensor | None]) -> Handle:
         """Call a function on the outputs of the heads, ``[..., num_slots * head_dim]``, in each use of the module."""
-        handle: Handle = hook_input(self.output_projection, function)
+        hooks = [hook_input(self.output_projection, function)]
         for linear, width in self.other_outputs():
-            handle = Handles(handle, hook_input(linear, partial(_call_padded, function, width, self.head_dim)))
+            hooks.append(hook_input(linear, partial(_call_padded, function, width, self.head_dim)))
         forward = None if self.spec.calls_projection else self.spec.forward
-        return handle if forward is None else ForwardHandle(self.module, forward, handle)
+        return Handle(hooks) if forward is None else with_forward(Handle(hooks), self.module, forward)
 
-    def row_runs(self, layout: RowLayout) -> list[tuple[str, int]]:
-        """Return the kind and position of the head of each run of rows of a projection, in the order of the rows.
+    def hook_calls(self, calls: dict[str, float]) -> list[Handle]:
+        """Count the queries, as ``tokens``, and the ``keys`` of a forward pass."""
+        # Where keys are those of an earlier layer, there are as many as queries.
+        linear = max(self.projections(), key=lambda projection: "k" in projection[1])[0]
+        keys = linear.register_forward_pre_hook(partial(_count_keys, calls), with_kwargs=True)
+        return [self.hook_features(token_counter(calls)), Handle([keys])]
 
-        The kind is ``q`` for rows of one query head, and ``k`` or ``v`` for those of one key-value head.
+    def gate_sizes(self, *, group_queries: bool = True) -> list[GateSize]:
+        """Return the sizes of the gates of the block.
+
+        Args:
+            group_queries: Whether the query heads that share keys and values get one gate.
+
+        Raises:
+            InputError: Query heads cannot be shared out evenly among the key-value heads.
+
+        Example:
+            >>> from transformers import BertConfig, BertModel
+            >>> from gating import find_attention_blocks
+            >>> model = BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=4))
+            >>> find_attention_blocks(model)[0].gate_sizes()[0]
+            GateSize(num_units=1, num_features=2, num_weights=64.0, num_parameters=70.0)
         """
-        queries = [("q", head) for head in range(len(self.head_slots))]
-        keys = [("k", head) for head in range(self.num_key_value_heads)]
-        values = [("v", head) for head in range(self.num_key_value_heads)]
-        runs = {"q": queries, "k": keys, "v": values}
-        kinds = kinds_of(layout)
-        if kinds in ("q", layout):
-            return [run for kind in kinds for run in runs[kind]]
-        num_groups = int(getattr(self.module, "mp_num", 1)) if layout == "pqvk" else len(keys)
-        size = {kind: len(its_runs) // num_groups for kind, its_runs in runs.items()}
-        return [
-            run
-            for group in range(num_groups)
-            for kind in kinds
-            for run in runs[kind][group * size[kind] : (group + 1) * size[kind]]
-        ]
+        size = self.queries_per_key if group_queries and self.num_key_value_heads > 1 else 1
+        starts = range(0, len(self.head_slots), size)
+        return [head_sizes(self, self.head_slots[start : start + size]) for start in starts]
 
-    def run_widths(self, linear: nn.Module, layout: RowLayout) -> list[int]:
-        """Return the number of rows of each run of a projection."""
-        widths = [self.run_width(linear, layout, kind) for kind, _ in self.row_runs(layout)]
-        if sum(widths) != num_outputs(linear):
-            raise InputError(
-                f"{self.name} has a projection with {num_outputs(linear)} rows, which cannot be shared out evenly "
-                f"among {len(widths)} heads: describe {type(self.module).__name__} with gating.register_attention_spec."
-            )
-        return widths
+    def norms(self) -> Tensor:
+        """Return the norm of each slot, by :func:`~gating.structure.sizes.head_norms`; padding is not a head."""
+        norms = head_norms(self)
+        return norms * torch.tensor([slot in self.head_ids for slot in self.head_slots], device=norms.device)
 
-    def rows_of(
-        self, linear: nn.Module, layout: RowLayout, slots: Collection[int], groups: Collection[int]
-    ) -> Features:
-        """Return the rows of a projection that belong to the heads in some slots, and to some key-value heads."""
-        heads = {"q": slots, "k": groups, "v": groups}
-        kinds = self.row_runs(layout)
-        runs = [i for i, (kind, head) in enumerate(kinds) if head in heads[kind]]
-        if layout == "pqvk":
-            # Parts of different sizes would need another forward; without parts, the class's own serves.
-            runs.sort(key=lambda i: "qvk".index(kinds[i][0]))
-        widths = self.run_widths(linear, layout)
-        if len(set(widths)) == 1:
-            return Features(runs, widths[0])
-        ends = list(accumulate(widths))
-        return Features([row for i in runs for row in range(ends[i] - widths[i], ends[i])], 1)
+    def all_but_some(self) -> tuple[int, ...]:
+        """Return the heads without the first one, or the first group of query heads."""
+        size = self.queries_per_key if self.num_key_value_heads > 1 else 1
+        return tuple(head for head in self.head_ids if head not in self.head_slots[:size]) or self.head_ids
+
+    @property
+    def can_be_emptied(self) -> bool:
+        """Whether the block can lose its last head; others keep one, whose outputs are zero."""
+        return self.spec.returns in FORMS and not bool(self.spec.lends or self.spec.has_state)
 
     def layers(self) -> list[nn.Module]:
         """Return the projections, the output projection last."""
         return [*(linear for linear, _ in (*self.projections(), *self.other_outputs())), self.output_projection]
-
-    def staying(self, kept: Collection[int], *, keeps_slot: bool = False) -> tuple[list[int], list[int]]:
-        """Return the positions of the slots and of the key-value heads that stay if some heads are kept.
-
-        In each group that stays, the first removed heads are padding, as many as it lacks to the size of the largest.
-        Without any kept head, the first one pads the first group, unless the block can be emptied, and ``keeps_slot``
-        is false.
-        """
-        if not kept and self.can_be_emptied and not keeps_slot:
-            return [], []
-        size = self.queries_per_key
-        counts = [
-            sum(head in kept for head in self.head_slots[start : start + size])
-            for start in range(0, len(self.head_slots), size)
-        ]
-        groups = [group for group, count in enumerate(counts) if count or self.spec.keeps_key_value_heads] or [0]
-        slots: list[int] = []
-        for group in groups:
-            kept_first = sorted(
-                range(group * size, (group + 1) * size), key=lambda slot: self.head_slots[slot] not in kept
-            )
-            slots += sorted(kept_first[: max(1, *counts)])
-        return slots, groups
 
     def plan_removal(self, kept: Collection[int], *, keeps_slot: bool = False) -> list[Edit]:
         """Plan the removal of all heads except the kept ones, given by their original numbers.
@@ -322,48 +280,7 @@ class AttentionBlock(Block):
             >>> model.encoder.layer[0].attention.self.query
             Linear(in_features=8, out_features=4, bias=True)
         """
-        heads = tuple(head for head in self.head_ids if head in kept)
-        if heads == self.head_ids:
-            return []
-        slots, groups = self.staying(heads, keeps_slot=keeps_slot)
-        return [
-            *(self._plan_cuts(slots, groups, heads) if slots else self._plan_emptying()),
-            *plan_counts(self, len(slots), len(groups)),
-            *plan_class(self, heads, tuple(self.head_slots[slot] for slot in slots)),
-            # Where a folder is loaded, rows of the user are not known.
-            *([Edit(self.module, "attention_spec", self.spec)] if self._is_of_user else []),
-        ]
-
-    @property
-    def _is_of_user(self) -> bool:
-        return bool(find_spec(self.module, shipped_only=True) != self.spec)
-
-    @property
-    def can_be_emptied(self) -> bool:
-        """Whether the block can lose its last head; others keep one, whose outputs are zero."""
-        return self.spec.returns in FORMS and not bool(self.spec.lends or self.spec.has_state)
-
-    def _plan_cuts(self, slots: Sequence[int], groups: Sequence[int], heads: Collection[int]) -> list[Edit]:
-        edits: list[Edit] = []
-        for linear, layout in self.projections():
-            edits += plan_cut(linear, self.rows_of(linear, layout, slots, groups), side="outputs")
-        padding = [position for position, slot in enumerate(slots) if self.head_slots[slot] not in heads]
-        columns, silent = Features(slots, self.head_dim), Features(padding, self.head_dim)
-        edits += plan_cut(self.output_projection, columns, side="inputs", silent=silent)
-        for other, width in self.other_outputs():
-            edits += plan_cut(other, Features(slots, width), side="inputs", silent=Features(padding, width))
-        for path, dim, stay, num_before in self.per_head(slots, groups):
-            edits.append(plan_entries(*self.locate(path), stay, dim=dim, num_before=num_before))
-        return edits
-
-    def _plan_emptying(self) -> list[Edit]:
-        nothing = Features([], 1)
-        outputs = [self.output_projection, *(linear for linear, _ in self.other_outputs())]
-        return [
-            *(edit for linear in outputs for edit in plan_cut(linear, nothing, side="inputs")),
-            *(edit for linear in self.projections_outside() for edit in plan_cut(linear, nothing, side="outputs")),
-            *plan_emptying(self, outputs),
-        ]
+        return plan_head_removal(self, kept, keeps_slot=keeps_slot)
 
 
 def _call_padded(
@@ -373,6 +290,16 @@ def _call_padded(
     padded = functional.pad(features.unflatten(-1, (-1, width)), (0, head_dim - width)).flatten(-2)
     result = function(padded)
     return None if result is None else result.unflatten(-1, (-1, head_dim))[..., :width].flatten(-2)
+
+
+def _count_keys(
+    calls: dict[str, float], layer: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]
+) -> None:
+    if isinstance(layer, nn.MultiheadAttention):
+        keys = named["key"] if "key" in named else inputs[1]
+        calls["keys"] = keys.shape[-2 if layer.batch_first or keys.dim() == 2 else 0]
+    else:
+        calls["keys"] = (*inputs, *named.values())[0].shape[-2]
 
 
 def iter_attention_blocks(model: nn.Module) -> Iterator[AttentionBlock]:

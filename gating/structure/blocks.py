@@ -3,7 +3,7 @@
 import operator
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,6 +15,7 @@ from gating.families.layouts import AttentionSpec, FeedForwardSpec
 from gating.families.linear import num_inputs, num_outputs, weight_dim, without_adapter
 from gating.structure.edits import Edit
 from gating.structure.hooks import Handle, hook_input
+from gating.structure.sizes import GateSize, token_counter
 
 __all__ = ["Block", "group_labels", "has_no_weight", "layer_number", "share_specs", "tower_of", "whole_number"]
 
@@ -34,12 +35,18 @@ class Block(ABC):
         layer_idx: Number of the layer.
         module: The module that holds all of the weights of the block's units.
         spec: The layout of its weights.
-        unit: Name of the unit, such as ``neurons``.
+        unit: Name of the unit, ``heads`` or ``neurons``.
         registered_by: Name of the public function that registers a layout of such blocks.
+        stored_as: Attribute of the module with a layout that discovery has found, or that a compact folder has.
+        gates_weight: Whether the weight that meets the features may be scaled in their place.
+        is_tried_if_it_runs: Whether a foreign block gets gates untried if the model runs on no batch made for it.
     """
 
     unit: ClassVar[str]
     registered_by: ClassVar[str]
+    stored_as: ClassVar[str]
+    gates_weight: ClassVar[bool] = False
+    is_tried_if_it_runs: ClassVar[bool] = False
 
     name: str
     layer_idx: int
@@ -56,15 +63,46 @@ class Block(ABC):
         """Part of the model that the block is in, such as ``language`` or ``vision``; see :func:`tower_of`."""
         return tower_of(self.name)
 
+    @abstractmethod
+    def registered_spec(self, *, shipped_only: bool = False) -> Any:
+        """Return the layout of the module in the registry, or in the rows of this package alone, or None."""
+
     @property
     def is_guessed(self) -> bool:
-        """Whether discovery has found the layout, for which the registry has no row."""
-        return False
+        """Whether discovery has found the layout; that of a loaded compact model is stored in the module, too."""
+        return bool(getattr(self.module, self.stored_as, None) == self.spec != self.registered_spec())
+
+    @property
+    def is_of_user(self) -> bool:
+        """Whether the layout is in no row of this package."""
+        return bool(self.registered_spec(shipped_only=True) != self.spec)
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether a class or a layout is from elsewhere, so that it has to be proven before training."""
+        # Discovery has tried the layouts that it stores, and so has the save of a record.
+        is_tried = getattr(self.module, self.stored_as, None) == self.spec
+        return (self.is_of_user and not is_tried) or has_foreign_classes(self.module)
 
     @property
     @abstractmethod
     def unit_ids(self) -> tuple[int, ...]:
         """Original numbers of the present units, or groups of units."""
+
+    @property
+    def size(self) -> int:
+        """Number of present units."""
+        return len(self.unit_ids)
+
+    @property
+    @abstractmethod
+    def size_before(self) -> int:
+        """Number of units before any removal."""
+
+    @property
+    def num_numbers(self) -> int:
+        """How many numbers a request may name, as in ``prune_heads``: units, or groups of units."""
+        return self.size_before
 
     @property
     def slot_ids(self) -> tuple[int, ...]:
@@ -91,9 +129,36 @@ class Block(ABC):
         """Return the layers that lose rows or columns with the units; the output projection is the last one."""
         return [self.output_projection]
 
+    def other_outputs(self) -> Iterator[tuple[nn.Module, int]]:
+        """Yield further layers that read the features, with the number of those that they read of each slot."""
+        yield from ()
+
     def hook_features(self, function: Callable[[Tensor], Tensor | None]) -> Handle:
         """Call a function on the features, ``[..., sum(slot_widths)]``, in each use; a result replaces them."""
         return hook_input(self.output_projection, function)
+
+    def hook_calls(self, calls: dict[str, float]) -> list[Handle]:
+        """Count the ``tokens`` that reach the block in a forward pass, and the ``keys`` of attention."""
+        return [self.hook_features(token_counter(calls))]
+
+    @abstractmethod
+    def gate_sizes(self, *, group_queries: bool = True) -> list[GateSize]:
+        """Return the sizes of the gates of the block, in the order of its slots; each has equally many of them."""
+
+    @abstractmethod
+    def norms(self) -> Tensor:
+        """Return the L1 norm of the weights of each slot, without biases, ``[num_slots]``; zero for padding."""
+
+    def describe_gates(self, num_gates: int) -> str:
+        """Return the description in ``print(model)``: the number of units, and that of gates if it is another."""
+        return f"num_{self.unit}={self.size}" + ("" if num_gates == self.size else f", num_gates={num_gates}")
+
+    def all_but_some(self) -> tuple[int, ...]:
+        """Return the units that stay in the trial removal of a foreign block: all but those of its first gate.
+
+        A block of one gate stays whole: some classes cannot be left without a unit.
+        """
+        return self.unit_ids[1:] or self.unit_ids
 
     @abstractmethod
     def plan_removal(self, kept: Collection[int]) -> list[Edit]:
@@ -102,6 +167,12 @@ class Block(ABC):
         Returns:
             Edits to apply in order; none if every unit is kept.
         """
+
+
+def has_foreign_classes(module: nn.Module) -> bool:
+    """Return whether some part of a module has a class from outside of torch, transformers and this package."""
+    classes = {type(part).__module__.partition(".")[0] for part in module.modules()}
+    return not classes <= {"torch", "transformers", "gating"}
 
 
 def tower_of(name: str) -> str:

@@ -20,13 +20,13 @@ from gating.loader.conv1d import narrow_conv1d
 __all__ = [
     "ABSENT",
     "Edit",
-    "Features",
     "Undo",
     "apply_edits",
     "fill",
     "own_part",
     "plan_cut",
     "plan_entries",
+    "positions",
     "undo_edits",
     "whole",
 ]
@@ -36,20 +36,18 @@ Undo = Callable[[], None]
 ABSENT: Final = object()
 
 
-@dataclass(frozen=True)
-class Features:
-    """Inputs or outputs of a layer in runs of one width, such as those of some heads."""
+def positions(runs: Sequence[int], width: int = 1) -> Tensor:
+    """Return the positions of inputs or outputs in runs of one width, such as those of some heads.
 
-    runs: Sequence[int]
-    width: int
+    Returns:
+        Positions, ``[len(runs) * width]``, on the CPU even where models are built on meta.
 
-    def __len__(self) -> int:
-        return len(self.runs) * self.width
-
-    def index(self) -> Tensor:
-        """Return the positions of the features, ``[len(self)]``, on the CPU even where models are built on meta."""
-        starts = torch.tensor(self.runs, dtype=torch.long, device="cpu").unsqueeze(1) * self.width
-        return (starts + torch.arange(self.width, device="cpu")).flatten()
+    Example:
+        >>> positions([0, 2], width=2)
+        tensor([0, 1, 4, 5])
+    """
+    starts = torch.tensor(runs, dtype=torch.long, device="cpu").unsqueeze(1) * width
+    return (starts + torch.arange(width, device="cpu")).flatten()
 
 
 @dataclass(frozen=True)
@@ -60,15 +58,15 @@ class Edit:
         owner: The object.
         attribute: Name of the attribute.
         value: Its new value; with :data:`ABSENT`, it is deleted.
-        kept: Entries that stay of a parameter along one dimension, in place of a value.
+        kept: Positions of the entries that stay of a parameter along one dimension, in place of a value.
         dim: The dimension.
         factors: Factor of each of these entries, ``[len(kept)]``; all are 1 if left out.
     """
 
     owner: Any
     attribute: str
-    value: object = ABSENT
-    kept: Features | None = None
+    value: Any = ABSENT
+    kept: Tensor | None = None
     dim: int = 0
     factors: Tensor | None = None
 
@@ -76,7 +74,7 @@ class Edit:
         """Change the attribute, and return the function that brings its former value back."""
         before = getattr(self.owner, self.attribute, ABSENT)
         if self.kept is not None:
-            return self._take(before, self.kept.index())
+            return self._take(before, self.kept)
         self._set(self.value)
         return partial(self._set, before)
 
@@ -126,18 +124,18 @@ class Edit:
         return undo
 
 
-def plan_cut(linear: nn.Module, kept: Features, *, side: Side, silent: Features | None = None) -> list[Edit]:
-    """Plan to keep some inputs or outputs of a linear layer; the weight of the silent ones among them becomes zero.
+def plan_cut(linear: nn.Module, kept: Tensor, *, side: Side, silent: Tensor | None = None) -> list[Edit]:
+    """Plan to keep some inputs or outputs of a linear layer; the weight of the silent ones of those becomes zero.
 
     Example:
         >>> layer = nn.Linear(4, 2)
-        >>> for edit in plan_cut(layer, Features([1], 2), side="inputs"):
+        >>> for edit in plan_cut(layer, positions([1], 2), side="inputs"):
         ...     edit.apply()
         >>> layer
         Linear(in_features=2, out_features=2, bias=True)
     """
     weight, bias = parameter_names(linear)
-    factors = None if silent is None else torch.ones(len(kept), device="cpu").index_fill_(0, silent.index(), 0.0)
+    factors = None if silent is None else torch.ones(len(kept), device="cpu").index_fill_(0, silent, 0.0)
     edits = [
         Edit(linear, weight, kept=kept, dim=weight_dim(linear, side), factors=factors),
         *(Edit(linear, name, len(kept)) for name in size_names(linear, side)),
@@ -154,7 +152,7 @@ def plan_entries(owner: nn.Module, name: str, kept: Sequence[int], *, dim: int, 
     value = getattr(owner, name)
     if isinstance(value, nn.ModuleList):
         return Edit(owner, name, nn.ModuleList([value[head] for head in kept]))
-    return Edit(owner, name, kept=Features(kept, value.shape[dim] // num_before), dim=dim)
+    return Edit(owner, name, kept=positions(kept, value.shape[dim] // num_before), dim=dim)
 
 
 def apply_edits(edits: Iterable[Edit]) -> list[Undo]:
@@ -165,7 +163,7 @@ def apply_edits(edits: Iterable[Edit]) -> list[Undo]:
 
     Example:
         >>> layer = nn.Linear(4, 2)
-        >>> done = apply_edits(plan_cut(layer, Features([1], 2), side="inputs"))
+        >>> done = apply_edits(plan_cut(layer, positions([1], 2), side="inputs"))
         >>> layer
         Linear(in_features=2, out_features=2, bias=True)
         >>> undo_edits(done)

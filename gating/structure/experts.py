@@ -6,7 +6,6 @@ the output of no layer, so hooks are put on the activation.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 from torch import Tensor, nn
@@ -59,7 +58,8 @@ def hook_activation(experts: nn.Module, function: Callable[[Tensor], Tensor | No
         # An attribute of the module itself precedes the method of its class.
         point = _Calling(point, is_method=name not in experts.__dict__)
         experts.__dict__[name] = point
-    return _ActivationHandle(experts, name, point, point.register_forward_hook(partial(_replace_output, function)))
+    hook = point.register_forward_hook(partial(_replace_output, function))
+    return Handle([hook], partial(_restore_function, experts, name, point))
 
 
 class _Calling(nn.Module):
@@ -74,20 +74,12 @@ class _Calling(nn.Module):
         return self.function(*args)
 
 
-@dataclass(frozen=True)
-class _ActivationHandle:
-    module: nn.Module
-    name: str
-    point: nn.Module
-    hook: Handle
-
-    def remove(self) -> None:
-        """Remove the hook, and with the last one the module that only hooks needed."""
-        self.hook.remove()
-        if isinstance(self.point, _Calling) and not self.point._forward_hooks:
-            del self.module.__dict__[self.name]
-            if not self.point.is_method:
-                self.module.__dict__[self.name] = self.point.function
+def _restore_function(experts: nn.Module, name: str, point: nn.Module) -> None:
+    """Take away the module that only hooks needed."""
+    if isinstance(point, _Calling) and not point._forward_hooks:
+        del experts.__dict__[name]
+        if not point.is_method:
+            experts.__dict__[name] = point.function
 
 
 def _replace_output(

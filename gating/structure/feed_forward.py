@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from gating.errors import InputError
@@ -18,9 +19,10 @@ from gating.families.linear import num_inputs, num_outputs, without_adapter
 from gating.loader.modeling import base_prefix
 from gating.loader.views import ConfigView
 from gating.structure.blocks import Block, layer_number, whole_number
-from gating.structure.edits import Edit, Features, plan_cut
+from gating.structure.edits import Edit, plan_cut, positions
 from gating.structure.experts import GROUP_FACTOR, find_experts_spec, hook_activation
 from gating.structure.hooks import Handle
+from gating.structure.sizes import GateSize, neuron_norms, token_counter, weight_matrix
 
 __all__ = ["DEFAULT_GROUP_SIZE", "ExpertsBlock", "FeedForwardBlock", "iter_feed_forward_blocks"]
 
@@ -49,6 +51,8 @@ class FeedForwardBlock(Block):
 
     unit = "neurons"
     registered_by = "register_feed_forward_spec"
+    stored_as = "feed_forward_spec"
+    gates_weight = True
     kind = "feed_forward"
 
     @property
@@ -62,7 +66,7 @@ class FeedForwardBlock(Block):
         return tuple(min(self.group_size, self.width_before - group * self.group_size) for group in self.group_ids)
 
     @property
-    def num_groups_before(self) -> int:
+    def num_numbers(self) -> int:
         """Number of groups before any removal."""
         return -(-self.width_before // self.group_size)
 
@@ -70,6 +74,16 @@ class FeedForwardBlock(Block):
     def num_neurons(self) -> int:
         """Number of present neurons."""
         return sum(self.slot_widths)
+
+    @property
+    def size(self) -> int:
+        """Number of present neurons."""
+        return self.num_neurons
+
+    @property
+    def size_before(self) -> int:
+        """Number of neurons before any removal."""
+        return self.width_before
 
     @property
     def output_projection(self) -> nn.Module:
@@ -81,16 +95,9 @@ class FeedForwardBlock(Block):
         """Width of the output."""
         return num_outputs(self.output_projection)
 
-    @property
-    def is_guessed(self) -> bool:
-        """Whether discovery has found the layout; that of a loaded compact model is stored in the module, too."""
-        stored = getattr(self.module, "feed_forward_spec", None)
-        return stored == self.spec != registered_feed_forward_spec(self.module)
-
-    @property
-    def experts_per_token(self) -> int:
-        """Number of times that each token passes through the block."""
-        return 1
+    def registered_spec(self, *, shipped_only: bool = False) -> FeedForwardSpec | None:
+        """Return the layout of the module in the registry, or None."""
+        return registered_feed_forward_spec(self.module, shipped_only=shipped_only)
 
     def ups(self) -> Iterator[tuple[nn.Module, UpLayout]]:
         """Yield the linear layers that compute the intermediate features, with the layouts of their rows."""
@@ -100,6 +107,20 @@ class FeedForwardBlock(Block):
     def layers(self) -> list[nn.Module]:
         """Return the projections, the down projection last."""
         return [*(up for up, _ in self.ups()), self.output_projection]
+
+    def weights(self) -> Iterator[tuple[Tensor, int, UpLayout]]:
+        """Yield the weights of the down and the up projections, their dimensions of the neurons, and their layouts."""
+        yield weight_matrix(self.output_projection), 1, "plain"
+        yield from ((weight_matrix(up), 0, layout) for up, layout in self.ups())
+
+    def gate_sizes(self, *, group_queries: bool = True) -> list[GateSize]:
+        """Return the size of each group."""
+        macs, parameters = self.neuron_size()
+        return [GateSize(width, width, width * macs, width * parameters) for width in self.slot_widths]
+
+    def norms(self) -> Tensor:
+        """Return the sum of :func:`~gating.structure.sizes.neuron_norms` of each group."""
+        return torch.stack([group.sum() for group in neuron_norms(self).split(self.slot_widths)])
 
     def neuron_size(self) -> tuple[int, int]:
         """Return the multiply-accumulates of a neuron for one token, and its number of parameters."""
@@ -125,7 +146,7 @@ class FeedForwardBlock(Block):
         group_size = _check_group_size(group_size)
         if group_size == self.group_size:
             return self
-        if len(self.group_ids) == self.num_groups_before:
+        if len(self.group_ids) == self.num_numbers:
             return replace(self, group_size=group_size, group_ids=tuple(range(-(-self.width_before // group_size))))
         if self.group_ids and self.group_size % group_size:
             raise InputError(
@@ -145,7 +166,7 @@ class FeedForwardBlock(Block):
         if kept == set(self.group_ids):
             return []
         present = {neuron: position for position, neuron in enumerate(self.neurons(self.group_ids))}
-        positions = [present[neuron] for neuron in self.neurons(kept)]
+        places = [present[neuron] for neuron in self.neurons(kept)]
         memory = {
             "kept_groups": tuple(sorted(kept)),
             "group_size": self.group_size,
@@ -153,22 +174,18 @@ class FeedForwardBlock(Block):
         }
         down = self.output_projection
         return [
-            *self._plan_cuts(positions, len(present)),
+            *self._plan_cuts(places, len(present)),
             *(Edit(down, name, value) for name, value in memory.items()),
             # Where a folder is loaded, rows of the user are not known.
-            *([Edit(self.module, "feed_forward_spec", self.spec)] if self._is_of_user else []),
+            *([Edit(self.module, self.stored_as, self.spec)] if self.is_of_user else []),
         ]
 
-    @property
-    def _is_of_user(self) -> bool:
-        return find_feed_forward_spec(self.module, shipped_only=True) != self.spec
-
-    def _plan_cuts(self, positions: list[int], width: int) -> list[Edit]:
-        """Plan to keep the neurons at some of ``width`` positions."""
+    def _plan_cuts(self, places: list[int], width: int) -> list[Edit]:
+        """Plan to keep some neurons, by their places among ``width``."""
         edits: list[Edit] = []
         for up, layout in self.ups():
-            edits += plan_cut(up, Features(rows_of_layout(layout, positions, width), 1), side="outputs")
-        return [*edits, *plan_cut(self.output_projection, Features(positions, 1), side="inputs")]
+            edits += plan_cut(up, positions(rows_of_layout(layout, places, width)), side="outputs")
+        return [*edits, *plan_cut(self.output_projection, positions(places), side="inputs")]
 
 
 @dataclass(frozen=True)
@@ -183,12 +200,9 @@ class ExpertsBlock(FeedForwardBlock):
 
     spec: ExpertsSpec
 
-    @property
-    def is_guessed(self) -> bool:
-        """Always False: names and shapes of parameters show the layout."""
-        return False
-
-    _is_of_user = False
+    def registered_spec(self, *, shipped_only: bool = False) -> ExpertsSpec:
+        """Return the layout, which names and shapes of parameters show."""
+        return self.spec
 
     @property
     def experts_per_token(self) -> int:
@@ -215,6 +229,16 @@ class ExpertsBlock(FeedForwardBlock):
     def ups(self) -> Iterator[tuple[nn.Module, UpLayout]]:
         """Yield nothing: no layer computes the features of experts, but parameters of the module."""
         return iter(())
+
+    def hook_calls(self, calls: dict[str, float]) -> list[Handle]:
+        """Count the tokens; the experts compute each of them as often as the router has chosen for it."""
+        return [self.hook_features(token_counter(calls, per_token=self.experts_per_token))]
+
+    def weights(self) -> Iterator[tuple[Tensor, int, UpLayout]]:
+        """Yield the parameters of the down and the up projections, with the dimensions and layouts of the neurons."""
+        spec, find = self.spec, self.module.get_parameter
+        yield find(spec.down), spec.input_dim, "plain"
+        yield from ((find(name), spec.output_dim, layout) for name, layout in spec.ups)
 
     @property
     def input_weight(self) -> tuple[nn.Module, str, int]:
@@ -244,14 +268,14 @@ class ExpertsBlock(FeedForwardBlock):
             )
         return block
 
-    def _plan_cuts(self, positions: list[int], width: int) -> list[Edit]:
+    def _plan_cuts(self, places: list[int], width: int) -> list[Edit]:
         edits = [
-            Edit(self.module, name, kept=Features(rows_of_layout(layout, positions, width), 1), dim=dim)
+            Edit(self.module, name, kept=positions(rows_of_layout(layout, places, width)), dim=dim)
             for name, layout, dim in self.spec.dims(self.module)
         ]
-        edits.append(Edit(self.module, self.spec.down, kept=Features(positions, 1), dim=self.spec.input_dim))
+        edits.append(Edit(self.module, self.spec.down, kept=positions(places), dim=self.spec.input_dim))
         config = getattr(self.module, "config", None)
-        if not positions and hasattr(config, "_experts_implementation"):
+        if not places and hasattr(config, "_experts_implementation"):
             # Without neurons the experts give their biases. Grouped products refuse a width of zero; the batched ones
             # gather weights of size zero, so that all parameters keep a gradient.
             view = ConfigView(config, {"_experts_implementation": "batched_mm"})

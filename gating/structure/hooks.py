@@ -1,36 +1,36 @@
 """Hooks on the features of blocks: the inputs of layers, also where a class does not call its layer as a module."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 
 from gating.loader.classes import subclass
 from gating.loader.replaced import original_class, replaced_forward
 
-__all__ = ["ForwardHandle", "Handle", "Handles", "hook_input"]
-
-
-class Handle(Protocol):
-    """A handle of a hook."""
-
-    def remove(self) -> None:
-        """Remove the hook."""
+__all__ = ["Handle", "hook_input", "with_forward"]
 
 
 @dataclass(frozen=True)
-class Handles:
-    """Two handles that are removed together."""
+class Handle:
+    """Hooks that are removed together, and a function that tidies up behind them.
 
-    first: Handle
-    second: Handle
+    Attributes:
+        hooks: Handles of the hooks.
+        tidy: Function that is called once they are removed.
+    """
+
+    hooks: Sequence[Any]
+    tidy: Callable[[], None] | None = None
 
     def remove(self) -> None:
-        """Remove both hooks."""
-        self.first.remove()
-        self.second.remove()
+        """Remove the hooks."""
+        for hook in self.hooks:
+            hook.remove()
+        if self.tidy is not None:
+            self.tidy()
 
 
 def hook_input(layer: nn.Module, function: Callable[[Tensor], Tensor | None]) -> Handle:
@@ -45,7 +45,7 @@ def hook_input(layer: nn.Module, function: Callable[[Tensor], Tensor | None]) ->
         tensor([-1.])
         >>> handle.remove()
     """
-    return layer.register_forward_pre_hook(partial(_replace_input, function))
+    return Handle([layer.register_forward_pre_hook(partial(_replace_input, function))])
 
 
 def _replace_input(
@@ -56,23 +56,20 @@ def _replace_input(
     return None if replacement is None else (replacement, *others)
 
 
-class ForwardHandle:
-    """The handle of a function on the outputs of heads, with another ``forward`` while any such handle is in use.
+def with_forward(handle: Handle, module: Any, forward: Callable[..., Any]) -> Handle:
+    """Replace the ``forward`` of a module while such a handle of functions on the outputs of its heads is in use.
 
     ``nn.MultiheadAttention`` does not call its output projection, so that hooks of the projection do not fire.
     """
+    module.__dict__["num_feature_hooks"] = module.__dict__.get("num_feature_hooks", 0) + 1
+    module.__class__ = subclass(type(module), (replaced_forward, forward))
+    return Handle([handle], partial(_restore_forward, module))
 
-    def __init__(self, module: Any, forward: Callable[..., Any], handle: Any) -> None:
-        """Args: ``handle`` is that of the function, removed with this one."""
-        self._module, self._handle = module, handle
-        module.__dict__["num_feature_hooks"] = module.__dict__.get("num_feature_hooks", 0) + 1
-        module.__class__ = subclass(type(module), (replaced_forward, forward))
 
-    def remove(self) -> None:
-        """Remove the function; the last one restores the class unless heads have been removed."""
-        self._handle.remove()
-        self._module.num_feature_hooks -= 1
-        if self._module.num_feature_hooks == 0:
-            del self._module.num_feature_hooks
-            if not hasattr(self._module, "head_slots"):
-                self._module.__class__ = original_class(type(self._module))
+def _restore_forward(module: Any) -> None:
+    """Restore the class with the last handle, unless heads have been removed."""
+    module.num_feature_hooks -= 1
+    if module.num_feature_hooks == 0:
+        del module.num_feature_hooks
+        if not hasattr(module, "head_slots"):
+            module.__class__ = original_class(type(module))

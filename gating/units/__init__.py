@@ -1,6 +1,6 @@
-"""Units that are gated and removed: attention heads and feed-forward neurons, each in one module."""
+"""Units that are gated and removed, heads and neurons: the words for them, and the blocks of a model that have them."""
 
-from gating.units.registry import UNITS, check_units, find_blocks, unit_of
-from gating.units.unit import AnyBlock, GateSize, Unit, UnitName
+from gating.units.search import count_units, find_blocks, present_units, search_blocks
+from gating.units.words import UNITS, UnitName, check_units
 
-__all__ = ["UNITS", "AnyBlock", "GateSize", "Unit", "UnitName", "check_units", "find_blocks", "unit_of"]
+__all__ = ["UNITS", "UnitName", "check_units", "count_units", "find_blocks", "present_units", "search_blocks"]

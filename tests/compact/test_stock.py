@@ -59,7 +59,7 @@ def remove_neurons(model, *, share=None):
     blocks = gating.find_feed_forward_blocks(model, group_size=16)
     chosen = {}
     for number, block in enumerate(blocks):
-        total = block.num_groups_before
+        total = block.num_numbers
         count = 1 if share is None else round(share * total)
         chosen[block.name] = [(number + i) % total for i in range(count)]
     gating.prune_neurons(model, chosen, group_size=16)

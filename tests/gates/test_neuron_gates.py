@@ -247,7 +247,7 @@ def test_another_size_than_that_of_a_removal_must_divide_it(bert):
         ),
         ({"exclude": ["encoder.layer.0.attention.self"]}, "no feed-forward block 'encoder.layer.0.attention.self'"),
         ({"units": BOTH, "exclude": ["x"]}, "no attention or feed-forward block 'x' to exclude. Did you mean 'enc"),
-        ({"exclude": [DOWN.format(i) for i in range(3)]}, "No neuron of Bert.* is left"),
+        ({"exclude": [DOWN.format(i) for i in range(3)]}, "No feed-forward neuron of Bert.* is left"),
     ],
     ids=str,
 )

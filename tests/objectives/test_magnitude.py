@@ -7,8 +7,7 @@ from torch.nn.utils import prune
 import gating
 from gating.discovery.find import find_feed_forward_blocks
 from gating.objectives import Magnitude
-from gating.units.heads import head_norms
-from gating.units.neurons import neuron_norms
+from gating.structure.sizes import head_norms, neuron_norms
 from tests.support.family_models import FAMILIES
 
 

@@ -17,8 +17,7 @@ from gating.pruning.measure import (
     measure_macs,
     weight_megabytes,
 )
-from gating.units import find_blocks
-from gating.units.neurons import NEURONS
+from gating.units import count_units, find_blocks
 from tests.support.family_models import FAMILIES
 from tests.support.tiny_models import batch_for
 
@@ -132,7 +131,7 @@ def test_encoders_cache_nothing(bert):
 
 
 def test_neurons_are_counted_before_and_after_removal(bert):
-    before = NEURONS.count(bert)
+    before = count_units(bert, "neurons")
     gating.prune_neurons(bert, {0: [0, 1]}, group_size=8)
-    assert NEURONS.count(bert) == before - 16
-    assert NEURONS.count(nn.Linear(2, 2)) == 0
+    assert count_units(bert, "neurons") == before - 16
+    assert count_units(nn.Linear(2, 2), "neurons") == 0

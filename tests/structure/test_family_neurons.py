@@ -115,8 +115,8 @@ def test_removing_twice_keeps_the_original_numbers(name: str) -> None:
     once, twice = FAMILIES[name].build(), FAMILIES[name].build()
     blocks = gating.find_feed_forward_blocks(once, group_size=7)
     first = {block.name: [0, 2] for block in blocks}
-    second = {block.name: [block.num_groups_before - 1] for block in blocks[1:]}
-    second[blocks[0].name] = list(range(blocks[0].num_groups_before))
+    second = {block.name: [block.num_numbers - 1] for block in blocks[1:]}
+    second[blocks[0].name] = list(range(blocks[0].num_numbers))
     report = gating.prune_neurons(
         once, {name: [*groups, *second.get(name, [])] for name, groups in first.items()}, group_size=7
     )

@@ -10,7 +10,7 @@ from gating.gates import create_gates
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
 from gating.pruning.measure import cache_bytes_per_token, count_macs, measure_macs
-from gating.units.heads import head_norms
+from gating.structure.sizes import head_norms
 from tests.support.family_models import FAMILIES, TEXT, Family
 from tests.support.masked_models import generate_all, make_pattern, prune, units_masked
 from tests.support.more_family_models import INDEXED, LATENT

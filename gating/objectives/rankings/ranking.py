@@ -8,7 +8,6 @@ from torch import Tensor
 from gating.errors import InputError
 from gating.gates import HeadGates
 from gating.objectives.base import OfOneSearch
-from gating.units import unit_of
 
 __all__ = ["Magnitude", "RandomOrder", "Ranking", "per_size"]
 
@@ -63,7 +62,7 @@ class Magnitude(Ranking):
         """Return the norm of each gate's units per size, ``[num_gates]``."""
         device = gates.log_alpha.device
         norms = [
-            unit_of(block).norms(block).view(size, -1).sum(dim=1).to(device)
+            block.norms().view(size, -1).sum(dim=1).to(device)
             for block, size in zip(gates.blocks(), gates.block_sizes, strict=True)
         ]
         return per_size(torch.cat(norms), gates, sizes)

@@ -16,7 +16,7 @@ from gating.report.results import History, Observation
 from gating.report.summary import Summary
 from gating.tracking.loggers import log_figure
 from gating.training.module import FineTuning
-from gating.units import UNITS
+from gating.units import UNITS, count_units
 
 
 class GateMonitor(Callback):
@@ -41,7 +41,7 @@ class GateMonitor(Callback):
         step, metric = pl_module.step_in_run, float(trainer.callback_metrics[f"val/{pl_module.score.name}"])
         if search is None:
             has_cost = history.quantity == "cost"
-            kept = sum(history.spent.values()) if has_cost else UNITS[history.quantity].count(pl_module.model)
+            kept = sum(history.spent.values()) if has_cost else count_units(pl_module.model, history.quantity)
             history.observations.append(Observation(step, metric, kept, kept, kept))
             return
         gates, objective = search.gates, search.objective

@@ -1,0 +1,154 @@
+"""The removal of heads from an attention block, as edits: of its rows and columns, of its counts, and of its class.
+
+Blocks are those of ``gating.structure.attention``. A block that loses all heads drops its projections.
+"""
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from gating.loader.biases import shared_bias, sliced_inputs
+from gating.loader.classes import subclass
+from gating.loader.conv1d import narrow_conv1d
+from gating.loader.emptied import emptied
+from gating.loader.padding import padded, silenced
+from gating.loader.replaced import original_class, replaced_forward
+from gating.loader.views import ConfigView
+from gating.structure.attention_rows import rows_of
+from gating.structure.edits import ABSENT, Edit, plan_cut, plan_entries, positions
+
+__all__ = ["plan_head_removal", "staying"]
+
+
+def plan_head_removal(block: Any, kept: Collection[int], *, keeps_slot: bool = False) -> list[Edit]:
+    """Plan the removal of all heads except the kept ones; see ``AttentionBlock.plan_removal``."""
+    heads = tuple(head for head in block.head_ids if head in kept)
+    if heads == block.head_ids:
+        return []
+    slots, groups = staying(block, heads, keeps_slot=keeps_slot)
+    return [
+        *(_plan_cuts(block, slots, groups, heads) if slots else _plan_emptying(block)),
+        *_plan_counts(block, len(slots), len(groups)),
+        *_plan_class(block, heads, tuple(block.head_slots[slot] for slot in slots)),
+        # Where a folder is loaded, rows of the user are not known.
+        *([Edit(block.module, block.stored_as, block.spec)] if block.is_of_user else []),
+    ]
+
+
+def staying(block: Any, kept: Collection[int], *, keeps_slot: bool = False) -> tuple[list[int], list[int]]:
+    """Return the positions of the slots and of the key-value heads that stay if some heads are kept.
+
+    In each group that stays, the first removed heads are padding, as many as it lacks to the size of the largest.
+    Without any kept head, the first one pads the first group, unless the block can be emptied, and ``keeps_slot``
+    is false.
+    """
+    if not kept and block.can_be_emptied and not keeps_slot:
+        return [], []
+    size = block.queries_per_key
+    counts = [
+        sum(head in kept for head in block.head_slots[start : start + size])
+        for start in range(0, len(block.head_slots), size)
+    ]
+    groups = [group for group, count in enumerate(counts) if count or block.spec.keeps_key_value_heads] or [0]
+    slots: list[int] = []
+    for group in groups:
+        kept_first = sorted(
+            range(group * size, (group + 1) * size), key=lambda slot: block.head_slots[slot] not in kept
+        )
+        slots += sorted(kept_first[: max(1, *counts)])
+    return slots, groups
+
+
+def _plan_cuts(block: Any, slots: Sequence[int], groups: Sequence[int], heads: Collection[int]) -> list[Edit]:
+    edits: list[Edit] = []
+    for linear, layout in block.projections():
+        edits += plan_cut(linear, rows_of(block, linear, layout, slots, groups), side="outputs")
+    padding = [position for position, slot in enumerate(slots) if block.head_slots[slot] not in heads]
+    for output, width in [(block.output_projection, block.head_dim), *block.other_outputs()]:
+        edits += plan_cut(output, positions(slots, width), side="inputs", silent=positions(padding, width))
+    # Parameters with entries for each head.
+    for pairs, stay, num_before in (
+        (block.spec.per_head, slots, len(block.head_slots)),
+        (block.spec.per_key_value_head, groups, block.num_key_value_heads),
+    ):
+        present = [(path, dim) for path, dim in pairs if block.has(path)]
+        edits += [plan_entries(*block.locate(path), stay, dim=dim, num_before=num_before) for path, dim in present]
+    return edits
+
+
+def _plan_emptying(block: Any) -> list[Edit]:
+    """Plan to keep only the output projections: parameters without gradient stop distributed training."""
+    module, nothing = block.module, positions([])
+    outputs = [block.output_projection, *(linear for linear, _ in block.other_outputs())]
+    inside, kept = set(module.modules()), {part for output in outputs for part in output.modules()}
+    outside = [linear for linear, _ in block.projections() if linear not in inside]
+    unused = [
+        name
+        for name, child in module.named_children()
+        if not kept & set(child.modules()) and next(child.parameters(), None) is not None
+    ]
+    own = [name for name, _ in module.named_parameters(recurse=False)]
+    # Tables that checkpoints do not have would stay without values.
+    tables = [name for name, _ in module.named_buffers(recurse=False) if name in module._non_persistent_buffers_set]
+    return [
+        *(edit for linear in outputs for edit in plan_cut(linear, nothing, side="inputs")),
+        *(edit for linear in outside for edit in plan_cut(linear, nothing, side="outputs")),
+        *(Edit(module, name, None) for name in (*unused, *own, *tables)),
+    ]
+
+
+def _plan_counts(block: Any, num_slots: int, num_groups: int) -> list[Edit]:
+    """Plan the update of the counts that a module keeps beside its weights."""
+    module: Any = block.module
+    values: dict[str, Any] = {path: num_slots for path in block.spec.head_counts if num_slots or path[0] != "^"}
+    values |= dict.fromkeys(block.spec.head_widths, num_slots * block.head_dim)
+    values |= dict.fromkeys(("num_key_value_heads", "num_kv_heads", "num_k_heads"), num_groups)
+    values |= dict.fromkeys(block.spec.key_widths, num_groups * block.key_dim)
+    values["num_key_value_groups"] = num_slots // num_groups if num_groups else 1
+    values["mp_num"] = 1
+    present = [(block.locate(path), value) for path, value in values.items() if block.has(path)]
+    edits = [Edit(owner, name, value) for (owner, name), value in present]
+    if block.spec.config_counts:
+        view = ConfigView(module.config, dict.fromkeys(block.spec.config_counts, num_slots))
+        edits.append(Edit(module, "config", view))
+    return edits
+
+
+def _plan_class(block: Any, heads: tuple[int, ...], slots: tuple[int, ...]) -> list[Edit]:
+    """Plan to change a module's class where its ``forward`` would fail, and to note its heads and its slots."""
+    module, spec, edits = block.module, block.spec, list[Edit]()
+    parts: list[tuple[Any, ...]] = []
+    if not slots:
+        parts.append((emptied, spec.returns, spec.output_projection))
+    elif spec.shares_bias:
+        parts.append((shared_bias, block.num_heads_before))
+    elif spec.per_head_inputs:
+        parts.append((sliced_inputs, spec.per_head_inputs, block.num_heads_before))
+    elif spec.forward is not None:
+        parts.append((replaced_forward, spec.forward))
+    is_padded = len(heads) < len(slots)
+    if is_padded:
+        is_kept = tuple(head in heads for head in slots)
+        parts.append((padded, is_kept, block.head_dim, spec.output_projection))
+    for output, width in [(block.output_projection, block.head_dim), *block.other_outputs()]:
+        narrow = [(narrow_conv1d,)] if not slots and isinstance(output, Conv1D) else []
+        mask = [(silenced, is_kept, width)] if is_padded else narrow
+        edits.append(Edit(output, "__class__", subclass(type(output), *mask)))
+    cls = subclass(original_class(type(module)), *parts)
+    # Hooks may have changed the class for as long as they are there.
+    if cls is not type(module) or not spec.calls_projection:
+        edits.append(Edit(module, "__class__", cls))
+    memory: dict[str, object] = {
+        "num_heads_before": block.num_heads_before,
+        "num_key_value_heads_before": block.num_key_value_heads_before,
+        "head_ids": heads,
+        "head_slots": slots,
+    }
+    memory["head_index"] = ABSENT
+    if slots and (spec.shares_bias or spec.per_head_inputs):
+        # Persistent, because from_pretrained builds models without values and fills in those of the file.
+        memory["head_index"] = nn.Buffer(torch.tensor(slots, device=next(module.parameters()).device))
+    return [*edits, *(Edit(module, name, value) for name, value in memory.items())]

@@ -1,0 +1,103 @@
+"""The words and settings of the two units, by which reports, budgets and messages speak of them."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from gating.errors import RemedyError
+
+__all__ = ["UNITS", "Unit", "UnitName", "check_units"]
+
+# Name of a unit in settings: ``heads`` or ``neurons``.
+UnitName = str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """What is said of a unit, and how a search treats its gates.
+
+    Attributes:
+        singular: One of them, such as ``head``.
+        label: Its blocks in messages, such as ``attention``.
+        gated: What gates stand for, such as ``heads or groups``.
+        expected: Name in the logs of the expected number of open units.
+        open: Likewise of the number of open units.
+        target: Likewise of the number of units that the objective aims at.
+        block: Likewise of the number of open units of a block, with its position among those of the unit to fill in.
+        has_minimum: Whether ``min_per_layer`` of a budget is a number of these units.
+        is_weighed: Whether a search weighs each gate by its number of units over the mean, as for small units of which
+            single ones do not matter; else it counts units.
+        gate_lr: Learning rate of gates that no setting gives; the largest one of all gated units counts.
+        why_inexact: Reason why gates cannot keep each number of units, with the largest size of a gate to fill in, and
+            the remedy in words, in Python and on the command line.
+    """
+
+    singular: str
+    label: str
+    gated: str
+    expected: str
+    open: str
+    target: str
+    block: str
+    has_minimum: bool = False
+    is_weighed: bool = False
+    gate_lr: float = 0.1
+    why_inexact: tuple[str, str, str, str]
+
+
+# Each unit by its name, in the order of their gates.
+UNITS: dict[UnitName, Unit] = {
+    "heads": Unit(
+        singular="head",
+        label="attention",
+        gated="heads or groups",
+        expected="gates/expected_open",
+        open="gates/open",
+        target="gates/target",
+        block="gates/layer_{:02d}/open",
+        has_minimum=True,
+        why_inexact=(
+            "a gate stands for the {} query heads that share keys and values",
+            "give every head a gate with ",
+            "inject_gates(model, group_queries=False).",
+            "gates.group_queries=false.",
+        ),
+    ),
+    "neurons": Unit(
+        singular="neuron",
+        label="feed-forward",
+        gated="groups of neurons",
+        expected="gates/neurons/expected",
+        open="gates/neurons/open",
+        target="gates/neurons/target",
+        block="gates/feed_forward_{:02d}/open",
+        is_weighed=True,
+        # With neurons, it was better in a run at twice the speed on each of three data sets.
+        gate_lr=0.2,
+        why_inexact=(
+            "a gate stands for a group of {} neurons",
+            "make smaller groups with ",
+            "inject_gates(model, group_size=...).",
+            "gates.group_size.",
+        ),
+    ),
+}
+
+
+def check_units(units: Collection[str] | str) -> tuple[UnitName, ...]:
+    """Return the names of units in the order of the table: ``heads`` first.
+
+    Raises:
+        InputError: A kind is unknown, or there is none.
+
+    Example:
+        >>> check_units("neurons")
+        ('neurons',)
+    """
+    given = units if isinstance(units, Collection) and not isinstance(units, str) else [units]
+    if not given or any(unit not in list(UNITS) for unit in given):
+        raise RemedyError(
+            f"units={units!r} must be {', '.join(UNITS)} or both, as in ",
+            python='units=("heads", "neurons").',
+            command="gates.units=[heads,neurons].",
+        )
+    return tuple(unit for unit in UNITS if unit in given)
