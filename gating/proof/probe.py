@@ -47,12 +47,10 @@ def make_probe(model: nn.Module, *, batch_size: int = 2, length: int = 12) -> di
         torch.Size([2, 12])
     """
     batches = _candidates(model, batch_size=batch_size, length=length)
-    first = _next(model, batches)
-    if first is None:
-        raise _unusable(model, "has no inputs that a batch can be made for")
-    if first.keys() <= _TEXTS:
+    first = next(batches, {})
+    if first and first.keys() <= _TEXTS:
         return first  # Texts have one form, so that the model need not run.
-    return dict(_first_to_run(model, chain([first], batches))[0])
+    return dict(_first_to_run(model, chain([first] if first else [], batches))[0])
 
 
 def run_probe(model: nn.Module, probe: Mapping[str, Tensor] | None = None) -> tuple[Mapping[str, Tensor], list[Tensor]]:
@@ -81,15 +79,11 @@ def _candidates(model: nn.Module, *, batch_size: int = 2, length: int = 12) -> I
     if getattr(model.config, "pad_token_id", 0) is None and type(model).__name__.endswith(_CLASSIFIER):
         # Decoders pool the last token before the padding, and refuse batches without a padding token.
         batch_size = 1
-    with evaluating(model), torch.random.fork_rng():
-        for batch in candidate_batches(model, batch_size=batch_size, length=length):
-            yield {name: tensor.to(model.device) for name, tensor in batch.items()}
-
-
-def _next(model: nn.Module, batches: Iterator[Batch]) -> Batch | None:
     try:
-        return next(batches, None)
-    except InputError:
+        with evaluating(model), torch.random.fork_rng():
+            for batch in candidate_batches(model, batch_size=batch_size, length=length):
+                yield {name: tensor.to(model.device) for name, tensor in batch.items()}
+    except (InputError, *OUT_OF_MEMORY):
         raise
     except Exception as error:  # Each family lacks sizes in its own way.
         raise _unusable(model, f"has a configuration without the sizes of its input ({_reason(error)})") from error
@@ -99,7 +93,7 @@ def _first_to_run(model: nn.Module, batches: Iterator[Batch]) -> tuple[Batch, li
     """Return the first batch that a model runs on, with its outputs; raise ``InputError`` if there is none."""
     problem = "has no inputs that a batch can be made for"
     first: Exception | None = None
-    while (batch := _next(model, batches)) is not None:
+    for batch in batches:
         try:
             outputs = forward_outputs(model, batch)
         except OUT_OF_MEMORY:

@@ -25,7 +25,7 @@ from gating.loader.modeling import base_prefix
 from gating.structure.attention_removal import plan_head_removal
 from gating.structure.blocks import Block, layer_number
 from gating.structure.edits import Edit
-from gating.structure.hooks import Handle, hook_input, with_forward
+from gating.structure.hooks import Handle, Hooks, hook_input, with_forward
 from gating.structure.sizes import GateSize, head_norms, head_sizes, token_counter
 
 __all__ = ["AttentionBlock", "AttentionKind", "iter_attention_blocks"]
@@ -218,14 +218,14 @@ class AttentionBlock(Block):
         for linear, width in self.other_outputs():
             hooks.append(hook_input(linear, partial(_call_padded, function, width, self.head_dim)))
         forward = None if self.spec.calls_projection else self.spec.forward
-        return Handle(hooks) if forward is None else with_forward(Handle(hooks), self.module, forward)
+        return Hooks(hooks) if forward is None else with_forward(Hooks(hooks), self.module, forward)
 
     def hook_calls(self, calls: dict[str, float]) -> list[Handle]:
         """Count the queries, as ``tokens``, and the ``keys`` of a forward pass."""
         # Where keys are those of an earlier layer, there are as many as queries.
         linear = max(self.projections(), key=lambda projection: "k" in projection[1])[0]
         keys = linear.register_forward_pre_hook(partial(_count_keys, calls), with_kwargs=True)
-        return [self.hook_features(token_counter(calls)), Handle([keys])]
+        return [self.hook_features(token_counter(calls)), keys]
 
     def gate_sizes(self, *, group_queries: bool = True) -> list[GateSize]:
         """Return the sizes of the gates of the block.
@@ -275,8 +275,8 @@ class AttentionBlock(Block):
             >>> from transformers import BertConfig, BertModel
             >>> from gating import find_attention_blocks
             >>> model = BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=4))
-            >>> for edit in find_attention_blocks(model)[0].plan_removal([0, 3]):
-            ...     edit.apply()
+            >>> from gating.structure.edits import apply_edits
+            >>> done = apply_edits(find_attention_blocks(model)[0].plan_removal([0, 3]))
             >>> model.encoder.layer[0].attention.self.query
             Linear(in_features=8, out_features=4, bias=True)
         """

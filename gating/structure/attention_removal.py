@@ -74,8 +74,10 @@ def _plan_cuts(block: Any, slots: Sequence[int], groups: Sequence[int], heads: C
         (block.spec.per_head, slots, len(block.head_slots)),
         (block.spec.per_key_value_head, groups, block.num_key_value_heads),
     ):
-        present = [(path, dim) for path, dim in pairs if block.has(path)]
-        edits += [plan_entries(*block.locate(path), stay, dim=dim, num_before=num_before) for path, dim in present]
+        for path, dim in pairs:
+            if block.has(path):
+                owner, name = block.locate(path)
+                edits.append(plan_entries(owner, name, stay, dim=dim, num_before=num_before))
     return edits
 
 

@@ -129,8 +129,7 @@ def plan_cut(linear: nn.Module, kept: Tensor, *, side: Side, silent: Tensor | No
 
     Example:
         >>> layer = nn.Linear(4, 2)
-        >>> for edit in plan_cut(layer, positions([1], 2), side="inputs"):
-        ...     edit.apply()
+        >>> done = apply_edits(plan_cut(layer, positions([1], 2), side="inputs"))
         >>> layer
         Linear(in_features=2, out_features=2, bias=True)
     """

@@ -11,7 +11,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from gating.families.layouts import ExpertsSpec, UpLayout
-from gating.structure.hooks import Handle
+from gating.structure.hooks import Handle, Hooks
 
 __all__ = ["GROUP_FACTOR", "find_experts_spec", "hook_activation"]
 
@@ -59,7 +59,7 @@ def hook_activation(experts: nn.Module, function: Callable[[Tensor], Tensor | No
         point = _Calling(point, is_method=name not in experts.__dict__)
         experts.__dict__[name] = point
     hook = point.register_forward_hook(partial(_replace_output, function))
-    return Handle([hook], partial(_restore_function, experts, name, point))
+    return Hooks([hook], partial(_restore_function, experts, name, point))
 
 
 class _Calling(nn.Module):

@@ -3,18 +3,25 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from gating.loader.classes import subclass
 from gating.loader.replaced import original_class, replaced_forward
 
-__all__ = ["Handle", "hook_input", "with_forward"]
+__all__ = ["Handle", "Hooks", "hook_input", "with_forward"]
+
+
+class Handle(Protocol):
+    """A handle of a hook."""
+
+    def remove(self) -> None:
+        """Remove the hook."""
 
 
 @dataclass(frozen=True)
-class Handle:
+class Hooks:
     """Hooks that are removed together, and a function that tidies up behind them.
 
     Attributes:
@@ -22,7 +29,7 @@ class Handle:
         tidy: Function that is called once they are removed.
     """
 
-    hooks: Sequence[Any]
+    hooks: Sequence[Handle]
     tidy: Callable[[], None] | None = None
 
     def remove(self) -> None:
@@ -45,7 +52,7 @@ def hook_input(layer: nn.Module, function: Callable[[Tensor], Tensor | None]) ->
         tensor([-1.])
         >>> handle.remove()
     """
-    return Handle([layer.register_forward_pre_hook(partial(_replace_input, function))])
+    return Hooks([layer.register_forward_pre_hook(partial(_replace_input, function))])
 
 
 def _replace_input(
@@ -63,7 +70,7 @@ def with_forward(handle: Handle, module: Any, forward: Callable[..., Any]) -> Ha
     """
     module.__dict__["num_feature_hooks"] = module.__dict__.get("num_feature_hooks", 0) + 1
     module.__class__ = subclass(type(module), (replaced_forward, forward))
-    return Handle([handle], partial(_restore_forward, module))
+    return Hooks([handle], partial(_restore_forward, module))
 
 
 def _restore_forward(module: Any) -> None:

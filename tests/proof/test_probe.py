@@ -6,7 +6,7 @@ from copy import deepcopy
 import pytest
 import torch
 from torch import nn
-from transformers import AutoProcessor, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 import gating
 from gating.proof.outputs import forward_outputs, max_relative_difference, rounding_tolerance, tolerance_for
@@ -113,7 +113,7 @@ def test_models_that_amplify_rounding_have_a_wider_tolerance(dtype, change, tole
 
 
 class Picky(PreTrainedModel):
-    """A model that takes no batch but the one of its processor."""
+    """A model that takes no batch but its dummy inputs."""
 
     config_class = PreTrainedConfig
     main_input_name = "input_ids"
@@ -138,21 +138,6 @@ def test_dummy_inputs_of_the_model_are_the_last_resort():
     batch, outputs = run_probe(model)
     assert batch["input_ids"].tolist() == [[7, 7]]
     assert outputs[0].shape == (1, 2, 1)
-
-
-def test_the_processor_in_the_folder_of_a_model_makes_a_batch(monkeypatch):
-    class Processor:
-        image_token = "<image>"
-
-        def __call__(self, images=None, text=None, return_tensors=None):
-            assert images.shape[-1] == 3
-            assert text.startswith("<image>")
-            return {"input_ids": torch.tensor([[5, 6]]), "pixel_values": torch.zeros(1)}
-
-    monkeypatch.setattr(AutoProcessor, "from_pretrained", lambda name, local_files_only: Processor())
-    model = Picky(PreTrainedConfig(name_or_path="folder"))
-    assert run_probe(model)[0].keys() == {"input_ids"}
-    assert run_probe(model)[0]["input_ids"].tolist() == [[5, 6]]
 
 
 def test_a_block_that_the_batch_does_not_reach_is_named():

@@ -1,16 +1,16 @@
 """Candidate batches for a model, the most complete first."""
 
-import inspect
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import islice, product
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoProcessor, PreTrainedModel
+from transformers import PreTrainedModel
 
 from gating.errors import InputError
+from gating.proof.inputs.images import image_variants, video_variants
 from gating.proof.inputs.others import OTHERS, spectrogram_variants, waveform_variants
 from gating.proof.inputs.sizes import (
     PLACEHOLDERS,
@@ -25,42 +25,25 @@ from gating.proof.inputs.sizes import (
 __all__ = ["candidate_batches"]
 
 _Makers = Callable[[Request, str], Iterator[Variant]]
-
-
-def _image_variants(request: Request, name: str) -> Iterator[Variant]:
-    from gating.proof.inputs.images import image_variants
-
-    return image_variants(request, name)
-
-
-def _video_variants(request: Request, name: str) -> Iterator[Variant]:
-    from gating.proof.inputs.images import video_variants
-
-    return video_variants(request, name)
-
-
 # Arguments with inputs other than text, their kind and the forms that they may have.
 _MEDIA: dict[str, tuple[str, _Makers]] = {
-    "pixel_values": ("image", _image_variants),
-    "hidden_states": ("image", _image_variants),
-    "flattened_patches": ("image", _image_variants),
-    "pixel_values_videos": ("video", _video_variants),
+    "pixel_values": ("image", image_variants),
+    "hidden_states": ("image", image_variants),
+    "flattened_patches": ("image", image_variants),
+    "pixel_values_videos": ("video", video_variants),
     "input_features": ("audio", spectrogram_variants),
     "audio_mel": ("audio", spectrogram_variants),
     "input_values": ("audio", waveform_variants),
 }
 # Attempts for each set of inputs.
 _MOST = 16
-# Sizes of the image and of the sound that a processor gets.
-_SIDE = 64
-_SAMPLES = 16_000
 
 
 def candidate_batches(model: PreTrainedModel, *, batch_size: int, length: int) -> Iterator[dict[str, Tensor]]:
     """Yield batches that a model may take, those that reach most of its towers first.
 
-    The last ones are those of its own processor and its dummy inputs. Where text has placeholder tokens for images,
-    videos or sound, methods of the model such as ``get_image_features`` are run to count them.
+    The last one is that of its dummy inputs. Where text has placeholder tokens for images, videos or sound, methods of
+    the model such as ``get_image_features`` are run to count them.
 
     Raises:
         InputError: The model needs an argument that no input can be made for.
@@ -75,8 +58,8 @@ def candidate_batches(model: PreTrainedModel, *, batch_size: int, length: int) -
                 yield batch
             elif lacking:
                 missing = missing or lacking[0]
-    for batch in _own_batches(model):
-        if needed <= batch.keys():
+    for batch in _dummy(model):
+        if batch and needed <= batch.keys():
             is_found = True
             yield batch
     if missing and not is_found:
@@ -201,40 +184,9 @@ def _count_vectors(features: Any) -> int | None:
     return None
 
 
-def _own_batches(model: PreTrainedModel) -> Iterator[Variant]:
-    """Yield the batch of a model's processor for a random image, sound and text, then the model's dummy inputs.
-
-    Nothing is downloaded: the processor is taken from the model's folder, or from the cache of the hub.
-    """
+def _dummy(model: PreTrainedModel) -> Iterator[Variant]:
+    """Yield the dummy inputs of a model, if it has some."""
     accepted = accepted_arguments(model.forward)
-    for batch in (_processed(model), _dummy(model)):
-        made = {name: value for name, value in batch.items() if isinstance(value, Tensor) and name in accepted}
-        if made:
-            yield made
-
-
-def _processed(model: PreTrainedModel) -> Variant:
-    if not model.name_or_path:
-        return {}
-    try:
-        processor: Any = AutoProcessor.from_pretrained(model.name_or_path, local_files_only=True)
-        takes = inspect.signature(processor.__call__).parameters
-        generator = np.random.default_rng(0)
-        given: dict[str, Any] = {}
-        if "images" in takes:
-            given["images"] = generator.integers(0, 256, (_SIDE, _SIDE, 3), dtype=np.uint8)
-        if "audio" in takes:
-            given["audio"] = generator.standard_normal(_SAMPLES).astype(np.float32)
-        if "text" in takes:
-            places = [getattr(processor, name, None) for name in ("image_token", "audio_token")]
-            given["text"] = " ".join([*(place for place in places if isinstance(place, str)), "one two three"])
-        return dict(processor(**given, return_tensors="pt"))
-    except Exception:  # Each processor asks for inputs of its own kind.
-        return {}
-
-
-def _dummy(model: PreTrainedModel) -> Variant:
-    try:
-        return dict(model.dummy_inputs)
-    except Exception:
-        return {}
+    with suppress(Exception):  # Some are made from settings that a configuration lacks.
+        made = {name: value for name, value in model.dummy_inputs.items() if isinstance(value, Tensor)}
+        yield {name: value for name, value in made.items() if name in accepted}

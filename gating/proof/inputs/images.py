@@ -22,8 +22,6 @@ def image_variants(request: Request, argument: str) -> Iterator[Variant]:
     grid = next((name for name in ("image_grid_thw", "grid_thw") if name in accepted), None)
     if grid is not None:
         yield from _grids(request, argument, grid)
-    if "image_position_ids" in accepted:
-        yield _positioned_patches(request, argument)
     if "spatial_shapes" in accepted:
         yield _padded_patches(request, argument)
     if argument == "flattened_patches":
@@ -115,14 +113,6 @@ def _padded_patches(request: Request, argument: str) -> Variant:
     mask = torch.arange(most)[None] < shapes.prod(1)[:, None]
     values = request.random(request.batch_size, most, _channels(request) * patch * patch)
     return {argument: values, "pixel_attention_mask": mask.long(), "spatial_shapes": shapes}
-
-
-def _positioned_patches(request: Request, argument: str) -> Variant:
-    """Return patches ``[batch_size, num_patches, patch]`` with their columns and rows, which are pooled in squares."""
-    patch, side = _patch_size(request), 2 * (request.setting("pooling_kernel_size", tower="vision") or 1)
-    places = torch.tensor([[column, row] for row in range(side) for column in range(side)])
-    values = request.random(request.batch_size, side * side, _channels(request) * patch * patch)
-    return {argument: values, "image_position_ids": places.expand(request.batch_size, -1, -1).clone()}
 
 
 def _numbered_patches(request: Request) -> torch.Tensor:

@@ -24,22 +24,10 @@ def _boxes(request: Request, _argument: str) -> Variant:
 
 
 def _series(request: Request, argument: str) -> Variant:
-    """Return the past values of a series, with their features of time and their mask."""
-    config = request.model.config
+    """Return the past values of a series, ``[batch_size, steps, channels]``."""
     channels = request.setting("num_input_channels", "input_size") or 1
-    lags = max(getattr(config, "lags_sequence", None) or [0])
-    context = request.setting("context_length", "seq_length") or 16
-    steps = context + lags
-    shape = (request.batch_size, steps) if channels == 1 and lags else (request.batch_size, steps, channels)
-    made: Variant = {argument: request.random(*shape)}
-    if "past_time_features" in request.accepted:
-        made["past_time_features"] = request.random(request.batch_size, steps, max(1, config.num_time_features))
-        made["past_observed_mask"] = torch.ones(*shape)
-        if "future_values" in request.accepted:
-            future = config.prediction_length
-            made["future_values"] = request.random(request.batch_size, future, *shape[2:])
-            made["future_time_features"] = request.random(request.batch_size, future, max(1, config.num_time_features))
-    return made
+    steps = request.setting("context_length", "seq_length") or 16
+    return {argument: request.random(request.batch_size, steps, channels)}
 
 
 def _states(request: Request, _argument: str) -> Variant:
@@ -55,12 +43,6 @@ def _states(request: Request, _argument: str) -> Variant:
     }
 
 
-def _embeddings(request: Request, argument: str) -> Variant:
-    """Return vectors of the hidden size, ``[batch_size, length, hidden_size]``."""
-    size = request.setting("hidden_size", "d_model")
-    return {argument: request.random(request.batch_size, request.length, size)}
-
-
 def _tokens(request: Request, argument: str) -> Variant:
     return {argument: make_tokens(request)}
 
@@ -70,10 +52,7 @@ OTHERS: dict[str, Callable[[Request, str], Variant]] = {
     "bbox": _boxes,
     "past_values": _series,
     "states": _states,
-    "query_embeds": _embeddings,
-    "encoder_hidden_states": _embeddings,
     "qformer_input_ids": _tokens,
-    "task_inputs": _tokens,
 }
 
 
@@ -108,11 +87,6 @@ def spectrogram_variants(request: Request, argument: str) -> Iterator[Variant]:
     frames = request.setting("max_length", tower="audio")
     if isinstance(frames, int) and "time_stride" in request.model.config.to_dict():
         shapes.insert(0, (frames, bands))
-    if "is_longer" in request.accepted:
-        # Clips are fused from several spectrograms.
-        size = request.setting("spec_size", tower="audio") or 256
-        clips = request.random(request.batch_size, 4, size * (size // bands or 1), bands)
-        yield {argument: clips, "is_longer": torch.ones(request.batch_size, 1, dtype=torch.bool)}
     for shape in shapes:
         values = request.random(request.batch_size, *shape)
         yield {argument: values, **_masks(request, max(shape))}
