@@ -129,11 +129,6 @@ class AttentionBlock(Block):
         return num_slots // int(size)
 
     @property
-    def num_key_value_heads_before(self) -> int:
-        """Number of key-value heads before any removal."""
-        return int(getattr(self.module, "num_key_value_heads_before", self.num_key_value_heads))
-
-    @property
     def queries_per_key(self) -> int:
         """Number of query heads, padding included, that share one key-value head."""
         number, rest = divmod(len(self.head_slots), self.num_key_value_heads)

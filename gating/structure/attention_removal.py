@@ -145,11 +145,11 @@ def _plan_class(block: Any, heads: tuple[int, ...], slots: tuple[int, ...]) -> l
         edits.append(Edit(module, "__class__", cls))
     memory: dict[str, object] = {
         "num_heads_before": block.num_heads_before,
-        "num_key_value_heads_before": block.num_key_value_heads_before,
+        "num_key_value_heads_before": getattr(module, "num_key_value_heads_before", block.num_key_value_heads),
         "head_ids": heads,
         "head_slots": slots,
+        "head_index": ABSENT,
     }
-    memory["head_index"] = ABSENT
     if slots and (spec.shares_bias or spec.per_head_inputs):
         # Persistent, because from_pretrained builds models without values and fills in those of the file.
         memory["head_index"] = nn.Buffer(torch.tensor(slots, device=next(module.parameters()).device))

@@ -26,7 +26,8 @@ def _run_width(block: Any, linear: nn.Module, layout: RowLayout, kind: str) -> i
     """Return the number of rows that one head has in a projection as query, key or value."""
     kinds = _kinds_of(layout)
     if block.key_dim != block.head_dim and len(set(kinds)) > 1:
-        return block.key_dim if kind in ("k" if block.spec.has_state else "qk") else block.head_dim
+        is_of_key = kind in ("k" if block.spec.has_state else "qk")
+        return int(block.key_dim if is_of_key else block.head_dim)
     num_runs = sum(len(block.head_slots) if one == "q" else block.num_key_value_heads for one in kinds)
     return num_outputs(linear) // num_runs
 

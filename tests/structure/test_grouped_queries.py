@@ -6,7 +6,6 @@ from torch import nn
 
 import gating
 from gating.loader.checksums import RECORD_KEY
-from gating.objectives.selection import Items, check_reachable
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
 from tests.support.family_models import FAMILIES
@@ -106,17 +105,6 @@ def test_gates_on_a_padded_model_leave_padding_out(llama):
     assert report.num_heads == 7
     gates = gating.inject_gates(llama, group_queries=False)
     assert gating.finalize(llama, gates, num_heads=3).num_heads == 3
-
-
-def test_choosing_gates_of_different_sizes_meets_the_budget():
-    scores = torch.tensor([3.0, 2.0, 1.0, 0.5, 0.2])
-    assert sorted(Items((4, 1, 4, 1, 1)).select(scores, 6).tolist()) == [0, 1, 3]
-    assert sorted(Items((2, 2, 2, 2, 2)).select(scores, 4).tolist()) == [0, 1]
-    assert sorted(Items((0, 1, 1, 1, 1)).select(scores, 2).tolist()) == [1, 2]
-    with pytest.raises(ValueError, match="nearest possible numbers are 3 or 8"):
-        check_reachable(5, Items((3, 8)))
-    assert Items((3, 8)).nearest(5) == 3
-    check_reachable(11, Items((3, 8)))
 
 
 def test_key_value_heads_of_removed_groups_are_gone(llama):
