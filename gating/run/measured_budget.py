@@ -11,7 +11,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from gating.distributed.collectives import broadcast, is_rank_zero
-from gating.errors import InputError
 from gating.gates import HeadGates
 from gating.objectives import KeepsBudget
 from gating.pruning.latency.copies import CopyTimer, describe_batch
@@ -54,10 +53,6 @@ def measure_budget(
         gates = objects.gates_without_model(model)
         if len(gates.units) > 1:
             set_measured_macs(gates, model, data)
-        if objects.budget["cost"] is None:
-            raise InputError(
-                f"objective.speedup={objects.budget['speedup']} needs a cost: give objective.cost=latency."
-            )
         # These are the examples of all steps, in one process.
         num_examples = batches * data.module.batch_size
         with state.summary.timed("latency"):
@@ -118,7 +113,12 @@ def kept_at_speedup(run: Run, objective: KeepsBudget, gates: HeadGates) -> Tenso
         timer = stack.enter_context(_timer_after_search(run, gates, whole, speedup)) if is_rank_zero() else None
 
         def measure(kept: Tensor) -> tuple[float, float, bool]:
-            return broadcast((0.0, 0.0, True) if timer is None else _time_choice(run, gates, whole, kept, timer))
+            reached = 0.0, 0.0, True
+            if timer is not None:
+                with _without_gates(run, gates, whole):
+                    found = timer.time_kept(gates, kept, share=_SHARE_OF_CHOICE)
+                reached = found.speedup, found.error, timer.affordable <= 1
+            return broadcast(reached)
 
         with printed_warnings():
             return kept_for_speedup(choose, measure, speedup=speedup, keep=run.objects.budget["keep"])
@@ -138,15 +138,6 @@ def _timer_after_search(
             yield timer
     closest = min(timer.timed, key=lambda found: abs(found.speedup / speedup - 1))
     print(f"The choice is {closest.speedup:.2f} times as fast ({timer.words}).", flush=True)
-
-
-def _time_choice(
-    run: Run, gates: HeadGates, whole: PreTrainedModel | None, kept: Tensor, timer: CopyTimer
-) -> tuple[float, float, bool]:
-    """Return the speedup of a choice of gates, its error, and whether there is no time for another one."""
-    with _without_gates(run, gates, whole):
-        found = timer.time_kept(gates, kept, share=_SHARE_OF_CHOICE)
-    return found.speedup, found.error, timer.affordable <= 1
 
 
 @contextmanager

@@ -5,9 +5,10 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field, PositiveInt
 from transformers import PreTrainedModel
 
 from gating.data.datamodule import ExampleDataModule
@@ -16,16 +17,10 @@ from gating.distributed.collectives import world_size
 from gating.errors import InputError
 from gating.pruning.latency.copies import CopyTimer, LatencyComparison, TimeBudget, describe_batch
 
-# Number of forward passes with which those of two shapes are exact.
-_NUM_PASSES = 30
+_NUM_PASSES = 30  # with which the timings of two shapes are exact
 # Largest number of seconds of a stage where other processes wait, whose connections end after ten minutes.
 _LONGEST_WAIT_S = 240.0
-# One short text, beside the batch of the settings.
-_SHORT_SIZE, _SHORT_LENGTH = 1, "median"
-
-
-# A length of the data, or a number of tokens.
-Length = Literal["median", "p95", "max"] | int
+_SHORT_SIZE, _SHORT_LENGTH = 1, "median"  # one text, beside the batch of the settings
 
 
 @dataclass(frozen=True)
@@ -38,22 +33,11 @@ class LatencySettings:
             longest (``max``), or a number.
         max_seconds: Seconds that all timings of a run may take together; None for 5 % of the run, at least 20 and at
             most 120 seconds.
-
-    Raises:
-        InputError: A number is not positive.
     """
 
-    batch_size: int = 8
-    length: Length = "p95"
-    max_seconds: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise InputError(f"batch_size={self.batch_size}: a batch has at least one example.")
-        if isinstance(self.length, int) and self.length < 1:
-            raise InputError(f"length={self.length}: a text has at least one token. Give median, p95, max or a number.")
-        if self.max_seconds is not None and not 0 < self.max_seconds < math.inf:
-            raise InputError(f"max_seconds={self.max_seconds}: give a number of seconds above 0, or null.")
+    batch_size: PositiveInt = 8
+    length: Literal["median", "p95", "max"] | PositiveInt = "p95"
+    max_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
 
 @dataclass(frozen=True)

@@ -104,11 +104,8 @@ def _log_figure(trainer: pl.Trainer, search: Search, *, step: int) -> None:
             neurons.append((name, num_open, int(numbers.sum())))
         else:
             heads[name] = values.tolist()
-    figure = gates_figure(
-        heads,
-        title=f"Gates after {step} steps: {gates.num_open()} heads open",
-        neurons=neurons,
-    )
+    title = f"Gates after {step} steps: {gates.num_open()} heads open"
+    figure = gates_figure(heads, title=title, neurons=neurons)
     name = "gates/units" if neurons else "gates/heads"
     for logger in loggers:
         if isinstance(logger, WandbLogger):
