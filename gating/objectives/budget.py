@@ -89,7 +89,13 @@ class HeadBudget:
             found += [(part, _of(part, number), _of(part, keep)) for part in parts]
         if isinstance(keep, Mapping):
             _check_kinds("keep", keep, [part for part, _, _ in found], gates)
-        return [self._resolved(part, number, share) for part, number, share in found]
+        resolved = []
+        for part, number, share in found:
+            # A kind that was left out keeps all its units.
+            share = 1.0 if number is None and share is None else share
+            limit = resolve_budget(number, share, total=int(part.total), kind=part.kind, unit=part.unit)
+            resolved.append(_with_limit(part, limit, self, is_number=number is not None))
+        return resolved
 
     def check(self, gates: HeadGates) -> None:
         """Raise the errors of :meth:`parts`, except that a cost of latency may be timed later."""
@@ -176,12 +182,6 @@ class HeadBudget:
             costs = gate_costs(gates, self.cost if unit == COST or isinstance(self.cost, Mapping) else "macs")
             shares = (costs / costs.sum()).tolist()
         return parts_of(gates, unit=unit, shares=shares, by=by, min_per_layer=self.min_per_layer, uniform=self.uniform)
-
-    def _resolved(self, part: Part, number: int | None, keep: float | None) -> Part:
-        # A kind that was left out keeps all its units.
-        keep = 1.0 if number is None and keep is None else keep
-        limit = resolve_budget(number, keep, total=int(part.total), kind=part.kind, unit=part.unit)
-        return _with_limit(part, limit, self, is_number=number is not None)
 
 
 def resolve_budget(

@@ -79,13 +79,16 @@ class Part:
             >>> part.choose(torch.tensor([0.3, 0.9, 0.8, 0.1])).tolist()
             [True, True, False, False]
         """
+        items, limit, ranks = self._items, self.limit if limit is None else limit, list[Tensor]()
+        is_met = self.exact and limit == int(limit) and self.can_keep(int(limit))
+        of_items = scores
         if self.matrices:
             ranks = [rank for matrix in self.matrices for rank in by_rank(matrix.to(scores.device), scores).unbind(1)]
             sizes = torch.tensor(self.sizes, device=scores.device, dtype=scores.dtype)
-            means = torch.stack([(scores[rank] * sizes[rank]).sum() / sizes[rank].sum() for rank in ranks])
-            chosen = torch.cat([scores.new_empty(0, dtype=torch.long), *(ranks[i] for i in self._take(means, limit))])
-        else:
-            chosen = torch.tensor(self._take(scores, limit), dtype=torch.long, device=scores.device)
+            of_items = torch.stack([(scores[rank] * sizes[rank]).sum() / sizes[rank].sum() for rank in ranks])
+        taken = choose(of_items, items.sizes, limit, items.layers, items.least, items.units, is_met)
+        positions = [gate for item in taken for gate in ranks[item].tolist()] if ranks else taken
+        chosen = torch.tensor(positions, dtype=torch.long, device=scores.device)
         return torch.zeros_like(scores, dtype=torch.bool).index_fill(0, chosen, True)
 
     def nearest(self, number: float) -> float:
@@ -135,11 +138,6 @@ class Part:
             least=tuple(self.least[kind] * number for kind, number in num_layers.items()),
             matrices=(),
         )
-
-    def _take(self, scores: Tensor, limit: float | None) -> list[int]:
-        items, limit = self._items, self.limit if limit is None else limit
-        is_met = self.exact and limit == int(limit) and self.can_keep(int(limit))
-        return choose(scores, items.sizes, limit, items.layers, items.least, items.units, is_met)
 
     @cached_property
     def _sums(self) -> int:
