@@ -55,7 +55,7 @@ def test_a_configuration_that_is_saved_alone_brings_no_stale_checksums(folder):
     model = gating.load_compact(folder)
     model.config.id2label = {number: f"label {number}" for number in range(3)}
     model.config.save_pretrained(folder)
-    with pytest.warns(UserWarning, match="config.json has no checksums, so damage .* is not noticed"):
+    with pytest.warns(UserWarning, match="no checksums"):
         assert gating.load_compact(folder).config.id2label[2] == "label 2"
 
 
