@@ -22,7 +22,6 @@ from gating.compact.decoders import write_layer_counts
 from gating.compact.files import write_manifest
 from gating.compact.load import load_compact
 from gating.compact.stock import StockError, may_be_stock, stock_model
-from gating.discovery.find import search_attention
 from gating.discovery.vocabulary import check_vocabulary, vocabulary_size
 from gating.errors import InputError, InputTypeError, explain, shorten
 from gating.loader.checksums import CANARY, CONFIG, RECORD_KEY
@@ -168,13 +167,7 @@ def check_model(model: PreTrainedModel) -> None:
 
 
 def compact_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """Return a model with the modules of another one, but a compact class, and a configuration with its record.
-
-    Raises:
-        ValueError: The model has no heads or neurons to describe.
-    """
-    if not has_lost_units(model):
-        search_attention(model)
+    """Return a model with the modules of another one, but a compact class, and a configuration with its record."""
     compact = copy.copy(model)
     compact.config = copy.deepcopy(model.config)
     become_compact(compact)

@@ -13,18 +13,15 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 import transformers
-from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, initialization
 
 from gating.compact.files import has_manifest, read_record
 from gating.compact.limits import bounded_building
 from gating.errors import RemedyError, loading
 from gating.loader.checksums import CHECKSUMS, RECORD_KEY
-from gating.loader.modeling import base_prefix
 from gating.loader.record import dense_class, dense_config
 from gating.loader.record_checks import check_record
 from gating.pruning.layer_settings import Settings, changed, nested_configs
@@ -110,7 +107,7 @@ def stock_model(model: PreTrainedModel) -> PreTrainedModel:
     if not may_be_stock(model):
         raise _refusal(model, "its layers keep different numbers of heads or neurons (uniform=True keeps equal ones)")
     attention, feed_forward = list(iter_attention_blocks(model)), list(iter_feed_forward_blocks(model))
-    state, config = _dense_state(model, attention), dense_config(model.config)
+    state, config = model.state_dict(), dense_config(model.config)
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     # Fields are changed one after another as long as fewer tensors differ; fields of different layers affect different
     # tensors, so that no combination has to be tried.
@@ -162,32 +159,6 @@ def _differing(
         return set(shapes)
     built = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     return {name for name in built.keys() | shapes.keys() if built.get(name) != shapes.get(name)}
-
-
-def _dense_state(model: PreTrainedModel, blocks: Sequence[AttentionBlock]) -> dict[str, Tensor]:
-    """Return the tensors of a model as a dense model has them.
-
-    Attention of the kind of T5 keeps the position biases of all original heads and the numbers of its own: the dense
-    table has the columns of those, where all layers that use one table have the same.
-    """
-    state: dict[str, Tensor] = dict(model.state_dict())
-    prefix = base_prefix(model)
-    stacks: dict[str, list[AttentionBlock]] = {}
-    for block in blocks:
-        has_bias = hasattr(block.module, "has_relative_attention_bias")
-        if has_bias and f"{prefix}{block.name}.head_index" in state:
-            stacks.setdefault(block.name.partition(".block.")[0], []).append(block)
-    for members in stacks.values():
-        shared: Sequence[int] | None = None
-        for block in members:
-            name, module = f"{prefix}{block.name}", cast(Any, block.module)
-            if module.has_relative_attention_bias:
-                shared, table = block.head_ids, f"{name}.relative_attention_bias.weight"
-                state[table] = state[table].index_select(1, module.head_index)
-            # Cross-attention adds zeros.
-            if "EncDecAttention" in name or shared == block.head_ids:
-                del state[f"{name}.head_index"]
-    return state
 
 
 def _changes(

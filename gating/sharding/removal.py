@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import cast
 
 import torch
 import torch.distributed
@@ -141,7 +142,7 @@ def _without_layers(model: PreTrainedModel, name: str, numbers: Sequence[int]) -
     layers, copy, tensors = layer_list(model, name), meta_copy(model), tensors_of(model)
     kept, owners = staying_layers(layers, numbers), {id(module): owner for owner, module in model.named_modules()}
     for edit in plan_biases(layers, kept):
-        tensors[f"{owners[id(edit.owner)]}.{edit.attribute}"] = shard_like(edit.value, tensors)
+        tensors[f"{owners[id(edit.owner)]}.{edit.attribute}"] = shard_like(cast("Tensor", edit.value), tensors)
     drop_layers(copy, layer_list(copy, name), kept)
     become_compact(copy)
     start, moved = f"{layers.full_name}.", dict(tensors)
