@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import gating
+from gating.loader.record import describe
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
 from gating.serving.dummy_heads import with_dummy_heads
@@ -77,7 +78,7 @@ def test_every_layer_has_a_key_value_head_and_no_removed_head_is_counted(name, d
     before, after = gating.find_attention_blocks(model)[1], gating.find_attention_blocks(copy)[1]
     assert (before.num_heads, before.num_key_value_heads) == (0, 0)
     assert (after.num_heads, after.num_key_value_heads, after.head_slots) == (0, 1, (0,))
-    notes = copy.config.head_gating["units"][after.name]
+    notes = describe(copy)["units"][after.name]
     assert (notes["head_ids"], notes["head_slots"]) == ([], [0])
 
 
