@@ -134,39 +134,20 @@ def _why_arbitrary(values: Tensor, kept: Tensor, unit: UnitName, *, is_given: bo
     num_kept, num_removed, num_open = int(kept.sum()), int(removed.sum()), int((values > 0).sum())
     if not num_removed or not num_kept:
         return None
-    if 2 * num_open <= num_kept:
-        return _too_few_open(num_kept, num_open, unit)
     mean_kept, mean_removed = float(values[kept].mean()), float(values[removed].mean())
     num_alike = int((removed & (values > mean_kept - _LEAST_GAP)).sum())
-    if mean_kept - mean_removed < _LEAST_GAP or num_open > 2 * num_kept or 2 * num_alike >= min(num_kept, num_removed):
-        numbers = (
-            f"the gates to keep ({num_kept}) are at {mean_kept:.2f} on average, those to remove ({num_removed}) at "
-            f"{mean_removed:.2f}, of which {num_alike} are no more than {_LEAST_GAP} below the former, and {num_open} "
-            "of all are open."
-        )
-        return _too_alike(numbers, unit, is_given=is_given)
-    return None
-
-
-def _too_few_open(num_kept: int, num_open: int, unit: UnitName) -> RemedyWarning:
+    are_few, are_many = 2 * num_open <= num_kept, num_open > 2 * num_kept or 2 * num_alike >= min(num_kept, num_removed)
+    if not (are_few or are_many or mean_kept - mean_removed < _LEAST_GAP):
+        return None
+    first = f"Gates hardly tell the {unit} to keep" if is_given else f"The choice of {unit} is nearly arbitrary"
+    train = "Unless they were chosen without gates, train" if is_given else "Train"
+    price = "keep fewer, or lower a fixed price" if are_few else "with a larger learning rate (0.1 is usual)"
     return RemedyWarning(
-        f"The choice of {unit} is nearly arbitrary: of {num_kept} {UNITS[unit].gated} to keep, "
-        f"{num_open} have an open gate.",
-        python=" Train the gates longer, or keep fewer; a fixed price on open gates may be too high.",
-        command=" Train longer (trainer.max_epochs), or keep fewer; objective.price of objective=l0 may be too high.",
-    )
-
-
-def _too_alike(numbers: str, unit: UnitName, *, is_given: bool) -> RemedyWarning:
-    arbitrary = f"The choice of {unit} is nearly arbitrary: {numbers}"
-    python = f"{arbitrary} Train"
-    if is_given:
-        python = f"Gates hardly tell the {unit} to keep: {numbers} Unless they were chosen without gates, train"
-    return RemedyWarning(
-        "",
-        python=f"{python} the gates for more steps, or with a larger learning rate (0.1 is usual); in a loop of your "
-        "own, call the objective's update before every step.",
-        command=f"{arbitrary} Train longer (trainer.max_epochs) or with a larger optimizer.gate_lr.",
+        f"{first}: the gates to keep ({num_kept}) are at {mean_kept:.2f} on average, those to remove ({num_removed}) "
+        f"at {mean_removed:.2f}, of which {num_alike} are no more than {_LEAST_GAP} below the former, and {num_open} of "
+        "all are open. ",
+        python=f"{train} for more steps, or {price}; in a loop of your own, call the objective's update before each.",
+        command=f"Train longer (trainer.max_epochs), or {price} (optimizer.gate_lr, objective.price).",
     )
 
 
