@@ -144,8 +144,8 @@ def _why_arbitrary(values: Tensor, kept: Tensor, unit: UnitName, *, is_given: bo
     price = "keep fewer, or lower a fixed price" if are_few else "with a larger learning rate (0.1 is usual)"
     return RemedyWarning(
         f"{first}: the gates to keep ({num_kept}) are at {mean_kept:.2f} on average, those to remove ({num_removed}) "
-        f"at {mean_removed:.2f}, of which {num_alike} are no more than {_LEAST_GAP} below the former, and {num_open} of "
-        "all are open. ",
+        f"at {mean_removed:.2f}, of which {num_alike} are no more than {_LEAST_GAP} below the former, and {num_open} "
+        "of all are open. ",
         python=f"{train} for more steps, or {price}; in a loop of your own, call the objective's update before each.",
         command=f"Train longer (trainer.max_epochs), or {price} (optimizer.gate_lr, objective.price).",
     )

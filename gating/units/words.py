@@ -18,7 +18,6 @@ class Unit:
     Attributes:
         singular: One of them, such as ``head``.
         label: Its blocks in messages, such as ``attention``.
-        gated: What gates stand for, such as ``heads or groups``.
         expected: Name in the logs of the expected number of open units.
         open: Likewise of the number of open units.
         target: Likewise of the number of units that the objective aims at.
@@ -33,7 +32,6 @@ class Unit:
 
     singular: str
     label: str
-    gated: str
     expected: str
     open: str
     target: str
@@ -49,7 +47,6 @@ UNITS: dict[UnitName, Unit] = {
     "heads": Unit(
         singular="head",
         label="attention",
-        gated="heads or groups",
         expected="gates/expected_open",
         open="gates/open",
         target="gates/target",
@@ -65,7 +62,6 @@ UNITS: dict[UnitName, Unit] = {
     "neurons": Unit(
         singular="neuron",
         label="feed-forward",
-        gated="groups of neurons",
         expected="gates/neurons/expected",
         open="gates/neurons/open",
         target="gates/neurons/target",
