@@ -105,11 +105,10 @@ def finalize(
     check_own_gates(model, gates)
     check_whole(model, remedy="call gating.sharding.finalize_sharded(model, gates)")
     values = checked_gate_values(model, gates, objective, num_heads=num_heads, num_neurons=num_neurons, kept=kept)
+    by_block = values.split(gates.block_sizes)
     gated, before = gates.blocks(), UnitCounts.of(model)
-    masked = record_masked(model, gates, gated, values, probe)
-    edits = plan_finalizing(model, gated, values.split(gates.block_sizes))
-
-    folded = folded_values(model, gated, values.split(gates.block_sizes))
+    masked = record_masked(model, gates, gated, by_block, probe)
+    edits, folded = plan_finalizing(model, gated, by_block), folded_values(model, gated, by_block)
     gates.remove()
     done: list[Undo] = []
     try:
@@ -159,17 +158,17 @@ def record_masked(
     model: nn.Module,
     gates: HeadGates,
     blocks: Sequence[Block],
-    values: Tensor,
+    values: Sequence[Tensor],
     probe: Mapping[str, Tensor] | None,
     *,
     largest: Callable[[float], float] = float,
     free: Callable[[nn.Module], object] | None = None,
 ) -> MaskedOutputs:
-    """Record the outputs of a model with the gates of its blocks at their final values, ``[num_gates]``."""
+    """Record the outputs of a model with the gates of each block at their final values."""
     return MaskedOutputs(
         model,
         blocks,
-        values.split(gates.block_sizes),
+        values,
         masked=lambda factors: gates.fixed_at(torch.cat(list(factors))),
         probe=probe,
         largest=largest,

@@ -15,10 +15,10 @@ from gating.structure.layers import dense_name, layers_record
 __all__ = ["folded_values", "kept_units", "plan_finalizing", "plan_pruning"]
 
 
-def kept_units(blocks: Sequence[Block], gates_of_block: Sequence[int], kept: Tensor) -> dict[str, set[int]]:
-    """Return the units of the kept gates of each block, by its name, from the mask of all gates, ``[num_gates]``."""
+def kept_units(blocks: Sequence[Block], kept: Sequence[Tensor]) -> dict[str, set[int]]:
+    """Return the units of the kept gates of each block, by its name, from the mask of its gates."""
     units = {}
-    for block, mask in zip(blocks, kept.split(list(gates_of_block)), strict=True):
+    for block, mask in zip(blocks, kept, strict=True):
         slots = mask.repeat_interleave(len(block.slot_ids) // len(mask)).nonzero().flatten().tolist()
         units[block.name] = {block.slot_ids[slot] for slot in slots} & set(block.unit_ids)
     return units
@@ -32,7 +32,7 @@ def plan_pruning(model: nn.Module, blocks: Sequence[Block], kept: Mapping[str, C
 
 def plan_finalizing(model: nn.Module, blocks: Sequence[Block], values: Sequence[Tensor]) -> list[Edit]:
     """Plan to fold the values of each block's gates into its output projection, and to remove units of closed gates."""
-    kept = kept_units(blocks, [len(one) for one in values], torch.cat(list(values)) > 0)
+    kept = kept_units(blocks, [one > 0 for one in values])
     edits: list[Edit] = []
     for block, block_values in zip(blocks, values, strict=True):
         slot_values = _slot_values(block, block_values)

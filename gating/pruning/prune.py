@@ -157,7 +157,7 @@ def remove_in_copy(model: Model, gates: HeadGates, kept: Tensor) -> Model:
     """
     compact = deepcopy(model)
     gated = gates.blocks(compact)
-    apply_edits(plan_pruning(compact, gated, kept_units(gated, gates.block_sizes, kept.cpu())))
+    apply_edits(plan_pruning(compact, gated, kept_units(gated, kept.cpu().split(gates.block_sizes))))
     return compact
 
 

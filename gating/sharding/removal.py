@@ -68,14 +68,15 @@ def finalize_sharded(
     reshard(model)
     values = checked_gate_values(model, gates, objective, num_heads=num_heads, num_neurons=num_neurons, kept=kept)
     check_decided_alike(values)
+    by_block = values.split(gates.block_sizes)
     gated, before = gates.blocks(), UnitCounts.of(model)
     largest = partial(_largest_of_all, device=values.device)
-    masked = record_masked(model, gates, gated, values, probe, largest=largest, free=reshard)
+    masked = record_masked(model, gates, gated, by_block, probe, largest=largest, free=reshard)
 
     with torch.no_grad():
-        compact = _without_units(model, gates, values)
+        compact = _without_units(model, gates, by_block)
     difference = check_proven(compact, masked)
-    folded = folded_values(model, gated, values.split(gates.block_sizes))
+    folded = folded_values(model, gated, by_block)
     report = FinalizeReport.of(
         compact, before, gated, max_difference=difference, folded=folded, unproven=masked.unproven
     )
@@ -105,10 +106,10 @@ def _largest_of_all(number: float, device: torch.device) -> float:
     return float(tensor)
 
 
-def _without_units(model: PreTrainedModel, gates: HeadGates, values: Tensor) -> PreTrainedModel:
+def _without_units(model: PreTrainedModel, gates: HeadGates, values: Sequence[Tensor]) -> PreTrainedModel:
     """Return a sharded copy of a model that has lost the units of closed gates, with folded values of the others."""
     copy, tensors = meta_copy(model), tensors_of(model)
-    _cut(copy, plan_finalizing(copy, gates.blocks(copy), values.split(gates.block_sizes)), tensors)
+    _cut(copy, plan_finalizing(copy, gates.blocks(copy), values), tensors)
     become_compact(copy)
     shard_copy(copy, model, tensors)
     return copy
