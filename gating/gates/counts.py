@@ -8,7 +8,7 @@ from torch import Tensor
 from gating.errors import InputError
 from gating.gates.hard_concrete import FullPrecision
 from gating.structure.blocks import Block, group_labels
-from gating.units import UNITS, UnitName, check_units
+from gating.units import UnitName, check_units
 
 __all__ = ["GatedUnits", "table_of"]
 
@@ -47,11 +47,6 @@ class GatedUnits(FullPrecision):
     def _counts_of(self, unit: UnitName) -> tuple[int, ...]:
         pairs = zip(self.unit_of_gate, self.units_per_gate, strict=True)
         return tuple(count if own == unit else 0 for own, count in pairs)
-
-    @property
-    def is_weighed(self) -> bool:
-        """Whether a search weighs gates by their units or cost; otherwise it counts the units of the only kind."""
-        return len(self.units) > 1 or UNITS[self.units[0]].is_weighed
 
     def total(self, unit: UnitName) -> int:
         """Return the number of gated units."""

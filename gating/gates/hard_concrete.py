@@ -1,4 +1,4 @@
-"""The hard-concrete distribution of Louizos et al. 2018 (arXiv 1712.01312), as pure functions.
+"""The hard-concrete distribution of Louizos et al. 2018 (arXiv 1712.01312), and base classes of modules of gates.
 
 A gate value ``z`` in [0, 1] is drawn from a binary concrete variable that is stretched to ``(gamma, zeta)`` and
 clipped, so that exact zeros and ones have positive probability while the gradient reaches the parameter ``log_alpha``.

@@ -179,7 +179,7 @@ class HeadBudget:
         shares: Sequence[float] = ()
         if unit == COST or len(gates.units) > 1:
             # Exact numbers of several units need costs only to show them as one share.
-            costs = gate_costs(gates, self.cost if unit == COST or isinstance(self.cost, Mapping) else "macs")
+            costs = gate_costs(gates, "macs" if self.cost == "latency" and unit != COST else self.cost)
             shares = (costs / costs.sum()).tolist()
         return parts_of(gates, unit=unit, shares=shares, by=by, min_per_layer=self.min_per_layer, uniform=self.uniform)
 

@@ -1,11 +1,12 @@
 """The choice of gates within a limit: minima of layers first, then down the scores while they fit."""
 
+import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from torch import Tensor
 
-__all__ = ["choose", "sums_of_layers"]
+__all__ = ["choose", "least_size", "sums_of_layers"]
 
 # Shares of cost are rounded: a limit of all gates must hold all gates.
 _ROUNDING = 1e-9
@@ -37,13 +38,17 @@ def choose(
     left, missing, taken, used = Counter((layers[i], sizes[i]) for i in order), list(least), list[int](), 0.0
     for is_minimum in (True, False) if any(least) else (False,):
         later = []
-        for item in order:
-            size, layer = sizes[item], layers[item]
+        for place, item in enumerate(order):
+            size, layer, needed = sizes[item], layers[item], 0.0
             if is_minimum and missing[layer] <= 0:
                 later.append(item)
                 continue
             left[layer, size] -= 1
-            fits = used + size <= limit * (1 + _ROUNDING)
+            if is_minimum and not is_met:
+                # What the other minima take in any case is kept free for them.
+                others = [(layers[other], sizes[other], units[other]) for other in order[place + 1 :]]
+                needed = least_size(others, [need - units[item] * (n == layer) for n, need in enumerate(missing)])
+            fits = used + size + needed <= limit * (1 + _ROUNDING)
             if fits and checks:
                 after = [need - units[item] * (place == layer) for place, need in enumerate(missing)]
                 fits = bool(sums_of_layers(left, after) >> int(limit - used - size) & 1)
@@ -53,6 +58,25 @@ def choose(
                 missing[layer] -= units[item]
         order = later
     return taken
+
+
+def least_size(items: Iterable[tuple[int, float, int]], least: Sequence[int]) -> float:
+    """Return the least sum of sizes of items with which each layer has its minimum of units; infinite without one.
+
+    Args:
+        items: Layer, size and number of units of each item.
+        least: Least number of units of each layer.
+
+    Example:
+        >>> least_size([(0, 4.0, 4), (0, 1.0, 1), (0, 1.0, 1)], [2])
+        2.0
+    """
+    best = [[0.0] + [math.inf] * max(0, need) for need in least]
+    for layer, size, units in items:
+        of_layer = best[layer]
+        for number in range(len(of_layer) - 1, 0, -1):
+            of_layer[number] = min(of_layer[number], of_layer[max(0, number - units)] + size)
+    return sum(of_layer[-1] for of_layer in best)
 
 
 def sums_of_layers(counts: Mapping[tuple[int, float], int], least: Sequence[int]) -> int:

@@ -19,7 +19,7 @@ __all__ = ["KeepsBudget", "takes_budget"]
 
 
 class KeepsBudget(Objective):
-    """An objective that keeps the gates with the largest ``log_alpha`` that meet a budget, which a schedule ends at.
+    """An objective that keeps the gates with the largest scores, ``log_alpha`` by default, that meet a budget.
 
     The budget is resolved to parts of the gates once, in :meth:`attach`; schedule, choice and report read these.
 
@@ -47,9 +47,10 @@ class KeepsBudget(Objective):
             num_neurons: Number of neurons to keep.
             keep: Share to keep, instead of numbers, or a share for each kind; a quarter if neither is given. With gates
                 on heads and neurons, one share of the cost of both.
-            cost: Cost for which heads and neurons compete: ``macs``, ``parameters``, ``cache``, or a cost of each
-                multiply-accumulate, as in :func:`~gating.objectives.costs.gate_costs`. With gates on heads alone,
-                ``cache`` and costs of one's own make ``keep`` a share of cost.
+            cost: Cost for which heads and neurons compete: ``macs``, ``parameters``, ``cache``, in a run ``latency``,
+                which is timed, or a cost of each multiply-accumulate, as in
+                :func:`~gating.objectives.costs.gate_costs`. With gates on heads alone, ``cache`` and costs of one's own
+                make ``keep`` a share of cost.
             min_per_layer: Least number of heads that every layer keeps when the heads are chosen at the end.
             uniform: Whether all layers keep equally many, for each kind of attention and for neurons.
             schedule: Descent of the number of open heads or neurons, or of the share of cost.
@@ -63,7 +64,7 @@ class KeepsBudget(Objective):
         self._budget = HeadBudget(num_heads, num_neurons, keep, cost, min_per_layer, uniform)
         self._schedule = BudgetSchedule() if schedule is None else schedule
         self._parts: list[Part] = []
-        # The start of the descent, for objectives that follow the loss.
+        # The start of the descent, for objectives that follow the loss. A default of the class would hide the module.
         self._start: DescentStart | None = None
 
     @property
@@ -86,12 +87,16 @@ class KeepsBudget(Objective):
 
     def attach(self, gates: HeadGates) -> None:
         """Resolve the budget for these gates, in a search that begins."""
+        self.check(gates)
         parts = self._budget.parts(gates)
         super().attach(gates)
         self._parts = parts
 
     def kept(self, gates: HeadGates) -> Tensor:
-        """Return the gates with the largest scores that meet the budget; before :meth:`attach`, too."""
+        """Return the gates with the largest scores that meet the budget.
+
+        For gates of another search it is resolved anew; rankings need the search that they are attached to.
+        """
         parts = self._parts if self._search_number == gates.search_number else self._budget.parts(gates)
         return chosen(parts, self._scores(gates, parts))
 
@@ -114,11 +119,13 @@ class KeepsBudget(Objective):
         The descent begins with a share ``total`` of all, at the share ``start`` of the search.
         """
         return [
-            self._schedule.target(
-                progress, total=total * part.total, budget=min(part.limit, total * part.total), start=start
-            )
+            self._schedule.target(progress, total=max(total * part.total, part.limit), budget=part.limit, start=start)
             for part in self._parts
         ]
+
+    @property
+    def _is_uniform(self) -> bool:
+        return self._budget.uniform
 
     def _amount(self, numbers: Sequence[float]) -> float:
         return amount_of(self._parts, numbers)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gating.errors import InputError, RemedyError
 from gating.gates import HeadGates
-from gating.objectives.choose import choose, sums_of_layers
+from gating.objectives.choose import choose, least_size, sums_of_layers
 from gating.units import UNITS, UnitName
 
 __all__ = ["COST", "Part", "amount_of", "by_rank", "chosen", "parts_of", "sizes_of"]
@@ -31,8 +31,7 @@ class Part:
         kind: Kind of blocks, or tower, that the gates belong to; None for all gates with the unit.
         gates: Positions of the gates among all gates.
         sizes: What each gate takes of the limit: its units, or its share of the cost; 0 for padding.
-        limit: Number of units, or share of the cost, that stays.
-        exact: Whether the limit is a number that is met; a share of the cost is not exceeded.
+        limit: Number of units that stays, which is met; or share of the cost, which is not exceeded.
         units: Number of units of each gate.
         layers: Number of each gate's layer within the part.
         least: Least number of units that each layer keeps.
@@ -47,7 +46,6 @@ class Part:
     gates: tuple[int, ...]
     sizes: tuple[float, ...]
     limit: float
-    exact: bool
     units: tuple[int, ...]
     layers: tuple[int, ...]
     least: tuple[int, ...]
@@ -68,19 +66,19 @@ class Part:
         """Return the best gates within the limit, a boolean tensor ``[num_gates_of_part]``.
 
         Gates that their layers need come first, then all others down the scores while they fit. Scores are per unit of
-        size, so this is the optimum of the fractional knapsack, and no other gate fits into the rest.
+        size: without minima this is the fractional optimum but for gates that do not fit, and no other fits the rest.
 
         Args:
             scores: Score of one unit of size of each gate of the part, such as ``log_alpha``.
             limit: Another limit than that of the part; a number is met if these gates can keep it.
 
         Example:
-            >>> part = Part("heads", "heads", None, (0, 1, 2, 3), (2, 1, 1, 2), 3, True, (2, 1, 1, 2), (0,) * 4, (0,))
+            >>> part = Part("heads", "heads", None, (0, 1, 2, 3), (2, 1, 1, 2), 3, (2, 1, 1, 2), (0,) * 4, (0,))
             >>> part.choose(torch.tensor([0.3, 0.9, 0.8, 0.1])).tolist()
             [True, True, False, False]
         """
         items, limit, ranks = self._items, self.limit if limit is None else limit, list[Tensor]()
-        is_met = self.exact and limit == int(limit) and self.can_keep(int(limit))
+        is_met = self.unit != COST and limit == int(limit) and self.can_keep(int(limit))
         of_items = scores
         if self.matrices:
             ranks = [rank for matrix in self.matrices for rank in by_rank(matrix.to(scores.device), scores).unbind(1)]
@@ -93,8 +91,10 @@ class Part:
 
     def nearest(self, number: float) -> float:
         """Return the number of units nearest to ``number`` that these gates can keep, but not 0; a share as it is."""
-        if self.unit == COST or self.can_keep(round(number)):
-            return number if self.unit == COST else round(number)
+        if self.unit == COST:
+            return number
+        if self.can_keep(round(number)):
+            return round(number)
         return min(self.neighbors(round(number)), key=lambda near: (abs(near - number), near))
 
     def can_keep(self, number: int) -> bool:
@@ -111,15 +111,12 @@ class Part:
 
     @cached_property
     def smallest(self) -> float:
-        """Smallest limit: that of all minima, and of the smallest gate."""
+        """Smallest limit: of a number the minima, 0 without any; of a share at least the smallest gate."""
         items = self._items
-        if not self.exact:
-            first, missing = 0.0, list(items.least)
-            for size, units, layer in zip(items.sizes, items.units, items.layers, strict=True):
-                if size and missing[layer] > 0:
-                    first, missing[layer] = first + size, missing[layer] - units
-            return max(first, min(size for size in items.sizes if size))
-        return (items._sums & -items._sums).bit_length() - 1
+        if self.unit != COST:
+            return (items._sums & -items._sums).bit_length() - 1
+        with_size = [one for one in zip(items.layers, items.sizes, items.units, strict=True) if one[1]]
+        return max(least_size(with_size, items.least), min(size for _, size, _ in with_size))
 
     @cached_property
     def _items(self) -> "Part":
@@ -217,7 +214,6 @@ def parts_of(
                 gates=tuple(indices),
                 sizes=tuple(shares[gate] for gate in indices) if unit == COST else units,
                 limit=0.0,
-                exact=unit != COST,
                 units=units,
                 layers=tuple(layer for layer, block in enumerate(blocks) for _ in block.gates),
                 least=tuple(_least_of(block, gates, min_per_layer) for block in blocks),

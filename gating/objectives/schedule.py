@@ -1,4 +1,4 @@
-"""Schedule of the number of open heads during the search."""
+"""Schedule of the number of open units, or of their share of the cost, during the search."""
 
 from dataclasses import dataclass
 from typing import Literal, SupportsFloat

@@ -178,7 +178,7 @@ class Search:
         for name, part in self._modules().items():
             if name in state:
                 part.load_state_dict(state[name])
-        if self.convergence is not None:
+        if self.convergence is not None and state["convergence"] is not None:
             self.convergence.load_state_dict(state["convergence"])
         self.reason, self._checked_step = state["reason"], state["checked_step"]
         self.gates.renew_values()

@@ -125,7 +125,7 @@ def warn_if_arbitrary(gates: HeadGates, kept: Tensor, *, is_given: bool) -> None
         of_unit = gates.is_of(unit).to(values.device)
         problem = _why_arbitrary(values[of_unit], kept[of_unit], unit, is_given=is_given)
         if problem is not None:
-            warnings.warn(problem, stacklevel=3)
+            warnings.warn(problem, stacklevel=4)
 
 
 def _why_arbitrary(values: Tensor, kept: Tensor, unit: UnitName, *, is_given: bool) -> RemedyWarning | None:

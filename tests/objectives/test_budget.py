@@ -44,7 +44,7 @@ def part_of(heads_per_gate, block_sizes, min_per_layer, number):
     layers = tuple(layer for layer, size in enumerate(block_sizes) for _ in range(size))
     least = (min_per_layer,) * len(block_sizes)
     gates = tuple(range(len(heads_per_gate)))
-    return Part("heads", "heads", None, gates, heads_per_gate, number, True, heads_per_gate, layers, least)
+    return Part("heads", "heads", None, gates, heads_per_gate, number, heads_per_gate, layers, least)
 
 
 @pytest.mark.parametrize(("heads_per_gate", "block_sizes"), LAYOUTS)
@@ -85,6 +85,18 @@ def test_a_share_of_cost_is_filled_and_near_the_bound(seed):
     room = (limit - sizes[order].cumsum(0) + sizes[order]).clamp_min(0)
     bound = (scores[order] * torch.minimum(room, sizes[order])).sum()
     assert (scores * sizes)[kept].sum() >= 0.98 * bound
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_minima_of_a_share_of_cost_hold_whatever_the_order(seed):
+    """Groups of four heads and single ones: the best group of one layer must leave room for those of the others."""
+    units, layers = (4, 1, 1) * 3, (0, 0, 0, 1, 1, 1, 2, 2, 2)
+    sizes = tuple(number / 18 for number in units)
+    part = Part("cost", "cost", None, tuple(range(9)), sizes, 0.4, units, layers, (2, 2, 2))
+    assert part.smallest == pytest.approx(6 / 18)
+    kept = part.choose(torch.randn(9, generator=torch.Generator().manual_seed(seed)))
+    assert (torch.tensor(units) * kept).view(3, 3).sum(dim=1).min() >= 2
+    assert torch.tensor(sizes)[kept].sum() <= 0.4 + 1e-6
 
 
 def test_the_best_heads_of_every_layer_come_first(gates):

@@ -220,3 +220,14 @@ def test_a_checkpoint_has_the_phase_the_mask_and_the_values(llama):
     assert not torch.equal(other.head_gates.values(), search.gates.values())
     twin.load_state_dict(search.state_dict())
     assert torch.equal(other.head_gates.values(), search.gates.values())
+
+
+def test_a_search_that_begins_anew_learns_the_same_parameter(llama):
+    """An optimizer has it."""
+    gates = gating.inject_gates(llama)
+    search = gating.Search(gates, deterministic(keep=0.5))
+    strength = gates.sampler.strength
+    search.update(1.0)
+    search.begin()
+    assert gates.sampler.strength is strength
+    assert gates.sampler.phase == 0

@@ -287,7 +287,7 @@ REFUSALS = {
     "objective.num_heads={cross:99}": "num_heads.cross=99 cannot be kept: cross attention of this model has 16 heads",
     "objective.num_heads={cross:many}": "valid integer",
     "objective.keep={encoder:0.5}": "either num_heads or keep",
-    "objective.speedup=1.5": "Give either speedup, num_heads or keep",
+    "objective.speedup=1.5": "Give either speedup or num_heads",
     "model.config.vocab_size=100": "vocab_size=100 is too small",
     "task=masked_lm ~data.max_target_length": "AutoModelForMaskedLM",
     "data.text_pair_column=text_c": "no column 'text_c'",

@@ -53,8 +53,7 @@ class ExactBudget(KeepsBudget):
             if not gates.log_alpha.is_meta:
                 self._start.to(device)
         count = _expected_count(gates, self._parts)
-        is_uniform = any(part.matrices for part in self._parts)
-        constraint = nn.Sequential(EqualLayers(self._parts), count) if is_uniform else count
+        constraint = nn.Sequential(EqualLayers(self._parts), count) if self._is_uniform else count
         gates.constraint = constraint.to(device)
 
     def update(self, gates: HeadGates, progress: float) -> None:
@@ -63,12 +62,10 @@ class ExactBudget(KeepsBudget):
         gates.renew_values()
         start = None if self._start is None else self._start.update(self._schedule, progress)
         waits = self._start is not None and start is None
-        limits = self._limits(progress, total=_INITIAL, start=start)
-        if waits:
-            limits = [_ALL_OPEN * part.total for part in self._parts]
+        limits = [part.total for part in self._parts] if waits else self._limits(progress, total=_INITIAL, start=start)
         count = _count_of(gates)
         for place, (part, limit) in enumerate(zip(self._parts, limits, strict=True)):
-            count.target[place] = limit * _scale(part)
+            count.target[place] = min(limit, _ALL_OPEN * part.total) * _scale(part)
         count.sharpness.fill_(self._sharpness(progress))
 
     def observe(self, loss: Tensor) -> None:

@@ -44,6 +44,14 @@ class SharpenedGates(GateSampler):
         self.strength = nn.Parameter(torch.zeros_like(gates.log_alpha))
         self._threshold = hard_concrete.open_threshold(gates.temperature, gates.stretch_limits)
 
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Set every gate to 1, and keep the parameter: an optimizer may have it."""
+        self.phase = _RANKED
+        self.mask.fill_(1.0)
+        self.strength.zero_()
+        self.strength.grad = None
+
     @property
     def phase(self) -> float:
         """The phase of the gates."""
@@ -113,11 +121,17 @@ class DeterministicBudget(ExactBudget):
         """
         super().__init__(**budget)
         self.ranking = Fisher() if ranking is None else ranking
+        # A list, so that it is a submodule of the gates alone.
+        self._samplers: list[SharpenedGates] = []
 
     def attach(self, gates: HeadGates) -> None:
         """Let the gates compete for the budget, in a search that begins with all of them at 1."""
         super().attach(gates)
-        gates.sampler = SharpenedGates(gates)
+        before = self._samplers[0] if self._samplers else None
+        if before is None or before.mask.shape != gates.log_alpha.shape or before.mask.device != gates.log_alpha.device:
+            self._samplers = [SharpenedGates(gates)]
+        self._samplers[0].begin()
+        gates.sampler = self._samplers[0]
         self.ranking.attach(gates)
 
     def update(self, gates: HeadGates, progress: float) -> None:
@@ -145,7 +159,7 @@ class DeterministicBudget(ExactBudget):
     @torch.no_grad()
     def _place(self, gates: HeadGates) -> None:
         """Set the first locations: the logarithms of the scores, around 0."""
-        scores = self.ranking.scores(gates, sizes_of(self._parts, like=gates.log_alpha)).double()
+        scores = self.ranking.scores_of_all(gates, sizes_of(self._parts, like=gates.log_alpha)).double()
         # Gates that no batch has reached are below all others.
         least = scores[scores > 0].min() / 10 if (scores > 0).any() else torch.ones_like(scores[0])
         logarithms = torch.maximum(scores, least).log()

@@ -75,9 +75,8 @@ class FixedPrice(Objective):
 
     def penalty(self, gates: HeadGates) -> Tensor:
         """Return ``price * mean P(open)``, weighted by neurons or cost, a scalar; zero before the start."""
+        self.check_search(gates)
         price = self._price if self._started else 0.0
-        if not gates.is_weighed:
-            return price * gates.prob_open().mean()
         return price * (gates.prob_open() * self.get_buffer("_shares")).sum()
 
     def kept(self, gates: HeadGates) -> Tensor | None:

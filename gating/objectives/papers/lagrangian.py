@@ -42,7 +42,6 @@ class Lagrangian(KeepsBudget):
 
     target_sparsity: Tensor
     _weights: Tensor
-    _amounts: Tensor
 
     @takes_budget
     def __init__(self, **budget: Any) -> None:
@@ -63,10 +62,8 @@ class Lagrangian(KeepsBudget):
         weights = torch.zeros(len(parts), gates.log_alpha.numel())
         for row, part in zip(weights, parts, strict=True):
             row[list(part.gates)] = torch.tensor(part.sizes, dtype=torch.float32)
-        amounts = [self._amount([part.total * (part is one) for one in parts]) for part in parts]
         self.register_buffer("_weights", weights, persistent=False)
-        self.register_buffer("_amounts", torch.tensor(amounts, dtype=torch.float32), persistent=False)
-        if parts[0].matrices:
+        if self._is_uniform:
             gates.constraint = EqualLayers(parts).to(gates.log_alpha.device)
         if not gates.log_alpha.is_meta:
             self.to(gates.log_alpha.device)
@@ -92,7 +89,8 @@ class Lagrangian(KeepsBudget):
     def target(self, gates: HeadGates) -> float:
         """Return the number of heads or neurons that should be open now; with gates on both, the share of cost."""
         self.check_search(gates)
-        return float(((1 - self.target_sparsity) * self._amounts).sum())
+        shares = (1 - self.target_sparsity).tolist()
+        return self._amount([share * part.total for share, part in zip(shares, self._parts, strict=True)])
 
     def _set_up(self, *, num_parts: int) -> None:
         """Start with multipliers and targets of zero."""

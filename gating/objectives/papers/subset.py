@@ -102,7 +102,7 @@ class TopK(KeepsBudget):
             sampler = GumbelTopK(self._parts, scale=self._scale, temperature=self._temperature(0.0))
         sampler.limits.values = self._numbers(0.0)
         gates.sampler = sampler.to(gates.log_alpha.device)
-        if self._parts[0].matrices:
+        if self._is_uniform:
             gates.constraint = EqualLayers(self._parts).to(gates.log_alpha.device)
 
     def update(self, gates: HeadGates, progress: float) -> None:
@@ -202,7 +202,7 @@ class GumbelTopK(StraightThroughTopK):
 
 def _relaxed(part: Part, scores: Tensor, limit: float, temperature: Tensor) -> Tensor:
     """Return a relaxed subset of the gates of a part, ``[num_gates_of_part]``."""
-    # The weights of a draw are 1 in the mean: k heads are k / heads_per_draw gates if gates stand for several heads.
+    # The weights of a draw are 1 in the mean: k heads are k / mean draws if gates stand for several heads.
     mean = part.total / (len(part.sizes) - part.sizes.count(0))
     num_draws = limit / mean
     if part.is_weighed:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, SupportsFloat
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
 from gating.errors import InputError, RemedyError
 from gating.gates import HeadGates
@@ -98,10 +98,7 @@ class IterativePruning(KeepsBudget):
     @torch.no_grad()
     def _scores(self, gates: HeadGates, parts: Sequence[Part]) -> Tensor:
         is_open = self._sampler_of(gates).mask > 0
-        scores = self.ranking.scores(gates, sizes_of(parts, like=gates.log_alpha))
-        if distributed.is_available() and distributed.is_initialized():
-            # Ranks have different batches, but must close the same heads.
-            distributed.all_reduce(scores)
+        scores = self.ranking.scores_of_all(gates, sizes_of(parts, like=gates.log_alpha))
         # Closed gates rank below all open ones, but can be chosen: if gates have different numbers of heads, one may
         # have to open again to meet the number.
         return torch.where(is_open, scores, scores - (scores.max() - scores.min() + 1))

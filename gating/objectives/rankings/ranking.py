@@ -3,7 +3,7 @@
 from typing import SupportsIndex
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from gating.errors import InputError
 from gating.gates import HeadGates
@@ -38,6 +38,13 @@ class Ranking(OfOneSearch):
                 gates compete; 0 for padding. Units if left out.
         """
         raise NotImplementedError
+
+    def scores_of_all(self, gates: HeadGates, sizes: Tensor) -> Tensor:
+        """Return the sum of the scores of all processes, which have different batches but must decide alike."""
+        scores = self.scores(gates, sizes)
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.all_reduce(scores)
+        return scores
 
     def start_over(self, gates: HeadGates) -> None:
         """Discard all statistics, since a round has ended or the first one begins."""
