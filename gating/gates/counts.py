@@ -8,7 +8,7 @@ from torch import Tensor
 from gating.errors import InputError
 from gating.gates.hard_concrete import FullPrecision
 from gating.structure.blocks import Block, group_labels
-from gating.units import UnitName, check_units
+from gating.units import UNITS, UnitName, check_units
 
 __all__ = ["GatedUnits", "table_of"]
 
@@ -38,33 +38,20 @@ class GatedUnits(FullPrecision):
         by_gate = zip(self.block_units, self.block_sizes, strict=True)
         #: Unit of each gate.
         self.unit_of_gate = tuple(unit for unit, size in by_gate for _ in range(size))
-        self.counts = {unit: self._counts_of(unit) for unit in self.units}
+        pairs = list(zip(self.unit_of_gate, self.units_per_gate, strict=True))
+        self.counts = {unit: tuple(count if own == unit else 0 for own, count in pairs) for unit in UNITS}
         # They are on the CPU, since some devices lack double precision.
         parameters, macs = zip(*((size.num_parameters, size.macs()) for size in self.gate_sizes), strict=True)
         self.parameters_per_gate = torch.tensor(parameters, dtype=torch.float64, device="cpu")
         self.macs_per_gate = torch.tensor(macs, dtype=torch.float64, device="cpu")
 
-    def _counts_of(self, unit: UnitName) -> tuple[int, ...]:
-        pairs = zip(self.unit_of_gate, self.units_per_gate, strict=True)
-        return tuple(count if own == unit else 0 for own, count in pairs)
-
     def total(self, unit: UnitName) -> int:
         """Return the number of gated units."""
-        return sum(self.counts.get(unit, ()))
+        return sum(self.counts[unit])
 
     def is_of(self, unit: UnitName) -> Tensor:
         """Return the mask of the gates of a unit, ``[num_gates]``, on the CPU."""
         return torch.tensor([own == unit for own in self.unit_of_gate], device="cpu")
-
-    @property
-    def heads_per_gate(self) -> tuple[int, ...]:
-        """Number of heads of each gate; 0 for a gate of other units."""
-        return self._counts_of("heads")
-
-    @property
-    def neurons_per_gate(self) -> tuple[int, ...]:
-        """Number of neurons of each gate; 0 for a gate of other units."""
-        return self._counts_of("neurons")
 
     @property
     def num_heads(self) -> int:

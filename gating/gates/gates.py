@@ -138,12 +138,11 @@ class HeadGates(GatedUnits):
 
     def count_open(self, unit: UnitName) -> int:
         """Count the units whose gate's deterministic value is not zero."""
-        return int(((self.values() > 0) * self.get_buffer(f"_num_{unit}")).sum()) if unit in self.units else 0
+        return int(((self.values() > 0) * self.get_buffer(f"_num_{unit}")).sum())
 
     def count_expected(self, unit: UnitName) -> Tensor:
         """Return the expected number of open units, a scalar; differentiable."""
-        counts = self.get_buffer(f"_num_{unit}") if unit in self.units else torch.zeros_like(self.log_alpha)
-        return (self.prob_open() * counts).sum()
+        return (self.prob_open() * self.get_buffer(f"_num_{unit}")).sum()
 
     def num_open(self) -> int:
         """Count the heads whose gate's deterministic value is not zero."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from gating.errors import InputError, RemedyError
 from gating.gates import HeadGates
 from gating.objectives.costs import Costs, check_cost, gate_costs, is_share_of_cost
-from gating.objectives.parts import COST, Part, amount_of, chosen, parts_of
+from gating.objectives.parts import COST, Part, chosen, parts_of
 from gating.units import UNITS, UnitName
 
 __all__ = ["DEFAULT_KEEP", "HeadBudget", "resolve_budget"]
@@ -105,14 +105,6 @@ class HeadBudget:
                 "example, instead, or leave cost out."
             )
         (replace(self, cost="macs") if self.cost == "latency" else self).parts(gates)
-
-    def resolve(self, gates: HeadGates) -> float:
-        """Return the budget as a number of units of the whole model, or for several units as a share of their cost.
-
-        The errors are those of :meth:`parts`.
-        """
-        parts = self.parts(gates)
-        return amount_of(parts, [part.limit for part in parts])
 
     def choose(self, gates: HeadGates, scores: Tensor) -> Tensor:
         """Return the gates with the largest scores that meet the budget: exactly, or up to a share of cost.

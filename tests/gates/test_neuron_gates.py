@@ -57,8 +57,8 @@ def test_the_vector_has_heads_before_neurons(bert):
     assert gates.units == BOTH
     assert gates.block_kinds == ["encoder"] * 3 + ["feed_forward"] * 3
     assert gates.block_sizes == [4, 4, 4, 3, 3, 3]
-    assert gates.heads_per_gate == (1,) * TOTAL + (0,) * 9
-    assert gates.neurons_per_gate == (0,) * TOTAL + (20, 20, 8) * 3
+    assert gates.counts["heads"] == (1,) * TOTAL + (0,) * 9
+    assert gates.counts["neurons"] == (0,) * TOTAL + (20, 20, 8) * 3
     assert (gates.num_heads, gates.num_neurons) == (TOTAL, NUM_LAYERS * WIDTH)
     assert repr(gates) == "HeadGates(12 heads in 3 attention blocks, 9 gates for 144 neurons in 3 feed-forward blocks)"
     with torch.no_grad():
@@ -103,7 +103,7 @@ def test_checkpoints_change_no_gradient_of_either_unit():
         torch.manual_seed(0)
         model(**make_probe(model)).logits.pow(2).mean().backward()
         gradients.append(gates.log_alpha.grad)
-    neurons = torch.tensor(gates.neurons_per_gate) > 0
+    neurons = torch.tensor(gates.counts["neurons"]) > 0
     assert gradients[0][neurons].abs().sum() > 0
     assert gradients[0][~neurons].abs().sum() > 0
     torch.testing.assert_close(gradients[1], gradients[0])
@@ -167,7 +167,7 @@ def test_created_gates_are_those_that_would_be_injected(model):
     created = create_gates(model, units=BOTH, group_size=20)
     assert hooks_of(model) == 0
     injected = gating.inject_gates(model, units=BOTH, group_size=20)
-    for name in ("block_names", "block_sizes", "block_kinds", "heads_per_gate", "neurons_per_gate", "units"):
+    for name in ("block_names", "block_sizes", "block_kinds", "counts", "units"):
         assert getattr(created, name) == getattr(injected, name)
     for name in ("macs_per_gate", "parameters_per_gate"):
         assert torch.equal(getattr(created, name), getattr(injected, name))
@@ -177,7 +177,7 @@ def test_gates_of_a_model_without_values_have_sizes():
     with torch.device("meta"):
         model = BertModel(BertConfig(num_hidden_layers=2))
     gates = create_gates(model, units=BOTH)
-    assert gates.neurons_per_gate[24:] == (64,) * 96
+    assert gates.counts["neurons"][24:] == (64,) * 96
     # The numbers of the usual table: a head of BERT-base costs as much as two groups of 64 neurons.
     assert gates.parameters_per_gate[[0, -1]].tolist() == [4 * 64 * 768 + 3 * 64, 2 * 64 * 768 + 64]
     assert gates.macs_per_gate[-1] == 128 * 2 * 64 * 768
@@ -210,7 +210,7 @@ def test_a_half_precision_model_keeps_its_gates_in_single_precision(bert):
 
 def test_a_size_above_the_width_gives_one_gate_for_each_block(bert):
     gates = gating.inject_gates(bert, units="neurons", group_size=1000)
-    assert gates.neurons_per_gate == (WIDTH,) * NUM_LAYERS
+    assert gates.counts["neurons"] == (WIDTH,) * NUM_LAYERS
 
 
 @pytest.mark.parametrize("group_size", [8, 4, 1])
@@ -221,7 +221,7 @@ def test_gates_on_a_model_that_has_lost_neurons_and_heads(bert, group_size):
     expected = logits_of(bert, batch)
     gates = gating.inject_gates(bert, units=BOTH, group_size=group_size)
     assert gates.block_names == [f"encoder.layer.{i}.attention.self" for i in (1, 2)] + [DOWN.format(i) for i in (0, 2)]
-    assert sum(gates.neurons_per_gate) == 32 + WIDTH
+    assert sum(gates.counts["neurons"]) == 32 + WIDTH
     with gates.fixed_at(torch.ones(gates.log_alpha.shape)):
         assert torch.equal(logits_of(bert, batch), expected)
 
@@ -262,7 +262,7 @@ def test_bad_arguments_are_refused_and_change_nothing(bert, arguments, message):
 
 def test_integers_of_numpy_and_torch_are_sizes(bert):
     gates = gating.inject_gates(bert, units="neurons", group_size=torch.tensor(16))
-    assert gates.neurons_per_gate == (16,) * 9
+    assert gates.counts["neurons"] == (16,) * 9
 
 
 @pytest.mark.parametrize(("units", "name"), [("heads", "attention.self"), ("neurons", "output.dense")])

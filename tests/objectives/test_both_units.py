@@ -7,6 +7,7 @@ import gating
 from gating.gates import create_gates
 from gating.objectives import BudgetSchedule
 from gating.objectives.costs import gate_costs
+from gating.objectives.parts import amount_of
 from tests.support.family_models import FAMILIES
 from tests.support.search import RIVALS, Search, build_bert_on_meta
 from tests.support.tiers import first_of
@@ -26,7 +27,7 @@ def search_with(objective, *, units=BOTH, group_size=GROUP, model=None):
 
 def count(gates, kept):
     """Return the heads and neurons of kept gates."""
-    pairs = list(zip(gates.heads_per_gate, gates.neurons_per_gate, kept.tolist(), strict=True))
+    pairs = list(zip(gates.counts["heads"], gates.counts["neurons"], kept.tolist(), strict=True))
     return sum(heads for heads, _, keeps in pairs if keeps), sum(neurons for _, neurons, keeps in pairs if keeps)
 
 
@@ -40,7 +41,7 @@ def check_filled(gates, kept, share, cost="macs"):
 
 def block_units(gates, kept):
     """Return the kept heads or neurons of each block."""
-    units = torch.tensor([max(pair) for pair in zip(gates.heads_per_gate, gates.neurons_per_gate, strict=True)])
+    units = torch.tensor([max(pair) for pair in zip(gates.counts["heads"], gates.counts["neurons"], strict=True)])
     return [int(block.sum()) for block in (units * kept).split(gates.block_sizes)]
 
 
@@ -199,7 +200,7 @@ def test_the_lagrangian_counts_sparsity_in_cost_or_in_units(arguments):
         objective.lambda_2.fill_(3.0)
     objective.update(gates, 1.0)
     p, costs = gates.prob_open().detach(), gate_costs(gates, "macs").float()
-    neurons = torch.tensor(gates.neurons_per_gate)
+    neurons = torch.tensor(gates.counts["neurons"])
     open_shares = [(p * costs).sum() / costs.sum()]
     targets = [0.4]
     if "num_heads" in arguments:
@@ -250,7 +251,7 @@ def test_kinds_may_have_shares_beside_neurons():
     assert [(part.kind, part.limit) for part in parts] == [
         ("encoder", 4), ("decoder", 12), ("cross", 12), ("feed_forward", 56)
     ]  # fmt: skip
-    assert 0 < budget.resolve(gates) < 1
+    assert 0 < amount_of(parts, [part.limit for part in parts]) < 1
 
 
 def test_a_model_without_weights_tells_whether_the_budget_fits(rival):

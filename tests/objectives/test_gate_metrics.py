@@ -80,7 +80,7 @@ def test_all_gates_cost_everything(bert):
 def test_costs_are_those_of_the_objective(bert, cost):
     gates = opened(bert, {0: 4}, units=("heads", "neurons"))
     numbers = gates.parameters_per_gate if cost == "parameters" else gates.macs_per_gate
-    rates = torch.tensor([3.0 if heads and cost != "parameters" else 1.0 for heads in gates.heads_per_gate])
+    rates = torch.tensor([3.0 if heads and cost != "parameters" else 1.0 for heads in gates.counts["heads"]])
     costs = numbers * rates
     spent = spent_by_unit(gates, Objective(cost=cost), gates.values() > 0)
     assert spent == {"heads": pytest.approx(float(costs[:4].sum() / costs.sum())), "neurons": 0}

@@ -108,7 +108,7 @@ def test_norms_of_both_kinds_are_those_of_a_parameter():
         for parameter in model.parameters():
             parameter.fill_(0.5)
     gates = gating.inject_gates(model, units=("heads", "neurons"), group_size=20)
-    assert len(set(gates.neurons_per_gate)) > 2
+    assert len(set(gates.counts["neurons"])) > 2
     torch.testing.assert_close(
         Magnitude().scores(gates, gates.parameters_per_gate), torch.full((len(gates.log_alpha),), 0.5)
     )

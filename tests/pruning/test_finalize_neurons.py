@@ -95,7 +95,7 @@ def test_a_compact_model_can_be_gated_and_finalized_again(bert):
     gating.prune_heads(bert, {0: [0], 1: range(4)})
     gating.prune_neurons(bert, {0: [0, 2], 2: range(6)}, group_size=8)
     gates = gating.inject_gates(bert, units=BOTH, group_size=4)
-    assert gates.heads_per_gate.count(1) == 7
+    assert gates.counts["heads"].count(1) == 7
     separate_gates(gates, torch.arange(gates.log_alpha.numel()) % 2 == 0)
     batch = batch_for(bert)
     expected = logits_of(bert, batch)

@@ -22,7 +22,7 @@ UNITS = ["heads", "neurons"]
 
 def relative_time(gates, kept, *, heads, neurons, open_heads=0.0, open_neurons=0.0):
     """Return the time of a model whose latency is linear in the kept units and in the blocks that are open."""
-    is_neuron = torch.tensor(gates.neurons_per_gate) > 0
+    is_neuron = torch.tensor(gates.counts["neurons"]) > 0
     is_open = torch.tensor([bool(part.any()) for part in kept.split(gates.block_sizes)])
     of_neurons = torch.tensor([unit == "neurons" for unit in gates.block_units])
     removed = [kept[~is_neuron], kept[is_neuron], is_open[~of_neurons], is_open[of_neurons]]

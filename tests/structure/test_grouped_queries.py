@@ -100,7 +100,7 @@ def test_gates_on_a_padded_model_leave_padding_out(llama):
     gating.prune_heads(llama, {0: [1], 1: [0, 1, 2, 3, 4, 5]})
     gates = gating.inject_gates(llama)
     # One head of the first group of layer 0; in layer 1 a single group is left, whose heads go one by one.
-    assert gates.heads_per_gate == (1, 2, 2, 2, 1, 1, 2, 2, 2, 2)
+    assert gates.counts["heads"] == (1, 2, 2, 2, 1, 1, 2, 2, 2, 2)
     report = gating.finalize(llama, gates, num_heads=7)
     assert report.num_heads == 7
     gates = gating.inject_gates(llama, group_queries=False)

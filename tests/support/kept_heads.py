@@ -13,4 +13,4 @@ def has_padding(model):
 def num_kept(gates, objective):
     """Return the number of heads that the objective's kept gates stand for."""
     kept = objective.kept(gates).tolist()
-    return sum(heads for heads, is_kept in zip(gates.heads_per_gate, kept, strict=True) if is_kept)
+    return sum(heads for heads, is_kept in zip(gates.counts["heads"], kept, strict=True) if is_kept)

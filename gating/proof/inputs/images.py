@@ -22,6 +22,8 @@ def image_variants(request: Request, argument: str) -> Iterator[Variant]:
     grid = next((name for name in ("image_grid_thw", "grid_thw") if name in accepted), None)
     if grid is not None:
         yield from _grids(request, argument, grid)
+    if "image_position_ids" in accepted:
+        yield _positioned_patches(request, argument)
     if "spatial_shapes" in accepted:
         yield _padded_patches(request, argument)
     if argument == "flattened_patches":
@@ -103,6 +105,14 @@ def _grids(request: Request, argument: str, grid: str) -> Iterator[Variant]:
         yield {argument: request.random(int(grids.prod(1).sum()), width), **extra}
     channels = _channels(request)
     yield {argument: request.random(int(grids.prod(1).sum()), channels, patch, patch), **extra}
+
+
+def _positioned_patches(request: Request, argument: str) -> Variant:
+    """Return patches ``[batch_size, num_patches, patch]`` with their columns and rows, which are pooled in squares."""
+    patch, side = _patch_size(request), 2 * (request.setting("pooling_kernel_size", tower="vision") or 1)
+    places = torch.tensor([[column, row] for row in range(side) for column in range(side)])
+    values = request.random(request.batch_size, side * side, _channels(request) * patch * patch)
+    return {argument: values, "image_position_ids": places.expand(request.batch_size, -1, -1).clone()}
 
 
 def _padded_patches(request: Request, argument: str) -> Variant:
