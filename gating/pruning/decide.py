@@ -139,15 +139,20 @@ def _why_arbitrary(values: Tensor, kept: Tensor, unit: UnitName, *, is_given: bo
     are_few, are_many = 2 * num_open <= num_kept, num_open > 2 * num_kept or 2 * num_alike >= min(num_kept, num_removed)
     if not (are_few or are_many or mean_kept - mean_removed < _LEAST_GAP):
         return None
-    first = f"Gates hardly tell the {unit} to keep" if is_given else f"The choice of {unit} is nearly arbitrary"
-    train = "Unless they were chosen without gates, train" if is_given else "Train"
+    numbers = (
+        f"the gates to keep ({num_kept}) are at {mean_kept:.2f} on average, those to remove ({num_removed}) at "
+        f"{mean_removed:.2f}, of which {num_alike} are no more than {_LEAST_GAP} below the former, and {num_open} of "
+        "all are open."
+    )
+    arbitrary = f"The choice of {unit} is nearly arbitrary: {numbers}"
+    python = f"{arbitrary} Train"
+    if is_given:
+        python = f"Gates hardly tell the {unit} to keep: {numbers} Unless they were chosen without gates, train"
     price = "keep fewer, or lower a fixed price" if are_few else "with a larger learning rate (0.1 is usual)"
     return RemedyWarning(
-        f"{first}: the gates to keep ({num_kept}) are at {mean_kept:.2f} on average, those to remove ({num_removed}) "
-        f"at {mean_removed:.2f}, of which {num_alike} are no more than {_LEAST_GAP} below the former, and {num_open} "
-        "of all are open. ",
-        python=f"{train} for more steps, or {price}; in a loop of your own, call the objective's update before each.",
-        command=f"Train longer (trainer.max_epochs), or {price} (optimizer.gate_lr, objective.price).",
+        "",
+        python=f"{python} for more steps, or {price}; in a loop of your own, call the objective's update before each.",
+        command=f"{arbitrary} Train longer (trainer.max_epochs), or {price} (optimizer.gate_lr, objective.price).",
     )
 
 

@@ -151,7 +151,7 @@ def test_created_gates_are_those_that_would_be_injected_and_change_nothing(model
     assert_same_state(model, state)
     injected = gating.inject_gates(model, init_prob_open=0.7)
     assert_same_state(created, state_of(injected))
-    for name in ("block_names", "block_sizes", "block_kinds", "heads_per_gate"):
+    for name in ("block_names", "block_sizes", "block_kinds", "counts"):
         assert getattr(created, name) == getattr(injected, name)
 
 
