@@ -79,10 +79,15 @@ def _candidates(model: nn.Module, *, batch_size: int = 2, length: int = 12) -> I
     if getattr(model.config, "pad_token_id", 0) is None and type(model).__name__.endswith(_CLASSIFIER):
         # Decoders pool the last token before the padding, and refuse batches without a padding token.
         batch_size = 1
+    batches = candidate_batches(model, batch_size=batch_size, length=length)
     try:
-        with evaluating(model), torch.random.fork_rng():
-            for batch in candidate_batches(model, batch_size=batch_size, length=length):
-                yield {name: tensor.to(model.device) for name, tensor in batch.items()}
+        while True:
+            # Not around the whole: who keeps an unfinished generator would get the modes back at any time.
+            with evaluating(model), torch.random.fork_rng():
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield {name: tensor.to(model.device) for name, tensor in batch.items()}
     except (InputError, *OUT_OF_MEMORY):
         raise
     except Exception as error:  # Each family lacks sizes in its own way.

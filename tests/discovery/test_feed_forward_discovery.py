@@ -142,9 +142,12 @@ class Used(Between):
 
 def _discover(block):
     torch.manual_seed(0)
+    # Blocks are made as the module is imported, with whatever random numbers.
+    for parameter in block.parameters():
+        nn.init.normal_(parameter, std=0.5)
     model = nn.ModuleDict({"block": block}).eval()
     model.forward = lambda x: block(x)
-    problems = discover_feed_forward(model, probe={"x": torch.randn(2, 5, 8)})
+    problems = discover_feed_forward(model, probe={"x": torch.randn(8, 16, 8)})
     return getattr(block, "feed_forward_spec", None), problems.get(block, "")
 
 
@@ -330,6 +333,8 @@ def test_a_model_of_the_user():
     with pytest.warns(UserWarning, match="3 feed-forward modules of Custom get no gates.*layers.0.expert and 2 more"):
         blocks = gating.find_feed_forward_blocks(model, group_size=32, discover=True, probe=_tokens())
     assert [block.name for block in blocks] == [f"layers.{number}.mlp.3" for number in range(3)]
+    # A batch that was made and not used up left the whole model in evaluation, or brought the modes back at any time.
+    assert all(module.training for module in model.modules())
     assert gating.prune_neurons(model, {1: [0, 2]}, group_size=32, probe=_tokens()).num_neurons == 2 * 96 + 32
 
 
