@@ -1,4 +1,4 @@
-"""What an untrusted folder may ask for: classes of transformers, no other files or code, and sizes that are bounded.
+"""Bounds on an untrusted folder: classes of transformers, no other files or code, and limited sizes.
 
 A configuration of a few bytes can describe a model beyond any memory. Models are therefore built without memory, of at
 most a multiple of the weights beside the configuration, and compared with the headers of these before any is allocated.

@@ -1,4 +1,4 @@
-"""A recipe: a base model by name and checksum, and what makes a compact model of it.
+"""Recipes: a base model by name and checksum, and its kept units and factors.
 
 A folder with a recipe has no weights of its own. ``recipe.json`` names the base::
 
@@ -193,7 +193,7 @@ def load_recipe(
 def build_compact(
     recipe: Path, base: Path, described: Mapping[str, Any], folded: Mapping[str, Tensor]
 ) -> tuple[PreTrainedModel, set[str]]:
-    """Load a base model, remove from it what a record lacks, and fold factors into the rest.
+    """Load a base model, remove the units that a record lacks, and fold factors into the others.
 
     Args:
         recipe: The folder of the recipe, of which the configuration is read.

@@ -210,7 +210,7 @@ def resolve_budget(
 
 
 def _with_limit(part: Part, limit: float, budget: HeadBudget, *, is_number: bool = False) -> Part:
-    """Return a part with its limit, rounded to what its gates can keep unless it is a number that was asked for.
+    """Return a part with its limit; unless a number was asked for, the nearest that its gates can keep.
 
     Raises:
         InputError: They cannot keep this number, or so small a share of the cost.

@@ -154,7 +154,7 @@ def amount_of(parts: Sequence[Part], numbers: Sequence[float]) -> float:
 
 
 def sizes_of(parts: Sequence[Part], *, like: Tensor) -> Tensor:
-    """Return what each gate takes of the limit of its part, ``[num_gates]``, float64, on the CPU.
+    """Return the size of each gate in the limit of its part, ``[num_gates]``, float64, on the CPU.
 
     Args:
         parts: Parts that together have every gate once.

@@ -1,4 +1,4 @@
-"""What the units of a gate cost, and how large their weights are.
+"""Costs of the units of a gate, and norms of their weights.
 
 Blocks are those of ``gating.structure.attention`` and ``gating.structure.feed_forward``.
 """

@@ -13,7 +13,7 @@ UnitName = str
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """What is said of a unit, and how a search treats its gates.
+    """Words for a unit in reports and messages, and settings of its gates in a search.
 
     Attributes:
         singular: One of them, such as ``head``.

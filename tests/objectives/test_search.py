@@ -70,18 +70,23 @@ def test_a_search_equals_the_methods_of_its_objective(name):
     assert torch.equal(searched.search.kept(), objective.kept(gates))
 
 
-@pytest.mark.parametrize("name", first_of(RIVALS, every=4))
-def test_a_resumed_search_equals_an_uninterrupted_one(name):
-    def make():
-        return Loop(RIVALS[name](num_heads=5), convergence=gating.Convergence(patience=2, max_undecided=1.0))
-
-    whole, half, resumed = make().run(), make().run(0, 7), make()
+def assert_resumed(whole, half, resumed):
+    """Load the state of a loop of 7 steps into another one, and check that it ends as the uninterrupted loop."""
     parts = [copy.deepcopy(one.state_dict()) for one in (half.model, half.optimizer, half.search)]
     for one, state in zip((resumed.model, resumed.optimizer, resumed.search), parts, strict=True):
         one.load_state_dict(state)
     resumed.run(7)
     assert_same(whole.weights(), resumed.weights())
     assert torch.equal(whole.search.kept(), resumed.search.kept())
+
+
+@pytest.mark.parametrize("name", first_of(RIVALS, every=4))
+def test_a_resumed_search_equals_an_uninterrupted_one(name):
+    def make():
+        return Loop(RIVALS[name](num_heads=5), convergence=gating.Convergence(patience=2, max_undecided=1.0))
+
+    whole, half, resumed = make().run(), make().run(0, 7), make()
+    assert_resumed(whole, half, resumed)
 
 
 def test_a_resumed_search_has_the_budget_that_was_measured_before():
@@ -91,12 +96,7 @@ def test_a_resumed_search_has_the_budget_that_was_measured_before():
         return Loop(objective)
 
     whole, half, resumed = make(0.448).run(), make(0.448).run(0, 7), make(0.65)
-    parts = [copy.deepcopy(one.state_dict()) for one in (half.model, half.optimizer, half.search)]
-    for one, state in zip((resumed.model, resumed.optimizer, resumed.search), parts, strict=True):
-        one.load_state_dict(state)
-    resumed.run(7)
-    assert_same(whole.weights(), resumed.weights())
-    assert torch.equal(whole.search.kept(), resumed.search.kept())
+    assert_resumed(whole, half, resumed)
 
 
 def test_a_search_that_begins_again_chooses_as_a_new_one():

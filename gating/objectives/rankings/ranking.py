@@ -105,7 +105,7 @@ class RandomOrder(Ranking):
 
 
 def per_size(totals: Tensor, gates: HeadGates, sizes: Tensor | None) -> Tensor:
-    """Return what gates have in all as what they have per size, or per unit without sizes, ``[num_gates]``."""
+    """Divide totals of gates by their sizes, or by their numbers of units without sizes, ``[num_gates]``."""
     if sizes is None:
         sizes = torch.tensor(gates.units_per_gate, device="cpu")
     return totals / sizes.masked_fill(sizes == 0, 1).to(totals.device, totals.dtype)

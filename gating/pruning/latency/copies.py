@@ -110,7 +110,7 @@ class TimeBudget:
 
     @contextmanager
     def stage(self, *, share: float = 1.0, longest: float = math.inf) -> Iterator[float]:
-        """Yield the seconds of a share of the time that is left; what the ``with`` block takes is spent.
+        """Yield the seconds of a share of the time that is left, and spend the time of the ``with`` block.
 
         Args:
             share: The share.
