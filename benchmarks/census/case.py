@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from benchmarks.census.models import build, looks_like_attention, model_types
 from benchmarks.census.removal import EXACT, Row, Tiny, examine_heads, examine_neurons, save
 from benchmarks.census.settings import SIZES
-from gating.discovery.find import search_attention
+from gating.discovery.find import search_blocks
 from gating.errors import UserError
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import run_probe
@@ -119,7 +119,7 @@ def _may_have_attention(model: PreTrainedModel) -> bool:
 def _has_blocks(tiny: Tiny) -> bool:
     """Return whether the registry or discovery finds attention whose class has another name."""
     try:
-        return bool(search_attention(deepcopy(tiny.model), discover=True, probe=tiny.batch)[0])
+        return bool(search_blocks(deepcopy(tiny.model), "heads", discover=True, probe=tiny.batch)[0])
     except UserError:
         return False
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 import gating
 from benchmarks.census.models import looks_like_attention
-from gating.discovery.find import search_attention, search_feed_forward
+from gating.discovery.find import search_blocks
 from gating.discovery.ungated import UngatedModules
 from gating.proof.masked import factors_of, features_scaled
 from gating.proof.outputs import forward_outputs, max_relative_difference
@@ -58,7 +58,7 @@ class Tiny:
 
 def examine_heads(tiny: Tiny) -> Row:
     """Remove heads in random patterns, and compare outputs and generated tokens with those of the masked model."""
-    blocks, ungated = search_attention(tiny.model, discover=tiny.discover, probe=tiny.probe)
+    blocks, ungated = search_blocks(tiny.model, "heads", discover=tiny.discover, probe=tiny.probe)
     row: Row = {
         "num_blocks": len(blocks),
         "num_heads": sum(block.num_heads for block in blocks),
@@ -84,7 +84,7 @@ def examine_heads(tiny: Tiny) -> Row:
 
 def examine_neurons(tiny: Tiny) -> Row:
     """Remove groups of neurons in random patterns, and compare outputs with those of the masked model."""
-    blocks, ungated = search_feed_forward(tiny.model, group_size=_GROUP_SIZE, discover=True, probe=tiny.batch)
+    blocks, ungated = search_blocks(tiny.model, "neurons", group_size=_GROUP_SIZE, discover=True, probe=tiny.batch)
     unproven = _without_effect(tiny, blocks)
     row: Row = {"num_blocks": len(blocks), "ungated": _described(ungated), "unproven": _counted(unproven)}
     if len(unproven) == len(blocks):
@@ -101,7 +101,7 @@ def save(tiny: Tiny, folder: Path, *, neurons: bool) -> Row:
 
     Another process loads it and compares.
     """
-    blocks, _ = search_attention(tiny.model, discover=tiny.discover, probe=tiny.probe)
+    blocks, _ = search_blocks(tiny.model, "heads", discover=tiny.discover, probe=tiny.probe)
     compact = _without_heads(tiny, blocks, _pattern(blocks, 0))
     if neurons:
         wide = gating.find_feed_forward_blocks(compact, group_size=_GROUP_SIZE, discover=True, probe=tiny.batch)

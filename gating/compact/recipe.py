@@ -37,19 +37,11 @@ from gating.compact.limits import check_trust, checked_folder, model_class, with
 from gating.errors import InputError, loading
 from gating.loader.checksums import GENERATION, PLAIN_LOADING, RECORD_KEY
 from gating.loader.integrity import check_finite
-from gating.loader.modeling import base_prefix
-from gating.loader.record import LAYERS_KEY, SPEC_NOTES, dense_config
+from gating.loader.record import LAYERS_KEY, dense_config
 from gating.loader.record_checks import check_record
-from gating.loader.saving import become_compact
 from gating.pruning.layer_settings import changed
-from gating.pruning.layers import drop_layers
-from gating.pruning.plan import plan_finalizing
+from gating.pruning.repeat import remove_recorded
 from gating.storage.hub import RECIPE_FILES
-from gating.structure.attention import iter_attention_blocks
-from gating.structure.blocks import Block
-from gating.structure.edits import apply_edits
-from gating.structure.feed_forward import FeedForwardBlock, iter_feed_forward_blocks
-from gating.structure.layers import dense_name, find_layer_lists
 
 __all__ = [
     "Recipe",
@@ -207,7 +199,6 @@ def build_compact(
     check_trust(recipe, described)
     check_record(described.get(RECORD_KEY))
     record = described[RECORD_KEY]
-    layers = record.get(LAYERS_KEY, {})
     with checked_folder(base, verify=False, described=described), without_load_report():
         config = AutoConfig.from_pretrained(recipe, trust_remote_code=False)
         vars(config).pop(PLAIN_LOADING, None)
@@ -215,44 +206,14 @@ def build_compact(
         model, found = load(
             base,
             # Layers that left the compact model are in the base.
-            config=changed(dense_config(config), layers.get("config", {})),
+            config=changed(dense_config(config), record.get(LAYERS_KEY, {}).get("config", {})),
             dtype=config.dtype or torch.float32,
             use_safetensors=True,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-    units, kept = {dense_name(layers, name): one for name, one in record["units"].items()}, layers.get("kept", {})
-    modules, prefix = dict(model.named_modules()), base_prefix(model)
-    for name, notes in units.items():
-        # Layouts that were discovered.
-        modules[prefix + name].__dict__.update({key: notes[key] for key in SPEC_NOTES if key in notes})
-    lists = [one for one in find_layer_lists(model) if one.name in kept]
-    gone = {one.name for each in lists for n, own in enumerate(each.blocks) if n not in kept[each.name] for one in own}
-    blocks = [
-        _with_factors(block, units.get(block.name, {}), folded.get(block.name))
-        for block in (*iter_attention_blocks(model), *iter_feed_forward_blocks(model))
-        if block.name not in gone
-    ]
-    apply_edits(plan_finalizing(model, *zip(*blocks, strict=True)))
-    for name, numbers in kept.items():
-        drop_layers(model, next(one for one in find_layer_lists(model) if one.name == name), numbers)
-    become_compact(model)
+    remove_recorded(model, record, folded=folded)
     return model, {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}
-
-
-def _with_factors(block: Any, notes: Mapping[str, Any], own: Tensor | None) -> tuple[Block, Tensor]:
-    """Return a dense block, and the factor of each of its units, ``[num_units]``: 0 for those that are removed.
-
-    Neurons are in the groups of the kept units, or in as many as there are factors.
-    """
-    size = notes.get("group_size")
-    if isinstance(block, FeedForwardBlock):
-        size = -(-block.width_before // len(own)) if size is None and own is not None else size
-        block = block if size is None else block.regrouped(size)
-    kept = list(notes.get("head_ids", notes.get("kept_groups", block.unit_ids)))
-    factors = torch.zeros(len(block.unit_ids))
-    factors[kept] = torch.ones(len(kept)) if own is None else own.float()
-    return block, factors
 
 
 def digest_model(model: PreTrainedModel) -> str:

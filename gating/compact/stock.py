@@ -29,6 +29,7 @@ from gating.pruning.layers import build_original, build_recorded
 from gating.storage.hub import RECORD_FILE
 from gating.structure.attention import AttentionBlock, iter_attention_blocks
 from gating.structure.feed_forward import FeedForwardBlock, iter_feed_forward_blocks
+from gating.structure.layers import iter_blocks
 
 __all__ = ["StockError", "may_be_stock", "read_original", "stock_model"]
 
@@ -74,7 +75,7 @@ def read_original(model: PreTrainedModel, folder: Path | None = None) -> PreTrai
 def may_be_stock(model: PreTrainedModel) -> bool:
     """Return whether blocks of one stack and kind have equally many units; others fit no configuration."""
     sizes: dict[tuple[str, str, int], set[int]] = {}
-    for block in (*iter_attention_blocks(model), *iter_feed_forward_blocks(model)):
+    for block in iter_blocks(model):
         # A configuration has fields for the encoder and for the decoder.
         stack = re.split(r"(^|\.)\d+(\.|$)", block.name)[0]
         sizes.setdefault((stack, block.kind, block.size_before), set()).add(block.size)

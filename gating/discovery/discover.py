@@ -28,8 +28,9 @@ from gating.proof.prove import try_removal
 from gating.structure.attention import AttentionBlock, iter_attention_blocks
 from gating.structure.blocks import Block
 from gating.structure.feed_forward import FeedForwardBlock, iter_feed_forward_blocks
+from gating.units import UnitName
 
-__all__ = ["discover_attention", "discover_feed_forward"]
+__all__ = ["discover_layouts"]
 
 _TRIPLES = [
     ("q_proj", "k_proj", "v_proj"),
@@ -52,17 +53,23 @@ _WIDTHS = ("all_head_size", "inner_dim", "split_size")
 Guesses = Mapping[nn.Module, Sequence[Any]]
 
 
-def discover_attention(model: nn.Module, *, probe: Mapping[str, Tensor] | None = None) -> dict[nn.Module, str]:
-    """Set the attribute ``attention_spec`` of the attention modules that have no spec yet, in place.
+def discover_layouts(
+    model: nn.Module, unit: UnitName, *, probe: Mapping[str, Tensor] | None = None
+) -> dict[nn.Module, str]:
+    """Set the spec of the modules that look like blocks with a unit and have no spec yet, in place.
 
-    Candidate layouts are tried on the probe, or on a batch that is made for the model.
+    Candidate layouts are tried on the probe, or on a batch that is made for the model. Of two feed-forward blocks in
+    one module, only one is found.
 
     Returns:
-        For each module that looks like attention although every candidate layout fails, the reason.
+        For each module that looks like such a block although every candidate layout fails, the reason.
 
     Raises:
         ValueError: The model has adapters, or does not run on the probe.
     """
+    if unit == "neurons":
+        guesses: Guesses = {module: specs for _, module, specs in unknown_feed_forward(model)}
+        return _settle(model, guesses, _try_neurons, attribute="feed_forward_spec", probe=probe)
     modules = dict(model.named_modules())
     guesses = {
         module: list(_guess_attention(module, modules[name.rpartition(".")[0]]))
@@ -70,15 +77,6 @@ def discover_attention(model: nn.Module, *, probe: Mapping[str, Tensor] | None =
         if find_spec(module) is None and why_not_attention(module) is None
     }
     return _settle(model, guesses, _try_heads, attribute="attention_spec", probe=probe)
-
-
-def discover_feed_forward(model: nn.Module, *, probe: Mapping[str, Tensor] | None = None) -> dict[nn.Module, str]:
-    """Set the attribute ``feed_forward_spec`` of modules with layers to a width and back that have no spec, in place.
-
-    Of two blocks in one such module, only one is found. The result and errors are those of :func:`discover_attention`.
-    """
-    guesses = {module: specs for _, module, specs in unknown_feed_forward(model)}
-    return _settle(model, guesses, _try_neurons, attribute="feed_forward_spec", probe=probe)
 
 
 @torch.inference_mode(mode=False)  # Weights that are put back as inference tensors could not be trained.

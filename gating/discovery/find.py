@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -19,16 +19,13 @@ from gating.discovery.ungated import (
     without_left_out,
 )
 from gating.proof.conditions import check_not_wrapped, check_stays
-from gating.structure.attention import AttentionBlock, iter_attention_blocks
+from gating.structure.attention import AttentionBlock
 from gating.structure.blocks import Block
-from gating.structure.feed_forward import FeedForwardBlock, iter_feed_forward_blocks
+from gating.structure.feed_forward import DEFAULT_GROUP_SIZE, FeedForwardBlock
+from gating.structure.layers import iter_blocks
+from gating.units import UnitName, check_units
 
-__all__ = [
-    "find_attention_blocks",
-    "find_feed_forward_blocks",
-    "search_attention",
-    "search_feed_forward",
-]
+__all__ = ["find_attention_blocks", "find_blocks", "find_feed_forward_blocks", "search_blocks"]
 
 AnyBlock = TypeVar("AnyBlock", bound=Block)
 
@@ -69,7 +66,7 @@ def find_attention_blocks(
         [('encoder.layer.0.attention.self', (0, 1, 2, 3)), ('encoder.layer.1.attention.self', (0, 1, 2, 3))]
     """
     check_patterns(exclude)
-    blocks, ungated = search_attention(model, discover=discover, probe=probe)
+    blocks, ungated = search_blocks(model, "heads", discover=discover, probe=probe)
     return _chosen(model, blocks, ungated, exclude=exclude, towers=towers)
 
 
@@ -87,29 +84,6 @@ def _chosen(
     if ungated:
         warnings.warn(ungated_warning(model, ungated), stacklevel=3)
     return [block for block in blocks if not is_left_out(block.name, exclude=exclude, towers=wanted)]
-
-
-def search_attention(
-    model: nn.Module, *, discover: bool = False, probe: Mapping[str, Tensor] | None = None
-) -> tuple[list[AttentionBlock], list[UngatedModules]]:
-    """Return the attention blocks of a model, and the other modules that look like attention, without a warning.
-
-    The arguments and errors are those of :func:`find_attention_blocks`.
-    """
-    check_not_wrapped(model)
-    check_stays(model)
-    problems = None
-    if discover:
-        from gating.discovery.discover import discover_attention
-
-        problems = discover_attention(model, probe=probe)
-    blocks, refused = sort_blocks(iter_attention_blocks(model))
-    known = {block.module for block in (*blocks, *(block for block, _ in refused))}
-    lookalikes = attention_lookalikes(model, known, problems=problems)
-    ungated = group_ungated(model, refused, lookalikes, unit="heads", label="attention")
-    if not blocks:
-        raise explain_none(model, ungated, unit="heads", label="attention", searched=discover)
-    return blocks, ungated
 
 
 def find_feed_forward_blocks(
@@ -149,30 +123,52 @@ def find_feed_forward_blocks(
         [('encoder.layer.0.output.dense', (64, 32))]
     """
     check_patterns(exclude)
-    blocks, ungated = search_feed_forward(model, group_size=group_size, discover=discover, probe=probe)
+    blocks, ungated = search_blocks(model, "neurons", group_size=group_size, discover=discover, probe=probe)
     return _chosen(model, blocks, ungated, exclude=exclude, towers=towers)
 
 
-def search_feed_forward(
+def search_blocks(
     model: nn.Module,
+    unit: UnitName,
     *,
-    group_size: int | None = None,
+    group_size: int | None = DEFAULT_GROUP_SIZE,
     discover: bool = False,
     probe: Mapping[str, Tensor] | None = None,
-) -> tuple[list[FeedForwardBlock], list[UngatedModules]]:
-    """Return the feed-forward blocks of a model, and its other modules that look like one, without a warning.
+) -> tuple[list[Any], list[UngatedModules]]:
+    """Return the blocks of a model that can lose units, and the other modules that look like one, without a warning.
 
-    The arguments and errors are those of :func:`find_feed_forward_blocks`.
+    The arguments and errors are those of :func:`find_attention_blocks` and :func:`find_feed_forward_blocks`.
     """
     check_not_wrapped(model)
     problems = None
+    if unit == "heads":
+        check_stays(model)
     if discover:
-        from gating.discovery.discover import discover_feed_forward
+        from gating.discovery.discover import discover_layouts
 
-        problems = discover_feed_forward(model, probe=probe)
-    blocks, refused = sort_blocks(iter_feed_forward_blocks(model, group_size=group_size))
-    lookalikes = feed_forward_lookalikes(model, problems=problems)
-    ungated = group_ungated(model, refused, lookalikes, unit="neurons", label="feed-forward")
+        problems = discover_layouts(model, unit, probe=probe)
+    blocks, refused = sort_blocks(iter_blocks(model, unit, group_size=group_size))
+    known = {block.module for block in (*blocks, *(block for block, _ in refused))}
+    lookalikes = (
+        attention_lookalikes(model, known, problems=problems)
+        if unit == "heads"
+        else feed_forward_lookalikes(model, problems=problems)
+    )
+    ungated = group_ungated(model, refused, lookalikes, unit=unit)
     if not blocks:
-        raise explain_none(model, ungated, unit="neurons", label="feed-forward", searched=discover)
+        raise explain_none(model, ungated, unit=unit, searched=discover)
     return blocks, ungated
+
+
+def find_blocks(model: nn.Module, *, units: UnitName | Collection[UnitName] = "heads", **options: Any) -> list[Block]:
+    """Find the blocks of a model with some kinds of units: attention blocks first, then feed-forward blocks.
+
+    The options are those of :func:`search_blocks`; there is no warning about other modules.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> model = BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=4))
+        >>> [block.kind for block in find_blocks(model, units=["heads", "neurons"])]
+        ['encoder', 'feed_forward']
+    """
+    return [block for unit in check_units(units) for block in search_blocks(model, unit, **options)[0]]

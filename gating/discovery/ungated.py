@@ -11,6 +11,7 @@ from gating.discovery.lookalikes import UNREGISTERED, Lookalike
 from gating.errors import InputError, RemedyError, RemedyWarning
 from gating.loader.modeling import base_prefix
 from gating.structure.blocks import Block, tower_of
+from gating.units import UNITS, UnitName
 
 __all__ = [
     "UngatedModules",
@@ -35,14 +36,12 @@ class UngatedModules:
         names: Their names, relative to the model without its task head.
         reason: Why their units have no gates.
         unit: Name of the units that they keep all of.
-        label: Their kind in messages, such as ``attention``.
     """
 
     class_name: str
     names: tuple[str, ...]
     reason: str
-    unit: str = "heads"
-    label: str = "attention"
+    unit: UnitName = "heads"
 
     def __str__(self) -> str:
         """Return one clause of a sentence."""
@@ -51,7 +50,7 @@ class UngatedModules:
 
 
 def group_ungated(
-    model: nn.Module, refused: Sequence[tuple[Block, str]], lookalikes: Iterable[Lookalike], *, unit: str, label: str
+    model: nn.Module, refused: Sequence[tuple[Block, str]], lookalikes: Iterable[Lookalike], *, unit: UnitName
 ) -> list[UngatedModules]:
     """Return the modules without gates, those of one class with one reason together.
 
@@ -63,9 +62,7 @@ def group_ungated(
     prefix = base_prefix(model)
     for name, module, reason in lookalikes:
         found.setdefault((type(module).__name__, reason), []).append(name.removeprefix(prefix))
-    return [
-        UngatedModules(class_name, tuple(names), reason, unit, label) for (class_name, reason), names in found.items()
-    ]
+    return [UngatedModules(class_name, tuple(names), reason, unit) for (class_name, reason), names in found.items()]
 
 
 def ungated_warning(model: nn.Module, ungated: Sequence[UngatedModules]) -> RemedyWarning:
@@ -83,15 +80,14 @@ def ungated_warning(model: nn.Module, ungated: Sequence[UngatedModules]) -> Reme
 
 
 def _sentence(model: nn.Module, ungated: Sequence[UngatedModules]) -> str:
-    number, unit, kind = sum(len(one.names) for one in ungated), ungated[0].unit, ungated[0].label
+    number, unit = sum(len(one.names) for one in ungated), ungated[0].unit
     shown = "; ".join(str(one) for one in ungated[:_MOST_SHOWN])
     more = f"; and {len(ungated) - _MOST_SHOWN} more classes" if len(ungated) > _MOST_SHOWN else ""
-    return f"{number} {kind} modules of {type(model).__name__} get no gates, so they keep all {unit}: {shown}{more}."
+    modules = f"{number} {UNITS[unit].label} modules of {type(model).__name__}"
+    return f"{modules} get no gates, so they keep all {unit}: {shown}{more}."
 
 
-def explain_none(
-    model: nn.Module, ungated: Sequence[UngatedModules], *, unit: str, label: str, searched: bool
-) -> InputError:
+def explain_none(model: nn.Module, ungated: Sequence[UngatedModules], *, unit: UnitName, searched: bool) -> InputError:
     """Return the error for a model without any block that can have gates, in which discovery may have searched."""
     known = [one for one in ungated if one.reason != UNREGISTERED]
     # In a model with layers of several kinds, discovery may find blocks in some.
@@ -100,7 +96,7 @@ def explain_none(
     classes = ", ".join(sorted({one.class_name for one in ungated})) or "none that looks like one"
     register = "attention" if unit == "heads" else "feed_forward"
     problem = (
-        f"No {label} block of {type(model).__name__} is known ({classes}). Describe its class with "
+        f"No {UNITS[unit].label} block of {type(model).__name__} is known ({classes}). Describe its class with "
         f"gating.register_{register}_spec"
     )
     if searched:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gating.discovery.find import find_blocks
 from gating.discovery.ungated import UngatedModules
 from gating.errors import InputError, OperationError
 from gating.gates import hard_concrete
@@ -17,7 +18,7 @@ from gating.gates.hard_concrete import GateSampler
 from gating.gates.pass_values import PassValues
 from gating.structure.blocks import Block
 from gating.structure.hooks import Handle
-from gating.units import UNITS, UnitName, find_blocks
+from gating.units import UNITS, UnitName
 
 __all__ = ["HeadGates"]
 

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from gating.discovery.find import search_blocks
 from gating.discovery.ungated import (
     UngatedModules,
     check_patterns,
@@ -25,7 +26,7 @@ from gating.proof.probe import run_probe
 from gating.proof.prove import try_removal
 from gating.structure.blocks import Block
 from gating.structure.feed_forward import DEFAULT_GROUP_SIZE
-from gating.units import UNITS, UnitName, check_units, search_blocks
+from gating.units import UNITS, UnitName, check_units
 
 __all__ = ["create_gates", "inject_gates"]
 

@@ -9,7 +9,6 @@ from torch import Tensor
 from transformers.trainer_utils import get_last_checkpoint
 
 from gating.errors import DamageError, InputError, MissingFileError
-from gating.pruning.repeat import KeptUnits
 from gating.storage.files import replacing_file
 
 __all__ = ["GateState", "find_checkpoint"]
@@ -25,7 +24,7 @@ class GateState:
     Attributes:
         search_steps: Optimizer steps of the search.
         search: State of the search, with gates and objective; empty after the removal.
-        kept: Units of the model after the removal; None before.
+        record: Record of the compact model, from its configuration; None before the removal.
         settings: Settings of the trainer that decide its result.
         training: Identity of the training.
         below: Digest of the weights below the adapters of the recovery; None without them.
@@ -34,7 +33,7 @@ class GateState:
 
     search_steps: int
     search: dict[str, Any]
-    kept: KeptUnits | None
+    record: dict[str, Any] | None
     settings: dict[str, Any]
     training: str
     below: str | None
@@ -43,14 +42,13 @@ class GateState:
     @property
     def is_end_of_search(self) -> bool:
         """Whether the search is complete, and nothing has been removed."""
-        return self.kept is None and self.search["reason"] is not None
+        return self.record is None and self.search["reason"] is not None
 
     def save(self, checkpoint: Path) -> None:
         """Save the state in the folder of a checkpoint."""
         # Plain values load without code.
-        values = {**vars(self), "kept": None if self.kept is None else vars(self.kept)}
         with replacing_file(checkpoint / _FILE) as new:
-            torch.save(values, new)
+            torch.save(vars(self), new)
 
     @classmethod
     def load(cls, checkpoint: Path) -> "GateState":
@@ -66,9 +64,7 @@ class GateState:
                 f"{checkpoint} has no {_FILE}: it is not a checkpoint of a trainer with gates. Resume from another one."
             )
         try:
-            values = torch.load(path, map_location="cpu", weights_only=True)
-            kept = values.pop("kept")
-            return cls(**values, kept=None if kept is None else KeptUnits(**kept))
+            return cls(**torch.load(path, map_location="cpu", weights_only=True))
         except Exception as error:
             raise DamageError(f"{path} is damaged: {error}. Resume from an earlier checkpoint.") from error
 

@@ -31,7 +31,7 @@ from gating.integrations.wrappers import (
     with_new_adapters,
     without_autocast,
 )
-from gating.pruning.repeat import KeptUnits
+from gating.loader.checksums import RECORD_KEY
 from gating.storage.same_settings import check_same_settings
 from gating.structure.hooks import Handle
 from gating.teachers.open_teacher import OpenTeacher
@@ -75,12 +75,12 @@ class GatedCheckpoints(GatedSteps):
             return  # The model is as it was removed from.
         state = GateState.load(Path(resume_from_checkpoint))
         self._training, self._below = state.training, state.below
-        if state.kept is not None and self.search is not None:
+        if state.record is not None and self.search is not None:
             with self._unfrozen():
                 compact = repeat_removal(
                     without_autocast(self.model),
                     self.search.gates,
-                    state.kept,
+                    state.record,
                     adapters=self._adapters,
                     folder=Path(resume_from_checkpoint).parent,
                     digest=state.below,
@@ -133,7 +133,7 @@ class GatedCheckpoints(GatedSteps):
         return GateState(
             search_steps=self._first_step if search is None else self._search_end.num_steps,
             search={} if search is None else search.state_dict(),
-            kept=KeptUnits.of(base_model(self.model)) if search is None else None,
+            record=getattr(base_model(self.model).config, RECORD_KEY) if search is None else None,
             settings=dict(self._settings),
             training=self._training,
             below=self._below,
@@ -189,7 +189,7 @@ class GatedCheckpoints(GatedSteps):
             present="this one has",
             remedy="Make the trainer as before, or begin again without resume_from_checkpoint.",
         )
-        if self.search is None and state.kept is None:
+        if self.search is None and state.record is None:
             raise OperationError(
                 f"{checkpoint} is of the search, and the model of this trainer has lost units already: make the "
                 "trainer again to resume from it."
@@ -203,7 +203,7 @@ class GatedCheckpoints(GatedSteps):
                 f"{checkpoint} has no {missing[0]}, without which the result would be another one: resume from a "
                 "complete checkpoint, written with save_only_model=False."
             )
-        if state.kept is None:
+        if state.record is None:
             self._check_weights()
 
     def _stopped(self) -> str:

@@ -1,5 +1,6 @@
 """Removal of units from a model that may have adapters: at the end of a search, and in a resumed recovery."""
 
+from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from gating.objectives.search import Search
 from gating.pruning.finalize import FinalizeReport
 from gating.pruning.prune import remove_in_copy
 from gating.pruning.prune_report import unproven_note
-from gating.pruning.repeat import KeptUnits
+from gating.pruning.repeat import remove_recorded
 from gating.report.rows import CompactReport, size_rows
 from gating.storage.files import replacing_file
 from gating.storage.identity import file_digest
@@ -77,7 +78,7 @@ def save_compact_weights(model: PreTrainedModel, folder: Path) -> str:
 
 
 def repeat_removal(
-    model: nn.Module, gates: HeadGates, kept: KeptUnits, *, adapters: Any, folder: Path, digest: str | None
+    model: nn.Module, gates: HeadGates, record: Mapping[str, Any], *, adapters: Any, folder: Path, digest: str | None
 ) -> PreTrainedModel:
     """Remove gates, adapters and units from a model as an earlier process did; return the compact model.
 
@@ -86,7 +87,7 @@ def repeat_removal(
     Args:
         model: The model at the start of the training.
         gates: Its gates.
-        kept: Units of the compact model.
+        record: Record of the compact model.
         adapters: Configuration of adapters; None without them.
         folder: Folder of the checkpoints.
         digest: Digest of the weights below the adapters; None without them.
@@ -108,7 +109,7 @@ def repeat_removal(
         )
     gates.remove()
     base = merged(model)
-    kept.remove_others(base)
+    remove_recorded(base, record)
     if adapters is not None:
         safetensors.torch.load_model(base, str(weights), device=str(base.device))
     return base

@@ -168,7 +168,7 @@ class GatedTrainerMixin(GatedCheckpoints):
         self._check_resumed(state, checkpoint)
         if state.is_end_of_search:
             return self._load_complete_search(checkpoint)
-        with without_early_stopping(self) if state.kept is None else nullcontext():
+        with without_early_stopping(self) if state.record is None else nullcontext():
             return super().train(str(checkpoint), *args, **kwargs)
 
     def finalize(self, *, kept: Tensor | None = None, probe: Mapping[str, Tensor] | None = None) -> FinalizeReport:

@@ -14,7 +14,7 @@ from gating.gates import HeadGates
 from gating.proof.outputs import forward_outputs
 from gating.structure.attention import iter_attention_blocks
 from gating.structure.blocks import Block, group_labels
-from gating.units import count_units
+from gating.structure.layers import count_units
 
 __all__ = [
     "cache_bytes_per_token",
@@ -152,7 +152,7 @@ def measure_macs(model: nn.Module, gates: HeadGates, blocks: Sequence[Block], ba
 
     Example:
         >>> from transformers import BertConfig, BertModel
-        >>> from gating.units import find_blocks
+        >>> from gating.discovery.find import find_blocks
         >>> from gating.gates import create_gates
         >>> model = BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=4, vocab_size=10))
         >>> batch = {"input_ids": torch.ones(3, 5, dtype=torch.long)}

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
-from gating.discovery.find import search_attention, search_feed_forward
+from gating.discovery.find import search_blocks
 from gating.discovery.ungated import UngatedModules
 from gating.errors import InputError, InputTypeError
 from gating.gates import HeadGates
@@ -65,7 +65,7 @@ def prune_heads(
         {'encoder.layer.0.attention.self': (0, 1, 3), 'encoder.layer.1.attention.self': (2,)}
     """
     check_can_change(model)
-    blocks, ungated = search_attention(model, discover=discover, probe=probe)
+    blocks, ungated = search_blocks(model, "heads", discover=discover, probe=probe)
     check_no_adapters(model)
     removed = _read_request(blocks, heads_to_prune, unit="head", ungated=ungated)
     return _prune(model, blocks, removed, is_checked=discover, probe=probe)
@@ -111,7 +111,7 @@ def prune_neurons(
         {'encoder.layer.0.output.dense': (0, 2)}
     """
     check_can_change(model)
-    blocks, ungated = search_feed_forward(model, group_size=group_size, discover=discover, probe=probe)
+    blocks, ungated = search_blocks(model, "neurons", group_size=group_size, discover=discover, probe=probe)
     check_no_adapters(model)
     removed = _read_request(blocks, groups_to_prune, unit="group", ungated=ungated)
     return _prune(model, blocks, removed, is_checked=True, probe=probe)

@@ -17,11 +17,9 @@ from gating.pruning.empty_layers import passed_states, transformers_in
 from gating.pruning.layers import drop_layers
 from gating.pruning.prune import check_can_change
 from gating.pruning.prune_report import PruneReport, UnitCounts
-from gating.structure.attention import iter_attention_blocks
 from gating.structure.blocks import tower_of, whole_number
 from gating.structure.edits import Undo, undo_edits
-from gating.structure.feed_forward import iter_feed_forward_blocks
-from gating.structure.layers import LayerList, find_layer_lists
+from gating.structure.layers import LayerList, find_layer_lists, iter_blocks
 
 __all__ = ["prune_layers"]
 
@@ -65,7 +63,7 @@ def prune_layers(
     check_no_adapters(model)
     requests = _read_request(model, layers_to_prune)
     removed = {module for _, layers, numbers in requests for module in (layers.layers[number] for number in numbers)}
-    blocks, before = [*iter_attention_blocks(model), *iter_feed_forward_blocks(model)], UnitCounts.of(model)
+    blocks, before = list(iter_blocks(model)), UnitCounts.of(model)
     report = PruneReport.of(model, before, blocks)
     expected = _skipped_outputs(model, removed, probe)
     done: list[Undo] = []

@@ -1,14 +1,15 @@
 """Heads, neurons and parameters of a model, before and after a removal."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from torch import nn
 
 from gating.structure.blocks import Block
-from gating.structure.layers import dense_name, kept_layers, layers_record, original_rows
-from gating.units import UNITS, UnitName, count_units, present_units
+from gating.structure.feed_forward import FeedForwardBlock
+from gating.structure.layers import count_units, dense_name, iter_blocks, kept_layers, layers_record, original_rows
+from gating.units import UNITS, UnitName
 
 __all__ = ["PruneReport", "UnitCounts", "num_parameters", "unproven_note"]
 
@@ -70,7 +71,7 @@ class PruneReport:
         by_name = {block.name: block for block in blocks}
         record = layers_record(model)
         kept = {
-            unit: dict(original_rows(record, unit, present_units(model, unit, by_name).items(), removed=lambda _: ()))
+            unit: dict(original_rows(record, unit, _present_units(model, unit, by_name), removed=lambda _: ()))
             for unit in UNITS
         }
         unproven = tuple(dense_name(record, name) for name in unproven)
@@ -144,6 +145,21 @@ class PruneReport:
     def num_parameters_before(self) -> int:
         """Number of parameters before this removal."""
         return self.before.num_parameters
+
+
+def _present_units(
+    model: nn.Module, unit: UnitName, before: Mapping[str, Block]
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yield the original numbers of the present units of each block, by its name.
+
+    Of neurons, these are groups, in their size before, of the blocks that could lose neurons or have lost some.
+    """
+    for block in iter_blocks(model, unit):
+        if isinstance(block, FeedForwardBlock) and block.name in before:
+            block = block.regrouped(cast("FeedForwardBlock", before[block.name]).group_size)
+        elif isinstance(block, FeedForwardBlock) and block.num_neurons == block.width_before:
+            continue
+        yield block.name, block.unit_ids
 
 
 def _percent(after: float, before: float) -> str:

@@ -1,86 +1,87 @@
-"""A removal that is repeated: the units of a compact model as plain values, and the dense model without the others."""
+"""A removal that is repeated: a dense model loses the units and layers that the record of a compact one lacks."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from gating.errors import InputError
+from gating.loader.modeling import base_prefix
+from gating.loader.record import LAYERS_KEY, SPEC_NOTES
 from gating.loader.saving import become_compact
 from gating.pruning.layers import drop_layers
-from gating.pruning.plan import plan_pruning
-from gating.structure.attention import iter_attention_blocks
+from gating.pruning.plan import plan_finalizing
+from gating.structure.blocks import Block
 from gating.structure.edits import apply_edits, undo_edits
-from gating.structure.feed_forward import iter_feed_forward_blocks
-from gating.structure.layers import LayerList, dense_name, find_layer_lists, layers_record
+from gating.structure.feed_forward import FeedForwardBlock
+from gating.structure.layers import dense_name, find_layer_lists, iter_blocks, layers_record
 
-__all__ = ["KeptUnits"]
+__all__ = ["remove_recorded"]
 
 
-@dataclass(frozen=True)
-class KeptUnits:
-    """Heads and neurons of a compact model, from which an interrupted training makes it again.
+def remove_recorded(
+    model: PreTrainedModel, record: Mapping[str, Any], *, folded: Mapping[str, Tensor] = MappingProxyType({})
+) -> None:
+    """Remove the units and layers from a model that are not in the record of a compact model made from it, in place.
 
-    Attributes:
-        heads: Original numbers of the kept heads of each attention block.
-        neurons: Group size and original numbers of the kept groups of neurons of each feed-forward block.
-        layers: Original numbers of the layers of each list that layers have left. Names are those of the dense model.
+    Without factors, the weights that stay are not those of the compact model, which the caller loads.
+
+    Args:
+        model: The dense model, or one that had lost fewer, without gates and adapters; it may be on the meta device.
+        record: The record in the configuration of the compact model.
+        folded: Factors of the kept units of each block, ``[num_kept]``, which are folded in; all 1 in blocks that are
+            left out. Names are those in the dense model.
+
+    Raises:
+        InputError: The record is that of another model; nothing is removed.
     """
-
-    heads: dict[str, list[int]]
-    neurons: dict[str, tuple[int, list[int]]]
-    layers: dict[str, list[int]] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, model: PreTrainedModel) -> "KeptUnits":
-        """Return the heads and neurons of a model."""
-        record = layers_record(model)
-        return cls(
-            heads={dense_name(record, block.name): list(block.head_ids) for block in iter_attention_blocks(model)},
-            neurons={
-                dense_name(record, block.name): (block.group_size, list(block.group_ids))
-                for block in iter_feed_forward_blocks(model)
-            },
-            layers={name: list(numbers) for name, numbers in record.get("kept", {}).items()},
+    prefix, own, layers = base_prefix(model), layers_record(model), record.get(LAYERS_KEY, {})
+    units = {dense_name(layers, name): notes for name, notes in record["units"].items()}
+    for name, module in model.named_modules():
+        # Layouts that were discovered.
+        notes = units.get(dense_name(own, name.removeprefix(prefix)), {})
+        vars(module).update({key: notes[key] for key in SPEC_NOTES if key in notes})
+    gone, lists = set[str](), []
+    for found in find_layer_lists(model):
+        present = list(own.get("kept", {}).get(found.name, range(len(found.layers))))
+        numbers = layers.get("kept", {}).get(found.name, present)
+        stay = [place for place, number in enumerate(present) if number in numbers]
+        lists += [(found, stay)] if len(stay) < len(present) else []
+        gone |= {block.name for place, blocks in enumerate(found.blocks) if place not in stay for block in blocks}
+    names = {block.name: dense_name(own, block.name) for block in iter_blocks(model) if block.name not in gone}
+    noted = {name for name, notes in units.items() if {"head_ids", "kept_groups"} & notes.keys()}
+    blocks = [
+        _with_factors(block, units.get(names[block.name], {}), folded.get(names[block.name]))
+        for block in iter_blocks(model)
+        if block.name in names
+    ]
+    if noted - {*names.values()} or any(values is None for _, values in blocks):
+        raise InputError(
+            f"The removal to repeat is that of another model than this {type(model).__name__}: they have other heads, "
+            "attention or feed-forward blocks. Resume with the model that the training began with."
         )
+    done = apply_edits(plan_finalizing(model, *zip(*blocks, strict=True)))
+    try:
+        for found, stay in lists:
+            done += drop_layers(model, found, stay)
+    except BaseException:
+        undo_edits(done)
+        raise
+    become_compact(model)
 
-    def remove_others(self, model: PreTrainedModel) -> None:
-        """Remove the heads and neurons of a dense model that the compact one no longer has, in place.
 
-        The weights that stay are not those of the compact model, which the caller loads.
+def _with_factors(block: Block, notes: Mapping[str, Any], own: Tensor | None) -> tuple[Block, Tensor | None]:
+    """Return a block, and the factor of each of its slots, ``[num_slots]``; None if it lacks a unit that is kept.
 
-        Args:
-            model: The model, without gates and adapters; it may be on the meta device.
-
-        Raises:
-            InputError: The model has other blocks than the compact one; nothing is changed.
-        """
-        record = layers_record(model)
-        gone: set[str] = set()
-        lists: list[tuple[LayerList, list[int]]] = []
-        for layers in find_layer_lists(model):
-            numbers = list(record.get("kept", {}).get(layers.name, range(len(layers.layers))))
-            stay = [numbers.index(number) for number in self.layers.get(layers.name, numbers) if number in numbers]
-            lists += [(layers, stay)] if len(stay) < len(numbers) else []
-            gone |= {block.name for n, blocks in enumerate(layers.blocks) if n not in stay for block in blocks}
-        attention = [block for block in iter_attention_blocks(model) if block.name not in gone]
-        others = [block for block in iter_feed_forward_blocks(model) if block.name not in gone]
-        # The model that a training begins with may have lost layers before.
-        names = {block.name: dense_name(record, block.name) for block in (*attention, *others)}
-        heads = {block.name: self.heads.get(names[block.name], []) for block in attention}
-        neurons = {block.name: self.neurons[names[block.name]] for block in others if names[block.name] in self.neurons}
-        feed_forward = [block.regrouped(neurons[block.name][0]) for block in others if block.name in neurons]
-        is_same = {names[block.name] for block in attention} == set(self.heads) and len(neurons) == len(self.neurons)
-        if not is_same or any(set(heads[block.name]) - set(block.head_ids) for block in attention):
-            raise InputError(
-                f"The checkpoint is of another model than this {type(model).__name__}: they have other heads, "
-                "attention or feed-forward blocks. Resume with the model that the training began with."
-            )
-        groups = {name: group_ids for name, (_, group_ids) in neurons.items()}
-        done = apply_edits(plan_pruning(model, [*attention, *feed_forward], {**heads, **groups}))
-        try:
-            for layers, stay in lists:
-                done += drop_layers(model, layers, stay)
-        except BaseException:
-            undo_edits(done)
-            raise
-        become_compact(model)
+    Removed units have 0. Neurons are in the groups of the kept ones, or in as many as there are factors.
+    """
+    if isinstance(block, FeedForwardBlock):
+        size = notes.get("group_size", block.group_size if own is None else -(-block.width_before // len(own)))
+        block = block.regrouped(size)
+    kept = list(notes.get("head_ids", notes.get("kept_groups", block.unit_ids)))
+    factors = dict(zip(kept, [1.0] * len(kept) if own is None else own.tolist(), strict=True))
+    values = torch.tensor([factors.get(unit, 0.0) for unit in block.slot_ids])
+    return block, values if set(kept) <= set(block.unit_ids) else None

@@ -24,8 +24,8 @@ from gating.report.metadata import EvaluatedData
 from gating.report.rows import CompactReport, latency_rows, size_rows
 from gating.report.score import Score
 from gating.storage.files import replacing_file
-from gating.structure.layers import count_layers
-from gating.units import UNITS, count_units
+from gating.structure.layers import count_layers, count_units
+from gating.units import UNITS
 
 # Prefixes of the splits in metric names, as in the logs.
 _SPLITS = {"validation": "val", "test": "test"}

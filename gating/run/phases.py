@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from gating.distributed.collectives import broadcast, check_same, is_rank_zero
 from gating.errors import RemedyWarning
+from gating.loader.checksums import RECORD_KEY
 from gating.models.meta_model import make_meta_model
 from gating.models.sources import ModelSource, Pretrained, load_sharded
 from gating.objectives import KeepsBudget, Objective
@@ -23,7 +24,7 @@ from gating.objectives.search import Search
 from gating.pruning.finalize import finalize
 from gating.pruning.measure import count_heads
 from gating.pruning.prune_report import unproven_note
-from gating.pruning.repeat import KeptUnits
+from gating.pruning.repeat import remove_recorded
 from gating.report.summary import Stage
 from gating.run.build import teaches_itself
 from gating.run.data import set_measured_macs
@@ -183,7 +184,7 @@ def _save_removed(run: Run) -> None:
     path = checkpoint_path(run.folder.of_phase(Phase.REMOVED), state.search_steps)
     checkpoint = {
         "phase": path.parent.name,
-        "kept": vars(KeptUnits.of(state.model)),
+        "record": getattr(state.model.config, RECORD_KEY),
         "history": state.history.state_dict(),
         "summary": state.summary.state_dict(),
         "search_steps": state.search_steps,
@@ -206,7 +207,7 @@ def _load_removed(run: Run) -> bool:
     if run.is_sharded:
         state.model = _load_compact_shards(state.model, path, checkpoint)
     else:
-        KeptUnits(**checkpoint["kept"]).remove_others(state.model)
+        remove_recorded(state.model, checkpoint["record"])
         state.model.load_state_dict(checkpoint["weights"])
     state.history.load_state_dict(checkpoint["history"])
     state.summary.load_state_dict(checkpoint["summary"])
@@ -217,7 +218,7 @@ def _load_removed(run: Run) -> bool:
 def _load_compact_shards(model: PreTrainedModel, path: Path, checkpoint: Mapping[str, Any]) -> PreTrainedModel:
     """Return a copy of a sharded model after a saved removal, with the weights of the checkpoint."""
     compact = meta_copy(model)
-    KeptUnits(**checkpoint["kept"]).remove_others(compact)
+    remove_recorded(compact, checkpoint["record"])
     shard_copy(compact, model, tensors_of(model), fresh=True)
     load_own_state(compact, load_shards(path)["weights"])
     return compact

@@ -5,7 +5,7 @@ import time
 import pytorch_lightning as pl
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from gating.discovery.find import search_attention
+from gating.discovery.find import search_blocks
 from gating.distributed.collectives import broadcast, is_rank_zero, rank
 from gating.distributed.launch import Devices, check_devices, start_processes
 from gating.errors import InputError
@@ -139,7 +139,7 @@ def _check_meta_model(settings: Settings, objects: RunObjects) -> PreTrainedMode
     if objects.discovers:
         return meta_model  # Discovery runs the model, which needs weights.
     if objects.objective is None:
-        search_attention(meta_model)
+        search_blocks(meta_model, "heads")
     else:
         gates = objects.gates_without_model(meta_model)
         objects.objective.check(gates)

@@ -14,9 +14,8 @@ from transformers import PreTrainedModel
 from transformers.distributed.configuration_utils import DistributedConfig
 
 from gating.loader.sharded import indivisible_left_out
-from gating.structure.attention import iter_attention_blocks
 from gating.structure.blocks import Block
-from gating.structure.feed_forward import iter_feed_forward_blocks
+from gating.structure.layers import iter_blocks
 
 __all__ = ["gathered_root", "is_sharded", "on_own_device", "reshard", "shard_model", "sharding_of"]
 
@@ -127,7 +126,7 @@ def gathered_root(model: nn.Module) -> Iterator[None]:
 def _layers(model: PreTrainedModel) -> list[str]:
     """Return the innermost elements of lists of modules that hold an attention or feed-forward block."""
     names = {id(module): name for name, module in model.named_modules()}
-    blocks: list[Block] = [*iter_attention_blocks(model), *iter_feed_forward_blocks(model)]
+    blocks: list[Block] = list(iter_blocks(model))
     found: dict[str, None] = {}
     for block in blocks:
         owner = re.match(r"(?:.*\.)?\d+(?=\.|$)", names[id(block.module)])

@@ -14,18 +14,37 @@ from gating.loader.record import LAYERS_KEY
 from gating.structure.attention import iter_attention_blocks
 from gating.structure.blocks import Block
 from gating.structure.feed_forward import iter_feed_forward_blocks
+from gating.units import UnitName
 
 __all__ = [
     "LayerList",
     "count_layers",
+    "count_units",
     "dense_name",
     "find_layer_lists",
+    "iter_blocks",
     "kept_layers",
     "layers_record",
     "original_rows",
 ]
 
 Value = TypeVar("Value")
+
+
+def iter_blocks(model: nn.Module, *units: UnitName, group_size: int | None = None) -> Iterator[Block]:
+    """Yield the blocks of a model with a known layout that have one of some units, or any; attention blocks first.
+
+    Nothing is checked; the arguments are those of ``iter_feed_forward_blocks``.
+    """
+    if not units or "heads" in units:
+        yield from iter_attention_blocks(model)
+    if not units or "neurons" in units:
+        yield from iter_feed_forward_blocks(model, group_size=group_size)
+
+
+def count_units(model: nn.Module, unit: UnitName) -> int:
+    """Return the number of present units of a model; 0 if its blocks are not known."""
+    return sum(block.size for block in iter_blocks(model, unit))
 
 
 @dataclass(frozen=True)
@@ -62,7 +81,7 @@ def find_layer_lists(model: nn.Module) -> list[LayerList]:
         [('encoder.layer', 3)]
     """
     blocks: dict[nn.Module, Block] = {}
-    for block in (*iter_attention_blocks(model), *iter_feed_forward_blocks(model)):
+    for block in iter_blocks(model):
         blocks.setdefault(block.output_projection, block)
     lists: dict[str, tuple[nn.ModuleList, list[tuple[Block, ...]]]] = {}
     for name, module in model.named_modules():

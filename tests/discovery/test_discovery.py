@@ -15,10 +15,10 @@ from transformers import (
 from transformers.models.stablelm.modeling_stablelm import StableLmAttention, StableLmRotaryEmbedding
 
 import gating
+from gating.discovery.find import find_blocks
 from gating.loader.checksums import RECORD_KEY
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
-from gating.units import find_blocks
 from tests.support.family_models import FAMILIES, GPT2, GROUPED, IDS, TEXT, Family
 
 

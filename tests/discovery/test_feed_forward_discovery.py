@@ -7,7 +7,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 import gating
-from gating.discovery.discover import discover_feed_forward
+from gating.discovery.discover import discover_layouts
 from gating.families import feed_forward as feed_forward_specs
 from gating.loader.checksums import RECORD_KEY
 from gating.proof.outputs import forward_outputs, max_relative_difference
@@ -88,7 +88,7 @@ def test_widths_of_layers_find_the_blocks_that_names_find(name, monkeypatch):
     monkeypatch.setattr(feed_forward_specs, "_SHIPPED", ())
     assert not _layouts(model)
     with torch.inference_mode():
-        assert not discover_feed_forward(model)
+        assert not discover_layouts(model, "neurons")
     assert _layouts(model) == by_names
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert model.training
@@ -147,7 +147,7 @@ def _discover(block):
         nn.init.normal_(parameter, std=0.5)
     model = nn.ModuleDict({"block": block}).eval()
     model.forward = lambda x: block(x)
-    problems = discover_feed_forward(model, probe={"x": torch.randn(8, 16, 8)})
+    problems = discover_layouts(model, "neurons", probe={"x": torch.randn(8, 16, 8)})
     return getattr(block, "feed_forward_spec", None), problems.get(block, "")
 
 

@@ -10,7 +10,7 @@ from transformers.models.bert.modeling_bert import BertModel
 from transformers.models.stablelm.configuration_stablelm import StableLmConfig
 
 import gating
-from gating.discovery.find import search_attention
+from gating.discovery.find import search_blocks
 from gating.errors import RemedyWarning
 from tests.support.family_models import FAMILIES, GROUPED, TEXT
 from tests.support.tiers import tiered
@@ -74,7 +74,7 @@ def test_what_a_user_leaves_out_is_not_named(towers, options):
 
 
 def test_discovery_says_that_it_has_searched(towers):
-    _, ungated = search_attention(towers, discover=True)
+    _, ungated = search_blocks(towers, "heads", discover=True)
     assert [one.reason for one in ungated] == ["discovery finds no layers in it whose names or widths it knows"]
 
 
@@ -96,7 +96,7 @@ def test_a_block_whose_heads_depend_on_each_other_does_not_stop_the_others(tower
     towers.vision_tower[0] = FAMILIES["llama"].build().model.layers[0].self_attn
     towers.vision_tower[0].q_norm = nn.RMSNorm(64)
     towers.vision_tower[0].head_dim = config.hidden_size // config.num_attention_heads
-    blocks, ungated = search_attention(towers)
+    blocks, ungated = search_blocks(towers, "heads")
     assert len(blocks) == TEXT["num_hidden_layers"]
     assert "q_norm normalizes across all heads" in ungated[0].reason
 
@@ -112,7 +112,7 @@ def test_unknown_attention_beside_a_layer_without_heads_is_refused_with_a_remedy
 def test_no_attention_of_a_family_is_left_without_a_word(name):
     """Outside of hybrids, whose other layers have reasons of their own."""
     model = FAMILIES[name].build()
-    blocks, ungated = search_attention(model)
+    blocks, ungated = search_blocks(model, "heads")
     assert blocks
     for one in ungated:
         assert "norm" in one.reason or "state-space" in one.reason, one

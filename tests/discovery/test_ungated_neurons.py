@@ -8,7 +8,7 @@ from torch import nn
 from transformers import Gemma3nForCausalLM, Gemma3nTextConfig, PreTrainedConfig, PreTrainedModel
 
 import gating
-from gating.discovery.find import search_feed_forward
+from gating.discovery.find import search_blocks
 from gating.errors import RemedyWarning
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
@@ -119,7 +119,7 @@ def test_both_units_are_named_in_one_warning(towers):
 
 
 def test_discovery_gates_what_it_finds_and_names_the_rest(towers):
-    blocks, ungated = search_feed_forward(towers, discover=True)
+    blocks, ungated = search_blocks(towers, "neurons", discover=True)
     assert [block.name for block in blocks[-2:]] == ["vision_tower.0.shrink", "vision_tower.1.shrink"]
     assert [one.class_name for one in ungated] == ["Projector", "NarrowMLP"]
     assert "the outputs for this batch do not depend on" in ungated[0].reason

@@ -9,11 +9,12 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import gating
+from gating.loader.checksums import RECORD_KEY
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
 from gating.pruning import empty_layers
 from gating.pruning.layers import build_original
-from gating.pruning.repeat import KeptUnits
+from gating.pruning.repeat import remove_recorded
 from gating.report.rows import heads_per_layer, layers_left, neurons_per_layer
 from gating.structure.layers import find_layer_lists
 from tests.support.family_models import FAMILIES
@@ -189,8 +190,7 @@ def test_layers_that_leave_one_after_another_keep_their_first_numbers() -> None:
 def test_a_removal_is_repeated_on_the_dense_model(name: str) -> None:
     compact, dense = FAMILIES[name].build(), FAMILIES[name].build()
     gating.finalize(compact, gates_without(compact, last_two))
-    kept = KeptUnits(**json.loads(json.dumps(vars(KeptUnits.of(compact)))))
-    kept.remove_others(dense)
+    remove_recorded(dense, json.loads(json.dumps(getattr(compact.config, RECORD_KEY))))
     dense.load_state_dict(compact.state_dict())
     probe = make_probe(dense)
     assert max_relative_difference(forward_outputs(compact, probe), forward_outputs(dense, probe)) == 0.0

@@ -2,10 +2,10 @@
 
 import torch
 
+from gating.discovery.find import find_blocks
 from gating.gates import create_gates
 from gating.proof.probe import make_probe
 from gating.pruning.measure import measure_macs
-from gating.units import find_blocks
 from tests.support.family_models import FAMILIES
 
 

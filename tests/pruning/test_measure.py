@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import gating
+from gating.discovery.find import find_blocks
 from gating.gates import create_gates
 from gating.proof.probe import make_probe
 from gating.pruning.measure import (
@@ -17,7 +18,7 @@ from gating.pruning.measure import (
     measure_macs,
     weight_megabytes,
 )
-from gating.units import count_units, find_blocks
+from gating.structure.layers import count_units
 from tests.support.family_models import FAMILIES
 from tests.support.tiny_models import batch_for
 

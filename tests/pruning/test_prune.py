@@ -11,7 +11,7 @@ import gating
 from gating.errors import InputError
 from gating.loader.saving import compact_class
 from gating.pruning.prune_report import num_parameters
-from gating.pruning.repeat import KeptUnits
+from gating.pruning.repeat import remove_recorded
 from tests.support.tiny_models import NUM_HEADS, assert_same_state, batch_for, logits_of, state_of
 
 NAME = "encoder.layer.1.attention.self"
@@ -195,9 +195,8 @@ def test_a_quantized_model_is_refused(family, make_model):
 
 
 def test_heads_of_a_larger_model_are_not_removed_from_a_smaller_one(bert):
-    kept = KeptUnits.of(bert)
-    name = next(iter(kept.heads))
-    larger = KeptUnits({**kept.heads, name: [0, 7]}, kept.neurons)
+    state = state_of(bert)
+    record = {"units": {gating.find_attention_blocks(bert)[0].name: {"head_ids": [0, 7]}}}
     with pytest.raises(InputError, match="other heads"):
-        larger.remove_others(bert)
-    assert KeptUnits.of(bert) == kept
+        remove_recorded(bert, record)
+    assert_same_state(bert, state)

@@ -10,6 +10,7 @@ from torch import nn
 
 import gating
 from gating.compact.stock import stock_model
+from gating.discovery.find import find_blocks
 from gating.gates import create_gates
 from gating.objectives.rankings.ranking import Magnitude
 from gating.objectives.rankings.sensitivity import Importance
@@ -19,7 +20,6 @@ from gating.pruning.measure import measure_macs
 from gating.pruning.plan import plan_pruning
 from gating.structure.edits import apply_edits, undo_edits
 from gating.structure.feed_forward import ExpertsBlock
-from gating.units import find_blocks
 from tests.support.expert_models import EXPERTS
 from tests.support.fresh_process import answers_of_fresh_process, outputs_of
 from tests.support.masked_models import check_generation, compact, finalized, make_pattern, prune, without_gradient

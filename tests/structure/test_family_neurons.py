@@ -6,10 +6,10 @@ import pytest
 from torch import Tensor
 
 import gating
+from gating.discovery.find import find_blocks
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.pruning.plan import plan_pruning
 from gating.structure.edits import apply_edits, undo_edits
-from gating.units import find_blocks
 from tests.support.family_models import FAMILIES as ALL_FAMILIES
 from tests.support.fresh_process import auto_class_of, difference_elsewhere, save_for_elsewhere
 from tests.support.masked_models import (

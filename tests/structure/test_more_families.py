@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import gating
-from gating.discovery.find import search_attention
+from gating.discovery.find import search_blocks
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from tests.support.fresh_process import auto_class_of, difference_elsewhere, save_for_elsewhere
 from tests.support.masked_models import make_pattern, prune
@@ -63,7 +63,7 @@ def test_a_family_goes_from_gates_to_a_folder_that_loads_elsewhere(name: str, tm
 
 
 def assert_all_attention_is_known_and_reached(model: PreTrainedModel, batch: dict[str, Tensor]) -> None:
-    blocks, ungated = search_attention(model)
+    blocks, ungated = search_blocks(model, "heads")
     assert blocks
     assert not ungated
     reached: set[str] = set()

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import gating
-from gating.discovery.find import search_attention
+from gating.discovery.find import search_blocks
 from gating.errors import RemedyWarning
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
@@ -34,7 +34,7 @@ UNGATED = {
 def test_all_towers_go_from_gates_to_a_folder_that_loads_elsewhere(name: str, tmp_path: Path) -> None:
     """One model: all attention gated, open gates, two steps, partly open gates, removal, the folder."""
     model = build(name)
-    probe, (blocks, ungated) = make_probe(model), search_attention(model)
+    probe, (blocks, ungated) = make_probe(model), search_blocks(model, "heads")
     expected = UNGATED.get(name, {})
     reasons = {one.class_name: one.reason for one in ungated}
     assert reasons.keys() == expected.keys()
@@ -57,7 +57,7 @@ def test_all_towers_go_from_gates_to_a_folder_that_loads_elsewhere(name: str, tm
     masked = forward_outputs(model, probe)
     gating.finalize(model, gates, probe=probe)
     assert max_relative_difference(masked, forward_outputs(model, probe)) <= TOLERANCE
-    compact = search_attention(model)[0]
+    compact = search_blocks(model, "heads")[0]
     # A block without heads in each tower.
     assert {block.tower for block in compact if not block.num_heads} == {block.tower for block in compact}
     save_for_elsewhere(model, tmp_path / "compact", probe)
@@ -67,7 +67,7 @@ def test_all_towers_go_from_gates_to_a_folder_that_loads_elsewhere(name: str, tm
 
 def blocks_in_use(model: PreTrainedModel, probe: dict[str, Tensor]) -> set[str]:
     names: set[str] = set()
-    blocks = search_attention(model)[0]
+    blocks = search_blocks(model, "heads")[0]
     handles = [block.hook_features(lambda _, name=block.name: names.add(name)) for block in blocks]
     forward_outputs(model, probe)
     for handle in handles:
@@ -115,7 +115,7 @@ def uneven_pattern(gates: gating.HeadGates) -> Tensor:
 def test_generates_the_same(name: str, kept: tuple[int, ...]) -> None:
     model = build(name)
     probe = make_probe(model)
-    blocks = search_attention(model)[0]
+    blocks = search_blocks(model, "heads")[0]
     with units_masked(blocks, {block.name: kept for block in blocks}):
         masked = generate(model, probe)
     gating.prune_heads(model, {block.name: set(block.head_ids) - set(kept) for block in blocks})
@@ -134,7 +134,7 @@ def test_norms_across_heads_refuse_one_tower_only() -> None:
     name, config, arguments = MODELS["internvl"]
     vision = {**arguments["vision_config"], "use_qk_norm": True}
     config = getattr(transformers, config)(**{**arguments, "vision_config": vision})
-    blocks, ungated = search_attention(getattr(transformers, name)._from_config(config))
+    blocks, ungated = search_blocks(getattr(transformers, name)._from_config(config), "heads")
     assert {block.tower for block in blocks} == {"language"}
     (refused,) = ungated
     assert "q_norm normalizes across all heads" in refused.reason

@@ -14,9 +14,10 @@ from gating.objectives.search import Search
 from gating.report.figures import gates_figure
 from gating.report.results import History, Observation
 from gating.report.summary import Summary
+from gating.structure.layers import count_units
 from gating.tracking.loggers import log_figure
 from gating.training.module import FineTuning
-from gating.units import UNITS, count_units
+from gating.units import UNITS
 
 
 class GateMonitor(Callback):
