@@ -22,7 +22,6 @@ from gating.compact.decoders import write_layer_counts
 from gating.compact.files import write_manifest
 from gating.compact.load import load_compact
 from gating.compact.stock import StockError, may_be_stock, stock_model
-from gating.discovery.vocabulary import check_vocabulary, vocabulary_size
 from gating.errors import InputError, InputTypeError, explain, shorten
 from gating.loader.checksums import CANARY, CONFIG, RECORD_KEY
 from gating.loader.composing import write_code
@@ -125,8 +124,6 @@ def save_compact(
         check_upload(repo_id, token=token)
     if verify:
         check_finite(model, type(model).__name__)
-    origin = getattr(tokenizer, "name_or_path", None) or "this model"
-    check_vocabulary(tokenizer, size=vocabulary_size(model), name=origin)
     place = Path(save_directory)
     forms = [stock] if stock is not None else [True, False] if may_be_stock(model) else [False]
     for form in forms:

@@ -12,13 +12,13 @@ from torch import Tensor
 from transformers import Trainer
 from transformers.utils.import_utils import is_accelerate_available
 
-from gating.discovery.vocabulary import check_known, check_vocabulary, vocabulary_size
 from gating.errors import InputError, MissingPackageError, OperationError
 from gating.gates import HeadGates, inject_gates
 from gating.integrations.wrappers import base_model
 from gating.objectives.base import check_objective
 from gating.objectives.convergence import Convergence
 from gating.storage.files import check_free
+from gating.vocabulary import check_known, check_vocabulary, vocabulary_size
 
 __all__ = [
     "check_arguments",

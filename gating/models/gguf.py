@@ -14,8 +14,8 @@ from filelock import FileLock
 from huggingface_hub import cached_assets_path
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
 
-from gating.discovery.vocabulary import vocabulary_size
 from gating.errors import InputError, MissingFileError, MissingPackageError, loading
+from gating.vocabulary import vocabulary_size
 
 __all__ = ["quantization_of", "unpack_gguf"]
 

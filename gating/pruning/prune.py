@@ -2,12 +2,11 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 from gating.discovery.find import search_blocks
-from gating.discovery.ungated import UngatedModules
 from gating.errors import InputError, InputTypeError
 from gating.gates import HeadGates
 from gating.gates.attachment import check_not_gated
@@ -17,11 +16,11 @@ from gating.proof.masked import MaskedOutputs, factors_of
 from gating.proof.prove import apply_proven
 from gating.pruning.plan import kept_units, plan_pruning
 from gating.pruning.prune_report import PruneReport, UnitCounts
-from gating.structure.blocks import Block, layer_number, whole_number
+from gating.structure.blocks import Block, whole_number
 from gating.structure.edits import apply_edits
 from gating.units import UNITS
 
-__all__ = ["check_can_change", "prune_heads", "prune_neurons", "remove_in_copy"]
+__all__ = ["check_can_change", "prune_heads", "prune_neurons", "read_numbers", "remove_in_copy"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -65,9 +64,9 @@ def prune_heads(
         {'encoder.layer.0.attention.self': (0, 1, 3), 'encoder.layer.1.attention.self': (2,)}
     """
     check_can_change(model)
-    blocks, ungated = search_blocks(model, "heads", discover=discover, probe=probe)
+    blocks, _ = search_blocks(model, "heads", discover=discover, probe=probe)
     check_no_adapters(model)
-    removed = _read_request(blocks, heads_to_prune, unit="head", ungated=ungated)
+    removed = _read_request(blocks, heads_to_prune, what="head")
     return _prune(model, blocks, removed, is_checked=discover, probe=probe)
 
 
@@ -111,9 +110,9 @@ def prune_neurons(
         {'encoder.layer.0.output.dense': (0, 2)}
     """
     check_can_change(model)
-    blocks, ungated = search_blocks(model, "neurons", group_size=group_size, discover=discover, probe=probe)
+    blocks, _ = search_blocks(model, "neurons", group_size=group_size, discover=discover, probe=probe)
     check_no_adapters(model)
-    removed = _read_request(blocks, groups_to_prune, unit="group", ungated=ungated)
+    removed = _read_request(blocks, groups_to_prune, what="group")
     return _prune(model, blocks, removed, is_checked=True, probe=probe)
 
 
@@ -161,54 +160,51 @@ def remove_in_copy(model: Model, gates: HeadGates, kept: Tensor) -> Model:
     return compact
 
 
-def _read_request(
-    blocks: Sequence[Block],
-    request: Mapping[int | str, Iterable[int]],
-    *,
-    unit: str,
-    ungated: Sequence[UngatedModules],
-) -> dict[str, set[int]]:
+def _read_request(blocks: Sequence[Block], request: Mapping[Any, Any], *, what: str) -> dict[str, set[int]]:
+    """Return the numbers of the units that a user asks to remove, by the name of their block."""
     if not isinstance(request, Mapping):
-        raise InputTypeError(f"Give the {unit}s of each layer, {{layer: [{unit}, ...]}}; got {request!r}.")
+        raise InputTypeError(f"Give the {what}s of each layer, {{layer: [{what}, ...]}}; got {request!r}.")
     removed: dict[str, set[int]] = {}
     for layer, given in request.items():
-        block = _find_block(blocks, layer, ungated)
-        numbers = _read_numbers(given, layer, unit=unit)
-        total = block.num_numbers
-        wrong = [number for number in numbers if not 0 <= number < total]
-        if wrong:
-            raise InputError(f"Layer {layer!r} has {unit}s 0 to {total - 1}; there is no {unit} {wrong[0]}.")
+        block = _find_block(blocks, layer)
+        numbers = read_numbers(given, block.num_numbers, what=what, place=f"layer {layer!r}")
         removed.setdefault(block.name, set()).update(numbers)
     return removed
 
 
-def _read_numbers(given: object, layer: object, *, unit: str) -> list[int]:
-    """Return numbers of units as Python integers; integers of NumPy and PyTorch are accepted."""
-    if not isinstance(given, Iterable) or getattr(given, "ndim", 1) == 0:
-        raise InputTypeError(f"For each layer give a list of {unit}s; got {given!r} for layer {layer!r}.")
+def read_numbers(given: Any, total: int, *, what: str, place: str) -> set[int]:
+    """Return the numbers of units, or of layers, as Python integers; integers of NumPy and PyTorch are accepted.
+
+    Args:
+        given: An iterable of numbers; layers may be negative, counted from the last one.
+        total: Number of those that there are.
+        what: What they are, such as ``head``.
+        place: Where they are, for the message.
+
+    Raises:
+        TypeError: One is not a whole number.
+        InputError: One does not exist.
+    """
     try:
-        return [whole_number(number) for number in given]
+        numbers = {whole_number(number) for number in given}
     except TypeError:
-        raise InputTypeError(f"{unit.capitalize()}s are whole numbers; got {given!r} for layer {layer!r}.") from None
+        raise InputTypeError(f"{what.capitalize()}s are whole numbers; got {given!r} for {place}.") from None
+    if wrong := numbers.difference(range(-total if what == "layer" else 0, total)):
+        raise InputError(f"There is no {what} {min(wrong)} in {place}, which has {what}s 0 to {total - 1}.")
+    return {number % total for number in numbers}
 
 
-def _find_block(blocks: Sequence[Block], layer: object, ungated: Sequence[UngatedModules]) -> Block:
-    kind = UNITS[blocks[0].unit].label
+def _find_block(blocks: Sequence[Block], layer: Any) -> Block:
     try:
-        wanted: object = layer if isinstance(layer, str) else whole_number(layer)
+        wanted = layer if isinstance(layer, str) else whole_number(layer)
     except TypeError:
-        article = "an" if kind[0] in "aeiou" else "a"
-        raise InputTypeError(f"A layer is a number or the name of {article} {kind} block; got {layer!r}.") from None
+        raise InputTypeError(f"A layer is a number or the name of a block; got {layer!r}.") from None
     if isinstance(wanted, int) and wanted < 0:
         wanted += max(block.layer_idx for block in blocks) + 1
     matches = [block for block in blocks if wanted in (block.layer_idx, block.name)]
-    if len(matches) == 1:
-        return matches[0]
-    names = ", ".join(block.name for block in (matches or blocks))
-    if matches:
-        raise InputError(f"Layer {layer} has more than one {kind} block: name one of {names}.")
-    for one in ungated:
-        for name in one.names:
-            if wanted in (name, layer_number(name, default=-1)):
-                raise InputError(f"No {one.unit} of {name} ({one.class_name}) can be removed: {one.reason}.")
-    raise InputError(f"There is no layer {layer!r}. The {kind} blocks are: {names}.")
+    if len(matches) != 1:
+        number, names = "several" if matches else "no", ", ".join(block.name for block in matches or blocks)
+        raise InputError(
+            f"There are {number} {UNITS[blocks[0].unit].label} blocks in layer {layer!r}: name one of {names}."
+        )
+    return matches[0]

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from gating.errors import InputError, InputTypeError, LayoutError
+from gating.errors import InputError, LayoutError
 from gating.loader.saving import become_compact
 from gating.proof.conditions import check_no_adapters
 from gating.proof.masked import ExpectedOutputs, find_problem_with_cache
@@ -15,9 +15,9 @@ from gating.proof.outputs import forward_outputs, max_relative_difference, round
 from gating.proof.probe import run_probe
 from gating.pruning.empty_layers import passed_states, transformers_in
 from gating.pruning.layers import drop_layers
-from gating.pruning.prune import check_can_change
+from gating.pruning.prune import check_can_change, read_numbers
 from gating.pruning.prune_report import PruneReport, UnitCounts
-from gating.structure.blocks import tower_of, whole_number
+from gating.structure.blocks import tower_of
 from gating.structure.edits import Undo, undo_edits
 from gating.structure.layers import LayerList, find_layer_lists, iter_blocks
 
@@ -79,45 +79,27 @@ def prune_layers(
     return report.without_layers(model)
 
 
-def _read_request(model: nn.Module, request: object) -> list[tuple[PreTrainedModel, LayerList, set[int]]]:
+def _read_request(model: nn.Module, request: Any) -> list[tuple[PreTrainedModel, LayerList, set[int]]]:
     """Return the lists of layers that lose some, with the model of transformers that each is in, and the numbers."""
-    owners = {layers.name: (one, layers) for one in transformers_in(model) for layers in find_layer_lists(one)}
-    lists, names = [layers for _, layers in owners.values()], ", ".join(owners)
-    if not lists:
-        raise InputError(f"No list of layers with known attention or feed-forward blocks is in {type(model).__name__}.")
-    if not isinstance(request, Mapping) and len(lists) > 1:
-        raise InputError(
-            f"{type(model).__name__} has several lists of layers: give {{name: [layer, ...]}} for {names}."
-        )
-    table: Mapping[Any, object] = request if isinstance(request, Mapping) else {lists[0].name: request}
-    found: dict[str, tuple[LayerList, set[int]]] = {}
-    for name, numbers in table.items():
-        matches = [layers for layers in lists if layers.name == name] or [
-            layers for layers in lists if name in (*layers.name.split("."), tower_of(f"{layers.name}.0"))
+    lists = [(one, layers) for one in transformers_in(model) for layers in find_layer_lists(one)]
+    found: dict[str, tuple[PreTrainedModel, LayerList, set[int]]] = {}
+    for name, given in request.items() if isinstance(request, Mapping) else [(None, request)]:
+        matches = [pair for pair in lists if name in (None, pair[1].name)] or [
+            pair for pair in lists if name in (*pair[1].name.split("."), tower_of(f"{pair[1].name}.0"))
         ]
         if len(matches) != 1:
-            problem = "There is no list" if not matches else "There are several lists"
-            raise InputError(f"{problem} of layers {name!r}. The lists are: {names}.")
-        (layers,) = matches
-        found.setdefault(layers.name, (layers, set()))[1].update(_read_numbers(layers, numbers))
-    for layers, wanted in found.values():
-        if len(wanted) == len(layers.layers):
-            raise InputError(f"{layers.name} would lose all of its {len(wanted)} layers: keep one.")
-    return [(*owners[name], wanted) for name, (_, wanted) in found.items() if wanted]
-
-
-def _read_numbers(layers: LayerList, given: Any) -> Iterator[int]:
-    if not isinstance(given, Iterable) or isinstance(given, str) or getattr(given, "ndim", 1) == 0:
-        raise InputTypeError(f"Give the numbers of the layers to remove, [layer, ...]; got {given!r}.")
-    size = len(layers.layers)
-    for value in given:
-        try:
-            number = whole_number(value)
-        except TypeError:
-            raise InputTypeError(f"Layers are whole numbers; got {value!r} for {layers.name}.") from None
-        if not -size <= number < size:
-            raise InputError(f"{layers.name} has layers 0 to {size - 1}; there is no layer {number}.")
-        yield number % size
+            names = ", ".join(layers.name for _, layers in matches or lists) or "none of a known layout"
+            raise InputError(
+                f"{type(model).__name__} has {'several' if matches else 'no'} lists of layers of this name: give "
+                f"{{name: [layer, ...]}} for {names}; got {request!r}."
+            )
+        (owner, layers) = matches[0]
+        numbers = read_numbers(given, len(layers.layers), what="layer", place=layers.name)
+        found.setdefault(layers.name, (owner, layers, set()))[2].update(numbers)
+    for _, layers, numbers in found.values():
+        if len(numbers) == len(layers.layers):
+            raise InputError(f"{layers.name} would lose all of its {len(numbers)} layers: keep one.")
+    return [one for one in found.values() if one[2]]
 
 
 def _skipped_outputs(

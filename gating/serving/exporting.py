@@ -11,13 +11,13 @@ from transformers import AutoProcessor, PreTrainedModel
 from gating.compact.files import find_folder, write_manifest
 from gating.compact.load import load_compact
 from gating.compact.recipe import processor_folder
-from gating.discovery.vocabulary import check_vocabulary
 from gating.errors import InputError, InputTypeError, OperationError, UserError, explain, loading, shorten
 from gating.loader.integrity import check_finite
 from gating.proof.conditions import check_has_values, check_no_adapters
 from gating.proof.outputs import evaluating
 from gating.serving.formats import FORMATS
 from gating.storage.files import check_free, replacing_folder
+from gating.vocabulary import check_vocabulary
 
 __all__ = [
     "EXPORT_RECORD",

@@ -6,16 +6,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from gating.discovery.vocabulary import vocabulary_size
 from gating.errors import InputError, RemedyError, UserError
 from gating.objectives.distillation import HIDDEN_STATES, LOGITS, Distillation
 from gating.proof.outputs import evaluating
 
 __all__ = ["check_fits", "check_outputs", "check_tokenizer"]
 
-Shapes = dict[str, Any]
+Shapes = dict[str, str]
 
 
 def check_tokenizer(teacher: nn.Module, tokenizer: Any) -> None:
@@ -41,7 +40,7 @@ def check_fits(teacher: nn.Module, student: nn.Module, batch: Mapping[str, Any],
 
     Raises:
         RemedyError: The teacher has other classes.
-        InputError: It has weights of the student, knows fewer tokens, does not run on the batch, or has other outputs.
+        InputError: It has weights of the student, does not run on the batch, or has other outputs.
     """
     own = {id(parameter) for parameter in student.parameters()}
     if any(id(parameter) in own for parameter in teacher.parameters()):
@@ -57,11 +56,6 @@ def check_fits(teacher: nn.Module, student: nn.Module, batch: Mapping[str, Any],
             python=".",
             command=" (objective=none), or let this run do it: distillation.teacher=null.",
         )
-    sizes = [vocabulary_size(model) if isinstance(model, PreTrainedModel) else None for model in (teacher, student)]
-    if None not in sizes and sizes[0] < sizes[1]:  # type: ignore[operator]
-        raise InputError(
-            f"The teacher knows {sizes[0]} tokens, and this model {sizes[1]}: it must have the same tokenizer."
-        )
     expected = check_outputs(student, batch, distillation=distillation)
     try:
         found = check_outputs(teacher, batch, distillation=distillation)
@@ -72,16 +66,11 @@ def check_fits(teacher: nn.Module, student: nn.Module, batch: Mapping[str, Any],
             f"The teacher, a {type(teacher).__name__}, does not run on this model's inputs "
             f"({', '.join(batch)}): {str(error).strip().splitlines()[0]}. It must have the same task and tokenizer."
         ) from error
-    for name in (name for name in {**expected, **found} if expected.get(name) != found.get(name)):
-        if name in HIDDEN_STATES:
-            raise InputError(
-                f"hidden_weight={distillation.hidden_weight} compares models of the same width and depth, and the "
-                f"teacher's {name} are {_described(found.get(name))}, this model's {_described(expected.get(name))}: "
-                "give hidden_weight=0 (distillation=logits), or a teacher of the same size."
-            )
+    if found != expected:
+        remedy = "" if not distillation.hidden_weight else ", and as many layers of the same width, or hidden_weight=0"
         raise InputError(
-            f"The teacher's outputs are {found}, this model's are {expected}: it must have the same task and "
-            "vocabulary."
+            f"The teacher's outputs have the shapes {found}, this model's {expected}: it must have the same task and "
+            f"vocabulary{remedy}."
         )
 
 
@@ -96,25 +85,18 @@ def check_outputs(model: nn.Module, batch: Mapping[str, Any], *, distillation: D
     # Some models draw random numbers in evaluation, too.
     with evaluating(model), torch.random.fork_rng():
         outputs = model(**batch, **options)
-    logits = {name: tuple(outputs[name].shape) for name in LOGITS if name in outputs} if distillation.weight else {}
-    if distillation.weight and not logits:
-        raise InputError(
-            f"weight={distillation.weight} compares logits, and a {type(model).__name__} returns none: take a model "
-            "with a head for the task, or compare hidden states alone, Distillation(weight=0.0, hidden_weight=1.0)."
-        )
-    if not distillation.hidden_weight:
-        return logits
-    states = {name: outputs[name] for name in HIDDEN_STATES if outputs.get(name)}
-    if not states:
-        raise InputError(
-            f"hidden_weight={distillation.hidden_weight} compares hidden states, and a {type(model).__name__} returns "
-            "none with output_hidden_states=True: give hidden_weight=0 (distillation=logits)."
-        )
-    return {**logits, **{name: [tuple(state.shape) for state in several] for name, several in states.items()}}
-
-
-def _described(shapes: Any) -> str:
-    return f"{len(shapes)} of shape {shapes[-1]}" if shapes else "missing"
+    shapes: Shapes = {}
+    for setting, names in (("weight", LOGITS), ("hidden_weight", HIDDEN_STATES)):
+        found = {name: outputs[name] for name in names if outputs.get(name) is not None}
+        if getattr(distillation, setting) and not found:
+            raise InputError(
+                f"{setting}={getattr(distillation, setting)} compares {' or '.join(names)}, and a "
+                f"{type(model).__name__} returns none: give {setting}=0, or a model that returns them."
+            )
+        for name, value in found.items() if getattr(distillation, setting) else ():
+            several = [value] if isinstance(value, torch.Tensor) else value
+            shapes[name] = f"{len(several)} x {tuple(several[-1].shape)}"
+    return shapes
 
 
 def _are_made_up(names: Mapping[int, str] | None) -> bool:

@@ -92,7 +92,7 @@ class Teacher:
 
         Raises:
             RemedyError: The teacher has other classes.
-            InputError: It is the same model, has other tokens, does not run on the batch, or has other outputs.
+            InputError: It is the same model, has another tokenizer, does not run on the batch, or has other outputs.
         """
         check_tokenizer(self.model, tokenizer)
         self._move_to(next(student.parameters()).device)

@@ -129,14 +129,14 @@ def test_heads_leave_after_layers_and_before_them() -> None:
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
-        ([4], r"layers 0 to 3; there is no layer 4"),
+        ([4], "no layer 4 in .* layers 0 to 3"),
         ([-5], r"no layer -5"),
         (range(4), "would lose all of its 4 layers"),
-        ({"decoder": [0]}, r"no list of layers 'decoder'. The lists are: encoder.layer"),
+        ({"decoder": [0]}, "no lists of layers of this name: .* for encoder.layer"),
         ([True], "whole numbers"),
         (["0"], "whole numbers"),
-        (3, r"\[layer, ...\]"),
-        ({"encoder.layer": 3}, r"\[layer, ...\]"),
+        (3, "whole numbers"),
+        ({"encoder.layer": 3}, "whole numbers"),
     ],
 )
 def test_wrong_requests_are_refused(layers: Any, message: str) -> None:
@@ -147,7 +147,7 @@ def test_wrong_requests_are_refused(layers: Any, message: str) -> None:
 
 
 def test_several_lists_have_to_be_named() -> None:
-    with pytest.raises(ValueError, match=r"several lists of layers: .* for encoder.block, decoder.block"):
+    with pytest.raises(ValueError, match=r"several lists of layers .* for encoder.block, decoder.block"):
         gating.prune_layers(FAMILIES["t5"].build(), [1])
 
 

@@ -187,7 +187,7 @@ def test_a_larger_teacher_shows_its_logits_alone():
         teacher.check(model, BATCH)
         outputs = model(**BATCH)
         assert teacher.loss(outputs.loss, outputs, BATCH) > 0
-        with pytest.raises(InputError, match=r"hidden_weight=1\.0 compares models of the same width and depth"):
+        with pytest.raises(InputError, match="as many layers of the same width"):
             gating.Teacher(teacher.model, distillation=HIDDEN).check(model, BATCH)
 
 
@@ -200,8 +200,6 @@ def test_models_that_cannot_be_compared_are_refused():
     gating.Teacher(bert(**named)).check(model, BATCH)
     with pytest.raises(ValueError, match="this data has no, yes"):
         gating.Teacher(bert()).check(bert(**named), BATCH)
-    with pytest.raises(InputError, match="knows 15 tokens, and this model 20"):
-        gating.Teacher(bert(vocab_size=15)).check(model, BATCH)
     with pytest.raises(InputError, match="a T5ForConditionalGeneration, does not run on this model's inputs"):
         gating.Teacher(t5()).check(model, {name: BATCH[name] for name in ("input_ids", "attention_mask")})
     with pytest.raises(InputError, match="must have the same task and vocabulary"):
@@ -211,7 +209,7 @@ def test_models_that_cannot_be_compared_are_refused():
 def test_outputs_that_a_model_does_not_have_are_named(monkeypatch):
     encoder = BertModel(BertConfig(vocab_size=20, **SIZES))
     inputs = {"input_ids": TOKENS}
-    with pytest.raises(InputError, match="a BertModel returns none: take a model with a head"):
+    with pytest.raises(InputError, match=r"compares logits .*, and a BertModel returns none"):
         gating.Teacher(copy.deepcopy(encoder)).check(encoder, inputs)
     gating.Teacher(copy.deepcopy(encoder), distillation=HIDDEN).check(encoder, inputs)
     model = bert().eval()
@@ -221,5 +219,5 @@ def test_outputs_that_a_model_does_not_have_are_named(monkeypatch):
         teacher.loss(outputs.loss, outputs, BATCH)
     forward = type(model).forward
     monkeypatch.setattr(type(model), "forward", lambda self, output_hidden_states=None, **rest: forward(self, **rest))
-    with pytest.raises(InputError, match="returns none with output_hidden_states=True"):
+    with pytest.raises(InputError, match=r"compares hidden_states .* returns none"):
         teacher.check(model, BATCH)

@@ -13,9 +13,9 @@ from datasets.fingerprint import Hasher
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from gating.data.rows import name_row
-from gating.discovery.vocabulary import check_known, check_vocabulary, vocabulary_size
 from gating.errors import InputError, loading, shorten
 from gating.models.sources import ModelSource, NewModel
+from gating.vocabulary import check_known, check_vocabulary, vocabulary_size
 
 # Number of tokens that tell whether a tokenizer knows the texts.
 _CHECKED = 10_000_000

@@ -23,9 +23,8 @@ from transformers import (
     XLNetConfig,
 )
 
-import gating
-from gating.discovery.vocabulary import check_known, check_vocabulary, vocabulary_size
 from gating.serving.exporting import load_processor
+from gating.vocabulary import check_known, check_vocabulary, vocabulary_size
 from tests.support.tiny_run import make_model_folder
 
 SPECIAL = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
@@ -71,15 +70,6 @@ def test_more_than_a_third_of_unknown_tokens_is_refused():
     with pytest.raises(ValueError, match=r"does not know 50% of the tokens of the training data.*\[UNK\]"):
         check_known(tokenizer, torch.tensor([2, 4, 0, 3]), name="training data")
     check_known(tokenizer, torch.tensor([2, 3]), name="training data")
-
-
-def test_save_compact_refuses_a_made_up_tokenizer_before_it_writes(tmp_path):
-    BertConfig().save_pretrained(tmp_path / "config")
-    config = BertConfig(hidden_size=8, num_attention_heads=4, num_hidden_layers=1, intermediate_size=8, vocab_size=10)
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "config")
-    with pytest.raises(ValueError, match="has no tokens for texts"):
-        gating.save_compact(BertModel(config), tmp_path / "compact", tokenizer=tokenizer)
-    assert not (tmp_path / "compact").exists()
 
 
 def test_an_export_refuses_a_saved_tokenizer_without_tokens(tmp_path):
