@@ -38,9 +38,8 @@ from .objectives.distillation import Distillation
 from .objectives.parameter_groups import parameter_groups
 from .objectives.search import Search
 from .pruning.finalize import FinalizeReport, finalize
-from .pruning.latency.speedup import budget_for_speedup
-from .pruning.padding import silence_padding
-from .pruning.prune import prune_heads, prune_neurons
+from .pruning.latency.costs import budget_for_speedup
+from .pruning.prune import prune_heads, prune_neurons, silence_padding
 from .pruning.prune_layers import prune_layers
 from .pruning.prune_report import PruneReport
 from .report.rows import CompactReport

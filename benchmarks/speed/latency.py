@@ -13,7 +13,7 @@ from transformers.models.bert.modeling_bert import BertSelfAttention
 import gating
 from benchmarks.measuring import interleave, ratio
 from benchmarks.speed.shapes import bert, compact_copy, kept_heads, llama, llama_1b_config, text_batch
-from gating.pruning.measure import count_heads
+from gating.structure.layers import count_units
 
 __all__ = ["built_bert", "measure_against_built", "measure_michel", "measure_speedup", "times_of"]
 
@@ -50,7 +50,7 @@ def measure_against_built(device: torch.device, *, quick: bool) -> Iterator[Row]
 def _compare(
     case: str, compact: PreTrainedModel, built: PreTrainedModel, batch: dict[str, Tensor], *, quick: bool
 ) -> Row:
-    assert count_heads(compact) * _head_dim(compact) == _attention_width(built)
+    assert count_units(compact, "heads") * _head_dim(compact) == _attention_width(built)
     times = times_of({"compact": compact, "built": built}, batch, rounds=61, budget_s=1 if quick else 30)
     what = "compact / built with so many heads"
     return {"what": what, "case": case, "ratio": ratio(times, "compact", "built"), "at_most": 1.02}

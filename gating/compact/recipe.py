@@ -39,7 +39,7 @@ from gating.loader.checksums import GENERATION, PLAIN_LOADING, RECORD_KEY
 from gating.loader.integrity import check_finite
 from gating.loader.record import LAYERS_KEY, dense_config
 from gating.loader.record_checks import check_record
-from gating.pruning.layer_settings import changed
+from gating.pruning.layers import changed
 from gating.pruning.repeat import remove_recorded
 from gating.storage.hub import RECIPE_FILES
 

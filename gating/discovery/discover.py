@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gating.discovery.lookalikes import unknown_feed_forward
 from gating.discovery.refusals import sort_blocks, why_not_attention, why_not_editable
+from gating.discovery.ungated import unknown_feed_forward
 from gating.errors import InputError
 from gating.families.layouts import AttentionSpec, RowLayout
 from gating.families.linear import num_inputs, num_outputs

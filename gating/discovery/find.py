@@ -6,13 +6,14 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from gating.discovery.lookalikes import attention_lookalikes, feed_forward_lookalikes
 from gating.discovery.refusals import sort_blocks
 from gating.discovery.ungated import (
     UngatedModules,
+    attention_lookalikes,
     check_patterns,
     check_towers,
     explain_none,
+    feed_forward_lookalikes,
     group_ungated,
     is_left_out,
     ungated_warning,

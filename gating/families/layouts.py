@@ -228,18 +228,11 @@ def context_spec(
 
 
 def check_row(class_name: Any, projections: Any, *, returns: Any = "pair") -> None:
-    """Raise ``InputError`` for a row of a registry whose pattern, pairs or return value cannot be read."""
-    if returns not in RETURNS:
-        raise InputError(f"returns={returns!r} must be one of {', '.join(RETURNS)}.")
-    try:
-        re.compile(class_name)
-    except (re.error, TypeError):
-        raise InputError(
-            f"class_name={class_name!r} is neither the name of a class nor a regular expression for such names."
-        ) from None
+    """Raise an error for a row of a registry whose pattern, pairs or return value cannot be read."""
+    re.compile(class_name)
     is_list = isinstance(projections, (tuple, list))
-    if not (is_list and all(isinstance(pair, tuple) and len(pair) == 2 for pair in projections)):
+    if returns not in RETURNS or not (is_list and all(isinstance(one, tuple) and len(one) == 2 for one in projections)):
         raise InputError(
-            f"The projections {projections!r} of the spec for {class_name} are no pairs of a path and a layout: give "
-            "AttentionSpec or FeedForwardSpec with pairs such as ('q_proj', 'q') or ('fc1', 'plain')."
+            f"The spec for {class_name} has returns={returns!r} and the projections {projections!r}: give one of "
+            f"{', '.join(RETURNS)}, and pairs such as ('q_proj', 'q') or ('fc1', 'plain')."
         )

@@ -149,10 +149,6 @@ class HeadGates(GatedUnits):
         """Count the heads whose gate's deterministic value is not zero."""
         return self.count_open("heads")
 
-    def num_open_neurons(self) -> int:
-        """Count the neurons whose gate's deterministic value is not zero."""
-        return self.count_open("neurons")
-
     def expected_open(self) -> Tensor:
         """Return the expected number of open heads, a scalar; differentiable."""
         return self.count_expected("heads")

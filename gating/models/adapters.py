@@ -103,7 +103,7 @@ class LoRA:
         gates = getattr(model, "head_gates", None)
         if isinstance(gates, HeadGates):
             gates.attach_again()
-        from gating.pruning.padding import silence_padding
+        from gating.pruning.prune import silence_padding
 
         silence_padding(model)
         for parameter in trained_before:

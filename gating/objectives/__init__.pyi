@@ -13,8 +13,7 @@ from .keeps_budget import KeepsBudget
 from .papers.fixed_price import FixedPrice
 from .papers.lagrangian import Lagrangian
 from .papers.subset import TopK
-from .rankings.iterative import IterativePruning
-from .rankings.ranking import Magnitude, RandomOrder, Ranking
+from .rankings.ranking import IterativePruning, Magnitude, RandomOrder, Ranking
 from .rankings.sensitivity import Fisher, Importance
 from .schedule import BudgetSchedule
 

@@ -1,17 +1,18 @@
-"""The base class of objectives, which decide the gates that close."""
+"""The base class of objectives, which decide the gates that close, and what their state is made of."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gating.errors import InputError, OperationError
 from gating.gates import HeadGates
 from gating.gates.hard_concrete import FullPrecision
 from gating.objectives.costs import Costs
 
-__all__ = ["NoObjective", "Objective", "OfOneSearch", "check_objective"]
+__all__ = ["HostNumbers", "NoObjective", "Objective", "OfOneSearch", "check_objective"]
 
 
 class OfOneSearch(FullPrecision):
@@ -113,11 +114,34 @@ class NoObjective(Objective):
         return torch.ones_like(gates.log_alpha, dtype=torch.bool)
 
 
-class _AllOpen(torch.nn.Module):
+class _AllOpen(nn.Module):
     """A constraint with which the hard-concrete distribution has no value but 1."""
 
     def forward(self, log_alpha: Tensor) -> Tensor:
         return torch.full_like(log_alpha, 1e3)
+
+
+class HostNumbers(nn.Module):
+    """Numbers such as those of open heads, in host memory, that are in checkpoints, too.
+
+    A buffer would be on the device, and each step would wait for it.
+
+    Attributes:
+        values: The numbers.
+    """
+
+    def __init__(self, values: Sequence[float]) -> None:
+        """Set the first numbers."""
+        super().__init__()
+        self.values = list(values)
+
+    def get_extra_state(self) -> Tensor:
+        """Return the numbers for a checkpoint."""
+        return torch.tensor(self.values, dtype=torch.float64, device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Load the numbers from a checkpoint."""
+        self.values = state.tolist()
 
 
 def check_objective(objective: Any) -> None:

@@ -29,17 +29,9 @@ class HeadBudget:
     all of them, for which they compete; numbers of heads and of neurons are exact, and a unit without a number keeps
     all.
 
-    Attributes:
-        num_heads: Number of heads to keep, or a number for each kind of attention, such as
-            ``{"encoder": 12, "decoder": 8, "cross": 6}``, or for each tower of a model, such as
-            ``{"language": 64, "vision": 32}``; those that are left out keep all their heads.
-        num_neurons: Number of neurons to keep.
-        keep: Share to keep, instead of numbers; one share, or one for each kind of attention and ``feed_forward``, or
-            for each tower. A quarter if neither is given.
-        cost: Cost of a gate where heads and neurons compete: ``macs``, ``parameters``, ``cache``, or the cost of a
-            multiply-accumulate of each unit, as in :func:`~gating.objectives.costs.gate_costs`.
-        min_per_layer: Least number of heads that every attention block with gates keeps.
-        uniform: Whether all layers keep equally many, for each kind of attention and for neurons.
+    The attributes are arguments of :class:`~gating.objectives.ExactBudget`. A number or share for each kind of
+    attention, such as ``{"encoder": 12, "decoder": 8, "cross": 6}``, or for each tower of a model, such as
+    ``{"language": 64, "vision": 32}``, leaves those that it lacks whole.
     """
 
     num_heads: Number | None = None

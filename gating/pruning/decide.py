@@ -37,7 +37,7 @@ def decide_gate_values(
     """
     values = gates.values().detach()
     given = {"heads": num_heads, "neurons": num_neurons}
-    numbers = {unit: number for unit, number in given.items() if number is not None}
+    numbers = {unit: whole_number(number) for unit, number in given.items() if number is not None}
     if kept is not None:
         others = [f"num_{unit}" for unit in gates.units] if numbers else []
         _check_kept(gates, kept, others=others or ([] if objective is None else ["an objective"]))
@@ -55,7 +55,7 @@ def decide_gate_values(
         # Units without a number stay as their gates are.
         kept = values > 0
         for unit, number in numbers.items():
-            budget = HeadBudget(**{f"num_{unit}": _check_number(gates, number, unit)})  # type: ignore[arg-type]
+            budget = HeadBudget(**{f"num_{unit}": number})  # type: ignore[arg-type]
             kept = torch.where(gates.is_of(unit).to(kept.device), budget.choose(gates, gates.log_alpha), kept)
     # A kept head with a closed gate would output zeros: it gets its average strength in training instead. One that was
     # decided to be closed, and is kept by another budget than that of the search, has the strength that it had before.
@@ -71,11 +71,10 @@ def _choice_of(objective: Objective | None, gates: HeadGates, numbers: Mapping[U
         return None
     check_objective(objective)
     chosen = objective.kept(gates)
-    given = {unit: _check_number(gates, number, unit) for unit, number in numbers.items()}
-    if chosen is None or (given and not gates.values().any() and math.isnan(objective.target(gates))):
+    if chosen is None or (numbers and not gates.values().any() and math.isnan(objective.target(gates))):
         return None  # A price on gates sets no number.
     _check_kept(gates, chosen)
-    for unit, number in given.items():
+    for unit, number in numbers.items():
         total = sum(compress(gates.counts[unit], chosen.tolist()))
         if number != total:
             raise InputError(
@@ -84,18 +83,6 @@ def _choice_of(objective: Objective | None, gates: HeadGates, numbers: Mapping[U
                 f"a mask, such as kept=gating.ExactBudget(num_{unit}={number}).kept(gates)."
             )
     return chosen
-
-
-def _check_number(gates: HeadGates, number: int, unit: UnitName) -> int:
-    """Return a number of units as a Python integer that the gates can have."""
-    total = gates.total(unit)
-    try:
-        number = whole_number(number)
-    except TypeError:
-        raise InputTypeError(f"num_{unit} must be a whole number, got {number!r}.") from None
-    if not 1 <= number <= total:
-        raise InputError(f"num_{unit}={number} cannot be kept: there are {total} gated {unit}.")
-    return number
 
 
 def _check_kept(gates: HeadGates, kept: Tensor, *, others: Sequence[str] = ()) -> None:

@@ -14,21 +14,14 @@ from gating.gates import HeadGates
 from gating.proof.outputs import forward_outputs
 from gating.structure.attention import iter_attention_blocks
 from gating.structure.blocks import Block, group_labels
-from gating.structure.layers import count_units
 
 __all__ = [
     "cache_bytes_per_token",
-    "count_heads",
     "count_heads_by_kind",
     "count_macs",
     "measure_macs",
     "weight_megabytes",
 ]
-
-
-def count_heads(model: nn.Module) -> int:
-    """Return the number of attention heads of a model; 0 if its attention is not known."""
-    return count_units(model, "heads")
 
 
 def count_heads_by_kind(model: nn.Module) -> dict[str, int]:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from gating.discovery.find import search_blocks
 from gating.errors import InputError, InputTypeError
+from gating.families.linear import weight_dim, without_adapter
 from gating.gates import HeadGates
 from gating.gates.attachment import check_not_gated
 from gating.loader.saving import become_compact
@@ -16,11 +17,12 @@ from gating.proof.masked import MaskedOutputs, factors_of
 from gating.proof.prove import apply_proven
 from gating.pruning.plan import kept_units, plan_pruning
 from gating.pruning.prune_report import PruneReport, UnitCounts
+from gating.structure.attention import iter_attention_blocks
 from gating.structure.blocks import Block, whole_number
-from gating.structure.edits import apply_edits
+from gating.structure.edits import apply_edits, fill, positions, whole
 from gating.units import UNITS
 
-__all__ = ["check_can_change", "prune_heads", "prune_neurons", "read_numbers", "remove_in_copy"]
+__all__ = ["check_can_change", "prune_heads", "prune_neurons", "read_numbers", "remove_in_copy", "silence_padding"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -208,3 +210,39 @@ def _find_block(blocks: Sequence[Block], layer: Any) -> Block:
             f"There are {number} {UNITS[blocks[0].unit].label} blocks in layer {layer!r}: name one of {names}."
         )
     return matches[0]
+
+
+def silence_padding(model: nn.Module) -> None:
+    """Set the output projection's columns of padding heads to zero again, in place.
+
+    Training keeps these columns at zero, because their inputs are zero (see
+    :func:`~gating.loader.padding.silenced`). Call this function after other changes of the weights, such as a
+    merged adapter.
+
+    Args:
+        model: A model whose heads were pruned.
+
+    Example:
+        >>> from gating import prune_heads
+        >>> from transformers import LlamaConfig, LlamaModel
+        >>> sizes = {"hidden_size": 16, "intermediate_size": 8, "num_hidden_layers": 1, "vocab_size": 10}
+        >>> model = LlamaModel(LlamaConfig(num_attention_heads=4, num_key_value_heads=2, **sizes))
+        >>> report = prune_heads(model, {0: [0]})  # heads 0 and 1 share keys and values
+        >>> weight = nn.init.ones_(model.layers[0].self_attn.o_proj.weight)
+        >>> silence_padding(model)
+        >>> (weight == 0).all(dim=0).sum().item()
+        4
+    """
+    for block in iter_attention_blocks(model):
+        if block.head_slots == block.head_ids:
+            continue
+        padding = [slot for slot, head in enumerate(block.head_slots) if head not in block.head_ids]
+        _silence_inputs(block.output_projection, positions(padding, block.head_dim))
+
+
+def _silence_inputs(linear: nn.Module, inputs: Tensor) -> None:
+    """Set the weight of some inputs of a layer to zero, in place."""
+    linear = without_adapter(linear)
+    weight = linear.weight
+    assert isinstance(weight, nn.Parameter)
+    fill(weight, whole(weight.detach()).index_fill(weight_dim(linear, "inputs"), inputs.to(weight.device), 0.0))

@@ -249,7 +249,7 @@ def _check_type(name: str, value: object, expected: Any) -> None:
 def _build_objective(values: Mapping[str, Any]) -> Any:
     """Return the objective without its speedup, which a measured budget replaces (gating/run/measured_budget.py)."""
     if values.get("speedup") is not None:
-        from gating.pruning.latency.speedup import check_speedup
+        from gating.pruning.latency.costs import check_speedup
 
         others = {name: values.get(name) for name in ("num_heads", "num_neurons", "keep")}
         check_speedup(values["speedup"], **others)

@@ -15,7 +15,6 @@ from gating.compact.stock import StockError
 from gating.distributed.collectives import is_rank_zero
 from gating.loader.checksums import RECORD_KEY
 from gating.models.sources import short_name
-from gating.pruning.measure import count_heads
 from gating.report.card import usage_code
 from gating.report.metadata import describe_data
 from gating.report.page import write_page
@@ -33,6 +32,7 @@ from gating.serving.runtimes import find_runtimes
 from gating.sharding.copies import gather_model, meta_copy
 from gating.storage.hub import upload
 from gating.structure.blocks import share_specs
+from gating.structure.layers import count_units
 from gating.tasks.base import Sample
 from gating.tracking.loggers import log_outcome, log_samples, read_log
 from gating.tracking.redaction import redact
@@ -56,7 +56,7 @@ def execute(settings: Settings, folder: RunFolder) -> Result | None:
     with naming_settings(settings.model_dump()):
         run = prepare(settings, folder)
         if is_rank_zero():
-            title, heads = run.objects.source.title, count_heads(run.state.model)
+            title, heads = run.objects.source.title, count_units(run.state.model, "heads")
             print(f"{title}: {heads} heads, {run.total_steps} steps in {folder.path}")
         for phase in (teach, search, remove, recover):
             phase(run)

@@ -22,7 +22,6 @@ from gating.models.sources import ModelSource, Pretrained, load_sharded
 from gating.objectives import KeepsBudget, Objective
 from gating.objectives.search import Search
 from gating.pruning.finalize import finalize
-from gating.pruning.measure import count_heads
 from gating.pruning.prune_report import unproven_note
 from gating.pruning.repeat import remove_recorded
 from gating.report.summary import Stage
@@ -33,6 +32,7 @@ from gating.run.phase import train_phase
 from gating.run.run import Run
 from gating.sharding.copies import copy_sharded, gather_model, meta_copy, shard_copy, tensors_of
 from gating.storage.files import checkpoint_path, replacing_folder
+from gating.structure.layers import count_units
 from gating.tasks.base import HasLoss
 from gating.tracking.verbosity import printed_warnings
 from gating.training.callbacks.gates import log_kept_heads
@@ -98,7 +98,7 @@ def _search(run: Run, objective: Objective) -> Search:
     if len(gates.units) > 1:
         set_measured_macs(gates, state.model, run.data)
     search = Search(gates, objective, convergence=run.objects.convergence)
-    num_others = count_heads(state.model) - gates.num_heads if gates.num_heads else 0
+    num_others = count_units(state.model, "heads") - gates.num_heads if gates.num_heads else 0
     if num_others and is_rank_zero():
         print(f"{gates.num_heads} heads have a gate; {num_others} in excluded blocks stay besides those that are kept.")
     for one in gates.ungated if is_rank_zero() else ():

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from gating.families.linear import num_inputs, num_outputs, parameter_names, without_adapter
-from gating.structure.attention_rows import row_runs, rows_of, run_widths
+from gating.structure.attention_removal import row_runs, rows_of, run_widths
 from gating.structure.edits import positions, whole
 
 __all__ = ["NUM_TOKENS", "GateSize", "head_norms", "head_sizes", "neuron_norms", "token_counter", "weight_matrix"]

@@ -63,7 +63,7 @@ def test_the_vector_has_heads_before_neurons(bert):
     assert repr(gates) == "HeadGates(12 heads in 3 attention blocks, 9 gates for 144 neurons in 3 feed-forward blocks)"
     with torch.no_grad():
         gates.log_alpha.fill_(9.0)[[0, 12, 14]] = -9.0
-    assert (gates.num_open(), gates.num_open_neurons()) == (TOTAL - 1, NUM_LAYERS * WIDTH - 28)
+    assert (gates.num_open(), gates.count_open("neurons")) == (TOTAL - 1, NUM_LAYERS * WIDTH - 28)
     assert list(gates.open_by_block().values()) == [3, 4, 4, 20, 48, 48]
 
 
@@ -194,8 +194,8 @@ def test_a_copy_in_the_middle_of_training_is_isolated(bert):
     assert torch.equal(logits_of(twin, batch), expected)
     with torch.no_grad():
         twin.head_gates.log_alpha.fill_(-9.0)
-    assert (twin.head_gates.num_open(), twin.head_gates.num_open_neurons()) == (0, 0)
-    assert gates.num_open_neurons() == gates.num_neurons
+    assert (twin.head_gates.num_open(), twin.head_gates.count_open("neurons")) == (0, 0)
+    assert gates.count_open("neurons") == gates.num_neurons
     twin.head_gates.remove()
     assert hooks_of(twin) == 0
 

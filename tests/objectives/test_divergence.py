@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from gating.objectives import divergence
-from gating.objectives.divergence import softmax_divergence
+from gating.objectives import distillation
+from gating.objectives.distillation import softmax_divergence
 
 COUNTED = torch.tensor([[True, False, True], [True, True, False]])
 
@@ -18,7 +18,7 @@ def logits(seed, dtype=torch.float32):
 @pytest.mark.parametrize("counted", [None, COUNTED], ids=["all", "some"])
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 def test_value_and_gradient_are_those_of_torch(monkeypatch, chunk, counted, temperature):
-    monkeypatch.setattr(divergence, "_CHUNKS", {"cpu": chunk})
+    monkeypatch.setattr(distillation, "_CHUNKS", {"cpu": chunk})
     ours, reference = logits(0).requires_grad_(), logits(0).requires_grad_()
     taken = torch.ones(2, 3, dtype=torch.bool) if counted is None else counted
     expected = functional.kl_div(

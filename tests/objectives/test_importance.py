@@ -8,8 +8,8 @@ from torch import nn
 
 import gating
 from gating.objectives import Fisher, Importance
+from gating.objectives.rankings.ranking import MaskSampler
 from gating.objectives.rankings.sensitivity import sensitivity
-from gating.objectives.samplers import MaskSampler
 from gating.proof.probe import make_probe
 from tests.support.family_models import FAMILIES
 from tests.support.tiny_models import batch_for

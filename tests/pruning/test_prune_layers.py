@@ -15,8 +15,7 @@ from gating.commands.inspect import run
 from gating.compact.stock import read_original
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
-from gating.pruning.layer_settings import changed, settings_without_layers
-from gating.pruning.layers import build_original
+from gating.pruning.layers import build_original, changed, settings_without_layers
 from gating.structure.layers import find_layer_lists
 from tests.support.family_models import FAMILIES
 from tests.support.fresh_process import auto_class_of, difference_elsewhere, save_for_elsewhere

@@ -11,8 +11,7 @@ import gating
 from gating.gates import create_gates
 from gating.pruning.latency import copies
 from gating.pruning.latency.copies import CopyTimer, LatencyComparison, TimeBudget
-from gating.pruning.latency.costs import measure_latency_costs
-from gating.pruning.latency.speedup import kept_for_speedup
+from gating.pruning.latency.costs import kept_for_speedup, measure_latency_costs
 from tests.support.slow_model import Slow
 from tests.support.tiers import first_of
 from tests.support.timers import compare, timer_of
