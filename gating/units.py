@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from gating.errors import RemedyError
+from gating.errors import InputError
 
 __all__ = ["UNITS", "Unit", "UnitName", "check_units"]
 
@@ -22,12 +22,9 @@ class Unit:
         open: Likewise of the number of open units.
         target: Likewise of the number of units that the objective aims at.
         block: Likewise of the number of open units of a block, with its position among those of the unit to fill in.
-        has_minimum: Whether ``min_per_layer`` of a budget is a number of these units.
         is_weighed: Whether a search weighs each gate by its number of units over the mean, as for small units of which
             single ones do not matter; else it counts units.
         gate_lr: Learning rate of gates that no setting gives; the largest one of all gated units counts.
-        why_inexact: Reason why gates cannot keep each number of units, with the largest size of a gate to fill in, and
-            the remedy in words, in Python and on the command line.
     """
 
     singular: str
@@ -36,10 +33,8 @@ class Unit:
     open: str
     target: str
     block: str
-    has_minimum: bool = False
     is_weighed: bool = False
     gate_lr: float = 0.1
-    why_inexact: tuple[str, str, str, str]
 
 
 # Each unit by its name, in the order of their gates.
@@ -51,13 +46,6 @@ UNITS: dict[UnitName, Unit] = {
         open="gates/open",
         target="gates/target",
         block="gates/layer_{:02d}/open",
-        has_minimum=True,
-        why_inexact=(
-            "a gate stands for the {} query heads that share keys and values",
-            "give every head a gate with ",
-            "inject_gates(model, group_queries=False).",
-            "gates.group_queries=false.",
-        ),
     ),
     "neurons": Unit(
         singular="neuron",
@@ -69,12 +57,6 @@ UNITS: dict[UnitName, Unit] = {
         is_weighed=True,
         # With neurons, it was better in a run at twice the speed on each of three data sets.
         gate_lr=0.2,
-        why_inexact=(
-            "a gate stands for a group of {} neurons",
-            "make smaller groups with ",
-            "inject_gates(model, group_size=...).",
-            "gates.group_size.",
-        ),
     ),
 }
 
@@ -91,9 +73,5 @@ def check_units(units: Collection[str] | str) -> tuple[UnitName, ...]:
     """
     given = units if isinstance(units, Collection) and not isinstance(units, str) else [units]
     if not given or any(unit not in list(UNITS) for unit in given):
-        raise RemedyError(
-            f"units={units!r} must be {', '.join(UNITS)} or both, as in ",
-            python='units=("heads", "neurons").',
-            command="gates.units=[heads,neurons].",
-        )
+        raise InputError(f"units={units!r} must be {', '.join(UNITS)} or both, as in units=[heads,neurons].")
     return tuple(unit for unit in UNITS if unit in given)

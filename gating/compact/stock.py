@@ -91,15 +91,6 @@ def stock_model(model: PreTrainedModel) -> PreTrainedModel:
 
     Raises:
         StockError: The configuration class cannot describe the model; the message names the reason.
-
-    Example:
-        >>> from gating import prune_neurons
-        >>> from transformers import BertConfig, BertModel
-        >>> config = BertConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=2, intermediate_size=32)
-        >>> model = BertModel(config)
-        >>> report = prune_neurons(model, {0: [1], 1: [0]}, group_size=8)
-        >>> stock_model(model).config.intermediate_size
-        24
     """
     cls = dense_class(model)
     if getattr(transformers, cls.__name__, None) is not cls:

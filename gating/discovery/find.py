@@ -165,11 +165,5 @@ def find_blocks(model: nn.Module, *, units: UnitName | Collection[UnitName] = "h
     """Find the blocks of a model with some kinds of units: attention blocks first, then feed-forward blocks.
 
     The options are those of :func:`search_blocks`; there is no warning about other modules.
-
-    Example:
-        >>> from transformers import BertConfig, BertModel
-        >>> model = BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=4))
-        >>> [block.kind for block in find_blocks(model, units=["heads", "neurons"])]
-        ['encoder', 'feed_forward']
     """
     return [block for unit in check_units(units) for block in search_blocks(model, unit, **options)[0]]

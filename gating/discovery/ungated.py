@@ -141,12 +141,7 @@ def check_patterns(exclude: Any) -> None:
 
 
 def is_left_out(name: str, *, exclude: Collection[str], towers: Collection[str] | None) -> bool:
-    """Return whether a user has named a module, its tower or a pattern for it as one without gates.
-
-    Example:
-        >>> is_left_out("visual.blocks.0.attn", exclude=["visual.*"], towers=None)
-        True
-    """
+    """Return whether a user has named a module, its tower or a pattern for it as one without gates."""
     in_tower = towers is None or tower_of(name) in towers
     return not in_tower or any(fnmatchcase(name, pattern) for pattern in exclude)
 
@@ -263,13 +258,7 @@ def unknown_feed_forward(model: nn.Module) -> list[tuple[str, nn.Module, list[Fe
 
 
 def _guess_feed_forward(layers: Mapping[str, nn.Module]) -> Iterator[FeedForwardSpec]:
-    """Yield the feed-forward blocks that linear layers could be by their widths, the likeliest first.
-
-    Example:
-        >>> layers = {"gate": nn.Linear(4, 8), "up": nn.Linear(4, 8), "down": nn.Linear(8, 4)}
-        >>> next(_guess_feed_forward(layers)).ups
-        (('gate', 'plain'), ('up', 'plain'))
-    """
+    """Yield the feed-forward blocks that linear layers could be by their widths, the likeliest first."""
     plain: dict[str, list[str]] = {}
     fused: dict[str, list[str]] = {}
     for up, down in combinations(layers, 2):

@@ -152,15 +152,6 @@ def freeze(model: nn.Module) -> frozenset[str]:
 
     Returns:
         The names of the parameters that were trainable, for :func:`unfreeze`.
-
-    Example:
-        >>> linear = nn.Linear(2, 2)
-        >>> names = freeze(linear)
-        >>> linear.weight.requires_grad, sorted(names)
-        (False, ['bias', 'weight'])
-        >>> unfreeze(linear, names)
-        >>> linear.weight.requires_grad
-        True
     """
     parameters = {
         name: parameter

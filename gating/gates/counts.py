@@ -76,37 +76,20 @@ class GatedUnits(FullPrecision):
 
 def table_of(units: GatedUnits, is_open: Tensor, prob_open: Tensor) -> list[str]:
     """Return the lines of a table of gates: open units of each block and in all, and the parameters they stand for."""
-    sizes = torch.tensor(units.units_per_gate, device=prob_open.device)
-    numbers = torch.stack([one.cpu().double() for one in (sizes, sizes * is_open, sizes * prob_open)], dim=1)
-    parameters = units.parameters_per_gate
-    left = parameters * (numbers[:, 1] > 0)
-    numbers = torch.cat([numbers, parameters.unsqueeze(1), left.unsqueeze(1)], dim=1)
-    rows: list[tuple[str, ...]] = [("block", "kind", "gates", "open", "expected", "parameters")]
-    for name, kind, unit, of_block in zip(
-        units.block_names, units.block_kinds, units.block_units, numbers.split(units.block_sizes), strict=True
-    ):
-        rows.append(_row(name, kind, of_block, unit=unit))
-    rows += [_row(f"all {unit}", "", numbers[units.is_of(unit)], unit=unit) for unit in units.units]
-    return _aligned(rows)
-
-
-def _row(name: str, kind: str, numbers: Tensor, *, unit: UnitName) -> tuple[str, ...]:
-    """Return the cells of a row.
-
-    The numbers are units, open and expected ones, parameters, and those of open units of each gate, ``[num_gates, 5]``.
-    """
-    units, num_open, expected, parameters, left = numbers.sum(dim=0).tolist()
-    of_all = f"{num_open:,.0f} of {units:,.0f} {unit}"
-    return name, kind, str(len(numbers)), of_all, f"{expected:,.2f}", f"{left:,.0f} of {parameters:,.0f}"
-
-
-def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Return the rows of a table as lines: the first two columns to the left, numbers to the right."""
+    sizes, parameters = torch.tensor(units.units_per_gate, dtype=torch.float64, device="cpu"), units.parameters_per_gate
+    is_open, prob_open = is_open.cpu(), prob_open.cpu()
+    left = parameters * (is_open & (sizes > 0))
+    # Of each gate: its units, those that are open and expected to be, its parameters, and those of open units.
+    numbers = torch.stack([sizes, sizes * is_open, sizes * prob_open, parameters, left], dim=1)
+    columns = zip(units.block_names, units.block_kinds, units.block_units, strict=True)
+    groups = [*zip(columns, numbers.split(units.block_sizes), strict=True)]
+    groups += [((f"all {unit}", "", unit), numbers[units.is_of(unit)]) for unit in units.units]
+    rows = [("block", "kind", "gates", "open", "expected", "parameters")]
+    for (name, kind, unit), own in groups:
+        total, num_open, expected, present, kept = own.sum(dim=0).tolist()
+        cells = f"{num_open:,.0f} of {total:,.0f} {unit}", f"{expected:,.2f}", f"{kept:,.0f} of {present:,.0f}"
+        rows.append((name, kind, str(len(own)), *cells))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.rjust(width) if index > 1 else cell.ljust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
+    # The first two columns to the left, numbers to the right.
+    line = "  ".join(f"{{:{'<' if index < 2 else '>'}{width}}}" for index, width in enumerate(widths))
+    return [line.format(*row) for row in rows]

@@ -176,12 +176,8 @@ def _check_exclude(found: list[Block], others: list[str], exclude: Collection[st
     names = [block.name for block in found]
     unknown = [one for one in exclude if not any(fnmatchcase(name, one) for name in (*names, *others))]
     if unknown:
-        name = sorted(unknown)[0]
-        nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
-        kinds = {UNITS[block.unit].label for block in found}
-        raise InputError(
-            f"There is no {' or '.join(sorted(kinds))} block {name!r} to exclude. Did you mean {nearest!r}?"
-        )
+        nearest = difflib.get_close_matches(unknown[0], names, n=1, cutoff=0.0)[0]
+        raise InputError(f"There is no block {unknown[0]!r} to exclude. Did you mean {nearest!r}?")
 
 
 def _prove_foreign_blocks(model: nn.Module, blocks: list[Block], *, probe: Mapping[str, Tensor] | None) -> None:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from gating.errors import InputError, RemedyError
+from gating.errors import InputError
 from gating.gates import HeadGates
 from gating.objectives.costs import Costs, check_cost, gate_costs, is_share_of_cost
 from gating.objectives.parts import COST, Part, chosen, parts_of
@@ -107,15 +107,6 @@ class HeadBudget:
 
         Returns:
             Boolean tensor, ``[num_gates]``.
-
-        Example:
-            >>> import torch
-            >>> from transformers import BertConfig, BertModel
-            >>> from gating.gates import create_gates
-            >>> config = BertConfig(hidden_size=8, num_hidden_layers=2, num_attention_heads=4, intermediate_size=8)
-            >>> gates = create_gates(BertModel(config))
-            >>> HeadBudget(num_heads=3, min_per_layer=1).choose(gates, torch.arange(8.0)).nonzero().flatten()
-            tensor([3, 6, 7])
         """
         return chosen(self.parts(gates), scores)
 
@@ -147,16 +138,12 @@ class HeadBudget:
             if keep is not None:
                 raise InputError(f"Give either num_{unit} or keep: got num_{unit}={number} and keep={keep}.")
             if unit not in gates.units:
-                raise RemedyError(
-                    f"num_{unit}={number} cannot be kept: the gates are those of {gates.units[0]}. Leave it out, or ",
-                    python='put gates on both with inject_gates(model, units=("heads", "neurons")).',
-                    command="put gates on both with gates.units=[heads,neurons].",
+                raise InputError(
+                    f"num_{unit}={number} cannot be kept: the gates are those of {gates.units[0]}. Leave it out, or "
+                    "put gates on both, units=[heads,neurons]."
                 )
-        if self.min_per_layer and not any(UNITS[unit].has_minimum for unit in gates.units):
-            units = " or ".join(name for name, unit in UNITS.items() if unit.has_minimum)
-            raise InputError(
-                f"min_per_layer={self.min_per_layer} is a number of {units}, and the gates are of {gates.units[0]}."
-            )
+        if self.min_per_layer and "heads" not in gates.units:
+            raise InputError(f"min_per_layer={self.min_per_layer} is a number of heads, and the gates are of neurons.")
         return keep
 
     def _parts(self, gates: HeadGates, unit: UnitName, *, by: Literal["kind", "tower"] | None = None) -> list[Part]:
@@ -226,18 +213,12 @@ def _with_limit(part: Part, limit: float, budget: HeadBudget, *, is_number: bool
     return replace(part, limit=limit if is_number else part.nearest(limit))
 
 
-def _inexact(part: Part, number: int, *, uniform: bool) -> RemedyError:
-    neighbors = part.neighbors(number)
-    near = f"number{'s are' if len(neighbors) > 1 else ' is'} {' or '.join(map(str, neighbors))}"
-    if uniform:
-        reason = "uniform=true keeps equally many in every layer"
-        remedy, python, command = "let layers differ with ", "uniform=False.", "objective.uniform=false."
-    else:
-        reason, remedy, python, command = UNITS[part.unit].why_inexact
-        reason = reason.format(max(part.units))
+def _inexact(part: Part, number: int, *, uniform: bool) -> InputError:
     name = f"num_{part.unit}.{part.kind}" if part.kind else f"num_{part.unit}"
-    problem = f"{name}={number} cannot be kept exactly: {reason}. The nearest possible {near}; or {remedy}"
-    return RemedyError(problem, python=python, command=command)
+    shares = f"a gate stands for up to {max(part.units)} {part.unit}"
+    reason = "uniform=true keeps equally many in every layer" if uniform else shares
+    near = " or ".join(map(str, part.neighbors(number)))
+    return InputError(f"{name}={number} cannot be kept exactly: {reason}. The nearest possible: {near}.")
 
 
 def _checked_keep(keep: float, *, of: str, kind: str = "") -> float:
@@ -266,8 +247,5 @@ def _check_kinds(name: str, budgets: Mapping[str, object], parts: Collection[Par
     unknown = [f"{name}.{kind}={number}: there is no block of the kind {kind}" for kind, number in budgets.items()
                if kind not in kinds]  # fmt: skip
     if unknown or not budgets:
-        has = ", ".join(f"{part.kind} ({part.total} {part.unit})" for part in parts)
-        towers = list(dict.fromkeys(gates.block_towers))
-        others = f", or for its towers: {', '.join(towers)}" if len(towers) > 1 else ""
-        problem = unknown[0] if unknown else f"{name}={{}} is empty"
-        raise InputError(f"{problem}; give numbers for kinds of blocks that this model has: {has}{others}.")
+        has = ", ".join([*(f"{part.kind} ({part.total} {part.unit})" for part in parts), *set(gates.block_towers)])
+        raise InputError(f"{unknown[0] if unknown else f'{name}={{}} is empty'}; this model has {has}.")

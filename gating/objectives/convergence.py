@@ -1,7 +1,6 @@
 """Convergence of the search for heads and neurons."""
 
 import itertools
-from typing import SupportsFloat
 
 import torch
 from torch import Tensor
@@ -39,10 +38,10 @@ class Convergence:
         Raises:
             InputError: ``patience`` is below 1, or ``max_undecided`` is not between 0 and 1.
         """
-        if not (isinstance(patience, SupportsFloat) and patience >= 1):
-            raise InputError(f"patience={patience!r} must be a positive number of checks: give 1 or more.")
-        if not (isinstance(max_undecided, SupportsFloat) and 0 <= max_undecided <= 1):
-            raise InputError(f"max_undecided={max_undecided!r} is not a share of gates: give a number from 0 to 1.")
+        if not (patience >= 1 and 0 <= max_undecided <= 1):
+            raise InputError(
+                f"Give patience of 1 or more, got {patience}, and max_undecided of 0 to 1, got {max_undecided}."
+            )
         self._patience = patience
         self._max_undecided = max_undecided
         self.begin()

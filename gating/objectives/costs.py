@@ -84,10 +84,8 @@ def _cached_values(gates: HeadGates) -> Tensor:
         gates.block_names, gates.block_units, gates.block_kinds, bounds, strict=True
     ):
         if kind == "encoder" or not any(values[start:end]):
-            reason = f"its {unit} keep no keys and values of their own for later tokens"
-            raise RemedyError(
-                f"cost=cache has no cost for {name}: {reason}. Leave the block out with ",
-                python="exclude=[...] or units='heads' of inject_gates, or give another cost.",
-                command="gates.exclude=[...] or gates.units=heads, or give another objective.cost.",
+            raise InputError(
+                f"cost=cache has no cost for {name}: its {unit} keep no keys and values of their own for later tokens. "
+                "Leave it out with exclude=[...] or units=heads of the gates, or give another cost."
             )
     return torch.tensor(values, dtype=torch.float64, device="cpu")

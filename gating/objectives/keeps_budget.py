@@ -43,8 +43,8 @@ class KeepsBudget(Objective):
         """Set the budget.
 
         Args:
-            num_heads: Number of heads to keep, or a number for each kind of attention or tower of a model; those that it
-                lacks keep all.
+            num_heads: Number of heads to keep, or a number for each kind of attention or tower of a model; those that
+                are left out keep all.
             num_neurons: Number of neurons to keep.
             keep: Share to keep, instead of numbers, or a share for each kind; a quarter if neither is given. With gates
                 on heads and neurons, one share of the cost of both.

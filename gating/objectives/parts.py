@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from gating.errors import InputError, RemedyError
+from gating.errors import InputError
 from gating.gates import HeadGates
 from gating.objectives.choose import choose, least_size, sums_of_layers
 from gating.units import UNITS, UnitName
@@ -26,7 +26,6 @@ class Part:
     """Gates that share a limit: all of them, those of a kind of attention, or those of a tower.
 
     Attributes:
-        name: Name of the part, unique among the parts of a budget.
         unit: What is limited: the name of a unit, or ``cost`` for the share of the cost of these gates.
         kind: Kind of blocks, or tower, that the gates belong to; None for all gates with the unit.
         gates: Positions of the gates among all gates.
@@ -40,7 +39,6 @@ class Part:
             ``[num_layers, num_gates_per_layer]`` each; empty otherwise.
     """
 
-    name: str
     unit: UnitName
     kind: str | None
     gates: tuple[int, ...]
@@ -73,7 +71,7 @@ class Part:
             limit: Another limit than that of the part; a number is met if these gates can keep it.
 
         Example:
-            >>> part = Part("heads", "heads", None, (0, 1, 2, 3), (2, 1, 1, 2), 3, (2, 1, 1, 2), (0,) * 4, (0,))
+            >>> part = Part("heads", None, (0, 1, 2, 3), (2, 1, 1, 2), 3, (2, 1, 1, 2), (0,) * 4, (0,))
             >>> part.choose(torch.tensor([0.3, 0.9, 0.8, 0.1])).tolist()
             [True, True, False, False]
         """
@@ -208,7 +206,6 @@ def parts_of(
         units = tuple(gates.units_per_gate[gate] for gate in indices)
         parts.append(
             Part(
-                name=f"{group}_{unit}" if by == "tower" else group or unit,
                 unit=unit,
                 kind=group,
                 gates=tuple(indices),
@@ -225,7 +222,7 @@ def parts_of(
 
 
 def _least_of(block: "_Block", gates: HeadGates, min_per_layer: int) -> int:
-    least = min_per_layer if UNITS[block.unit].has_minimum else 0
+    least = min_per_layer if block.unit == "heads" else 0
     present = sum(gates.units_per_gate[gate] for gate in block.gates)
     if present < least:
         raise InputError(f"min_per_layer={least} is more than the {present} {block.unit} of {block.name}.")
@@ -261,12 +258,9 @@ def _matrices(blocks: Sequence[_Block], units: Sequence[int]) -> Iterator[Tensor
         sizes = [[units[gate] for gate in block.gates] for block in own]
         for block, of_block in zip(own, sizes, strict=True):
             if sorted(of_block) != sorted(sizes[0]):
-                raise RemedyError(
-                    f"Layers cannot keep equally many: {own[0].name} has {sum(sizes[0])} {block.unit} with "
-                    f"{len(sizes[0])} gates, and {block.name} has {sum(of_block)} with {len(of_block)}. Let them "
-                    "differ with ",
-                    python="uniform=False.",
-                    command="objective.uniform=false.",
+                raise InputError(
+                    f"uniform=true needs equal layers: {own[0].name} has {sum(sizes[0])} {block.unit} with "
+                    f"{len(sizes[0])} gates, and {block.name} has {sum(of_block)} with {len(of_block)}."
                 )
         for size in sorted(set(sizes[0]) - {0}):
             rows = [

@@ -84,13 +84,6 @@ class DescentStart(FullPrecision):
         losses: Losses of the first and of the last batches, ``[30]``, float32.
         num_seen: Number of losses so far.
         begun_at: Share of the search at which the descent began; None before.
-
-    Example:
-        >>> start, schedule = DescentStart(), BudgetSchedule()
-        >>> for step in range(60):
-        ...     start.observe(torch.tensor(1.0 if step < 25 else 0.5))
-        >>> start.update(schedule, 0.2)
-        0.2
     """
 
     losses: Tensor

@@ -8,7 +8,7 @@ from itertools import compress
 import torch
 from torch import Tensor
 
-from gating.errors import InputError, InputTypeError, RemedyError, RemedyWarning
+from gating.errors import InputError, InputTypeError, RemedyWarning
 from gating.gates import HeadGates
 from gating.objectives.base import Objective, check_objective
 from gating.objectives.budget import HeadBudget
@@ -45,10 +45,9 @@ def decide_gate_values(
         kept = _choice_of(objective, gates, numbers)
     if kept is None and not numbers:
         if not values.any():
-            raise RemedyError(
-                f"Every gate is closed, so no {_one_of(gates)} would be left. Lower ",
-                python=f"the price, or give {' or '.join(f'num_{unit}' for unit in gates.units)}.",
-                command=f"objective.price, or give a number of {' and '.join(gates.units)} with objective=budget.",
+            raise InputError(
+                f"Every gate is closed, so no {_one_of(gates)} would be left: lower the price, or give "
+                f"{' and '.join(f'num_{unit}' for unit in gates.units)}."
             )
         return values
     if kept is None:

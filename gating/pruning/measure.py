@@ -142,15 +142,6 @@ def measure_macs(model: nn.Module, gates: HeadGates, blocks: Sequence[Block], ba
 
     Returns:
         Tensor of shape ``[num_gates]``, float64.
-
-    Example:
-        >>> from transformers import BertConfig, BertModel
-        >>> from gating.discovery.find import find_blocks
-        >>> from gating.gates import create_gates
-        >>> model = BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=4, vocab_size=10))
-        >>> batch = {"input_ids": torch.ones(3, 5, dtype=torch.long)}
-        >>> measure_macs(model, create_gates(model), find_blocks(model), batch).tolist()
-        [420.0, 420.0, 420.0, 420.0]
     """
     calls = [{"tokens": 0.0, "keys": 0.0} for _ in blocks]
     handles = [handle for block, counts in zip(blocks, calls, strict=True) for handle in block.hook_calls(counts)]

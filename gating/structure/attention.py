@@ -230,13 +230,6 @@ class AttentionBlock(Block):
 
         Raises:
             InputError: Query heads cannot be shared out evenly among the key-value heads.
-
-        Example:
-            >>> from transformers import BertConfig, BertModel
-            >>> from gating import find_attention_blocks
-            >>> model = BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=4))
-            >>> find_attention_blocks(model)[0].gate_sizes()[0]
-            GateSize(num_units=1, num_features=2, num_weights=64.0, num_parameters=70.0)
         """
         size = self.queries_per_key if group_queries and self.num_key_value_heads > 1 else 1
         starts = range(0, len(self.head_slots), size)
@@ -265,15 +258,6 @@ class AttentionBlock(Block):
         """Plan the removal of all heads except the kept ones, given by their original numbers.
 
         A block without any kept head that cannot be emptied, or that ``keeps_slot``, has one whose outputs are zero.
-
-        Example:
-            >>> from transformers import BertConfig, BertModel
-            >>> from gating import find_attention_blocks
-            >>> model = BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=4))
-            >>> from gating.structure.edits import apply_edits
-            >>> done = apply_edits(find_attention_blocks(model)[0].plan_removal([0, 3]))
-            >>> model.encoder.layer[0].attention.self.query
-            Linear(in_features=8, out_features=4, bias=True)
         """
         return plan_head_removal(self, kept, keeps_slot=keeps_slot)
 

@@ -232,11 +232,6 @@ def whole_number(value: Any) -> int:
 
     Raises:
         TypeError: The value is not an integer; booleans are not.
-
-    Example:
-        >>> import torch
-        >>> whole_number(torch.tensor(3))
-        3
     """
     if isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool"):
         raise InputTypeError("a boolean is not a whole number")

@@ -125,14 +125,7 @@ class Edit:
 
 
 def plan_cut(linear: nn.Module, kept: Tensor, *, side: Side, silent: Tensor | None = None) -> list[Edit]:
-    """Plan to keep some inputs or outputs of a linear layer; the weight of the silent ones of those becomes zero.
-
-    Example:
-        >>> layer = nn.Linear(4, 2)
-        >>> done = apply_edits(plan_cut(layer, positions([1], 2), side="inputs"))
-        >>> layer
-        Linear(in_features=2, out_features=2, bias=True)
-    """
+    """Plan to keep some inputs or outputs of a linear layer; the weight of the silent ones of those becomes zero."""
     weight, bias = parameter_names(linear)
     factors = None if silent is None else torch.ones(len(kept), device="cpu").index_fill_(0, silent, 0.0)
     edits = [

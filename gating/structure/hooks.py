@@ -44,13 +44,6 @@ def hook_input(layer: nn.Module, function: Callable[[Tensor], Tensor | None]) ->
     """Call a function on the first input of a layer before each use; a result other than None replaces the input.
 
     For models that are copied with their hooks, the function has to be a module.
-
-    Example:
-        >>> layer = nn.Identity()
-        >>> handle = hook_input(layer, Tensor.neg)
-        >>> layer(Tensor([1.0]))
-        tensor([-1.])
-        >>> handle.remove()
     """
     return Hooks([layer.register_forward_pre_hook(partial(_replace_input, function))])
 

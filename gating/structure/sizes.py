@@ -99,13 +99,6 @@ def head_norms(block: Any) -> Tensor:
 
     Returns:
         Norm of each of ``block.head_slots``, ``[num_slots]``, float32.
-
-    Example:
-        >>> from transformers import BertConfig, BertModel
-        >>> from gating.discovery.find import find_attention_blocks
-        >>> config = BertConfig(hidden_size=8, num_hidden_layers=2, num_attention_heads=4, intermediate_size=8)
-        >>> head_norms(find_attention_blocks(BertModel(config))[0]).shape
-        torch.Size([4])
     """
     slots, groups = range(len(block.head_slots)), range(block.num_key_value_heads)
     size = block.queries_per_key
@@ -126,13 +119,6 @@ def neuron_norms(block: Any) -> Tensor:
 
     Returns:
         Norm of each present neuron, ``[num_neurons]``, float32.
-
-    Example:
-        >>> from transformers import BertConfig, BertModel
-        >>> from gating.discovery.find import find_feed_forward_blocks
-        >>> config = BertConfig(hidden_size=8, num_hidden_layers=2, num_attention_heads=4, intermediate_size=12)
-        >>> neuron_norms(find_feed_forward_blocks(BertModel(config))[0]).shape
-        torch.Size([12])
     """
     down, *ups = block.weights()
     norms = _sums(*down[:2])

@@ -82,7 +82,7 @@ def test_towers_and_patterns_that_match_nothing_are_refused(towers):
     for function in (gating.find_attention_blocks, gating.inject_gates):
         with pytest.raises(ValueError, match=r"no tower 'audio'. There are language, vision"):
             function(towers, towers=["audio"])
-    with pytest.raises(ValueError, match=r"no attention block 'visoin.*' to exclude"):
+    with pytest.raises(ValueError, match=r"no block 'visoin.*' to exclude"):
         gating.inject_gates(towers, exclude=["visoin.*"])
     with pytest.raises(ValueError, match=r"towers=\[\]"):
         gating.inject_gates(towers, towers=[])
@@ -132,7 +132,7 @@ def test_budgets_and_gates_by_tower():
 
 def test_a_budget_for_a_tower_that_is_not_there_names_those_that_are():
     gates = gating.inject_gates(FAMILIES["clip"].build())
-    with pytest.raises(ValueError, match=r"no block of the kind audio; .* or for its towers: language, vision"):
+    with pytest.raises(ValueError, match=r"no block of the kind audio; this model has .*vision"):
         gating.ExactBudget(num_heads={"audio": 3}).check(gates)
 
 

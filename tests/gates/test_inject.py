@@ -85,7 +85,7 @@ def test_an_unknown_model_is_named_with_the_way_to_register_it():
         ({"exclude": None}, "exclude=None cannot be used"),
         ({"exclude": [0]}, r"exclude=\[0\] cannot be used"),
         ({"towers": 3}, "towers=3 cannot be used"),
-        ({"exclude": ["encoder.layer.9.attention.self"]}, r"no attention block 'encoder\.layer\.9\.attention\.self'"),
+        ({"exclude": ["encoder.layer.9.attention.self"]}, r"no block 'encoder\.layer\.9\.attention\.self'"),
         (
             {"exclude": [f"encoder.layer.{i}.attention.self" for i in range(NUM_LAYERS)]},
             "No attention head of .* is left",

@@ -245,8 +245,8 @@ def test_another_size_than_that_of_a_removal_must_divide_it(bert):
             ({"group_size": size}, "must be a positive whole number of neurons, such as 64")
             for size in (0, -1, 1.5, True, "8")
         ),
-        ({"exclude": ["encoder.layer.0.attention.self"]}, "no feed-forward block 'encoder.layer.0.attention.self'"),
-        ({"units": BOTH, "exclude": ["x"]}, "no attention or feed-forward block 'x' to exclude. Did you mean 'enc"),
+        ({"exclude": ["encoder.layer.0.attention.self"]}, "no block 'encoder.layer.0.attention.self'"),
+        ({"units": BOTH, "exclude": ["x"]}, "no block 'x' to exclude. Did you mean 'enc"),
         ({"exclude": [DOWN.format(i) for i in range(3)]}, "No feed-forward neuron of Bert.* is left"),
     ],
     ids=str,

@@ -44,7 +44,7 @@ def part_of(heads_per_gate, block_sizes, min_per_layer, number):
     layers = tuple(layer for layer, size in enumerate(block_sizes) for _ in range(size))
     least = (min_per_layer,) * len(block_sizes)
     gates = tuple(range(len(heads_per_gate)))
-    return Part("heads", "heads", None, gates, heads_per_gate, number, heads_per_gate, layers, least)
+    return Part("heads", None, gates, heads_per_gate, number, heads_per_gate, layers, least)
 
 
 @pytest.mark.parametrize(("heads_per_gate", "block_sizes"), LAYOUTS)
@@ -92,7 +92,7 @@ def test_minima_of_a_share_of_cost_hold_whatever_the_order(seed):
     """Groups of four heads and single ones: the best group of one layer must leave room for those of the others."""
     units, layers = (4, 1, 1) * 3, (0, 0, 0, 1, 1, 1, 2, 2, 2)
     sizes = tuple(number / 18 for number in units)
-    part = Part("cost", "cost", None, tuple(range(9)), sizes, 0.4, units, layers, (2, 2, 2))
+    part = Part("cost", None, tuple(range(9)), sizes, 0.4, units, layers, (2, 2, 2))
     assert part.smallest == pytest.approx(6 / 18)
     kept = part.choose(torch.randn(9, generator=torch.Generator().manual_seed(seed)))
     assert (torch.tensor(units) * kept).view(3, 3).sum(dim=1).min() >= 2

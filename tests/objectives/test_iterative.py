@@ -146,10 +146,7 @@ def test_values_do_not_depend_on_log_alpha(gates):
         ({"share_per_round": 0.0}, r"share_per_round=0\.0 is not a share"),
         ({"share_per_round": 10}, "share_per_round=10 is not a share"),
         ({"share_per_round": "x"}, "share_per_round='x' is not a share"),
-        *(
-            ({"ranking": one}, "is no ranking of heads: give an object")
-            for one in (None, "importance", gating.Importance)
-        ),
+        *(({"ranking": one}, "is no ranking: give an object") for one in (None, "importance", gating.Importance)),
         ({"schedule": gating.BudgetSchedule(start=0, end=0)}, r"schedule\.end=0"),
     ],
 )

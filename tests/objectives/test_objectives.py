@@ -257,12 +257,10 @@ def test_heads_cost_nothing_before_the_start(bert):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"price": -1.0}, r"price=-1\.0 must be a finite number, not negative"),
+        ({"price": -1.0}, r"price of 0 or more, got price=-1\.0"),
         ({"price": math.nan}, "price=nan"),
         ({"price": math.inf}, "price=inf"),
-        ({"price": "1"}, "price='1'"),
-        ({"start": "x"}, "start='x' is not a share"),
-        ({"start": 1.5}, r"start=1\.5 is not a share"),
+        ({"start": 1.5}, r"start of 0 to 1, got 1\.5"),
     ],
 )
 def test_a_bad_price_is_refused(arguments, message):

@@ -139,7 +139,7 @@ def test_an_error_restores_heads_neurons_and_gates(bert, monkeypatch, training, 
         (
             BOTH,
             {"num_neurons": 10},
-            r"num_neurons=10 cannot be kept exactly: .*group of 20 neurons.* are 8 or 16",
+            r"num_neurons=10 cannot be kept exactly: .* 20 neurons.* 8 or 16",
         ),
         (BOTH, {"num_heads": 3, "kept": IS_NEURON}, "Give either num_heads and num_neurons or kept, not both"),
         ("neurons", {"num_neurons": 8, "kept": IS_NEURON[12:]}, "Give either num_neurons or kept, not both"),

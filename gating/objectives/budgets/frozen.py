@@ -92,16 +92,6 @@ class DeterministicBudget(ExactBudget):
 
     Attributes:
         learns_values: True: a choice that stays the same does not end the search.
-
-    Example:
-        >>> from gating import inject_gates
-        >>> from transformers import BertConfig, BertModel
-        >>> model = BertModel(BertConfig(hidden_size=8, num_attention_heads=4, num_hidden_layers=2, vocab_size=10))
-        >>> gates, objective = inject_gates(model), DeterministicBudget(num_heads=3)
-        >>> objective.attach(gates)
-        >>> objective.update(gates, 1.0)
-        >>> gates.num_open()
-        3
     """
 
     learns_values = True

@@ -1,7 +1,6 @@
 """A fixed price on every open gate (Louizos et al. 2018; Voita et al. 2019, arXiv 1905.09418)."""
 
 import math
-from typing import SupportsFloat
 
 import torch
 from torch import Tensor
@@ -46,10 +45,8 @@ class FixedPrice(Objective):
             InputError: The price is negative or infinite, or ``start`` is not between 0 and 1.
         """
         super().__init__()
-        if not (isinstance(price, SupportsFloat) and 0 <= price < math.inf):
-            raise InputError(f"price={price!r} must be a finite number, not negative; 0 leaves every head open.")
-        if not (isinstance(start, SupportsFloat) and 0 <= start <= 1):
-            raise InputError(f"start={start!r} is not a share of the search: give a number from 0 to 1.")
+        if not (0 <= price < math.inf and 0 <= start <= 1):
+            raise InputError(f"Give a finite price of 0 or more, got price={price}, and start of 0 to 1, got {start}.")
         self._price = price
         self.cost = cost
         self._budget = HeadBudget(keep=1.0, cost=cost)

@@ -28,16 +28,6 @@ class Lagrangian(KeepsBudget):
     Attributes:
         lambda_1, lambda_2: Multipliers, ``[num_parts]``.
         target_sparsity: ``t`` of each part, ``[num_parts]``.
-
-    Example:
-        >>> from gating import inject_gates
-        >>> from transformers import BertConfig, BertModel
-        >>> model = BertModel(BertConfig(hidden_size=8, num_attention_heads=4, num_hidden_layers=2, vocab_size=10))
-        >>> gates, objective = inject_gates(model), Lagrangian(keep=0.5)
-        >>> objective.attach(gates)
-        >>> objective.update(gates, 1.0)
-        >>> objective.target_sparsity, objective.target(gates)
-        (tensor([0.5000]), 4.0)
     """
 
     target_sparsity: Tensor

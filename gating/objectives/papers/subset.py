@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, SupportsFloat
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -38,16 +38,6 @@ class TopK(KeepsBudget):
 
     The paper draws heads. For neurons and for a share of cost, the draw is that of
     :func:`soft_knapsack`, since items of different costs cannot be counted.
-
-    Example:
-        >>> from gating import inject_gates
-        >>> from transformers import BertConfig, BertModel
-        >>> model = BertModel(BertConfig(hidden_size=8, num_attention_heads=4, num_hidden_layers=2, vocab_size=10))
-        >>> gates, objective = inject_gates(model), TopK(num_heads=3)
-        >>> objective.attach(gates)
-        >>> objective.update(gates, 1.0)
-        >>> gates.num_open()
-        3
     """
 
     @takes_budget
@@ -83,10 +73,8 @@ class TopK(KeepsBudget):
                 "The temperature must fall and stay above 0, got "
                 f"initial_temperature={initial_temperature} and final_temperature={final_temperature}."
             )
-        if not 0 <= cooldown <= 1:
-            raise InputError(f"cooldown={cooldown} is not a share of the search: give a number from 0 to 1.")
-        if not (isinstance(scale, SupportsFloat) and 0 < scale < math.inf):
-            raise InputError(f"scale={scale!r} must be positive.")
+        if not (0 <= cooldown <= 1 and 0 < scale < math.inf):
+            raise InputError(f"Give cooldown from 0 to 1, got {cooldown}, and a positive scale, got {scale}.")
         self._variant = variant
         self._temperatures = (initial_temperature, final_temperature)
         self._cooldown = cooldown

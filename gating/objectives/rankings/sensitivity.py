@@ -93,17 +93,6 @@ class Fisher(Importance):
 
     The paper rearranges the mask in each layer by the interactions of its units, and tunes their values; neither is
     here.
-
-    Example:
-        >>> from gating import inject_gates
-        >>> from transformers import BertConfig, BertModel
-        >>> _ = torch.manual_seed(0)  # No gate is drawn as closed.
-        >>> model = BertModel(BertConfig(hidden_size=8, num_attention_heads=4, num_hidden_layers=2, vocab_size=10))
-        >>> gates, ranking = inject_gates(model), Fisher()
-        >>> ranking.attach(gates)
-        >>> model(torch.tensor([[1, 2, 3]])).last_hidden_state.square().sum().backward()
-        >>> bool((ranking.scores(gates) > 0).all())
-        True
     """
 
     def __init__(self, *, per: Literal["example", "token"] = "example") -> None:

@@ -73,11 +73,6 @@ def find_setting(config: PreTrainedConfig, *names: str, tower: str = "") -> Any:
     """Return the first of some settings that a configuration, or one inside it, has; None without one.
 
     A configuration inside whose name has the ``tower`` in it is asked first.
-
-    Example:
-        >>> from transformers import CLIPConfig
-        >>> find_setting(CLIPConfig(), "image_size", tower="vision")
-        224
     """
     levels = list(_walk(config))
     ordered = [one for path, one in levels if tower and tower in path] + [one for _, one in levels]

@@ -270,24 +270,12 @@ def _last_rows(batch: Mapping[str, Tensor], rows: int | None) -> dict[str, Tenso
 
 
 def margin(error: float) -> str:
-    """Return a relative standard error in words; it is infinite if it is not known.
-
-    Example:
-        >>> margin(0.0063), margin(math.inf)
-        ('± 0.6 %', '± unknown')
-    """
+    """Return a relative standard error in words; it is infinite if it is not known."""
     return f"± {100 * error:.1f} %" if math.isfinite(error) else "± unknown"
 
 
 def describe_batch(batch: Mapping[str, Tensor], *, length: str = "") -> str:
-    """Return the keyword arguments of a model in words, with those for the length of its texts.
-
-    Example:
-        >>> describe_batch({"input_ids": torch.ones(8, 107)}, length="p95")
-        '8 x 107 tokens, p95'
-        >>> describe_batch({"pixel_values": torch.ones(8, 3, 32, 32)}, length="p95")
-        '8 x 3 x 32 x 32 pixel values'
-    """
+    """Return the keyword arguments of a model in words, with those for the length of its texts."""
     if "input_ids" not in batch:
         name, tensor = next(iter(batch.items()))
         return f"{_shape_in_words(tensor)} {name.replace('_', ' ')}"
