@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, l
 import gating
 from benchmarks import records
 from benchmarks.measuring import ROOT, describe, machine
-from gating.teachers.open_teacher import OpenTeacher
+from gating.teachers.teacher import OpenTeacher
 
 RESULTS = ROOT / "benchmarks" / "results" / "frozen.jsonl"
 COLUMNS = ("method", "keep", "group_size", "steps", "perplexity", "heads", "groups", "seconds", "seconds_per_step")

@@ -23,7 +23,7 @@ import gating
 from benchmarks import records
 from benchmarks.measuring import ROOT, describe, machine
 from benchmarks.sharding.memory import MALLOC, in_use, peak, restart_peak
-from gating.teachers.open_teacher import OpenTeacher
+from gating.teachers.teacher import OpenTeacher
 
 RESULTS = ROOT / "benchmarks" / "results" / "memory.jsonl"
 MODES = ("full", "adapters", "gates")

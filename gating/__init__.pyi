@@ -33,10 +33,9 @@ from .objectives import (
     RandomOrder,
     TopK,
 )
-from .objectives.convergence import Convergence
 from .objectives.distillation import Distillation
 from .objectives.parameter_groups import parameter_groups
-from .objectives.search import Search
+from .objectives.search import Convergence, Search
 from .pruning.finalize import FinalizeReport, finalize
 from .pruning.latency.costs import budget_for_speedup
 from .pruning.prune import prune_heads, prune_neurons, silence_padding
@@ -47,8 +46,7 @@ from .serving.formats import export_compact
 from .serving.graphs.graph_export import export_onnx
 from .structure.attention import AttentionBlock
 from .structure.feed_forward import FeedForwardBlock
-from .teachers.open_teacher import OpenTeacher
-from .teachers.teacher import Teacher
+from .teachers.teacher import OpenTeacher, Teacher
 
 __version__: str
 

@@ -101,11 +101,10 @@ def find_feed_forward_blocks(
     Args:
         model: A transformers model, or any module with projections of common names.
         group_size: Number of neurons in a group; if left out, that of an earlier removal, or 64.
-        discover: Whether to search layers with other names by their widths, too. A block found in this way is accepted
-            only if removing neurons gives the outputs of masking them on ``probe``.
-        probe: A batch as the model's keyword arguments; made from its configuration when left out.
-        exclude: Names of feed-forward blocks, or patterns with ``*``, to leave out.
-        towers: Towers to search, such as ``language`` or ``vision``; all if left out.
+        discover: Whether to search layers with other names by their widths, too; proven as attention is.
+        probe: As for :func:`find_attention_blocks`, like the other arguments.
+        exclude: Blocks to leave out.
+        towers: Towers to search.
 
     Returns:
         One block for each down projection. A module that serves several layers is one block.

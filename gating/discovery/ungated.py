@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from gating.discovery.refusals import why_mixed, why_not_attention
-from gating.errors import InputError, RemedyError, RemedyWarning
+from gating.errors import InputError, RemedyWarning
 from gating.families.feed_forward import find_feed_forward_spec
 from gating.families.layouts import FeedForwardSpec
 from gating.families.linear import num_inputs, num_outputs, without_adapter
@@ -116,21 +116,14 @@ def _sentence(model: nn.Module, ungated: Sequence[UngatedModules]) -> str:
 
 
 def explain_none(model: nn.Module, ungated: Sequence[UngatedModules], *, unit: UnitName, searched: bool) -> InputError:
-    """Return the error for a model without any block that can have gates, in which discovery may have searched."""
-    known = [one for one in ungated if one.reason != UNREGISTERED]
-    # In a model with layers of several kinds, discovery may find blocks in some.
-    if known and (searched or len(known) == len(ungated)):
-        return InputError(f"{unit.capitalize()} cannot be removed from {type(model).__name__}: in {known[0]}.")
-    classes = ", ".join(sorted({one.class_name for one in ungated})) or "none that looks like one"
-    register = "attention" if unit == "heads" else "feed_forward"
-    problem = (
-        f"No {UNITS[unit].label} block of {type(model).__name__} is known ({classes}). Describe its class with "
-        f"gating.register_{register}_spec"
-    )
-    if searched:
-        return InputError(f"{problem}; nothing in its structure looks like one that discovery knows.")
-    end = "to discover its structure."
-    return RemedyError(problem, python=f", or pass discover=True {end}", command=f", or give gates.discover=true {end}")
+    """Return the error for a model without any block that can lose units, in which discovery may have searched."""
+    found = "; ".join(f"in {one}" for one in ungated[:_MOST_SHOWN]) or f"no {UNITS[unit].label} block of it is known"
+    problem = f"{unit.capitalize()} cannot be removed from {type(model).__name__}: {found}."
+    if ungated and all(one.reason != UNREGISTERED for one in ungated):
+        return InputError(problem)
+    register = f"gating.register_{'attention' if unit == 'heads' else 'feed_forward'}_spec"
+    discover = "" if searched else ", or discover its structure: discover=true"
+    return InputError(f"{problem} Describe its class with {register}{discover}.")
 
 
 def check_patterns(exclude: Any) -> None:

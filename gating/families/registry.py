@@ -11,12 +11,10 @@ from typing import Any
 
 from torch import nn
 
-from gating.families.detection import DETECTION_FAMILIES
 from gating.families.layouts import AttentionSpec, Row, check_row, read_spec
-from gating.families.media import MEDIA_FAMILIES
+from gating.families.media import DETECTION_FAMILIES, MEDIA_FAMILIES
 from gating.families.shared import SHARED_FAMILIES
-from gating.families.special import SPECIAL_FAMILIES
-from gating.families.text import TEXT_FAMILIES
+from gating.families.text import SPECIAL_FAMILIES, TEXT_FAMILIES
 from gating.loader.replaced import original_class
 
 __all__ = ["find_spec", "register_attention_spec", "registered_spec"]

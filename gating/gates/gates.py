@@ -43,12 +43,9 @@ class HeadGates(GatedUnits):
         gate_sizes: Units, features and parameters of each gate.
         units: Names of the gated units: ``heads``, ``neurons``, or both.
         group_size: Number of neurons of a gate; None without gates of neurons.
-        block_names: Names of the gated attention and feed-forward blocks.
-        block_sizes: Number of gates of each block.
-        block_kinds: Kind of attention of each block (:attr:`AttentionBlock.kind`), or ``feed_forward``.
-        block_units: Name of the unit of each block.
-        block_towers: Tower of each block, such as ``language`` or ``vision``.
-        block_groups: Group of each block in reports: its tower, or its kind in a model of one kind of input.
+        block_names, block_sizes, block_units: Name, number of gates and unit of each block.
+        block_kinds, block_towers: Its kind (:attr:`AttentionBlock.kind`) or ``feed_forward``, and tower, as ``vision``.
+        block_groups: Its group in reports: the tower, or the kind in a model of one kind of input.
         ungated: Modules that look like blocks of these units, have no gates and were not left out, with the reasons.
         constraint: Optional module that maps ``log_alpha`` to the locations used; the exact budget is one.
         sampler: Optional module that makes the values from the locations, in place of the hard-concrete distribution.

@@ -16,7 +16,7 @@ from gating.errors import InputError, MissingPackageError, OperationError
 from gating.gates import HeadGates, inject_gates
 from gating.integrations.wrappers import base_model
 from gating.objectives.base import check_objective
-from gating.objectives.convergence import Convergence
+from gating.objectives.search import Convergence
 from gating.storage.files import check_free
 from gating.vocabulary import check_known, check_vocabulary, vocabulary_size
 

@@ -34,7 +34,7 @@ from gating.integrations.wrappers import (
 from gating.loader.checksums import RECORD_KEY
 from gating.storage.same_settings import check_same_settings
 from gating.structure.hooks import Handle
-from gating.teachers.open_teacher import OpenTeacher
+from gating.teachers.teacher import OpenTeacher
 
 __all__ = ["GatedCheckpoints"]
 

@@ -30,13 +30,11 @@ from gating.integrations.settings import search_settings, weight_digests
 from gating.integrations.teaching import check_teaching, given_teacher
 from gating.integrations.wrappers import adapter_config, base_model, merged, without_autocast
 from gating.objectives import Objective
-from gating.objectives.convergence import Convergence
 from gating.objectives.distillation import Distillation
-from gating.objectives.search import Search
+from gating.objectives.search import Convergence, Search
 from gating.pruning.finalize import FinalizeReport, finalize
 from gating.pruning.prune_report import unproven_note
-from gating.teachers.open_teacher import OpenTeacher
-from gating.teachers.teacher import Teacher
+from gating.teachers.teacher import OpenTeacher, Teacher
 
 __all__ = ["GatedTrainer", "GatedTrainerMixin"]
 

@@ -103,7 +103,8 @@ class NoObjective(Objective):
         """Open every gate permanently."""
         super().attach(gates)
         gates.log_alpha.requires_grad_(False)
-        gates.constraint = _AllOpen()
+        # The hard-concrete distribution of such locations has no value but 1.
+        gates.constraint = nn.Threshold(1e3, 1e3)
 
     def target(self, gates: HeadGates) -> float:
         """Return the number of all heads or neurons, or one as the share of cost."""
@@ -112,13 +113,6 @@ class NoObjective(Objective):
     def kept(self, gates: HeadGates) -> Tensor:
         """Return True for every gate, ``[num_gates]``."""
         return torch.ones_like(gates.log_alpha, dtype=torch.bool)
-
-
-class _AllOpen(nn.Module):
-    """A constraint with which the hard-concrete distribution has no value but 1."""
-
-    def forward(self, log_alpha: Tensor) -> Tensor:
-        return torch.full_like(log_alpha, 1e3)
 
 
 class HostNumbers(nn.Module):

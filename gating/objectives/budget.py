@@ -243,9 +243,10 @@ def _of(part: Part, budget: Any) -> Any:
 
 def _check_kinds(name: str, budgets: Mapping[str, object], parts: Collection[Part], gates: HeadGates) -> None:
     """Raise ``InputError`` unless the model has every kind of block, or tower, that a budget is for."""
-    kinds = {part.kind for part in parts}
-    unknown = [f"{name}.{kind}={number}: there is no block of the kind {kind}" for kind, number in budgets.items()
-               if kind not in kinds]  # fmt: skip
+    unknown = [f".{kind}={number}" for kind, number in budgets.items() if kind not in {part.kind for part in parts}]
     if unknown or not budgets:
-        has = ", ".join([*(f"{part.kind} ({part.total} {part.unit})" for part in parts), *set(gates.block_towers)])
-        raise InputError(f"{unknown[0] if unknown else f'{name}={{}} is empty'}; this model has {has}.")
+        has = [f"{part.kind} ({part.total} {part.unit})" for part in parts] + list(dict.fromkeys(gates.block_towers))
+        raise InputError(
+            f"{name}{unknown[0] if unknown else '={}'} names no kind of block of this model, which has "
+            f"{', '.join(has)}."
+        )

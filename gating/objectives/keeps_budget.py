@@ -124,10 +124,6 @@ class KeepsBudget(Objective):
             for part in self._parts
         ]
 
-    @property
-    def _is_uniform(self) -> bool:
-        return self._budget.uniform
-
     def _amount(self, numbers: Sequence[float]) -> float:
         return amount_of(self._parts, numbers)
 

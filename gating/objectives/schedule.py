@@ -92,11 +92,6 @@ class DescentStart(FullPrecision):
         """Begin without a loss."""
         super().__init__()
         self.register_buffer("losses", torch.zeros(_NUM_FIRST + _NUM_LAST))
-        self.begin()
-
-    def begin(self) -> None:
-        """Forget all losses, as at the start of a search."""
-        self.losses.zero_()
         self.num_seen = 0
         self.begun_at: float | None = None
 

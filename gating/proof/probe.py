@@ -39,12 +39,6 @@ def make_probe(model: nn.Module, *, batch_size: int = 2, length: int = 12) -> di
     Raises:
         ValueError: The inputs of the model are unknown, its configuration lacks their sizes, or it runs on none of the
             batches that were made.
-
-    Example:
-        >>> from transformers import BertConfig, BertModel
-        >>> model = BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2))
-        >>> make_probe(model)["input_ids"].shape
-        torch.Size([2, 12])
     """
     batches = _candidates(model, batch_size=batch_size, length=length)
     first = next(batches, {})

@@ -176,14 +176,12 @@ def unproven_note(unproven: Sequence[str]) -> str:
 
     Example:
         >>> unproven_note(["layers.0"])[-33:]
-        'nothing is proven of it: layers.0'
+        'so nothing is proven of: layers.0'
     """
     if not unproven:
         return ""
-    count = "a block that has" if len(unproven) == 1 else f"{len(unproven)} blocks that have"
     names = ", ".join([*unproven[:2], *(["..."] if len(unproven) > 2 else [])])
-    them = "it" if len(unproven) == 1 else "them"
     return (
-        f"The outputs compared before and after the removal do not depend on {count} lost units, so nothing is proven "
-        f"of {them}: {names}"
+        f"The outputs compared before and after the removal do not depend on {len(unproven)} of the blocks that have "
+        f"lost units, so nothing is proven of: {names}"
     )

@@ -26,7 +26,7 @@ from gating.gates import HeadGates, create_gates, inject_gates
 from gating.models.adapters import Adapters, NoAdapters
 from gating.models.sources import ModelSource, teacher_source
 from gating.objectives import Objective
-from gating.objectives.convergence import Convergence
+from gating.objectives.search import Convergence
 from gating.run.folder import Phase
 from gating.run.settings import Settings, is_dense
 from gating.run.timing import LatencySettings

@@ -104,8 +104,7 @@ def _search(run: Run, objective: Objective) -> Search:
     for one in gates.ungated if is_rank_zero() else ():
         print(f"No gates on {one}. If that is meant: gates.exclude, gates.towers.")
     if teaches_itself(run.settings, run.objects):
-        from gating.teachers.open_teacher import OpenTeacher
-        from gating.teachers.teacher import Teacher
+        from gating.teachers.teacher import OpenTeacher, Teacher
 
         state.teacher = Teacher(OpenTeacher(state.model, gates), distillation=run.objects.distillation)
     state.search_steps = train_phase(run, Phase.SEARCH, steps=planned, search=search)

@@ -82,7 +82,8 @@ class Block(ABC):
         """Whether a class or a layout is from elsewhere, so that it has to be proven before training."""
         # Discovery has tried the layouts that it stores, and so has the save of a record.
         is_tried = getattr(self.module, self.stored_as, None) == self.spec
-        return (self.is_of_user and not is_tried) or has_foreign_classes(self.module)
+        classes = {type(part).__module__.partition(".")[0] for part in self.module.modules()}
+        return (self.is_of_user and not is_tried) or not classes <= {"torch", "transformers", "gating"}
 
     @property
     @abstractmethod
@@ -167,12 +168,6 @@ class Block(ABC):
         Returns:
             Edits to apply in order; none if every unit is kept.
         """
-
-
-def has_foreign_classes(module: nn.Module) -> bool:
-    """Return whether some part of a module has a class from outside of torch, transformers and this package."""
-    classes = {type(part).__module__.partition(".")[0] for part in module.modules()}
-    return not classes <= {"torch", "transformers", "gating"}
 
 
 def tower_of(name: str) -> str:

@@ -73,12 +73,6 @@ def find_layer_lists(model: nn.Module) -> list[LayerList]:
 
     Of lists in lists, as the stages of a Swin or the parts of a T5 layer, it is the innermost one with a layer of
     several blocks.
-
-    Example:
-        >>> from transformers import BertConfig, BertModel
-        >>> config = BertConfig(hidden_size=8, num_hidden_layers=3, num_attention_heads=2, intermediate_size=8)
-        >>> [(found.name, len(found.layers)) for found in find_layer_lists(BertModel(config))]
-        [('encoder.layer', 3)]
     """
     blocks: dict[nn.Module, Block] = {}
     for block in iter_blocks(model):

@@ -1,8 +1,9 @@
-"""A dense model that is asked for its outputs in each training step, in any training program."""
+"""A dense model that is asked for its outputs in each training step: another one, or the model with all gates open."""
 
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,16 +14,67 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 
 from gating.compact.load import load_compact
 from gating.errors import InputError
+from gating.gates import HeadGates
 from gating.loader.checksums import RECORD_KEY
 from gating.loader.record import LAYERS_KEY
 from gating.objectives.distillation import HIDDEN_STATES, IGNORED, Distillation
+from gating.proof.outputs import evaluating
 from gating.teachers.checks import check_fits, check_tokenizer
-from gating.teachers.open_teacher import OpenTeacher
 
-__all__ = ["Teacher"]
+__all__ = ["OpenTeacher", "Teacher"]
 
 # With targets, a model would compute a loss that nobody reads.
 _TARGETS = ("labels", "shift_labels", "start_positions", "end_positions")
+
+
+class OpenTeacher(nn.Module):
+    """The dense model that a model with gates on frozen weights still is.
+
+    Its outputs are those of the model with all gates at 1, without adapters and dropout, and without a gradient. Call
+    it before the pass of the gates that learn from it: gradient checkpointing computes activations of the last pass
+    again.
+    """
+
+    def __init__(self, model: nn.Module, gates: HeadGates) -> None:
+        """Make a model with gates, whose weights are frozen, a teacher of these gates."""
+        super().__init__()
+        # Not a submodule: the modes and the parameters of the model are not the teacher's to change.
+        object.__setattr__(self, "_model", model)
+        object.__setattr__(self, "_gates", gates)
+
+    @property
+    def config(self) -> Any:
+        """Configuration of the model, which says how it takes targets."""
+        return getattr(self.__dict__["_model"], "config", None)
+
+    @property
+    def opened(self) -> nn.Module:
+        """The model, whose class says at which positions its labels are."""
+        model: nn.Module = self.__dict__["_model"]
+        return model
+
+    @torch.no_grad()
+    def forward(self, **inputs: Any) -> Any:
+        """Return the outputs of the dense model for keyword arguments of the model."""
+        model: nn.Module = self.__dict__["_model"]
+        gates: HeadGates = self.__dict__["_gates"]
+        with _evaluated(model), gates.fixed_at(torch.ones_like(gates.log_alpha)):
+            return model(**inputs)
+
+
+@contextmanager
+def _evaluated(model: nn.Module) -> Iterator[None]:
+    """Take dropout and adapters out of a model inside of a ``with`` block."""
+    # Layers of PEFT, which the core does not import; models of transformers have a method of that name.
+    adapted: list[Any] = [module for module in model.modules() if getattr(module, "disable_adapters", None) is False]
+    for layer in adapted:
+        layer.enable_adapters(False)
+    try:
+        with evaluating(model):
+            yield
+    finally:
+        for layer in adapted:
+            layer.enable_adapters(True)
 
 
 class Teacher:

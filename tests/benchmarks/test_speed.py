@@ -9,7 +9,7 @@ from benchmarks import page
 from benchmarks.speed import __main__ as speed
 from benchmarks.speed.latency import built_bert, count_flops
 from benchmarks.speed.shapes import bert, compact_copy, kept_heads, text_batch
-from gating.pruning.measure import count_heads
+from gating.structure.layers import count_units
 
 CPU = torch.device("cpu")
 
@@ -60,7 +60,7 @@ def test_models_that_are_compared_have_the_same_heads():
     dense = bert("tiny", device=CPU).eval()
     kept = kept_heads(dense, 0.5)
     compact, built = compact_copy(dense, 0.5), built_bert(dense, kept)
-    assert sum(map(len, kept.values())) == 4 == count_heads(compact)
+    assert sum(map(len, kept.values())) == 4 == count_units(compact, "heads")
     shapes = [{name: p.shape for name, p in model.named_parameters()} for model in (compact, built)]
     assert shapes[0] == shapes[1]
     batch = text_batch(dense, 2, 8)

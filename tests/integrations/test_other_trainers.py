@@ -17,8 +17,8 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 import gating
 from gating.errors import InputError
 from gating.integrations import GatedTrainer, GatedTrainerMixin
-from gating.pruning.measure import count_heads
 from gating.report.score import Score
+from gating.structure.layers import count_units
 from gating.tasks import SequenceClassification
 from gating.training.module import FineTuning
 from gating.training.optimizers import AdamW, WarmupSchedule
@@ -48,7 +48,7 @@ def test_adapters_are_merged_for_the_removal_and_new_ones_are_trained_after_it(t
     assert all("lora_" in name or "classifier" in name for name in changed)
     folder = trainer.save_compact(tmp_path / "compact")
     loaded = gating.load_compact(folder)
-    assert count_heads(loaded) == 5
+    assert count_units(loaded, "heads") == 5
     assert not any("lora" in name for name in loaded.state_dict())
     assert torch.equal(loaded.bert.encoder.layer[0].intermediate.dense.weight, frozen)
 
@@ -205,7 +205,7 @@ def test_supervised_fine_tuning_of_trl(tmp_path, llama, words, has_adapters):
         peft_config=adapters if has_adapters else None,
     )
     folder = trainer.train_and_compact(tmp_path / "compact")
-    assert count_heads(gating.load_compact(folder)) == 4
+    assert count_units(gating.load_compact(folder), "heads") == 4
     assert trainer.state.global_step == 8
     assert "gates/open" in trainer.state.log_history[0]
 
@@ -222,9 +222,9 @@ def test_preference_optimization_of_trl(tmp_path, llama, words):
         objective=gating.ExactBudget(num_heads=4),
     )
     folder = trainer.train_and_compact(tmp_path / "compact")
-    assert count_heads(gating.load_compact(folder)) == 4
+    assert count_units(gating.load_compact(folder), "heads") == 4
     # The reference model has all heads.
-    assert count_heads(trainer.ref_model) == 8
+    assert count_units(trainer.ref_model, "heads") == 8
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")

@@ -15,7 +15,7 @@ from transformers import (
 import gating
 from gating.errors import DamageError, InputError, MissingFileError, OperationError
 from gating.integrations import GatedTrainer
-from gating.pruning.measure import count_heads
+from gating.structure.layers import count_units
 from tests.integrations.conftest import examples, make_classifier, make_trainer, weights_of
 from tests.support.tiers import first_of
 
@@ -239,7 +239,7 @@ def test_a_finished_training_resumes_to_the_same_model(tmp_path, assert_same):
     trainer = compact(tmp_path)
     again = make_trainer(tmp_path / "checkpoints")
     again.train_and_compact(tmp_path / "again", resume_from_checkpoint=True)
-    assert count_heads(again.model) == 5
+    assert count_units(again.model, "heads") == 5
     assert_same(weights_of(trainer), weights_of(again))
 
 

@@ -16,7 +16,7 @@ from sentence_transformers.sentence_transformer.modules import Router, Transform
 import gating
 from gating.errors import InputError, MissingPackageError, OperationError
 from gating.integrations import GatedTrainerMixin
-from gating.pruning.measure import count_heads
+from gating.structure.layers import count_units
 from tests.integrations.conftest import make_classifier, weights_of
 from tests.integrations.conftest import make_trainer as make_plain_trainer
 from tests.integrations.sentence_models import (
@@ -49,7 +49,7 @@ def test_a_compact_folder_embeds_as_the_model_in_memory(tmp_path):
     trainer = make_trainer(tmp_path, model, args={"save_strategy": "no"})
     folder = trainer.train_and_compact(tmp_path / "compact")
     loaded = SentenceTransformer(str(folder), trust_remote_code=True, device="cpu")
-    assert count_heads(model.transformers_model) == count_heads(gating.load_compact(folder)) == 5
+    assert count_units(model.transformers_model, "heads") == count_units(gating.load_compact(folder), "heads") == 5
     assert np.array_equal(loaded.encode(TEXTS), model.encode(TEXTS))
     trainer.save_compact(folder, overwrite=True)
 
@@ -249,7 +249,7 @@ def test_own_adapters_of_a_model_of_transformers_are_merged_with_the_modules_bes
         return trainer
 
     whole = compact(tmp_path / "whole")
-    assert count_heads(gating.load_compact(tmp_path / "whole" / "compact")) == 5
+    assert count_units(gating.load_compact(tmp_path / "whole" / "compact"), "heads") == 5
     with pytest.raises(KeyboardInterrupt):
         compact(tmp_path / "parts", stop_at=15)
     assert_same(weights_of(whole), weights_of(compact(tmp_path / "parts", resume=True)))

@@ -11,7 +11,7 @@ from trl import SFTConfig, SFTTrainer
 import gating
 from gating.errors import InputError, MissingFileError
 from gating.integrations import GatedTrainerMixin
-from gating.pruning.measure import count_heads
+from gating.structure.layers import count_units
 from tests.integrations.conftest import examples, make_classifier, make_trainer, weights_of
 from tests.integrations.test_other_trainers import (
     ROWS,
@@ -174,7 +174,7 @@ def test_adapters_learn_from_a_larger_teacher(tmp_path):
     larger = teacher(hidden_size=48, num_hidden_layers=4)
     trainer = make_trainer(tmp_path / "checkpoints", model=with_lora(), teacher=larger)
     assert trainer.teacher.distillation == gating.Distillation()
-    assert count_heads(gating.load_compact(trainer.train_and_compact(tmp_path / "compact"))) == 5
+    assert count_units(gating.load_compact(trainer.train_and_compact(tmp_path / "compact")), "heads") == 5
 
 
 def test_what_cannot_learn_is_said_before_anything_changes(tmp_path):
@@ -261,7 +261,7 @@ def test_supervised_fine_tuning_of_trl_learns_from_a_teacher(tmp_path, llama, wo
     alone.train()
     folder = trainer.train_and_compact(tmp_path / "compact")
     assert losses_of(trainer)[0] == pytest.approx(losses_of(alone)[0] / 2, rel=0.1)
-    assert count_heads(gating.load_compact(folder)) == 4
+    assert count_units(gating.load_compact(folder), "heads") == 4
 
 
 @pytest.mark.runs

@@ -6,7 +6,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
 import gating
 from gating.integrations import GatedTrainer
-from gating.pruning.measure import count_heads
+from gating.structure.layers import count_units
 from tests.integrations.conftest import make_classifier, make_trainer, weights_of
 from tests.support.tiers import first_of
 
@@ -16,7 +16,7 @@ def test_one_call_leaves_a_compact_model_with_the_heads_that_were_asked_for(tmp_
     folder = trainer.train_and_compact(tmp_path / "compact")
     assert trainer.state.global_step == 16
     loaded = gating.load_compact(folder)
-    assert count_heads(loaded) == 5
+    assert count_units(loaded, "heads") == 5
     assert_same(weights_of(trainer), dict(loaded.state_dict()))
     assert "| attention heads | 12 | 5 |" in (folder / "README.md").read_text()
 
@@ -168,7 +168,7 @@ def test_the_best_model_and_early_stopping_are_those_of_the_recovery(tmp_path, a
     trainer.train()
     assert trainer.state.global_step == 14
     assert trainer.state.best_model_checkpoint.endswith("checkpoint-12-removed")
-    assert count_heads(trainer.model) == 5
+    assert count_units(trainer.model, "heads") == 5
     assert_same(removed, weights_of(trainer))
     again = make_trainer(tmp_path / "again", args=BEST, callbacks=[EarlyStoppingCallback(early_stopping_patience=2)])
     again.compute_metrics = lambda _: {"score": -again.state.global_step}
@@ -207,7 +207,7 @@ def test_gates_on_neurons_and_a_stock_folder(tmp_path):
     assert trainer.create_optimizer().param_groups[-1]["lr"] == 0.2
     folder = trainer.train_and_compact(tmp_path / "compact")
     loaded = gating.load_compact(folder)
-    assert count_heads(loaded) == 6
+    assert count_units(loaded, "heads") == 6
     assert loaded.bert.encoder.layer[0].intermediate.dense.out_features == 32
 
 
@@ -222,7 +222,7 @@ def test_each_trial_of_model_init_has_new_gates(tmp_path):
     trainer.finalize()
     trainer.train()
     assert trainer.state.global_step == 16
-    assert count_heads(trainer.model) == 5
+    assert count_units(trainer.model, "heads") == 5
 
 
 @pytest.mark.runs

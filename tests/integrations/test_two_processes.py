@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import gating
-from gating.pruning.measure import count_heads
+from gating.structure.layers import count_units
 from tests.support.tiny_run import ROOT
 from tests.support.two_processes import run_script
 
@@ -22,7 +22,7 @@ def start(folder, *arguments):
 def test_processes_leave_one_compact_model_and_resume_to_the_bit(tmp_path):
     start(tmp_path)
     whole = gating.load_compact(tmp_path / "compact")
-    assert count_heads(whole) == 5
+    assert count_units(whole, "heads") == 5
     shutil.rmtree(tmp_path / "checkpoints" / "checkpoint-16")
     start(tmp_path, "resume")
     resumed = gating.load_compact(tmp_path / "compact").state_dict()

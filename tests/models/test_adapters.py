@@ -13,7 +13,7 @@ from gating.models.adapters import LoRA
 from gating.objectives import HeadBudget
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
-from gating.pruning.decide import decide_gate_values
+from gating.pruning.finalize import decide_gate_values
 from tests.run.test_train import run_here, setting
 from tests.support.family_models import FAMILIES
 from tests.support.kept_heads import num_kept

@@ -9,7 +9,7 @@ from gating.models.adapters import LoRA, check_adapters
 from gating.models.sources import Pretrained
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
-from gating.pruning.decide import decide_gate_values
+from gating.pruning.finalize import decide_gate_values
 from tests.support.family_models import FAMILIES
 
 # The layers of feed-forward blocks; GPT-2's are transposed, Phi-3's up projection is fused.

@@ -42,7 +42,7 @@ GROUP = 20
         (
             BOTH,
             {"num_neurons": {"middle": 3}},
-            r"num_neurons\.middle=3: there is no block of .*has feed_forward \(144 neurons\)",
+            r"num_neurons\.middle=3 names no kind of block .*has feed_forward \(144 neurons\)",
         ),
     ],
 )

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import gating
-from gating.objectives.convergence import Convergence
+from gating.objectives.search import Convergence
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import gating
 from gating.errors import InputError
 from gating.gates.attachment import freeze, unfreeze
 from gating.objectives.rankings.sensitivity import derivatives, sensitivity
-from gating.teachers.open_teacher import OpenTeacher
+from gating.teachers.teacher import OpenTeacher
 from tests.support.tiny_models import randomize
 
 BATCH = {"input_ids": torch.arange(24).reshape(2, 12) % 20}

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import gating
-from gating.pruning.decide import decide_gate_values
+from gating.pruning.finalize import decide_gate_values
 from tests.support.tiny_models import (
     NUM_HEADS,
     NUM_LAYERS,

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import gating
-from gating.pruning.decide import decide_gate_values
+from gating.pruning.finalize import decide_gate_values
 from gating.report import figures
 from tests.support.family_models import FAMILIES
 from tests.support.interruptions import Interrupted, at_batch, interrupt, run_in

@@ -13,7 +13,6 @@ from gating.gates import create_gates
 from gating.proof.probe import make_probe
 from gating.pruning.measure import (
     cache_bytes_per_token,
-    count_heads,
     count_macs,
     measure_macs,
     weight_megabytes,
@@ -24,9 +23,9 @@ from tests.support.tiny_models import batch_for
 
 
 def test_heads_are_counted_before_and_after_removal(model):
-    assert count_heads(model) == 12
+    assert count_units(model, "heads") == 12
     gating.prune_heads(model, {0: [1], 1: range(4)})
-    assert count_heads(model) == 7
+    assert count_units(model, "heads") == 7
 
 
 def test_megabytes_are_those_of_the_file(bert, tmp_path):

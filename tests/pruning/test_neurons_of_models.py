@@ -162,5 +162,5 @@ def test_wrapped_models_and_models_without_values_are_refused(bert):
 
 
 def test_a_model_without_feed_forward_blocks_is_refused():
-    with pytest.raises(ValueError, match=r"No feed-forward block of Linear is known.*register_feed_forward_spec"):
+    with pytest.raises(ValueError, match=r"no feed-forward block of it is known.*register_feed_forward_spec"):
         gating.prune_neurons(torch.nn.Linear(2, 2), {0: [0]})

@@ -3,23 +3,11 @@
 from collections.abc import Callable
 
 import pytest
-import torch
-from torch import nn
-from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
+from transformers import BertConfig, BertForSequenceClassification
 
 import gating
 from gating.errors import explain
 from gating.run.build import naming_settings
-
-
-def ask_for_heads_that_groups_cannot_keep() -> None:
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 4, "num_key_value_heads": 2}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=20, num_hidden_layers=1, **sizes))
-    gating.ExactBudget(num_heads=3).attach(gating.inject_gates(model))
-
-
-def look_for_attention_where_it_is_unknown() -> None:
-    gating.find_attention_blocks(nn.Linear(2, 2))
 
 
 def bert(**settings: object) -> BertForSequenceClassification:
@@ -27,22 +15,18 @@ def bert(**settings: object) -> BertForSequenceClassification:
     return BertForSequenceClassification(BertConfig(vocab_size=20, **sizes, **settings))
 
 
+def ask_for_a_cost_that_takes_timings() -> None:
+    gates = gating.inject_gates(bert(), units=["heads", "neurons"])
+    gating.ExactBudget(keep=0.5, cost="latency").attach(gates)
+
+
 def learn_from_a_teacher_of_another_task() -> None:
     gating.Teacher(bert()).check(bert(num_labels=3), {})
 
 
-def finalize_without_an_open_gate() -> None:
-    model = bert()
-    gates = gating.inject_gates(model)
-    torch.nn.init.constant_(gates.log_alpha, -10)
-    gating.finalize(model, gates)
-
-
 CASES: dict[Callable[[], None], tuple[str, str]] = {
-    ask_for_heads_that_groups_cannot_keep: ("inject_gates(model, group_queries=False).", "gates.group_queries=false."),
-    look_for_attention_where_it_is_unknown: ("pass discover=True", "give gates.discover=true"),
+    ask_for_a_cost_that_takes_timings: ("gating.budget_for_speedup", "objective.cost=macs"),
     learn_from_a_teacher_of_another_task: ("on this data first.", "distillation.teacher=null."),
-    finalize_without_an_open_gate: ("Lower the price", "Lower objective.price"),
 }
 
 

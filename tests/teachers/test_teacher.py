@@ -21,7 +21,7 @@ from transformers import (
 
 import gating
 from gating.errors import InputError
-from gating.teachers.open_teacher import OpenTeacher
+from gating.teachers.teacher import OpenTeacher
 from tests.support.tiny_models import randomize
 from tests.support.tiny_run import make_model_folder
 

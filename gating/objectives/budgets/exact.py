@@ -53,7 +53,7 @@ class ExactBudget(KeepsBudget):
             if not gates.log_alpha.is_meta:
                 self._start.to(device)
         count = _expected_count(gates, self._parts)
-        constraint = nn.Sequential(EqualLayers(self._parts), count) if self._is_uniform else count
+        constraint = nn.Sequential(EqualLayers(self._parts), count) if self._budget.uniform else count
         gates.constraint = constraint.to(device)
 
     def update(self, gates: HeadGates, progress: float) -> None:

@@ -20,16 +20,6 @@ class FixedPrice(Objective):
     The share, not the number, so that a price means the same for models of any size. With gates on neurons it is the
     share of neurons, and with gates on both the share of their cost. The number of heads that stay is not known
     beforehand.
-
-    Example:
-        >>> from gating import inject_gates
-        >>> from transformers import BertConfig, BertModel
-        >>> model = BertModel(BertConfig(hidden_size=8, num_attention_heads=4, num_hidden_layers=2, vocab_size=10))
-        >>> gates, objective = inject_gates(model), FixedPrice(price=2.0)
-        >>> objective.attach(gates)
-        >>> objective.update(gates, 1.0)
-        >>> round(objective.penalty(gates).item(), 2)  # gates start with a probability of 0.98
-        1.96
     """
 
     def __init__(self, *, price: float = 1.0, cost: Costs = "macs", start: float = 0.13) -> None:

@@ -53,7 +53,7 @@ class Lagrangian(KeepsBudget):
         for row, part in zip(weights, parts, strict=True):
             row[list(part.gates)] = torch.tensor(part.sizes, dtype=torch.float32)
         self.register_buffer("_weights", weights, persistent=False)
-        if self._is_uniform:
+        if self._budget.uniform:
             gates.constraint = EqualLayers(parts).to(gates.log_alpha.device)
         if not gates.log_alpha.is_meta:
             self.to(gates.log_alpha.device)

@@ -90,7 +90,7 @@ class TopK(KeepsBudget):
             sampler = GumbelTopK(self._parts, scale=self._scale, temperature=self._temperature(0.0))
         sampler.limits.values = self._numbers(0.0)
         gates.sampler = sampler.to(gates.log_alpha.device)
-        if self._is_uniform:
+        if self._budget.uniform:
             gates.constraint = EqualLayers(self._parts).to(gates.log_alpha.device)
 
     def update(self, gates: HeadGates, progress: float) -> None:
