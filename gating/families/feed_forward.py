@@ -41,6 +41,7 @@ _SHIPPED = (
     FeedForwardSpec((("w1", "plain"), ("w3", "plain")), "w2"),
     FeedForwardSpec((("input_linear", "halves"),), "output_linear"),
     FeedForwardSpec((("ffw_layer_1", "plain"),), "ffw_layer_2"),
+    FeedForwardSpec((("w_in.w_0", "plain"), ("w_in.w_1", "plain")), "w_out"),
 )
 _REGISTERED: dict[str, FeedForwardSpec] = {}
 

@@ -1,4 +1,4 @@
-"""Lists of layers: which layers a model has, by which numbers the original model knew them, and which are empty."""
+"""Blocks and lists of layers of a model: which there are, their numbers in the original model, and which are empty."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -41,13 +41,6 @@ _PROPHETNET = {"vocab_size": 99, "hidden_size": 64, "encoder_ffn_dim": 48, "deco
 _PROPHETNET |= {f"num_{tower}_layers": 2 for tower in ("encoder", "decoder")}
 _PROPHETNET |= {f"num_{tower}_attention_heads": 4 for tower in ("encoder", "decoder")}
 UNKNOWN = {
-    "cpmant": Family(
-        "CpmAntForCausalLM",
-        "CpmAntConfig",
-        {"vocab_size": 99, "hidden_size": 64, "num_attention_heads": 4, "dim_head": 16, "dim_ff": 48}
-        | {"num_hidden_layers": 2},
-        ("eager",),
-    ),
     "ctrl": Family("CTRLLMHeadModel", "CTRLConfig", _CTRL, ("eager",)),
     "funnel": Family(
         "FunnelModel",
