@@ -91,7 +91,7 @@ class Objective(OfOneSearch):
         """Return the gates that stay if the search ends now, a boolean tensor ``[num_gates]``; None: the open ones."""
         return None
 
-    def is_share_of_cost(self, gates: HeadGates) -> bool:
+    def shows_cost(self, gates: HeadGates) -> bool:
         """Return whether open gates are shown as a share of the cost, not as a number of the only unit."""
         return len(gates.units) > 1
 

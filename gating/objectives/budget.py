@@ -122,7 +122,7 @@ class HeadBudget:
         (part,) = self._parts(gates, COST)
         return part.smallest
 
-    def is_share_of_cost(self, gates: HeadGates) -> bool:
+    def shows_cost(self, gates: HeadGates) -> bool:
         """Return whether the budget is shown as a share of cost, not as a number of the only unit."""
         return len(gates.units) > 1 or (self._is_one_share and is_share_of_cost(gates, self.cost))
 

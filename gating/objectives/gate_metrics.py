@@ -76,7 +76,7 @@ def metrics_of(quantity: Quantity) -> tuple[str, str, str]:
 
 def quantity_of(gates: HeadGates, objective: Objective | None) -> Quantity:
     """Return the quantity of a budget for these gates: their unit, or the share of cost."""
-    is_of_cost = len(gates.units) > 1 if objective is None else objective.is_share_of_cost(gates)
+    is_of_cost = len(gates.units) > 1 if objective is None else objective.shows_cost(gates)
     return COST if is_of_cost else gates.units[0]
 
 

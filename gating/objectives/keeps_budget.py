@@ -106,9 +106,9 @@ class KeepsBudget(Objective):
         parts = self._budget.with_keep(keep, gates).parts(gates)
         return chosen(parts, self._scores(gates, parts))
 
-    def is_share_of_cost(self, gates: HeadGates) -> bool:
+    def shows_cost(self, gates: HeadGates) -> bool:
         """Return whether the budget is a share of cost, and open gates are shown as one."""
-        return self._budget.is_share_of_cost(gates)
+        return self._budget.shows_cost(gates)
 
     def _scores(self, gates: HeadGates, parts: Sequence[Part]) -> Tensor:
         """Return the score of one unit of size of each gate, ``[num_gates]``."""
