@@ -73,5 +73,5 @@ def check_units(units: Collection[str] | str) -> tuple[UnitName, ...]:
     """
     given = units if isinstance(units, Collection) and not isinstance(units, str) else [units]
     if not given or any(unit not in list(UNITS) for unit in given):
-        raise InputError(f"units={units!r} must be {', '.join(UNITS)} or both, as in units=[heads,neurons].")
+        raise InputError(f"units={units!r} must be {', '.join(UNITS)} or both, as in units=['heads', 'neurons'].")
     return tuple(unit for unit in UNITS if unit in given)

@@ -22,7 +22,7 @@ from gating.discovery.ungated import (
 from gating.proof.conditions import check_not_wrapped, check_stays
 from gating.structure.attention import AttentionBlock
 from gating.structure.blocks import Block
-from gating.structure.feed_forward import DEFAULT_GROUP_SIZE, FeedForwardBlock
+from gating.structure.feed_forward import FeedForwardBlock
 from gating.structure.layers import iter_blocks
 from gating.units import UnitName, check_units
 
@@ -131,7 +131,7 @@ def search_blocks(
     model: nn.Module,
     unit: UnitName,
     *,
-    group_size: int | None = DEFAULT_GROUP_SIZE,
+    group_size: int | None = None,
     discover: bool = False,
     probe: Mapping[str, Tensor] | None = None,
 ) -> tuple[list[Any], list[UngatedModules]]:
@@ -148,12 +148,11 @@ def search_blocks(
 
         problems = discover_layouts(model, unit, probe=probe)
     blocks, refused = sort_blocks(iter_blocks(model, unit, group_size=group_size))
-    known = {block.module for block in (*blocks, *(block for block, _ in refused))}
-    lookalikes = (
-        attention_lookalikes(model, known, problems=problems)
-        if unit == "heads"
-        else feed_forward_lookalikes(model, problems=problems)
-    )
+    if unit == "heads":
+        known = {block.module for block in (*blocks, *(block for block, _ in refused))}
+        lookalikes = attention_lookalikes(model, known, problems=problems)
+    else:
+        lookalikes = feed_forward_lookalikes(model, problems=problems)
     ungated = group_ungated(model, refused, lookalikes, unit=unit)
     if not blocks:
         raise explain_none(model, ungated, unit=unit, searched=discover)

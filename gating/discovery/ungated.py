@@ -122,7 +122,7 @@ def explain_none(model: nn.Module, ungated: Sequence[UngatedModules], *, unit: U
     if ungated and all(one.reason != UNREGISTERED for one in ungated):
         return InputError(problem)
     register = f"gating.register_{'attention' if unit == 'heads' else 'feed_forward'}_spec"
-    discover = "" if searched else ", or discover its structure: discover=true"
+    discover = "" if searched or ungated else ", or discover its structure with discover=True"
     return InputError(f"{problem} Describe its class with {register}{discover}.")
 
 

@@ -45,7 +45,7 @@ def inject_gates(
     discover: bool = False,
     probe: Mapping[str, Tensor] | None = None,
 ) -> HeadGates:
-    """Put a gate on every attention head of a model, in place; adapters of the model stay.
+    """Put a gate on every attention head of a model, in place. Adapters come first; those of the model stay.
 
     Each head's slice of the output projection's input is multiplied by its gate from then on; with ``units``, so is
     each group of intermediate features of a feed-forward block, at the input of its down projection. In training mode

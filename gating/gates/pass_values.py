@@ -117,12 +117,12 @@ class PassValues:
         if not torch.is_grad_enabled():
             self._check_not_reentrant()
 
+    # A compiled graph cannot depend on versions of parameters and on backward passes.
+    _renew_outside_of_graph = torch.compiler.disable(_renew_if_stale, reason="values may be stale")
+
     def _lacks_graph(self) -> bool:
         needs_graph = torch.is_grad_enabled() and self._gates.log_alpha.requires_grad and not self._gates.is_fixed
         return needs_graph and self._scales is not None and not self._scales.requires_grad
-
-    # A compiled graph cannot depend on versions of parameters and on backward passes.
-    _renew_outside_of_graph = torch.compiler.disable(_renew_if_stale, reason="values may be stale")
 
     def _is_stale(self) -> bool:
         if self._scales is None or (self._graph is not None and self._graph.is_used):

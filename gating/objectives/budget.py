@@ -1,5 +1,6 @@
 """Budgets: the units or cost to keep, resolved to the parts of the gates that share a limit each."""
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
@@ -140,7 +141,7 @@ class HeadBudget:
             if unit not in gates.units:
                 raise InputError(
                     f"num_{unit}={number} cannot be kept: the gates are those of {gates.units[0]}. Leave it out, or "
-                    "put gates on both, units=[heads,neurons]."
+                    "put gates on both, units=['heads', 'neurons']."
                 )
         if self.min_per_layer and "heads" not in gates.units:
             raise InputError(f"min_per_layer={self.min_per_layer} is a number of heads, and the gates are of neurons.")
@@ -194,18 +195,20 @@ def _with_limit(part: Part, limit: float, budget: HeadBudget, *, is_number: bool
     Raises:
         InputError: They cannot keep this number, or so small a share of the cost.
     """
+    # Rounded up, so that the number that is shown can be kept.
     least = part.smallest
+    shown = f"{math.ceil(1e4 * least) / 1e4:g}"
     if limit * (1 + 1e-9) < least and any(part.least):
         what = f"keep={limit} of the cost is too little" if part.unit == COST else f"{limit} {part.unit} are too few"
         num_blocks, label = sum(map(bool, part.least)), UNITS["heads"].label
         kind = f"{part.kind} " if part.kind else ""
         raise InputError(
             f"{what} for min_per_layer={budget.min_per_layer} in each of {num_blocks} {kind}{label} blocks: that takes "
-            f"{least:.4g}. Keep more, or lower min_per_layer."
+            f"{shown}. Keep more, or lower min_per_layer."
         )
     if part.unit == COST and limit * (1 + 1e-9) < least:
         raise InputError(
-            f"keep={limit} of the cost holds no gate: the smallest takes {least:.4g}. Keep more, or make smaller "
+            f"keep={limit} of the cost holds no gate: the smallest takes {shown}. Keep more, or make smaller "
             "groups of neurons."
         )
     if is_number and not part.can_keep(int(limit)):
@@ -245,7 +248,8 @@ def _check_kinds(name: str, budgets: Mapping[str, object], parts: Collection[Par
     """Raise ``InputError`` unless the model has every kind of block, or tower, that a budget is for."""
     unknown = [f".{kind}={number}" for kind, number in budgets.items() if kind not in {part.kind for part in parts}]
     if unknown or not budgets:
-        has = [f"{part.kind} ({part.total} {part.unit})" for part in parts] + list(dict.fromkeys(gates.block_towers))
+        towers = [one for one in dict.fromkeys(gates.block_towers) if one not in {part.kind for part in parts}]
+        has = [f"{part.kind} ({part.total} {part.unit})" for part in parts] + towers * (len(towers) > 1)
         raise InputError(
             f"{name}{unknown[0] if unknown else '={}'} names no kind of block of this model, which has "
             f"{', '.join(has)}."

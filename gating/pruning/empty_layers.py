@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 
-def remove_empty_layers(model: nn.Module, masked: MaskedOutputs) -> None:
+def remove_empty_layers(model: nn.Module, masked: MaskedOutputs) -> list[Undo]:
     """Take the layers without any unit out of a model whose removal is proven, in place, where that is exact.
 
     Such a layer passes its input on, as in models whose norms come before the blocks; the biases that it adds go to the
@@ -39,6 +39,9 @@ def remove_empty_layers(model: nn.Module, masked: MaskedOutputs) -> None:
     Args:
         model: The model; after an error, it has all of its layers.
         masked: The outputs that the removal was compared with.
+
+    Returns:
+        The functions for :func:`~gating.structure.edits.undo_edits`.
     """
     done: list[Undo] = []
     try:
@@ -51,6 +54,7 @@ def remove_empty_layers(model: nn.Module, masked: MaskedOutputs) -> None:
                 done += gone
                 for number in () if gone else reversed(passing):
                     done += _remove(model, transformer, name, [number], masked)
+        return done
     except BaseException:
         undo_edits(done)
         raise

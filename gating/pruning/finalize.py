@@ -97,7 +97,8 @@ def finalize(
             another shape or dtype; adapters have not been merged; the model is on the meta device or does not accept
             the probe.
         TypeError: A number is not a whole number, ``kept`` is not a tensor, or the objective is none.
-        RuntimeError: Masked and compact outputs differ. The model and its gates are unchanged.
+        RuntimeError: Masked and compact outputs differ. The model and its gates are unchanged; a search that ranks by
+            hooks has to begin anew.
 
     Example:
         >>> from gating import inject_gates
@@ -127,12 +128,12 @@ def finalize(
         report = FinalizeReport.of(
             model, before, gated, max_difference=difference, folded=folded, unproven=masked.unproven
         )
-        remove_empty_layers(model, masked)
+        done += remove_empty_layers(model, masked)
+        become_compact(model)
     except BaseException:
         undo_edits(done)
         gates.attach(model, gated)
         raise
-    become_compact(model)
     return report.without_layers(model)
 
 
@@ -193,7 +194,7 @@ def decide_gate_values(
     """
     values = gates.values().detach()
     given = {"heads": num_heads, "neurons": num_neurons}
-    numbers = {unit: whole_number(number) for unit, number in given.items() if number is not None}
+    numbers = {unit: _checked_number(gates, unit, number) for unit, number in given.items() if number is not None}
     if kept is not None:
         others = [f"num_{unit}" for unit in gates.units] if numbers else []
         _check_kept(gates, kept, others=others or ([] if objective is None else ["an objective"]))
@@ -216,7 +217,7 @@ def decide_gate_values(
     # decided to be closed, and is kept by another budget than that of the search, has the strength that it had before.
     average = gates.prob_open().detach()
     strength = torch.where(average < _LEAST_STRENGTH, 1.0, average)
-    return kept * torch.where(values > 0, values, strength)
+    return kept.to(values.device) * torch.where(values > 0, values, strength)
 
 
 def _choice_of(objective: Objective | None, gates: HeadGates, numbers: Mapping[UnitName, int]) -> Tensor | None:
@@ -228,30 +229,39 @@ def _choice_of(objective: Objective | None, gates: HeadGates, numbers: Mapping[U
     chosen = objective.kept(gates)
     if chosen is None or (numbers and not gates.values().any() and math.isnan(objective.target(gates))):
         return None  # A price on gates sets no number.
-    _check_kept(gates, chosen)
+    _check_kept(gates, chosen, name=f"{type(objective).__name__}.kept(gates)")
     for unit, number in numbers.items():
         total = sum(compress(gates.counts[unit], chosen.tolist()))
         if number != total:
             raise InputError(
                 f"num_{unit}={number} contradicts the objective of these gates: {type(objective).__name__}"
-                f"({objective.extra_repr()}) keeps {total} {unit}. Leave num_{unit} out, or give the gates to keep as "
-                f"a mask, such as kept=gating.ExactBudget(num_{unit}={number}).kept(gates)."
+                f"({objective.extra_repr()}) keeps {total} {unit}. Leave num_{unit} out, or search with it."
             )
     return chosen
 
 
-def _check_kept(gates: HeadGates, kept: Tensor, *, others: Sequence[str] = ()) -> None:
+def _checked_number(gates: HeadGates, unit: UnitName, number: Any) -> int:
+    try:
+        number = whole_number(number)
+    except TypeError:
+        raise InputTypeError(f"num_{unit} must be a whole number, got {number!r}.") from None
+    if not 1 <= number <= gates.total(unit):
+        raise InputError(f"num_{unit}={number} cannot be kept: there are {gates.total(unit)} gated {unit}.")
+    return int(number)
+
+
+def _check_kept(gates: HeadGates, kept: Tensor, *, others: Sequence[str] = (), name: str = "kept") -> None:
     if others:
         raise InputError(f"Give either {' and '.join(others)} or kept, not both.")
     if not isinstance(kept, Tensor):
-        raise InputTypeError(f"kept must be a boolean tensor, one entry for each gate; got a {type(kept).__name__}.")
+        raise InputTypeError(f"{name} must be a boolean tensor, one entry for each gate; got a {type(kept).__name__}.")
     if kept.dtype != torch.bool or kept.shape != gates.log_alpha.shape:
         raise InputError(
-            f"kept must be a boolean tensor of shape {tuple(gates.log_alpha.shape)}, one entry for each gate; got "
+            f"{name} must be a boolean tensor of shape {tuple(gates.log_alpha.shape)}, one entry for each gate; got "
             f"{kept.dtype} of shape {tuple(kept.shape)}."
         )
     if not kept.any():
-        raise InputError("kept is false for every gate, so nothing would be left.")
+        raise InputError(f"{name} is false for every gate, so nothing would be left.")
 
 
 def _warn_if_arbitrary(gates: HeadGates, kept: Tensor, *, is_given: bool) -> None:

@@ -1,6 +1,5 @@
 """Layers that leave a model: their list, and the settings of a configuration that has them layer by layer."""
 
-import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -27,7 +26,6 @@ __all__ = [
     "changed",
     "drop_layers",
     "nested_configs",
-    "setting_of",
     "settings_without_layers",
 ]
 
@@ -78,7 +76,7 @@ def drop_layers(model: PreTrainedModel, layers: LayerList, kept: Sequence[int]) 
             except Exception as error:  # Classes raise any error for settings that they cannot have.
                 reasons.append(str(error))
                 continue
-            values = {name: setting_of(config, name) for name in settings} | record.get("config", {})
+            values = {name: _setting_of(config, name) for name in settings} | record.get("config", {})
             memory = {**differences, LAYERS_KEY: {**record, "config": values}}
             done += apply_edits([*edits, *_plan_alignment(model, layers, kept), Edit(config, RECORD_KEY, memory)])
             return done
@@ -261,15 +259,15 @@ def settings_without_layers(config: PreTrainedConfig, kept: Sequence[int], *, nu
 
 def changed(config: PreTrainedConfig, settings: Settings) -> PreTrainedConfig:
     """Return a copy of a configuration with other values of some settings."""
-    copied = copy.deepcopy(config)
+    copied = deepcopy(config)
     parts = dict(nested_configs(copied))
     for name, value in settings.items():
         path, _, last = name.rpartition(".")
-        setattr(parts[f"{path}." if path else ""], last, copy.deepcopy(value))
+        setattr(parts[f"{path}." if path else ""], last, deepcopy(value))
     return copied
 
 
-def setting_of(config: PreTrainedConfig, name: str) -> Any:
+def _setting_of(config: PreTrainedConfig, name: str) -> Any:
     """Return the value of a setting of a configuration, or of one in it, by its dotted name."""
     path, _, last = name.rpartition(".")
     return getattr(dict(nested_configs(config))[f"{path}." if path else ""], last)

@@ -105,11 +105,6 @@ def cache_bytes_per_token(model: nn.Module) -> int:
 
     Zero for models that do not generate. Keys and values of the source in cross-attention do not count. Layers with a
     sliding window cache the tokens of their window only.
-
-    Example:
-        >>> from transformers import GPT2Config, GPT2LMHeadModel
-        >>> cache_bytes_per_token(GPT2LMHeadModel(GPT2Config(n_embd=8, n_head=4, n_layer=2, vocab_size=10)))
-        128
     """
     if not (isinstance(model, PreTrainedModel) and model.can_generate()):
         return 0

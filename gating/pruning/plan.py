@@ -19,7 +19,7 @@ def kept_units(blocks: Sequence[Block], kept: Sequence[Tensor]) -> dict[str, set
     """Return the units of the kept gates of each block, by its name, from the mask of its gates."""
     units = {}
     for block, mask in zip(blocks, kept, strict=True):
-        slots = mask.repeat_interleave(len(block.slot_ids) // len(mask)).nonzero().flatten().tolist()
+        slots = mask.repeat_interleave(len(block.slot_ids) // max(1, len(mask))).nonzero().flatten().tolist()
         units[block.name] = {block.slot_ids[slot] for slot in slots} & set(block.unit_ids)
     return units
 
@@ -36,7 +36,7 @@ def plan_finalizing(model: nn.Module, blocks: Sequence[Block], values: Sequence[
     edits: list[Edit] = []
     for block, block_values in zip(blocks, values, strict=True):
         slot_values = _slot_values(block, block_values)
-        widths = torch.tensor(block.slot_widths, device=slot_values.device)
+        widths = torch.tensor(block.slot_widths, dtype=torch.long, device=slot_values.device)
         # Values are folded before the removal, so closed gates need no factor of 0.
         factors = torch.where(slot_values > 0, slot_values, 1.0).repeat_interleave(widths)
         edits += [*_plan_scaling(block, factors), *block.plan_removal(kept[block.name])]
@@ -78,7 +78,7 @@ def folded_values(model: nn.Module, blocks: Sequence[Block], values: Sequence[Te
 
 def _slot_values(block: Block, values: Tensor) -> Tensor:
     """Expand a block's gate values, ``[num_gates]``, to its slots, ``[num_slots]``."""
-    return values.repeat_interleave(len(block.slot_ids) // len(values))
+    return values.repeat_interleave(len(block.slot_ids) // max(1, len(values)))
 
 
 def _plan_alignment_heads(model: nn.Module, blocks: Sequence[Block], kept: Mapping[str, Collection[int]]) -> list[Edit]:

@@ -1,4 +1,4 @@
-"""Removal of given heads, as with ``prune_heads`` of transformers 4, and of given groups of neurons."""
+"""Removal of given heads, as with ``prune_heads`` of transformers 4, and groups of neurons, in place or in a copy."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
@@ -19,7 +19,7 @@ from gating.pruning.plan import kept_units, plan_pruning
 from gating.pruning.prune_report import PruneReport, UnitCounts
 from gating.structure.attention import iter_attention_blocks
 from gating.structure.blocks import Block, whole_number
-from gating.structure.edits import apply_edits, fill, positions, whole
+from gating.structure.edits import Undo, apply_edits, fill, positions, undo_edits, whole
 from gating.units import UNITS
 
 __all__ = ["check_can_change", "prune_heads", "prune_neurons", "read_numbers", "remove_in_copy", "silence_padding"]
@@ -44,8 +44,8 @@ def prune_heads(
     Args:
         model: The model to change.
         heads_to_prune: For each layer, by number or by the block's name from :func:`find_attention_blocks`, the
-            heads to remove. Heads are numbered as in the original model, also after an earlier removal. Layer -1 is
-            the last one.
+            heads to remove. Heads are numbered as in the original model, also after an earlier removal; layers, and
+            their numbers in names, as they are now. Layer -1 is the last one.
         discover: Whether attention classes that are not registered may be recognized by their structure. The model's
             outputs on the probe are then compared before and after, and the removal is undone if they differ.
         probe: Batch for this check, as keyword arguments of the model; by default made from its configuration. Given
@@ -66,9 +66,9 @@ def prune_heads(
         {'encoder.layer.0.attention.self': (0, 1, 3), 'encoder.layer.1.attention.self': (2,)}
     """
     check_can_change(model)
-    blocks, _ = search_blocks(model, "heads", discover=discover, probe=probe)
+    blocks, ungated = search_blocks(model, "heads", discover=discover, probe=probe)
     check_no_adapters(model)
-    removed = _read_request(blocks, heads_to_prune, what="head")
+    removed = _read_request(blocks, ungated, heads_to_prune, what="head")
     return _prune(model, blocks, removed, is_checked=discover, probe=probe)
 
 
@@ -112,9 +112,9 @@ def prune_neurons(
         {'encoder.layer.0.output.dense': (0, 2)}
     """
     check_can_change(model)
-    blocks, _ = search_blocks(model, "neurons", group_size=group_size, discover=discover, probe=probe)
+    blocks, ungated = search_blocks(model, "neurons", group_size=group_size, discover=discover, probe=probe)
     check_no_adapters(model)
-    removed = _read_request(blocks, groups_to_prune, what="group")
+    removed = _read_request(blocks, ungated, groups_to_prune, what="group")
     return _prune(model, blocks, removed, is_checked=True, probe=probe)
 
 
@@ -137,38 +137,30 @@ def _prune(
     kept = {block.name: set(block.unit_ids) - removed.get(block.name, set()) for block in blocks}
     edits = plan_pruning(model, blocks, kept)
     before = UnitCounts.of(model)
-    if is_checked or probe is not None:
-        masked = MaskedOutputs(model, blocks, factors_of(blocks, kept), probe=probe)
-        apply_proven(model, edits, masked)
-        unproven = masked.unproven
-    else:
-        apply_edits(edits)
-        unproven = tuple(block.name for block in blocks if not kept[block.name] >= set(block.unit_ids))
-    become_compact(model)
+    unproven, done = tuple(block.name for block in blocks if not kept[block.name] >= set(block.unit_ids)), list[Undo]()
+    try:
+        if is_checked or probe is not None:
+            masked = MaskedOutputs(model, blocks, factors_of(blocks, kept), probe=probe)
+            done, _ = apply_proven(model, edits, masked)
+            unproven = masked.unproven
+        else:
+            done = apply_edits(edits)
+        become_compact(model)
+    except BaseException:
+        undo_edits(done)
+        raise
     return PruneReport.of(model, before, blocks, unproven=unproven)
 
 
-def remove_in_copy(model: Model, gates: HeadGates, kept: Tensor) -> Model:
-    """Return a copy of a model without gates from which the units of all gates but the kept ones are removed.
-
-    Args:
-        model: The model, which may be on the meta device; unchanged.
-        gates: The gates, which are not attached.
-        kept: Mask of the gates to keep, ``[num_gates]``.
-    """
-    compact = deepcopy(model)
-    gated = gates.blocks(compact)
-    apply_edits(plan_pruning(compact, gated, kept_units(gated, kept.cpu().split(gates.block_sizes))))
-    return compact
-
-
-def _read_request(blocks: Sequence[Block], request: Mapping[Any, Any], *, what: str) -> dict[str, set[int]]:
+def _read_request(
+    blocks: Sequence[Block], ungated: Sequence[object], request: Mapping[Any, Any], *, what: str
+) -> dict[str, set[int]]:
     """Return the numbers of the units that a user asks to remove, by the name of their block."""
     if not isinstance(request, Mapping):
         raise InputTypeError(f"Give the {what}s of each layer, {{layer: [{what}, ...]}}; got {request!r}.")
     removed: dict[str, set[int]] = {}
     for layer, given in request.items():
-        block = _find_block(blocks, layer)
+        block = _find_block(blocks, ungated, layer)
         numbers = read_numbers(given, block.num_numbers, what=what, place=f"layer {layer!r}")
         removed.setdefault(block.name, set()).update(numbers)
     return removed
@@ -190,13 +182,13 @@ def read_numbers(given: Any, total: int, *, what: str, place: str) -> set[int]:
     try:
         numbers = {whole_number(number) for number in given}
     except TypeError:
-        raise InputTypeError(f"{what.capitalize()}s are whole numbers; got {given!r} for {place}.") from None
+        raise InputTypeError(f"Give {what}s as a list of whole numbers; got {given!r} for {place}.") from None
     if wrong := numbers.difference(range(-total if what == "layer" else 0, total)):
         raise InputError(f"There is no {what} {min(wrong)} in {place}, which has {what}s 0 to {total - 1}.")
     return {number % total for number in numbers}
 
 
-def _find_block(blocks: Sequence[Block], layer: Any) -> Block:
+def _find_block(blocks: Sequence[Block], ungated: Sequence[object], layer: Any) -> Block:
     try:
         wanted = layer if isinstance(layer, str) else whole_number(layer)
     except TypeError:
@@ -206,10 +198,26 @@ def _find_block(blocks: Sequence[Block], layer: Any) -> Block:
     matches = [block for block in blocks if wanted in (block.layer_idx, block.name)]
     if len(matches) != 1:
         number, names = "several" if matches else "no", ", ".join(block.name for block in matches or blocks)
+        others = "" if matches or not ungated else f" Others cannot lose any: {'; '.join(map(str, ungated))}."
         raise InputError(
-            f"There are {number} {UNITS[blocks[0].unit].label} blocks in layer {layer!r}: name one of {names}."
+            f"There are {number} {UNITS[blocks[0].unit].label} blocks to prune in layer {layer!r}: name one of {names}."
+            f"{others}"
         )
     return matches[0]
+
+
+def remove_in_copy(model: Model, gates: HeadGates, kept: Tensor) -> Model:
+    """Return a copy of a model without gates from which the units of all gates but the kept ones are removed.
+
+    Args:
+        model: The model, which may be on the meta device; unchanged.
+        gates: The gates, which are not attached.
+        kept: Mask of the gates to keep, ``[num_gates]``.
+    """
+    compact = deepcopy(model)
+    gated = gates.blocks(compact)
+    apply_edits(plan_pruning(compact, gated, kept_units(gated, kept.cpu().split(gates.block_sizes))))
+    return compact
 
 
 def silence_padding(model: nn.Module) -> None:

@@ -72,10 +72,10 @@ def prune_layers(
             kept = [number for number in range(len(layers.layers)) if number not in numbers]
             done += drop_layers(transformer, layers, kept)
         _check_equal(model, expected)
+        become_compact(model)
     except BaseException:
         undo_edits(done)
         raise
-    become_compact(model)
     return report.without_layers(model)
 
 
@@ -88,10 +88,10 @@ def _read_request(model: nn.Module, request: Any) -> list[tuple[PreTrainedModel,
             pair for pair in lists if name in (*pair[1].name.split("."), tower_of(f"{pair[1].name}.0"))
         ]
         if len(matches) != 1:
+            number, named = "several" if matches else "no", "" if name is None else f" named {name!r}"
             names = ", ".join(layers.name for _, layers in matches or lists) or "none of a known layout"
             raise InputError(
-                f"{type(model).__name__} has {'several' if matches else 'no'} lists of layers of this name: give "
-                f"{{name: [layer, ...]}} for {names}; got {request!r}."
+                f"{type(model).__name__} has {number} lists of layers{named}. Give {{name: [layer, ...]}} for {names}."
             )
         (owner, layers) = matches[0]
         numbers = read_numbers(given, len(layers.layers), what="layer", place=layers.name)

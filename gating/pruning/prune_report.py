@@ -172,16 +172,11 @@ def num_parameters(model: nn.Module) -> int:
 
 
 def unproven_note(unproven: Sequence[str]) -> str:
-    """Return the sentence about blocks for which the proof of a removal says nothing; empty without any.
-
-    Example:
-        >>> unproven_note(["layers.0"])[-33:]
-        'so nothing is proven of: layers.0'
-    """
+    """Return the sentence about blocks for which the proof of a removal says nothing; empty without any."""
     if not unproven:
         return ""
     names = ", ".join([*unproven[:2], *(["..."] if len(unproven) > 2 else [])])
     return (
-        f"The outputs compared before and after the removal do not depend on {len(unproven)} of the blocks that have "
-        f"lost units, so nothing is proven of: {names}"
+        f"No output that was compared depends on {len(unproven)} of the blocks that have lost units, so nothing is "
+        f"proven of: {names}"
     )

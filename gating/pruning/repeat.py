@@ -61,16 +61,16 @@ def remove_recorded(
     if noted - {*names.values()} or any(values is None for _, values in blocks):
         raise InputError(
             f"The removal to repeat is that of another model than this {type(model).__name__}: they have other heads, "
-            "attention or feed-forward blocks. Resume with the model that the training began with."
+            "attention or feed-forward blocks. It takes the model that the removal began with."
         )
     done = apply_edits(plan_finalizing(model, *zip(*blocks, strict=True)))
     try:
         for found, stay in lists:
             done += drop_layers(model, found, stay)
+        become_compact(model)
     except BaseException:
         undo_edits(done)
         raise
-    become_compact(model)
 
 
 def _with_factors(block: Block, notes: Mapping[str, Any], own: Tensor | None) -> tuple[Block, Tensor | None]:

@@ -207,7 +207,7 @@ def test_layers_whose_neurons_depend_on_each_other_are_no_block(block):
 @pytest.mark.parametrize("name", first_of(UNKNOWN, every=4))
 def test_layers_with_other_names_are_found(name, without_names, tmp_path):
     model = UNKNOWN[name].build()
-    with pytest.raises(ValueError, match="discover=true"):
+    with pytest.raises(ValueError, match="discover=True"):
         gating.find_feed_forward_blocks(model)
     blocks = gating.find_feed_forward_blocks(model, group_size=8, discover=True)
     kept = {block.name: [g for g in block.group_ids if (g + number) % 3] for number, block in enumerate(blocks)}

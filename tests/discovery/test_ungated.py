@@ -104,7 +104,7 @@ def test_a_block_whose_heads_depend_on_each_other_does_not_stop_the_others(tower
 def test_unknown_attention_beside_a_layer_without_heads_is_refused_with_a_remedy(towers):
     towers.language_model = nn.Identity()
     towers.vision_tower[0] = FAMILIES["jamba"].build().model.layers[1].mamba
-    with pytest.raises(ValueError, match=r"JambaMambaMixer.*OddAttention.*discover=true"):
+    with pytest.raises(ValueError, match=r"JambaMambaMixer.*OddAttention.*discover=True"):
         gating.inject_gates(towers)
 
 

@@ -1,5 +1,6 @@
 """Layers that a search leaves without any unit leave the model, where it computes the same without them."""
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -195,6 +196,20 @@ def test_a_removal_is_repeated_on_the_dense_model(name: str) -> None:
     probe = make_probe(dense)
     assert max_relative_difference(forward_outputs(compact, probe), forward_outputs(dense, probe)) == 0.0
     assert dense.config.to_dict() == compact.config.to_dict()
+
+
+def test_a_second_removal_is_repeated_on_a_model_with_an_emptied_block() -> None:
+    start = FAMILIES["bert"].build()
+    gating.prune_heads(start, {0: range(4)})
+    compact = copy.deepcopy(start)
+    gating.prune_heads(compact, {1: [0, 2]})
+    remove_recorded(start, getattr(compact.config, RECORD_KEY))
+    assert [block.head_ids for block in gating.find_attention_blocks(start)] == [
+        block.head_ids for block in gating.find_attention_blocks(compact)
+    ]
+    start.load_state_dict(compact.state_dict())
+    probe = make_probe(start)
+    assert max_relative_difference(forward_outputs(compact, probe), forward_outputs(start, probe)) == 0.0
 
 
 def test_gradients_reach_all_that_is_left() -> None:

@@ -131,11 +131,11 @@ def test_an_error_restores_heads_neurons_and_gates(bert, monkeypatch, training, 
 @pytest.mark.parametrize(
     ("units", "options", "message"),
     [
-        (BOTH, {"num_neurons": 0}, "num_neurons=0 cannot be kept: this model has 144 neurons"),
+        (BOTH, {"num_neurons": 0}, "num_neurons=0 cannot be kept: there are 144 gated neurons"),
         (BOTH, {"num_neurons": 145}, "num_neurons=145 cannot be kept"),
-        (BOTH, {"num_heads": 13, "num_neurons": 48}, "num_heads=13 cannot be kept: this model has 12 heads"),
-        ("neurons", {"num_heads": 3}, "num_heads=3 cannot be kept"),
-        ("heads", {"num_neurons": 48}, "num_neurons=48 cannot be kept"),
+        (BOTH, {"num_heads": 13, "num_neurons": 48}, "num_heads=13 cannot be kept: there are 12 gated heads"),
+        ("neurons", {"num_heads": 3}, "num_heads=3 cannot be kept: there are 0"),
+        ("heads", {"num_neurons": 48}, "num_neurons=48 cannot be kept: there are 0"),
         (
             BOTH,
             {"num_neurons": 10},
@@ -143,7 +143,7 @@ def test_an_error_restores_heads_neurons_and_gates(bert, monkeypatch, training, 
         ),
         (BOTH, {"num_heads": 3, "kept": IS_NEURON}, "Give either num_heads and num_neurons or kept, not both"),
         ("neurons", {"num_neurons": 8, "kept": IS_NEURON[12:]}, "Give either num_neurons or kept, not both"),
-        (BOTH, {"kept": IS_NEURON & ~IS_NEURON}, "kept is false for every gate, so no head or neuron would be left"),
+        (BOTH, {"kept": IS_NEURON & ~IS_NEURON}, "kept is false for every gate, so nothing would be left"),
         (BOTH, {"kept": IS_NEURON[:12]}, r"shape \(21,\), one entry for each gate"),
     ],
     ids=str,
@@ -160,16 +160,16 @@ def test_numbers_and_masks_that_do_not_fit_are_refused(bert, units, options, mes
 @pytest.mark.parametrize("num_neurons", [48.0, "48", True])
 def test_numbers_of_other_types_are_refused(bert, num_neurons):
     gates = gating.inject_gates(bert, units="neurons", group_size=20)
-    with pytest.raises(TypeError, match=r"integer|whole number"):
+    with pytest.raises(TypeError, match="num_neurons must be a whole number"):
         gating.finalize(bert, gates, num_neurons=num_neurons)
 
 
-@pytest.mark.parametrize(("units", "no_unit"), [("neurons", "no neuron"), (BOTH, "no head or neuron")], ids=str)
-def test_closing_every_gate_is_refused(bert, units, no_unit):
+@pytest.mark.parametrize("units", ["neurons", BOTH], ids=str)
+def test_closing_every_gate_is_refused(bert, units):
     gates = gating.inject_gates(bert, units=units)
     with torch.no_grad():
         gates.log_alpha.fill_(-9)
-    with pytest.raises(ValueError, match=rf"Every gate is closed, so {no_unit} would be left.*give .*num_neurons"):
+    with pytest.raises(ValueError, match=r"Every gate is closed, .*give .*num_neurons"):
         gating.finalize(bert, gates)
 
 

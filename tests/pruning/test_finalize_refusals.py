@@ -40,7 +40,7 @@ def remember(model):
 def test_a_number_out_of_range_is_refused_and_changes_nothing(bert, num_heads):
     gates = spread_gates(bert)
     before = remember(bert)
-    with pytest.raises(ValueError, match=f"num_heads={num_heads} cannot be kept: this model has {TOTAL} heads"):
+    with pytest.raises(ValueError, match=f"num_heads={num_heads} cannot be kept: there are {TOTAL} gated heads"):
         gating.finalize(bert, gates, num_heads=num_heads)
     assert_untouched(bert, before)
 
@@ -196,6 +196,6 @@ def test_a_probe_that_the_model_does_not_accept_is_refused(bert, probe):
 )
 def test_numbers_and_masks_of_other_types_are_refused(options, bert):
     gates = gating.inject_gates(bert)
-    with pytest.raises(TypeError, match=r"must be a|integer|whole number"):
+    with pytest.raises(TypeError, match="must be a"):
         gating.finalize(bert, gates, **options)
     assert bert.head_gates is gates

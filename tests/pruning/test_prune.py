@@ -127,7 +127,8 @@ def test_a_layer_number_with_two_blocks_is_refused():
     )
     model = transformers.BertModel(config)
     with pytest.raises(
-        ValueError, match=r"several attention blocks in layer 0: name one of .*attention\.self, .*crossattention"
+        ValueError,
+        match=r"several attention blocks .* layer 0: name one of .*attention\.self, .*crossattention",
     ):
         gating.prune_heads(model, {0: [1]})
     gating.prune_heads(model, {"encoder.layer.0.crossattention.self": [1]})
@@ -166,14 +167,14 @@ def test_integers_of_numpy_and_torch_and_negative_layers_are_accepted(request_of
     ("request_of", "message"),
     [
         ([[0, 1]], "Give the heads of each layer"),
-        ({0: [[0, 1]]}, "Heads are whole numbers"),
-        ({0: torch.tensor([[0, 1]])}, "Heads are whole numbers"),
-        ({0: torch.tensor([True, False])}, "Heads are whole numbers"),
-        ({0: [True]}, "Heads are whole numbers"),
-        ({0: [1.0]}, "Heads are whole numbers"),
-        ({0: "12"}, "Heads are whole numbers"),
-        ({0: torch.tensor(2)}, "Heads are whole numbers"),
-        ({0: 2}, "Heads are whole numbers"),
+        ({0: [[0, 1]]}, "Give heads as a list of whole numbers"),
+        ({0: torch.tensor([[0, 1]])}, "Give heads as a list of whole numbers"),
+        ({0: torch.tensor([True, False])}, "Give heads as a list of whole numbers"),
+        ({0: [True]}, "Give heads as a list of whole numbers"),
+        ({0: [1.0]}, "Give heads as a list of whole numbers"),
+        ({0: "12"}, "Give heads as a list of whole numbers"),
+        ({0: torch.tensor(2)}, "Give heads as a list of whole numbers"),
+        ({0: 2}, "Give heads as a list of whole numbers"),
         ({1.5: [0]}, "A layer is a number"),
         ({True: [0]}, "A layer is a number"),
     ],
@@ -192,6 +193,34 @@ def test_a_quantized_model_is_refused(family, make_model):
     for change in (gating.inject_gates, lambda model: gating.prune_heads(model, {0: [1]})):
         with pytest.raises(ValueError, match="is quantized"):
             change(quantized)
+
+
+class OfTwoArguments(transformers.BertModel):
+    """A model that its configuration alone does not build, so that it has no record."""
+
+    def __init__(self, config: transformers.BertConfig, name: str) -> None:
+        super().__init__(config)
+        self.name = name
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: gating.prune_heads(model, {0: [1]}),
+        lambda model: gating.prune_neurons(model, {0: [0]}, group_size=8),
+        lambda model: gating.finalize(model, gating.inject_gates(model), num_heads=3),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*nearly arbitrary")
+def test_a_model_that_cannot_have_a_record_stays_whole(bert, change):
+    model = OfTwoArguments(bert.config, "mine")
+    state = state_of(model)
+    with pytest.raises(TypeError, match="name"):
+        change(model)
+    if hasattr(model, "head_gates"):
+        model.head_gates.remove()
+    assert_same_state(model, state)
+    assert not hasattr(model.config, "head_gating")
 
 
 def test_heads_of_a_larger_model_are_not_removed_from_a_smaller_one(bert):

@@ -92,13 +92,17 @@ def test_pruning_nothing_changes_nothing(bert):
 @pytest.mark.parametrize(
     ("request_", "error", "message"),
     [
-        ({0: [0], 7: [0]}, ValueError, "no feed-forward blocks in layer 7: name one of encoder.layer.0.output.dense"),
+        (
+            {0: [0], 7: [0]},
+            ValueError,
+            r"no feed-forward blocks .* layer 7: name one of encoder.layer.0.output.dense",
+        ),
         ({0: [0], -4: [0]}, ValueError, "layer -4"),
         ({"encoder.layer.0.attention.self": [0]}, ValueError, "layer 'encoder.layer.0.attention.self'"),
         ({0: [0], 1: [3]}, ValueError, "no group 3 in layer 1, which has groups 0 to 2"),
         ({0: [0], 1: [-1]}, ValueError, "no group -1"),
-        ({0: [0], 1: [1.0]}, TypeError, r"Groups are whole numbers; got \[1\.0\] for layer 1"),
-        ({0: [True]}, TypeError, "Groups are whole numbers"),
+        ({0: [0], 1: [1.0]}, TypeError, r"Give groups as a list of whole numbers; got \[1\.0\] for layer 1"),
+        ({0: [True]}, TypeError, "Give groups as a list of whole numbers"),
         ({0: 2}, TypeError, "got 2 for layer 0"),
         ({1.5: [2]}, TypeError, r"A layer is a number .* got 1\.5"),
         ([[0]], TypeError, r"Give the groups of each layer, \{layer: \[group, ...\]\}"),
@@ -128,7 +132,7 @@ def test_a_layer_number_with_two_blocks_is_refused(family, message):
         FAMILIES[family].build(),
         lambda model: gating.prune_neurons(model, {0: [0]}, group_size=16),
         ValueError,
-        f"several feed-forward blocks in layer 0: {message}",
+        f"several feed-forward blocks to prune in layer 0: {message}",
     )
 
 
