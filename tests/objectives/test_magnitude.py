@@ -102,16 +102,15 @@ def test_the_norm_of_a_neuron_is_that_of_its_rows_and_column(family):
         assert norms[neuron].item() == pytest.approx(l1(*by_hand), rel=1e-5)
 
 
-def test_norms_of_both_kinds_are_those_of_a_parameter():
+def test_norms_of_both_kinds_are_those_of_a_parameter_whatever_the_cost():
     model = FAMILIES["llama"].build()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(0.5)
     gates = gating.inject_gates(model, units=("heads", "neurons"), group_size=20)
     assert len(set(gates.counts["neurons"])) > 2
-    torch.testing.assert_close(
-        Magnitude().scores(gates, gates.parameters_per_gate), torch.full((len(gates.log_alpha),), 0.5)
-    )
+    for sizes in (None, gates.macs_per_gate):
+        torch.testing.assert_close(Magnitude().scores(gates, sizes), torch.full((len(gates.log_alpha),), 0.5))
 
 
 @pytest.mark.parametrize("family", ["mixtral", "gpt_oss"])

@@ -58,18 +58,19 @@ class Magnitude(Ranking):
     """A ranking by the L1 norm of the weights of each head, or group of neurons, at the time of a round.
 
     ``torch.nn.utils.prune.ln_structured`` with ``n=1`` ranks the rows of one layer in this way; this class ranks the
-    heads and neurons of all layers. Norms of different layers are compared without normalization.
+    heads and neurons of all layers, without normalization. Beside neurons it is the mean of the weights, whatever they
+    cost: norms are no parts of a loss, and so alike that per cost nearly all heads would go, or none.
     """
 
     @torch.no_grad()
     def scores(self, gates: HeadGates, sizes: Tensor | None = None) -> Tensor:
-        """Return the norm of each gate's units per size, ``[num_gates]``."""
+        """Return the mean norm of each gate's units, ``[num_gates]``; with gates on neurons, that of its weights."""
         device = gates.log_alpha.device
         norms = [
             block.norms().view(size, -1).sum(dim=1).to(device)
             for block, size in zip(gates.blocks(), gates.block_sizes, strict=True)
         ]
-        return per_size(torch.cat(norms), gates, sizes)
+        return per_size(torch.cat(norms), gates, gates.parameters_per_gate if "neurons" in gates.units else None)
 
 
 class RandomOrder(Ranking):
