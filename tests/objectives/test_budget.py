@@ -159,7 +159,7 @@ def test_finalizing_keeps_the_heads_that_the_objective_chose(bert):
         ({"kept": torch.ones(12, dtype=torch.bool), "num_heads": 3}, "either num_heads or kept"),
         ({"kept": torch.ones(11) > 0}, r"boolean tensor of shape \(12,\).*got torch.bool of shape \(11,\)"),
         ({"kept": torch.ones(12)}, r"boolean tensor of shape \(12,\).*got torch.float32"),
-        ({"kept": torch.zeros(12, dtype=torch.bool)}, "no head would be left"),
+        ({"kept": torch.zeros(12, dtype=torch.bool)}, "nothing would be left"),
     ],
 )
 def test_a_choice_that_does_not_fit_the_gates_is_refused(bert, arguments, message):
