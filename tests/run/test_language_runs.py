@@ -283,7 +283,7 @@ def test_runs_that_are_interrupted_end_as_if_they_had_not_been(name, play, pairs
 
 
 REFUSALS = {
-    "+objective.num_heads.middle=3": "num_heads.middle=3: there is no block of the kind middle",
+    "+objective.num_heads.middle=3": "num_heads.middle=3 names no kind of block",
     "objective.num_heads={cross:99}": "num_heads.cross=99 cannot be kept: cross attention of this model has 16 heads",
     "objective.num_heads={cross:many}": "valid integer",
     "objective.keep={encoder:0.5}": "either num_heads or keep",

@@ -72,7 +72,7 @@ def test_a_family_without_known_attention_is_refused_before_anything_is_written(
     run = new_model(inputs, "squeezebert", {"hidden_size": 32, "embedding_size": 32, "num_attention_heads": 4})
     run = [line for line in run if not line.startswith("objective")]
     assert end_of(tmp_path / "run", run, "objective=none") == 1
-    assert "No attention block of SqueezeBertForSequenceClassification is known" in capsys.readouterr().err
+    assert "Heads cannot be removed from SqueezeBertForSequenceClassification" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
