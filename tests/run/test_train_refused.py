@@ -37,7 +37,7 @@ BAD_INPUTS = {
     "objective.num_heads=0": "num_heads=0",
     "objective.num_heads=13": "has 12 heads",
     "objective.speedup=1.5": "Give either speedup",
-    "gates.units=both": "as in gates.units=[heads,neurons].",
+    "gates.units=both": "must be heads, neurons or both",
     "objective.min_per_layer=2": "4 heads are too few for objective.min_per_layer=2",
     "gates.temperature=inf": "got inf",
     "data.train=empty.tsv": "empty.tsv",
