@@ -184,7 +184,7 @@ def test_what_cannot_learn_is_said_before_anything_changes(tmp_path):
         r"distillation='logits' is no loss": {"distillation": "logits", "teacher": teacher()},
         r"teacher=3 is no model": {"teacher": 3},
         r"give a copy of the model": {"teacher": model},
-        r"hidden_weight=1.0 compares models": {"distillation": HIDDEN, "teacher": teacher(num_hidden_layers=2)},
+        r"as many layers of the same width": {"distillation": HIDDEN, "teacher": teacher(num_hidden_layers=2)},
     }
     for message, options in cases.items():
         with pytest.raises(InputError, match=message):

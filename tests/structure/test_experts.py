@@ -238,13 +238,12 @@ def test_rankings_know_experts(name):
     output = model(**probe)
     output[0].square().mean().backward()
     assert all(part.norm().isclose(torch.tensor(1.0)) for part in ranking.scores(gates).split(gates.block_sizes))
-    blocks = gates.blocks()
-    by_block = Magnitude().scores(gates).split(gates.block_sizes)
-    for block, scores in zip(blocks, by_block, strict=True):
+    norms = Magnitude().scores(gates) * gates.parameters_per_gate.float()
+    for block, of_block in zip(gates.blocks(), norms.split(gates.block_sizes), strict=True):
         if isinstance(block, ExpertsBlock):
             weights = [block.module._parameters[name] for name in (*dict(block.spec.ups), block.spec.down)]
             total = sum(float(weight.detach().abs().sum()) for weight in weights)
-            assert float((scores * 8).sum()) == pytest.approx(total, rel=1e-4)
+            assert float(of_block.sum()) == pytest.approx(total, rel=1e-4)
 
 
 def test_importance_is_the_derivative_with_respect_to_each_gate():
