@@ -33,7 +33,7 @@ from gating.compact.files import (
     read_config,
     read_json,
 )
-from gating.compact.load import check_trust, checked_folder, model_class, without_load_report
+from gating.compact.limits import check_trust, checked_folder, model_class, without_load_report
 from gating.errors import InputError, loading
 from gating.loader.checksums import GENERATION, PLAIN_LOADING, RECORD_KEY
 from gating.loader.integrity import check_finite

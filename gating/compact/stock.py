@@ -19,7 +19,7 @@ import transformers
 from transformers import PreTrainedConfig, PreTrainedModel, initialization
 
 from gating.compact.files import read_record
-from gating.compact.load import bounded_building
+from gating.compact.limits import bounded_building
 from gating.errors import RemedyError, loading
 from gating.loader.checksums import CHECKSUMS, RECORD_KEY
 from gating.loader.record import dense_class, dense_config

@@ -41,14 +41,6 @@ def count_macs(model: nn.Module, batch: Mapping[str, Tensor]) -> int:
     Args:
         model: The model.
         batch: Keyword arguments of the model, with the examples in the first dimension.
-
-    Example:
-        >>> import torch
-        >>> from transformers import BertConfig, BertModel
-        >>> config = BertConfig(hidden_size=8, num_attention_heads=4, num_hidden_layers=1, intermediate_size=6)
-        >>> model = BertModel(config, add_pooling_layer=False)
-        >>> count_macs(model, {"input_ids": torch.ones(3, 5, dtype=torch.long)})  # 5 * (4 * 64 + 2 * 48 + 2 * 40)
-        2160
     """
     counter = _MacCounter()
     with counter:

@@ -152,15 +152,6 @@ def apply_edits(edits: Iterable[Edit]) -> list[Undo]:
 
     Returns:
         The functions for :func:`undo_edits`. Dropping them frees the memory of the removed entries.
-
-    Example:
-        >>> layer = nn.Linear(4, 2)
-        >>> done = apply_edits(plan_cut(layer, positions([1], 2), side="inputs"))
-        >>> layer
-        Linear(in_features=2, out_features=2, bias=True)
-        >>> undo_edits(done)
-        >>> layer
-        Linear(in_features=4, out_features=2, bias=True)
     """
     done: list[Undo] = []
     try:

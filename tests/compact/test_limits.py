@@ -10,7 +10,7 @@ from torch import nn
 
 import gating
 from gating.compact.files import read_config
-from gating.compact.load import checked_folder
+from gating.compact.limits import checked_folder
 from gating.loader.integrity import write_checksums
 from gating.loader.saving import compact_class
 

@@ -67,5 +67,5 @@ def test_a_module_without_a_batch_and_one_with_keys_of_its_own() -> None:
     torch.testing.assert_close(module(states, states, states), expected, rtol=0, atol=1e-6)
     handle.remove()
     for arguments in ({"add_bias_kv": True}, {"add_zero_attn": True}, {"kdim": 8, "vdim": 8}):
-        with pytest.raises(ValueError, match="No attention block"):
+        with pytest.raises(ValueError, match="Heads cannot be removed"):
             find_block(nn.MultiheadAttention(16, 4, **arguments))
