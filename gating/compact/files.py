@@ -33,6 +33,7 @@ __all__ = [
     "digest_stored",
     "digest_tensors",
     "find_folder",
+    "has_manifest",
     "open_tensors",
     "read_config",
     "read_json",
@@ -198,6 +199,11 @@ def _digest_record(described: Mapping[str, Any]) -> str:
     return digest_table({name: value for name, value in described.items() if name != CHECKSUMS})
 
 
+def has_manifest(folder: Path) -> bool:
+    """Return whether a folder has a ``head_gating.json``."""
+    return os.path.lexists(folder / RECORD_FILE)
+
+
 def read_record(folder: Path) -> dict[str, Any]:
     """Return the content of a folder's ``head_gating.json``.
 
@@ -224,7 +230,7 @@ def check_manifest(folder: Path, described: Mapping[str, Any] | None = None) -> 
         FileNotFoundError: A file of the model is missing.
         ValueError: A file of the model, or the record, differs from what was written.
     """
-    beside = read_record(folder).get(CHECKSUMS) if os.path.lexists(folder / RECORD_FILE) else None
+    beside = read_record(folder).get(CHECKSUMS) if has_manifest(folder) else None
     place, sums = (RECORD_FILE, beside) if described is None else (CONFIG, described[RECORD_KEY].get(CHECKSUMS))
     if sums is None:
         warnings.warn(

@@ -18,7 +18,7 @@ import torch
 import transformers
 from transformers import PreTrainedConfig, PreTrainedModel, initialization
 
-from gating.compact.files import read_record
+from gating.compact.files import has_manifest, read_record
 from gating.compact.limits import bounded_building
 from gating.errors import RemedyError, loading
 from gating.loader.checksums import CHECKSUMS, RECORD_KEY
@@ -56,7 +56,7 @@ def read_original(model: PreTrainedModel, folder: Path | None = None) -> PreTrai
     """
     if hasattr(model.config, RECORD_KEY):
         return model.config
-    described = read_record(folder) if folder is not None and (folder / RECORD_FILE).exists() else {}
+    described = read_record(folder) if folder is not None and has_manifest(folder) else {}
     # Other folders have the checksums only.
     if folder is None or not described.keys() - {CHECKSUMS}:
         return None

@@ -23,8 +23,6 @@ from gating.structure.feed_forward import iter_feed_forward_blocks
 from gating.units import UNITS, UnitName
 
 __all__ = [
-    "Lookalike",
-    "UNREGISTERED",
     "UngatedModules",
     "attention_lookalikes",
     "check_patterns",
@@ -41,7 +39,6 @@ __all__ = [
 _MOST_SHOWN = 4
 # The name of a module, the module, and the reason why it has no block.
 Lookalike = tuple[str, nn.Module, str]
-
 UNREGISTERED = "its layers are not registered; discover=True may find their layout"
 _NOT_FOUND = "discovery finds no layers in it whose names or widths it knows"
 # Names of projections in modules whose class has another name.

@@ -13,14 +13,13 @@ import torch.distributed
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from gating.compact.files import check_manifest
+from gating.compact.files import check_manifest, has_manifest
 from gating.errors import InputError, loading
 from gating.loader.checksums import PLAIN_LOADING
 from gating.loader.integrity import REMEDY_OF_PLAIN_LOADING
 from gating.models.configs import check_names, load_checked, without_generation_values
 from gating.models.hub import locate
 from gating.sharding.plan import on_own_device, sharding_of
-from gating.storage.hub import RECORD_FILE
 
 __all__ = ["Pretrained"]
 
@@ -149,7 +148,7 @@ class Pretrained:
         if self.attn_implementation is not None:
             options["attn_implementation"] = self.attn_implementation
         place = locate(self.name, revision=self.revision)
-        if (Path(place) / RECORD_FILE).exists():
+        if has_manifest(Path(place)):
             check_manifest(Path(place))
         load = partial(auto_class.from_pretrained, place)  # type: ignore[attr-defined]
         with loading(f"The weights of model.name={self.name}", remedy=_REMEDY):

@@ -1,4 +1,4 @@
-"""The base class of objectives, which decide the gates that close, and what their state is made of."""
+"""The base class of objectives, which decide the gates that close, and the state that is in their checkpoints."""
 
 import math
 from collections.abc import Sequence

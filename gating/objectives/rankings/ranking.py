@@ -122,10 +122,9 @@ class IterativePruning(KeepsBudget):
     neurons, or of their cost, 10 % in the paper, and the last round the rest above the budget, so that it is met.
 
     Example:
-        >>> from gating import inject_gates
+        >>> from gating import Magnitude, inject_gates
         >>> from transformers import BertConfig, BertModel
         >>> model = BertModel(BertConfig(hidden_size=8, num_attention_heads=4, num_hidden_layers=2, vocab_size=10))
-        >>> from gating import Magnitude
         >>> gates, objective = inject_gates(model), IterativePruning(Magnitude(), num_heads=3)
         >>> objective.attach(gates)
         >>> objective.update(gates, 1.0)
