@@ -97,7 +97,7 @@ def compact(source: Path) -> Path:
     folder = source.parent / "compact"
     ended = run_without(packages_of_extras() - WITH_THE_CORE, LIBRARY, source, folder)
     assert ended.stderr.splitlines()[-1].endswith(
-        "The package onnx is needed for this export: pip install 'head-gating[export]'"
+        "The package onnx is needed for this export: pip install 'head-gating[onnx]'"
     ), ended.stderr
     assert not (source.parent / "compact-onnx").exists()
     return folder

@@ -38,7 +38,7 @@ def compare_accuracy(folder: str, exported: Path) -> str:
 
     Args:
         folder: Folder of a finished run or of its compact model, as given to the export.
-        exported: Folder that :func:`gating.export_onnx` wrote with ``int8=True``.
+        exported: Folder of an export with ``int8=True``.
 
     Raises:
         InputError: The folder is not that of a run; its data, or a package, may be missing as well.

@@ -51,10 +51,9 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="rename what is in its place")
     parser.add_argument(
         "--dtype",
-        help="type of the weights; gguf: f32, f16 (default), bf16, q8_0, q4_0; onnx-genai: f32 (default), int8, int4; "
-        "openvino: f32 (default), f16",
+        help="gguf: type of the weights, f32, f16 (default), bf16 or q8_0",
     )
-    parser.add_argument("--int8", action="store_true", help="onnx: weights of 8 bits, with the accuracy measured")
+    parser.add_argument("--int8", action="store_true", help="onnx, openvino: 8-bit weights, with the accuracy measured")
     parser.add_argument("--tokenizer-from", metavar="FILE", help="gguf: copy the tokenizer of the dense model's GGUF")
     parser.add_argument("--pre-tokenizer", metavar="NAME", help="gguf: llama.cpp's name of the pre-tokenizer")
 

@@ -12,9 +12,9 @@ from gating.embedding.processor import require_sentence_transformers
 from gating.errors import InputError
 from gating.report.metadata import is_sentence_folder
 
-__all__ = ["SentenceHead"]
+__all__ = ["MODULES", "SentenceHead", "read_parts"]
 
-_MODULES = "modules.json"
+MODULES = "modules.json"
 _PACKAGE = "sentence_transformers."
 
 
@@ -40,14 +40,14 @@ class SentenceHead(nn.Module):
         if not is_sentence_folder(folder):
             return cls([_mean_pooling(folder)])
         try:
-            listed = json.loads((folder / _MODULES).read_text(encoding="utf-8"))
-            parts = sorted(listed, key=lambda part: part["idx"])[1:]
-            return cls([_class_of(part["type"], folder).load(str(folder), subfolder=part["path"]) for part in parts])
+            return cls(
+                [_class_of(part["type"], folder).load(str(folder), subfolder=part["path"]) for part in _listed(folder)]
+            )
         except InputError:
             raise
         except Exception as error:  # The package raises errors of any class about damaged files.
             raise InputError(
-                f"{folder}/{_MODULES} and the modules in it cannot be loaded ({error}). Save the model again with "
+                f"{folder}/{MODULES} and the modules in it cannot be loaded ({error}). Save the model again with "
                 "sentence-transformers."
             ) from error
 
@@ -74,11 +74,22 @@ class SentenceHead(nn.Module):
         return embeddings
 
 
+def read_parts(folder: Path) -> list[Path]:
+    """Return the folders of the modules after the transformer; one without settings or weights may not exist."""
+    return [folder / part["path"] for part in _listed(folder)]
+
+
+def _listed(folder: Path) -> list[dict[str, Any]]:
+    """Return the entries of the modules after the transformer in ``modules.json``, in their order."""
+    listed = json.loads((folder / MODULES).read_text(encoding="utf-8"))
+    return sorted(listed, key=lambda part: part["idx"])[1:]
+
+
 def _class_of(reference: str, folder: Path) -> Any:
     """Return the class of a module by its name in ``modules.json``, old or new."""
     if not reference.startswith(_PACKAGE):
         raise InputError(
-            f"{folder}/{_MODULES} names the module {reference}, which is not one of sentence-transformers; its code is "
+            f"{folder}/{MODULES} names the module {reference}, which is not one of sentence-transformers; its code is "
             "not run."
         )
     module, _, name = reference.rpartition(".")

@@ -52,7 +52,7 @@ def unpack_gguf(file: Path) -> Path:
         raise MissingFileError(f"The file {file} does not exist.")
     if find_spec("gguf") is None:
         raise MissingPackageError(
-            "Reading GGUF files needs the package gguf. Install it with: pip install 'head-gating[serving]'"
+            "Reading GGUF files needs the package gguf. Install it with: pip install 'head-gating[gguf]'"
         )
     stat = file.stat()
     return _unpack(file.resolve(), stat.st_size, stat.st_mtime_ns)

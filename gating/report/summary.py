@@ -54,9 +54,11 @@ class Stage(StrEnum):
     COMPACT = "compact"
     # The teacher, or the model of a dense run.
     DENSE = "dense"
-    # The compact model in ONNX Runtime.
+    # The compact model in other runtimes, by the name of its export.
     ONNX = "onnx"
-    INT8 = "onnx-int8"
+    ONNX_INT8 = "onnx-int8"
+    OPENVINO = "openvino"
+    OPENVINO_INT8 = "openvino-int8"
     # The baseline is a prediction without a model.
     BASELINE = "baseline"
 

@@ -39,7 +39,7 @@ def check_exports(settings: Settings, model: PreTrainedModel) -> None:
 
 
 def export_formats(run: Run) -> None:
-    """Export the compact model of a run to the formats in its settings, and evaluate ONNX graphs.
+    """Export the compact model of a run to the formats in its settings, and evaluate the graphs.
 
     What fails is printed as a warning: the compact model is saved.
     """
@@ -58,7 +58,7 @@ def _export(run: Run, name: str) -> None:
     place, options = run.folder.export(name), _OPTIONS[kind]
     report = export_compact(run.folder.compact, place, format=format, overwrite=True, **options)
     print("\n".join((f"{report.path}: {report.megabytes:,.1f} MB", *report.sentences)))
-    if format != "onnx":
+    if format not in ("onnx", "openvino"):
         return
     graph: Any = GraphModel(run.state.model.config, place)
     # A graph only predicts: metrics of generated texts are left out.
@@ -68,7 +68,7 @@ def _export(run: Run, name: str) -> None:
         metric.distributed_available_fn = lambda: False
     for split in (split for split in data.module.splits[1:] if data.num_evaluated[split]):
         values, _ = data.evaluate(graph, split, task=run.objects.task, metrics=metrics, title=f"{name}: {split}")
-        run.state.summary.add_metrics(Stage.INT8 if options else Stage.ONNX, name, split, values)
+        run.state.summary.add_metrics(Stage(name), name, split, values)
 
 
 def write_recipe(run: Run) -> None:

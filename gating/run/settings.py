@@ -74,7 +74,7 @@ class Settings(BaseModel):
     keep_checkpoints: bool
     optimized_metric: str | None
     push_to_hub: str | None
-    exports: list[Literal["onnx", "onnx-int8", "openvino", "gguf", "gguf-q8_0"]]
+    exports: list[Literal["onnx", "onnx-int8", "openvino", "openvino-int8", "gguf", "gguf-q8_0"]]
     model: Group
     task: Group
     data: Group

@@ -22,7 +22,9 @@ def copy_in_float32(model: PreTrainedModel) -> PreTrainedModel:
     copied: Any = copy.deepcopy(model, dict(shared))
     if not shared:
         copied = copied.float().cpu()
-    copied.config.use_cache = False
+    for module in copied.modules():  # A decoder beside an encoder has settings of its own.
+        if hasattr(getattr(module, "config", None), "use_cache"):
+            module.config.use_cache = False
     return copied  # type: ignore[no-any-return]
 
 

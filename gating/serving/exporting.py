@@ -20,7 +20,6 @@ from gating.storage.files import check_free, replacing_folder
 from gating.vocabulary import check_vocabulary
 
 __all__ = [
-    "EXPORT_RECORD",
     "Exportable",
     "exporting",
     "load_model",
@@ -29,11 +28,11 @@ __all__ = [
     "reporting_failure",
     "source_of",
     "special_tokens",
+    "writes_text",
 ]
 
 # A compact model, its folder, or its name on the hub.
 Exportable = PreTrainedModel | str | os.PathLike[str]
-EXPORT_RECORD = "export.json"
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 
 
@@ -94,10 +93,8 @@ def load_model(model_or_directory: Exportable, *, format: str) -> tuple[PreTrain
         model = load_compact(folder)
         folder = processor_folder(folder)
     if reason := FORMATS[format].reason_against(model):
-        checked = {name: row for name, row in FORMATS.items() if row.check and name != format}
-        *names, last = [*(name for name, row in checked.items() if not row.reason_against(model)), "onnx"]
-        listed = f"{', '.join(names)} or {last}" if names else last
-        raise InputError(f"{reason} Another format takes it: {listed}.")
+        others = [name for name, row in FORMATS.items() if name != format and not row.reason_against(model)]
+        raise InputError(f"{reason} Other formats take it: {', '.join(others)}.")
     return model, folder
 
 
@@ -125,6 +122,12 @@ def special_tokens(kind: str, model: PreTrainedModel, tokenizer: Any = None) -> 
         if not found or source is tokenizer:
             found += [number for number in numbers if type(number) is int and 0 <= number < model.config.vocab_size]
     return list(dict.fromkeys(found))
+
+
+def writes_text(model: PreTrainedModel) -> bool:
+    """Return whether a model is a decoder of text alone, which runtimes run with a cache."""
+    reads_text = model.main_input_name == "input_ids" and model.config.get_text_config() is model.config
+    return bool(model.can_generate()) and reads_text and not model.config.is_encoder_decoder
 
 
 @contextmanager

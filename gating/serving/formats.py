@@ -56,7 +56,7 @@ class ServingFormat:
     ending: str = ""
     options: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
-    extra: str = "serving"
+    extra: str = ""
 
     def check_packages(self) -> None:
         """Raise ``ImportError`` with the extra to install if a package for the export is missing."""
@@ -96,16 +96,19 @@ def _load(place: str) -> Callable[..., Any]:
 FORMATS: Mapping[str, ServingFormat] = {
     "onnx": ServingFormat(
         runtime="ONNX Runtime",
-        summary="ONNX Runtime, one forward pass without a cache",
+        summary="ONNX Runtime, decoders with a cache",
         exporter="gating.serving.graphs.graph_export:export_onnx",
         options=("int8",),
         packages=("onnx", "onnxscript", "onnxruntime"),
-        extra="export",
+        extra="onnx",
     ),
-    "torch": ServingFormat(
-        runtime="PyTorch",
-        summary="torch.export",
-        exporter="gating.serving.graphs.graph_export:export_torch",
+    "openvino": ServingFormat(
+        runtime="OpenVINO",
+        summary="OpenVINO, decoders with a cache",
+        exporter="gating.serving.graphs.graph_export:export_openvino",
+        options=("int8",),
+        packages=("openvino",),
+        extra="openvino",
     ),
     "gguf": ServingFormat(
         runtime="llama.cpp",
@@ -116,23 +119,7 @@ FORMATS: Mapping[str, ServingFormat] = {
         ending=".gguf",
         options=("dtype", "tokenizer_from", "pre_tokenizer"),
         packages=("gguf",),
-    ),
-    "onnx-genai": ServingFormat(
-        runtime="ONNX Runtime GenAI",
-        summary="ONNX Runtime GenAI, decoders with a cache",
-        exporter="gating.serving.genai.genai_export:export_genai",
-        check="gating.serving.genai.genai_export:check_genai",
-        only_decoders=True,
-        options=("dtype",),
-        packages=("onnx", "onnx_ir", "onnxruntime", "onnxruntime_genai"),
-    ),
-    "openvino": ServingFormat(
-        runtime="OpenVINO",
-        summary="OpenVINO",
-        exporter="gating.serving.openvino.openvino_export:export_openvino",
-        check="gating.serving.openvino.openvino_export:check_openvino",
-        options=("dtype",),
-        packages=("openvino",),
+        extra="gguf",
     ),
     "vllm": ServingFormat(
         runtime="vLLM",
@@ -157,7 +144,7 @@ def export_compact(
     Args:
         model_or_directory: A compact model, its folder, or its name on the hub.
         save_path: File or folder for the export; it is written whole or not at all.
-        format: ``onnx``, ``torch``, ``gguf``, ``onnx-genai``, ``openvino`` or ``vllm``.
+        format: ``onnx``, ``openvino``, ``gguf`` or ``vllm``.
         overwrite: Whether an earlier export may be replaced.
         **options: Options of the format, such as ``dtype`` or ``int8``; None for its default.
 

@@ -36,8 +36,6 @@ def find_runtimes(
     is_decoder = is_decoder and model.main_input_name == "input_ids"
     runtimes = []
     for format, row in FORMATS.items():
-        if format == "torch":
-            continue  # PyTorch runs the model itself.
         places = [place for name, place in (exports or {}).items() if name.partition("-")[0] == format]
         if reason := row.reason_against(model) if is_decoder else "It runs decoders." * row.only_decoders:
             runtimes.append(Runtime(row.runtime, "", reason))

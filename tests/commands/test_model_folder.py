@@ -41,8 +41,8 @@ def test_inspect_takes_a_run(run, monkeypatch, capsys):
 @pytest.mark.runs
 @pytest.mark.filterwarnings("ignore")  # Of torch's and transformers' own tracing.
 def test_export_takes_a_run(run, monkeypatch, capsys):
-    assert call(monkeypatch, "export", run, "--format", "torch") == ""
-    assert f"{run}/compact-torch: " in capsys.readouterr().out
+    assert call(monkeypatch, "export", run, "--format", "onnx") == ""
+    assert f"{run}/compact-onnx: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", ["inspect", "export", "evaluate"])
@@ -61,5 +61,5 @@ def test_an_existing_export_is_refused_before_the_model_is_loaded(run, tmp_path,
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").touch()
     (run / "compact" / "model.safetensors").write_text("damaged")
-    error = call(monkeypatch, "export", run, "--format", "torch", "--output", tmp_path / "mine")
+    error = call(monkeypatch, "export", run, "--format", "onnx", "--output", tmp_path / "mine")
     assert error.startswith(f"error: {tmp_path}/mine exists already")

@@ -29,7 +29,7 @@ def score(model, folder):
 
 
 def export(model, folder):
-    with suppress(KeyboardInterrupt), exporting(model, folder / "graph", format="torch", overwrite=False) as opened:
+    with suppress(KeyboardInterrupt), exporting(model, folder / "graph", format="onnx", overwrite=False) as opened:
         assert not any(module.training for module in opened[0].modules())
         raise KeyboardInterrupt
 

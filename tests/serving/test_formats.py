@@ -23,10 +23,10 @@ def run(monkeypatch, *arguments):
 
 
 def test_unknown_formats_and_options_are_errors(compact, tmp_path):
-    with pytest.raises(ValueError, match="format='tflite' is not a format of exports: give one of onnx, torch, gguf"):
+    with pytest.raises(ValueError, match="tflite.*: give one of onnx, openvino, gguf"):
         gating.export_compact(compact, tmp_path / "new", format="tflite")
-    with pytest.raises(ValueError, match=r"format='torch' has no option int8\. It is an option of onnx\."):
-        gating.export_compact(compact, tmp_path / "new", format="torch", int8=True)
+    with pytest.raises(ValueError, match=r"format='vllm' has no option int8\. It is an option of onnx, openvino\."):
+        gating.export_compact(compact, tmp_path / "new", format="vllm", int8=True)
     with pytest.raises(ValueError, match=r"format='gguf' has no option speed\. There is no such option\."):
         gating.export_compact(compact, tmp_path / "new", format="gguf", speed=1)
     assert not list(tmp_path.iterdir())
@@ -34,7 +34,7 @@ def test_unknown_formats_and_options_are_errors(compact, tmp_path):
 
 @pytest.mark.parametrize(
     ("format", "package", "extra"),
-    [("gguf", "gguf", "serving"), ("onnx-genai", "onnxruntime-genai", "serving"), ("onnx", "onnxscript", "export")],
+    [("gguf", "gguf", "gguf"), ("openvino", "openvino", "openvino"), ("onnx", "onnxscript", "onnx")],
 )
 def test_missing_packages_are_named_with_their_extra(format, package, extra, compact, tmp_path, monkeypatch):
     module = package.replace("-", "_")
@@ -44,7 +44,7 @@ def test_missing_packages_are_named_with_their_extra(format, package, extra, com
 
 
 def test_every_row_names_a_function_with_its_options():
-    pytest.importorskip("gguf", reason="the packages of the extra serving are not installed")
+    pytest.importorskip("gguf", reason="the packages of the exports are not installed")
     for row in formats.FORMATS.values():
         accepted = row.load().__kwdefaults__.keys()
         assert {*row.options, "overwrite"} <= accepted, row

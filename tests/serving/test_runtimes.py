@@ -25,7 +25,7 @@ def test_uneven_decoders_run_everywhere(name, tmp_path):
 def test_other_models_have_a_reason(tmp_path):
     found = runtimes_of(FAMILIES["bert"].build(), tmp_path)
     assert found["ONNX Runtime"].command
-    for name in ("llama.cpp", "ONNX Runtime GenAI", "vLLM"):
+    for name in ("llama.cpp", "vLLM"):
         assert (found[name].command, found[name].reason) == ("", "It runs decoders.")
 
 

@@ -3,14 +3,13 @@
 from pathlib import Path
 
 import pytest
-import torch
 
 import gating
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
 from tests.support.family_models import FAMILIES
 from tests.support.fresh_process import auto_class_of, difference_elsewhere, save_for_elsewhere
-from tests.support.masked_models import TOLERANCE, Units, check_chain, check_generation, check_gradients, compact
+from tests.support.masked_models import TOLERANCE, check_chain, check_generation, check_gradients, compact
 from tests.support.tiers import tiered
 from tests.support.tiny_models import assert_same_state, state_of
 
@@ -137,40 +136,3 @@ def test_a_shared_layer_is_one_block() -> None:
     model = FAMILIES["albert"].build()
     assert len(gating.find_attention_blocks(model)) == 2
     assert model.config.num_hidden_layers == 4
-
-
-ONNX = [
-    "bert",
-    "distilbert",
-    "deberta-v2",
-    "modernbert",
-    "gpt2",
-    "llama",
-    "t5",
-    "bart",
-    "vit",
-    "albert",
-    "phi3",
-]
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # exporters deprecate their own ways as they go
-@pytest.mark.parametrize("name", ONNX)
-@pytest.mark.parametrize("units", ["heads", "neurons", ("heads", "neurons")], ids=str)
-def test_onnx_runtime_gives_the_same(name: str, units: Units, tmp_path: Path) -> None:
-    pytest.importorskip("onnx")
-    pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
-    from transformers.exporters import OnnxConfig, OnnxExporter
-
-    model, _, probe = compact(FAMILIES[name], 0, implementation="eager", units=units)
-    model.config.use_cache = False
-    with torch.no_grad():
-        expected = model(**probe)
-    exported = OnnxExporter().export(model, probe, config=OnnxConfig(dynamic=True))
-    actual = exported(**probe)
-    key = "logits" if "logits" in expected else "last_hidden_state"
-    assert float((torch.as_tensor(actual[key]) - expected[key]).abs().max()) <= TOLERANCE * float(
-        expected[key].abs().max().clamp_min(1.0)
-    )

@@ -19,13 +19,13 @@ from gating.serving.formats import ServingReport
 from gating.serving.gguf.architectures import blocks_to_fill, context_length, find_architecture
 from gating.serving.gguf.check import RUNTIME, Answer, run_llama_cpp
 from gating.serving.gguf.tokenizer import tokens_never_written
-from gating.serving.gguf.writing import TokenizerSource, rounded_as, write_gguf
+from gating.serving.gguf.writing import TokenizerSource, write_gguf
 from gating.serving.greedy import TOLERANCES, check_tokens, make_prompts
 from gating.storage.files import check_free, replacing_file
 
 __all__ = ["GGUF_TYPES", "GgufType", "export_gguf"]
 
-GgufType = Literal["f32", "f16", "bf16", "q8_0", "q4_0"]
+GgufType = Literal["f32", "f16", "bf16", "q8_0"]
 GGUF_TYPES: tuple[GgufType, ...] = get_args(GgufType)
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 # The context of the check, in tokens, has room for the texts, too.
@@ -59,8 +59,8 @@ def export_gguf(
     Args:
         model_or_directory: A model of LLaMA, Mistral, Qwen2 or Qwen3, its compact folder, or its name on the hub.
         save_path: Path of the file; it is written whole or not at all.
-        dtype: Type of the matrices: ``f32``, ``f16``, ``bf16``, ``q8_0`` with 8 bits, or ``q4_0`` with 4, and 8 for
-            the vocabulary. llama.cpp's ``llama-quantize`` makes others of these files.
+        dtype: Type of the matrices: ``f32``, ``f16``, ``bf16``, or ``q8_0`` with 8 bits. llama.cpp's
+            ``llama-quantize`` makes others of these files.
         tokenizer: Tokenizer of a model; by default the one in the model's folder. Without any, the file has
             placeholders, so that it reads and writes numbers of tokens only.
         tokenizer_from: GGUF file whose tokenizer is copied, such as that of the dense model.
@@ -136,10 +136,8 @@ def _check(
     needed = max(_LEAST_CONTEXT, max(map(len, prompts)) + count)
     answer = run_llama_cpp(file, prompts, count=count, context=min(context, needed), texts=texts)
     ends = tokens_never_written(file)
-    # Four bits change so much that llama.cpp is compared with the model in four bits.
-    written = rounded_as(model, dtype) if dtype == "q4_0" else model
     check = check_tokens(
-        written, prompts, answer.written, never_written=ends, tolerance=TOLERANCES[dtype], runtime=RUNTIME
+        model, prompts, answer.written, never_written=ends, tolerance=TOLERANCES[dtype], runtime=RUNTIME
     )
     return [check.describe(RUNTIME), *_compare_texts(reader, texts, answer, is_copied=is_copied)]
 

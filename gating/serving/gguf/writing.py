@@ -1,6 +1,5 @@
 """GGUF files: their metadata and tensors, written one after another."""
 
-import copy
 import errno
 import os
 from collections.abc import Callable, Iterator
@@ -8,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -16,21 +14,18 @@ import gguf
 from gating.compact.decoders import sizes_of
 from gating.errors import InputError
 from gating.serving.gguf.architectures import Architecture, context_length, rope_type
-from gating.serving.gguf.tensors import decoder_tensors, filled, width_in_file, widths_in_file
+from gating.serving.gguf.tensors import decoder_tensors, widths_in_file
 from gating.serving.gguf.tokenizer import add_ends_of_model, add_placeholders, add_tokenizer, copy_tokenizer
 from gguf import GGMLQuantizationType as Type
 
-__all__ = ["TokenizerSource", "rounded_as", "write_gguf"]
+__all__ = ["TokenizerSource", "write_gguf"]
 
 _TYPES = {
     "f32": (Type.F32, gguf.LlamaFileType.ALL_F32),
     "f16": (Type.F16, gguf.LlamaFileType.MOSTLY_F16),
     "bf16": (Type.BF16, gguf.LlamaFileType.MOSTLY_BF16),
     "q8_0": (Type.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
-    "q4_0": (Type.Q4_0, gguf.LlamaFileType.MOSTLY_Q4_0),
 }
-# Four bits are too few for the logits: as llama.cpp's own files, those of ours have more for these.
-_OF_TOKENS = ("token_embd.weight", "output.weight")
 
 
 class TokenizerSource(NamedTuple):
@@ -112,7 +107,7 @@ def _add_rope(writer: gguf.GGUFWriter, config: Any, head_dim: int) -> None:
 def _write_tensors(writer: gguf.GGUFWriter, tensors: Callable[[], Iterator[tuple[str, Tensor]]], dtype: Type) -> None:
     """Write the tensors one at a time: a converted copy of a large model need not fit in memory."""
     for name, tensor in tensors():
-        kind = _type_of(name, tensor, dtype)
+        kind = _type_of(tensor, dtype)
         block_size, type_size = gguf.GGML_QUANT_SIZES[kind]
         num_bytes = tensor.numel() // block_size * type_size
         writer.add_tensor_info(name, list(tensor.shape), np.dtype(np.float32), num_bytes, raw_dtype=kind)
@@ -121,33 +116,14 @@ def _write_tensors(writer: gguf.GGUFWriter, tensors: Callable[[], Iterator[tuple
     writer.write_ti_data_to_file()
     for name, tensor in tensors():
         values = tensor.detach().cpu().float().contiguous().numpy()
-        kind = _type_of(name, tensor, dtype)
+        kind = _type_of(tensor, dtype)
         if kind == Type.F16 and np.abs(values).max(initial=0.0) > np.finfo(np.float16).max:
             raise InputError(f"{name} has values beyond the range of f16: give bf16 or f32 as dtype.")
         writer.write_tensor_data(gguf.quants.quantize(values, kind))
 
 
-def _type_of(name: str, tensor: Tensor, dtype: Type) -> Type:
+def _type_of(tensor: Tensor, dtype: Type) -> Type:
     """Return the type of a tensor in a file: vectors are float32, and blocks of 32 values need such rows."""
     if tensor.dim() < 2:
         return Type.F32
-    if dtype == Type.Q4_0 and name in _OF_TOKENS:
-        dtype = Type.Q8_0
     return Type.F16 if tensor.shape[-1] % gguf.GGML_QUANT_SIZES[dtype][0] else dtype
-
-
-@torch.no_grad()
-def rounded_as(model: PreTrainedModel, dtype: str) -> PreTrainedModel:
-    """Return a copy of a model with the values that its matrices have in a file of a type."""
-    of_tokens = {id(layer.weight) for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer}
-    memo: dict[int, Any] = {}
-    copied = copy.deepcopy(model, memo)
-    # Their rows are as long as the layer is wide in the file.
-    of_neurons = {id(layer.mlp.down_proj.weight) for layer in cast(Any, model.base_model).layers}
-    for parameter in (one for one in model.parameters() if one.numel()):
-        name, width = _OF_TOKENS[0] if id(parameter) in of_tokens else "", parameter.shape[-1]
-        values = filled(parameter, width_in_file(width), 1) if id(parameter) in of_neurons else parameter
-        kind = _type_of(name, values, _TYPES[dtype][0])
-        rounded = gguf.quants.dequantize(gguf.quants.quantize(values.float().numpy(), kind), kind)
-        memo[id(parameter)].copy_(torch.from_numpy(rounded)[..., :width])
-    return copied

@@ -1,1 +1,1 @@
-"""Graphs of a forward pass: ONNX and torch.export, with their weights as floats or 8-bit integers."""
+"""Graphs for ONNX Runtime and OpenVINO: of a forward pass, and of decoders with their cache."""

@@ -2,12 +2,12 @@
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from gating.proof.probe import make_probe
 from gating.serving.contexts import LONGEST_CHECKED, boundaries, checked_context
@@ -33,8 +33,8 @@ class PaddedBatch(NamedTuple):
     side: Side | None
 
 
-def input_names(model: PreTrainedModel, processor: object = None) -> tuple[list[str], list[str]]:
-    """Return the names of a model's inputs that its processor makes, and of those that the model does not accept.
+def input_names(model: PreTrainedModel, processor: object = None) -> list[str]:
+    """Return the names of a model's inputs that its processor makes, and of those that it needs.
 
     Without a processor, the inputs are those of the family's usual tokenizer, image processor or feature extractor.
     """
@@ -42,30 +42,11 @@ def input_names(model: PreTrainedModel, processor: object = None) -> tuple[list[
     needed = set(make_probe(model))
     if type(model).__name__.endswith(("ForSequenceClassification", "ForQuestionAnswering")):
         needed -= {"decoder_input_ids"}  # Derived from the encoder's tokens.
-    reads_text = "input_ids" in needed
-    made = _made_by(processor, reads_text=reads_text) if callable(processor) else _usually_made(model, needed)
+    made = _usually_made(model, needed) if processor is None else set(getattr(processor, "model_input_names", ()))
     if "decoder_input_ids" in needed:
         made |= {"decoder_attention_mask"} & accepts
     takes = needed | ({*_MASKS, "token_type_ids"} & accepts)
-    names = sorted(needed | (made & takes), key=lambda name: (name.startswith("decoder_"), name not in needed, name))
-    return names, sorted(made - takes)
-
-
-def _made_by(processor: Any, *, reads_text: bool) -> set[str]:
-    found = [getattr(processor, name, None) for name in ("tokenizer", "image_processor", "feature_extractor")]
-    made: set[str] = set()
-    for part in [part for part in found if part is not None] or [processor]:
-        if isinstance(part, PreTrainedTokenizerBase):
-            # Audio models tokenize labels only.
-            made |= set(part("a")) if reads_text else set()
-        elif hasattr(part, "sampling_rate"):
-            made |= set(part([0.0] * part.sampling_rate, sampling_rate=part.sampling_rate))
-        else:
-            # Pillow is a requirement of image processors, not of this package's core.
-            from PIL import Image
-
-            made |= set(part(Image.new("RGB", (64, 64))))
-    return made
+    return sorted(needed | (made & takes), key=lambda name: (name.startswith("decoder_"), name not in needed, name))
 
 
 def _usually_made(model: PreTrainedModel, needed: set[str]) -> set[str]:

@@ -1,8 +1,7 @@
-"""Check of an exported model: its outputs on batches of several sizes, compared with the model's own."""
+"""Check of an exported forward pass: its outputs on batches of several sizes, compared with the model's own."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -11,106 +10,80 @@ from transformers import PreTrainedModel
 from gating.errors import OperationError, explain, shorten
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.serving.graphs.batches import PaddedBatch, batches_to_check, real_positions
+from gating.serving.graphs.runtime import GraphModel
 
-__all__ = ["TOLERANCE", "Axes", "ExportCheck", "check_exported", "check_quantized", "named_outputs"]
-
-# Shape of each input of a graph: fixed sizes are integers, others are dynamic.
-Axes = Mapping[str, tuple[object, ...]]
+__all__ = ["TOLERANCE", "check_exported", "check_quantized", "named_outputs"]
 
 # Largest relative difference: runtimes sum in another order and fuse operations.
 TOLERANCE = 1e-4
 
 
-@dataclass(frozen=True)
-class ExportCheck:
-    """Result of checking an exported model.
+def check_exported(model: PreTrainedModel, graph: GraphModel, processor: object, runtime: str) -> dict[str, Any]:
+    """Compare the outputs of a graph with those of the model on batches of several sizes and lengths.
 
-    Attributes:
-        max_difference: Largest relative difference to the model's own outputs, padding positions excluded.
-        inputs: Inputs of the graph with their axes: a name for a dynamic axis, a number for a fixed one.
-        checked: Description of the checked batches.
-        refused: Batches that the graph rejects, each as an input and its shape.
-    """
-
-    max_difference: float
-    inputs: Mapping[str, tuple[int | str, ...]]
-    checked: str
-    refused: tuple[str, ...]
-
-    def describe(
-        self, left_out: Sequence[str], context: str | None, *, int8_difference: float | None = None
-    ) -> list[str]:
-        """Return the inputs and the result of the check, for people.
-
-        Args:
-            left_out: Inputs that the tokenizer or processor makes and the graph does not have.
-            context: Sentence about texts that are too long for the graph, if any.
-            int8_difference: Largest relative difference after quantization to 8-bit integers; None for float weights.
-        """
-        inputs = ", ".join(f"{name} [{', '.join(map(str, axes))}]" for name, axes in self.inputs.items())
-        outputs = "its outputs differ" if int8_difference is None else "the outputs of the float graph differ"
-        sentences = [
-            f"Its inputs are {inputs}",
-            f"Checked on {self.checked}: {outputs} from the model's by {self.max_difference:.1e}",
-        ]
-        if int8_difference is not None:
-            sentences.append(
-                "Its weights are 8-bit integers, with which the outputs on these random batches differ by "
-                f"{int8_difference:.1e}: measure its accuracy before use"
-            )
-        sentences += [f"It rejects {refused}, which the model accepts" for refused in self.refused]
-        sentences += [
-            f"The tokenizer or processor also makes {name}, which the export does not accept: leave that out"
-            for name in left_out
-        ]
-        return [*sentences, *([] if context is None else [context])]
-
-
-def check_exported(model: PreTrainedModel, exported: Any, axes: Axes, processor: object) -> ExportCheck:
-    """Compare the outputs of an exported model with those of the model on batches of several sizes and lengths.
+    Returns:
+        The inputs of the graph, the largest relative difference, and sentences for people, by the names of
+        :class:`~gating.serving.graphs.graph_export.GraphReport`.
 
     Raises:
-        RuntimeError: The exported model rejects every batch, or its outputs differ.
+        RuntimeError: The graph rejects every batch, or its outputs differ.
     """
-    check = _compare(model, exported, axes, processor)
-    if check.max_difference > TOLERANCE:
+    difference, checked, refused = _compare(model, graph, processor)
+    if difference > TOLERANCE:
         raise OperationError(
-            f"The exported model's outputs differ from the model's by {check.max_difference:.1e}, more than rounding. "
+            f"The exported model's outputs differ from the model's by {difference:.1e}, more than rounding. "
             "Nothing was written."
         )
-    return check
+    inputs = _checked_axes(checked)
+    named = ", ".join(f"{name} [{', '.join(map(str, axes))}]" for name, axes in inputs.items())
+    sentences = [
+        f"Its inputs are {named}",
+        f"Checked in {runtime} on {_describe(checked)}: its outputs differ from the model's by {difference:.1e}",
+        *(f"It rejects {batch}, which the model accepts" for batch in refused),
+    ]
+    return {"inputs": inputs, "max_difference": difference, "sentences": tuple(sentences)}
 
 
 def check_quantized(
-    model: PreTrainedModel, exported: Any, axes: Axes, processor: object, *, floats: ExportCheck
-) -> float:
-    """Return the largest relative difference that quantization makes to a model's outputs on the batches of a check.
+    model: PreTrainedModel, graph: GraphModel, processor: object, runtime: str, *, floats: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Measure the largest relative difference that quantization makes to a model's outputs on the batches of a check.
 
-    ``floats`` is the result of :func:`check_exported` before quantization, with the same other arguments.
+    Args:
+        model: The model.
+        graph: The quantized graph.
+        processor: Its tokenizer or processor, or None.
+        runtime: Name of the runtime, for messages.
+        floats: Result of :func:`check_exported` before quantization.
+
+    Returns:
+        The result of before, with this difference.
 
     Raises:
-        RuntimeError: The quantized model rejects a batch that it accepted before, or its outputs are not finite.
+        RuntimeError: The quantized graph rejects every batch, or its outputs are not finite.
     """
-    check = _compare(model, exported, axes, processor)
-    if check.refused != floats.refused:
+    difference, _, _ = _compare(model, graph, processor)
+    if math.isinf(difference):
         raise OperationError(
-            f"With 8-bit weights, the exported model rejects {', '.join(check.refused)}. Nothing was written: leave "
-            "out int8."
+            f"With 8-bit weights, the outputs in {runtime} are not finite. Nothing was written: leave out int8."
         )
-    if math.isinf(check.max_difference):
-        raise OperationError(
-            "With 8-bit weights, the exported model's outputs are not finite. Nothing was written: leave out int8."
-        )
-    return check.max_difference
+    sentence = (
+        f"Its weights are 8-bit integers, with which the outputs on these random batches differ by {difference:.1e}: "
+        "measure its accuracy before use"
+    )
+    return {**floats, "int8_difference": difference, "sentences": (*floats["sentences"], sentence)}
 
 
-def _compare(model: PreTrainedModel, exported: Any, axes: Axes, processor: object) -> ExportCheck:
+def _compare(
+    model: PreTrainedModel, graph: GraphModel, processor: object
+) -> tuple[float, list[PaddedBatch], tuple[str, ...]]:
+    """Return the largest difference, the batches that were compared, and those that only the model accepts."""
     difference, checked, refused, reason = 0.0, list[PaddedBatch](), list[str](), ""
-    for padded in batches_to_check(model, list(axes), axes, processor):
+    for padded in batches_to_check(model, list(graph.axes), graph.axes, processor):
         batch = padded.inputs
         expected = forward_outputs(model, batch)
         try:
-            actual = list(named_outputs(exported(**batch)).values())
+            actual = list(named_outputs(graph(**batch)).values())
         except Exception as error:  # Each runtime has error classes of its own.
             name, tensor = next(iter(batch.items()))
             refused.append(f"{name} of {' x '.join(map(str, tensor.shape))}")
@@ -121,21 +94,12 @@ def _compare(model: PreTrainedModel, exported: Any, axes: Axes, processor: objec
         checked.append(padded)
     if not checked:
         raise OperationError(f"The exported model rejects every batch ({reason}). Nothing was written.")
-    return ExportCheck(difference, _checked_axes(checked), _describe(checked), tuple(dict.fromkeys(refused)))
+    return difference, checked, tuple(dict.fromkeys(refused))
 
 
-def named_outputs(outputs: Any, name: str = "") -> dict[str, Tensor]:
-    """Return the floating-point tensors of nested outputs by their dotted names, all of which begin with a name."""
-    if isinstance(outputs, Tensor):
-        return {name: outputs} if outputs.is_floating_point() else {}
-    pairs: Any = outputs.items() if isinstance(outputs, Mapping) else ()
-    if isinstance(outputs, (list, tuple)):
-        pairs = enumerate(outputs)
-    return {
-        found: tensor
-        for key, value in pairs
-        for found, tensor in named_outputs(value, f"{name}.{key}" if name else str(key)).items()
-    }
+def named_outputs(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the floating-point outputs of a graph by name."""
+    return {name: tensor for name, tensor in outputs.items() if tensor.is_floating_point()}
 
 
 def _sizes_by_axis(name: str, checked: list[PaddedBatch]) -> list[tuple[str, set[int]]]:
@@ -155,17 +119,8 @@ def _checked_axes(checked: list[PaddedBatch]) -> dict[str, tuple[int | str, ...]
 
 
 def _describe(checked: list[PaddedBatch]) -> str:
-    """Return the checked sizes in words, such as "batches of 1 and 2, lengths of 7 and 12, padded left and right"."""
-    found: dict[str, set[int]] = {"batch": set()}
-    for name in checked[0].inputs:
-        for axis, sizes in _sizes_by_axis(name, checked):
-            if len(sizes) > 1 or axis == "batch":
-                found[axis] = found.get(axis, set()) | sizes
-    words = [f"{'batche' if axis == 'batch' else axis}s of {_listed(sizes)}" for axis, sizes in found.items()]
+    """Return the number of batches, their lengths and the sides of their padding in words."""
+    lengths = [batch["input_ids"].shape[1] for batch, _ in checked if "input_ids" in batch]
     sides = sorted({side for _, side in checked if side is not None})
-    return ", ".join(words) + f", padded {' and '.join(sides)}" * bool(sides)
-
-
-def _listed(numbers: set[int]) -> str:
-    *others, last = map(str, sorted(numbers))
-    return f"{', '.join(others)} and {last}" if others else last
+    tokens = f" of {min(lengths)} to {max(lengths):,} tokens" if lengths else ""
+    return f"{len(checked)} batches{tokens}" + f", padded {' and '.join(sides)}" * bool(sides)

@@ -1,7 +1,8 @@
-"""Export of compact models to ONNX and ``torch.export``, through the exporters of transformers."""
+"""Export of models to ONNX and OpenVINO, through the exporters of transformers."""
 
-import copy
 import os
+import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,49 +10,54 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from gating.compact.save import Processor
-from gating.embedding.head import SentenceHead
+from gating.embedding.head import MODULES, SentenceHead, read_parts
+from gating.loader.record import dense_config
 from gating.report.metadata import is_sentence_folder
-from gating.serving.contexts import checked_context, steady_context
-from gating.serving.copies import as_converted, fix_rotations
-from gating.serving.exporting import Exportable, exporting, load_processor, megabytes_of, reporting_failure
+from gating.serving.contexts import checked_context
+from gating.serving.copies import as_converted, copy_in_float32
+from gating.serving.dummy_heads import with_dummy_heads
+from gating.serving.exporting import (
+    Exportable,
+    exporting,
+    load_processor,
+    megabytes_of,
+    reporting_failure,
+    special_tokens,
+    writes_text,
+)
+from gating.serving.formats import FORMATS, ServingReport
 from gating.serving.graphs.batches import batch_to_trace, input_names
-from gating.serving.graphs.check import Axes, ExportCheck, check_exported, check_quantized
-from gating.serving.graphs.exporters import GraphFormat, export_graph, input_axes, of_transformers, quantize
-from gating.serving.graphs.tracing import as_exported, pooled, quick_tracing, quiet_exporters
+from gating.serving.graphs.check import check_exported, check_quantized
+from gating.serving.graphs.exporters import (
+    GraphFormat,
+    decoding_step,
+    export_graph,
+    pooled,
+    quantize,
+    quiet_exporters,
+    save_graph,
+)
+from gating.serving.graphs.runtime import GraphModel
+from gating.serving.greedy import TOLERANCES, check_alone_and_in_batch, make_prompts
 
-__all__ = ["GraphReport", "export_onnx", "export_torch"]
+__all__ = ["GraphReport", "export_onnx", "export_openvino"]
 
 
 @dataclass(frozen=True)
-class GraphReport(ExportCheck):
-    """An export and the result of its check, in which refused batches are those that the model alone accepts.
+class GraphReport(ServingReport):
+    """An export and the result of its check.
 
     Attributes:
-        folder: Folder of the export; ``ExportedModel.from_pretrained(folder)`` of transformers loads it.
-        format: ``onnx`` or ``torch``.
-        megabytes: Size of the folder, in millions of bytes.
-        left_out: Inputs that the tokenizer or processor makes and the graph does not have.
-        context: Sentence about texts that are too long for the graph; None if it takes all that the model does.
-        int8_difference: Largest relative difference after quantization to 8-bit integers; None for float weights, of
-            which ``max_difference`` is.
+        inputs: Inputs of the graph with their axes: a name for a dynamic axis, a number for a fixed one. Those of a
+            cache are left out.
+        max_difference: Largest relative difference of the float graph's outputs to the model's own, padding positions
+            excluded; None for decoders, whose tokens are compared.
+        int8_difference: The same after quantization to 8-bit integers; None for float weights and decoders.
     """
 
-    folder: Path
-    format: GraphFormat
-    megabytes: float
-    left_out: tuple[str, ...]
-    context: str | None = None
+    inputs: Mapping[str, tuple[int | str, ...]]
+    max_difference: float | None = None
     int8_difference: float | None = None
-
-    @property
-    def path(self) -> Path:
-        """The folder, by the name that it has in the reports of all formats."""
-        return self.folder
-
-    @property
-    def sentences(self) -> tuple[str, ...]:
-        """The contents and the result of the check, for people."""
-        return tuple(self.describe(self.left_out, self.context, int8_difference=self.int8_difference))
 
 
 def export_onnx(
@@ -62,12 +68,14 @@ def export_onnx(
     int8: bool = False,
     overwrite: bool = False,
 ) -> GraphReport:
-    """Export a model to ONNX, with the inputs that its tokenizer makes, and check its outputs in ONNX Runtime.
+    """Export a model to ONNX, and compare its results with the model's in ONNX Runtime.
 
-    The check runs batches of several sizes and lengths, with and without padding. Decoders that generate compute
-    position ids from the attention mask, as ``generate`` does, so that left padding does not change their outputs;
-    families with other position ids, such as RoBERTa, keep their own. From a folder of sentence-transformers, the graph
-    also has the output ``sentence_embedding``, ``[batch, width]``.
+    A decoder becomes a graph with its key-value cache: inputs such as ``input.cache.layers.0.keys``, ``[batch, groups,
+    length, width]``, whose next values are the outputs ``output.cache.layers.0.keys``. Each layer keeps its own counts;
+    one without heads gets a head that does nothing. The check compares greedy tokens, alone and in a padded batch. Any
+    other model becomes one forward pass, and is compared on padded batches of several sizes. From a folder of
+    sentence-transformers, the graph also has the output ``sentence_embedding``, ``[batch, width]``, and lies where
+    ``SentenceTransformer(folder, backend="onnx")`` looks for it, in ``onnx/model.onnx``.
 
     Args:
         model_or_directory: A compact model, its folder, or its name on the hub.
@@ -83,85 +91,125 @@ def export_onnx(
         The folder, the inputs and the largest difference of the outputs.
 
     Raises:
-        ImportError: onnxruntime or onnxscript is not installed.
+        ImportError: A package of the export is not installed.
         ValueError: ``int8`` is true for a model without weight matrices.
         FileExistsError: The folder is not empty and ``overwrite`` is false, or it is not an earlier export.
-        RuntimeError: The model cannot be exported, or its outputs differ afterwards. Nothing is written.
+        RuntimeError: The model cannot be exported, or its results differ afterwards. Nothing is written.
     """
-    return _export_checked(
-        model_or_directory, Path(save_directory), format="onnx", tokenizer=tokenizer, int8=int8, overwrite=overwrite
-    )
+    return _export(model_or_directory, Path(save_directory), "onnx", tokenizer, int8=int8, overwrite=overwrite)
 
 
-def export_torch(
+def export_openvino(
     model_or_directory: Exportable,
     save_directory: str | os.PathLike[str],
     *,
     tokenizer: Processor | None = None,
+    int8: bool = False,
     overwrite: bool = False,
 ) -> GraphReport:
-    """Export a model with ``torch.export``: arguments, but for ``int8``, and check are those of :func:`export_onnx`."""
-    return _export_checked(
-        model_or_directory, Path(save_directory), format="torch", tokenizer=tokenizer, overwrite=overwrite
-    )
+    """Export a model to OpenVINO, and compare its results with the model's on the CPU.
+
+    A decoder becomes a model whose state is its key-value cache, as ``openvino_genai.LLMPipeline`` and optimum-intel
+    take it. All else is as in :func:`export_onnx`; the file of a sentence-transformers folder is
+    ``openvino/openvino_model.xml``.
+    """
+    return _export(model_or_directory, Path(save_directory), "openvino", tokenizer, int8=int8, overwrite=overwrite)
 
 
-def _export_checked(
+def _export(
     model_or_directory: Exportable,
     place: Path,
-    *,
     format: GraphFormat,
     tokenizer: Processor | None,
-    int8: bool = False,
+    *,
+    int8: bool,
     overwrite: bool,
 ) -> GraphReport:
     with exporting(model_or_directory, place, format=format, overwrite=overwrite) as opened:
         model, origin, folder = opened
         processor: Any = load_processor(origin) if tokenizer is None else tokenizer
-        model = _prepared(model, format)
-        names, left_out = input_names(model, processor)
-        batch = batch_to_trace(model, names, processor)
-        int8_difference = None
-        head = SentenceHead.load(origin) if origin is not None and is_sentence_folder(origin) else None
-        with as_exported(model), pooled(model, head):
-            with reporting_failure(model, format), quick_tracing(), quiet_exporters():
-                exported = export_graph(model, batch, format)
-            exported, axes = _save_and_load(model, format, exported, folder)
-            check = check_exported(model, exported, axes, processor)
-            if int8:
-                with reporting_failure(model, "8-bit integers"), quiet_exporters():
-                    quantize(exported, batch)
-                exported, axes = _save_and_load(model, format, exported, folder)
-                int8_difference = check_quantized(model, exported, axes, processor, floats=check)
+        sentences_from = origin if origin is not None and is_sentence_folder(origin) else None
+        found = _write_checked(model, folder, format, processor, sentences_from, int8=int8)
+        _save_settings(model, folder, sentences_from)
         if processor is not None:
             processor.save_pretrained(folder)
-        megabytes = megabytes_of(folder)
-    return GraphReport(
-        **vars(check),
-        folder=place,
-        format=format,
-        megabytes=megabytes,
-        left_out=(*left_out, *(name for name in names if name not in check.inputs)),
-        context=checked_context(model.config)[1],
-        int8_difference=int8_difference,
+        found["megabytes"] = megabytes_of(folder)
+    return GraphReport(path=place, **found)
+
+
+def _write_checked(
+    model: PreTrainedModel,
+    folder: Path,
+    format: GraphFormat,
+    processor: Any,
+    sentences_from: Path | None,
+    *,
+    int8: bool,
+) -> dict[str, Any]:
+    """Write the graph, check it, and return the fields of the report but for the path and the size."""
+    runtime, head = FORMATS[format].runtime, None if sentences_from is None else SentenceHead.load(sentences_from)
+    is_decoder = writes_text(model)
+    # A cache has an entry for each layer, and OpenVINO no tensors without elements.
+    needs_heads = is_decoder or format == "openvino"
+    reference, copied = copy_in_float32(model), as_converted(with_dummy_heads(model) if needs_heads else model)
+
+    def save() -> GraphModel:
+        with quiet_exporters(), reporting_failure(model, runtime):
+            save_graph(exported, folder, format, is_sentence=head is not None)
+            return GraphModel(model.config, folder)
+
+    with pooled(copied, head), pooled(reference, head):
+        with quiet_exporters(), reporting_failure(model, runtime):
+            if is_decoder:
+                step, batch = decoding_step(copied)
+            else:
+                step, batch = copied, batch_to_trace(copied, input_names(copied, processor), processor)
+            exported = export_graph(step, batch, format)
+        check = _check_decoder if is_decoder else check_exported
+        found = check(reference, save(), processor, runtime)
+        if int8:
+            with quiet_exporters(), reporting_failure(model, "8-bit integers"):
+                quantize(exported, batch, format)
+            again = _check_decoder if is_decoder else check_quantized
+            found = again(reference, save(), processor, runtime, floats=found)
+    note = checked_context(model.config)[1]
+    return {**found, "sentences": (*found["sentences"], *([] if note is None else [note]))}
+
+
+def _check_decoder(
+    model: PreTrainedModel,
+    graph: GraphModel,
+    processor: Any,
+    runtime: str,
+    *,
+    floats: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Compare the greedy tokens of a graph with a decoder's own, with 8-bit weights after the check of ``floats``."""
+    pad = (*special_tokens("pad", model, processor), 0)[0]
+    prompts, count = make_prompts(model, context=checked_context(model.config)[0])
+    compared = check_alone_and_in_batch(
+        model,
+        prompts,
+        lambda rows: graph.write(rows, count, pad_token_id=pad),
+        tolerance=TOLERANCES["f32"] if floats is None else None,
+        runtime=runtime if floats is None else f"{runtime} with 8-bit weights",
+        side="left",
     )
+    named = {name: ("batch", "length") if len(axes) > 1 else ("batch",) for name, axes in graph.axes.items()}
+    return {"inputs": named, "sentences": (*([] if floats is None else floats["sentences"]), *compared)}
 
 
-def _prepared(model: PreTrainedModel, format: GraphFormat) -> PreTrainedModel:
-    """Return a model or a copy whose operations the format has."""
-    if format == "onnx":
-        return as_converted(model)
-    if steady_context(model.config) is not None:
-        model = copy.deepcopy(model)
-        fix_rotations(model)
-    return model
-
-
-def _save_and_load(model: PreTrainedModel, format: GraphFormat, exported: Any, folder: Path) -> tuple[Any, Axes]:
-    """Save an export in a folder, and load it again with the shapes of its inputs."""
-    with quiet_exporters():
-        exported.save_pretrained(folder)
-    with reporting_failure(model, format), quiet_exporters():
-        # transformers unpickles a .pt2 only with trust; this process has just written it.
-        loaded = of_transformers().ExportedModel.from_pretrained(folder, trust_remote_code=True)
-    return loaded, input_axes(loaded, format)
+def _save_settings(model: PreTrainedModel, folder: Path, sentences_from: Path | None) -> None:
+    """Save the configuration without the record and the names of code, and the modules of sentence-transformers."""
+    config = dense_config(model.config)
+    if writes_text(model) and (context := checked_context(config)[0]) is not None:
+        config.max_position_embeddings = context
+    config.save_pretrained(folder)
+    if model.can_generate() and model.generation_config is not None:
+        model.generation_config.save_pretrained(folder)
+    if sentences_from is not None:
+        for path in (*sentences_from.glob("*sentence*.json"), sentences_from / MODULES):
+            shutil.copyfile(path, folder / path.name)
+        for part in read_parts(sentences_from):
+            if part.is_dir():  # A normalization may have no settings.
+                shutil.copytree(part, folder / part.name)

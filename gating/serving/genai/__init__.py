@@ -1,1 +1,0 @@
-"""Decoders with a key-value cache for ONNX Runtime GenAI."""

@@ -1,1 +1,0 @@
-"""Models for OpenVINO: decoders with their cache as state, and one forward pass of others."""
