@@ -23,7 +23,7 @@ from benchmarks.compare.methods import INT8, LATENCY_METHODS
 from benchmarks.compare.outcome import Row
 from benchmarks.compare.runs import folder_of
 from benchmarks.measuring import interleave, machine, ratio
-from benchmarks.serving.encoder import accuracies, evaluation_data, onnx_runtime, pytorch
+from benchmarks.serving.encoder import accuracies, evaluation_data, graph, pytorch
 from benchmarks.serving.runtimes import silenced
 from gating.run.data import RunData
 from gating.tracking.verbosity import quiet_libraries
@@ -69,7 +69,7 @@ def measure(run: Path, dense_run: Path, row: Row) -> list[dict[str, Any]]:
         with tempfile.TemporaryDirectory() as folder:
             with silenced():
                 report = gating.export_onnx(run / "compact", Path(folder) / "int8", int8=True)
-            forward = onnx_runtime(Path(folder) / "int8")
+            forward = graph(Path(folder) / "int8")
             score = {f"test/{row['metric']}": accuracies(data, forward)["test"], "megabytes": report.megabytes}
             rows.append({**rows[0], "method": name, **score, **_speeds(dense, forward, data)})
     for each in rows:

@@ -6,7 +6,7 @@
 
 FOLDER has tinyshakespeare/ (train.txt, validation.txt, test.txt) and trec/ (train.tsv, validation.tsv, test.tsv), and
 RUNS keeps the trained runs, so that a repetition trains none. Runtimes that are not installed are left out:
-pip install 'head-gating[export,serving]', and for vLLM an environment of its own (--vllm PYTHON). Results are in
+pip install 'head-gating[onnx,openvino,gguf]', and for vLLM an environment of its own (--vllm PYTHON). Results are in
 benchmarks/results/serving.jsonl, a line for each case; a new one replaces that of the same kind.
 ``python -m benchmarks.page`` writes the tables of docs/serving.md.
 """
@@ -37,7 +37,7 @@ SECTIONS = ("tokens", "vllm", "cache", "encoder", "decoder", "speed")
 _TRAINED = ("encoder", "decoder")
 _KEY = ("section", "family", "pattern", "kept", "model", "runtime", "dtype")
 # Packages of the runtimes, whose versions belong to the results.
-_PACKAGES = ("xllamacpp", "gguf", "onnxruntime", "onnxruntime-genai", "openvino")
+_PACKAGES = ("xllamacpp", "gguf", "onnxruntime", "openvino", "nncf")
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Row]:

@@ -1,6 +1,5 @@
 """Size of the key-value cache of compact decoders in each runtime, beside that of the dense one."""
 
-import json
 import re
 import tempfile
 from collections.abc import Iterator
@@ -54,9 +53,9 @@ def _bytes_per_token(model: PreTrainedModel) -> Iterator[tuple[str, float]]:
             for flash in (True, False):
                 name = f"llama.cpp, flash attention {'on' if flash else 'off'}"
                 yield name, _in_llama_cpp(file, flash=flash)
-        if missing_package(RUNTIMES["ONNX Runtime GenAI"]) is None:
-            place = export(model, RUNTIMES["ONNX Runtime GenAI"], Path(folder) / "genai")
-            yield "ONNX Runtime GenAI", _in_genai(place)
+        if missing_package(RUNTIMES["ONNX Runtime"]) is None:
+            place = export(model, RUNTIMES["ONNX Runtime"], Path(folder) / "onnx")
+            yield "ONNX Runtime, OpenVINO", _in_onnx_runtime(place)
 
 
 @torch.inference_mode()
@@ -75,13 +74,10 @@ def _in_llama_cpp(file: Path, *, flash: bool) -> float:
     return float(mebibytes) * 2**20 / int(cells)
 
 
-def _in_genai(folder: Path) -> float:
-    """Count the entries of the cache by the shapes of the graph's inputs."""
+def _in_onnx_runtime(folder: Path) -> float:
+    """Count the entries of the cache by the shapes of the graph's inputs: batch, groups, length and width of a head."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(folder / "model.onnx"))
-    caches = [each for each in session.get_inputs() if each.name.startswith("past_key_values")]
-    size = {"tensor(float)": 4, "tensor(float16)": 2}
-    head_dim = json.loads((folder / "genai_config.json").read_text())["model"]["decoder"]["head_size"]
-    # Batch, groups, length and width of a head.
-    return float(sum(size[each.type] * each.shape[1] * head_dim for each in caches))
+    shapes = [each.shape for each in session.get_inputs() if each.name.startswith("input.")]
+    return float(sum(4 * int(shape[1]) * int(shape[3]) for shape in shapes))

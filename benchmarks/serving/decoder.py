@@ -1,16 +1,15 @@
-"""Perplexity, size and speed of compact LLaMAs in llama.cpp and ONNX Runtime GenAI, with weights of several types."""
+"""Perplexity, size and speed of compact LLaMAs in other runtimes, with weights of several types."""
 
-import importlib
 import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from benchmarks.measuring import ratio
@@ -20,14 +19,14 @@ from benchmarks.serving.runs import DECODERS, train
 from benchmarks.serving.runtimes import RUNTIMES, missing_package, silenced
 from gating.compact.load import load_compact
 from gating.serving.formats import export_compact
+from gating.serving.graphs.runtime import GraphModel
 
 __all__ = ["measure_perplexity", "measure_speed"]
 
 Row = dict[str, Any]
 
 _LENGTH, _NUM_TEXTS = 128, 24
-_GGUF_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
-_GENAI_TYPES = ("f32", "int8", "int4")
+_GGUF_TYPES = ("f32", "f16", "bf16", "q8_0")
 # Tokens of the prompt and those written after it, and measurements.
 _PROMPT, _WRITTEN, _ROUNDS = 256, 32, 7
 
@@ -107,12 +106,13 @@ def _of_model(source: PreTrainedModel | Path, texts: list[list[int]]) -> Iterato
                 if dtype == "f16":
                     scores = ask_llama_cpp("score", [file], texts, context=2 * _LENGTH, flash=True).value
                     yield {**about, "dtype": "f16, cache too", **_describe(_flat(scores), expected)}
-        if missing_package(RUNTIMES["ONNX Runtime GenAI"]) is None:
-            for dtype in _GENAI_TYPES:
-                place = Path(folder) / f"genai-{dtype}"
-                report = _export(source, place, format="onnx-genai", dtype=dtype)
-                about = {"runtime": "ONNX Runtime GenAI", "dtype": dtype, "megabytes": report.megabytes}
-                yield {**about, **_describe(_in_genai(place, texts), expected)}
+        for runtime, format in (("ONNX Runtime", "onnx"), ("OpenVINO", "openvino")):
+            if missing_package(RUNTIMES[runtime]) is None:
+                for dtype in ("f32", "int8"):
+                    place = Path(folder) / f"{format}-{dtype}"
+                    report = _export(source, place, format=format, int8=dtype == "int8")
+                    about = {"runtime": runtime, "dtype": dtype, "megabytes": report.megabytes}
+                    yield {**about, **_describe(_in_graph(model, place, texts), expected)}
 
 
 def _export(source: PreTrainedModel | Path, place: Path, **options: Any) -> Any:
@@ -130,23 +130,18 @@ def _texts(folder: Path, file: Path) -> list[list[int]]:
 @torch.inference_mode()
 def _in_pytorch(model: PreTrainedModel, texts: list[list[int]]) -> list[float | None]:
     tokens = torch.tensor(texts)
-    scores = model(input_ids=tokens, use_cache=False).logits[:, :-1].double().log_softmax(-1)
+    return _scores(model(input_ids=tokens, use_cache=False).logits, tokens)
+
+
+def _in_graph(model: PreTrainedModel, folder: Path, texts: list[list[int]]) -> list[float | None]:
+    tokens = torch.tensor(texts)
+    return _scores(GraphModel(model.config, folder, num_threads=1)(input_ids=tokens).logits, tokens)
+
+
+def _scores(logits: Tensor, tokens: Tensor) -> list[float | None]:
+    scores = logits[:, :-1].double().log_softmax(-1)
     found: list[float | None] = scores.gather(-1, tokens[:, 1:, None]).flatten().tolist()
     return found
-
-
-def _in_genai(folder: Path, texts: list[list[int]]) -> list[float | None]:
-    genai = importlib.import_module("onnxruntime_genai")
-    model, scores = genai.Model(str(folder)), list[float | None]()
-    for text in texts:
-        parameters = genai.GeneratorParams(model)
-        parameters.set_search_options(max_length=len(text), do_sample=False)
-        generator = genai.Generator(model, parameters)
-        for token, following in pairwise(text):
-            generator.append_tokens(np.array([[token]], dtype=np.int32))
-            logits = torch.from_numpy(np.array(generator.get_logits())).double().flatten()
-            scores.append(float(logits.log_softmax(-1)[following]))
-    return scores
 
 
 def _flat(scores: list[list[float | None]]) -> list[float | None]:

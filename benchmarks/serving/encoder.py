@@ -1,6 +1,5 @@
 """Accuracy, size and speed of compact encoders in PyTorch, ONNX Runtime and OpenVINO."""
 
-import importlib
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -12,20 +11,21 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
+from transformers import AutoConfig, BertConfig, BertForSequenceClassification, PreTrainedModel
 
 import gating
 from benchmarks.measuring import interleave, ratio
 from benchmarks.serving.runs import ENCODERS, train
-from benchmarks.serving.runtimes import RUNTIMES, compile_openvino, missing_package, silenced
+from benchmarks.serving.runtimes import RUNTIMES, missing_package, silenced
 from gating.commands.evaluate import evaluation_settings
 from gating.compact.load import load_compact
 from gating.models.pretrained import Pretrained
 from gating.run.build import build_objects
 from gating.run.data import RunData, encode_examples, load_examples
 from gating.serving.formats import export_compact
+from gating.serving.graphs.runtime import GraphModel
 
-__all__ = ["accuracies", "evaluation_data", "measure_encoder", "onnx_runtime", "pytorch"]
+__all__ = ["accuracies", "evaluation_data", "graph", "measure_encoder", "pytorch"]
 
 Row = dict[str, Any]
 Batch = Mapping[str, Tensor]
@@ -37,6 +37,7 @@ _EXPORTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "ONNX Runtime": ("onnx", {}),
     "ONNX Runtime, int8": ("onnx", {"int8": True}),
     "OpenVINO": ("openvino", {}),
+    "OpenVINO, int8": ("openvino", {"int8": True}),
 }
 
 
@@ -90,8 +91,7 @@ def _in_runtimes(source: PreTrainedModel | Path, place: Path, *, quick: bool) ->
             folder = place.with_name(f"{place.name}-{format}{len(options)}")
             with silenced():
                 report = export_compact(compact, folder, format=format, **options)
-            forward = _openvino(folder) if format == "openvino" else onnx_runtime(folder)
-            yield runtime, _Exported(forward, report.megabytes)
+            yield runtime, _Exported(graph(folder), report.megabytes)
 
 
 def pytorch(model: PreTrainedModel) -> Forward:
@@ -104,20 +104,10 @@ def pytorch(model: PreTrainedModel) -> Forward:
     return forward
 
 
-def onnx_runtime(folder: Path) -> Forward:
-    """Return the first output of an export in ONNX Runtime, on one thread, as a function of a batch."""
-    onnxruntime = importlib.import_module("onnxruntime")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
-    names = [each.name for each in session.get_inputs()]
-    return lambda batch: session.run(None, {name: batch[name].numpy() for name in names})[0]
-
-
-def _openvino(folder: Path) -> Forward:
-    model = compile_openvino(folder, exact=True)
-    names = [port.any_name for port in model.inputs]
-    return lambda batch: model({name: batch[name].numpy() for name in names})[0]
+def graph(folder: Path) -> Forward:
+    """Return the logits of an export, on one thread, as a function of a batch."""
+    exported = GraphModel(AutoConfig.from_pretrained(folder), folder, num_threads=1)
+    return lambda batch: exported(**batch).logits.numpy()
 
 
 def evaluation_data(run: Path) -> RunData:

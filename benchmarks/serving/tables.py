@@ -10,7 +10,7 @@ __all__ = ["TABLES"]
 
 Row = dict[str, Any]
 
-_RUNTIMES = ("transformers", "llama.cpp", "ONNX Runtime GenAI", "OpenVINO", "ONNX Runtime", "vLLM")
+_RUNTIMES = ("transformers", "llama.cpp", "ONNX Runtime", "OpenVINO", "vLLM")
 
 
 def tokens_table(rows: Sequence[Row]) -> list[str]:

@@ -43,8 +43,7 @@ def measure_tokens(*, quick: bool = False) -> Iterator[Row]:
                 model = make_case(family, pattern, steps=2 if quick else _STEPS)
                 about = {"family": family, "pattern": pattern, **_sizes(model)}
                 for runtime in available:
-                    if pattern in (RUNTIMES[runtime].patterns or PATTERNS):
-                        yield {"runtime": runtime, **about, **_measure(model, runtime, Path(name) / "export")}
+                    yield {"runtime": runtime, **about, **_measure(model, runtime, Path(name) / "export")}
                 folders.append((about, model, save_compact(model, Path(name) / str(len(folders)))))
         yield from _measure_folders(folders)
 
@@ -106,7 +105,7 @@ def _measure(model: PreTrainedModel, name: str, place: Path) -> Row:
     try:
         export(model, runtime, place)
         written = runtime.write(place, prompts, count)
-        never_written = _ends(model) if runtime.format != "gguf" else _ends_of_file(place)
+        never_written = _ends_of_file(place) if runtime.format == "gguf" else []
     except InputError as error:
         return {"refused": str(error)}
     except Exception as error:
