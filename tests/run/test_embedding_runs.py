@@ -8,7 +8,6 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
@@ -16,6 +15,7 @@ from sentence_transformers import SentenceTransformer
 import gating
 from gating.commands.evaluate import evaluate_folder
 from gating.embedding.head import SentenceHead
+from gating.serving.graphs.runtime import GraphModel
 from tests.run.test_resume import assert_same_end, interrupt_again_and_again
 from tests.support.interruptions import end_of, run_in
 from tests.support.tiny_sentences import make_sentence_inputs, make_sentence_model, sentences_of, write_pairs
@@ -25,7 +25,7 @@ from tests.support.warm_python import warm_python
 pytestmark = pytest.mark.runs
 
 TEXTS = sentences_of(7, seed=5)
-EXPORTS = "exports=[onnx,onnx-int8]"
+EXPORTS = "exports=[onnx,openvino-int8]"
 ELSEWHERE = """
 import sys, numpy
 from sentence_transformers import SentenceTransformer
@@ -97,18 +97,16 @@ def test_a_run_on_texts_ends_with_a_folder_of_sentence_transformers(finished, tm
     assert "Trained on: sentences of random words." in card
 
 
-@pytest.mark.parametrize("name", ["onnx", "onnx-int8"])
+@pytest.mark.parametrize("name", ["onnx", "openvino-int8"])
 def test_exported_graphs_return_the_embeddings_of_encode(name, exported):
     folder, numbers = exported / f"compact-{name}", numbers_of(exported)
     # A rounding of 8 bits moves few ranks of 16.
     tolerance = 1e-4 if name == "onnx" else 0.1
     assert numbers[f"{name}/test/spearman"] == pytest.approx(numbers["compact/test/spearman"], abs=tolerance)
     model = SentenceTransformer(str(exported / "compact"), trust_remote_code=True, device="cpu")
-    session = onnxruntime.InferenceSession(next(folder.glob("*.onnx")))
-    tokens = model.tokenizer(TEXTS, padding=True, return_tensors="np")
+    tokens = model.tokenizer(TEXTS, padding=True, return_tensors="pt")
     assert not tokens["attention_mask"].all()
-    given = {one.name: tokens[one.name] for one in session.get_inputs()}
-    outputs = dict(zip((one.name for one in session.get_outputs()), session.run(None, given), strict=True))
+    outputs = {key: value.numpy() for key, value in GraphModel(model[0].auto_model.config, folder)(**tokens).items()}
     expected = model.encode(TEXTS)
     assert outputs["sentence_embedding"].shape == expected.shape
     if name == "onnx":

@@ -34,7 +34,7 @@ def check_exported(model: PreTrainedModel, graph: GraphModel, processor: object,
             f"The exported model's outputs differ from the model's by {difference:.1e}, more than rounding. "
             "Nothing was written."
         )
-    inputs = _checked_axes(checked)
+    inputs = graph.inputs
     named = ", ".join(f"{name} [{', '.join(map(str, axes))}]" for name, axes in inputs.items())
     sentences = [
         f"Its inputs are {named}",
@@ -100,22 +100,6 @@ def _compare(
 def named_outputs(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the floating-point outputs of a graph by name."""
     return {name: tensor for name, tensor in outputs.items() if tensor.is_floating_point()}
-
-
-def _sizes_by_axis(name: str, checked: list[PaddedBatch]) -> list[tuple[str, set[int]]]:
-    """Return the name and the checked sizes of each axis of an input."""
-    length = "decoder length" if name.startswith("decoder_") else "length"
-    all_sizes = [set(sizes) for sizes in zip(*(batch[name].shape for batch, _ in checked), strict=True)]
-    axes = ["batch", length, *(f"size {i}" for i in range(2, len(all_sizes)))]
-    return list(zip(axes, all_sizes, strict=False))
-
-
-def _checked_axes(checked: list[PaddedBatch]) -> dict[str, tuple[int | str, ...]]:
-    """Return the axes of each input: the name of an axis that was checked with several sizes, else the size."""
-    return {
-        name: tuple(axis if len(sizes) > 1 else min(sizes) for axis, sizes in _sizes_by_axis(name, checked))
-        for name in checked[0].inputs
-    }
 
 
 def _describe(checked: list[PaddedBatch]) -> str:

@@ -195,8 +195,7 @@ def _check_decoder(
         runtime=runtime if floats is None else f"{runtime} with 8-bit weights",
         side="left",
     )
-    named = {name: ("batch", "length") if len(axes) > 1 else ("batch",) for name, axes in graph.axes.items()}
-    return {"inputs": named, "sentences": (*([] if floats is None else floats["sentences"]), *compared)}
+    return {"inputs": graph.inputs, "sentences": (*([] if floats is None else floats["sentences"]), *compared)}
 
 
 def _save_settings(model: PreTrainedModel, folder: Path, sentences_from: Path | None) -> None:

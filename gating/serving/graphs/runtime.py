@@ -135,6 +135,17 @@ class GraphModel(nn.Module):
             self._session: Any = session(path, num_threads)
         self.axes: Axes = self._session.axes
 
+    @property
+    def inputs(self) -> dict[str, tuple[int | str, ...]]:
+        """The axes of each input: a number for a fixed one, a name for a dynamic one."""
+        return {
+            name: tuple(
+                size if isinstance(size, int) else ("batch", "length")[axis] if axis < 2 else f"size {axis}"
+                for axis, size in enumerate(sizes)
+            )
+            for name, sizes in self.axes.items()
+        }
+
     def forward(self, **inputs: Tensor) -> Any:
         """Run the graph, a decoder without a cached text before.
 
