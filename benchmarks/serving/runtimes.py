@@ -12,7 +12,6 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedModel
 
 from benchmarks.serving.processes import ask_llama_cpp
-from gating.errors import InputError, MissingPackageError
 from gating.serving.formats import FORMATS, export_compact
 from gating.serving.graphs.runtime import GraphModel
 
@@ -50,8 +49,8 @@ def export(model: PreTrainedModel, runtime: Runtime, place: Path) -> Path:
 def missing_package(runtime: Runtime) -> str | None:
     """Return the message on the package that an export lacks here; None if it lacks none."""
     try:
-        FORMATS[runtime.format].load()
-    except (MissingPackageError, ImportError, InputError) as error:
+        FORMATS[runtime.format].check_packages()
+    except ImportError as error:
         return str(error)
     return None
 

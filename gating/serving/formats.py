@@ -13,7 +13,7 @@ from gating.errors import InputError, MissingPackageError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["FORMATS", "ServingFormat", "ServingReport", "export_compact"]
+__all__ = ["FORMATS", "ServingFormat", "ServingReport", "export_compact", "load_function"]
 
 
 @dataclass(frozen=True)
@@ -64,30 +64,22 @@ class ServingFormat:
             try:
                 importlib.import_module(package)
             except ImportError as error:
-                name = package.replace("_", "-")
                 raise MissingPackageError(
-                    f"The package {name} is needed for this export: pip install 'head-gating[{self.extra}]'"
+                    f"The package {package} is needed for this export: pip install 'head-gating[{self.extra}]'"
                 ) from error
-
-    def load(self) -> Callable[..., Any]:
-        """Return the function ``(model_or_directory, path, *, overwrite, ...)`` that exports a model.
-
-        It returns a :class:`ServingReport`, and raises as :func:`export_compact`.
-        """
-        self.check_packages()
-        return _load(self.exporter)
 
     def reason_against(self, model: "PreTrainedModel") -> str:
         """Return the reason for which the runtime does not run a model, as a sentence; an empty one if it does."""
         try:
             if self.check:
-                _load(self.check)(model)
+                load_function(self.check)(model)
         except InputError as error:
             return str(error)
         return ""
 
 
-def _load(place: str) -> Callable[..., Any]:
+def load_function(place: str) -> Callable[..., Any]:
+    """Return the function of a place such as ``gating.serving.vllm:check_vllm``."""
     module, _, name = place.partition(":")
     function: Callable[..., Any] = getattr(importlib.import_module(module), name)
     return function
@@ -169,4 +161,5 @@ def export_compact(
         error = InputError(f"format={format!r} has no option {name}. {remedy}")
         error.in_command = f"--format {format} has no option --{name.replace('_', '-')}. {remedy}"
         raise error
-    return row.load()(model_or_directory, save_path, overwrite=overwrite, **given)
+    row.check_packages()
+    return load_function(row.exporter)(model_or_directory, save_path, overwrite=overwrite, **given)
