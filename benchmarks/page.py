@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import batching, defaults, example, frozen, memory, records, waiting
+from benchmarks import example, frozen, memory, records
 from benchmarks.compare import latency, outcome
 from benchmarks.compare.summary import summary
 from benchmarks.decoders import tables as decoders
@@ -49,8 +49,6 @@ def main() -> None:
     write_faults()
     write_speed()
     write_rivals()
-    write_batches()
-    write_waiting()
     write_sharding()
     write_serving()
     write_embeddings()
@@ -79,16 +77,10 @@ def write_comparisons() -> None:
     ):
         if rows:
             replace_table(ACCURACY, command, [*latency.conditions(rows), "", latency.table(rows)])
-    for command, table in (
-        ("compare recipe", outcome.table),
-        ("compare elsewhere", outcome.table),
-        ("compare schedule", outcome.table),
-        ("compare restart", outcome.table),
-        ("defaults", defaults.table),
-    ):
-        rows = records.read(RESULTS / f"{command.removeprefix('compare ')}.jsonl")
+    for name in ("recipe", "elsewhere", "schedule", "restart"):
+        rows = records.read(RESULTS / f"{name}.jsonl")
         if rows:
-            replace_table(ACCURACY, command, [*outcome.conditions(rows), "", table(rows)])
+            replace_table(ACCURACY, f"compare {name}", [*outcome.conditions(rows), "", outcome.table(rows)])
 
 
 def write_faults() -> None:
@@ -120,23 +112,6 @@ def write_rivals() -> None:
         replace_table(
             PAGE, "rivals", [*_facts(removals), records.markdown(shown, rivals.COLUMNS), "", *rivals.notes(removals)]
         )
-
-
-def write_batches() -> None:
-    """Rewrite the tables of batches."""
-    batches = latest(records.read(RESULTS / "batching.jsonl"))
-    for measurement in batching.MEASUREMENTS:
-        rows = [row for row in batches if row["measurement"] == measurement]
-        if rows:
-            columns = batching.COLUMNS[measurement]
-            replace_table(PAGE, f"batching {measurement}", [*_facts(rows), records.markdown(rows, columns)])
-
-
-def write_waiting() -> None:
-    """Rewrite the table of waiting threads."""
-    rows = records.read(waiting.RESULTS)[-len(waiting.WAYS) :]
-    if rows:
-        replace_table(PAGE, "waiting", [*_facts(rows), records.markdown(rows, waiting.COLUMNS)])
 
 
 def write_sharding() -> None:

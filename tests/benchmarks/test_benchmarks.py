@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 
-from benchmarks import batching, records, shared_norms
+from benchmarks import records
 from benchmarks.damage.__main__ import SUBJECTS, run_cases
 from benchmarks.damage.damages import DAMAGES
 from benchmarks.damage.outcome import load_outcome
@@ -128,22 +128,6 @@ def test_packages_that_cannot_be_installed_are_reported_in_one_sentence(tmp_path
         environments._pip("a thing", sys.executable, ["--no-index", "--target", str(tmp_path), "no-such-package"])
 
 
-@pytest.mark.runs
-def test_batches_of_similar_length_are_counted_and_waited_for(tmp_path):
-    output = tmp_path / "batching.jsonl"
-    batching.main(["--quick", "--measurements", "tokens", "waiting", "--output", str(output)])
-    tokens, waiting = records.read(output)
-    assert tokens["without_padding"][0] <= 1 <= tokens["random"][0] <= tokens["to_maximum"][0]
-    assert 0 < waiting["share"][0] < 1
-    assert waiting["num_workers"] == 0
-
-
-def test_data_sets_that_are_not_there_are_named(tmp_path, capsys):
-    options = batching.parse(["--data", str(tmp_path), "--sets", "sick"])
-    assert {source.name for source in batching.sources(options)} == {"bbc"}
-    assert "sick is left out: there is no" in capsys.readouterr().err
-
-
 # Forking makes a case cheap; nothing in the child waits for a thread of this process.
 @pytest.mark.runs
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
@@ -172,11 +156,3 @@ def test_the_damage_benchmark_detects_failures(tmp_path, load, why):
     found = load_outcome(load, tmp_path, lambda model: [model], [torch.ones(2)], sentence=True, timeout_s=2)
     assert found["outcome"] == "FAIL"
     assert why in found["why"]
-
-
-def test_a_constant_share_of_removed_heads_changes_what_norms_across_heads_compute():
-    difference, predictions = shared_norms.measure(num_removed=2, seed=0)
-    assert difference > 0.01
-    assert predictions > 0.01
-    # Without a removed head, the constant is zero, and both models compute the same.
-    assert shared_norms.measure(num_removed=0, seed=0)[0] < 1e-5
