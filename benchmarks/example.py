@@ -20,11 +20,9 @@ from benchmarks import records
 from benchmarks.compare.outcome import Row, headline
 from benchmarks.compare.paired import difference
 from benchmarks.compare.runs import train
-from benchmarks.measuring import ROOT, machine
+from benchmarks.measuring import RESULTS, machine
 
-__all__ = ["COMMANDS", "table"]
-
-RESULTS = ROOT / "benchmarks" / "results" / "embedded.jsonl"
+OUTPUT = RESULTS / "embedded.jsonl"
 DENSE = "objective=none"
 # Settings after `make train`.
 COMMANDS = (DENSE, "", "gates.units=[heads,neurons] objective.speedup=2")
@@ -36,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(5)), help="(default: 0 1 2 3 4)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time, which share the cores (default: 1)")
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--results", type=Path, default=OUTPUT)
     options = parser.parse_args(arguments)
     threads = max(1, (os.cpu_count() or 1) // options.jobs)
     done = {(row["command"], row["seed"]) for row in records.read(options.results)}

@@ -23,10 +23,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, l
 
 import gating
 from benchmarks import records
-from benchmarks.measuring import ROOT, describe, machine
+from benchmarks.measuring import RESULTS, machine
 from gating.teachers.teacher import OpenTeacher
 
-RESULTS = ROOT / "benchmarks" / "results" / "frozen.jsonl"
+OUTPUT = RESULTS / "frozen.jsonl"
 COLUMNS = ("method", "keep", "group_size", "steps", "perplexity", "heads", "groups", "seconds", "seconds_per_step")
 ONE_ROUND = gating.BudgetSchedule(start=0.0, end=1.0)
 
@@ -60,7 +60,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--output", type=Path, default=OUTPUT)
     return parser.parse_args(arguments)
 
 
@@ -77,7 +77,7 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the machines of the results, and the perplexity of each method at each share of the cost, as lines."""
-    machines = sorted({f"{row['model']}, {row['precision']}, {describe(row)}" for row in rows})
+    machines = sorted({f"{row['model']}, {row['precision']}, {records.describe(row)}" for row in rows})
     dense = next((row["perplexity"] for row in rows if row["method"] == "dense"), math.nan)
     shares = sorted({row["keep"] for row in rows if row["method"] != "dense"}, reverse=True)
     found: dict[tuple[Any, ...], dict[str, Any]] = {}

@@ -10,9 +10,6 @@ beyond what it had before the model was loaded.
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -21,11 +18,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 
 import gating
 from benchmarks import records
-from benchmarks.measuring import ROOT, describe, machine
+from benchmarks.measuring import RESULTS, ask, machine
 from benchmarks.sharding.memory import MALLOC, in_use, peak, restart_peak
 from gating.teachers.teacher import OpenTeacher
 
-RESULTS = ROOT / "benchmarks" / "results" / "memory.jsonl"
+OUTPUT = RESULTS / "memory.jsonl"
 MODES = ("full", "adapters", "gates")
 GB = 1e9
 _GPU_GB = 24
@@ -79,7 +76,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", required=True, help="folder or hub name of a decoder")
     parser.add_argument("--tokens", type=int, default=512, help="tokens of a text")
     parser.add_argument("--batch", type=int, default=4, help="texts of a step")
-    parser.add_argument("--results", default=RESULTS)
+    parser.add_argument("--results", default=OUTPUT)
     parser.add_argument("--mode", choices=MODES, help=argparse.SUPPRESS)
     parser.add_argument("--checkpoints", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
@@ -134,7 +131,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     }
     shapes = sorted(
         {
-            f"{row['parameters'] / 1e6:.0f} M parameters, {row['batch']} x {row['tokens']} tokens, {describe(row)}"
+            f"{row['parameters'] / 1e6:.0f} M parameters, {row['batch']} x {row['tokens']} tokens, {records.describe(row)}"
             for row in rows
         }
     )
@@ -160,12 +157,8 @@ def large_table(tokens: int = 2048) -> list[str]:
 
 def _ask(row: Mapping[str, Any], model: str) -> dict[str, Any]:
     """Measure a mode in a new process."""
-    command = [sys.executable, "-m", "benchmarks.memory", "--model", model, "--mode", row["mode"]]
-    command += ["--tokens", str(row["tokens"]), "--batch", str(row["batch"])]
-    command += ["--checkpoints"] if row["checkpoints"] else []
-    output = subprocess.run(command, env={**os.environ, **MALLOC}, cwd=ROOT, check=True, capture_output=True, text=True)
-    answer: dict[str, Any] = json.loads(output.stdout.splitlines()[-1])
-    return answer
+    options = ["--model", model, "--mode", row["mode"], "--tokens", str(row["tokens"]), "--batch", str(row["batch"])]
+    return ask("benchmarks.memory", *options, *(["--checkpoints"] if row["checkpoints"] else []), **MALLOC)
 
 
 def _measure(options: argparse.Namespace) -> dict[str, Any]:

@@ -1,11 +1,9 @@
 """Results as JSON lines, and as a Markdown table."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-__all__ = ["append", "markdown", "read", "timed_batches", "write"]
 
 Row = Mapping[str, Any]
 
@@ -24,9 +22,27 @@ def write(path: Path, rows: Iterable[Row]) -> None:
     new.replace(path)
 
 
+def replace(path: Path, row: Row, key: Callable[[Row], object]) -> None:
+    """Write a result in the place of the one with the same key, at the end of a file."""
+    write(path, [*(other for other in read(path) if key(other) != key(row)), row])
+
+
 def read(path: Path) -> list[dict[str, Any]]:
     """Return all results of a file; none if there is no file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def describe(row: Row) -> str:
+    """Describe in a line the machine of a result, which has the facts of :func:`benchmarks.measuring.machine`."""
+    return (
+        f"{row['gpu'] or row['cpu']}, {row['cores']} cores, {row['threads']} thread(s), "
+        f"torch {row['torch']}, transformers {row['transformers']}"
+    )
+
+
+def facts(rows: Sequence[Row]) -> list[str]:
+    """Return the machines and commits of results, a line for each, and an empty line."""
+    return [*sorted({f"{describe(row)}, commit {row['commit']}" for row in rows}), ""]
 
 
 def markdown(rows: Iterable[Row], columns: Sequence[str] | Mapping[str, str]) -> str:
@@ -45,9 +61,7 @@ def markdown(rows: Iterable[Row], columns: Sequence[str] | Mapping[str, str]) ->
 def timed_batches(rows: Sequence[Row], *, conjunction: str) -> str:
     """Return the batches that runs timed, such as ``8 x 107 tokens, p95``.
 
-    Args:
-        rows: Numbers of runs; those of before their length was a setting timed the longest validation texts.
-        conjunction: Word between several.
+    Runs of before their length was a setting timed the longest validation texts.
     """
     known = {row["latency_words"] for row in rows if "latency_words" in row}
     before = {str(row.get("latency_batch", "?")) for row in rows if "latency_words" not in row}

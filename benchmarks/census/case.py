@@ -1,13 +1,21 @@
-"""One model type of the census: tiny models of two sizes, and which heads and neurons are removed exactly."""
+"""One model type of the census: tiny models of two sizes, and which heads and neurons are removed exactly.
 
+``python -m benchmarks.census.case FOLDER TYPE [TYPE ...]`` prints a JSON line for each type.
+"""
+
+import json
+import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import torch
+import transformers
 from transformers import PreTrainedModel
 
 from benchmarks.census.models import build, looks_like_attention, model_types
@@ -18,11 +26,21 @@ from gating.errors import UserError
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import run_probe
 
-__all__ = ["examine"]
-
 # Standard deviations of the parameters: the second where blocks have too little effect with the first.
 _SPREADS = (0.1, 0.4)
 _UNEXAMINED = ("not built", "not run", "no attention")
+
+
+def main() -> None:
+    """Print the result of each model type of the command line."""
+    transformers.logging.set_verbosity_error()
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    parent, *names = sys.argv[1:]
+    for name in names:
+        folder = Path(parent, name)
+        folder.mkdir()
+        print("EXAMINED", json.dumps(examine(name, folder)), flush=True)
 
 
 def examine(model_type: str, folder: Path) -> Row:
@@ -173,3 +191,7 @@ def _sentence(error: BaseException) -> str:
 def _place(error: BaseException) -> str:
     last = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {_sentence(error)[:300]} ({Path(last.filename).name}:{last.lineno})"
+
+
+if __name__ == "__main__":
+    main()

@@ -21,8 +21,6 @@ from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.structure.attention import AttentionBlock
 from gating.structure.blocks import Block
 
-__all__ = ["BATCH", "EXACT", "Row", "Tiny", "examine_heads", "examine_neurons", "save"]
-
 # Largest relative difference of masked and compact outputs that another order of summation explains.
 EXACT = 1e-4
 # Masking a block has to change the outputs by more, so that a mistake in it would show.

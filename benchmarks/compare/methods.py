@@ -2,11 +2,8 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
-
-__all__ = ["INT8", "LATENCY_METHODS", "METHODS", "TEACHER", "Ask", "Data", "Method", "read_data", "read_method"]
 
 
 class Ask(NamedTuple):
@@ -28,8 +25,7 @@ LAYERS = Ask("+model.config.num_hidden_layers={:g}", "{:g} layers")
 _SIZES = ("objective=none", "objective=l0", "objective.num_", "objective.keep=", "objective.speedup=")
 
 
-@dataclass(frozen=True)
-class Method:
+class Method(NamedTuple):
     """A way to make a model smaller.
 
     Attributes:
@@ -43,11 +39,6 @@ class Method:
     settings: tuple[str, ...]
     title: str
     ask: Ask | None = HEADS
-
-    @property
-    def takes_number(self) -> bool:
-        """Whether it takes a number."""
-        return self.ask is not None
 
     def settings_for(self, number: float | None) -> list[str]:
         """Return the settings that ask for a number of heads or layers, or for a speed-up."""
@@ -102,14 +93,8 @@ LATENCY_METHODS = _by_name(
 )
 
 
-@dataclass(frozen=True)
-class Data:
-    """A data set.
-
-    Attributes:
-        name: Its name in results.
-        settings: The settings of train.py.
-    """
+class Data(NamedTuple):
+    """A data set: its name in results, and the settings of train.py."""
 
     name: str
     settings: tuple[str, ...]

@@ -15,8 +15,6 @@ from benchmarks.serving.runtimes import silenced
 from gating.data.sources import load_bbc_news
 from gating.serving.formats import export_compact
 
-__all__ = ["TYPES", "choose", "describe", "export", "make_texts", "measure_quantized", "multiply_accumulates"]
-
 TYPES = ("f16", "q8_0", "q4_0")
 _LENGTH, _BLOCKS, _BATCH = 128, 64, 8
 # Blocks that llama.cpp scores, token by token.

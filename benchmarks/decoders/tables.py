@@ -6,9 +6,6 @@ from typing import Any
 
 from benchmarks import records
 from benchmarks.decoders.runs import Case
-from benchmarks.measuring import describe
-
-__all__ = ["TABLES", "summary_table"]
 
 Rows = Sequence[Mapping[str, Any]]
 _MEASURES = ("domain", "general", "domain_agreement", "general_agreement")
@@ -50,7 +47,7 @@ def quality_table(rows: Rows) -> list[str]:
         "general": "perplexity, BBC",
         "general_agreement": "same choice there, %",
     }
-    return [*sorted(set(map(describe, rows))), "", records.markdown(lines, columns)]
+    return [*sorted(set(map(records.describe, rows))), "", records.markdown(lines, columns)]
 
 
 def quantized_table(rows: Rows) -> list[str]:
@@ -62,7 +59,7 @@ def quantized_table(rows: Rows) -> list[str]:
         "domain": "perplexity, its test",
         "general": "perplexity, BBC",
     }
-    return [*sorted(set(map(describe, rows))), "", records.markdown(rows, columns)]
+    return [*sorted(set(map(records.describe, rows))), "", records.markdown(rows, columns)]
 
 
 def speed_table(rows: Rows) -> list[str]:
@@ -80,11 +77,12 @@ def speed_table(rows: Rows) -> list[str]:
         same = [row for row in rows if row["dtype"] == dtype]
         dense = {"cache_bytes": same[0]["dense_cache_bytes"], "megabytes": same[0]["dense_megabytes"]}
         lines += [{"run": "dense", "dtype": dtype, **dense}, *same]
-    return [*sorted(set(map(describe, rows))), "", records.markdown(lines, columns)]
+    return [*sorted(set(map(records.describe, rows))), "", records.markdown(lines, columns)]
 
 
-def summary_table(quality: Rows, speed: Rows) -> list[str]:
+def summary_table(rows: Rows) -> list[str]:
     """Return a line for each share of gates, and the dense model, the first layers and one ranking beside them."""
+    quality, speed = ([row for row in rows if row["section"] == section] for section in ("quality", "speed"))
     shown = [("as it was", 1.0), *(("gates", share) for share in (0.8, 0.65, 0.5))]
     shown += [("first layers", 0.65), ("one-shot", 0.65)]
     # Runs are timed with one seed, by names that end with it.

@@ -31,8 +31,6 @@ from benchmarks.embeddings.sets import Sets, read_sets
 from benchmarks.embeddings.texts import TRAIN, write_texts
 from benchmarks.measuring import ROOT, machine
 
-__all__ = ["RESULTS", "main"]
-
 Row = dict[str, Any]
 
 RESULTS = ROOT / "benchmarks" / "results" / "embeddings.jsonl"

@@ -6,8 +6,6 @@ from typing import Any, NamedTuple
 
 from benchmarks.embeddings.texts import ABOUT, TRAIN, VALIDATION
 
-__all__ = ["INT8", "LINES", "PYTORCH", "RECIPE", "RUNTIMES", "SIZES", "Line", "key", "settings_of", "wanted"]
-
 PYTORCH = "PyTorch"
 # Runtimes of exports -> whether their matrices have 8 bits.
 INT8 = {"ONNX Runtime": False, "ONNX Runtime, int8": True}

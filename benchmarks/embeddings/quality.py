@@ -13,8 +13,6 @@ from torch import Tensor
 
 from benchmarks.embeddings.sets import Retrieval, Sets
 
-__all__ = ["Neighbors", "measure_quality", "nearest"]
-
 _NEAREST = 10
 # For each sentence, the numbers of its nearest ones.
 Neighbors = list[set[int]]

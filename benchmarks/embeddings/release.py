@@ -7,8 +7,6 @@ from sentence_transformers import SentenceTransformer
 import gating
 from gating.embedding.processor import SentenceProcessor
 
-__all__ = ["release"]
-
 _CARD = "README.md"
 
 

@@ -19,8 +19,6 @@ from benchmarks.embeddings.speed import measure_speed
 from benchmarks.embeddings.texts import TRAIN
 from benchmarks.measuring import ROOT, machine
 
-__all__ = ["is_finished", "measure_folder", "measure_line", "run_folder", "time_again", "train_line"]
-
 Row = dict[str, Any]
 
 

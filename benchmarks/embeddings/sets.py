@@ -8,8 +8,6 @@ from typing import Any, NamedTuple
 
 from gating.data.sources import load_bbc_news
 
-__all__ = ["BBC", "Pairs", "Retrieval", "Sets", "read_columns", "read_sets"]
-
 # The split of the articles: the training texts are of those that are not held out.
 BBC: dict[str, Any] = {"held_out": 0.2, "seed": 0}
 _ENTAILMENT = "0"

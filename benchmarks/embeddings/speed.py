@@ -12,8 +12,6 @@ from torch import Tensor
 from benchmarks.embeddings.lines import PYTORCH, SIZES
 from benchmarks.measuring import interleave, ratio
 
-__all__ = ["measure_speed"]
-
 # Name and runtime of a model.
 Key = tuple[str, str]
 

@@ -9,8 +9,6 @@ from benchmarks import records
 from benchmarks.compare.paired import difference
 from benchmarks.embeddings.lines import LINES, PYTORCH, SIZES, key, wanted
 
-__all__ = ["quality_table", "runtimes_table", "summary_table", "texts_table"]
-
 Row = dict[str, Any]
 
 _OURS, _OTHER = "ours-2", "first-3"
@@ -45,7 +43,8 @@ def quality_table(rows: Sequence[Row]) -> list[str]:
         {"line": LINES[group[0]["line"]].title, **_speedups(group), **_quality(group), "seeds": _seeds(group)}
         for group in groups
     ]
-    return [records.markdown(lines, columns | _QUALITY | {"seeds": "seeds"}), *_lead(rows)]
+    machines = sorted(set(map(records.describe, rows)))
+    return [*machines, "", records.markdown(lines, columns | _QUALITY | {"seeds": "seeds"}), *_lead(rows)]
 
 
 def runtimes_table(rows: Sequence[Row]) -> list[str]:

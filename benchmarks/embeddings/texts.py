@@ -13,8 +13,6 @@ from benchmarks.embeddings.sets import BBC, Sets, read_columns
 from gating.data.sentences import split_sentences
 from gating.data.sources import load_bbc_news
 
-__all__ = ["ABOUT", "TRAIN", "VALIDATION", "write_texts"]
-
 TRAIN, VALIDATION = "train.tsv", "validation.tsv"
 # For the cards of the models, without commas and brackets, which are read as a list on the command line.
 ABOUT = (

@@ -17,30 +17,20 @@ import torch.distributed
 from benchmarks.measuring import ROOT
 from gating.tracking.verbosity import quiet_libraries
 
-__all__ = ["device", "has_gpus", "run_in_processes"]
-
 Call = tuple[str, Mapping[str, Any]]
 
 
-def run_in_processes(
-    calls: Sequence[Call], num_processes: int, *, environment: Mapping[str, str] | None = None
-) -> list[list[Any]]:
-    """Return the values of functions that fresh processes call one after the other: a list of values for each call.
+def run_in_processes(calls: Sequence[Call], num_processes: int, *, environment: Mapping[str, str]) -> list[list[Any]]:
+    """Return for each call the values of a function in fresh processes, which call one after the other.
 
-    Args:
-        calls: Each a module below this package and a function, as in ``loading:load``, and arguments; these and the
-            values are JSON.
-        num_processes: Number of processes.
-        environment: Environment variables besides those of this process.
-
-    Returns:
-        For each call, the value in each process.
+    A call is a module of this package and a function, as in ``training:count_state``, and arguments; these and the
+    values are JSON.
 
     Raises:
         RuntimeError: A process has failed; the others are ended.
     """
     with tempfile.TemporaryDirectory(prefix="head-gating-sharding-") as folder:
-        settings = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), **(environment or {})}
+        settings = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), **environment}
         settings["WORLD_SIZE"] = str(num_processes)
         if not has_gpus(num_processes):
             settings["CUDA_VISIBLE_DEVICES"] = ""

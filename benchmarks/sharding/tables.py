@@ -1,19 +1,17 @@
-"""Tables of the results: for each row, texts by heading, and notes below the table."""
+"""Tables of the results."""
 
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from benchmarks import records
 from benchmarks.measuring import ratio
 from benchmarks.sharding.memory import MIB
-
-__all__ = ["TABLES", "beyond_new", "in_layers", "markdown_lines"]
 
 # Training keeps gradients and both moments of AdamW besides the parameters.
 _STATE = 4
 Row = dict[str, Any]
-Cells = dict[str, str]
-Shown = tuple[list[Cells], list[str]]
+Cells = list[dict[str, str]]
 
 
 def beyond_new(row: Row, name: str) -> int:
@@ -26,15 +24,15 @@ def in_layers(row: Row, size: float) -> float:
     return size / row["layer"][0]
 
 
-def markdown_lines(cells: Sequence[Cells], notes: Sequence[str]) -> list[str]:
-    """Return a table and its notes as Markdown."""
+def _markdown(rows: Sequence[Row], cells: Cells, notes: Sequence[str] = ()) -> list[str]:
+    """Return the machines of results, a table of texts by heading, and notes below it."""
     headings = list(cells[0])
-    lines = [f"| {' | '.join(headings)} |", "|---" + "|---:" * (len(headings) - 1) + "|"]
+    lines = [*records.facts(rows), f"| {' | '.join(headings)} |", "|---" + "|---:" * (len(headings) - 1) + "|"]
     lines += [f"| {' | '.join(row[heading] for heading in headings)} |" for row in cells]
     return [*lines, *(line for note in notes for line in ("", note))]
 
 
-def state_table(rows: Sequence[Row]) -> Shown:
+def state_table(rows: Sequence[Row]) -> list[str]:
     """Show the training state of a process beside its share of the whole."""
     cells = []
     for row in rows:
@@ -50,10 +48,10 @@ def state_table(rows: Sequence[Row]) -> Shown:
                 "gates in each, KiB": _number(1024 * row["gates"][0] / MIB),
             }
         )
-    return cells, []
+    return _markdown(rows, cells)
 
 
-def steps_table(rows: Sequence[Row]) -> Shown:
+def steps_table(rows: Sequence[Row]) -> list[str]:
     """Show the time of a step with FSDP2 in relation to DDP."""
     cells = []
     for row in rows:
@@ -67,12 +65,16 @@ def steps_table(rows: Sequence[Row]) -> Shown:
                 "FSDP2 / DDP": f"{middle:.2f} ({low:.2f}-{high:.2f})",
             }
         )
-    return cells, []
+    return _markdown(rows, cells)
 
 
-def removal_table(rows: Sequence[Row]) -> Shown:
+def removal_table(rows: Sequence[Row]) -> list[str]:
     """Show memory and time of removals; memory of each process where it is that of a peak."""
-    cells = [
+    return _markdown(rows, _removals(rows))
+
+
+def _removals(rows: Sequence[Row]) -> Cells:
+    return [
         {
             "model": _title(row),
             "half of": " and ".join(row["units"]),
@@ -90,13 +92,12 @@ def removal_table(rows: Sequence[Row]) -> Shown:
         }
         for row in rows
     ]
-    return cells, []
 
 
-def growth_table(rows: Sequence[Row]) -> Shown:
+def growth_table(rows: Sequence[Row]) -> list[str]:
     """Show memory and time of removals over the number of layers, with linear fits."""
     rows = sorted(rows, key=lambda row: row["layers"])
-    cells, _ = removal_table(rows)
+    cells = _removals(rows)
     for row in cells:
         for heading in ("half of", "one layer, MiB", "shards, MiB", "shards and peak / training state"):
             del row[heading]
@@ -111,10 +112,10 @@ def growth_table(rows: Sequence[Row]) -> Shown:
     }
     notes = [_fit(title, [row["layers"] for row in rows], *values) for title, values in fits.items()]
     most = max(in_layers(row, beyond_new(row, "peak")) for row in rows)
-    return cells, [*notes, f"Peak with proof beyond old and new shards: at most {most:.2f} layers."]
+    return _markdown(rows, cells, [*notes, f"Peak with proof beyond old and new shards: at most {most:.2f} layers."])
 
 
-def loading_table(rows: Sequence[Row]) -> Shown:
+def loading_table(rows: Sequence[Row]) -> list[str]:
     """Show the peak of loading, sharded beside whole."""
     whole = {(row["hidden"], row["layers"]): row for row in rows if not row["sharded"]}
     cells = []
@@ -132,10 +133,10 @@ def loading_table(rows: Sequence[Row]) -> Shown:
                     "sharded / whole": f"{max(row['peak']) / max(other['peak']):.2f}",
                 }
             )
-    return cells, []
+    return _markdown(rows, cells)
 
 
-TABLES: dict[str, Callable[[Sequence[Row]], Shown]] = {
+TABLES: dict[str, Callable[[Sequence[Row]], list[str]]] = {
     "state": state_table,
     "steps": steps_table,
     "removal": removal_table,
