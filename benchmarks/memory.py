@@ -129,13 +129,11 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         "peak": "peak, GB",
         "formula": "formula, GB",
     }
-    shapes = sorted(
-        {
-            f"{row['parameters'] / 1e6:.0f} M parameters, {row['batch']} x {row['tokens']} tokens, {records.describe(row)}"
-            for row in rows
-        }
-    )
-    return [*shapes, "", records.markdown(lines, columns), "", *large_table()]
+    shapes = {
+        f"{row['parameters'] / 1e6:.0f} M parameters, {row['batch']} x {row['tokens']} tokens, {records.describe(row)}"
+        for row in rows
+    }
+    return [*sorted(shapes), "", records.markdown(lines, columns), "", *large_table()]
 
 
 def large_table(tokens: int = 2048) -> list[str]:

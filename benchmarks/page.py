@@ -6,7 +6,7 @@ Run it after a benchmark; the pages explain the tables.
 """
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
