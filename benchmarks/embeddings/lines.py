@@ -94,14 +94,7 @@ def wanted(name: str, seed: int | None) -> list[dict[str, Any]]:
 
 
 def settings_of(name: str, seed: int, *, texts: Path, folder: Path) -> list[str]:
-    """Return the settings of train.py for a line and a seed.
-
-    Args:
-        name: Name of a line that is trained.
-        seed: The seed.
-        texts: Folder of the training texts.
-        folder: Folder of the run.
-    """
+    """Return the settings of train.py for a line and a seed; ``texts`` is the folder of the training texts."""
     line = LINES[name]
     assert line.settings is not None
     files = [f"data.train={texts.resolve() / TRAIN}", f"data.validation={texts.resolve() / VALIDATION}"]
