@@ -10,6 +10,7 @@ import random
 import shutil
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,10 +51,10 @@ def _weights(case: Case) -> Path:
     return case.rng.choice(sorted(case.folder.glob("*.safetensors")))
 
 
-def _flip(case: Case, path: Path, start: int, stop: int) -> None:
+def _flip(case: Case, path: Path, start: int = 0, stop: int | None = None) -> None:
     content = bytearray(path.read_bytes())
     for _ in range(case.rng.choice([1, 1, 1, 2, 8])):
-        content[case.rng.randrange(start, stop)] ^= 1 << case.rng.randrange(8)
+        content[case.rng.randrange(start, stop or len(content))] ^= 1 << case.rng.randrange(8)
     path.write_bytes(content)
 
 
@@ -68,16 +69,7 @@ def _flip_header(case: Case) -> None:
 
 def _flip_data(case: Case) -> None:
     path = _weights(case)
-    _flip(case, path, _header_end(path), path.stat().st_size)
-
-
-def _flip_config(case: Case) -> None:
-    _flip(case, case.folder / "config.json", 0, (case.folder / "config.json").stat().st_size)
-
-
-def _flip_other(case: Case) -> None:
-    path = _any_file(case)
-    _flip(case, path, 0, path.stat().st_size)
+    _flip(case, path, _header_end(path))
 
 
 def _cut(case: Case) -> None:
@@ -95,18 +87,6 @@ def _zero_page(case: Case) -> None:
     with path.open("r+b") as file:
         file.seek(case.rng.randrange(path.stat().st_size))
         file.write(b"\0" * min(512, path.stat().st_size - file.tell()))
-
-
-def _delete(case: Case) -> None:
-    _any_file(case).unlink()
-
-
-def _empty(case: Case) -> None:
-    _any_file(case).write_bytes(b"")
-
-
-def _garbage(case: Case) -> None:
-    _any_file(case).write_bytes(case.rng.randbytes(case.rng.randrange(1, 5000)))
 
 
 def _not_a_file(case: Case) -> None:
@@ -187,108 +167,87 @@ def _leaves(value: Any) -> Iterator[tuple[Any, Any]]:
             yield from _leaves(inside)
 
 
-def _edit_config(case: Case, change: Callable[[dict[str, Any]], None]) -> None:
+@contextmanager
+def _config(case: Case) -> Iterator[dict[str, Any]]:
+    """Yield the configuration, to be changed."""
     path = case.folder / "config.json"
     config = json.loads(path.read_text())
-    change(config)
+    yield config
     path.write_text(json.dumps(config, indent=2))
 
 
 def _edit_any(case: Case) -> None:
-    """Replace any value."""
-
-    def change(config: dict[str, Any]) -> None:
+    with _config(case) as config:
         holder, key = case.rng.choice(list(_leaves(config)))
         holder[key] = case.rng.choice(_NASTY)
 
-    _edit_config(case, change)
-
 
 def _edit_record(case: Case) -> None:
-    """Replace a value of the record."""
-
-    def change(config: dict[str, Any]) -> None:
+    with _config(case) as config:
         record = config["head_gating"]
         # Checksums that are gone are no damage, and others are told apart from these in other cases.
-        places = list(_leaves({key: record[key] for key in record if key != "sha256"}))
-        holder, key = case.rng.choice(places)
+        holder, key = case.rng.choice(list(_leaves({key: record[key] for key in record if key != "sha256"})))
         holder[key] = case.rng.choice(_NASTY)
-
-    _edit_config(case, change)
 
 
 def _absurd_size(case: Case) -> None:
-    """Replace sizes by absurd ones."""
-
-    def change(config: dict[str, Any]) -> None:
+    with _config(case) as config:
         names = [name for name in _SIZES if name in config] or ["num_hidden_layers"]
         for name in case.rng.sample(names, case.rng.randint(1, len(names))):
             config[name] = case.rng.choice(_ABSURD)
 
-    _edit_config(case, change)
-
 
 def _other_heads(case: Case) -> None:
     """Have the record keep other heads: one more, one less, one twice, in another order, beyond the last."""
-
-    def change(config: dict[str, Any]) -> None:
+    with _config(case) as config:
         units = config["head_gating"]["units"]
         block = units[case.rng.choice([name for name in units if len(units[name].get("head_ids", ())) > 1])]
         heads, total = block["head_ids"], block["num_heads_before"]
-        block["head_ids"] = block["head_slots"] = case.rng.choice(
-            [heads[1:], [], [*heads, heads[-1]], heads[::-1], [*heads[:-1], total], [-1, *heads[1:]], [heads[0]]]
-            + ([list(range(total))] if len(heads) < total else [])
-        )
-
-    _edit_config(case, change)
+        others = [heads[1:], [], [*heads, heads[-1]], heads[::-1], [*heads[:-1], total], [-1, *heads[1:]], [heads[0]]]
+        others += [list(range(total))] if len(heads) < total else []
+        block["head_ids"] = block["head_slots"] = case.rng.choice(others)
 
 
 def _lose_block(case: Case) -> None:
     """Remove or rename a module of the record."""
-
-    def change(config: dict[str, Any]) -> None:
+    with _config(case) as config:
         modules = config["head_gating"]["modules"]
         name = case.rng.choice(sorted(modules))
         module = modules.pop(name)
         if case.rng.random() < 0.5:
             modules[f"{name}.0"] = module
 
-    _edit_config(case, change)
-
 
 def _no_json(case: Case) -> None:
     """Write text that is not plain JSON."""
     path = case.folder / "config.json"
     text = path.read_text()
-    path.write_bytes(
-        case.rng.choice(
-            [
-                text.replace("{", '{"model_type": "gpt2",', 1).encode(),
-                text.replace("{", '{"x": NaN,', 1).encode(),
-                text.replace("{", '{"x": -Infinity,', 1).encode(),
-                text.replace("{", f'{{"x": {"9" * 5000},', 1).encode(),
-                ("[" * 100_000).encode(),
-                ('{"a":' * 100_000).encode(),
-                text.encode("utf-16"),
-                b"\xef\xbb\xbf" + text.encode(),
-                text.replace('"', "'").encode(),
-                b"null",
-            ]
-        )
-    )
+    texts = [
+        text.replace("{", '{"model_type": "gpt2",', 1).encode(),
+        text.replace("{", '{"x": NaN,', 1).encode(),
+        text.replace("{", '{"x": -Infinity,', 1).encode(),
+        text.replace("{", f'{{"x": {"9" * 5000},', 1).encode(),
+        ("[" * 100_000).encode(),
+        ('{"a":' * 100_000).encode(),
+        text.encode("utf-16"),
+        b"\xef\xbb\xbf" + text.encode(),
+        text.replace('"', "'").encode(),
+        b"null",
+    ]
+    path.write_bytes(case.rng.choice(texts))
 
 
-DAMAGES: dict[str, Callable[[Case], None]] = {
+DAMAGES: dict[str, Callable[[Case], object]] = {
     "bits flipped in the header of the weights": _flip_header,
     "bits flipped in the weights": _flip_data,
-    "bits flipped in config.json": _flip_config,
-    "bits flipped in any file": _flip_other,
+    "bits flipped in config.json": lambda case: _flip(case, case.folder / "config.json"),
+    "bits flipped in any file": lambda case: _flip(case, _any_file(case)),
     "a file cut off": _cut,
     "a file with something behind its end": _append,
     "zeros in the weights": _zero_page,
-    "a file deleted": _delete,
-    "a file emptied": _empty,
-    "a file of noise": _garbage,
+    "a file deleted": lambda case: _any_file(case).unlink(),
+    "a file emptied": lambda case: _any_file(case).write_bytes(b""),
+    "a file of noise": lambda case: _any_file(case).write_bytes(case.rng.randbytes(case.rng.randrange(1, 5000))),
     "no file but a folder, pipe, device or link": _not_a_file,
     "a file of another model": _swap_file,
     "two tensors swapped": _swap_tensors,
