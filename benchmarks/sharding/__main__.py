@@ -121,7 +121,7 @@ def measure(cases: Sequence[Case], *, together: bool) -> Iterator[Row]:
                 warm_up = {"warm_up": folders[WARM_UP]} if FUNCTIONS[case.section].startswith("removal") else {}
                 calls.append((FUNCTIONS[case.section], {"folder": folders[case.shape], **case.arguments, **warm_up}))
             environment = {} if group[0].section == "steps" else MALLOC
-            values = run_in_processes(calls, group[0].processes, environment=environment)
+            values = run_in_processes(calls, group[0].processes, **environment)
             yield from map(_row, group, values)
 
 
