@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from matplotlib import colormaps
-from matplotlib.axes import Axes
-
 from benchmarks import records
+from benchmarks.compare import figure
 from benchmarks.compare.methods import INT8, LATENCY_METHODS
-from benchmarks.compare.outcome import Row, draw_panels, group_rows, headline, seeds_of, sets_of
+from benchmarks.compare.outcome import Row, group_rows, headline, seeds_of, sets_of
 from benchmarks.compare.paired import Difference, difference, smallest_difference
 
 OURS = "both"
@@ -157,35 +155,13 @@ def told_apart(rows: Sequence[Row]) -> list[str]:
 
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Draw accuracy against measured speed-up, a panel for each data set: means, with their standard errors."""
-    order = [name for name in LATENCY_METHODS if name != "none"]
-    order += [name for name in dict.fromkeys(row["method"] for row in rows) if name not in LATENCY_METHODS]
-    # Strong colors first, then the pale ones.
-    colors = [*colormaps["tab20"].colors[::2], *colormaps["tab20"].colors[1::2]]
-
-    def panel(axes: Axes, data: str, steps: int) -> None:
-        points = points_of(rows, data, steps)
-        for method in dict.fromkeys(point.method for point in points):
-            own = sorted((point for point in points if point.method == method), key=lambda point: point.speedup)
-            _draw_method(axes, own, color="black" if method == "none" else colors[order.index(method) % len(colors)])
-        axes.set_xlabel("measured speed-up")
-
-    draw_panels(rows, path, panel)
-
-
-def _draw_method(axes: Axes, points: Sequence[Point], *, color: Any) -> None:
-    method = points[0].method
-    strong: dict[str, Any] = {"linewidth": 2.4, "zorder": 5} if method == OURS else {"linewidth": 1.2}
-    axes.errorbar(
-        [point.speedup for point in points],
-        [point.mean for point in points],
-        yerr=[point.error for point in points],
-        color=color,
-        marker="o",
-        ms=6 if method == "none" else 4,
-        capsize=2,
-        label=_title(method),
-        **strong,
-    )
+    panels = {}
+    for data, steps in sets_of(rows):
+        methods: dict[str, list[figure.Place]] = {}
+        for point in points_of(rows, data, steps):
+            methods.setdefault(point.method, []).append((point.speedup, point.mean, point.error, point.error))
+        panels[data, steps] = methods
+    figure.draw(panels, path, titles=_title, strong=OURS, label="measured speed-up", metric=rows[0]["metric"])
 
 
 def points_of(rows: Sequence[Row], data: str, steps: int) -> list[Point]:

@@ -2,14 +2,12 @@
 
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
 from benchmarks import records
+from benchmarks.compare import figure
 from benchmarks.compare.methods import METHODS
 
 Row = Mapping[str, Any]
@@ -63,62 +61,17 @@ def table(rows: Sequence[Row]) -> str:
 
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Draw accuracy against heads kept, a panel for each data set: means, and lines from the worst to the best seed."""
-    # A method has one color and one place in all panels.
-    order = list(dict.fromkeys(row["method"] for row in rows if row["method"] != "none"))
-
-    def panel(axes: Axes, data: str, steps: int) -> None:
-        groups = group_rows(rows, data, steps)
-        for method in dict.fromkeys(name for name, _ in groups):
-            runs = [group for (name, _), group in groups.items() if name == method]
-            _draw_method(axes, method, runs, index=order.index(method) if method in order else 0)
-        axes.set_xscale("log", base=2)
-        ticks = sorted({asked for _, asked in groups if asked is not None})
-        axes.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
-        axes.set_xlabel("heads kept")
-
-    draw_panels(rows, path, panel)
-
-
-def draw_panels(rows: Sequence[Row], path: Path, panel: Callable[[Axes, str, int], None]) -> None:
-    """Draw a panel for each data set, in a line for each number of steps."""
-    sets = sets_of(rows)
-    num_rows = len({steps for _, steps in sets})
-    num_columns = max(sum(steps == some for _, some in sets) for _, steps in sets)
-    figure = Figure(figsize=(5.2 * num_columns, 4.3 * num_rows), layout="constrained")
-    for number, (data, steps) in enumerate(sets, start=1):
-        axes = figure.add_subplot(num_rows, num_columns, number)
-        panel(axes, data, steps)
-        axes.set_title(f"{data}, {steps:,} steps")
-        axes.set_ylabel(f"test {next(row['metric'] for row in rows if row['data'] == data)}, %")
-        axes.grid(alpha=0.25)
-    shown = {name: line for axes in figure.axes for line, name in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(shown.values(), shown.keys(), fontsize=8, ncols=3, loc="outside lower center")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
-
-
-def _draw_method(axes: Axes, method: str, groups: list[list[Row]], *, index: int) -> None:
-    points = []
-    for runs in groups:
-        values = [100 * headline(row) for row in runs]
-        mean = statistics.mean(values)
-        points.append((statistics.mean(row["num_heads"] for row in runs), mean, mean - min(values), max(values) - mean))
-    heads, means, below, above = map(list, zip(*sorted(points), strict=True))
-    if method == "none":
-        axes.axhline(means[0], color="black", linestyle="--", linewidth=1, label=_title(method))
-        axes.axhspan(means[0] - below[0], means[0] + above[0], color="black", alpha=0.08)
-        return
-    axes.errorbar(
-        [value * (1 + 0.012 * index) for value in heads],
-        means,
-        yerr=[below, above],
-        color=f"C{index}",
-        marker="o",
-        ms=4,
-        capsize=2,
-        label=_title(method),
-        **({"linewidth": 2.4, "zorder": 5} if method == "budget" else {"linewidth": 1.2}),
-    )
+    panels = {}
+    for data, steps in sets_of(rows):
+        methods: dict[str, list[figure.Place]] = defaultdict(list)
+        for (method, _), runs in group_rows(rows, data, steps).items():
+            values = [100 * headline(row) for row in runs]
+            mean, heads = statistics.mean(values), statistics.mean(row["num_heads"] for row in runs)
+            methods[method].append((heads, mean, mean - min(values), max(values) - mean))
+        panels[data, steps] = methods
+    ticks = sorted({int(row["asked"]) for row in rows if row["asked"] is not None})
+    metric = rows[0]["metric"]
+    figure.draw(panels, path, titles=_title, strong="budget", label="heads kept", metric=metric, ticks=ticks)
 
 
 def sets_of(rows: Sequence[Row]) -> list[tuple[str, int]]:

@@ -103,12 +103,7 @@ def summary_table(rows: Rows) -> list[str]:
                     "writing": "-" if faster is None else f"{faster:.2f}x",
                 }
             )
-    columns = {
-        "name": "",
-        "domain": "perplexity, Shakespeare",
-        "general": "BBC News",
-        "writing": "llama.cpp, q8_0",
-    }
+    columns = {"name": "", "domain": "perplexity, Shakespeare", "general": "BBC News", "writing": "llama.cpp, q8_0"}
     counts = sorted({line["seeds"] for line in lines if line["name"] != "as it was"})
     seeds = "-".join(dict.fromkeys((str(counts[0]), str(counts[-1]))))
     conditions = f"{first['model']}, {first['healing']} steps, {seeds} seed(s)"
