@@ -10,7 +10,6 @@ import traceback
 import warnings
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +18,7 @@ import transformers
 from transformers import PreTrainedModel
 
 from benchmarks.census.models import build, looks_like_attention, model_types
-from benchmarks.census.removal import EXACT, Row, Tiny, examine_heads, examine_neurons, save
+from benchmarks.census.removal import EXACT, Row, Tiny, examine_units, save
 from benchmarks.census.settings import SIZES
 from gating.discovery.find import search_blocks
 from gating.errors import UserError
@@ -121,8 +120,8 @@ def _examine_model(build_one: Callable[[], PreTrainedModel], folder: Path) -> Ro
     row |= {"by": by, **found}
     if row["outcome"] != "exact":
         return row
-    tiny = replace(tiny, discover=by == "discovery")
-    row |= _guarded(partial(examine_neurons, tiny), prefix="neurons_")
+    tiny = tiny._replace(discover=by == "discovery")
+    row |= _guarded(partial(examine_units, tiny, "neurons"), prefix="neurons_")
     row |= _guarded(partial(save, tiny, folder, neurons=row["neurons_outcome"] == "exact"), prefix="save_")
     for part in ("save", "neurons"):
         if row[f"{part}_outcome"] == "wrong" or (part == "save" and row["save_outcome"] != "exact"):
@@ -156,11 +155,11 @@ def _dense_problem(tiny: Tiny) -> str | None:
 
 def _search(tiny: Tiny) -> tuple[str, Row]:
     """Return what the registry finds; or discovery, where it finds more or knows more of the reason."""
-    by_registry = _guarded(partial(examine_heads, tiny))
+    by_registry = _guarded(partial(examine_units, tiny, "heads"))
     if by_registry["outcome"] == "exact" and not by_registry["ungated"]:
         return "registry", by_registry
     # Discovery stores layouts in the modules.
-    by_discovery = _guarded(partial(examine_heads, replace(tiny, model=deepcopy(tiny.model), discover=True)))
+    by_discovery = _guarded(partial(examine_units, tiny._replace(model=deepcopy(tiny.model), discover=True), "heads"))
     if _rank(by_discovery) > _rank(by_registry) or by_registry["outcome"] == by_discovery["outcome"] == "refused":
         return "discovery", by_discovery
     if "ungated" in by_registry and "ungated" in by_discovery:
