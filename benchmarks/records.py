@@ -45,14 +45,15 @@ def facts(rows: Sequence[Row]) -> list[str]:
     return [*sorted({f"{describe(row)}, commit {row['commit']}" for row in rows}), ""]
 
 
-def markdown(rows: Iterable[Row], columns: Sequence[str] | Mapping[str, str]) -> str:
+def markdown(rows: Iterable[Row], columns: Iterable[str] | Mapping[str, str] = ()) -> str:
     """Return a Markdown table.
 
     Args:
         rows: The results.
-        columns: Names of the values to show; a mapping gives each the heading it shall have.
+        columns: Names of the values to show, by default all of the first row; a mapping gives each a heading.
     """
-    headings = columns if isinstance(columns, Mapping) else {name: name for name in columns}
+    rows = list(rows)
+    headings = columns if isinstance(columns, Mapping) else {name: name for name in columns or rows[0]}
     lines = [f"| {' | '.join(headings.values())} |", "|" + "---|" * len(headings)]
     lines += [f"| {' | '.join(_cell(row.get(name)) for name in headings)} |" for row in rows]
     return "\n".join(lines)

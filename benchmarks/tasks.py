@@ -39,17 +39,6 @@ DATA = {
     "shakespeare-llama": "tinyshakespeare",
 }
 
-COLUMNS = {
-    "experiment": "experiment",
-    "metric": "metric",
-    "dense": "dense",
-    "compact": "compact",
-    "heads": "heads",
-    "parameters": "parameters",
-    "speedup": "speed-up",
-    "command": "settings besides `experiment=`",
-}
-
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run missing experiments."""
@@ -114,11 +103,11 @@ def table(rows: Iterable[Row]) -> str:
                 "compact": score.show(compact[key]),
                 "heads": f"{compact['num_heads']} of {compact['num_heads_before']}",
                 "parameters": f"{compact['num_parameters'] / compact['num_parameters_before']:.0%}",
-                "speedup": f"{compact['speedup']:.2f}",
-                "command": " ".join(f"`{setting}`" for setting in compact["settings"]) or "none",
+                "speed-up": f"{compact['speedup']:.2f}",
+                "settings besides `experiment=`": " ".join(f"`{setting}`" for setting in compact["settings"]) or "none",
             }
         )
-    return records.markdown(shown, COLUMNS)
+    return records.markdown(shown)
 
 
 def samples(rows: Iterable[Row]) -> list[str]:

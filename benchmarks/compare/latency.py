@@ -113,20 +113,10 @@ def table(rows: Sequence[Row]) -> str:
         points = points_of(rows, data, steps)
         pairs = pair_points(points)
         dense = next((point for point in points if point.method == "none"), None)
-        lines = [_line(point, dense, pairs) for point in sorted(points, key=lambda point: (point.speedup, -point.mean))]
-        metric = next(row["metric"] for row in rows if row["data"] == data)
-        columns = {
-            "method": f"{data}, {steps:,} steps",
-            "speedup": "speed-up",
-            **({"short": "of one text"} if any("speedup_short" in row for row in rows) else {}),
-            "heads": "heads",
-            "neurons": "neurons",
-            "mean": f"test {metric}",
-            "dense": "change from dense",
-            "ours": "both ahead by",
-            "seeds": "seeds",
-        }
-        parts.append(records.markdown(lines, columns))
+        ordered = sorted(points, key=lambda point: (point.speedup, -point.mean))
+        lines = [{f"{data}, {steps:,} steps": point.title, **_line(point, dense, pairs)} for point in ordered]
+        hidden = () if any("speedup_short" in row for row in rows) else ("of one text",)
+        parts.append(records.markdown(lines, [name for name in lines[0] if name not in hidden]))
         for seed, score in (dense.failed if dense else {}).items():
             parts.append(f"{data}: the dense model ended at {score:.2f} % with seed {seed}, and this run is left out.")
     return "\n\n".join([*parts, *told_apart(rows)])
@@ -187,14 +177,13 @@ def _line(point: Point, dense: Point | None, pairs: Pairs) -> dict[str, Any]:
     above = None if dense is None or dense is point else difference(point.scores, dense.scores)
     ahead = _ahead(point, pairs)
     return {
-        "method": point.title,
-        "speedup": f"{point.speedup:.2f}" + _range([row["speedup"] for row in point.rows], digits=2),
-        "short": _mean(point, "speedup_short", digits=2),
+        "speed-up": f"{point.speedup:.2f}" + _range([row["speedup"] for row in point.rows], digits=2),
+        "of one text": _mean(point, "speedup_short", digits=2),
         "heads": _mean(point, "num_heads"),
         "neurons": _mean(point, "num_neurons"),
-        "mean": f"{point.mean:.2f} %",
-        "dense": str(above) if above else None,
-        "ours": str(ahead) if ahead else None,
+        f"test {point.rows[0]['metric']}": f"{point.mean:.2f} %",
+        "change from dense": str(above) if above else None,
+        "both ahead by": str(ahead) if ahead else None,
         "seeds": len(point.scores),
     }
 

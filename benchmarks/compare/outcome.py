@@ -44,18 +44,16 @@ def table(rows: Sequence[Row]) -> str:
             heads = sorted({round(row["num_heads"]) for row in runs})
             lines.append(
                 {
-                    "method": _title(method),
+                    f"{data}, {steps:,} steps": _title(method),
                     "heads": " to ".join(str(number) for number in dict.fromkeys((heads[0], heads[-1]))),
-                    "mean": f"{statistics.mean(values):.2f} %",
+                    f"test {runs[0]['metric']}": f"{statistics.mean(values):.2f} %",
                     "spread": f"{min(values):.2f} to {max(values):.2f}",
                     "seeds": len(values),
                     "_order": (method != "none", -statistics.mean(heads), -statistics.mean(values)),
                 }
             )
         lines.sort(key=lambda line: line["_order"])
-        metric = next(row["metric"] for row in rows if row["data"] == data)
-        columns = {"method": f"{data}, {steps:,} steps", "heads": "heads", "mean": f"test {metric}"}
-        parts.append(records.markdown(lines, columns | {"spread": "spread", "seeds": "seeds"}))
+        parts.append(records.markdown(lines, list(lines[0])[:-1]))
     return "\n\n".join(parts)
 
 
