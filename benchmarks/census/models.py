@@ -57,14 +57,9 @@ def model_types() -> dict[str, tuple[str, ...]]:
 def build(
     model_type: str, sizes: Sizes = SIZES[0], *, class_name: str = "", seed: int = 0, spread: float = 0.1
 ) -> PreTrainedModel:
-    """Build a tiny model with random parameters, in evaluation mode.
+    """Build a tiny model with random parameters, in evaluation mode, by default of the first class of its type.
 
-    Args:
-        model_type: The model type.
-        sizes: Sizes of the model.
-        class_name: Name of the model's class; if left out, the first of its type.
-        seed: Seed of the parameters.
-        spread: Standard deviation of the parameters.
+    ``spread`` is the standard deviation of the parameters.
 
     Raises:
         ValueError: The model would be too large.

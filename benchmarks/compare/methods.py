@@ -7,12 +7,7 @@ from typing import NamedTuple
 
 
 class Ask(NamedTuple):
-    """A way to ask a method for a size.
-
-    Attributes:
-        setting: The setting of train.py, with a place for the number.
-        title: The number in tables.
-    """
+    """A way to ask a method for a size: the setting of train.py, and the number in tables."""
 
     setting: str
     title: str
@@ -101,12 +96,7 @@ class Data(NamedTuple):
 
 
 def read_method(text: str, methods: Mapping[str, Method] = METHODS, *, ask: Ask = HEADS) -> Method:
-    """Read a method of the command line: a name, or ``NAME:SETTING SETTING ...``.
-
-    Args:
-        text: The argument.
-        methods: Methods by name.
-        ask: The way to ask a method of given settings for a size, unless the settings have one.
+    """Read a method of the command line: a name, or ``NAME:SETTING SETTING ...``, asked for a size unless it has one.
 
     Raises:
         ValueError: There is no such method.
