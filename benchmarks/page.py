@@ -81,8 +81,8 @@ TABLES = [
     Table(DECODERS, "memory", "memory", memory.table),
     Table(TRAVELS, "versions", "versions", versions.table),
     # Of this commit: they need no results.
-    Table(TRAVELS, "versions --page record", "versions", example_record),
-    Table(TRAVELS, "versions --page code", "versions", example_code),
+    Table(TRAVELS, "versions, record", "versions", example_record),
+    Table(TRAVELS, "versions, code", "versions", example_code),
 ]
 
 

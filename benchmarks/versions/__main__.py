@@ -4,7 +4,7 @@
     python -m benchmarks.versions --versions 5.4.0    one of them; nothing is written
 
 Each environment has one version of transformers, a sentence-transformers that goes with it, all else from this one, and
-not this package.
+not this package; the installed version is tried by the interpreter that runs this.
 """
 
 import argparse
