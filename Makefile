@@ -4,7 +4,7 @@
 # make test-lowest   the same as test-all with the lowest versions that pyproject.toml allows, in an environment of its own
 # make check   lint and types
 # make docs    build the documentation site in site/, with its links checked; make docs-serve shows it while you write
-# make bench   measure speed and print it beside the last committed figures
+# make bench   measure speed and print it beside the last figures
 # make format  rewrite the files as ruff formats them
 
 PYTHON ?= python3

@@ -20,11 +20,9 @@ from benchmarks import records
 from benchmarks.compare.outcome import Row, headline
 from benchmarks.compare.paired import difference
 from benchmarks.compare.runs import train
-from benchmarks.measuring import ROOT, machine
+from benchmarks.measuring import RESULTS, machine
 
-__all__ = ["COMMANDS", "table"]
-
-RESULTS = ROOT / "benchmarks" / "results" / "embedded.jsonl"
+OUTPUT = RESULTS / "embedded.jsonl"
 DENSE = "objective=none"
 # Settings after `make train`.
 COMMANDS = (DENSE, "", "gates.units=[heads,neurons] objective.speedup=2")
@@ -36,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(5)), help="(default: 0 1 2 3 4)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time, which share the cores (default: 1)")
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--results", type=Path, default=OUTPUT)
     options = parser.parse_args(arguments)
     threads = max(1, (os.cpu_count() or 1) // options.jobs)
     done = {(row["command"], row["seed"]) for row in records.read(options.results)}
@@ -63,35 +61,29 @@ def title(command: str) -> str:
 
 def table(rows: Sequence[Row]) -> list[str]:
     """Return the lines of a Markdown table of means, and the conditions of the runs."""
-    by_command = {command: [row for row in rows if row["command"] == command] for command in COMMANDS}
     scores = _scores(rows)
-    against = {command: difference(scores[command], scores[DENSE]) for command in COMMANDS}
     lines = []
-    for command, runs in by_command.items():
+    for command in COMMANDS:
+        runs = [row for row in rows if row["command"] == command]
         if not runs:
             continue
         # The dense model is timed in turns with the compact one, in the same run.
         before, after = (statistics.median(row[name] for row in runs) for name in ("latency_ms_before", "latency_ms"))
-        change = None if command == DENSE else against[command]
+        change = None if command == DENSE else difference(scores[command], scores[DENSE])
+        mean = f"{statistics.mean(scores[command].values()):.2f} %"
         lines.append(
             {
-                "command": title(command),
+                "": title(command),
                 "heads": _mean(runs, "num_heads"),
                 "neurons": _mean(runs, "num_neurons"),
                 "parameters": _mean(runs, "num_parameters"),
-                "accuracy": f"{statistics.mean(scores[command].values()):.2f} %" + (f" ({change})" if change else ""),
-                "forward": f"{after:.1f} ms" if change is None else _change(before, after),
+                "test accuracy (change from dense)": mean + (f" ({change})" if change else ""),
+                "forward pass": f"{before:.1f} to {after:.1f} ms, {before / after:.2f}x"
+                if change
+                else f"{after:.1f} ms",
             }
         )
-    columns = {
-        "command": "",
-        "heads": "heads",
-        "neurons": "neurons",
-        "parameters": "parameters",
-        "accuracy": "test accuracy (change from dense)",
-        "forward": "forward pass",
-    }
-    return [records.markdown(lines, columns), "", _conditions(rows)]
+    return [records.markdown(lines), "", _conditions(rows)]
 
 
 def _scores(rows: Sequence[Row]) -> dict[str, dict[int, float]]:
@@ -107,11 +99,6 @@ def _conditions(rows: Sequence[Row]) -> str:
     batches = records.timed_batches(rows, conjunction="or")
     timed = "each model timed in turns with the dense one"
     return f"{rows[0]['cpu']}, {threads} thread(s), {batches}, {timed}, {seeds} seed(s)."
-
-
-def _change(before: float, after: float) -> str:
-    """Return two latencies in milliseconds and their ratio."""
-    return f"{before:.1f} to {after:.1f} ms, {before / after:.2f}x"
 
 
 def _mean(rows: Sequence[Row], name: str) -> str | None:

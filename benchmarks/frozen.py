@@ -23,18 +23,20 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, l
 
 import gating
 from benchmarks import records
-from benchmarks.measuring import ROOT, describe, machine
+from benchmarks.measuring import RESULTS, machine
 from gating.teachers.teacher import OpenTeacher
 
-RESULTS = ROOT / "benchmarks" / "results" / "frozen.jsonl"
+OUTPUT = RESULTS / "frozen.jsonl"
 COLUMNS = ("method", "keep", "group_size", "steps", "perplexity", "heads", "groups", "seconds", "seconds_per_step")
+# Blocks of a step and tokens of each, and blocks of the test.
+BATCH, LENGTH, TEST_BLOCKS = 4, 128, 24
 ONE_ROUND = gating.BudgetSchedule(start=0.0, end=1.0)
 
 
-def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
+def main(arguments: list[str] | None = None) -> None:
     """Measure, append the results to a file and print them as a table."""
     options = parse(arguments)
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(1)
     logging.disable_progress_bar()
     rows = []
     for row in measure(options):
@@ -42,7 +44,6 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
         records.append(options.output, rows[-1])
         print({name: row.get(name) for name in COLUMNS}, file=sys.stderr)
     print(records.markdown(rows, COLUMNS))
-    return rows
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -50,34 +51,27 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.frozen", description=__doc__.partition("\n")[0])
     parser.add_argument("--model", required=True, help="folder or hub name of a decoder with its tokenizer")
     parser.add_argument("--data", type=Path, required=True, help="folder with tinyshakespeare")
-    parser.add_argument("--methods", nargs="+", default=["dense", *METHODS], choices=["dense", *METHODS])
     parser.add_argument("--keep", nargs="+", type=float, default=[0.9, 0.8, 0.65])
     parser.add_argument("--steps", type=int, default=60, help="of gates; rankings take 12 batches")
     parser.add_argument("--group-size", type=int, default=8, help="neurons that share a gate")
-    parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--length", type=int, default=128, help="tokens of a block")
-    parser.add_argument("--test-blocks", type=int, default=24)
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--output", type=Path, default=OUTPUT)
     return parser.parse_args(arguments)
 
 
 def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yield a row for the dense model, and for each method and share."""
     train, test = (_blocks(options, split) for split in ("train", "test"))
-    test = test[: options.test_blocks]
-    if "dense" in options.methods:
-        yield {"method": "dense", "keep": 1.0, "perplexity": _perplexity(_load(options), test, options)}
+    test = test[:TEST_BLOCKS]
+    yield {"method": "dense", "keep": 1.0, "perplexity": _perplexity(_load(options), test, options)}
     for keep in options.keep:
-        for method in (name for name in METHODS if name in options.methods):
-            yield {"method": method, "keep": keep, "seed": options.seed, **_run(options, method, keep, train, test)}
+        for method in METHODS:
+            yield {"method": method, "keep": keep, "seed": 0, **_run(options, method, keep, train, test)}
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the machines of the results, and the perplexity of each method at each share of the cost, as lines."""
-    machines = sorted({f"{row['model']}, {row['precision']}, {describe(row)}" for row in rows})
+    machines = sorted({f"{row['model']}, {row['precision']}, {records.describe(row)}" for row in rows})
     dense = next((row["perplexity"] for row in rows if row["method"] == "dense"), math.nan)
     shares = sorted({row["keep"] for row in rows if row["method"] != "dense"}, reverse=True)
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
@@ -103,7 +97,7 @@ METHODS = {
 
 
 def _run(options: argparse.Namespace, method: str, keep: float, train: Tensor, test: Tensor) -> dict[str, Any]:
-    torch.manual_seed(options.seed)
+    torch.manual_seed(0)
     order = torch.randperm(len(train))
     model = _load(options).train().requires_grad_(False)
     gates = gating.inject_gates(model, units=["heads", "neurons"], group_size=options.group_size)
@@ -114,8 +108,7 @@ def _run(options: argparse.Namespace, method: str, keep: float, train: Tensor, t
     optimizer = torch.optim.AdamW(gates.parameters(), lr=0.1 if method == "deterministic" else 0.2, weight_decay=0.0)
     started = time.perf_counter()
     for step in range(steps):
-        first = step * options.batch_size
-        batch = train[order[torch.arange(first, first + options.batch_size) % len(order)]]
+        batch = train[order[torch.arange(step * BATCH, (step + 1) * BATCH) % len(order)]]
         search.update(step / steps)
         _loss(search, model, teacher, batch, options).backward()
         optimizer.step()
@@ -163,7 +156,7 @@ def _blocks(options: argparse.Namespace, split: str) -> Tensor:
     """Return the blocks of a text, ``[blocks, tokens]``."""
     text = (options.data / "tinyshakespeare" / f"{split}.txt").read_text(encoding="utf-8")
     ids = torch.tensor(AutoTokenizer.from_pretrained(options.model)(text, verbose=False)["input_ids"])
-    return ids[: len(ids) // options.length * options.length].view(-1, options.length)
+    return ids[: len(ids) // LENGTH * LENGTH].view(-1, LENGTH)
 
 
 @torch.no_grad()

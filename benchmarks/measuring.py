@@ -5,21 +5,22 @@ and only ratios within a turn are reported.
 """
 
 import datetime
+import json
 import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 
-__all__ = ["describe", "interleave", "machine", "ratio"]
-
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
 MIN_ROUNDS = 3  # quartiles of fewer say nothing
 
 
@@ -36,14 +37,6 @@ def machine() -> dict[str, str | int | None]:
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M"),
         "commit": _commit(),
     }
-
-
-def describe(facts: Mapping[str, object]) -> str:
-    """Describe in a line the machine of a measurement; ``facts`` are those of :func:`machine`."""
-    return (
-        f"{facts['gpu'] or facts['cpu']}, {facts['cores']} cores, {facts['threads']} thread(s), "
-        f"torch {facts['torch']}, transformers {facts['transformers']}"
-    )
 
 
 def interleave(
@@ -80,6 +73,25 @@ def interleave(
     return times
 
 
+def run_python(*arguments: str, threads: int | None = None, **environment: str) -> str:
+    """Run Python with arguments and return its standard output.
+
+    Raises:
+        RuntimeError: It failed.
+    """
+    settings = {**os.environ, "OMP_NUM_THREADS": str(threads or torch.get_num_threads()), **environment}
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=settings, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(arguments)} failed:\n{done.stderr[-2000:]}")
+    return done.stdout
+
+
+def ask(module: str, *arguments: str, **environment: str) -> Any:
+    """Run a module in a fresh process, and return the JSON value on the last line that it prints."""
+    return json.loads(run_python("-m", module, *arguments, **environment).splitlines()[-1])
+
+
 def ratio(times: Mapping[str, list[float]], name: str, base: str) -> tuple[float, float, float]:
     """Return the median, the lower and the upper quartile of one callable's time over another's, round by round."""
     ratios = [one / other for one, other in zip(times[name], times[base], strict=True)]
@@ -112,11 +124,14 @@ def _cpu_model() -> str:
 
 def _commit() -> str | None:
     """Return the checkout's commit, with a plus where files differ from it, results aside."""
-    git = ["git", "-C", str(ROOT)]
+    status = ["status", "--porcelain", "--untracked-files=no", ":(exclude)benchmarks/results"]
     try:
-        ask = partial(subprocess.run, capture_output=True, text=True, check=True)
-        commit = ask([*git, "rev-parse", "--short", "HEAD"]).stdout.strip()
-        changed = ask([*git, "status", "--porcelain", "--untracked-files=no", ":(exclude)benchmarks/results"]).stdout
+        commit, changed = (
+            subprocess.run(
+                ["git", "-C", str(ROOT), *command], capture_output=True, text=True, check=True
+            ).stdout.strip()
+            for command in (["rev-parse", "--short", "HEAD"], status)
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
     return commit + "+" if changed else commit

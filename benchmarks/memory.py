@@ -10,10 +10,8 @@ beyond what it had before the model was loaded.
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -21,12 +19,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 
 import gating
 from benchmarks import records
-from benchmarks.measuring import ROOT, describe, machine
+from benchmarks.measuring import RESULTS, ask, machine
 from benchmarks.sharding.memory import MALLOC, in_use, peak, restart_peak
 from gating.teachers.teacher import OpenTeacher
 
-RESULTS = ROOT / "benchmarks" / "results" / "memory.jsonl"
+OUTPUT = RESULTS / "memory.jsonl"
 MODES = ("full", "adapters", "gates")
+# Tokens of a text, and texts of a step.
+TOKENS, BATCH = 512, 4
 GB = 1e9
 _GPU_GB = 24
 # Sizes of LLaMA 3.2 and 3.1, as in their configurations on the hub.
@@ -53,36 +53,24 @@ class Sizes(NamedTuple):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure every mode, with and without checkpoints of activations, and print both tables."""
-    options = parse(arguments)
-    if options.mode:
-        print(json.dumps(_measure(options)))
-        return
-    config = AutoConfig.from_pretrained(options.model)
-    sizes = sizes_of(AutoModelForCausalLM.from_config, config)
-    for mode in MODES:
-        for checkpoints in (False, True):
-            row = {"mode": mode, "checkpoints": checkpoints, "tokens": options.tokens, "batch": options.batch}
-            row |= {
-                "model": options.model.rstrip("/").rpartition("/")[2],
-                **sizes._asdict(),
-                **_ask(row, options.model),
-            }
-            records.append(options.results, {**row, **machine()})
-    print("\n".join(table(records.read(options.results))))
-
-
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.memory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", required=True, help="folder or hub name of a decoder")
-    parser.add_argument("--tokens", type=int, default=512, help="tokens of a text")
-    parser.add_argument("--batch", type=int, default=4, help="texts of a step")
-    parser.add_argument("--results", default=RESULTS)
     parser.add_argument("--mode", choices=MODES, help=argparse.SUPPRESS)
     parser.add_argument("--checkpoints", action="store_true", help=argparse.SUPPRESS)
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.mode:
+        print(json.dumps(_measure(options)))
+        return
+    sizes = sizes_of(AutoModelForCausalLM.from_config, AutoConfig.from_pretrained(options.model))
+    about = {"tokens": TOKENS, "batch": BATCH, "model": Path(options.model).name, **sizes._asdict()}
+    for mode in MODES:
+        for checkpoints in ([], ["--checkpoints"]):
+            measured = ask("benchmarks.memory", "--model", options.model, "--mode", mode, *checkpoints, **MALLOC)
+            row = {"mode": mode, "checkpoints": bool(checkpoints), **about, **measured, **machine()}
+            records.append(OUTPUT, row)
+    print("\n".join(table(records.read(OUTPUT))))
 
 
 def formula(sizes: Sizes, mode: str, *, tokens: int) -> float:
@@ -92,11 +80,7 @@ def formula(sizes: Sizes, mode: str, *, tokens: int) -> float:
     ones in bfloat16 have 2, and adapters in float32 16. Each layer keeps its input, in the type of the weights, and one
     layer at a time its activations, about eight vectors of its width and three of its neurons. Logits are there in
     bfloat16 and as logarithms of probabilities, their gradients twice, all in float32, and the teacher's in bfloat16.
-
-    Args:
-        sizes: The decoder.
-        mode: One of :data:`MODES`.
-        tokens: Tokens of a step, over all texts.
+    ``tokens`` are those of a step, over all texts.
     """
     kept = (4 if mode == "full" else 2) * sizes.layers * tokens * sizes.width
     layer = 2 * tokens * (8 * sizes.width + 3 * sizes.inner)
@@ -126,19 +110,12 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         sizes = Sizes(*(row[name] for name in Sizes._fields))
         expected = formula(sizes, row["mode"], tokens=row["tokens"] * row["batch"]) if row["checkpoints"] else None
         lines.append({**row, "peak": row["bytes"] / GB, "formula": None if expected is None else expected / GB})
-    columns = {
-        "mode": "mode",
-        "checkpoints": "gradient checkpointing",
-        "peak": "peak, GB",
-        "formula": "formula, GB",
+    columns = {"mode": "mode", "checkpoints": "gradient checkpointing", "peak": "peak, GB", "formula": "formula, GB"}
+    shapes = {
+        f"{row['parameters'] / 1e6:.0f} M parameters, {row['batch']} x {row['tokens']} tokens, {records.describe(row)}"
+        for row in rows
     }
-    shapes = sorted(
-        {
-            f"{row['parameters'] / 1e6:.0f} M parameters, {row['batch']} x {row['tokens']} tokens, {describe(row)}"
-            for row in rows
-        }
-    )
-    return [*shapes, "", records.markdown(lines, columns), "", *large_table()]
+    return [*sorted(shapes), "", records.markdown(lines, columns), "", *large_table()]
 
 
 def large_table(tokens: int = 2048) -> list[str]:
@@ -158,16 +135,6 @@ def large_table(tokens: int = 2048) -> list[str]:
     ]
 
 
-def _ask(row: Mapping[str, Any], model: str) -> dict[str, Any]:
-    """Measure a mode in a new process."""
-    command = [sys.executable, "-m", "benchmarks.memory", "--model", model, "--mode", row["mode"]]
-    command += ["--tokens", str(row["tokens"]), "--batch", str(row["batch"])]
-    command += ["--checkpoints"] if row["checkpoints"] else []
-    output = subprocess.run(command, env={**os.environ, **MALLOC}, cwd=ROOT, check=True, capture_output=True, text=True)
-    answer: dict[str, Any] = json.loads(output.stdout.splitlines()[-1])
-    return answer
-
-
 def _measure(options: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(1)
     before = in_use()
@@ -177,7 +144,7 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
     teacher = OpenTeacher(model, gates) if options.mode == "gates" else None
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4)
-    batch = torch.randint(0, model.config.vocab_size, (options.batch, options.tokens))
+    batch = torch.randint(0, model.config.vocab_size, (BATCH, TOKENS))
     for _ in range(2):
         with torch.autocast("cpu", torch.bfloat16):
             answers = None if teacher is None else teacher(input_ids=batch)

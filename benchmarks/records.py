@@ -1,11 +1,9 @@
 """Results as JSON lines, and as a Markdown table."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-__all__ = ["append", "markdown", "read", "timed_batches", "write"]
 
 Row = Mapping[str, Any]
 
@@ -24,19 +22,38 @@ def write(path: Path, rows: Iterable[Row]) -> None:
     new.replace(path)
 
 
+def replace(path: Path, row: Row, key: Callable[[Row], object]) -> None:
+    """Write a result in the place of the one with the same key, at the end of a file."""
+    write(path, [*(other for other in read(path) if key(other) != key(row)), row])
+
+
 def read(path: Path) -> list[dict[str, Any]]:
     """Return all results of a file; none if there is no file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
-def markdown(rows: Iterable[Row], columns: Sequence[str] | Mapping[str, str]) -> str:
+def describe(row: Row) -> str:
+    """Describe in a line the machine of a result, which has the facts of :func:`benchmarks.measuring.machine`."""
+    return (
+        f"{row['gpu'] or row['cpu']}, {row['cores']} cores, {row['threads']} thread(s), "
+        f"torch {row['torch']}, transformers {row['transformers']}"
+    )
+
+
+def facts(rows: Sequence[Row]) -> list[str]:
+    """Return the machines and commits of results, a line for each, and an empty line."""
+    return [*sorted({f"{describe(row)}, commit {row['commit']}" for row in rows}), ""]
+
+
+def markdown(rows: Iterable[Row], columns: Iterable[str] | Mapping[str, str] = ()) -> str:
     """Return a Markdown table.
 
     Args:
         rows: The results.
-        columns: Names of the values to show; a mapping gives each the heading it shall have.
+        columns: Names of the values to show, by default all of the first row; a mapping gives each a heading.
     """
-    headings = columns if isinstance(columns, Mapping) else {name: name for name in columns}
+    rows = list(rows)
+    headings = columns if isinstance(columns, Mapping) else {name: name for name in columns or rows[0]}
     lines = [f"| {' | '.join(headings.values())} |", "|" + "---|" * len(headings)]
     lines += [f"| {' | '.join(_cell(row.get(name)) for name in headings)} |" for row in rows]
     return "\n".join(lines)
@@ -45,9 +62,7 @@ def markdown(rows: Iterable[Row], columns: Sequence[str] | Mapping[str, str]) ->
 def timed_batches(rows: Sequence[Row], *, conjunction: str) -> str:
     """Return the batches that runs timed, such as ``8 x 107 tokens, p95``.
 
-    Args:
-        rows: Numbers of runs; those of before their length was a setting timed the longest validation texts.
-        conjunction: Word between several.
+    Runs of before their length was a setting timed the longest validation texts.
     """
     known = {row["latency_words"] for row in rows if "latency_words" in row}
     before = {str(row.get("latency_batch", "?")) for row in rows if "latency_words" not in row}

@@ -172,6 +172,14 @@ def test_no_folder_drops_the_rule():
     assert "wandb" not in (ROOT / "train.py").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize(("folder", "other"), [("tests", "benchmarks"), ("benchmarks", "tests")])
+def test_tests_and_benchmarks_import_nothing_from_each_other(folder, other):
+    # Tests of benchmarks import them by name.
+    for path in (ROOT / folder).rglob("*.py"):
+        own = path.name == "test_serving.py" and path.parent.name == "benchmarks"
+        assert own or not re.search(rf"^\s*(from|import) {other}\b", path.read_text(encoding="utf-8"), re.M), path
+
+
 def test_every_public_name_has_a_first_line():
     for name in gating.__all__:
         documented = getattr(gating, name)

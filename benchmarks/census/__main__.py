@@ -2,7 +2,6 @@
 
     python -m benchmarks.census                        # all model types; about half an hour with two processes
     python -m benchmarks.census --only bert qwen2_vl   # some of them, printed and not stored
-    python -m benchmarks.census --page                 # write docs/coverage.md from stored results
 
 For each type, a tiny model with random parameters is built from its configuration. Heads of random, uneven patterns are
 removed by the registry, and by discovery where that finds more; outputs and generated tokens are compared with those of
@@ -27,13 +26,11 @@ from tqdm import tqdm
 
 from benchmarks import records
 from benchmarks.census.models import model_types
-from benchmarks.census.page import write_page
+from benchmarks.census.page import PAGE, coverage
 from benchmarks.census.removal import BATCH, EXACT
-from benchmarks.measuring import ROOT
+from benchmarks.measuring import RESULTS, ROOT
 
-__all__ = ["examine_types", "main"]
-
-RESULTS = ROOT / "benchmarks" / "results" / "census.jsonl"
+OUTPUT = RESULTS / "census.jsonl"
 # Types examined in one process: starting it takes as long as a few of them.
 _CHUNK = 12
 _SECONDS_EACH = 180
@@ -46,47 +43,35 @@ def main() -> None:
     )
     parser.add_argument("--only", nargs="+", metavar="TYPE", help="examine these types and print the results")
     parser.add_argument("--jobs", type=int, default=2, help="number of processes (default: %(default)s)")
-    parser.add_argument("--page", action="store_true", help="only write docs/coverage.md")
-    parser.add_argument("--again", action="store_true", help="examine types again that were not wholly exact")
     arguments = parser.parse_args()
     if arguments.only:
         for row in examine_types(arguments.only):
             print(json.dumps(row))
         return
-    if not arguments.page:
-        _run(jobs=arguments.jobs, again=arguments.again)
-    write_page(records.read(RESULTS), tolerance=EXACT)
+    _run(jobs=arguments.jobs)
+    PAGE.write_text(coverage(records.read(OUTPUT)), encoding="utf-8")
 
 
-def _run(*, jobs: int, again: bool) -> None:
+def _run(*, jobs: int) -> None:
     """Examine all types that have no result with this version of transformers, and store the results by type."""
-    before = {row["model_type"]: row for row in records.read(RESULTS)}
+    before = {row["model_type"]: row for row in records.read(OUTPUT)}
     kept = [row for row in before.values() if row["transformers"] == transformers.__version__]
-    if again:
-        kept = [row for row in kept if row["outcome"] == "no attention" or _is_exact(row)]
     _store(kept)
     left = [one for one in model_types() if one not in {row["model_type"] for row in kept}]
     chunks = [left[start : start + _CHUNK] for start in range(0, len(left), _CHUNK)]
     with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(left), unit="type") as bar:
         for rows in pool.map(examine_types, chunks):
             for row in rows:
-                records.append(RESULTS, row)
+                records.append(OUTPUT, row)
                 if change := _change(before.get(row["model_type"]), row):
                     bar.write(change)
             bar.update(len(rows))
-    _store(records.read(RESULTS))
-
-
-def _is_exact(row: dict[str, Any]) -> bool:
-    """Return whether all that can have gates is proven, with both sizes."""
-    return row["outcome"] == row["uneven"]["outcome"] == "exact" and not row["unproven"]
+    _store(records.read(OUTPUT))
 
 
 def _store(rows: Sequence[dict[str, Any]]) -> None:
     """Write results in the order of types, so that a new version of transformers shows as a difference of lines."""
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(row) + "\n" for row in sorted(rows, key=lambda row: row["model_type"])]
-    RESULTS.write_text("".join(lines), encoding="utf-8")
+    records.write(OUTPUT, sorted(rows, key=lambda row: row["model_type"]))
 
 
 def _change(before: dict[str, Any] | None, row: dict[str, Any]) -> str | None:
@@ -101,7 +86,7 @@ def examine_types(names: Sequence[str]) -> list[dict[str, Any]]:
     """Examine model types in a process of their own, reload their compact models in another, and return the results."""
     versions = {"transformers": transformers.__version__, "torch": torch.__version__}
     with tempfile.TemporaryDirectory() as parent:
-        rows = _run_worker("benchmarks.census.worker", "EXAMINED", [parent, *names])
+        rows = _run_worker("benchmarks.census.case", "EXAMINED", [parent, *names])
         found = {row["model_type"]: row for row in rows}
         for name in names:
             # The process was killed, by a limit of memory or time.

@@ -1,28 +1,45 @@
-"""One model type of the census: tiny models of two sizes, and which heads and neurons are removed exactly."""
+"""One model type of the census: tiny models of two sizes, and which heads and neurons are removed exactly.
 
+``python -m benchmarks.census.case FOLDER TYPE [TYPE ...]`` prints a JSON line for each type.
+"""
+
+import json
+import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import torch
+import transformers
 from transformers import PreTrainedModel
 
 from benchmarks.census.models import build, looks_like_attention, model_types
-from benchmarks.census.removal import EXACT, Row, Tiny, examine_heads, examine_neurons, save
+from benchmarks.census.removal import EXACT, Row, Tiny, examine_units, save
 from benchmarks.census.settings import SIZES
 from gating.discovery.find import search_blocks
 from gating.errors import UserError
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import run_probe
 
-__all__ = ["examine"]
-
 # Standard deviations of the parameters: the second where blocks have too little effect with the first.
 _SPREADS = (0.1, 0.4)
 _UNEXAMINED = ("not built", "not run", "no attention")
+
+
+def main() -> None:
+    """Print the result of each model type of the command line."""
+    transformers.logging.set_verbosity_error()
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    parent, *names = sys.argv[1:]
+    for name in names:
+        folder = Path(parent, name)
+        folder.mkdir()
+        print("EXAMINED", json.dumps(examine(name, folder)), flush=True)
 
 
 def examine(model_type: str, folder: Path) -> Row:
@@ -103,8 +120,8 @@ def _examine_model(build_one: Callable[[], PreTrainedModel], folder: Path) -> Ro
     row |= {"by": by, **found}
     if row["outcome"] != "exact":
         return row
-    tiny = replace(tiny, discover=by == "discovery")
-    row |= _guarded(partial(examine_neurons, tiny), prefix="neurons_")
+    tiny = tiny._replace(discover=by == "discovery")
+    row |= _guarded(partial(examine_units, tiny, "neurons"), prefix="neurons_")
     row |= _guarded(partial(save, tiny, folder, neurons=row["neurons_outcome"] == "exact"), prefix="save_")
     for part in ("save", "neurons"):
         if row[f"{part}_outcome"] == "wrong" or (part == "save" and row["save_outcome"] != "exact"):
@@ -138,11 +155,11 @@ def _dense_problem(tiny: Tiny) -> str | None:
 
 def _search(tiny: Tiny) -> tuple[str, Row]:
     """Return what the registry finds; or discovery, where it finds more or knows more of the reason."""
-    by_registry = _guarded(partial(examine_heads, tiny))
+    by_registry = _guarded(partial(examine_units, tiny, "heads"))
     if by_registry["outcome"] == "exact" and not by_registry["ungated"]:
         return "registry", by_registry
     # Discovery stores layouts in the modules.
-    by_discovery = _guarded(partial(examine_heads, replace(tiny, model=deepcopy(tiny.model), discover=True)))
+    by_discovery = _guarded(partial(examine_units, tiny._replace(model=deepcopy(tiny.model), discover=True), "heads"))
     if _rank(by_discovery) > _rank(by_registry) or by_registry["outcome"] == by_discovery["outcome"] == "refused":
         return "discovery", by_discovery
     if "ungated" in by_registry and "ungated" in by_discovery:
@@ -173,3 +190,7 @@ def _sentence(error: BaseException) -> str:
 def _place(error: BaseException) -> str:
     last = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {_sentence(error)[:300]} ({Path(last.filename).name}:{last.lineno})"
+
+
+if __name__ == "__main__":
+    main()

@@ -6,9 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks import records
+from benchmarks.census.removal import EXACT
 from benchmarks.measuring import ROOT
-
-__all__ = ["groups_of", "write_page"]
 
 PAGE = ROOT / "docs" / "coverage.md"
 Row = Mapping[str, Any]
@@ -59,21 +58,18 @@ def groups_of(rows: Iterable[Row]) -> dict[str, list[Row]]:
 
 def _group_of(row: Row) -> str:
     if row["outcome"] != "exact":
-        return {"refused": _REFUSED, "wrong": _WRONG, "unproven": _UNPROVEN}.get(row["outcome"], str(row["outcome"]))
-    is_found, is_whole = row["by"] == "discovery", not row["ungated"] and not row["unproven"]
-    return {
-        (False, True): _EXACT,
-        (False, False): _PARTLY,
-        (True, True): _DISCOVERED,
-        (True, False): _PARTLY_DISCOVERED,
-    }[is_found, is_whole]
+        return {"refused": _REFUSED}.get(row["outcome"], str(row["outcome"]))
+    is_whole = not row["ungated"] and not row["unproven"]
+    if row["by"] == "discovery":
+        return _DISCOVERED if is_whole else _PARTLY_DISCOVERED
+    return _EXACT if is_whole else _PARTLY
 
 
-def write_page(rows: Sequence[Row], *, tolerance: float) -> None:
-    """Write the page from results, of which exact ones differ by at most the tolerance."""
+def coverage(rows: Sequence[Row]) -> str:
+    """Return the page of results."""
     groups, first = groups_of(rows), rows[0]
     lines = [
-        _INTRODUCTION.format(tolerance=f"{tolerance:.0e}"),
+        _INTRODUCTION.format(tolerance=f"{EXACT:.0e}"),
         f"transformers {first['transformers']}, torch {first['torch']}, float32 on a CPU.\n",
         *_counts(groups),
         *_further_counts([row for row in rows if row["outcome"] == "exact"]),
@@ -84,23 +80,15 @@ def write_page(rows: Sequence[Row], *, tolerance: float) -> None:
         ),
         f"\n{_END}",
     ]
-    PAGE.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def _counts(groups: Mapping[str, Sequence[Row]]) -> list[str]:
-    total = sum(len(groups.get(name, ())) for name in _COUNTED)
-    rows = [
-        {"outcome": name, "model types": len(groups.get(name, ())), "share": f"{len(groups.get(name, ())) / total:.0%}"}
-        for name in _COUNTED
-    ]
-    others = ", ".join(
-        f"{len(groups.get(name, ()))} {label}"
-        for name, label in (
-            ("no attention", "have no attention"),
-            ("not built", "cannot be built"),
-            ("not run", "do not run"),
-        )
-    )
+    counts = Counter({name: len(rows) for name, rows in groups.items()})
+    total = sum(counts[name] for name in _COUNTED)
+    rows = [{"outcome": name, "model types": counts[name], "share": f"{counts[name] / total:.0%}"} for name in _COUNTED]
+    labels = {"no attention": "have no attention", "not built": "cannot be built", "not run": "do not run"}
+    others = ", ".join(f"{counts[name]} {label}" for name, label in labels.items())
     return [records.markdown(rows, ["outcome", "model types", "share"]), f"\nOf the other model types, {others}.\n"]
 
 
@@ -141,11 +129,11 @@ def _remarks(row: Row) -> list[str]:
     """Return the modules of a type that keep their units, with reasons, or the reason that all do."""
     if row["outcome"] == "no attention":
         return []
+    if row["outcome"] == "unproven":
+        return ["what is removed has too little effect on what this tiny model returns, or no batch reaches it"]
     if row["outcome"] != "exact":
-        reasons = {"refused": _short_refusal, "not built": _short_problem, "not run": _short_problem}
-        if row["outcome"] == "unproven":
-            return ["what is removed has too little effect on what this tiny model returns, or no batch reaches it"]
-        return [reasons.get(row["outcome"], _plain)(row)]
+        reasons = {"refused": _short_refusal, "wrong": lambda row: str(row["reason"])}
+        return [reasons.get(row["outcome"], _short_problem)(row)]
     remarks = [f"heads: {rest}" for rest in _rest(row, "")] + [f"neurons: {rest}" for rest in _rest(row, "neurons_")]
     if _neurons(row) == "none":
         remarks.append(f"neurons: {_short_neurons(row)}")
@@ -162,10 +150,6 @@ def _rest(row: Row, prefix: str) -> list[str]:
 
 def _short_neurons(row: Row) -> str:
     return _shorten(re.sub(r"Neurons cannot be removed from .*?\(\w+\)[:,] ", "", str(row["neurons_reason"])))
-
-
-def _plain(row: Row) -> str:
-    return str(row["reason"])
 
 
 def _short_refusal(row: Row) -> str:

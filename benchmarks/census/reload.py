@@ -15,8 +15,6 @@ from typing import Any
 import torch
 import transformers
 
-__all__ = ["main"]
-
 
 def main() -> None:
     """Print the outcome of each folder of the command line."""

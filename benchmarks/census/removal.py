@@ -3,10 +3,8 @@
 import random
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,78 +19,53 @@ from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.structure.attention import AttentionBlock
 from gating.structure.blocks import Block
 
-__all__ = ["BATCH", "EXACT", "Row", "Tiny", "examine_heads", "examine_neurons", "save"]
-
 # Largest relative difference of masked and compact outputs that another order of summation explains.
 EXACT = 1e-4
 # Masking a block has to change the outputs by more, so that a mistake in it would show.
 _EFFECT = 10 * EXACT
-_PATTERNS = 3
 _GROUP_SIZE = 16
 BATCH = "batch.pt"
 
 Row = dict[str, Any]
+Unit = Literal["heads", "neurons"]
+UNITS: tuple[Unit, ...] = ("heads", "neurons")
 
 
-@dataclass(frozen=True)
-class Tiny:
-    """A tiny model with what it is fed and how its heads are found.
-
-    Attributes:
-        model: The model, which stays as it is.
-        batch: The inputs by argument name.
-        outputs: The outputs of the dense model for them.
-        discover: Whether layouts are found by discovery, beside those of the registry.
-    """
+class Tiny(NamedTuple):
+    """A tiny model, its inputs and outputs, and whether heads are found by discovery, beside the registry."""
 
     model: PreTrainedModel
     batch: Mapping[str, Any]
     outputs: Sequence[Tensor]
     discover: bool = False
 
-    @property
-    def probe(self) -> Mapping[str, Any] | None:
-        """Return the batch where discovery needs it."""
-        return self.batch if self.discover else None
+    def options(self, unit: Unit) -> Row:
+        """Return the options with which blocks of a unit are found and removed."""
+        if unit == "neurons":
+            return {"group_size": _GROUP_SIZE, "discover": True, "probe": self.batch}
+        return {"discover": self.discover, "probe": self.batch if self.discover else None}
 
 
-def examine_heads(tiny: Tiny) -> Row:
-    """Remove heads in random patterns, and compare outputs and generated tokens with those of the masked model."""
-    blocks, ungated = search_blocks(tiny.model, "heads", discover=tiny.discover, probe=tiny.probe)
-    row: Row = {
-        "num_blocks": len(blocks),
-        "num_heads": sum(block.num_heads for block in blocks),
-        "classes": sorted({type(block.module).__name__ for block in blocks}),
-        "towers": sorted({block.tower for block in blocks}),
-        "ungated": _described(ungated),
-    }
-    if unnamed := _unnamed(tiny.model, blocks, [name for one in ungated for name in one.names]):
-        return {**row, "outcome": "wrong", "reason": f"no word about {', '.join(unnamed)}"}
+def examine_units(tiny: Tiny, unit: Unit) -> Row:
+    """Remove units in random patterns, and compare outputs and generated tokens with those of the masked model."""
+    blocks, ungated = search_blocks(tiny.model, unit, **tiny.options(unit))
+    row: Row = {"num_blocks": len(blocks), "ungated": _described(ungated)}
+    if unit == "heads":
+        row["num_heads"] = sum(block.num_heads for block in blocks)
+        if unnamed := _unnamed(tiny.model, blocks, [name for one in ungated for name in one.names]):
+            return {**row, "outcome": "wrong", "reason": f"no word about {', '.join(unnamed)}"}
     unproven = _without_effect(tiny, blocks)
     row["unproven"] = _counted(unproven)
     if len(unproven) == len(blocks):
-        return {**row, "outcome": "unproven", "reason": "masking all heads of any block does not change the outputs"}
-    compact = partial(_without_heads, tiny)
-    row["difference"] = max(_difference(tiny, blocks, _pattern(blocks, seed), compact) for seed in range(_PATTERNS))
+        return {**row, "outcome": "unproven", "reason": f"masking all {unit} of any block does not change the outputs"}
+    patterns = range(3 if unit == "heads" else 2)
+    row["difference"] = max(_difference(tiny, unit, blocks, _pattern(blocks, seed)) for seed in patterns)
     if row["difference"] > EXACT:
         return {**row, "outcome": "wrong", "reason": f"compact outputs differ by {row['difference']:.1e}"}
-    row["generates"] = _generates_the_same(tiny, blocks)
-    if row["generates"] is False:
-        return {**row, "outcome": "wrong", "reason": "other tokens are generated"}
-    return {**row, "outcome": "exact"}
-
-
-def examine_neurons(tiny: Tiny) -> Row:
-    """Remove groups of neurons in random patterns, and compare outputs with those of the masked model."""
-    blocks, ungated = search_blocks(tiny.model, "neurons", group_size=_GROUP_SIZE, discover=True, probe=tiny.batch)
-    unproven = _without_effect(tiny, blocks)
-    row: Row = {"num_blocks": len(blocks), "ungated": _described(ungated), "unproven": _counted(unproven)}
-    if len(unproven) == len(blocks):
-        return {**row, "outcome": "unproven", "reason": "masking all neurons of any block does not change the outputs"}
-    compact = partial(_without_neurons, tiny)
-    row["difference"] = max(_difference(tiny, blocks, _pattern(blocks, seed), compact) for seed in range(2))
-    if row["difference"] > EXACT:
-        return {**row, "outcome": "wrong", "reason": f"compact outputs differ by {row['difference']:.1e}"}
+    if unit == "heads":
+        row["generates"] = _generates_the_same(tiny, blocks)
+        if row["generates"] is False:
+            return {**row, "outcome": "wrong", "reason": "other tokens are generated"}
     return {**row, "outcome": "exact"}
 
 
@@ -101,11 +74,10 @@ def save(tiny: Tiny, folder: Path, *, neurons: bool) -> Row:
 
     Another process loads it and compares.
     """
-    blocks, _ = search_blocks(tiny.model, "heads", discover=tiny.discover, probe=tiny.probe)
-    compact = _without_heads(tiny, blocks, _pattern(blocks, 0))
-    if neurons:
-        wide = gating.find_feed_forward_blocks(compact, group_size=_GROUP_SIZE, discover=True, probe=tiny.batch)
-        gating.prune_neurons(compact, _removed(wide, _pattern(wide, 0)), group_size=_GROUP_SIZE, probe=tiny.batch)
+    compact = tiny.model
+    for unit in UNITS if neurons else UNITS[:1]:
+        blocks, _ = search_blocks(compact, unit, **tiny.options(unit))
+        compact = _without(tiny._replace(model=compact), unit, blocks, _pattern(blocks, 0))
     folder.mkdir(parents=True)
     gating.save_compact(compact, folder / "model", probe=tiny.batch)
     torch.save({"batch": dict(tiny.batch), "outputs": forward_outputs(compact, tiny.batch)}, folder / BATCH)
@@ -168,26 +140,18 @@ def _pattern(blocks: Sequence[Block], seed: int) -> dict[str, set[int]]:
     return kept
 
 
-def _difference(tiny: Tiny, blocks: Sequence[Block], kept: dict[str, set[int]], compact: Any) -> float:
+def _difference(tiny: Tiny, unit: Unit, blocks: Sequence[Block], kept: dict[str, set[int]]) -> float:
     """Return the difference between the outputs of the masked and of the compact model."""
     with features_scaled(blocks, factors_of(blocks, kept)):
         expected = forward_outputs(tiny.model, tiny.batch)
-    return max_relative_difference(expected, forward_outputs(compact(blocks, kept), tiny.batch))
+    return max_relative_difference(expected, forward_outputs(_without(tiny, unit, blocks, kept), tiny.batch))
 
 
-def _removed(blocks: Sequence[Block], kept: dict[str, set[int]]) -> dict[int | str, set[int]]:
-    return {block.name: set(block.unit_ids) - kept[block.name] for block in blocks}
-
-
-def _without_heads(tiny: Tiny, blocks: Sequence[Block], kept: dict[str, set[int]]) -> PreTrainedModel:
+def _without(tiny: Tiny, unit: Unit, blocks: Sequence[Block], kept: dict[str, set[int]]) -> PreTrainedModel:
     compact = deepcopy(tiny.model)
-    gating.prune_heads(compact, _removed(blocks, kept), discover=tiny.discover, probe=tiny.probe)
-    return compact
-
-
-def _without_neurons(tiny: Tiny, blocks: Sequence[Block], kept: dict[str, set[int]]) -> PreTrainedModel:
-    compact = deepcopy(tiny.model)
-    gating.prune_neurons(compact, _removed(blocks, kept), group_size=_GROUP_SIZE, probe=tiny.batch)
+    removed = {block.name: set(block.unit_ids) - kept[block.name] for block in blocks}
+    prune = gating.prune_heads if unit == "heads" else gating.prune_neurons
+    prune(compact, removed, **tiny.options(unit))
     return compact
 
 
@@ -210,4 +174,4 @@ def _generates_the_same(tiny: Tiny, blocks: Sequence[Block]) -> bool | None:
         return None  # The dense model does not, for these inputs.
     with features_scaled(blocks, factors_of(blocks, kept)):
         expected = generate(tiny.model)
-    return torch.equal(expected, generate(_without_heads(tiny, blocks, kept)))
+    return torch.equal(expected, generate(_without(tiny, "heads", blocks, kept)))

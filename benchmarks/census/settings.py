@@ -3,8 +3,6 @@
 import re
 from typing import Any, NamedTuple
 
-__all__ = ["DERIVED", "LISTS", "MISSING", "SIZES", "SPECIAL", "TOKEN", "VALUES", "Sizes"]
-
 
 class Sizes(NamedTuple):
     """Sizes of a tiny model.

@@ -19,14 +19,12 @@ runs that are in it are not repeated, and interrupted ones are run again.
 import argparse
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from functools import partial
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.progress import Progress
+from rich.progress import track
 
 from benchmarks import records
 from benchmarks.compare import latency, outcome
@@ -38,18 +36,18 @@ from benchmarks.compare.methods import (
     METHODS,
     SPEEDUP,
     TEACHER,
-    Ask,
     Data,
     Method,
     read_data,
     read_method,
 )
 from benchmarks.compare.runs import dense_run, folder_of, read_numbers, train
-from benchmarks.measuring import ROOT, machine
+from benchmarks.measuring import RESULTS, machine
 
-RESULTS = ROOT / "benchmarks" / "results"
 # Bfloat16 is two and a half times as fast as single precision on a CPU that has instructions for it.
 COMMON = ("trainer.precision=bf16-mixed", "logger=csv", "callbacks=none")
+# What is compared -> methods by name, the way to ask a method of given settings for a size, the module that shows.
+COMPARISONS = {"heads": (METHODS, HEADS, outcome), "latency": (LATENCY_METHODS, SPEEDUP, latency)}
 
 
 class Job(NamedTuple):
@@ -61,58 +59,29 @@ class Job(NamedTuple):
     seed: int
 
 
-class Comparison(NamedTuple):
-    """A comparison of methods.
-
-    Attributes:
-        methods: Methods by name.
-        usual: Names of the methods that are compared by default.
-        results: File of the results.
-        ask: The way to ask a method of given settings for a size.
-        table: Function that returns the table of results.
-        draw: Function that draws the figure of results.
-    """
-
-    methods: Mapping[str, Method]
-    usual: Sequence[str]
-    results: Path
-    ask: Ask
-    table: Callable[[Sequence[outcome.Row]], str]
-    draw: Callable[[Sequence[outcome.Row], Path], None]
-
-
-COMPARISONS = {
-    "heads": Comparison(
-        METHODS,
-        [name for name in METHODS if not name.startswith("l0")],
-        RESULTS / "compare.jsonl",
-        HEADS,
-        outcome.table,
-        outcome.draw,
-    ),
-    "latency": Comparison(
-        LATENCY_METHODS,
-        [name for name in LATENCY_METHODS if not name.endswith(INT8)],
-        RESULTS / "latency.jsonl",
-        SPEEDUP,
-        latency.table,
-        latency.draw,
-    ),
-}
-
-
 def main() -> None:
     """Run missing jobs, then print the table and draw the figure."""
     options = parse()
-    jobs = list(plan(options))
     done = {_key(row) for row in records.read(options.results)}
-    missing = [job for job in jobs if _key(facts(job, options)) not in done]
-    if not options.show:
-        runs = [partial(run, job, facts(job, options), keep=options.keep) for job in missing]
-        run_all(runs, results=options.results, jobs=options.jobs)
+    jobs = [(job, facts(job, options)) for job in plan(options)]
+    missing = [(job, about) for job, about in jobs if _key(about) not in done]
+    failures = 0
+    for job, about in track([] if options.show else missing, "Runs"):
+        try:
+            row = run(job, about, keep=options.keep)
+        except RuntimeError as error:
+            failures += 1
+            print(error)
+            continue
+        records.append(options.results, row)
+        shown = f"{row['data']} {row['method']} {row['num_heads']:.0f} heads {row['speedup']:.2f}x seed {row['seed']}"
+        print(f"{shown}: {outcome.headline(row):.4f}")
     rows = records.read(options.results)
-    print(options.comparison.table(rows))
-    options.comparison.draw(rows, options.results.with_suffix(".png"))
+    show = COMPARISONS[options.against][2]
+    print(show.table(rows))
+    show.draw(rows, options.results.with_suffix(".png"))
+    if failures:
+        raise SystemExit(f"{failures} of {len(missing)} runs failed; run this command again to repeat them.")
 
 
 def parse() -> argparse.Namespace:
@@ -122,7 +91,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--against", choices=COMPARISONS, default="heads", help="(default: heads)")
     parser.add_argument("--data", nargs="+", default=[], help="folders with a file for each split, or 'NAME:SETTINGS'")
-    shown = "; ".join(f"against {name}: {', '.join(each.methods)}" for name, each in COMPARISONS.items())
+    shown = "; ".join(f"against {name}: {', '.join(each[0])}" for name, each in COMPARISONS.items())
     parser.add_argument("--methods", nargs="+", help=f"{shown}; or 'NAME:SETTINGS'")
     parser.add_argument("--heads", nargs="+", type=int, default=[18, 8], help="how many heads to keep (default: 18 8)")
     parser.add_argument("--speedups", nargs="+", type=float, default=[1.5, 2, 3], help="(default: 1.5 2 3)")
@@ -130,17 +99,18 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="(default: 0 1 2)")
     parser.add_argument("--steps", type=int, default=600, help="optimizer steps of every run (default: 600)")
     parser.add_argument("--settings", nargs="*", default=[], help="further settings of train.py, for every run")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time, one CPU thread each (default: 1)")
     parser.add_argument("--results", type=Path, help="the file of JSON lines; the figure is beside it")
     parser.add_argument("--keep", type=Path, help="a folder that keeps the folders of the runs, 60 MB each")
     parser.add_argument("--show", action="store_true", help="run nothing")
     options = parser.parse_args()
-    options.comparison = COMPARISONS[options.against]
-    options.results = options.results or options.comparison.results
-    methods, ask = options.comparison.methods, options.comparison.ask
+    options.results = options.results or RESULTS / (
+        "latency.jsonl" if options.against == "latency" else "compare.jsonl"
+    )
+    methods, ask, _ = COMPARISONS[options.against]
+    usual = [name for name in methods if not name.startswith("l0") and not name.endswith(INT8)]
     try:
         options.data = [read_data(text) for text in options.data]
-        options.methods = [read_method(text, methods, ask=ask) for text in options.methods or options.comparison.usual]
+        options.methods = [read_method(text, methods, ask=ask) for text in options.methods or usual]
     except ValueError as error:
         parser.error(str(error))
     if not options.data and not options.show:
@@ -158,82 +128,41 @@ def plan(options: argparse.Namespace) -> Iterator[Job]:
 
 def facts(job: Job, options: argparse.Namespace) -> dict[str, Any]:
     """Return the facts that identify a run in the results."""
-    settings = [
-        *COMMON,
-        f"trainer.max_steps={options.steps}",
-        *job.method.settings_for(job.number),
-        *options.settings,
-    ]
+    steps = f"trainer.max_steps={options.steps}"
     return {
         "data": job.data.name,
         "method": job.method.name,
         "asked": job.number,
         "seed": job.seed,
         "steps": options.steps,
-        "settings": settings,
+        "settings": [*COMMON, steps, *job.method.settings_for(job.number), *options.settings],
     }
 
 
-def run_all(runs: Sequence[Callable[[], dict[str, Any]]], *, results: Path, jobs: int) -> None:
-    """Run, and append each result as it comes.
-
-    Args:
-        runs: Functions that train a model and return the result.
-        results: File of JSON lines.
-        jobs: Number of runs at the same time.
-
-    Raises:
-        RuntimeError: Runs failed; the others were finished first.
-    """
-    failures = []
-    with Progress(refresh_per_second=1) as progress, ThreadPoolExecutor(jobs) as pool:
-        bar = progress.add_task("Runs", total=len(runs))
-        for finished in as_completed([pool.submit(each) for each in runs]):
-            progress.advance(bar)
-            try:
-                row = finished.result()
-            except RuntimeError as error:
-                failures.append(error)
-                progress.console.print(str(error), highlight=False, markup=False)
-                continue
-            records.append(results, row)
-            shown = (
-                f"{row['data']} {row['method']} {row['num_heads']:.0f} heads {row['speedup']:.2f}x seed {row['seed']}"
-            )
-            progress.console.print(f"{shown}: {outcome.headline(row):.4f}", highlight=False)
-    if failures:
-        raise RuntimeError(f"{len(failures)} of {len(runs)} runs failed; run this command again to repeat them.")
-
-
-def run(
-    job: Job, about: dict[str, Any], *, keep: Path | None = None, teacher: Sequence[str] | None = None
-) -> dict[str, Any]:
-    """Run train.py once.
-
-    Args:
-        job: The run.
-        about: The facts that identify it.
-        keep: Folder that keeps the folder of the run.
-        teacher: Settings of the dense teacher; None for those of the run.
+def run(job: Job, about: dict[str, Any], *, keep: Path | None) -> dict[str, Any]:
+    """Run train.py once, in a folder that is kept or not, and return the result with the facts that identify it.
 
     Raises:
         RuntimeError: It failed, or kept another number of heads than was asked for.
     """
     settings = [*job.data.settings, *about["settings"], f"seed={job.seed}"]
     if TEACHER in settings:
-        path = dense_run(teacher or settings, threads=1) / "compact"
-        settings[settings.index(TEACHER)] = f"distillation.teacher={path}"
+        settings[settings.index(TEACHER)] = f"distillation.teacher={dense_run(settings) / 'compact'}"
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "run" if keep is None else keep / folder_of(about)
         if job.method.name == "none":  # which is the teacher of other methods, too
-            shutil.copytree(dense_run(settings, threads=1), folder, dirs_exist_ok=True)
+            shutil.copytree(dense_run(settings), folder, dirs_exist_ok=True)
             numbers = read_numbers(folder)
         else:
             numbers = train(settings, folder, threads=1)
     if job.method.ask == HEADS and job.number not in (None, numbers["num_heads"]):
         raise RuntimeError(f"{job.method.name} kept {numbers['num_heads']} heads, not the {job.number} asked for")
-    facts = {name: machine()[name] for name in ("cpu", "gpu", "cores", "date", "commit")}
-    return {**about, **numbers, "threads": 1, **facts}
+    return {
+        **about,
+        **numbers,
+        "threads": 1,
+        **{name: machine()[name] for name in ("cpu", "gpu", "cores", "date", "commit")},
+    }
 
 
 def _key(row: dict[str, Any]) -> tuple[Any, ...]:

@@ -53,13 +53,7 @@ def main() -> None:
 
 
 def measure(run: Path, dense_run: Path, row: Row) -> list[dict[str, Any]]:
-    """Return the result of a run with speed-ups that are timed here, and that of the model with 8-bit weights.
-
-    Args:
-        run: Folder of the run.
-        dense_run: Folder of the run of the dense model.
-        row: Result of the run.
-    """
+    """Return the result of a run with speed-ups that are timed here, and that of the model with 8-bit weights."""
     data, dense = evaluation_data(run), pytorch(gating.load_compact(dense_run / "compact").eval())
     facts = {"timed": machine()["date"], "timed_on": machine()["cpu"]}
     compact = pytorch(gating.load_compact(run / "compact").eval())

@@ -7,16 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
 from benchmarks import records
+from benchmarks.compare import figure
 from benchmarks.compare.methods import INT8, LATENCY_METHODS
-from benchmarks.compare.outcome import Row, group_rows, headline, sets_of
+from benchmarks.compare.outcome import Row, group_rows, headline, seeds_of, sets_of
 from benchmarks.compare.paired import Difference, difference, smallest_difference
-
-__all__ = ["OURS", "Point", "conditions", "draw", "pair_points", "points_of", "table", "told_apart"]
 
 OURS = "both"
 # Methods that are compared with another one of ours: that with the same teacher, or with weights of the same type.
@@ -92,21 +87,19 @@ class Point:
 Pairs = Mapping[tuple[str, float | None], Point]
 
 
-def conditions(rows: Sequence[Row]) -> list[str]:
-    """Return the conditions of runs, a line for each data set, number of steps and machine."""
-    lines = {}
+def lines(rows: Sequence[Row]) -> list[str]:
+    """Return the conditions of runs, for each data set, number of steps and machine, and their tables."""
+    conditions = {}
     for data, steps in sets_of(rows):
         own = [row for row in rows if (row["data"], row["steps"]) == (data, steps)]
         batches = records.timed_batches(own, conjunction="and")
-        seeds = ", ".join(str(seed) for seed in sorted({row["seed"] for row in own}))
         for row in own:
-            line = (
+            conditions[
                 f"{data}: {row.get('gpu') or row['cpu']}, {row['cores']} cores, {row['threads']} thread(s), torch "
-                f"{row['version/torch']}, transformers {row['version/transformers']}; {steps} steps; seeds {seeds}; "
-                f"latency of {batches} in single precision, in turns with the dense model."
-            )
-            lines[line] = None
-    return list(lines)
+                f"{row['version/torch']}, transformers {row['version/transformers']}; {steps} steps; "
+                f"seeds {seeds_of(own)}; latency of {batches} in single precision, in turns with the dense model."
+            ] = None
+    return [*conditions, "", table(rows)]
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -120,20 +113,10 @@ def table(rows: Sequence[Row]) -> str:
         points = points_of(rows, data, steps)
         pairs = pair_points(points)
         dense = next((point for point in points if point.method == "none"), None)
-        lines = [_line(point, dense, pairs) for point in sorted(points, key=lambda point: (point.speedup, -point.mean))]
-        metric = next(row["metric"] for row in rows if row["data"] == data)
-        columns = {
-            "method": f"{data}, {steps:,} steps",
-            "speedup": "speed-up",
-            **({"short": "of one text"} if any("speedup_short" in row for row in rows) else {}),
-            "heads": "heads",
-            "neurons": "neurons",
-            "mean": f"test {metric}",
-            "dense": "change from dense",
-            "ours": "both ahead by",
-            "seeds": "seeds",
-        }
-        parts.append(records.markdown(lines, columns))
+        ordered = sorted(points, key=lambda point: (point.speedup, -point.mean))
+        lines = [{f"{data}, {steps:,} steps": point.title, **_line(point, dense, pairs)} for point in ordered]
+        hidden = () if any("speedup_short" in row for row in rows) else ("of one text",)
+        parts.append(records.markdown(lines, [name for name in lines[0] if name not in hidden]))
         for seed, score in (dense.failed if dense else {}).items():
             parts.append(f"{data}: the dense model ended at {score:.2f} % with seed {seed}, and this run is left out.")
     return "\n\n".join([*parts, *told_apart(rows)])
@@ -162,42 +145,13 @@ def told_apart(rows: Sequence[Row]) -> list[str]:
 
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Draw accuracy against measured speed-up, a panel for each data set: means, with their standard errors."""
-    sets = sets_of(rows)
-    order = [name for name in LATENCY_METHODS if name != "none"]
-    order += [name for name in dict.fromkeys(row["method"] for row in rows) if name not in LATENCY_METHODS]
-    # Strong colors first, then the pale ones.
-    colors = [*colormaps["tab20"].colors[::2], *colormaps["tab20"].colors[1::2]]
-    figure = Figure(figsize=(5.2 * max(1, len(sets)), 4.4), layout="constrained")
-    for number, (data, steps) in enumerate(sets):
-        axes = figure.add_subplot(1, len(sets), number + 1)
-        points = points_of(rows, data, steps)
-        for method in dict.fromkeys(point.method for point in points):
-            own = sorted((point for point in points if point.method == method), key=lambda point: point.speedup)
-            _draw_method(axes, own, color="black" if method == "none" else colors[order.index(method) % len(colors)])
-        axes.set_title(f"{data}, {steps:,} steps")
-        axes.set_xlabel("measured speed-up")
-        axes.set_ylabel(f"test {points[0].rows[0]['metric']}, %")
-        axes.grid(alpha=0.25)
-    shown = {name: line for axes in figure.axes for line, name in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(shown.values(), shown.keys(), fontsize=8, ncols=3, loc="outside lower center")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
-
-
-def _draw_method(axes: Axes, points: Sequence[Point], *, color: Any) -> None:
-    method = points[0].method
-    strong: dict[str, Any] = {"linewidth": 2.4, "zorder": 5} if method == OURS else {"linewidth": 1.2}
-    axes.errorbar(
-        [point.speedup for point in points],
-        [point.mean for point in points],
-        yerr=[point.error for point in points],
-        color=color,
-        marker="o",
-        ms=6 if method == "none" else 4,
-        capsize=2,
-        label=_title(method),
-        **strong,
-    )
+    panels = {}
+    for data, steps in sets_of(rows):
+        methods: dict[str, list[figure.Place]] = {}
+        for point in points_of(rows, data, steps):
+            methods.setdefault(point.method, []).append((point.speedup, point.mean, point.error, point.error))
+        panels[data, steps] = methods
+    figure.draw(panels, path, titles=_title, strong=OURS, label="measured speed-up", metric=rows[0]["metric"])
 
 
 def points_of(rows: Sequence[Row], data: str, steps: int) -> list[Point]:
@@ -223,14 +177,13 @@ def _line(point: Point, dense: Point | None, pairs: Pairs) -> dict[str, Any]:
     above = None if dense is None or dense is point else difference(point.scores, dense.scores)
     ahead = _ahead(point, pairs)
     return {
-        "method": point.title,
-        "speedup": f"{point.speedup:.2f}" + _range([row["speedup"] for row in point.rows], digits=2),
-        "short": _mean(point, "speedup_short", digits=2),
+        "speed-up": f"{point.speedup:.2f}" + _range([row["speedup"] for row in point.rows], digits=2),
+        "of one text": _mean(point, "speedup_short", digits=2),
         "heads": _mean(point, "num_heads"),
         "neurons": _mean(point, "num_neurons"),
-        "mean": f"{point.mean:.2f} %",
-        "dense": str(above) if above else None,
-        "ours": str(ahead) if ahead else None,
+        f"test {point.rows[0]['metric']}": f"{point.mean:.2f} %",
+        "change from dense": str(above) if above else None,
+        "both ahead by": str(ahead) if ahead else None,
         "seeds": len(point.scores),
     }
 
@@ -252,3 +205,47 @@ def _mean(point: Point, name: str, *, digits: int = 0) -> str | None:
 def _range(values: Sequence[float], *, digits: int) -> str:
     low, high = min(values), max(values)
     return "" if round(low, digits) == round(high, digits) else f" ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def summary(rows: Sequence[Row]) -> list[str]:
+    """Return a Markdown table of means over all data sets, in percent, a line for each speed-up that was asked for.
+
+    A line has heads and neurons, and of the equally fast models those of heads alone and of the first layers that are
+    nearest in speed; in brackets, how far heads and neurons are ahead. Seeds that a data set lacks are left out.
+    """
+    sets = [points_of(rows, data, steps) for data, steps in sets_of(rows)]
+    dense = _mean_scores([point for points in sets for point in points if point.method == "none"], len(sets))
+    lines = []
+    for asked in sorted({point.asked or 0.0 for points in sets for point in points if point.method == OURS}):
+        ours = [point for points in sets for point in points if (point.method, point.asked) == (OURS, asked)]
+        scores = _mean_scores(ours, len(sets))
+        line = {"speedup": f"{asked:g}x", "dense": _shown(dense), "both": _shown(scores)}
+        for method in ("heads", "layers"):
+            found = [nearest for points in sets if (nearest := _nearest(points, method, asked)) is not None]
+            others = _mean_scores(found, len(sets))
+            ahead = difference(scores, others)
+            if ahead is not None:
+                line[method] = f"{_shown(others)} ({ahead})"
+        lines.append(line)
+    columns = {"speedup": "", "dense": "dense", "both": "both", "heads": "heads alone", "layers": "first layers"}
+    return [records.markdown(lines, columns)]
+
+
+def _nearest(points: Sequence[Point], method: str, asked: float) -> Point | None:
+    """Return of the points of a method that are as fast as one of ours that which is nearest in speed."""
+    pairs = pair_points(points)
+    found = [point for point in points if point.method == method and (method, point.asked) in pairs]
+    found = [point for point in found if pairs[method, point.asked].asked == asked]
+    return min(found, key=lambda point: abs(math.log(point.speedup / pairs[method, point.asked].speedup)), default=None)
+
+
+def _mean_scores(points: Sequence[Point], num_sets: int) -> dict[int, float]:
+    """Return means over data sets by seed, of the seeds that all have; empty unless there is a point of each set."""
+    if len(points) < num_sets:
+        return {}
+    seeds = set.intersection(*(set(point.scores) for point in points)) if points else set()
+    return {seed: statistics.mean(point.scores[seed] for point in points) for seed in sorted(seeds)}
+
+
+def _shown(scores: Mapping[int, float]) -> str | None:
+    return f"{statistics.mean(scores.values()):.1f}" if scores else None

@@ -2,20 +2,12 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["INT8", "LATENCY_METHODS", "METHODS", "TEACHER", "Ask", "Data", "Method", "read_data", "read_method"]
-
 
 class Ask(NamedTuple):
-    """A way to ask a method for a size.
-
-    Attributes:
-        setting: The setting of train.py, with a place for the number.
-        title: The number in tables.
-    """
+    """A way to ask a method for a size: the setting of train.py, and the number in tables."""
 
     setting: str
     title: str
@@ -28,8 +20,7 @@ LAYERS = Ask("+model.config.num_hidden_layers={:g}", "{:g} layers")
 _SIZES = ("objective=none", "objective=l0", "objective.num_", "objective.keep=", "objective.speedup=")
 
 
-@dataclass(frozen=True)
-class Method:
+class Method(NamedTuple):
     """A way to make a model smaller.
 
     Attributes:
@@ -43,11 +34,6 @@ class Method:
     settings: tuple[str, ...]
     title: str
     ask: Ask | None = HEADS
-
-    @property
-    def takes_number(self) -> bool:
-        """Whether it takes a number."""
-        return self.ask is not None
 
     def settings_for(self, number: float | None) -> list[str]:
         """Return the settings that ask for a number of heads or layers, or for a speed-up."""
@@ -102,26 +88,15 @@ LATENCY_METHODS = _by_name(
 )
 
 
-@dataclass(frozen=True)
-class Data:
-    """A data set.
-
-    Attributes:
-        name: Its name in results.
-        settings: The settings of train.py.
-    """
+class Data(NamedTuple):
+    """A data set: its name in results, and the settings of train.py."""
 
     name: str
     settings: tuple[str, ...]
 
 
 def read_method(text: str, methods: Mapping[str, Method] = METHODS, *, ask: Ask = HEADS) -> Method:
-    """Read a method of the command line: a name, or ``NAME:SETTING SETTING ...``.
-
-    Args:
-        text: The argument.
-        methods: Methods by name.
-        ask: The way to ask a method of given settings for a size, unless the settings have one.
+    """Read a method of the command line: a name, or ``NAME:SETTING SETTING ...``, asked for a size unless it has one.
 
     Raises:
         ValueError: There is no such method.

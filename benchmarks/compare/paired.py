@@ -6,8 +6,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-__all__ = ["Difference", "difference", "smallest_difference"]
-
 # Quantile of the normal distribution: differences that are zero exceed the bound in 5 % of comparisons.
 _NORMAL = statistics.NormalDist().inv_cdf(0.975)
 
@@ -38,11 +36,7 @@ class Difference(NamedTuple):
 
 
 def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Difference | None:
-    """Return the differences of two methods over the seeds that both have; None if there are none.
-
-    Args:
-        first: Values of the first method by seed.
-        second: Values of the second method by seed.
+    """Return the differences of two methods, whose values are by seed, over the seeds that both have; None without any.
 
     Example:
         >>> str(difference({0: 85.0, 1: 86.5, 2: 84.0}, {0: 84.5, 1: 85.0}))
@@ -57,9 +51,6 @@ def smallest_difference(differences: Sequence[Difference]) -> dict[int, float]:
 
     The standard deviation of a paired difference is pooled over all pairs of methods; a difference is told from zero
     if its two-sided t-test has p < 0.05.
-
-    Args:
-        differences: Differences of pairs of methods; those of a single seed are left out.
 
     Example:
         >>> pairs = [Difference((0.5, 0.1, 0.3)), Difference((-0.2, 0.4, 0.1))]

@@ -5,8 +5,6 @@ import json
 import math
 import shutil
 import sys
-import threading
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +12,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 
 import gating
-from benchmarks.compare.alone import call, time_alone
-from benchmarks.measuring import ROOT
+from benchmarks.measuring import ROOT, ask, run_python
 from gating.distributed.launch import check_devices
 from gating.run.folder import RunFolder
 from gating.run.prepare import prepare
@@ -23,46 +20,34 @@ from gating.run.settings import read_settings
 from gating.tracking.verbosity import quiet_libraries
 from train import CONF
 
-__all__ = ["dense_run", "folder_of", "measure_against_full", "read_numbers", "train"]
-
 # The layers to load, for families that name them differently, too.
 _DEPTH = ("+model.config.num_hidden_layers=", "+model.config.n_layer=", "+model.config.num_layers=")
 
-# By folder: one job trains a teacher, and the others wait for it.
-_locks = defaultdict[Path, threading.Lock](threading.Lock)
-
 
 def train(settings: Sequence[str], folder: Path, *, threads: int) -> dict[str, Any]:
-    """Run train.py once, and return the numbers in its ``metrics.json``.
+    """Run train.py once in a folder, which is emptied, and return the numbers in its ``metrics.json``.
 
     The dense model of a run has as many layers as were loaded. With fewer layers than are stored, the speed-up is
     therefore measured again, against the full model.
-
-    Args:
-        settings: Settings of the run.
-        folder: Folder of the run; that of an interrupted one is replaced.
-        threads: Number of CPU threads.
 
     Raises:
         RuntimeError: The run failed.
     """
     shutil.rmtree(folder, ignore_errors=True)
-    call(["-m", "benchmarks.compare.alone", *settings, f"output_dir={folder}"], threads=threads)
+    run_python("train.py", *settings, f"output_dir={folder}", threads=threads)
     numbers = read_numbers(folder)
     full = [setting for setting in settings if not setting.startswith(_DEPTH)]
     if len(full) < len(settings):
-        output = call(["-m", "benchmarks.compare.runs", str(folder), *full], threads=threads)
-        numbers |= json.loads(output.splitlines()[-1])
+        numbers |= ask("benchmarks.compare.runs", str(folder), *full, OMP_NUM_THREADS=str(threads))
     return numbers
 
 
 def read_numbers(folder: Path) -> dict[str, Any]:
     """Return the numbers of a run."""
-    numbers: dict[str, Any] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    return numbers
+    return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
 
 
-def dense_run(settings: Sequence[str], *, threads: int) -> Path:
+def dense_run(settings: Sequence[str]) -> Path:
     """Return the folder of the full model, fine-tuned densely as a run with these settings; trained at the first call.
 
     Raises:
@@ -70,20 +55,14 @@ def dense_run(settings: Sequence[str], *, threads: int) -> Path:
     """
     own = ("objective", "gates.", "distillation", "latency.", "scheduler.restart=", "recovery=", *_DEPTH)
     shared = [setting for setting in settings if not setting.startswith(own)]
-    key = hashlib.sha256(json.dumps(shared).encode()).hexdigest()[:16]
-    folder = ROOT / "outputs" / "teachers" / key
-    with _locks[folder]:
-        if not (folder / "compact").is_dir():
-            train([*shared, "objective=none"], folder, threads=threads)
+    folder = ROOT / "outputs" / "teachers" / hashlib.sha256(json.dumps(shared).encode()).hexdigest()[:16]
+    if not (folder / "compact").is_dir():
+        train([*shared, "objective=none"], folder, threads=1)
     return folder
 
 
 def measure_against_full(folder: Path, settings: Sequence[str]) -> Mapping[str, Any]:
     """Time the model in the folder of a run against the full model, in turns and on the batch that a run times.
-
-    Args:
-        folder: Folder of the run.
-        settings: Settings of a run with the full model.
 
     Returns:
         The numbers of ``metrics.json`` that depend on the dense model.
@@ -108,5 +87,4 @@ def folder_of(row: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    time_alone()
     print(json.dumps(measure_against_full(Path(sys.argv[1]), sys.argv[2:])))

@@ -9,30 +9,34 @@ import os
 import random
 import shutil
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from safetensors.torch import load_file, save_file
 
-from benchmarks.damage import config_damages
-from benchmarks.damage.case import Case
 from gating.compact.files import write_manifest
 from gating.loader.integrity import write_checksums
 
-__all__ = ["DAMAGES", "SIGNED", "damage"]
+_ABSURD = [-1, -(10**9), 10**9, 2**31, 10**12, 2**63, 10**30]
+_NASTY = [*_ABSURD, 0, 1, 3, 1.5, 1e300, True, None, "", "x", "../../etc/passwd", [], {}, [0, 0], [[]], {"0": 0}]
+_SIZES = ["hidden_size", "num_hidden_layers", "vocab_size", "num_attention_heads", "intermediate_size", "d_model"]
+_SIZES += ["num_labels", "max_position_embeddings", "n_layer", "n_embd", "num_key_value_heads", "head_dim", "d_kv"]
+
+
+class Case(NamedTuple):
+    """A folder to damage, another one of the same family, and the generator of random choices."""
+
+    rng: random.Random
+    folder: Path
+    other: Path
 
 
 def damage(name: str, folder: Path, other: Path, *, seed: int) -> None:
-    """Damage a folder in place.
-
-    Args:
-        name: One of :data:`DAMAGES`.
-        folder: The folder of a compact model.
-        other: The folder of another model of the same family, with the same number of heads.
-        seed: Seed of the random choices.
-    """
+    """Damage the folder of a compact model in place; ``other`` has a model of the same family with as many heads."""
     DAMAGES[name](Case(random.Random(f"{name} {seed}"), folder, other))
-    if name in SIGNED:
+    if name.endswith("signed"):
         write_checksums(folder)
         write_manifest(folder)
 
@@ -47,10 +51,10 @@ def _weights(case: Case) -> Path:
     return case.rng.choice(sorted(case.folder.glob("*.safetensors")))
 
 
-def _flip(case: Case, path: Path, start: int, stop: int) -> None:
+def _flip(case: Case, path: Path, start: int = 0, stop: int | None = None) -> None:
     content = bytearray(path.read_bytes())
     for _ in range(case.rng.choice([1, 1, 1, 2, 8])):
-        content[case.rng.randrange(start, stop)] ^= 1 << case.rng.randrange(8)
+        content[case.rng.randrange(start, stop or len(content))] ^= 1 << case.rng.randrange(8)
     path.write_bytes(content)
 
 
@@ -65,16 +69,7 @@ def _flip_header(case: Case) -> None:
 
 def _flip_data(case: Case) -> None:
     path = _weights(case)
-    _flip(case, path, _header_end(path), path.stat().st_size)
-
-
-def _flip_config(case: Case) -> None:
-    _flip(case, case.folder / "config.json", 0, (case.folder / "config.json").stat().st_size)
-
-
-def _flip_other(case: Case) -> None:
-    path = _any_file(case)
-    _flip(case, path, 0, path.stat().st_size)
+    _flip(case, path, _header_end(path))
 
 
 def _cut(case: Case) -> None:
@@ -92,18 +87,6 @@ def _zero_page(case: Case) -> None:
     with path.open("r+b") as file:
         file.seek(case.rng.randrange(path.stat().st_size))
         file.write(b"\0" * min(512, path.stat().st_size - file.tell()))
-
-
-def _delete(case: Case) -> None:
-    _any_file(case).unlink()
-
-
-def _empty(case: Case) -> None:
-    _any_file(case).write_bytes(b"")
-
-
-def _garbage(case: Case) -> None:
-    _any_file(case).write_bytes(case.rng.randbytes(case.rng.randrange(1, 5000)))
 
 
 def _not_a_file(case: Case) -> None:
@@ -176,31 +159,108 @@ def _pickle(case: Case) -> None:
     (case.folder / case.rng.choice(["pytorch_model.bin", "model.pt", "x.pkl"])).write_bytes(b"cos\n_exit\n(I3\ntR.")
 
 
-DAMAGES: dict[str, Callable[[Case], None]] = {
+def _leaves(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield the container and the key of each value in a nested table."""
+    for key, inside in list(value.items() if isinstance(value, dict) else enumerate(value)):
+        yield value, key
+        if isinstance(inside, (dict, list)):
+            yield from _leaves(inside)
+
+
+@contextmanager
+def _config(case: Case) -> Iterator[dict[str, Any]]:
+    """Yield the configuration, to be changed."""
+    path = case.folder / "config.json"
+    config = json.loads(path.read_text())
+    yield config
+    path.write_text(json.dumps(config, indent=2))
+
+
+def _edit_any(case: Case) -> None:
+    with _config(case) as config:
+        holder, key = case.rng.choice(list(_leaves(config)))
+        holder[key] = case.rng.choice(_NASTY)
+
+
+def _edit_record(case: Case) -> None:
+    with _config(case) as config:
+        record = config["head_gating"]
+        # Checksums that are gone are no damage, and others are told apart from these in other cases.
+        holder, key = case.rng.choice(list(_leaves({key: record[key] for key in record if key != "sha256"})))
+        holder[key] = case.rng.choice(_NASTY)
+
+
+def _absurd_size(case: Case) -> None:
+    with _config(case) as config:
+        names = [name for name in _SIZES if name in config] or ["num_hidden_layers"]
+        for name in case.rng.sample(names, case.rng.randint(1, len(names))):
+            config[name] = case.rng.choice(_ABSURD)
+
+
+def _other_heads(case: Case) -> None:
+    """Have the record keep other heads: one more, one less, one twice, in another order, beyond the last."""
+    with _config(case) as config:
+        units = config["head_gating"]["units"]
+        block = units[case.rng.choice([name for name in units if len(units[name].get("head_ids", ())) > 1])]
+        heads, total = block["head_ids"], block["num_heads_before"]
+        others = [heads[1:], [], [*heads, heads[-1]], heads[::-1], [*heads[:-1], total], [-1, *heads[1:]], [heads[0]]]
+        others += [list(range(total))] if len(heads) < total else []
+        block["head_ids"] = block["head_slots"] = case.rng.choice(others)
+
+
+def _lose_block(case: Case) -> None:
+    """Remove or rename a module of the record."""
+    with _config(case) as config:
+        modules = config["head_gating"]["modules"]
+        name = case.rng.choice(sorted(modules))
+        module = modules.pop(name)
+        if case.rng.random() < 0.5:
+            modules[f"{name}.0"] = module
+
+
+def _no_json(case: Case) -> None:
+    """Write text that is not plain JSON."""
+    path = case.folder / "config.json"
+    text = path.read_text()
+    texts = [
+        text.replace("{", '{"model_type": "gpt2",', 1).encode(),
+        text.replace("{", '{"x": NaN,', 1).encode(),
+        text.replace("{", '{"x": -Infinity,', 1).encode(),
+        text.replace("{", f'{{"x": {"9" * 5000},', 1).encode(),
+        ("[" * 100_000).encode(),
+        ('{"a":' * 100_000).encode(),
+        text.encode("utf-16"),
+        b"\xef\xbb\xbf" + text.encode(),
+        text.replace('"', "'").encode(),
+        b"null",
+    ]
+    path.write_bytes(case.rng.choice(texts))
+
+
+DAMAGES: dict[str, Callable[[Case], object]] = {
     "bits flipped in the header of the weights": _flip_header,
     "bits flipped in the weights": _flip_data,
-    "bits flipped in config.json": _flip_config,
-    "bits flipped in any file": _flip_other,
+    "bits flipped in config.json": lambda case: _flip(case, case.folder / "config.json"),
+    "bits flipped in any file": lambda case: _flip(case, _any_file(case)),
     "a file cut off": _cut,
     "a file with something behind its end": _append,
     "zeros in the weights": _zero_page,
-    "a file deleted": _delete,
-    "a file emptied": _empty,
-    "a file of noise": _garbage,
+    "a file deleted": lambda case: _any_file(case).unlink(),
+    "a file emptied": lambda case: _any_file(case).write_bytes(b""),
+    "a file of noise": lambda case: _any_file(case).write_bytes(case.rng.randbytes(case.rng.randrange(1, 5000))),
     "no file but a folder, pipe, device or link": _not_a_file,
     "a file of another model": _swap_file,
     "two tensors swapped": _swap_tensors,
     "a tensor lost, renamed, cut, doubled or of integers": _lose_tensor,
     "the same, signed": _lose_tensor,
-    "a value of config.json replaced": config_damages.edit_any,
-    "a value of the record replaced": config_damages.edit_record,
-    "a value of the record replaced, signed": config_damages.edit_record,
-    "absurd sizes": config_damages.absurd_size,
-    "absurd sizes, signed": config_damages.absurd_size,
-    "other heads, signed": config_damages.other_heads,
-    "a block lost or renamed, signed": config_damages.lose_block,
-    "config.json is no plain JSON": config_damages.no_json,
+    "a value of config.json replaced": _edit_any,
+    "a value of the record replaced": _edit_record,
+    "a value of the record replaced, signed": _edit_record,
+    "absurd sizes": _absurd_size,
+    "absurd sizes, signed": _absurd_size,
+    "other heads, signed": _other_heads,
+    "a block lost or renamed, signed": _lose_block,
+    "config.json is no plain JSON": _no_json,
     "an index that leads elsewhere": _bad_index,
     "a pickle": _pickle,
 }
-SIGNED = {name for name in DAMAGES if name.endswith("signed")}

@@ -15,8 +15,6 @@ from benchmarks.serving.runtimes import silenced
 from gating.data.sources import load_bbc_news
 from gating.serving.formats import export_compact
 
-__all__ = ["TYPES", "choose", "describe", "export", "make_texts", "measure_quantized", "multiply_accumulates"]
-
 TYPES = ("f16", "q8_0")
 _LENGTH, _BLOCKS, _BATCH = 128, 64, 8
 # Blocks that llama.cpp scores, token by token.
@@ -24,12 +22,7 @@ _SCORED = 8
 
 
 def make_texts(model: Path, domain: Path) -> dict[str, Tensor]:
-    """Return blocks of tokens of two texts, ``[blocks, tokens]``: of the domain, and general, which no run trains on.
-
-    Args:
-        model: Folder of the model, with its tokenizer.
-        domain: File of the domain's text.
-    """
+    """Return blocks of tokens, ``[blocks, tokens]``, of the domain, and of a general text, which no run trains on."""
     tokenizer = AutoTokenizer.from_pretrained(model)
     articles = load_bbc_news(held_out=0.1).splits["test"]["text"]
     texts = {"domain": domain.read_text(encoding="utf-8"), "general": "\n\n".join(articles)}
@@ -38,13 +31,7 @@ def make_texts(model: Path, domain: Path) -> dict[str, Tensor]:
 
 @torch.inference_mode()
 def describe(model: PreTrainedModel, texts: Mapping[str, Tensor], choices: Mapping[str, Tensor]) -> dict[str, float]:
-    """Return the perplexity on each text, and the share of positions at which the model's choice is the dense one's.
-
-    Args:
-        model: The model.
-        texts: Blocks of tokens by name.
-        choices: The dense model's choices, ``[blocks, tokens - 1]``, by name; those of :func:`choose`.
-    """
+    """Return the perplexity on each text, and the share of positions at which the model's choice is the dense one's."""
     found: dict[str, float] = {}
     for name, blocks in texts.items():
         loss, equal = 0.0, 0
@@ -66,14 +53,7 @@ def choose(model: PreTrainedModel, texts: Mapping[str, Tensor]) -> dict[str, Ten
 
 
 def measure_quantized(folder: Path, texts: Mapping[str, Tensor], place: Path, *, name: str) -> Iterator[dict[str, Any]]:
-    """Yield a row for each type of weights in llama.cpp: perplexity on some blocks of each text, and megabytes.
-
-    Args:
-        folder: Folder of the model.
-        texts: Blocks of tokens by name.
-        place: Folder for the files, which stay there.
-        name: Name of the model in those of its files.
-    """
+    """Yield a row for each type of weights in llama.cpp: perplexity on some blocks of each text, and megabytes."""
     for dtype in TYPES:
         file = export(folder, place, dtype, name=name)
         row: dict[str, Any] = {"dtype": dtype, "megabytes": file.stat().st_size / 1e6}

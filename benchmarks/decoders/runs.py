@@ -4,9 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.compare.alone import call
-
-__all__ = ["METHODS", "Case", "cases", "steps_of_search", "train"]
+from benchmarks.measuring import run_python
 
 _ONE_ROUND = ("objective.share_per_round=1", "objective.schedule.start=0", "objective.schedule.end=1")
 # The dense model is fine-tuned on the labels alone: it would be its own teacher.
@@ -58,16 +56,7 @@ def train(
     healing: int,
     settings: Sequence[str],
 ) -> None:
-    """Train a run, unless it is there.
-
-    Args:
-        case: The run.
-        folder: Folder of the run; an unfinished one is resumed.
-        data: Settings of the text.
-        num_layers: Number of layers of the dense model.
-        search: Number of optimizer steps before the removal.
-        healing: Number of those after it.
-        settings: Further settings.
+    """Train a run, unless it is there; an unfinished one is resumed.
 
     Raises:
         RuntimeError: The run failed.
@@ -91,4 +80,4 @@ def train(
         *("task.chat=false", "task.prompts=null", "task.num_samples=0"),
         *settings,
     ]
-    call(["-m", "benchmarks.compare.alone", *options, f"output_dir={folder}", "resume=auto"], threads=1)
+    run_python("train.py", *options, f"output_dir={folder}", "resume=auto", threads=1)

@@ -6,12 +6,8 @@ from typing import Any
 
 from benchmarks import records
 from benchmarks.decoders.runs import Case
-from benchmarks.measuring import describe
-
-__all__ = ["TABLES", "summary_table"]
 
 Rows = Sequence[Mapping[str, Any]]
-_MEASURES = ("domain", "general", "domain_agreement", "general_agreement")
 
 
 def quality_table(rows: Rows) -> list[str]:
@@ -23,34 +19,24 @@ def quality_table(rows: Rows) -> list[str]:
     lines = []
     for about in sorted(groups, key=lambda about: (about[0], -about[1], *about[2:])):
         (text, share, method, group_size, search, healing), same = about, groups[about]
-        percent = {name: [100 * row[name] for row in same] for name in _MEASURES if name.endswith("agreement")}
+        spreads = {name: _spread([row[name] for row in same]) for name in ("domain", "general")}
+        agreements = {name: _spread([100 * row[f"{name}_agreement"] for row in same]) for name in spreads}
         lines.append(
             {
                 "text": text,
                 "method": method,
-                "share": share,
-                "group_size": group_size or "-",
-                "steps": f"{search} + {healing}",
-                "cost": mean(row["cost"] for row in same),
+                "asked": share,
+                "neurons in a group": group_size or "-",
+                "steps before and after the removal": f"{search} + {healing}",
+                "weights of layers kept": mean(row["cost"] for row in same),
                 "seeds": len(same),
-                **{name: _spread([row[name] for row in same], 1) for name in ("domain", "general")},
-                **{name: _spread(values, 1) for name, values in percent.items()},
+                "perplexity, its test": spreads["domain"],
+                "same choice, %": agreements["domain"],
+                "perplexity, BBC": spreads["general"],
+                "same choice there, %": agreements["general"],
             }
         )
-    columns = {
-        "text": "text",
-        "method": "method",
-        "share": "asked",
-        "group_size": "neurons in a group",
-        "steps": "steps before and after the removal",
-        "cost": "weights of layers kept",
-        "seeds": "seeds",
-        "domain": "perplexity, its test",
-        "domain_agreement": "same choice, %",
-        "general": "perplexity, BBC",
-        "general_agreement": "same choice there, %",
-    }
-    return [*sorted(set(map(describe, rows))), "", records.markdown(lines, columns)]
+    return [*_machines(rows), records.markdown(lines)]
 
 
 def quantized_table(rows: Rows) -> list[str]:
@@ -62,7 +48,7 @@ def quantized_table(rows: Rows) -> list[str]:
         "domain": "perplexity, its test",
         "general": "perplexity, BBC",
     }
-    return [*sorted(set(map(describe, rows))), "", records.markdown(rows, columns)]
+    return [*_machines(rows), records.markdown(rows, columns)]
 
 
 def speed_table(rows: Rows) -> list[str]:
@@ -80,11 +66,12 @@ def speed_table(rows: Rows) -> list[str]:
         same = [row for row in rows if row["dtype"] == dtype]
         dense = {"cache_bytes": same[0]["dense_cache_bytes"], "megabytes": same[0]["dense_megabytes"]}
         lines += [{"run": "dense", "dtype": dtype, **dense}, *same]
-    return [*sorted(set(map(describe, rows))), "", records.markdown(lines, columns)]
+    return [*_machines(rows), records.markdown(lines, columns)]
 
 
-def summary_table(quality: Rows, speed: Rows) -> list[str]:
+def summary_table(rows: Rows) -> list[str]:
     """Return a line for each share of gates, and the dense model, the first layers and one ranking beside them."""
+    quality, speed = ([row for row in rows if row["section"] == section] for section in ("quality", "speed"))
     shown = [("as it was", 1.0), *(("gates", share) for share in (0.8, 0.65, 0.5))]
     shown += [("first layers", 0.65), ("one-shot", 0.65)]
     # Runs are timed with one seed, by names that end with it.
@@ -92,30 +79,25 @@ def summary_table(quality: Rows, speed: Rows) -> list[str]:
     first = next(row for row in quality if row["method"] == "gates")
     fixed = {name: first[name] for name in ("text", "healing", "group_size")}
     known = [row for row in quality if {**fixed, **row}.items() >= fixed.items()]
-    lines = []
+    lines: list[dict[str, str]] = []
+    counts: set[int] = set()
     for method, share in shown:
         same = [row for row in known if (row["method"], row["share"]) == (method, share)]
         if same:
             faster = writing.get(Case(method, share, 0).folder.rpartition("-")[0])
+            counts |= {len(same)} if share < 1 else set()
             lines.append(
                 {
-                    "name": method if share == 1 else f"{method}, {share:g}",
-                    "seeds": len(same),
-                    **{name: f"{mean(row[name] for row in same):.1f}" for name in ("domain", "general")},
-                    "writing": "-" if faster is None else f"{faster:.2f}x",
+                    "": method if share == 1 else f"{method}, {share:g}",
+                    "perplexity, Shakespeare": f"{mean(row['domain'] for row in same):.1f}",
+                    "BBC News": f"{mean(row['general'] for row in same):.1f}",
+                    "llama.cpp, q8_0": "-" if faster is None else f"{faster:.2f}x",
                 }
             )
-    columns = {
-        "name": "",
-        "domain": "perplexity, Shakespeare",
-        "general": "BBC News",
-        "writing": "llama.cpp, q8_0",
-    }
-    counts = sorted({line["seeds"] for line in lines if line["name"] != "as it was"})
-    seeds = "-".join(dict.fromkeys((str(counts[0]), str(counts[-1]))))
+    seeds = "-".join(dict.fromkeys((str(min(counts)), str(max(counts)))))
     conditions = f"{first['model']}, {first['healing']} steps, {seeds} seed(s)"
     machines = sorted({row["cpu"] for row in [*known, *speed]})
-    return [records.markdown(lines, columns), "", f"{conditions}, {', '.join(machines)}."]
+    return [records.markdown(lines), "", f"{conditions}, {', '.join(machines)}."]
 
 
 TABLES: Mapping[str, Callable[[Rows], list[str]]] = {
@@ -125,6 +107,9 @@ TABLES: Mapping[str, Callable[[Rows], list[str]]] = {
 }
 
 
-def _spread(values: Sequence[float], digits: int) -> str:
-    deviation = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{mean(values):.{digits}f}{deviation}"
+def _machines(rows: Rows) -> list[str]:
+    return [*sorted(set(map(records.describe, rows))), ""]
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")

@@ -6,8 +6,6 @@ from typing import Any, NamedTuple
 
 from benchmarks.embeddings.texts import ABOUT, TRAIN, VALIDATION
 
-__all__ = ["INT8", "LINES", "PYTORCH", "RECIPE", "RUNTIMES", "SIZES", "Line", "key", "settings_of", "wanted"]
-
 PYTORCH = "PyTorch"
 # Runtimes of exports -> whether their matrices have 8 bits.
 INT8 = {"ONNX Runtime": False, "ONNX Runtime, int8": True}
@@ -96,14 +94,7 @@ def wanted(name: str, seed: int | None) -> list[dict[str, Any]]:
 
 
 def settings_of(name: str, seed: int, *, texts: Path, folder: Path) -> list[str]:
-    """Return the settings of train.py for a line and a seed.
-
-    Args:
-        name: Name of a line that is trained.
-        seed: The seed.
-        texts: Folder of the training texts.
-        folder: Folder of the run.
-    """
+    """Return the settings of train.py for a line and a seed; ``texts`` is the folder of the training texts."""
     line = LINES[name]
     assert line.settings is not None
     files = [f"data.train={texts.resolve() / TRAIN}", f"data.validation={texts.resolve() / VALIDATION}"]

@@ -9,8 +9,6 @@ from benchmarks import records
 from benchmarks.compare.paired import difference
 from benchmarks.embeddings.lines import LINES, PYTORCH, SIZES, key, wanted
 
-__all__ = ["quality_table", "runtimes_table", "summary_table", "texts_table"]
-
 Row = dict[str, Any]
 
 _OURS, _OTHER = "ours-2", "first-3"
@@ -32,32 +30,35 @@ _SHORT = (
     ("ours-2-long", "ONNX Runtime, int8"),
     ("example", PYTORCH),
 )
+_SIZES = {f"{rows}x{length}": f"{rows} x {length} tokens" for rows, length in SIZES}
 _SIZE = "32x32"
 _MEASURED = {"sick": "SICK", "stsb": "STS-B", "neighbors": "neighbors", "seeds": "seeds"}
 
 
 def quality_table(rows: Sequence[Row]) -> list[str]:
     """Show the speed-up and the quality of all lines in PyTorch, the slowest first, and the lead of ours at 2x."""
-    columns = {"line": "", **{f"over_pytorch_{size}": f"{_words(size)} tokens" for size in _sizes()}}
+    columns = {"line": "", **{f"over_pytorch_{size}": title for size, title in _SIZES.items()}}
     groups = [group for (_, runtime), group in _groups(rows).items() if runtime == PYTORCH]
     groups.sort(key=lambda group: _middle(group, f"over_pytorch_{_SIZE}"))
-    lines = [
-        {"line": LINES[group[0]["line"]].title, **_speedups(group), **_quality(group), "seeds": _seeds(group)}
-        for group in groups
-    ]
-    return [records.markdown(lines, columns | _QUALITY | {"seeds": "seeds"}), *_lead(rows)]
+    lines = []
+    for group in groups:
+        speedups = {name: f"{_middle(group, name):.2f}x" for name in columns if name != "line"}
+        about = {"line": LINES[group[0]["line"]].title, "seeds": _seeds(group)}
+        lines.append({**about, **speedups, **_quality(group)})
+    machines = sorted(set(map(records.describe, rows)))
+    return [*machines, "", records.markdown(lines, columns | _QUALITY | {"seeds": "seeds"}), *_lead(rows)]
 
 
 def runtimes_table(rows: Sequence[Row]) -> list[str]:
     """Show the sentences per second of each runtime: those of the dense model in PyTorch times the speed-up over it."""
-    columns = {"line": "", "runtime": "runtime", **{size: f"{_words(size)} tokens" for size in _sizes()}, **_MEASURED}
+    columns = {"line": "", "runtime": "runtime", **_SIZES, **_MEASURED}
     exported = [(name, runtime) for name, line in LINES.items() for runtime in line.runtimes if len(line.runtimes) > 1]
     return [records.markdown(_runtime_lines(rows, exported), columns)]
 
 
 def summary_table(rows: Sequence[Row]) -> list[str]:
     """Show some lines at one size."""
-    columns = {"line": "", "runtime": "runtime", _SIZE: f"sentences per second, {_words(_SIZE)} tokens", **_MEASURED}
+    columns = {"line": "", "runtime": "runtime", _SIZE: f"sentences per second, {_SIZES[_SIZE]}", **_MEASURED}
     facts = f"{rows[-1]['cpu']}, {rows[-1]['threads']} thread(s)."
     return [records.markdown(_runtime_lines(rows, _SHORT), columns), "", facts]
 
@@ -66,7 +67,7 @@ def texts_table(rows: Sequence[Row]) -> list[str]:
     """Show the number of training texts of each source."""
     (row,) = rows
     lines = [{"source": name, "texts": count} for name, count in row["texts"].items()]
-    return [records.markdown(lines, ["source", "texts"]), "", f"SHA-256 of the training file: {row['sha256']}."]
+    return [records.markdown(lines), "", f"SHA-256 of the training file: {row['sha256']}."]
 
 
 def _runtime_lines(rows: Sequence[Row], keys: Sequence[tuple[str, str]]) -> list[Row]:
@@ -77,9 +78,9 @@ def _runtime_lines(rows: Sequence[Row], keys: Sequence[tuple[str, str]]) -> list
     for name, runtime in keys:
         group = groups.get((name, runtime))
         if group:
-            ratios = {size: _middle(group, f"over_pytorch_{size}") for size in _sizes()}
+            ratios = {size: _middle(group, f"over_pytorch_{size}") for size in _SIZES}
             speeds = {
-                size: f"{ratio * dense[f'per_second_{size}']:,.0f} ({ratio:.2f}x)" for size, ratio in ratios.items()
+                size: f"{value * dense[f'per_second_{size}']:,.0f} ({value:.2f}x)" for size, value in ratios.items()
             }
             about = {"line": LINES[name].title, "runtime": runtime, "seeds": _seeds(group)}
             lines.append({**about, **speeds, **_quality(group)})
@@ -102,18 +103,15 @@ def _lead(rows: Sequence[Row]) -> list[str]:
     """Return how far ours is ahead of the first layers at the same speed, paired by seed."""
     groups = _groups(rows)
     ours, others = (groups.get((name, PYTORCH), []) for name in (_OURS, _OTHER))
-    leads = {}
-    for name in dict.fromkeys(_QUALITY):
-        by_seed = [{row["seed"]: row[name] for row in group if name in row} for group in (ours, others)]
-        leads[name] = difference(*by_seed)
-    parts = [f"{_heading(name)} {lead} points" for name, lead in leads.items() if lead is not None]
+    parts = []
+    for name, heading in _QUALITY.items():
+        lead = difference(*({row["seed"]: row[name] for row in group if name in row} for group in (ours, others)))
+        if lead is not None:
+            title = f"{name.partition('_')[0].upper()}, recall" if heading == "recall" else heading
+            parts.append(f"{title} {lead} points")
     seeds = len({row["seed"] for row in ours} & {row["seed"] for row in others})
     title = f"{LINES[_OURS].title}, is ahead of the {LINES[_OTHER].title} by"
     return ["", f"{title} ({seeds} seed(s), paired): {', '.join(parts)}."] if parts else []
-
-
-def _heading(name: str) -> str:
-    return _QUALITY[name] if _QUALITY[name] != "recall" else f"{name.partition('_')[0].upper()}, recall"
 
 
 def _quality(group: Sequence[Row]) -> Mapping[str, str]:
@@ -125,21 +123,9 @@ def _mean(values: Sequence[float]) -> str:
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values) / math.sqrt(len(values)):.2f}"
 
 
-def _speedups(group: Sequence[Row]) -> Mapping[str, str]:
-    return {name: f"{_middle(group, name):.2f}x" for name in (f"over_pytorch_{size}" for size in _sizes())}
-
-
 def _middle(group: Sequence[Row], name: str) -> float:
     """Return the mean over seeds of the medians over rounds."""
     return float(statistics.mean(row[name][0] for row in group))
-
-
-def _sizes() -> list[str]:
-    return [f"{rows}x{length}" for rows, length in SIZES]
-
-
-def _words(size: str) -> str:
-    return size.replace("x", " x ")
 
 
 def _seeds(group: Sequence[Row]) -> int | None:

@@ -1,20 +1,25 @@
-"""Training texts of the comparison, in pairs that are learned in one batch, without any text of an evaluation set."""
+"""Evaluation sets of sentence embeddings, and training texts without any text of an evaluation set.
 
+Training texts come in pairs that are learned in one batch; evaluation sets are scored pairs, and queries with the
+document that they belong to.
+"""
+
+import csv
 import hashlib
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from benchmarks.embeddings.sets import BBC, Sets, read_columns
 from gating.data.sentences import split_sentences
 from gating.data.sources import load_bbc_news
 
-__all__ = ["ABOUT", "TRAIN", "VALIDATION", "write_texts"]
-
+# The split of the articles: the training texts are of those that are not held out.
+_BBC: dict[str, Any] = {"held_out": 0.2, "seed": 0}
+_ENTAILMENT = "0"
 TRAIN, VALIDATION = "train.tsv", "validation.tsv"
 # For the cards of the models, without commas and brackets, which are read as a list on the command line.
 ABOUT = (
@@ -31,15 +36,82 @@ _HELD_OUT = {"sick": ("train", "validation", "test"), _SNLI: ("validation", "tes
 Pair = tuple[str, str, str]
 
 
+class Pairs(NamedTuple):
+    """Pairs of sentences with the similarity that people gave them."""
+
+    first: list[str]
+    second: list[str]
+    scores: list[float]
+
+
+class Retrieval(NamedTuple):
+    """Queries with the number of the one document that each belongs to, and the documents."""
+
+    queries: list[str]
+    answers: list[int]
+    documents: list[str]
+
+
+class Sets(NamedTuple):
+    """All evaluation sets.
+
+    Attributes:
+        pairs: Pairs of ``sick`` and, if its file was given, of ``stsb``.
+        retrieval: Headlines and articles (``bbc``), entailed hypotheses and the distinct premises (``snli``).
+        sentences: Distinct sentences of the SICK test pairs, whose neighbors are compared.
+    """
+
+    pairs: dict[str, Pairs]
+    retrieval: dict[str, Retrieval]
+    sentences: list[str]
+
+    def texts(self) -> Iterable[str]:
+        """Yield every text."""
+        for pairs in self.pairs.values():
+            yield from (*pairs.first, *pairs.second)
+        for retrieval in self.retrieval.values():
+            yield from (*retrieval.queries, *retrieval.documents)
+
+
+def read_sets(data: Path, stsb: Path | None) -> Sets:
+    """Read all evaluation sets: those of a folder of tables, and STS-B, csv without a header, if its file is given."""
+    first, second, scores = read_columns(data / "sick" / "test.tsv", ("text_a", "text_b", "relatedness"))
+    pairs = {"sick": Pairs(first, second, [float(score) for score in scores])}
+    if stsb is not None:
+        with stsb.open(encoding="utf-8", newline="") as file:
+            one, other, similarity = map(list, zip(*csv.reader(file), strict=True))
+        pairs["stsb"] = Pairs(one, other, [float(score) for score in similarity])
+    return Sets(pairs, {"bbc": _bbc(), "snli": _snli(data)}, list(dict.fromkeys([*first, *second])))
+
+
+def read_columns(path: Path, names: Sequence[str]) -> list[list[str]]:
+    """Return columns of a table that is separated by tabs and has no quotes."""
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    return [[row[name] for row in rows] for name in names]
+
+
+def _bbc() -> Retrieval:
+    articles = load_bbc_news(**_BBC).splits["test"]["text"]
+    parts = [article.strip().partition("\n") for article in articles]
+    return Retrieval(
+        [headline.strip() for headline, _, _ in parts],
+        list(range(len(parts))),
+        [" ".join(rest.split()) for _, _, rest in parts],
+    )
+
+
+def _snli(data: Path) -> Retrieval:
+    rows = list(zip(*read_columns(data / "snli20k" / "test.tsv", ("text_a", "text_b", "label")), strict=True))
+    documents = {premise: number for number, premise in enumerate(dict.fromkeys(premise for premise, _, _ in rows))}
+    entailed = {hypothesis: documents[premise] for premise, hypothesis, label in rows if label == _ENTAILMENT}
+    return Retrieval(list(entailed), list(entailed.values()), list(documents))
+
+
 def write_texts(data: Path, folder: Path, sets: Sets) -> dict[str, Any]:
     """Write ``train.tsv``, with two texts in each row, and ``validation.tsv``, drawn by a fixed seed.
 
     Pairs are premise and hypothesis of SNLI, consecutive sentences of BBC News, and others at random.
-
-    Args:
-        data: Folder with the tables.
-        folder: Folder for the files.
-        sets: Evaluation sets.
 
     Returns:
         The number of training pairs of each source, and a checksum.
@@ -76,7 +148,7 @@ def write_texts(data: Path, folder: Path, sets: Sets) -> dict[str, Any]:
 
 def _article_sentences() -> list[str]:
     """Return the distinct sentences of the training articles that no other article has, in their order."""
-    splits = load_bbc_news(**BBC).splits
+    splits = load_bbc_news(**_BBC).splits
     seen = {one for split in ("validation", "test") for text in splits[split]["text"] for one in split_sentences(text)}
     sentences = dict.fromkeys(chain.from_iterable(map(split_sentences, splits["train"]["text"])))
     return [one for one in sentences if one not in seen]
@@ -87,7 +159,7 @@ def _held_out(data: Path, sets: Sets) -> Iterator[str]:
     for name, splits in _HELD_OUT.items():
         for split in splits:
             yield from chain(*read_columns(data / name / f"{split}.tsv", ("text_a", "text_b")))
-    articles = load_bbc_news(**BBC).splits
+    articles = load_bbc_news(**_BBC).splits
     for text in chain(articles["validation"]["text"], articles["test"]["text"]):
         yield from (*split_sentences(text), *text.splitlines())
 

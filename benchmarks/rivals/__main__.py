@@ -1,6 +1,7 @@
 """Removing the same heads from the same models with other libraries.
 
     python -m benchmarks.rivals
+    python -m benchmarks.rivals --quick    small models, to see that it runs; nothing is written
 
 Beside head-gating: torch-pruning from PyPI, with its pruner and with its dependency graph, and ``prune_heads`` of
 transformers 4 in a virtual environment of its own; both are installed into ~/.cache/head-gating when they are missing.
@@ -11,21 +12,22 @@ to the dense model, and to head-gating's compact model where both can be in one 
 """
 
 import argparse
+import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import transformers
 
 from benchmarks import records
-from benchmarks.measuring import ROOT, machine
+from benchmarks.measuring import RESULTS, machine
 from benchmarks.rivals.cases import CASES, MODELS, heads_to_remove, make_subject
-from benchmarks.rivals.elsewhere import TRANSFORMERS4, ask_transformers4
-from benchmarks.rivals.environments import Unavailable, torch_pruning_version, transformers4_python
+from benchmarks.rivals.elsewhere import TRANSFORMERS4, ask_transformers4, torch_pruning_version, transformers4_python
 from benchmarks.rivals.removal import METHODS, OURS, Timing, compare
 
-RESULTS = ROOT / "benchmarks" / "results" / "rivals.jsonl"
+Row = dict[str, Any]
+
+OUTPUT = RESULTS / "rivals.jsonl"
 COLUMNS = {
     "model": "model",
     "case": "case",
@@ -52,95 +54,70 @@ NEEDS = {
 }
 
 
-def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, append the results to a file and print them as a table."""
-    options = parse(arguments)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.rivals", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--quick", action="store_true", help="small models and few repeats; nothing is written")
+    options = parser.parse_args(arguments)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    facts = {"quick": options.quick, "batch_size": options.batch_size, "length": options.length, **machine()}
+    facts = {"quick": options.quick, **machine()}
     rows = []
-    for row in measure(options):
+    for row in measure(options.cases, quick=options.quick):
         rows.append({**row, **facts})
-        records.append(options.output, rows[-1])
+        if not options.quick:
+            records.append(OUTPUT, rows[-1])
         print(f"{row['model']}, {row['case']}: {row['method']} {row.get('error', 'works')}", file=sys.stderr)
-    print_table(rows)
-    return rows
+    print("\n".join(table(rows)))
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.rivals", description=__doc__.partition("\n")[0])
-    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
-    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
-    parser.add_argument("--rounds", type=int, default=15, help="how often each forward pass is timed")
-    parser.add_argument("--surgeries", type=int, default=5, help="how often each removal is timed")
-    parser.add_argument("--budget", type=float, default=60, help="seconds of timing after which a case ends early")
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--length", type=int, default=128, help="tokens of each of BERT's examples")
-    parser.add_argument("--env", type=Path, help="virtual environment with transformers 4, to use or to make")
-    parser.add_argument("--no-install", dest="install", action="store_false", help="leave out what is not there")
-    parser.add_argument("--quick", action="store_true", help="small models and few repeats, to see that it runs")
-    parser.add_argument("--output", type=Path, default=RESULTS)
-    options = parser.parse_args(arguments)
-    if options.quick:
-        options.rounds, options.surgeries, options.batch_size, options.length = 3, 3, 2, 16
-    return options
-
-
-def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def measure(cases: Sequence[str], *, quick: bool) -> Iterator[Row]:
     """Yield a row for each model, case and method."""
-    methods, python, versions = find_rivals(options)
-    timing = Timing(rounds=options.rounds, surgeries=options.surgeries, budget_s=options.budget)
-    for model in options.models:
-        subject = make_subject(model, batch_size=options.batch_size, length=options.length, small=options.quick)
-        cases = {case: heads_to_remove(case, subject) for case in options.cases}
-        try:
-            elsewhere = ask_transformers4(python, subject, cases, timing) if python else {}
-        except Unavailable as reason:
-            print(reason, file=sys.stderr)
-            elsewhere = {}
-        for case, heads in cases.items():
+    timing = Timing(rounds=3, surgeries=3) if quick else Timing(rounds=15, surgeries=5)
+    batch_size, length = (2, 16) if quick else (8, 128)
+    methods, python, versions = find_rivals()
+    for model in MODELS:
+        subject = make_subject(model, batch_size=batch_size, length=length, small=quick)
+        heads_of = {case: heads_to_remove(case, subject) for case in cases}
+        elsewhere = ask_transformers4(python, subject, heads_of, timing) if python else {}
+        for case, heads in heads_of.items():
             rows = compare(subject, heads, methods, timing)
             rows += [elsewhere[case]] if case in elsewhere else []
             for row in rows:
-                yield {"model": model, "case": case, **row, "version": versions[row["method"].partition(",")[0]]}
+                about = {"model": model, "case": case, "batch_size": batch_size, "length": length}
+                yield {**about, **row, "version": versions[row["method"].partition(",")[0]]}
 
 
-def find_rivals(options: argparse.Namespace) -> tuple[list[str], str | None, dict[str, str]]:
-    """Return the methods that work here, the interpreter that has transformers 4, and all versions."""
+def find_rivals() -> tuple[list[str], str | None, dict[str, str]]:
+    """Return the methods that work here, the interpreter that has transformers 4, and all versions.
+
+    What pip cannot install is left out.
+    """
     methods, python, versions = [OURS], None, {OURS: transformers.__version__}
     try:
-        versions["torch-pruning"] = torch_pruning_version(install=options.install)
+        versions["torch-pruning"] = torch_pruning_version()
         methods = list(METHODS)
-    except Unavailable as reason:
-        print(reason, file=sys.stderr)
-    try:
-        python, versions[TRANSFORMERS4] = transformers4_python(options.env, install=options.install)
-    except Unavailable as reason:
-        print(reason, file=sys.stderr)
+        python, versions[TRANSFORMERS4] = transformers4_python()
+    except (OSError, subprocess.CalledProcessError) as reason:
+        print(f"Left out: {reason}", file=sys.stderr)
     return methods, python, versions
 
 
-def print_table(rows: list[dict[str, Any]]) -> None:
-    """Print the results, the requirements of each method, and the errors."""
-    print(records.markdown(map(readable, rows), COLUMNS) + "\n")
-    print("\n".join(notes(rows)))
-
-
-def readable(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row without the texts of its errors, for a table."""
-    return {name: "no" if _is_error(name, row.get(name)) else row.get(name) for name in COLUMNS}
-
-
-def notes(rows: list[dict[str, Any]]) -> list[str]:
-    """Return the requirements and errors of each method, as items of a list."""
+def table(rows: Sequence[Row]) -> list[str]:
+    """Return the results of the last commit that was measured, the requirements of each method, and the errors."""
+    rows = [row for row in rows if row["commit"] == rows[-1]["commit"]]
+    shown = [{name: "no" if _is_error(name, row.get(name)) else row.get(name) for name in COLUMNS} for row in rows]
     needs = [f"- {method} {NEEDS[method]}" for method in {row["method"]: None for row in rows}]
     errors: dict[str, list[str]] = {}
     for row in rows:
         for name in ("error", *RELOADS):
             if name in row and _is_error(name, row[name]):
                 errors.setdefault(f"{row['method']}: {COLUMNS.get(name, name)}: {row[name]}", []).append(row["case"])
-    return needs + [f"- {error} ({', '.join(dict.fromkeys(cases))})" for error, cases in errors.items()]
+    notes = [f"- {error} ({', '.join(dict.fromkeys(cases))})" for error, cases in errors.items()]
+    return [*records.facts(rows), records.markdown(shown, COLUMNS), "", *needs, *notes]
 
 
 def _is_error(name: str, value: object) -> bool:

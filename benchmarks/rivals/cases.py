@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,8 +14,6 @@ from transformers import (
     ViTForImageClassification,
 )
 
-__all__ = ["CASES", "MODELS", "Heads", "Subject", "heads_to_remove", "make_subject"]
-
 Heads = dict[int, list[int]]
 MODELS = ("bert-base", "vit-base")
 SMALL = {"num_hidden_layers": 3, "num_attention_heads": 4, "hidden_size": 64, "intermediate_size": 128}
@@ -24,8 +22,7 @@ SMALL = {"num_hidden_layers": 3, "num_attention_heads": 4, "hidden_size": 64, "i
 STD = 0.05
 
 
-@dataclass(frozen=True)
-class Subject:
+class Subject(NamedTuple):
     """A model and a batch for it."""
 
     name: str
@@ -49,14 +46,7 @@ class Subject:
 
 
 def make_subject(name: str, *, batch_size: int, length: int, small: bool) -> Subject:
-    """Build a model with random weights, in evaluation mode, and a batch.
-
-    Args:
-        name: One of :data:`MODELS`.
-        batch_size: Number of examples.
-        length: Number of tokens of each; images are as large as the model wants them.
-        small: Whether to make the model small, to see that everything runs.
-    """
+    """Build a model with random weights, in evaluation mode, and a batch; images have the model's size."""
     torch.manual_seed(0)
     shape = {**(SMALL if small else {}), "initializer_range": STD}
     if name == "bert-base":
@@ -75,30 +65,14 @@ def heads_to_remove(case: str, subject: Subject) -> Heads:
     return {layer: sorted(generator.sample(range(subject.num_heads), count)) for layer, count in enumerate(counts)}
 
 
-def _even(num_layers: int, num_heads: int) -> list[int]:
-    return [num_heads // 2] * num_layers
-
-
-def _uneven(num_layers: int, num_heads: int) -> list[int]:
-    # From one to all but one.
-    return [1 + 2 * layer % (num_heads - 1) for layer in range(num_layers)]
-
-
-def _emptied(num_layers: int, num_heads: int) -> list[int]:
-    counts = _even(num_layers, num_heads)
-    counts[num_layers // 2] = num_heads
-    return counts
-
-
-def _few_left(num_layers: int, num_heads: int) -> list[int]:
-    # One stays in each layer, another in each second one: 18 of 144. No layer is emptied; that is a case of its own.
-    return [num_heads - 1 - layer % 2 for layer in range(num_layers)]
-
-
 # Name -> how many heads each layer loses, from the number of layers and of heads in a layer.
 CASES: dict[str, Callable[[int, int], list[int]]] = {
-    "half of every layer": _even,
-    "uneven": _uneven,
-    "one layer emptied": _emptied,
-    "an eighth left": _few_left,
+    "half of every layer": lambda layers, heads: [heads // 2] * layers,
+    # From one to all but one.
+    "uneven": lambda layers, heads: [1 + 2 * layer % (heads - 1) for layer in range(layers)],
+    "one layer emptied": lambda layers, heads: [
+        heads if layer == layers // 2 else heads // 2 for layer in range(layers)
+    ],
+    # One stays in each layer, another in each second one: 18 of 144. No layer is emptied; that is a case of its own.
+    "an eighth left": lambda layers, heads: [heads - 1 - layer % 2 for layer in range(layers)],
 }

@@ -1,30 +1,61 @@
-"""transformers 4 on the same models and cases, in a process of its own."""
+"""Other libraries in folders of their own under ~/.cache/head-gating, and transformers 4 in a process of its own.
 
+Nothing is installed beside this package: torch-pruning would be one more dependency for everybody, and transformers 4
+cannot be where transformers 5 is.
+"""
+
+import importlib.metadata
 import statistics
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from benchmarks.measuring import ratio
 from benchmarks.rivals.cases import Heads, Subject
-from benchmarks.rivals.environments import Unavailable
 from benchmarks.rivals.removal import Row, Timing, judge, logits_of, masked_logits, verdict
 from gating.proof.outputs import max_relative_difference, tolerance_for
 
-__all__ = ["TRANSFORMERS4", "ask_transformers4"]
-
+CACHE = Path.home() / ".cache" / "head-gating"
 TRANSFORMERS4 = "transformers 4"
+_TORCH_PRUNING = "torch-pruning==1.6.1"
+
+
+def torch_pruning_version() -> str:
+    """Make ``torch_pruning`` importable, and return its version; its dependencies are torch and numpy."""
+    folder = CACHE / _TORCH_PRUNING
+    if not (folder / "torch_pruning").is_dir():
+        _pip(sys.executable, "--no-deps", "--target", str(folder), _TORCH_PRUNING)
+    sys.path.append(str(folder))
+    importlib.invalidate_caches()
+    return importlib.metadata.version("torch-pruning")
+
+
+def transformers4_python() -> tuple[str, str]:
+    """Return the interpreter of a virtual environment with transformers 4 and our torch, and the version it has."""
+    folder = CACHE / "transformers4"
+    python, done = str(folder / "bin" / "python"), folder / "done"
+    if not done.exists():
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
+        _pip(python, "transformers<5", f"torch=={torch.__version__.partition('+')[0]}")
+        done.touch()
+    script = "from importlib.metadata import version; print(version('transformers'))"
+    return python, subprocess.run([python, "-c", script], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _pip(python: str, *arguments: str) -> None:
+    print(f"Installing {arguments[-1]} ...", file=sys.stderr)
+    subprocess.run([python, "-m", "pip", "install", "--quiet", *arguments], check=True)
 
 
 def ask_transformers4(python: str, subject: Subject, cases: Mapping[str, Heads], timing: Timing) -> dict[str, Row]:
     """Let transformers 4 remove heads in a process of its own; return a row for each case.
 
     Raises:
-        Unavailable: It does not run, or computes something else with the same weights before any removal.
+        ValueError: It computes something else with the same weights before any removal.
     """
     with tempfile.TemporaryDirectory() as folder:
         subject.model.save_pretrained(f"{folder}/model")
@@ -34,33 +65,21 @@ def ask_transformers4(python: str, subject: Subject, cases: Mapping[str, Heads],
             "batch": subject.batch,
             "cases": dict(cases),
             "threads": torch.get_num_threads(),
-            "surgeries": timing.surgeries,
-            "rounds": timing.rounds,
-            "warm_up": timing.warm_up,
-            "budget_s": timing.budget_s,
+            **timing._asdict(),
         }
         torch.save(job, f"{folder}/job.pt")
         script = str(Path(__file__).with_name("with_transformers4.py"))
         command = [python, "-P", "-W", "ignore", script, f"{folder}/job.pt", f"{folder}/answers.pt"]
-        run = subprocess.run(command, capture_output=True, text=True, check=False)
-        if run.returncode:
-            reason = (run.stderr.strip().splitlines() or ["no reason given"])[-1]
-            raise Unavailable(f"transformers 4 is left out: {python} fails ({reason}).")
+        subprocess.run(command, check=True)
         answers = torch.load(f"{folder}/answers.pt")
     dense = max_relative_difference([logits_of(subject.model, subject.batch)], [answers["outputs"]])
     if answers["problems"] or dense > tolerance_for(answers["outputs"].dtype):
-        raise Unavailable(f"transformers 4 is left out: it loads another {subject.name}, {dense:.0e} away.")
-    return {
-        case: {
-            "method": TRANSFORMERS4,
-            "dense_difference": dense,
-            **_row_of_transformers4(subject, heads, answers["cases"][case]),
-        }
-        for case, heads in cases.items()
-    }
+        raise ValueError(f"transformers 4 loads another {subject.name}, {dense:.0e} away")
+    about = {"method": TRANSFORMERS4, "dense_difference": dense}
+    return {case: {**about, **_row(subject, heads, answers["cases"][case])} for case, heads in cases.items()}
 
 
-def _row_of_transformers4(subject: Subject, heads: Heads, answer: dict[str, Any]) -> Row:
+def _row(subject: Subject, heads: Heads, answer: Row) -> Row:
     row: Row = {"works": False, "heads_asked": sum(map(len, heads.values()))}
     if "num_heads" in answer:
         row["heads"] = subject.num_layers * subject.num_heads - answer["num_heads"]

@@ -4,43 +4,34 @@ import copy
 import statistics
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import transformers
 from torch import Tensor, nn
 
 import gating
 from benchmarks.measuring import interleave, ratio
 from benchmarks.rivals.cases import Heads, Subject
-from benchmarks.rivals.reloading import SavedModel, reload
 from benchmarks.rivals.with_torch_pruning import count_heads, prune_by_graph, prune_by_pruner
 from gating.proof.outputs import max_relative_difference, tolerance_for
-
-__all__ = ["METHODS", "OURS", "Row", "Timing", "compare", "judge", "logits_of", "masked_logits", "verdict"]
 
 OURS = "head-gating"
 Row = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Timing:
-    """Numbers of repetitions."""
+class Timing(NamedTuple):
+    """Numbers of repetitions of forward passes and removals, and seconds after which a case ends early."""
 
     rounds: int
     surgeries: int
-    budget_s: float
+    budget_s: float = 60
     warm_up: int = 1
 
 
-def prune_by_gating(model: nn.Module, heads: Heads, _batch: Mapping[str, Tensor], _head_dim: int) -> None:
-    """Remove heads with this package."""
-    gating.prune_heads(model, heads)
-
-
-METHODS: dict[str, Callable[[nn.Module, Heads, Mapping[str, Tensor], int], None]] = {
-    OURS: prune_by_gating,
+METHODS: dict[str, Callable[[nn.Module, Heads, Mapping[str, Tensor], int], object]] = {
+    OURS: lambda model, heads, _batch, _head_dim: gating.prune_heads(model, heads),
     "torch-pruning, pruner": prune_by_pruner,
     "torch-pruning, graph": prune_by_graph,
 }
@@ -95,7 +86,7 @@ def _attempt(model: nn.Module, prune: Callable[..., None], subject: Subject, hea
         row["heads"] = subject.num_layers * subject.num_heads - count_heads(model, subject.head_dim)
         row["difference"] = max_relative_difference([masked], [logits_of(model, subject.batch)])
     except Exception as error:  # whatever a method raises is its result
-        return {**row, "error": describe(error)}
+        return {**row, "error": one_line(error)}
     return {**row, **judge(row, masked.dtype)}
 
 
@@ -106,11 +97,6 @@ def judge(row: Row, dtype: torch.dtype) -> Row:
     if row["difference"] > tolerance_for(dtype):
         return {"works": False, "error": "outputs are not those of the masked model"}
     return {"works": True}
-
-
-def describe(error: Exception) -> str:
-    """Return an error in one line."""
-    return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
 def _time_surgery(subject: Subject, heads: Heads, methods: list[str], timing: Timing) -> dict[str, Row]:
@@ -153,26 +139,36 @@ def _ratio(times: dict[str, list[float]], name: str, base: str) -> tuple[float, 
 
 
 def _save_and_reload(subject: Subject, compacts: dict[str, nn.Module]) -> dict[str, Row]:
-    """Save every model as its makers say, and as transformers saves models, and load it in a fresh process."""
-    architecture = type(subject.model).__name__
-    with tempfile.TemporaryDirectory() as folder:
-        saved = {}
-        for number, (method, model) in enumerate(compacts.items()):
-            place = f"{folder}/{number}"
-            if method == OURS:
-                gating.save_compact(model, place)
-                saved[f"{method}:reloads"] = SavedModel(place, "load_compact", architecture)
-            else:
-                model.save_pretrained(place)
-                torch.save(model, f"{place}.pt")
-                saved[f"{method}:reloads"] = SavedModel(f"{place}.pt", "pickle", architecture)
-            saved[f"{method}:from_pretrained"] = SavedModel(place, "from_pretrained", architecture)
-        answers = reload(saved, subject.batch)
+    """Save every model as its makers say, and as transformers saves models, and load it."""
+    # Its own class for what transformers knows, the folder's for what carries code of its own.
+    auto_class = getattr(transformers, "AutoModelFor" + type(subject.model).__name__.partition("For")[2])
+    transformers_way = partial(auto_class.from_pretrained, trust_remote_code=True)
     rows: dict[str, Row] = {}
     for method, model in compacts.items():
         expected = logits_of(model, subject.batch)
-        rows[method] = {way: verdict(expected, answers[f"{method}:{way}"]) for way in ("reloads", "from_pretrained")}
+        with tempfile.TemporaryDirectory() as folder:
+            if method == OURS:
+                gating.save_compact(model, f"{folder}/model")
+                own_way: Callable[[], nn.Module] = partial(gating.load_compact, f"{folder}/model")
+            else:
+                model.save_pretrained(f"{folder}/model")
+                torch.save(model, f"{folder}/model.pt")
+                own_way = partial(torch.load, f"{folder}/model.pt", weights_only=False)
+            ways = {"reloads": own_way, "from_pretrained": partial(transformers_way, f"{folder}/model")}
+            rows[method] = {name: verdict(expected, _answer(load, subject)) for name, load in ways.items()}
     return rows
+
+
+def _answer(load: Callable[[], nn.Module], subject: Subject) -> Tensor | str:
+    try:
+        return logits_of(load().eval(), subject.batch)
+    except Exception as error:  # whatever a method raises is its result
+        return one_line(error)
+
+
+def one_line(error: Exception) -> str:
+    """Return an error in one line."""
+    return f"{type(error).__name__}: {str(error).strip()}".partition("\n")[0]
 
 
 def verdict(expected: Tensor, answer: Tensor | str) -> str:

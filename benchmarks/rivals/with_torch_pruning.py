@@ -13,8 +13,6 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-__all__ = ["attentions", "count_heads", "prune_by_graph", "prune_by_pruner"]
-
 Heads = Mapping[int, list[int]]
 _NAMES = {"BertSelfAttention": ("query", "key", "value"), "ViTAttention": ("q_proj", "k_proj", "v_proj")}
 

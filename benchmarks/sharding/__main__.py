@@ -7,112 +7,122 @@
 Models are LLaMA-like with random weights in single precision; the largest has the layers of TinyLlama 1.1B, and a small
 vocabulary. Each process has a GPU where there are enough (NCCL), and the CPU elsewhere (gloo). Memory of the CPU is
 counted by Linux. Results are in benchmarks/results/sharding.jsonl, a line for each case with a value of each process; a
-new one replaces that of the same kind. ``python -m benchmarks.page`` writes the tables of docs/howto/several-gpus.md.
+new one replaces that of the same kind.
 """
 
 import argparse
-import itertools
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from transformers.utils.logging import disable_progress_bar
 
 from benchmarks import records
-from benchmarks.measuring import ROOT, describe, machine
-from benchmarks.sharding.cases import SECTIONS, WARM_UP, Case, Shape, full_cases, quick_cases
+from benchmarks.measuring import RESULTS, machine
 from benchmarks.sharding.memory import MALLOC
 from benchmarks.sharding.models import save
 from benchmarks.sharding.processes import has_gpus, run_in_processes
 from benchmarks.sharding.tables import TABLES
 
-__all__ = ["RESULTS", "main"]
-
 Row = dict[str, Any]
+Shape = tuple[int, int]
 
-# Of the widest table.
-_WIDTH = 160
-RESULTS = ROOT / "benchmarks" / "results" / "sharding.jsonl"
-
-
-def main(arguments: Sequence[str] | None = None) -> list[Row]:
-    """Measure, print and record; return the results."""
-    options = parse(arguments)
-    torch.set_num_threads(options.threads)
-    disable_progress_bar()
-    console, rows = Console(highlight=False, width=_WIDTH), []
-    cases = (quick_cases if options.quick else full_cases)(options.sections, options.processes)
-    for measured in measure(cases, together=options.quick):
-        rows += measured
-        for row in measured if not options.quick else ():
-            replace(row)
-        for section, its_rows in itertools.groupby(measured, lambda row: row["section"]):
-            _print(console, section, list(its_rows))
-    return rows
+OUTPUT = RESULTS / "sharding.jsonl"
+# Width and number of layers of the model that is used before measurements of memory.
+WARM_UP = (128, 2)
+_BOTH = ["heads", "neurons"]
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line."""
+class Case(NamedTuple):
+    """One measurement: its section, the model's width and layers, the number of processes, and arguments."""
+
+    section: str
+    shape: Shape
+    processes: int
+    arguments: Row
+
+
+# Section -> module of this package and function that measures.
+FUNCTIONS = {
+    "state": "training:count_state",
+    "steps": "training:time_steps",
+    "removal": "removal:remove",
+    "growth": "removal:remove",
+    "loading": "removal:load",
+}
+
+
+def full_cases() -> Iterator[Case]:
+    """Yield all cases; only the training state is counted with three processes, too."""
+    small: list[Shape] = [(256, 4), (512, 8), (1024, 8)]
+    for processes in (2, 3):
+        for shape in [*small, (2048, 8)]:
+            yield Case("state", shape, processes, {})
+    for shape in [*small, (2048, 2)]:
+        yield Case("steps", shape, 2, {"batch_size": 4, "length": 128, "rounds": 7})
+    for shape, repeats in (((256, 4), 3), ((512, 8), 3), ((1024, 16), 1), ((2048, 22), 1)):
+        for units in (["heads"], _BOTH):
+            yield Case("removal", shape, 2, {"units": units, "repeats": repeats})
+    for layers in (2, 4, 8, 16):
+        yield Case("growth", (1024, layers), 2, {"units": _BOTH, "repeats": 3})
+    for shape in ((512, 8), (1024, 16), (2048, 22)):
+        for sharded in (True, False):
+            yield Case("loading", shape, 2, {"sharded": sharded})
+
+
+def quick_cases() -> Iterator[Case]:
+    """Yield a small case or two of each section."""
+    shape = (192, 2)
+    yield Case("state", shape, 2, {})
+    yield Case("steps", shape, 2, {"batch_size": 1, "length": 16, "rounds": 3})
+    yield Case("removal", shape, 2, {"units": _BOTH, "repeats": 1})
+    for layers in (1, 2):
+        yield Case("growth", (192, layers), 2, {"units": ["heads"], "repeats": 1})
+    for sharded in (True, False):
+        yield Case("loading", shape, 2, {"sharded": sharded})
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print and record."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.sharding", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "sections", nargs="*", metavar="SECTION", help=f"some of: {', '.join(SECTIONS)}; all by default"
-    )
-    parser.add_argument(
-        "--processes", type=int, nargs="+", default=[2, 3], help="numbers of processes; the first for all but the state"
-    )
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each process (default: %(default)s)")
+    shown = f"some of: {', '.join(TABLES)}; all by default"
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=shown)
     parser.add_argument("--quick", action="store_true", help="tiny models; nothing is written")
     options = parser.parse_args(arguments)
-    unknown = set(options.sections) - set(SECTIONS)
-    if unknown:
-        parser.error(f"there is no section {sorted(unknown)[0]!r}; choose from {', '.join(SECTIONS)}")
-    options.sections = options.sections or list(SECTIONS)
-    return options
+    if unknown := set(options.sections) - set(TABLES):
+        parser.error(f"there is no section {sorted(unknown)[0]!r}; choose from {', '.join(TABLES)}")
+    torch.set_num_threads(1)
+    disable_progress_bar()
+    sections = options.sections or TABLES
+    cases = [case for case in (quick_cases() if options.quick else full_cases()) if case.section in sections]
+    rows = []
+    for row in measure(cases, together=options.quick):
+        rows.append(row)
+        print(row["section"], row["hidden"], row["layers"], flush=True)
+        if not options.quick:
+            records.replace(OUTPUT, row, _key)
+    for section in sections:
+        print("\n".join(["", *TABLES[section]([row for row in rows if row["section"] == section])]))
 
 
-def measure(cases: Sequence[Case], *, together: bool) -> Iterator[list[Row]]:
-    """Yield the results of cases with the facts about the machine, in lists as they are measured.
-
-    Args:
-        cases: The cases, in the order of sections and numbers of processes.
-        together: Whether the same processes measure all sections.
-    """
+def measure(cases: Sequence[Case], *, together: bool) -> Iterator[Row]:
+    """Yield the results of cases, which have processes of their own unless they are measured together."""
     with tempfile.TemporaryDirectory(prefix="head-gating-sharding-models-") as name:
-        folders: dict[Shape, str] = {}
-        for shape in dict.fromkeys([WARM_UP, *(case.shape for case in cases)]):
-            folders[shape] = f"{name}/{shape[0]}-{shape[1]}"
-            save(Path(folders[shape]), *shape)
-        for (section, processes), group in itertools.groupby(
-            cases, lambda case: ("" if together else case.section, case.processes)
-        ):
-            its_cases = list(group)
-            values = run_in_processes(
-                [(case.function, _arguments(case, folders)) for case in its_cases],
-                processes,
-                environment={} if section == "steps" else MALLOC,
-            )
-            yield [_row(case, by_rank) for case, by_rank in zip(its_cases, values, strict=True)]
-
-
-def replace(row: Row) -> None:
-    """Write a result in the place of the one of the same kind."""
-    rows = [other for other in records.read(RESULTS) if _key(other) != _key(row)]
-    records.write(RESULTS, [*rows, row])
-
-
-def _arguments(case: Case, folders: dict[Shape, str]) -> Row:
-    needs_warm_up = case.function.startswith(("loading", "removal"))
-    return {
-        "folder": folders[case.shape],
-        **case.arguments,
-        **({"warm_up": folders[WARM_UP]} if needs_warm_up else {}),
-    }
+        folders = {shape: f"{name}/{shape[0]}-{shape[1]}" for shape in {WARM_UP, *(case.shape for case in cases)}}
+        for shape, folder in folders.items():
+            save(Path(folder), *shape)
+        for group in [cases] if together else [[case] for case in cases]:
+            calls = []
+            for case in group:
+                warm_up = {"warm_up": folders[WARM_UP]} if FUNCTIONS[case.section].startswith("removal") else {}
+                calls.append((FUNCTIONS[case.section], {"folder": folders[case.shape], **case.arguments, **warm_up}))
+            environment = {} if group[0].section == "steps" else MALLOC
+            values = run_in_processes(calls, group[0].processes, **environment)
+            yield from map(_row, group, values)
 
 
 def _row(case: Case, by_rank: list[Row]) -> Row:
@@ -125,23 +135,9 @@ def _row(case: Case, by_rank: list[Row]) -> Row:
     return {**about, **case.arguments, **values, "device": "cuda" if on_gpus else "cpu", **facts}
 
 
-def _key(row: Row) -> tuple[Any, ...]:
-    return tuple(
-        row.get(name)
-        for name in ("section", "hidden", "layers", "processes", "units", "sharded", "batch_size", "device")
-    )
-
-
-def _print(console: Console, section: str, rows: list[Row]) -> None:
-    cells, notes = TABLES[section](rows)
-    table = Table(title=f"{section}: {describe(rows[0])}", title_justify="left")
-    for heading in cells[0]:
-        table.add_column(heading, justify="left" if heading == "model" else "right")
-    for row in cells:
-        table.add_row(*row.values())
-    console.print(table)
-    for note in notes:
-        console.print(note)
+def _key(row: records.Row) -> tuple[Any, ...]:
+    kept = ("section", "hidden", "layers", "processes", "units", "sharded", "batch_size", "device")
+    return tuple(row.get(name) for name in kept)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-__all__ = ["MALLOC", "MIB", "in_use", "local_bytes", "peak", "restart_peak", "start_peak", "storages"]
-
 MIB = 2**20
 # Blocks of memory from this size on go back to the system as they are freed, so that its count of pages is ours.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}

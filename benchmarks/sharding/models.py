@@ -11,27 +11,11 @@ from benchmarks.speed.shapes import llama
 from gating.models.meta_model import make_meta_model
 from gating.models.sources import Pretrained
 
-__all__ = [
-    "VOCABULARY",
-    "batch_of",
-    "gate_parameters",
-    "layer_bytes",
-    "load_sharded",
-    "load_whole",
-    "save",
-    "weights",
-    "whole_bytes",
-]
-
 HEAD_WIDTH, VOCABULARY = 64, 4096
 
 
 def save(folder: Path, hidden: int, layers: int) -> None:
-    """Save a model with random weights in single precision.
-
-    With a width of 2048 and 22 layers, it has the shape of TinyLlama 1.1B but for the number of tokens, which is small:
-    most parameters are in the layers.
-    """
+    """Save a random model; with a width of 2048 and 22 layers, it has the shape of TinyLlama 1.1B, but few tokens."""
     heads = hidden // HEAD_WIDTH
     config = LlamaConfig(
         hidden_size=hidden,

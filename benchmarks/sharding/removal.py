@@ -1,4 +1,4 @@
-"""Memory and time of the removal of heads and neurons from a sharded model, with its proof and without."""
+"""Memory of loading a model, sharded and whole, and memory and time of a removal, with its proof and without."""
 
 import statistics
 import time
@@ -13,12 +13,10 @@ from transformers import PreTrainedModel
 
 import gating
 from benchmarks.sharding.memory import in_use, local_bytes, peak, restart_peak, start_peak, storages
-from benchmarks.sharding.models import batch_of, layer_bytes, load_sharded, weights
+from benchmarks.sharding.models import batch_of, layer_bytes, load_sharded, load_whole, weights, whole_bytes
 from benchmarks.sharding.processes import device
 from gating.sharding import finalize_sharded, removal, reshard
 from gating.sharding.copies import copy_sharded
-
-__all__ = ["remove"]
 
 Row = dict[str, Any]
 
@@ -26,14 +24,25 @@ Row = dict[str, Any]
 _PROBE = (1, 16)
 
 
+def load(folder: str, warm_up: str, *, sharded: bool) -> Row:
+    """Load a model in this process; return its bytes, and those above the start at the peak and afterwards."""
+    for each in (warm_up, folder):
+        torch.distributed.barrier()
+        start = start_peak()
+        model = load_sharded(each) if sharded else load_whole(each, device())
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.fill_(0.0)  # As the first step does: on a CPU, weights are parts of the file until then.
+        highest, held = peak() - start, in_use() - start
+        model_bytes = whole_bytes(model.parameters())
+        del model
+    return {"model": model_bytes, "peak": highest, "held": held}
+
+
 def remove(folder: str, warm_up: str, *, units: Sequence[Any], repeats: int) -> Row:
     """Remove half of the units of each block several times; return the medians of bytes and seconds.
 
-    Args:
-        folder: Folder of the model.
-        warm_up: Folder of a small model that loses units before: what torch and Python allocate once is no part of it.
-        units: Units of which half are removed.
-        repeats: Number of measurements.
+    A small model loses units before: what torch and Python allocate once is no part of it.
     """
     _remove_once(warm_up, units)
     measured = [_remove_once(folder, units) for _ in range(repeats)]

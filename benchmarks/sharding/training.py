@@ -18,14 +18,12 @@ from benchmarks.sharding.processes import device
 from gating.sharding import average_gradients, clip_gradients, is_sharded
 from gating.training.optimizers import AdamW
 
-__all__ = ["count_state", "time_steps"]
-
 _MAX_NORM = 1.0
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def count_state(folder: str) -> dict[str, int]:
-    """Count the bytes of parameters, gradients and both moments of AdamW in this process, after one training step.
+    """Count the bytes of parameters, gradients and both moments of AdamW after a training step.
 
     Returns:
         Bytes of this process, bytes of all processes together, and those of the gates, which are whole in each.
@@ -52,14 +50,7 @@ def _state(parameters: Any, optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 
 def time_steps(folder: str, *, batch_size: int, length: int, rounds: int) -> dict[str, list[float]]:
-    """Time training steps of a model with gates in turns, sharded and whole; return the seconds of each round.
-
-    Args:
-        folder: Folder of the model.
-        batch_size: Examples of each process.
-        length: Tokens of each example.
-        rounds: Number of steps that are timed.
-    """
+    """Time training steps of a model with gates in turns, sharded and whole; return the seconds of each round."""
     steps = {
         "fsdp": _step_of(load_sharded(folder), batch_size, length),
         "ddp": _step_of(load_whole(folder, device()), batch_size, length),

@@ -2,46 +2,41 @@
 
 import statistics
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import nn
 
-from benchmarks.speed.shapes import bert, text_batch
+from benchmarks.speed.shapes import Bench, Row, text_batch
 from gating.gates import HeadGates, create_gates
 from gating.pruning.latency.copies import MAX_SECONDS, CopyTimer, TimeBudget
 from gating.pruning.latency.costs import measure_latency_costs
 
-__all__ = ["measure_predicted"]
-
-Row = dict[str, Any]
-
 NUM_CHOICES = 30
 SIZES = [(1, 16), (1, 128), (8, 16), (8, 128)]
-# Errors that count as near, and the share of choices that should be.
-NEAR, GOAL = 0.05, 0.9
+# Errors that count as near.
+NEAR = 0.05
 
 
-def measure_predicted(device: torch.device, *, quick: bool) -> Iterator[Row]:
+def measure_predicted(bench: Bench) -> Iterator[Row]:
     """Fit costs in the time that a run has, and compare them with measured times of random choices of gates."""
-    shape, sizes, number = ("tiny", [(2, 16)], 3) if quick else ("minilm", SIZES, NUM_CHOICES)
-    dense = bert(shape, device=device).eval()
+    number = 3 if bench.quick else NUM_CHOICES
+    dense = bench.bert("minilm").eval()
     _scale_norms(dense)
     gates = create_gates(dense, units=["heads", "neurons"])
     choices = list(_random_choices(gates, number))
-    for batch_size, length in sizes:
+    for batch_size, length in bench.some(SIZES, (2, 16)):
         batch = text_batch(dense, batch_size, length)
-        with TimeBudget(1.0 if quick else MAX_SECONDS / 2).stage() as seconds:
+        with TimeBudget(1.0 if bench.quick else MAX_SECONDS / 2).stage() as seconds:
             costs = measure_latency_costs(gates, CopyTimer(dense, batch, seconds=seconds))
         ratios = []
-        with TimeBudget(1.0 if quick else 5 * number).stage() as seconds:
+        with TimeBudget(1.0 if bench.quick else 5 * number).stage() as seconds:
             timer = CopyTimer(dense, batch, seconds=seconds)
             for index, kept in enumerate(choices):
                 found = timer.time_kept(gates, kept, share=1 / (number - index))
                 ratios.append(costs.predict(gates, kept) * found.speedup)
         low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
         near = sum(abs(ratio - 1) <= NEAR for ratio in ratios) / number
-        case = f"{shape} {batch_size} x {length}, {number} choices"
+        case = f"{bench.name('minilm')} {batch_size} x {length}, {number} choices"
         row = {"what": "predicted / measured time", "case": case, "ratio": (median, low, high), "near": near}
         row |= {"noise": statistics.median(found.error for found in timer.timed)}
         row |= {"units": sum(costs.shares.values()), "open": sum(costs.blocks.values()), "fixed": costs.fixed}

@@ -1,41 +1,53 @@
-"""Time and memory of finalizing and reloading, each in a fresh process.
-
-python -m benchmarks.speed.surgery finalize bert-base
-python -m benchmarks.speed.surgery prune bert-base
-"""
+"""Time and memory of whole runs, of finalizing and of reloading, in fresh processes."""
 
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, BertForSequenceClassification, PreTrainedModel
+from transformers import AutoModelForCausalLM, BertForSequenceClassification, LlamaConfig, PreTrainedModel
 
 import gating
-from benchmarks.measuring import ROOT, interleave, ratio
-from benchmarks.speed.shapes import bert, compact_copy, llama, llama_1b_config
+from benchmarks.measuring import ask, run_python
+from benchmarks.sharding.memory import peak, start_peak
+from benchmarks.speed.shapes import LLAMA_1B, Bench, Row, Times, bert, compact_copy, llama, row
 from gating.proof.probe import make_probe
 
-__all__ = ["measure_finalize", "measure_reload"]
-
-Row = dict[str, Any]
-
-MODELS = ("bert-base", "llama-1b")
-QUICK_MODELS = ("tiny",)
+_STAGES = ("search", "finalize", "recovery", "dense")
+_MODELS = ["bert-base", "llama-1b"]
+# Large blocks of memory go back to the system as they are freed, so that its count of pages is ours.
+_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "1000000", "CUDA_VISIBLE_DEVICES": ""}
 
 
-def measure_finalize(_device: torch.device, *, quick: bool) -> Iterator[Row]:
+def measure_runs(bench: Bench) -> Iterator[Row]:
+    """Time the training of the embedded example for some steps, with its default objective and densely."""
+    steps, rounds = (4, 2) if bench.quick else (60, 3)
+    times: Times = {"budget": [], "none": []}
+    for number in range(rounds):
+        for objective in sorted(times, reverse=number % 2 == 1):
+            with tempfile.TemporaryDirectory() as folder:
+                settings = [f"objective={objective}", f"trainer.max_steps={steps}", f"output_dir={folder}/run"]
+                # One validation at the end, not in the middle of what is timed.
+                settings += ["logger=csv", "callbacks=none", "trainer.limit_val_batches=0"]
+                settings += ["trainer=gpu"] if bench.device.type == "cuda" else []
+                run_python("train.py", *settings)
+                numbers = json.loads((Path(folder) / "run" / "metrics.json").read_text())
+            times[objective].append(sum(numbers.get(f"seconds/{stage}", 0.0) for stage in _STAGES))
+    title = "search, finalizing and recovery / dense training, train.py"
+    yield row(title, f"embedded example, {steps} steps", times, "budget", "none", 1.0)
+
+
+def measure_finalize(bench: Bench) -> Iterator[Row]:
     """Measure how long finalizing takes and how much memory it needs beyond the model, on the CPU."""
-    for model in QUICK_MODELS if quick else MODELS:
+    for model in bench.some(_MODELS, "tiny"):
         for action, title in (("prune", "cutting"), ("finalize", "finalizing, proof included")):
-            numbers = _in_fresh_process(action, model)
-            yield {"what": f"{title}: extra memory at its peak / largest projection", "case": model} | {
+            numbers = ask("benchmarks.speed.surgery", action, model, **_ENVIRONMENT)
+            yield {
+                "what": f"{title}: extra memory at its peak / largest projection",
+                "case": model,
                 "ratio": [numbers["extra_mb"] / numbers["projection_mb"]] * 3,
                 # One copy, and a little for biases and for Python.
                 "at_most": 1.1 if action == "prune" else None,
@@ -43,19 +55,10 @@ def measure_finalize(_device: torch.device, *, quick: bool) -> Iterator[Row]:
             }
 
 
-def _in_fresh_process(action: str, model: str) -> dict[str, float]:
-    # Large blocks of memory go back to the system as they are freed, so that its count of pages is ours.
-    settings = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000", "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    command = [sys.executable, "-m", "benchmarks.speed.surgery", action, model]
-    done = subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True, check=True)
-    numbers: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return numbers
-
-
-def measure_reload(_device: torch.device, *, quick: bool) -> Iterator[Row]:
+def measure_reload(bench: Bench) -> Iterator[Row]:
     """Time load_compact beside from_pretrained of the dense model."""
-    for name in QUICK_MODELS if quick else MODELS:
-        model = build(name)
+    for name in bench.some(_MODELS, "tiny"):
+        model = _build(name)
         with tempfile.TemporaryDirectory() as folder:
             dense, compact = Path(folder) / "dense", Path(folder) / "compact"
             model.save_pretrained(dense)
@@ -66,25 +69,24 @@ def measure_reload(_device: torch.device, *, quick: bool) -> Iterator[Row]:
                 "compact": lambda compact=compact: gating.load_compact(compact, verify=False),
                 "verified": lambda compact=compact: gating.load_compact(compact),
             }
-            times = interleave(calls, rounds=15, warm_up=1, budget_s=1 if quick else 20)
-        case = f"{name}, a quarter of the heads"
-        for call, title, at_most in (("compact", "verify=False", 1.0), ("verified", "checksums compared", None)):
-            what = f"load_compact, {title} / from_pretrained of the dense model"
-            yield {"what": what, "case": case, "ratio": ratio(times, call, "dense"), "at_most": at_most}
+            times = bench.times(calls, rounds=15, seconds=20)
+        case, dense_model = f"{name}, a quarter of the heads", "from_pretrained of the dense model"
+        yield row(f"load_compact, verify=False / {dense_model}", case, times, "compact", "dense", 1.0)
+        yield row(f"load_compact, checksums compared / {dense_model}", case, times, "verified", "dense")
 
 
-def build(name: str) -> PreTrainedModel:
+def _build(name: str) -> PreTrainedModel:
     """Build a model of a shape; the large one in bfloat16."""
     device = torch.device("cpu")
     if name == "llama-1b":
-        return llama(llama_1b_config(), device=device, dtype=torch.bfloat16).eval()
+        return llama(LlamaConfig(**LLAMA_1B), device=device, dtype=torch.bfloat16).eval()
     return bert(name, device=device).eval()
 
 
-def remove_once(name: str, *, proof: bool) -> dict[str, float]:
-    """Remove three quarters of a model's heads: with gates and the proof, or the bare cutting of `prune_heads`."""
-    small = build("tiny")
-    model = build(name)
+def _remove_once(action: str, name: str) -> dict[str, float]:
+    """Remove three quarters of a model's heads: with gates and the proof, or by the bare cutting of `prune_heads`."""
+    small = _build("tiny")
+    model = _build(name)
     largest = max(
         linear.weight.numel() * linear.weight.element_size()
         for block in gating.find_attention_blocks(model)
@@ -94,12 +96,12 @@ def remove_once(name: str, *, proof: bool) -> dict[str, float]:
         # What torch and Python allocate once, at first use, is no part of it.
         model(**make_probe(model))
         gating.finalize(small, gating.inject_gates(small), num_heads=3)
-    remove = _finalizing(model) if proof else _pruning(model)
-    before = _restart_peak()
+    remove = _finalizing(model) if action == "finalize" else _pruning(model)
+    before = start_peak()
     start = time.perf_counter()
     remove()
     seconds = time.perf_counter() - start
-    return {"seconds": seconds, "extra_mb": (_peak() - before) / 1e6, "projection_mb": largest / 1e6}
+    return {"seconds": seconds, "extra_mb": (peak() - before) / 1e6, "projection_mb": largest / 1e6}
 
 
 def _pruning(model: PreTrainedModel) -> Callable[[], object]:
@@ -118,20 +120,5 @@ def _finalizing(model: PreTrainedModel) -> Callable[[], object]:
     return lambda: gating.finalize(model, gates)
 
 
-def _restart_peak() -> int:
-    """Let the system count the peak anew, and return the memory in use now."""
-    Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmRSS")
-
-
-def _peak() -> int:
-    return _status("VmHWM")
-
-
-def _status(name: str) -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
-    return 1024 * int(line.split()[1])
-
-
 if __name__ == "__main__":
-    print(json.dumps(remove_once(sys.argv[2], proof=sys.argv[1] == "finalize")))
+    print(json.dumps(_remove_once(*sys.argv[1:])))

@@ -1,75 +1,159 @@
-"""A training step with gates, and one of the compact model, beside the dense model's."""
+"""Training steps with gates, alone, with a teacher and on frozen weights, and those of compact models."""
 
+import statistics
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 
 import gating
-from benchmarks.measuring import interleave, ratio
-from benchmarks.speed.shapes import bert, compact_copy, text_batch
-from benchmarks.speed.variants import VARIANTS
+from benchmarks.speed.shapes import Bench, Row, Times, compact_copy, row, small_weights, text_batch, without_neurons
 from gating.training.optimizers import AdamW
 
-__all__ = ["RECOVERY", "SEARCH", "gated_step", "measure_steps", "measure_variants", "plain_step"]
-
-Row = dict[str, Any]
-
 # The shares of a run's steps, as conf/config.yaml has them.
-SEARCH, RECOVERY = 0.75, 0.25
-KEPT = 0.25
-CASES = [("minilm", 8, 128), ("minilm", 32, 128), ("minilm", 16, 32), ("bert-base", 8, 128), ("bert-base", 16, 32)]
+_SEARCH, _RECOVERY = 0.75, 0.25
+_KEPT, _KEPT_OF_BOTH = 0.25, 0.4
+_CASES = [("minilm", 8, 128), ("minilm", 32, 128), ("minilm", 16, 32), ("bert-base", 8, 128), ("bert-base", 16, 32)]
+_BOTH = ("heads", "neurons")
+_CASES_OF_BOTH = [
+    ("minilm", 32, 32, "bf16"),
+    ("minilm", 16, 32, "fp32"),
+    ("minilm", 32, 128, "fp32"),
+    ("bert-base", 8, 128, "fp32"),
+]
+# Widths of SmolLM2-135M, of whose 30 layers these are eight.
+_DECODER = {
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "head_dim": None,
+    "vocab_size": 8192,
+}
 
 
-def measure_steps(device: torch.device, *, quick: bool) -> Iterator[Row]:
+def measure_steps(bench: Bench) -> Iterator[Row]:
     """Time dense, gated and compact steps: forward, backward, clipping and AdamW."""
     for precision in ("fp32", "bf16"):
         # The second precision on two shapes, which is enough to see whether casts of the gates matter.
-        cases = [("tiny", 4, 16)] if quick else CASES if precision == "fp32" else [CASES[1], CASES[3]]
-        for shape, batch_size, length in cases:
-            dense = bert(shape, device=device).train()
+        cases = _CASES if precision == "fp32" else [_CASES[1], _CASES[3]]
+        for shape, batch_size, length in bench.some(cases, ("tiny", 4, 16)):
+            dense = bench.bert(shape).train()
             batch = text_batch(dense, batch_size, length, labels=True)
             steps = {
                 "dense": plain_step(dense, batch, precision),
-                "twin": plain_step(bert(shape, device=device).train(), batch, precision),
-                "gated": gated_step(bert(shape, device=device).train(), batch, precision),
-                "compact": plain_step(compact_copy(dense, KEPT), batch, precision),
+                "twin": plain_step(bench.bert(shape).train(), batch, precision),
+                "gated": gated_step(bench.bert(shape).train(), batch, precision),
+                "compact": plain_step(compact_copy(dense, _KEPT), batch, precision),
             }
-            times = interleave(steps, rounds=41, warm_up=2, budget_s=1 if quick else 60)
-            whole = [
-                SEARCH * gated + RECOVERY * compact
-                for gated, compact in zip(times["gated"], times["compact"], strict=True)
-            ]
-            times["whole"] = whole
-            case = f"{shape} {batch_size} x {length} {precision}"
-            for name, title in (
-                ("twin", "control: dense step / dense step"),
-                ("gated", "gated step / dense step"),
-                ("compact", "recovery step / dense step"),
-                ("whole", "all steps of a run / dense steps"),
+            times = bench.times(steps, rounds=41, warm_up=2, seconds=60)
+            times["whole"] = _whole_run(times)
+            for name, title, goal in (
+                ("twin", "control: dense step / dense step", None),
+                ("gated", "gated step / dense step", 1.02),
+                ("compact", "recovery step / dense step", 1.0),
+                ("whole", "all steps of a run / dense steps", 1.0),
             ):
-                goal = {"gated": 1.02, "compact": 1.0, "whole": 1.0}.get(name)
-                yield {"what": title, "case": case, "ratio": ratio(times, name, "dense"), "at_most": goal}
+                yield row(title, f"{shape} {batch_size} x {length} {precision}", times, name, "dense", goal)
 
 
-def measure_variants(device: torch.device, *, quick: bool) -> Iterator[Row]:
-    """Time other ways to apply gates, beside the dense step, in the same rounds as the way that is used."""
-    for precision in ("fp32", "bf16"):
-        for shape, batch_size, length in [("tiny", 4, 16)] if quick else [("minilm", 8, 128), ("minilm", 32, 128)]:
-            dense = bert(shape, device=device).train()
+def measure_steps_of_both(bench: Bench) -> Iterator[Row]:
+    """Time steps with gates on heads and neurons, and those of compact models without some of both."""
+    for shape, batch_size, length, precision in bench.some(_CASES_OF_BOTH, ("tiny", 4, 16, "fp32")):
+        dense = bench.bert(shape).train()
+        batch = text_batch(dense, batch_size, length, labels=True)
+        # Many tokens scale the weight of a down projection, few its input.
+        steps = {
+            "dense": plain_step(dense, batch, precision),
+            "gated": gated_step(bench.bert(shape).train(), batch, precision, units=_BOTH),
+            "input": gated_step(bench.bert(shape).train(), batch, precision, install=_by_input, units=_BOTH),
+            "compact": plain_step(without_neurons(compact_copy(dense, _KEPT_OF_BOTH), _KEPT_OF_BOTH), batch, precision),
+        }
+        # Five models of BERT-base take 22 s a round.
+        times = bench.times(steps, rounds=41, warm_up=2, seconds=150)
+        times["whole"] = _whole_run(times)
+        for name, title, goal in (
+            ("gated", "step with gates on both / dense step", 1.03),
+            ("input", "the same, gates scale the input / dense step", None),
+            ("compact", f"recovery step with {_KEPT_OF_BOTH:.0%} of both / dense step", 1.0),
+            ("whole", "all steps of a run / dense steps", 0.9),
+        ):
+            yield row(title, f"{shape} {batch_size} x {length} {precision}", times, name, "dense", goal)
+
+
+def measure_teaching(bench: Bench) -> Iterator[Row]:
+    """Time gated steps with a teacher beside dense steps with the same teacher."""
+    for shape, batch_size, length in bench.some([("minilm", 16, 32), ("minilm", 32, 128)], ("tiny", 4, 16)):
+        for name, hidden_weight in (("logits", 0.0), ("logits and hidden states", 1.0)):
+            distillation = gating.Distillation(hidden_weight=hidden_weight)
+            teacher = gating.Teacher(bench.bert(shape), distillation=distillation)
+            dense, gated = (bench.bert(shape).train() for _ in range(2))
             batch = text_batch(dense, batch_size, length, labels=True)
-            steps = {"dense": plain_step(dense, batch, precision)}
-            for name, install in VARIANTS.items():
-                steps[name] = gated_step(bert(shape, device=device).train(), batch, precision, install)
-            times = interleave(steps, rounds=31, warm_up=1, budget_s=1 if quick else 40)
-            for name in VARIANTS:
-                case = f"{shape} {batch_size} x {length} {precision}"
-                yield {"what": f"step with gates by {name} / dense step", "case": case} | {
-                    "ratio": ratio(times, name, "dense")
-                }
+            steps = {
+                "dense": plain_step(dense, batch, "fp32", teacher=teacher),
+                "gated": gated_step(gated, batch, "fp32", units=_BOTH, teacher=lambda _, teacher=teacher: teacher),
+            }
+            times = bench.times(steps, rounds=41, warm_up=2, seconds=60)
+            title = "gated step with a teacher / dense step with it"
+            yield row(title, f"{shape} {batch_size} x {length} fp32, {name}", times, "gated", "dense", 1.03)
+
+
+def measure_frozen(bench: Bench) -> Iterator[Row]:
+    """Time steps of gates on frozen weights beside steps that train weights, too, alone and with a teacher."""
+    models = [bench.llama(**_DECODER).train() for _ in range(4)]
+    for model in models[:2]:
+        model.requires_grad_(False)
+    batch = text_batch(models[0], *((2, 16) if bench.quick else (4, 128)))
+    batch["labels"] = batch["input_ids"]
+    other = gating.Teacher(bench.llama(**_DECODER))
+    teachers: dict[str, Any] = {
+        "frozen": None,
+        "taught": lambda gates: gating.Teacher(gating.OpenTeacher(models[1], gates)),
+        "full": None,
+        "full, taught": lambda _: other,
+    }
+    steps = {
+        name: gated_step(model, batch, "fp32", units=_BOTH, teacher=teacher)
+        for model, (name, teacher) in zip(models, teachers.items(), strict=True)
+    }
+    times = bench.times(steps, rounds=21, seconds=120)
+    case = "llama of 8 layers 4 x 128 fp32"
+    yield row("gated step on frozen weights / gated step", case, times, "frozen", "full", 0.75)
+    title = "gated step on frozen weights, taught by the model itself / on all weights, by another model"
+    yield row(title, case, times, "taught", "full, taught")
+
+
+def measure_growth(bench: Bench) -> Iterator[Row]:
+    """Time gated and dense passes forward and backward, and finalizing, per layer and over numbers of heads."""
+    sizes = [(12, 8), (12, 32), (12, 128), (25, 128), (50, 128), (100, 128)]
+    for num_layers, num_heads in bench.some(sizes, (2, 4)):
+        gated, dense = (_wide_bert(num_layers, num_heads, bench.device) for _ in range(2))
+        gates = gating.inject_gates(gated)
+        objective = gating.ExactBudget(keep=0.25)
+        objective.attach(gates)
+        objective.update(gates, 0.5)
+        batch = text_batch(dense, 8, 64, labels=True)
+        calls = {"dense": partial(_pass, dense, batch), "gated": partial(_pass, gated, batch)}
+        times = bench.times(calls, rounds=21, seconds=15)
+        differences = [one - other for one, other in zip(times["gated"], times["dense"], strict=True)]
+        with torch.no_grad():
+            gates.log_alpha.copy_(torch.randn(gates.num_heads, generator=torch.Generator().manual_seed(0)))
+        start = time.perf_counter()
+        gating.finalize(gated, gates, num_heads=gates.num_heads // 4)
+        seconds = time.perf_counter() - start
+        costs = {
+            "gate_ms_per_layer": 1e3 * statistics.median(differences) / num_layers,
+            "finalize_ms_per_layer": 1e3 * seconds / num_layers,
+            "finalize_s": seconds,
+        }
+        title = "gated / dense, forward and backward, as models grow"
+        yield row(title, f"{num_layers} layers x {num_heads} heads", times, "gated", "dense", **costs)
 
 
 def plain_step(
@@ -84,25 +168,20 @@ def gated_step(
     model: PreTrainedModel,
     batch: dict[str, Tensor],
     precision: str,
-    install: Callable[[gating.HeadGates], None] = lambda _: None,
     *,
     units: Sequence[Any] = ("heads",),
-    teacher: gating.Teacher | Callable[[gating.HeadGates], gating.Teacher] | None = None,
+    install: Callable[[gating.HeadGates], object] | None = None,
+    teacher: Callable[[gating.HeadGates], gating.Teacher] | None = None,
 ) -> Callable[[], None]:
     """Return a step that trains the gates of a model, and the weights that are not frozen, with the default objective.
 
-    Args:
-        model: The model; it gets gates.
-        batch: The batch of every step.
-        precision: ``fp32`` or ``bf16``.
-        install: Called with the gates, to multiply by them in another way.
-        units: Units with gates.
-        teacher: Teacher, or a function of the gates that makes it.
+    ``install`` is called with the gates to multiply by them in another way, ``teacher`` to make the teacher.
     """
     gates = gating.inject_gates(model, units=units)
-    install(gates)
-    given = teacher if teacher is None or isinstance(teacher, gating.Teacher) else teacher(gates)
-    objective = gating.ExactBudget(keep=KEPT)
+    if install is not None:
+        install(gates)
+    given = None if teacher is None else teacher(gates)
+    objective = gating.ExactBudget(keep=_KEPT)
     objective.attach(gates)
     optimizer = AdamW().build(model, gates=gates)
 
@@ -131,3 +210,37 @@ def _step(
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad()
+
+
+def _whole_run(times: Times) -> list[float]:
+    """Return the times of a run's steps, of the search and of the recovery."""
+    pairs = zip(times["gated"], times["compact"], strict=True)
+    return [_SEARCH * gated + _RECOVERY * compact for gated, compact in pairs]
+
+
+def _by_input(gates: gating.HeadGates) -> None:
+    """Scale the input of every down projection, as of output projections."""
+    assert gates.attachment is not None
+    handles = gates.attachment.gate_handles
+    for index, block in enumerate(gates.blocks()):
+        handles[index].remove()
+        handles[index] = block.hook_features(block.output_projection.gate)
+
+
+def _pass(model: PreTrainedModel, batch: dict[str, Tensor]) -> None:
+    model(**batch).loss.backward()
+
+
+def _wide_bert(num_layers: int, num_heads: int, device: torch.device) -> BertForSequenceClassification:
+    torch.manual_seed(0)
+    with device, small_weights():
+        config = BertConfig(
+            hidden_size=256,
+            num_hidden_layers=num_layers,
+            num_attention_heads=num_heads,
+            intermediate_size=512,
+            vocab_size=1000,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )
+        return BertForSequenceClassification(config).train()

@@ -1,11 +1,10 @@
-"""Load compact folders with other versions of transformers, and write the table of docs/what-travels.md.
+"""Load compact folders with other versions of transformers.
 
     python -m benchmarks.versions                     makes the environments (some 150 MB each) and tries all
     python -m benchmarks.versions --versions 5.4.0    one of them; nothing is written
-    python -m benchmarks.versions --page              writes the file and the record on the page anew, without loading
 
 Each environment has one version of transformers, a sentence-transformers that goes with it, all else from this one, and
-not this package.
+not this package; the installed version is tried by the interpreter that runs this.
 """
 
 import argparse
@@ -21,60 +20,52 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import records
-from benchmarks.measuring import ROOT
-from benchmarks.page import replace_table
+from benchmarks.measuring import RESULTS
 from benchmarks.versions import loading
-from benchmarks.versions.subjects import SUBJECTS, example, make_jobs
-
-__all__ = ["VERSIONS", "main", "make_environment", "run_version", "table", "write_page"]
+from benchmarks.versions.subjects import SUBJECTS, make_jobs
 
 Row = dict[str, Any]
 
-VERSIONS = ("4.57.1", "5.0.0", "5.4.0", "5.10.4", "5.14.1", "5.20.0", importlib.metadata.version("transformers"))
-RESULTS = ROOT / "benchmarks" / "results" / "versions.jsonl"
-PAGE = ROOT / "docs" / "what-travels.md"
+HERE = importlib.metadata.version("transformers")
+VERSIONS = ("4.57.1", "5.0.0", "5.4.0", "5.10.4", "5.14.1", "5.20.0", HERE)
+OUTPUT = RESULTS / "versions.jsonl"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "head-gating" / "versions"
 # Largest relative difference of outputs that other kernels explain.
 TOLERANCE = 1e-3
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Try the versions, record what they gave, and rewrite the table."""
+    """Try the versions, and record the outcomes."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.versions", description=__doc__.splitlines()[0])
     parser.add_argument("--versions", nargs="+", default=VERSIONS, help="versions of transformers")
     parser.add_argument("--models", nargs="+", default=list(SUBJECTS), choices=list(SUBJECTS))
-    parser.add_argument("--environments", type=Path, default=CACHE, help="folder of the environments")
-    parser.add_argument("--page", action="store_true", help="write the file and the record on the page, and no table")
     options = parser.parse_args(arguments)
-    if options.page:
-        write_page()
-        return
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as scratch:
         jobs, expected = make_jobs(Path(scratch), options.models)
         for version in options.versions:
             print(f"transformers {version}", flush=True)
-            python = make_environment(version, options.environments)
+            python = Path(sys.executable) if version == HERE else make_environment(version)
             rows += run_version(python, version, jobs, expected, Path(scratch))
     for row in rows:
         print(json.dumps(row))
     if tuple(options.versions) == VERSIONS and options.models == list(SUBJECTS):
-        records.write(RESULTS, rows)
-        replace_table(PAGE, "versions", table(rows))
+        records.write(OUTPUT, rows)
     sys.exit(1 if any(row["outcome"] == "FAIL" for row in rows) else 0)
 
 
-def make_environment(version: str, place: Path) -> Path:
+def make_environment(version: str) -> Path:
     """Return the interpreter of an environment with one version of transformers, which is made if there is none.
 
     Raises:
         subprocess.CalledProcessError: The packages cannot be installed.
     """
-    python, done = place / version / "bin" / "python", place / version / "done"
+    place = CACHE / version
+    python, done = place / "bin" / "python", place / "done"
     shared = sysconfig.get_path("purelib")
     if not done.exists() or done.read_text() != shared:
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(place / version)], check=True)
-        (packages,) = (place / version).glob("lib/python*/site-packages")
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(place)], check=True)
+        (packages,) = place.glob("lib/python*/site-packages")
         # After those of its own, the packages of this environment; its .pth files, which name this one, do not count.
         (packages / "shared.pth").write_text(f"{shared}\n")
         # datasets is named since one that is here may need another huggingface_hub.
@@ -131,23 +122,13 @@ def _outcome(row: Row, routes: Row) -> str:
     return "noticed" if "canary" not in row["equal"] and not row["errors"][1:] else "FAIL"
 
 
-def write_page() -> None:
-    """Write the code of a BERT folder, and the record of its layers, on the page."""
-    record, code = example()
-    replace_table(PAGE, "versions --page record", ["```json", *record.splitlines(), "```"])
-    replace_table(PAGE, "versions --page code", ["```python", *code.splitlines(), "```"])
-
-
 def table(rows: Sequence[Row]) -> list[str]:
     """Return the table of the page: a line for each version, a column for each model."""
-    versions = list(dict.fromkeys(row["transformers"] for row in rows))
-    shown = []
-    for version in versions:
-        of_version = {row["model"]: row for row in rows if row["transformers"] == version}
-        cells = {name: of_version[name]["outcome"] for name in SUBJECTS}
-        shown.append({"version": version, **cells})
+    shown: dict[str, Row] = {}
+    for row in rows:
+        shown.setdefault(row["transformers"], {"version": row["transformers"]})[row["model"]] = row["outcome"]
     columns = {"version": "transformers", **{name: subject.title for name, subject in SUBJECTS.items()}}
-    return records.markdown(shown, columns).splitlines()
+    return [records.markdown(shown.values(), columns)]
 
 
 if __name__ == "__main__":

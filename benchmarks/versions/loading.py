@@ -16,53 +16,35 @@ import torch
 import transformers
 
 
-def tensors(batch):
-    """Return a batch as tensors."""
+def _tensors(batch):
     return {name: torch.tensor(values) for name, values in batch.items()}
 
 
-def outputs_of(model, batch):
-    """Return the first numbers of the first output of a model."""
-    with torch.no_grad():
-        first = next(value for value in model(**tensors(batch)).values() if isinstance(value, torch.Tensor))
-    return first.flatten()[:512].tolist()
-
-
-def load(job, folder):
-    """Load a folder or a name with remote code."""
+def _load(job, folder):
     return getattr(transformers, job["auto_class"]).from_pretrained(folder, trust_remote_code=True).eval()
 
 
-def from_disk(job):
-    """Return outputs of the model in a folder."""
-    return outputs_of(load(job, job["folder"]), job["batch"])
+def _outputs(job, folder):
+    """Return the first numbers of the first output of the model in a folder, or of a name in the hub's cache."""
+    with torch.no_grad():
+        outputs = _load(job, folder)(**_tensors(job["batch"]))
+    return next(value for value in outputs.values() if isinstance(value, torch.Tensor)).flatten()[:512].tolist()
 
 
-def from_the_hub(job):
-    """Return outputs of the model in the cache of the hub."""
-    return outputs_of(load(job, job["hub"]), job["batch"])
-
-
-def saved_again(job):
+def _saved_again(job):
     """Return outputs of the model after it was saved and loaded again here."""
     with tempfile.TemporaryDirectory() as scratch:
-        load(job, job["folder"]).save_pretrained(Path(scratch) / "again")
-        return outputs_of(load(job, str(Path(scratch) / "again")), job["batch"])
+        _load(job, job["folder"]).save_pretrained(Path(scratch) / "again")
+        return _outputs(job, str(Path(scratch) / "again"))
 
 
-def canary(job):
-    """Return the difference of the outputs from those in the folder."""
-    return load(job, job["folder"]).check_canary()
-
-
-def tokens(job):
+def _tokens(job):
     """Return the tokens that the model generates."""
-    model = load(job, job["folder"])
     options = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
-    return model.generate(**tensors(job["prompt"]), **options).tolist()
+    return _load(job, job["folder"]).generate(**_tensors(job["prompt"]), **options).tolist()
 
 
-def pipeline(job):
+def _pipeline(job):
     """Return the answer of a pipeline."""
     pipe = transformers.pipeline(job["task"], model=job["folder"], trust_remote_code=True)
     options = {"max_new_tokens": 4, "do_sample": False} if job["task"] == "text-generation" else {}
@@ -70,7 +52,7 @@ def pipeline(job):
     return [round(answer["score"], 4), answer["label"]] if "score" in answer else [answer["generated_text"]]
 
 
-def sentences(job):
+def _sentences(job):
     """Return the embedding of a sentence by sentence-transformers."""
     from sentence_transformers import SentenceTransformer
 
@@ -79,13 +61,14 @@ def sentences(job):
 
 
 ROUTES = {
-    "disk": from_disk,
-    "hub": from_the_hub,
-    "again": saved_again,
-    "canary": canary,
-    "tokens": tokens,
-    "pipeline": pipeline,
-    "sentences": sentences,
+    "disk": lambda job: _outputs(job, job["folder"]),
+    "hub": lambda job: _outputs(job, job["hub"]),
+    "again": _saved_again,
+    # The difference of the outputs from those in the folder.
+    "canary": lambda job: _load(job, job["folder"]).check_canary(),
+    "tokens": _tokens,
+    "pipeline": _pipeline,
+    "sentences": _sentences,
 }
 
 

@@ -2,62 +2,56 @@
 
 import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import BertConfig, BertModel, BertTokenizerFast, PreTrainedModel, PreTrainedTokenizerBase
 
 import gating
+from benchmarks.census.models import build
 from benchmarks.versions.loading import ROUTES
 from gating.loader.composing import compose, needed_parts
 from gating.proof.probe import make_probe
-from tests.support.expert_models import EXPERTS
-from tests.support.family_models import FAMILIES
-from tests.support.fresh_process import auto_class_of
-
-__all__ = ["SUBJECTS", "example", "make_jobs"]
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "sat", "on", "mat", "a", "dog", "ran", "home"]
 
 
-@dataclass(frozen=True)
-class Subject:
-    """A family, and what it can do beside a forward pass.
+class Subject(NamedTuple):
+    """A model type, and what it can do beside a forward pass.
 
     Attributes:
         title: Name in the table.
+        class_name: Name of the model's class.
+        auto_class: The Auto class that picks it.
         task: Task of its pipeline; empty if it has no tokenizer here.
         generates: Whether it generates tokens.
         embeds: Whether sentence-transformers takes it.
     """
 
     title: str
+    class_name: str
+    auto_class: str
     task: str = ""
     generates: bool = False
     embeds: bool = False
 
 
+_CLASSIFIER, _WRITER = "AutoModelForSequenceClassification", "AutoModelForCausalLM"
 SUBJECTS = {
-    "bert": Subject("BERT", "text-classification", embeds=True),
-    "modernbert": Subject("ModernBERT", "text-classification"),
-    "llama": Subject("LLaMA", "text-generation", generates=True),
-    "gpt2": Subject("GPT-2", "text-generation", generates=True),
-    "qwen3": Subject("Qwen3", generates=True),
-    "mixtral": Subject("Mixtral", generates=True),
-    "t5": Subject("T5", generates=True),
-    "whisper": Subject("Whisper", generates=True),
-    "vit": Subject("ViT"),
+    "bert": Subject("BERT", "BertForSequenceClassification", _CLASSIFIER, "text-classification", embeds=True),
+    "modernbert": Subject("ModernBERT", "ModernBertForSequenceClassification", _CLASSIFIER, "text-classification"),
+    "llama": Subject("LLaMA", "LlamaForCausalLM", _WRITER, "text-generation", generates=True),
+    "gpt2": Subject("GPT-2", "GPT2LMHeadModel", _WRITER, "text-generation", generates=True),
+    "qwen3": Subject("Qwen3", "Qwen3ForCausalLM", _WRITER, generates=True),
+    "mixtral": Subject("Mixtral", "MixtralForCausalLM", _WRITER, generates=True),
+    "t5": Subject("T5", "T5ForConditionalGeneration", "AutoModelForSeq2SeqLM", generates=True),
+    "whisper": Subject("Whisper", "WhisperForConditionalGeneration", "AutoModelForSpeechSeq2Seq", generates=True),
+    "vit": Subject("ViT", "ViTForImageClassification", "AutoModelForImageClassification"),
 }
 
 
 def make_jobs(scratch: Path, names: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Save the folders; return the jobs of :mod:`benchmarks.versions.loading`, and the answers of this environment.
-
-    Args:
-        scratch: An empty folder.
-        names: Keys of :data:`SUBJECTS`.
-    """
+    """Save the folders; return the jobs of :mod:`benchmarks.versions.loading`, and the answers of this environment."""
     jobs, expected = {}, {}
     for name in names:
         subject = SUBJECTS[name]
@@ -65,7 +59,7 @@ def make_jobs(scratch: Path, names: list[str]) -> tuple[dict[str, Any], dict[str
         folder = gating.save_compact(model, scratch / name, tokenizer=_tokenizer(scratch) if subject.task else None)
         batch = {key: value.tolist() for key, value in make_probe(model).items()}
         routes = ["disk", "hub", "again", "canary"]
-        job = {"folder": str(folder), "auto_class": auto_class_of(model), "batch": batch, "hub": f"me/{name}"}
+        job = {"folder": str(folder), "auto_class": subject.auto_class, "batch": batch, "hub": f"me/{name}"}
         if subject.task:
             job["task"] = subject.task
             routes.append("pipeline")
@@ -83,14 +77,23 @@ def make_jobs(scratch: Path, names: list[str]) -> tuple[dict[str, Any], dict[str
     return jobs, expected
 
 
-def example() -> tuple[str, str]:
-    """Return the record of a BERT of the usual width with one uneven and one emptied layer, and the code it needs."""
+def example_record(_rows: object) -> list[str]:
+    """Return the record of a BERT with one uneven and one emptied layer, as it is in ``config.json``."""
+    record = _example().config.head_gating
+    shown = {kind: record[kind] for kind in ("format", "modules", "units")}
+    return ["```json", _short_json(shown), "```"]
+
+
+def example_code(_rows: object) -> list[str]:
+    """Return the code that the same BERT needs, as it is in its folder."""
+    return ["```python", *compose(sorted(needed_parts(_example()))).splitlines(), "```"]
+
+
+def _example() -> PreTrainedModel:
     model = BertModel(BertConfig(num_hidden_layers=2, vocab_size=8))
     gating.prune_heads(model, {0: [head for head in range(12) if head not in (0, 7)], 1: range(12)})
     gating.prune_neurons(model, {0: [group for group in range(48) if group not in (3, 40)]})
-    record = model.config.head_gating
-    shown = {kind: record[kind] for kind in ("format", "modules", "units")}
-    return _short_json(shown), compose(sorted(needed_parts(model)))
+    return model
 
 
 def _short_json(record: dict[str, Any]) -> str:
@@ -104,7 +107,9 @@ def _short_json(record: dict[str, Any]) -> str:
 
 def _compact(name: str) -> PreTrainedModel:
     """Return a tiny model with a layer of fewer heads, one without any, and fewer neurons in two layers."""
-    model = (FAMILIES[name] if name in FAMILIES else EXPERTS[name]).build()
+    model = build(name, class_name=SUBJECTS[name].class_name)
+    if model.config.is_encoder_decoder:
+        model.config.decoder_start_token_id = model.generation_config.decoder_start_token_id = 0
     first, second, *_ = gating.find_attention_blocks(model)
     group = first.num_heads // first.num_key_value_heads
     gating.prune_heads(model, {first.name: range(group), second.name: range(second.num_heads)})

@@ -1,182 +1,218 @@
-"""Timing, records and cases of the benchmarks, and other libraries on a tiny model."""
+"""Benchmarks answer ``--help``, run in their smallest form, and make the tables of the pages from stored results."""
 
-import functools
+import importlib
 import json
-import os
-import signal
-import sys
-import time
+import random
+from pathlib import Path
 
 import pytest
-import torch
 
-from benchmarks import batching, records, shared_norms
-from benchmarks.damage.__main__ import SUBJECTS, run_cases
-from benchmarks.damage.damages import DAMAGES
-from benchmarks.damage.outcome import load_outcome
-from benchmarks.measuring import interleave, machine, ratio
-from benchmarks.rivals import __main__ as rivals
-from benchmarks.rivals import environments
-from benchmarks.rivals.cases import CASES
+from tests.support.tiny_run import ROOT, WORDS, checked_settings, make_llama_folder
 
-PRUNER, GRAPH = "torch-pruning, pruner", "torch-pruning, graph"
+COMMANDS = sorted(
+    str(path.relative_to(ROOT).with_suffix("")).replace("/", ".")
+    for path in (ROOT / "benchmarks").rglob("*.py")
+    if "argparse.ArgumentParser(" in path.read_text(encoding="utf-8")
+)
+EXACT_TYPE, REFUSED_TYPE = "bert", "olmo2"
 
 
-def test_calls_take_turns_and_stop_with_the_budget():
-    calls = []
+def benchmark(name: str):
+    """Import a module of the benchmarks by its name."""
+    return importlib.import_module(f"benchmarks.{name}")
+
+
+def call(name: str, monkeypatch, *arguments: object) -> object:
+    """Call a benchmark with the arguments of a command line."""
+    monkeypatch.setattr("sys.argv", [name, *map(str, arguments)])
+    return importlib.import_module(name).main()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(name, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as end:
+        call(name, monkeypatch, "--help")
+    assert end.value.code == 0
+    assert "usage: " in capsys.readouterr().out
+
+
+page = benchmark("page")
+
+
+@pytest.mark.parametrize("table", page.TABLES, ids=lambda table: table.command)
+def test_tables_of_the_pages_are_made_from_stored_results(table):
+    mark = f"<!-- begin: python -m benchmarks.{table.command} -->"
+    text = table.render()
+    assert text
+    assert f"{mark}\n{text}\n<!-- end -->" in table.page.read_text(encoding="utf-8"), "run python -m benchmarks.page"
+
+
+def test_a_table_without_a_place_is_an_error(tmp_path):
+    text = tmp_path / "page.md"
+    text.write_text("a\n<!-- begin: python -m benchmarks.x -->\nold\n<!-- end -->\nb\n")
+    page.replace_table(text, "x", ["new"])
+    assert text.read_text() == "a\n<!-- begin: python -m benchmarks.x -->\nnew\n<!-- end -->\nb\n"
+    with pytest.raises(ValueError, match="no place"):
+        page.replace_table(text, "y", ["new"])
+
+
+def test_calls_take_turns_and_ratios_are_taken_round_by_round():
+    measuring, calls = benchmark("measuring"), []
     functions = {name: lambda name=name: calls.append(name) for name in "ab"}
-    times = interleave(functions, rounds=4, warm_up=1, budget_s=60, prepare=lambda: calls.append("-"))
+    times = measuring.interleave(functions, rounds=4, warm_up=1, budget_s=60, prepare=lambda: calls.append("-"))
     assert "".join(calls) == "-a-b" + "-a-b-b-a" * 2
     assert [len(its) for its in times.values()] == [4, 4]
-    assert len(interleave(functions, rounds=100, warm_up=0, budget_s=0)["a"]) == 3
+    assert len(measuring.interleave(functions, rounds=100, warm_up=0, budget_s=0)["a"]) == 3
+    assert measuring.ratio({"a": [2.0, 4.0, 60.0], "b": [1.0, 2.0, 20.0]}, "a", "b") == (2.0, 2.0, 2.5)
 
 
-def test_ratios_are_taken_round_by_round():
-    times = {"a": [2.0, 4.0, 60.0], "b": [1.0, 2.0, 20.0]}
-    assert ratio(times, "a", "b") == (2.0, 2.0, 2.5)
-
-
-def test_records_are_read_back_and_make_a_table(tmp_path):
-    path = tmp_path / "new" / "results.jsonl"
+def test_results_replace_those_of_their_kind_and_make_a_table(tmp_path):
+    records, path = benchmark("records"), tmp_path / "new" / "results.jsonl"
     assert records.read(path) == []
-    records.append(path, {"name": "x|y", "ratio": (1.0, 0.9, 1.1), **machine()})
-    records.append(path, {"name": "z", "works": True})
+    records.append(path, {"name": "x|y", "ratio": (1.0, 0.9, 1.1)})
+    records.append(path, {"name": "z", "works": False})
+    records.replace(path, {"name": "z", "works": True}, lambda row: row["name"])
     rows = records.read(path)
-    assert {"cpu", "threads", "torch", "date", "commit"} <= set(rows[0])
     table = records.markdown(rows, {"name": "Name", "ratio": "Ratio", "works": "works"}).splitlines()
     assert table[0] == "| Name | Ratio | works |"
     assert table[2:] == ["| x\\|y | 1.00 (0.9-1.10) | - |", "| z | - | yes |"]
 
 
-def test_cases_remove_the_heads_in_their_names():
-    counts = {case: per_layer(12, 12) for case, per_layer in CASES.items()}
-    assert set(counts["half of every layer"]) == {6}
-    assert 0 < min(counts["uneven"]) < max(counts["uneven"]) < 12
-    assert counts["one layer emptied"].count(12) == 1
-    assert 144 - sum(counts["an eighth left"]) == 18
-    assert max(counts["an eighth left"]) < 12
+def test_differences_are_paired_by_seed():
+    paired = benchmark("compare.paired")
+    assert str(paired.difference({0: 85.0, 1: 86.5, 2: 84.0}, {0: 84.5, 1: 85.0})) == "+1.00 ± 0.50"
+    bounds = paired.smallest_difference([paired.Difference((0.5, 0.1, 0.3)), paired.Difference((-0.2, 0.4, 0.1))])
+    assert {seeds: round(points, 2) for seeds, points in bounds.items()} == {3: 0.41}
 
 
-@pytest.fixture(scope="module")
-def run_case(tmp_path_factory):
-    """Run one case with the installed libraries; return its rows by method."""
-
-    @functools.cache
-    def run(case: str) -> dict[str, dict]:
-        output = tmp_path_factory.mktemp("rivals") / "rivals.jsonl"
-        rivals.main(["--quick", "--no-install", "--models", "bert-base", "--cases", case, "--output", str(output)])
-        return {row["method"]: row for row in records.read(output)}
-
-    return run
-
-
-def row_of(rows: dict[str, dict], method: str) -> dict:
-    if method not in rows:
-        pytest.skip(f"{method.partition(',')[0]} is not installed here: python -m benchmarks.rivals installs it")
-    return rows[method]
-
-
-CASE_PARAMETERS = ["one layer emptied", pytest.param("uneven", marks=pytest.mark.slow)]
+def settings_of_runs() -> dict[str, list[str]]:
+    """Return the settings of train.py that benchmarks have, by name."""
+    methods = benchmark("compare.methods")
+    found = {}
+    for table in (methods.METHODS, methods.LATENCY_METHODS):
+        for name, method in table.items():
+            settings = [one for one in method.settings_for(2) if one != methods.TEACHER]
+            found[f"{name} {len(table)}"] = [one for one in settings if one != "distillation=logits"]
+    for name, line in benchmark("embeddings.lines").LINES.items():
+        if line.settings is not None:
+            files = ["data.train=train.tsv", "data.validation=validation.tsv"] if "data=files" in line.recipe else []
+            found[name] = [*line.recipe, *files, *line.settings]
+    for name, (settings, _) in benchmark("decoders.runs").METHODS.items():
+        own = [setting.format(share=0.5, layers=2) for setting in settings]
+        found[f"decoder, {name}"] = ["experiment=smollm2", *own]
+    return found
 
 
 @pytest.mark.runs
-@pytest.mark.parametrize("case", CASE_PARAMETERS)
-def test_ours_removes_the_heads_and_reloads(run_case, case):
-    row = run_case(case)[rivals.OURS]
-    assert row["works"]
-    assert row["heads"] == row["heads_asked"]
-    assert row["effect_of_mask"] > 1000 * row["difference"]
-    assert (row["reloads"], row["from_pretrained"]) == ("yes", "yes")
-    assert row["latency_vs_ours"] == [1.0, 1.0, 1.0]
-    assert row["seconds"] > 0
+def test_settings_of_runs_compose():
+    for settings in settings_of_runs().values():
+        checked_settings(settings)
 
 
 @pytest.mark.runs
-@pytest.mark.parametrize("case", CASE_PARAMETERS)
-def test_torch_prunings_graph_removes_the_heads_and_reloads_as_a_pickle(run_case, case):
-    row = row_of(run_case(case), GRAPH)
-    assert row["works"]
-    assert row["reloads"] == "yes"
-    assert row["from_pretrained"] != "yes"
+@pytest.mark.parametrize("section", benchmark("speed.__main__").SECTIONS)
+def test_every_section_of_speed_measures(section, monkeypatch, capsys):
+    if section in ("run", "finalize"):
+        pytest.skip("it starts processes: python -m benchmarks.speed --quick")
+    call("benchmarks.speed.__main__", monkeypatch, section, "--quick", "--device", "cpu")
+    assert " to " in capsys.readouterr().out
 
 
-@pytest.mark.runs
-@pytest.mark.parametrize("case", CASE_PARAMETERS)
-def test_torch_prunings_pruner_leaves_a_layer_whole_that_was_to_be_emptied(run_case, case):
-    row = row_of(run_case(case), PRUNER)
-    assert row["works"] == (case == "uneven")
-    assert ("silently" in row.get("error", "")) == (case == "one layer emptied")
-
-
-@pytest.mark.runs
-@pytest.mark.parametrize("case", CASE_PARAMETERS)
-def test_transformers4_cannot_empty_a_layer(run_case, case):
-    row = row_of(run_case(case), rivals.TRANSFORMERS4)
-    assert row["dense_difference"] < 1e-5
-    if case == "uneven":
-        assert row["works"]
-        assert row["reloads"] == "yes"
-    else:
-        assert "reshape" in row["error"]
-
-
-def test_packages_that_cannot_be_installed_are_reported_in_one_sentence(tmp_path, monkeypatch):
-    monkeypatch.setattr(environments, "CACHE", tmp_path)
-    with pytest.raises(environments.Unavailable, match="transformers 4 is left out"):
-        environments.transformers4_python(None, install=False)
-    with pytest.raises(environments.Unavailable, match=r"^a thing is left out: pip cannot .*\)\.$"):
-        environments._pip("a thing", sys.executable, ["--no-index", "--target", str(tmp_path), "no-such-package"])
-
-
-@pytest.mark.runs
-def test_batches_of_similar_length_are_counted_and_waited_for(tmp_path):
-    output = tmp_path / "batching.jsonl"
-    batching.main(["--quick", "--measurements", "tokens", "waiting", "--output", str(output)])
-    tokens, waiting = records.read(output)
-    assert tokens["without_padding"][0] <= 1 <= tokens["random"][0] <= tokens["to_maximum"][0]
-    assert 0 < waiting["share"][0] < 1
-    assert waiting["num_workers"] == 0
-
-
-def test_data_sets_that_are_not_there_are_named(tmp_path, capsys):
-    options = batching.parse(["--data", str(tmp_path), "--sets", "sick"])
-    assert {source.name for source in batching.sources(options)} == {"bbc"}
-    assert "sick is left out: there is no" in capsys.readouterr().err
+@pytest.mark.processes
+def test_every_section_of_sharding_measures(monkeypatch, capsys):
+    call("benchmarks.sharding.__main__", monkeypatch, "--quick")
+    assert capsys.readouterr().out.count("\n| 192 wide") >= 5
 
 
 # Forking makes a case cheap; nothing in the child waits for a thread of this process.
 @pytest.mark.runs
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_damaged_folders_give_the_model_that_was_saved_or_one_sentence():
-    rows = list(run_cases(range(2 * len(DAMAGES)), remote=False))
-    assert {row["damage"] for row in rows} == set(DAMAGES)
-    assert {row["family"] for row in rows} == {family for family, *_ in SUBJECTS}
-    assert [row for row in rows if row["outcome"] == "FAIL"] == []
-    assert sum(row["outcome"] == "sentence" for row in rows) > 0.7 * len(rows)
+def test_damaged_folders_give_the_model_that_was_saved_or_one_sentence(monkeypatch, capsys):
+    with pytest.raises(SystemExit) as end:
+        call("benchmarks.damage.__main__", monkeypatch, "--cases", len(benchmark("damage.damages").DAMAGES))
+    assert end.value.code == 0, capsys.readouterr().out
+
+
+@pytest.mark.processes
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_killed_run_ends_as_an_uninterrupted_one(monkeypatch, tmp_path):
+    output = tmp_path / "faults.jsonl"
+    assert call("benchmarks.faults", monkeypatch, "--points", 1, "--output", output) == 0
+    assert json.loads(output.read_text())["same_weights"] is True
+
+
+@pytest.mark.processes
+@pytest.mark.timeout(600)
+def test_folders_load_with_the_oldest_and_the_installed_version(monkeypatch, capsys):
+    versions = benchmark("versions.__main__")
+    oldest = versions.VERSIONS[0]
+    if not (versions.CACHE / oldest / "done").exists():
+        pytest.skip(f"python -m benchmarks.versions --versions {oldest} makes an environment")
+    with pytest.raises(SystemExit) as end:
+        call("benchmarks.versions.__main__", monkeypatch, "--versions", oldest, versions.HERE)
+    printed = capsys.readouterr().out
+    rows = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
+    assert end.value.code == 0, rows
+    assert {row["outcome"] for row in rows if row["transformers"] == versions.HERE} == {"equal"}
 
 
 @pytest.mark.runs
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-@pytest.mark.parametrize(
-    ("load", "why"),
-    [
-        (lambda folder: time.sleep(60), "no answer after 2 s"),
-        (lambda folder: os.kill(os.getpid(), signal.SIGKILL), "the process ended with status"),
-        (lambda folder: torch.empty(10**10), "can't allocate memory"),
-        (lambda folder: {}["key"], "KeyError"),
-        (lambda folder: json.loads("{"), "JSONDecodeError"),
-        (lambda folder: torch.ones(3), "another model"),
-    ],
-)
-def test_the_damage_benchmark_detects_failures(tmp_path, load, why):
-    found = load_outcome(load, tmp_path, lambda model: [model], [torch.ones(2)], sentence=True, timeout_s=2)
-    assert found["outcome"] == "FAIL"
-    assert why in found["why"]
+def test_the_census_tells_exact_types_from_refused_ones(monkeypatch, capsys):
+    call("benchmarks.census.__main__", monkeypatch, "--only", EXACT_TYPE, REFUSED_TYPE)
+    exact, refused = map(json.loads, capsys.readouterr().out.splitlines()[-2:])
+    assert (exact["outcome"], exact["by"], exact["neurons_outcome"]) == ("exact", "registry", "exact")
+    assert exact["reload_difference"] <= 1e-4
+    assert exact["uneven"]["outcome"] == "exact"
+    assert (refused["outcome"], "across all heads" in refused["reason"]) == ("refused", True)
 
 
-def test_a_constant_share_of_removed_heads_changes_what_norms_across_heads_compute():
-    difference, predictions = shared_norms.measure(num_removed=2, seed=0)
-    assert difference > 0.01
-    assert predictions > 0.01
-    # Without a removed head, the constant is zero, and both models compute the same.
-    assert shared_norms.measure(num_removed=0, seed=0)[0] < 1e-5
+def test_the_page_of_the_census_is_that_of_its_results():
+    coverage = benchmark("census.page")
+    rows = benchmark("records").read(ROOT / "benchmarks" / "results" / "census.jsonl")
+    assert coverage.PAGE.read_text(encoding="utf-8") == coverage.coverage(rows)
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory):
+    """Return the folder of a tiny decoder, and one with texts."""
+    folder, rng = tmp_path_factory.mktemp("decoder"), random.Random(0)
+    model = make_llama_folder(folder / "model", num_layers=4)
+    (folder / "tinyshakespeare").mkdir()
+    for split in ("train", "test"):
+        (folder / "tinyshakespeare" / f"{split}.txt").write_text(" ".join(rng.choices(WORDS, k=9000)))
+    return model, folder
+
+
+@pytest.mark.runs
+def test_gates_on_frozen_weights_are_measured(decoder, tmp_path, monkeypatch, capsys):
+    model, folder = decoder
+    arguments = ["--model", model, "--data", folder, "--keep", 0.6, "--steps", 2, "--output", tmp_path / "rows.jsonl"]
+    call("benchmarks.frozen", monkeypatch, *arguments)
+    assert "| deterministic | 0.6 |" in capsys.readouterr().out.replace("0.60", "0.6")
+
+
+@pytest.mark.runs
+def test_decoders_are_healed_and_not_trained_again(decoder, tmp_path, monkeypatch, capsys):
+    model, folder = decoder
+    results, texts = (
+        tmp_path / "rows.jsonl",
+        [folder / "tinyshakespeare" / f"{split}.txt" for split in ("train", "test")],
+    )
+    arguments = ["--model", model, "--text", *texts, "--runs", tmp_path / "runs", "--results", results]
+    arguments += ["--methods", "first layers", "--shares", 0.5, "--seeds", 0, "--healing", 2, "--settings"]
+    arguments += ["data.max_length=16", "data.batch_size=2", f"data.validation={texts[1]}"]
+    call("benchmarks.decoders.__main__", monkeypatch, *arguments)
+    rows = results.read_text()
+    assert [json.loads(row)["method"] for row in rows.splitlines()] == ["as it was", "first layers"]
+    call("benchmarks.decoders.__main__", monkeypatch, *arguments)
+    assert results.read_text() == rows
+
+
+def test_sizes_tell_code_from_docstrings(tmp_path: Path):
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part" / "module.py").write_text(
+        '"""A module."""\n\n# A comment.\ndef public(value: int) -> int:\n    return value\n'
+    )
+    sizes = benchmark("size").measure(tmp_path)
+    assert (sizes.files, sizes.code, sizes.docstrings) == ({"part/module.py": 5}, 2, 1)
+    assert (sizes.public, sizes.typed, sizes.documented) == (1, 1, 0)

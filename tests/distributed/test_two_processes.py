@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.faults.outcome import Outcome
+from tests.support.outcome import Outcome
 from tests.support.steps_of_ranks import train_some_steps
 from tests.support.tiny_run import make_model_folder
 from tests.support.two_processes import TWO, run_script

@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from benchmarks.faults.outcome import Outcome
 from gating.report.summary import Summary
 from gating.training.module import FineTuning
 from tests.support.interruptions import Interrupted, at_batch, interrupt, run_in, steps_of_checkpoints
+from tests.support.outcome import Outcome
 
 pytestmark = pytest.mark.runs
 

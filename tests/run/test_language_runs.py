@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 
 import gating
 import train
-from benchmarks.faults.outcome import Outcome
 from gating.data.sources import load_files, load_text
 from gating.models.meta_model import make_meta_model
 from gating.models.sources import NewModel
@@ -21,6 +20,7 @@ from gating.pruning.measure import count_heads_by_kind
 from gating.tasks import CausalLM, Seq2Seq
 from tests.support.family_models import FAMILIES, SEQ2SEQ, T5
 from tests.support.interruptions import Interrupted, at_batch, interrupt, run_in
+from tests.support.outcome import Outcome
 from tests.support.tiny_run import ROOT, WORDS, compose_settings
 from tests.tasks.test_tasks import SETTINGS
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 import train
-from benchmarks.faults.outcome import Outcome
 from gating.pruning.latency.costs import LatencyCosts
 from gating.report.summary import Summary
 from gating.run import execute, measured_budget, phases
 from gating.run.folder import is_finished
 from gating.training.module import FineTuning
 from tests.support.interruptions import Interrupted, at_batch, end_of, interrupt, run_in, steps_of_checkpoints
+from tests.support.outcome import Outcome
 from tests.support.tiny_run import compose_settings
 
 pytestmark = pytest.mark.runs

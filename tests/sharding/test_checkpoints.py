@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.faults.outcome import Outcome
 from gating.training.checkpoints import (
     _is_finite,
     load_own_state,
@@ -18,6 +17,7 @@ from gating.training.checkpoints import (
     why_unusable,
 )
 from tests.support.in_ranks import run_in_ranks
+from tests.support.outcome import Outcome
 from tests.support.sharded_runs import fit, sharded
 from tests.support.tiny_run import make_inputs
 

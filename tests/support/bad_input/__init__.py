@@ -1,8 +1,7 @@
 """Bad input drawn by hypothesis, and its outcome.
 
 Every area draws cases and tries them. A try ends in a result, which it checks itself, or in an error that is one
-sentence for a user; anything else fails. The tests try a few cases of each area, ``python -m benchmarks.bad_input``
-many.
+sentence for a user; anything else fails. The tests try a few cases of each area.
 """
 
 from hypothesis import strategies as st

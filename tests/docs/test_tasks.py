@@ -4,7 +4,6 @@ import re
 
 import pytest
 
-from benchmarks import records, tasks
 from tests.support.tiny_run import ROOT, checked_settings
 
 PAGE = (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
@@ -31,19 +30,3 @@ def test_every_task_has_a_row_and_a_command(task, targets):
 def test_links_hold():
     for link in re.findall(r"\]\((.*?)\)", PAGE):
         assert (ROOT / "docs" / link.partition("#")[0]).resolve().is_file(), link
-
-
-def test_table_is_that_of_the_results():
-    rows = records.read(tasks.RESULTS)
-    assert tasks.table(rows) in PAGE
-
-
-def test_table_shows_dense_beside_compact():
-    row = {
-        **{"experiment": "digits-vit", "settings": [], "num_heads": 12, "num_heads_before": 48, "speedup": 1.5},
-        **{"num_parameters": 50, "num_parameters_before": 100, "test/accuracy": 0.9},
-    }
-    rows = [{**row, "objective": "budget"}, {**row, "objective": "none", "test/accuracy": 0.95}]
-    (line,) = tasks.table(rows).splitlines()[2:]
-    for wanted in ("digits-vit", "95.00 %", "90.00 %", "12 of 48", "50%", "1.50"):
-        assert wanted in line
