@@ -7,6 +7,7 @@ Run it after a benchmark; the pages explain the tables.
 
 import argparse
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,6 +69,10 @@ TABLES = [
     *(Table(SPEED, f"speed {name}", "speed", speed.table, name) for name in speed.SECTIONS),
     Table(SPEED, "speed speedup michel", "speed", speed.speedups),
     Table(SPEED, "rivals", "rivals", rivals.table),
+    *(
+        Table(SERVING, f"serving {name}", "serving", partial(serving.show, table), name)
+        for name, table in serving.TABLES.items()
+    ),
     *(Table(SEVERAL_GPUS, f"sharding {name}", "sharding", table, name) for name, table in sharding.TABLES.items()),
     Table(EMBEDDINGS, "embeddings texts", "embeddings", embeddings.texts_table, "texts"),
     Table(EMBEDDINGS, "embeddings lines", "embeddings", embeddings.quality_table, "lines"),
@@ -94,16 +99,7 @@ def main() -> None:
     for table in TABLES:
         if text := table.render():
             replace_table(table.page, table.command, [text])
-    write_serving()
     COVERAGE.write_text(coverage(records.read(RESULTS / "census.jsonl")), encoding="utf-8")
-
-
-def write_serving() -> None:
-    """Rewrite the tables of other runtimes."""
-    for section, table in serving.TABLES.items():
-        rows = [row for row in records.read(RESULTS / "serving.jsonl") if row["section"] == section]
-        if rows:
-            replace_table(SERVING, f"serving {section}", [*records.facts(rows), *table(rows)])
 
 
 def replace_table(page: Path, command: str, lines: Sequence[str]) -> None:

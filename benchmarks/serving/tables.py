@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks import records
 
-__all__ = ["TABLES"]
+__all__ = ["TABLES", "show"]
 
 Row = dict[str, Any]
 
@@ -113,6 +113,11 @@ TABLES: Mapping[str, Callable[[Sequence[Row]], list[str]]] = {
     "decoder": decoder_table,
     "speed": speed_table,
 }
+
+
+def show(table: Callable[[Sequence[Row]], list[str]], rows: Sequence[Row]) -> list[str]:
+    """Return the lines of a table, after the machines of its results."""
+    return [*records.facts(rows), *table(rows)]
 
 
 def _names(rows: Iterable[Row], key: str) -> list[str]:
