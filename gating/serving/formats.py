@@ -1,6 +1,7 @@
 """The formats of exported models, one row each."""
 
 import importlib
+import importlib.util
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -61,12 +62,10 @@ class ServingFormat:
     def check_packages(self) -> None:
         """Raise ``ImportError`` with the extra to install if a package for the export is missing."""
         for package in self.packages:
-            try:
-                importlib.import_module(package)
-            except ImportError as error:
+            if importlib.util.find_spec(package) is None:
                 raise MissingPackageError(
                     f"The package {package} is needed for this export: pip install 'head-gating[{self.extra}]'"
-                ) from error
+                )
 
     def reason_against(self, model: "PreTrainedModel") -> str:
         """Return the reason for which the runtime does not run a model, as a sentence; an empty one if it does."""
@@ -99,7 +98,7 @@ FORMATS: Mapping[str, ServingFormat] = {
         summary="OpenVINO, decoders with a cache",
         exporter="gating.serving.graphs.graph_export:export_openvino",
         options=("int8",),
-        packages=("openvino",),
+        packages=("openvino", "nncf"),
         extra="openvino",
     ),
     "gguf": ServingFormat(
