@@ -1,10 +1,10 @@
-"""The embedded example as the README shows it: three commands, each with several seeds.
+"""The embedded example as docs/accuracy.md shows it: three commands, each with several seeds.
 
     python -m benchmarks.example                    five seeds of each, one run after the other on all cores
     python -m benchmarks.example --seeds 0 --jobs 2
 
 Results are lines of a file of JSON lines, runs that are in it are not repeated; `python -m benchmarks.page` writes the
-README's table.
+the table there.
 """
 
 import argparse

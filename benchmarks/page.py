@@ -54,7 +54,7 @@ class Table(NamedTuple):
 
 
 TABLES = [
-    Table(README, "example", "embedded", example.table),
+    Table(ACCURACY, "example", "embedded", example.table),
     Table(ACCURACY, "compare", "compare", outcome.lines),
     Table(ACCURACY, "compare --against latency, means", "latency", latency.summary),
     Table(ACCURACY, "compare --against latency", "latency", latency.lines),
@@ -82,7 +82,7 @@ TABLES = [
     Table(DECODERS, "decoders", "decoders", decoders.quality_table, "quality"),
     Table(DECODERS, "decoders --quantized", "decoders", decoders.quantized_table, "quantized"),
     Table(DECODERS, "decoders --speed", "decoders", decoders.speed_table, "speed"),
-    Table(README, "decoders, summary", "decoders", decoders.summary_table),
+    Table(DECODERS, "decoders, summary", "decoders", decoders.summary_table),
     Table(DECODERS, "memory", "memory", memory.table),
     Table(TRAVELS, "versions", "versions", versions.table),
     # Of this commit: they need no results.
