@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer, BertForSequenceClassification
+from transformers import AutoTokenizer, BertForSequenceClassification, TrainingArguments
 
 import gating
 from tests.support.tiny_run import ROOT, checked_settings, make_model_folder
@@ -20,14 +20,31 @@ PLACES = (f"{REPOSITORY}/blob/main/", f"{REPOSITORY.replace('github.com', 'raw.g
 README = (ROOT / "README.md").read_text()
 
 
-def test_quickstart_runs(tmp_path, monkeypatch):
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.S)
+
+
+def test_one_call_prunes_with_texts_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = make_model_folder(tmp_path / "model")
+    snippet = SNIPPETS[0].replace("speedup=2", "num_heads=5, args=args")
+    names = {
+        "model": BertForSequenceClassification.from_pretrained(folder),
+        "tokenizer": AutoTokenizer.from_pretrained(folder),
+        "texts": ["word1 word2 word3", "word4 word5"] * 8,
+        "args": TrainingArguments(tmp_path / "out", max_steps=8, report_to="none", save_strategy="no"),
+    }
+    exec(snippet, names)
+    assert sum(block.num_heads for block in gating.find_attention_blocks(gating.load_compact("compact"))) == 5
+
+
+def test_a_loop_of_ones_own_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = make_model_folder(tmp_path / "model")
     model = BertForSequenceClassification.from_pretrained(folder).train()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     batch = {"input_ids": torch.randint(5, 45, (2, 6)), "labels": torch.tensor([0, 1])}
     # The model of the README has 72 heads, this one 12.
-    snippet = re.search(r"```python\n(.*?)```", README, re.S)[1].replace("num_heads=18", "num_heads=5")
+    snippet = next(one for one in SNIPPETS if "inject_gates" in one).replace("num_heads=18", "num_heads=5")
     exec(snippet, {"model": model, "tokenizer": tokenizer, "batches": [batch] * 4})
     assert sum(block.num_heads for block in gating.find_attention_blocks(gating.load_compact("compact"))) == 5
 
