@@ -1,7 +1,7 @@
 """Training steps with gates in transformers' Trainer: optimizer groups, learning rates, loss and logs."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from transformers import PrinterCallback, ProgressCallback
 
 from gating.errors import InputError
-from gating.integrations.search import TrainerSearchEnd
+from gating.integrations.callbacks import TrainerSearchEnd
 from gating.integrations.teaching import is_added_up, taught_loss
 from gating.objectives.parameter_groups import gate_groups
 from gating.objectives.search import Search
@@ -41,6 +41,7 @@ class GatedSteps(_Base):  # type: ignore[misc]
     # This callback ends it.
     _search_end: TrainerSearchEnd
     # Attributes of transformers' Trainer.
+    args: Any
     model: Any
     model_init: Any
     callback_handler: Any
@@ -49,9 +50,6 @@ class GatedSteps(_Base):  # type: ignore[misc]
     lr_scheduler: Any
     # Rates of gates and multipliers, as in `gating.parameter_groups`.
     _rates: Mapping[str, Any]
-    # Steps of the learning rate's schedule before the present phase, and whether the recovery begins it again.
-    _first_step = 0
-    _restart: bool
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Create the optimizer, with groups of their own for gates and multipliers.
@@ -72,15 +70,12 @@ class GatedSteps(_Base):  # type: ignore[misc]
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """Create the scheduler, which the recovery begins again or ends; gates and multipliers keep their rates."""
-        if self.lr_scheduler is None:
-            scheduler, first = super().create_scheduler(num_training_steps, optimizer), self._first_step
-            # Warm-up and decay take the same shares of the recovery as of all steps.
-            pace = num_training_steps / max(1, num_training_steps - first) if self._restart else 1
-            _keep_gate_rates(
-                scheduler, optimizer or self.optimizer, first_step=0 if self._restart else first, pace=pace
-            )
-        return self.lr_scheduler
+        """Create the scheduler; gates and multipliers keep their rates."""
+        is_new = self.lr_scheduler is None
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        if is_new and self.search is not None:
+            _keep_gate_rates(scheduler, optimizer or self.optimizer)
+        return scheduler
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Follow the objective's schedule, and train on a batch; return its loss, a scalar."""
@@ -143,34 +138,29 @@ def _add_gate_groups(optimizer: torch.optim.Optimizer, search: Search, rates: Ma
         optimizer.add_param_group(group)
 
 
-def _keep_gate_rates(scheduler: LRScheduler, optimizer: torch.optim.Optimizer, *, first_step: int, pace: float) -> None:
-    """Keep gates and multipliers at their learning rate in a new scheduler, in place; start it later, or speed it up.
+def _keep_gate_rates(scheduler: LRScheduler, optimizer: torch.optim.Optimizer) -> None:
+    """Keep gates and multipliers at their learning rate in a new scheduler, in place.
 
     Raises:
         InputError: The scheduler has no rates of each group.
     """
     groups = optimizer.param_groups
+    constant = [index for index, group in enumerate(groups) if group.get("name") in _CONSTANT]
     if isinstance(scheduler, ReduceLROnPlateau):
-        rates = zip(groups, scheduler.min_lrs, strict=True)
-        scheduler.min_lrs = [group["lr"] if group.get("name") in _CONSTANT else least for group, least in rates]
+        for index in constant:
+            scheduler.min_lrs[index] = groups[index]["lr"]
         return
     if not isinstance(scheduler, LambdaLR):
         raise InputError(
             f"args.lr_scheduler_type makes a {type(scheduler).__name__}, in which gates cannot keep a rate of their "
             "own: choose linear, cosine, constant, or another one that is a LambdaLR."
         )
-    for index, group in enumerate(groups):
-        factor = scheduler.lr_lambdas[index]
-        is_constant = group.get("name") in _CONSTANT
-        scheduler.lr_lambdas[index] = (lambda _: 1.0) if is_constant else _moved(factor, first_step, pace)
+    for index in constant:
+        # A function: schedulers save the fields of objects.
+        scheduler.lr_lambdas[index] = lambda _: 1.0
         # The constructor has set the rate of the first step.
-        group["lr"] = group["initial_lr"] * scheduler.lr_lambdas[index](0)
+        groups[index]["lr"] = groups[index]["initial_lr"]
     scheduler._last_lr = [group["lr"] for group in groups]
-
-
-def _moved(factor: Callable[[Any], float], first_step: int, pace: float) -> Callable[[int], float]:
-    """Return a schedule with another beginning and pace; a function, since schedulers save the fields of objects."""
-    return lambda step: factor(first_step + step * pace)
 
 
 @contextmanager

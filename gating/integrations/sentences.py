@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from gating.errors import InputError
 from gating.gates.pass_values import PassValues
-from gating.integrations.descriptions import describe
 from gating.structure.hooks import Handle
 
 __all__ = [
@@ -17,7 +16,6 @@ __all__ = [
     "is_sentence_model",
     "load_other_weights",
     "other_weights",
-    "sentence_settings",
     "transformer_of",
     "use_model",
 ]
@@ -115,28 +113,6 @@ def load_other_weights(model: nn.Module, losses: Mapping[str, nn.Module], weight
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(weights[name])
-
-
-def sentence_settings(model: Any, losses: Mapping[str, nn.Module]) -> dict[str, Any]:
-    """Return the settings of the modules of a model, and of losses, that decide the result of a training."""
-    return {
-        "modules": {name: _config_of(module) for name, module in model.named_children()},
-        "max_seq_length": model.max_seq_length,
-        "losses": {name: dict(_configs_in(loss)) for name, loss in losses.items()},
-    }
-
-
-def _configs_in(loss: nn.Module, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the settings of a loss and of losses in it, which may be around other losses, by their paths."""
-    yield path, _config_of(loss)
-    for name, child in loss.named_children():
-        if not is_sentence_model(_unwrapped(child)):
-            yield from _configs_in(child, f"{path}.{name}")
-
-
-def _config_of(module: Any) -> Any:
-    config = module.get_config_dict() if hasattr(module, "get_config_dict") else {}
-    return {"_target_": type(module).__qualname__, **describe(config)}
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -22,7 +22,7 @@ _OF_LABELS = "SFTTrainer"
 
 
 def given_teacher(
-    distillation: object, teacher: nn.Module | str | os.PathLike[str] | None, *, is_frozen: bool
+    distillation: Distillation | None, teacher: nn.Module | str | os.PathLike[str] | None, *, is_frozen: bool
 ) -> Teacher | None:
     """Return the teacher that the arguments of a trainer give; None without one.
 
@@ -30,18 +30,14 @@ def given_teacher(
 
     Raises:
         FileNotFoundError: The folder is missing.
-        InputError: ``distillation`` is none, it has no teacher, or the folder cannot be loaded.
+        InputError: ``distillation`` has no teacher, or the folder cannot be loaded.
     """
-    if distillation is not None and not isinstance(distillation, Distillation):
-        raise InputError(f"distillation={distillation!r} is no loss: give gating.Distillation(), or leave it out.")
     if teacher is None and distillation is not None and not is_frozen:
         raise InputError(
             "distillation= needs a teacher: give teacher=, a dense model that was fine-tuned on this data, or its "
             "folder. Trainer makes one from the same arguments, without those of the gates. With "
             "freeze_weights=, the model itself is the teacher."
         )
-    if teacher is not None and not isinstance(teacher, (nn.Module, str, os.PathLike)):
-        raise InputError(f"teacher={teacher!r} is no model: give a model of transformers, or its folder.")
     return None if teacher is None else Teacher(teacher, distillation=distillation)
 
 

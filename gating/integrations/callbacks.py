@@ -1,4 +1,4 @@
-"""The phases of transformers' Trainer: length and end of the search, and the weights that a recovery begins with."""
+"""Callbacks of the two phases of a trainer: the end of the search, and the evaluation before the recovery."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,12 +13,11 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, SaveStrategy
 
 from gating.objectives.search import Search
 
-__all__ = ["RemovedWeights", "TrainerSearchEnd", "ended_by_score", "without_early_stopping"]
+__all__ = ["RemovedFirst", "TrainerSearchEnd", "ended_by_score", "without_early_stopping"]
 
 
 class TrainerSearchEnd(TrainerCallback):
@@ -57,8 +56,8 @@ class TrainerSearchEnd(TrainerCallback):
             control.should_save = control.should_save or args.save_strategy == SaveStrategy.STEPS
 
 
-class RemovedWeights(TrainerCallback):
-    """Callback that evaluates and saves the weights right after the removal, as the best ones so far."""
+class RemovedFirst(TrainerCallback):
+    """Callback that evaluates the removed model before the recovery, and saves it as the best one so far."""
 
     def __init__(self, trainer: Any) -> None:
         """Args: ``trainer`` begins a recovery with ``load_best_model_at_end``."""
@@ -67,14 +66,11 @@ class RemovedWeights(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Save them in a folder of their own: the checkpoint of this step is the end of the search."""
-        trainer = self._trainer
-        trainer._determine_best_metric(metrics=trainer._evaluate(None, None, skip_scheduler=True), trial=None)
-        folder = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}-removed"
-        trainer.save_model(str(folder), _internal_call=True)
-        state.best_model_checkpoint = str(folder)
-        # The step names the checkpoint of the search.
-        state.best_global_step = None
+        """Write ``checkpoint-0``, unless the recovery is resumed."""
+        if state.best_metric is None:
+            self._trainer._determine_best_metric(self._trainer._evaluate(None, None, skip_scheduler=True), trial=None)
+            state.best_model_checkpoint = str(Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-0")
+            self._trainer._save_checkpoint(self._trainer.model, trial=None)
 
 
 @contextmanager
@@ -91,12 +87,6 @@ def without_early_stopping(trainer: Trainer) -> Iterator[None]:
     finally:
         for callback in callbacks:
             trainer.add_callback(callback)
-        # Checkpoints have the state of each callback that the trainer's state names.
-        stateful: list[Any] = [one for one in trainer.callback_handler.callbacks if isinstance(one, ExportableState)]
-        state: Any = trainer.state
-        state.stateful_callbacks = (
-            TrainerState(stateful_callbacks=stateful).stateful_callbacks | state.stateful_callbacks
-        )
 
 
 def ended_by_score(trainer: Trainer) -> bool:

@@ -1,0 +1,177 @@
+"""Files of a training with gates: the state of its search, the start of its recovery, and the checkpoint to resume."""
+
+import logging
+import re
+from collections.abc import Mapping
+from copy import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, TrainingArguments
+from transformers.trainer import OPTIMIZER_NAME, TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from gating.compact.load import load_compact
+from gating.compact.save import save_compact
+from gating.errors import DamageError, InputError, MissingFileError
+from gating.gates import HeadGates
+from gating.integrations.wrappers import merged
+from gating.loader.checksums import RECORD_KEY
+from gating.pruning.repeat import remove_recorded
+from gating.storage.files import move_aside, replacing_file
+
+__all__ = [
+    "RECOVERY",
+    "check_can_resume",
+    "find_checkpoint",
+    "load_start",
+    "read_state",
+    "recovery_args",
+    "save_start",
+    "set_aside",
+    "write_state",
+]
+
+# Folder of the recovery in that of the search, and in it the folder of the compact model that it begins with.
+RECOVERY, _START = "recovery", "start"
+# State of the gates in a checkpoint, and beside the compact model what its folder does not hold.
+_STATE, _START_STATE = "gates.pt", "start.pt"
+_log = logging.getLogger(__name__)
+
+
+def write_state(checkpoint: Path, state: Mapping[str, Any]) -> None:
+    """Save the state of the gates, plain values and tensors, in the folder of a checkpoint."""
+    with replacing_file(checkpoint / _STATE) as new:
+        torch.save(dict(state), new)
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """Load the state of the gates from the folder of a checkpoint.
+
+    Raises:
+        FileNotFoundError: The checkpoint was not saved by a search with gates.
+        ValueError: The file is damaged.
+    """
+    path = checkpoint / _STATE
+    if not path.is_file():
+        raise MissingFileError(f"{checkpoint} has no {_STATE}: it is not a checkpoint of a trainer with gates.")
+    return _load(path)
+
+
+def find_checkpoint(resume: str | bool | None, output_dir: Path) -> tuple[Path | None, Path | None]:
+    """Return the folder of the recovery to resume, and the checkpoint; None for the search, and for a new phase.
+
+    Args:
+        resume: Path of the checkpoint, or True for the last one that is complete.
+        output_dir: Folder of the checkpoints of the search.
+
+    Raises:
+        FileNotFoundError: There is no checkpoint.
+    """
+    if not resume:
+        return None, None
+    if resume is not True:
+        folder = Path(resume).parent
+        return (folder if (folder / _START).is_dir() else None), Path(resume)
+    recovery = output_dir / RECOVERY
+    if (recovery / _START).is_dir():
+        return recovery, _last_checkpoint(recovery)
+    last = _last_checkpoint(output_dir)
+    if last is None:
+        raise MissingFileError(
+            f"There is no checkpoint in args.output_dir={output_dir} to resume from: call train() without "
+            "resume_from_checkpoint=True."
+        )
+    return None, last
+
+
+def _last_checkpoint(folder: Path) -> Path | None:
+    """Return the last checkpoint whose state, which the trainer writes last, is there."""
+    written = {path.parent for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}")}
+    steps = {path: int(path.name.partition("-")[2]) for path in written if re.fullmatch(r"\w+-\d+", path.name)}
+    return max(steps, key=steps.__getitem__, default=None)
+
+
+def check_can_resume(checkpoint: Path) -> None:
+    """Raise ``InputError`` for a checkpoint without an optimizer, from which the result would be another one."""
+    if not (checkpoint / OPTIMIZER_NAME).is_file():
+        raise InputError(
+            f"{checkpoint} has no {OPTIMIZER_NAME}, without which the result would be another one: resume from a "
+            "checkpoint that was written with save_only_model=False."
+        )
+
+
+def set_aside(output_dir: Path) -> None:
+    """Move checkpoints and recovery of an earlier training into ``earlier``, so that nothing resumes from them."""
+    found = [path.parent for path in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{_STATE}")]
+    found += [output_dir / RECOVERY] if (output_dir / RECOVERY).is_dir() else []
+    if found:
+        place = output_dir / "earlier"
+        move_aside(place)
+        place.mkdir()
+        for path in found:
+            path.rename(place / path.name)
+        _log.warning(f"Checkpoints of an earlier training were moved to {place}.")
+
+
+def recovery_args(args: TrainingArguments, *, steps: int, total: int) -> TrainingArguments:
+    """Return the arguments of a recovery: its folder, steps and seed, and the shares of warm-up and decay of the whole.
+
+    Another seed has the data in another order: the steps may be fewer than those of an epoch.
+    """
+    args, share = copy(args), steps / total
+    options: Any = args.lr_scheduler_kwargs or {}
+    args.output_dir = str(Path(str(args.output_dir)) / RECOVERY)
+    args.max_steps, args.seed = steps, args.seed + 1
+    if args.warmup_steps >= 1:
+        args.warmup_steps = round(share * args.warmup_steps)
+    args.lr_scheduler_kwargs = {
+        name: round(share * value) if name.endswith("_steps") else value for name, value in options.items()
+    }
+    return args
+
+
+def save_start(folder: Path, compact: PreTrainedModel, state: Mapping[str, Any], **options: Any) -> None:
+    """Save the model that a recovery begins with, as a compact folder.
+
+    Args:
+        folder: Folder of the recovery.
+        compact: The compact model, without adapters.
+        state: Further values and tensors that the recovery begins with.
+        options: Keyword arguments of :func:`gating.save_compact`.
+    """
+    with replacing_file(folder / _START_STATE) as new:
+        torch.save(dict(state), new)
+    save_compact(compact, folder / _START, stock=False, overwrite=True, **options)
+
+
+def load_start(folder: Path, model: nn.Module, gates: HeadGates) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Make a model with gates the one that a recovery began with, in place: its settings and wrappers stay.
+
+    Args:
+        folder: Folder of the recovery.
+        model: The model as it was before the search, with adapters if it had them.
+        gates: Its gates, which are removed.
+
+    Returns:
+        The compact model without adapters, and the further values.
+
+    Raises:
+        InputError: The recovery is that of another model.
+    """
+    state, saved = _load(folder / _START_STATE), load_compact(folder / _START)
+    gates.remove()
+    compact = merged(model)
+    remove_recorded(compact, getattr(saved.config, RECORD_KEY))
+    compact.load_state_dict(saved.state_dict())
+    return compact, state
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise DamageError(f"{path} is damaged: {error}. Resume from an earlier checkpoint.") from error
+    return state
