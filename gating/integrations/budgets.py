@@ -85,7 +85,10 @@ def kept_at_speedup(trainer: Any, model: PreTrainedModel, gates: HeadGates, spee
         kept = kept_for_speedup(
             partial(objective.kept_at, gates), measure, speedup=speedup, keep=objective.measured["keep"]
         )
-    return kept, found[min(found)]
+    speedup = found[min(found)]
+    if trainer.args.process_index == 0:
+        print(f"The choice is {speedup:.2f} times as fast ({timer.words}).", flush=True)
+    return kept, speedup
 
 
 def _model_batch(trainer: Any) -> dict[str, Tensor]:

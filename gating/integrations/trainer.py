@@ -268,15 +268,23 @@ class GatedTrainerMixin(GatedPhases):
         Raises:
             OperationError: The closed units have not been removed.
         """
-        if self.search is not None:
-            raise OperationError("The model still has gates: call finalize() before it is saved as a compact model.")
-        self._use_model(model := merged(without_autocast(self.model)))
+        model = base_model(self.compact())
         if self.args.should_save:
-            save_compact(
-                model, output_dir, **{"tokenizer": self._processor_to_save, "report": report_of(self._report), **options}
-            )
+            shared = {"tokenizer": self._processor_to_save, "report": report_of(self._report)}
+            save_compact(model, output_dir, **{**shared, **options})
         self.accelerator.wait_for_everyone()
         return Path(output_dir)
+
+    def compact(self) -> nn.Module:
+        """Merge the adapters, if there are any, and return the compact model in evaluation mode.
+
+        Raises:
+            OperationError: The closed units have not been removed.
+        """
+        if self.search is not None:
+            raise OperationError("The model still has gates: call finalize() before it is saved as a compact model.")
+        self._use_model(merged(without_autocast(self.model)))
+        return self.model.eval()
 
     def _begin_search(self, model: nn.Module) -> None:
         base = base_model(model)
