@@ -1,6 +1,5 @@
 """Checks of a trainer before it changes anything."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,9 +8,8 @@ from transformers import Trainer
 
 from gating.errors import InputError, OperationError
 from gating.gates import HeadGates
-from gating.storage.files import check_free
 
-__all__ = ["check_arguments", "check_choice", "check_place", "check_strategy", "check_trainer"]
+__all__ = ["check_arguments", "check_choice", "check_strategy", "check_trainer"]
 
 
 def check_arguments(*, recovery: float, optimizers: Any) -> None:
@@ -55,22 +53,6 @@ def check_strategy(trainer: Trainer) -> None:
             f"{trainer.args.n_gpu} GPUs in one process would get copies of the model without its gates "
             "(nn.DataParallel): start the script with torchrun, or choose one GPU with CUDA_VISIBLE_DEVICES."
         )
-
-
-def check_place(folder: Path, *, overwrite: bool, checkpoints: str | None) -> None:
-    """Check that a compact model could be saved in a folder at the end of a training; change nothing.
-
-    Raises:
-        FileExistsError: The folder is not empty and ``overwrite`` is false.
-        InputError: It is or holds the folder of the checkpoints, which would be renamed during the training.
-    """
-    other = Path(checkpoints or "").resolve()
-    if folder.resolve() in (other, *other.parents):
-        raise InputError(
-            f"output_dir={folder} is or holds args.output_dir={checkpoints}, the folder of the checkpoints: give "
-            f"another one, such as {other / 'compact'}."
-        )
-    check_free(folder, overwrite=overwrite, setting="output_dir")
 
 
 def check_choice(accelerator: Any, gates: HeadGates, kept: Tensor | None) -> None:

@@ -9,16 +9,23 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, Trainer, TrainerState, set_seed
+from transformers import (
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from gating.embedding.processor import SentenceProcessor
 from gating.gates.attachment import freeze, unfreeze
-from gating.integrations.callbacks import RemovedFirst
 from gating.integrations.checkpoints import load_start, read_state, recovery_args, save_start, write_state
-from gating.integrations.gated_steps import GatedSteps
 from gating.integrations.sentences import hook_passes, is_sentence_model, load_other_weights, other_weights, use_model
+from gating.integrations.steps import GatedSteps
 from gating.integrations.wrappers import (
     base_model,
     has_own_adapters,
@@ -33,6 +40,23 @@ from gating.structure.hooks import Handle
 from gating.teachers.teacher import OpenTeacher
 
 __all__ = ["GatedPhases", "report_of"]
+
+
+class _RemovedFirst(TrainerCallback):
+    """Callback that evaluates the removed model before the recovery, and saves it as the best one so far."""
+
+    def __init__(self, trainer: Any) -> None:
+        """Args: ``trainer`` begins a recovery with ``load_best_model_at_end``."""
+        self._trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Write ``checkpoint-0``, unless the recovery is resumed."""
+        if state.best_metric is None:
+            self._trainer._determine_best_metric(self._trainer._evaluate(None, None, skip_scheduler=True), trial=None)
+            state.best_model_checkpoint = str(Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-0")
+            self._trainer._save_checkpoint(self._trainer.model, trial=None)
 
 
 class GatedPhases(GatedSteps):
@@ -114,7 +138,7 @@ class GatedPhases(GatedSteps):
             return
         self.args = recovery_args(self.args, steps=self._recovery_steps, total=total)
         if self.args.load_best_model_at_end:
-            self.add_callback(RemovedFirst(self))
+            self.add_callback(_RemovedFirst(self))
         if is_new and self.args.save_strategy != "no":
             if self.args.should_save:
                 others = other_weights(self.model, self._losses) if is_sentence_model(self.model) else {}

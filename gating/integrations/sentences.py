@@ -98,20 +98,9 @@ def other_weights(model: nn.Module, losses: Mapping[str, nn.Module]) -> dict[str
 
 
 def load_other_weights(model: nn.Module, losses: Mapping[str, nn.Module], weights: Mapping[str, Tensor]) -> None:
-    """Load the tensors of :func:`other_weights` of an earlier process, in place.
-
-    Raises:
-        InputError: They are those of another model or of other losses; nothing is changed.
-    """
-    own = other_weights(model, losses)
-    shapes, other_shapes = ({name: one.shape for name, one in table.items()} for table in (own, weights))
-    if differing := sorted(name for name, _ in set(shapes.items()) ^ set(other_shapes.items())):
-        raise InputError(
-            f"The checkpoint is of a training with other weights beside the transformer, such as {differing[0]}: make "
-            "the trainer with the same modules and losses as before."
-        )
+    """Load the tensors of :func:`other_weights` of an earlier process, in place."""
     with torch.no_grad():
-        for name, tensor in own.items():
+        for name, tensor in other_weights(model, losses).items():
             tensor.copy_(weights[name])
 
 

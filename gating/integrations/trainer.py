@@ -7,31 +7,29 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer, set_seed
+from transformers import Trainer, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import TrainOutput
 
 from gating.compact.save import save_compact
-from gating.compact.stock import stock_model
 from gating.errors import InputError, OperationError
 from gating.gates import HeadGates, inject_gates
 from gating.gates.attachment import freeze, unfreeze
 from gating.integrations.budgets import check_budget, kept_at_speedup, measured_budget, plain_budget
-from gating.integrations.callbacks import TrainerSearchEnd, ended_by_score, without_early_stopping
 from gating.integrations.checkpoints import check_can_resume, find_checkpoint, read_state, set_aside
-from gating.integrations.checks import check_arguments, check_choice, check_place, check_trainer
+from gating.integrations.checks import check_arguments, check_choice, check_trainer
 from gating.integrations.phases import GatedPhases, report_of
-from gating.integrations.teaching import check_teaching, given_teacher
+from gating.integrations.steps import TrainerSearchEnd, ended_by_score, shorten_printed_logs, without_early_stopping
+from gating.integrations.teaching import teacher_for
 from gating.integrations.wrappers import adapter_config, base_model, merged, without_autocast
 from gating.objectives import Objective
 from gating.objectives.distillation import Distillation
 from gating.objectives.search import Convergence, Search
 from gating.pruning.finalize import FinalizeReport, finalize
-from gating.pruning.prune import remove_in_copy
 from gating.pruning.prune_report import unproven_note
+from gating.storage.files import check_free
 from gating.structure.layers import count_units
 from gating.teachers.teacher import OpenTeacher, Teacher
 
@@ -104,8 +102,6 @@ class GatedTrainerMixin(GatedPhases):
         """
         check_budget(objective=objective, speedup=speedup, keep=keep, num_heads=num_heads)
         check_arguments(recovery=recovery, optimizers=kwargs.get("optimizers"))
-        given = given_teacher(distillation, teacher, is_frozen=bool(freeze_weights))
-        self._own_lesson = distillation if given is None else None
         self._recovery, self._convergence, self._freeze = recovery, convergence, freeze_weights
         self._rates = {"gate_lr": gate_lr, "multiplier_lr": multiplier_lr}
         self._gate_options = dict(gate_options or {})
@@ -115,10 +111,10 @@ class GatedTrainerMixin(GatedPhases):
         super().__init__(*args, **kwargs)
         has_adapters = adapter_config(self.model) is not None
         check_trainer(self, freeze_weights=freeze_weights, recovery=recovery, has_adapters=has_adapters)
-        if (lesson := distillation if given is None else given.distillation) is not None:
-            check_teaching(self, lesson, teacher=given)
-        self.teacher = given
+        self.teacher = teacher_for(self, teacher, distillation, is_frozen=bool(freeze_weights))
+        self._own_lesson = distillation if self.teacher is None else None
         self._given_optimizer = self.optimizer
+        shorten_printed_logs(self.callback_handler.callbacks)
         if speedup is not None:
             objective = measured_budget(self, speedup, has_adapters=has_adapters, gate_options=self._gate_options)
         self._objective = plain_budget(keep=keep, num_heads=num_heads) if objective is None else objective
@@ -237,13 +233,10 @@ class GatedTrainerMixin(GatedPhases):
 
         Raises:
             FileExistsError: The folder is not empty and ``overwrite`` is false; nothing is trained.
-            ValueError: The folder is or holds that of the checkpoints; or ``stock`` is true, and the objective lets
-                layers differ, or the configuration of the model cannot describe fewer units; nothing is trained.
+            ValueError: ``stock`` is true, and layers differ, or the configuration cannot describe fewer units.
             OperationError: The training was stopped, other than by early stopping in the recovery; nothing is saved.
         """
-        check_place(Path(output_dir), overwrite=overwrite, checkpoints=self.args.output_dir)
-        if stock and self.search is not None:
-            _check_stock(base_model(self.model), self.search)
+        check_free(Path(output_dir), overwrite=overwrite, setting="output_dir")
         self.train(resume_from_checkpoint)
         if self.search is not None:
             self.finalize(probe=probe)
@@ -331,16 +324,6 @@ class GatedTrainerMixin(GatedPhases):
         if self.search is None:
             raise OperationError("The gates have been removed: the search of this trainer is over.")
         return self.search
-
-
-def _check_stock(model: PreTrainedModel, search: Search) -> None:
-    """Raise ``StockError`` if a model of plain transformers cannot have the units that the search would keep now."""
-    kept = search.objective.kept(search.gates)
-    if kept is None:
-        return  # Which gates will be open is not known before the search.
-    with torch.device("meta"):
-        meta_model = type(model)(deepcopy(model.config))
-    stock_model(remove_in_copy(meta_model, search.gates, kept))
 
 
 class GatedTrainer(GatedTrainerMixin, Trainer):

@@ -1,4 +1,4 @@
-"""Training steps with gates in transformers' Trainer: optimizer groups, learning rates, loss and logs."""
+"""The search in transformers' Trainer: optimizer groups, learning rates, loss, logs and its end."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -8,17 +8,26 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
-from transformers import PrinterCallback, ProgressCallback
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from transformers import (
+    EarlyStoppingCallback,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from gating.errors import InputError
-from gating.integrations.callbacks import TrainerSearchEnd
 from gating.integrations.teaching import is_added_up, taught_loss
 from gating.objectives.parameter_groups import gate_groups
 from gating.objectives.search import Search
 from gating.teachers.teacher import Teacher
 
-__all__ = ["GatedSteps"]
+__all__ = ["GatedSteps", "TrainerSearchEnd", "ended_by_score", "shorten_printed_logs", "without_early_stopping"]
 
 # Names in the log of the numbers of one layer.
 _OF_LAYER = re.compile(r"gates/\w+_\d+/")
@@ -26,6 +35,42 @@ _OF_LAYER = re.compile(r"gates/\w+_\d+/")
 _CONSTANT = {"gates", "multipliers"}
 # The class may be any that is made from transformers' Trainer.
 _Base: Any = object
+
+
+class TrainerSearchEnd(TrainerCallback):
+    """Callback that ends the training at the end of the search, with a last log, evaluation and checkpoint.
+
+    Attributes:
+        num_steps: Optimizer steps of the search; 0 before the training has begun.
+    """
+
+    def __init__(self, search: Search, *, recovery: float) -> None:
+        """Args: ``search`` is the search to end, ``recovery`` the share of the training's steps after it."""
+        self._search, self._recovery, self.num_steps = search, recovery, 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Set the length of the search; one that was stopped, or ran out of memory, begins anew unless resumed."""
+        if self.num_steps and not state.global_step:
+            self._search.begin()
+        self.num_steps = max(1, round((1 - self._recovery) * state.max_steps))
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Clear the gradients of the multipliers: the trainer clears those of the model alone."""
+        for multiplier in self._search.objective.parameters():
+            multiplier.grad = None
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """End the training after the last step of the search, or at a logged step if the gates have converged."""
+        if self._search.check_end(state.global_step, self.num_steps, is_due=control.should_log) is not None:
+            self.num_steps = state.global_step
+            control.should_training_stop = control.should_log = True
+            # With strategies by epoch, the end of a training is the end of an epoch, with its own.
+            control.should_evaluate = control.should_evaluate or args.eval_strategy == IntervalStrategy.STEPS
+            control.should_save = control.should_save or args.save_strategy == SaveStrategy.STEPS
 
 
 class GatedSteps(_Base):  # type: ignore[misc]
@@ -109,15 +154,14 @@ class GatedSteps(_Base):  # type: ignore[misc]
         """Log numbers of the training; in the search, also the state of the gates."""
         if self.search is not None and "loss" in logs:
             logs = {**logs, **self.search.metrics()}
-        with _printing_without_layers(self.callback_handler.callbacks):
-            super().log(logs, *args, **kwargs)
+        super().log(logs, *args, **kwargs)
 
 
 def _add_gate_groups(optimizer: torch.optim.Optimizer, search: Search, rates: Mapping[str, Any]) -> None:
     """Add a group of the gates and, if the objective has multipliers, one of these to an optimizer, in place.
 
     Raises:
-        InputError: Multipliers ascend, and the optimizer cannot; or it has the gates in another group already.
+        InputError: Multipliers ascend, and the optimizer cannot.
     """
     groups = gate_groups(search.gates, search.objective, **rates)
     if len(groups) > 1 and "maximize" not in optimizer.defaults:
@@ -125,13 +169,6 @@ def _add_gate_groups(optimizer: torch.optim.Optimizer, search: Search, rates: Ma
             f"{type(search.objective).__name__} trains multipliers by gradient ascent, and {type(optimizer).__name__} "
             "has no option maximize: choose an optimizer of torch, such as args.optim='adamw_torch'."
         )
-    own = {id(parameter) for group in groups for parameter in group["params"]}
-    for group in optimizer.param_groups:
-        if group.get("name") not in _CONSTANT and any(id(parameter) in own for parameter in group["params"]):
-            raise InputError(
-                "The optimizer in optimizers=(optimizer, None) has the gates in a group of weights: give it the "
-                "weights alone; the trainer adds a group of the gates, with a rate of their own and without decay."
-            )
     if any(group.get("name") in _CONSTANT for group in optimizer.param_groups):
         return  # Made by gating.parameter_groups.
     for group in groups:
@@ -146,10 +183,6 @@ def _keep_gate_rates(scheduler: LRScheduler, optimizer: torch.optim.Optimizer) -
     """
     groups = optimizer.param_groups
     constant = [index for index, group in enumerate(groups) if group.get("name") in _CONSTANT]
-    if isinstance(scheduler, ReduceLROnPlateau):
-        for index in constant:
-            scheduler.min_lrs[index] = groups[index]["lr"]
-        return
     if not isinstance(scheduler, LambdaLR):
         raise InputError(
             f"args.lr_scheduler_type makes a {type(scheduler).__name__}, in which gates cannot keep a rate of their "
@@ -163,23 +196,35 @@ def _keep_gate_rates(scheduler: LRScheduler, optimizer: torch.optim.Optimizer) -
     scheduler._last_lr = [group["lr"] for group in groups]
 
 
-@contextmanager
-def _printing_without_layers(callbacks: Iterable[Any]) -> Iterator[None]:
-    """Let callbacks that print the log leave out the numbers of single layers inside of a ``with`` block.
-
-    Trackers and the history of the trainer have them.
-    """
-    kinds = (PrinterCallback, ProgressCallback)
-    printing: list[Any] = [one for one in callbacks if isinstance(one, kinds) and "on_log" not in vars(one)]
-    for callback in printing:
-        callback.on_log = partial(_print_log, callback)
-    try:
-        yield
-    finally:
-        for callback in printing:
-            del callback.on_log
+def shorten_printed_logs(callbacks: Iterable[Any]) -> None:
+    """Let callbacks that print the log leave out the numbers of single layers; trackers and the history have them."""
+    for callback in callbacks:
+        if isinstance(callback, (PrinterCallback, ProgressCallback)):
+            vars(callback)["on_log"] = partial(_print_log, callback)
 
 
 def _print_log(callback: Any, *args: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> Any:
     shown = None if logs is None else {name: value for name, value in logs.items() if not _OF_LAYER.match(name)}
     return type(callback).on_log(callback, *args, logs=shown, **kwargs)
+
+
+@contextmanager
+def without_early_stopping(trainer: Trainer) -> Iterator[None]:
+    """Take callbacks that stop at a score that no longer improves out of a trainer inside of a ``with`` block.
+
+    In a search the score falls, because heads are closed.
+    """
+    callbacks = [one for one in trainer.callback_handler.callbacks if isinstance(one, EarlyStoppingCallback)]
+    for callback in callbacks:
+        trainer.remove_callback(callback)
+    try:
+        yield
+    finally:
+        for callback in callbacks:
+            trainer.add_callback(callback)
+
+
+def ended_by_score(trainer: Trainer) -> bool:
+    """Return whether a training has ended because the score of early stopping no longer improved."""
+    callbacks = [one for one in trainer.callback_handler.callbacks if isinstance(one, EarlyStoppingCallback)]
+    return any(one.early_stopping_patience_counter >= one.early_stopping_patience for one in callbacks)
