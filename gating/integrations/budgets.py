@@ -18,7 +18,7 @@ from gating.objectives import ExactBudget, Objective
 from gating.pruning.latency.copies import MAX_SECONDS, CopyTimer, TimeBudget, describe_batch
 from gating.pruning.latency.costs import NUM_PASSES, budget_for_speedup, kept_for_speedup
 
-__all__ = ["check_budget", "kept_at_speedup", "measured_budget", "plain_budget"]
+__all__ = ["check_budget", "kept_at_speedup", "measured_budget"]
 
 # Share of the time that is left after a search which each timed choice of gates may take.
 _SHARE_OF_CHOICE = 0.3
@@ -29,11 +29,6 @@ def check_budget(**budgets: object) -> None:
     if sum(value is not None for value in budgets.values()) != 1:
         given = ", ".join(f"{name}={value}" for name, value in budgets.items() if value is not None) or "none"
         raise InputError(f"Give one of {', '.join(f'{name}=' for name in budgets)}, got {given}.")
-
-
-def plain_budget(*, keep: Any, num_heads: Any) -> ExactBudget:
-    """Return the objective of a share of all units, or of a number of heads."""
-    return ExactBudget(keep=keep) if num_heads is None else ExactBudget(num_heads=num_heads)
 
 
 def measured_budget(trainer: Any, speedup: float, *, has_adapters: bool, gate_options: Mapping[str, Any]) -> Objective:
@@ -96,8 +91,14 @@ def _model_batch(trainer: Any) -> dict[str, Tensor]:
     # The order of the data in the training is as without timings.
     with torch.random.fork_rng(devices=[]):
         batch: dict[str, Any] = next(iter(trainer.get_train_dataloader()))
+    whole: Any = trainer.model
     if is_sentence_model(trainer.model):
-        batch = trainer.collect_features(batch)[0][0]
+        columns = {name: one for name, one in batch.items() if name not in ("dataset_name", "prompt", "task")}
+        features, _ = trainer.collect_features(columns)
+        # A cross-encoder reads pairs of texts.
+        batch = (
+            trainer.model.preprocess([*zip(*features, strict=True)]) if isinstance(features[0], list) else features[0]
+        )
     model = base_model(trainer.model)
     accepted = set(inspect.signature(model.forward).parameters) - set(trainer.label_names or ()) - {"labels"}
     return {

@@ -15,7 +15,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from gating.compact.load import load_compact
 from gating.compact.save import save_compact
-from gating.errors import DamageError, InputError, MissingFileError
+from gating.errors import InputError, MissingFileError
 from gating.gates import HeadGates
 from gating.integrations.wrappers import merged
 from gating.loader.checksums import RECORD_KEY
@@ -23,7 +23,6 @@ from gating.pruning.repeat import remove_recorded
 from gating.storage.files import move_aside, replacing_file
 
 __all__ = [
-    "RECOVERY",
     "check_can_resume",
     "find_checkpoint",
     "load_start",
@@ -34,30 +33,30 @@ __all__ = [
     "write_state",
 ]
 
-# Folder of the recovery in that of the search, and in it the folder of the compact model that it begins with.
-RECOVERY, _START = "recovery", "start"
-# State of the gates in a checkpoint, and beside the compact model what its folder does not hold.
-_STATE, _START_STATE = "gates.pt", "start.pt"
+# Folder of the recovery in that of the search, and in it the compact model that it begins with and what that lacks.
+_RECOVERY, _START, _START_STATE = "recovery", "start", "start.pt"
+# State of the gates, and of losses, in a checkpoint.
+_STATE = "gates.pt"
 _log = logging.getLogger(__name__)
 
 
-def write_state(checkpoint: Path, state: Mapping[str, Any]) -> None:
-    """Save the state of the gates, plain values and tensors, in the folder of a checkpoint."""
-    with replacing_file(checkpoint / _STATE) as new:
+def write_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Save plain values and tensors in a file, or in the folder of a checkpoint."""
+    with replacing_file(path / _STATE if path.is_dir() else path) as new:
         torch.save(dict(state), new)
 
 
-def read_state(checkpoint: Path) -> dict[str, Any]:
-    """Load the state of the gates from the folder of a checkpoint.
+def read_state(path: Path) -> dict[str, Any]:
+    """Load values and tensors of a file or checkpoint.
 
     Raises:
-        FileNotFoundError: The checkpoint was not saved by a search with gates.
-        ValueError: The file is damaged.
+        FileNotFoundError: The checkpoint was not saved by a trainer with gates.
     """
-    path = checkpoint / _STATE
-    if not path.is_file():
-        raise MissingFileError(f"{checkpoint} has no {_STATE}: it is not a checkpoint of a trainer with gates.")
-    return _load(path)
+    file = path / _STATE if path.is_dir() else path
+    if not file.is_file():
+        raise MissingFileError(f"{path} has no {_STATE}: it is not a checkpoint of a trainer with gates.")
+    state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    return state
 
 
 def find_checkpoint(resume: str | bool | None, output_dir: Path) -> tuple[Path | None, Path | None]:
@@ -72,13 +71,12 @@ def find_checkpoint(resume: str | bool | None, output_dir: Path) -> tuple[Path |
     """
     if not resume:
         return None, None
-    if resume is not True:
-        folder = Path(resume).parent
-        return (folder if (folder / _START).is_dir() else None), Path(resume)
-    recovery = output_dir / RECOVERY
+    recovery, last = output_dir / _RECOVERY, None if resume is True else Path(resume)
+    if last is not None:
+        recovery = last.parent
     if (recovery / _START).is_dir():
-        return recovery, _last_checkpoint(recovery)
-    last = _last_checkpoint(output_dir)
+        return recovery, last or _last_checkpoint(recovery)
+    last = last or _last_checkpoint(output_dir)
     if last is None:
         raise MissingFileError(
             f"There is no checkpoint in args.output_dir={output_dir} to resume from: call train() without "
@@ -97,21 +95,17 @@ def _last_checkpoint(folder: Path) -> Path | None:
 def check_can_resume(checkpoint: Path) -> None:
     """Raise ``InputError`` for a checkpoint without an optimizer, from which the result would be another one."""
     if not (checkpoint / OPTIMIZER_NAME).is_file():
-        raise InputError(
-            f"{checkpoint} has no {OPTIMIZER_NAME}, without which the result would be another one: resume from a "
-            "checkpoint that was written with save_only_model=False."
-        )
+        raise InputError(f"{checkpoint} has no {OPTIMIZER_NAME}: it was written with save_only_model=True.")
 
 
 def set_aside(output_dir: Path) -> None:
     """Move checkpoints and recovery of an earlier training into ``earlier``, so that nothing resumes from them."""
     found = [path.parent for path in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{_STATE}")]
-    found += [output_dir / RECOVERY] if (output_dir / RECOVERY).is_dir() else []
-    if found:
+    if found or (output_dir / _RECOVERY).is_dir():
         place = output_dir / "earlier"
         move_aside(place)
         place.mkdir()
-        for path in found:
+        for path in [*found, *output_dir.glob(_RECOVERY)]:
             path.rename(place / path.name)
         _log.warning(f"Checkpoints of an earlier training were moved to {place}.")
 
@@ -121,9 +115,8 @@ def recovery_args(args: TrainingArguments, *, steps: int, total: int) -> Trainin
 
     Another seed has the data in another order: the steps may be fewer than those of an epoch.
     """
-    args, share = copy(args), steps / total
-    options: Any = args.lr_scheduler_kwargs or {}
-    args.output_dir = str(Path(str(args.output_dir)) / RECOVERY)
+    args, share, options = copy(args), steps / total, dict[str, Any](args.lr_scheduler_kwargs or {})  # type: ignore[arg-type]
+    args.output_dir = str(Path(str(args.output_dir)) / _RECOVERY)
     args.max_steps, args.seed = steps, args.seed + 1
     if args.warmup_steps >= 1:
         args.warmup_steps = round(share * args.warmup_steps)
@@ -134,21 +127,20 @@ def recovery_args(args: TrainingArguments, *, steps: int, total: int) -> Trainin
 
 
 def save_start(folder: Path, compact: PreTrainedModel, state: Mapping[str, Any], **options: Any) -> None:
-    """Save the model that a recovery begins with, as a compact folder.
+    """Save the model that a recovery begins with as a compact folder, and further values beside it.
 
     Args:
         folder: Folder of the recovery.
         compact: The compact model, without adapters.
-        state: Further values and tensors that the recovery begins with.
+        state: Further values and tensors.
         options: Keyword arguments of :func:`gating.save_compact`.
     """
-    with replacing_file(folder / _START_STATE) as new:
-        torch.save(dict(state), new)
+    write_state(folder / _START_STATE, state)
     save_compact(compact, folder / _START, stock=False, overwrite=True, **options)
 
 
 def load_start(folder: Path, model: nn.Module, gates: HeadGates) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Make a model with gates the one that a recovery began with, in place: its settings and wrappers stay.
+    """Make a model the one that a recovery began with, in place, so that its settings and wrappers stay.
 
     Args:
         folder: Folder of the recovery.
@@ -161,17 +153,9 @@ def load_start(folder: Path, model: nn.Module, gates: HeadGates) -> tuple[PreTra
     Raises:
         InputError: The recovery is that of another model.
     """
-    state, saved = _load(folder / _START_STATE), load_compact(folder / _START)
+    state, saved = read_state(folder / _START_STATE), load_compact(folder / _START)
     gates.remove()
     compact = merged(model)
     remove_recorded(compact, getattr(saved.config, RECORD_KEY))
     compact.load_state_dict(saved.state_dict())
     return compact, state
-
-
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise DamageError(f"{path} is damaged: {error}. Resume from an earlier checkpoint.") from error
-    return state

@@ -2,27 +2,18 @@
 
 import inspect
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import (
-    PreTrainedModel,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from gating.embedding.processor import SentenceProcessor
-from gating.gates.attachment import freeze, unfreeze
+from gating.gates.attachment import unfreeze
 from gating.integrations.checkpoints import load_start, read_state, recovery_args, save_start, write_state
 from gating.integrations.sentences import hook_passes, is_sentence_model, load_other_weights, other_weights, use_model
 from gating.integrations.steps import GatedSteps
@@ -39,7 +30,7 @@ from gating.report.rows import CompactReport, size_rows
 from gating.structure.hooks import Handle
 from gating.teachers.teacher import OpenTeacher
 
-__all__ = ["GatedPhases", "report_of"]
+__all__ = ["GatedPhases"]
 
 
 class _RemovedFirst(TrainerCallback):
@@ -49,9 +40,7 @@ class _RemovedFirst(TrainerCallback):
         """Args: ``trainer`` begins a recovery with ``load_best_model_at_end``."""
         self._trainer = trainer
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write ``checkpoint-0``, unless the recovery is resumed."""
         if state.best_metric is None:
             self._trainer._determine_best_metric(self._trainer._evaluate(None, None, skip_scheduler=True), trial=None)
@@ -78,24 +67,20 @@ class GatedPhases(GatedSteps):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model as transformers' Trainer does, and in a checkpoint also the state of the gates."""
         super().save_model(output_dir, _internal_call)
-        is_sentences = is_sentence_model(self.model)
-        if self.args.should_save and _internal_call and (self.search is not None or is_sentences):
-            state: dict[str, Any] = {"others": other_weights(self.model, self._losses) if is_sentences else {}}
+        if self.args.should_save and _internal_call:
+            state: dict[str, Any] = {"others": other_weights(self.model, self._losses)}
             if self.search is not None:
                 state |= {"search_steps": self._search_end.num_steps, "search": self.search.state_dict()}
             write_state(Path(output_dir or self.args.output_dir), state)
-        elif self.args.should_save and not _internal_call and self.search is not None:
+        elif self.args.should_save and self.search is not None:
             warnings.warn("The saved model still has gates: call finalize() first for a compact one.", stacklevel=2)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        base, checkpoint, is_sentences = base_model(self.model), Path(resume_from_checkpoint), False
-        state = read_state(checkpoint) if self.search is not None or is_sentence_model(self.model) else {}
-        if is_sentence_model(self.model):
-            is_sentences = True
-            load_other_weights(self.model, self._losses, state["others"])
+        base, state = base_model(self.model), read_state(Path(resume_from_checkpoint))
+        load_other_weights(self.model, self._losses, state["others"])
         if has_own_adapters(base):
-            load_own_adapters(base, checkpoint)
-        elif is_sentences:
+            load_own_adapters(base, Path(resume_from_checkpoint))
+        elif is_sentence_model(self.model):
             # That of sentence-transformers makes the whole model again, which would have all heads and no gates.
             Trainer._load_from_checkpoint(self, resume_from_checkpoint, base)
         else:
@@ -141,10 +126,9 @@ class GatedPhases(GatedSteps):
             self.add_callback(_RemovedFirst(self))
         if is_new and self.args.save_strategy != "no":
             if self.args.should_save:
-                others = other_weights(self.model, self._losses) if is_sentence_model(self.model) else {}
+                others = other_weights(self.model, self._losses)
                 state = {"search_steps": search_steps, "total": total, "speedup": self.speedup, "others": others}
-                options = {"tokenizer": self._processor_to_save, "report": report_of(self._report)}
-                save_start(Path(self.args.output_dir), compact, state, **options)
+                save_start(Path(self.args.output_dir), compact, state, **self._save_options())
             self.accelerator.wait_for_everyone()
         if self._adapters is not None:
             set_seed(self.args.seed)
@@ -155,8 +139,7 @@ class GatedPhases(GatedSteps):
         assert self.search is not None
         unfreeze(self.model, self._frozen)
         compact, state = load_start(folder, without_autocast(self.model), self.search.gates)
-        if is_sentence_model(self.model):
-            load_other_weights(self.model, self._losses, state["others"])
+        load_other_weights(self.model, self._losses, state["others"])
         self.speedup = state["speedup"]
         self._begin_recovery(compact, search_steps=state["search_steps"], total=state["total"], is_new=False)
 
@@ -174,23 +157,18 @@ class GatedPhases(GatedSteps):
         loss = getattr(self, "loss", None)
         return loss if isinstance(loss, dict) else {} if loss is None else {"": loss}
 
-    @property
-    def _processor_to_save(self) -> Any:
-        return SentenceProcessor(self.model) if is_sentence_model(self.model) else self.processing_class
-
-    @contextmanager
-    def _unfrozen(self) -> Iterator[None]:
-        """Remove units in a ``with`` block from weights that are trainable as before the search; frozen after an error.
-
-        They have their names in the dense model until layers leave it.
-        """
-        unfreeze(self.model, self._frozen)
-        try:
-            yield
-        except BaseException:
-            if self._frozen:
-                freeze(self.model)
-            raise
+    def _save_options(self) -> dict[str, Any]:
+        """Return what is saved beside a compact model: tokenizer, and sizes for the card if it was removed here."""
+        done = self._report
+        options: dict[str, Any] = {
+            "tokenizer": SentenceProcessor(self.model) if is_sentence_model(self.model) else self.processing_class
+        }
+        if done is not None:
+            sizes = {unit: (number, done.after.units[unit]) for unit, number in done.before.units.items()}
+            rows = size_rows({**sizes, "parameters": (done.num_parameters_before, done.num_parameters)}, {})
+            note = unproven_note(done.unproven)
+            options["report"] = CompactReport(rows=rows, notes=[f"{note}."] if note else [])
+        return options
 
     def _use_model(self, model: nn.Module) -> None:
         """Go on with a model; with that of sentence-transformers around it, in which it was changed in place."""
@@ -204,15 +182,3 @@ def _remake_options(optimizer: torch.optim.Optimizer) -> tuple[type[torch.optim.
     """Return class and arguments of an optimizer, to make one like it for other parameters."""
     accepted = inspect.signature(type(optimizer)).parameters
     return type(optimizer), {name: value for name, value in optimizer.defaults.items() if name in accepted}
-
-
-def report_of(finalized: FinalizeReport | None) -> CompactReport | None:
-    """Return the sizes before and after a removal for the model card; None after a resumed recovery."""
-    if finalized is None:
-        return None
-    sizes: dict[str, tuple[float, float]] = {
-        **{unit: (number, finalized.after.units[unit]) for unit, number in finalized.before.units.items()},
-        "parameters": (finalized.num_parameters_before, finalized.num_parameters),
-    }
-    note = unproven_note(finalized.unproven)
-    return CompactReport(rows=size_rows(sizes, {}), notes=[f"{note}."] if note else [])

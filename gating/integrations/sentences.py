@@ -80,8 +80,10 @@ def use_model(losses: Mapping[str, nn.Module], model: nn.Module) -> None:
 def other_weights(model: nn.Module, losses: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     """Return the tensors of a training beside those of the transformer: of other modules of the model, and of losses.
 
-    The checkpoints of sentence-transformers do not have those of losses.
+    The checkpoints of sentence-transformers do not have those of losses. Other models have none.
     """
+    if not is_sentence_model(model):
+        return {}
     parts = {"model": model, **{f"loss.{name}": loss for name, loss in losses.items()}}
     of_losses = (module for loss in losses.values() for module in loss.modules())
     # Such as a guide, which is not trained.

@@ -9,16 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
-from transformers import (
-    EarlyStoppingCallback,
-    PrinterCallback,
-    ProgressCallback,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from gating.errors import InputError
@@ -48,22 +39,18 @@ class TrainerSearchEnd(TrainerCallback):
         """Args: ``search`` is the search to end, ``recovery`` the share of the training's steps after it."""
         self._search, self._recovery, self.num_steps = search, recovery, 0
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Set the length of the search; one that was stopped, or ran out of memory, begins anew unless resumed."""
         if self.num_steps and not state.global_step:
             self._search.begin()
         self.num_steps = max(1, round((1 - self._recovery) * state.max_steps))
 
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Clear the gradients of the multipliers: the trainer clears those of the model alone."""
         for multiplier in self._search.objective.parameters():
             multiplier.grad = None
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """End the training after the last step of the search, or at a logged step if the gates have converged."""
         if self._search.check_end(state.global_step, self.num_steps, is_due=control.should_log) is not None:
             self.num_steps = state.global_step
@@ -210,11 +197,8 @@ def _print_log(callback: Any, *args: Any, logs: Mapping[str, Any] | None = None,
 
 @contextmanager
 def without_early_stopping(trainer: Trainer) -> Iterator[None]:
-    """Take callbacks that stop at a score that no longer improves out of a trainer inside of a ``with`` block.
-
-    In a search the score falls, because heads are closed.
-    """
-    callbacks = [one for one in trainer.callback_handler.callbacks if isinstance(one, EarlyStoppingCallback)]
+    """Take early stopping out of a trainer in a ``with`` block: in a search the score falls as heads close."""
+    callbacks = _early_stopping(trainer)
     for callback in callbacks:
         trainer.remove_callback(callback)
     try:
@@ -226,5 +210,8 @@ def without_early_stopping(trainer: Trainer) -> Iterator[None]:
 
 def ended_by_score(trainer: Trainer) -> bool:
     """Return whether a training has ended because the score of early stopping no longer improved."""
-    callbacks = [one for one in trainer.callback_handler.callbacks if isinstance(one, EarlyStoppingCallback)]
-    return any(one.early_stopping_patience_counter >= one.early_stopping_patience for one in callbacks)
+    return any(one.early_stopping_patience_counter >= one.early_stopping_patience for one in _early_stopping(trainer))
+
+
+def _early_stopping(trainer: Trainer) -> list[EarlyStoppingCallback]:
+    return [one for one in trainer.callback_handler.callbacks if isinstance(one, EarlyStoppingCallback)]

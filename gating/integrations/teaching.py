@@ -5,11 +5,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
 from gating.errors import InputError
+from gating.integrations.checks import refuse
 from gating.integrations.sentences import is_sentence_model
 from gating.integrations.wrappers import base_model
 from gating.objectives.distillation import IGNORED, LOGITS, Distillation
@@ -41,25 +41,23 @@ def teacher_for(
     if teacher is None and distillation is None:
         return None
     name, lesson = type(trainer).__name__, distillation or Distillation()
-    is_supervised, of_trl = (
-        _is_supervised(trainer),
-        any(cls.__module__.startswith("trl.") for cls in type(trainer).__mro__),
+    is_supervised = _is_supervised(trainer)
+    is_of_trl = any(cls.__module__.startswith("trl.") for cls in type(trainer).__mro__)
+    refuse(
+        {
+            "distillation= needs a teacher: give teacher=, a dense model that was fine-tuned on this data, or its "
+            "folder. With freeze_weights=, the model itself is the teacher.": teacher is None and not is_frozen,
+            f"{name} trains embeddings or scores: leave out distillation= and teacher=, and give loss= of "
+            "sentence-transformers, such as MSELoss or MarginMSELoss.": is_sentence_model(trainer.model),
+            f"{name} compares texts or rewards, or has a teacher of its own: leave out distillation= and teacher=. A "
+            "reference model, ref_model=, keeps the model near to the dense one.": is_of_trl and not is_supervised,
+            f"args.loss_type={getattr(trainer.args, 'loss_type', 'nll')!r} leaves no logits to compare with a "
+            "teacher's: give 'nll'.": is_supervised and trainer.args.loss_type != "nll",
+            "args.use_liger_kernel=True leaves no logits to compare with a teacher's: leave it out.": (
+                lesson.weight and trainer.args.use_liger_kernel
+            ),
+        }
     )
-    problems = {
-        "distillation= needs a teacher: give teacher=, a dense model that was fine-tuned on this data, or its folder. "
-        "With freeze_weights=, the model itself is the teacher.": teacher is None and not is_frozen,
-        f"{name} trains embeddings or scores: leave out distillation= and teacher=, and give loss= of "
-        "sentence-transformers, such as MSELoss or MarginMSELoss.": is_sentence_model(trainer.model),
-        f"{name} compares texts or rewards, or has a teacher of its own: leave out distillation= and teacher=. A "
-        "reference model, ref_model=, keeps the model near to the dense one.": of_trl and not is_supervised,
-        "args.loss_type leaves no logits to compare with a teacher's: give 'nll'.": is_supervised
-        and trainer.args.loss_type != "nll",
-        "args.use_liger_kernel=True leaves no logits to compare with a teacher's: leave it out.": bool(lesson.weight)
-        and trainer.args.use_liger_kernel,
-    }
-    for problem, is_present in problems.items():
-        if is_present:
-            raise InputError(problem)
     if teacher is None:
         return None
     made, student = Teacher(teacher, distillation=distillation), base_model(trainer.model)
@@ -85,23 +83,25 @@ def taught_loss(
     if getattr(compute_loss, "__qualname__", "") == f"{_OF_LABELS}.compute_loss" and _is_supervised(trainer):
         # It computes the loss without logits. It is that of the model.
         compute_loss = partial(Trainer.compute_loss, trainer)
-    teacher: Teacher = trainer.teacher
+    # The method may take the labels out. With the number of items of the batch, the loss is its mean, unless the class
+    # has divided it itself.
+    called, is_scaled = {**inputs, **trainer.teacher.options}, bool(trainer.loss_is_scaled_for_ga)
+    number = num_items_in_batch if is_scaled else _number_of_items(trainer, inputs, num_items_in_batch)
     # First: the teacher may be the model itself, of which gradient checkpointing repeats the last pass.
     with trainer.accelerator.autocast():
-        answers = teacher(inputs)
-    # The method may take the labels out.
-    called = {**inputs, **teacher.options}
-    loss, outputs = compute_loss(model, called, return_outputs=True, num_items_in_batch=num_items_in_batch)
-    weight = teacher.distillation.weight
-    if weight and not any(getattr(outputs[name], "requires_grad", False) for name in LOGITS if name in outputs):
+        answers = trainer.teacher(inputs)
+    loss, outputs = compute_loss(model, called, return_outputs=True, num_items_in_batch=number)
+    has_logits = any(getattr(outputs[name], "requires_grad", False) for name in LOGITS if name in outputs)
+    if trainer.teacher.distillation.weight and not has_logits:
         raise InputError(
             f"compute_loss of {type(trainer).__name__} returns no logits with a gradient, which distillation= compares "
             "with a teacher's: return the outputs of model(**inputs) with the loss."
         )
+    part = _part(trainer, inputs, num_items_in_batch)
     with trainer.accelerator.autocast():
-        distance = teacher.loss(torch.zeros_like(loss), outputs, inputs, model=trainer.model, answers=answers)
-    # The loss of the task is scaled for the step already.
-    return (1 - weight) * loss + _part(trainer, inputs, num_items_in_batch) * distance, outputs
+        loss = loss / part if is_scaled else loss
+        mixed = trainer.teacher.loss(loss, outputs, inputs, model=trainer.model, answers=answers)
+    return mixed * part, outputs
 
 
 def is_added_up(trainer: Any, num_items_in_batch: Any) -> bool:
@@ -113,6 +113,18 @@ def is_added_up(trainer: Any, num_items_in_batch: Any) -> bool:
         return bool(trainer.loss_is_scaled_for_ga)
     by_items = trainer.model_accepts_loss_kwargs and num_items_in_batch is not None
     return by_items or trainer.compute_loss_func is not None
+
+
+def _number_of_items(trainer: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> Tensor | None:
+    """Return the number of targets of a batch, at least 1, where the trainer counts those of its step; None elsewhere.
+
+    Its loss is multiplied by the number of processes where they share that of the step, and so is this one.
+    """
+    labels = None if num_items_in_batch is None else trainer.teacher.labels(inputs)
+    if labels is None:
+        return None
+    number = (labels != IGNORED).sum().clamp(min=1)
+    return number * trainer.accelerator.num_processes if trainer.args.average_tokens_across_devices else number
 
 
 def _part(trainer: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> Tensor | float:

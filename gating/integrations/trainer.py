@@ -17,14 +17,14 @@ from gating.compact.save import save_compact
 from gating.errors import InputError, OperationError
 from gating.gates import HeadGates, inject_gates
 from gating.gates.attachment import freeze, unfreeze
-from gating.integrations.budgets import check_budget, kept_at_speedup, measured_budget, plain_budget
+from gating.integrations.budgets import check_budget, kept_at_speedup, measured_budget
 from gating.integrations.checkpoints import check_can_resume, find_checkpoint, read_state, set_aside
-from gating.integrations.checks import check_arguments, check_choice, check_trainer
-from gating.integrations.phases import GatedPhases, report_of
+from gating.integrations.checks import check_choice, check_trainer
+from gating.integrations.phases import GatedPhases
 from gating.integrations.steps import TrainerSearchEnd, ended_by_score, shorten_printed_logs, without_early_stopping
 from gating.integrations.teaching import teacher_for
 from gating.integrations.wrappers import adapter_config, base_model, merged, without_autocast
-from gating.objectives import Objective
+from gating.objectives import ExactBudget, Objective
 from gating.objectives.distillation import Distillation
 from gating.objectives.search import Convergence, Search
 from gating.pruning.finalize import FinalizeReport, finalize
@@ -101,7 +101,6 @@ class GatedTrainerMixin(GatedPhases):
                 cannot learn from the teacher, or not be as fast.
         """
         check_budget(objective=objective, speedup=speedup, keep=keep, num_heads=num_heads)
-        check_arguments(recovery=recovery, optimizers=kwargs.get("optimizers"))
         self._recovery, self._convergence, self._freeze = recovery, convergence, freeze_weights
         self._rates = {"gate_lr": gate_lr, "multiplier_lr": multiplier_lr}
         self._gate_options = dict(gate_options or {})
@@ -117,7 +116,7 @@ class GatedTrainerMixin(GatedPhases):
         shorten_printed_logs(self.callback_handler.callbacks)
         if speedup is not None:
             objective = measured_budget(self, speedup, has_adapters=has_adapters, gate_options=self._gate_options)
-        self._objective = plain_budget(keep=keep, num_heads=num_heads) if objective is None else objective
+        self._objective = ExactBudget(keep=keep, num_heads=num_heads) if objective is None else objective
         self._begin_search(self.model)
 
     @property
@@ -204,8 +203,14 @@ class GatedTrainerMixin(GatedPhases):
             kept, self.speedup = kept_at_speedup(self, model, search.gates, self._wanted_speedup)
         check_choice(self.accelerator, search.gates, kept)
         search.gates.attach_again()
-        with self._unfrozen():
+        # Weights have their names in the dense model until layers leave it.
+        unfreeze(self.model, self._frozen)
+        try:
             self._report = finalize(model, search.gates, kept=kept, probe=probe)
+        except BaseException:
+            if self._frozen:
+                freeze(self.model)
+            raise
         if self.speedup is not None:
             self.log({"speedup": self.speedup})
         if self._report.unproven and self.args.should_save:
@@ -263,8 +268,7 @@ class GatedTrainerMixin(GatedPhases):
         """
         model = base_model(self.compact())
         if self.args.should_save:
-            shared = {"tokenizer": self._processor_to_save, "report": report_of(self._report)}
-            save_compact(model, output_dir, **{**shared, **options})
+            save_compact(model, output_dir, **{**self._save_options(), **options})
         self.accelerator.wait_for_everyone()
         return Path(output_dir)
 

@@ -7,9 +7,8 @@ import torch
 from transformers import Trainer
 
 import gating
-from gating.compact.stock import StockError
 from gating.errors import InputError, MissingFileError, OperationError
-from gating.integrations.checks import check_strategy
+from gating.integrations.checks import check_trainer
 from tests.integrations.conftest import make_classifier, make_trainer
 
 
@@ -69,32 +68,21 @@ def test_checkpoints_of_other_trainers_are_refused(tmp_path):
         make_trainer(tmp_path).train(resume_from_checkpoint=True)
 
 
-@pytest.mark.parametrize("setting", ["is_fsdp_enabled", "is_deepspeed_enabled"])
-def test_sharded_training_is_refused(setting):
-    trainer = SimpleNamespace(is_fsdp_enabled=False, is_deepspeed_enabled=False, args=SimpleNamespace(n_gpu=1))
-    check_strategy(trainer)
-    with pytest.raises(InputError, match="FSDP and DeepSpeed shard them"):
-        check_strategy(SimpleNamespace(**{**vars(trainer), setting: True}))
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        ({"is_fsdp_enabled": True}, "FSDP and DeepSpeed"),
+        ({"is_deepspeed_enabled": True}, "FSDP and DeepSpeed"),
+        ({"args": SimpleNamespace(n_gpu=2)}, "torchrun"),
+    ],
+)
+def test_models_that_are_not_whole_in_each_process_are_refused(setting, problem):
+    usual = {"is_fsdp_enabled": False, "is_deepspeed_enabled": False, "lr_scheduler": None}
+    trainer = SimpleNamespace(**{**usual, "args": SimpleNamespace(n_gpu=1), **setting})
+    with pytest.raises(InputError, match=problem):
+        check_trainer(trainer, recovery=0.25, freeze_weights=False, has_adapters=False)
 
 
-def test_copies_for_several_gpus_in_one_process_are_refused():
-    trainer = SimpleNamespace(is_fsdp_enabled=False, is_deepspeed_enabled=False, args=SimpleNamespace(n_gpu=2))
-    with pytest.raises(InputError, match="torchrun"):
-        check_strategy(trainer)
-
-
-@pytest.mark.parametrize("place", ["runs/checkpoints", "runs"])
-def test_the_compact_folder_is_not_that_of_the_checkpoints(tmp_path, place):
-    trainer = make_trainer(tmp_path / "runs" / "checkpoints")
-    with pytest.raises(InputError, match=r"is or holds args.output_dir"):
-        trainer.train_and_compact(tmp_path / place, overwrite=True)
-    assert trainer.state.global_step == 0
-
-
-@pytest.mark.parametrize("uniform", [False, True])
-def test_a_stock_folder_that_cannot_be_is_refused_before_training(tmp_path, uniform):
-    trainer = make_trainer(tmp_path / "checkpoints", objective=gating.ExactBudget(num_heads=6, uniform=uniform))
-    with pytest.raises(StockError, match="cannot be saved as a stock model"):
-        trainer.train_and_compact(tmp_path / "compact", stock=True)
-    assert trainer.state.global_step == 0
-    assert trainer.gates.num_open() == 12
+def test_one_budget_is_needed(tmp_path):
+    with pytest.raises(InputError, match="Give one of"):
+        make_trainer(tmp_path, keep=0.5)

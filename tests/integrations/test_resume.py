@@ -9,7 +9,7 @@ from transformers import (
 )
 
 import gating
-from gating.errors import DamageError, InputError, MissingFileError, OperationError
+from gating.errors import InputError, OperationError
 from gating.integrations import GatedTrainer
 from gating.structure.layers import count_units
 from tests.integrations.conftest import make_classifier, make_trainer, weights_of
@@ -205,18 +205,6 @@ def test_a_training_that_was_stopped_in_the_recovery_saves_nothing_and_resumes(t
         resumed.train_and_compact(place, resume_from_checkpoint=True, overwrite=True)
         assert resumed.state.global_step == 4
         assert_same(weights_of(whole), weights_of(resumed))
-
-
-@pytest.mark.runs
-def test_a_damaged_state_of_the_gates_is_named(tmp_path):
-    compact(tmp_path)
-    checkpoint = tmp_path / "checkpoints" / "checkpoint-8"
-    (checkpoint / "gates.pt").write_bytes(b"damage")
-    with pytest.raises(DamageError, match=r"checkpoint-8/gates\.pt is damaged"):
-        make_trainer(tmp_path / "checkpoints").train(resume_from_checkpoint=str(checkpoint))
-    (checkpoint / "gates.pt").unlink()
-    with pytest.raises(MissingFileError, match=r"no gates\.pt"):
-        make_trainer(tmp_path / "checkpoints").train(resume_from_checkpoint=str(checkpoint))
 
 
 @pytest.mark.runs

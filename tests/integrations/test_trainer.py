@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
 import gating
 from gating.integrations import GatedTrainer
 from gating.structure.layers import count_units
 from tests.integrations.conftest import make_classifier, make_trainer, weights_of
+from tests.support.few_timings import few_timings
 from tests.support.tiers import first_of
 
 
@@ -262,3 +264,30 @@ def test_the_printed_log_has_no_number_for_each_layer(tmp_path, capsys, bar):
     assert "gates/layer_" not in printed
     assert "gates/layer_02/open" in seen[0]
     assert "gates/layer_02/open" in trainer.state.log_history[0]
+
+
+def test_budgets_are_plain_arguments_and_their_units_are_printed(tmp_path, capsys):
+    keep = make_trainer(tmp_path, objective=None, keep=0.5, gate_options={"units": ["heads", "neurons"]})
+    assert "keep=0.5" in str(keep.search.objective)
+    keep.print_trainable_units()
+    assert "gated heads: 12 || all heads: 12 || gated%: 100" in capsys.readouterr().out
+    trainer = make_trainer(tmp_path, objective=None, num_heads=3)
+    trainer.train()
+    assert trainer.finalize().num_heads == 3
+
+
+@pytest.mark.runs
+@pytest.mark.filterwarnings("ignore:The timings are less exact", "ignore:The compact model is", "ignore:Gates hardly")
+@pytest.mark.parametrize("adapters", [False, True])
+def test_a_speedup_is_measured_before_the_search_and_after_it(tmp_path, capsys, adapters):
+    model = make_classifier()
+    if adapters:
+        model = get_peft_model(model, LoraConfig(r=2, target_modules=["query", "value"]))
+    with few_timings():
+        trainer = make_trainer(tmp_path / "checkpoints", model=model, objective=None, speedup=1.2)
+        assert "Compact copies are timed on this device: 8 x 8 tokens" in capsys.readouterr().out
+        trainer.train()
+        assert trainer.speedup is None
+        trainer.finalize()
+    assert trainer.state.log_history[-1]["speedup"] == trainer.speedup > 1
+    trainer.train()
