@@ -60,16 +60,18 @@ def kept_at_speedup(trainer: Any, model: PreTrainedModel, gates: HeadGates, spee
         speedup: Time of the dense model over that of the compact one.
     """
     objective: Any = gates.objective
+    is_first = trainer.args.process_index == 0
     batch, budget, found = _model_batch(trainer), TimeBudget(MAX_SECONDS), dict[float, float]()
     with gates.detached():
         batch = budget.fit(model, batch, passes=NUM_PASSES)
-    print(f"Compact copies are timed until one is {speedup} times as fast: {describe_batch(batch)} ...", flush=True)
+    if is_first:
+        print(f"Compact copies are timed until one is {speedup} times as fast: {describe_batch(batch)} ...", flush=True)
     with budget.stage() as seconds:
         timer = CopyTimer(model, batch, seconds=seconds)
 
         def measure(kept: Tensor) -> tuple[float, float, bool]:
             measured = None
-            if trainer.args.process_index == 0:
+            if is_first:
                 with gates.detached():
                     timed = timer.time_kept(gates, kept, share=_SHARE_OF_CHOICE)
                 measured = timed.speedup, timed.error, timer.affordable <= 1
@@ -81,7 +83,7 @@ def kept_at_speedup(trainer: Any, model: PreTrainedModel, gates: HeadGates, spee
             partial(objective.kept_at, gates), measure, speedup=speedup, keep=objective.measured["keep"]
         )
     speedup = found[min(found)]
-    if trainer.args.process_index == 0:
+    if is_first:
         print(f"The choice is {speedup:.2f} times as fast ({timer.words}).", flush=True)
     return kept, speedup
 
@@ -91,14 +93,12 @@ def _model_batch(trainer: Any) -> dict[str, Tensor]:
     # The order of the data in the training is as without timings.
     with torch.random.fork_rng(devices=[]):
         batch: dict[str, Any] = next(iter(trainer.get_train_dataloader()))
-    whole: Any = trainer.model
     if is_sentence_model(trainer.model):
         columns = {name: one for name, one in batch.items() if name not in ("dataset_name", "prompt", "task")}
-        features, _ = trainer.collect_features(columns)
-        # A cross-encoder reads pairs of texts.
-        batch = (
-            trainer.model.preprocess([*zip(*features, strict=True)]) if isinstance(features[0], list) else features[0]
-        )
+        batch, *others = trainer.collect_features(columns)[0]
+        if isinstance(batch, list):  # A cross-encoder reads pairs of texts.
+            preprocess: Any = trainer.model.preprocess
+            batch = preprocess([*zip(batch, *others, strict=True)])
     model = base_model(trainer.model)
     accepted = set(inspect.signature(model.forward).parameters) - set(trainer.label_names or ()) - {"labels"}
     return {

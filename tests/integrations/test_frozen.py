@@ -42,20 +42,6 @@ def test_a_recovery_trains_the_weights(tmp_path):
 
 @pytest.mark.runs
 @pytest.mark.parametrize("stop", [StopAt(6), StopInRecovery(2)])
-def test_resumed_equals_uninterrupted(tmp_path, stop, assert_same):
-    options = {"freeze_weights": "search"}
-    whole = make_trainer(tmp_path / "whole", objective=deterministic(), **options)
-    whole.train_and_compact(tmp_path / "compact")
-    stopped = make_trainer(tmp_path / "half", objective=deterministic(), callbacks=[stop], **options)
-    with pytest.raises(KeyboardInterrupt):
-        stopped.train_and_compact(tmp_path / "other")
-    resumed = make_trainer(tmp_path / "half", objective=deterministic(), **options)
-    resumed.train_and_compact(tmp_path / "other", resume_from_checkpoint=True)
-    assert_same(weights_of(whole), weights_of(resumed))
-
-
-@pytest.mark.runs
-@pytest.mark.parametrize("stop", [StopAt(6), StopInRecovery(2)])
 @pytest.mark.parametrize("args", [{}, {"activation_checkpointing": True}])
 def test_the_model_is_the_teacher_of_its_gates(tmp_path, stop, args, assert_same):
     def make(folder, **options):

@@ -88,9 +88,7 @@ def test_the_teacher_is_in_no_checkpoint_and_is_not_trained(tmp_path):
 @pytest.mark.parametrize(
     ("stop", "args"),
     [
-        (StopAt(7), {}),
-        (StopInRecovery(3), {"bf16": True}),
-        (StopInRecovery(3), {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}),
+        (StopInRecovery(3), {"bf16": True, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}),
         (StopAt(7), {"activation_checkpointing": True}),
     ],
 )
