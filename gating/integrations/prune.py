@@ -11,6 +11,7 @@ from transformers import DataCollatorForLanguageModeling, DataCollatorWithPaddin
 
 from gating.embedding.losses import embedding_distance
 from gating.integrations.budgets import check_budget
+from gating.integrations.checks import refuse
 from gating.integrations.sentences import is_sentence_model
 from gating.integrations.trainer import GatedTrainer
 from gating.objectives.distillation import Distillation
@@ -52,7 +53,8 @@ def prune(
         options: Keyword arguments of the trainer, such as ``recovery`` and ``gate_options``.
 
     Raises:
-        ValueError: Not one budget is given, it cannot be kept or reached, or the model has no attention heads.
+        ValueError: Not one budget is given, it cannot be kept or reached, the model has no attention heads, or it reads
+            and writes texts, such as T5.
     """
     budget = {"speedup": speedup, "keep": keep, "num_heads": num_heads}
     check_budget(**budget)
@@ -89,6 +91,14 @@ def prune(
 def _text_trainer(model: Any, data: Any, tokenizer: Any) -> tuple[type[Any], type[Any], dict[str, Any]]:
     """Return a trainer of a classifier or decoder, the class of its arguments, and its keyword arguments."""
     config, is_decoder = model.config, model.can_generate()
+    # It would learn to copy its input.
+    refuse(
+        {
+            f"{type(model).__name__} reads and writes texts: give pairs to a trainer.": (
+                is_decoder and config.is_encoder_decoder
+            )
+        }
+    )
     columns = list(getattr(data, "column_names", ()))
     has_labels = is_decoder or not columns or any(name in columns for name in _LABELS)
     if columns and "input_ids" not in columns:
