@@ -51,13 +51,8 @@ def measured_budget(trainer: Any, speedup: float, *, has_adapters: bool, gate_op
 def kept_at_speedup(trainer: Any, model: PreTrainedModel, gates: HeadGates, speedup: float) -> tuple[Tensor, float]:
     """Return the gates that stay for a speed-up, ``[num_gates]``, and the speed-up that is measured with them.
 
-    Copies of the model are timed by the first process, and the budget is moved until the choice has the speed-up.
-
-    Args:
-        trainer: The trainer, whose first batch is timed.
-        model: Its model, without adapters.
-        gates: The gates, with the objective of :func:`measured_budget`.
-        speedup: Time of the dense model over that of the compact one.
+    Copies of the model, which has no adapters, are timed by the first process, and the budget of
+    :func:`measured_budget` is moved until the choice has the speed-up.
     """
     objective: Any = gates.objective
     is_first = trainer.args.process_index == 0

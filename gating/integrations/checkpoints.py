@@ -60,14 +60,10 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def find_checkpoint(resume: str | bool | None, output_dir: Path) -> tuple[Path | None, Path | None]:
-    """Return the folder of the recovery to resume, and the checkpoint; None for the search, and for a new phase.
+    """Return the folder of the recovery to resume, and the checkpoint: None for the search, and for a new phase.
 
-    Args:
-        resume: Path of the checkpoint, or True for the last one that is complete.
-        output_dir: Folder of the checkpoints of the search.
-
-    Raises:
-        FileNotFoundError: There is no checkpoint.
+    ``resume`` is a path, or True for the last complete checkpoint of a training in ``output_dir``; without one, a
+    ``FileNotFoundError`` is raised.
     """
     if not resume:
         return None, None
@@ -127,31 +123,18 @@ def recovery_args(args: TrainingArguments, *, steps: int, total: int) -> Trainin
 
 
 def save_start(folder: Path, compact: PreTrainedModel, state: Mapping[str, Any], **options: Any) -> None:
-    """Save the model that a recovery begins with as a compact folder, and further values beside it.
+    """Save the model that a recovery begins with, without adapters, as a compact folder, and the state beside it.
 
-    Args:
-        folder: Folder of the recovery.
-        compact: The compact model, without adapters.
-        state: Further values and tensors.
-        options: Keyword arguments of :func:`gating.save_compact`.
+    The options are those of :func:`gating.save_compact`.
     """
     write_state(folder / _START_STATE, state)
     save_compact(compact, folder / _START, stock=False, overwrite=True, **options)
 
 
 def load_start(folder: Path, model: nn.Module, gates: HeadGates) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Make a model the one that a recovery began with, in place, so that its settings and wrappers stay.
+    """Make a model with gates the one that a recovery in a folder began with, in place: its settings stay.
 
-    Args:
-        folder: Folder of the recovery.
-        model: The model as it was before the search, with adapters if it had them.
-        gates: Its gates, which are removed.
-
-    Returns:
-        The compact model without adapters, and the further values.
-
-    Raises:
-        InputError: The recovery is that of another model.
+    Returns the compact model without adapters, and the state; raises ``InputError`` for the recovery of another model.
     """
     state, saved = read_state(folder / _START_STATE), load_compact(folder / _START)
     gates.remove()

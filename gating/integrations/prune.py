@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from transformers import DataCollatorForLanguageModeling, DataCollatorWithPadding, TrainingArguments
 
 from gating.embedding.losses import embedding_distance
+from gating.errors import InputError
 from gating.integrations.budgets import check_budget
-from gating.integrations.checks import refuse
 from gating.integrations.sentences import is_sentence_model
 from gating.integrations.trainer import GatedTrainer
 from gating.objectives.distillation import Distillation
@@ -91,14 +91,8 @@ def prune(
 def _text_trainer(model: Any, data: Any, tokenizer: Any) -> tuple[type[Any], type[Any], dict[str, Any]]:
     """Return a trainer of a classifier or decoder, the class of its arguments, and its keyword arguments."""
     config, is_decoder = model.config, model.can_generate()
-    # It would learn to copy its input.
-    refuse(
-        {
-            f"{type(model).__name__} reads and writes texts: give pairs to a trainer.": (
-                is_decoder and config.is_encoder_decoder
-            )
-        }
-    )
+    if is_decoder and config.is_encoder_decoder:  # It would learn to copy its input.
+        raise InputError(f"{type(model).__name__} reads and writes texts: give pairs of them to a trainer.")
     columns = list(getattr(data, "column_names", ()))
     has_labels = is_decoder or not columns or any(name in columns for name in _LABELS)
     if columns and "input_ids" not in columns:

@@ -70,15 +70,8 @@ def taught_loss(
 ) -> tuple[Tensor, Any]:
     """Return the loss of a batch with that of the trainer's teacher, a scalar, and the outputs.
 
-    Args:
-        trainer: The trainer.
-        compute_loss: The method of the class that the gates were added to.
-        model: The model, in its wrappers.
-        inputs: The batch.
-        num_items_in_batch: Number of targets of the step; None if the trainer does not count them.
-
-    Raises:
-        InputError: The trainer has a loss of its own, and does not return the outputs that it is computed from.
+    ``compute_loss`` is the method of the class that the gates were added to, and ``num_items_in_batch`` the number of
+    targets of the step, or None. Raises ``InputError`` if the loss is returned without the outputs.
     """
     if getattr(compute_loss, "__qualname__", "") == f"{_OF_LABELS}.compute_loss" and _is_supervised(trainer):
         # It computes the loss without logits. It is that of the model.

@@ -126,7 +126,9 @@ class GatedTrainerMixin(GatedPhases):
         Raises:
             OperationError: They have been removed.
         """
-        return self._present_search().gates
+        if self.search is None:
+            raise OperationError("The gates have been removed: the search of this trainer is over.")
+        return self.search.gates
 
     def print_trainable_units(self) -> None:
         """Print how many heads and neurons have gates, of how many, as PEFT prints trainable parameters."""
@@ -190,7 +192,8 @@ class GatedTrainerMixin(GatedPhases):
             OperationError: The search is not complete, or the units were removed already; processes choose different
                 gates; masked and compact outputs differ.
         """
-        search = self._present_search()
+        gates, search = self.gates, self.search
+        assert search is not None
         if search.reason is None:
             done = f"{self.state.global_step} of {self._search_end.num_steps or 'its'} steps are done"
             raise OperationError(
@@ -200,13 +203,13 @@ class GatedTrainerMixin(GatedPhases):
         is_choosing, kept = kept is None, search.kept() if kept is None else kept
         model = merged(without_autocast(self.model))
         if is_choosing and self._wanted_speedup is not None:
-            kept, self.speedup = kept_at_speedup(self, model, search.gates, self._wanted_speedup)
-        check_choice(self.accelerator, search.gates, kept)
-        search.gates.attach_again()
+            kept, self.speedup = kept_at_speedup(self, model, gates, self._wanted_speedup)
+        check_choice(self.accelerator, gates, kept)
+        gates.attach_again()
         # Weights have their names in the dense model until layers leave it.
         unfreeze(self.model, self._frozen)
         try:
-            self._report = finalize(model, search.gates, kept=kept, probe=probe)
+            self._report = finalize(model, gates, kept=kept, probe=probe)
         except BaseException:
             if self._frozen:
                 freeze(self.model)
@@ -324,19 +327,11 @@ class GatedTrainerMixin(GatedPhases):
             check_can_resume(checkpoint)
         return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
 
-    def _present_search(self) -> Search:
-        if self.search is None:
-            raise OperationError("The gates have been removed: the search of this trainer is over.")
-        return self.search
-
 
 class GatedTrainer(GatedTrainerMixin, Trainer):
     """transformers' Trainer with gates: search, removal of heads, and recovery.
 
     Example::
 
-        trainer = GatedTrainer(
-            model=model, args=args, train_dataset=train, objective=gating.ExactBudget(num_heads=18), recovery=0.25
-        )
-        trainer.train_and_compact("compact")
+        GatedTrainer(model=model, args=args, train_dataset=train, num_heads=18).train_and_compact("compact")
     """
