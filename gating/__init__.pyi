@@ -18,6 +18,7 @@ from .families.feed_forward import register_feed_forward_spec
 from .families.layouts import AttentionSpec, FeedForwardSpec
 from .families.registry import register_attention_spec
 from .gates import HeadGates, inject_gates
+from .integrations.prune import prune
 from .objectives import (
     BudgetSchedule,
     DeterministicBudget,
@@ -87,6 +88,7 @@ __all__ = [
     "inject_gates",
     "load_compact",
     "parameter_groups",
+    "prune",
     "prune_heads",
     "prune_layers",
     "prune_neurons",

@@ -15,16 +15,6 @@ class GatedSentenceTransformerTrainer(GatedTrainerMixin, SentenceTransformerTrai
 
     Gates are put on the transformer inside of the model; pooling and other modules stay. The compact folder is one of
     sentence-transformers: ``SentenceTransformer(folder, trust_remote_code=True)``.
-
-    Example::
-
-        trainer = GatedSentenceTransformerTrainer(
-            model=model,
-            train_dataset=pairs,
-            loss=MultipleNegativesRankingLoss(model),
-            objective=gating.ExactBudget(num_heads=18),
-        )
-        trainer.train_and_compact("compact")
     """
 
 

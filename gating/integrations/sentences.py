@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from gating.errors import InputError
 from gating.gates.pass_values import PassValues
-from gating.integrations.descriptions import describe
 from gating.structure.hooks import Handle
 
 __all__ = [
@@ -17,7 +16,6 @@ __all__ = [
     "is_sentence_model",
     "load_other_weights",
     "other_weights",
-    "sentence_settings",
     "transformer_of",
     "use_model",
 ]
@@ -82,8 +80,10 @@ def use_model(losses: Mapping[str, nn.Module], model: nn.Module) -> None:
 def other_weights(model: nn.Module, losses: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     """Return the tensors of a training beside those of the transformer: of other modules of the model, and of losses.
 
-    The checkpoints of sentence-transformers do not have those of losses.
+    The checkpoints of sentence-transformers do not have those of losses. Other models have none.
     """
+    if not is_sentence_model(model):
+        return {}
     parts = {"model": model, **{f"loss.{name}": loss for name, loss in losses.items()}}
     of_losses = (module for loss in losses.values() for module in loss.modules())
     # Such as a guide, which is not trained.
@@ -100,43 +100,10 @@ def other_weights(model: nn.Module, losses: Mapping[str, nn.Module]) -> dict[str
 
 
 def load_other_weights(model: nn.Module, losses: Mapping[str, nn.Module], weights: Mapping[str, Tensor]) -> None:
-    """Load the tensors of :func:`other_weights` of an earlier process, in place.
-
-    Raises:
-        InputError: They are those of another model or of other losses; nothing is changed.
-    """
-    own = other_weights(model, losses)
-    shapes, other_shapes = ({name: one.shape for name, one in table.items()} for table in (own, weights))
-    if differing := sorted(name for name, _ in set(shapes.items()) ^ set(other_shapes.items())):
-        raise InputError(
-            f"The checkpoint is of a training with other weights beside the transformer, such as {differing[0]}: make "
-            "the trainer with the same modules and losses as before."
-        )
+    """Load the tensors of :func:`other_weights` of an earlier process, in place."""
     with torch.no_grad():
-        for name, tensor in own.items():
+        for name, tensor in other_weights(model, losses).items():
             tensor.copy_(weights[name])
-
-
-def sentence_settings(model: Any, losses: Mapping[str, nn.Module]) -> dict[str, Any]:
-    """Return the settings of the modules of a model, and of losses, that decide the result of a training."""
-    return {
-        "modules": {name: _config_of(module) for name, module in model.named_children()},
-        "max_seq_length": model.max_seq_length,
-        "losses": {name: dict(_configs_in(loss)) for name, loss in losses.items()},
-    }
-
-
-def _configs_in(loss: nn.Module, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the settings of a loss and of losses in it, which may be around other losses, by their paths."""
-    yield path, _config_of(loss)
-    for name, child in loss.named_children():
-        if not is_sentence_model(_unwrapped(child)):
-            yield from _configs_in(child, f"{path}.{name}")
-
-
-def _config_of(module: Any) -> Any:
-    config = module.get_config_dict() if hasattr(module, "get_config_dict") else {}
-    return {"_target_": type(module).__qualname__, **describe(config)}
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

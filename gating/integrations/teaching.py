@@ -9,70 +9,60 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from gating.errors import InputError
+from gating.integrations.checks import refuse
 from gating.integrations.sentences import is_sentence_model
 from gating.integrations.wrappers import base_model
 from gating.objectives.distillation import IGNORED, LOGITS, Distillation
 from gating.proof.probe import make_probe
 from gating.teachers.teacher import Teacher
 
-__all__ = ["check_teaching", "given_teacher", "is_added_up", "taught_loss"]
+__all__ = ["is_added_up", "taught_loss", "teacher_for"]
 
 # Of the trainers of TRL, only this one has the loss of its model, or one that is the same.
 _OF_LABELS = "SFTTrainer"
 
 
-def given_teacher(
-    distillation: object, teacher: nn.Module | str | os.PathLike[str] | None, *, is_frozen: bool
+def teacher_for(
+    trainer: Any,
+    teacher: nn.Module | str | os.PathLike[str] | None,
+    distillation: Distillation | None,
+    *,
+    is_frozen: bool,
 ) -> Teacher | None:
-    """Return the teacher that the arguments of a trainer give; None without one.
+    """Return the teacher that the arguments of a trainer give, whose model can learn from it; None without one.
 
-    With weights that are frozen in the search, ``is_frozen``, the model itself can be the teacher.
+    With weights that are frozen in the search, ``is_frozen``, the model itself can be the teacher: None, too.
 
     Raises:
-        FileNotFoundError: The folder is missing.
-        InputError: ``distillation`` is none, it has no teacher, or the folder cannot be loaded.
+        FileNotFoundError: The folder of the teacher is missing.
+        InputError: There is no teacher, the trainer has a loss of another kind than that of labels, or the teacher does
+            not fit the model.
     """
-    if distillation is not None and not isinstance(distillation, Distillation):
-        raise InputError(f"distillation={distillation!r} is no loss: give gating.Distillation(), or leave it out.")
-    if teacher is None and distillation is not None and not is_frozen:
-        raise InputError(
+    if teacher is None and distillation is None:
+        return None
+    name, lesson = type(trainer).__name__, distillation or Distillation()
+    is_supervised = _is_supervised(trainer)
+    is_of_trl = any(cls.__module__.startswith("trl.") for cls in type(trainer).__mro__)
+    refuse(
+        {
             "distillation= needs a teacher: give teacher=, a dense model that was fine-tuned on this data, or its "
-            "folder. Trainer makes one from the same arguments, without those of the gates. With "
-            "freeze_weights=, the model itself is the teacher."
-        )
-    if teacher is not None and not isinstance(teacher, (nn.Module, str, os.PathLike)):
-        raise InputError(f"teacher={teacher!r} is no model: give a model of transformers, or its folder.")
-    return None if teacher is None else Teacher(teacher, distillation=distillation)
-
-
-def check_teaching(trainer: Any, distillation: Distillation, *, teacher: Teacher | None) -> None:
-    """Check that the model of a trainer can learn from a teacher, or from itself without one; nothing is changed.
-
-    Raises:
-        InputError: The trainer has a loss of another kind than that of labels, or the teacher does not fit the model.
-    """
-    name, packages = type(trainer).__name__, {cls.__module__.partition(".")[0] for cls in type(trainer).__mro__}
-    if is_sentence_model(trainer.model):
-        raise InputError(
-            f"{name} trains embeddings or scores, which have losses with a teacher of their own: leave out "
-            "distillation= and teacher=, and give loss= of sentence-transformers, such as MSELoss, MarginMSELoss or "
-            "DistillKLDivLoss."
-        )
-    if "trl" in packages and not _is_supervised(trainer):
-        raise InputError(
-            f"{name} compares texts or rewards, or has a teacher of its own, and distillation= compares the answers to "
-            "labels: leave out distillation= and teacher=. A reference model, ref_model=, keeps the model near to the "
-            "dense one; SFTTrainer learns from a teacher."
-        )
-    if _is_supervised(trainer) and trainer.args.loss_type != "nll":
-        raise InputError(
-            f"args.loss_type={trainer.args.loss_type!r} has no logits to compare with a teacher's: give 'nll'."
-        )
-    if distillation.weight and trainer.args.use_liger_kernel:
-        raise InputError("args.use_liger_kernel=True leaves no logits to compare with a teacher's: leave it out.")
-    student = base_model(trainer.model)
-    if teacher is not None:
-        teacher.check(student, make_probe(student), tokenizer=trainer.processing_class)
+            "folder. With freeze_weights=, the model itself is the teacher.": teacher is None and not is_frozen,
+            f"{name} trains embeddings or scores: leave out distillation= and teacher=, and give loss= of "
+            "sentence-transformers, such as MSELoss or MarginMSELoss.": is_sentence_model(trainer.model),
+            f"{name} compares texts or rewards, or has a teacher of its own: leave out distillation= and teacher=. A "
+            "reference model, ref_model=, keeps the model near to the dense one.": is_of_trl and not is_supervised,
+            f"args.loss_type={getattr(trainer.args, 'loss_type', 'nll')!r} leaves no logits to compare with a "
+            "teacher's: give 'nll'.": is_supervised and trainer.args.loss_type != "nll",
+            "args.use_liger_kernel=True leaves no logits to compare with a teacher's: leave it out.": (
+                lesson.weight and trainer.args.use_liger_kernel
+            ),
+        }
+    )
+    if teacher is None:
+        return None
+    made, student = Teacher(teacher, distillation=distillation), base_model(trainer.model)
+    made.check(student, make_probe(student), tokenizer=trainer.processing_class)
+    return made
 
 
 def taught_loss(
@@ -80,15 +70,8 @@ def taught_loss(
 ) -> tuple[Tensor, Any]:
     """Return the loss of a batch with that of the trainer's teacher, a scalar, and the outputs.
 
-    Args:
-        trainer: The trainer.
-        compute_loss: The method of the class that the gates were added to.
-        model: The model, in its wrappers.
-        inputs: The batch.
-        num_items_in_batch: Number of targets of the step; None if the trainer does not count them.
-
-    Raises:
-        InputError: The trainer has a loss of its own, and does not return the outputs that it is computed from.
+    ``compute_loss`` is the method of the class that the gates were added to, and ``num_items_in_batch`` the number of
+    targets of the step, or None. Raises ``InputError`` if the loss is returned without the outputs.
     """
     if getattr(compute_loss, "__qualname__", "") == f"{_OF_LABELS}.compute_loss" and _is_supervised(trainer):
         # It computes the loss without logits. It is that of the model.

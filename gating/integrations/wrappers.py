@@ -91,13 +91,7 @@ def merged(model: nn.Module) -> PreTrainedModel:
 
 
 def with_new_adapters(model: PreTrainedModel, config: Any, *, like: nn.Module) -> nn.Module:
-    """Put new adapters on a compact model, in place, and return the model with them.
-
-    Args:
-        model: The compact model.
-        config: Configuration of the adapters, from :func:`adapter_config`.
-        like: The model before, which was a ``PeftModel`` or had adapters of its own.
-    """
+    """Put new adapters on a compact model, in place, and return it in a ``PeftModel`` if ``like`` is one."""
     from peft import get_peft_model
 
     config = deepcopy(config)

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 import gating
 from gating.errors import InputError
 from tests.integrations.conftest import make_classifier, make_trainer, weights_of
-from tests.integrations.test_resume import StopAt
+from tests.integrations.test_resume import StopAt, StopInRecovery
 
 
 def deterministic():
@@ -41,23 +41,9 @@ def test_a_recovery_trains_the_weights(tmp_path):
 
 
 @pytest.mark.runs
-@pytest.mark.parametrize("stop_at", [6, 14])
-def test_resumed_equals_uninterrupted(tmp_path, stop_at, assert_same):
-    options = {"freeze_weights": "search"}
-    whole = make_trainer(tmp_path / "whole", objective=deterministic(), **options)
-    whole.train_and_compact(tmp_path / "compact")
-    stopped = make_trainer(tmp_path / "half", objective=deterministic(), callbacks=[StopAt(stop_at)], **options)
-    with pytest.raises(KeyboardInterrupt):
-        stopped.train_and_compact(tmp_path / "other")
-    resumed = make_trainer(tmp_path / "half", objective=deterministic(), **options)
-    resumed.train_and_compact(tmp_path / "other", resume_from_checkpoint=True)
-    assert_same(weights_of(whole), weights_of(resumed))
-
-
-@pytest.mark.runs
-@pytest.mark.parametrize("stop_at", [6, 14])
+@pytest.mark.parametrize("stop", [StopAt(6), StopInRecovery(2)])
 @pytest.mark.parametrize("args", [{}, {"activation_checkpointing": True}])
-def test_the_model_is_the_teacher_of_its_gates(tmp_path, stop_at, args, assert_same):
+def test_the_model_is_the_teacher_of_its_gates(tmp_path, stop, args, assert_same):
     def make(folder, **options):
         lesson = gating.Distillation(weight=0.5, hidden_weight=1.0)
         options = {"objective": deterministic(), "distillation": lesson, "args": args, **options}
@@ -67,12 +53,9 @@ def test_the_model_is_the_teacher_of_its_gates(tmp_path, stop_at, args, assert_s
     assert isinstance(whole.teacher.model, gating.OpenTeacher)
     whole.train_and_compact(tmp_path / "compact")
     assert whole.teacher is None
-    stopped = make("half", callbacks=[StopAt(stop_at)])
+    stopped = make("half", callbacks=[stop])
     with pytest.raises(KeyboardInterrupt):
         stopped.train_and_compact(tmp_path / "other")
-    for others in ({"distillation": None}, {"teacher": make_classifier(5)}):
-        with pytest.raises(InputError, match=r"distillation|teacher"):
-            make("half", **others).train(resume_from_checkpoint=True)
     resumed = make("half")
     resumed.train_and_compact(tmp_path / "other", resume_from_checkpoint=True)
     assert resumed.teacher is None
@@ -123,7 +106,7 @@ def without_first_layer(gates):
 @pytest.mark.runs
 def test_weights_that_a_user_froze_stay_so_where_layers_leave(tmp_path):
     objective = {"objective": gating.DeterministicBudget(num_heads=7)}
-    trainer = make_half_frozen(tmp_path, callbacks=[StopAt(14)], **objective)
+    trainer = make_half_frozen(tmp_path, callbacks=[StopInRecovery(2)], **objective)
     trainer.train()
     kept = without_first_layer(trainer.gates)
     with pytest.raises(ValueError, match="probe"):
@@ -142,10 +125,6 @@ def test_a_recovery_with_nothing_to_train_is_refused(tmp_path):
     model = make_classifier()
     with pytest.raises(InputError, match="give recovery=0"):
         make_trainer(tmp_path, model=model, freeze_weights=True)
-    with pytest.raises(InputError, match="freeze_weights='all'"):
-        make_trainer(tmp_path, model=model, freeze_weights="all")
-    with pytest.raises(InputError, match="restart_schedule=2 is neither"):
-        make_trainer(tmp_path, model=model, restart_schedule=2)
     with pytest.raises(InputError, match="num_heads"):
         make_trainer(tmp_path, model=model, freeze_weights="search", objective=gating.ExactBudget(num_heads=13))
     assert all(one.requires_grad for one in model.parameters())
@@ -158,4 +137,4 @@ def test_adapters_are_trained_in_search_and_recovery(tmp_path, distillation):
     model = peft.get_peft_model(make_classifier(), lora)
     trainer = make_trainer(tmp_path, model=model, freeze_weights=True, distillation=distillation)
     trainer.train_and_compact(tmp_path / "compact")
-    assert trainer.state.global_step == 16
+    assert trainer.state.global_step == 4

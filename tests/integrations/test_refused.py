@@ -7,9 +7,8 @@ import torch
 from transformers import Trainer
 
 import gating
-from gating.compact.stock import StockError
 from gating.errors import InputError, MissingFileError, OperationError
-from gating.integrations.checks import check_strategy
+from gating.integrations.checks import check_trainer
 from tests.integrations.conftest import make_classifier, make_trainer
 
 
@@ -50,9 +49,6 @@ def test_phases_in_a_wrong_order_are_refused(tmp_path):
     trainer.finalize()
     with pytest.raises(OperationError, match="have been removed"):
         trainer.finalize()
-    trainer.train()
-    with pytest.raises(OperationError, match="This training is over: all 16 steps"):
-        trainer.train()
 
 
 def test_a_folder_that_is_not_empty_is_refused_before_training(tmp_path):
@@ -72,70 +68,21 @@ def test_checkpoints_of_other_trainers_are_refused(tmp_path):
         make_trainer(tmp_path).train(resume_from_checkpoint=True)
 
 
-@pytest.mark.parametrize("setting", ["is_fsdp_enabled", "is_deepspeed_enabled"])
-def test_sharded_training_is_refused(setting):
-    trainer = SimpleNamespace(is_fsdp_enabled=False, is_deepspeed_enabled=False, args=SimpleNamespace(n_gpu=1))
-    check_strategy(trainer)
-    with pytest.raises(InputError, match="FSDP and DeepSpeed shard them"):
-        check_strategy(SimpleNamespace(**{**vars(trainer), setting: True}))
-
-
-def test_copies_for_several_gpus_in_one_process_are_refused():
-    trainer = SimpleNamespace(is_fsdp_enabled=False, is_deepspeed_enabled=False, args=SimpleNamespace(n_gpu=2))
-    with pytest.raises(InputError, match="torchrun"):
-        check_strategy(trainer)
-
-
 @pytest.mark.parametrize(
-    ("arguments", "problem"),
+    ("setting", "problem"),
     [
-        ({"objective": None}, "objective=None is no objective"),
-        ({"objective": gating.ExactBudget}, "is no objective: give one, such as"),
-        ({"recovery": None}, "recovery=None is not a share"),
-        ({"gate_lr": -1.0}, "gate_lr=-1.0 is not a learning rate"),
-        ({"gate_lr": "0.1"}, "gate_lr='0.1' is not a learning rate"),
-        ({"multiplier_lr": float("nan")}, "multiplier_lr=nan is not a learning rate"),
-        ({"gate_options": {"unit": ["heads"]}}, "gate_options has 'unit': inject_gates takes units"),
-        ({"convergence": True}, "convergence=True is no criterion"),
+        ({"is_fsdp_enabled": True}, "FSDP and DeepSpeed"),
+        ({"is_deepspeed_enabled": True}, "FSDP and DeepSpeed"),
+        ({"args": SimpleNamespace(n_gpu=2)}, "torchrun"),
     ],
 )
-def test_arguments_that_cannot_be_used_are_refused(tmp_path, arguments, problem):
+def test_models_that_are_not_whole_in_each_process_are_refused(setting, problem):
+    usual = {"is_fsdp_enabled": False, "is_deepspeed_enabled": False, "lr_scheduler": None}
+    trainer = SimpleNamespace(**{**usual, "args": SimpleNamespace(n_gpu=1), **setting})
     with pytest.raises(InputError, match=problem):
-        make_trainer(tmp_path, **arguments)
+        check_trainer(trainer, recovery=0.25, freeze_weights=False, has_adapters=False)
 
 
-@pytest.mark.parametrize(
-    ("place", "problem"),
-    [
-        ("runs/checkpoints", "is or holds args.output_dir"),
-        ("runs", "is or holds args.output_dir"),
-        ("runs/checkpoints/checkpoint-4", "is checkpoint-4, a folder of the trainer, in args.output_dir"),
-        ("runs/checkpoints/checkpoint-4/compact", "is checkpoint-4, a folder of the trainer, in args.output_dir"),
-        ("runs/checkpoints/../checkpoints/checkpoint-99", "is checkpoint-99, a folder of the trainer"),
-    ],
-)
-@pytest.mark.parametrize("overwrite", [True, False])
-def test_the_compact_folder_is_not_that_of_the_checkpoints(tmp_path, place, problem, overwrite):
-    trainer = make_trainer(tmp_path / "runs" / "checkpoints")
-    with pytest.raises(InputError, match=f"output_dir={tmp_path / place} {problem}"):
-        trainer.train_and_compact(tmp_path / place, overwrite=overwrite)
-    assert trainer.state.global_step == 0
-
-
-def test_the_folder_of_something_else_is_refused_before_training(tmp_path):
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "notes.txt").write_text("precious")
-    trainer = make_trainer(tmp_path / "checkpoints")
-    with pytest.raises(FileExistsError, match="is not empty"):
-        trainer.train_and_compact(tmp_path / "mine")
-    assert trainer.state.global_step == 0
-    assert (tmp_path / "mine" / "notes.txt").read_text() == "precious"
-
-
-@pytest.mark.parametrize("uniform", [False, True])
-def test_a_stock_folder_that_cannot_be_is_refused_before_training(tmp_path, uniform):
-    trainer = make_trainer(tmp_path / "checkpoints", objective=gating.ExactBudget(num_heads=6, uniform=uniform))
-    with pytest.raises(StockError, match="cannot be saved as a stock model"):
-        trainer.train_and_compact(tmp_path / "compact", stock=True)
-    assert trainer.state.global_step == 0
-    assert trainer.gates.num_open() == 12
+def test_one_budget_is_needed(tmp_path):
+    with pytest.raises(InputError, match="Give one of"):
+        make_trainer(tmp_path, keep=0.5)

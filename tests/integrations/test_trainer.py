@@ -2,20 +2,23 @@
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
 import gating
 from gating.integrations import GatedTrainer
 from gating.structure.layers import count_units
 from tests.integrations.conftest import make_classifier, make_trainer, weights_of
+from tests.support.few_timings import few_timings
 from tests.support.tiers import first_of
 
 
 def test_one_call_leaves_a_compact_model_with_the_heads_that_were_asked_for(tmp_path, assert_same):
     trainer = make_trainer(tmp_path / "checkpoints")
     folder = trainer.train_and_compact(tmp_path / "compact")
-    assert trainer.state.global_step == 16
+    assert trainer.state.global_step == 4
     loaded = gating.load_compact(folder)
+    assert count_units(gating.load_compact(tmp_path / "checkpoints" / "recovery" / "start"), "heads") == 5
     assert count_units(loaded, "heads") == 5
     assert_same(weights_of(trainer), dict(loaded.state_dict()))
     assert "| attention heads | 12 | 5 |" in (folder / "README.md").read_text()
@@ -24,13 +27,16 @@ def test_one_call_leaves_a_compact_model_with_the_heads_that_were_asked_for(tmp_
 @pytest.mark.runs
 def test_the_log_has_the_state_of_the_gates_in_the_search_alone(tmp_path):
     trainer = make_trainer(tmp_path)
-    trainer.train_and_compact(tmp_path / "compact")
+    trainer.train()
     rows = {row["step"]: row for row in trainer.state.log_history if "loss" in row}
-    assert list(rows) == list(range(2, 17, 2))
-    assert [step for step, row in rows.items() if "gates/open" in row] == [2, 4, 6, 8, 10, 12]
+    assert list(rows) == [2, 4, 6, 8, 10, 12]
     assert rows[2]["gates/target"] == pytest.approx(12, abs=1e-3)
     assert rows[12]["gates/target"] == pytest.approx(5)
-    assert {"gates/penalty", "gates/expected_open", "gates/layer_00/open"} <= rows[2].keys()
+    assert all({"gates/penalty", "gates/open", "gates/layer_00/open"} <= row.keys() for row in rows.values())
+    trainer.finalize()
+    trainer.train()
+    assert [row["step"] for row in trainer.state.log_history if "loss" in row] == [2, 4]
+    assert not any("gates/open" in row for row in trainer.state.log_history)
 
 
 @pytest.mark.runs
@@ -47,36 +53,31 @@ def test_phases_by_hand_equal_the_one_call(tmp_path, assert_same):
     assert_same(weights_of(one), weights_of(other))
 
 
+def rates_of(trainer):
+    return [row["learning_rate"] / 1e-3 for row in trainer.state.log_history if "loss" in row]
+
+
 @pytest.mark.runs
-def test_weights_have_the_rates_of_a_plain_trainer_and_gates_keep_theirs(tmp_path):
-    arguments = {"lr_scheduler_type": "cosine", "warmup_steps": 3, "logging_steps": 1}
-    trainer = make_trainer(tmp_path / "gated", args=arguments, restart_schedule=False)
-    plain = make_trainer(tmp_path / "plain", cls=Trainer, args=arguments)
-    rates = []
+def test_the_search_has_the_rates_of_a_plain_trainer_and_the_recovery_begins_them_again(tmp_path):
+    arguments = {"lr_scheduler_type": "linear", "warmup_steps": 4, "logging_steps": 1}
+    trainer = make_trainer(tmp_path / "gated", args=arguments)
+    of_gates = []
     step = trainer.training_step
 
     def record(*args, **kwargs):
-        rates.append({group.get("name", "weights"): group["lr"] for group in trainer.optimizer.param_groups})
+        of_gates.append([one["lr"] for one in trainer.optimizer.param_groups if one.get("name") == "gates"])
         return step(*args, **kwargs)
 
     trainer.training_step = record
-    trainer.train_and_compact(tmp_path / "compact")
+    trainer.train()
+    plain = make_trainer(tmp_path / "plain", cls=Trainer, args=arguments)
     plain.train()
-    assert [one["learning_rate"] for one in trainer.state.log_history if "loss" in one] == pytest.approx(
-        [one["learning_rate"] for one in plain.state.log_history if "loss" in one]
-    )
-    assert [one.get("gates") for one in rates] == [0.1] * 12 + [None] * 4
-
-
-@pytest.mark.runs
-def test_the_recovery_begins_the_schedule_again(tmp_path):
-    arguments = {"lr_scheduler_type": "linear", "warmup_steps": 4, "logging_steps": 1}
-    trainer = make_trainer(tmp_path / "gated", args=arguments)
-    trainer.train_and_compact(tmp_path / "compact")
-    rates = [one["learning_rate"] / 1e-3 for one in trainer.state.log_history if "loss" in one]
+    assert rates_of(trainer) == pytest.approx(rates_of(plain)[:12])
+    trainer.finalize()
+    trainer.train()
     # Four of 16 steps are a warm-up, and one of the four of the recovery.
-    assert rates[:12] == pytest.approx([0.25 * step for step in range(4)] + [1 - step / 12 for step in range(8)])
-    assert rates[12:] == pytest.approx([0, 1, 2 / 3, 1 / 3])
+    assert rates_of(trainer) == pytest.approx([0, 1, 2 / 3, 1 / 3])
+    assert of_gates == [[0.1]] * 12 + [[]] * 4
 
 
 def test_gates_and_multipliers_have_groups_of_their_own_without_decay(tmp_path):
@@ -142,7 +143,7 @@ def test_a_converged_search_ends_early_and_leaves_its_steps_to_the_recovery(tmp_
     assert trainer.state.global_step == 10
     trainer.finalize()
     trainer.train()
-    assert trainer.state.global_step == 16
+    assert trainer.state.global_step == 6
 
 
 BEST = {
@@ -166,14 +167,14 @@ def test_the_best_model_and_early_stopping_are_those_of_the_recovery(tmp_path, a
     trainer.finalize()
     removed = weights_of(trainer)
     trainer.train()
-    assert trainer.state.global_step == 14
-    assert trainer.state.best_model_checkpoint.endswith("checkpoint-12-removed")
+    assert trainer.state.global_step == 2
+    assert trainer.state.best_model_checkpoint.endswith("recovery/checkpoint-0")
     assert count_units(trainer.model, "heads") == 5
     assert_same(removed, weights_of(trainer))
     again = make_trainer(tmp_path / "again", args=BEST, callbacks=[EarlyStoppingCallback(early_stopping_patience=2)])
     again.compute_metrics = lambda _: {"score": -again.state.global_step}
     assert (again.train_and_compact(tmp_path / "compact") / "config.json").is_file()
-    assert again.state.global_step == 14
+    assert again.state.global_step == 2
 
 
 @pytest.mark.runs
@@ -181,8 +182,8 @@ def test_a_recovery_that_is_better_than_the_removal_is_the_best_model(tmp_path):
     trainer = make_trainer(tmp_path, args={**BEST, "save_total_limit": 2})
     trainer.compute_metrics = lambda _: {"score": trainer.state.global_step}
     trainer.train_and_compact(tmp_path / "compact")
-    assert trainer.state.best_model_checkpoint.endswith("checkpoint-16")
-    assert not list(tmp_path.glob("*-removed"))
+    assert trainer.state.best_model_checkpoint.endswith("recovery/checkpoint-4")
+    assert not list(tmp_path.glob("recovery/checkpoint-0"))
 
 
 @pytest.mark.runs
@@ -221,7 +222,7 @@ def test_each_trial_of_model_init_has_new_gates(tmp_path):
     assert trainer.gates is not first
     trainer.finalize()
     trainer.train()
-    assert trainer.state.global_step == 16
+    assert trainer.state.global_step == 4
     assert count_units(trainer.model, "heads") == 5
 
 
@@ -263,3 +264,30 @@ def test_the_printed_log_has_no_number_for_each_layer(tmp_path, capsys, bar):
     assert "gates/layer_" not in printed
     assert "gates/layer_02/open" in seen[0]
     assert "gates/layer_02/open" in trainer.state.log_history[0]
+
+
+def test_budgets_are_plain_arguments_and_their_units_are_printed(tmp_path, capsys):
+    keep = make_trainer(tmp_path, objective=None, keep=0.5, gate_options={"units": ["heads", "neurons"]})
+    assert "keep=0.5" in str(keep.search.objective)
+    keep.print_trainable_units()
+    assert "gated heads: 12 || all heads: 12 || gated%: 100" in capsys.readouterr().out
+    trainer = make_trainer(tmp_path, objective=None, num_heads=3)
+    trainer.train()
+    assert trainer.finalize().num_heads == 3
+
+
+@pytest.mark.runs
+@pytest.mark.filterwarnings("ignore:The timings are less exact", "ignore:The compact model is", "ignore:Gates hardly")
+@pytest.mark.parametrize("adapters", [False, True])
+def test_a_speedup_is_measured_before_the_search_and_after_it(tmp_path, capsys, adapters):
+    model = make_classifier()
+    if adapters:
+        model = get_peft_model(model, LoraConfig(r=2, target_modules=["query", "value"]))
+    with few_timings():
+        trainer = make_trainer(tmp_path / "checkpoints", model=model, objective=None, speedup=1.2)
+        assert "Compact copies are timed on this device: 8 x 8 tokens" in capsys.readouterr().out
+        trainer.train()
+        assert trainer.speedup is None
+        trainer.finalize()
+    assert trainer.state.log_history[-1]["speedup"] == trainer.speedup > 1
+    trainer.train()

@@ -23,7 +23,7 @@ def test_processes_leave_one_compact_model_and_resume_to_the_bit(tmp_path):
     start(tmp_path)
     whole = gating.load_compact(tmp_path / "compact")
     assert count_units(whole, "heads") == 5
-    shutil.rmtree(tmp_path / "checkpoints" / "checkpoint-16")
+    shutil.rmtree(tmp_path / "checkpoints" / "recovery" / "checkpoint-4")
     start(tmp_path, "resume")
     resumed = gating.load_compact(tmp_path / "compact").state_dict()
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.state_dict().items())

@@ -1,24 +1,24 @@
-"""Training steps with gates in transformers' Trainer: optimizer groups, learning rates, loss and logs."""
+"""The search in transformers' Trainer: optimizer groups, learning rates, loss, logs and its end."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
-from transformers import PrinterCallback, ProgressCallback
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from gating.errors import InputError
-from gating.integrations.search import TrainerSearchEnd
 from gating.integrations.teaching import is_added_up, taught_loss
 from gating.objectives.parameter_groups import gate_groups
 from gating.objectives.search import Search
 from gating.teachers.teacher import Teacher
 
-__all__ = ["GatedSteps"]
+__all__ = ["GatedSteps", "TrainerSearchEnd", "ended_by_score", "shorten_printed_logs", "without_early_stopping"]
 
 # Names in the log of the numbers of one layer.
 _OF_LAYER = re.compile(r"gates/\w+_\d+/")
@@ -26,6 +26,38 @@ _OF_LAYER = re.compile(r"gates/\w+_\d+/")
 _CONSTANT = {"gates", "multipliers"}
 # The class may be any that is made from transformers' Trainer.
 _Base: Any = object
+
+
+class TrainerSearchEnd(TrainerCallback):
+    """Callback that ends the training at the end of the search, with a last log, evaluation and checkpoint.
+
+    Attributes:
+        num_steps: Optimizer steps of the search; 0 before the training has begun.
+    """
+
+    def __init__(self, search: Search, *, recovery: float) -> None:
+        """Args: ``search`` is the search to end, ``recovery`` the share of the training's steps after it."""
+        self._search, self._recovery, self.num_steps = search, recovery, 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Set the length of the search; one that was stopped, or ran out of memory, begins anew unless resumed."""
+        if self.num_steps and not state.global_step:
+            self._search.begin()
+        self.num_steps = max(1, round((1 - self._recovery) * state.max_steps))
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Clear the gradients of the multipliers: the trainer clears those of the model alone."""
+        for multiplier in self._search.objective.parameters():
+            multiplier.grad = None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """End the training after the last step of the search, or at a logged step if the gates have converged."""
+        if self._search.check_end(state.global_step, self.num_steps, is_due=control.should_log) is not None:
+            self.num_steps = state.global_step
+            control.should_training_stop = control.should_log = True
+            # With strategies by epoch, the end of a training is the end of an epoch, with its own.
+            control.should_evaluate = control.should_evaluate or args.eval_strategy == IntervalStrategy.STEPS
+            control.should_save = control.should_save or args.save_strategy == SaveStrategy.STEPS
 
 
 class GatedSteps(_Base):  # type: ignore[misc]
@@ -41,6 +73,7 @@ class GatedSteps(_Base):  # type: ignore[misc]
     # This callback ends it.
     _search_end: TrainerSearchEnd
     # Attributes of transformers' Trainer.
+    args: Any
     model: Any
     model_init: Any
     callback_handler: Any
@@ -49,9 +82,6 @@ class GatedSteps(_Base):  # type: ignore[misc]
     lr_scheduler: Any
     # Rates of gates and multipliers, as in `gating.parameter_groups`.
     _rates: Mapping[str, Any]
-    # Steps of the learning rate's schedule before the present phase, and whether the recovery begins it again.
-    _first_step = 0
-    _restart: bool
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Create the optimizer, with groups of their own for gates and multipliers.
@@ -72,15 +102,12 @@ class GatedSteps(_Base):  # type: ignore[misc]
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """Create the scheduler, which the recovery begins again or ends; gates and multipliers keep their rates."""
-        if self.lr_scheduler is None:
-            scheduler, first = super().create_scheduler(num_training_steps, optimizer), self._first_step
-            # Warm-up and decay take the same shares of the recovery as of all steps.
-            pace = num_training_steps / max(1, num_training_steps - first) if self._restart else 1
-            _keep_gate_rates(
-                scheduler, optimizer or self.optimizer, first_step=0 if self._restart else first, pace=pace
-            )
-        return self.lr_scheduler
+        """Create the scheduler; gates and multipliers keep their rates."""
+        is_new = self.lr_scheduler is None
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        if is_new and self.search is not None:
+            _keep_gate_rates(scheduler, optimizer or self.optimizer)
+        return scheduler
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Follow the objective's schedule, and train on a batch; return its loss, a scalar."""
@@ -114,15 +141,14 @@ class GatedSteps(_Base):  # type: ignore[misc]
         """Log numbers of the training; in the search, also the state of the gates."""
         if self.search is not None and "loss" in logs:
             logs = {**logs, **self.search.metrics()}
-        with _printing_without_layers(self.callback_handler.callbacks):
-            super().log(logs, *args, **kwargs)
+        super().log(logs, *args, **kwargs)
 
 
 def _add_gate_groups(optimizer: torch.optim.Optimizer, search: Search, rates: Mapping[str, Any]) -> None:
     """Add a group of the gates and, if the objective has multipliers, one of these to an optimizer, in place.
 
     Raises:
-        InputError: Multipliers ascend, and the optimizer cannot; or it has the gates in another group already.
+        InputError: Multipliers ascend, and the optimizer cannot.
     """
     groups = gate_groups(search.gates, search.objective, **rates)
     if len(groups) > 1 and "maximize" not in optimizer.defaults:
@@ -130,66 +156,62 @@ def _add_gate_groups(optimizer: torch.optim.Optimizer, search: Search, rates: Ma
             f"{type(search.objective).__name__} trains multipliers by gradient ascent, and {type(optimizer).__name__} "
             "has no option maximize: choose an optimizer of torch, such as args.optim='adamw_torch'."
         )
-    own = {id(parameter) for group in groups for parameter in group["params"]}
-    for group in optimizer.param_groups:
-        if group.get("name") not in _CONSTANT and any(id(parameter) in own for parameter in group["params"]):
-            raise InputError(
-                "The optimizer in optimizers=(optimizer, None) has the gates in a group of weights: give it the "
-                "weights alone; the trainer adds a group of the gates, with a rate of their own and without decay."
-            )
     if any(group.get("name") in _CONSTANT for group in optimizer.param_groups):
         return  # Made by gating.parameter_groups.
     for group in groups:
         optimizer.add_param_group(group)
 
 
-def _keep_gate_rates(scheduler: LRScheduler, optimizer: torch.optim.Optimizer, *, first_step: int, pace: float) -> None:
-    """Keep gates and multipliers at their learning rate in a new scheduler, in place; start it later, or speed it up.
+def _keep_gate_rates(scheduler: LRScheduler, optimizer: torch.optim.Optimizer) -> None:
+    """Keep gates and multipliers at their learning rate in a new scheduler, in place.
 
     Raises:
         InputError: The scheduler has no rates of each group.
     """
     groups = optimizer.param_groups
-    if isinstance(scheduler, ReduceLROnPlateau):
-        rates = zip(groups, scheduler.min_lrs, strict=True)
-        scheduler.min_lrs = [group["lr"] if group.get("name") in _CONSTANT else least for group, least in rates]
-        return
+    constant = [index for index, group in enumerate(groups) if group.get("name") in _CONSTANT]
     if not isinstance(scheduler, LambdaLR):
         raise InputError(
             f"args.lr_scheduler_type makes a {type(scheduler).__name__}, in which gates cannot keep a rate of their "
             "own: choose linear, cosine, constant, or another one that is a LambdaLR."
         )
-    for index, group in enumerate(groups):
-        factor = scheduler.lr_lambdas[index]
-        is_constant = group.get("name") in _CONSTANT
-        scheduler.lr_lambdas[index] = (lambda _: 1.0) if is_constant else _moved(factor, first_step, pace)
+    for index in constant:
+        # A function: schedulers save the fields of objects.
+        scheduler.lr_lambdas[index] = lambda _: 1.0
         # The constructor has set the rate of the first step.
-        group["lr"] = group["initial_lr"] * scheduler.lr_lambdas[index](0)
+        groups[index]["lr"] = groups[index]["initial_lr"]
     scheduler._last_lr = [group["lr"] for group in groups]
 
 
-def _moved(factor: Callable[[Any], float], first_step: int, pace: float) -> Callable[[int], float]:
-    """Return a schedule with another beginning and pace; a function, since schedulers save the fields of objects."""
-    return lambda step: factor(first_step + step * pace)
-
-
-@contextmanager
-def _printing_without_layers(callbacks: Iterable[Any]) -> Iterator[None]:
-    """Let callbacks that print the log leave out the numbers of single layers inside of a ``with`` block.
-
-    Trackers and the history of the trainer have them.
-    """
-    kinds = (PrinterCallback, ProgressCallback)
-    printing: list[Any] = [one for one in callbacks if isinstance(one, kinds) and "on_log" not in vars(one)]
-    for callback in printing:
-        callback.on_log = partial(_print_log, callback)
-    try:
-        yield
-    finally:
-        for callback in printing:
-            del callback.on_log
+def shorten_printed_logs(callbacks: Iterable[Any]) -> None:
+    """Let callbacks that print the log leave out the numbers of single layers; trackers and the history have them."""
+    for callback in callbacks:
+        if isinstance(callback, (PrinterCallback, ProgressCallback)):
+            vars(callback)["on_log"] = partial(_print_log, callback)
 
 
 def _print_log(callback: Any, *args: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> Any:
     shown = None if logs is None else {name: value for name, value in logs.items() if not _OF_LAYER.match(name)}
     return type(callback).on_log(callback, *args, logs=shown, **kwargs)
+
+
+@contextmanager
+def without_early_stopping(trainer: Trainer) -> Iterator[None]:
+    """Take early stopping out of a trainer in a ``with`` block: in a search the score falls as heads close."""
+    callbacks = _early_stopping(trainer)
+    for callback in callbacks:
+        trainer.remove_callback(callback)
+    try:
+        yield
+    finally:
+        for callback in callbacks:
+            trainer.add_callback(callback)
+
+
+def ended_by_score(trainer: Trainer) -> bool:
+    """Return whether a training has ended because the score of early stopping no longer improved."""
+    return any(one.early_stopping_patience_counter >= one.early_stopping_patience for one in _early_stopping(trainer))
+
+
+def _early_stopping(trainer: Trainer) -> list[EarlyStoppingCallback]:
+    return [one for one in trainer.callback_handler.callbacks if isinstance(one, EarlyStoppingCallback)]

@@ -1,0 +1,107 @@
+"""Budgets of a trainer as plain numbers, and the speed-up that is timed with its own batches."""
+
+import inspect
+from collections.abc import Mapping
+from copy import deepcopy
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from gating.errors import InputError
+from gating.gates import HeadGates
+from gating.integrations.sentences import is_sentence_model
+from gating.integrations.wrappers import base_model, merged
+from gating.objectives import ExactBudget, Objective
+from gating.pruning.latency.copies import MAX_SECONDS, CopyTimer, TimeBudget, describe_batch
+from gating.pruning.latency.costs import NUM_PASSES, budget_for_speedup, kept_for_speedup
+
+__all__ = ["check_budget", "kept_at_speedup", "measured_budget"]
+
+# Share of the time that is left after a search which each timed choice of gates may take.
+_SHARE_OF_CHOICE = 0.3
+
+
+def check_budget(**budgets: object) -> None:
+    """Raise ``InputError`` unless exactly one budget is given."""
+    if sum(value is not None for value in budgets.values()) != 1:
+        given = ", ".join(f"{name}={value}" for name, value in budgets.items() if value is not None) or "none"
+        raise InputError(f"Give one of {', '.join(f'{name}=' for name in budgets)}, got {given}.")
+
+
+def measured_budget(trainer: Any, speedup: float, *, has_adapters: bool, gate_options: Mapping[str, Any]) -> Objective:
+    """Return the objective of a speed-up for the first batch of a trainer, timed by its first process.
+
+    Raises:
+        InputError: The speed-up is not above 1, or cannot be reached.
+    """
+    batch, measured = _model_batch(trainer), None
+    if trainer.args.process_index == 0:
+        model = merged(deepcopy(trainer.model)) if has_adapters else base_model(trainer.model)
+        shape = describe_batch(batch)
+        print(f"Compact copies are timed on this device: {shape}, for at most {MAX_SECONDS:.0f} s ...", flush=True)
+        measured = budget_for_speedup(model, batch, speedup=speedup, **gate_options).measured
+    objective = ExactBudget()
+    objective.take_measured(_of_first_process(measured))
+    return objective
+
+
+def kept_at_speedup(trainer: Any, model: PreTrainedModel, gates: HeadGates, speedup: float) -> tuple[Tensor, float]:
+    """Return the gates that stay for a speed-up, ``[num_gates]``, and the speed-up that is measured with them.
+
+    Copies of the model, which has no adapters, are timed by the first process, and the budget of
+    :func:`measured_budget` is moved until the choice has the speed-up.
+    """
+    objective: Any = gates.objective
+    is_first = trainer.args.process_index == 0
+    batch, budget, found = _model_batch(trainer), TimeBudget(MAX_SECONDS), dict[float, float]()
+    with gates.detached():
+        batch = budget.fit(model, batch, passes=NUM_PASSES)
+    if is_first:
+        print(f"Compact copies are timed until one is {speedup} times as fast: {describe_batch(batch)} ...", flush=True)
+    with budget.stage() as seconds:
+        timer = CopyTimer(model, batch, seconds=seconds)
+
+        def measure(kept: Tensor) -> tuple[float, float, bool]:
+            measured = None
+            if is_first:
+                with gates.detached():
+                    timed = timer.time_kept(gates, kept, share=_SHARE_OF_CHOICE)
+                measured = timed.speedup, timed.error, timer.affordable <= 1
+            reached, error, is_over = _of_first_process(measured)
+            found[abs(reached / speedup - 1)] = reached
+            return reached, error, is_over
+
+        kept = kept_for_speedup(
+            partial(objective.kept_at, gates), measure, speedup=speedup, keep=objective.measured["keep"]
+        )
+    speedup = found[min(found)]
+    if is_first:
+        print(f"The choice is {speedup:.2f} times as fast ({timer.words}).", flush=True)
+    return kept, speedup
+
+
+def _model_batch(trainer: Any) -> dict[str, Tensor]:
+    """Return the first batch of a trainer as keyword arguments of its model, without labels."""
+    # The order of the data in the training is as without timings.
+    with torch.random.fork_rng(devices=[]):
+        batch: dict[str, Any] = next(iter(trainer.get_train_dataloader()))
+    if is_sentence_model(trainer.model):
+        columns = {name: one for name, one in batch.items() if name not in ("dataset_name", "prompt", "task")}
+        batch, *others = trainer.collect_features(columns)[0]
+        if isinstance(batch, list):  # A cross-encoder reads pairs of texts.
+            preprocess: Any = trainer.model.preprocess
+            batch = preprocess([*zip(batch, *others, strict=True)])
+    model = base_model(trainer.model)
+    accepted = set(inspect.signature(model.forward).parameters) - set(trainer.label_names or ()) - {"labels"}
+    return {
+        name: value.to(model.device) for name, value in batch.items() if name in accepted and isinstance(value, Tensor)
+    }
+
+
+def _of_first_process(value: Any) -> Any:
+    from accelerate.utils import broadcast_object_list
+
+    return broadcast_object_list([value])[0]

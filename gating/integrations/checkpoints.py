@@ -1,0 +1,144 @@
+"""Files of a training with gates: the state of its search, the start of its recovery, and the checkpoint to resume."""
+
+import logging
+import re
+from collections.abc import Mapping
+from copy import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, TrainingArguments
+from transformers.trainer import OPTIMIZER_NAME, TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from gating.compact.load import load_compact
+from gating.compact.save import save_compact
+from gating.errors import InputError, MissingFileError
+from gating.gates import HeadGates
+from gating.integrations.wrappers import merged
+from gating.loader.checksums import RECORD_KEY
+from gating.pruning.repeat import remove_recorded
+from gating.storage.files import move_aside, replacing_file
+
+__all__ = [
+    "check_can_resume",
+    "find_checkpoint",
+    "load_start",
+    "read_state",
+    "recovery_args",
+    "save_start",
+    "set_aside",
+    "write_state",
+]
+
+# Folder of the recovery in that of the search, and in it the compact model that it begins with and what that lacks.
+_RECOVERY, _START, _START_STATE = "recovery", "start", "start.pt"
+# State of the gates, and of losses, in a checkpoint.
+_STATE = "gates.pt"
+_log = logging.getLogger(__name__)
+
+
+def write_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Save plain values and tensors in a file, or in the folder of a checkpoint."""
+    with replacing_file(path / _STATE if path.is_dir() else path) as new:
+        torch.save(dict(state), new)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Load values and tensors of a file or checkpoint.
+
+    Raises:
+        FileNotFoundError: The checkpoint was not saved by a trainer with gates.
+    """
+    file = path / _STATE if path.is_dir() else path
+    if not file.is_file():
+        raise MissingFileError(f"{path} has no {_STATE}: it is not a checkpoint of a trainer with gates.")
+    state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    return state
+
+
+def find_checkpoint(resume: str | bool | None, output_dir: Path) -> tuple[Path | None, Path | None]:
+    """Return the folder of the recovery to resume, and the checkpoint: None for the search, and for a new phase.
+
+    ``resume`` is a path, or True for the last complete checkpoint of a training in ``output_dir``; without one, a
+    ``FileNotFoundError`` is raised.
+    """
+    if not resume:
+        return None, None
+    recovery, last = output_dir / _RECOVERY, None if resume is True else Path(resume)
+    if last is not None:
+        recovery = last.parent
+    if (recovery / _START).is_dir():
+        return recovery, last or _last_checkpoint(recovery)
+    last = last or _last_checkpoint(output_dir)
+    if last is None:
+        raise MissingFileError(
+            f"There is no checkpoint in args.output_dir={output_dir} to resume from: call train() without "
+            "resume_from_checkpoint=True."
+        )
+    return None, last
+
+
+def _last_checkpoint(folder: Path) -> Path | None:
+    """Return the last checkpoint whose state, which the trainer writes last, is there."""
+    written = {path.parent for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}")}
+    steps = {path: int(path.name.partition("-")[2]) for path in written if re.fullmatch(r"\w+-\d+", path.name)}
+    return max(steps, key=steps.__getitem__, default=None)
+
+
+def check_can_resume(checkpoint: Path) -> None:
+    """Raise ``InputError`` for a checkpoint without an optimizer, from which the result would be another one."""
+    if not (checkpoint / OPTIMIZER_NAME).is_file():
+        raise InputError(f"{checkpoint} has no {OPTIMIZER_NAME}: it was written with save_only_model=True.")
+
+
+def set_aside(output_dir: Path) -> None:
+    """Move checkpoints and recovery of an earlier training into ``earlier``, so that nothing resumes from them."""
+    found = [path.parent for path in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{_STATE}")]
+    if found or (output_dir / _RECOVERY).is_dir():
+        place = output_dir / "earlier"
+        move_aside(place)
+        place.mkdir()
+        for path in [*found, *output_dir.glob(_RECOVERY)]:
+            path.rename(place / path.name)
+        _log.warning(f"Checkpoints of an earlier training were moved to {place}.")
+
+
+def recovery_args(args: TrainingArguments, *, steps: int, total: int) -> TrainingArguments:
+    """Return the arguments of a recovery: its folder, steps and seed, and the shares of warm-up and decay of the whole.
+
+    Another seed has the data in another order: the steps may be fewer than those of an epoch.
+    """
+    args, share, options = copy(args), steps / total, dict[str, Any](args.lr_scheduler_kwargs or {})  # type: ignore[arg-type]
+    args.output_dir = str(Path(str(args.output_dir)) / _RECOVERY)
+    args.max_steps, args.seed = steps, args.seed + 1
+    if args.warmup_steps >= 1:
+        args.warmup_steps = round(share * args.warmup_steps)
+    args.lr_scheduler_kwargs = {
+        name: round(share * value) if name.endswith("_steps") else value for name, value in options.items()
+    }
+    return args
+
+
+def save_start(folder: Path, compact: PreTrainedModel, state: Mapping[str, Any], **options: Any) -> None:
+    """Save the model that a recovery begins with, without adapters, as a compact folder, and the state beside it.
+
+    The options are those of :func:`gating.save_compact`.
+    """
+    write_state(folder / _START_STATE, state)
+    save_compact(compact, folder / _START, stock=False, overwrite=True, **options)
+
+
+def load_start(folder: Path, model: nn.Module, gates: HeadGates) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Make a model with gates the one that a recovery in a folder began with, in place: its settings stay.
+
+    Returns the compact model without adapters, and the state; raises ``InputError`` for the recovery of another model.
+    """
+    state, saved = read_state(folder / _START_STATE), load_compact(folder / _START)
+    gates.remove()
+    compact = merged(model)
+    remove_recorded(compact, getattr(saved.config, RECORD_KEY))
+    compact.load_state_dict(saved.state_dict())
+    return compact, state

@@ -1,0 +1,145 @@
+"""``gating.prune``: a smaller model in one call, trained by the trainers of this folder."""
+
+import tempfile
+from collections.abc import Sequence
+from copy import copy, deepcopy
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from transformers import DataCollatorForLanguageModeling, DataCollatorWithPadding, TrainingArguments
+
+from gating.embedding.losses import embedding_distance
+from gating.errors import InputError
+from gating.integrations.budgets import check_budget
+from gating.integrations.sentences import is_sentence_model
+from gating.integrations.trainer import GatedTrainer
+from gating.objectives.distillation import Distillation
+
+__all__ = ["prune"]
+
+# Names of the columns of labels and scores.
+_LABELS = ("label", "labels", "score", "scores")
+# Examples of a step, least number of steps of a training, largest number of epochs above it, and tokens of a text.
+_BATCH_SIZE, _LEAST_STEPS, _EPOCHS, _LENGTH = 16, 200, 3, 512
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def prune(
+    model: Model,
+    data: Any,
+    *,
+    speedup: float | None = None,
+    keep: float | None = None,
+    num_heads: int | None = None,
+    tokenizer: Any = None,
+    args: TrainingArguments | None = None,
+    **options: Any,
+) -> Model:
+    """Return a compact copy of a classifier, a decoder or a ``SentenceTransformer``, trained on some texts.
+
+    A decoder learns the next tokens. Others learn from the labels in the data; without labels, a classifier learns its
+    own logits, and an embedding model its own embeddings of the texts. Heads and neurons have gates, and with
+    ``num_heads`` heads alone. For anything else, call a trainer, such as :class:`gating.integrations.GatedTrainer`.
+
+    Args:
+        model: The dense model; unchanged, but for its mode and device.
+        data: Texts, a ``datasets.Dataset`` with columns of texts and maybe ``label``, or what the trainer takes.
+        speedup: Time of the dense model over that of the compact one, measured here; give one of the three budgets.
+        keep: Share of the cost of all heads and neurons that stays.
+        num_heads: Number of heads that stay.
+        tokenizer: Tokenizer of the model; a ``SentenceTransformer`` has its own.
+        args: Training arguments; by default 3 epochs, at least 200 steps, in a temporary folder and without reports.
+        options: Keyword arguments of the trainer, such as ``recovery`` and ``gate_options``.
+
+    Raises:
+        ValueError: Not one budget is given, it cannot be kept or reached, the model has no attention heads, or it reads
+            and writes texts, such as T5.
+    """
+    budget = {"speedup": speedup, "keep": keep, "num_heads": num_heads}
+    check_budget(**budget)
+    units = ["heads"] if num_heads is not None else ["heads", "neurons"]
+    options = {"gate_options": {"units": units}, **budget, **options}
+    if isinstance(data, Sequence) and data and isinstance(data[0], str):
+        from datasets import Dataset
+
+        data = Dataset.from_dict({"text": list(data)})
+    is_sentences = is_sentence_model(model)
+    prepared = _sentence_trainer(model, data) if is_sentences else _text_trainer(model, data, tokenizer)
+    cls, of_arguments, of_trainer = prepared
+    with tempfile.TemporaryDirectory() as folder:
+        if args is None:
+            steps = max(_LEAST_STEPS, _EPOCHS * len(of_trainer["train_dataset"]) // _BATCH_SIZE)
+            args = of_arguments(
+                folder,
+                max_steps=steps,
+                per_device_train_batch_size=_BATCH_SIZE,
+                warmup_steps=0.1,
+                save_strategy="no",
+                report_to="none",
+                dataloader_pin_memory=torch.accelerator.is_available(),
+            )
+        trainer = cls(model=deepcopy(model), args=args, **{**of_trainer, **options})
+        trainer.train()
+        trainer.finalize()
+        if options.get("recovery") != 0:
+            trainer.train()
+        compact: Model = trainer.compact()
+    return compact
+
+
+def _text_trainer(model: Any, data: Any, tokenizer: Any) -> tuple[type[Any], type[Any], dict[str, Any]]:
+    """Return a trainer of a classifier or decoder, the class of its arguments, and its keyword arguments."""
+    config, is_decoder = model.config, model.can_generate()
+    if is_decoder and config.is_encoder_decoder:  # It would learn to copy its input.
+        raise InputError(f"{type(model).__name__} reads and writes texts: give pairs of them to a trainer.")
+    columns = list(getattr(data, "column_names", ()))
+    has_labels = is_decoder or not columns or any(name in columns for name in _LABELS)
+    if columns and "input_ids" not in columns:
+        texts = [name for name in columns if getattr(data.features[name], "dtype", "") == "string"]
+        texts = ["text"] if "text" in texts else texts[:2]
+        length = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", _LENGTH), _LENGTH)
+        data = data.map(
+            lambda rows: tokenizer(*(rows[name] for name in texts), truncation=True, max_length=length),
+            batched=True,
+            remove_columns=[name for name in columns if is_decoder or name not in _LABELS],
+        )
+    options: dict[str, Any] = {"train_dataset": data, "processing_class": tokenizer}
+    if tokenizer is not None:
+        padded = copy(tokenizer)
+        padded.pad_token = padded.pad_token or padded.eos_token
+        options["data_collator"] = (
+            DataCollatorForLanguageModeling(padded, mlm=False) if is_decoder else DataCollatorWithPadding(padded)
+        )
+    if not has_labels:
+        # Models compute a loss from labels alone; this one has no weight.
+        zero = 0.0 if config.num_labels == 1 else 0
+        label = [0.0] * config.num_labels if config.problem_type == "multi_label_classification" else zero
+        options["train_dataset"] = data.add_column("labels", [label] * len(data))
+        options |= {"teacher": model, "distillation": Distillation(weight=1.0)}
+    return GatedTrainer, TrainingArguments, options
+
+
+def _sentence_trainer(model: Any, data: Any) -> tuple[type[Any], type[Any], dict[str, Any]]:
+    """Return a trainer of an embedding model, the class of its arguments, and its keyword arguments."""
+    from sentence_transformers import SentenceTransformerTrainingArguments
+    from sentence_transformers.sentence_transformer.losses import CoSENTLoss, MultipleNegativesRankingLoss
+
+    from gating.integrations.sentence_trainers import GatedSentenceTransformerTrainer
+
+    loss: Any = CoSENTLoss if any(name in data.column_names for name in _LABELS) else MultipleNegativesRankingLoss
+    if len(data.column_names) == 1:
+        texts = data[data.column_names[0]]
+        data, loss = data.add_column("label", model.encode(list(texts)).tolist()), _OwnEmbeddings
+    return GatedSentenceTransformerTrainer, SentenceTransformerTrainingArguments, {"train_dataset": data, "loss": loss}
+
+
+class _OwnEmbeddings(nn.Module):
+    """Distance to the embeddings of the dense model, which are the labels."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, features: Sequence[dict[str, Tensor]], labels: Tensor) -> Tensor:
+        return embedding_distance(self.model(features[0])["sentence_embedding"], labels)

@@ -1,0 +1,79 @@
+"""``gating.prune``: each kind of model becomes a compact one of its kind, with labels and without."""
+
+import copy
+
+import pytest
+import torch
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
+from transformers import BertForSequenceClassification, LlamaConfig, LlamaForCausalLM, TrainingArguments
+
+import gating
+from gating.errors import InputError
+from gating.structure.layers import count_units
+from tests.integrations.sentence_models import make_embedder, pairs, save_transformer, texts
+from tests.support.few_timings import few_timings
+
+TEXTS = texts(32, seed=1)
+
+
+def arguments(folder, cls=TrainingArguments):
+    options = {"report_to": "none", "save_strategy": "no", "use_cpu": True, "disable_tqdm": True}
+    return cls(str(folder), max_steps=16, per_device_train_batch_size=8, learning_rate=1e-3, **options)
+
+
+@pytest.fixture
+def tokenizer(tmp_path):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(save_transformer(tmp_path / "base", cls=BertForSequenceClassification))
+
+
+@pytest.mark.parametrize("has_labels", [True, False])
+def test_a_classifier_learns_from_labels_or_from_itself(tmp_path, tokenizer, has_labels):
+    model = BertForSequenceClassification.from_pretrained(tmp_path / "base")
+    before = copy.deepcopy(model.state_dict())
+    data = Dataset.from_dict({"text": TEXTS, "label": [number % 2 for number in range(32)]}) if has_labels else TEXTS
+    compact = gating.prune(model, data, num_heads=5, tokenizer=tokenizer, args=arguments(tmp_path / "out"))
+    assert isinstance(compact, BertForSequenceClassification)
+    assert count_units(compact, "heads") == 5
+    assert count_units(model, "heads") == 12
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    gating.save_compact(compact, tmp_path / "compact", tokenizer=tokenizer)
+
+
+def test_a_decoder_learns_the_texts(tmp_path, tokenizer):
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=44, **sizes))
+    compact = gating.prune(model, TEXTS, keep=0.5, tokenizer=tokenizer, args=arguments(tmp_path / "out"))
+    assert isinstance(compact, LlamaForCausalLM)
+    assert count_units(compact, "neurons") < 128
+    assert compact.generate(torch.tensor([[5, 6]]), max_new_tokens=3, do_sample=False).shape[1] <= 5
+
+
+@pytest.mark.parametrize("has_pairs", [True, False])
+def test_an_embedding_model_learns_from_pairs_or_its_own_embeddings(tmp_path, has_pairs):
+    model = make_embedder(tmp_path)
+    args = arguments(tmp_path / "out", SentenceTransformerTrainingArguments)
+    compact = gating.prune(model, pairs() if has_pairs else TEXTS, num_heads=5, args=args, recovery=0)
+    assert isinstance(compact, SentenceTransformer)
+    assert count_units(compact.transformers_model, "heads") == 5
+    assert count_units(model.transformers_model, "heads") == 12
+    assert compact.encode(TEXTS[:2]).shape == (2, 32)
+
+
+@pytest.mark.runs
+@pytest.mark.filterwarnings(
+    "ignore:The timings are less exact", "ignore:The compact model is", "ignore:Gates hardly tell"
+)
+def test_without_arguments_a_model_becomes_faster(tmp_path, capsys, tokenizer):
+    model = BertForSequenceClassification.from_pretrained(tmp_path / "base")
+    with few_timings():
+        compact = gating.prune(model, TEXTS, speedup=1.2, tokenizer=tokenizer)
+    assert "times as fast" in capsys.readouterr().out
+    assert compact.num_parameters() < model.num_parameters()
+
+
+def test_one_budget_is_needed():
+    with pytest.raises(InputError, match="Give one of"):
+        gating.prune(None, TEXTS, keep=0.5, num_heads=3)
