@@ -6,7 +6,7 @@
 
 FOLDER has tinyshakespeare/ (train.txt, validation.txt, test.txt) and trec/ (train.tsv, validation.tsv, test.tsv), and
 RUNS keeps the trained runs, so that a repetition trains none. Runtimes that are not installed are left out:
-pip install 'head-gating[onnx,openvino,gguf]', and for vLLM an environment of its own (--vllm PYTHON). Results are in
+pip install -e '.[onnx,openvino,gguf]', and for vLLM an environment of its own (--vllm PYTHON). Results are in
 benchmarks/results/serving.jsonl, a line for each case; a new one replaces that of the same kind.
 ``python -m benchmarks.page`` writes the tables of docs/serving.md.
 """
