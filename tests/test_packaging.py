@@ -74,10 +74,6 @@ def test_compromised_releases_of_lightning_are_excluded(version):
     assert Version("2.6.4") in specifier
 
 
-def test_the_extra_for_exports_names_the_transformers_that_has_the_exporters():
-    assert Version("5.22.9") not in requirements("export")["transformers"].specifier
-
-
 def test_types_come_with_the_package():
     assert (ROOT / "gating" / "py.typed").is_file()
 

@@ -257,7 +257,7 @@ def test_inspect_and_export_take_names_on_the_hub(hub, folder, monkeypatch, caps
     run(monkeypatch, "inspect", NAME, "--revision", "v1")
     assert f"MB of weights in {NAME}" in capsys.readouterr().out
     with pytest.raises(SystemExit) as stop:
-        run(monkeypatch, "export", "me/other", "--format", "torch")
+        run(monkeypatch, "export", "me/other", "--format", "onnx")
     assert str(stop.value).startswith("error: There is no compact model in me/other: ")
 
 
