@@ -30,12 +30,6 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
     command_line.main()
 
 
-def test_the_version_is_shown(monkeypatch, capsys):
-    with pytest.raises(SystemExit):
-        run(monkeypatch, "--version")
-    assert capsys.readouterr().out == f"head-gating {gating.__version__}\n"
-
-
 def test_inspect_shows_heads_parameters_and_sizes(compact, monkeypatch, capsys):
     run(monkeypatch, "inspect", compact)
     shown = capsys.readouterr().out
@@ -74,14 +68,6 @@ def test_commands_finish_without_their_output(output, compact, tmp_path):
     assert (tmp_path / "exported" / "export.json").is_file()
 
 
-@pytest.mark.parametrize("command", ["inspect", "export"])
-def test_folder_that_is_not_there_is_one_sentence(command, tmp_path, monkeypatch):
-    with pytest.raises(SystemExit) as stop:
-        run(monkeypatch, command, tmp_path / "nowhere", *(["--format", "torch"] if command == "export" else []))
-    assert str(stop.value).startswith("error: There is no compact model in")
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.runs
 @pytest.mark.filterwarnings("ignore")  # Of torch's and transformers' own tracing.
 def test_export_prints_the_inputs_and_the_checked_sizes(compact, tmp_path, monkeypatch, capsys):
@@ -115,11 +101,3 @@ def test_train_is_the_command_of_a_checkout():
     command = [*warm_python(), "-m", "gating", "train", "--cfg", "job", "objective.num_heads=7"]
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert "num_heads: 7" in shown
-
-
-def test_help_names_the_commands(monkeypatch, capsys):
-    with pytest.raises(SystemExit):
-        run(monkeypatch, "--help")
-    shown = capsys.readouterr().out
-    for command in ("train", "inspect", "export"):
-        assert command in shown

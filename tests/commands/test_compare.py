@@ -108,13 +108,6 @@ def test_runs_of_other_data_are_not_recommended(overrides, named, compare, tmp_p
     assert named in out
 
 
-@pytest.mark.parametrize(("overrides", "score"), [(["task=regression"], None), ([], Score("f1"))])
-def test_runs_of_other_tasks_or_metrics_are_refused(overrides, score, compare, runs, tmp_path):
-    write_run(tmp_path / "other", "objective.num_heads=18", *overrides, score=score)
-    with pytest.raises(SystemExit, match="different tasks or metrics"):
-        compare(tmp_path)
-
-
 def test_a_metric_that_falls_is_known(compare, tmp_path):
     score = Score("perplexity", scale=1, unit="", higher_is_better=False)
     task = ["task=causal_lm", "data=text", "data.train=a.txt"]
@@ -140,21 +133,3 @@ def test_failed_jobs_and_those_whose_run_is_gone_are_listed_and_not_compared(com
     assert [run["budget"] for run in plain["runs"]] == ["dense"]
     assert plain["failed"][f"{runs['half']} (seed=3)"] == "no such seed"
     assert f"{tmp_path}/gone (seed=4)" in plain["failed"]
-
-
-def test_folders_without_a_finished_run_are_refused(compare, runs, tmp_path):
-    for folder in (tmp_path / "empty", tmp_path / "nothing"):
-        with pytest.raises(SystemExit, match="holds no finished run"):
-            compare(folder)
-    (runs["few"] / "metrics.json").unlink()
-    with pytest.raises(SystemExit, match=f"resume={runs['few']}"):
-        compare(runs["dense"], runs["few"])
-    (runs["half"] / "metrics.json").write_text("[]")
-    with pytest.raises(SystemExit, match=r"metrics\.json does not have the numbers of a run"):
-        compare(runs["half"])
-
-
-def test_a_loss_that_is_no_number_is_refused(compare, runs, capsys):
-    with pytest.raises(SystemExit):
-        compare(runs["dense"], "--max-drop=much")
-    assert "--max-drop" in capsys.readouterr().err

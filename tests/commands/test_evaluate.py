@@ -273,38 +273,6 @@ def test_tags_are_those_of_the_model_too(tmp_path, evaluate, refused):
     assert "the label 'B-b' (row 1), which the model lacks; it has B-a, O" in error
 
 
-def test_what_cannot_be_evaluated_is_refused_in_one_sentence(finished, tmp_path, refused):
-    alone = Path(shutil.copytree(finished / "compact", tmp_path / "alone"))
-    table = write_table(tmp_path / "table.tsv", rows=6, seed=0)
-    third = write_table(tmp_path / "third.tsv", rows=6, seed=0, labels=("first", "third"))
-    (tmp_path / "run").mkdir()
-    shutil.copy(finished / "config.yaml", tmp_path / "run")
-    files = ["data=files", f"data.train={table}", f"data.validation={table}", "--split", "test"]
-    for words, arguments in {
-        "'third'": [finished, f"data.test={third}"],
-        "give data=...": [alone],
-        "no test examples": [alone, *files],
-        "objective.num_heads has no effect": [finished, "objective.num_heads=3"],
-        "trainer.max_steps has no effect": [finished, "trainer.max_steps=3"],
-        "data.max_lengh": [finished, "data.max_lengh=8"],
-        "nothing.tsv": [finished, "data.test=nothing.tsv"],
-        "no such file": [tmp_path / "nothing", "data=files", f"data.test={table}"],
-        "is not finished": [tmp_path / "run"],
-    }.items():
-        assert words in refused(*arguments)
-
-
-def test_a_model_of_another_task_is_refused(finished, tmp_path, refused):
-    config = BertForMaskedLM.config_class(
-        vocab_size=45, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
-    )
-    BertForMaskedLM(config).save_pretrained(tmp_path / "masked")
-    AutoTokenizer.from_pretrained(finished / "compact").save_pretrained(tmp_path / "masked")
-    table = write_table(tmp_path / "table.tsv", rows=6, seed=0)
-    error = refused(tmp_path / "masked", "data=files", f"data.test={table}")
-    assert "is a BertForMaskedLM, not a model of SequenceClassification" in error
-
-
 def test_data_are_evaluated_whole_also_where_the_run_took_a_part(finished, tmp_path, evaluate, monkeypatch, capsys):
     """As a run of debug=fast, and others with limits of its own."""
     shutil.copytree(finished, tmp_path / "run")

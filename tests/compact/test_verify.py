@@ -166,9 +166,3 @@ def test_a_model_that_its_configuration_does_not_describe_is_not_saved(bert, tmp
     with pytest.raises(ValueError, match=r"is saved, so its configuration .* Nothing was"):
         gating.save_compact(bert, tmp_path / "compact")
     assert not any(tmp_path.iterdir())
-
-
-def test_a_pruned_model_on_the_meta_device_is_not_saved(bert, tmp_path):
-    gating.prune_heads(bert.to("meta"), {0: [1]})
-    with pytest.raises(ValueError, match=r"is on the meta device\. Load its weights first"):
-        gating.save_compact(bert, tmp_path / "compact", verify=False)

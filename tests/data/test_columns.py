@@ -4,7 +4,6 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from gating.data.columns import find_column, find_input_columns, find_text_columns, take_columns
-from gating.errors import InputError
 
 
 def splits(*names: str) -> DatasetDict:
@@ -52,18 +51,6 @@ def test_a_field_of_a_nested_column_can_be_selected():
     table = Dataset.from_dict({"translation": [{"de": "ja", "en": "yes"}]})
     taken = take_columns(DatasetDict(train=table), {"text": "translation.en"})
     assert taken["train"][0] == {"text": "yes"}
-
-
-@pytest.mark.parametrize(
-    ("columns", "message"),
-    [
-        ({"text": "text", "label": "label"}, r"'label'.*kind.*data\.label_column="),
-        ({"text": "text", "label": "text"}, "different columns"),
-    ],
-)
-def test_columns_that_cannot_be_taken_are_named(columns, message):
-    with pytest.raises(InputError, match=message):
-        take_columns(splits("text", "kind"), columns)
 
 
 @pytest.mark.parametrize(

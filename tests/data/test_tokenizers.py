@@ -54,15 +54,6 @@ def test_a_word_of_a_megabyte_is_learned_from_in_pieces(word):
     assert tokenizer.decode(tokenizer(text[:500])["input_ids"]) == text[:500]
 
 
-@pytest.mark.parametrize(
-    ("table", "size", "message"),
-    [(TABLE, 100, "vocab_size=100 is too small.* 260 or more"), (TABLE.select_columns("number"), 300, "no column of")],
-)
-def test_small_sizes_and_tables_without_text_are_refused(table, size, message):
-    with pytest.raises(ValueError, match=message):
-        train_tokenizer(table, size=size, frame="none")
-
-
 def test_a_given_tokenizer_is_loaded_and_must_fit(tmp_path):
     train_tokenizer(TABLE, size=280, frame="none").save_pretrained(tmp_path)
 

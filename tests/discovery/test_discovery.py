@@ -6,8 +6,6 @@ from torch import nn
 from transformers import (
     BigBirdConfig,
     BigBirdForSequenceClassification,
-    DbrxConfig,
-    DbrxForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
     StableLmConfig,
@@ -119,22 +117,6 @@ def test_a_failed_discovery_restores_the_model():
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert not any(hasattr(module, "attention_spec") for module in model.modules())
     assert not any(hasattr(module, "head_ids") for module in model.modules())
-
-
-def test_fused_rows_with_fewer_key_value_heads_are_refused():
-    config = DbrxConfig(
-        d_model=64,
-        n_heads=8,
-        n_layers=2,
-        max_seq_len=64,
-        vocab_size=99,
-        attn_config={"kv_n_heads": 4, "clip_qkv": 8.0},
-        ffn_config={"ffn_hidden_size": 32, "moe_num_experts": 2, "moe_top_k": 1, "hidden_size": 64},
-    )
-    config.attn_config.rope_theta = 10000.0
-    model = DbrxForCausalLM(config)
-    with pytest.raises(ValueError, match=r"\(DbrxAttention\): discover=True found it, but the layout .* is wrong: "):
-        gating.find_attention_blocks(model, discover=True)
 
 
 @pytest.mark.parametrize("attention_type", ["block_sparse", "original_full"])

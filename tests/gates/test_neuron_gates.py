@@ -234,32 +234,6 @@ def test_another_size_than_that_of_a_removal_must_divide_it(bert):
     assert gating.inject_gates(bert, units="neurons").num_neurons == 2 * WIDTH
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"units": []}, r"units=\[\] must be heads, neurons or both"),
-        ({"units": None}, "units=None must be"),
-        ({"units": "head"}, "units='head' must be"),
-        ({"units": ["heads", ["neurons"]]}, "must be heads, neurons or both"),
-        *(
-            ({"group_size": size}, "must be a positive whole number of neurons, such as 64")
-            for size in (0, -1, 1.5, True, "8")
-        ),
-        ({"exclude": ["encoder.layer.0.attention.self"]}, "no block 'encoder.layer.0.attention.self'"),
-        ({"units": BOTH, "exclude": ["x"]}, "no block 'x' to exclude. Did you mean 'enc"),
-        ({"exclude": [DOWN.format(i) for i in range(3)]}, "No feed-forward neuron of Bert.* is left"),
-    ],
-    ids=str,
-)
-def test_bad_arguments_are_refused_and_change_nothing(bert, arguments, message):
-    text, state = str(bert), state_of(bert)
-    with pytest.raises(ValueError, match=message):
-        gating.inject_gates(bert, **{"units": "neurons", **arguments})
-    assert str(bert) == text
-    assert hooks_of(bert) == 0
-    assert_same_state(bert, state)
-
-
 def test_integers_of_numpy_and_torch_are_sizes(bert):
     gates = gating.inject_gates(bert, units="neurons", group_size=torch.tensor(16))
     assert gates.counts["neurons"] == (16,) * 9

@@ -8,7 +8,6 @@ import torch
 from safetensors.torch import load_file
 
 import gating
-import train
 from gating.models.adapters import LoRA
 from gating.objectives import HeadBudget
 from gating.proof.outputs import forward_outputs, max_relative_difference
@@ -18,7 +17,7 @@ from tests.run.test_train import run_here, setting
 from tests.support.family_models import FAMILIES
 from tests.support.kept_heads import num_kept
 from tests.support.tiny_models import batch_for, build
-from tests.support.tiny_run import compose_settings, make_inputs
+from tests.support.tiny_run import make_inputs
 
 # Of the rows and columns that adapters change: GPT-2 makes queries, keys and values at once, in a transposed layer.
 TARGETS = {
@@ -120,13 +119,6 @@ def test_removal_before_merging_is_refused_with_the_remedy(tmp_path):
     assert gating.prune_heads(merged, {0: [1]}).num_heads == 11
 
 
-def test_removal_with_a_saved_module_of_adapters_is_refused():
-    model = build("bert")
-    peft.get_peft_model(model, peft.LoraConfig(target_modules=["intermediate.dense"], modules_to_save=["classifier"]))
-    with pytest.raises(ValueError, match="has an adapter"):
-        gating.prune_heads(model, {0: [1]})
-
-
 def test_structure_is_discovered_below_adapters():
     model = build("bert")
     wrapped = peft.get_peft_model(model, peft.LoraConfig(target_modules=["query"]))
@@ -196,27 +188,6 @@ def test_a_run_trains_adapters_in_search_and_recovery_and_no_other_weights(input
         if rows:
             assert torch.equal(new[f"bert.{name}.key.weight"], old[f"bert.{name}.key.weight"][rows])
             assert not torch.equal(new[f"bert.{name}.query.weight"], old[f"bert.{name}.query.weight"][rows])
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ("adapters.rank=0", "adapters.rank=0"),
-        ("adapters.dropout=1", "adapters.dropout=1"),
-        ("+adapters.ranks=4", "Did you mean adapters.rank?"),
-        ("adapters.target_modules=[query,nowhere]", "called nowhere; there are classifier, dense, key, query, value."),
-        ("adapters.target_modules=nowhere", "Give one or several, such as [query,value], or all-linear."),
-        ("adapters.target_modules=[]", "leave it out"),
-        ("model=scratch ~model.name model.model_type=bert", "adapters=lora freezes the other weights"),
-    ],
-)
-def test_invalid_settings_are_refused_in_one_sentence(settings, message, inputs, tmp_path, capsys):
-    overrides = [*inputs, "adapters=lora", *settings.split(), "logger=csv", f"output_dir={tmp_path / 'out'}"]
-    if "model=scratch" in settings:
-        overrides = [one for one in overrides if not one.startswith(("model.name", "~"))]
-    with pytest.raises(SystemExit):
-        train.guarded_run(compose_settings(overrides))
-    assert message in capsys.readouterr().err
 
 
 def test_adapters_exclude_blocks_without_heads():

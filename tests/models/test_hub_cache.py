@@ -98,13 +98,6 @@ def test_a_data_set_is_loaded_from_the_cache_of_the_hub(no_hub):
     assert [len(table) for table in splits.values()] == [8, 2, 3]
 
 
-def test_data_sets_and_models_outside_the_caches_are_refused_in_one_sentence(no_hub):
-    with pytest.raises(ConnectionError, match=r"Cannot load the data set 'org/reviews': .* not in the cache; connect"):
-        sources.load_hub(path="org/reviews")
-    with pytest.raises(ConnectionError, match=r"Cannot load the model 'org/bert': .* not in the cache; connect"):
-        hub.locate("org/bert")
-
-
 @pytest.mark.parametrize("branch", first_of(["main", "v2", None]))
 def test_a_model_is_found_by_its_revision(no_hub, branch, tmp_path_factory):
     made = make_model_folder(tmp_path_factory.mktemp("made") / "model")

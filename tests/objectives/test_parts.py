@@ -199,34 +199,6 @@ def test_parts_have_every_gate_once_and_one_number_is_one_part():
     assert len(parts_of(gates, unit="heads")) == 1
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (
-            {"num_heads": {"encoder": 4, "middle": 2}},
-            r"num_heads\.middle=2 names no kind of block .* has encoder \(8 heads\), decoder \(12 heads\), cross",
-        ),
-        ({"keep": {"self": 0.5}}, r"keep\.self=0\.5 names no kind"),
-        ({"num_heads": {}}, r"num_heads=\{\} names no kind .* encoder \(8 heads\)"),
-        ({"num_heads": {"encoder": 9}}, r"num_heads\.encoder=9 cannot be kept: encoder attention of .* has 8 heads"),
-        ({"num_heads": {"cross": 0}}, r"num_heads\.cross=0 cannot be kept"),
-        ({"num_heads": {"cross": "6"}}, r"num_heads\.cross=6 cannot be kept"),
-        ({"keep": {"cross": 1.5}}, r"keep\.cross=1\.5 is not a share"),
-        ({"keep": {"cross": "half"}}, r"keep\.cross=half is not a share"),
-        ({"num_heads": {"cross": 6}, "keep": {"encoder": 0.5}}, "either num_heads or keep"),
-        ({"num_heads": {"cross": 2}, "min_per_layer": 1}, "2 heads are too few .* 3 cross attention blocks"),
-        ({"num_heads": {"cross": 6}, "min_per_layer": 5}, "min_per_layer=5 is more than the 4 heads of encoder"),
-    ],
-)
-def test_a_budget_that_does_not_fit_is_refused_before_the_gates_change(arguments, message):
-    gates = gating.inject_gates(FAMILIES["bart"].build())
-    for rival in ("budget", "lagrangian", "gumbel", "magnitude"):
-        with pytest.raises(ValueError, match=message):
-            RIVALS[rival](**arguments).attach(gates)
-    assert gates.constraint is None
-    assert gates.sampler is None
-
-
 def test_the_only_kind_of_a_model_may_be_named():
     gates = gating.inject_gates(FAMILIES["bert"].build())
     objective = gating.ExactBudget(num_heads={"encoder": 5})

@@ -129,51 +129,6 @@ def test_an_error_restores_heads_neurons_and_gates(bert, monkeypatch, training, 
 
 
 @pytest.mark.parametrize(
-    ("units", "options", "message"),
-    [
-        (BOTH, {"num_neurons": 0}, "num_neurons=0 cannot be kept: there are 144 gated neurons"),
-        (BOTH, {"num_neurons": 145}, "num_neurons=145 cannot be kept"),
-        (BOTH, {"num_heads": 13, "num_neurons": 48}, "num_heads=13 cannot be kept: there are 12 gated heads"),
-        ("neurons", {"num_heads": 3}, "num_heads=3 cannot be kept: there are 0"),
-        ("heads", {"num_neurons": 48}, "num_neurons=48 cannot be kept: there are 0"),
-        (
-            BOTH,
-            {"num_neurons": 10},
-            r"num_neurons=10 cannot be kept exactly: .* 20 neurons.* 8 or 16",
-        ),
-        (BOTH, {"num_heads": 3, "kept": IS_NEURON}, "Give either num_heads and num_neurons or kept, not both"),
-        ("neurons", {"num_neurons": 8, "kept": IS_NEURON[12:]}, "Give either num_neurons or kept, not both"),
-        (BOTH, {"kept": IS_NEURON & ~IS_NEURON}, "kept is false for every gate, so nothing would be left"),
-        (BOTH, {"kept": IS_NEURON[:12]}, r"shape \(21,\), one entry for each gate"),
-    ],
-    ids=str,
-)
-def test_numbers_and_masks_that_do_not_fit_are_refused(bert, units, options, message):
-    gates = gating.inject_gates(bert, units=units, group_size=20)
-    state = state_of(bert)
-    with pytest.raises(ValueError, match=message):
-        gating.finalize(bert, gates, **options)
-    assert_same_state(bert, state)
-    assert bert.head_gates is gates
-
-
-@pytest.mark.parametrize("num_neurons", [48.0, "48", True])
-def test_numbers_of_other_types_are_refused(bert, num_neurons):
-    gates = gating.inject_gates(bert, units="neurons", group_size=20)
-    with pytest.raises(TypeError, match="num_neurons must be a whole number"):
-        gating.finalize(bert, gates, num_neurons=num_neurons)
-
-
-@pytest.mark.parametrize("units", ["neurons", BOTH], ids=str)
-def test_closing_every_gate_is_refused(bert, units):
-    gates = gating.inject_gates(bert, units=units)
-    with torch.no_grad():
-        gates.log_alpha.fill_(-9)
-    with pytest.raises(ValueError, match=r"Every gate is closed, .*give .*num_neurons"):
-        gating.finalize(bert, gates)
-
-
-@pytest.mark.parametrize(
     ("locations", "options", "message"),
     [
         ([5.0] * 9, {"num_neurons": 64}, r"choice of neurons is nearly arbitrary: the gates to keep \(.\) are at 1.00"),

@@ -89,13 +89,6 @@ def test_a_number_that_contradicts_the_objective_is_an_error(make, given):
     assert gating.finalize(model, gates, kept=kept).num_heads == 5
 
 
-def test_numbers_of_neurons_that_contradict_the_objective_are_errors():
-    model = build("bert")
-    gates = trained_gates(model, gating.ExactBudget(keep=0.5), units=["heads", "neurons"], group_size=16)
-    with pytest.raises(InputError, match="num_neurons=144 contradicts"):
-        gating.finalize(model, gates, num_neurons=144)
-
-
 @pytest.mark.parametrize("price", [1.0, 1e6])
 def test_a_price_sets_no_number(price):
     model, objective = build("bert"), gating.FixedPrice(price=price)

@@ -77,17 +77,6 @@ def test_a_model_that_amplifies_rounding_is_not_refused():
     assert gating.prune_neurons(model, groups).num_neurons == 6 * 512
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:torch.quantize_per_tensor")
-def test_a_quantized_model_is_refused(bert):
-    quantized = torch.ao.quantization.quantize_dynamic(bert, {torch.nn.Linear}, dtype=torch.qint8)
-    for change in (
-        lambda model: gating.inject_gates(model, units="neurons"),
-        lambda model: gating.prune_neurons(model, {0: [0]}),
-    ):
-        with pytest.raises(ValueError, match=r"Neurons cannot be removed .* is quantized "):
-            change(quantized)
-
-
 class PackedLinear(torch.nn.Module):
     """A layer with weights packed under another name, as those of AWQ and GPTQ."""
 
@@ -150,17 +139,3 @@ def test_adapters_are_to_be_merged_first(bert):
     message = r"layer\.0\.intermediate\.dense has an adapter .*merge_and_unload\(\)"
     assert_refused(bert, lambda model: gating.prune_neurons(model, {0: [0]}), ValueError, message)
     assert gating.prune_neurons(wrapped.merge_and_unload(), {0: [0]}).num_neurons == 96
-
-
-def test_wrapped_models_and_models_without_values_are_refused(bert):
-    with pytest.raises(ValueError, match=r"wrapped in DataParallel: pass model\.module"):
-        gating.prune_neurons(torch.nn.DataParallel(bert), {0: [0]})
-    with pytest.raises(TypeError, match="got a str"):
-        gating.prune_neurons("bert", {0: [0]})
-    with pytest.raises(ValueError, match=r"is on the meta device\. Load its weights first"):
-        gating.prune_neurons(bert.to("meta"), {0: [0]})
-
-
-def test_a_model_without_feed_forward_blocks_is_refused():
-    with pytest.raises(ValueError, match=r"no feed-forward block of it is known.*register_feed_forward_spec"):
-        gating.prune_neurons(torch.nn.Linear(2, 2), {0: [0]})

@@ -13,35 +13,6 @@ from tests.support.tiny_run import checked_settings, compose_settings
 
 CALLBACK = "pytorch_lightning.callbacks.ModelSummary"
 
-REFUSED = {
-    "seed=-1": "seed=-1 cannot be used",
-    "seed=abc": "seed=abc cannot be used",
-    "seed=1.0": "seed=1.0 cannot be used",
-    "recovery=1.5": "recovery=1.5",
-    "compile=perhaps": "compile=perhaps",
-    "exports=[onxx]": "exports",
-    "+overwrit=true": "Did you mean overwrite?",
-    "output_dir=": "output_dir=",
-    "output_dir=${nope}": "nope",
-    "resume=[a,b]": "no run in",
-    "resume=nowhere": "no run in",
-    "resume=auto": "add output_dir=FOLDER",
-    "data=files": "data.train is needed",
-    "data=files data.train=nowhere.tsv": "data.train=",
-    "model=pretrained model.name=./nowhere": "model.name=./nowhere",
-    "~task": "task is missing",
-    "sweep.max_drop=-1": "max_drop=-1",
-}
-
-
-@pytest.mark.parametrize("given", REFUSED)
-def test_a_wrong_setting_is_named(given, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError) as caught:
-        read_settings(compose_settings(given.split()))
-    assert REFUSED[given] in str(caught.value)
-    assert not list(tmp_path.iterdir())
-
 
 def test_settings_of_a_run_do_not_change(tmp_path):
     settings = read_settings(compose_settings([f"output_dir={tmp_path}/out"]))

@@ -187,13 +187,6 @@ def test_equally_many_neurons_in_all_layers_give_a_stock_model():
     assert stock_model(model).config.intermediate_size == 40
 
 
-@pytest.mark.parametrize("group_size", [4, 12])
-def test_groups_of_another_size_are_refused(group_size):
-    message = rf"multiples of 8 \(strides of 16 bytes\): group_size={group_size} must be one, such as (8|16) or 64"
-    with pytest.raises(ValueError, match=message):
-        gating.inject_gates(EXPERTS["mixtral"].build(), units="neurons", group_size=group_size)
-
-
 def test_experts_that_cannot_be_gated_are_refused():
     model = EXPERTS["mixtral"].build()
     model.config._experts_implementation = "sonicmoe"

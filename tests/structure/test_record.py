@@ -10,10 +10,9 @@ from torch import nn
 
 import gating
 from gating.families.layouts import AttentionSpec, read_spec
-from gating.loader.integrity import write_checksums
 from gating.loader.modeling import apply_record
 from gating.loader.record import build_dense, describe
-from gating.loader.record_checks import check_fits, check_record
+from gating.loader.record_checks import check_fits
 from tests.support.family_models import FAMILIES
 from tests.support.tiny_models import NUM_HEADS, assert_same_state, batch_for, logits_of, state_of
 
@@ -155,23 +154,6 @@ def test_a_damaged_record_is_refused(change, message, record, pruned, make_model
     with pytest.raises(ValueError, match=message):
         check_fits(fresh, record)
     assert_same_state(fresh, state)
-
-
-@pytest.mark.parametrize("value", [None, 3, [], "x"])
-def test_a_record_that_is_no_table_is_refused(value):
-    with pytest.raises(ValueError, match="cannot be used: it is not a table"):
-        check_record(value)
-
-
-def test_a_folder_of_the_former_format_is_one_sentence(pruned, tmp_path):
-    folder = gating.save_compact(pruned, tmp_path / "compact")
-    path = folder / "config.json"
-    config = json.loads(path.read_text())
-    config["head_gating"] = {"format": 1, "blocks": {}, "specs": {}}
-    path.write_text(json.dumps(config))
-    write_checksums(folder)
-    with pytest.raises(ValueError, match=r"its format is 1, and this version reads format 2: .*version that saved"):
-        gating.load_compact(folder)
 
 
 @pytest.mark.parametrize(

@@ -133,28 +133,3 @@ def test_no_model_sees_the_next_token(model_type, tokenizer):
     one, other = torch.tensor([[10, 11, 12, 13]]), torch.tensor([[10, 11, 12, 99]])
     with torch.no_grad():
         torch.testing.assert_close(model(input_ids=one).logits[:, :3], model(input_ids=other).logits[:, :3])
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"sample_length": 0}, "sample_length=0"),
-        ({"num_samples": -1}, "num_samples=-1"),
-        ({"sample_seed": 2**40}, "sample_seed=1099511627776"),
-    ],
-)
-def test_invalid_settings_of_samples_are_refused_at_once(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        CausalLM(**arguments)
-
-
-def test_a_prompt_without_a_token_is_refused_at_once(tokenizer, model):
-    with pytest.raises(ValueError, match=r"task\.prompts has ''"):
-        CausalLM(prompts=["abc", ""]).prepare(
-            Examples(DatasetDict(train=TABLE, validation=TABLE)), tokenizer, model, max_length=8
-        )
-
-
-def test_blocks_of_one_token_are_refused(tokenizer, model):
-    with pytest.raises(ValueError, match=r"data\.max_length=1 leaves no room for a text: language models predict"):
-        prepare(tokenizer, model, max_length=1)
