@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from transformers import BertForSequenceClassification, DistilBertConfig, DistilBertForSequenceClassification
+from transformers import BertForSequenceClassification
 
 import gating
 from gating import __main__ as command_line
@@ -51,11 +51,6 @@ def test_inspect_shows_neurons_and_multiply_accumulates(compact, tmp_path, monke
     assert f"{macs / 1e6:,.1f} million multiply-accumulates for an example of 128 tokens" in shown
 
 
-def test_inspect_takes_dense_models_too(compact, monkeypatch, capsys):
-    run(monkeypatch, "inspect", compact.parent / "model")
-    assert "12 of 12 heads" in capsys.readouterr().out
-
-
 @pytest.mark.processes
 @pytest.mark.parametrize("output", ["| true", "> /dev/full"])
 def test_commands_finish_without_their_output(output, compact, tmp_path):
@@ -85,16 +80,6 @@ def test_existing_exports_are_kept_without_the_option_to_overwrite(compact, tmp_
         run(monkeypatch, "export", compact, "--format", "torch", "--output", tmp_path)
     assert str(stop.value).startswith(f"error: {tmp_path} exists already")
     assert (tmp_path / "export.json").read_text() == "{}"
-
-
-@pytest.mark.runs
-@pytest.mark.filterwarnings("ignore")
-def test_export_names_inputs_that_it_does_not_take(tmp_path, monkeypatch, capsys, tokenizer):
-    config = DistilBertConfig(vocab_size=20, dim=32, n_layers=1, n_heads=4, hidden_dim=48, max_position_embeddings=40)
-    gating.save_compact(DistilBertForSequenceClassification(config).eval(), tmp_path / "compact", tokenizer=tokenizer)
-    run(monkeypatch, "export", tmp_path / "compact", "--format", "torch")
-    assert "also makes token_type_ids, which the export does not accept: leave that out" in capsys.readouterr().out
-    assert (tmp_path / "compact-torch" / "tokenizer.json").is_file()
 
 
 def test_train_is_the_command_of_a_checkout():

@@ -1,6 +1,5 @@
 """The accuracy of an export with 8-bit weights, on the data of the run."""
 
-import re
 from pathlib import Path
 
 import pytest
@@ -49,10 +48,3 @@ def test_both_accuracies_are_those_of_the_models_on_the_validation_data(exported
         f"({integers - floats:+.2f} points) on {len(rows)} examples"
     )
     assert compare_accuracy(str(run / "compact"), exported) == sentence
-
-
-def test_a_lower_accuracy_is_a_negative_change(exported_run, monkeypatch):
-    run, exported = exported_run
-    monkeypatch.setattr(GraphModel, "forward", lambda self, **inputs: {"logits": torch.eye(2)[1 - inputs["labels"]]})
-    sentence = compare_accuracy(str(run), exported)
-    assert re.search(r"0\.00 % with 8-bit weights \(-[\d.]+ points\)", sentence)

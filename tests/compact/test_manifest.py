@@ -150,13 +150,6 @@ def test_a_change_of_several_files_of_weights_is_an_error(change, message, shard
         gating.load_compact(shards)
 
 
-def test_a_link_out_of_the_folder_is_an_error(stock, tmp_path):
-    (stock / WEIGHTS).rename(tmp_path / "elsewhere")
-    (stock / WEIGHTS).symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match="is a link out of the folder"):
-        gating.load_compact(stock)
-
-
 def test_what_does_not_change_the_model_is_no_error(stock, tmp_path, tokenizer):
     batch = batch_for(gating.load_compact(stock))
     expected = logits_of(gating.load_compact(stock), batch)
@@ -180,14 +173,6 @@ def test_another_tokenizer_is_a_warning(is_stock, bert, tokenizer, tmp_path, rec
     assert not [warning for warning in recwarn if "what was saved" in str(warning.message)]
     edit("tokenizer_config.json", model_max_length=7)(folder)
     with pytest.warns(UserWarning, match=r"tokenizer_config\.json is not what was saved .* saved again, or is damaged"):
-        gating.load_compact(folder)
-
-
-def test_a_model_that_lost_nothing_is_compared_as_well(bert, tmp_path):
-    folder = gating.save_compact(bert, tmp_path / "whole")
-    gating.load_compact(folder)
-    flip_a_bit(folder)
-    with pytest.raises(ValueError, match=r"model\.safetensors is not what was saved"):
         gating.load_compact(folder)
 
 

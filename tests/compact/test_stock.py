@@ -254,12 +254,6 @@ def test_a_stock_model_loses_neurons_again_and_is_saved_again(stock, tmp_path):
     assert json.loads((folder / "config.json").read_text())["intermediate_size"] == 16
 
 
-def test_the_card_shows_plain_loading(stock):
-    card = (stock["bert"][1] / "README.md").read_text()
-    assert 'AutoModelForSequenceClassification.from_pretrained(".")' in card
-    assert "trust_remote_code" not in card
-
-
 def uneven_neurons(model):
     gating.prune_neurons(model, {0: [1], 1: [0, 2]}, group_size=16)
 

@@ -42,17 +42,6 @@ def test_columns_get_the_names_of_their_roles():
     assert taken["validation"][0] == {"text": "second 1", "label": "kind 1"}
 
 
-def test_columns_can_swap_names():
-    taken = take_columns(splits("text", "label"), {"text": "label", "label": "text"})
-    assert taken["train"][0] == {"text": "label 1", "label": "text 1"}
-
-
-def test_a_field_of_a_nested_column_can_be_selected():
-    table = Dataset.from_dict({"translation": [{"de": "ja", "en": "yes"}]})
-    taken = take_columns(DatasetDict(train=table), {"text": "translation.en"})
-    assert taken["train"][0] == {"text": "yes"}
-
-
 @pytest.mark.parametrize(
     ("names", "settings", "found"),
     [

@@ -10,7 +10,7 @@ from datasets import Dataset, DatasetDict
 
 import train
 from gating.data.examples import Examples, as_examples
-from tests.support.tiny_run import ROOT, checked_settings, compose_settings, make_model_folder
+from tests.support.tiny_run import ROOT, compose_settings, make_model_folder
 
 PAGE = (ROOT / "docs" / "howto" / "source.md").read_text(encoding="utf-8")
 BLOCKS = dict(re.findall(r"```(\w+).*\n((?:.*\n)*?)```", PAGE))
@@ -50,25 +50,8 @@ def test_the_example_runs(own, capsys):
     assert "test/accuracy" in json.loads((own / "out" / "metrics.json").read_text())
 
 
-def test_a_function_with_variable_keyword_arguments_takes_any_setting(own):
-    (own / "mine.py").write_text("def load(folder, **settings):\n    return settings\n")
-    settings = checked_settings([*command(), "data._target_=mine.load", "+data.other=3"])
-    assert settings["data"]["other"] == 3
-
-
 @pytest.mark.parametrize(
     "returned", [ROWS, {"train": ROWS}, DatasetDict(train=ROWS), Examples(DatasetDict(train=ROWS))]
 )
 def test_a_data_set_a_dictionary_and_examples_are_accepted(returned):
     assert as_examples(returned, target="mine.load").splits["train"][:] == ROWS[:]
-
-
-def test_splits_have_one_order():
-    examples = as_examples({"test": ROWS, "validation": ROWS, "train": ROWS}, target="mine.load")
-    assert list(examples.splits) == ["train", "validation", "test"]
-
-
-def test_null_is_kept_for_a_source_that_shares_a_setting_with_tasks(own):
-    (own / "mine.py").write_text("def load(train, text_column):\n    return {}\n")
-    settings = checked_settings(["data=files", "data.train=x.csv", "data._target_=mine.load"])
-    assert settings["data"]["text_column"] is None

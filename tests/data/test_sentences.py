@@ -35,8 +35,3 @@ def test_two_packages_are_one_source_and_no_text_is_in_two_splits():
     assert set(articles["test"]["text"]) < set(splits["test"]["text"])
     train = set(splits["train"]["text"]) | set(splits["train"]["text_pair"])
     assert train.isdisjoint([*splits["validation"]["text"], *splits["test"]["text"]])
-
-
-def test_a_byte_order_mark_is_no_text(tmp_path):
-    (tmp_path / "train.txt").write_text("A line.\nAnother.\n", encoding="utf-8-sig")
-    assert load_sentences(train=str(tmp_path / "train.txt")).splits["train"]["text"][:] == ["A line.", "Another."]

@@ -38,13 +38,6 @@ def test_cells_are_text_as_they_were_written(ending, between, tmp_path):
     assert list(zip(table["text"][:], table["label"][:], strict=True)) == rows[1:]
 
 
-def test_a_column_of_numbers_without_a_name_and_one_column_of_any_name_are_read(tmp_path):
-    (tmp_path / "frame.csv").write_text(",text,label\n0,a,x\n1,b,y\n")
-    assert read_file("train", str(tmp_path / "frame.csv")).column_names == ["Unnamed: 0", "text", "label"]
-    (tmp_path / "one.csv").write_text("body;of;a;post\nHello; you\n")
-    assert read_file("train", str(tmp_path / "one.csv")).to_dict() == {"body;of;a;post": ["Hello; you"]}
-
-
 def test_an_edited_file_with_the_same_time_of_writing_is_read_again(tmp_path):
     path = tmp_path / "train.csv"
     for label in ("first", "other"):

@@ -47,13 +47,6 @@ def test_texts_of_nested_columns_count():
     assert len(train_tokenizer(table, size=400, frame="end")("Katze")["input_ids"]) == 2
 
 
-@pytest.mark.parametrize("word", ["a", "\u4e2d\u6587\u5b57", "0123456789", "-=", " \n"])
-def test_a_word_of_a_megabyte_is_learned_from_in_pieces(word):
-    text = (word * 10**6)[: 10**6]
-    tokenizer = train_tokenizer(Dataset.from_dict({"text": [f"some words {text} and more"]}), size=400, frame="none")
-    assert tokenizer.decode(tokenizer(text[:500])["input_ids"]) == text[:500]
-
-
 def test_a_given_tokenizer_is_loaded_and_must_fit(tmp_path):
     train_tokenizer(TABLE, size=280, frame="none").save_pretrained(tmp_path)
 

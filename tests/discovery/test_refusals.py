@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 import gating
-from tests.support.family_models import FAMILIES, GROUPED, TEXT, VISION, Family
+from tests.support.family_models import GROUPED, TEXT, VISION, Family
 from tests.support.tiny_models import assert_refused
 
 
@@ -130,18 +130,3 @@ def test_attention_that_shares_projections_is_refused(layer, names, other):
         setattr(model.model.layers[1].self_attn, name, shared)
     for change in (gating.inject_gates, lambda model: gating.prune_heads(model, {0: [1]})):
         assert_refused(model, change, ValueError, f"layers.1.self_attn .*shares a projection with {other}")
-
-
-@pytest.mark.parametrize("name", ["DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule"])
-def test_wrapped_models_are_refused(name):
-    wrapper = type(name, (nn.Module,), {})()
-    wrapper.module = build("Llama")
-    for refused in (gating.inject_gates, gating.find_attention_blocks, lambda m: gating.prune_heads(m, {0: [1]})):
-        with pytest.raises(ValueError, match=rf"{name}: pass model\."):
-            refused(wrapper)
-
-
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # of torch.compile itself
-def test_a_compiled_model_is_refused():
-    with pytest.raises(ValueError, match="_orig_mod"):
-        gating.inject_gates(torch.compile(FAMILIES["bert"].build()))

@@ -73,11 +73,6 @@ def test_what_a_user_leaves_out_is_not_named(towers, options):
     assert gates.ungated == ()
 
 
-def test_discovery_says_that_it_has_searched(towers):
-    _, ungated = search_blocks(towers, "heads", discover=True)
-    assert [one.reason for one in ungated] == ["discovery finds no layers in it whose names or widths it knows"]
-
-
 def test_a_block_whose_heads_depend_on_each_other_does_not_stop_the_others(towers):
     config = StableLmConfig(**GROUPED)
     towers.vision_tower[0] = FAMILIES["llama"].build().model.layers[0].self_attn

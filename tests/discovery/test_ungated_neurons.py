@@ -109,15 +109,6 @@ def test_what_a_user_leaves_out_is_not_named(towers, options):
     assert gates.ungated == ()
 
 
-def test_both_units_are_named_in_one_warning(towers):
-    attention = nn.Module()
-    attention.q_proj, attention.k_proj, attention.v_proj = (nn.Linear(64, 64) for _ in range(3))
-    towers.vision_tower.append(attention)
-    with pytest.warns(RemedyWarning, match=r"1 attention modules .* all heads: .*4 feed-forward .* all neurons: "):
-        gates = gating.inject_gates(towers, units=["heads", "neurons"])
-    assert {one.unit for one in gates.ungated} == {"heads", "neurons"}
-
-
 def test_discovery_gates_what_it_finds_and_names_the_rest(towers):
     blocks, ungated = search_blocks(towers, "neurons", discover=True)
     assert [block.name for block in blocks[-2:]] == ["vision_tower.0.shrink", "vision_tower.1.shrink"]

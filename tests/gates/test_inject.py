@@ -51,15 +51,6 @@ def test_excluded_blocks_have_no_gate(bert):
     assert [float(scale.mean()) for scale in scales] == [0, 1, 0]
 
 
-def test_gates_are_visible_in_the_printed_model(bert):
-    gating.inject_gates(bert)
-    text = str(bert)
-    assert "(head_gates): HeadGates(12 heads in 3 attention blocks)" in text
-    # Equal layers are printed once.
-    assert "(0-2): 3 x BertLayer(" in text
-    assert "(gate): BlockGate(num_heads=4)" in text
-
-
 def test_remove_leaves_no_trace(model):
     text, state, hooks, batch = str(model), state_of(model), hooks_of(model), batch_for(model)
     expected = logits_of(model, batch)

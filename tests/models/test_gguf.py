@@ -118,24 +118,6 @@ def test_layers_with_a_sliding_window_are_not_scaled():
     assert config.rope_parameters == {**before, "full_attention": scaled}
 
 
-@pytest.mark.parametrize(
-    ("values", "factors", "match"),
-    [
-        ({"rope.scaling.type": "longrope"}, {}, r"\(rope\.scaling\.type=longrope\) as transformers does not"),
-        ({"rope.scaling.type": "yarn", "rope.scaling.yarn_beta_fast": 8.0}, {}, r"yarn_beta_fast=8\.0"),
-        ({}, {"rope_factors_long.weight": [2.0]}, r"tiny\.gguf scales its rotary embeddings \(rope_factors_long"),
-        ({}, {"rope_freqs.weight": [1.0, 3.0, 2.0]}, r"rope_freqs\.weight"),
-    ],
-)
-def test_unknown_scalings_are_refused(values, factors, match):
-    reader = reader_of(values, factors)
-    config = LlamaConfig(hidden_size=6, num_attention_heads=1)
-    before = config.to_dict()
-    with pytest.raises(InputError, match=match):
-        complete_config(config, reader, name="The GGUF file tiny.gguf")
-    assert config.to_dict() == before
-
-
 def test_quantized_weights_are_those_of_the_file_in_full_precision(write):
     file = write("q8_0")
     folder = unpacking.unpack_gguf(file)

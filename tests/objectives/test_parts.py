@@ -176,22 +176,6 @@ def test_the_lagrangian_has_multipliers_per_kind():
     assert penalty.item() == pytest.approx(by_hand, rel=1e-4)
 
 
-@pytest.mark.parametrize("rival", first_of(RIVALS, every=4))
-def test_a_resumed_search_is_the_uninterrupted_one(rival):
-    torch.manual_seed(0)
-    start = search_with(RIVALS[rival](num_heads=WANTED)).state()
-    whole = search_with(RIVALS[rival](num_heads=WANTED)).load(start).run(0, 5)
-    state = whole.state()
-    whole.run(5, STEPS)
-    torch.manual_seed(99)
-    resumed = search_with(RIVALS[rival](num_heads=WANTED)).load(state).run(5, STEPS)
-    for one, other in zip(whole.state()[:2], resumed.state()[:2], strict=True):
-        assert list(one) == list(other)
-        for name, tensor in one.items():
-            assert torch.equal(tensor, other[name]), name
-    assert torch.equal(whole.objective.kept(whole.gates), resumed.objective.kept(resumed.gates))
-
-
 def test_parts_have_every_gate_once_and_one_number_is_one_part():
     gates = gating.inject_gates(FAMILIES["t5"].build())
     parts = parts_of(gates, unit="heads", by="kind")

@@ -128,34 +128,6 @@ def test_an_error_restores_heads_neurons_and_gates(bert, monkeypatch, training, 
     assert gating.finalize(bert, gates).num_neurons < 144
 
 
-@pytest.mark.parametrize(
-    ("locations", "options", "message"),
-    [
-        ([5.0] * 9, {"num_neurons": 64}, r"choice of neurons is nearly arbitrary: the gates to keep \(.\) are at 1.00"),
-        ([-5.0] * 9, {"num_neurons": 64}, "choice of neurons is nearly arbitrary: .* and 0 of all are open"),
-        ([5.0] * 9, {"kept": IS_NEURON & (torch.arange(21) < 16)}, "Gates hardly tell the neurons to keep"),
-    ],
-)
-def test_a_choice_among_equal_gates_of_neurons_gives_a_warning(bert, locations, options, message):
-    """The gates of heads are decided, and nothing is said about them."""
-    gates = gating.inject_gates(bert, units=BOTH, group_size=20)
-    with torch.no_grad():
-        gates.log_alpha.copy_(torch.tensor([9.0, -9.0] * 6 + locations))
-    if "kept" in options:
-        options = {"kept": options["kept"] | (gates.log_alpha == 9.0)}
-    with pytest.warns(UserWarning, match=message) as caught:
-        gating.finalize(bert, gates, **options)
-    assert len(caught) == 1
-
-
-def test_decided_gates_of_both_units_give_no_warning(bert):
-    gates = gating.inject_gates(bert, units=BOTH, group_size=20)
-    separate_gates(gates, torch.arange(21) % 3 > 0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        gating.finalize(bert, gates)
-
-
 def test_neurons_without_gates_are_in_no_groups(bert):
     report = gating.finalize(bert, gating.inject_gates(bert), num_heads=12)
     assert report.kept_neurons == {}

@@ -35,16 +35,6 @@ def remember(model):
     }
 
 
-def test_closing_every_gate_is_refused_and_changes_nothing(bert):
-    gates = gating.inject_gates(bert)
-    with torch.no_grad():
-        gates.log_alpha.fill_(-9)
-    before = remember(bert)
-    with pytest.raises(ValueError, match="Every gate is closed"):
-        gating.finalize(bert, gates)
-    assert_untouched(bert, before)
-
-
 def test_gates_of_another_model_are_refused(bert):
     twin = copy.deepcopy(bert)
     gating.inject_gates(bert)

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import peft
 import pytest
 import torch
 import transformers
@@ -108,12 +107,6 @@ def test_packed_neurons_are_refused_and_heads_beside_them_go(quantized, message)
     assert gating.prune_heads(model, {0: [0, 1]}).kept_heads["layers.0.self_attn"] == tuple(range(2, 8))
 
 
-def test_a_projection_of_two_blocks_is_refused(bert):
-    bert.bert.encoder.layer[1].output.dense = bert.bert.encoder.layer[0].output.dense
-    message = r"layer\.1\.output\.dense .*shares a projection with encoder\.layer\.0\.output\.dense"
-    assert_refused(bert, change_both_ways, ValueError, message)
-
-
 def test_a_wrapper_that_passes_attributes_on_is_no_second_block(bert):
     bert.bert.encoder.layer[0] = torch.compile(bert.bert.encoder.layer[0], backend="eager")
     names = [block.name for block in gating.find_feed_forward_blocks(bert)]
@@ -130,12 +123,3 @@ def test_a_convolution_in_attention_is_beside_the_neurons():
     model = transformers.ConvBertModel(config).eval()
     gating.prune_neurons(model, {0: [0, 1]}, group_size=8)
     assert gating.prune_neurons(model, {1: [0]}).num_neurons == 72
-
-
-def test_adapters_are_to_be_merged_first(bert):
-    wrapped = peft.get_peft_model(bert, peft.LoraConfig(target_modules=["intermediate.dense"]))
-    with pytest.raises(ValueError, match=r"wrapped in Peft.*to prune it, model\.merge_and_unload\(\)"):
-        gating.prune_neurons(wrapped, {0: [0]})
-    message = r"layer\.0\.intermediate\.dense has an adapter .*merge_and_unload\(\)"
-    assert_refused(bert, lambda model: gating.prune_neurons(model, {0: [0]}), ValueError, message)
-    assert gating.prune_neurons(wrapped.merge_and_unload(), {0: [0]}).num_neurons == 96

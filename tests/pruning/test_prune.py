@@ -1,6 +1,5 @@
 """A pruned model computes the outputs of the model with masked heads."""
 
-import numpy as np
 import pytest
 import torch
 import transformers
@@ -78,17 +77,6 @@ def test_pruning_a_removed_head_does_nothing(bert):
     assert_same_state(bert, state)
 
 
-def test_pruning_nothing_changes_nothing(bert):
-    state = state_of(bert)
-    assert gating.prune_heads(bert, {}).num_heads == 12
-    assert gating.prune_heads(bert, {0: []}).num_heads == 12
-    assert_same_state(bert, state)
-
-
-def test_numbers_and_names_of_one_layer_add_up(bert):
-    assert gating.prune_heads(bert, {1: [0], NAME: [3]}).kept_heads[NAME] == (1, 2)
-
-
 def test_a_layer_number_with_two_blocks_is_refused():
     config = transformers.BertConfig(
         vocab_size=20,
@@ -112,20 +100,6 @@ def test_a_layer_number_with_two_blocks_is_refused():
 def test_shared_parameters_count_once():
     layer = nn.Linear(3, 4)
     assert num_parameters(nn.ModuleList([layer, layer])) == 16
-
-
-@pytest.mark.parametrize(
-    "request_of",
-    [
-        {1: [np.int64(0), np.int64(3)]},
-        {np.int64(1): np.array([0, 3])},
-        {1: torch.tensor([0, 3])},
-        {torch.tensor(1): (0, 3)},
-        {-2: {0, 3}},
-    ],
-)
-def test_integers_of_numpy_and_torch_and_negative_layers_are_accepted(request_of, bert):
-    assert gating.prune_heads(bert, request_of).kept_heads[NAME] == (1, 2)
 
 
 class OfTwoArguments(transformers.BertModel):

@@ -89,13 +89,6 @@ def test_a_refused_removal_changes_nothing(name: str) -> None:
     assert (model.config.to_dict(), str(model)) == (config, shape)
 
 
-@pytest.mark.parametrize("part", ["decoder.layers", "decoder"])
-def test_a_list_is_named_by_its_path_or_a_part_of_it(part: str) -> None:
-    model = FAMILIES["bart"].build()
-    assert gating.prune_layers(model, {part: [1]}).kept_layers == {"decoder.layers": (0, 2)}
-    assert (model.config.encoder_layers, model.config.decoder_layers) == (2, 2)
-
-
 def test_heads_of_timestamps_keep_their_layers() -> None:
     model = FAMILIES["whisper"].build()
     model.generation_config.alignment_heads = [[0, 1], [1, 2], [2, 3]]

@@ -78,11 +78,3 @@ def test_heads_and_neurons_go_in_any_order(make_model):
     assert_same_state(first, state_of(second))
     assert first.config.head_gating == second.config.head_gating
     assert len(first.config.head_gating["units"]) == 4
-
-
-def test_pruning_nothing_changes_nothing(bert):
-    state = state_of(bert)
-    assert gating.prune_neurons(bert, {}).num_neurons == 144
-    assert gating.prune_neurons(bert, {0: []}).num_neurons == 144
-    assert_same_state(bert, state)
-    assert bert.config.head_gating["units"] == {}

@@ -73,10 +73,6 @@ def test_a_record_makes_the_compact_model(pruned, make_model, record):
     assert describe(fresh, build_dense(pruned)) == record
 
 
-def test_a_whole_model_differs_in_nothing(bert):
-    assert describe(bert) == {"format": 2, "modules": {}, "units": {}}
-
-
 def test_settings_of_training_are_no_difference(bert):
     bert.train()
     bert.base_model.encoder.gradient_checkpointing = True

@@ -120,12 +120,6 @@ def test_metrics_of_a_user_keep_states_of_their_own():
     assert found["squared"] > found["distance"] > 0
 
 
-def test_the_score_is_the_first_metric_or_the_chosen_one():
-    assert classes(["macro_f1", "accuracy"])[1].name == "macro_f1"
-    assert classes(["macro_f1", "accuracy"], score="accuracy")[1].name == "accuracy"
-    assert classes(None, score="accuracy")[1] == Score("accuracy")
-
-
 def test_metrics_of_numbers_tags_and_tokens():
     numbers, score = build_number_metrics(choose_number_metrics({"mine": MeanSquaredError, "rmse": None}, "rmse"), ())
     numbers.update(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0]))

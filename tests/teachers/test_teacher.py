@@ -180,16 +180,6 @@ def test_the_tokenizer_in_a_folder_is_that_of_the_model(tmp_path):
         gating.Teacher(folder).check(model, BATCH, tokenizer=other)
 
 
-def test_a_larger_teacher_shows_its_logits_alone():
-    for larger in ({"hidden_size": 64}, {"num_hidden_layers": 3}):
-        model, teacher = bert().eval(), gating.Teacher(bert(**larger))
-        teacher.check(model, BATCH)
-        outputs = model(**BATCH)
-        assert teacher.loss(outputs.loss, outputs, BATCH) > 0
-        with pytest.raises(InputError, match="as many layers of the same width"):
-            gating.Teacher(teacher.model, distillation=HIDDEN).check(model, BATCH)
-
-
 def test_models_that_cannot_be_compared_are_refused():
     model = bert()
     with pytest.raises(InputError, match=r"copy\.deepcopy\(model\)"):

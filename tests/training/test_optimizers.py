@@ -54,14 +54,6 @@ def test_weights_gates_and_multipliers_have_separate_groups(settings, model):
     assert len(decayed) + len(others) + 1 == len(names)
 
 
-def test_the_groups_of_earlier_versions_are_those_of_the_model_in_its_order(model):
-    gates, objective = with_multipliers(model)
-    optimizer = AdamW(decay_biases_and_norms=True).build(model, gates=gates, objective=objective)
-    assert list(rates_of(optimizer)) == ["weights", "gates", "multipliers"]
-    weights = [parameter for name, parameter in model.named_parameters() if "head_gates" not in name]
-    assert all(one is other for one, other in zip(optimizer.param_groups[0]["params"], weights, strict=True))
-
-
 @pytest.mark.parametrize(
     ("given", "units", "expected"),
     [(None, ["heads"], 0.1), (None, ["heads", "neurons"], 0.2), (None, ["neurons"], 0.2), (0.05, ["neurons"], 0.05)],
@@ -166,11 +158,6 @@ def test_the_search_has_the_rates_of_a_dense_run_and_the_recovery_begins_them_ag
     assert whole[0] == pytest.approx(0.5)
     assert max(whole) == pytest.approx(1.0)
     assert whole[-1] == pytest.approx(1 / 18)
-
-
-def test_search_and_recovery_may_share_one_schedule():
-    whole = rates(20, first_step=0, total_steps=20)
-    assert rates(5, first_step=15, total_steps=20, restart=False) == pytest.approx(whole[15:])
 
 
 @pytest.mark.parametrize("warmup", [0.0, 0.06, 0.1, 0.5, 0.99, 1.0])
