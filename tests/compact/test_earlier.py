@@ -39,12 +39,12 @@ def test_a_canary_tells_a_model_that_computes_something_else():
     model = gating.load_compact(EARLIER / "bert")
     with torch.no_grad():
         model.bert.pooler.dense.weight *= 1.5
-    with pytest.raises(ValueError, match=r"has other outputs with transformers .* than when it was saved with"):
+    with pytest.raises(ValueError, match="other outputs"):
         model.check_canary()
 
 
 def test_a_model_without_a_canary_says_so(tmp_path):
     model = gating.load_compact(EARLIER / "bert")
     model.save_pretrained(tmp_path / "again")
-    with pytest.raises(ValueError, match="There are no outputs of BertForSequenceClassification"):
+    with pytest.raises(ValueError, match="BertForSequenceClassification"):
         gating.load_compact(tmp_path / "again").check_canary()

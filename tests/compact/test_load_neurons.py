@@ -97,7 +97,7 @@ def test_a_record_of_wide_blocks_does_not_allow_any_size(folder):
         config["intermediate_size"] = 2**40
 
     edit_config(folder, widen)
-    with pytest.raises(ValueError, match="far larger than its weights"):
+    with pytest.raises(ValueError, match="far larger"):
         gating.load_compact(folder)
 
 
@@ -128,7 +128,7 @@ def test_a_loaded_model_loses_neurons_by_their_original_numbers_and_in_smaller_g
     again = gating.load_compact(gating.save_compact(loaded, tmp_path / "again"))
     batch = batch_for(pruned)
     assert torch.equal(logits_of(again, batch), logits_of(expected, batch))
-    with pytest.raises(ValueError, match=r"removed in groups of 4, which group_size=8 does not divide"):
+    with pytest.raises(ValueError, match="group_size=8"):
         gating.prune_neurons(again, {2: [0]}, group_size=8)
 
 

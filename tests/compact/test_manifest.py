@@ -112,7 +112,7 @@ def test_a_change_of_the_model_is_an_error_everywhere(name, stock):
     assert "verify=False" in str(caught.value)
     if name != "settings of generation":
         (stock / "head_gating.json").unlink()
-        with pytest.warns(UserWarning, match=r"has no checksums in a head_gating\.json"):
+        with pytest.warns(UserWarning, match=r"head_gating\.json"):
             gating.load_compact(stock)
 
 
@@ -179,5 +179,5 @@ def test_another_tokenizer_is_a_warning(is_stock, bert, tokenizer, tmp_path, rec
 def test_a_run_does_not_begin_with_a_compact_folder(bert, tmp_path):
     gating.prune_heads(bert, {0: [1]})
     folder = gating.save_compact(bert, tmp_path / "compact", stock=False)
-    with pytest.raises(ValueError, match=r"model\.name=.*compact is a compact model, which has lost heads or neurons"):
+    with pytest.raises(ValueError, match=r"model\.name="):
         Pretrained(str(folder)).load(transformers.AutoModelForSequenceClassification)

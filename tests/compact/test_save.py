@@ -37,7 +37,7 @@ def test_the_folder_holds_everything_and_no_pickle(saved):
 def test_packed_weights_are_refused_and_nothing_is_written(pruned, layers, tmp_path):
     settings = dict.fromkeys(layers, torch.ao.quantization.default_dynamic_qconfig)
     quantized = torch.ao.quantization.quantize_dynamic(pruned, settings)
-    with pytest.raises(ValueError, match=r"is quantized \(.+\), with packed weights .*: save the model before"):
+    with pytest.raises(ValueError, match="packed weights"):
         save_compact(quantized, tmp_path / "new")
     assert not list(tmp_path.iterdir())
 
@@ -117,7 +117,7 @@ def test_a_pipeline_gives_the_same_scores_where_the_package_is_missing(saved, fr
 
 def test_gates_are_not_saved(bert, tmp_path):
     gating.inject_gates(bert)
-    with pytest.raises(ValueError, match=r"still has gates: call gating\.finalize"):
+    with pytest.raises(ValueError, match=r"gating\.finalize"):
         save_compact(bert, tmp_path / "compact")
     assert os.listdir(tmp_path) == []
 
@@ -130,7 +130,7 @@ def test_existing_files_are_not_overwritten_by_default(pruned, tmp_path, kind):
         (target / "precious").write_text("data")
     else:
         target.write_text("data")
-    with pytest.raises(FileExistsError, match=r"compact exists already.*overwrite=True"):
+    with pytest.raises(FileExistsError, match="overwrite=True"):
         save_compact(pruned, target)
     assert os.listdir(tmp_path) == ["compact"]
     assert (target / "precious" if kind == "folder" else target).read_text() == "data"

@@ -200,7 +200,7 @@ def test_an_edited_record_is_refused_and_not_needed(change, message, stock, tmp_
     with pytest.raises(ValueError, match=message):
         read_original(loaded, folder)
     path.write_text("{")
-    with pytest.raises(ValueError, match=r"head_gating\.json is damaged"):
+    with pytest.raises(ValueError, match=r"head_gating\.json"):
         read_original(loaded, folder)
     path.unlink()
     assert read_original(loaded, folder) is None
@@ -295,7 +295,7 @@ def other_heads(model):
 def test_models_that_no_configuration_describes_are_refused_before_anything_is_written(family, change, tmp_path):
     model = FAMILIES[family].build()
     change(model)
-    with pytest.raises(StockError, match="cannot be saved as a stock model of transformers"):
+    with pytest.raises(StockError, match="stock model"):
         gating.save_compact(model, tmp_path / "new", stock=True)
     assert os.listdir(tmp_path) == []
     gating.save_compact(model, tmp_path / "new", verify=False)
@@ -304,6 +304,6 @@ def test_models_that_no_configuration_describes_are_refused_before_anything_is_w
 def test_other_outputs_after_saving_are_refused_with_the_other_form_as_remedy(bert, tmp_path):
     remove_neurons(bert)
     bert.bert.embeddings.register_forward_hook(lambda *_: _[2] + 1)
-    with pytest.raises(StockError, match=r"gives other outputs .* Or save it with stock=False"):
+    with pytest.raises(StockError, match="stock=False"):
         gating.save_compact(bert, tmp_path / "new", stock=True)
     assert os.listdir(tmp_path) == []

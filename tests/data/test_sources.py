@@ -49,5 +49,5 @@ def test_splits_of_a_folder_have_names_and_null_draws_or_leaves_out(tmp_path):
     assert sizes() == {"train": 30, "validation": 2, "test": 1}
     assert sizes(validation_split=None, test_split=None) == {"train": 30}
     assert sizes(train_split="train[:50%]", validation_split="test", test_split=None) == {"train": 15, "validation": 1}
-    with pytest.raises(InputError, match=r"data\.path=.*dev.*data\.validation_split"):
+    with pytest.raises(InputError, match=r"data\.validation_split"):
         sizes(validation_split="dev")

@@ -56,7 +56,7 @@ def test_a_given_tokenizer_is_loaded_and_must_fit(tmp_path):
         return load_or_train_tokenizer(source, meta_model, DatasetDict(train=TABLE), frame="none")
 
     assert len(load(400)) == 280
-    with pytest.raises(ValueError, match=r"has 280 tokens.*vocab_size=279"):
+    with pytest.raises(ValueError, match="vocab_size=279"):
         load(279)
 
 

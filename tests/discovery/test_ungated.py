@@ -54,7 +54,7 @@ def towers():
 
 @pytest.mark.parametrize("function", [gating.find_attention_blocks, gating.inject_gates])
 def test_a_tower_without_gates_is_named_with_the_reason(towers, function):
-    with pytest.warns(RemedyWarning, match=r"2 attention modules of TwoTowers .* vision_tower.0 and 1 more") as caught:
+    with pytest.warns(RemedyWarning, match="vision_tower.0") as caught:
         function(towers)
     message = str(caught[0].message)
     assert "(OddAttention): its layers are not registered; discover=True may find their layout" in message

@@ -190,7 +190,7 @@ def test_gates_on_a_model_that_has_lost_neurons_and_heads(bert, group_size):
 
 def test_another_size_than_that_of_a_removal_must_divide_it(bert):
     gating.prune_neurons(bert, {1: [0]}, group_size=8)
-    with pytest.raises(ValueError, match=r"removed in groups of 8, which group_size=64 does not divide: give .*=8"):
+    with pytest.raises(ValueError, match="group_size=64"):
         gating.inject_gates(bert, units="neurons")
     gating.prune_neurons(bert, {1: range(6)})
     assert gating.inject_gates(bert, units="neurons").num_neurons == 2 * WIDTH

@@ -101,7 +101,7 @@ def test_removal_before_merging_is_refused_with_the_remedy(tmp_path):
     model = build("bert")
     wrapped = peft.get_peft_model(model, peft.LoraConfig(target_modules=["query"], modules_to_save=["classifier"]))
     for refused in (gating.inject_gates, lambda m: gating.prune_heads(m, {0: [1]})):
-        with pytest.raises(ValueError, match=r"wrapped in Peft.*get_base_model\(\) .*merge_and_unload\(\)"):
+        with pytest.raises(ValueError, match=r"merge_and_unload\(\)"):
             refused(wrapped)
     remedy = r"encoder\.layer\.0\.attention\.self\.query has an adapter .*merge_and_unload\(\)"
     before = model.bert.encoder.layer[0].attention.self.key.weight

@@ -147,7 +147,7 @@ def test_a_source_of_a_run_reads_it(write, model):
 def test_damaged_files_are_refused_and_leave_nothing(content, tmp_path, write):
     file = tmp_path / "damaged.gguf"
     file.write_bytes(content)
-    with pytest.raises(InputError, match=r"damaged\.gguf is no GGUF file that can be read"):
+    with pytest.raises(InputError, match="GGUF file"):
         unpacking.unpack_gguf(file)
     assert not [path for path in (tmp_path / "assets").rglob("*") if path.is_dir() and path.name == "new"]
 
@@ -155,5 +155,5 @@ def test_damaged_files_are_refused_and_leave_nothing(content, tmp_path, write):
 def test_weights_that_transformers_leaves_out_are_not_lost_in_silence(write):
     """llama.cpp's llama may have biases of queries, keys and values, which transformers passes over."""
     file = write("f32", make_decoder("Qwen2"))
-    with pytest.raises(InputError, match=r"has 384,672 weights, and the LlamaForCausalLM .* 383,136"):
+    with pytest.raises(InputError, match="384,672 weights"):
         unpacking.unpack_gguf(file)

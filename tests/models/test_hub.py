@@ -29,7 +29,7 @@ def online(monkeypatch):
 
 def test_an_unreachable_hub_is_refused_at_once(online, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(ConnectionError, match=r"Cannot load the model 'some/model': http://127\.0\.0\.1:9"):
+    with pytest.raises(ConnectionError, match=r"http://127\.0\.0\.1:9"):
         hub.locate("some/model")
 
 

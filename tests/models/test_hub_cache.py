@@ -86,7 +86,7 @@ def test_a_data_set_is_loaded_from_the_cache_of_datasets(no_hub):
 def test_a_task_of_glue_is_loaded_from_the_cache_of_datasets(no_hub):
     prepared(no_hub, "nyu-mll___glue", "rte")
     assert [len(table) for table in sources.load_glue(name="rte").splits.values()] == [38, 2, 5]
-    with pytest.raises(ConnectionError, match=r"'nyu-mll/glue' \(cola\): .*not in the cache; connect"):
+    with pytest.raises(ConnectionError, match=r"'nyu-mll/glue' \(cola\)"):
         sources.load_glue(name="cola")
 
 
@@ -105,7 +105,7 @@ def test_a_model_is_found_by_its_revision(no_hub, branch, tmp_path_factory):
     source = Pretrained("org/bert", revision=branch or REVISION)
     assert source.load(AutoModelForSequenceClassification).config.num_hidden_layers == 3
     assert load_tokenizer(source).vocab_size == 45
-    with pytest.raises(ConnectionError, match=r"'org/bert' \(revision other\)"):
+    with pytest.raises(ConnectionError, match=r"'org/bert' \(revision"):
         hub.locate("org/bert", revision="other")
 
 

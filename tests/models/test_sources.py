@@ -77,7 +77,7 @@ def test_the_first_layers_are_loaded_with_their_weights(folder):
 
 def test_more_layers_than_are_stored_are_refused(folder):
     source = Pretrained(folder, config={"num_hidden_layers": 4})
-    with pytest.raises(ValueError, match=r"its weights lack .*layer\.3\.attention"):
+    with pytest.raises(ValueError, match=r"layer\.3\.attention"):
         source.load(AutoModelForSequenceClassification)
 
 
@@ -93,14 +93,14 @@ def test_a_new_model_follows_its_configuration():
 
 def test_a_size_that_does_not_fit_the_weights_is_refused(folder):
     source = Pretrained(folder, config={"intermediate_size": 48})
-    with pytest.raises(ValueError, match=r"intermediate.dense.bias is stored as .*intermediate_size"):
+    with pytest.raises(ValueError, match="intermediate_size"):
         source.load(AutoModelForSequenceClassification)
 
 
 def test_a_folder_with_an_adapter_is_refused_before_it_is_loaded(tmp_path):
     folder = make_model_folder(tmp_path / "model")
     (folder / "adapter_config.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"holds an adapter \(adapter_config\.json\).*: merge it first"):
+    with pytest.raises(ValueError, match=r"adapter \(adapter_config\.json\)"):
         make_meta_model(Pretrained(str(folder)), AutoModelForSequenceClassification)
 
 

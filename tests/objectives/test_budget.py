@@ -110,7 +110,7 @@ def test_a_minimum_of_heads_takes_whole_groups(llama_gates):
     budget = HeadBudget(num_heads=14, min_per_layer=3)
     kept = budget.choose(llama_gates, torch.arange(12.0))
     assert kept.view(3, 4).sum(dim=1).tolist() == [2, 2, 3]
-    with pytest.raises(ValueError, match=r"10 heads are too few for min_per_layer=3 in each of 3 .* takes 12"):
+    with pytest.raises(ValueError, match="min_per_layer=3"):
         HeadBudget(num_heads=10, min_per_layer=3).parts(llama_gates)
 
 

@@ -102,7 +102,7 @@ def test_groups_of_query_heads_have_budgets_per_kind(rival):
 def test_shares_are_rounded_to_groups_and_numbers_are_not():
     gates = gating.inject_gates(FAMILIES["t5gemma"].build())
     assert num_kept(gates, gating.ExactBudget(keep={"encoder": 0.3})) == 24 + 24 + 6
-    with pytest.raises(ValueError, match=r"num_heads\.cross=5 cannot be kept exactly.* 4 or 6"):
+    with pytest.raises(ValueError, match=r"num_heads\.cross=5"):
         gating.ExactBudget(num_heads={"cross": 5}).attach(gates)
 
 

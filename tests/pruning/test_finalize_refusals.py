@@ -107,7 +107,7 @@ def test_a_wrong_spec_is_refused_in_half_precision(odd_model, dtype):
     gates = gating.inject_gates(odd_model.to(dtype))
     with torch.no_grad():
         gates.log_alpha.copy_(torch.tensor([1, 0, 1, 0, 1, 1, 1, 1] * NUM_LAYERS) * 18.0 - 9.0)
-    with pytest.raises(RuntimeError, match=r"OddSelfAttention.*Nothing was changed"):
+    with pytest.raises(RuntimeError, match="OddSelfAttention"):
         gating.finalize(odd_model, gates)
 
 

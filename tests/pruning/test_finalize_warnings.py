@@ -55,7 +55,7 @@ def test_trained_gates_give_no_warning(bert):
 def test_a_choice_among_equally_open_gates_gives_a_warning(bert, locations):
     gates = gating.inject_gates(bert)
     gates.log_alpha.data = torch.tensor(locations, dtype=torch.float32)
-    with pytest.warns(UserWarning, match=r"nearly arbitrary: .* of which [34] are no more than 0\.1 below the former"):
+    with pytest.warns(UserWarning, match="nearly arbitrary"):
         gating.finalize(bert, gates, num_heads=4)
 
 

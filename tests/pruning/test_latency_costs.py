@@ -95,7 +95,7 @@ def test_the_choice_is_moved_until_it_has_the_speedup(wanted):
 
 def test_a_speedup_that_no_choice_has_is_warned_about():
     kept = None
-    with pytest.warns(UserWarning, match=r"is 1.22 times as fast as the dense one here, not 3.0"):
+    with pytest.warns(UserWarning, match="1.22 times"):
         kept = kept_for_speedup(
             lambda share: torch.arange(10) < share * 10,
             lambda kept: (float(1 / (0.8 + 0.2 * kept.double().mean())), 0.0, False),

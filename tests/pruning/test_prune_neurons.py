@@ -65,7 +65,7 @@ def test_smaller_groups_divide_those_of_an_earlier_removal(bert):
     report = gating.prune_neurons(bert, {1: [2, 11]}, group_size=4)
     assert report.kept_neurons[NAMES[1]] == (4, 5, 6, 7, 8, 9, 10)
     assert report.kept_neurons[NAMES[0]] == tuple(range(12))
-    with pytest.raises(ValueError, match=r"removed in groups of 4, which group_size=16 does not divide: give .*=4"):
+    with pytest.raises(ValueError, match="group_size=16"):
         gating.prune_neurons(bert, {1: [1]}, group_size=16)
 
 

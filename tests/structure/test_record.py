@@ -164,7 +164,7 @@ def test_a_damaged_record_is_refused(change, message, record, pruned, make_model
     ],
 )
 def test_a_layout_with_other_fields_or_names_is_refused(values):
-    with pytest.raises(ValueError, match="layout of a block in the record"):
+    with pytest.raises(ValueError, match="layout"):
         read_spec({"projections": [["query", "q"]], **values}, AttentionSpec)
 
 

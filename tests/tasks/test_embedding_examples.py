@@ -59,14 +59,14 @@ def test_negations_are_added_to_training_texts():
     assert add_negations(years, 0.1)[2]["text_pair"] == "A cat is here"
     single = add_negations(pairs.remove_columns("text_pair"), 1)
     assert single["text"][100:] in (["No cat sleeps"], ["There is no cat sleeps"])
-    with pytest.raises(InputError, match=r"task.negations=0.1: none of the training texts"):
+    with pytest.raises(InputError, match=r"task.negations=0.1: none"):
         add_negations(Dataset.from_dict({"text": ["Hunde rennen"]}), 0.1)
 
 
 def test_validation_and_test_have_the_same_metrics():
     tables = {"train": TEXTS, "validation": SCORES, "test": POSITIVES}
     splits = DatasetDict({name: Dataset.from_dict(table) for name, table in tables.items()})
-    with pytest.raises(InputError, match="validation data are scores, and the test data positives"):
+    with pytest.raises(InputError, match="validation data"):
         read_examples(splits, None, None, None, loss=None)
 
 

@@ -176,7 +176,7 @@ def test_the_tokenizer_in_a_folder_is_that_of_the_model(tmp_path):
     words = (folder / "vocab.txt").read_text().split()
     (folder / "vocab.txt").write_text("\n".join([*words[:5], *reversed(words[5:])]))
     other = BertTokenizer(vocab=str(folder / "vocab.txt"))
-    with pytest.raises(InputError, match="the token 'word0' has the number 5 there, and 44 here"):
+    with pytest.raises(InputError, match="token 'word0'"):
         gating.Teacher(folder).check(model, BATCH, tokenizer=other)
 
 
@@ -189,7 +189,7 @@ def test_models_that_cannot_be_compared_are_refused():
     gating.Teacher(bert(**named)).check(model, BATCH)
     with pytest.raises(ValueError, match="this data has no, yes"):
         gating.Teacher(bert()).check(bert(**named), BATCH)
-    with pytest.raises(InputError, match="a T5ForConditionalGeneration, does not run on this model's inputs"):
+    with pytest.raises(InputError, match="T5ForConditionalGeneration"):
         gating.Teacher(t5()).check(model, {name: BATCH[name] for name in ("input_ids", "attention_mask")})
-    with pytest.raises(InputError, match="must have the same task and vocabulary"):
+    with pytest.raises(InputError, match="same task"):
         gating.Teacher(llama()).check(model, {name: BATCH[name] for name in ("input_ids", "attention_mask")})
