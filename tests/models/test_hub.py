@@ -6,6 +6,7 @@ import pytest
 
 from gating.models import hub
 from tests.support.fake_wandb import fake_server
+from tests.support.tiny_run import run_command
 
 
 def test_folder_inside_a_package_is_found_without_importing_it(tmp_path, monkeypatch):
@@ -49,3 +50,20 @@ def test_a_hub_is_reachable_unless_it_returns_a_server_error(online, monkeypatch
                 hub.require_hub(wanted)
         # The second failure needs no request.
         assert len(server.questions) == 1
+
+
+@pytest.mark.processes
+def test_hub_that_cannot_be_reached_is_one_sentence(tmp_path):
+    """The real-world call of the README, without a network."""
+    import urllib.request
+
+    try:
+        urllib.request.urlopen("https://huggingface.co", timeout=3).close()
+        pytest.skip("the hub can be reached")
+    except OSError:
+        pass
+    call = ["model=bert-base", "data=glue", "data.name=sst2", "objective.num_heads=36", "output_dir=out"]
+    process = run_command(call, cwd=tmp_path)
+    assert process.returncode == 1
+    assert process.stderr.startswith("error: Cannot load the model 'google-bert/bert-base-uncased'")
+    assert not (tmp_path / "out").exists()
