@@ -17,8 +17,8 @@ from transformers import AutoModelForSequenceClassification
 import gating
 from gating.commands import export
 from tests.support.fake_hub import TOKEN, FakeHub, Repository, fake_hub
-from tests.support.fresh_process import ROOT
 from tests.support.tiny_models import assert_same_state, batch_for, logits_of, state_of
+from tests.support.tiny_run import ROOT
 from tests.test_main import run
 
 # huggingface_hub's own use of its HTTP library.

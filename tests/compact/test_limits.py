@@ -32,23 +32,23 @@ def test_a_whole_folder_fits(folder):
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    "changes",
     [
-        ({"hidden_size": 10**6}, r"far larger than its weights of \d+ tensors"),
-        ({"hidden_size": 10**12}, r"far larger than its weights"),
-        ({"vocab_size": 10**10}, r"far larger than its weights"),
-        ({"max_position_embeddings": 10**12}, r"far larger than its weights"),
-        ({"num_hidden_layers": 10**9}, r"compact/config\.json is damaged: num_hidden_layers=1000000000 cannot be"),
-        ({"num_hidden_layers": -(10**9)}, "num_hidden_layers=-1000000000 cannot be"),
-        ({"text_config": {"n_layer": 10**9}}, r"text_config\.n_layer=1000000000 cannot be"),
-        ({"num_labels": 10**9}, "num_labels=1000000000 cannot be"),
-        ({"anything": 10**20}, "anything=1" + "0" * 20),
-        ({"intermediate_size": 49}, "compact is damaged or mixed from two models"),
-        ({"num_hidden_layers": 4}, r"encoder\.layer\.3\.\S+ is not in the weights"),
+        {"hidden_size": 10**6},
+        {"hidden_size": 10**12},
+        {"vocab_size": 10**10},
+        {"max_position_embeddings": 10**12},
+        {"num_hidden_layers": 10**9},
+        {"num_hidden_layers": -(10**9)},
+        {"text_config": {"n_layer": 10**9}},
+        {"num_labels": 10**9},
+        {"anything": 10**20},
+        {"intermediate_size": 49},
+        {"num_hidden_layers": 4},
     ],
 )
-def test_a_model_of_another_size_is_refused_before_there_is_memory_for_it(folder, changes, message):
-    with pytest.raises(ValueError, match=message):
+def test_a_model_of_another_size_is_refused_before_there_is_memory_for_it(folder, changes):
+    with pytest.raises(gating.errors.InputError):
         build(folder, **changes)
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import gating
 from gating.compact.load import load_compact
 from gating.loader.integrity import write_checksums
 
@@ -39,35 +40,26 @@ def of_modules(change):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    "change",
     [
-        (set_kept([0, 4]), rf"{SECOND} has num_heads_before=4, but head_ids is \[0, 4\]"),
-        (set_kept("all"), rf'{SECOND}.head_ids cannot be "all"'),
-        (set_kept(None), "head_ids cannot be null"),
-        (
-            of_modules(lambda modules: modules.pop("encoder.layer.0.attention.self.query")),
-            "compact is damaged or mixed",
-        ),
-        (
-            of_modules(lambda modules: modules["encoder.layer.0.attention.self.query"]["tensors"].pop("bias")),
-            "compact is damaged or mixed",
-        ),
-        (
-            lambda config: config["head_gating"].update(format=99),
-            "its format is 99, and this version reads format 2",
-        ),
-        (lambda config: config.update(head_gating=[]), "it is not a table"),
-        (lambda config: config.update(head_gating=None), "record|head_gating|damaged"),
-        (lambda config: config.pop("head_gating"), "compact is damaged or mixed"),
-        (lambda config: config.update(num_attention_heads=8), "."),
-        (lambda config: config.update(architectures=["NoSuchModel"]), "architecture 'NoSuchModel'"),
-        (lambda config: config.pop("architectures"), "architecture"),
-        (lambda config: config["architectures"].clear(), "architecture"),
+        set_kept([0, 4]),
+        set_kept("all"),
+        set_kept(None),
+        of_modules(lambda modules: modules.pop("encoder.layer.0.attention.self.query")),
+        of_modules(lambda modules: modules["encoder.layer.0.attention.self.query"]["tensors"].pop("bias")),
+        lambda config: config["head_gating"].update(format=99),
+        lambda config: config.update(head_gating=[]),
+        lambda config: config.update(head_gating=None),
+        lambda config: config.pop("head_gating"),
+        lambda config: config.update(num_attention_heads=8),
+        lambda config: config.update(architectures=["NoSuchModel"]),
+        lambda config: config.pop("architectures"),
+        lambda config: config["architectures"].clear(),
     ],
 )
-def test_a_damaged_configuration_is_refused(folder, change, message):
+def test_a_damaged_configuration_is_refused(folder, change):
     edit_config(folder, change)
-    with pytest.raises(ValueError, match=f"(?s){message}"):
+    with pytest.raises(gating.errors.InputError):
         load_compact(folder)
 
 

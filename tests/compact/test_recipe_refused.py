@@ -127,24 +127,24 @@ def test_a_changed_record_gives_no_other_model(change, place):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    "change",
     [
-        (lambda _, record: record.update(format=7), "reads format 2"),
-        (lambda _, record: record.update(code="x"), "it has 'code', which this version does not know"),
-        (lambda table, _: table.pop("head_gating"), "damaged|mixed|cannot be used"),
-        (lambda table, _: table.update(num_hidden_layers=10**9), "num_hidden_layers=1000000000 cannot be"),
-        (lambda table, _: table.update(num_labels=10**9), "num_labels=1000000000 cannot be"),
-        (lambda table, _: table.update(hidden_size=10**12), "far larger than its weights"),
-        (lambda table, _: table.update(num_hidden_layers=4), r"encoder\.layer\.3\.\S+ is neither in the base"),
-        (lambda table, _: table.update(intermediate_size=96), "is neither in the base"),
-        (lambda table, _: table.update(num_labels=5), "is neither in the base"),
-        (lambda table, _: table.update(architectures=["BertConfig"]), "which transformers does not have"),
-        (lambda table, _: table.update(quantization_config={"a": 1}), "weights that are quantized"),
+        lambda _, record: record.update(format=7),
+        lambda _, record: record.update(code="x"),
+        lambda table, _: table.pop("head_gating"),
+        lambda table, _: table.update(num_hidden_layers=10**9),
+        lambda table, _: table.update(num_labels=10**9),
+        lambda table, _: table.update(hidden_size=10**12),
+        lambda table, _: table.update(num_hidden_layers=4),
+        lambda table, _: table.update(intermediate_size=96),
+        lambda table, _: table.update(num_labels=5),
+        lambda table, _: table.update(architectures=["BertConfig"]),
+        lambda table, _: table.update(quantization_config={"a": 1}),
     ],
 )
-def test_a_changed_configuration_is_refused(change, message, place):
+def test_a_changed_configuration_is_refused(change, place):
     change_record(place / "recipe", change)
-    refused(place / "recipe", message)
+    refused(place / "recipe")
 
 
 @pytest.mark.parametrize(
