@@ -44,3 +44,8 @@ def test_an_edited_file_with_the_same_time_of_writing_is_read_again(tmp_path):
         path.write_text(f"text,label\na,{label}\nb,{label}\n")
         os.utime(path, (1_000_000_000, 1_000_000_000))
         assert read_file("train", str(path))["label"][:] == [label, label]
+
+
+def test_missing_cells_of_a_short_row_are_empty(tmp_path):
+    (tmp_path / "short.csv").write_text("text,label\na,x\nb\n")
+    assert read_file("train", str(tmp_path / "short.csv")).to_dict() == {"text": ["a", "b"], "label": ["x", ""]}

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 import gating
-from tests.support.family_models import GROUPED, TEXT, VISION, Family
+from tests.support.family_models import GROUPED, TEXT, Family
 from tests.support.tiny_models import assert_refused
 
 
@@ -19,13 +19,9 @@ def build(name: str, **arguments):
     ("name", "arguments", "reason"),
     [
         ("Olmo2", {}, "q_norm normalizes across all heads"),
-        ("Olmoe", {"num_experts": 2, "num_experts_per_tok": 1}, "q_norm normalizes across all heads"),
-        ("Olmo3", {}, "q_norm normalizes across all heads"),
-        ("FlexOlmo", {"num_experts": 2, "num_experts_per_tok": 1}, "q_norm normalizes across all heads"),
         ("MiniMaxM2", {"num_local_experts": 2, "num_experts_per_tok": 1}, "q_norm normalizes across all heads"),
         ("BitNet", {"num_key_value_heads": 8}, "attn_sub_norm normalizes across all heads"),
         ("Mamba2", {"num_heads": 16, "head_dim": 8, "expand": 2, "n_groups": 1}, "state-space layer"),
-        ("Mamba", {"state_size": 8, "time_step_rank": 4}, "state-space layer"),
         (
             "MiniMax",
             {"num_local_experts": 2, "layer_types": ["linear_attention"] * 3},
@@ -43,21 +39,6 @@ def test_dependent_heads_are_refused(name, arguments, reason, discover):
     ):
         with pytest.raises(ValueError, match=reason):
             refused()
-
-
-@pytest.mark.parametrize("discover", [False, True])
-@pytest.mark.parametrize(
-    ("name", "arguments"),
-    [("InternVLVision", {"use_qk_norm": True}), ("JanusVision", {"use_qk_norm": True}), ("Esmc", {})],
-)
-def test_norms_across_the_heads_of_encoders_are_refused(name, arguments, discover):
-    sizes = TEXT if name == "Esmc" else {**VISION, "mlp_ratio": 1}
-    arguments = {**sizes, **arguments}
-    if name == "InternVLVision":
-        arguments |= {"image_size": [16, 16], "patch_size": [8, 8]}
-    model = Family(f"{name}Model", f"{name}Config", arguments).build()
-    with pytest.raises(ValueError, match="q_norm normalizes"):
-        gating.inject_gates(model, discover=discover)
 
 
 def test_talking_heads_are_refused():

@@ -15,7 +15,7 @@ from gating.proof.probe import make_probe
 from gating.pruning.finalize import decide_gate_values
 from tests.run.test_train import run_here, setting
 from tests.support.family_models import FAMILIES
-from tests.support.kept_heads import num_kept
+from tests.support.gated import num_kept
 from tests.support.tiny_models import batch_for, build
 from tests.support.tiny_run import make_inputs
 

@@ -15,7 +15,7 @@ from gating.objectives import (
     FixedPrice,
     resolve_budget,
 )
-from tests.support.kept_heads import num_kept
+from tests.support.gated import num_kept
 
 OPTIONS = {"temperature": 2 / 3, "stretch_limits": (-0.1, 1.1)}
 SHIFT = 2 / 3 * math.log(0.1 / 1.1)

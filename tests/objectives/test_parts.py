@@ -14,7 +14,7 @@ from gating.proof.probe import make_probe
 from gating.pruning.finalize import decide_gate_values
 from gating.pruning.measure import count_heads_by_kind
 from tests.support.family_models import FAMILIES
-from tests.support.kept_heads import num_kept
+from tests.support.gated import num_kept
 from tests.support.search import RIVALS, Search
 from tests.support.tiers import first_of
 

@@ -11,9 +11,8 @@ import gating
 from gating.pruning.latency import copies
 from gating.pruning.latency.copies import LatencyComparison, TimeBudget
 from gating.pruning.latency.costs import kept_for_speedup
-from tests.support.slow_model import Slow
 from tests.support.tiers import first_of
-from tests.support.timers import compare, timer_of
+from tests.support.timers import Slow, compare, timer_of
 from tests.support.tiny_models import batch_for
 
 UNITS = ["heads", "neurons"]

@@ -9,8 +9,8 @@ import pytest
 
 from gating.run.folder import RunFolder, is_finished
 from tests.support.interruptions import Interrupted, at_batch, end_of, interrupt, run_in
+from tests.support.outcome import snapshot
 from tests.support.resumed import resume
-from tests.support.snapshots import snapshot
 
 HOLD = "import filelock, sys; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print('held', flush=True); input()"
 

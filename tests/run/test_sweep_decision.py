@@ -14,6 +14,7 @@ from gating.run.settings import read_settings
 from gating.run.sweep import choice, picture, results
 from gating.run.sweep.jobs import Job, begin_sweep
 from gating.run.sweep.plugins import DenseFirst, SweepReport
+from tests.support.outcome import snapshot
 from tests.support.sweeps import Ended, run_sweep, write_run
 from tests.support.tiers import first_of
 
@@ -86,6 +87,14 @@ def test_a_budget_of_the_command_replaces_that_of_the_sweep(monkeypatch, tmp_pat
     run_sweep(tmp_path / "sweep", "sweep=speedup", *inputs, "objective.num_heads=3,4")
     assert [objective.get("num_heads") for objective in begun] == [None, 3, 4]
     assert all(objective.get("speedup") is None for objective in begun)
+
+
+def test_the_jobs_of_a_sweep_are_not_replaced_by_those_of_another(inputs, swept):
+    folder, _ = swept
+    before = snapshot(folder)
+    end = run_sweep(folder, "sweep=heads", *inputs, "objective.num_heads=5")
+    assert "holds a sweep" in str(end.code)
+    assert snapshot(folder) == before
 
 
 def end_of(folder: Path, jobs: list[Job], *, capsys, sweeper: str = "basic") -> tuple[int | str | None, str, str]:

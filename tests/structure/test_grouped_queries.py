@@ -9,7 +9,7 @@ from gating.loader.checksums import RECORD_KEY
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
 from tests.support.family_models import FAMILIES
-from tests.support.kept_heads import num_kept
+from tests.support.gated import num_kept
 
 
 @pytest.fixture
