@@ -18,7 +18,7 @@ from gating import __main__ as command_line
 from gating.commands.evaluate import evaluation_settings
 from tests.support.interruptions import run_in
 from tests.support.sweeps import write_run
-from tests.support.tiny_run import checked_settings, write_table
+from tests.support.tiny_run import WORDS, checked_settings, make_inputs, write_table
 
 pytestmark = pytest.mark.runs
 
@@ -213,3 +213,35 @@ def test_data_are_evaluated_whole_also_where_the_run_took_a_part(finished, tmp_p
     out, _ = call(monkeypatch, capsys, *arguments, limit)
     assert f"{tmp_path / 'run'} on 5 test examples, a part of them by {limit} (cpu):" in out
     assert " on 14 test examples (cpu):" in call(monkeypatch, capsys, *arguments)[0]
+
+
+def test_tags_are_those_of_the_model_too(tmp_path, evaluate, monkeypatch, capsys):
+    inputs = make_inputs(tmp_path / "inputs")
+    settings = [line for line in inputs if not line.startswith("data")]
+    for split in ("train", "validation", "test"):
+        rows = [{"tokens": [WORDS[n % 9], WORDS[n % 7 + 9]], "tags": ["B-a" if n % 2 else "O", "O"]} for n in range(24)]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    files = ["data=files", *(f"data.{split}={tmp_path / split}.jsonl" for split in ("train", "validation", "test"))]
+    run_in(tmp_path / "run", settings, *files, "task=token_classification", "data.batch_size=8")
+    assert evaluate(tmp_path / "run")["metrics"] == of_run(tmp_path / "run", "test")
+    (tmp_path / "other.jsonl").write_text(json.dumps({"tokens": ["word1", "word2"], "tags": ["O", "B-b"]}))
+    _, error = call(monkeypatch, capsys, tmp_path / "run", "data=files", f"data.test={tmp_path / 'other.jsonl'}")
+    assert "'B-b'" in error
+
+
+def test_slices_of_the_run_are_none_of_other_data(tmp_path):
+    hub = ["data=hub", "data.path=user/name", "'data.test_split=\"test[:9]\"'", "'data.validation_split=\"train[9:]\"'"]
+    hub = [line.strip("'") for line in hub]
+    finish(tmp_path, *hub)
+    assert data_of(tmp_path)["test_split"] == "test[:9]"
+    data = data_of(tmp_path, "data=hub", "data.path=user/other")
+    assert (data["test_split"], data["validation_split"]) == ("test", "train[9:]")
+    data = data_of(tmp_path, "data=hub", "data.path=user/other", "data.test_split='test[:5]'")
+    assert data["test_split"] == "test[:5]"
+
+
+def test_data_drawn_with_another_seed_may_be_those_of_the_training(finished, evaluate, caplog):
+    evaluate(finished, "data.max_length=6", "--split", "validation")
+    assert "differ" not in caplog.text
+    evaluate(finished, "seed=5", "--split", "validation")
+    assert "another seed draws them anew, also from examples that the model was trained on" in caplog.text

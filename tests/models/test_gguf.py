@@ -157,3 +157,21 @@ def test_weights_that_transformers_leaves_out_are_not_lost_in_silence(write):
     file = write("f32", make_decoder("Qwen2"))
     with pytest.raises(InputError, match="384,672 weights"):
         unpacking.unpack_gguf(file)
+
+
+@pytest.mark.parametrize(
+    ("values", "factors", "match"),
+    [
+        ({"rope.scaling.type": "longrope"}, {}, r"rope\.scaling\.type=longrope"),
+        ({"rope.scaling.type": "yarn", "rope.scaling.yarn_beta_fast": 8.0}, {}, r"yarn_beta_fast=8\.0"),
+        ({}, {"rope_factors_long.weight": [2.0]}, r"rope_factors_long"),
+        ({}, {"rope_freqs.weight": [1.0, 3.0, 2.0]}, r"rope_freqs\.weight"),
+    ],
+)
+def test_unknown_scalings_are_refused(values, factors, match):
+    reader = reader_of(values, factors)
+    config = LlamaConfig(hidden_size=6, num_attention_heads=1)
+    before = config.to_dict()
+    with pytest.raises(InputError, match=match):
+        complete_config(config, reader, name="The GGUF file tiny.gguf")
+    assert config.to_dict() == before
