@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from transformers import BertForSequenceClassification, DistilBertConfig, DistilBertForSequenceClassification
+from transformers import BertForSequenceClassification
 
 import gating
 from gating import __main__ as command_line
@@ -30,12 +30,6 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
     command_line.main()
 
 
-def test_the_version_is_shown(monkeypatch, capsys):
-    with pytest.raises(SystemExit):
-        run(monkeypatch, "--version")
-    assert capsys.readouterr().out == f"head-gating {gating.__version__}\n"
-
-
 def test_inspect_shows_heads_parameters_and_sizes(compact, monkeypatch, capsys):
     run(monkeypatch, "inspect", compact)
     shown = capsys.readouterr().out
@@ -57,11 +51,6 @@ def test_inspect_shows_neurons_and_multiply_accumulates(compact, tmp_path, monke
     assert f"{macs / 1e6:,.1f} million multiply-accumulates for an example of 128 tokens" in shown
 
 
-def test_inspect_takes_dense_models_too(compact, monkeypatch, capsys):
-    run(monkeypatch, "inspect", compact.parent / "model")
-    assert "12 of 12 heads" in capsys.readouterr().out
-
-
 @pytest.mark.processes
 @pytest.mark.parametrize("output", ["| true", "> /dev/full"])
 def test_commands_finish_without_their_output(output, compact, tmp_path):
@@ -72,14 +61,6 @@ def test_commands_finish_without_their_output(output, compact, tmp_path):
         assert process.returncode == 0, process.stderr
         assert "rror" not in process.stderr
     assert (tmp_path / "exported" / "export.json").is_file()
-
-
-@pytest.mark.parametrize("command", ["inspect", "export"])
-def test_folder_that_is_not_there_is_one_sentence(command, tmp_path, monkeypatch):
-    with pytest.raises(SystemExit) as stop:
-        run(monkeypatch, command, tmp_path / "nowhere", *(["--format", "torch"] if command == "export" else []))
-    assert str(stop.value).startswith("error: There is no compact model in")
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.runs
@@ -101,25 +82,7 @@ def test_existing_exports_are_kept_without_the_option_to_overwrite(compact, tmp_
     assert (tmp_path / "export.json").read_text() == "{}"
 
 
-@pytest.mark.runs
-@pytest.mark.filterwarnings("ignore")
-def test_export_names_inputs_that_it_does_not_take(tmp_path, monkeypatch, capsys, tokenizer):
-    config = DistilBertConfig(vocab_size=20, dim=32, n_layers=1, n_heads=4, hidden_dim=48, max_position_embeddings=40)
-    gating.save_compact(DistilBertForSequenceClassification(config).eval(), tmp_path / "compact", tokenizer=tokenizer)
-    run(monkeypatch, "export", tmp_path / "compact", "--format", "torch")
-    assert "also makes token_type_ids, which the export does not accept: leave that out" in capsys.readouterr().out
-    assert (tmp_path / "compact-torch" / "tokenizer.json").is_file()
-
-
 def test_train_is_the_command_of_a_checkout():
     command = [*warm_python(), "-m", "gating", "train", "--cfg", "job", "objective.num_heads=7"]
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert "num_heads: 7" in shown
-
-
-def test_help_names_the_commands(monkeypatch, capsys):
-    with pytest.raises(SystemExit):
-        run(monkeypatch, "--help")
-    shown = capsys.readouterr().out
-    for command in ("train", "inspect", "export"):
-        assert command in shown

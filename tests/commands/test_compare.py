@@ -1,14 +1,12 @@
 """head-gating compare: runs and sweeps in one table, and folders that cannot be compared."""
 
 import json
-import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from gating.report.score import Score
 from gating.run.sweep.jobs import Job
 from tests.support.sweeps import write_run
 
@@ -29,34 +27,11 @@ def test_runs_are_compared_and_one_is_recommended(compare, runs):
     assert "Recommended: num_heads=9" in compare(*runs.values(), "--max-drop", "3")
 
 
-def test_json_has_the_same_choice_alone(compare, runs, tmp_path):
-    plain = json.loads(compare(*runs.values(), "--json", "--output", tmp_path / "figure.png"))
-    assert [run["budget"] for run in plain["runs"]] == ["dense", "num_heads=36", "num_heads=9"]
-    assert [run["recommended"] for run in plain["runs"]] == [False, True, False]
-
-
-@pytest.mark.parametrize(("suffix", "start"), [("pdf", b"%PDF"), ("svg", b"<?xml"), ("PNG", b"\x89PNG")])
-def test_the_end_of_the_name_is_the_format_of_the_picture(suffix, start, compare, runs, tmp_path):
-    figure = tmp_path / "new" / f"figure.{suffix}"
-    compare(*runs.values(), "--output", figure)
-    assert figure.read_bytes().startswith(start)
-    with pytest.raises(SystemExit, match="exists already"):
-        compare(*runs.values(), "--output", figure)
-    compare(*runs.values(), "--output", figure, "--overwrite")
-
-
 def test_a_folder_of_runs_is_expanded_and_its_unfinished_runs_are_listed(compare, runs, tmp_path):
     (runs["few"] / "metrics.json").unlink()
     plain = json.loads(compare(tmp_path, "--json"))
     assert [run["budget"] for run in plain["runs"]] == ["dense", "num_heads=36"]
     assert list(plain["failed"]) == [str(runs["few"])]
-
-
-def test_a_run_by_several_names_counts_once(compare, runs, tmp_path, monkeypatch):
-    (tmp_path / "link").symlink_to(runs["half"])
-    monkeypatch.chdir(tmp_path)
-    names = [tmp_path, "half", "half/", "./half", tmp_path / "link", os.path.join("..", tmp_path.name, "half")]
-    assert [len(run["folders"]) for run in json.loads(compare(*names, "--json"))["runs"]] == [1, 1, 1]
 
 
 def test_runs_of_one_seed_and_copies_are_one_seed(compare, tmp_path):
@@ -68,20 +43,6 @@ def test_runs_of_one_seed_and_copies_are_one_seed(compare, tmp_path):
     names = [(run["budget"], sorted(run["seeds"])) for run in plain["runs"]]
     assert names == [("dense", [0, 1]), ("num_heads=9", [0, 0, 1])]
     assert plain["runs"][1]["validation"] == pytest.approx(0.89)
-
-
-def test_names_have_settings_that_differ_and_none_that_nobody_chose(compare, tmp_path):
-    write_run(tmp_path / "a", "objective.keep=0.25", "trainer.max_epochs=2", "gates.units=[heads,neurons]")
-    write_run(tmp_path / "b", "objective.speedup=1.5", "trainer.max_steps=100")
-    for rate in ("1e-4", "3e-4"):
-        write_run(tmp_path / f"d{rate}", "objective=none", f"optimizer.lr={rate}")
-    plain = json.loads(compare(tmp_path, "--json"))
-    assert {run["budget"] for run in plain["runs"]} == {
-        "keep=0.25 gates.units=['heads', 'neurons'] trainer.max_epochs=2",
-        "speedup=1.5 gates.units=heads trainer.max_epochs=3 trainer.max_steps=100",
-        "dense optimizer.lr=0.0001",
-        "dense optimizer.lr=0.0003",
-    }
 
 
 def test_a_dense_run_of_60_steps_is_not_beaten_by_one_of_400(compare, tmp_path):
@@ -108,23 +69,6 @@ def test_runs_of_other_data_are_not_recommended(overrides, named, compare, tmp_p
     assert named in out
 
 
-@pytest.mark.parametrize(("overrides", "score"), [(["task=regression"], None), ([], Score("f1"))])
-def test_runs_of_other_tasks_or_metrics_are_refused(overrides, score, compare, runs, tmp_path):
-    write_run(tmp_path / "other", "objective.num_heads=18", *overrides, score=score)
-    with pytest.raises(SystemExit, match="different tasks or metrics"):
-        compare(tmp_path)
-
-
-def test_a_metric_that_falls_is_known(compare, tmp_path):
-    score = Score("perplexity", scale=1, unit="", higher_is_better=False)
-    task = ["task=causal_lm", "data=text", "data.train=a.txt"]
-    write_run(tmp_path / "dense", *task, "objective=none", score=score, val_=20.0, test_=20.0)
-    write_run(tmp_path / "a", *task, "objective.num_heads=9", score=score, val_=20.5, test_=21.0, speedup=1.3)
-    out = compare(tmp_path)
-    assert "Recommended: num_heads=9" in out
-    assert "0.50 above the dense run's 20.00" in out
-
-
 def test_latencies_of_different_machines_are_not_compared(compare, runs, tmp_path):
     write_run(tmp_path / "gpu", "objective.num_heads=18", machine="a GPU", speedup=9.0, macs=70, val_=0.897)
     out = compare(tmp_path)
@@ -140,21 +84,3 @@ def test_failed_jobs_and_those_whose_run_is_gone_are_listed_and_not_compared(com
     assert [run["budget"] for run in plain["runs"]] == ["dense"]
     assert plain["failed"][f"{runs['half']} (seed=3)"] == "no such seed"
     assert f"{tmp_path}/gone (seed=4)" in plain["failed"]
-
-
-def test_folders_without_a_finished_run_are_refused(compare, runs, tmp_path):
-    for folder in (tmp_path / "empty", tmp_path / "nothing"):
-        with pytest.raises(SystemExit, match="holds no finished run"):
-            compare(folder)
-    (runs["few"] / "metrics.json").unlink()
-    with pytest.raises(SystemExit, match=f"resume={runs['few']}"):
-        compare(runs["dense"], runs["few"])
-    (runs["half"] / "metrics.json").write_text("[]")
-    with pytest.raises(SystemExit, match=r"metrics\.json does not have the numbers of a run"):
-        compare(runs["half"])
-
-
-def test_a_loss_that_is_no_number_is_refused(compare, runs, capsys):
-    with pytest.raises(SystemExit):
-        compare(runs["dense"], "--max-drop=much")
-    assert "--max-drop" in capsys.readouterr().err

@@ -11,15 +11,14 @@ from unittest import mock
 import pytest
 import torch
 import yaml
-from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertLMHeadModel
+from transformers import AutoTokenizer
 
 import gating
 from gating import __main__ as command_line
 from gating.commands.evaluate import evaluation_settings
-from gating.errors import InputError
 from tests.support.interruptions import run_in
 from tests.support.sweeps import write_run
-from tests.support.tiny_run import WORDS, checked_settings, make_inputs, make_model_folder, write_table
+from tests.support.tiny_run import WORDS, checked_settings, make_inputs, write_table
 
 pytestmark = pytest.mark.runs
 
@@ -60,18 +59,6 @@ def evaluate(monkeypatch, capsys):
     return as_json
 
 
-@pytest.fixture
-def refused(monkeypatch, capsys):
-    def error_of(*arguments: object) -> str:
-        out, error = call(monkeypatch, capsys, *arguments)
-        assert not out
-        assert error.startswith("error: ")
-        assert "\n" not in error
-        return error.removeprefix("error: ")
-
-    return error_of
-
-
 def of_run(folder: Path, split: str) -> dict[str, float]:
     numbers = json.loads((folder / "metrics.json").read_text())
     return {name.partition("/")[2]: value for name, value in numbers.items() if name.startswith(f"{split}/")}
@@ -89,31 +76,6 @@ def test_a_folder_alone_repeats_the_evaluation_of_its_run_to_the_bit(place, fini
         assert numbers[name] == stored[name]
     assert numbers["latency_batch"] == stored["latency_batch"]
     assert numbers["latency_ms"] > 0 < numbers["speedup"]
-
-
-@pytest.mark.first
-def test_the_text_names_metrics_sizes_and_latency(finished, monkeypatch, capsys):
-    out, _ = call(monkeypatch, capsys, finished)
-    assert f"accuracy  {100 * of_run(finished, 'test')['accuracy']:.2f} %" in out
-    assert "attention heads  4 (dense: 12)" in out
-    assert re.search(r"speed-up, 8 x 8 tokens, p95  \d+\.\d\dx \(±", out)
-    assert re.search(r"speed-up, 1 x \d tokens, median  \d+\.\d\dx \(±", out)
-
-
-def test_another_batch_can_be_timed(finished, evaluate):
-    numbers = evaluate(finished, "latency.batch_size=3", "latency.length=20")
-    assert (numbers["latency_batch"], numbers["latency_words"]) == ("3 x 20", "3 x 20 tokens")
-    assert numbers["speedup_short"] > 0
-    numbers = evaluate(finished, "latency.batch_size=1", "latency.length=median")
-    assert numbers["latency_words"].endswith("tokens, median")
-    assert "speedup_short" not in numbers
-
-
-def test_the_score_is_first_and_shares_are_percentages(finished, monkeypatch, capsys):
-    metrics = ("task.metrics=[auroc,macro_f1,accuracy]", "task.score=macro_f1")
-    lines = [line for line in call(monkeypatch, capsys, finished, *metrics)[0].splitlines() if line[:2] == "  "][:3]
-    assert lines[0].split()[0] == "macro_f1"
-    assert all(line.endswith(" %") for line in lines)
 
 
 def test_a_dense_run_and_a_dense_model_are_evaluated_too(inputs, tmp_path, evaluate, caplog):
@@ -169,13 +131,6 @@ def test_changed_data_are_said_whatever_else_is_given(setting, finished, tmp_pat
     assert "data differ from those of the run" in caplog.text
 
 
-def test_data_drawn_with_another_seed_may_be_those_of_the_training(finished, evaluate, caplog):
-    evaluate(finished, "data.max_length=6", "--split", "validation")
-    assert "differ" not in caplog.text
-    evaluate(finished, "seed=5", "--split", "validation")
-    assert "another seed draws them anew, also from examples that the model was trained on" in caplog.text
-
-
 def data_of(run: Path, *overrides: str, split: str | None = None) -> dict[str, Any]:
     """Return the settings of the data of an evaluation."""
     with mock.patch("gating.run.settings._check_places"):  # There are no files.
@@ -224,15 +179,6 @@ def test_embeddings_are_compared_with_the_model_and_revision_of_the_run(tmp_path
     assert teacher_of() == ("user/first", "v1")
 
 
-def test_a_set_of_the_hub_in_place_of_that_of_a_run_leaves_its_other_settings(tmp_path):
-    hub = ["data=hub", "data.path=user/name", "data.name=old", "data.validation_split=null"]
-    finish(tmp_path, *hub)
-    data = data_of(tmp_path, "data=hub", "data.path=user/other", "data.batch_size=4")
-    assert (data["path"], data["name"], data["validation_split"]) == ("user/other", None, None)
-    with pytest.raises(InputError, match=r"data\.path"):
-        data_of(tmp_path, "data=hub")
-
-
 def test_one_file_is_evaluated_without_the_training_file_of_the_run(finished, tmp_path, evaluate, capsys):
     shutil.copytree(finished, tmp_path / "run")
     config = (tmp_path / "run" / "config.yaml").read_text()
@@ -244,65 +190,6 @@ def test_one_file_is_evaluated_without_the_training_file_of_the_run(finished, tm
     assert evaluate(tmp_path / "run", "data=files", f"data.test={table}")["metrics"] == whole["metrics"]
     validation = evaluate(tmp_path / "run", f"data.validation={table}", "--split", "validation")
     assert (validation["split"], validation["metrics"]) == ("validation", whole["metrics"])
-
-
-@pytest.mark.parametrize("task", ["masked_lm", "causal_lm"])
-def test_one_file_of_text_is_evaluated_whole(task, tmp_path, evaluate):
-    make_model_folder(tmp_path / "model")
-    kind, more = (BertForMaskedLM, {}) if task == "masked_lm" else (BertLMHeadModel, {"is_decoder": True})
-    sizes = {"vocab_size": 45, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    kind(BertConfig(**sizes, intermediate_size=8, **more)).save_pretrained(tmp_path / "model")
-    (tmp_path / "test.txt").write_text(" ".join(WORDS * 8))
-    arguments = [f"task={task}", "data=text", f"data.test={tmp_path / 'test.txt'}", "data.max_length=32"]
-    numbers = evaluate(tmp_path / "model", *arguments)
-    # All 320 words, in blocks of 32 tokens with special ones.
-    assert (numbers["split"], numbers["num_examples"]) == ("test", 11)
-
-
-def test_tags_are_those_of_the_model_too(tmp_path, evaluate, refused):
-    inputs = make_inputs(tmp_path / "inputs")
-    settings = [line for line in inputs if not line.startswith("data")]
-    for split in ("train", "validation", "test"):
-        rows = [{"tokens": [WORDS[n % 9], WORDS[n % 7 + 9]], "tags": ["B-a" if n % 2 else "O", "O"]} for n in range(24)]
-        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    files = ["data=files", *(f"data.{split}={tmp_path / split}.jsonl" for split in ("train", "validation", "test"))]
-    run_in(tmp_path / "run", settings, *files, "task=token_classification", "data.batch_size=8")
-    assert evaluate(tmp_path / "run")["metrics"] == of_run(tmp_path / "run", "test")
-    (tmp_path / "other.jsonl").write_text(json.dumps({"tokens": ["word1", "word2"], "tags": ["O", "B-b"]}))
-    error = refused(tmp_path / "run", "data=files", f"data.test={tmp_path / 'other.jsonl'}")
-    assert "the label 'B-b' (row 1), which the model lacks; it has B-a, O" in error
-
-
-def test_what_cannot_be_evaluated_is_refused_in_one_sentence(finished, tmp_path, refused):
-    alone = Path(shutil.copytree(finished / "compact", tmp_path / "alone"))
-    table = write_table(tmp_path / "table.tsv", rows=6, seed=0)
-    third = write_table(tmp_path / "third.tsv", rows=6, seed=0, labels=("first", "third"))
-    (tmp_path / "run").mkdir()
-    shutil.copy(finished / "config.yaml", tmp_path / "run")
-    files = ["data=files", f"data.train={table}", f"data.validation={table}", "--split", "test"]
-    for words, arguments in {
-        "'third'": [finished, f"data.test={third}"],
-        "give data=...": [alone],
-        "no test examples": [alone, *files],
-        "objective.num_heads has no effect": [finished, "objective.num_heads=3"],
-        "trainer.max_steps has no effect": [finished, "trainer.max_steps=3"],
-        "data.max_lengh": [finished, "data.max_lengh=8"],
-        "nothing.tsv": [finished, "data.test=nothing.tsv"],
-        "no such file": [tmp_path / "nothing", "data=files", f"data.test={table}"],
-        "is not finished": [tmp_path / "run"],
-    }.items():
-        assert words in refused(*arguments)
-
-
-def test_a_model_of_another_task_is_refused(finished, tmp_path, refused):
-    config = BertForMaskedLM.config_class(
-        vocab_size=45, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
-    )
-    BertForMaskedLM(config).save_pretrained(tmp_path / "masked")
-    AutoTokenizer.from_pretrained(finished / "compact").save_pretrained(tmp_path / "masked")
-    table = write_table(tmp_path / "table.tsv", rows=6, seed=0)
-    error = refused(tmp_path / "masked", "data=files", f"data.test={table}")
-    assert "is a BertForMaskedLM, not a model of SequenceClassification" in error
 
 
 def test_data_are_evaluated_whole_also_where_the_run_took_a_part(finished, tmp_path, evaluate, monkeypatch, capsys):
@@ -328,6 +215,20 @@ def test_data_are_evaluated_whole_also_where_the_run_took_a_part(finished, tmp_p
     assert " on 14 test examples (cpu):" in call(monkeypatch, capsys, *arguments)[0]
 
 
+def test_tags_are_those_of_the_model_too(tmp_path, evaluate, monkeypatch, capsys):
+    inputs = make_inputs(tmp_path / "inputs")
+    settings = [line for line in inputs if not line.startswith("data")]
+    for split in ("train", "validation", "test"):
+        rows = [{"tokens": [WORDS[n % 9], WORDS[n % 7 + 9]], "tags": ["B-a" if n % 2 else "O", "O"]} for n in range(24)]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    files = ["data=files", *(f"data.{split}={tmp_path / split}.jsonl" for split in ("train", "validation", "test"))]
+    run_in(tmp_path / "run", settings, *files, "task=token_classification", "data.batch_size=8")
+    assert evaluate(tmp_path / "run")["metrics"] == of_run(tmp_path / "run", "test")
+    (tmp_path / "other.jsonl").write_text(json.dumps({"tokens": ["word1", "word2"], "tags": ["O", "B-b"]}))
+    _, error = call(monkeypatch, capsys, tmp_path / "run", "data=files", f"data.test={tmp_path / 'other.jsonl'}")
+    assert "'B-b'" in error
+
+
 def test_slices_of_the_run_are_none_of_other_data(tmp_path):
     hub = ["data=hub", "data.path=user/name", "'data.test_split=\"test[:9]\"'", "'data.validation_split=\"train[9:]\"'"]
     hub = [line.strip("'") for line in hub]
@@ -337,3 +238,10 @@ def test_slices_of_the_run_are_none_of_other_data(tmp_path):
     assert (data["test_split"], data["validation_split"]) == ("test", "train[9:]")
     data = data_of(tmp_path, "data=hub", "data.path=user/other", "data.test_split='test[:5]'")
     assert data["test_split"] == "test[:5]"
+
+
+def test_data_drawn_with_another_seed_may_be_those_of_the_training(finished, evaluate, caplog):
+    evaluate(finished, "data.max_length=6", "--split", "validation")
+    assert "differ" not in caplog.text
+    evaluate(finished, "seed=5", "--split", "validation")
+    assert "another seed draws them anew, also from examples that the model was trained on" in caplog.text

@@ -24,10 +24,3 @@ def test_both_forms_show_the_original_numbers_and_the_cache(stock, tmp_path, mon
     shown = inspected(monkeypatch, capsys, folder)
     assert "12 of 24 heads, 96 of 144 neurons" in shown
     assert "384 of 768 bytes of keys and values are cached for a token" in shown
-
-
-def test_a_dense_model_of_others_keeps_all(tmp_path, monkeypatch, capsys):
-    FAMILIES["llama"].build().save_pretrained(tmp_path / "dense")
-    shown = inspected(monkeypatch, capsys, tmp_path / "dense")
-    assert "24 of 24 heads" in shown
-    assert "768 of 768 bytes of keys and values are cached for a token" in shown

@@ -1,6 +1,5 @@
 """The folders that commands take: of a model, of a run, and of a sweep, which they refuse."""
 
-import shutil
 import sys
 from pathlib import Path
 
@@ -43,18 +42,6 @@ def test_inspect_takes_a_run(run, monkeypatch, capsys):
 def test_export_takes_a_run(run, monkeypatch, capsys):
     assert call(monkeypatch, "export", run, "--format", "onnx") == ""
     assert f"{run}/compact-onnx: " in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("command", ["inspect", "export", "evaluate"])
-def test_an_unfinished_run_is_called_so(command, run, monkeypatch):
-    shutil.rmtree(run / "compact")
-    error = call(monkeypatch, command, run)
-    assert error == f"error: The run in {run} is not finished: {run}/compact does not exist."
-
-
-@pytest.mark.parametrize("command", ["inspect", "export", "evaluate"])
-def test_of_a_sweep_a_run_is_named(command, run, tmp_path, monkeypatch):
-    assert f"name one of them, such as {run}" in call(monkeypatch, command, tmp_path)
 
 
 def test_an_existing_export_is_refused_before_the_model_is_loaded(run, tmp_path, monkeypatch):

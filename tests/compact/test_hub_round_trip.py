@@ -16,10 +16,9 @@ from transformers import AutoModelForSequenceClassification
 
 import gating
 from gating.commands import export
-from tests.compact.test_load_damaged import edit_config
 from tests.support.fake_hub import TOKEN, FakeHub, Repository, fake_hub
-from tests.support.fresh_process import ROOT
 from tests.support.tiny_models import assert_same_state, batch_for, logits_of, state_of
+from tests.support.tiny_run import ROOT
 from tests.test_main import run
 
 # huggingface_hub's own use of its HTTP library.
@@ -90,16 +89,6 @@ def test_an_upload_replaces_all_weights_and_keeps_other_files(hub, pruned, tmp_p
     assert hub.models[NAME].files() == {**contents(folder), "heads.png": b"y"}
 
 
-@pytest.mark.parametrize("private", [True, False])
-def test_a_new_repository_may_be_private(hub, pruned, tmp_path, private):
-    gating.save_compact(pruned, tmp_path / "saved", repo_id=NAME, token=TOKEN, private=private)
-    assert hub.models[NAME].private == private
-    if private:
-        with pytest.raises(FileNotFoundError, match="make sure you are authenticated"):
-            gating.load_compact(NAME)
-    gating.load_compact(NAME, token=TOKEN)
-
-
 def test_a_folder_of_that_name_wins(hub, folder, tmp_path):
     put(hub, folder)
     shutil.copytree(folder, tmp_path / "here" / NAME)
@@ -109,7 +98,7 @@ def test_a_folder_of_that_name_wins(hub, folder, tmp_path):
 
 @pytest.mark.parametrize("name", ["./me/compact", "/me/compact", "../me", "me", "a/b/c", "me/na me", Path(NAME), ""])
 def test_paths_and_invalid_names_are_not_looked_up(hub, name):
-    with pytest.raises((FileNotFoundError, ValueError), match="There is no compact model in"):
+    with pytest.raises((FileNotFoundError, ValueError), match="compact model"):
         gating.load_compact(name)
     assert not hub.requests
 
@@ -157,29 +146,6 @@ def test_the_cache_serves_a_model_offline(hub, folder, tmp_path, monkeypatch):
     assert not hub.requests
 
 
-def test_a_damaged_file_is_refused(hub, folder):
-    model = put(hub, folder)
-    weights = bytearray(model.files()["model.safetensors"])
-    weights[-1] ^= 1
-    model.commit({"model.safetensors": bytes(weights)})
-    with pytest.raises(ValueError, match="is not what was saved"):
-        gating.load_compact(NAME)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"transformers_weights": "adapter_model.bin"}, "asks for weights from another file"),
-        ({"hidden_size": 10**12}, "far larger than its weights"),
-    ],
-)
-def test_a_malicious_configuration_is_refused(hub, folder, change, message):
-    edit_config(folder, lambda config: config.update(change))
-    put(hub, folder)
-    with pytest.raises(ValueError, match=message):
-        gating.load_compact(NAME)
-
-
 def test_pickles_and_code_are_not_downloaded(hub, folder, tmp_path):
     model = put(hub, folder)
     model.commit({"pytorch_model.bin": b"not a pickle", "evil.py": b"1 / 0", "evil.safetensors": b""})
@@ -187,12 +153,6 @@ def test_pickles_and_code_are_not_downloaded(hub, folder, tmp_path):
     assert not any("evil" in request or ".bin" in request or ".py" in request for request in hub.requests)
     model.commit({"model.safetensors": None})
     with pytest.raises(FileNotFoundError, match="There are no weights in"):
-        gating.load_compact(NAME)
-
-
-def test_an_adapter_is_refused(hub, folder):
-    put(hub, folder).commit({"adapter_config.json": b"{}"})
-    with pytest.raises(ValueError, match="holds an adapter"):
         gating.load_compact(NAME)
 
 

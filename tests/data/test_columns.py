@@ -4,7 +4,6 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from gating.data.columns import find_column, find_input_columns, find_text_columns, take_columns
-from gating.errors import InputError
 
 
 def splits(*names: str) -> DatasetDict:
@@ -41,29 +40,6 @@ def test_a_given_text_column_is_a_pair_only_with_a_given_second_column():
 def test_columns_get_the_names_of_their_roles():
     taken = take_columns(splits("first", "second", "kind", "other"), {"text": "second", "label": "kind"})
     assert taken["validation"][0] == {"text": "second 1", "label": "kind 1"}
-
-
-def test_columns_can_swap_names():
-    taken = take_columns(splits("text", "label"), {"text": "label", "label": "text"})
-    assert taken["train"][0] == {"text": "label 1", "label": "text 1"}
-
-
-def test_a_field_of_a_nested_column_can_be_selected():
-    table = Dataset.from_dict({"translation": [{"de": "ja", "en": "yes"}]})
-    taken = take_columns(DatasetDict(train=table), {"text": "translation.en"})
-    assert taken["train"][0] == {"text": "yes"}
-
-
-@pytest.mark.parametrize(
-    ("columns", "message"),
-    [
-        ({"text": "text", "label": "label"}, r"'label'.*kind.*data\.label_column="),
-        ({"text": "text", "label": "text"}, "different columns"),
-    ],
-)
-def test_columns_that_cannot_be_taken_are_named(columns, message):
-    with pytest.raises(InputError, match=message):
-        take_columns(splits("text", "kind"), columns)
 
 
 @pytest.mark.parametrize(

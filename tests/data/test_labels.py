@@ -37,7 +37,7 @@ def test_declared_classes_keep_their_order():
 
 
 def test_scores_are_no_classes_unless_they_are_declared():
-    with pytest.raises(ValueError, match=r"such as 2\.5: learn them by task=regression"):
+    with pytest.raises(ValueError, match="task=regression"):
         encode_labels(splits([3, 2.5], [3]))
     features = Features({"text": Value("string"), "label": ClassLabel(names=["3.10", "3.11"])})
     table = Dataset.from_dict({"text": ["x", "y"], "label": [1, 0]}, features=features)
@@ -99,8 +99,3 @@ def test_classes_that_differ_only_in_spelling_are_warned_of_with_their_numbers(e
     (record,) = caplog.records
     assert record.message.startswith("3 classes are 2 when ")
     assert f"{other!a} (1)" in record.message
-
-
-def test_other_classes_are_not_warned_of(caplog):
-    encode_labels(splits(["foods", "food", "01", "1", "a", "\u00e9", "e", "\u00df", "+", "-", "a b", "ab"], ["food"]))
-    assert caplog.records == []

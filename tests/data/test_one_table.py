@@ -1,7 +1,6 @@
 """Runs of every task on a single table, from which validation and test splits are drawn."""
 
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ from PIL import Image as Pillow
 
 import train
 from tests.support.tiny_run import WORDS, compose_settings, make_model_folder
-from tests.tasks.test_tasks import SETTINGS, refusal
+from tests.tasks.test_tasks import SETTINGS
 
 NUM_ROWS = 60
 
@@ -80,13 +79,3 @@ def test_one_table_of_images_is_enough(tmp_path, capsys):
     numbers = run([*model, "model.config.num_attention_heads=4", *data], tmp_path / "out")
     assert "of 60 rows: 48 train, 6 validation, 6 test" in capsys.readouterr().out
     assert "test/accuracy" in numbers
-
-
-@pytest.mark.parametrize(("task", "column"), [("sequence_classification", "label"), ("regression", "score")])
-def test_errors_give_the_rows_of_the_file_and_not_of_the_splits(task, column, bert, tmp_path, capsys):
-    rows = [{**TABLES[task](row), **({column: None} if row % 7 == 3 else {})} for row in range(NUM_ROWS)]
-    path = tmp_path / "table.jsonl"
-    path.write_text("\n".join(map(json.dumps, rows)))
-    message = refusal([*bert, f"task={task}", "data=files", f"data.train={path}"], tmp_path / "out", capsys)
-    found = re.search(r"The train data .* in row (\d+) of the undivided data\b", message)
-    assert rows[int(found[1]) - 1][column] is None

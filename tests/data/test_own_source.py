@@ -6,13 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from datasets import Dataset, DatasetDict, IterableDataset
+from datasets import Dataset, DatasetDict
 
 import train
 from gating.data.examples import Examples, as_examples
-from gating.run.build import build_objects
-from gating.run.settings import read_settings
-from tests.support.tiny_run import ROOT, checked_settings, compose_settings, make_model_folder
+from tests.support.tiny_run import ROOT, compose_settings, make_model_folder
 
 PAGE = (ROOT / "docs" / "howto" / "source.md").read_text(encoding="utf-8")
 BLOCKS = dict(re.findall(r"```(\w+).*\n((?:.*\n)*?)```", PAGE))
@@ -53,57 +51,7 @@ def test_the_example_runs(own, capsys):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ("+data.lang=de", "data.lang"),
-        ("data.folder=???", "data.folder is needed"),
-        ("data._target_=my_reviews.load_review", "my_reviews.load_review"),
-        ("data._target_=broken.load", "broken.load cannot be imported"),
-        ("~data.folder", "folder"),
-    ],
-)
-def test_settings_are_checked_against_its_signature(change, message, own):
-    (own / "broken.py").write_text("1 / 0\n")
-    with pytest.raises(ValueError, match=message):
-        build_objects(read_settings(compose_settings([*command(), change, "output_dir=out"])))
-
-
-def test_a_function_with_variable_keyword_arguments_takes_any_setting(own):
-    (own / "mine.py").write_text("def load(folder, **settings):\n    return settings\n")
-    settings = checked_settings([*command(), "data._target_=mine.load", "+data.other=3"])
-    assert settings["data"]["other"] == 3
-
-
-@pytest.mark.parametrize(
-    ("returned", "message"),
-    [
-        (None, "a NoneType"),
-        ([ROWS], "a list"),
-        ({"train": [{"text": "a"}]}, "a list as train"),
-        ({"train": IterableDataset.from_generator(lambda: iter([]))}, "a IterableDataset as train"),
-        ({"training": ROWS}, "'training'.*train, validation, test"),
-        ({}, "no split"),
-        (DatasetDict(train=ROWS, test=ROWS.select([])), "no examples as test"),
-    ],
-)
-def test_returned_data_is_checked(returned, message):
-    with pytest.raises(ValueError, match=rf"data\._target_=mine\.load returned {message}"):
-        as_examples(returned, target="mine.load")
-
-
-@pytest.mark.parametrize(
     "returned", [ROWS, {"train": ROWS}, DatasetDict(train=ROWS), Examples(DatasetDict(train=ROWS))]
 )
 def test_a_data_set_a_dictionary_and_examples_are_accepted(returned):
     assert as_examples(returned, target="mine.load").splits["train"][:] == ROWS[:]
-
-
-def test_splits_have_one_order():
-    examples = as_examples({"test": ROWS, "validation": ROWS, "train": ROWS}, target="mine.load")
-    assert list(examples.splits) == ["train", "validation", "test"]
-
-
-def test_null_is_kept_for_a_source_that_shares_a_setting_with_tasks(own):
-    (own / "mine.py").write_text("def load(train, text_column):\n    return {}\n")
-    settings = checked_settings(["data=files", "data.train=x.csv", "data._target_=mine.load"])
-    assert settings["data"]["text_column"] is None

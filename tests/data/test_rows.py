@@ -8,8 +8,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from gating.data.columns import take_columns
-from gating.data.rows import row_keys, warn_of_overlap
-from gating.distributed import collectives
+from gating.data.rows import warn_of_overlap
 from gating.tasks.embedding_examples import read_examples
 
 
@@ -55,14 +54,6 @@ def test_words_numbers_and_images_are_compared_too(values, caplog):
     data = splits(train=values, test=values[1:])
     warn_of_overlap(data, ["text"])
     assert said(caplog)[0].startswith("1 of 1 test examples")
-
-
-def test_rows_of_other_types_and_other_ranks_give_no_warning(caplog, monkeypatch):
-    assert row_keys(Dataset.from_dict({"text": [[["nested"]]]}), ["text"]) is None
-    warn_of_overlap(splits(train=[{"x": 1}], test=[{"x": 1}]), ["text"])
-    monkeypatch.setattr(collectives.rank_zero_only, "rank", 1)
-    warn_of_overlap(splits(train=["a"], test=["a"]), ["text"])
-    assert said(caplog) == []
 
 
 def test_texts_of_embeddings_are_compared_too(caplog):

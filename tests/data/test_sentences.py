@@ -3,7 +3,6 @@
 import pytest
 
 from gating.data.sentences import load_bbc_sentences, load_sentences, load_wordnet_and_bbc
-from gating.errors import InputError, MissingFileError
 
 
 def test_lines_and_rows_are_texts(tmp_path):
@@ -13,17 +12,6 @@ def test_lines_and_rows_are_texts(tmp_path):
     assert splits["train"]["text"][:] == ["The first one. It has two sentences.", "Another"]
     assert splits["test"].column_names == ["text_a", "text_b", "score"]
     assert set(splits) == {"train", "test"}
-
-
-def test_files_without_texts_are_named(tmp_path):
-    (tmp_path / "empty.txt").write_text(" \n\n")
-    (tmp_path / "latin.txt").write_bytes("Häuser\n".encode("latin-1"))
-    with pytest.raises(InputError, match=r"data.train=.*empty.txt: the file is empty"):
-        load_sentences(train=str(tmp_path / "empty.txt"))
-    with pytest.raises(InputError, match=r"data.train=.*latin.txt: .*utf-8"):
-        load_sentences(train=str(tmp_path / "latin.txt"))
-    with pytest.raises(MissingFileError, match=r"nowhere.txt"):
-        load_sentences(train=str(tmp_path / "nowhere.txt"))
 
 
 def test_sentences_of_the_articles_are_in_one_split_each():
@@ -47,8 +35,3 @@ def test_two_packages_are_one_source_and_no_text_is_in_two_splits():
     assert set(articles["test"]["text"]) < set(splits["test"]["text"])
     train = set(splits["train"]["text"]) | set(splits["train"]["text_pair"])
     assert train.isdisjoint([*splits["validation"]["text"], *splits["test"]["text"]])
-
-
-def test_a_byte_order_mark_is_no_text(tmp_path):
-    (tmp_path / "train.txt").write_text("A line.\nAnother.\n", encoding="utf-8-sig")
-    assert load_sentences(train=str(tmp_path / "train.txt")).splits["train"]["text"][:] == ["A line.", "Another."]

@@ -2,8 +2,6 @@
 
 import json
 
-import pytest
-
 from gating.data.sources import load_text
 
 LINES = "".join(f"line {number} of a play\n" for number in range(200))
@@ -49,21 +47,3 @@ def test_rows_of_tables_are_texts(tmp_path):
     examples = load_text(train=write(tmp_path / "texts.jsonl", "\n".join(rows)))
     assert [len(table) for table in examples.splits.values()] == [36, 2, 2]
     assert examples.splits["test"]["text"][:] == ["text 38", "text 39"]
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("empty.txt", b" \n ", r"empty\.txt: the file is empty"),
-        ("latin.txt", "Größe".encode("latin-1"), r"latin\.txt: .*utf-8"),
-        ("short.txt", b"ab", r"short\.txt is too short to leave parts"),
-        ("book.pdf", b"x", r"\.pdf.*\.csv.*\.txt"),
-        (None, b"", "there is no such file"),
-    ],
-)
-def test_unreadable_files_are_refused(name, content, message, tmp_path):
-    path = tmp_path / (name or "nowhere.txt")
-    if name:
-        path.write_bytes(content)
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
-        load_text(train=str(path))

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from gating.distributed import watchdog
 from tests.support.two_processes import ROOT, SUPPORT, TWO, run_script
 from tests.support.warm_python import warm_python
 
@@ -56,12 +55,3 @@ def _processes_of(folder: Path) -> list[str]:
         except OSError:
             continue
     return found
-
-
-def test_exit_codes_are_described():
-    assert watchdog._describe(-9) == "was killed by SIGKILL"
-    assert watchdog._describe(3) == "has ended with exit code 3"
-
-
-def test_a_single_process_has_lost_none():
-    assert watchdog.find_lost_process(patience_s=5.0) is None

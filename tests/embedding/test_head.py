@@ -62,16 +62,6 @@ def test_code_of_a_folder_is_not_run(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("content", ["{", "[]x", '[{"idx": 0}, {"idx": 1, "type": "sentence_transformers.Nothing"}]'])
-def test_damaged_modules_are_named_with_the_remedy(content, tmp_path):
-    folder = make_sentence_model(tmp_path / "model")
-    (folder / "modules.json").write_text(content)
-    with pytest.raises(
-        InputError, match=r"modules\.json and the modules in it cannot be loaded .* Save the model again"
-    ):
-        SentenceHead.load(folder)
-
-
 def test_a_cross_encoder_has_no_embeddings(tmp_path):
     make_cross_encoder(tmp_path).save(str(tmp_path / "saved"))
     assert (tmp_path / "saved" / "modules.json").is_file()

@@ -51,7 +51,7 @@ def test_a_foreign_class_is_tried_before_it_gets_gates():
     torch.manual_seed(0)
     model = StrangeModel(SoftmaxMLP())
     state = state_of(model)
-    with pytest.raises(ValueError, match=r"differs from the model with these neurons masked.*layout of SoftmaxMLP"):
+    with pytest.raises(ValueError, match="neurons masked"):
         gating.inject_gates(model, units="neurons", group_size=8)
     assert_same_state(model, state)
     assert hooks_of(model) == 0
@@ -69,7 +69,7 @@ class NormalizedIntermediate(BertIntermediate):
 
 def test_a_foreign_part_of_a_known_block_is_tried(bert):
     bert.bert.encoder.layer[1].intermediate.__class__ = NormalizedIntermediate
-    with pytest.raises(ValueError, match=r"differs from the model with these neurons masked.*BertLayer"):
+    with pytest.raises(ValueError, match="neurons masked"):
         gating.inject_gates(bert, units="neurons", group_size=8)
     gates = gating.inject_gates(bert, units="neurons", group_size=8, exclude=["encoder.layer.1.output.dense"])
     assert gates.block_names == ["encoder.layer.0.output.dense", "encoder.layer.2.output.dense"]
@@ -87,7 +87,7 @@ def test_a_foreign_attention_class_is_tried(bert):
     state = state_of(bert)
     for layer in bert.bert.encoder.layer:
         layer.attention.self.__class__ = MixedHeads
-    with pytest.raises(ValueError, match=r"differs from the model with these heads masked.*MixedHeads"):
+    with pytest.raises(ValueError, match="heads masked"):
         gating.inject_gates(bert)
     assert_same_state(bert, state)
     assert hooks_of(bert) == 0
@@ -97,7 +97,7 @@ def test_a_registered_layout_is_tried(monkeypatch):
     wrong = gating.AttentionSpec((("query_key_value", "qkv"),), "dense", head_dim="head_size")
     monkeypatch.setattr(families, "_REGISTERED", {"GPTNeoXAttention": wrong})
     monkeypatch.setattr(families, "_find_row", lru_cache(families._find_row.__wrapped__))
-    with pytest.raises(ValueError, match="another one than that of its row in the registry") as raised:
+    with pytest.raises(ValueError, match="registry") as raised:
         gating.inject_gates(FAMILIES["gpt_neox"].build())
     assert "guessed" not in str(raised.value)
 

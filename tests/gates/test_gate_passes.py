@@ -53,7 +53,7 @@ def test_activations_are_not_computed_again_with_the_gates_of_another_pass():
     model.train()
     model.activation_checkpointing_enable()
     first, second = (model(**batch_for(model, seed=seed)).logits.sum() for seed in (1, 2))
-    with pytest.raises(RuntimeError, match=r"call backward\(\) after each forward pass"):
+    with pytest.raises(RuntimeError, match="each forward"):
         (first + second).backward()
 
 
@@ -66,7 +66,7 @@ def test_a_backward_pass_after_an_update_of_the_objective_is_refused():
     first = model(**batch_for(model, seed=1)).logits.sum()
     objective.update(gates, 0.5)
     second = model(**batch_for(model, seed=2)).logits.sum()
-    with pytest.raises(RuntimeError, match=r"call backward\(\) after each forward pass"):
+    with pytest.raises(RuntimeError, match="each forward"):
         (first + second).backward()
 
 
@@ -115,7 +115,7 @@ def test_reentrant_checkpoints_which_would_leave_gates_without_gradient_are_refu
     model.train().activation_checkpointing_enable({"use_reentrant": True})
     if inputs_learn:
         model.enable_input_require_grads()
-    with pytest.raises(RuntimeError, match="gives the gates no gradient: enable it with use_reentrant=False"):
+    with pytest.raises(RuntimeError, match="use_reentrant=False"):
         model(**batch)
     with torch.no_grad():
         model(**batch)
@@ -152,7 +152,7 @@ def test_reentrant_checkpoints_are_refused_in_parts_of_a_model_that_are_called_a
     if after_pass:
         with torch.no_grad():
             model(**batch)
-    with pytest.raises(RuntimeError, match="gives the gates no gradient: enable it with use_reentrant=False"):
+    with pytest.raises(RuntimeError, match="use_reentrant=False"):
         call(model, batch)
 
 
@@ -192,7 +192,7 @@ def test_a_part_without_gradients_may_be_in_a_reentrant_checkpoint():
         call_layer(model, {})
         with pytest.raises(ValueError, match="input_ids"):
             model()
-    with pytest.raises(RuntimeError, match="gives the gates no gradient"):
+    with pytest.raises(RuntimeError, match="gradient"):
         call_layer(model, {})
 
 

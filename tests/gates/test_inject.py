@@ -5,18 +5,12 @@ import copy
 import pytest
 import torch
 from torch import nn
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-)
 
 import gating
-from gating.errors import OperationError
 from gating.gates import create_gates
 from tests.support.gated import TOTAL, seen_scales, without_dropout
 from tests.support.tiny_models import (
     NUM_HEADS,
-    NUM_LAYERS,
     assert_same_state,
     batch_for,
     hooks_of,
@@ -32,22 +26,6 @@ def test_gates_are_injected_in_the_mode_of_the_model(bert, training):
     assert all(module.training == training for module in (bert, gates, *gates.modules(), *bert.modules()))
 
 
-def test_heads_that_groups_cannot_share_are_refused():
-    sizes = {"vocab_size": 9, "hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 16}
-    model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=8))
-    with pytest.raises(ValueError, match=r"has 4 query heads for 8 key-value heads.*num_key_value_heads"):
-        gating.inject_gates(model)
-
-
-def test_a_second_injection_is_refused(bert):
-    gating.inject_gates(bert)
-    state, hooks = state_of(bert), hooks_of(bert)
-    with pytest.raises(ValueError, match=r"has gates already; call model\.head_gates\.remove\(\) first"):
-        gating.inject_gates(bert)
-    assert_same_state(bert, state)
-    assert hooks_of(bert) == hooks
-
-
 def test_an_unknown_model_is_named_with_the_way_to_register_it():
     class StrangeAttention(nn.Module):
         pass
@@ -58,47 +36,9 @@ def test_an_unknown_model_is_named_with_the_way_to_register_it():
             self.attention = StrangeAttention()
 
     model = StrangeModel()
-    with pytest.raises(ValueError, match=r"StrangeModel.*register_attention_spec"):
+    with pytest.raises(ValueError, match="register_attention_spec"):
         gating.inject_gates(model)
     assert hooks_of(model) == 0
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"temperature": 0}, "temperature of the gates must be positive and finite, got 0"),
-        ({"temperature": -1.0}, "must be positive and finite, got -1.0"),
-        ({"temperature": float("nan")}, "got nan"),
-        ({"temperature": float("inf")}, "got inf"),
-        ({"temperature": "0.5"}, "got '0.5'"),
-        ({"stretch_limits": (0.0, 1.1)}, "stretch limits .* got"),
-        ({"stretch_limits": (-0.1, 1.0)}, "stretch limits .* got"),
-        ({"stretch_limits": (-0.1,)}, "stretch limits .* got"),
-        ({"stretch_limits": (-0.1, float("inf"))}, "stretch limits .* got"),
-        ({"stretch_limits": ("-0.1", "1.1")}, "stretch limits .* got"),
-        ({"stretch_limits": None}, "stretch limits .* got None"),
-        ({"init_prob_open": "0.9"}, "got '0.9'"),
-        ({"init_prob_open": 0}, "got 0"),
-        ({"init_prob_open": 1.0}, r"got 1\.0"),
-        ({"init_prob_open": 98}, "got 98"),
-        ({"exclude": "encoder.layer.0.attention.self"}, r"exclude='encoder.* give a list of names"),
-        ({"exclude": None}, "exclude=None cannot be used"),
-        ({"exclude": [0]}, r"exclude=\[0\] cannot be used"),
-        ({"towers": 3}, "towers=3 cannot be used"),
-        ({"exclude": ["encoder.layer.9.attention.self"]}, r"no block 'encoder\.layer\.9\.attention\.self'"),
-        (
-            {"exclude": [f"encoder.layer.{i}.attention.self" for i in range(NUM_LAYERS)]},
-            "No attention head of .* is left",
-        ),
-    ],
-)
-def test_bad_arguments_are_refused_and_change_nothing(bert, arguments, message):
-    text, state = str(bert), state_of(bert)
-    with pytest.raises(ValueError, match=message):
-        gating.inject_gates(bert, **arguments)
-    assert str(bert) == text
-    assert hooks_of(bert) == 0
-    assert_same_state(bert, state)
 
 
 def test_excluded_blocks_have_no_gate(bert):
@@ -109,15 +49,6 @@ def test_excluded_blocks_have_no_gate(bert):
     with gates.fixed_at(torch.zeros(gates.num_heads)):
         scales = seen_scales(bert, batch_for(bert))
     assert [float(scale.mean()) for scale in scales] == [0, 1, 0]
-
-
-def test_gates_are_visible_in_the_printed_model(bert):
-    gating.inject_gates(bert)
-    text = str(bert)
-    assert "(head_gates): HeadGates(12 heads in 3 attention blocks)" in text
-    # Equal layers are printed once.
-    assert "(0-2): 3 x BertLayer(" in text
-    assert "(gate): BlockGate(num_heads=4)" in text
 
 
 def test_remove_leaves_no_trace(model):
@@ -133,14 +64,6 @@ def test_remove_leaves_no_trace(model):
     assert hooks_of(model) == hooks
     assert {name: set(vars(module)) for name, module in model.named_modules()} == attributes
     assert torch.equal(logits_of(model, batch), expected)
-
-
-def test_gates_without_a_model_have_no_blocks(bert):
-    created, removed = create_gates(bert), gating.inject_gates(bert)
-    removed.remove()
-    for gates in (created, removed):
-        with pytest.raises(OperationError, match="not attached to a model"):
-            gates.blocks()
 
 
 def test_created_gates_are_those_that_would_be_injected_and_change_nothing(model):

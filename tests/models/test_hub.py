@@ -6,6 +6,7 @@ import pytest
 
 from gating.models import hub
 from tests.support.fake_wandb import fake_server
+from tests.support.tiny_run import run_command
 
 
 def test_folder_inside_a_package_is_found_without_importing_it(tmp_path, monkeypatch):
@@ -17,19 +18,8 @@ def test_folder_inside_a_package_is_found_without_importing_it(tmp_path, monkeyp
     assert hub.locate("package://package_with_a_model/x") == str(package / "x")
 
 
-def test_package_that_is_not_installed_names_the_remedy():
-    with pytest.raises(ImportError, match=r"pip install 'head-gating\[demo\]'"):
-        hub.locate("package://no_such_package/model")
-
-
 def test_an_existing_folder_is_returned(tmp_path):
     assert hub.locate(str(tmp_path)) == str(tmp_path)
-
-
-@pytest.mark.parametrize("name", ["./nowhere", "/nowhere", "a/b/c"])
-def test_a_missing_path_is_not_looked_up_on_the_hub(name):
-    with pytest.raises(FileNotFoundError, match="does not exist"):
-        hub.locate(name)
 
 
 @pytest.fixture
@@ -40,14 +30,8 @@ def online(monkeypatch):
 
 def test_an_unreachable_hub_is_refused_at_once(online, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(ConnectionError, match=r"Cannot load the model 'some/model': http://127\.0\.0\.1:9"):
+    with pytest.raises(ConnectionError, match=r"http://127\.0\.0\.1:9"):
         hub.locate("some/model")
-
-
-def test_offline_mode_is_named(monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ConnectionError, match="HF_HUB_OFFLINE is set"):
-        hub.require_hub("something")
 
 
 @pytest.mark.parametrize(("status", "is_there"), [(200, True), (302, True), (404, True), (503, False)])
@@ -66,3 +50,20 @@ def test_a_hub_is_reachable_unless_it_returns_a_server_error(online, monkeypatch
                 hub.require_hub(wanted)
         # The second failure needs no request.
         assert len(server.questions) == 1
+
+
+@pytest.mark.processes
+def test_hub_that_cannot_be_reached_is_one_sentence(tmp_path):
+    """The real-world call of the README, without a network."""
+    import urllib.request
+
+    try:
+        urllib.request.urlopen("https://huggingface.co", timeout=3).close()
+        pytest.skip("the hub can be reached")
+    except OSError:
+        pass
+    call = ["model=bert-base", "data=glue", "data.name=sst2", "objective.num_heads=36", "output_dir=out"]
+    process = run_command(call, cwd=tmp_path)
+    assert process.returncode == 1
+    assert process.stderr.startswith("error: Cannot load the model 'google-bert/bert-base-uncased'")
+    assert not (tmp_path / "out").exists()

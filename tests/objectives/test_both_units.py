@@ -9,7 +9,7 @@ from gating.objectives import BudgetSchedule
 from gating.objectives.costs import gate_costs
 from gating.objectives.parts import amount_of
 from tests.support.family_models import FAMILIES
-from tests.support.search import RIVALS, Search, build_bert_on_meta
+from tests.support.search import RIVALS, Search
 from tests.support.tiers import first_of
 from tests.support.tiny_models import build
 
@@ -252,12 +252,6 @@ def test_kinds_may_have_shares_beside_neurons():
         ("encoder", 4), ("decoder", 12), ("cross", 12), ("feed_forward", 56)
     ]  # fmt: skip
     assert 0 < amount_of(parts, [part.limit for part in parts]) < 1
-
-
-def test_a_model_without_weights_tells_whether_the_budget_fits(rival):
-    with torch.device("meta"):
-        gates = gating.inject_gates(build_bert_on_meta(), units=BOTH, group_size=GROUP)
-        RIVALS[rival](keep=0.5).attach(gates)
 
 
 def test_a_unit_that_is_kept_whole_has_no_closed_gate_at_the_end():

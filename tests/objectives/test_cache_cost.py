@@ -25,18 +25,6 @@ def test_a_share_of_the_cache_is_kept(family, keep):
     assert before * keep - gate < after <= before * keep
 
 
-def test_units_and_blocks_without_a_cache_are_refused():
-    model = FAMILIES["llama"].build()
-    for options, words in (
-        ({"units": ["heads", "neurons"]}, "its neurons keep no keys and values"),
-        ({"group_queries": False}, "its heads keep no keys and values of their own"),
-    ):
-        with pytest.raises(gating.errors.InputError, match=rf"cost=cache has no cost for .*{words}"):
-            gating.ExactBudget(keep=0.5, cost="cache").check(create_gates(model, **options))
-    with pytest.raises(gating.errors.InputError, match=r"cost=cache has no cost for encoder\.layer\.0"):
-        gating.ExactBudget(keep=0.5, cost="cache").check(create_gates(FAMILIES["bert"].build()))
-
-
 def test_a_search_for_a_smaller_cache_ends_at_its_share():
     model = FAMILIES["llama"].build()
     gates = gating.inject_gates(model)

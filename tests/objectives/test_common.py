@@ -8,7 +8,7 @@ from gating.errors import InputError
 from gating.gates import create_gates
 from gating.proof.probe import make_probe
 from tests.support.family_models import FAMILIES
-from tests.support.kept_heads import num_kept
+from tests.support.gated import num_kept
 from tests.support.search import RIVALS, Search, build_bert_on_meta
 from tests.support.tiers import first_of
 from tests.support.tiny_models import build

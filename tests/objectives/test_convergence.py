@@ -76,19 +76,6 @@ def test_a_resumed_count_continues(gates):
     assert second.update(gates) == first.update(gates) is not None
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"patience": 0}, "patience of 1 or more, got 0"),
-        ({"max_undecided": -0.1}, r"max_undecided of 0 to 1, got -0\.1"),
-        ({"max_undecided": 5}, "got 5"),
-    ],
-)
-def test_bad_arguments_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        Convergence(**arguments)
-
-
 def test_the_rest_of_a_budget_of_cost_may_leave_a_gate_open(bert):
     gates = gating.inject_gates(bert, units=("heads", "neurons"), group_size=20)
     with torch.no_grad():

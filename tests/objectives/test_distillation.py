@@ -104,19 +104,6 @@ def test_half_precision_logits_are_compared_in_single():
     assert loss > 0
 
 
-@pytest.mark.parametrize(
-    ("arguments", "match"),
-    [
-        ({"weight": 1.5}, "weight=1.5"),
-        ({"temperature": 0.0}, "positive"),
-        ({"hidden_weight": -1.0}, "hidden_weight=-1.0"),
-    ],
-)
-def test_numbers_out_of_range_are_refused(arguments, match):
-    with pytest.raises(ValueError, match=match):
-        Distillation(**arguments)
-
-
 def test_without_a_position_to_count_the_distance_is_zero():
     labels = torch.full((2, 2), -100)
     student, teacher = torch.stack([STUDENT, STUDENT]), torch.stack([TEACHER, TEACHER])

@@ -8,7 +8,6 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import gating
-from gating.errors import InputError
 from gating.gates.attachment import freeze, unfreeze
 from gating.objectives.rankings.sensitivity import derivatives, sensitivity
 from gating.teachers.teacher import OpenTeacher
@@ -183,11 +182,6 @@ def test_information_is_the_square_of_each_derivative():
     per_token = gating.Fisher(per="token").of_batch(features, gradient, 4, (2, 2, 2, 2))
     torch.testing.assert_close(per_example, terms.sum(dim=1).square().sum(dim=0))
     torch.testing.assert_close(per_token, terms.square().sum(dim=(0, 1)))
-
-
-def test_the_part_of_the_information_is_checked():
-    with pytest.raises(InputError, match="per='batch'"):
-        gating.Fisher(per="batch")
 
 
 def test_gates_without_noise_begin_at_their_ranking_and_end_decided(llama):

@@ -138,24 +138,3 @@ def test_values_do_not_depend_on_log_alpha(gates):
     assert gates.num_open() == 12
     assert not gates.sample().requires_grad
     assert objective.penalty(gates).item() == 0
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"share_per_round": 0.0}, r"share_per_round=0\.0 is not a share"),
-        ({"share_per_round": 10}, "share_per_round=10 is not a share"),
-        ({"share_per_round": "x"}, "share_per_round='x' is not a share"),
-        *(({"ranking": one}, "is no ranking: give an object") for one in (None, "importance", gating.Importance)),
-        ({"schedule": gating.BudgetSchedule(start=0, end=0)}, r"schedule\.end=0"),
-    ],
-)
-def test_bad_arguments_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        gating.IterativePruning(**{"ranking": Ascending(), **arguments})
-
-
-@pytest.mark.parametrize("seed", ["a", 1.5, 10**30])
-def test_what_is_no_seed_is_refused(seed):
-    with pytest.raises((RuntimeError, ValueError), match="long"):
-        RandomOrder(seed=seed)

@@ -46,11 +46,6 @@ def test_the_latest_start_leaves_half_of_the_time_to_the_end():
     assert schedule.target(0.67, total=72, budget=12, start=0.4) == 12
 
 
-def test_a_default_start_after_the_end_is_refused():
-    with pytest.raises(ValueError, match=r"got start=0\.13 and end=0\.1"):
-        BudgetSchedule(end=0.1)
-
-
 @pytest.mark.parametrize("fall", [20, 30])
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
 def test_a_descent_begins_soon_after_the_loss_falls(fall, scale):

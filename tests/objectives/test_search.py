@@ -7,7 +7,6 @@ import torch
 from transformers import BertForSequenceClassification
 
 import gating
-from gating.errors import InputError
 from tests.support.search import RIVALS, build_bert_on_meta
 from tests.support.tiers import first_of
 
@@ -173,14 +172,3 @@ def test_the_objective_of_a_user_chooses_without_being_given_again():
     loop = Loop(FirstHead())
     report = gating.finalize(loop.model, loop.gates)
     assert [len(heads) for heads in report.kept_heads.values()] == [1, 0, 0]
-
-
-def test_what_is_no_objective_or_does_not_fit_is_refused():
-    gates = gating.inject_gates(make_model())
-    with pytest.raises(InputError, match=r"ExactBudget.* is no objective"):
-        gating.Search(gates, gating.ExactBudget)
-    with pytest.raises(InputError, match="objective=None is no objective"):
-        gating.Search(gates, None)
-    with pytest.raises(InputError, match="num_heads"):
-        gating.Search(gates, gating.ExactBudget(num_heads=13))
-    assert gates.objective is None

@@ -96,18 +96,3 @@ def test_every_layer_keeps_its_minimum(gates):
         gates.log_alpha.copy_(torch.arange(12.0))
     assert gates.open_by_block() == dict(zip(gates.block_names, [1, 1, 2], strict=True))
     assert torch.equal(objective.kept(gates), gates.values() > 0)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"variant": "soft"}, "gumbel or straight_through, got 'soft'"),
-        ({"final_temperature": 0.0}, r"final_temperature=0\.0"),
-        ({"initial_temperature": 1e-9}, "initial_temperature=1e-09"),
-        ({"cooldown": 1.5}, r"cooldown from 0 to 1, got 1\.5"),
-        ({"scale": 0.0}, r"positive scale, got 0\.0"),
-    ],
-)
-def test_bad_arguments_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        gating.TopK(**arguments)

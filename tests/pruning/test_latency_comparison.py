@@ -8,8 +8,7 @@ from torch import nn
 
 import gating
 from gating.pruning.latency import copies
-from tests.support.slow_model import Slow
-from tests.support.timers import compare
+from tests.support.timers import Slow, compare
 from tests.support.tiny_models import batch_for
 
 

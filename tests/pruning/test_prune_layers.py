@@ -3,7 +3,6 @@
 import argparse
 import copy
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -90,13 +89,6 @@ def test_a_refused_removal_changes_nothing(name: str) -> None:
     assert (model.config.to_dict(), str(model)) == (config, shape)
 
 
-@pytest.mark.parametrize("part", ["decoder.layers", "decoder"])
-def test_a_list_is_named_by_its_path_or_a_part_of_it(part: str) -> None:
-    model = FAMILIES["bart"].build()
-    assert gating.prune_layers(model, {part: [1]}).kept_layers == {"decoder.layers": (0, 2)}
-    assert (model.config.encoder_layers, model.config.decoder_layers) == (2, 2)
-
-
 def test_heads_of_timestamps_keep_their_layers() -> None:
     model = FAMILIES["whisper"].build()
     model.generation_config.alignment_heads = [[0, 1], [1, 2], [2, 3]]
@@ -123,38 +115,6 @@ def test_heads_leave_after_layers_and_before_them() -> None:
         "encoder.layer.2.attention.self": (0, 1, 2, 3),
         "encoder.layer.3.attention.self": (1,),
     }
-
-
-@pytest.mark.parametrize(
-    ("layers", "message"),
-    [
-        ([4], "no layer 4 in .* layers 0 to 3"),
-        ([-5], r"no layer -5"),
-        (range(4), "would lose all of its 4 layers"),
-        ({"decoder": [0]}, "no lists of layers named 'decoder'.* for encoder.layer"),
-        ([True], "whole numbers"),
-        (["0"], "whole numbers"),
-        (3, "whole numbers"),
-        ({"encoder.layer": 3}, "whole numbers"),
-    ],
-)
-def test_wrong_requests_are_refused(layers: Any, message: str) -> None:
-    model = bert()
-    with pytest.raises((ValueError, TypeError), match=message):
-        gating.prune_layers(model, layers)
-    assert len(model.encoder.layer) == 4
-
-
-def test_several_lists_have_to_be_named() -> None:
-    with pytest.raises(ValueError, match=r"several lists of layers.* for encoder.block, decoder.block"):
-        gating.prune_layers(FAMILIES["t5"].build(), [1])
-
-
-def test_gates_come_off_first() -> None:
-    model = bert()
-    gating.inject_gates(model)
-    with pytest.raises(ValueError, match="The model has gates"):
-        gating.prune_layers(model, [1])
 
 
 def test_settings_keep_the_entries_of_the_layers_that_stay() -> None:

@@ -6,8 +6,7 @@ import torch
 
 import gating
 from gating.pruning.prune_report import num_parameters
-from tests.support.family_models import FAMILIES
-from tests.support.tiny_models import assert_refused, assert_same_state, batch_for, logits_of, state_of
+from tests.support.tiny_models import assert_same_state, batch_for, logits_of, state_of
 
 NAMES = [f"encoder.layer.{layer}.output.dense" for layer in range(3)]
 
@@ -66,7 +65,7 @@ def test_smaller_groups_divide_those_of_an_earlier_removal(bert):
     report = gating.prune_neurons(bert, {1: [2, 11]}, group_size=4)
     assert report.kept_neurons[NAMES[1]] == (4, 5, 6, 7, 8, 9, 10)
     assert report.kept_neurons[NAMES[0]] == tuple(range(12))
-    with pytest.raises(ValueError, match=r"removed in groups of 4, which group_size=16 does not divide: give .*=4"):
+    with pytest.raises(ValueError, match="group_size=16"):
         gating.prune_neurons(bert, {1: [1]}, group_size=16)
 
 
@@ -79,63 +78,3 @@ def test_heads_and_neurons_go_in_any_order(make_model):
     assert_same_state(first, state_of(second))
     assert first.config.head_gating == second.config.head_gating
     assert len(first.config.head_gating["units"]) == 4
-
-
-def test_pruning_nothing_changes_nothing(bert):
-    state = state_of(bert)
-    assert gating.prune_neurons(bert, {}).num_neurons == 144
-    assert gating.prune_neurons(bert, {0: []}).num_neurons == 144
-    assert_same_state(bert, state)
-    assert bert.config.head_gating["units"] == {}
-
-
-@pytest.mark.parametrize(
-    ("request_", "error", "message"),
-    [
-        (
-            {0: [0], 7: [0]},
-            ValueError,
-            r"no feed-forward blocks .* layer 7: name one of encoder.layer.0.output.dense",
-        ),
-        ({0: [0], -4: [0]}, ValueError, "layer -4"),
-        ({"encoder.layer.0.attention.self": [0]}, ValueError, "layer 'encoder.layer.0.attention.self'"),
-        ({0: [0], 1: [3]}, ValueError, "no group 3 in layer 1, which has groups 0 to 2"),
-        ({0: [0], 1: [-1]}, ValueError, "no group -1"),
-        ({0: [0], 1: [1.0]}, TypeError, r"Give groups as a list of whole numbers; got \[1\.0\] for layer 1"),
-        ({0: [True]}, TypeError, "Give groups as a list of whole numbers"),
-        ({0: 2}, TypeError, "got 2 for layer 0"),
-        ({1.5: [2]}, TypeError, r"A layer is a number .* got 1\.5"),
-        ([[0]], TypeError, r"Give the groups of each layer, \{layer: \[group, ...\]\}"),
-    ],
-    ids=str,
-)
-def test_a_bad_request_is_refused_and_changes_nothing(bert, request_, error, message):
-    assert_refused(bert, lambda model: gating.prune_neurons(model, request_, group_size=16), error, message)
-
-
-@pytest.mark.parametrize("group_size", [0, -8, 1.5, True, "16"])
-def test_a_bad_group_size_is_refused(bert, group_size):
-    message = "must be a positive whole number of neurons, such as 64"
-    assert_refused(bert, lambda m: gating.prune_neurons(m, {0: [0]}, group_size=group_size), ValueError, message)
-
-
-@pytest.mark.parametrize(
-    ("family", "message"),
-    [
-        ("t5", r"name one of encoder\.block\.0\.layer\.1\.\S+\.wo, decoder\.block\.0\.layer\.2\.\S+\.wo"),
-        ("bart", r"name one of encoder\.layers\.0\.fc2, decoder\.layers\.0\.fc2"),
-        ("clip", r"name one of text_model\.\S+, vision_model\.\S+\.fc2"),
-    ],
-)
-def test_a_layer_number_with_two_blocks_is_refused(family, message):
-    assert_refused(
-        FAMILIES[family].build(),
-        lambda model: gating.prune_neurons(model, {0: [0]}, group_size=16),
-        ValueError,
-        f"several feed-forward blocks to prune in layer 0: {message}",
-    )
-
-
-def test_a_model_with_gates_is_refused(bert):
-    gating.inject_gates(bert)
-    assert_refused(bert, lambda model: gating.prune_neurons(model, {0: [0]}), ValueError, r"The model has gates")

@@ -8,13 +8,11 @@ import pytest
 import torch
 
 import gating
-from gating.gates import create_gates
 from gating.pruning.latency import copies
-from gating.pruning.latency.copies import CopyTimer, LatencyComparison, TimeBudget
-from gating.pruning.latency.costs import kept_for_speedup, measure_latency_costs
-from tests.support.slow_model import Slow
+from gating.pruning.latency.copies import LatencyComparison, TimeBudget
+from gating.pruning.latency.costs import kept_for_speedup
 from tests.support.tiers import first_of
-from tests.support.timers import compare, timer_of
+from tests.support.timers import Slow, compare, timer_of
 from tests.support.tiny_models import batch_for
 
 UNITS = ["heads", "neurons"]
@@ -89,22 +87,13 @@ def test_a_budget_for_a_speedup_is_found_in_its_time(bert, passes, clock, units,
 
 def test_a_budget_that_is_not_exact_warns_with_the_error(bert, passes):
     passes(bert, 30.0)
-    with pytest.warns(UserWarning, match=r"± unknown in place of ± 0.7 %, after 1 repeat.*larger max_seconds"):
+    with pytest.warns(UserWarning, match="larger max_seconds"):
         gating.budget_for_speedup(bert, batch_for(bert), speedup=1.01, max_seconds=10)
-
-
-@pytest.mark.parametrize(("units", "number"), [("heads", 3), (UNITS, 5)], ids=str)
-def test_copies_that_can_be_done_without_are_left_out(bert, clock, passes, units, number):
-    passes(bert, 4.0, rows=2)
-    timer = CopyTimer(bert, batch_for(bert), seconds=10.0)
-    measure_latency_costs(create_gates(bert, units=units, group_size=4), timer)
-    assert len(timer.timed) == number
-    assert clock[0] <= 10 + (number + 1) * 4
 
 
 def test_the_search_for_a_choice_ends_with_the_time():
     reached = iter([(3.0, 0.0, False), (1.2, 0.0, True)])
-    with pytest.warns(UserWarning, match=r"1.20 times as fast.*of 2 choices"):
+    with pytest.warns(UserWarning, match="1.20 times"):
         kept = kept_for_speedup(
             lambda share: torch.arange(100) < share * 100, lambda _: next(reached), speedup=1.5, keep=0.5
         )
@@ -131,42 +120,9 @@ def test_a_batch_has_as_many_rows_as_can_be_repeated(bert, passes, pass_seconds,
     assert len(budget.fit(bert, batch, passes=1)["input_ids"]) == rows
 
 
-def test_rows_that_cannot_be_taken_apart_stay_together(bert, passes):
-    passes(bert, 60.0)
-    batch = batch_for(bert) | {"pixel_values": torch.ones(7, 3)}
-    assert TimeBudget(10.0).fit(bert, batch, passes=100) == batch
-
-
 @pytest.mark.parametrize(("run_seconds", "expected"), [(1.0, 20.0), (1000.0, 50.0), (1e6, 120.0)])
 def test_the_time_is_a_share_of_the_run(bert, passes, run_seconds, expected):
     passes(bert, 0.001)
     budget = TimeBudget()
     budget.fit(bert, batch_for(bert), passes=10, run_seconds=lambda _: run_seconds)
     assert budget.seconds == pytest.approx(expected)
-
-
-def test_stages_take_shares_of_what_is_left(clock):
-    budget = TimeBudget(100.0)
-    with budget.stage(share=0.5) as first:
-        clock[0] += 10
-    with budget.stage(share=0.5) as second:
-        clock[0] += 200
-    with budget.stage() as last, TimeBudget(1000.0).stage(longest=240.0) as where_others_wait:
-        pass
-    assert (first, second, last, where_others_wait) == (50.0, 45.0, 0.0, 240.0)
-
-
-def test_the_time_of_a_timer_ends_with_its_seconds(bert, clock):
-    timer = CopyTimer(bert, batch_for(bert), seconds=50.0)
-    clock[0] += 10
-    assert timer.left == 40
-    clock[0] += 200
-    assert timer.left == 0
-
-
-def test_slow_copies_are_repeated_in_the_time_of_a_run(bert, passes, clock):
-    passes(bert, 3.5, rows=2, noise=0.1)
-    timer = CopyTimer(bert, batch_for(bert), seconds=120.0)
-    costs = measure_latency_costs(create_gates(bert, units=UNITS, group_size=4), timer)
-    assert clock[0] <= 120 + 7
-    assert costs.error < 0.05

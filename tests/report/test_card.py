@@ -8,19 +8,14 @@ import pytest
 from huggingface_hub import ModelCard, metadata_load
 from transformers import (
     AutoModelForSequenceClassification,
-    BartConfig,
-    BartForConditionalGeneration,
     GPT2Config,
     GPT2LMHeadModel,
-    RobertaConfig,
-    RobertaForMaskedLM,
-    RobertaModel,
 )
 
 import gating
 from gating.report.card import write_card
 from gating.report.metadata import EvaluatedData
-from gating.report.rows import CompactReport, Row, heads_per_layer, neurons_per_layer
+from gating.report.rows import CompactReport, Row, heads_per_layer
 from tests.support.fake_hub import Repository, fake_hub
 
 REPORT = CompactReport(
@@ -56,21 +51,6 @@ def test_heads_per_layer_are_those_of_the_record(pruned):
     ]
 
 
-def test_the_card_opens_with_the_metadata_that_hubs_read(pruned, tmp_path):
-    lines = card_of(pruned, tmp_path).splitlines()
-    assert lines[0] == "---"
-    header = lines[1 : lines.index("---", 1)]
-    assert "library_name: transformers" in header
-    assert "- head-gating" in header
-
-
-def test_the_card_lists_the_kept_heads(pruned, tmp_path):
-    lines = card_of(pruned, tmp_path).splitlines()
-    assert "| encoder.layer.0.attention.self | 0, 2, 3 | 3 of 4 |" in lines
-    assert "| encoder.layer.1.attention.self | none | 0 of 4 |" in lines
-    assert "| encoder.layer.2.attention.self | 0, 1, 2, 3 | 4 of 4 |" in lines
-
-
 def test_the_card_has_the_measured_tables(pruned, tmp_path):
     lines = card_of(pruned, tmp_path, REPORT).splitlines()
     at = lines.index("|  | before | after | ratio |")
@@ -82,11 +62,6 @@ def test_the_card_has_the_measured_tables(pruned, tmp_path):
     assert "| stage | validation accuracy | test accuracy |" in lines
     assert "| compact | 91.00 % | 90.50 % |" in lines
     assert "Latency: one thread." in lines
-
-
-def test_a_card_without_measurements_has_no_empty_table(pruned, tmp_path):
-    assert "| stage |" not in card_of(pruned, tmp_path)
-    assert "| stage |" not in card_of(pruned, tmp_path, CompactReport(rows=REPORT.rows))
 
 
 @pytest.mark.parametrize(
@@ -103,55 +78,6 @@ def test_the_card_shows_how_to_load_the_model(make_model, tmp_path, family, auto
     text = card_of(model, tmp_path)
     assert f"{auto_class}.from_pretrained(" in text
     assert "trust_remote_code=True" in text
-
-
-def test_the_card_of_an_image_model_mentions_no_tokenizer(make_model, tmp_path):
-    model = make_model("vit")
-    gating.prune_heads(model, {0: [1]})
-    assert "AutoTokenizer" not in card_of(model, tmp_path)
-
-
-@pytest.fixture
-def narrowed(bert):
-    gating.prune_neurons(bert, {0: [1, 5], 1: range(6)}, group_size=8)
-    return bert
-
-
-def test_the_card_lists_the_kept_neurons(narrowed, tmp_path):
-    lines = card_of(narrowed, tmp_path).splitlines()
-    assert "| encoder.layer.0.output.dense | 32 of 48 |" in lines
-    assert "| encoder.layer.1.output.dense | 0 of 48 |" in lines
-    assert "| encoder.layer.2.output.dense | 48 of 48 |" in lines
-    assert "Feed-forward neurons were removed from this model with head-gating" in "\n".join(lines)
-
-
-@pytest.mark.parametrize(("stock", "record"), [(True, "head_gating.json"), (False, "config.json")])
-def test_the_card_names_the_file_with_the_numbers_of_the_neurons(stock, record, bert, tmp_path):
-    every_second = {layer: range(0, 48, 2) for layer in range(3)}
-    gating.prune_neurons(bert, every_second, group_size=1)
-    folder = gating.save_compact(bert, tmp_path / "compact", stock=stock)
-    assert f"are in {record}." in (folder / "README.md").read_text(encoding="utf-8")
-    assert ",".join(map(str, range(1, 48, 2))) in "".join((folder / record).read_text(encoding="utf-8").split())
-
-
-def test_the_card_names_what_was_removed(narrowed, tmp_path):
-    gating.prune_heads(narrowed, {0: [1]})
-    text = card_of(narrowed, tmp_path)
-    assert "Attention heads and feed-forward neurons were removed" in text
-    assert "the layers with fewer heads and neurons;" in text
-    assert "## Heads that were kept" in text
-    assert "## Neurons that were kept" in text
-
-
-def test_the_card_of_a_model_with_all_neurons_has_no_list_of_them(pruned, tmp_path):
-    text = card_of(pruned, tmp_path)
-    assert "eurons" not in text
-    assert "Attention heads were removed from this model with head-gating" in text
-    assert "the layers with fewer heads;" in text
-
-
-def test_neurons_per_layer_are_those_of_the_model(narrowed):
-    assert [(kept, before) for _, kept, before in neurons_per_layer(narrowed)] == [(32, 48), (0, 48), (48, 48)]
 
 
 def metadata_of(model, folder, report=None, **options):
@@ -255,48 +181,6 @@ def test_a_folder_is_no_base_model_but_its_card_may_name_one(dense, tmp_path, mo
     model = loaded(dense.rename("models/bert"))
     (tmp_path / "models").rename(tmp_path / "moved")
     assert metadata_of(model, tmp_path).base_model is None
-
-
-def test_a_compact_model_has_the_base_model_of_the_first(dense, tmp_path):
-    (dense / "README.md").write_text("---\nbase_model: org/bert\nlicense: mit\n---\n")
-    first = gating.save_compact(loaded(dense), tmp_path / "first")
-    second = gating.load_compact(first)
-    gating.prune_heads(second, {1: [2]})
-    data = ModelCard.load(gating.save_compact(second, tmp_path / "second") / "README.md").data
-    assert (data.base_model, data.license) == ("org/bert", "mit")
-
-
-BART = BartConfig(
-    **{"vocab_size": 50, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16},
-    **{"decoder_ffn_dim": 16, "encoder_attention_heads": 4, "decoder_attention_heads": 4},
-)
-GPT2 = GPT2Config(n_embd=16, n_layer=1, n_head=4, vocab_size=50, bos_token_id=1, eos_token_id=1)
-ROBERTA = RobertaConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=4, intermediate_size=16, vocab_size=50)
-
-
-@pytest.mark.parametrize(
-    ("make", "config", "auto", "task"),
-    [
-        # Also a masked language model to transformers.
-        (BartForConditionalGeneration, BART, "AutoModelForSeq2SeqLM", None),
-        (GPT2LMHeadModel, GPT2, "AutoModelForCausalLM", "text-generation"),
-        (RobertaForMaskedLM, ROBERTA, "AutoModelForMaskedLM", "fill-mask"),
-        (RobertaModel, ROBERTA, "AutoModel", "feature-extraction"),
-    ],
-)
-def test_the_card_names_the_class_that_users_know(make, config, auto, task, tmp_path):
-    model = make(config)
-    gating.prune_heads(model, {gating.find_attention_blocks(model)[0].name: [1]})
-    folder = gating.save_compact(model, tmp_path / "compact", verify=False)
-    assert f"model = {auto}.from_pretrained(" in (folder / "README.md").read_text()
-    assert metadata_of(model, tmp_path).pipeline_tag == task
-
-
-def test_without_measured_sizes_the_card_has_the_numbers_of_units_and_the_scores(pruned, tmp_path):
-    report = CompactReport(data=EvaluatedData("reviews"), scores=[("test", "f1", 0.5)])
-    for lines in (card_of(pruned, tmp_path).splitlines(), card_of(pruned, tmp_path, report).splitlines()):
-        assert "| attention heads | 12 | 7 | 0.58 |" in lines
-    assert "| test | f1 | 0.5000 |" in lines
 
 
 def test_the_card_of_a_decoder_has_its_cache_before_and_after(tmp_path):

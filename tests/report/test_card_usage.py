@@ -10,28 +10,20 @@ from transformers import (
     BartForConditionalGeneration,
     BertConfig,
     BertForMaskedLM,
-    BertForMultipleChoice,
     BertForQuestionAnswering,
     BertForSequenceClassification,
     BertForTokenClassification,
     BertModel,
-    CLIPConfig,
-    CLIPModel,
     GPT2Config,
     GPT2LMHeadModel,
     PreTrainedModel,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessorPil,
-    ViTModel,
-    Wav2Vec2Config,
-    Wav2Vec2FeatureExtractor,
-    Wav2Vec2ForSequenceClassification,
 )
 
 import gating
-from gating.report.card import usage_code, write_card
-from gating.report.rows import CompactReport
+from gating.report.card import usage_code
 from tests.support.tiers import first_of
 from tests.support.tiny_models import VOCABULARY
 
@@ -91,44 +83,6 @@ def test_the_code_of_the_card_runs_in_the_folder(kind, stock, tokenizer, tmp_pat
     assert written
     if kind in ("two numbers", "several classes"):
         assert isinstance(ast.literal_eval(written), list)
-
-
-WITHOUT_EXAMPLES: dict[str, Callable[[], PreTrainedModel]] = {
-    "sounds": lambda: Wav2Vec2ForSequenceClassification(Wav2Vec2Config(**WAV2VEC2, **TINY)),
-    "choices": lambda: bert(BertForMultipleChoice),
-    "short texts": lambda: bert(BertForSequenceClassification, max_position_embeddings=6),
-    "features of images": lambda: ViTModel(ViTConfig(**IMAGES, **TINY)),
-    "images of four colors": lambda: ViTForImageClassification(ViTConfig(num_channels=4, **IMAGES, **TINY)),
-    "texts and images": lambda: CLIPModel(
-        CLIPConfig(text_config={"vocab_size": NUM_TOKENS, **TINY}, vision_config={**IMAGES, **TINY})
-    ),
-}
-
-
-@pytest.mark.parametrize("kind", WITHOUT_EXAMPLES)
-def test_where_no_example_is_known_the_code_loads_the_model_only(kind, tokenizer, tmp_path, monkeypatch):
-    model = WITHOUT_EXAMPLES[kind]()
-    sounds = Wav2Vec2FeatureExtractor()
-    processor = sounds if kind == "sounds" else processor_of(model, tokenizer)
-    folder = gating.save_compact(model, tmp_path / "model", tokenizer=processor, stock=True)
-    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert len(code.splitlines()) == 3
-    monkeypatch.chdir(folder)
-    exec(compile(code, kind, "exec"), {})
-
-
-def test_a_folder_without_a_tokenizer_is_only_loaded(tmp_path):
-    folder = gating.save_compact(MODELS["classes"](), tmp_path / "model")
-    card = (folder / "README.md").read_text(encoding="utf-8")
-    assert "from_pretrained(" in card
-    assert "tokenizer" not in card
-
-
-def test_a_run_names_the_base_model_of_a_folder_or_package(tmp_path):
-    model = MODELS["classes"]()
-    gating.prune_heads(model, {0: [1]})
-    write_card(tmp_path / "README.md", model, CompactReport(base_model="someone/their-model"))
-    assert "base_model: someone/their-model\n" in (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
 def test_a_model_of_sentence_transformers_has_its_code(tmp_path):

@@ -6,14 +6,13 @@ import math
 
 import pytest
 
-from gating.report.figures import as_source, course_figures, final_gates, gates_figure, score_limits
+from gating.report.figures import as_source, course_figures, final_gates, gates_figure
 from gating.report.results import History, Observation, RunResults
 from gating.report.score import Score
 from gating.report.summary import Stage, Summary
 
 ACCURACY = Score("accuracy")
 GATES = {"a": [0.0, 0.5, 1.0], "b": [1.0, 0.25]}
-NEURONS = [("encoder.layer.0.output.dense", 64, 128), ("encoder.layer.1.output.dense", 0, 100)]
 LOG = [
     {"step": 0.0, "train/loss": 2.5, "train/task_loss": 2.0, "gates/open": 12.0, "gates/expected_open": 12.0},
     {"step": 9.0, "train/loss": 1.5, "train/task_loss": 1.0, "gates/open": 9.0, "gates/expected_open": 8.5},
@@ -41,10 +40,6 @@ def lines_of(figure):
     return {line.get_label(): list(map(tuple, line.get_xydata().tolist())) for line in figure.axes[0].lines}
 
 
-def labels_of(axes):
-    return [label.get_text() for label in axes.get_yticklabels()]
-
-
 def test_a_map_has_a_row_for_each_block_and_outlines_the_kept_heads():
     axes = axes_of(gates_figure(GATES, title="Gates", kept={"a": [0, 2], "c": [1]}))["head"]
     values = axes.collections[0].get_array()
@@ -54,26 +49,6 @@ def test_a_map_has_a_row_for_each_block_and_outlines_the_kept_heads():
     outlines = [path.get_extents().intervalx.tolist() for path in axes.collections[1].get_paths()]
     assert outlines == [pytest.approx([0.05, 0.95]), pytest.approx([2.05, 2.95])]
     assert axes.yaxis_inverted()
-
-
-def test_widths_are_bars_on_those_of_the_dense_model():
-    axes = axes_of(gates_figure(GATES, title="", neurons=NEURONS))["neurons"]
-    assert [bar.get_width() for bar in axes.patches] == [128, 100, 64, 0]
-    assert (axes.get_title(), labels_of(axes)) == ("64 of 228 neurons", ["0", "1"])
-
-
-@pytest.mark.parametrize(
-    ("names", "labels"),
-    [
-        (["encoder.layer.0.attention.self"], ["0"]),
-        (["encoder.layers.1.blocks.0.x", "encoder.layers.1.blocks.1.x"], ["1.0", "1.1"]),
-        (["m.enc.0.attn", "m.dec.0.attn", "m.dec.0.cross"], ["enc.0.attn", "dec.0.attn", "dec.0.cross"]),
-        (["encoder.block.0.fc", "decoder.block.0.fc"], ["encoder.0", "decoder.0"]),
-        (["dense"], [""]),
-    ],
-)
-def test_rows_are_named_by_what_tells_their_blocks_apart(names, labels):
-    assert labels_of(gates_figure({}, title="", neurons=[(name, 4, 8) for name in names]).axes[0]) == labels
 
 
 def test_kept_heads_have_their_folded_factors_and_a_gate_of_a_group_each_of_its_heads():
@@ -105,43 +80,12 @@ def test_curves_have_all_that_was_logged_and_the_scores_around_the_removal():
     assert losses["validation loss"] == [(10, 1.1)]
 
 
-def test_a_dense_run_has_neither_removal_nor_open_units():
-    figures = course_figures(results(search_steps=0, summary=Summary()))
-    assert list(figures) == ["Accuracy", "Losses"]
-    assert lines_of(figures["Accuracy"]) == {"validation accuracy": [(10, 80), (30, 90)]}
-
-
 @pytest.mark.parametrize("count", [0, 1])
 def test_runs_with_few_or_no_finite_values_are_drawn(count):
     seen = [Observation(5, math.nan, 1.0, 1, math.nan), Observation(9, math.inf, 1.0, 1, math.nan)][:count]
     figures = course_figures(results(History(seen, quantity="cost"), log=[], summary=Summary()))
     assert list(figures) == ["Accuracy", "Share of the cost"]
     assert "validation accuracy" not in lines_of(figures["Accuracy"])
-
-
-@pytest.mark.parametrize(("losses", "starts_at_zero"), [([-6e-8, 0.2], True), ([0.0, 0.0], True), ([-1.0, 0.2], False)])
-def test_losses_are_drawn_below_zero_only_if_some_are(losses, starts_at_zero):
-    log = [{"step": float(step), "train/loss": loss} for step, loss in enumerate(losses)]
-    low, high = map(float, course_figures(results(log=log))["Losses"].axes[0].get_ylim())
-    assert (low == 0) is starts_at_zero
-    assert low <= min(losses) + 1e-6
-    assert max(losses) < high
-
-
-@pytest.mark.parametrize(
-    ("values", "limits"),
-    # A point of accuracy is a tenth of the axis.
-    [([91, 92], (86.5, 96.5)), ([99, 100], (90, 100)), ([0, 1], (0, 10)), ([20, 90], (0, 90))],
-)
-def test_percentages_span_ten_points_at_least(values, limits):
-    assert score_limits(values, ACCURACY) == limits
-
-
-def test_other_scores_span_a_tenth_of_themselves():
-    low, high = score_limits([12.5, 12.6], Score("perplexity", scale=1, unit=""))
-    assert 0 < low < 12.5 < 12.6 < high
-    assert high - low == pytest.approx(1.26)
-    assert score_limits([-0.5, 0.5], Score("pearson", scale=1, unit=""))[0] <= -0.5
 
 
 def test_names_with_signs_of_formulas_and_tags_stay_text():

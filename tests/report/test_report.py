@@ -35,10 +35,6 @@ def test_the_tables_show_heads_neurons_sizes_stages_and_notes():
     assert "0 of 3,072" in text
 
 
-def test_no_table_of_neurons_where_all_are_kept():
-    assert "Neurons per layer" not in shown([("a", 8, 8)])
-
-
 def test_history_is_restored_from_checkpoints():
     one, other = History([Observation(10, 0.5, 12, 12, 12)], {"a": [0.0, 1.0]}, {"a": [0.3]}), History()
     one.quantity, one.spent = "cost", {"heads": 0.1, "neurons": 0.4}

@@ -26,50 +26,6 @@ def objects(*given: str):
     return build_objects(settings), build_phase(settings)
 
 
-REFUSED = {
-    "+objective.num_head=3": "Did you mean objective.num_heads?",
-    "+objective.schedule.ends=1": "Did you mean objective.schedule.end?",
-    "objective.num_heads=many": "objective.num_heads=many",
-    "objective.num_heads=2.5": "objective.num_heads=2.5",
-    "objective.num_heads=true": "objective.num_heads=True",
-    "'objective.num_heads={cross:many}'": "objective.num_heads=",
-    "objective.schedule.shape=square": "objective.schedule.shape=square",
-    "objective.speedup=0.5": "speedup=0.5 is not above 1",
-    "objective=l0 +objective.speedup=2 objective.price=x": "objective.price=x",
-    "+optimizer.lrr=1": "Did you mean optimizer.lr?",
-    "optimizer.lr=-1": "optimizer.lr=-1",
-    "optimizer=any optimizer.weights._target_=torch.optim.None": "optimizer.weights._target_",
-    "+scheduler.warmpu=1": "Did you mean scheduler.warmup?",
-    "+trainer.max_epoch=1": "Did you mean trainer.max_epochs?",
-    "+callbacks.mine=early": "callbacks.mine",
-    "+callbacks.mine._target_=nope.Nope": "callbacks.mine._target_",
-    "+data.lenght=3": "lenght",
-    "data.batch_size=x": "data.batch_size=x",
-    "+latency.lenght=5": "Did you mean latency.length?",
-    "~objective.schedule._target_": "schedule",
-}
-
-
-@pytest.mark.parametrize("given", REFUSED)
-def test_a_setting_that_an_object_does_not_take_is_named(given):
-    with pytest.raises(InputError) as caught:
-        objects(*given.replace("'", "").split())
-    assert REFUSED[given].partition("=")[0] in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"_target_": f"{CALLBACKS}.ModelCheckpoint", "save_top_k": -5}, "cannot be used: .*save_top_k"),
-        ({"_target_": f"{CALLBACKS}.EarlyStopping"}, "missing a required argument: .monitor"),
-        ({"_target_": "gating.Distillation", "weight": 2}, "^weight=2 is not a share"),
-    ],
-)
-def test_a_refusal_of_a_constructor_names_the_setting(values, message):
-    with pytest.raises(InputError, match=message):
-        build("callbacks.mine", values)
-
-
 def test_faults_of_a_constructor_and_of_a_users_function_stay_faults():
     with pytest.raises(ZeroDivisionError):
         build("callbacks.mine", {"_target_": f"{__name__}.Faulty"})

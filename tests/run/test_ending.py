@@ -1,7 +1,5 @@
 """The resume command is printed only if there is a checkpoint."""
 
-from pathlib import Path
-
 import pytest
 
 import train
@@ -64,9 +62,3 @@ def test_a_resumed_run_can_be_resumed_after_an_error_before_its_first_step(error
     with at_batch(1, go_on), pytest.raises((SystemExit, RuntimeError)):
         train.guarded_run(compose_settings(overrides), overrides)
     assert capsys.readouterr().err.count(f"{GO_ON}{tmp_path}/run\n") == 1
-
-
-def test_no_resume_command_is_printed_before_the_folder_exists(inputs, tmp_path, capsys):
-    assert end_of(tmp_path / "run", inputs, "data.train=nowhere.tsv") == 1
-    assert GO_ON not in capsys.readouterr().err
-    assert not Path(tmp_path / "run").exists()

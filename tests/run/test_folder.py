@@ -9,8 +9,8 @@ import pytest
 
 from gating.run.folder import RunFolder, is_finished
 from tests.support.interruptions import Interrupted, at_batch, end_of, interrupt, run_in
+from tests.support.outcome import snapshot
 from tests.support.resumed import resume
-from tests.support.snapshots import snapshot
 
 HOLD = "import filelock, sys; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print('held', flush=True); input()"
 
@@ -136,3 +136,11 @@ def test_a_run_goes_on_at_another_place(begun, tmp_path):
     assert resume(moved) == 0
     assert is_finished(moved)
     assert not is_finished(begun)
+
+
+def test_existing_folder_is_not_overwritten(inputs, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").write_text("mine")
+    assert end_of(tmp_path / "out", inputs) == 1
+    assert "overwrite=true" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["precious"]

@@ -282,31 +282,6 @@ def test_runs_that_are_interrupted_end_as_if_they_had_not_been(name, play, pairs
     assert all(comparison.values()), comparison
 
 
-REFUSALS = {
-    "+objective.num_heads.middle=3": "num_heads.middle=3 names no kind of block",
-    "objective.num_heads={cross:99}": "num_heads.cross=99 cannot be kept: cross attention of this model has 16 heads",
-    "objective.num_heads={cross:many}": "valid integer",
-    "objective.keep={encoder:0.5}": "either num_heads or keep",
-    "objective.speedup=1.5": "Give either speedup or num_heads",
-    "model.config.vocab_size=100": "vocab_size=100 is too small",
-    "task=masked_lm ~data.max_target_length": "AutoModelForMaskedLM",
-    "data.text_pair_column=text_c": "no column 'text_c'",
-    "data.stride=3": "data.stride cannot be used: ",
-    "task.num_beams=0": "num_beams=0",
-}
-
-
-@pytest.mark.parametrize("wrong", REFUSALS)
-def test_incompatible_settings_are_refused_in_one_sentence_before_anything_is_written(wrong, pairs, tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        train.guarded_run(compose_settings([*SMALL_MARIAN, *pairs, *wrong.split(), f"output_dir={tmp_path / 'out'}"]))
-    message = capsys.readouterr().err
-    assert message.startswith("error: ")
-    assert message.count("\n") == 1
-    assert REFUSALS[wrong] in message
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.parametrize(
     ("small", "folder"), [(SMALL_GPT2, "tinyshakespeare"), (SMALL_MARIAN, "multi30k")], ids=["gpt2", "marian"]
 )

@@ -37,13 +37,6 @@ def test_the_timed_batches_and_their_errors_are_in_the_results(inputs, tmp_path,
     assert "±" in out
 
 
-def test_one_short_text_is_not_timed_twice(inputs, tmp_path):
-    run_in(tmp_path / "run", inputs, "latency.length=median", "latency.batch_size=1")
-    numbers = numbers_of(tmp_path / "run")
-    assert numbers["latency_batch"].startswith("1 x ")
-    assert not [name for name in numbers if "short" in name]
-
-
 @pytest.fixture
 def slow(monkeypatch):
     """Let a pass take a second for each thousand parameters and example, on a clock that only passes advance."""

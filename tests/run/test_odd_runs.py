@@ -23,7 +23,6 @@ from gating.families import registry as families
 from gating.families.layouts import context_spec
 from gating.models.adapters import LoRA
 from tests.run.test_train import run_here, setting
-from tests.support.interruptions import end_of
 
 
 def new_model(inputs: list[str], model_type: str, config: dict) -> list[str]:
@@ -68,15 +67,6 @@ def test_a_layer_that_needs_a_head_is_counted_without_one(inputs, tmp_path, monk
 
 
 @pytest.mark.runs
-def test_a_family_without_known_attention_is_refused_before_anything_is_written(inputs, tmp_path, capsys):
-    run = new_model(inputs, "squeezebert", {"hidden_size": 32, "embedding_size": 32, "num_attention_heads": 4})
-    run = [line for line in run if not line.startswith("objective")]
-    assert end_of(tmp_path / "run", run, "objective=none") == 1
-    assert "Heads cannot be removed from SqueezeBertForSequenceClassification" in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.runs
 def test_an_empty_text_is_read_also_without_special_tokens(inputs, tmp_path):
     splits = load_files(train=setting(inputs, "data.train"), validation=setting(inputs, "data.validation")).splits
     tokenizer = train_tokenizer(splits["train"].select_columns("text"), size=300, frame="none")
@@ -101,14 +91,6 @@ def test_a_correlation_with_one_value_is_null_and_the_progress_may_be_hidden(inp
     run_here([*run, "trainer.enable_progress_bar=false"], tmp_path / "run")
     numbers = json.loads((tmp_path / "run" / "metrics.json").read_text(), parse_constant=pytest.fail)
     assert numbers["val/pearson"] is None
-
-
-@pytest.mark.runs
-@pytest.mark.parametrize("value", ["null", "3", "[]"])
-def test_places_are_texts(value, inputs, tmp_path, capsys):
-    assert end_of(tmp_path / "run", inputs, f"paths.checkpoints={value}") == 1
-    assert "paths.checkpoints=" in (error := capsys.readouterr().err)
-    assert "valid string" in error
 
 
 def test_encoder_decoders_truncate_to_the_shorter_of_both_models():

@@ -27,12 +27,6 @@ def test_a_run_without_validation_has_no_value(tmp_path):
     assert Result.read(tmp_path).value(None) is None
 
 
-@pytest.mark.parametrize("name", ["val/f2", "machine"])
-def test_unknown_metrics_are_refused_with_the_available_ones(name, folder):
-    with pytest.raises(ValueError, match=r"Did you mean val/f1|There are num_heads"):
-        Result.read(folder).value(name)
-
-
 @pytest.mark.runs
 def test_a_finished_run_returns_its_value_again_and_is_not_lost_for_a_wrong_name(tmp_path, capsys):
     inputs, run = make_inputs(tmp_path), tmp_path / "run"

@@ -43,10 +43,3 @@ def test_a_budget_that_does_not_fit_gates_of_a_user_is_refused_before_the_run(ow
     with pytest.raises(ValueError, match="num_heads=11"):
         train.run(compose_settings([*inputs, *SMALL, "~gates", f"+{gates}", wanted, f"output_dir={own / 'out'}"]))
     assert not (own / "out").exists()
-
-
-def test_a_function_that_returns_no_gates_is_refused_before_the_run(own, inputs):
-    gates = ["~gates", "+gates={_target_: my_objects.no_gates, _partial_: true}"]
-    with pytest.raises(ValueError, match=r"gates\._target_ must return HeadGates"):
-        train.run(compose_settings([*inputs, *SMALL, *gates, f"output_dir={own / 'out'}"]))
-    assert not (own / "out").exists()

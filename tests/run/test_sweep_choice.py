@@ -2,7 +2,6 @@
 
 import json
 import math
-from statistics import mean, stdev
 
 import pytest
 from hypothesis import given
@@ -12,7 +11,6 @@ from gating.errors import InputError
 from gating.run.sweep.choice import Choice, as_json, explain_choice, print_choice
 from gating.run.sweep.picture import draw_choice
 from gating.run.sweep.results import FinishedRun
-from tests.support.tiny_run import ROOT
 
 PERPLEXITY = {"scale": 1, "unit": "", "higher_is_better": False}
 NUMBERS = {"num_heads": 4, "num_neurons": 64, "macs_before": 100, "machine": "a CPU", "threads": 1}
@@ -99,14 +97,6 @@ def test_a_run_that_is_not_faster_is_not_recommended():
     assert choose([run("dense", 1, 0.9), run("a", 0.97, 0.95)]).chosen is None
 
 
-def test_a_missing_dense_run_and_how_to_get_one_is_said():
-    choice = choose(RUNS[1:])
-    assert choice.chosen is None
-    assert choice.front
-    assert "there is no dense run" in text_of(choice)
-    assert "objective=none" in text_of(choice)
-
-
 def test_runs_of_other_steps_are_neither_recommended_nor_on_the_front_and_the_difference_is_named():
     """A dense run of 60 steps was once "beaten by 75 points" by one of 400."""
     choice = choose([run("dense", 1, 0.2), run("a", 2, 0.95, trainer={"max_steps": 400})])
@@ -135,11 +125,6 @@ def test_runs_of_other_data_models_or_seeds_of_data_are_not_compared(difference,
     choice = choose([run("dense", 1, 0.9, **alike), run("a", 2, 0.9, **{**alike, **difference})])
     assert choice.chosen is None
     assert named in text_of(choice)
-
-
-def test_batch_sizes_and_lengths_of_texts_may_differ_in_runs_of_equal_steps():
-    short = {"batch_size": 4, "max_length": 64}
-    assert chosen(choose([run("dense", 1, 0.9, data={"batch_size": 8}), run("a", 2, 0.9, data=short)])) == "a"
 
 
 def test_seeds_may_differ_where_they_draw_no_data(tmp_path):
@@ -176,23 +161,6 @@ def test_runs_of_other_tasks_or_metrics_are_refused(other):
         choose([RUNS[0], second])
 
 
-def test_the_page_on_sweeps_has_the_sentence_of_its_table():
-    """Scores of 180 examples that have the means and standard deviations of the page's table."""
-    page = (ROOT / "docs" / "howto" / "sweeps.md").read_text(encoding="utf-8")
-    right = {"dense": (178, 178, 177), "0.5": (179, 179, 177), "0.25": (179, 177, 179), "0.125": (177, 178, 180)}
-    runs = []
-    for name, numbers in right.items():
-        (row,) = [line for line in page.splitlines() if f"| {name if name == 'dense' else f'keep={name}'} |" in line]
-        *_, speedup, cell, _ = (cell.strip() for cell in row.strip("|").split("|"))
-        scores = [number / 1.8 for number in numbers]
-        assert cell == f"{mean(scores):.2f} % ± {stdev(scores):.2f}"
-        speed = float(speedup.removesuffix("x"))
-        runs += [run(name, speed, number / 180, seed=seed) for seed, number in enumerate(numbers)]
-    folders = [one._replace(folder=f"vit/{job}") for job, one in enumerate(runs)]
-    quoted = " ".join(line.removeprefix("> ") for line in page.splitlines() if line.startswith("> "))
-    assert quoted == explain_choice(choose(folders))[0]
-
-
 def test_seeds_of_a_budget_are_one_candidate_with_mean_and_spread(capsys):
     runs = [run("dense", 1, 0.90 + 0.01 * seed, seed=seed) for seed in (2, 0, 1)]
     runs += [run("a", 1.5, 0.89 + 0.01 * seed, seed=seed) for seed in (0, 1, 2)]
@@ -216,36 +184,6 @@ def test_runs_without_comparable_latencies_are_compared_by_work(other):
     choice = choose([*runs[:2], runs[2]._replace(numbers=runs[2].numbers | {"macs": 80} | other)])
     assert (choice.axis, chosen(choice)) == ("work", "a")
     assert "2.00x less work" in text_of(choice)
-
-
-def test_names_have_the_budget_and_other_settings_that_differ():
-    plain = run("9", 2, 0.9)
-    runs = [RUNS[0]]
-    for rate in (0.1, 0.2):
-        optimizer = {"optimizer": {"_target_": "x", "lr": rate}, "logger": {"name": rate}, "output_dir": rate}
-        runs.append(plain._replace(settings={**plain.settings, **optimizer}))
-    assert budgets(choose(runs).candidates) == ["dense", "9 optimizer.lr=0.1", "9 optimizer.lr=0.2"]
-    runs[-1].settings["optimizer"]["_target_"] = "y"
-    assert budgets(choose(runs).candidates)[1:] == ["9 optimizer._target_=x", "9 optimizer._target_=y"]
-
-
-def test_the_table_marks_the_front_the_recommended_run_and_those_with_warnings(capsys):
-    runs = [*RUNS[:-1], run("9", 1.6, 0.88, warnings=["The choice is nearly arbitrary."])]
-    out = shown(choose(runs), capsys)
-    (row,) = [line for line in out.splitlines() if "keep=18 " in line and "│" in line]
-    assert row.split()[1] == "→*"
-    cells = [cell.strip() for cell in row.split("│")[3:-1]]
-    assert cells == ["4", "64", "1.40x", "90.30 %", "70.00 %", "18-0"]
-    assert "│ *! " in out
-    assert "!: 9-0: The choice is nearly arbitrary." in out
-
-
-def test_the_picture_shows_each_run_and_the_limit_without_exaggeration():
-    (axes,) = draw_choice(choose(RUNS)).axes
-    assert {text.get_text() for text in axes.texts} == {"dense", "keep=36", "keep=18", "keep=20", "keep=9"}
-    low, high = axes.get_ylim()
-    assert high - low >= 8
-    assert all(low < 100 * one.number("val/accuracy") < high for one in RUNS)
 
 
 ODD = st.one_of(st.none(), st.floats(), st.floats(0, 1))

@@ -1,14 +1,11 @@
 """Launchers and sweepers of the extra `sweep`, the example of a W&B sweep, and names of jobs in W&B."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import yaml
-from omegaconf import OmegaConf
 
-from gating.run.sweep.jobs import jobs_of, with_job_names
+from gating.run.sweep.jobs import jobs_of
 from tests.support.sweeps import run_sweep
 from tests.support.tiny_run import ROOT, checked_settings, compose_settings, run_command
 
@@ -62,27 +59,6 @@ def test_optuna_searches_with_the_validation_score(inputs, tmp_path):
     assert process.stdout.count("there is nothing to resume") == 2
 
 
-WITHOUT_PLUGINS = """
-import runpy, sys
-import pkgutil
-walk = pkgutil.walk_packages
-def without(*arguments, **keywords):
-    return (found for found in walk(*arguments, **keywords) if ".hydra_" not in found.name)
-pkgutil.walk_packages = without
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
-@pytest.mark.processes
-def test_a_missing_plugin_is_named_by_hydra(tmp_path):
-    command = [sys.executable, "-c", WITHOUT_PLUGINS, str(ROOT / "train.py"), "-m", "hparams_search=optuna", "seed=0,1"]
-    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
-    assert process.returncode == 1
-    assert "Could not find 'hydra/sweeper/optuna'" in process.stderr
-    assert not list(tmp_path.iterdir())
-
-
 def test_the_search_space_of_optuna_has_settings_that_exist():
     composed = compose_settings(["hparams_search=optuna"])
     assert "hydra" not in composed
@@ -106,30 +82,6 @@ def test_the_parameters_of_the_wandb_sweep_are_settings_that_exist():
         assert settings["logger"]["mode"] == "online"
     assert sweep["command"][-1] == "${args_no_hyphens}"
     assert sweep["metric"]["name"].startswith("val/")
-
-
-def test_jobs_are_named_after_their_overrides_and_their_sweep(tmp_path):
-    sweep = tmp_path / "2026-01-31" / "12-00-00"
-    (sweep / ".jobs").mkdir(parents=True)
-    (sweep / ".jobs" / "swept.json").write_text('{"swept": ["objective.num_heads", "seed"]}')
-    overrides = ["data=bbc", "objective.num_heads=3", "seed=1"]
-    logger = with_job_names(OmegaConf.to_container(compose_settings(overrides)), sweep=sweep, overrides=overrides)[
-        "logger"
-    ]
-    assert (logger["name"], logger["group"]) == ("objective.num_heads=3 seed=1", "2026-01-31 12-00-00")
-    assert (logger["job_type"], logger["tags"]) == ("search", ["sweep"])
-    overrides = ["data=bbc", "seed=1", "objective=none"]
-    logger = with_job_names(OmegaConf.to_container(compose_settings(overrides)), sweep=sweep, overrides=overrides)[
-        "logger"
-    ]
-    assert (logger["name"], logger["job_type"]) == ("seed=1 objective=none", "dense")
-
-
-def test_names_of_the_settings_stay(tmp_path):
-    cfg = OmegaConf.to_container(
-        compose_settings(["logger.name=mine", "logger.tags=[a]", "logger.group=g", "logger.job_type=t"])
-    )
-    assert with_job_names(cfg, sweep=tmp_path, overrides=["seed=1"])["logger"] == cfg["logger"]
 
 
 @pytest.mark.processes

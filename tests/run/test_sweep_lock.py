@@ -10,7 +10,7 @@ import pytest
 from gating.run.sweep.jobs import jobs_of
 from tests.run.test_folder import HOLD
 from tests.support.interruptions import at_batch
-from tests.support.snapshots import snapshot
+from tests.support.outcome import snapshot
 from tests.support.sweeps import run_sweep
 from tests.support.tiny_run import ROOT, run_command
 from tests.support.warm_python import warm_python

@@ -1,6 +1,5 @@
 """Sweeps: failed jobs, returned values, and signals."""
 
-import json
 import os
 import shutil
 import signal
@@ -58,19 +57,6 @@ def fail_at(*seeds: int, error: BaseException):
         return float(cfg["seed"])
 
     return action
-
-
-@pytest.mark.processes
-def test_a_bad_value_fails_its_job_alone(inputs, tmp_path):
-    command = ["-m", *inputs, "logger=csv", "seed=0,-1,2", "output_dir=sweep"]
-    process = run_command(command, cwd=tmp_path)
-    assert process.returncode == 1
-    sentence = "seed=-1 cannot be used: input should be greater than or equal to 0."
-    assert f"error: {sentence}\n" in process.stderr
-    assert process.stderr.endswith(f"error: 1 job(s) of the sweep failed:\n  sweep/1 (seed=-1): {sentence}\n")
-    assert [(tmp_path / "sweep" / str(job) / "metrics.json").exists() for job in range(3)] == [True, False, True]
-    process = run_command(["-m", *inputs, "logger=csv", "seed=0,2", "output_dir=sweep/again"], cwd=tmp_path)
-    assert process.returncode == 0, process.stderr
 
 
 @pytest.mark.parametrize("batches", first_of([[], ["hydra.sweeper.max_batch_size=1"]]))
@@ -169,13 +155,6 @@ def test_a_sweeper_gets_the_value_of_each_job_and_none_of_a_failed_one(returned,
     run_instead(monkeypatch, fail_at(0, error=FileNotFoundError(2, "No such file", "data.tsv")))
     assert sweep(monkeypatch, tmp_path) == 1
     assert returned == [None, 1.0]
-
-
-@pytest.mark.runs
-def test_a_sweeper_gets_the_metric_that_is_asked_for(returned, inputs, tmp_path, monkeypatch):
-    assert sweep(monkeypatch, tmp_path, *inputs, "logger=csv", "optimized_metric=num_parameters") == 0
-    numbers = [json.loads((tmp_path / job / "metrics.json").read_text()) for job in "01"]
-    assert returned == [run["num_parameters"] for run in numbers]
 
 
 @pytest.mark.processes

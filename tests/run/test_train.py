@@ -279,18 +279,6 @@ def test_run_is_finished_when_training_fails(inputs, tmp_path, monkeypatch):
     assert wandb.run is None
 
 
-def test_help_shows_groups_and_settings(tmp_path):
-    process = run_command(["--help"], cwd=tmp_path)
-    for wanted in (
-        "objective: budget, deterministic, fisher, importance, l0, lagrangian, magnitude, none, random, topk",
-        "objective.num_heads=18",
-        "output_dir=DIR",
-        "experiment=wnut17",
-        "resume=auto",
-    ):
-        assert wanted in process.stdout
-
-
 @pytest.mark.runs
 @pytest.mark.first
 def test_a_run_trains_its_own_teacher(inputs, tmp_path):

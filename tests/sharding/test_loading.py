@@ -120,7 +120,7 @@ def test_layers_that_are_skipped_at_random_are_refused(rate):
     source = NewModel("bart", config={"encoder_layers": 1, "decoder_layers": 1, "encoder_layerdrop": rate})
     meta_model = make_meta_model(source, AutoModelForSeq2SeqLM)
     if rate:
-        with pytest.raises(InputError, match="encoder_layerdrop skips layers at random"):
+        with pytest.raises(InputError, match="encoder_layerdrop"):
             _check_no_layerdrop(meta_model)
     else:
         _check_no_layerdrop(meta_model)

@@ -39,7 +39,7 @@ def test_what_is_there_is_refused_or_renamed(tmp_path, name, caplog):
             place.mkdir()
             place = place / "file"
         place.write_text(str(number))
-        with pytest.raises(FileExistsError, match=r"exists already.*overwrite=True"):
+        with pytest.raises(FileExistsError, match="overwrite=True"):
             check_free(tmp_path / name, overwrite=False)
         check_free(tmp_path / name, overwrite=True)
         assert move_aside(tmp_path / name) in (tmp_path / f"model.{number}.gguf", tmp_path / f"folder.{number}")
@@ -126,12 +126,6 @@ def test_the_new_folder_is_on_the_disk_before_the_old_one_is_renamed(tmp_path, m
     assert os.listdir(target) == ["sub"]
     assert (tmp_path / "there.1" / "model.safetensors").read_text() == "old"
     assert sorted(os.listdir(tmp_path)) == ["there", "there.1"]
-
-
-def test_other_errors_are_not_changed(tmp_path):
-    with pytest.raises(RuntimeError, match=r"^differs$"), replacing(tmp_path / "new", overwrite=False):
-        raise RuntimeError("differs")
-    assert os.listdir(tmp_path) == []
 
 
 def test_a_link_is_renamed_and_its_target_stays(tmp_path):

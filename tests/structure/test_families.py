@@ -120,19 +120,3 @@ def test_whisper_alignment_heads_follow_their_heads() -> None:
     assert model.generation_config.alignment_heads == [[0, 1], [2, 0]]
     gating.prune_heads(model, {f"decoder.layers.{layer}.encoder_attn": range(4) for layer in range(3)})
     assert not hasattr(model.generation_config, "alignment_heads")
-
-
-def test_cross_attention_is_recognized() -> None:
-    for name, pattern in (("t5", "EncDecAttention"), ("bart", "encoder_attn"), ("gpt2-cross", "crossattention")):
-        blocks = gating.find_attention_blocks(FAMILIES[name].build())
-        assert (
-            {block.name for block in blocks if block.is_cross_attention}
-            == {block.name for block in blocks if pattern in block.name}
-            != set()
-        )
-
-
-def test_a_shared_layer_is_one_block() -> None:
-    model = FAMILIES["albert"].build()
-    assert len(gating.find_attention_blocks(model)) == 2
-    assert model.config.num_hidden_layers == 4

@@ -25,14 +25,6 @@ def flip_a_bit(path, place=-5):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("load", [gating.load_compact, load_by_remote_code])
-def test_a_flipped_bit_in_the_weights_is_refused(folder, load):
-    flip_a_bit(folder / "model.safetensors")
-    with pytest.raises(ValueError, match=r"model\.safetensors is not what was saved"):
-        load(folder)
-    load(folder, verify=False)
-
-
 def test_a_model_that_was_trained_on_saves_checksums_of_its_own(folder, tmp_path):
     load = gating.load_compact
     model = load(folder)

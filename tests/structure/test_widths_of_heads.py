@@ -152,6 +152,6 @@ def test_rows_that_heads_cannot_share_are_an_error_before_any_change():
     model = FAMILIES["llama"].build()
     attention = model.model.layers[1].self_attn
     attention.q_proj = nn.Linear(64, 68, bias=False)
-    with pytest.raises(ValueError, match=r"layers.1.self_attn has a projection with 68 rows"):
+    with pytest.raises(ValueError, match=r"layers.1.self_attn"):
         gating.prune_heads(model, {1: [0, 1]})
     assert attention.k_proj.weight.shape == (32, 64)

@@ -1,13 +1,8 @@
-"""Saved models, loaded in a process that has loaded none before, where this package is not installed or where it is.
+"""Saved models, loaded in a process that has loaded none before, where this package is not installed or where it is."""
 
-A server for each kind imports torch and transformers once, and forks for each request.
-"""
-
-import atexit
 import functools
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -19,8 +14,6 @@ import torch
 import transformers
 
 __all__ = ["answers_of_fresh_process", "auto_class_of", "difference_elsewhere", "outputs_of", "save_for_elsewhere"]
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def answers_of_fresh_process(jobs: dict[str, dict], *, with_package: bool) -> dict[str, dict]:
@@ -83,66 +76,27 @@ def difference_elsewhere(folder: Path, auto_class: str) -> float:
 
 
 def _ask(with_package: bool, function: str, *arguments: Any) -> Any:
-    """Return the value of a function of this file in a fork of a server; fail with its traceback, if it fails."""
-    server = _server(with_package)
-    assert server.stdin is not None
-    assert server.stdout is not None
-    server.stdin.write(json.dumps([function, arguments]) + "\n")
-    server.stdin.flush()
-    value, error = json.loads(server.stdout.readline())
+    """Return the value of a function of this file in a new process; fail with its traceback, if it fails."""
+    from tests.support.warm_python import warm_python  # which the process itself cannot import
+
+    command = [*warm_python(with_package=with_package), __file__, str(with_package), function, json.dumps(arguments)]
+    process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    # Models may print, too.
+    value, error = json.loads(process.stdout.splitlines()[-1])
     assert error is None, error
     return value
 
 
-@functools.cache
-def _server(with_package: bool) -> subprocess.Popen[str]:
-    """Start the server of this process; it ends with its standard input."""
-    home = tempfile.TemporaryDirectory(prefix="head-gating-elsewhere-")
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "HF_MODULES_CACHE")}
-    environment |= {"HF_HOME": home.name, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    if with_package:
-        environment["PYTHONPATH"] = str(ROOT)
-    server = subprocess.Popen(
-        # -P keeps the folder of this file out of the import path.
-        [sys.executable, "-P", __file__, "with package" if with_package else "without"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=environment,
-        cwd=home.name,
-        text=True,
-    )
-    atexit.register(home.cleanup)
-    atexit.register(server.communicate)
-    return server
-
-
-def _serve(with_package: bool) -> None:
-    if with_package:
-        from gating import load_compact  # noqa: F401
-    else:
-        sys.modules["gating"] = None  # type: ignore[assignment]  # as where it is not installed
-    assert (importlib.util.find_spec("gating") is not None) == with_package
+def _answer_request(with_package: str, function: str, arguments: str) -> None:
+    assert str(importlib.util.find_spec("gating") is not None) == with_package
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)
-    # Each folder needs these; they are imported when they are named.
-    assert transformers.AutoModel
-    assert transformers.PreTrainedModel
-    # Whatever a model prints goes to the standard errors instead.
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    for line in sys.stdin:
-        process = os.fork()
-        if process:
-            os.waitpid(process, 0)
-            continue
-        function, arguments = json.loads(line)
-        try:
-            answer = globals()[function](*arguments), None
-        except Exception:
-            answer = None, traceback.format_exc()
-        print(json.dumps(answer), file=answers, flush=True)
-        os._exit(0)
+    try:
+        answer = globals()[function](*json.loads(arguments)), None
+    except Exception:
+        answer = None, traceback.format_exc()
+    print(json.dumps(answer))
 
 
 def _answer_all(path: str, with_package: bool) -> None:
@@ -200,4 +154,4 @@ def _compute(model: Any, batch: dict[str, Any]) -> Any:
 
 
 if __name__ == "__main__":
-    _serve(sys.argv[1] == "with package")
+    _answer_request(*sys.argv[1:])

@@ -5,8 +5,6 @@ from torch import nn
 import gating
 from tests.support.tiny_models import NUM_HEADS, NUM_LAYERS
 
-__all__ = ["TOTAL", "seen_scales", "without_dropout"]
-
 # Heads of a tiny model.
 TOTAL = NUM_LAYERS * NUM_HEADS
 
@@ -44,3 +42,14 @@ def seen_scales(model, batch):
         for handle in handles:
             handle.remove()
     return scales
+
+
+def has_padding(model):
+    """Return whether a model has padding heads."""
+    return any(block.head_slots != block.head_ids for block in gating.find_attention_blocks(model))
+
+
+def num_kept(gates, objective):
+    """Return the number of heads that the objective's kept gates stand for."""
+    kept = objective.kept(gates).tolist()
+    return sum(heads for heads, is_kept in zip(gates.counts["heads"], kept, strict=True) if is_kept)

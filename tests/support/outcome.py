@@ -33,3 +33,9 @@ class Outcome:
     def compare(self, other: "Outcome") -> dict[str, bool]:
         """Return which results are equal to the bit."""
         return {f"same_{name}": value == getattr(other, name) for name, value in vars(self).items()}
+
+
+def snapshot(folder: Path) -> dict[str, bytes | None]:
+    """Return the content of each file below a folder by its path; None for a folder. Locks are left out."""
+    paths = (path for path in folder.rglob("*") if path.name != ".lock")
+    return {str(path): path.read_bytes() if path.is_file() else None for path in paths}

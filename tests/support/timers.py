@@ -35,3 +35,19 @@ class KnownTimes(CopyTimer):
         speedup = float(self._speedup_of(kept))
         self.timed.append(LatencyComparison(1.0, 1 / speedup, repeats=3, batch="1 x 1", error=0.0))
         return self.timed[-1]
+
+
+class Slow(nn.Module):
+    """A model that takes a given time on the fake clock and records its mode in each pass."""
+
+    def __init__(self, clock: list[float], seconds: float) -> None:
+        """Args: ``clock`` has the present time, and ``seconds`` is the time of a pass of any batch."""
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+        self.clock, self.seconds = clock, seconds
+        self.modes: list[tuple[bool, bool]] = []
+
+    def forward(self, x: Tensor) -> Any:
+        """Advance the clock."""
+        self.clock[0] += self.seconds
+        self.modes.append((self.training, torch.is_grad_enabled()))

@@ -3,7 +3,8 @@
 Importing torch, transformers, Lightning and W&B takes longer than a tiny run. A server imports them once and forks for
 each command; its client stands where ``sys.executable`` would: it has the same standard streams, working folder,
 environment and exit code as the command, and passes signals on. Commands whose start is the subject of a test, and
-processes that read the id of their parent, are started with ``sys.executable``.
+processes that read the id of their parent, are started with ``sys.executable``. A second server stands for a Python
+where this package is not installed.
 """
 
 import atexit
@@ -35,17 +36,34 @@ PRELOADED = (
     "transformers.models.bert.modeling_bert",
     "transformers.models.bert.tokenization_bert",
 )
+# The name of the socket of the server without the package, and what each folder of a compact model needs there.
+ALONE = "without-package"
+OF_OTHERS = ("torch", "transformers.modeling_utils", "transformers.models.auto.modeling_auto")
+
+
+def warm_python(*, with_package: bool = True) -> list[str]:
+    """Start the server of this process, once; return the command that stands for ``[sys.executable]``.
+
+    Without the package, a process has a cache of remote code of its own.
+    """
+    return _start(with_package)
 
 
 @functools.cache
-def warm_python() -> list[str]:
-    """Start the server of this process, once; return the command that stands for ``[sys.executable]``."""
+def _start(with_package: bool) -> list[str]:
     import subprocess
     import tempfile
 
     folder = tempfile.TemporaryDirectory(prefix="head-gating-warm-")
-    address = os.path.join(folder.name, "socket")
-    server = subprocess.Popen([sys.executable, __file__, address], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    address = os.path.join(folder.name, "socket" if with_package else ALONE)
+    environment = dict(os.environ)
+    if not with_package:
+        for name in ("PYTHONPATH", "HF_MODULES_CACHE"):
+            environment.pop(name, None)
+        environment |= {"HF_HOME": folder.name, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    server = subprocess.Popen(
+        [sys.executable, __file__, address], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+    )
     assert server.stdout is not None
     assert server.stdout.readline() == b"ready\n"
     atexit.register(folder.cleanup)
@@ -55,8 +73,11 @@ def warm_python() -> list[str]:
 
 def serve(address: str) -> None:
     """Fork for each command of a client; return in the new process, as the command, with its arguments in place."""
-    sys.path[0] = ROOT  # in place of the folder of this file
-    for name in PRELOADED:
+    is_alone = os.path.basename(address) == ALONE
+    sys.path[0] = os.path.dirname(address) if is_alone else ROOT  # in place of the folder of this file
+    if is_alone:
+        sys.modules["gating"] = None  # type: ignore[assignment]  # as where it is not installed
+    for name in OF_OTHERS if is_alone else PRELOADED:
         __import__(name)
     gc.freeze()
     for number in FORWARDED:
@@ -122,7 +143,8 @@ def _become(command: dict, streams: dict[int, int]) -> None:
     os.environ.update(command["environment"])
     os.chdir(command["folder"])
     sys.argv = command["arguments"]
-    sys.path[:1] = [ROOT, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    if sys.modules["gating"] is not None:
+        sys.path[:1] = [ROOT, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
 
 
 def request(address: str, arguments: list[str]) -> int:

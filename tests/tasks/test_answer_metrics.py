@@ -58,7 +58,3 @@ def test_no_answer_is_given_where_every_window_prefers_it_and_the_data_has_such_
     assert measure(windows, unanswerable=True)["exact_match"] == 1
     assert measure(windows, unanswerable=False)["exact_match"] == 0
     assert measure([*windows, (2, 1.5, [0, 2], 1.0)], unanswerable=True)["exact_match"] == 0
-
-
-def test_a_window_without_context_has_an_empty_answer():
-    assert measure([(1, -torch.inf, [-1, -1], 0.0)], unanswerable=False) == {"exact_match": 0.0, "f1": 0.0}

@@ -43,9 +43,3 @@ def test_a_text_shorter_than_a_block_is_a_block(tokenizer):
 @pytest.mark.parametrize(("length", "expected"), [(4, ["abcd"]), (2, ["ab", "cd"]), (3, ["abc", "de"])])
 def test_a_last_token_alone_predicts_nothing(length, expected, tokenizer):
     assert blocks_of(tokenizer, ["abcde"], length=length, with_ends=True) == expected
-
-
-@pytest.mark.parametrize("texts", [["a"], ["", ""]])
-def test_less_than_two_tokens_are_refused(texts, tokenizer):
-    with pytest.raises(ValueError, match=r"The train data has \d token"):
-        blocks_of(tokenizer, texts, length=4, with_ends=False)

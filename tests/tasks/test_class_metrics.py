@@ -56,8 +56,3 @@ def test_auroc_is_the_mean_of_the_classes_in_the_labels():
     shares = logits.softmax(1)
     expected = [sklearn.roc_auc_score(labels == number, shares[:, number]) for number in (0, 1)]
     assert float(metrics.compute()["auroc"]) == pytest.approx(sum(expected) / 2, abs=1e-6)
-
-
-def test_metric_that_does_not_exist_is_named():
-    with pytest.raises(ValueError, match="'pearson'"):
-        class_metrics(["pearson"], num_classes=2)

@@ -11,7 +11,6 @@ from sentence_transformers.sentence_transformer.evaluation import (
 from torch import Tensor
 from torch.nn import functional
 
-from gating.errors import InputError
 from gating.tasks.metrics.embeddings import Embedded, build_embedding_metrics
 from tests.support.tiny_sentences import make_sentence_model, sentences_of
 
@@ -109,16 +108,3 @@ def test_equal_texts_of_several_pairs_are_one_neighbor():
     vectors, rows = random(5, 4), torch.tensor([0, 1, 1, 2, 3, 4, 0])
     batch = Embedded(vectors[rows], random(7, 4), queries=rows, documents=torch.arange(7), teacher=vectors[rows])
     assert measured(batch, present=["documents", "teacher"])["agreement"] == 1
-
-
-@pytest.mark.parametrize(
-    ("chosen", "score", "present", "message"),
-    [
-        (None, None, [], "nothing to compare their embeddings with"),
-        (["ndcg"], None, ["scores"], "'ndcg', which these data do not have. They allow spearman, pearson"),
-        (None, "spearmen", ["scores"], "task.score=spearmen is not among spearman, pearson. Did you mean spearman?"),
-    ],
-)
-def test_metrics_that_the_data_do_not_allow_are_refused(chosen, score, present, message):
-    with pytest.raises(InputError, match=message):
-        build_embedding_metrics(chosen, score, present=present)

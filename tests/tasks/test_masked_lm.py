@@ -9,8 +9,6 @@ from transformers import BertConfig, BertForMaskedLM
 
 from gating.data.sources import Examples
 from gating.data.text.tokenizers import train_tokenizer
-from gating.models.meta_model import make_meta_model
-from gating.models.sources import NewModel
 from gating.tasks import MaskedLM
 from gating.training.evaluation import evaluate
 
@@ -77,24 +75,3 @@ def test_perplexity_is_that_of_the_masked_words(tokenizer, model):
         for row, place in (batch["labels"] != -100).nonzero().tolist():
             surprises.append(-logits[row, place, batch["labels"][row, place]].item())
     assert values["perplexity"] == pytest.approx(math.exp(sum(surprises) / len(surprises)), rel=1e-5)
-
-
-@pytest.mark.parametrize("hidden", [0, 1, -0.5])
-def test_a_share_outside_0_to_1_is_refused(hidden):
-    with pytest.raises(ValueError, match=r"task\.hidden"):
-        MaskedLM(hidden)
-
-
-def test_a_tokenizer_without_mask_token_is_refused(tokenizer, tmp_path):
-    plain = train_tokenizer(TABLE, size=270, frame="none")
-    plain.mask_token = None
-    plain.save_pretrained(tmp_path)
-    source = NewModel("bert", config={"vocab_size": 270}, tokenizer=str(tmp_path))
-    task = MaskedLM()
-    with pytest.raises(ValueError, match=r"no mask token.*task=causal_lm"):
-        task.load_processor(source, make_meta_model(source, task.auto_class), DatasetDict(train=TABLE))
-
-
-def test_blocks_of_one_token_are_refused(tokenizer, model):
-    with pytest.raises(ValueError, match=r"data\.max_length=1 leaves no room for a text: language models predict"):
-        prepare(tokenizer, model, max_length=1)

@@ -42,8 +42,3 @@ def test_correlations_of_equal_numbers_are_not_finite():
     metrics.update(same, numbers)
     found = metrics.compute()
     assert [name for name, value in found.items() if value.isfinite()] == ["r2"]
-
-
-def test_metric_of_classes_is_refused():
-    with pytest.raises(ValueError, match="'accuracy'"):
-        number_metrics(["accuracy"])

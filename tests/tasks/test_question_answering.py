@@ -65,8 +65,3 @@ def test_windows_are_made_once_for_all_runs(folder, tmp_path, monkeypatch):
     calls.clear()
     prepare(folder)
     assert not calls
-
-
-def test_answers_have_at_least_one_token():
-    with pytest.raises(ValueError, match="max_answer_length=0"):
-        QuestionAnswering(max_answer_length=0)

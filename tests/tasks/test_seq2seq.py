@@ -8,8 +8,8 @@ import pytest
 import sacrebleu
 import torch
 from datasets import Dataset, DatasetDict, Features, Translation
-from transformers import AutoModel, BartConfig, M2M100Config, MarianConfig, MBartConfig, MBartTokenizer, T5Config
 from transformers import AutoModelForSeq2SeqLM as Auto
+from transformers import BartConfig, M2M100Config, MarianConfig, MBartConfig, MBartTokenizer, T5Config
 
 from gating.data.sources import Examples
 from gating.data.text.tokenizers import train_tokenizer
@@ -17,7 +17,6 @@ from gating.models.meta_model import make_meta_model
 from gating.models.sources import Pretrained
 from gating.tasks import Seq2Seq
 from gating.training.evaluation import evaluate
-from tests.support.tiny_run import make_model_folder
 
 SOURCES, TARGETS = ["a cat", "the dog ran", "on"], ["eine  Katze .", "der Hund lief", "auf"]
 TABLE = Dataset.from_dict({"text_a": SOURCES, "text_b": TARGETS})
@@ -182,46 +181,3 @@ def test_no_saved_language_is_forced_on_generated_texts(saved, multilingual):
         path.write_text(before)
     assert model.generation_config.forced_bos_token_id is None
     assert "forced_bos_token_id" not in model.config.to_diff_dict()
-
-
-@pytest.mark.parametrize("language", ["a", "</s>", "<pad>"])
-def test_tokens_other_than_languages_are_refused(language, multilingual):
-    splits = DatasetDict(train=TABLE)
-    with pytest.raises(ValueError, match=r"is not a language of the model's tokenizer"):
-        Seq2Seq(target_language=language).load_processor(multilingual, make_meta_model(multilingual, Auto), splits)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "options", "message"),
-    [
-        ({"num_samples": -1}, {}, "num_samples=-1"),
-        ({}, {"max_target_length": 0}, "max_target_length=0"),
-        ({}, {"max_target_length": -3}, "max_target_length=-3"),
-    ],
-)
-def test_numbers_out_of_range_are_named(arguments, options, message, tokenizer):
-    splits = DatasetDict(train=TABLE, validation=TABLE)
-    with pytest.raises(ValueError, match=message):
-        Seq2Seq(**arguments).prepare(Examples(splits), tokenizer, Auto.from_config(MODELS["bart"]), **options)
-
-
-def test_missing_languages_are_refused(multilingual, folder_of_bert):
-    splits = DatasetDict(train=TABLE, validation=TABLE)
-    with pytest.raises(ValueError, match=r"task\.target_language=de_XX is not a language .* Did you mean \w+\?"):
-        Seq2Seq(target_language="de_XX").load_processor(multilingual, make_meta_model(multilingual, Auto), splits)
-    bert = Pretrained(folder_of_bert)
-    with pytest.raises(ValueError, match=r"task\.source_language=de_DE: the model's tokenizer has no languages"):
-        Seq2Seq(source_language="de_DE").load_processor(bert, make_meta_model(bert, AutoModel), splits)
-
-
-@pytest.fixture(scope="module")
-def folder_of_bert(tmp_path_factory):
-    return str(make_model_folder(tmp_path_factory.mktemp("bert") / "model"))
-
-
-def test_missing_columns_and_beams_are_refused(tokenizer):
-    model = Auto.from_config(MODELS["marian"])
-    with pytest.raises(ValueError, match=r"no column 'text_a'; it has body.*data\.text_column"):
-        prepare(tokenizer, model, table=Dataset.from_dict({"body": SOURCES}))
-    with pytest.raises(ValueError, match=r"task\.num_beams=0"):
-        Seq2Seq(num_beams=0)

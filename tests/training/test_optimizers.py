@@ -54,14 +54,6 @@ def test_weights_gates_and_multipliers_have_separate_groups(settings, model):
     assert len(decayed) + len(others) + 1 == len(names)
 
 
-def test_the_groups_of_earlier_versions_are_those_of_the_model_in_its_order(model):
-    gates, objective = with_multipliers(model)
-    optimizer = AdamW(decay_biases_and_norms=True).build(model, gates=gates, objective=objective)
-    assert list(rates_of(optimizer)) == ["weights", "gates", "multipliers"]
-    weights = [parameter for name, parameter in model.named_parameters() if "head_gates" not in name]
-    assert all(one is other for one, other in zip(optimizer.param_groups[0]["params"], weights, strict=True))
-
-
 @pytest.mark.parametrize(
     ("given", "units", "expected"),
     [(None, ["heads"], 0.1), (None, ["heads", "neurons"], 0.2), (None, ["neurons"], 0.2), (0.05, ["neurons"], 0.05)],
@@ -140,15 +132,6 @@ def test_a_class_trains_the_weights_alone_without_gates(model):
     assert type(AnyOptimizer(partial(torch.optim.SGD, momentum=0.9)).build(model)) is torch.optim.SGD
 
 
-def test_classes_that_cannot_train_the_model_are_refused(model):
-    with pytest.raises(ValueError, match="momentum"):
-        AnyOptimizer(partial(torch.optim.SGD, momentum=-1))
-    with pytest.raises(ValueError, match="parameter groups"):
-        AnyOptimizer(torch.optim.LBFGS)
-    with pytest.raises(ValueError, match="2D"):
-        AnyOptimizer(torch.optim.Muon).build(model)
-
-
 def two_groups() -> torch.optim.Optimizer:
     """Return an optimizer of weights with the rate 1 and of gates with the rate 0.1."""
     groups = [{"name": "weights", "params": [nn.Parameter(torch.zeros(2))], "lr": 1.0}]
@@ -175,11 +158,6 @@ def test_the_search_has_the_rates_of_a_dense_run_and_the_recovery_begins_them_ag
     assert whole[0] == pytest.approx(0.5)
     assert max(whole) == pytest.approx(1.0)
     assert whole[-1] == pytest.approx(1 / 18)
-
-
-def test_search_and_recovery_may_share_one_schedule():
-    whole = rates(20, first_step=0, total_steps=20)
-    assert rates(5, first_step=15, total_steps=20, restart=False) == pytest.approx(whole[15:])
 
 
 @pytest.mark.parametrize("warmup", [0.0, 0.06, 0.1, 0.5, 0.99, 1.0])
@@ -219,10 +197,3 @@ def test_every_schedule_of_transformers_that_depends_on_the_step_alone_is_known(
             WarmupSchedule(shape=shape)
     else:
         WarmupSchedule(shape=shape, arguments=needed.get(shape, {}))
-
-
-def test_unknown_schedules_and_arguments_are_refused():
-    with pytest.raises(ValueError, match=r"cosin .*linear"):
-        WarmupSchedule(shape="cosin")
-    with pytest.raises(TypeError, match="num_cycle"):
-        WarmupSchedule(shape="cosine", arguments={"num_cycle": 2})

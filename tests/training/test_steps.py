@@ -22,12 +22,6 @@ def test_steps_follow_the_settings(settings, steps):
     assert count_steps({**TRAINER, **settings}, num_batches=107) == steps
 
 
-@pytest.mark.parametrize("settings", [{"max_epochs": 0}, {"max_epochs": -1}, {"accumulate_grad_batches": 0}])
-def test_nothing_to_train_is_refused(settings):
-    with pytest.raises(ValueError, match="trainer"):
-        count_steps({**TRAINER, **settings}, num_batches=107)
-
-
 @pytest.mark.parametrize(
     ("limits", "validation", "test"),
     [
@@ -41,9 +35,3 @@ def test_nothing_to_train_is_refused(settings):
 def test_evaluations_follow_the_limits_of_their_split(limits, validation, test):
     assert count_evaluated(limits, "validation", num_batches=8) == validation
     assert count_evaluated(limits, "test", num_batches=8) == test
-
-
-@pytest.mark.parametrize(("name", "split"), [("limit_val_batches", "validation"), ("limit_test_batches", "test")])
-def test_a_fraction_below_one_batch_is_refused(name, split):
-    with pytest.raises(ValueError, match=rf"trainer\.{name}=0\.1 of 8 {split} batch"):
-        count_evaluated({name: 0.1}, split, num_batches=8)
