@@ -55,7 +55,7 @@ def test_inspect_shows_neurons_and_multiply_accumulates(compact, tmp_path, monke
 @pytest.mark.parametrize("output", ["| true", "> /dev/full"])
 def test_commands_finish_without_their_output(output, compact, tmp_path):
     command = " ".join([*warm_python(), "-m", "gating"])
-    for arguments in (f"inspect {compact}", f"export {compact} --format torch --output {tmp_path}/exported"):
+    for arguments in (f"inspect {compact}", f"export {compact} --format onnx --output {tmp_path}/exported"):
         line = f"set -o pipefail; {command} {arguments} {output}"
         process = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True, check=False)
         assert process.returncode == 0, process.stderr
