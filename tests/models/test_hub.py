@@ -62,7 +62,13 @@ def test_hub_that_cannot_be_reached_is_one_sentence(tmp_path):
         pytest.skip("the hub can be reached")
     except OSError:
         pass
-    call = ["model.name=google-bert/bert-base-uncased", "data=glue", "data.name=sst2", "objective.num_heads=36", "output_dir=out"]
+    call = [
+        "model.name=google-bert/bert-base-uncased",
+        "data=glue",
+        "data.name=sst2",
+        "objective.num_heads=36",
+        "output_dir=out",
+    ]
     process = run_command(call, cwd=tmp_path)
     assert process.returncode == 1
     assert process.stderr.startswith("error: Cannot load the model 'google-bert/bert-base-uncased'")
