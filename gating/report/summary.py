@@ -54,7 +54,6 @@ class Stage(StrEnum):
     COMPACT = "compact"
     # The teacher, or the model of a dense run.
     DENSE = "dense"
-    # The compact model in other runtimes, by the name of its export.
     ONNX = "onnx"
     ONNX_INT8 = "onnx-int8"
     OPENVINO = "openvino"
