@@ -78,7 +78,7 @@ def _quick_figures(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 # Folders with whole runs in this process, whose models are timed at the end.
-_WITH_RUNS = {"commands", "data", "docs", "models", "run", "tasks", "tracking", "training"}
+_WITH_RUNS = {"commands", "data", "docs", "integrations", "models", "run", "tasks", "tracking", "training"}
 
 
 @pytest.fixture(scope="module", autouse=True)
