@@ -18,7 +18,7 @@ _USUAL_TEXTS: tuple[tuple[str, ...], ...] = (
     ("question1", "question2"),
     ("anchor", "positive"),
     *(("query", other) for other in ("positive", "document", "passage", "answer")),
-    ("question", "sentence"),
+    *(("question", other) for other in ("sentence", "answer")),
     ("sentence",),
 )
 

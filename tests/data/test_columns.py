@@ -18,6 +18,7 @@ def splits(*names: str) -> DatasetDict:
         (["text_a", "text_b", "text"], {"text": "text_a", "text_pair": "text_b"}),
         (["idx", "premise", "hypothesis"], {"text": "premise", "text_pair": "hypothesis"}),
         (["question", "sentence"], {"text": "question", "text_pair": "sentence"}),
+        (["question", "answer"], {"text": "question", "text_pair": "answer"}),
         (["sentence"], {"text": "sentence"}),
         (["body"], {"text": "text"}),
     ],

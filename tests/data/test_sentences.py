@@ -1,8 +1,6 @@
 """Sentences as examples."""
 
-import pytest
-
-from gating.data.sentences import load_bbc_sentences, load_sentences, load_wordnet_and_bbc
+from gating.data.sentences import load_bbc_sentences, load_sentences
 
 
 def test_lines_and_rows_are_texts(tmp_path):
@@ -25,13 +23,3 @@ def test_sentences_of_the_articles_are_in_one_split_each():
     assert min(len(text.split()) for text in everything) == 4
     pairs = set(zip(splits["train"]["text"], splits["train"]["text_pair"], strict=True))
     assert len(pairs) == len(splits["train"])
-
-
-@pytest.mark.families
-def test_two_packages_are_one_source_and_no_text_is_in_two_splits():
-    articles = load_bbc_sentences().splits
-    splits = load_wordnet_and_bbc(wordnet_pairs=10**6).splits
-    assert len(splits["train"]) > len(articles["train"]) + 90_000
-    assert set(articles["test"]["text"]) < set(splits["test"]["text"])
-    train = set(splits["train"]["text"]) | set(splits["train"]["text_pair"])
-    assert train.isdisjoint([*splits["validation"]["text"], *splits["test"]["text"]])

@@ -32,8 +32,6 @@ NEEDED = {
     "pairs": ["task=seq2seq", "data.train=x", "data.validation=x"],
     "sentences": ["task=embedding", "data.train=x"],
     "bbc_sentences": ["task=embedding"],
-    "wordnet": ["task=embedding"],
-    "wordnet_bbc": ["task=embedding"],
     "text": ["task=causal_lm", "data.train=x"],
 }
 OPTIONS = [

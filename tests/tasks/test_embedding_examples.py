@@ -4,6 +4,8 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict, Value
 
+from gating.data.held_out import hold_out
+from gating.data.sources import load_hub
 from gating.errors import InputError
 from gating.tasks.embedding_examples import PairCollator, add_negations, read_examples, tokenize_examples
 
@@ -29,6 +31,33 @@ def test_columns_decide_what_examples_are():
     assert read({"sentence1": ["a"], "sentence2": ["b"], "label": [0.5]})[1]["train"] == "scores"
     assert read({**POSITIVES, "mark": ["1", "2", "4"]}, label="mark")[1]["train"] == "scores"
     assert read({"one": ["a"], "two": ["b"]}, text="one", text_pair="two")[1]["train"] == "positives"
+
+
+@pytest.mark.parametrize(
+    ("table", "kind"),
+    [
+        ({"anchor": TEXTS["text"], "positive": POSITIVES["text_b"]}, "positives"),
+        ({"query": TEXTS["text"], "answer": POSITIVES["text_b"]}, "positives"),
+        ({"anchor": TEXTS["text"], "positive": POSITIVES["text_b"], "negative": TEXTS["text"]}, "positives"),
+        ({"sentence1": TEXTS["text"], "sentence2": POSITIVES["text_b"], "score": [0.1, 0.5, 0.8]}, "scores"),
+    ],
+)
+def test_pairs_of_the_hub_have_the_columns_of_sentence_transformers(tmp_path, table, kind):
+    # Equal texts would be in one split.
+    rows = {name: [f"{value} {n}" for n in range(10) for value in values] for name, values in table.items()}
+    if "score" in table:
+        rows["score"] = table["score"] * 10
+    rows = Dataset.from_dict(rows)
+    rows.to_parquet(tmp_path / "pair" / "train-00000-of-00001.parquet")
+    loaded = load_hub(path=str(tmp_path), validation_split=None, test_split=None)
+    splits, kinds = read_examples(
+        hold_out(loaded, settings={}, has_classes=False, seed=0).splits, None, None, None, loss=None
+    )
+    assert set(kinds.values()) == {kind}
+    assert set(splits) == {"train", "validation", "test"}
+    first, second = list(table)[:2]
+    assert set(splits["train"]["text"]) < set(rows[first])
+    assert set(splits["test"]["text_pair"]) < set(rows[second])
 
 
 def test_splits_may_have_other_columns():
