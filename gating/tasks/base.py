@@ -1,8 +1,8 @@
 """Protocol of tasks: the class of model, how examples become batches, and how predictions are scored; common parts."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from datasets import DatasetDict
 from torch import Tensor
@@ -150,25 +150,26 @@ class WritesText(Protocol):
 
 
 class MetricTask:
-    """Base of tasks whose metrics are chosen by settings."""
+    """Base of tasks whose metrics are chosen by settings.
+
+    Attributes:
+        known_metrics: Names of the task's metrics.
+    """
+
+    known_metrics: ClassVar[Collection[str]]
 
     def __init__(self, metrics: Metrics | None = None, score: str | None = None) -> None:
         """Store the metrics.
 
         Args:
-            metrics: Names of the metrics of the task, or metrics, or their classes by name; those of the data, or the
-                usual ones of the task, if None.
+            metrics: Names of the task's metrics; or by name metrics, or their classes, and None for the metric of the
+                task. Those of the data, or the usual ones of the task, if None.
             score: Name of the metric by which runs are compared; the first if None.
 
         Raises:
-            InputError: A name is unknown, or a metric cannot be created.
+            InputError: A name is unknown.
         """
-        self._metrics = self.choose_metrics(metrics, score)
-
-    @staticmethod
-    def choose_metrics(metrics: Metrics | None, score: str | None) -> ChosenMetrics:
-        """Return the metrics that the settings choose, checked as far as is possible without data."""
-        raise NotImplementedError
+        self._metrics = ChosenMetrics(metrics, score, known=self.known_metrics)
 
 
 class TextTask(MetricTask):

@@ -20,8 +20,8 @@ from gating.models.configs import special_token_ids
 from gating.tasks.base import Prepared, TextTask
 from gating.tasks.metrics.baselines import Baseline, log_frequencies
 from gating.tasks.metrics.tokens import (
+    TOKEN_SCORES,
     build_token_metrics,
-    choose_token_metrics,
     update_token_baseline,
     update_token_metrics,
 )
@@ -46,7 +46,7 @@ class BlockTask(TextTask):
 
     with_ends: ClassVar[bool]
     shift: ClassVar[int]
-    choose_metrics = staticmethod(choose_token_metrics)
+    known_metrics = TOKEN_SCORES
 
     def collator(self, processor: PreTrainedTokenizerBase) -> Callable[[list[Any]], Batch]:
         """Return the function that collates blocks into a batch with labels."""

@@ -20,7 +20,7 @@ from gating.data.text.tokens import check_texts, tokenize_labeled, truncation_le
 from gating.models.configs import special_token_ids
 from gating.tasks.base import MetricTask, Prepared, TextTask
 from gating.tasks.metrics.baselines import Baseline, constant_logits, log_frequencies
-from gating.tasks.metrics.classes import build_class_metrics, choose_class_metrics, class_config
+from gating.tasks.metrics.classes import CLASS_METRICS, build_class_metrics, class_config
 
 __all__ = ["ClassTask", "LabeledTexts"]
 
@@ -29,7 +29,7 @@ class ClassTask(MetricTask):
     """Base of tasks whose labels are classes, with the metrics of :mod:`gating.tasks.metrics.classes`."""
 
     has_classes = True
-    choose_metrics = staticmethod(choose_class_metrics)
+    known_metrics = CLASS_METRICS
 
     def encode(self, taken: DatasetDict, default: Sequence[str]) -> Prepared:
         """Encode the column ``label`` as classes; see :meth:`LabeledTexts.encode`."""

@@ -15,7 +15,7 @@ from gating.errors import InputError
 from gating.tasks.base import Prepared
 from gating.tasks.labeled import LabeledTexts
 from gating.tasks.metrics.baselines import Baseline, column_mean
-from gating.tasks.metrics.numbers import build_number_metrics, choose_number_metrics, correlations_in
+from gating.tasks.metrics.numbers import CORRELATIONS, NUMBER_METRICS, build_number_metrics
 
 __all__ = ["Regression", "encode_numbers"]
 
@@ -27,14 +27,14 @@ class Regression(LabeledTexts):
     """Regression of a number from texts or text pairs, with the metrics of :mod:`gating.tasks.metrics.numbers`."""
 
     label_columns = ("label", "labels", "score", "similarity_score", "rating")
-    choose_metrics = staticmethod(choose_number_metrics)
+    known_metrics = NUMBER_METRICS
 
     def encode(self, taken: DatasetDict, default: Sequence[str]) -> Prepared:
         """Convert labels to numbers; by default the metrics are the two correlations."""
         splits = encode_numbers(taken)
         metrics, score = build_number_metrics(self._metrics, default or ("pearson", "spearman"))
         # A constant follows no label.
-        undefined = dict.fromkeys(correlations_in(metrics), 0.0)
+        undefined = dict.fromkeys(CORRELATIONS, 0.0)
         return Prepared(
             splits=splits,
             metrics=metrics,
@@ -47,13 +47,13 @@ class Regression(LabeledTexts):
         self, metrics: MetricCollection, batch: Batch, *, outputs: Mapping[str, Any], model: PreTrainedModel
     ) -> None:
         """Compare the logit to the label."""
-        metrics.update(outputs["logits"].float().squeeze(-1), batch["labels"].float())
+        metrics.update(outputs["logits"].double().squeeze(-1), batch["labels"].double())
 
 
 def _add_mean(metrics: MetricCollection, mean: Tensor, batch: Batch) -> None:
     """Update metrics with the mean of the training labels for each example."""
-    labels = batch["labels"].float()
-    metrics.update(mean.expand_as(labels), labels)
+    labels = batch["labels"].double()
+    metrics.update(mean.double().expand_as(labels), labels)
 
 
 def encode_numbers(splits: DatasetDict) -> DatasetDict:

@@ -23,7 +23,7 @@ from gating.models.sources import ModelSource
 from gating.tasks.base import Metrics, Prepared, Sample, TextTask
 from gating.tasks.languages import language_token, set_language
 from gating.tasks.metrics.baselines import Baseline, log_frequencies
-from gating.tasks.metrics.texts import build_text_metrics, choose_text_metrics
+from gating.tasks.metrics.texts import TEXT_METRICS, build_text_metrics
 from gating.tasks.metrics.tokens import TOKEN_SCORES, update_token_baseline, update_token_metrics
 
 __all__ = ["Seq2Seq"]
@@ -46,7 +46,7 @@ class Seq2Seq(TextTask):
 
     auto_class = AutoModelForSeq2SeqLM
     frame = "end"
-    choose_metrics = staticmethod(choose_text_metrics)
+    known_metrics = TEXT_METRICS
 
     def __init__(
         self,

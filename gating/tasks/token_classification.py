@@ -25,7 +25,7 @@ from gating.models.sources import ModelSource
 from gating.tasks.base import MetricTask, Prepared
 from gating.tasks.metrics.baselines import Baseline, log_frequencies
 from gating.tasks.metrics.classes import class_config
-from gating.tasks.metrics.tags import build_tag_metrics, choose_tag_metrics
+from gating.tasks.metrics.tags import TAG_METRICS, build_tag_metrics
 
 __all__ = ["TokenClassification", "encode_tags"]
 
@@ -41,7 +41,7 @@ class TokenClassification(MetricTask):
     """
 
     auto_class = AutoModelForTokenClassification
-    choose_metrics = staticmethod(choose_tag_metrics)
+    known_metrics = TAG_METRICS
 
     def load_processor(
         self, source: ModelSource, meta_model: PreTrainedModel, splits: DatasetDict

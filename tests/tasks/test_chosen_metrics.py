@@ -8,25 +8,26 @@ from pathlib import Path
 import pytest
 import torch
 from torchmetrics import F1Score, Metric
-from torchmetrics.classification import BinaryAUROC, MulticlassAccuracy, MulticlassF1Score
+from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 from torchmetrics.regression import MeanSquaredError
 from torchmetrics.text import CharErrorRate
 
 import train
 from gating.errors import InputError
 from gating.report.score import Score
-from gating.tasks.metrics.classes import build_class_metrics, choose_class_metrics
-from gating.tasks.metrics.numbers import build_number_metrics, choose_number_metrics
-from gating.tasks.metrics.tags import build_tag_metrics, choose_tag_metrics
-from gating.tasks.metrics.texts import build_text_metrics, choose_text_metrics
-from gating.tasks.metrics.tokens import build_token_metrics, choose_token_metrics, update_token_metrics
+from gating.tasks.metrics.choice import ChosenMetrics
+from gating.tasks.metrics.classes import CLASS_METRICS, build_class_metrics
+from gating.tasks.metrics.numbers import NUMBER_METRICS, build_number_metrics
+from gating.tasks.metrics.tags import TAG_METRICS, build_tag_metrics
+from gating.tasks.metrics.texts import TEXT_METRICS, build_text_metrics
+from gating.tasks.metrics.tokens import TOKEN_SCORES, build_token_metrics, update_token_metrics
 from tests.support.tiny_run import compose_settings
 
 sklearn = pytest.importorskip("sklearn.metrics", reason="scikit-learn is not installed")
 
 
 def classes(metrics, num_classes=3, score=None):
-    return build_class_metrics(choose_class_metrics(metrics, score), ("accuracy",), num_classes=num_classes)
+    return build_class_metrics(ChosenMetrics(metrics, score, CLASS_METRICS), ("accuracy",), num_classes=num_classes)
 
 
 def outputs(num_classes: int, rows: int = 60) -> tuple[torch.Tensor, torch.Tensor]:
@@ -71,20 +72,22 @@ def test_a_class_gets_its_number_of_classes_from_the_data():
     assert found["mine"] == found["macro_f1"]
     assert found["called"] == found["weighted_f1"]
     assert score == Score("mine")
-    metrics, _ = classes([MulticlassF1Score, "accuracy"])
-    assert set(metrics) == {"multiclass_f1_score", "accuracy"}
 
 
-def test_binary_metrics_get_the_probability_of_the_second_class():
-    metrics, score = classes({"mine": BinaryAUROC, "auroc": None}, 2)
-    logits, labels = outputs(2)
-    metrics.update(logits, labels)
-    found = metrics.compute()
-    assert found["mine"] == pytest.approx(float(found["auroc"]))
-    assert metrics["mine"].higher_is_better
-    assert score == Score("mine")
-    with pytest.raises(InputError, match=r"task\.metrics\.mine"):
-        classes({"mine": BinaryAUROC}, 3)
+@pytest.mark.parametrize(
+    ("metrics", "score", "told"),
+    [
+        (["f2"], None, "'f2'"),
+        (["accuracy"], "f1", r"task\.score=f1"),
+        ([], None, "empty"),
+        ({"mine": partial(MulticlassF1Score, nothing=1)}, None, r"task\.metrics\.mine.*nothing"),
+        ({"mine": partial(MulticlassF1Score, average="none")}, None, r"task\.metrics\.mine"),
+        ({"mine": MeanSquaredError}, None, r"task\.metrics\.mine"),
+    ],
+)
+def test_metrics_that_cannot_be_used_are_told_before_training(metrics, score, told):
+    with pytest.raises(InputError, match=told):
+        classes(metrics, 3, score)
 
 
 class Distance(Metric):
@@ -121,18 +124,22 @@ def test_metrics_of_a_user_keep_states_of_their_own():
 
 
 def test_metrics_of_numbers_tags_and_tokens():
-    numbers, score = build_number_metrics(choose_number_metrics({"mine": MeanSquaredError, "rmse": None}, "rmse"), ())
+    numbers, score = build_number_metrics(
+        ChosenMetrics({"mine": MeanSquaredError, "rmse": None}, "rmse", NUMBER_METRICS), ()
+    )
     numbers.update(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0]))
     assert numbers.compute() == {"mine": 2.0, "rmse": pytest.approx(2.0**0.5)}
-    assert (score.higher_is_better, numbers["rmse"].higher_is_better) == (False, False)
+    assert not score.higher_is_better
 
-    choice = choose_tag_metrics({"mine": MulticlassF1Score, "macro_f1": None}, None)
+    choice = ChosenMetrics({"mine": MulticlassF1Score, "macro_f1": None}, None, TAG_METRICS)
     tags, _ = build_tag_metrics(choice, (), tag_names=["A", "B"])
     tags.update(torch.tensor([[0, 1, 1]]), torch.tensor([[0, 1, -100]]))
     assert tags.compute() == {"mine": 1.0, "macro_f1": 1.0}
 
     top = partial(MulticlassAccuracy, top_k=2, average="micro")
-    tokens, score = build_token_metrics(choose_token_metrics({"top": top, "perplexity": None}, None), vocab_size=3)
+    tokens, score = build_token_metrics(
+        ChosenMetrics({"top": top, "perplexity": None}, None, TOKEN_SCORES), vocab_size=3
+    )
     logits = torch.tensor([[[0.0, 1.0, 2.0], [0.0, 1.0, 2.0]]])
     update_token_metrics(tokens, logits, torch.tensor([[1, -100]]))
     update_token_metrics(tokens, logits, torch.tensor([[-100, 0]]))
@@ -142,7 +149,7 @@ def test_metrics_of_numbers_tags_and_tokens():
 
 def test_metrics_of_texts_are_apart_from_those_of_their_tokens():
     def built(*chosen):
-        tokens, score, texts, final = build_text_metrics(choose_text_metrics(*chosen), vocab_size=9)
+        tokens, score, texts, final = build_text_metrics(ChosenMetrics(*chosen, TEXT_METRICS), vocab_size=9)
         return set(tokens), score.name, None if texts is None else set(texts), final.name
 
     tokens = {"perplexity", "accuracy"}
@@ -150,7 +157,7 @@ def test_metrics_of_texts_are_apart_from_those_of_their_tokens():
     assert built(None, "chrf") == (tokens, "perplexity", {"bleu", "chrf"}, "chrf")
     assert built(["accuracy"], None) == ({"accuracy"}, "accuracy", None, "accuracy")
     assert built({"errors": CharErrorRate, "accuracy": None}, None) == ({"accuracy"}, "accuracy", {"errors"}, "errors")
-    with pytest.raises(InputError, match="does not score these texts"):
+    with pytest.raises(InputError, match=r"task\.metrics\.mine does not score"):
         built({"mine": MulticlassF1Score(3)}, None)
 
 

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from torchmetrics.utilities import dim_zero_cat
 from gating.report.score import Score
 from gating.tasks.metrics.choice import ChosenMetrics
 
-__all__ = ["build_class_metrics", "choose_class_metrics", "class_config"]
+__all__ = ["CLASS_METRICS", "build_class_metrics", "class_config"]
 
 
 class _OfSecond:
@@ -72,7 +71,7 @@ class _Matthews(MulticlassMatthewsCorrCoef):
 
 
 # F1, precision and recall of two classes are those of the second one; of more classes they are macro averages.
-_METRICS: dict[str, Callable[[int], Metric]] = {
+CLASS_METRICS: dict[str, Callable[[int], Metric]] = {
     "accuracy": lambda num_classes: MulticlassAccuracy(num_classes, average="micro"),
     "f1": lambda num_classes: _F1OfSecond(2, average="none") if num_classes == 2 else MulticlassF1Score(num_classes),
     "matthews": _Matthews,
@@ -92,9 +91,6 @@ _METRICS: dict[str, Callable[[int], Metric]] = {
 }
 
 
-choose_class_metrics = partial(ChosenMetrics, known=_METRICS, of="classes", fills=("num_classes", "task"))
-
-
 def build_class_metrics(
     chosen: ChosenMetrics, default: Sequence[str], *, num_classes: int
 ) -> tuple[MetricCollection, Score]:
@@ -107,7 +103,7 @@ def build_class_metrics(
     logits = torch.linspace(-1, 1, len(labels) * num_classes).sin().view(len(labels), num_classes)
     return chosen.build(
         default,
-        make=lambda name: (_METRICS[name](num_classes), Score(name)),
+        make=lambda name: (CLASS_METRICS[name](num_classes), Score(name)),
         arguments={"num_classes": num_classes, "task": "multiclass"},
         example=(logits, labels),
     )

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,15 +12,13 @@ from gating.errors import InputError
 from gating.report.score import Score
 from gating.tasks.metrics.choice import ChosenMetrics
 
-__all__ = ["SpanScore", "build_tag_metrics", "choose_tag_metrics", "find_spans", "mark_spans"]
+__all__ = ["TAG_METRICS", "SpanScore", "build_tag_metrics", "find_spans", "mark_spans"]
 
 _SPANS = ("f1", "precision", "recall")
 _IGNORED = -100  # label of ignored positions in transformers
 _MARK = re.compile(r"O|[BIES]-.+")
 
-choose_tag_metrics = partial(
-    ChosenMetrics, known=(*_SPANS, "accuracy", "macro_f1"), of="tags", fills=("num_classes", "ignore_index", "task")
-)
+TAG_METRICS = (*_SPANS, "accuracy", "macro_f1")
 
 
 def build_tag_metrics(

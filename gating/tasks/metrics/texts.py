@@ -1,6 +1,6 @@
 """Metrics of generated texts, BLEU and chrF of sacrebleu, beside those of their tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,41 +10,43 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from gating.report.score import Score
-from gating.tasks.metrics.choice import ChosenMetrics, Metrics
-from gating.tasks.metrics.tokens import TOKEN_SCORES, build_token_metrics, choose_token_metrics
+from gating.tasks.metrics.choice import ChosenMetrics
+from gating.tasks.metrics.tokens import TOKEN_SCORES, build_token_metrics
 
-__all__ = ["SacreScore", "TextMetrics", "build_text_metrics", "choose_text_metrics"]
+__all__ = ["TEXT_METRICS", "SacreScore", "TextMetrics", "build_text_metrics"]
 
 _TEXT_SCORES: dict[str, Any] = {"bleu": BLEU, "chrf": CHRF}
+TEXT_METRICS = (*_TEXT_SCORES, *TOKEN_SCORES)
 
 # Metrics of tokens with their score, and metrics of texts, if any, with the score of both.
 TextMetrics = tuple[MetricCollection, Score, MetricCollection | None, Score]
 
 
-def choose_text_metrics(metrics: Metrics | None, score: str | None) -> ChosenMetrics:
-    """Return the metrics of texts that settings choose, checked as far as is possible without data."""
-    known = (*_TEXT_SCORES, *TOKEN_SCORES)
-    return ChosenMetrics(known if metrics is None else metrics, score, known=known, of="texts")
-
-
 def build_text_metrics(chosen: ChosenMetrics, *, vocab_size: int) -> TextMetrics:
-    """Return the chosen metrics; token metrics default to perplexity and accuracy.
+    """Return the chosen metrics; those of tokens default to perplexity and accuracy.
 
     Raises:
         InputError: A metric does not fit texts.
     """
-    of_tokens, of_texts = chosen.split(TOKEN_SCORES)
-    tokens, token_score = build_token_metrics(of_tokens or choose_token_metrics(None, None), vocab_size=vocab_size)
-    if of_texts is None:
+    choices = chosen.read(TEXT_METRICS)
+    of_texts = {name: choice for name, choice in choices.items() if choice is not None or name in _TEXT_SCORES}
+    first = chosen.score or next(iter(choices))
+
+    def part(names: Mapping[str, Any]) -> ChosenMetrics:
+        return ChosenMetrics(names or None, first if first in names else None, known=TEXT_METRICS)
+
+    tokens, token_score = build_token_metrics(
+        part({name: None for name in choices if name not in of_texts}), vocab_size=vocab_size
+    )
+    if not of_texts:
         return tokens, token_score, None, token_score
-    texts, text_score = of_texts.build(
+    texts, text_score = part(of_texts).build(
         (),
         make=lambda name: (SacreScore(name), Score(name, unit="")),
         arguments={},
         example=(["a cat sits here", "two dogs run"], ["a cat sat here", "three dogs run"]),
     )
-    final = token_score if chosen.score == token_score.name else text_score
-    return tokens, token_score, MetricCollection(dict(texts.items()), compute_groups=False), final
+    return tokens, token_score, texts, text_score if first in of_texts else token_score
 
 
 class SacreScore(Metric):
@@ -73,4 +75,4 @@ class SacreScore(Metric):
     def compute(self) -> Tensor:
         """Return the score of all texts."""
         score = self._score._compute_score_from_stats(self.counts.tolist()).score
-        return torch.tensor(score / 100, dtype=torch.float64 if self.counts.device.type != "mps" else torch.float32)
+        return torch.tensor(score / 100, dtype=torch.float64)

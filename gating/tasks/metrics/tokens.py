@@ -1,7 +1,6 @@
 """Metrics of language models."""
 
 from collections.abc import Mapping
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,7 +14,6 @@ from gating.tasks.metrics.choice import ChosenMetrics
 __all__ = [
     "TOKEN_SCORES",
     "build_token_metrics",
-    "choose_token_metrics",
     "update_token_baseline",
     "update_token_metrics",
 ]
@@ -24,9 +22,6 @@ __all__ = [
 _ROWS = 1024
 PERPLEXITY = Score("perplexity", scale=1, unit="", higher_is_better=False)
 TOKEN_SCORES = {"perplexity": PERPLEXITY, "accuracy": Score("accuracy")}
-
-
-choose_token_metrics = partial(ChosenMetrics, known=TOKEN_SCORES, of="tokens", fills=("num_classes", "task"))
 
 
 def build_token_metrics(chosen: ChosenMetrics, *, vocab_size: int) -> tuple[MetricCollection, Score]:
