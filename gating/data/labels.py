@@ -1,6 +1,7 @@
 """Labels as class numbers."""
 
 import logging
+import math
 import re
 import unicodedata
 from collections import Counter, defaultdict
@@ -23,6 +24,8 @@ _log = logging.getLogger(__name__)
 _of_model: ContextVar[tuple[str, ...] | None] = ContextVar("of_model", default=None)
 
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
+# This is just below the largest float32.
+_MAX = 3e38
 _ZEROS = re.compile(r"(?<=\d)\.0+$")
 
 
@@ -136,6 +139,29 @@ def _as_text(table: Dataset, split: str) -> list[str]:
             # Benchmarks do not publish the labels of their test splits.
             raise InputError(f"The {split} data has no label in {name_row(split, row)}: fill it in, or leave it out.")
     return [str(label) for label in labels]
+
+
+def read_numbers(table: Dataset, column: str, split: str) -> list[float]:
+    """Return a column of numbers, also of ones that are written as words.
+
+    Raises:
+        ValueError: A row is empty, a class name, or not a finite number in single precision.
+    """
+    # Numbers of classes stand for names, not quantities.
+    classes = getattr(table.features[column], "names", None)
+    numbers = []
+    for row, value in enumerate(table[column][:]):
+        shown = classes[value] if classes and value is not None and value >= 0 else value
+        try:
+            numbers.append(float(shown))
+        except (TypeError, ValueError):
+            numbers.append(math.nan)
+        if not abs(numbers[-1]) < _MAX:
+            raise InputError(
+                f"The {split} data has the {column} {shown!r} in {name_row(split, row)}, which is not a number. "
+                "Correct the row, or learn classes with task=sequence_classification."
+            )
+    return numbers
 
 
 def sort_labels(names: Iterable[str]) -> list[str]:

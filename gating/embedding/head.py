@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from gating.embedding.processor import require_sentence_transformers
-from gating.errors import InputError
+from gating.errors import InputError, loading
 from gating.report.metadata import is_sentence_folder
 
 __all__ = ["MODULES", "SentenceHead", "read_parts"]
@@ -39,17 +39,10 @@ class SentenceHead(nn.Module):
         require_sentence_transformers()
         if not is_sentence_folder(folder):
             return cls([_mean_pooling(folder)])
-        try:
+        with loading(f"{folder}/{MODULES}", remedy="Save the model again with sentence-transformers."):
             return cls(
                 [_class_of(part["type"], folder).load(str(folder), subfolder=part["path"]) for part in _listed(folder)]
             )
-        except InputError:
-            raise
-        except Exception as error:  # The package raises errors of any class about damaged files.
-            raise InputError(
-                f"{folder}/{MODULES} and the modules in it cannot be loaded ({error}). Save the model again with "
-                "sentence-transformers."
-            ) from error
 
     def forward(self, outputs: Mapping[str, Any], attention_mask: Tensor) -> Tensor:
         """Return the embeddings of texts, ``[batch, width]``.

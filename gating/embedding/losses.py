@@ -1,68 +1,44 @@
-"""Losses of sentence embeddings: the distance to a teacher, and losses of sentence-transformers on pairs."""
-
-from collections.abc import Callable
-from functools import cache
-from typing import Any
+"""The distance of embeddings to a teacher's, as a loss of sentence-transformers."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["PAIR_LOSSES", "embedding_distance", "pair_loss"]
+from gating.embedding.processor import require_sentence_transformers
 
-# Losses of pairs by their settings: with a score for each pair, and with pairs that belong together.
-PAIR_LOSSES = {"cosine": "CosineSimilarityLoss", "multiple_negatives": "MultipleNegativesRankingLoss"}
+require_sentence_transformers()
+
+from sentence_transformers.sentence_transformer.losses import EmbedDistillLoss  # noqa: E402
+
+__all__ = ["EmbeddingDistance"]
 
 
-def embedding_distance(embeddings: Tensor, teacher: Tensor, *, similarity_weight: float = 5.0) -> Tensor:
-    """Return the distance of embeddings to a teacher's, a scalar.
+class EmbeddingDistance(EmbedDistillLoss):
+    """The mean of ``1 - cosine``, plus the mean squared difference of the cosines between all texts of a batch.
 
-    The mean of ``1 - cosine``, plus the mean squared difference of the cosines between all texts of the batch, which
-    keeps neighbors (similarity-preserving distillation, Tung and Mori 2019, arXiv 1907.09682). For a teacher of another
-    width, the second term alone.
-
-    Args:
-        embeddings: Embeddings of the trained model, ``[batch, width]``; differentiable.
-        teacher: Embeddings of the teacher for the same texts, ``[batch, width of the teacher]``.
-        similarity_weight: Weight of the second term.
+    The second term keeps neighbors (similarity-preserving distillation, Tung and Mori 2019, arXiv 1907.09682). For a
+    teacher of another width it is the whole loss. As in the base class, the labels are embeddings of the teacher:
+    ``[batch, width]`` for one column of texts, or ``[batch, columns, width]``, in a column ``label`` of the data.
 
     Example:
+        >>> loss = EmbeddingDistance(nn.Identity())
         >>> vectors = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
-        >>> embedding_distance(vectors, vectors)
+        >>> loss([{"sentence_embedding": vectors}], vectors)
         tensor(0.)
     """
-    with torch.autocast(device_type=embeddings.device.type, enabled=False):
-        own, other = (functional.normalize(vectors.float(), dim=-1) for vectors in (embeddings, teacher))
-        distance = similarity_weight * functional.mse_loss(own @ own.T, other @ other.T)
-        if own.shape == other.shape:
-            distance = distance + (1 - (own * other).sum(-1)).mean()
-        return distance
 
+    def __init__(self, model: nn.Module, similarity_weight: float = 5.0) -> None:
+        """Store the model, a ``SentenceTransformer``, and the weight of the similarities within a batch."""
+        super().__init__(model)  # type: ignore[arg-type]
+        self.similarity_weight = similarity_weight
 
-def pair_loss(name: str, first: Tensor, second: Tensor, scores: Tensor | None) -> Tensor:
-    """Return a loss of sentence-transformers on pairs of embeddings, a scalar.
-
-    Args:
-        name: Name in :data:`PAIR_LOSSES`.
-        first: Embeddings of the first texts, ``[batch, width]``.
-        second: Embeddings of the second texts, ``[batch, width]``.
-        scores: Similarity of each pair from 0 to 1, ``[batch]``; None for pairs that belong together.
-    """
-    features = [{"sentence_embedding": first}, {"sentence_embedding": second}]
-    loss: Tensor = _loss(name)(features, scores)
-    return loss
-
-
-@cache
-def _loss(name: str) -> Callable[..., Any]:
-    from sentence_transformers.sentence_transformer import losses
-
-    made: Callable[..., Any] = getattr(losses, PAIR_LOSSES[name])(model=_Embedded())
-    return made
-
-
-class _Embedded(nn.Module):
-    """Model in the losses of the package, which are given embeddings in place of texts."""
-
-    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        return features
+    def compute_loss_from_embeddings(self, embeddings: list[Tensor], teacher_embeddings: list[Tensor]) -> Tensor:
+        """Return the distance, a scalar, of lists of embeddings, ``[batch, width]`` each."""
+        with torch.autocast(device_type=embeddings[0].device.type, enabled=False):
+            own, other = (
+                functional.normalize(torch.cat(vectors).float(), dim=-1) for vectors in (embeddings, teacher_embeddings)
+            )
+            distance = self.similarity_weight * functional.mse_loss(own @ own.T, other @ other.T)
+            if own.shape == other.shape:
+                distance = distance + (1 - (own * other).sum(-1)).mean()
+            return distance

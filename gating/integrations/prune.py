@@ -6,10 +6,9 @@ from copy import copy, deepcopy
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import DataCollatorForLanguageModeling, DataCollatorWithPadding, TrainingArguments
 
-from gating.embedding.losses import embedding_distance
 from gating.errors import InputError
 from gating.integrations.budgets import check_budget
 from gating.integrations.sentences import is_sentence_model
@@ -125,21 +124,11 @@ def _sentence_trainer(model: Any, data: Any) -> tuple[type[Any], type[Any], dict
     from sentence_transformers import SentenceTransformerTrainingArguments
     from sentence_transformers.sentence_transformer.losses import CoSENTLoss, MultipleNegativesRankingLoss
 
+    from gating.embedding.losses import EmbeddingDistance
     from gating.integrations.sentence_trainers import GatedSentenceTransformerTrainer
 
     loss: Any = CoSENTLoss if any(name in data.column_names for name in _LABELS) else MultipleNegativesRankingLoss
     if len(data.column_names) == 1:
         texts = data[data.column_names[0]]
-        data, loss = data.add_column("label", model.encode(list(texts)).tolist()), _OwnEmbeddings
+        data, loss = data.add_column("label", model.encode(list(texts)).tolist()), EmbeddingDistance
     return GatedSentenceTransformerTrainer, SentenceTransformerTrainingArguments, {"train_dataset": data, "loss": loss}
-
-
-class _OwnEmbeddings(nn.Module):
-    """Distance to the embeddings of the dense model, which are the labels."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, features: Sequence[dict[str, Tensor]], labels: Tensor) -> Tensor:
-        return embedding_distance(self.model(features[0])["sentence_embedding"], labels)

@@ -15,6 +15,9 @@ class GatedSentenceTransformerTrainer(GatedTrainerMixin, SentenceTransformerTrai
 
     Gates are put on the transformer inside of the model; pooling and other modules stay. The compact folder is one of
     sentence-transformers: ``SentenceTransformer(folder, trust_remote_code=True)``.
+
+    Losses are those of the package. Without labels, a model learns from the embeddings of a dense one, in the column
+    ``label``, by :class:`gating.embedding.losses.EmbeddingDistance`, as with ``gating.prune`` and ``task=embedding``.
     """
 
 

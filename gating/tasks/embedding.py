@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from datasets import DatasetDict
+from sentence_transformers.sentence_transformer.losses import CosineSimilarityLoss, MultipleNegativesRankingLoss
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from transformers import AutoModel, PreTrainedModel
@@ -13,35 +14,44 @@ from transformers import AutoModel, PreTrainedModel
 from gating.compact.files import read_config
 from gating.compact.save import Processor
 from gating.data.examples import Batch, Examples
-from gating.data.text.tokens import check_no_nulls, check_texts, load_tokenizer, truncation_length
+from gating.data.text.tokens import load_tokenizer, truncation_length
 from gating.embedding.head import SentenceHead
-from gating.embedding.losses import PAIR_LOSSES, embedding_distance, pair_loss
+from gating.embedding.losses import EmbeddingDistance
 from gating.embedding.processor import SentenceProcessor
 from gating.errors import InputError
 from gating.loader.checksums import RECORD_KEY
 from gating.models.hub import locate
 from gating.models.sources import ModelSource, Pretrained
-from gating.tasks.base import Prepared
-from gating.tasks.embedding_examples import Kind, PairCollator, add_negations, read_examples, tokenize_examples
+from gating.tasks.base import MetricTask, Prepared
+from gating.tasks.embedding_examples import (
+    Kind,
+    PairCollator,
+    add_negations,
+    kind_of,
+    read_examples,
+    tokenize_examples,
+)
 from gating.tasks.embedding_teacher import add_embeddings, load_sentence_model
 from gating.tasks.metrics.embeddings import METRICS, Embedded, build_embedding_metrics
 
 __all__ = ["Embedding"]
 
-_LOSSES = ("distance", *PAIR_LOSSES)
+Loss = Literal["distance", "cosine", "multiple_negatives"]
+
 _NO_TEACHER = "none"
 # The loss of each kind of training data.
-_USUAL: dict[Kind, str] = {"texts": "distance", "scores": "cosine", "positives": "multiple_negatives"}
+_USUAL: dict[Kind, Loss] = {"texts": "distance", "scores": "cosine", "positives": "multiple_negatives"}
 
 
-class Embedding:
+class Embedding(MetricTask):
     """Sentence embeddings of a model of sentence-transformers, with the pooling in its folder."""
 
     auto_class = AutoModel
+    known_metrics = METRICS
 
     def __init__(
         self,
-        loss: str | None = None,
+        loss: Loss | None = None,
         teacher: str | None = None,
         teacher_revision: str = "main",
         similarity_weight: float = 5.0,
@@ -66,28 +76,19 @@ class Embedding:
         Raises:
             InputError: A value cannot be used.
         """
-        if loss is not None and loss not in _LOSSES:
-            raise InputError(f"task.loss={loss} is not one of {', '.join(_LOSSES)}.")
-        if loss == "distance" and teacher == _NO_TEACHER:
-            raise InputError("task.loss=distance is the distance to a teacher: leave out task.teacher=none.")
-        if teacher_revision != "main" and teacher in (None, _NO_TEACHER):
-            raise InputError(
-                f"task.teacher_revision={teacher_revision} is that of task.teacher, which is not given: give it, or "
-                "model.revision for that of the model."
-            )
-        if not 0 <= similarity_weight < float("inf"):
-            raise InputError(f"task.similarity_weight={similarity_weight}: give a number from 0.")
         if not 0 <= negations <= 1:
             raise InputError(f"task.negations={negations}: give a number from 0 to 1.")
-        for name in metrics or ():
-            if name not in METRICS:
-                raise InputError(f"task.metrics has {name!r}, which is not one of {', '.join(METRICS)}.")
-        if isinstance(metrics, str) or (metrics is not None and not metrics):
-            raise InputError(f"task.metrics={metrics!r}: give a list of names, such as task.metrics=[spearman].")
-        self._loss, self._teacher, self._similarity_weight = loss, teacher, similarity_weight
+        super().__init__(metrics, score)
+        self._loss, self._teacher = loss, teacher
         self._teacher_revision, self._negations = teacher_revision, negations
-        self._metrics, self._score = metrics, score
-        self._loss_name = loss or _USUAL["texts"]
+        self._loss_name: Loss = loss or _USUAL["texts"]
+        # They are given embeddings in place of tokens.
+        model = nn.Identity()
+        self._losses: dict[Loss, nn.Module] = {
+            "distance": EmbeddingDistance(model, similarity_weight),
+            "cosine": CosineSimilarityLoss(model),  # type: ignore[arg-type]
+            "multiple_negatives": MultipleNegativesRankingLoss(model),  # type: ignore[arg-type]
+        }
         self._head: SentenceHead | None = None
 
     def load_processor(self, source: ModelSource, meta_model: PreTrainedModel, splits: DatasetDict) -> Processor:
@@ -125,23 +126,26 @@ class Embedding:
         Raises:
             ValueError: A column is missing, or texts or scores cannot be used.
         """
-        splits, kinds = read_examples(examples.splits, text_column, text_pair_column, label_column, loss=self._loss)
-        self._loss_name = self._loss or _USUAL[kinds["train"]]
-        for split, table in splits.items():
-            texts = [name for name in ("text", "text_pair") if name in table.column_names]
-            check_no_nulls(DatasetDict({split: table}), texts)
-            check_texts(DatasetDict(train=table), texts)
+        splits = read_examples(examples.splits, text_column, text_pair_column, label_column, loss=self._loss)
+        kind = kind_of(splits["train"])
+        self._loss_name = self._loss or _USUAL[kind]
+        if self._loss_name not in ("distance", _USUAL[kind]):
+            raise InputError(
+                f"task.loss={self._loss_name} does not fit the training data, which are {kind}: cosine needs pairs "
+                "with a score (data.label_column=...), and multiple_negatives pairs without one."
+            )
+        held_out = {kind_of(table) for split, table in splits.items() if split != "train"}
+        if len(held_out) > 1:
+            raise InputError(f"The validation and test data are {' and '.join(sorted(held_out))}: give both the same.")
         teacher = self._teacher_of(processor)
         if self._loss_name == "distance" and teacher is None:
             raise InputError(
-                "Single texts are compared with the embeddings of a teacher, and there is none: give a dense model "
-                "with task.teacher=FOLDER_OR_HUB_NAME, or pairs of texts."
-            )
-        if self._negations and self._loss_name != "distance":
-            raise InputError(
-                f"task.negations={self._negations} has no effect without task.loss=distance: leave it out."
+                "task.loss=distance is the distance to a teacher, and there is none: give a dense model with "
+                "task.teacher=FOLDER_OR_HUB_NAME, or pairs of texts with a loss of pairs."
             )
         if self._negations:
+            if self._loss_name != "distance":
+                raise InputError(f"task.negations={self._negations} has no effect without task.loss=distance.")
             splits["train"] = add_negations(splits["train"], self._negations)
         tokenizer = getattr(processor, "tokenizer", processor)
         # The package truncates texts to the length that is saved with the tokenizer.
@@ -149,12 +153,8 @@ class Embedding:
         tokens = tokenize_examples(splits, tokenizer, length)
         if teacher is not None:
             tokens = add_embeddings(splits, tokens, teacher, max_length=length, pairs=self._loss_name == "distance")
-        kind = next((kind for split, kind in kinds.items() if split != "train"), kinds["train"])
-        present = [
-            *({"texts": (), "scores": ("scores",), "positives": ("documents",)}[kind]),
-            *(["teacher"] if teacher is not None else []),
-        ]
-        metrics, score = build_embedding_metrics(self._metrics, self._score, present=present)
+        present = {next(iter(held_out), kind), *(["teacher"] if teacher is not None else [])}
+        metrics, score = build_embedding_metrics(self._metrics, present=present)
         return Prepared(splits=tokens, metrics=metrics, score=score, collate=PairCollator(tokenizer))
 
     def _teacher_of(self, processor: Any) -> Any:
@@ -191,13 +191,16 @@ class Embedding:
             model: The model, for second texts.
         """
         embedded = self._embed(outputs, batch, model=model)
-        if self._loss_name == "distance" and embedded.teacher is not None:
-            return embedding_distance(embedded.texts, embedded.teacher, similarity_weight=self._similarity_weight)
-        if embedded.pairs is None:
+        columns, labels, name = [embedded.texts, embedded.pairs], embedded.scores, self._loss_name
+        if name == "distance" and embedded.teacher is not None:
+            columns, labels = [embedded.texts], embedded.teacher
+        elif embedded.pairs is None:
             # Validation data without pairs, in a training on pairs without a teacher.
             return embedded.texts.new_full((), torch.nan)
-        name = "multiple_negatives" if embedded.scores is None else "cosine"
-        return pair_loss(name, embedded.texts, embedded.pairs, embedded.scores)
+        else:
+            name = "multiple_negatives" if labels is None else "cosine"
+        loss: Tensor = self._losses[name]([{"sentence_embedding": vectors} for vectors in columns], labels)
+        return loss
 
     def update(
         self, metrics: MetricCollection, batch: Batch, *, outputs: Mapping[str, Any], model: PreTrainedModel

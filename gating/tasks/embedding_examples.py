@@ -1,5 +1,6 @@
 """Texts, and pairs of texts with or without scores, as examples of sentence embeddings."""
 
+import hashlib
 import math
 import random
 from typing import Any, Literal
@@ -11,28 +12,35 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from gating.data.columns import find_text_columns, take_columns
-from gating.data.rows import name_row, warn_of_overlap
-from gating.data.text.tokens import encode_batch, tokenize
+from gating.data.labels import LABEL_COLUMNS, read_numbers
+from gating.data.rows import warn_of_overlap
+from gating.data.text.tokens import check_texts, encode_batch, tokenize
 from gating.embedding.negation import negate
 from gating.errors import InputError
 from gating.tasks.embedding_teacher import EMBEDDINGS, PAIR_EMBEDDINGS
 
-__all__ = ["Kind", "PairCollator", "add_negations", "read_examples", "tokenize_examples"]
+__all__ = ["Kind", "PairCollator", "add_negations", "kind_of", "read_examples", "tokenize_examples"]
 
 Kind = Literal["texts", "scores", "positives"]
 
 # Usual names of the column of scores, in order of precedence; a label may also be a class.
 _SCORES = ("score", "relatedness", "similarity_score", "similarity")
-_LABELS = ("label", "labels")
+
+
+def kind_of(table: Dataset) -> Kind:
+    """Return whether a table of :func:`read_examples` has texts, pairs with scores, or pairs that belong together."""
+    if "text_pair" not in table.column_names:
+        return "texts"
+    return "scores" if "score" in table.column_names else "positives"
 
 
 def read_examples(
     splits: DatasetDict, text: str | None, text_pair: str | None, label: str | None, *, loss: str | None
-) -> tuple[DatasetDict, dict[str, Kind]]:
-    """Return the columns ``text``, ``text_pair`` and ``score`` of each split, and the kind of its examples.
+) -> DatasetDict:
+    """Return the columns ``text``, ``text_pair`` and ``score`` of each split, as far as it has them.
 
-    Splits may have different columns. With ``loss="distance"``, the texts of a training pair are in the same batch,
-    where their similarity is learned, too.
+    Splits may have different columns. With ``loss="distance"``, training pairs need no score: their texts are in the
+    same batch, where the similarity that a teacher finds is learned.
 
     Args:
         splits: The data.
@@ -42,22 +50,22 @@ def read_examples(
         loss: Name of the loss; None for the one that fits the training data.
 
     Raises:
-        ValueError: A column is missing, a score is no number, or the data do not fit the loss.
+        ValueError: A column is missing, a text is empty, or a score is no number.
     """
     # Some splits may have single texts, but not all of them where second ones are named.
     with_pairs = [split for split, table in splits.items() if _has(table, text_pair)] or list(splits)
-    tables, kinds = {}, dict[str, Kind]()
+    tables = {}
     for split, table in splits.items():
         one = DatasetDict(train=table)
         columns = find_text_columns(one, text, text_pair if split in with_pairs else None)
-        is_single = "text_pair" not in columns or (split == "train" and loss == "distance")
-        scores = None if is_single else _score_column(table, label, split)
-        kinds[split] = "texts" if is_single else "scores" if scores else "positives"
-        taken = take_columns(one, columns | ({"score": scores} if scores else {}))["train"]
-        tables[split] = _with_scores(taken, split) if scores else taken
-    _check_kinds(kinds, loss)
+        if "text_pair" in columns and not (split == "train" and loss == "distance"):
+            score = _score_column(table, label, split)
+            columns |= {"score": score} if score else {}
+        taken = take_columns(one, columns)
+        check_texts(DatasetDict({split: taken["train"]}), [name for name in columns if name != "score"])
+        tables[split] = _with_scores(taken["train"], split) if "score" in columns else taken["train"]
     warn_of_overlap(tables, ["text"])
-    return DatasetDict(tables), kinds
+    return DatasetDict(tables)
 
 
 def _has(table: Dataset, column: str | None) -> bool:
@@ -67,58 +75,21 @@ def _has(table: Dataset, column: str | None) -> bool:
 
 def _score_column(table: Dataset, given: str | None, split: str) -> str | None:
     """Return the column of the scores of pairs; None for pairs that belong together."""
-    if given is not None:
-        return given
-    found = next((name for name in _SCORES if name in table.column_names), None)
-    label = next((name for name in _LABELS if name in table.column_names), None)
-    if found or label is None or _is_number(table, label):
-        return found or label
+    usual = given or next((name for name in (*_SCORES, *LABEL_COLUMNS) if name in table.column_names), None)
+    if given or usual not in LABEL_COLUMNS or "float" in getattr(table.features[usual], "dtype", ""):
+        return usual
     raise InputError(
-        f"The {split} data has pairs of texts with the column {label!r}, which may be classes or scores: name the "
+        f"The {split} data has pairs of texts with the column {usual!r}, which may be classes or scores: name the "
         "column of scores with data.label_column=..., or remove it if all pairs belong together."
     )
 
 
-def _is_number(table: Dataset, column: str) -> bool:
-    return isinstance(table.features[column], Value) and "float" in table.features[column].dtype
-
-
 def _with_scores(table: Dataset, split: str) -> Dataset:
     """Return a table whose scores are numbers from 0 to 1, in the range of those in the table."""
-    scores = []
-    for row, score in enumerate(table["score"][:]):
-        try:
-            scores.append(float(score))
-        except (TypeError, ValueError):
-            scores.append(math.nan)
-        if not math.isfinite(scores[-1]):
-            raise InputError(
-                f"The {split} data has the score {score!r} in {name_row(split, row)}, which is not a number. Correct "
-                "the row."
-            )
+    scores = read_numbers(table, "score", split)
     low, high = min(scores), max(scores)
     scaled = [(score - low) / (high - low) if high > low else 1.0 for score in scores]
     return table.remove_columns("score").add_column("score", scaled, feature=Value("float32"))
-
-
-def _check_kinds(kinds: dict[str, Kind], loss: str | None) -> None:
-    of_loss: dict[str | None, Kind] = {"cosine": "scores", "multiple_negatives": "positives"}
-    needed = of_loss.get(loss)
-    if needed is not None and kinds["train"] == "texts":
-        raise InputError(f"task.loss={loss} needs pairs of texts, and the training data has single ones.")
-    if loss == "multiple_negatives" and kinds["train"] == "scores":
-        raise InputError(
-            "task.loss=multiple_negatives takes all pairs as ones that belong together, and the training data has a "
-            "score for each: use task.loss=cosine, or leave out the column of scores and the pairs with low ones."
-        )
-    if loss == "cosine" and kinds["train"] != "scores":
-        raise InputError("task.loss=cosine needs a score for each pair: name its column with data.label_column=...")
-    others = {kind for split, kind in kinds.items() if split != "train"}
-    if len(others) > 1:
-        raise InputError(
-            f"The validation data are {kinds['validation']}, and the test data {kinds['test']}, which have other "
-            "metrics: give both the same columns."
-        )
 
 
 def add_negations(table: Dataset, share: float) -> Dataset:
@@ -150,33 +121,32 @@ def add_negations(table: Dataset, share: float) -> Dataset:
 
 
 def tokenize_examples(splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length: int) -> DatasetDict:
-    """Tokenize the texts of each split; the columns of second texts begin with ``pair_``."""
+    """Tokenize the texts of each split; the columns of second texts begin with ``pair_``.
+
+    ``task_query`` and ``task_document`` are numbers of texts, the same for equal ones, and ``task_scores`` the scores.
+    """
 
     def tokenize_batch(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        tokens: dict[str, list[Any]] = {}
-        for column, prefix in (("text", ""), ("text_pair", "pair_")):
+        tokens: dict[str, list[Any]] = {"task_scores": batch["score"]} if "score" in batch else {}
+        for column, prefix, number in (("text", "", "task_query"), ("text_pair", "pair_", "task_document")):
             if column in batch:
                 encoded = encode_batch([batch[column]], tokenizer, max_length)
                 tokens |= {f"{prefix}{name}": values for name, values in encoded.items()}
+                tokens[number] = [_number_of(str(text)) for text in batch[column]]
         return tokens
 
-    encoded = {}
-    for split, table in splits.items():
-        # One by one, since splits may have different columns.
-        tokens = tokenize(DatasetDict({split: table}), tokenize_batch, tokenizer=tokenizer)[split]
-        if "text_pair" in table.column_names:
-            tokens = datasets.concatenate_datasets([tokens, _numbers_and_scores(table)], axis=1)
-        encoded[split] = tokens
-    return DatasetDict(encoded)
+    # One by one, since splits may have different columns.
+    return DatasetDict(
+        {
+            split: tokenize(DatasetDict({split: table}), tokenize_batch, tokenizer=tokenizer)[split]
+            for split, table in splits.items()
+        }
+    )
 
 
-def _numbers_and_scores(table: Dataset) -> Dataset:
-    """Return the score of each pair, and numbers of its texts, which are the same for equal ones."""
-    columns: dict[str, list[Any]] = {"task_scores": table["score"][:]} if "score" in table.column_names else {}
-    for column, name in (("text", "task_query"), ("text_pair", "task_document")):
-        numbers: dict[str, int] = {}
-        columns[name] = [numbers.setdefault(str(text), len(numbers)) for text in table[column][:]]
-    return Dataset.from_dict(columns)
+def _number_of(text: str) -> int:
+    """Return a number that no other text has."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=7).digest())
 
 
 class PairCollator:
@@ -187,30 +157,28 @@ class PairCollator:
         self._tokenizer = tokenizer
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Return a batch of padded tokens, and of values for the task whose names begin with ``task_``."""
-        if PAIR_EMBEDDINGS in examples[0]:
-            return self._pad([*map(_first, examples), *map(_second, examples)])
-        batch = self._pad([_first(example) for example in examples])
-        if "pair_input_ids" in examples[0]:
-            pairs = self._pad([_second(example) for example in examples])
-            batch |= {f"task_pair_{name}": value for name, value in pairs.items()}
-        for name in ("task_scores", "task_query", "task_document"):
-            if name in examples[0]:
+        """Return a batch of padded tokens, and of values for the task whose names begin with ``task_``.
+
+        Both texts of pairs that learn from a teacher are in one batch, the second ones after the first.
+        """
+        present = examples[0].keys()
+        if PAIR_EMBEDDINGS in present:
+            vectors = [example[name] for name in (EMBEDDINGS, PAIR_EMBEDDINGS) for example in examples]
+            return {**self._pad(examples, "", "pair_"), EMBEDDINGS: torch.tensor(vectors)}
+        batch = self._pad(examples, "")
+        if "pair_input_ids" in present:
+            batch |= {f"task_pair_{name}": value for name, value in self._pad(examples, "pair_").items()}
+        for name in ("task_scores", "task_query", "task_document", EMBEDDINGS):
+            if name in present:
                 batch[name] = torch.tensor([example[name] for example in examples])
         return batch
 
-    def _pad(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Pad the tokens of texts, and stack the embeddings of the teacher, if there are any."""
+    def _pad(self, examples: list[dict[str, Any]], *prefixes: str) -> dict[str, Tensor]:
+        """Pad the tokens of texts in columns with some prefixes."""
         names = self._tokenizer.model_input_names
-        batch = dict(self._tokenizer.pad([{n: row[n] for n in names if n in row} for row in rows], return_tensors="pt"))
-        if EMBEDDINGS in rows[0]:
-            batch[EMBEDDINGS] = torch.tensor([row[EMBEDDINGS] for row in rows])
-        return batch
-
-
-def _first(example: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in example.items() if "pair_" not in name}
-
-
-def _second(example: dict[str, Any]) -> dict[str, Any]:
-    return {name.replace("pair_", ""): value for name, value in example.items() if "pair_" in name}
+        rows = [
+            {name: example[prefix + name] for name in names if prefix + name in example}
+            for prefix in prefixes
+            for example in examples
+        ]
+        return dict(self._tokenizer.pad(rows, return_tensors="pt"))

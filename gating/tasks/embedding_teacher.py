@@ -1,10 +1,12 @@
 """Embeddings of a teacher, computed once for all texts of a run and kept in the cache of ``datasets``."""
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
 from datasets.fingerprint import Hasher
@@ -86,7 +88,9 @@ def _embed(texts: list[Any], column: str, teacher: Any, *, key: tuple[str, int])
 
     def embed(batch: dict[str, list[int]]) -> dict[str, Any]:
         rows = [str(texts[row]) for row in batch["row"]]
-        return {column: teacher.encode(rows, prompt="", show_progress_bar=False)}
+        vectors = teacher.encode(rows, prompt="", show_progress_bar=False)
+        # Only directions count, and half precision ends at 65,504.
+        return {column: vectors / np.abs(vectors).max(axis=1, keepdims=True).clip(min=1)}
 
     return Dataset.from_dict({"row": range(len(texts))}).map(
         embed,
@@ -102,8 +106,13 @@ def _embed(texts: list[Any], column: str, teacher: Any, *, key: tuple[str, int])
 
 
 def _digest(teacher: Any) -> str:
-    """Return a digest of a teacher's modules with their settings, its vocabulary and its weights."""
+    """Return a digest of all that embeddings depend on: modules with their settings, weights, and the tokenizer."""
     config = {**teacher.transformers_model.config.to_dict(), "_name_or_path": None}
-    settings = (list(teacher), config, sorted(teacher.tokenizer.get_vocab().items()))
+    tokenizer = teacher.tokenizer
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    # Truncation and padding are set by each call.
+    stored = {} if backend is None else {**json.loads(backend.to_str()), "truncation": None, "padding": None}
+    sides = tokenizer.padding_side, tokenizer.truncation_side
+    words = (sorted(tokenizer.get_vocab().items()), stored, sides, tokenizer.special_tokens_map)
     weights = digest_tensors(sorted(teacher.state_dict().items()))
-    return hashlib.sha256(f"{settings!r}\n{weights}".encode()).hexdigest()
+    return hashlib.sha256(f"{(list(teacher), config, words)!r}\n{weights}".encode()).hexdigest()

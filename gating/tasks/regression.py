@@ -1,6 +1,5 @@
 """Regression: one number for a text or text pair."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,17 +9,13 @@ from torchmetrics import MetricCollection
 from transformers import PreTrainedModel
 
 from gating.data.examples import Batch
-from gating.data.rows import name_row
-from gating.errors import InputError
+from gating.data.labels import read_numbers
 from gating.tasks.base import Prepared
 from gating.tasks.labeled import LabeledTexts
 from gating.tasks.metrics.baselines import Baseline, column_mean
 from gating.tasks.metrics.numbers import CORRELATIONS, NUMBER_METRICS, build_number_metrics
 
 __all__ = ["Regression", "encode_numbers"]
-
-# This is just below the largest float32.
-_MAX = 3e38
 
 
 class Regression(LabeledTexts):
@@ -70,23 +65,6 @@ def encode_numbers(splits: DatasetDict) -> DatasetDict:
     """
     encoded = {}
     for split, table in splits.items():
-        # Numbers of classes stand for names, not quantities.
-        classes = getattr(table.features["label"], "names", None)
-        numbers = []
-        for row, label in enumerate(table["label"][:]):
-            shown = classes[label] if classes and label is not None and label >= 0 else label
-            numbers.append(_number(shown))
-            if not abs(numbers[-1]) < _MAX:
-                raise InputError(
-                    f"The {split} data has the label {shown!r} in {name_row(split, row)}, which is not a "
-                    "number. Correct the row, or learn classes with task=sequence_classification."
-                )
+        numbers = read_numbers(table, "label", split)
         encoded[split] = table.remove_columns("label").add_column("label", numbers, feature=Value("float32"))
     return DatasetDict(encoded)
-
-
-def _number(label: object) -> float:
-    try:
-        return float(label)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return math.nan

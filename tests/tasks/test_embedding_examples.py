@@ -7,7 +7,13 @@ from datasets import Dataset, DatasetDict, Value
 from gating.data.held_out import hold_out
 from gating.data.sources import load_hub
 from gating.errors import InputError
-from gating.tasks.embedding_examples import PairCollator, add_negations, read_examples, tokenize_examples
+from gating.tasks.embedding_examples import (
+    PairCollator,
+    add_negations,
+    kind_of,
+    read_examples,
+    tokenize_examples,
+)
 
 TEXTS = {"text": ["the cat", "a dog ran home", "the mat"]}
 POSITIVES = {"text_a": ["the cat", "the cat", "a dog"], "text_b": ["a cat", "the mat", "a cat"]}
@@ -17,9 +23,10 @@ SCORES = {**POSITIVES, "score": [1, 5, 3]}
 def read(train: dict, validation: dict | None = None, *, loss: str | None = None, **columns: str):
     given = [columns.get(name) for name in ("text", "text_pair", "label")]
     tables = {"train": train, "validation": validation or train}
-    return read_examples(
+    splits = read_examples(
         DatasetDict({name: Dataset.from_dict(table) for name, table in tables.items()}), *given, loss=loss
     )
+    return splits, {split: kind_of(table) for split, table in splits.items()}
 
 
 def test_columns_decide_what_examples_are():
@@ -50,10 +57,8 @@ def test_pairs_of_the_hub_have_the_columns_of_sentence_transformers(tmp_path, ta
     rows = Dataset.from_dict(rows)
     rows.to_parquet(tmp_path / "pair" / "train-00000-of-00001.parquet")
     loaded = load_hub(path=str(tmp_path), validation_split=None, test_split=None)
-    splits, kinds = read_examples(
-        hold_out(loaded, settings={}, has_classes=False, seed=0).splits, None, None, None, loss=None
-    )
-    assert set(kinds.values()) == {kind}
+    splits = read_examples(hold_out(loaded, settings={}, has_classes=False, seed=0).splits, None, None, None, loss=None)
+    assert {kind_of(table) for table in splits.values()} == {kind}
     assert set(splits) == {"train", "validation", "test"}
     first, second = list(table)[:2]
     assert set(splits["train"]["text"]) < set(rows[first])
@@ -68,7 +73,7 @@ def test_splits_may_have_other_columns():
 
 def test_distance_takes_both_texts_of_training_pairs_and_no_score():
     splits, kinds = read({**SCORES, "label": [0, 1, 2]}, SCORES, loss="distance")
-    assert kinds == {"train": "texts", "validation": "scores"}
+    assert kinds == {"train": "positives", "validation": "scores"}
     assert set(splits["train"].column_names) == {"text", "text_pair"}
 
 
@@ -92,13 +97,6 @@ def test_negations_are_added_to_training_texts():
         add_negations(Dataset.from_dict({"text": ["Hunde rennen"]}), 0.1)
 
 
-def test_validation_and_test_have_the_same_metrics():
-    tables = {"train": TEXTS, "validation": SCORES, "test": POSITIVES}
-    splits = DatasetDict({name: Dataset.from_dict(table) for name, table in tables.items()})
-    with pytest.raises(InputError, match="validation data"):
-        read_examples(splits, None, None, None, loss=None)
-
-
 def collated(tokenizer, table: dict, **columns: list) -> dict[str, torch.Tensor]:
     tokens = tokenize_examples(read(table)[0], tokenizer, 6)["train"]
     rows = [{**row, **{name: values[number] for name, values in columns.items()}} for number, row in enumerate(tokens)]
@@ -112,8 +110,9 @@ def test_a_batch_has_texts_and_second_texts_padded_each(tokenizer):
         for name, value in expected.items():
             assert torch.equal(batch[f"{prefix}{name}"], value)
     assert batch["task_scores"].tolist() == [0.0, 1.0, 0.5]
-    assert batch["task_query"].tolist() == [0, 0, 1]
-    assert batch["task_document"].tolist() == [0, 1, 0]
+    first, second = batch["task_query"].tolist(), batch["task_document"].tolist()
+    assert first[0] == first[1] != first[2] == collated(tokenizer, {"text": ["a dog"]})["task_query"].item()
+    assert second[0] == second[2] != second[1]
 
 
 def test_texts_of_pairs_with_embeddings_of_a_teacher_are_one_batch(tokenizer):

@@ -1,5 +1,7 @@
 """Metrics of sentence embeddings, compared with other implementations."""
 
+import math
+
 import pytest
 import torch
 from scipy.stats import pearsonr, spearmanr
@@ -11,7 +13,9 @@ from sentence_transformers.sentence_transformer.evaluation import (
 from torch import Tensor
 from torch.nn import functional
 
-from gating.tasks.metrics.embeddings import Embedded, build_embedding_metrics
+from gating.errors import InputError
+from gating.tasks.metrics.choice import ChosenMetrics
+from gating.tasks.metrics.embeddings import METRICS, Embedded, build_embedding_metrics
 from tests.support.tiny_sentences import make_sentence_model, sentences_of
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -22,7 +26,7 @@ def random(*shape: int) -> Tensor:
 
 
 def measured(*batches: Embedded, present: list[str]) -> dict[str, float]:
-    metrics, _ = build_embedding_metrics(None, None, present=present)
+    metrics, _ = build_embedding_metrics(ChosenMetrics(None, None, METRICS), present=present)
     for batch in batches:
         metrics.update(batch)
     return {name: float(value) for name, value in metrics.compute().items()}
@@ -40,7 +44,8 @@ def embed(model: SentenceTransformer, texts: list[str]) -> Tensor:
 def test_correlations_are_those_of_scipy_and_of_the_package(model):
     first, second, scores = sentences_of(12), sentences_of(12, seed=1), torch.arange(12.0) % 5 / 5
     texts, pairs = embed(model, first), embed(model, second)
-    halves = [Embedded(texts[rows], pairs[rows], scores[rows]) for rows in (slice(0, 7), slice(7, 12))]
+    numbers = torch.arange(12)
+    halves = [Embedded(texts[rows], numbers[rows], pairs[rows], scores[rows]) for rows in (slice(0, 7), slice(7, 12))]
     found = measured(*halves, present=["scores"])
     similarity = functional.cosine_similarity(texts.double(), pairs.double())
     assert found == {
@@ -58,10 +63,10 @@ def test_retrieval_is_that_of_the_package(model):
     numbers = [torch.tensor(column) for column in zip(*pairs, strict=True)]
     texts, others = (embed(model, texts)[of] for texts, of in zip((queries, documents), numbers, strict=True))
     batches = [
-        Embedded(texts[rows], others[rows], queries=numbers[0][rows], documents=numbers[1][rows])
+        Embedded(texts[rows], numbers[0][rows], others[rows], documents=numbers[1][rows])
         for rows in (slice(0, 11), slice(11, 30))
     ]
-    found = measured(*batches, present=["documents"])
+    found = measured(*batches, present=["positives"])
     relevant: dict[str, set[str]] = {}
     for query, document in pairs:
         relevant.setdefault(str(query), set()).add(str(document))
@@ -88,7 +93,9 @@ def test_agreement_counts_shared_neighbors(monkeypatch):
             nearest.append(set(sorted(set(range(30)) - {row}, key=lambda other: -near[other])[:10]))
         shared += len(nearest[0] & nearest[1])
     found = measured(
-        Embedded(own[:20], teacher=teacher[:20]), Embedded(own[20:], teacher=teacher[20:]), present=["teacher"]
+        Embedded(own[:20], torch.arange(20), teacher=teacher[:20]),
+        Embedded(own[20:], torch.arange(20, 30), teacher=teacher[20:]),
+        present=["teacher"],
     )
     assert found["agreement"] == pytest.approx(shared / 300)
     assert found["cosine"] != found["cosine"]  # vectors of another width
@@ -96,15 +103,46 @@ def test_agreement_counts_shared_neighbors(monkeypatch):
 
 def test_a_model_agrees_with_itself():
     vectors = random(25, 5)
-    assert measured(Embedded(vectors, teacher=2 * vectors), present=["teacher"]) == {
+    assert measured(Embedded(vectors, torch.arange(25), teacher=2 * vectors), present=["teacher"]) == {
         "agreement": 1,
         "cosine": pytest.approx(1),
     }
-    few = measured(Embedded(vectors[:1], teacher=vectors[:1]), present=["teacher"])
+    few = measured(Embedded(vectors[:1], torch.arange(1), teacher=vectors[:1]), present=["teacher"])
     assert few["agreement"] != few["agreement"]
 
 
 def test_equal_texts_of_several_pairs_are_one_neighbor():
     vectors, rows = random(5, 4), torch.tensor([0, 1, 1, 2, 3, 4, 0])
-    batch = Embedded(vectors[rows], random(7, 4), queries=rows, documents=torch.arange(7), teacher=vectors[rows])
-    assert measured(batch, present=["documents", "teacher"])["agreement"] == 1
+    batch = Embedded(vectors[rows], rows, random(7, 4), documents=torch.arange(7), teacher=vectors[rows])
+    assert measured(batch, present=["positives", "teacher"])["agreement"] == 1
+
+
+@pytest.mark.parametrize("shift", [0.0, 3.0])
+def test_retrieval_counts_documents_with_cosines_below_zero(shift):
+    """Compared with ranks that are counted one by one; with the shift, all cosines are negative."""
+    number = 30
+    queries, documents = random(number, 3) + shift, random(number, 3) - shift
+    near = torch.stack([functional.cosine_similarity(query, documents) for query in queries])
+    ranks = [int((near[row] > near[row, row]).sum()) for row in range(number)]
+    assert any(rank < 10 and near[row, row] < 0 for row, rank in enumerate(ranks)) or not shift
+    batch = Embedded(queries, torch.arange(number), documents, documents=torch.arange(number))
+    assert measured(batch, present=["positives"]) == {
+        "recall": pytest.approx(sum(rank < 10 for rank in ranks) / number),
+        "ndcg": pytest.approx(sum(1 / math.log2(rank + 2) for rank in ranks if rank < 10) / number),
+    }
+
+
+@pytest.mark.parametrize("part", ["texts", "pairs", "teacher"])
+def test_embeddings_that_are_not_finite_have_no_scores(part):
+    parts = {name: random(12, 4) for name in ("texts", "pairs", "teacher")}
+    parts[part][3, 1] = torch.nan
+    numbers = torch.arange(12)
+    scored = Embedded(**parts, queries=numbers, scores=torch.rand(12), documents=numbers)
+    found = measured(scored, present=["scores", "positives", "teacher"])
+    assert len(found) == 6
+    assert all(map(math.isnan, found.values()))
+
+
+def test_a_metric_that_the_data_do_not_have_is_told():
+    with pytest.raises(InputError, match="'ndcg'"):
+        build_embedding_metrics(ChosenMetrics(["ndcg"], None, METRICS), present=["scores"])

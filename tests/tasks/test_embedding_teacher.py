@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from datasets import Dataset, DatasetDict
 from sentence_transformers import SentenceTransformer
+from tokenizers import normalizers, processors
 
 from gating.errors import InputError
 from gating.tasks.embedding_teacher import add_embeddings, load_sentence_model
@@ -68,6 +69,36 @@ def test_anything_that_changes_them_computes_them_anew(tmp_path, encoded):
     embeddings_of(load_sentence_model(str(folder), **load), texts, max_length=6)
     embeddings_of(load_sentence_model(str(folder), **load), texts[1:])
     assert encoded == [9, 8]
+
+
+@pytest.mark.parametrize("change", ["normalizer", "post_processor", "side", "special"])
+def test_another_tokenizer_is_another_teacher(change, tmp_path, encoded):
+    texts, load = sentences_of(9), {"setting": "task.teacher"}
+    folder = str(make_sentence_model(tmp_path / "model"))
+    embeddings_of(load_sentence_model(folder, **load), texts)
+    teacher = load_sentence_model(folder, **load)
+    backend = teacher.tokenizer.backend_tokenizer
+    if change == "normalizer":
+        backend.normalizer = normalizers.Prepend("the ")
+    elif change == "post_processor":
+        backend.post_processor = processors.TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
+    elif change == "side":
+        teacher.tokenizer.truncation_side = "left"
+    else:
+        teacher.tokenizer.pad_token = teacher.tokenizer.unk_token
+    encoded.clear()
+    embeddings_of(teacher, texts)
+    assert encoded == [9]
+
+
+def test_large_embeddings_keep_their_direction(tmp_path, encoded, monkeypatch):
+    encode = SentenceTransformer.encode
+    monkeypatch.setattr(SentenceTransformer, "encode", lambda *args, **options: 1e6 * encode(*args, **options))
+    texts = sentences_of(5)
+    teacher = load_sentence_model(str(make_sentence_model(tmp_path / "model")), setting="task.teacher")
+    found, expected = embeddings_of(teacher, texts, max_length=64), teacher.encode(texts)
+    for own, other in zip(found, expected, strict=True):
+        assert own @ other == pytest.approx(np.linalg.norm(own) * np.linalg.norm(other), rel=1e-3)
 
 
 def test_a_model_whose_code_would_run_is_refused(tmp_path):

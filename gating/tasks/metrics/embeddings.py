@@ -1,6 +1,7 @@
 """Metrics of sentence embeddings: similarity of pairs, retrieval, and the neighbors of a dense model."""
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -9,11 +10,11 @@ from torch import Tensor
 from torch.nn import functional
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.functional import pearson_corrcoef, spearman_corrcoef
-from torchmetrics.functional.retrieval import retrieval_normalized_dcg, retrieval_recall
 from torchmetrics.utilities import dim_zero_cat
 
-from gating.errors import InputError, nearest_name
+from gating.errors import InputError
 from gating.report.score import Score
+from gating.tasks.metrics.choice import ChosenMetrics
 
 __all__ = ["METRICS", "Embedded", "build_embedding_metrics"]
 
@@ -28,17 +29,17 @@ class Embedded:
 
     Attributes:
         texts: Embeddings of the texts, ``[batch, width]``.
+        queries: Number of each text, the same for equal texts, ``[batch]``.
         pairs: Embeddings of the second texts, ``[batch, width]``.
         scores: Similarity of each pair, ``[batch]``.
-        queries: Number of each text, the same for equal texts, ``[batch]``.
         documents: Number of each second text, ``[batch]``.
         teacher: Embeddings of the texts by the dense model, ``[batch, width of the teacher]``.
     """
 
     texts: Tensor
+    queries: Tensor
     pairs: Tensor | None = None
     scores: Tensor | None = None
-    queries: Tensor | None = None
     documents: Tensor | None = None
     teacher: Tensor | None = None
 
@@ -46,33 +47,48 @@ class Embedded:
 _NAMES = tuple(field.name for field in fields(Embedded))
 
 
-def _similarity(all: Embedded) -> tuple[Tensor, Tensor]:
+def _correlation(all: Embedded, function: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     assert all.pairs is not None
     assert all.scores is not None
-    return functional.cosine_similarity(all.texts.double(), all.pairs.double()), all.scores.double()
+    return function(functional.cosine_similarity(all.texts.double(), all.pairs.double()), all.scores.double())
 
 
-def _correlation(all: Embedded, function: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Return a correlation of the similarities with the scores; NaN, as none is defined, where all are equal."""
-    similarities, scores = _similarity(all)
-    if any(bool((numbers == numbers[0]).all()) for numbers in (similarities, scores)):
-        return torch.tensor(torch.nan)
-    return function(similarities, scores)
+def _nearest(texts: Tensor, others: Tensor, number: int, *, without_self: bool = False) -> Tensor:
+    """Return the numbers of the texts that are nearest to each by their cosine, ``[batch, number]``."""
+    texts, others = (functional.normalize(vectors.float(), dim=-1) for vectors in (texts, others))
+    found = []
+    for start in range(0, len(texts), _CHUNK):
+        near = texts[start : start + _CHUNK] @ others.T
+        if without_self:
+            near[torch.arange(len(near)), torch.arange(start, start + len(near))] = -torch.inf
+        found.append(near.topk(number).indices)
+    return torch.cat(found)
 
 
-def _retrieved(all: Embedded, measure: Callable[..., Tensor]) -> Tensor:
-    """Return the mean of a measure of the first ten documents over all distinct queries."""
+def _ranks(all: Embedded) -> tuple[Tensor, Tensor]:
+    """Return which of the first ten documents are right for each distinct query, and the number of right ones."""
     assert all.pairs is not None
-    assert all.queries is not None
     assert all.documents is not None
-    queries, documents = (_first_of(numbers) for numbers in (all.queries, all.documents))
-    found = functional.normalize(all.texts[queries], dim=-1) @ functional.normalize(all.pairs[documents], dim=-1).T
-    values = []
-    for row, query in enumerate(all.queries[queries]):
-        right = all.documents[all.queries == query]
-        relevant = torch.isin(all.documents[documents], right)
-        values.append(measure(found[row], relevant, top_k=min(_NEAREST, len(documents))))
-    return torch.stack(values).mean()
+    rows, first = _first_of(all.queries), _first_of(all.documents)
+    nearest = all.documents[first][_nearest(all.texts[rows], all.pairs[first], min(_NEAREST, len(first)))]
+    right = defaultdict[int, set[int]](set)
+    for query, document in zip(all.queries.tolist(), all.documents.tolist(), strict=True):
+        right[query].add(document)
+    wanted = [right[query] for query in all.queries[rows].tolist()]
+    hits = [[number in found for number in numbers] for numbers, found in zip(nearest.tolist(), wanted, strict=True)]
+    return torch.tensor(hits).double(), torch.tensor([len(found) for found in wanted])
+
+
+def _recall(all: Embedded) -> Tensor:
+    hits, number = _ranks(all)
+    return (hits.sum(-1) / number).mean()
+
+
+def _ndcg(all: Embedded) -> Tensor:
+    hits, number = _ranks(all)
+    gains = 1 / torch.arange(2, 2 + hits.shape[1]).double().log2()
+    best = gains.cumsum(0)[number.clamp_max(hits.shape[1]) - 1]
+    return (hits @ gains / best).mean()
 
 
 def _first_of(numbers: Tensor) -> Tensor:
@@ -83,20 +99,12 @@ def _first_of(numbers: Tensor) -> Tensor:
 def _agreement(all: Embedded) -> Tensor:
     """Return the share of the ten nearest texts that are among the ten nearest of the dense model."""
     assert all.teacher is not None
-    rows = torch.arange(len(all.texts)) if all.queries is None else _first_of(all.queries)
-    own, other = (functional.normalize(vectors[rows].float(), dim=-1) for vectors in (all.texts, all.teacher))
+    rows = _first_of(all.queries)
     number = min(_NEAREST, len(rows) - 1)
     if number < 1:
         return torch.tensor(torch.nan)
-    shared = 0
-    for start in range(0, len(rows), _CHUNK):
-        nearest = []
-        for vectors in (own, other):
-            near = vectors[start : start + _CHUNK] @ vectors.T
-            near[torch.arange(len(near)), torch.arange(start, start + len(near))] = -torch.inf
-            nearest.append(near.topk(number).indices)
-        shared += int((nearest[0].unsqueeze(-1) == nearest[1].unsqueeze(-2)).sum())
-    return torch.tensor(shared / (number * len(rows)))
+    own, other = (_nearest(x[rows], x[rows], number, without_self=True) for x in (all.texts, all.teacher))
+    return (own.unsqueeze(-1) == other.unsqueeze(-2)).any(-1).double().mean()
 
 
 def _cosine(all: Embedded) -> Tensor:
@@ -106,50 +114,42 @@ def _cosine(all: Embedded) -> Tensor:
     return functional.cosine_similarity(all.texts.double(), all.teacher.double()).mean()
 
 
-# Metrics by name: their function, the parts of a batch that they need, and their format.
-METRICS: dict[str, tuple[Callable[[Embedded], Tensor], tuple[str, ...], Score]] = {
-    "spearman": (lambda all: _correlation(all, spearman_corrcoef), ("scores",), Score("spearman", unit="")),
-    "pearson": (lambda all: _correlation(all, pearson_corrcoef), ("scores",), Score("pearson", unit="")),
-    "ndcg": (lambda all: _retrieved(all, retrieval_normalized_dcg), ("documents",), Score("ndcg")),
-    "recall": (lambda all: _retrieved(all, retrieval_recall), ("documents",), Score("recall")),
-    "agreement": (_agreement, ("teacher",), Score("agreement")),
-    "cosine": (_cosine, ("teacher",), Score("cosine")),
+# Metrics by name: their function, what the data must have, and their format. Retrieval is computed as by the
+# InformationRetrievalEvaluator of sentence-transformers; that of torchmetrics leaves out cosines below 0.
+METRICS: dict[str, tuple[Callable[[Embedded], Tensor], str, Score]] = {
+    "spearman": (lambda all: _correlation(all, spearman_corrcoef), "scores", Score("spearman", unit="")),
+    "pearson": (lambda all: _correlation(all, pearson_corrcoef), "scores", Score("pearson", unit="")),
+    "ndcg": (_ndcg, "positives", Score("ndcg")),
+    "recall": (_recall, "positives", Score("recall")),
+    "agreement": (_agreement, "teacher", Score("agreement")),
+    "cosine": (_cosine, "teacher", Score("cosine")),
 }
 
 
-def build_embedding_metrics(
-    chosen: Sequence[str] | None, score: str | None, *, present: Sequence[str]
-) -> tuple[MetricCollection, Score]:
+def build_embedding_metrics(chosen: ChosenMetrics, *, present: Collection[str]) -> tuple[MetricCollection, Score]:
     """Return the metrics of embeddings, and the score by which runs are compared.
 
     Args:
         chosen: Names; by default all that the data allow.
-        score: Name of the metric to report; the first if None.
-        present: Parts of :class:`Embedded` that the data have.
+        present: What the data have: ``scores`` of pairs, or pairs that are ``positives``; and a ``teacher``.
 
     Raises:
         InputError: The data lack what a metric needs.
     """
-    possible = [name for name, (_, needs, _) in METRICS.items() if set(needs) <= set(present)]
-    names = list(chosen or possible)
-    if not names:
-        raise InputError(
-            "These texts have nothing to compare their embeddings with: give pairs with a score, pairs that belong "
-            "together, or a dense model with task.teacher=FOLDER_OR_HUB_NAME."
-        )
-    for name in names:
+    possible = [name for name, (_, needed, _) in METRICS.items() if needed in present]
+    for name in chosen.read(possible or list(METRICS)):
         if name not in possible:
             raise InputError(
-                f"task.metrics has {name!r}, which these data do not have. They allow {', '.join(possible) or 'none'}: "
-                "spearman and pearson need a score for each pair, ndcg and recall pairs without scores, agreement and "
-                "cosine a teacher."
+                f"task.metrics has {name!r}, and these data allow {', '.join(possible) or 'none'}: spearman and "
+                "pearson need pairs with a score, ndcg and recall pairs that belong together, agreement and cosine a "
+                "dense model, such as task.teacher=FOLDER_OR_HUB_NAME."
             )
-    if score is not None and score not in names:
-        raise InputError(f"task.score={score} is not among {', '.join(names)}. {nearest_name(score, names)}")
-    collection = MetricCollection(
-        {name: (_Share if METRICS[name][2].unit else _OfEmbeddings)(name) for name in names}, compute_groups=False
-    )
-    return collection, METRICS[score or names[0]][2]
+    return chosen.build(possible, make=_make, arguments={}, example=(None, None))
+
+
+def _make(name: str) -> tuple[Metric, Score]:
+    score = METRICS[name][2]
+    return (_Share if score.unit else _OfEmbeddings)(name), score
 
 
 class _OfEmbeddings(Metric):
@@ -172,9 +172,12 @@ class _OfEmbeddings(Metric):
                 getattr(self, part).append(value)
 
     def compute(self) -> Tensor:
-        """Return the metric of all batches."""
+        """Return the metric of all batches; NaN if an embedding is not finite, as of a model that has diverged."""
         parts = {part: getattr(self, part) for part in _NAMES}
         all = Embedded(**{part: dim_zero_cat(values).cpu() for part, values in parts.items() if len(values)})
+        vectors = [part for part in (all.texts, all.pairs, all.teacher) if part is not None]
+        if any(not part.isfinite().all() for part in vectors):
+            return torch.tensor(torch.nan, device=self.device)
         return METRICS[self.name][0](all).float().to(self.device)
 
 
