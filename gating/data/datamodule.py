@@ -4,12 +4,13 @@ import bisect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle, islice, pairwise
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow.compute as pc
 import pytorch_lightning as pl
 import torch
 from datasets import DatasetDict
+from pydantic import Field
 from torch.utils.data import DataLoader, Sampler
 from transformers.trainer_pt_utils import DistributedLengthGroupedSampler
 
@@ -29,8 +30,8 @@ class ExampleDataModule(pl.LightningDataModule):
         collate: Callable[[list[Any]], Batch],
         order_seed: int = 0,
         *,
-        batch_size: int = 16,
-        eval_batch_size: int = 64,
+        batch_size: Annotated[int, Field(ge=1)] = 16,
+        eval_batch_size: Annotated[int, Field(ge=1)] = 64,
         num_workers: int = 0,
     ) -> None:
         """Store the splits and the sizes of their batches.
@@ -42,13 +43,8 @@ class ExampleDataModule(pl.LightningDataModule):
             batch_size: Number of examples in a training batch of one process.
             eval_batch_size: Number of examples in a validation or test batch of one process.
             num_workers: Number of worker processes of each data loader.
-
-        Raises:
-            ValueError: A batch size is not positive.
         """
         super().__init__()
-        if min(batch_size, eval_batch_size) < 1:
-            raise InputError(f"data.batch_size={batch_size}, data.eval_batch_size={eval_batch_size}: give 1 or more.")
         self._splits = splits
         self._collate = collate
         self.batch_size = batch_size

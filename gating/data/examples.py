@@ -51,16 +51,15 @@ def as_examples(returned: Any, *, target: str, needs_train: bool = True) -> Exam
     given = returned if isinstance(returned, Examples) else Examples(returned)
     splits: Any = {"train": given.splits} if isinstance(given.splits, Dataset) else given.splits
     needed = {"train"} if needs_train else set()
-    if not isinstance(splits, Mapping) or not needed <= set(splits) <= set(_SPLITS):
-        found = ", ".join(map(repr, splits)) if isinstance(splits, Mapping) else f"a {type(splits).__name__}"
+    if (
+        not isinstance(splits, Mapping)
+        or not needed <= set(splits) <= set(_SPLITS)
+        or not all(isinstance(table, Dataset) and len(table) for table in splits.values())
+    ):
         raise InputError(
-            f"data._target_={target} returned {shorten(found or 'no split')}: let it return a dictionary of "
-            f"datasets.Dataset by split, {', '.join(_SPLITS)}{'; train is needed' * needs_train}."
+            f"data._target_={target} must return a datasets.Dataset with rows for each split, by its name: train, "
+            f"which is needed, validation and test. It returned {shorten(str(returned))}."
         )
-    for name, table in splits.items():
-        if not isinstance(table, Dataset) or not len(table):
-            found = f"a {type(table).__name__}" if not isinstance(table, Dataset) else "no examples"
-            raise InputError(f"data._target_={target} returned {found} as {name}: let it be a datasets.Dataset.")
     ordered = DatasetDict({name: splits[name] for name in _SPLITS if name in splits})
     return Examples(ordered, metrics=tuple(given.metrics), rows=given.rows)
 

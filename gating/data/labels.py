@@ -3,7 +3,6 @@
 import logging
 import math
 import re
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -93,22 +92,15 @@ def number_classes(names: Sequence[str], counts: Mapping[str, int]) -> dict[str,
     """Return the number of each class; warn, on rank 0, of classes that differ only in their spelling."""
     groups: dict[str, list[str]] = defaultdict(list)
     for name in names:
-        groups[_spelling(name)].append(name)
+        groups[" ".join(name.casefold().split())].append(name)
     twice = [f"{name!a} ({counts.get(name, 0)})" for group in groups.values() if len(group) > 1 for name in group]
     if twice and is_rank_zero():
         _log.warning(
-            f"{len(names)} classes are {len(groups)} when case, spaces, invisible characters and different codes of "
-            f"the same character are ignored: {shorten(', '.join(twice), most=400)}. Each is learned as a separate "
-            "class, with this number of examples; spell the same class the same way."
+            f"{len(names)} classes are {len(groups)} when case and spaces are ignored: "
+            f"{shorten(', '.join(twice), most=400)}. Each is learned as a separate class, with this number of "
+            "examples; spell the same class the same way."
         )
     return {name: number for number, name in enumerate(names)}
-
-
-def _spelling(name: str) -> str:
-    """Return a form that is equal for names that differ in case, spaces, invisible characters or codes alone."""
-    usual = unicodedata.normalize("NFKC", name).casefold()
-    visible = (one for one in usual if one.isspace() or unicodedata.category(one) not in ("Cf", "Cc"))
-    return " ".join("".join(visible).split())
 
 
 def check_classes(labels: Iterable[str], numbers: Mapping[str, int], split: str) -> None:

@@ -23,8 +23,6 @@ _BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".jsonl": ("json", {}),
     ".parquet": ("parquet", {}),
 }
-# Separators of columns in the files of other programs.
-_SEPARATORS = {"semicolons": ";", "tabs": "\t", "commas": ",", "bars": "|"}
 
 
 def read_file(split: str, file: str) -> Dataset:
@@ -95,18 +93,13 @@ def _text_columns(path: Path, options: Mapping[str, Any]) -> datasets.Features:
     """Return features that read all columns as text, so that ``007`` stays text and class 01 differs from 1.
 
     Raises:
-        ValueError: The columns have another separator or the same name, or the first row is longer than the header,
-            of which pandas would read the first field as an index.
+        ValueError: Columns have the same name, or the first row is longer than the header, of which pandas would read
+            the first field as an index.
     """
-    separator = options["sep"]
     csv.field_size_limit(2**31 - 1)
     with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = (row for row in csv.reader(file, delimiter=separator, quoting=options["quoting"]) if row)
+        rows = (row for row in csv.reader(file, delimiter=options["sep"], quoting=options["quoting"]) if row)
         header, first = next(rows, []), next(rows, [])
-    if len(header) == 1:
-        for name, mark in _SEPARATORS.items():
-            if mark != separator and 0 < header[0].count(mark) <= separator.join(first).count(mark):
-                raise ValueError(f"its columns are separated by {name}: save it with commas as csv or with tabs as tsv")
     if len(first) > len(header) or len(set(header)) < len(header):
         raise ValueError(f"its header has {len(set(header))} different names, and its first row {len(first)} fields")
     names = [name or f"Unnamed: {index}" for index, name in enumerate(header)]

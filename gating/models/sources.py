@@ -14,7 +14,7 @@ from gating.models.new import NewModel
 from gating.models.pretrained import Pretrained
 from gating.sharding.plan import shard_model
 
-__all__ = ["ModelSource", "NewModel", "Pretrained", "load_sharded", "short_name", "teacher_source"]
+__all__ = ["ModelSource", "NewModel", "Pretrained", "load_sharded", "short_name"]
 
 
 class ModelSource(Protocol):
@@ -54,15 +54,6 @@ def load_sharded(source: ModelSource, auto_class: type, meta_model: PreTrainedMo
     if isinstance(source, Pretrained) and leaves_out:
         return source.load_sharded(auto_class, meta_model, **changes)
     return shard_model(source.load(auto_class, **changes))
-
-
-def teacher_source(*, teacher: str | None) -> ModelSource | None:
-    """Return the source of the dense model to distill from; None if the run trains its own teacher.
-
-    Args:
-        teacher: A folder, a name on the hub, or ``package://NAME/FOLDER``.
-    """
-    return None if teacher is None else Pretrained(teacher)
 
 
 def short_name(source: ModelSource) -> str:

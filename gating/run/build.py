@@ -24,7 +24,7 @@ from gating.data.datamodule import ExampleDataModule
 from gating.errors import InputError, explain, is_input_error, nearest_name
 from gating.gates import HeadGates, create_gates, inject_gates
 from gating.models.adapters import Adapters, NoAdapters
-from gating.models.sources import ModelSource, teacher_source
+from gating.models.sources import ModelSource, Pretrained
 from gating.objectives import Objective
 from gating.objectives.search import Convergence
 from gating.run.folder import Phase
@@ -134,7 +134,7 @@ def build_objects(settings: Settings) -> RunObjects:
         source=build("model", settings.model),
         adapters=build("adapters", settings.adapters),
         distillation=build("distillation", distillation) if distillation else None,
-        teacher=teacher_source(teacher=teacher),
+        teacher=Pretrained(teacher) if teacher else None,
         convergence=build("convergence", settings.convergence) if settings.convergence else None,
         latency=build("latency", settings.latency),
         data=_split_data(settings.data, task),

@@ -10,12 +10,7 @@ from gating.distributed.collectives import broadcast, is_rank_zero, rank
 from gating.distributed.launch import Devices, check_devices, start_processes
 from gating.errors import InputError
 from gating.models.adapters import NoAdapters, check_adapters
-from gating.models.meta_model import (
-    check_gradient_checkpointing,
-    check_memory,
-    enable_gradient_checkpointing,
-    make_meta_model,
-)
+from gating.models.meta_model import enable_gradient_checkpointing, make_meta_model
 from gating.models.sources import load_sharded
 from gating.run.build import RunObjects, build_objects, build_phase, trains_weights
 from gating.run.data import RunData, encode_examples, load_examples
@@ -132,10 +127,11 @@ def _check_meta_model(settings: Settings, objects: RunObjects) -> PreTrainedMode
         check_exports(settings, meta_model)
     if settings.trainer.get("strategy") == "fsdp":
         _check_no_layerdrop(meta_model)
-    else:
-        check_memory(meta_model, title=objects.source.title)
-    if settings.gradient_checkpointing:
-        check_gradient_checkpointing(meta_model, compiled=settings.compile)
+    if settings.gradient_checkpointing and settings.compile:
+        raise InputError(
+            "gradient_checkpointing=true cannot be combined with compile=true: torch does not support gates in both; "
+            "choose one of them."
+        )
     if objects.discovers:
         return meta_model  # Discovery runs the model, which needs weights.
     if objects.objective is None:

@@ -1,10 +1,11 @@
 """Causal language modeling: the next token of a text, for GPT, LLaMA and other decoders."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from datasets import DatasetDict
+from pydantic import Field
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
@@ -27,9 +28,9 @@ class CausalLM(BlockTask):
     def __init__(
         self,
         prompts: Sequence[str] | None = None,
-        num_samples: int = 3,
-        sample_length: int = 60,
-        sample_seed: int = 0,
+        num_samples: Annotated[int, Field(ge=0)] = 3,
+        sample_length: Annotated[int, Field(ge=1)] = 60,
+        sample_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0,
         chat: bool = False,
         metrics: Metrics | None = None,
         score: str | None = None,
@@ -46,15 +47,8 @@ class CausalLM(BlockTask):
             score: Name of the metric by which runs are compared; the first if None.
 
         Raises:
-            ValueError: A number is out of range.
+            ValueError: There are no messages for ``chat``, or a metric is unknown.
         """
-        if num_samples < 0 or sample_length < 1:
-            raise InputError(
-                f"task.num_samples={num_samples} and task.sample_length={sample_length}: give at least 0 texts of at "
-                "least 1 token."
-            )
-        if not 0 <= sample_seed < 2**32:
-            raise InputError(f"task.sample_seed={sample_seed}: give a whole number from 0 to {2**32 - 1}.")
         if chat and not prompts:
             raise InputError("task.chat=true needs messages: give task.prompts, such as ['What is a llama?'].")
         super().__init__(metrics, score)

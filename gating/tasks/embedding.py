@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from datasets import DatasetDict
+from pydantic import Field
 from sentence_transformers.sentence_transformer.losses import CosineSimilarityLoss, MultipleNegativesRankingLoss
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
@@ -54,8 +55,8 @@ class Embedding(MetricTask):
         loss: Loss | None = None,
         teacher: str | None = None,
         teacher_revision: str = "main",
-        similarity_weight: float = 5.0,
-        negations: float = 0.0,
+        similarity_weight: Annotated[float, Field(ge=0)] = 5.0,
+        negations: Annotated[float, Field(ge=0, le=1)] = 0.0,
         metrics: Sequence[str] | None = None,
         score: str | None = None,
     ) -> None:
@@ -76,8 +77,6 @@ class Embedding(MetricTask):
         Raises:
             InputError: A value cannot be used.
         """
-        if not 0 <= negations <= 1:
-            raise InputError(f"task.negations={negations}: give a number from 0 to 1.")
         super().__init__(metrics, score)
         self._loss, self._teacher = loss, teacher
         self._teacher_revision, self._negations = teacher_revision, negations

@@ -1,10 +1,11 @@
 """Masked language modeling, for BERT, RoBERTa and other encoders."""
 
 import zlib
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from datasets import DatasetDict
+from pydantic import Field
 from torch import Tensor
 from transformers import (
     AutoModelForMaskedLM,
@@ -27,19 +28,19 @@ class MaskedLM(BlockTask):
     auto_class = AutoModelForMaskedLM
     with_ends, shift = False, 0
 
-    def __init__(self, hidden: float = 0.15, metrics: Metrics | None = None, score: str | None = None) -> None:
+    def __init__(
+        self,
+        hidden: Annotated[float, Field(gt=0, lt=1)] = 0.15,
+        metrics: Metrics | None = None,
+        score: str | None = None,
+    ) -> None:
         """Store the share of tokens to mask, and the metrics.
 
         Args:
             hidden: Probability that a token is masked.
             metrics: ``perplexity``, ``accuracy``, or metrics, or classes of metrics by name; these two if None.
             score: Name of the metric by which runs are compared; the first if None.
-
-        Raises:
-            ValueError: The probability is not between 0 and 1.
         """
-        if not 0 < hidden < 1:
-            raise InputError(f"task.hidden must be a number between 0 and 1, such as .15, got task.hidden={hidden}.")
         super().__init__(metrics, score)
         self._hidden = hidden
 

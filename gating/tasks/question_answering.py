@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 from copy import deepcopy
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from datasets import DatasetDict, concatenate_datasets
+from pydantic import Field
 from torch import Tensor
 from torchmetrics import MetricCollection
 from transformers import (
@@ -18,7 +19,6 @@ from transformers import (
 from gating.data.columns import find_column, take_columns
 from gating.data.examples import Batch, Examples
 from gating.data.text.tokens import check_no_nulls, check_texts, tokenize, truncation_length
-from gating.errors import InputError
 from gating.models.configs import special_token_ids
 from gating.models.sources import ModelSource
 from gating.report.score import Score
@@ -35,18 +35,17 @@ class QuestionAnswering(TextTask):
 
     auto_class = AutoModelForQuestionAnswering
 
-    def __init__(self, max_answer_length: int = 30, score: Literal["f1", "exact_match"] | None = None) -> None:
+    def __init__(
+        self,
+        max_answer_length: Annotated[int, Field(ge=1)] = 30,
+        score: Literal["f1", "exact_match"] | None = None,
+    ) -> None:
         """Store the maximum length of predicted answers.
 
         Args:
             max_answer_length: Number of tokens.
             score: The metric by which runs are compared; ``f1`` if None.
-
-        Raises:
-            ValueError: The number is not positive.
         """
-        if max_answer_length < 1:
-            raise InputError(f"task.max_answer_length={max_answer_length}: an answer has at least one token.")
         self._max_answer_length = max_answer_length
         self._score = score
 

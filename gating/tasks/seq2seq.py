@@ -1,10 +1,11 @@
 """Sequence-to-sequence tasks: translation and summarization, for T5, BART, Marian and other encoder-decoders."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from datasets import DatasetDict, Translation
+from pydantic import Field
 from torch import Tensor
 from torchmetrics import MetricCollection
 from transformers import (
@@ -21,7 +22,6 @@ from gating.errors import InputError
 from gating.models.configs import special_token_ids
 from gating.models.sources import ModelSource
 from gating.tasks.base import Metrics, Prepared, Sample, TextTask
-from gating.tasks.languages import language_token, set_language
 from gating.tasks.metrics.baselines import Baseline, log_frequencies
 from gating.tasks.metrics.texts import TEXT_METRICS, build_text_metrics
 from gating.tasks.metrics.tokens import TOKEN_SCORES, update_token_baseline, update_token_metrics
@@ -51,8 +51,8 @@ class Seq2Seq(TextTask):
     def __init__(
         self,
         prefix: str = "",
-        num_beams: int = 1,
-        num_samples: int = 3,
+        num_beams: Annotated[int, Field(ge=1)] = 1,
+        num_samples: Annotated[int, Field(ge=0)] = 3,
         source_language: str | None = None,
         target_language: str | None = None,
         metrics: Metrics | None = None,
@@ -71,12 +71,8 @@ class Seq2Seq(TextTask):
             score: Name of the metric by which runs are compared; the first if None.
 
         Raises:
-            ValueError: ``num_beams`` is not positive, ``num_samples`` is negative, or a metric cannot be used.
+            ValueError: A metric is unknown.
         """
-        if num_samples < 0:
-            raise InputError(f"task.num_samples={num_samples}: give 0 or more.")
-        if num_beams < 1:
-            raise InputError(f"task.num_beams={num_beams}: a search has at least one beam.")
         super().__init__(metrics, score)
         self._prefix = prefix
         self._num_beams = num_beams
@@ -98,7 +94,7 @@ class Seq2Seq(TextTask):
         tokenizer = super().load_processor(source, meta_model, splits)
         for side, language in self._languages.items():
             if language is not None:
-                set_language(tokenizer, side, language)
+                _set_language(tokenizer, side, language)
         try:
             tokenizer(text_target="a")
         except KeyError as error:  # The tokenizer of M2M100 has no default language.
@@ -167,7 +163,7 @@ class Seq2Seq(TextTask):
         meta_model.config.update(ids)
         if self._languages["target"] is not None:
             # The saved generation config may force another language.
-            ids["forced_bos_token_id"] = language_token(tokenizer, self._languages["target"])
+            ids["forced_bos_token_id"] = _language_token(tokenizer, self._languages["target"])
         return collate, ids
 
     def update(
@@ -258,3 +254,17 @@ def _tokenize(
         return {"input_ids": tokens["input_ids"], "labels": labels["input_ids"], "metric_target": targets}
 
     return tokenize(splits, tokenize_batch, tokenizer=tokenizer)
+
+
+def _set_language(tokenizer: PreTrainedTokenizerBase, side: str, language: str) -> None:
+    """Set the source or target language of a tokenizer, in place; an unknown one would be an unknown token."""
+    # M2M100 writes its codes between underscores.
+    if not hasattr(tokenizer, "src_lang") or not {language, f"__{language}__"} & set(tokenizer.get_vocab()):
+        raise InputError(f"task.{side}_language={language} is not a language of the model's tokenizer.")
+    setattr(tokenizer, "src_lang" if side == "source" else "tgt_lang", language)
+
+
+def _language_token(tokenizer: PreTrainedTokenizerBase, language: str) -> int | None:
+    """Return the forced BOS token of a target language; None if targets do not begin with a language."""
+    first: int = tokenizer(text_target="a")["input_ids"][0]
+    return first if tokenizer.convert_ids_to_tokens(first) in (language, f"__{language}__") else None

@@ -142,19 +142,11 @@ def encode_tags(splits: DatasetDict) -> tuple[DatasetDict, list[str]]:
 
 def _check_row(words: Sequence[Any], tags: Sequence[Any], *, split: str, row: int) -> None:
     """Check that a row has words, and one tag for each."""
-    if not words and not tags:
-        raise InputError(f"The {split} data has no words in {name_row(split, row)}. Fill it in, or remove the row.")
-    if None in words or None in tags:
-        kind = "tag" if None in tags else "word"
+    if not words or None in words or None in tags or len(words) != len(tags):
         raise InputError(
-            f"The {split} data has a missing {kind} in {name_row(split, row)}: {shorten(str(tags))}. Fill "
-            "it in, or remove the row."
-        )
-    if len(words) != len(tags):
-        raise InputError(
-            f"The {split} data has {len(words)} words but {len(tags)} tags in {name_row(split, row)}. Give "
-            "every word one tag, as lists or with spaces between them; or learn one label for a whole text "
-            "with task=sequence_classification."
+            f"The {split} data has {len(words)} words but {len(tags)} tags in {name_row(split, row)}, or some are "
+            f"missing: {shorten(str(tags))}. Give every word one tag, as lists or with spaces between them; or learn "
+            "one label for a whole text with task=sequence_classification."
         )
 
 

@@ -50,17 +50,12 @@ def read_answers(splits: DatasetDict) -> DatasetDict:
 
 def _check_answer(text: str, start: int, context: str, *, where: str) -> None:
     """Check that an answer is in its context, up to a few characters, case and spaces."""
-    if not 0 <= start <= len(context) - len(text):
+    near = context[max(0, start - _TOLERANCE) : max(0, start + len(text) + _TOLERANCE)]
+    is_inside = 0 <= start <= len(context) - len(text)
+    if not is_inside or "".join(text.split()).lower() not in "".join(near.split()).lower():
         raise InputError(
-            f"{where} that is outside of its text: {text!r} at "
-            f"character {start} of {len(context)}. Correct answer_start, or remove the row."
-        )
-    near = context[max(0, start - _TOLERANCE) : start + len(text) + _TOLERANCE]
-    if "".join(text.split()).lower() not in "".join(near.split()).lower():
-        raise InputError(
-            f"{where} that is not at its answer_start: {shorten(text)!r}; "
-            f"at character {start} is {shorten(context[start : start + len(text)])!r}. Correct answer_start, or remove "
-            "the row."
+            f"{where} that is not at its answer_start, {start}: {shorten(text)!r}; there is {shorten(near)!r}. Correct "
+            "answer_start, or remove the row."
         )
 
 
@@ -74,10 +69,8 @@ def check_stride(max_length: int, stride: int | None) -> int:
     chosen = max_length // 4 if stride is None else stride
     if not 0 <= chosen < room:
         raise InputError(
-            f"data.stride={chosen} is too large for windows of data.max_length={max_length} tokens, half of "
-            f"which the question may take: give a stride from 0 to {room - 1}."
-            if room > 0
-            else f"data.max_length={max_length} is too short for a question and its text; give at least 32."
+            f"data.stride={chosen} does not fit into windows of data.max_length={max_length} tokens, half of which the "
+            "question may take: give a smaller stride, or longer windows."
         )
     return chosen
 

@@ -8,8 +8,6 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
-    BertConfig,
-    BertForSequenceClassification,
     BertTokenizer,
     DeiTConfig,
     DeiTForImageClassification,
@@ -19,7 +17,7 @@ from transformers import (
 )
 
 from gating.data.text.tokens import load_tokenizer
-from gating.models.meta_model import check_memory, make_meta_model
+from gating.models.meta_model import make_meta_model
 from gating.models.sources import NewModel, Pretrained
 from tests.support.tiny_run import make_model_folder
 
@@ -117,11 +115,3 @@ def test_a_tokenizer_has_the_revision_of_its_model(tokenizer, revision, folder, 
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", load)
     load_tokenizer(Pretrained(folder, revision="v2", tokenizer=tokenizer and folder))
     assert asked == [revision]
-
-
-def test_a_model_larger_than_the_memory_is_refused():
-    source = NewModel("bert", config={"vocab_size": 900_000_000, "num_hidden_layers": 1})
-    meta_model = make_meta_model(source, AutoModelForSequenceClassification)
-    with pytest.raises(ValueError, match="model big"):
-        check_memory(meta_model, title="big")
-    check_memory(BertForSequenceClassification(BertConfig(num_hidden_layers=1)), title="small")

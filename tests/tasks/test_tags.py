@@ -39,9 +39,9 @@ def test_a_tag_that_only_the_test_has_gets_a_number_too():
         ({"text": ["a b"], "label": ["O"]}, "2 words but 1 tags in row 1.*task=sequence_classification"),
         ({"text": ["a b"], "label": [3]}, "2 words but 0 tags in row 1"),
         ({"text": ["a b"], "label": ["O O"]}, "at least two"),
-        ({"text": [["a", "b"]], "label": [["O", None]]}, "a missing tag in row 1"),
-        ({"text": [["a", None]], "label": [["O", "B-x"]]}, "a missing word in row 1"),
-        ({"text": ["a", ""], "label": ["O", ""]}, "no words in row 2"),
+        ({"text": [["a", "b"]], "label": [["O", None]]}, "in row 1, or some are missing"),
+        ({"text": [["a", None]], "label": [["O", "B-x"]]}, "in row 1, or some are missing"),
+        ({"text": ["a", ""], "label": ["O", ""]}, "0 words but 0 tags in row 2"),
     ],
 )
 def test_invalid_tags_are_named(columns, message):

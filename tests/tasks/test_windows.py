@@ -87,7 +87,7 @@ def test_answers_are_read_in_every_form(value):
     [
         ("b", "not in the format of SQuAD"),
         ({"text": ["b"], "answer_start": []}, "not in the format of SQuAD"),
-        ({"text": ["b"], "answer_start": [3]}, "outside of its text: 'b' at character 3"),
+        ({"text": ["b"], "answer_start": [3]}, "answer_start, 3: 'b'"),
     ],
 )
 def test_invalid_answers_are_named(value, message):
@@ -101,8 +101,6 @@ def test_stride_that_leaves_no_room_is_refused():
     assert check_stride(384, 128) == 128
     with pytest.raises(ValueError, match=r"data\.stride=30"):
         check_stride(32, 30)
-    with pytest.raises(ValueError, match=r"data\.max_length=8"):
-        check_stride(8, None)
 
 
 @pytest.mark.parametrize(
