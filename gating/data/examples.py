@@ -1,13 +1,12 @@
 """Examples that a source returns, and their validation."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset, DatasetDict
 from torch import Tensor
 
-from gating.data.rows import Numbers
 from gating.errors import InputError, shorten
 
 _SPLITS = ("train", "validation", "test")
@@ -20,12 +19,10 @@ class Examples:
     Attributes:
         splits: ``train``, which an evaluation may lack, ``validation`` and optionally ``test``, with their columns.
         metrics: Names of its metrics, the first to report; empty for the default metrics of the task.
-        rows: For each split that was drawn from other data, the indices of its rows there, for messages.
     """
 
     splits: DatasetDict
     metrics: tuple[str, ...] = ()
-    rows: Mapping[str, Numbers] = field(default_factory=dict)
 
 
 def as_examples(returned: Any, *, target: str, needs_train: bool = True) -> Examples:
@@ -61,7 +58,7 @@ def as_examples(returned: Any, *, target: str, needs_train: bool = True) -> Exam
             f"which is needed, validation and test. It returned {shorten(str(returned))}."
         )
     ordered = DatasetDict({name: splits[name] for name in _SPLITS if name in splits})
-    return Examples(ordered, metrics=tuple(given.metrics), rows=given.rows)
+    return Examples(ordered, metrics=tuple(given.metrics))
 
 
 Batch = Mapping[str, Any]

@@ -12,9 +12,11 @@ from datasets import Dataset, DatasetDict
 from gating.data.columns import find_input_columns
 from gating.data.examples import Examples
 from gating.data.labels import LABEL_COLUMNS
-from gating.data.rows import Numbers, row_keys
+from gating.data.rows import row_keys
 from gating.distributed.collectives import is_rank_zero
 from gating.errors import InputError
+
+Numbers = np.ndarray[Any, np.dtype[np.int64]]
 
 # Validation and test each get a tenth of the rows, up to a maximum.
 _FRACTION = 10
@@ -36,20 +38,20 @@ def hold_out(examples: Examples, *, settings: Mapping[str, Any], has_classes: bo
     names = [name for name in ("validation", "test") if name not in splits]
     drawn = draw_splits(table, names, inputs=find_input_columns(table, settings), label=label, seed=seed)
     if is_rank_zero():
-        shares = ", ".join(f"{len(rows)} {name}" for name, rows in drawn.rows.items())
+        shares = ", ".join(f"{len(rows)} {name}" for name, rows in drawn.items())
         how = f" and stratified by {label}" if label and label in table.column_names else ""
         print(f"The training data is divided with seed {seed}{how}, of {len(table)} rows: {shares}.")
-    return replace(examples, splits=DatasetDict({**drawn.splits, **splits}), rows=drawn.rows)
+    return replace(examples, splits=DatasetDict({**drawn, **splits}))
 
 
 def draw_splits(
     table: Dataset, names: Sequence[str], *, inputs: Sequence[str] = (), label: str | None = None, seed: int
-) -> Examples:
+) -> DatasetDict:
     """Draw splits, a tenth of a table each; the remaining rows are ``train``.
 
     Example:
         >>> drawn = draw_splits(Dataset.from_dict({"text": list("abcdefghij")}), ["validation"], seed=0)
-        >>> {name: len(rows) for name, rows in drawn.splits.items()}
+        >>> {name: len(rows) for name, rows in drawn.items()}
         {'train': 9, 'validation': 1}
 
     Args:
@@ -74,8 +76,7 @@ def draw_splits(
             chosen = order[places.astype(np.int64)]
             held = [np.isin(groups, groups[chosen[number :: len(names)]]) for number in range(len(names))]
             masks = {"train": ~np.logical_or.reduce(held), **dict(zip(names, held, strict=True))}
-            rows = {name: np.flatnonzero(mask) for name, mask in masks.items()}
-            return Examples(DatasetDict({name: table.select(of_split) for name, of_split in rows.items()}), rows=rows)
+            return DatasetDict({name: table.select(np.flatnonzero(mask)) for name, mask in masks.items()})
     raise InputError(
         f"The training data has {len(table)} row(s), too few to draw {' and '.join(names)} data and keep one of each "
         "label. Give data.validation=..., or more rows."

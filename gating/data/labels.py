@@ -11,7 +11,6 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict
 
-from gating.data.rows import name_row
 from gating.distributed.collectives import is_rank_zero
 from gating.errors import InputError, shorten
 
@@ -114,7 +113,7 @@ def check_classes(labels: Iterable[str], numbers: Mapping[str, int], split: str)
         row, label = unknown
         owner = "training data" if classes_of_model() is None else "model"
         raise InputError(
-            f"The {split} data has the label {shorten(ascii(label))} ({name_row(split, row)}), which the {owner} "
+            f"The {split} data has the label {shorten(ascii(label))} (row {row + 1}), which the {owner} "
             f"lacks; it has {shorten(', '.join(numbers))}."
         )
 
@@ -129,7 +128,7 @@ def _as_text(table: Dataset, split: str) -> list[str]:
     for row, label in enumerate(labels):
         if label is None or label == "" or label != label:
             # Benchmarks do not publish the labels of their test splits.
-            raise InputError(f"The {split} data has no label in {name_row(split, row)}: fill it in, or leave it out.")
+            raise InputError(f"The {split} data has no label in row {row + 1}: fill it in, or leave it out.")
     return [str(label) for label in labels]
 
 
@@ -150,7 +149,7 @@ def read_numbers(table: Dataset, column: str, split: str) -> list[float]:
             numbers.append(math.nan)
         if not abs(numbers[-1]) < _MAX:
             raise InputError(
-                f"The {split} data has the {column} {shown!r} in {name_row(split, row)}, which is not a number. "
+                f"The {split} data has the {column} {shown!r} in row {row + 1}, which is not a number. "
                 "Correct the row, or learn classes with task=sequence_classification."
             )
     return numbers

@@ -1,50 +1,21 @@
-"""Rows of tables: their numbers in messages, and comparison by content within and across splits."""
+"""Rows of tables, compared by their content within and across splits."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
 from gating.distributed.collectives import is_rank_zero
 
-Numbers = np.ndarray[Any, np.dtype[np.int64]]
-
 _SEPARATOR = pa.scalar(b"\x1f", pa.large_binary())
 # Keys of an empty text and of a pair of empty texts.
 _EMPTY = pa.array([b"", b"\x1f"], pa.large_binary())
 
 _log = logging.getLogger(__name__)
-
-_of_splits: ContextVar[Mapping[str, Numbers]] = ContextVar("of_splits")
-
-
-@contextmanager
-def numbering_rows(rows: Mapping[str, Numbers]) -> Iterator[None]:
-    """Number the rows of splits in a ``with`` block by their indices in the undivided data, as in :class:`Examples`."""
-    token = _of_splits.set(rows)
-    try:
-        yield
-    finally:
-        _of_splits.reset(token)
-
-
-def name_row(split: str, row: int) -> str:
-    """Return the name of a row for a message: index 0 is row 1, and the header of a file is none.
-
-    Example:
-        >>> with numbering_rows({"validation": np.array([4, 17])}):
-        ...     name_row("validation", 1), name_row("test", 1)
-        ('row 18 of the undivided data', 'row 2')
-    """
-    drawn = _of_splits.get({}).get(split)
-    return f"row {row + 1}" if drawn is None else f"row {drawn[row] + 1} of the undivided data"
 
 
 def row_keys(table: Dataset, columns: Sequence[str]) -> pa.ChunkedArray | None:

@@ -3,11 +3,10 @@
 import importlib
 from collections import Counter
 from collections.abc import Mapping
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from pathlib import Path
 
 import datasets
-import numpy as np
 import PIL.Image
 from datasets import Dataset, DatasetDict
 
@@ -210,16 +209,12 @@ def load_text(*, train: str | None, validation: str | None = None, test: str | N
     """
     files = {"train": train, "validation": validation, "test": test}
     tables = {split: read_texts(split, file) for split, file in files.items() if file is not None}
-    rows = {}
     if train is not None and validation is None:
         parts = ("train", "validation") if test is not None else ("train", "validation", "test")
-        divided = dict(zip(parts, _divide(tables["train"], len(parts), train), strict=True))
-        ends = accumulate(map(len, divided.values()))
-        rows = {part: np.arange(end - len(divided[part]), end) for part, end in zip(parts, ends, strict=True)}
-        tables |= divided
+        tables |= dict(zip(parts, _divide(tables["train"], len(parts), train), strict=True))
         if is_rank_zero():
             print(f"data.train={train} is divided from beginning to end: {', '.join(parts)}.")
-    return Examples(DatasetDict({split: tables[split] for split in files if split in tables}), rows=rows)
+    return Examples(DatasetDict({split: tables[split] for split in files if split in tables}))
 
 
 def _divide(table: Dataset, num_parts: int, file: str) -> list[Dataset]:

@@ -14,7 +14,6 @@ from gating.compact.save import Processor
 from gating.data.datamodule import ExampleDataModule
 from gating.data.examples import Examples, as_examples
 from gating.data.held_out import hold_out
-from gating.data.rows import numbering_rows
 from gating.distributed.collectives import is_rank_zero
 from gating.gates import HeadGates
 from gating.pruning.measure import measure_macs
@@ -110,9 +109,8 @@ def encode_examples(
     task = objects.task
     if isinstance(task, HasLoss):
         examples = _draw_needed(examples, settings, num_processes=num_processes)
-    with numbering_rows(examples.rows):
-        processor = task.load_processor(objects.source, model, examples.splits)
-        prepared = task.prepare(examples, processor, model, **objects.data.preparation)
+    processor = task.load_processor(objects.source, model, examples.splits)
+    prepared = task.prepare(examples, processor, model, **objects.data.preparation)
     module = ExampleDataModule(
         prepared.splits, collate=prepared.collate, order_seed=settings.seed, **objects.data.batching
     )
@@ -138,5 +136,4 @@ def _draw_needed(examples: Examples, settings: Settings, *, num_processes: int) 
     rows = np.sort(np.random.default_rng(settings.seed).choice(len(train), needed, replace=False))
     if is_rank_zero():
         print(f"Of {len(train):,} training examples, {needed:,} are drawn, as many as trainer.max_steps takes.")
-    numbers = {**examples.rows, "train": np.asarray(examples.rows.get("train", np.arange(len(train))))[rows]}
-    return replace(examples, splits=DatasetDict({**examples.splits, "train": train.select(rows)}), rows=numbers)
+    return replace(examples, splits=DatasetDict({**examples.splits, "train": train.select(rows)}))

@@ -17,7 +17,6 @@ from transformers import (
 from gating.data.columns import find_column, take_columns
 from gating.data.examples import Batch, Examples
 from gating.data.labels import check_classes, classes_of_model, number_classes, sort_labels
-from gating.data.rows import name_row
 from gating.data.text.tokens import check_no_nulls, load_tokenizer, tokenize, truncation_length
 from gating.errors import InputError, shorten
 from gating.models.configs import special_token_ids
@@ -144,7 +143,7 @@ def _check_row(words: Sequence[Any], tags: Sequence[Any], *, split: str, row: in
     """Check that a row has words, and one tag for each."""
     if not words or None in words or None in tags or len(words) != len(tags):
         raise InputError(
-            f"The {split} data has {len(words)} words but {len(tags)} tags in {name_row(split, row)}, or some are "
+            f"The {split} data has {len(words)} words but {len(tags)} tags in row {row + 1}, or some are "
             f"missing: {shorten(str(tags))}. Give every word one tag, as lists or with spaces between them; or learn "
             "one label for a whole text with task=sequence_classification."
         )

@@ -7,7 +7,6 @@ from typing import Any
 from datasets import DatasetDict, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from gating.data.rows import name_row
 from gating.errors import InputError, shorten
 
 __all__ = ["check_stride", "make_windows", "read_answers"]
@@ -38,11 +37,11 @@ def read_answers(splits: DatasetDict) -> DatasetDict:
             found = _as_lists(value)
             if found is None:
                 raise InputError(
-                    f"The {split} data has answers in {name_row(split, row)} that are not in the format of SQuAD, "
+                    f"The {split} data has answers in row {row + 1} that are not in the format of SQuAD, "
                     f"{{'text': [...], 'answer_start': [...]}}: {value!r}"
                 )
             for text, start in zip(found["text"], found["answer_start"], strict=True):
-                _check_answer(text, start, context, where=f"The {split} data has an answer in {name_row(split, row)}")
+                _check_answer(text, start, context, where=f"The {split} data has an answer in row {row + 1}")
             answers.append(found)
         read[split] = table.remove_columns("answers").add_column("answers", answers, feature=_ANSWERS)
     return DatasetDict(read)

@@ -12,7 +12,6 @@ from datasets import DatasetDict, Value
 from datasets.fingerprint import Hasher
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from gating.data.rows import name_row
 from gating.errors import InputError, loading, shorten
 from gating.models.sources import ModelSource, NewModel
 from gating.vocabulary import check_known, check_vocabulary, vocabulary_size
@@ -173,6 +172,4 @@ def check_no_nulls(splits: DatasetDict, columns: Sequence[str]) -> None:
             # Arrow reads the column without decoding images.
             row = pc.index(table.with_format("arrow")[column][:].is_null(), True).as_py()
             if row >= 0:
-                raise InputError(
-                    f"The {split} data has no {column} in {name_row(split, row)}. Fill it in, or remove the row."
-                )
+                raise InputError(f"The {split} data has no {column} in row {row + 1}. Fill it in, or remove the row.")
