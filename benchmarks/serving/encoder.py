@@ -65,7 +65,7 @@ def measure_encoder(*, data: Path | None, runs: Path | None, quick: bool = False
             else:
                 assert data is not None
                 assert runs is not None
-                source = train("encoder", name, data=data, runs=runs)
+                source = train(name, data=data, runs=runs)
             for runtime, exported in _in_runtimes(source, Path(folder) / name.replace(" ", "-"), quick=quick):
                 loaded[name, runtime] = exported
                 run = source if isinstance(source, Path) else None
