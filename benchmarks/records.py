@@ -1,7 +1,7 @@
 """Results as JSON lines, and as a Markdown table."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,17 +54,6 @@ def markdown(rows: Iterable[Row], columns: Iterable[str] | Mapping[str, str] = (
     lines = [f"| {' | '.join(headings.values())} |", "|" + "---|" * len(headings)]
     lines += [f"| {' | '.join(_cell(row.get(name)) for name in headings)} |" for row in rows]
     return "\n".join(lines)
-
-
-def timed_batches(rows: Sequence[Row], *, conjunction: str) -> str:
-    """Return the batches that runs timed, such as ``8 x 107 tokens, p95``.
-
-    Runs of before their length was a setting timed the longest validation texts.
-    """
-    known = {row["latency_words"] for row in rows if "latency_words" in row}
-    before = {str(row.get("latency_batch", "?")) for row in rows if "latency_words" not in row}
-    longest = [f"{f' {conjunction} '.join(sorted(before))} tokens"] if before else []
-    return f" {conjunction} ".join([*sorted(known), *longest])
 
 
 def _cell(value: object) -> str:

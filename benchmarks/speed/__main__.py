@@ -24,7 +24,6 @@ SECTIONS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "neurons": training.measure_steps_of_both,
     "teaching": training.measure_teaching,
     "frozen": training.measure_frozen,
-    "run": surgery.measure_runs,
     "built": compact.measure_against_built,
     "speedup": compact.measure_speedup,
     "finalize": surgery.measure_finalize,

@@ -1,4 +1,4 @@
-"""Time and memory of whole runs, of finalizing and of reloading, in fresh processes."""
+"""Time and memory of finalizing, in fresh processes, and time of reloading."""
 
 import json
 import sys
@@ -11,33 +11,14 @@ import torch
 from transformers import AutoModelForCausalLM, BertForSequenceClassification, LlamaConfig, PreTrainedModel
 
 import gating
-from benchmarks.measuring import ask, run_python
+from benchmarks.measuring import ask
 from benchmarks.peaks import peak, start_peak
-from benchmarks.speed.shapes import LLAMA_1B, Bench, Row, Times, bert, compact_copy, llama, row
+from benchmarks.speed.shapes import LLAMA_1B, Bench, Row, bert, compact_copy, llama, row
 from gating.proof.probe import make_probe
 
-_STAGES = ("search", "finalize", "recovery", "dense")
 _MODELS = ["bert-base", "llama-1b"]
 # Large blocks of memory go back to the system as they are freed, so that its count of pages is ours.
 _ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "1000000", "CUDA_VISIBLE_DEVICES": ""}
-
-
-def measure_runs(bench: Bench) -> Iterator[Row]:
-    """Time the training of the embedded example for some steps, with its default objective and densely."""
-    steps, rounds = (4, 2) if bench.quick else (60, 3)
-    times: Times = {"budget": [], "none": []}
-    for number in range(rounds):
-        for objective in sorted(times, reverse=number % 2 == 1):
-            with tempfile.TemporaryDirectory() as folder:
-                settings = [f"objective={objective}", f"trainer.max_steps={steps}", f"output_dir={folder}/run"]
-                # One validation at the end, not in the middle of what is timed.
-                settings += ["logger=csv", "callbacks=none", "trainer.limit_val_batches=0"]
-                settings += ["trainer=gpu"] if bench.device.type == "cuda" else []
-                run_python("train.py", *settings)
-                numbers = json.loads((Path(folder) / "run" / "metrics.json").read_text())
-            times[objective].append(sum(numbers.get(f"seconds/{stage}", 0.0) for stage in _STAGES))
-    title = "search, finalizing and recovery / dense training, train.py"
-    yield row(title, f"embedded example, {steps} steps", times, "budget", "none", 1.0)
 
 
 def measure_finalize(bench: Bench) -> Iterator[Row]:
