@@ -1,12 +1,12 @@
-"""Removing the same heads from the same models with another library, torch-pruning.
+"""Removing the same heads from the same model with another library, torch-pruning.
 
     python -m benchmarks.rivals
-    python -m benchmarks.rivals --quick    small models, to see that it runs; nothing is written
+    python -m benchmarks.rivals --quick    a small model, to see that it runs; nothing is written
 
 torch-pruning is used in the two ways that its documentation shows (https://github.com/VainF/Torch-Pruning): its pruner,
 which is told the heads of every projection and ranks them by an importance, here one that says which are to go; and its
-dependency graph. It is installed into ~/.cache/head-gating, not beside this package. Models have the shapes of
-BERT-base and ViT-base and random weights.
+dependency graph. It is installed into ~/.cache/head-gating, not beside this package. The model has the shape of
+BERT-base and random weights.
 
 A method works if exactly the named heads are gone and the outputs are those of the masked model.
 """
@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import BertConfig, BertForSequenceClassification, ViTConfig, ViTForImageClassification
+from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
 import gating
 from benchmarks import records
@@ -44,7 +44,6 @@ CACHE = Path.home() / ".cache" / "head-gating" / TORCH_PRUNING
 _SMALL = {"num_hidden_layers": 3, "num_attention_heads": 4, "hidden_size": 64, "intermediate_size": 128}
 # Makes attention matter in the outputs: with 0.02, all heads of a random model together change the third digit.
 _STD = 0.05
-_PROJECTIONS = {"BertSelfAttention": ("query", "key", "value"), "ViTAttention": ("q_proj", "k_proj", "v_proj")}
 # Name -> how many heads each layer loses, from the number of layers and of heads in a layer.
 CASES: dict[str, Callable[[int, int], list[int]]] = {
     "half of every layer": lambda layers, heads: [heads // 2] * layers,
@@ -59,7 +58,6 @@ CASES: dict[str, Callable[[int, int], list[int]]] = {
 class Subject(NamedTuple):
     """A model in evaluation mode, and a batch for it."""
 
-    name: str
     model: Any
     batch: dict[str, Tensor]
 
@@ -74,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.rivals", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="small models; nothing is written")
+    parser.add_argument("--quick", action="store_true", help="a small model; nothing is written")
     options = parser.parse_args(arguments)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -83,14 +81,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         subprocess.run([sys.executable, *command], check=True)
     sys.path.append(str(CACHE))
     importlib.invalidate_caches()
-    rows = []
-    for subject in _subjects(small=options.quick):
-        for case in CASES:
-            heads = heads_to_remove(case, subject)
-            for method in METHODS:
-                about = {"model": subject.name, "case": case, "method": method}
-                rows.append({**about, **attempt(method, subject, heads), **machine()})
-                print(*about.values(), rows[-1].get("error", "works"), sep=", ", file=sys.stderr)
+    rows, subject = [], _subject(small=options.quick)
+    for case in CASES:
+        heads = heads_to_remove(case, subject)
+        for method in METHODS:
+            rows.append({"case": case, "method": method, **attempt(method, subject, heads), **machine()})
+            print(case, method, rows[-1].get("error", "works"), sep=", ", file=sys.stderr)
     if not options.quick:
         records.write(OUTPUT, rows)
     print("\n".join(table(rows)))
@@ -101,14 +97,12 @@ def table(rows: Sequence[Row]) -> list[str]:
     lines = []
     for method in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == method]
-        line: Row = {"": method}
-        for case in CASES:
-            found = [row.get("error", "exact") for row in own if row["case"] == case]
-            line[case] = "; ".join(dict.fromkeys(found))
-        seconds = [row["seconds"] for row in own if row["works"]]
-        line["seconds"] = f"{min(seconds):.2f} to {max(seconds):.2f}"
-        loads = {row["from_pretrained"] == "yes" for row in own if row["works"]}
-        lines.append(line | {"loads by from_pretrained": "yes" if loads == {True} else "no"})
+        works = [row for row in own if row["works"]]
+        seconds = [row["seconds"] for row in works]
+        cases = {row["case"]: row.get("error", "exact") for row in own}
+        loads = "yes" if all(row["from_pretrained"] == "yes" for row in works) else "no"
+        spread = f"{min(seconds):.2f} to {max(seconds):.2f}"
+        lines.append({"": method, **cases, "seconds": spread, "loads by from_pretrained": loads})
     return [*records.machines(rows), records.markdown(lines)]
 
 
@@ -153,17 +147,12 @@ def masked_logits(subject: Subject, heads: Heads) -> Tensor:
         gates.remove()
 
 
-def _subjects(*, small: bool) -> list[Subject]:
+def _subject(*, small: bool) -> Subject:
     torch.manual_seed(0)
-    shape: dict[str, Any] = {**(_SMALL if small else {}), "initializer_range": _STD}
-    bert = BertForSequenceClassification(BertConfig(**shape)).eval()
-    tokens = torch.randint(1, bert.config.vocab_size, (8, 128))
-    vit = ViTForImageClassification(ViTConfig(**shape, **({"image_size": 32} if small else {}))).eval()
-    images = torch.randn(8, 3, vit.config.image_size, vit.config.image_size)
-    return [
-        Subject("bert-base", bert, {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}),
-        Subject("vit-base", vit, {"pixel_values": images}),
-    ]
+    config = BertConfig(**{**(_SMALL if small else {}), "initializer_range": _STD})
+    tokens = torch.randint(1, config.vocab_size, (8, 128))
+    batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    return Subject(BertForSequenceClassification(config).eval(), batch)
 
 
 @torch.inference_mode()
@@ -174,12 +163,10 @@ def _logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
 
 def _reloaded(method: str, model: Any, subject: Subject) -> str:
     """Save a model and load it with transformers; return ``yes`` or the fault."""
-    # Its own class for what transformers knows, the folder's for what carries code of its own.
-    auto_class = getattr(transformers, "AutoModelFor" + type(subject.model).__name__.partition("For")[2])
     with tempfile.TemporaryDirectory() as folder:
         gating.save_compact(model, folder, overwrite=True) if method == OURS else model.save_pretrained(folder)
         try:
-            loaded = auto_class.from_pretrained(folder, trust_remote_code=True).eval()
+            loaded = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True).eval()
             difference = max_relative_difference([_logits(model, subject.batch)], [_logits(loaded, subject.batch)])
         except Exception as error:  # whatever a method raises is its result
             return _one_line(error)
@@ -190,17 +177,13 @@ def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip()}".partition("\n")[0]
 
 
-def _attentions(model: nn.Module) -> list[Any]:
-    return [module for module in model.modules() if type(module).__name__ in _PROJECTIONS]
-
-
-def _projections(attention: nn.Module) -> list[nn.Linear]:
-    return [getattr(attention, name) for name in _PROJECTIONS[type(attention).__name__]]
+def _attentions(model: Any) -> list[Any]:
+    return [layer.attention.self for layer in model.bert.encoder.layer]
 
 
 def _count_heads(model: nn.Module, head_dim: int) -> int:
     """Count the heads that the query projections have rows for; an emptied layer of ours has none."""
-    queries = [_projections(attention)[0] for attention in _attentions(model)]
+    queries = [attention.query for attention in _attentions(model)]
     return sum(query.out_features // head_dim for query in queries if query is not None)
 
 
@@ -215,16 +198,16 @@ def _by_graph(model: nn.Module, heads: Heads, batch: Mapping[str, Tensor]) -> No
     head_dim = model.config.hidden_size // model.config.num_attention_heads
     for layer, attention in enumerate(_attentions(model)):
         rows = [head * head_dim + row for head in heads[layer] for row in range(head_dim)]
-        query = _projections(attention)[0]
         # Without check_pruning_group, which forbids to remove all rows of a layer.
-        graph.get_pruning_group(query, torch_pruning.prune_linear_out_channels, rows).prune()
+        graph.get_pruning_group(attention.query, torch_pruning.prune_linear_out_channels, rows).prune()
 
 
 def _by_pruner(model: nn.Module, heads: Heads, batch: Mapping[str, Tensor]) -> None:
     """Let ``BasePruner`` remove as many heads as are named, with an importance that ranks them lowest."""
     import torch_pruning
 
-    projections = {p: each.num_attention_heads for each in _attentions(model) for p in _projections(each)}
+    heads_of = {each: each.num_attention_heads for each in _attentions(model)}
+    projections = {one: num for each, num in heads_of.items() for one in (each.query, each.key, each.value)}
     total = sum(projections.values()) // 3
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
@@ -258,7 +241,7 @@ def _importance(model: nn.Module, heads: Heads) -> Callable[[Any], Tensor | None
     for layer, attention in enumerate(_attentions(model)):
         score = torch.ones(attention.num_attention_heads)
         score[heads[layer]] = 0
-        scores[_projections(attention)[0]] = score.repeat_interleave(head_dim)
+        scores[attention.query] = score.repeat_interleave(head_dim)
     return lambda group: next((scores[each.target.module] for each, _ in group if each.target.module in scores), None)
 
 
