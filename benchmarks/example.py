@@ -94,11 +94,8 @@ def _scores(rows: Sequence[Row]) -> dict[str, dict[int, float]]:
 
 
 def _conditions(rows: Sequence[Row]) -> str:
-    seeds = len({row["seed"] for row in rows})
-    threads = " or ".join(sorted({str(row["threads"]) for row in rows}))
-    batches = records.timed_batches(rows, conjunction="or")
-    timed = "each model timed in turns with the dense one"
-    return f"{rows[0]['cpu']}, {threads} thread(s), {batches}, {timed}, {seeds} seed(s)."
+    batches = " or ".join(sorted({row["latency_words"] for row in rows}))
+    return f"{rows[0]['cpu']}, {rows[0]['threads']} thread(s), {batches}, {len({row['seed'] for row in rows})} seed(s)."
 
 
 def _mean(rows: Sequence[Row], name: str) -> str | None:

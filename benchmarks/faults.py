@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def table(rows: Sequence[records.Row]) -> list[str]:
     """Return the table of the page."""
-    return [*records.facts(rows), records.markdown(rows, COLUMNS)]
+    return [*records.machines(rows), records.markdown(rows, COLUMNS)]
 
 
 def interrupt(scratch: Path, *, num_points: int, seed: int) -> Iterator[dict[str, Any]]:

@@ -71,7 +71,6 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the machines of the results, and the perplexity of each method at each share of the cost, as lines."""
-    machines = sorted({f"{row['model']}, {row['precision']}, {records.describe(row)}" for row in rows})
     dense = next((row["perplexity"] for row in rows if row["method"] == "dense"), math.nan)
     shares = sorted({row["keep"] for row in rows if row["method"] != "dense"}, reverse=True)
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
@@ -81,7 +80,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     columns = {"method": "method", "group_size": "neurons in a group", "steps": "steps"}
     columns |= {str(share): f"{share:.2f} of the cost" for share in shares}
     lines = [found[key] for key in sorted(found, key=lambda key: (list(METHODS).index(key[0]), *key[1:]))]
-    return [*machines, "", f"The dense model has {dense:.1f}.", "", records.markdown(lines, columns)]
+    about = f"{rows[0]['model']} in {rows[0]['precision']}. The dense model has {dense:.1f}."
+    return [*records.machines(rows), about, "", records.markdown(lines, columns)]
 
 
 METHODS = {

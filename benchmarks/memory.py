@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 import gating
 from benchmarks import records
 from benchmarks.measuring import RESULTS, ask, machine
-from benchmarks.sharding.memory import MALLOC, in_use, peak, restart_peak
+from benchmarks.peaks import MALLOC, in_use, peak, restart_peak
 from gating.teachers.teacher import OpenTeacher
 
 OUTPUT = RESULTS / "memory.jsonl"
@@ -105,17 +105,16 @@ def sizes_of(make: Any, config: Any) -> Sizes:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return what was measured beside the formula, and the formula for larger decoders, as lines."""
-    lines = []
+    lines: dict[str, dict[str, Any]] = {}
     for row in rows:
-        sizes = Sizes(*(row[name] for name in Sizes._fields))
-        expected = formula(sizes, row["mode"], tokens=row["tokens"] * row["batch"]) if row["checkpoints"] else None
-        lines.append({**row, "peak": row["bytes"] / GB, "formula": None if expected is None else expected / GB})
-    columns = {"mode": "mode", "checkpoints": "gradient checkpointing", "peak": "peak, GB", "formula": "formula, GB"}
-    shapes = {
-        f"{row['parameters'] / 1e6:.0f} M parameters, {row['batch']} x {row['tokens']} tokens, {records.describe(row)}"
-        for row in rows
-    }
-    return [*sorted(shapes), "", records.markdown(lines, columns), "", *large_table()]
+        line = lines.setdefault(row["mode"], {"mode": row["mode"]})
+        line["peak, GB" if not row["checkpoints"] else "with gradient checkpointing, GB"] = row["bytes"] / GB
+        if row["checkpoints"]:
+            sizes = Sizes(*(row[name] for name in Sizes._fields))
+            line["formula, GB"] = formula(sizes, row["mode"], tokens=row["tokens"] * row["batch"]) / GB
+    first = rows[0]
+    shape = f"{first['parameters'] / 1e6:.0f} M parameters, {first['batch']} x {first['tokens']} tokens."
+    return [*records.machines(rows), shape, "", records.markdown(lines.values()), "", *large_table()]
 
 
 def large_table(tokens: int = 2048) -> list[str]:

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import example, faults, frozen, memory, records, tasks
+from benchmarks import example, faults, frozen, memory, records, rivals, sharding, tasks
 from benchmarks.census.page import PAGE as COVERAGE
 from benchmarks.census.page import coverage
 from benchmarks.compare import latency, outcome
@@ -19,21 +19,15 @@ from benchmarks.damage import __main__ as damage
 from benchmarks.decoders import tables as decoders
 from benchmarks.embeddings import tables as embeddings
 from benchmarks.measuring import RESULTS, ROOT
-from benchmarks.rivals import __main__ as rivals
 from benchmarks.serving import tables as serving
-from benchmarks.sharding import tables as sharding
 from benchmarks.speed import tables as speed
 from benchmarks.versions import __main__ as versions
 from benchmarks.versions.subjects import example_code, example_record
 
 README = ROOT / "README.md"
 ACCURACY = ROOT / "docs" / "accuracy.md"
-RELIABILITY = ROOT / "docs" / "reliability.md"
 SPEED = ROOT / "docs" / "speed.md"
-SEVERAL_GPUS = ROOT / "docs" / "howto" / "several-gpus.md"
-SERVING = ROOT / "docs" / "serving.md"
-EMBEDDINGS = ROOT / "docs" / "embeddings.md"
-DECODERS = ROOT / "docs" / "decoders.md"
+RELIABILITY = ROOT / "docs" / "reliability.md"
 TRAVELS = ROOT / "docs" / "what-travels.md"
 
 
@@ -54,36 +48,31 @@ class Table(NamedTuple):
 
 
 TABLES = [
-    Table(ACCURACY, "example", "embedded", example.table),
-    Table(ACCURACY, "compare", "compare", outcome.lines),
+    Table(README, "embeddings lines, summary", "embeddings", embeddings.summary_table, "lines"),
     Table(ACCURACY, "compare --against latency, means", "latency", latency.summary),
     Table(ACCURACY, "compare --against latency", "latency", latency.lines),
-    *(Table(ACCURACY, f"compare {name}", name, latency.lines) for name in ("beyond", "short")),
-    *(
-        Table(ACCURACY, f"compare {name}", name, outcome.lines)
-        for name in ("recipe", "elsewhere", "schedule", "restart")
-    ),
-    Table(ROOT / "docs" / "tasks.md", "tasks", "tasks", tasks.lines),
+    Table(ACCURACY, "compare beyond", "beyond", latency.lines),
+    Table(ACCURACY, "compare", "compare", outcome.lines),
+    Table(ACCURACY, "example", "embedded", example.table),
+    Table(ACCURACY, "embeddings lines", "embeddings", embeddings.quality_table, "lines"),
+    Table(ACCURACY, "decoders", "decoders", decoders.quality_table, "quality"),
+    Table(ACCURACY, "frozen", "frozen", frozen.table),
+    Table(SPEED, "speed steps neurons", "speed", speed.training_table),
+    Table(SPEED, "speed teaching frozen", "speed", partial(speed.ratio_table, ("teaching", "frozen"))),
+    Table(SPEED, "speed built", "speed", partial(speed.ratio_table, ("built",))),
+    Table(SPEED, "speed speedup", "speed", speed.speedups),
+    Table(SPEED, "speed finalize reload", "speed", speed.finalize_table),
+    Table(SPEED, "serving encoder", "serving", serving.encoder_table, "encoder"),
+    Table(SPEED, "embeddings lines, runtimes", "embeddings", embeddings.runtimes_table, "lines"),
+    Table(SPEED, "decoders --speed", "decoders", decoders.speed_table),
+    Table(SPEED, "serving cache", "serving", serving.cache_table, "cache"),
+    Table(SPEED, "memory", "memory", memory.table),
+    Table(SPEED, "sharding", "sharding", sharding.table),
+    Table(SPEED, "rivals", "rivals", rivals.table),
+    Table(ROOT / "docs" / "tasks.md", "tasks", "tasks", tasks.table),
     Table(RELIABILITY, "faults", "faults", faults.table),
     Table(RELIABILITY, "damage", "damage", damage.table),
-    *(Table(SPEED, f"speed {name}", "speed", speed.table, name) for name in speed.SECTIONS),
-    Table(SPEED, "speed speedup michel", "speed", speed.speedups),
-    Table(SPEED, "rivals", "rivals", rivals.table),
-    *(
-        Table(SERVING, f"serving {name}", "serving", partial(serving.show, table), name)
-        for name, table in serving.TABLES.items()
-    ),
-    *(Table(SEVERAL_GPUS, f"sharding {name}", "sharding", table, name) for name, table in sharding.TABLES.items()),
-    Table(EMBEDDINGS, "embeddings texts", "embeddings", embeddings.texts_table, "texts"),
-    Table(EMBEDDINGS, "embeddings lines", "embeddings", embeddings.quality_table, "lines"),
-    Table(EMBEDDINGS, "embeddings lines, runtimes", "embeddings", embeddings.runtimes_table, "lines"),
-    Table(README, "embeddings lines, summary", "embeddings", embeddings.summary_table, "lines"),
-    Table(ROOT / "docs" / "howto" / "frozen.md", "frozen", "frozen", frozen.table),
-    Table(DECODERS, "decoders", "decoders", decoders.quality_table, "quality"),
-    Table(DECODERS, "decoders --quantized", "decoders", decoders.quantized_table, "quantized"),
-    Table(DECODERS, "decoders --speed", "decoders", decoders.speed_table, "speed"),
-    Table(DECODERS, "decoders, summary", "decoders", decoders.summary_table),
-    Table(DECODERS, "memory", "memory", memory.table),
+    Table(RELIABILITY, "serving tokens", "serving", serving.tokens_table, "tokens"),
     Table(TRAVELS, "versions", "versions", versions.table),
     # Of this commit: they need no results.
     Table(TRAVELS, "versions, record", "versions", example_record),

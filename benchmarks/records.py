@@ -1,7 +1,7 @@
 """Results as JSON lines, and as a Markdown table."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +32,14 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
-def describe(row: Row) -> str:
-    """Describe in a line the machine of a result, which has the facts of :func:`benchmarks.measuring.machine`."""
-    return (
-        f"{row['gpu'] or row['cpu']}, {row['cores']} cores, {row['threads']} thread(s), "
-        f"torch {row['torch']}, transformers {row['transformers']}"
-    )
-
-
-def facts(rows: Sequence[Row]) -> list[str]:
-    """Return the machines and commits of results, a line for each, and an empty line."""
-    return [*sorted({f"{describe(row)}, commit {row['commit']}" for row in rows}), ""]
+def machines(rows: Iterable[Row]) -> list[str]:
+    """Return the machines of results, which have the facts of ``measuring.machine``: a line, and an empty one."""
+    found: dict[str, dict[str, None]] = {}
+    for row in rows:
+        versions = f"torch {row['torch']}, transformers {row['transformers']}."
+        shown = f"{row['cores']} cores, {row['threads']} thread(s), {versions}"
+        found.setdefault(shown, {})[row["gpu"] or row["cpu"]] = None
+    return [*(f"{' or '.join(sorted(names))}, {shown}" for shown, names in sorted(found.items())), ""]
 
 
 def markdown(rows: Iterable[Row], columns: Iterable[str] | Mapping[str, str] = ()) -> str:
@@ -57,17 +54,6 @@ def markdown(rows: Iterable[Row], columns: Iterable[str] | Mapping[str, str] = (
     lines = [f"| {' | '.join(headings.values())} |", "|" + "---|" * len(headings)]
     lines += [f"| {' | '.join(_cell(row.get(name)) for name in headings)} |" for row in rows]
     return "\n".join(lines)
-
-
-def timed_batches(rows: Sequence[Row], *, conjunction: str) -> str:
-    """Return the batches that runs timed, such as ``8 x 107 tokens, p95``.
-
-    Runs of before their length was a setting timed the longest validation texts.
-    """
-    known = {row["latency_words"] for row in rows if "latency_words" in row}
-    before = {str(row.get("latency_batch", "?")) for row in rows if "latency_words" not in row}
-    longest = [f"{f' {conjunction} '.join(sorted(before))} tokens"] if before else []
-    return f" {conjunction} ".join([*sorted(known), *longest])
 
 
 def _cell(value: object) -> str:

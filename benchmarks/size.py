@@ -3,9 +3,8 @@
     python -m benchmarks.size                     # this package
     python -m benchmarks.size FOLDER [FOLDER...]  # others beside it
 
-Code is what is no blank line, comment or docstring; functions are measured without their docstring. Public are names
-without an underscore in all of their path. Below the table are the rooms, folders with all that is in them, and the
-largest files and functions of the first folder.
+Code is what is no blank line, comment or docstring; functions are measured without their docstring. Below the table are
+the rooms, folders with all that is in them, and the largest files and functions of the first folder.
 """
 
 import argparse
@@ -13,8 +12,7 @@ import ast
 import io
 import statistics
 import tokenize
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,20 +31,12 @@ class Sizes:
         functions: Number of lines of each function, by ``file:line name``.
         code: Lines of code.
         docstrings: Lines of docstrings.
-        public: Number of public functions and methods.
-        typed: Those of them whose arguments and return value have annotations.
-        documented: Those of them with a docstring.
-        folders: Number of modules in each folder, ``__init__`` not counted.
     """
 
     files: dict[str, int] = field(default_factory=dict)
     functions: dict[str, int] = field(default_factory=dict)
     code: int = 0
     docstrings: int = 0
-    public: int = 0
-    typed: int = 0
-    documented: int = 0
-    folders: Counter[str] = field(default_factory=Counter)
 
     @property
     def rooms(self) -> dict[str, list[int]]:
@@ -86,16 +76,10 @@ def measure(folder: Path) -> Sizes:
         sizes.files[name] = len(text.splitlines())
         sizes.docstrings += len(docstrings)
         sizes.code += len(_lines_with_tokens(text) - docstrings)
-        sizes.folders[str(path.parent.relative_to(folder))] += path.name != "__init__.py"
         for node in ast.walk(tree):
             if isinstance(node, Function):
                 lines = (node.end_lineno or node.lineno) - node.lineno + 1 - len(_docstring_lines(node))
                 sizes.functions[f"{name}:{node.lineno} {node.name}"] = lines
-        is_public = not any(part.startswith("_") and part != "__init__.py" for part in path.parts)
-        for function in _public_functions(tree) if is_public else ():
-            sizes.public += 1
-            sizes.typed += _is_typed(function)
-            sizes.documented += ast.get_docstring(function) is not None
     return sizes
 
 
@@ -112,21 +96,6 @@ def _lines_with_tokens(text: str) -> set[int]:
     return {line for one in tokens if one.type not in nothing for line in range(one.start[0], one.end[0] + 1)}
 
 
-def _public_functions(node: ast.Module | ast.ClassDef) -> Iterator[Function]:
-    for child in node.body:
-        if isinstance(child, Function | ast.ClassDef) and not child.name.startswith("_"):
-            if isinstance(child, ast.ClassDef):
-                yield from _public_functions(child)
-            else:
-                yield child
-
-
-def _is_typed(function: Function) -> bool:
-    arguments = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
-    untyped = [one for one in arguments if one.annotation is None and one.arg not in ("self", "cls")]
-    return not untyped and function.returns is not None
-
-
 def table(packages: dict[str, Sizes]) -> list[str]:
     """Return the lines of the table, in Markdown."""
     rows: dict[str, Callable[[Sizes], str]] = {
@@ -134,10 +103,6 @@ def table(packages: dict[str, Sizes]) -> list[str]:
         "code / docstring lines": lambda one: f"{one.code:,} / {one.docstrings:,}",
         "file median / p90 / max": lambda one: _spread(one.files.values()),
         "function median / p90 / max": lambda one: _spread(one.functions.values()),
-        "public typed / documented %": lambda one: (
-            f"{one.typed / max(one.public, 1):.0%} / {one.documented / max(one.public, 1):.0%}"
-        ),
-        "folders, most modules in one": lambda one: f"{len(one.folders)}, {max(one.folders.values(), default=0)}",
     }
     lines = [f"| | {' | '.join(packages)} |", f"|---|{'---|' * len(packages)}"]
     return lines + [f"| {name} | {' | '.join(map(cell, packages.values()))} |" for name, cell in rows.items()]

@@ -2,7 +2,7 @@
 
     python -m benchmarks.compare --data ../shared/data/sick ../shared/data/sst2_sentence
     python -m benchmarks.compare --data "sst2:data=glue data.name=sst2" --settings model=bert-base --steps 2000
-    python -m benchmarks.compare --methods budget "cubic:objective=budget objective.schedule.shape=cubic" --heads 8
+    python -m benchmarks.compare --data FOLDER --methods budget importance --heads 8
     python -m benchmarks.compare --against latency --data ../shared/data/sick --seeds 0 1 2 3 4
     python -m benchmarks.compare --show                    the table and the figure of all results
 
@@ -46,8 +46,8 @@ from benchmarks.measuring import RESULTS, machine
 
 # Bfloat16 is two and a half times as fast as single precision on a CPU that has instructions for it.
 COMMON = ("trainer.precision=bf16-mixed", "logger=csv", "callbacks=none")
-# What is compared -> methods by name, the way to ask a method of given settings for a size, the module that shows.
-COMPARISONS = {"heads": (METHODS, HEADS, outcome), "latency": (LATENCY_METHODS, SPEEDUP, latency)}
+# What is compared -> methods by name, and the module that shows.
+COMPARISONS = {"heads": (METHODS, outcome), "latency": (LATENCY_METHODS, latency)}
 
 
 class Job(NamedTuple):
@@ -77,8 +77,8 @@ def main() -> None:
         shown = f"{row['data']} {row['method']} {row['num_heads']:.0f} heads {row['speedup']:.2f}x seed {row['seed']}"
         print(f"{shown}: {outcome.headline(row):.4f}")
     rows = records.read(options.results)
-    show = COMPARISONS[options.against][2]
-    print(show.table(rows))
+    show = COMPARISONS[options.against][1]
+    print("\n".join(show.lines(rows)))
     show.draw(rows, options.results.with_suffix(".png"))
     if failures:
         raise SystemExit(f"{failures} of {len(missing)} runs failed; run this command again to repeat them.")
@@ -92,7 +92,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--against", choices=COMPARISONS, default="heads", help="(default: heads)")
     parser.add_argument("--data", nargs="+", default=[], help="folders with a file for each split, or 'NAME:SETTINGS'")
     shown = "; ".join(f"against {name}: {', '.join(each[0])}" for name, each in COMPARISONS.items())
-    parser.add_argument("--methods", nargs="+", help=f"{shown}; or 'NAME:SETTINGS'")
+    parser.add_argument("--methods", nargs="+", help=shown)
     parser.add_argument("--heads", nargs="+", type=int, default=[18, 8], help="how many heads to keep (default: 18 8)")
     parser.add_argument("--speedups", nargs="+", type=float, default=[1.5, 2, 3], help="(default: 1.5 2 3)")
     parser.add_argument("--layers", nargs="+", type=int, default=[4, 3, 2], help="(default: 4 3 2)")
@@ -106,11 +106,11 @@ def parse() -> argparse.Namespace:
     options.results = options.results or RESULTS / (
         "latency.jsonl" if options.against == "latency" else "compare.jsonl"
     )
-    methods, ask, _ = COMPARISONS[options.against]
+    methods, _ = COMPARISONS[options.against]
     usual = [name for name in methods if not name.startswith("l0") and not name.endswith(INT8)]
     try:
         options.data = [read_data(text) for text in options.data]
-        options.methods = [read_method(text, methods, ask=ask) for text in options.methods or usual]
+        options.methods = [read_method(text, methods) for text in options.methods or usual]
     except ValueError as error:
         parser.error(str(error))
     if not options.data and not options.show:

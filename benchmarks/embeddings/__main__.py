@@ -47,8 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.action == "texts" or not (options.work / "texts" / TRAIN).is_file():
         if options.stsb is None:
             raise SystemExit("Texts are written without those of STS-B, which would be among them: give --stsb FILE.")
-        row = {"section": "texts", **write_texts(options.data, options.work / "texts", sets), **machine()}
-        records.write(OUTPUT, [row, *(other for other in records.read(OUTPUT) if other["section"] != "texts")])
+        print(write_texts(options.data, options.work / "texts", sets))
     if options.action == "lines":
         measure_lines(options, sets)
 

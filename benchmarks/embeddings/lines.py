@@ -66,14 +66,7 @@ LINES: Mapping[str, Line] = {
     "ours-3": _ours(3),
     "ours-2-long": _longer(_ours(2)),
     "ours-2-plain": _longer(_ours(2), negations=False),
-    "first-3-long": _longer(_first(3)),
     "example": Line("`experiment=embeddings`, 4,000 steps", (), RUNTIMES, recipe=_EXAMPLE),
-    "first-2": _first(2),
-    "ours-1.5": _ours(1.5),
-    "ours-4": _ours(4),
-    "first-4": _first(4),
-    "heads": Line("heads alone, 8 of 72", ("gates.units=heads", "objective.speedup=null", "objective.num_heads=8")),
-    "neurons": Line("neurons alone, 1.5x", ("gates.units=neurons", "objective.speedup=1.5")),
 }
 
 

@@ -118,8 +118,7 @@ def measure_speed(models: Mapping[Key, SentenceTransformer]) -> dict[Key, dict[s
 
     Returns:
         For each model and size the sentences per second (``per_second_32x32``), and the median and quartiles of the
-        speed-up over the dense model in PyTorch (``over_pytorch_32x32``), and over it in the same runtime where that
-        is among the models (``over_dense_32x32``).
+        speed-up over the dense model in PyTorch (``over_pytorch_32x32``).
     """
     speeds: dict[Key, dict[str, Any]] = {key: {} for key in models}
     for rows, length in SIZES:
@@ -129,12 +128,9 @@ def measure_speed(models: Mapping[Key, SentenceTransformer]) -> dict[Key, dict[s
         calls = {str(key): partial(_embed, model, batch) for key, model in models.items()}
         times = interleave(calls, rounds=200 if rows == 1 else 30, warm_up=2, budget_s=_SECONDS)
         for key in models:
-            size, dense = f"{rows}x{length}", ("dense", key[1])
-            own = speeds[key]
+            size, own = f"{rows}x{length}", speeds[key]
             own[f"per_second_{size}"] = rows / statistics.median(times[str(key)])
             own[f"over_pytorch_{size}"] = ratio(times, str(("dense", PYTORCH)), str(key))
-            if dense in models:
-                own[f"over_dense_{size}"] = ratio(times, str(dense), str(key))
     return speeds
 
 

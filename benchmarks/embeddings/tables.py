@@ -12,16 +12,14 @@ from benchmarks.embeddings.lines import LINES, PYTORCH, SIZES, key, wanted
 Row = dict[str, Any]
 
 _OURS, _OTHER = "ours-2", "first-3"
-_QUALITY = {
-    "sick": "SICK",
-    "stsb": "STS-B",
-    "bbc_ndcg": "BBC, nDCG",
-    "bbc_recall": "recall",
-    "snli_ndcg": "SNLI, nDCG",
-    "snli_recall": "recall",
-    "neighbors": "neighbors",
-}
-# Lines and runtimes of the short table.
+_QUALITY = {"sick": "SICK", "stsb": "STS-B", "bbc_ndcg": "BBC", "snli_ndcg": "SNLI", "neighbors": "neighbors"}
+# Lines and runtimes of the tables of runtimes, and of the short one in the README.
+_EXPORTED = (
+    *(("dense", runtime) for runtime in (PYTORCH, "ONNX Runtime", "ONNX Runtime, int8")),
+    *((_OURS, runtime) for runtime in (PYTORCH, "ONNX Runtime", "ONNX Runtime, int8")),
+    ("ours-3", "ONNX Runtime, int8"),
+    ("ours-2-long", "ONNX Runtime, int8"),
+)
 _SHORT = (
     ("dense", PYTORCH),
     ("dense", "ONNX Runtime, int8"),
@@ -37,7 +35,7 @@ _MEASURED = {"sick": "SICK", "stsb": "STS-B", "neighbors": "neighbors", "seeds":
 
 def quality_table(rows: Sequence[Row]) -> list[str]:
     """Show the speed-up and the quality of all lines in PyTorch, the slowest first, and the lead of ours at 2x."""
-    columns = {"line": "", **{f"over_pytorch_{size}": title for size, title in _SIZES.items()}}
+    columns = {"line": "", f"over_pytorch_{_SIZE}": "speed-up"}
     groups = [group for (_, runtime), group in _groups(rows).items() if runtime == PYTORCH]
     groups.sort(key=lambda group: _middle(group, f"over_pytorch_{_SIZE}"))
     lines = []
@@ -45,15 +43,14 @@ def quality_table(rows: Sequence[Row]) -> list[str]:
         speedups = {name: f"{_middle(group, name):.2f}x" for name in columns if name != "line"}
         about = {"line": LINES[group[0]["line"]].title, "seeds": _seeds(group)}
         lines.append({**about, **speedups, **_quality(group)})
-    machines = sorted(set(map(records.describe, rows)))
-    return [*machines, "", records.markdown(lines, columns | _QUALITY | {"seeds": "seeds"}), *_lead(rows)]
+    return [*records.machines(rows), records.markdown(lines, columns | _QUALITY | {"seeds": "seeds"}), *_lead(rows)]
 
 
 def runtimes_table(rows: Sequence[Row]) -> list[str]:
     """Show the sentences per second of each runtime: those of the dense model in PyTorch times the speed-up over it."""
-    columns = {"line": "", "runtime": "runtime", **_SIZES, **_MEASURED}
-    exported = [(name, runtime) for name, line in LINES.items() for runtime in line.runtimes if len(line.runtimes) > 1]
-    return [records.markdown(_runtime_lines(rows, exported), columns)]
+    columns = {"line": "", "runtime": "runtime", **_SIZES, "sick": "SICK", "stsb": "STS-B"}
+    facts = f"{rows[-1]['cpu']}, {rows[-1]['threads']} thread(s)."
+    return [records.markdown(_runtime_lines(rows, _EXPORTED), columns), "", facts]
 
 
 def summary_table(rows: Sequence[Row]) -> list[str]:
@@ -61,13 +58,6 @@ def summary_table(rows: Sequence[Row]) -> list[str]:
     columns = {"line": "", "runtime": "runtime", _SIZE: f"sentences per second, {_SIZES[_SIZE]}", **_MEASURED}
     facts = f"{rows[-1]['cpu']}, {rows[-1]['threads']} thread(s)."
     return [records.markdown(_runtime_lines(rows, _SHORT), columns), "", facts]
-
-
-def texts_table(rows: Sequence[Row]) -> list[str]:
-    """Show the number of training texts of each source."""
-    (row,) = rows
-    lines = [{"source": name, "texts": count} for name, count in row["texts"].items()]
-    return [records.markdown(lines), "", f"SHA-256 of the training file: {row['sha256']}."]
 
 
 def _runtime_lines(rows: Sequence[Row], keys: Sequence[tuple[str, str]]) -> list[Row]:
@@ -107,11 +97,10 @@ def _lead(rows: Sequence[Row]) -> list[str]:
     for name, heading in _QUALITY.items():
         lead = difference(*({row["seed"]: row[name] for row in group if name in row} for group in (ours, others)))
         if lead is not None:
-            title = f"{name.partition('_')[0].upper()}, recall" if heading == "recall" else heading
-            parts.append(f"{title} {lead} points")
+            parts.append(f"{heading} {lead}")
     seeds = len({row["seed"] for row in ours} & {row["seed"] for row in others})
-    title = f"{LINES[_OURS].title}, is ahead of the {LINES[_OTHER].title} by"
-    return ["", f"{title} ({seeds} seed(s), paired): {', '.join(parts)}."] if parts else []
+    title = f"{LINES[_OURS].title}, minus {LINES[_OTHER].title}, in points, paired over {seeds} seed(s)"
+    return ["", f"{title}: {', '.join(parts)}."] if parts else []
 
 
 def _quality(group: Sequence[Row]) -> Mapping[str, str]:

@@ -8,7 +8,6 @@ import csv
 import hashlib
 import random
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -27,13 +26,11 @@ ABOUT = (
     "TREC (no terms stated); BBC News (Greene and Cunningham 2006; the BBC's own; non-commercial research)."
 )
 _NUM_VALIDATION = 1000
-_SNLI, _ARTICLES = "snli20k", "bbc"
+_SNLI = "snli20k"
 # Folder -> column of the single texts of its training table.
 _SINGLE = {"multi30k": "text_a", "sst2_sentence": "text", "trec": "text"}
 # All splits of evaluation data but the training texts, also those that nothing is measured on.
 _HELD_OUT = {"sick": ("train", "validation", "test"), _SNLI: ("validation", "test")}
-# First and second text, and the source.
-Pair = tuple[str, str, str]
 
 
 class Pairs(NamedTuple):
@@ -108,13 +105,13 @@ def _snli(data: Path) -> Retrieval:
     return Retrieval(list(entailed), list(entailed.values()), list(documents))
 
 
-def write_texts(data: Path, folder: Path, sets: Sets) -> dict[str, Any]:
+def write_texts(data: Path, folder: Path, sets: Sets) -> str:
     """Write ``train.tsv``, with two texts in each row, and ``validation.tsv``, drawn by a fixed seed.
 
     Pairs are premise and hypothesis of SNLI, consecutive sentences of BBC News, and others at random.
 
     Returns:
-        The number of training pairs of each source, and a checksum.
+        The number of training pairs, and a checksum.
     """
     held_out = {_normalized(text) for text in _held_out(data, sets)}
 
@@ -122,28 +119,21 @@ def write_texts(data: Path, folder: Path, sets: Sets) -> dict[str, Any]:
         return all(key and key not in held_out for key in map(_normalized, texts))
 
     first, second = read_columns(data / _SNLI / "train.tsv", ("text_a", "text_b"))
-    pairs: list[Pair] = [(*pair, _SNLI) for pair in zip(first, second, strict=True) if usable(*pair)]
-    pairs += [(*pair, _ARTICLES) for pair in _in_twos(_article_sentences()) if usable(*pair)]
-    source: dict[str, str] = {}
+    pairs = [pair for pair in zip(first, second, strict=True) if usable(*pair)]
+    pairs += [pair for pair in _in_twos(_article_sentences()) if usable(*pair)]
+    others: dict[str, None] = {}
     for name, column in _SINGLE.items():
         for text in read_columns(data / name / "train.tsv", (column,))[0]:
             if usable(text):
-                source.setdefault(_clean(text), name)
-    single, draw = list(source), random.Random(0)
+                others.setdefault(_clean(text))
+    single, draw = list(others), random.Random(0)
     draw.shuffle(single)
-    pairs += [(*pair, "others") for pair in _in_twos(single[_NUM_VALIDATION:])]
+    pairs += _in_twos(single[_NUM_VALIDATION:])
     draw.shuffle(pairs)
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / VALIDATION, "text", single[:_NUM_VALIDATION])
-    _write(folder / TRAIN, "text_a\ttext_b", (f"{_clean(one)}\t{_clean(other)}" for one, other, _ in pairs))
-    others = Counter(source[text] for one, other, name in pairs if name == "others" for text in (one, other))
-    texts = {name: 2 * count for name, count in Counter(pair[2] for pair in pairs).items() if name != "others"}
-    return {
-        "texts": texts | others,
-        "pairs": len(pairs),
-        "validation": _NUM_VALIDATION,
-        "sha256": hashlib.sha256((folder / TRAIN).read_bytes()).hexdigest(),
-    }
+    _write(folder / TRAIN, "text_a\ttext_b", (f"{_clean(one)}\t{_clean(other)}" for one, other in pairs))
+    return f"{len(pairs):,} pairs, SHA-256 {hashlib.sha256((folder / TRAIN).read_bytes()).hexdigest()}"
 
 
 def _article_sentences() -> list[str]:

@@ -1,19 +1,18 @@
-"""Measure compact models in other runtimes: their tokens, caches, quantization and speed.
+"""Measure compact models in other runtimes: their tokens, caches and speed.
 
-    python -m benchmarks.serving --data FOLDER --runs RUNS      everything; about three quarters of an hour on two cores
+    python -m benchmarks.serving --data FOLDER --runs RUNS      everything; about half an hour on two cores
     python -m benchmarks.serving tokens cache                   sections that train nothing
     python -m benchmarks.serving --quick                        tiny models, to see that it works; nothing is written
 
-FOLDER has tinyshakespeare/ (train.txt, validation.txt, test.txt) and trec/ (train.tsv, validation.tsv, test.tsv), and
-RUNS keeps the trained runs, so that a repetition trains none. Runtimes that are not installed are left out:
-pip install -e '.[onnx,openvino,gguf]', and for vLLM an environment of its own (--vllm PYTHON). Results are in
-benchmarks/results/serving.jsonl, a line for each case; a new one replaces that of the same kind.
-``python -m benchmarks.page`` writes the tables of docs/serving.md.
+FOLDER has trec/ (train.tsv, validation.tsv, test.tsv), and RUNS keeps the trained runs, so that none is trained twice.
+Runtimes that are not installed are left out: pip install -e '.[onnx,openvino,gguf]', and for vLLM an environment of its
+own (--vllm PYTHON). Results are in benchmarks/results/serving.jsonl, a line for each case; a new one replaces that of
+the same kind. ``python -m benchmarks.page`` writes the tables.
 """
 
 import argparse
 import importlib.metadata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 from benchmarks import records
 from benchmarks.measuring import ROOT, machine
 from benchmarks.serving.cache import measure_cache
-from benchmarks.serving.decoder import measure_perplexity, measure_speed
 from benchmarks.serving.encoder import measure_encoder
 from benchmarks.serving.tokens import measure_tokens, measure_vllm
 
@@ -33,8 +31,7 @@ __all__ = ["RESULTS", "SECTIONS", "main"]
 Row = dict[str, Any]
 
 RESULTS = ROOT / "benchmarks" / "results" / "serving.jsonl"
-SECTIONS = ("tokens", "vllm", "cache", "encoder", "decoder", "speed")
-_TRAINED = ("encoder", "decoder")
+SECTIONS = ("tokens", "vllm", "cache", "encoder")
 _KEY = ("section", "family", "pattern", "kept", "model", "runtime", "dtype")
 # Packages of the runtimes, whose versions belong to the results.
 _PACKAGES = ("xllamacpp", "gguf", "onnxruntime", "openvino", "nncf")
@@ -67,7 +64,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "sections", nargs="*", metavar="SECTION", help=f"some of: {', '.join(SECTIONS)}; all by default"
     )
-    parser.add_argument("--data", type=Path, metavar="FOLDER", help="folder with tinyshakespeare/ and trec/")
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="folder with trec/")
     parser.add_argument("--runs", type=Path, metavar="RUNS", help="folder for the trained runs")
     parser.add_argument("--vllm", metavar="PYTHON", help="interpreter of an environment with vLLM, for section vllm")
     parser.add_argument("--quick", action="store_true", help="tiny models; nothing is written")
@@ -76,8 +73,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if unknown:
         parser.error(f"there is no section {sorted(unknown)[0]!r}; choose from {', '.join(SECTIONS)}")
     options.sections = options.sections or list(SECTIONS)
-    if not options.quick and {*options.sections} & {*_TRAINED} and not (options.data and options.runs):
-        parser.error(f"{' and '.join(_TRAINED)} need --data and --runs")
+    if not options.quick and "encoder" in options.sections and not (options.data and options.runs):
+        parser.error("encoder needs --data and --runs")
     return options
 
 
@@ -91,15 +88,9 @@ def _measure(section: str, options: argparse.Namespace) -> Iterator[Row]:
     quick: bool = options.quick
     if section == "vllm":
         return measure_vllm(options.vllm) if options.vllm and not quick else iter(())
-    if section in _TRAINED:
-        measure = {"encoder": measure_encoder, "decoder": measure_perplexity}[section]
-        return measure(data=options.data, runs=options.runs, quick=quick)
-    others: Mapping[str, Callable[..., Iterator[Row]]] = {
-        "tokens": measure_tokens,
-        "cache": measure_cache,
-        "speed": measure_speed,
-    }
-    return others[section](quick=quick)
+    if section == "encoder":
+        return measure_encoder(data=options.data, runs=options.runs, quick=quick)
+    return measure_tokens(quick=quick) if section == "tokens" else measure_cache(quick=quick)
 
 
 def _key(row: Row) -> tuple[Any, ...]:

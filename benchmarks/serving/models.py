@@ -11,7 +11,7 @@ import gating
 from gating.structure.attention import iter_attention_blocks
 from gating.structure.feed_forward import iter_feed_forward_blocks
 
-__all__ = ["CACHE_PATTERNS", "FAMILIES", "PATTERNS", "make_case", "make_for_cache", "make_for_speed"]
+__all__ = ["CACHE_PATTERNS", "FAMILIES", "PATTERNS", "make_case", "make_for_cache"]
 
 # Family -> model type in transformers, and settings beside the sizes.
 FAMILIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
@@ -91,34 +91,6 @@ def make_for_cache(pattern: str, *, share: float, layers: int = 8, context: int 
         "emptied": _with_emptied(kept, layers),
     }.get(pattern, [layers] * layers)
     _remove(model, [list(range(count, layers)) for count in counts], [[]] * layers, single=None)
-    return model
-
-
-def make_for_speed(*, share: float, neurons: bool, quick: bool = False) -> PreTrainedModel:
-    """Return a LLaMA of 12 layers with random weights, which is as fast as a trained one.
-
-    Args:
-        share: Share of the key-value groups to keep in each layer on average, unevenly.
-        neurons: Whether as large a share of the neurons is kept.
-        quick: Whether the model is tiny.
-    """
-    torch.manual_seed(0)
-    width, neurons_of_all, layers = (96, 192, 2) if quick else (768, 2048, 12)
-    config = LlamaConfig(
-        vocab_size=300 if quick else 8192,
-        hidden_size=width,
-        intermediate_size=neurons_of_all,
-        num_hidden_layers=layers,
-        num_attention_heads=12,
-        num_key_value_heads=4,
-        max_position_embeddings=1024,
-    )
-    model = LlamaForCausalLM(config).eval()
-    if share < 1:
-        kept = round(share * 4)
-        counts = [kept + (1 if layer % 2 else -1) for layer in range(layers)]
-        gone_neurons = list(range(round((1 - share) * neurons_of_all) // _GROUP_SIZE)) if neurons else []
-        _remove(model, [list(range(count, 4)) for count in counts], [gone_neurons] * layers, single=None)
     return model
 
 

@@ -1,12 +1,12 @@
 """Tables of the results: Markdown lines, with notes below the table."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from benchmarks import records
 
-__all__ = ["TABLES", "show"]
+__all__ = ["cache_table", "encoder_table", "tokens_table"]
 
 Row = dict[str, Any]
 
@@ -16,13 +16,14 @@ _RUNTIMES = ("transformers", "llama.cpp", "ONNX Runtime", "OpenVINO", "vLLM")
 def tokens_table(rows: Sequence[Row]) -> list[str]:
     """Show greedy tokens that are the model's own, for each family and runtime; reasons of refusals follow."""
     runtimes = sorted(_names(rows, "runtime"), key=_RUNTIMES.index)
-    shown = []
+    families: dict[tuple[str, ...], list[str]] = {}
     for family in _names(rows, "family"):
-        cells: Row = {"family": family}
-        for runtime in runtimes:
-            cells[runtime] = _tokens([row for row in rows if (row["family"], row["runtime"]) == (family, runtime)])
-        shown.append(cells)
-    return [records.markdown(shown, ["family", *runtimes]), *_reasons(rows)]
+        own = [[row for row in rows if (row["family"], row["runtime"]) == (family, name)] for name in runtimes]
+        families.setdefault(tuple(map(_tokens, own)), []).append(family)
+    shown = [
+        {"family": ", ".join(names), **dict(zip(runtimes, cells, strict=True))} for cells, names in families.items()
+    ]
+    return [*records.machines(rows), records.markdown(shown, ["family", *runtimes]), *_reasons(rows)]
 
 
 def cache_table(rows: Sequence[Row]) -> list[str]:
@@ -34,90 +35,26 @@ def cache_table(rows: Sequence[Row]) -> list[str]:
         {"kept": f"{kept:.0%}, {pattern}"} | {name: f"{shares[kept, pattern, name]:.2f}" for name in runtimes}
         for kept, pattern in cases
     ]
-    return [records.markdown(shown, {"kept": "kept groups", **{name: name for name in runtimes}})]
+    return [
+        *records.machines(rows),
+        records.markdown(shown, {"kept": "kept groups", **{name: name for name in runtimes}}),
+    ]
 
 
 def encoder_table(rows: Sequence[Row]) -> list[str]:
-    """Show accuracy, size and speed-ups of the encoders in each runtime."""
-    columns = {
-        "model": "removed",
-        "runtime": "runtime",
-        "validation": "validation",
-        "test": "test",
-        "size": "MB",
-        "over_dense_1x128": "over dense, 1 x 128",
-        "over_dense_8x128": "over dense, 8 x 128",
-        "over_pytorch_1x128": "over dense PyTorch, 1 x 128",
-        "over_pytorch_8x128": "over dense PyTorch, 8 x 128",
-    }
-    shown = [
-        {
-            **{name: _spread(row[name]) for name in columns if name.startswith("over_")},
-            "model": _removed(row["model"]),
-            "runtime": row["runtime"],
-            "validation": f"{row['validation']:.2%}",
-            "test": f"{row['test']:.2%}",
-            "size": _size(row["megabytes"]),
-        }
-        for row in rows
+    """Show the speed-up over the dense model in PyTorch, and the test accuracy, of each runtime and model."""
+    lines: dict[str, Row] = {}
+    for row in rows:
+        cell = f"{row['over_pytorch_8x128'][0]:.2f}x, {row['test']:.1%}, {row['megabytes']:.0f} MB"
+        lines.setdefault(row["runtime"], {"runtime": row["runtime"]})[row["model"]] = cell
+    columns = {"runtime": "runtime", "dense": "nothing removed"}
+    columns |= {name: f"half of the {name}" for name in _names(rows, "model") if name != "dense"}
+    return [
+        *records.machines(rows),
+        records.markdown(lines.values(), columns),
+        "",
+        f"{rows[0]['test_examples']:,} test examples.",
     ]
-    examples = f"{rows[0]['validation_examples']:,} validation and {rows[0]['test_examples']:,} test examples."
-    return [records.markdown(shown, columns), "", examples]
-
-
-def decoder_table(rows: Sequence[Row]) -> list[str]:
-    """Show the perplexity and size of the decoders, with a row for each runtime and type."""
-    models = _names(rows, "model")
-    cases = dict.fromkeys((row["runtime"], row["dtype"]) for row in rows)
-    found = {(row["runtime"], row["dtype"], row["model"]): row for row in rows}
-    shown = []
-    for runtime, dtype in cases:
-        cells = {"runtime": runtime, "dtype": dtype}
-        for model in models:
-            row = found[runtime, dtype, model]
-            cells[model] = f"{row['perplexity']:.2f}"
-            cells[f"{model} MB"] = _size(row["megabytes"])
-        shown.append(cells)
-    columns = {"runtime": "runtime", "dtype": "weights"}
-    for model in models:
-        columns |= {model: _removed(model), f"{model} MB": "MB"}
-    return [records.markdown(shown, columns), "", f"Perplexity of the same {rows[0]['tokens']:,} tokens."]
-
-
-def speed_table(rows: Sequence[Row]) -> list[str]:
-    """Show the speed of the decoders in llama.cpp over that of the dense one with weights of the same type."""
-    columns = {
-        "model": "removed",
-        "dtype": "weights",
-        "prompting": "prompting",
-        "writing": "writing",
-        "size": "file / dense file",
-    }
-    shown = [
-        {
-            "model": _removed(row["model"]),
-            "dtype": row["dtype"],
-            "prompting": _spread(row["prompting"]),
-            "writing": _spread(row["writing"]),
-            "size": f"{row['megabytes'] / row['dense_megabytes']:.2f}",
-        }
-        for row in rows
-    ]
-    return [records.markdown(shown, columns)]
-
-
-TABLES: Mapping[str, Callable[[Sequence[Row]], list[str]]] = {
-    "tokens": tokens_table,
-    "cache": cache_table,
-    "encoder": encoder_table,
-    "decoder": decoder_table,
-    "speed": speed_table,
-}
-
-
-def show(table: Callable[[Sequence[Row]], list[str]], rows: Sequence[Row]) -> list[str]:
-    """Return the lines of a table, after the machines of its results."""
-    return [*records.facts(rows), *table(rows)]
 
 
 def _names(rows: Iterable[Row], key: str) -> list[str]:
@@ -125,10 +62,10 @@ def _names(rows: Iterable[Row], key: str) -> list[str]:
 
 
 def _tokens(rows: Sequence[Row]) -> str:
-    """Return the tokens of a family in a runtime: numbers over all patterns, and patterns that are refused."""
+    """Return the share of a family's tokens in a runtime that are right, and patterns that are refused."""
     written = [row for row in rows if "tokens" in row]
     equal, total = (sum(row[name] for row in written) for name in ("equal", "tokens"))
-    parts = [f"{equal} of {total}"] if written else []
+    parts = [f"all of {total}" if equal == total else f"{equal} of {total}"] if written else []
     for outcome in ("refused", "failed"):
         patterns = [row["pattern"] for row in rows if outcome in row]
         if patterns:
@@ -153,16 +90,3 @@ def _reasons(rows: Sequence[Row]) -> list[str]:
         f"- {key[0]}, {', '.join(dict.fromkeys(names))}: {first[key].rstrip('.')}." for key, names in families.items()
     ]
     return ["", *lines] if lines else []
-
-
-def _removed(model: str) -> str:
-    return {"dense": "nothing", "heads": "half of the heads"}.get(model, "half of the heads and neurons")
-
-
-def _spread(values: Sequence[float]) -> str:
-    median, low, high = values
-    return f"{median:.2f} ({low:.2f}-{high:.2f})"
-
-
-def _size(megabytes: float) -> str:
-    return f"{megabytes:.1f}" if megabytes >= 10 else f"{megabytes:.2f}"

@@ -1,6 +1,6 @@
 """Measure speed as ratios, and print them beside the last ones.
 
-    python -m benchmarks.speed                  everything; half an hour on two cores
+    python -m benchmarks.speed                  everything; about twenty minutes on two cores
     python -m benchmarks.speed steps finalize   some sections
     python -m benchmarks.speed --quick          tiny models, to see that it works; nothing is written
 
@@ -9,7 +9,6 @@ Results are in benchmarks/results/speed.jsonl, a line for each measurement; a ne
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
 
 import torch
 from transformers.utils.logging import disable_progress_bar
@@ -17,23 +16,18 @@ from transformers.utils.logging import disable_progress_bar
 from benchmarks import records
 from benchmarks.measuring import RESULTS, machine
 from benchmarks.speed import compact, surgery, training
-from benchmarks.speed.predicted import measure_predicted
 from benchmarks.speed.shapes import Bench, Row
 
 OUTPUT = RESULTS / "speed.jsonl"
 SECTIONS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "steps": training.measure_steps,
-    "neurons": lambda bench: chain(training.measure_steps_of_both(bench), compact.measure_both_against_built(bench)),
+    "neurons": training.measure_steps_of_both,
     "teaching": training.measure_teaching,
     "frozen": training.measure_frozen,
-    "run": surgery.measure_runs,
     "built": compact.measure_against_built,
-    "predicted": measure_predicted,
     "speedup": compact.measure_speedup,
-    "michel": compact.measure_michel,
     "finalize": surgery.measure_finalize,
     "reload": surgery.measure_reload,
-    "growth": training.measure_growth,
 }
 
 
@@ -73,9 +67,7 @@ def describe(row: Row, before: Row | None) -> str:
     line += f"  goal {goal:.2f} {'missed' if middle > goal else 'reached'}" if goal is not None else ""
     for name, text in {
         "flops_allow": "arithmetic allows {:.2f}",
-        "near": "{:.0%} within 5 %",
         "seconds": "{:.2f} s",
-        "finalize_s": "{:.2f} s",
     }.items():
         line += f"  {text.format(row[name])}" if name in row else ""
     return line

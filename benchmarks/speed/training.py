@@ -1,24 +1,21 @@
 """Training steps with gates, alone, with a teacher and on frozen weights, and those of compact models."""
 
-import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
 import gating
-from benchmarks.speed.shapes import Bench, Row, Times, compact_copy, row, small_weights, text_batch, without_neurons
+from benchmarks.speed.shapes import Bench, Row, Times, compact_copy, row, text_batch, without_neurons
 from gating.training.optimizers import AdamW
 
 # The shares of a run's steps, as conf/config.yaml has them.
 _SEARCH, _RECOVERY = 0.75, 0.25
 _KEPT, _KEPT_OF_BOTH = 0.25, 0.4
-_CASES = [("minilm", 8, 128), ("minilm", 32, 128), ("minilm", 16, 32), ("bert-base", 8, 128), ("bert-base", 16, 32)]
+_CASES = [("minilm", 32, 128), ("minilm", 16, 32), ("bert-base", 8, 128)]
 _BOTH = ("heads", "neurons")
 _CASES_OF_BOTH = [
     ("minilm", 32, 32, "bf16"),
@@ -42,7 +39,7 @@ def measure_steps(bench: Bench) -> Iterator[Row]:
     """Time dense, gated and compact steps: forward, backward, clipping and AdamW."""
     for precision in ("fp32", "bf16"):
         # The second precision on two shapes, which is enough to see whether casts of the gates matter.
-        cases = _CASES if precision == "fp32" else [_CASES[1], _CASES[3]]
+        cases = _CASES if precision == "fp32" else [_CASES[0], _CASES[2]]
         for shape, batch_size, length in bench.some(cases, ("tiny", 4, 16)):
             dense = bench.bert(shape).train()
             batch = text_batch(dense, batch_size, length, labels=True)
@@ -68,19 +65,16 @@ def measure_steps_of_both(bench: Bench) -> Iterator[Row]:
     for shape, batch_size, length, precision in bench.some(_CASES_OF_BOTH, ("tiny", 4, 16, "fp32")):
         dense = bench.bert(shape).train()
         batch = text_batch(dense, batch_size, length, labels=True)
-        # Many tokens scale the weight of a down projection, few its input.
         steps = {
             "dense": plain_step(dense, batch, precision),
             "gated": gated_step(bench.bert(shape).train(), batch, precision, units=_BOTH),
-            "input": gated_step(bench.bert(shape).train(), batch, precision, install=_by_input, units=_BOTH),
             "compact": plain_step(without_neurons(compact_copy(dense, _KEPT_OF_BOTH), _KEPT_OF_BOTH), batch, precision),
         }
-        # Five models of BERT-base take 22 s a round.
+        # Models of BERT-base take many seconds a round.
         times = bench.times(steps, rounds=41, warm_up=2, seconds=150)
         times["whole"] = _whole_run(times)
         for name, title, goal in (
             ("gated", "step with gates on both / dense step", 1.03),
-            ("input", "the same, gates scale the input / dense step", None),
             ("compact", f"recovery step with {_KEPT_OF_BOTH:.0%} of both / dense step", 1.0),
             ("whole", "all steps of a run / dense steps", 0.9),
         ):
@@ -90,18 +84,18 @@ def measure_steps_of_both(bench: Bench) -> Iterator[Row]:
 def measure_teaching(bench: Bench) -> Iterator[Row]:
     """Time gated steps with a teacher beside dense steps with the same teacher."""
     for shape, batch_size, length in bench.some([("minilm", 16, 32), ("minilm", 32, 128)], ("tiny", 4, 16)):
-        for name, hidden_weight in (("logits", 0.0), ("logits and hidden states", 1.0)):
-            distillation = gating.Distillation(hidden_weight=hidden_weight)
-            teacher = gating.Teacher(bench.bert(shape), distillation=distillation)
-            dense, gated = (bench.bert(shape).train() for _ in range(2))
-            batch = text_batch(dense, batch_size, length, labels=True)
-            steps = {
-                "dense": plain_step(dense, batch, "fp32", teacher=teacher),
-                "gated": gated_step(gated, batch, "fp32", units=_BOTH, teacher=lambda _, teacher=teacher: teacher),
-            }
-            times = bench.times(steps, rounds=41, warm_up=2, seconds=60)
-            title = "gated step with a teacher / dense step with it"
-            yield row(title, f"{shape} {batch_size} x {length} fp32, {name}", times, "gated", "dense", 1.03)
+        teacher = gating.Teacher(bench.bert(shape), distillation=gating.Distillation(hidden_weight=1.0))
+        dense, gated = (bench.bert(shape).train() for _ in range(2))
+        batch = text_batch(dense, batch_size, length, labels=True)
+        steps = {
+            "dense": plain_step(dense, batch, "fp32", teacher=teacher),
+            "gated": gated_step(gated, batch, "fp32", units=_BOTH, teacher=lambda _, teacher=teacher: teacher),
+        }
+        times = bench.times(steps, rounds=41, warm_up=2, seconds=60)
+        title = "gated step with a teacher / dense step with it"
+        yield row(
+            title, f"{shape} {batch_size} x {length} fp32, logits and hidden states", times, "gated", "dense", 1.03
+        )
 
 
 def measure_frozen(bench: Bench) -> Iterator[Row]:
@@ -129,33 +123,6 @@ def measure_frozen(bench: Bench) -> Iterator[Row]:
     yield row(title, case, times, "taught", "full, taught")
 
 
-def measure_growth(bench: Bench) -> Iterator[Row]:
-    """Time gated and dense passes forward and backward, and finalizing, per layer and over numbers of heads."""
-    sizes = [(12, 8), (12, 32), (12, 128), (25, 128), (50, 128), (100, 128)]
-    for num_layers, num_heads in bench.some(sizes, (2, 4)):
-        gated, dense = (_wide_bert(num_layers, num_heads, bench.device) for _ in range(2))
-        gates = gating.inject_gates(gated)
-        objective = gating.ExactBudget(keep=0.25)
-        objective.attach(gates)
-        objective.update(gates, 0.5)
-        batch = text_batch(dense, 8, 64, labels=True)
-        calls = {"dense": partial(_pass, dense, batch), "gated": partial(_pass, gated, batch)}
-        times = bench.times(calls, rounds=21, seconds=15)
-        differences = [one - other for one, other in zip(times["gated"], times["dense"], strict=True)]
-        with torch.no_grad():
-            gates.log_alpha.copy_(torch.randn(gates.num_heads, generator=torch.Generator().manual_seed(0)))
-        start = time.perf_counter()
-        gating.finalize(gated, gates, num_heads=gates.num_heads // 4)
-        seconds = time.perf_counter() - start
-        costs = {
-            "gate_ms_per_layer": 1e3 * statistics.median(differences) / num_layers,
-            "finalize_ms_per_layer": 1e3 * seconds / num_layers,
-            "finalize_s": seconds,
-        }
-        title = "gated / dense, forward and backward, as models grow"
-        yield row(title, f"{num_layers} layers x {num_heads} heads", times, "gated", "dense", **costs)
-
-
 def plain_step(
     model: PreTrainedModel, batch: dict[str, Tensor], precision: str, *, teacher: gating.Teacher | None = None
 ) -> Callable[[], None]:
@@ -170,16 +137,13 @@ def gated_step(
     precision: str,
     *,
     units: Sequence[Any] = ("heads",),
-    install: Callable[[gating.HeadGates], object] | None = None,
     teacher: Callable[[gating.HeadGates], gating.Teacher] | None = None,
 ) -> Callable[[], None]:
     """Return a step that trains the gates of a model, and the weights that are not frozen, with the default objective.
 
-    ``install`` is called with the gates to multiply by them in another way, ``teacher`` to make the teacher.
+    ``teacher`` is called with the gates to make the teacher.
     """
     gates = gating.inject_gates(model, units=units)
-    if install is not None:
-        install(gates)
     given = None if teacher is None else teacher(gates)
     objective = gating.ExactBudget(keep=_KEPT)
     objective.attach(gates)
@@ -216,31 +180,3 @@ def _whole_run(times: Times) -> list[float]:
     """Return the times of a run's steps, of the search and of the recovery."""
     pairs = zip(times["gated"], times["compact"], strict=True)
     return [_SEARCH * gated + _RECOVERY * compact for gated, compact in pairs]
-
-
-def _by_input(gates: gating.HeadGates) -> None:
-    """Scale the input of every down projection, as of output projections."""
-    assert gates.attachment is not None
-    handles = gates.attachment.gate_handles
-    for index, block in enumerate(gates.blocks()):
-        handles[index].remove()
-        handles[index] = block.hook_features(block.output_projection.gate)
-
-
-def _pass(model: PreTrainedModel, batch: dict[str, Tensor]) -> None:
-    model(**batch).loss.backward()
-
-
-def _wide_bert(num_layers: int, num_heads: int, device: torch.device) -> BertForSequenceClassification:
-    torch.manual_seed(0)
-    with device, small_weights():
-        config = BertConfig(
-            hidden_size=256,
-            num_hidden_layers=num_layers,
-            num_attention_heads=num_heads,
-            intermediate_size=512,
-            vocab_size=1000,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-        )
-        return BertForSequenceClassification(config).train()

@@ -5,7 +5,8 @@ from mkdocs.structure.files import Files
 from mkdocs.structure.pages import Page
 
 # Factor of the score of a page, by the start of its path; the first that matches.
-BOOSTS = {"reference/": 0.2, "concepts/": 5.0, "howto/": 1.5, "quickstart": 1.5}
+GUIDES = ("howto/", "quickstart", "embeddings", "decoders", "serving")
+BOOSTS = {"reference/": 0.2, "concepts/": 5.0, **dict.fromkeys(GUIDES, 1.5)}
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:

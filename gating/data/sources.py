@@ -1,4 +1,4 @@
-"""Sources of data: functions that return the splits of a data set, as docs/howto/source.md describes them."""
+"""Sources of data: functions that return the splits of a data set, as docs/howto/data.md describes them."""
 
 import importlib
 from collections import Counter

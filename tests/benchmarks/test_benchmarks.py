@@ -81,8 +81,7 @@ def test_results_replace_those_of_their_kind_and_make_a_table(tmp_path):
 def test_differences_are_paired_by_seed():
     paired = benchmark("compare.paired")
     assert str(paired.difference({0: 85.0, 1: 86.5, 2: 84.0}, {0: 84.5, 1: 85.0})) == "+1.00 ± 0.50"
-    bounds = paired.smallest_difference([paired.Difference((0.5, 0.1, 0.3)), paired.Difference((-0.2, 0.4, 0.1))])
-    assert {seeds: round(points, 2) for seeds, points in bounds.items()} == {3: 0.41}
+    assert paired.difference({0: 85.0}, {1: 85.0}) is None
 
 
 def settings_of_runs() -> dict[str, list[str]]:
@@ -112,7 +111,7 @@ def test_settings_of_runs_compose():
 @pytest.mark.runs
 @pytest.mark.parametrize("section", benchmark("speed.__main__").SECTIONS)
 def test_every_section_of_speed_measures(section, monkeypatch, capsys):
-    if section in ("run", "finalize"):
+    if section == "finalize":
         pytest.skip("it starts processes: python -m benchmarks.speed --quick")
     call("benchmarks.speed.__main__", monkeypatch, section, "--quick", "--device", "cpu")
     assert " to " in capsys.readouterr().out
@@ -123,7 +122,7 @@ def test_compact_models_are_measured_in_every_runtime(monkeypatch, capsys):
     for package in ("gguf", "xllamacpp", "openvino", "onnxscript"):
         pytest.importorskip(package, reason=f"the package {package} is not installed")
     serving = benchmark("serving.__main__")
-    sections = ["tokens", "speed"]  # Others export more models: python -m benchmarks.serving --quick
+    sections = ["tokens", "cache"]  # Others export more models: python -m benchmarks.serving --quick
     rows = serving.main([*sections, "--quick"])
     assert {row["section"] for row in rows} == set(sections)
     assert not [row["failed"] for row in rows if "failed" in row]
@@ -131,9 +130,9 @@ def test_compact_models_are_measured_in_every_runtime(monkeypatch, capsys):
 
 
 @pytest.mark.processes
-def test_every_section_of_sharding_measures(monkeypatch, capsys):
-    call("benchmarks.sharding.__main__", monkeypatch, "--quick")
-    assert capsys.readouterr().out.count("\n| 192 wide") >= 5
+def test_a_removal_from_a_sharded_model_is_measured(monkeypatch, capsys):
+    call("benchmarks.sharding", monkeypatch, "--quick")
+    assert "\n| 192 wide" in capsys.readouterr().out
 
 
 # Forking makes a case cheap; nothing in the child waits for a thread of this process.
@@ -210,7 +209,7 @@ def test_decoders_are_healed_and_not_trained_again(decoder, tmp_path, monkeypatc
         tmp_path / "rows.jsonl",
         [folder / "tinyshakespeare" / f"{split}.txt" for split in ("train", "test")],
     )
-    arguments = ["--model", model, "--text", *texts, "--runs", tmp_path / "runs", "--results", results]
+    arguments = ["--model", model, "--data", folder, "--runs", tmp_path / "runs", "--results", results]
     arguments += ["--methods", "first layers", "--shares", 0.5, "--seeds", 0, "--healing", 2, "--settings"]
     arguments += ["data.max_length=16", "data.batch_size=2", f"data.validation={texts[1]}"]
     call("benchmarks.decoders.__main__", monkeypatch, *arguments)
@@ -227,4 +226,3 @@ def test_sizes_tell_code_from_docstrings(tmp_path: Path):
     )
     sizes = benchmark("size").measure(tmp_path)
     assert (sizes.files, sizes.code, sizes.docstrings) == ({"part/module.py": 5}, 2, 1)
-    assert (sizes.public, sizes.typed, sizes.documented) == (1, 1, 0)

@@ -1,4 +1,4 @@
-"""A user's own source of data: the example in docs/howto/source.md, and the errors of invalid ones."""
+"""A user's own source of data: the example in docs/howto/data.md, and the errors of invalid ones."""
 
 import json
 import re
@@ -12,7 +12,7 @@ import train
 from gating.data.examples import Examples, as_examples
 from tests.support.tiny_run import ROOT, compose_settings, make_model_folder
 
-PAGE = (ROOT / "docs" / "howto" / "source.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "howto" / "data.md").read_text(encoding="utf-8")
 BLOCKS = dict(re.findall(r"```(\w+).*\n((?:.*\n)*?)```", PAGE))
 ROWS = Dataset.from_dict({"text": ["a", "b"], "label": ["x", "y"]})
 

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import peft
 import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
@@ -19,7 +18,7 @@ def texts() -> dict[str, Any]:
     writer = GPT2LMHeadModel(GPT2Config(vocab_size=45, n_positions=64, n_embd=16, n_layer=2, n_head=2))
     gating.prune_heads(writer, {0: [1]})
     gating.save_compact(writer, "compact", tokenizer=AutoTokenizer.from_pretrained(folder))
-    return {"peft": peft}
+    return {}
 
 
 def families() -> dict[str, Any]:
@@ -28,7 +27,7 @@ def families() -> dict[str, Any]:
 
 
 SETUPS: dict[str, Callable[[], dict[str, Any]]] = {
-    "texts.md": texts,
+    "howto/texts.md": texts,
     "families.md": families,
     "architecture.md": families,
 }
