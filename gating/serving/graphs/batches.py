@@ -65,16 +65,10 @@ def batch_to_trace(model: PreTrainedModel, names: Sequence[str], processor: obje
     return _make_batch(model, names, lengths, _pad_token_id(model, processor), "right")
 
 
-def batches_to_check(
-    model: PreTrainedModel,
-    names: Sequence[str],
-    axes: Mapping[str, Sequence[object]],
-    processor: object = None,
-) -> Iterator[PaddedBatch]:
+def batches_to_check(model: PreTrainedModel, names: Sequence[str], processor: object = None) -> Iterator[PaddedBatch]:
     """Yield batches of the named inputs in different sizes and lengths, from 1 up to the model's longest.
 
-    Rows of different lengths are padded on either side. Batches that do not fit the ``axes`` of a graph, the shape of
-    each input, are skipped: sizes that are integers are fixed. Those of :func:`batch_to_trace` always fit.
+    Rows of different lengths are padded on either side.
     """
     pad_token_id = _pad_token_id(model, processor)
     pads, longest, most = any(name in names for name in _MASKS), _longest(model, processor), _most_rows(model)
@@ -86,12 +80,7 @@ def batches_to_check(
         sides: tuple[Side, ...] = ("right", "left") if pads and len(lengths) > 1 else ("right",)
         for side in sides:
             batch = _make_batch(model, names, lengths, pad_token_id, side)
-            if all(_fits(batch[name].shape, sizes) for name, sizes in axes.items()):
-                yield PaddedBatch(batch, side if len(sides) > 1 else None)
-
-
-def _fits(shape: Sequence[int], sizes: Sequence[object]) -> bool:
-    return all(not isinstance(size, int) or size == actual for actual, size in zip(shape, sizes, strict=True))
+            yield PaddedBatch(batch, side if len(sides) > 1 else None)
 
 
 def _shortened(lengths: Sequence[int], longest: int) -> list[int]:
