@@ -11,7 +11,7 @@ from transformers import AutoProcessor, PreTrainedModel
 from gating.compact.files import find_folder, write_manifest
 from gating.compact.load import load_compact
 from gating.compact.recipe import processor_folder
-from gating.errors import InputError, InputTypeError, OperationError, UserError, explain, loading, shorten
+from gating.errors import InputError, OperationError, UserError, explain, loading, shorten
 from gating.loader.integrity import check_finite
 from gating.proof.conditions import check_has_values, check_no_adapters
 from gating.proof.outputs import evaluating
@@ -26,7 +26,6 @@ __all__ = [
     "load_processor",
     "megabytes_of",
     "reporting_failure",
-    "source_of",
     "special_tokens",
     "writes_text",
 ]
@@ -47,30 +46,12 @@ def exporting(
     :func:`~gating.serving.formats.export_compact`.
     """
     FORMATS[format].check_packages()
-    source_of(model_or_directory)
     # It is checked again when it is written; loading a model may take long.
     check_free(place, overwrite=overwrite)
     model, origin = load_model(model_or_directory, format=format)
     with evaluating(model), replacing_folder(place, overwrite=overwrite) as folder:
         yield model, origin, folder
         write_manifest(folder)
-
-
-def source_of(model_or_directory: Exportable) -> str | os.PathLike[str]:
-    """Return the place that a model is or was loaded from, which an export must not replace.
-
-    Raises:
-        TypeError: It is neither a model of transformers nor a path.
-    """
-    if isinstance(model_or_directory, PreTrainedModel):
-        return str(model_or_directory.name_or_path)
-    if not isinstance(model_or_directory, (str, os.PathLike)):
-        has_adapters = hasattr(model_or_directory, "merge_and_unload")
-        raise InputTypeError(
-            f"Only models of transformers can be exported, got {type(model_or_directory).__name__}."
-            + " Merge its adapters: model.merge_and_unload()." * has_adapters
-        )
-    return model_or_directory
 
 
 def load_model(model_or_directory: Exportable, *, format: str) -> tuple[PreTrainedModel, Path | None]:

@@ -17,13 +17,7 @@ _WORKER = Path(__file__).with_name("worker.py")
 
 
 class Answer(NamedTuple):
-    """Tokens of llama.cpp for each prompt and text.
-
-    Attributes:
-        written: Tokens that it wrote after each prompt, without those that end a text.
-        read: Tokens of each text.
-        read_with_special: The same with the special tokens that it adds before and after a text.
-    """
+    """Tokens that llama.cpp wrote after each prompt, and reads in each text, without and with special ones."""
 
     written: list[list[int]]
     read: list[list[int]]
