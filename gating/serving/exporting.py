@@ -45,7 +45,6 @@ def exporting(
     in the block, nothing is written. The arguments and errors are those of
     :func:`~gating.serving.formats.export_compact`.
     """
-    FORMATS[format].check_packages()
     # It is checked again when it is written; loading a model may take long.
     check_free(place, overwrite=overwrite)
     model, origin = load_model(model_or_directory, format=format)
