@@ -166,7 +166,7 @@ def test_other_models_give_the_same_outputs(name, runtime, tmp_path):
     assert report.max_difference <= 1e-4
     if name in ("t5", "bart"):
         assert {"decoder_input_ids", "decoder_attention_mask"} < set(report.inputs)
-    if name == "vit":
+    if name == "vit" and runtime == "onnx":
         assert report.inputs == {"pixel_values": ("batch", 3, 16, 16)}
 
 

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from gating.proof.probe import make_probe
 from gating.serving.contexts import LONGEST_CHECKED, boundaries, checked_context
 
-__all__ = ["PaddedBatch", "batch_to_trace", "batches_to_check", "input_names", "real_positions"]
+__all__ = ["batch_to_trace", "batches_to_check", "input_names", "real_positions"]
 
 Side = Literal["left", "right"]
 
@@ -24,13 +24,6 @@ _CHECKED = ((9, 6, 1), (9,), (6,), (1,))
 _LONGEST_CHECKED = 1024
 # Number of tokens beyond a length at which the model computes otherwise.
 _BEYOND = 7
-
-
-class PaddedBatch(NamedTuple):
-    """A batch and the side of its padding, if it has any that the model can see."""
-
-    inputs: dict[str, Tensor]
-    side: Side | None
 
 
 def input_names(model: PreTrainedModel, processor: object = None) -> list[str]:
@@ -65,10 +58,12 @@ def batch_to_trace(model: PreTrainedModel, names: Sequence[str], processor: obje
     return _make_batch(model, names, lengths, _pad_token_id(model, processor), "right")
 
 
-def batches_to_check(model: PreTrainedModel, names: Sequence[str], processor: object = None) -> Iterator[PaddedBatch]:
+def batches_to_check(
+    model: PreTrainedModel, names: Sequence[str], processor: object = None
+) -> Iterator[tuple[dict[str, Tensor], Side | None]]:
     """Yield batches of the named inputs in different sizes and lengths, from 1 up to the model's longest.
 
-    Rows of different lengths are padded on either side.
+    Rows of different lengths are padded on either side, which comes with the batch if the model can see it.
     """
     pad_token_id = _pad_token_id(model, processor)
     pads, longest, most = any(name in names for name in _MASKS), _longest(model, processor), _most_rows(model)
@@ -80,7 +75,7 @@ def batches_to_check(model: PreTrainedModel, names: Sequence[str], processor: ob
         sides: tuple[Side, ...] = ("right", "left") if pads and len(lengths) > 1 else ("right",)
         for side in sides:
             batch = _make_batch(model, names, lengths, pad_token_id, side)
-            yield PaddedBatch(batch, side if len(sides) > 1 else None)
+            yield batch, side if len(sides) > 1 else None
 
 
 def _shortened(lengths: Sequence[int], longest: int) -> list[int]:
