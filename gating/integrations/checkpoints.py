@@ -24,6 +24,7 @@ from gating.storage.files import move_aside, replacing_file
 
 __all__ = [
     "check_can_resume",
+    "choice_file",
     "find_checkpoint",
     "load_start",
     "read_state",
@@ -35,6 +36,7 @@ __all__ = [
 
 # Folder of the recovery in that of the search, and in it the compact model that it begins with and what that lacks.
 _RECOVERY, _START, _START_STATE = "recovery", "start", "start.pt"
+_CHOICE = "choice.pt"
 # State of the gates, and of losses, in a checkpoint.
 _STATE = "gates.pt"
 _log = logging.getLogger(__name__)
@@ -57,6 +59,11 @@ def read_state(path: Path) -> dict[str, Any]:
         raise MissingFileError(f"{path} has no {_STATE}: it is not a checkpoint of a trainer with gates.")
     state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     return state
+
+
+def choice_file(output_dir: Path) -> Path:
+    """Return the file of the choice that was timed after a search; it lies with the recovery that has it."""
+    return output_dir / _RECOVERY / _CHOICE
 
 
 def find_checkpoint(resume: str | bool | None, output_dir: Path) -> tuple[Path | None, Path | None]:
