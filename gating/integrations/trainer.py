@@ -13,7 +13,7 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import TrainOutput
 
 from gating.compact.save import save_compact
-from gating.errors import InputError, OperationError
+from gating.errors import OperationError
 from gating.gates import HeadGates, inject_gates
 from gating.gates.attachment import freeze, unfreeze
 from gating.integrations.budgets import check_budget, kept_at_speedup, measured_budget
@@ -24,7 +24,6 @@ from gating.integrations.callbacks import (
     without_early_stopping,
 )
 from gating.integrations.checkpoints import (
-    check_can_resume,
     choice_file,
     find_checkpoint,
     read_state,
@@ -94,8 +93,7 @@ class GatedTrainerMixin(GatedPhases):
             recovery: Share of the steps that train the compact model after the removal; 0 for none.
             gate_lr: Constant learning rate of the gates; by default 0.1, and 0.2 with gates on neurons.
             multiplier_lr: Constant learning rate of the objective's multipliers, if it has any.
-            gate_options: Arguments of :func:`gating.inject_gates`, such as ``{"units": ["heads", "neurons"]}``. Not for
-                a model that has gates already.
+            gate_options: Arguments of :func:`gating.inject_gates`, such as ``{"units": ["heads", "neurons"]}``.
             convergence: Criterion that ends the search early; None for a search of all its steps.
             freeze_weights: Whether the gates alone are trained, or gates and adapters: True for the whole training,
                 which has no recovery without adapters; ``search`` for a recovery that trains the weights.
@@ -169,7 +167,6 @@ class GatedTrainerMixin(GatedPhases):
         if checkpoint is not None:
             if read_state(checkpoint)["search"]["reason"] is not None:
                 return self._load_complete(checkpoint)
-            check_can_resume(checkpoint)
         elif self.search.reason:
             raise OperationError("The search is complete: call finalize(), then train() for the recovery.")
         else:
@@ -304,17 +301,14 @@ class GatedTrainerMixin(GatedPhases):
     def _begin_search(self, objective: Objective) -> None:
         model, base = self.model, base_model(self.model)
         self._adapters = adapter_config(model)
-        present: HeadGates | None = getattr(base, "head_gates", None)
-        if present is not None and self._gate_options:
-            raise InputError("gate_options are for a model without gates, and this one has gates: leave them out.")
         # Before the gates, which scale the features of frozen weights; below adapters they are frozen already.
         self._frozen = freeze(model) if self._freeze and self._adapters is None else frozenset()
-        gates = present
+        gates = None
         try:
-            gates = inject_gates(base, **self._gate_options) if present is None else present
+            gates = inject_gates(base, **self._gate_options)
             self.search = Search(gates, objective, convergence=self._convergence)
         except BaseException:
-            if present is None and gates is not None:
+            if gates is not None:
                 gates.remove()
             unfreeze(model, self._frozen)
             raise
@@ -334,7 +328,6 @@ class GatedTrainerMixin(GatedPhases):
             state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
             if state.global_step >= state.max_steps:
                 return self._load_complete(checkpoint)
-            check_can_resume(checkpoint)
         return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
 
 

@@ -23,10 +23,6 @@ def test_what_cannot_work_is_said_before_anything_changes(tmp_path):
     with pytest.raises(InputError, match="num_heads"):
         make_trainer(tmp_path, model=model, objective=gating.ExactBudget(num_heads=13))
     assert not hasattr(model, "head_gates")
-    gated = make_classifier()
-    gating.inject_gates(gated)
-    with pytest.raises(InputError, match="gate_options"):
-        make_trainer(tmp_path, model=gated, gate_options={"units": "neurons"})
 
 
 def test_multipliers_need_an_optimizer_that_ascends(tmp_path):
