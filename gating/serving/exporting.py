@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import AutoProcessor, PreTrainedModel
 
-from gating.compact.files import find_folder, write_manifest
+from gating.compact.files import find_folder
 from gating.compact.load import load_compact
 from gating.compact.recipe import processor_folder
 from gating.errors import InputError, OperationError, UserError, explain, loading, shorten
@@ -50,7 +50,6 @@ def exporting(
     model, origin = load_model(model_or_directory, format=format)
     with evaluating(model), replacing_folder(place, overwrite=overwrite) as folder:
         yield model, origin, folder
-        write_manifest(folder)
 
 
 def load_model(model_or_directory: Exportable, *, format: str) -> tuple[PreTrainedModel, Path | None]:

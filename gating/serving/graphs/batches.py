@@ -94,21 +94,12 @@ def _pad_token_id(model: PreTrainedModel, processor: object) -> int:
 
 
 def _longest(model: PreTrainedModel, processor: object, *, most: int = _LONGEST_CHECKED) -> int:
-    """Return the largest number of tokens of an export, up to a limit for the check."""
-    config = model.config
-    parts = [config, config.get_text_config(), *(getattr(config, name, None) for name in ("encoder", "decoder"))]
-    names = ("max_position_embeddings", "max_target_positions")
-    limits = [getattr(part, name, None) for part in parts for name in names]
-    limits += [
-        getattr(getattr(processor, "tokenizer", processor), "model_max_length", None),
-        most,
-        checked_context(config)[0],
-    ]
-    for name, module in model.named_modules():
-        # Position ids of RoBERTa and similar models start after the padding index.
-        if name.endswith("position_embeddings") and isinstance(getattr(module, "padding_idx", None), int):
-            limits.append(module.num_embeddings - module.padding_idx - 1)
-    return min(limit for limit in limits if isinstance(limit, int) and limit > 0)
+    """Return the largest number of tokens of a batch, up to a limit for the check."""
+    of_processor = getattr(getattr(processor, "tokenizer", processor), "model_max_length", None)
+    most = min(limit for limit in (of_processor, most, checked_context(model.config)[0]) if limit is not None)
+    # A probe stays a little below the largest number of positions.
+    ids = make_probe(model, batch_size=1, length=most).get("input_ids")
+    return most if ids is None else ids.shape[1]
 
 
 def _make_batch(
@@ -134,12 +125,8 @@ def _make_row(model: PreTrainedModel, names: Sequence[str], number: int, lengths
     # Encoder and decoder get different lengths.
     for prefix, length in (("decoder_", max(1, lengths[-1 - number] - 2)), ("", lengths[number])):
         probe = make_probe(model, batch_size=len(lengths), length=length)
-        # Probes of text stay a little below the model's largest length.
-        longer = make_probe(model, batch_size=len(lengths), length=length + 4)
-        for name in names:
-            if name in probe and name.startswith("decoder_") == bool(prefix):
-                is_text = name.endswith("_ids")
-                row[name] = longer[name][number].repeat(length)[-length:] if is_text else probe[name][number]
+        own = [name for name in names if name in probe and name.startswith("decoder_") == bool(prefix)]
+        row |= {name: probe[name][number] for name in own}
         if f"{prefix}attention_mask" in names:
             # Tokenizers make masks of int64, feature extractors of int32.
             dtype = torch.int64 if f"{prefix}input_ids" in row else torch.int32
