@@ -1,7 +1,8 @@
 """Exports of models: opened with their processors, refused with the formats that take them, written and replaced."""
 
 import os
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from gating.errors import InputError, OperationError, UserError, explain, loadin
 from gating.loader.integrity import check_finite
 from gating.proof.conditions import check_has_values, check_no_adapters
 from gating.proof.outputs import evaluating
+from gating.report.results import Runtime
 from gating.serving.formats import FORMATS
 from gating.storage.files import check_free, replacing_folder
 from gating.vocabulary import check_vocabulary
@@ -22,6 +24,7 @@ from gating.vocabulary import check_vocabulary
 __all__ = [
     "Exportable",
     "exporting",
+    "find_runtimes",
     "load_model",
     "load_processor",
     "megabytes_of",
@@ -126,3 +129,39 @@ def reporting_failure(model: PreTrainedModel, target: str) -> Iterator[None]:
 def megabytes_of(folder: Path) -> float:
     """Return the size of all files of a folder, in millions of bytes."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
+
+
+def find_runtimes(
+    model: PreTrainedModel, folder: Path, *, compact: Path | None = None, exports: Mapping[str, Path] | None = None
+) -> list[Runtime]:
+    """Return the runtimes of serving, with a command or the reason for which they do not run a model.
+
+    Nothing is exported: an export is checked when it is written.
+
+    Args:
+        model: The model, compact or dense.
+        folder: Folder of its run, or its own, for the commands.
+        compact: Its own folder if that is a stock model, which vLLM serves as it is.
+        exports: Places of exports by their names, such as ``onnx-int8``; those that exist are named with their runtime.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> model = BertModel(BertConfig(hidden_size=8, num_attention_heads=4, num_hidden_layers=2, vocab_size=10))
+        >>> [runtime.name for runtime in find_runtimes(model, Path("run")) if runtime.command]
+        ['ONNX Runtime', 'OpenVINO']
+    """
+    command = f"head-gating export {shlex.quote(str(folder))} --format "
+    runtimes = []
+    for format, row in FORMATS.items():
+        places = [place for name, place in (exports or {}).items() if name.partition("-")[0] == format]
+        if reason := row.reason_against(model) if writes_text(model) else "It runs decoders." * row.only_decoders:
+            runtimes.append(Runtime(row.runtime, "", reason))
+        elif made := tuple(place for place in places if place.exists()):
+            runtimes.append(Runtime(row.runtime, "", exports=made))
+        elif format == "vllm" and compact is not None:
+            from gating.serving.vllm import serve_stock  # It imports this file.
+
+            runtimes.append(Runtime(row.runtime, serve_stock(model, compact)))
+        else:
+            runtimes.append(Runtime(row.runtime, f"{command}{format}"))
+    return runtimes

@@ -17,7 +17,7 @@ pytest.importorskip("xllamacpp", reason="the package xllamacpp, llama.cpp, is no
 from gating.serving.gguf import gguf_export as export  # noqa: E402
 from gating.serving.gguf import tokenizer  # noqa: E402
 from gating.serving.gguf.architectures import find_architecture  # noqa: E402
-from gating.serving.gguf.check import Answer, run_llama_cpp  # noqa: E402
+from gating.serving.gguf.gguf_export import Answer, run_llama_cpp  # noqa: E402
 
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 32}  # fmt: skip

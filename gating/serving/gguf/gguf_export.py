@@ -1,29 +1,35 @@
 """Export of decoders as GGUF files, checked in llama.cpp."""
 
+import json
 import os
+import re
 import shlex
+import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from transformers import PreTrainedModel
 
 from gating.compact.save import Processor
-from gating.errors import InputError, OperationError
+from gating.errors import InputError, OperationError, shorten
 from gating.proof.outputs import evaluating
 from gating.serving.dummy_heads import with_dummy_heads
 from gating.serving.exporting import Exportable, load_model, load_processor
 from gating.serving.formats import ServingReport
 from gating.serving.gguf.architectures import blocks_to_fill, context_length, find_architecture
-from gating.serving.gguf.check import RUNTIME, Answer, run_llama_cpp
 from gating.serving.gguf.tokenizer import tokens_never_written
 from gating.serving.gguf.writing import write_gguf
 from gating.serving.greedy import TOLERANCES, check_tokens, make_prompts
 from gating.storage.files import check_free, replacing_file
 
-__all__ = ["GGUF_TYPES", "GgufType", "export_gguf"]
+__all__ = ["GGUF_TYPES", "Answer", "GgufType", "export_gguf", "run_llama_cpp"]
+
+_RUNTIME = "llama.cpp"
+_WORKER = Path(__file__).with_name("worker.py")
 
 GgufType = Literal["f32", "f16", "bf16", "q8_0"]
 GGUF_TYPES: tuple[GgufType, ...] = get_args(GgufType)
@@ -38,6 +44,14 @@ _TEXTS = (
     "naïve café, 東京 🙂 Ünïcödé",
     "x=[1,2];",
 )
+
+
+class Answer(NamedTuple):
+    """Tokens that llama.cpp wrote after each prompt, and reads in each text, without and with special ones."""
+
+    written: list[list[int]]
+    read: list[list[int]]
+    read_with_special: list[list[int]]
 
 
 def export_gguf(
@@ -129,9 +143,9 @@ def _check(model: PreTrainedModel, file: Path, *, dtype: GgufType, tokenizer: An
         answer.written,
         never_written=tokens_never_written(file),
         tolerance=TOLERANCES[dtype],
-        runtime=RUNTIME,
+        runtime=_RUNTIME,
     )
-    return [check.describe(RUNTIME), *_compare_texts(tokenizer, texts, answer, is_copied=is_copied)]
+    return [check.describe(_RUNTIME), *_compare_texts(tokenizer, texts, answer, is_copied=is_copied)]
 
 
 def _compare_texts(reader: Any, texts: Sequence[str], answer: Answer, *, is_copied: bool) -> list[str]:
@@ -145,3 +159,32 @@ def _compare_texts(reader: Any, texts: Sequence[str], answer: Answer, *, is_copi
                 "the dense model, or another pre_tokenizer. Nothing was written."
             )
     return [_OTHER_SPECIAL] if has_others else []
+
+
+def run_llama_cpp(
+    file: Path, prompts: Sequence[Sequence[int]], *, count: int, context: int, texts: Sequence[str] = ()
+) -> Answer:
+    """Return the greedy tokens that llama.cpp writes after prompts, and the tokens that it reads in texts.
+
+    Its cache is float32 and its attention the plain one, so that its logits are the model's up to rounding.
+
+    Raises:
+        RuntimeError: llama.cpp does not load the file, or fails.
+    """
+    task = {"file": str(file), "prompts": prompts, "count": count, "context": context, "texts": texts}
+    # -P: the modules of this folder must not hide others of the same names.
+    command = [sys.executable, "-P", str(_WORKER)]
+    # Its log may have parts of characters.
+    result = subprocess.run(
+        command, input=json.dumps(task), capture_output=True, encoding="utf-8", errors="replace", check=False
+    )
+    if result.returncode:
+        reason = _reason(result.stderr) or f"exit status {result.returncode}"
+        raise OperationError(f"llama.cpp does not run the file ({shorten(reason, most=300)}). Nothing was written.")
+    return Answer(**json.loads(result.stdout.splitlines()[-1]))
+
+
+def _reason(log: str) -> str:
+    """Return the first message of a log that names a failure, without its time and level."""
+    failures = re.findall(r"(?:error loading model: |GGML_ASSERT|Error: |Exception: ).*", log)
+    return failures[0].removeprefix("error loading model: ") if failures else ""

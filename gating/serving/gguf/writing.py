@@ -1,7 +1,5 @@
 """GGUF files: their metadata and tensors, written one after another."""
 
-import errno
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -64,11 +62,6 @@ def write_gguf(
         else:
             add_placeholders(writer, model, vocab_size=vocab_size)
         _write_tensors(writer, lambda: decoder_tensors(model, architecture, sizes_of(model)), _TYPES[dtype][0])
-    except OSError as error:
-        if error.errno is not None:
-            raise
-        # numpy has written less than it was asked to, and names no reason.
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file)) from error
     finally:
         writer.close()
 
