@@ -23,7 +23,7 @@ from gating.pruning.repeat import remove_recorded
 from gating.storage.files import move_aside, replacing_file
 
 __all__ = [
-    "check_can_resume",
+    "choice_file",
     "find_checkpoint",
     "load_start",
     "read_state",
@@ -35,6 +35,7 @@ __all__ = [
 
 # Folder of the recovery in that of the search, and in it the compact model that it begins with and what that lacks.
 _RECOVERY, _START, _START_STATE = "recovery", "start", "start.pt"
+_CHOICE = "choice.pt"
 # State of the gates, and of losses, in a checkpoint.
 _STATE = "gates.pt"
 _log = logging.getLogger(__name__)
@@ -59,26 +60,33 @@ def read_state(path: Path) -> dict[str, Any]:
     return state
 
 
+def choice_file(output_dir: Path) -> Path:
+    """Return the file of the choice that was timed after a search; it lies with the recovery that has it."""
+    return output_dir / _RECOVERY / _CHOICE
+
+
 def find_checkpoint(resume: str | bool | None, output_dir: Path) -> tuple[Path | None, Path | None]:
     """Return the folder of the recovery to resume, and the checkpoint: None for the search, and for a new phase.
 
-    ``resume`` is a path, or True for the last complete checkpoint of a training in ``output_dir``; without one, a
-    ``FileNotFoundError`` is raised.
+    ``resume`` is a path, or True for the last complete checkpoint of a training in ``output_dir``.
+
+    Raises:
+        FileNotFoundError: There is no checkpoint.
+        InputError: The checkpoint has no optimizer, with which the result would be another one.
     """
     if not resume:
         return None, None
-    recovery, last = output_dir / _RECOVERY, None if resume is True else Path(resume)
-    if last is not None:
-        recovery = last.parent
-    if (recovery / _START).is_dir():
-        return recovery, last or _last_checkpoint(recovery)
-    last = last or _last_checkpoint(output_dir)
-    if last is None:
+    folder = output_dir / _RECOVERY if resume is True else Path(resume).parent
+    recovery = folder if (folder / _START).is_dir() else None
+    last = _last_checkpoint(recovery or output_dir) if resume is True else Path(resume)
+    if last is None and recovery is None:
         raise MissingFileError(
             f"There is no checkpoint in args.output_dir={output_dir} to resume from: call train() without "
             "resume_from_checkpoint=True."
         )
-    return None, last
+    if last is not None and not (last / OPTIMIZER_NAME).is_file():
+        raise InputError(f"{last} has no {OPTIMIZER_NAME}: it was written with save_only_model=True.")
+    return recovery, last
 
 
 def _last_checkpoint(folder: Path) -> Path | None:
@@ -86,12 +94,6 @@ def _last_checkpoint(folder: Path) -> Path | None:
     written = {path.parent for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}")}
     steps = {path: int(path.name.partition("-")[2]) for path in written if re.fullmatch(r"\w+-\d+", path.name)}
     return max(steps, key=steps.__getitem__, default=None)
-
-
-def check_can_resume(checkpoint: Path) -> None:
-    """Raise ``InputError`` for a checkpoint without an optimizer, from which the result would be another one."""
-    if not (checkpoint / OPTIMIZER_NAME).is_file():
-        raise InputError(f"{checkpoint} has no {OPTIMIZER_NAME}: it was written with save_only_model=True.")
 
 
 def set_aside(output_dir: Path) -> None:

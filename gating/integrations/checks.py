@@ -27,8 +27,8 @@ def check_trainer(trainer: Trainer, *, recovery: float, freeze_weights: object, 
     refuse(
         {
             f"recovery={recovery} is not a share of the steps: give a number from 0 to below 1.": not 0 <= recovery < 1,
-            "optimizers=(optimizer, scheduler) leaves the gates without a learning rate of their own: give "
-            "optimizers=(optimizer, None) and args.lr_scheduler_type.": trainer.lr_scheduler is not None,
+            "optimizers= has no learning rate for gates, and parameters that will be gone: give args.optim, or "
+            "optimizer_cls_and_kwargs=(cls, options).": trainer.optimizer or trainer.lr_scheduler,
             "Heads are removed from whole weights, and FSDP and DeepSpeed shard them: start the script with torchrun "
             "or accelerate launch for data-parallel training (DDP), or train by train.py with trainer=fsdp.": (
                 trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled

@@ -1,68 +1,126 @@
-"""Checkpoints of a trainer with gates, and the change from the search to an ordinary training of the compact model."""
+"""The phases of a trainer with gates: the steps of its search, its checkpoints, and the change to the recovery."""
 
-import inspect
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState, set_seed
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Trainer, TrainerState, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
+from transformers.trainer_utils import TrainOutput
 
 from gating.embedding.processor import SentenceProcessor
+from gating.errors import InputError
 from gating.gates.attachment import unfreeze
+from gating.integrations.callbacks import RemovedFirst, TrainerSearchEnd
 from gating.integrations.checkpoints import load_start, read_state, recovery_args, save_start, write_state
 from gating.integrations.sentences import hook_passes, is_sentence_model, load_other_weights, other_weights, use_model
-from gating.integrations.steps import GatedSteps
-from gating.integrations.wrappers import (
-    base_model,
-    has_own_adapters,
-    load_own_adapters,
-    with_new_adapters,
-    without_autocast,
-)
-from gating.pruning.finalize import FinalizeReport
-from gating.pruning.prune_report import unproven_note
-from gating.report.rows import CompactReport, size_rows
+from gating.integrations.teaching import is_added_up, taught_loss
+from gating.integrations.wrappers import base_model, with_new_adapters, without_autocast
+from gating.objectives.parameter_groups import gate_groups
+from gating.objectives.search import Search
 from gating.structure.hooks import Handle
-from gating.teachers.teacher import OpenTeacher
+from gating.teachers.teacher import OpenTeacher, Teacher
 
 __all__ = ["GatedPhases"]
 
-
-class _RemovedFirst(TrainerCallback):
-    """Callback that evaluates the removed model before the recovery, and saves it as the best one so far."""
-
-    def __init__(self, trainer: Any) -> None:
-        """Args: ``trainer`` begins a recovery with ``load_best_model_at_end``."""
-        self._trainer = trainer
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Write ``checkpoint-0``, unless the recovery is resumed."""
-        if state.best_metric is None:
-            self._trainer._determine_best_metric(self._trainer._evaluate(None, None, skip_scheduler=True), trial=None)
-            state.best_model_checkpoint = str(Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-0")
-            self._trainer._save_checkpoint(self._trainer.model, trial=None)
+# The class may be any that is made from transformers' Trainer.
+_Base: Any = object
 
 
-class GatedPhases(GatedSteps):
-    """Methods of a trainer that save and load the state of gates, and begin the recovery."""
+class GatedPhases(_Base):  # type: ignore[misc]
+    """Methods of a trainer that train gates beside the weights as long as it has a search, and begin the recovery.
 
+    Attributes:
+        search: The search; None after the removal.
+        teacher: Dense model to learn from; None to learn from the labels alone.
+        speedup: Time of the dense model over that of the compact one, measured with ``speedup=``; None without.
+    """
+
+    search: Search | None = None
+    teacher: Teacher | None = None
+    speedup: float | None = None
+    # This callback ends the search.
+    _search_end: TrainerSearchEnd
+    # Rates of gates and multipliers, as in `gating.parameter_groups`.
+    _rates: Mapping[str, Any]
     # Configuration of the adapters of PEFT; None without them.
     _adapters: Any = None
-    # The user has given the optimizer.
-    _given_optimizer: torch.optim.Optimizer | None = None
-    _report: FinalizeReport | None = None
-    speedup: float | None = None
     # Steps of the recovery, once it has begun.
     _recovery_steps = 0
     # Names of the weights that are frozen in the search.
     _frozen: frozenset[str] = frozenset()
     # Hooks of losses or modules of sentence-transformers that begin a pass of the gates.
     _pass_handles: Sequence[Handle] = ()
+    # Attributes of transformers' Trainer.
+    args: Any
+    model: Any
+    callback_handler: Any
+    optimizer: Any
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """Create the optimizer, with groups of their own for gates and multipliers.
+
+        A callback could not add them in ``on_train_begin``: the scheduler exists by then, with one rate for each group
+        that the optimizer had, and fails at its first step.
+        """
+        if self.search is None:
+            return super().create_optimizer(*args, **kwargs)
+        gates = self.search.gates
+        # Otherwise the gates would be among the weights, with their rate and decay.
+        gates.requires_grad_(False)
+        try:
+            super().create_optimizer(*args, **kwargs)
+        finally:
+            gates.requires_grad_(True)
+        if any(group.get("name") == "gates" for group in self.optimizer.param_groups):
+            return self.optimizer  # It was made before.
+        groups = gate_groups(gates, self.search.objective, **self._rates)
+        if len(groups) > 1 and "maximize" not in self.optimizer.defaults:
+            raise InputError(
+                f"{type(self.search.objective).__name__} trains multipliers by gradient ascent, and "
+                f"{type(self.optimizer).__name__} has no option maximize: choose an optimizer of torch, such as "
+                "args.optim='adamw_torch'."
+            )
+        for group in groups:
+            self.optimizer.add_param_group(group)
+        return self.optimizer
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Follow the objective's schedule, and train on a batch; return its loss, a scalar."""
+        if self.search is not None:
+            self.search.update(self.state.global_step / self._search_end.num_steps)
+        return super().training_step(*args, **kwargs)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Return the loss of a batch, a scalar; in training, with that of a teacher and the penalty on open gates."""
+        options = {"num_items_in_batch": num_items_in_batch}
+        if not model.training or (self.teacher is None and self.search is None):
+            return super().compute_loss(model, inputs, return_outputs=return_outputs, **options)
+        if self.teacher is not None:
+            loss, outputs = taught_loss(self, super().compute_loss, model, inputs, **options)
+        elif return_outputs:
+            loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **options)
+        else:
+            loss, outputs = super().compute_loss(model, inputs, **options), None
+        if self.search is not None:
+            num_parts = self.current_gradient_accumulation_steps if is_added_up(self, num_items_in_batch) else 1
+            loss = self.search.add_penalty(loss, num_parts=num_parts)
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log numbers of the training; in the search, also the state of the gates."""
+        if self.search is not None and "loss" in logs:
+            logs = {**logs, **self.search.metrics()}
+        super().log(logs, *args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model as transformers' Trainer does, and in a checkpoint also the state of the gates."""
@@ -78,9 +136,7 @@ class GatedPhases(GatedSteps):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         base, state = base_model(self.model), read_state(Path(resume_from_checkpoint))
         load_other_weights(self.model, self._losses, state["others"])
-        if has_own_adapters(base):
-            load_own_adapters(base, Path(resume_from_checkpoint))
-        elif is_sentence_model(self.model):
+        if is_sentence_model(self.model):
             # That of sentence-transformers makes the whole model again, which would have all heads and no gates.
             Trainer._load_from_checkpoint(self, resume_from_checkpoint, base)
         else:
@@ -108,31 +164,27 @@ class GatedPhases(GatedSteps):
 
         A new recovery is saved, for a process that resumes it.
         """
-        self.search, like = None, self.model
+        self.search = self.optimizer = self.lr_scheduler = None
         self._recovery_steps = total - search_steps
         if self.teacher is not None and isinstance(self.teacher.model, OpenTeacher):
             self.teacher = None  # The compact model is another one.
         self._hook_passes(compact)
         self.remove_callback(self._search_end)
         self._use_model(compact)
-        # A user's optimizer has parameters that are gone, and a function would make a model with all heads.
-        if self._given_optimizer is not None:
-            self.optimizer_cls_and_kwargs = _remake_options(self._given_optimizer)
-        self.optimizer = self.lr_scheduler = self.model_init = None
         if not self._recovery_steps:
             return
         self.args = recovery_args(self.args, steps=self._recovery_steps, total=total)
         if self.args.load_best_model_at_end:
-            self.add_callback(_RemovedFirst(self))
+            self.add_callback(RemovedFirst(self))
         if is_new and self.args.save_strategy != "no":
             if self.args.should_save:
                 others = other_weights(self.model, self._losses)
                 state = {"search_steps": search_steps, "total": total, "speedup": self.speedup, "others": others}
-                save_start(Path(self.args.output_dir), compact, state, **self._save_options())
+                save_start(Path(self.args.output_dir), compact, state, tokenizer=self._saved_beside)
             self.accelerator.wait_for_everyone()
         if self._adapters is not None:
             set_seed(self.args.seed)
-            self._use_model(with_new_adapters(compact, self._adapters, like=like))
+            self._use_model(with_new_adapters(compact, self._adapters))
 
     def _resume_recovery(self, folder: Path) -> None:
         """Make the model of this trainer the one that a recovery in a folder began with."""
@@ -157,18 +209,10 @@ class GatedPhases(GatedSteps):
         loss = getattr(self, "loss", None)
         return loss if isinstance(loss, dict) else {} if loss is None else {"": loss}
 
-    def _save_options(self) -> dict[str, Any]:
-        """Return what is saved beside a compact model: tokenizer, and sizes for the card if it was removed here."""
-        done = self._report
-        options: dict[str, Any] = {
-            "tokenizer": SentenceProcessor(self.model) if is_sentence_model(self.model) else self.processing_class
-        }
-        if done is not None:
-            sizes = {unit: (number, done.after.units[unit]) for unit, number in done.before.units.items()}
-            rows = size_rows({**sizes, "parameters": (done.num_parameters_before, done.num_parameters)}, {})
-            note = unproven_note(done.unproven)
-            options["report"] = CompactReport(rows=rows, notes=[f"{note}."] if note else [])
-        return options
+    @property
+    def _saved_beside(self) -> Any:
+        """What is saved beside a compact model."""
+        return SentenceProcessor(self.model) if is_sentence_model(self.model) else self.processing_class
 
     def _use_model(self, model: nn.Module) -> None:
         """Go on with a model; with that of sentence-transformers around it, in which it was changed in place."""
@@ -176,9 +220,3 @@ class GatedPhases(GatedSteps):
             model = self.model
             use_model(self._losses, model)
         self.model = self.model_wrapped = self.callback_handler.model = model
-
-
-def _remake_options(optimizer: torch.optim.Optimizer) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
-    """Return class and arguments of an optimizer, to make one like it for other parameters."""
-    accepted = inspect.signature(type(optimizer)).parameters
-    return type(optimizer), {name: value for name, value in optimizer.defaults.items() if name in accepted}

@@ -1,7 +1,7 @@
 """Models of sentence-transformers in its trainers: the transformer inside, and the weights beside it."""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeGuard
 
 import torch
@@ -84,19 +84,14 @@ def other_weights(model: nn.Module, losses: Mapping[str, nn.Module]) -> dict[str
     """
     if not is_sentence_model(model):
         return {}
-    parts = {"model": model, **{f"loss.{name}": loss for name, loss in losses.items()}}
-    of_losses = (module for loss in losses.values() for module in loss.modules())
-    # Such as a guide, which is not trained.
-    further = [module for module in of_losses if is_sentence_model(module) and module is not model]
-    seen = {id(tensor) for module in [transformer_of(model), *further] for _, tensor in _tensors(module)}
-    found = {}
-    for part, holder in parts.items():
-        # A loss has the model, too.
-        for name, tensor in _tensors(holder):
-            if id(tensor) not in seen:
-                seen.add(id(tensor))
-                found[f"{part}.{name}"] = tensor.detach()
-    return found
+    parts = nn.ModuleDict({"model": model, **{f"loss {name}": loss for name, loss in losses.items()}})
+    # A guide of a loss is a model, too, and not trained.
+    models = {module for module in parts.modules() if is_sentence_model(module)} - {model}
+    known = {
+        id(tensor) for one in (transformer_of(model), *models) for tensor in one.state_dict(keep_vars=True).values()
+    }
+    state = parts.state_dict(keep_vars=True)
+    return {name: tensor.detach() for name, tensor in state.items() if id(tensor) not in known}
 
 
 def load_other_weights(model: nn.Module, losses: Mapping[str, nn.Module], weights: Mapping[str, Tensor]) -> None:
@@ -104,11 +99,6 @@ def load_other_weights(model: nn.Module, losses: Mapping[str, nn.Module], weight
     with torch.no_grad():
         for name, tensor in other_weights(model, losses).items():
             tensor.copy_(weights[name])
-
-
-def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from module.named_parameters()
-    yield from module.named_buffers()
 
 
 def _unwrapped(model: Any) -> nn.Module:

@@ -76,13 +76,12 @@ def taught_loss(
     if getattr(compute_loss, "__qualname__", "") == f"{_OF_LABELS}.compute_loss" and _is_supervised(trainer):
         # It computes the loss without logits. It is that of the model.
         compute_loss = partial(Trainer.compute_loss, trainer)
-    # The method may take the labels out. With the number of items of the batch, the loss is its mean, unless the class
-    # has divided it itself.
-    called, is_scaled = {**inputs, **trainer.teacher.options}, bool(trainer.loss_is_scaled_for_ga)
-    number = num_items_in_batch if is_scaled else _number_of_items(trainer, inputs, num_items_in_batch)
     # First: the teacher may be the model itself, of which gradient checkpointing repeats the last pass.
     with trainer.accelerator.autocast():
         answers = trainer.teacher(inputs)
+    number, share = _targets(trainer, inputs, num_items_in_batch)
+    # The method may take the labels out. With the number of targets of the batch, the loss is its mean.
+    called = {**inputs, **trainer.teacher.options}
     loss, outputs = compute_loss(model, called, return_outputs=True, num_items_in_batch=number)
     has_logits = any(getattr(outputs[name], "requires_grad", False) for name in LOGITS if name in outputs)
     if trainer.teacher.distillation.weight and not has_logits:
@@ -90,11 +89,9 @@ def taught_loss(
             f"compute_loss of {type(trainer).__name__} returns no logits with a gradient, which distillation= compares "
             "with a teacher's: return the outputs of model(**inputs) with the loss."
         )
-    part = _part(trainer, inputs, num_items_in_batch)
     with trainer.accelerator.autocast():
-        loss = loss / part if is_scaled else loss
         mixed = trainer.teacher.loss(loss, outputs, inputs, model=trainer.model, answers=answers)
-    return mixed * part, outputs
+    return mixed * share, outputs
 
 
 def is_added_up(trainer: Any, num_items_in_batch: Any) -> bool:
@@ -108,28 +105,20 @@ def is_added_up(trainer: Any, num_items_in_batch: Any) -> bool:
     return by_items or trainer.compute_loss_func is not None
 
 
-def _number_of_items(trainer: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> Tensor | None:
-    """Return the number of targets of a batch, at least 1, where the trainer counts those of its step; None elsewhere.
+def _targets(trainer: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> tuple[Tensor | None, Tensor | float]:
+    """Return the number of targets of a batch, where the trainer counts those of its step, and its share of them.
 
-    Its loss is multiplied by the number of processes where they share that of the step, and so is this one.
+    Where the trainer averages the batches of a step, the share is 1.
     """
+    is_added = is_added_up(trainer, num_items_in_batch)
     labels = None if num_items_in_batch is None else trainer.teacher.labels(inputs)
     if labels is None:
-        return None
+        return None, 1.0 / trainer.current_gradient_accumulation_steps if is_added else 1.0
     number = (labels != IGNORED).sum().clamp(min=1)
-    return number * trainer.accelerator.num_processes if trainer.args.average_tokens_across_devices else number
-
-
-def _part(trainer: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> Tensor | float:
-    """Return the part of a batch in its step, by which its mean is multiplied; 1 where the trainer averages batches."""
-    if not is_added_up(trainer, num_items_in_batch):
-        return 1.0
-    labels = trainer.teacher.labels(inputs)
-    if trainer.loss_is_scaled_for_ga or num_items_in_batch is None or labels is None:
-        return 1.0 / trainer.current_gradient_accumulation_steps
-    part: Tensor = (labels != IGNORED).sum() / num_items_in_batch
     # All processes together have this number of items, and their gradients are averaged.
-    return part * trainer.accelerator.num_processes if trainer.args.average_tokens_across_devices else part
+    if trainer.args.average_tokens_across_devices:
+        number = number * trainer.accelerator.num_processes
+    return number, number / num_items_in_batch if is_added else 1.0
 
 
 def _is_supervised(trainer: Any) -> bool:

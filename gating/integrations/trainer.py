@@ -3,25 +3,35 @@
 import os
 import warnings
 from collections.abc import Mapping
-from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor, nn
-from transformers import Trainer, set_seed
+from transformers import PreTrainedModel, Trainer, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import TrainOutput
 
 from gating.compact.save import save_compact
-from gating.errors import InputError, OperationError
+from gating.errors import OperationError
 from gating.gates import HeadGates, inject_gates
 from gating.gates.attachment import freeze, unfreeze
 from gating.integrations.budgets import check_budget, kept_at_speedup, measured_budget
-from gating.integrations.checkpoints import check_can_resume, find_checkpoint, read_state, set_aside
+from gating.integrations.callbacks import (
+    TrainerSearchEnd,
+    ended_by_score,
+    shorten_printed_logs,
+    without_early_stopping,
+)
+from gating.integrations.checkpoints import (
+    choice_file,
+    find_checkpoint,
+    read_state,
+    set_aside,
+    write_state,
+)
 from gating.integrations.checks import check_choice, check_trainer
 from gating.integrations.phases import GatedPhases
-from gating.integrations.steps import TrainerSearchEnd, ended_by_score, shorten_printed_logs, without_early_stopping
 from gating.integrations.teaching import teacher_for
 from gating.integrations.wrappers import adapter_config, base_model, merged, without_autocast
 from gating.objectives import ExactBudget, Objective
@@ -83,8 +93,7 @@ class GatedTrainerMixin(GatedPhases):
             recovery: Share of the steps that train the compact model after the removal; 0 for none.
             gate_lr: Constant learning rate of the gates; by default 0.1, and 0.2 with gates on neurons.
             multiplier_lr: Constant learning rate of the objective's multipliers, if it has any.
-            gate_options: Arguments of :func:`gating.inject_gates`, such as ``{"units": ["heads", "neurons"]}``. Not for
-                a model that has gates already.
+            gate_options: Arguments of :func:`gating.inject_gates`, such as ``{"units": ["heads", "neurons"]}``.
             convergence: Criterion that ends the search early; None for a search of all its steps.
             freeze_weights: Whether the gates alone are trained, or gates and adapters: True for the whole training,
                 which has no recovery without adapters; ``search`` for a recovery that trains the weights.
@@ -108,16 +117,15 @@ class GatedTrainerMixin(GatedPhases):
             self._gate_options.setdefault("units", ["heads", "neurons"])
         self._wanted_speedup, self.speedup = speedup, None
         super().__init__(*args, **kwargs)
+        self.model_init = None  # Only the model that it has made has gates.
         has_adapters = adapter_config(self.model) is not None
         check_trainer(self, freeze_weights=freeze_weights, recovery=recovery, has_adapters=has_adapters)
         self.teacher = teacher_for(self, teacher, distillation, is_frozen=bool(freeze_weights))
         self._own_lesson = distillation if self.teacher is None else None
-        self._given_optimizer = self.optimizer
         shorten_printed_logs(self.callback_handler.callbacks)
         if speedup is not None:
             objective = measured_budget(self, speedup, has_adapters=has_adapters, gate_options=self._gate_options)
-        self._objective = ExactBudget(keep=keep, num_heads=num_heads) if objective is None else objective
-        self._begin_search(self.model)
+        self._begin_search(ExactBudget(keep=keep, num_heads=num_heads) if objective is None else objective)
 
     @property
     def gates(self) -> HeadGates:
@@ -136,13 +144,6 @@ class GatedTrainerMixin(GatedPhases):
         for unit in self.gates.units:
             gated, total = sum(self.gates.counts[unit]), count_units(model, unit)
             print(f"gated {unit}: {gated:,} || all {unit}: {total:,} || gated%: {100 * gated / total:.4f}")
-
-    def call_model_init(self, trial: Any = None) -> Any:
-        """Make a new model with new gates, for a trainer with ``model_init``."""
-        model = super().call_model_init(trial)
-        if self.search is not None:
-            self._begin_search(model)
-        return model
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train the search or, after :meth:`finalize`, the recovery.
@@ -166,8 +167,7 @@ class GatedTrainerMixin(GatedPhases):
         if checkpoint is not None:
             if read_state(checkpoint)["search"]["reason"] is not None:
                 return self._load_complete(checkpoint)
-            check_can_resume(checkpoint)
-        elif self.search.reason and self.model_init is None:
+        elif self.search.reason:
             raise OperationError("The search is complete: call finalize(), then train() for the recovery.")
         else:
             if self.args.should_save:
@@ -203,23 +203,35 @@ class GatedTrainerMixin(GatedPhases):
         is_choosing, kept = kept is None, search.kept() if kept is None else kept
         model = merged(without_autocast(self.model))
         if is_choosing and self._wanted_speedup is not None:
-            kept, self.speedup = kept_at_speedup(self, model, gates, self._wanted_speedup)
+            kept, self.speedup = self._choose_by_time(model, self._wanted_speedup)
         check_choice(self.accelerator, gates, kept)
         gates.attach_again()
         # Weights have their names in the dense model until layers leave it.
         unfreeze(self.model, self._frozen)
         try:
-            self._report = finalize(model, gates, kept=kept, probe=probe)
+            report = finalize(model, gates, kept=kept, probe=probe)
         except BaseException:
             if self._frozen:
                 freeze(self.model)
             raise
         if self.speedup is not None:
             self.log({"speedup": self.speedup})
-        if self._report.unproven and self.args.should_save:
-            warnings.warn(f"{unproven_note(self._report.unproven)}.", stacklevel=2)
+        if report.unproven and self.args.should_save:
+            warnings.warn(f"{unproven_note(report.unproven)}.", stacklevel=2)
         self._begin_recovery(model, search_steps=self._search_end.num_steps, total=self.state.max_steps, is_new=True)
-        return self._report
+        return report
+
+    def _choose_by_time(self, model: PreTrainedModel, speedup: float) -> tuple[Tensor, float]:
+        """Return the gates that stay for a speed-up, and what was measured; once, also for a process that resumes."""
+        place = choice_file(Path(self.args.output_dir))
+        if place.is_file():
+            state = read_state(place)
+            return state["kept"].to(self.gates.log_alpha.device), state["speedup"]
+        kept, reached = kept_at_speedup(self, model, self.gates, speedup)
+        if self.args.should_save and self.args.save_strategy != "no":
+            write_state(place, {"kept": kept, "speedup": reached})
+        self.accelerator.wait_for_everyone()
+        return kept, reached
 
     def train_and_compact(
         self,
@@ -271,7 +283,7 @@ class GatedTrainerMixin(GatedPhases):
         """
         model = base_model(self.compact())
         if self.args.should_save:
-            save_compact(model, output_dir, **{**self._save_options(), **options})
+            save_compact(model, output_dir, **{"tokenizer": self._saved_beside, **options})
         self.accelerator.wait_for_everyone()
         return Path(output_dir)
 
@@ -286,24 +298,17 @@ class GatedTrainerMixin(GatedPhases):
         self._use_model(merged(without_autocast(self.model)))
         return self.model.eval()
 
-    def _begin_search(self, model: nn.Module) -> None:
-        base = base_model(model)
+    def _begin_search(self, objective: Objective) -> None:
+        model, base = self.model, base_model(self.model)
         self._adapters = adapter_config(model)
-        present: HeadGates | None = getattr(base, "head_gates", None)
-        if present is not None and self._gate_options:
-            raise InputError("gate_options are for a model without gates, and this one has gates: leave them out.")
-        objective, convergence = self._objective, self._convergence
-        if self.model_init is not None:
-            # They have a state, and each model begins with new ones.
-            objective, convergence = deepcopy((objective, convergence))
         # Before the gates, which scale the features of frozen weights; below adapters they are frozen already.
         self._frozen = freeze(model) if self._freeze and self._adapters is None else frozenset()
-        gates = present
+        gates = None
         try:
-            gates = inject_gates(base, **self._gate_options) if present is None else present
-            self.search = Search(gates, objective, convergence=convergence)
+            gates = inject_gates(base, **self._gate_options)
+            self.search = Search(gates, objective, convergence=self._convergence)
         except BaseException:
-            if present is None and gates is not None:
+            if gates is not None:
                 gates.remove()
             unfreeze(model, self._frozen)
             raise
@@ -311,7 +316,6 @@ class GatedTrainerMixin(GatedPhases):
         if self._own_lesson is not None:
             self.teacher = Teacher(OpenTeacher(base, gates), distillation=self._own_lesson)
         self._search_end = TrainerSearchEnd(self.search, recovery=self._recovery)
-        self.remove_callback(TrainerSearchEnd)
         self.add_callback(self._search_end)
 
     def _recover(self, checkpoint: Path | None, *args: Any, **kwargs: Any) -> TrainOutput:
@@ -324,7 +328,6 @@ class GatedTrainerMixin(GatedPhases):
             state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
             if state.global_step >= state.max_steps:
                 return self._load_complete(checkpoint)
-            check_can_resume(checkpoint)
         return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
 
 

@@ -28,7 +28,7 @@ from gating.run.prepare import prepare
 from gating.run.result import Result
 from gating.run.run import Run
 from gating.run.settings import Settings
-from gating.serving.runtimes import find_runtimes
+from gating.serving.exporting import find_runtimes
 from gating.sharding.copies import gather_model, meta_copy
 from gating.storage.hub import upload
 from gating.structure.blocks import share_specs

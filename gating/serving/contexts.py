@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-__all__ = ["CHANGING", "LONGEST_CHECKED", "boundaries", "checked_context", "rotary_parameters", "steady_context"]
+__all__ = ["CHANGING", "LONGEST_CHECKED", "boundaries", "checked_context", "steady_context"]
 
 # Longest text of a check, in tokens; attention takes memory by the square of it.
 LONGEST_CHECKED = 8192
@@ -24,14 +24,12 @@ _DYNAMIC, _LONG = CHANGING = ("dynamic", "longrope")
 
 def boundaries(config: Any) -> list[int]:
     """Return the lengths that a configuration and its parts name, in tokens, in ascending order."""
-    found = {length for name, value in _settings(config) if name in _NAMES for length in _numbers(value)}
-    # Frequencies of other rotary embeddings, such as YaRN's, do not depend on the length of a text.
-    steady = steady_context(config)
-    found |= set() if steady is None else {steady}
-    # The first context of others is passed where that costs little.
-    first = [rope.get("original_max_position_embeddings") for rope in rotary_parameters(config)]
-    found |= {length for length in first if type(length) is int and length <= _SHORT}
-    return sorted(length for length in found if length > 1)
+    found = [length for name, value in _settings(config) if name in _NAMES for length in _listed(value)]
+    # Frequencies of other rotary embeddings, such as YaRN's, do not depend on the length of a text: the first context
+    # of these is passed where that costs little.
+    first = [rope.get("original_max_position_embeddings") for rope in _rotary_parameters(config)]
+    found += [length for length in first if type(length) is int and length <= _SHORT]
+    return sorted({length for length in [*found, steady_context(config)] if type(length) is int and length > 1})
 
 
 def steady_context(config: Any) -> int | None:
@@ -39,11 +37,10 @@ def steady_context(config: Any) -> int | None:
 
     Beyond it, dynamic and long ones are others for all tokens, those in a cache included.
     """
-    for rope in rotary_parameters(config):
-        kind = rope.get("rope_type")
-        length = rope.get("original_max_position_embeddings") if kind == _LONG else None
-        if kind in CHANGING:
-            return length or getattr(config, "original_max_position_embeddings", None) or _longest(config)
+    for rope in _rotary_parameters(config):
+        if rope.get("rope_type") in CHANGING:
+            first = rope.get("original_max_position_embeddings") if rope["rope_type"] == _LONG else None
+            return first or getattr(config, "original_max_position_embeddings", None) or _longest(config)
     return None
 
 
@@ -55,19 +52,15 @@ def checked_context(config: Any) -> tuple[int | None, str | None]:
     longest, steady = _longest(config), steady_context(config)
     if steady is not None:
         return steady, (
-            f"The context is {steady} tokens: beyond them, the model's rotary embeddings ({_kind(config)}) change with "
-            "the length of the text, which this export does not"
+            f"The context is {steady} tokens: beyond them, the model's rotary embeddings change with the length of the "
+            "text, which this export does not"
         )
-    beyond = [length for length in boundaries(config) if LONGEST_CHECKED <= length < (longest or length + 1)]
-    if beyond:
-        return beyond[0], (
-            f"The context is {beyond[0]} tokens: the model computes otherwise beyond them, which is too long to check"
-        )
+    for length in boundaries(config):
+        if LONGEST_CHECKED <= length < (longest or length + 1):
+            return length, (
+                f"The context is {length} tokens: the model computes otherwise beyond them, which is too long to check"
+            )
     return longest, None
-
-
-def _kind(config: Any) -> str:
-    return next(str(rope["rope_type"]) for rope in rotary_parameters(config) if rope.get("rope_type") in CHANGING)
 
 
 def _text_config(config: Any) -> Any:
@@ -82,7 +75,7 @@ def _longest(config: Any) -> int | None:
     return length if isinstance(length, int) and length > 0 else None
 
 
-def rotary_parameters(config: Any) -> list[Mapping[str, Any]]:
+def _rotary_parameters(config: Any) -> list[Mapping[str, Any]]:
     """Return the parameters of rotary embeddings, for each kind of layers if they differ."""
     parameters = getattr(_text_config(config), "rope_parameters", None) or {}
     nested = [value for value in parameters.values() if isinstance(value, Mapping)]
@@ -92,19 +85,17 @@ def rotary_parameters(config: Any) -> list[Mapping[str, Any]]:
 def _settings(config: Any) -> Iterator[tuple[str, Any]]:
     """Yield the settings of a configuration, of its parts and of its tables, those without effect left out."""
     values = config if isinstance(config, Mapping) else vars(config)
-    types = values.get("layer_types")
-    unused = {"sliding_window"} if values.get("use_sliding_window") is False else set()
-    if types and not any("sliding" in str(kind) for kind in types):
-        unused.add("sliding_window")
-    if types and not any("chunked" in str(kind) for kind in types):
-        unused.add("attention_chunk_size")
+    kinds = " ".join(map(str, values.get("layer_types") or ["sliding", "chunked"]))
+    is_used = {
+        "sliding_window": "sliding" in kinds and values.get("use_sliding_window") is not False,
+        "attention_chunk_size": "chunked" in kinds,
+    }
     for name, value in values.items():
-        if name not in unused:
+        if is_used.get(name, True):
             yield name, value
         if isinstance(value, Mapping) or hasattr(value, "to_diff_dict"):
             yield from _settings(value)
 
 
-def _numbers(value: Any) -> list[int]:
-    listed = value if isinstance(value, (list, tuple)) else [value]
-    return [number for number in listed if type(number) is int]
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]

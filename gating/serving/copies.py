@@ -11,17 +11,14 @@ from transformers.pytorch_utils import Conv1D
 from gating.families.linear import num_inputs, num_outputs
 from gating.serving.contexts import CHANGING
 
-__all__ = ["as_converted", "copy_in_float32", "fix_rotations"]
+__all__ = ["as_converted", "copy_in_float32"]
 
 
 def copy_in_float32(model: PreTrainedModel) -> PreTrainedModel:
     """Return a copy of a model's modules on the CPU without caching; it shares tensors that are in float32 there."""
-    shared: dict[int, Any] = {}
-    if model.device.type == "cpu" and all(parameter.dtype == torch.float32 for parameter in model.parameters()):
-        shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    copied: Any = copy.deepcopy(model, dict(shared))
-    if not shared:
-        copied = copied.float().cpu()
+    tensors = [*model.parameters(), *model.buffers()]
+    shared = {id(one): one for one in tensors if one.device.type == "cpu" and one.dtype == torch.float32}
+    copied: Any = copy.deepcopy(model, shared).float().cpu()
     for module in copied.modules():  # A decoder beside an encoder has settings of its own.
         if hasattr(getattr(module, "config", None), "use_cache"):
             module.config.use_cache = False
@@ -37,40 +34,31 @@ def as_converted(model: PreTrainedModel) -> PreTrainedModel:
     copied: Any = copy_in_float32(model)
     if getattr(copied.config, "_experts_implementation", None) is not None:
         copied.config._experts_implementation = "batched_mm"  # The others sort tokens by expert.
-    fix_rotations(copied)
+    _fix_rotations(copied)
     for name, module in list(copied.named_modules()):
         if isinstance(module, (nn.Linear, Conv1D)) and num_inputs(module) == 0:
-            copied.set_submodule(name, BiasOnly.replacing(module))
+            copied.set_submodule(name, BiasOnly(module))
     return copied  # type: ignore[no-any-return]
 
 
 class BiasOnly(nn.Module):
-    """The bias of a layer without any input."""
+    """The bias of a linear layer without any input."""
 
     weight: Tensor
 
-    def __init__(self, weight: Tensor, bias: nn.Parameter | None) -> None:
-        """Args: ``weight`` of shape ``[out_features, 0]`` and ``bias`` of shape ``[out_features]`` or None."""
+    def __init__(self, linear: Any) -> None:
+        """Args: ``linear`` has a weight without inputs, and a bias of shape ``[out_features]`` or None."""
         super().__init__()
-        self.register_buffer("weight", weight)
-        self.bias = bias
-
-    @classmethod
-    def replacing(cls, linear: nn.Module) -> "BiasOnly":
-        """Return the stub for a linear layer, with the same bias parameter."""
-        weight, bias = linear.weight, linear.bias
-        assert isinstance(weight, Tensor)
-        assert bias is None or isinstance(bias, nn.Parameter)
-        return cls(weight.detach().new_empty(num_outputs(linear), 0), bias)
+        self.register_buffer("weight", linear.weight.detach().new_empty(num_outputs(linear), 0))
+        self.bias: nn.Parameter | None = linear.bias
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Return the bias at every position, ``[..., out_features]``, for an input of any width."""
-        out_features = self.weight.shape[0]
-        result = hidden_states.new_zeros(*hidden_states.shape[:-1], out_features)
+        result = hidden_states.new_zeros(*hidden_states.shape[:-1], len(self.weight))
         return result if self.bias is None else result + self.bias
 
 
-def fix_rotations(model: PreTrainedModel) -> None:
+def _fix_rotations(model: PreTrainedModel) -> None:
     """Keep the frequencies of rotary embeddings at those of short texts, in place: a graph cannot choose by the length.
 
     Texts up to :func:`gating.serving.contexts.steady_context` have these.

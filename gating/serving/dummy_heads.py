@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Sequence
 from copy import deepcopy
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +21,9 @@ __all__ = ["with_dummy_heads"]
 def with_dummy_heads(model: PreTrainedModel, names: Collection[str] | None = None) -> PreTrainedModel:
     """Return a copy of a compact model in which each self-attention block has at least one key-value group.
 
-    An emptied block gets the first head of the original model again, with its own key and value: the weights and biases
-    of its projections are zero, and so are its columns of the output projection, whose bias stays. A layer that uses
-    the keys of another one gets a head for each of them. Outputs are equal, and no head is counted as kept.
+    An emptied block gets the first head of the original model again, with its own key and value: its weights and biases
+    are zero, and so are its columns of the output projection, whose bias stays. A layer that uses the keys of another
+    one gets a head for each of them. Outputs are equal, and no head is counted as kept.
 
     Args:
         model: The model, whole and without adapters; it stays as it is, and shares all other tensors with the copy.
@@ -48,10 +47,10 @@ def with_dummy_heads(model: PreTrainedModel, names: Collection[str] | None = Non
     if not dummy:
         return model
     copy = _build(model, [emptied[name] for name in dummy])
-    blocks = {block.name: block for block in iter_attention_blocks(copy)}
-    for name in dummy:
-        _make_dummy(copy, blocks[name], like=emptied[name].output_projection.weight)
-    _share(model, copy)
+    _fill(copy, model)
+    for block in iter_attention_blocks(copy):
+        if block.name in dummy and isinstance(getattr(block.module, "head_index", None), Tensor):
+            block.module.head_index = torch.tensor(block.head_slots, device=model.device)
     if getattr(model, "generation_config", None) is not None:
         copy.generation_config = deepcopy(model.generation_config)
     copy.train(model.training)
@@ -70,33 +69,17 @@ def _build(model: PreTrainedModel, emptied: Sequence[AttentionBlock]) -> PreTrai
     return copy
 
 
-@torch.no_grad()
-def _make_dummy(model: PreTrainedModel, block: AttentionBlock, *, like: Any) -> None:
-    """Give a block without values zeros in its projections, and elsewhere the values of a new model."""
-
-    def zeros(tensor: Tensor) -> Tensor:
-        dtype = like.dtype if tensor.is_floating_point() else tensor.dtype
-        return torch.zeros_like(tensor, dtype=dtype, device=like.device) if tensor.is_meta else tensor
-
-    projections = [linear for linear, _ in block.projections()]
-    outputs = [block.output_projection, *(linear for linear, _ in block.other_outputs())]
-    for module in {*block.module.modules(), *projections, *outputs}:
-        module._apply(zeros, recurse=False)
-        if module not in projections and module not in outputs:
-            model._init_weights(module)
-    # Projections come last, because attention modules of some families initialize them, too.
-    for linear in (*projections, *outputs):
-        for parameter in linear.parameters():
-            parameter.zero_()
-    if isinstance(getattr(block.module, "head_index", None), Tensor):
-        block.module.head_index = torch.tensor(block.head_slots, device=like.device)
-
-
-def _share(model: nn.Module, copy: nn.Module) -> None:
-    """Give a copy the tensors of a model where both have them in one shape; those of emptied layers have no entries."""
-    owners = dict(copy.named_modules())
-    for name, tensor in (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)):
+def _fill(copy: PreTrainedModel, model: PreTrainedModel) -> None:
+    """Give a copy without values the tensors of a model where both have them in one shape, and zeros elsewhere."""
+    tensors = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+    places = [*copy.named_parameters(remove_duplicate=False), *copy.named_buffers(remove_duplicate=False)]
+    for name, empty in places:
         owner, _, attribute = name.rpartition(".")
-        there = getattr(owners[owner], attribute, None) if owner in owners else None
-        if isinstance(there, Tensor) and there.shape == tensor.shape:
-            setattr(owners[owner], attribute, tensor)
+        tensor = tensors.get(name)
+        if tensor is None or tensor.shape != empty.shape:
+            zeros = torch.zeros_like(empty, device=model.device)
+            tensor = nn.Parameter(zeros) if isinstance(empty, nn.Parameter) else zeros
+        setattr(copy.get_submodule(owner), attribute, tensor)

@@ -1,20 +1,22 @@
 """Exports of models: opened with their processors, refused with the formats that take them, written and replaced."""
 
 import os
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoProcessor, PreTrainedModel
 
-from gating.compact.files import find_folder, write_manifest
+from gating.compact.files import find_folder
 from gating.compact.load import load_compact
 from gating.compact.recipe import processor_folder
-from gating.errors import InputError, InputTypeError, OperationError, UserError, explain, loading, shorten
+from gating.errors import InputError, OperationError, UserError, explain, loading, shorten
 from gating.loader.integrity import check_finite
 from gating.proof.conditions import check_has_values, check_no_adapters
 from gating.proof.outputs import evaluating
+from gating.report.results import Runtime
 from gating.serving.formats import FORMATS
 from gating.storage.files import check_free, replacing_folder
 from gating.vocabulary import check_vocabulary
@@ -22,11 +24,11 @@ from gating.vocabulary import check_vocabulary
 __all__ = [
     "Exportable",
     "exporting",
+    "find_runtimes",
     "load_model",
     "load_processor",
     "megabytes_of",
     "reporting_failure",
-    "source_of",
     "special_tokens",
     "writes_text",
 ]
@@ -46,31 +48,11 @@ def exporting(
     in the block, nothing is written. The arguments and errors are those of
     :func:`~gating.serving.formats.export_compact`.
     """
-    FORMATS[format].check_packages()
-    source_of(model_or_directory)
     # It is checked again when it is written; loading a model may take long.
     check_free(place, overwrite=overwrite)
     model, origin = load_model(model_or_directory, format=format)
     with evaluating(model), replacing_folder(place, overwrite=overwrite) as folder:
         yield model, origin, folder
-        write_manifest(folder)
-
-
-def source_of(model_or_directory: Exportable) -> str | os.PathLike[str]:
-    """Return the place that a model is or was loaded from, which an export must not replace.
-
-    Raises:
-        TypeError: It is neither a model of transformers nor a path.
-    """
-    if isinstance(model_or_directory, PreTrainedModel):
-        return str(model_or_directory.name_or_path)
-    if not isinstance(model_or_directory, (str, os.PathLike)):
-        has_adapters = hasattr(model_or_directory, "merge_and_unload")
-        raise InputTypeError(
-            f"Only models of transformers can be exported, got {type(model_or_directory).__name__}."
-            + " Merge its adapters: model.merge_and_unload()." * has_adapters
-        )
-    return model_or_directory
 
 
 def load_model(model_or_directory: Exportable, *, format: str) -> tuple[PreTrainedModel, Path | None]:
@@ -147,3 +129,39 @@ def reporting_failure(model: PreTrainedModel, target: str) -> Iterator[None]:
 def megabytes_of(folder: Path) -> float:
     """Return the size of all files of a folder, in millions of bytes."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
+
+
+def find_runtimes(
+    model: PreTrainedModel, folder: Path, *, compact: Path | None = None, exports: Mapping[str, Path] | None = None
+) -> list[Runtime]:
+    """Return the runtimes of serving, with a command or the reason for which they do not run a model.
+
+    Nothing is exported: an export is checked when it is written.
+
+    Args:
+        model: The model, compact or dense.
+        folder: Folder of its run, or its own, for the commands.
+        compact: Its own folder if that is a stock model, which vLLM serves as it is.
+        exports: Places of exports by their names, such as ``onnx-int8``; those that exist are named with their runtime.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> model = BertModel(BertConfig(hidden_size=8, num_attention_heads=4, num_hidden_layers=2, vocab_size=10))
+        >>> [runtime.name for runtime in find_runtimes(model, Path("run")) if runtime.command]
+        ['ONNX Runtime', 'OpenVINO']
+    """
+    command = f"head-gating export {shlex.quote(str(folder))} --format "
+    runtimes = []
+    for format, row in FORMATS.items():
+        places = [place for name, place in (exports or {}).items() if name.partition("-")[0] == format]
+        if reason := row.reason_against(model) if writes_text(model) else "It runs decoders." * row.only_decoders:
+            runtimes.append(Runtime(row.runtime, "", reason))
+        elif made := tuple(place for place in places if place.exists()):
+            runtimes.append(Runtime(row.runtime, "", exports=made))
+        elif format == "vllm" and compact is not None:
+            from gating.serving.vllm import serve_stock  # It imports this file.
+
+            runtimes.append(Runtime(row.runtime, serve_stock(model, compact)))
+        else:
+            runtimes.append(Runtime(row.runtime, f"{command}{format}"))
+    return runtimes

@@ -155,10 +155,6 @@ def export_compact(
     row = FORMATS[format]
     given = {name: value for name, value in options.items() if value is not None and value is not False}
     for name in given.keys() - set(row.options):
-        users = [other for other, its_row in FORMATS.items() if name in its_row.options]
-        remedy = f"It is an option of {', '.join(users)}." if users else "There is no such option."
-        error = InputError(f"format={format!r} has no option {name}. {remedy}")
-        error.in_command = f"--format {format} has no option --{name.replace('_', '-')}. {remedy}"
-        raise error
+        raise InputError(f"format={format!r} has no option {name}: leave it out.")
     row.check_packages()
     return load_function(row.exporter)(model_or_directory, save_path, overwrite=overwrite, **given)

@@ -2,9 +2,8 @@
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,22 +12,13 @@ from transformers import PreTrainedModel
 from gating.errors import OperationError
 from gating.serving.contexts import LONGEST_CHECKED, boundaries
 
-__all__ = [
-    "NUM_NEW_TOKENS",
-    "TOLERANCES",
-    "TokenCheck",
-    "check_alone_and_in_batch",
-    "check_tokens",
-    "make_prompts",
-    "short_prompts",
-]
+__all__ = ["NUM_NEW_TOKENS", "TOLERANCES", "TokenCheck", "check_tokens", "make_prompts"]
 
 NUM_NEW_TOKENS = 40
 # Lengths of the prompts, in tokens.
 _LENGTHS = (1, 3, 8, 13, 21)
 # Number of tokens of a prompt beyond a boundary, and the boundaries that short prompts are added for.
 _BEYOND, _SHORT = 7, 1024
-_LONGEST_OF_BATCH = 256
 # By the type of the weights: the largest gap, as a share of the largest logit, between the logit of the token that a
 # runtime wrote and the largest one. Runtimes sum in another order; types of 16 and 8 bits round weights.
 TOLERANCES: Mapping[str, float] = {"f32": 1e-3, "f16": 2e-2, "bf16": 5e-2, "q8_0": 5e-2}
@@ -85,19 +75,6 @@ def make_prompts(
     return prompts, min(NUM_NEW_TOKENS, context - max(lengths))
 
 
-def short_prompts(prompts: Sequence[Sequence[int]]) -> list[Sequence[int]]:
-    """Return the prompts for a padded batch, whose rows all take the memory of the longest one."""
-    return [prompt for prompt in prompts if len(prompt) <= _LONGEST_OF_BATCH]
-
-
-def _last_logits(model: PreTrainedModel, text: Tensor, count: int) -> Tensor:
-    """Return the logits of the last tokens of a text, ``[count, vocab_size]``; those of all take memory."""
-    keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
-    options = {"logits_to_keep": count} if keeps else {}
-    logits: Tensor = model(input_ids=text, use_cache=False, **options).logits[0, -count:]
-    return logits
-
-
 @torch.inference_mode()
 def check_tokens(
     model: PreTrainedModel,
@@ -125,11 +102,14 @@ def check_tokens(
     Raises:
         RuntimeError: The runtime wrote a token whose logit is smaller than the tolerance allows.
     """
+    # The logits of all tokens take memory.
+    keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
     num_tokens = num_equal = 0
     largest_gap = 0.0
     for prompt, tokens in zip(prompts, written, strict=True):
         text = torch.tensor([[*prompt, *tokens]], device=model.device)
-        logits: Tensor = _last_logits(model, text, len(tokens) + 1)[:-1].double()
+        options = {"logits_to_keep": len(tokens) + 1} if keeps else {}
+        logits: Tensor = model(input_ids=text, use_cache=False, **options).logits[0, -len(tokens) - 1 : -1].double()
         chosen = logits.gather(-1, text[0, len(prompt) :].unsqueeze(-1)).squeeze(-1)
         logits[:, list(never_written)] = 0.0 - logits.abs().amax(-1, keepdim=True)
         gaps = (logits.amax(-1) - chosen).clamp_min(0.0) / logits.abs().amax(-1).clamp_min(1e-30)
@@ -145,26 +125,3 @@ def check_tokens(
             f"the logits of the others are up to {100 * largest_gap:.2g} % below the largest. Nothing was written."
         )
     return TokenCheck(num_tokens, num_equal, largest_gap)
-
-
-def check_alone_and_in_batch(
-    model: PreTrainedModel,
-    prompts: Sequence[Sequence[int]],
-    write: Callable[[Sequence[Sequence[int]]], list[list[int]]],
-    *,
-    never_written: Sequence[int] = (),
-    tolerance: float | None,
-    runtime: str,
-    side: str,
-) -> list[str]:
-    """Compare the tokens of a runtime after each prompt, and after the short ones in a batch; return sentences.
-
-    Raises:
-        RuntimeError: The runtime wrote a token whose logit is smaller than the tolerance allows.
-    """
-    rows = short_prompts(prompts)
-    alone, together = [write([prompt])[0] for prompt in prompts], write(rows)
-    compare = partial(check_tokens, model, never_written=never_written, tolerance=tolerance)
-    check = compare(prompts, alone, runtime=runtime)
-    batch = compare(rows, together, runtime=f"{runtime} in a padded batch")
-    return [check.describe(runtime), batch.describe(f"a batch of {len(rows)} prompts, padded on the {side}")]

@@ -43,7 +43,7 @@ def test_evaluate_and_export_find_the_tokenizer_of_the_base(recipe, tmp_path, mo
     numbers = json.loads(call(monkeypatch, capsys, "evaluate", recipe, *options))
     assert (numbers["num_examples"], numbers["num_heads"], numbers["num_heads_before"]) == (16, 6, 12)
     call(monkeypatch, capsys, "export", recipe, "--format", "onnx", "--output", tmp_path / "exported")
-    assert (tmp_path / "exported" / "export.json").is_file()
+    assert (tmp_path / "exported" / "config.json").is_file()
     model, folder = load_model(recipe, format="onnx")
     assert not model.training
     assert load_processor(folder)("a word")["input_ids"]

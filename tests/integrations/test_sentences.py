@@ -8,17 +8,15 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
+from sentence_transformers import SentenceTransformer
 from sentence_transformers.cross_encoder import losses as cross_losses
 from sentence_transformers.sentence_transformer import losses
 from sentence_transformers.sentence_transformer.modules import Router, Transformer
 
 import gating
 from gating.errors import InputError, MissingPackageError, OperationError
-from gating.integrations import GatedTrainerMixin
 from gating.structure.layers import count_units
-from tests.integrations.conftest import make_classifier, weights_of
-from tests.integrations.conftest import make_trainer as make_plain_trainer
+from tests.integrations.conftest import weights_of
 from tests.integrations.sentence_models import (
     make_cross_encoder,
     make_embedder,
@@ -28,17 +26,6 @@ from tests.integrations.sentence_models import (
     texts,
 )
 from tests.integrations.test_resume import StopAt, StopInRecovery
-
-
-@pytest.fixture(autouse=True)
-def _any_version_of_peft(monkeypatch):
-    """Let models have adapters of their own also with releases of peft that transformers finds too old for them."""
-    monkeypatch.setattr("transformers.integrations.peft.check_peft_version", lambda **options: None)
-
-
-def lora(**options):
-    return LoraConfig(r=2, target_modules=["query", "value"], **options)
-
 
 TEXTS = texts(5, seed=7)
 SCORES = {"label": [number % 3 / 2 for number in range(64)]}
@@ -94,12 +81,9 @@ def softmax(model):
 
 @pytest.mark.runs
 @pytest.mark.parametrize("stop", [StopInRecovery(3), StopAt(7), StopInRecovery(1)])
-@pytest.mark.parametrize("adapters", [False, True])
-def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path, assert_same, stop, adapters):
+def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path, assert_same, stop):
     def compact(folder, *, stop=None, resume=None):
         model = make_embedder(folder, dense=True)
-        if adapters:
-            model.add_adapter(lora())
         data = pairs(label=[number % 3 for number in range(64)])
         callbacks = [] if stop is None else [stop]
         trainer = make_trainer(folder, model, loss=softmax, train_dataset=data, callbacks=callbacks)
@@ -217,44 +201,6 @@ def test_any_loss_trains_the_gates_and_its_model_is_the_compact_one(tmp_path, na
 
 
 @pytest.mark.runs
-def test_adapters_of_a_model_are_merged_for_the_removal_and_new_ones_trained(tmp_path):
-    model = make_embedder(tmp_path)
-    model.add_adapter(lora())
-    trainer = make_trainer(tmp_path, model, args={"learning_rate": 1e-2})
-    trainer.train()
-    trained = model.transformers_model.state_dict()
-    assert any("lora_B" in name and tensor.any() for name, tensor in trained.items())
-    masked = model.eval().encode(TEXTS)
-    trainer.finalize(kept=trainer.gates.values() > -1)
-    # Nothing was removed, and the gate values were folded into weights with the adapters in them.
-    assert np.allclose(model.eval().encode(TEXTS), masked, atol=1e-5)
-    trainer.train()
-    assert any("lora_B" in name and tensor.any() for name, tensor in model.transformers_model.state_dict().items())
-    adapted = model.eval().encode(TEXTS)
-    folder = trainer.save_compact(tmp_path / "compact")
-    loaded = SentenceTransformer(str(folder), trust_remote_code=True, device="cpu")
-    assert not any("lora" in name for name in loaded.state_dict())
-    assert np.allclose(loaded.encode(TEXTS), adapted, atol=1e-5)
-
-
-@pytest.mark.runs
-def test_own_adapters_of_a_model_of_transformers_are_merged_with_the_modules_beside_them(tmp_path, assert_same):
-    def compact(folder, *, stop=None, resume=None):
-        model = make_classifier()
-        model.add_adapter(lora(modules_to_save=["classifier"]))
-        callbacks = [] if stop is None else [stop]
-        trainer = make_plain_trainer(folder / "checkpoints", model=model, callbacks=callbacks, args={"save_steps": 2})
-        trainer.train_and_compact(folder / "compact", resume_from_checkpoint=resume)
-        return trainer
-
-    whole = compact(tmp_path / "whole")
-    assert count_units(gating.load_compact(tmp_path / "whole" / "compact"), "heads") == 5
-    with pytest.raises(KeyboardInterrupt):
-        compact(tmp_path / "parts", stop=StopInRecovery(3))
-    assert_same(weights_of(whole), weights_of(compact(tmp_path / "parts", resume=True)))
-
-
-@pytest.mark.runs
 def test_the_best_model_is_that_of_the_recovery(tmp_path, assert_same):
     args = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2, "learning_rate": 5e-2}
     trainer = make_trainer(tmp_path, make_embedder(tmp_path), args=args, eval_dataset=pairs().select(range(8)))
@@ -265,31 +211,6 @@ def test_the_best_model_is_that_of_the_recovery(tmp_path, assert_same):
     assert trainer.evaluate()["eval_loss"] == pytest.approx(best, rel=1e-5)
 
 
-@pytest.mark.runs
-def test_the_mixin_works_with_the_trainer_of_the_package_and_model_init(tmp_path):
-    class Trainer(GatedTrainerMixin, SentenceTransformerTrainer):
-        pass
-
-    made = []
-
-    def make():
-        made.append(make_embedder(tmp_path))
-        return made[-1]
-
-    like = make_trainer(tmp_path, make_embedder(tmp_path))
-    trainer = Trainer(
-        model_init=make,
-        args=like.args,
-        train_dataset=pairs(),
-        loss=losses.MultipleNegativesRankingLoss,
-        objective=gating.ExactBudget(num_heads=5),
-    )
-    trainer.train()
-    assert trainer.model is made[-1] is trainer.loss.model
-    assert trainer.gates.log_alpha.detach().std() > 0.01
-    assert trainer.finalize().num_heads == 5
-
-
 def test_models_that_gates_cannot_be_put_on_are_refused(tmp_path):
     model = make_embedder(tmp_path)
     with pytest.raises(InputError, match=r"put gates on one of them, model\.get_submodule\('0\.model'\)"):
@@ -298,8 +219,8 @@ def test_models_that_gates_cannot_be_put_on_are_refused(tmp_path):
     router = SentenceTransformer(modules=[Router(routes), model[1]], device="cpu")
     with pytest.raises(InputError, match="has 2 transformers, as one with a Router"):
         make_trainer(tmp_path, router, args={"router_mapping": {"anchor": "query", "positive": "document"}})
-    model[0].model = get_peft_model(model[0].model, lora())
-    with pytest.raises(InputError, match=r"put them on with model\.add_adapter"):
+    model[0].model = get_peft_model(model[0].model, LoraConfig(r=2, target_modules=["query", "value"]))
+    with pytest.raises(InputError, match=r"got a PeftModel"):
         make_trainer(tmp_path, model)
 
 

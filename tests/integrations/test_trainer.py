@@ -7,6 +7,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
 import gating
 from gating.integrations import GatedTrainer
+from gating.integrations import trainer as trainer_module
 from gating.structure.layers import count_units
 from tests.integrations.conftest import make_classifier, make_trainer, weights_of
 from tests.support.tiers import first_of
@@ -212,30 +213,19 @@ def test_gates_on_neurons_and_a_stock_folder(tmp_path):
 
 
 @pytest.mark.runs
-def test_each_trial_of_model_init_has_new_gates(tmp_path):
-    trainer = make_trainer(tmp_path, model_init=lambda: make_classifier())
-    trainer.train()
-    first = trainer.gates
-    trainer.train()
-    assert trainer.state.global_step == 12
-    assert trainer.gates is not first
-    trainer.finalize()
-    trainer.train()
-    assert trainer.state.global_step == 4
-    assert count_units(trainer.model, "heads") == 5
-
-
-@pytest.mark.runs
 def test_an_optimizer_of_the_user_trains_both_phases(tmp_path):
-    model = make_classifier()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, betas=(0.8, 0.9))
-    trainer = make_trainer(tmp_path, model=model, optimizers=(optimizer, None))
+    chosen = (torch.optim.AdamW, {"lr": 5e-4, "betas": (0.8, 0.9)})
+    options = {"model_init": lambda: make_classifier(), "optimizer_cls_and_kwargs": chosen}
+    trainer = make_trainer(
+        tmp_path, args={"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 1e-5}}, **options
+    )
     trainer.train()
-    assert [group.get("name") for group in trainer.optimizer.param_groups] == [None, "gates"]
+    assert trainer.optimizer.param_groups[-1]["name"] == "gates"
     trainer.finalize()
     trainer.train()
     assert {group["betas"] for group in trainer.optimizer.param_groups} == {(0.8, 0.9)}
     assert {group["initial_lr"] for group in trainer.optimizer.param_groups} == {5e-4}
+    assert count_units(trainer.model, "heads") == 5
 
 
 def test_saving_a_model_with_gates_warns(tmp_path):
@@ -278,14 +268,23 @@ def test_budgets_are_plain_arguments_and_their_units_are_printed(tmp_path, capsy
 @pytest.mark.runs
 @pytest.mark.filterwarnings("ignore:The timings are less exact", "ignore:The compact model is", "ignore:Gates hardly")
 @pytest.mark.parametrize("adapters", [False, True])
-def test_a_speedup_is_measured_before_the_search_and_after_it(tmp_path, capsys, adapters):
-    model = make_classifier()
-    if adapters:
-        model = get_peft_model(model, LoraConfig(r=2, target_modules=["query", "value"]))
-    trainer = make_trainer(tmp_path / "checkpoints", model=model, objective=None, speedup=1.2)
+def test_a_speedup_is_measured_before_the_search_and_once_after_it(tmp_path, capsys, monkeypatch, adapters):
+    def make():
+        config = LoraConfig(r=2, target_modules=["query", "value"])
+        return get_peft_model(make_classifier(), config) if adapters else make_classifier()
+
+    trainer = make_trainer(tmp_path / "checkpoints", model=make(), objective=None, speedup=1.2)
     assert "Compact copies are timed on this device: 8 x 8 tokens" in capsys.readouterr().out
     trainer.train()
     assert trainer.speedup is None
-    trainer.finalize()
-    assert trainer.state.log_history[-1]["speedup"] == trainer.speedup > 1
-    trainer.train()
+    with monkeypatch.context() as stopped:
+        stopped.setattr(trainer_module, "finalize", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            trainer.finalize()
+    again = make_trainer(tmp_path / "checkpoints", model=make(), objective=None, speedup=1.2)
+    again.train(resume_from_checkpoint=True)
+    # The choice that was timed is not timed again.
+    monkeypatch.setattr(trainer_module, "kept_at_speedup", None)
+    again.finalize()
+    assert again.state.log_history[-1]["speedup"] == again.speedup == trainer.speedup > 1
+    again.train()

@@ -25,10 +25,8 @@ def run(monkeypatch, *arguments):
 def test_unknown_formats_and_options_are_errors(compact, tmp_path):
     with pytest.raises(ValueError, match=r"tflite.*: give one of onnx, openvino, gguf"):
         gating.export_compact(compact, tmp_path / "new", format="tflite")
-    with pytest.raises(ValueError, match=r"format='vllm' has no option int8\. It is an option of onnx, openvino\."):
+    with pytest.raises(ValueError, match=r"format='vllm' has no option int8"):
         gating.export_compact(compact, tmp_path / "new", format="vllm", int8=True)
-    with pytest.raises(ValueError, match=r"format='gguf' has no option speed\. There is no such option\."):
-        gating.export_compact(compact, tmp_path / "new", format="gguf", speed=1)
     assert not list(tmp_path.iterdir())
 
 

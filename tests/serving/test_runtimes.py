@@ -3,7 +3,7 @@
 import pytest
 
 import gating
-from gating.serving.runtimes import find_runtimes
+from gating.serving.exporting import find_runtimes
 from tests.support.family_models import FAMILIES
 from tests.support.tiers import first_of
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from gating.compact.decoders import DecoderSizes, sizes_of
+from gating.compact.decoders import sizes_of
 from gating.errors import InputError
 from gating.serving.contexts import checked_context
 
@@ -77,7 +77,11 @@ def find_architecture(model: PreTrainedModel) -> Architecture:
     """
     sizes, config, name = sizes_of(model), model.config, type(model).__name__
     if config.model_type not in _FAMILIES or not name.endswith("ForCausalLM"):
-        raise _refusal(model, f"only {_NAMES} have an architecture there with sizes that differ between layers", sizes)
+        raise _refusal(
+            model,
+            f"only {_NAMES} have an architecture there with sizes that differ between layers"
+            + " (llama.cpp's own convert_hf_to_gguf.py may know its stock folder)" * sizes.is_even,
+        )
     even, uneven = _FAMILIES[config.model_type]
     is_tied = bool(config.tie_word_embeddings)
     found = even if sizes.is_even else next(one for one in uneven if one.ties in (None, is_tied))
@@ -93,9 +97,9 @@ def find_architecture(model: PreTrainedModel) -> Architecture:
     )
     if kind == "yarn" and changed:
         raise _refusal(model, f"YaRN with {changed[0]} is not that of llama.cpp")
-    biased = _first_bias(model) if found.has_norms else None
-    if biased is not None:
-        raise _refusal(model, f"the architecture {found.name} has no biases, and {biased} has one")
+    biased = next((name for name, _ in model.named_parameters() if name.endswith(".bias")), None)
+    if found.has_norms and biased is not None:
+        raise _refusal(model, f"the architecture {found.name} has no biases, and the model has {biased}")
     return found
 
 
@@ -135,13 +139,5 @@ def rope_type(config: Any) -> str:
     return "default" if kind == "dynamic" else kind
 
 
-def _first_bias(model: PreTrainedModel) -> str | None:
-    """Return the name of the first layer with a bias."""
-    biases = (name for name, _ in model.named_parameters() if name.endswith(".bias"))
-    return next(biases, "").removesuffix(".bias") or None
-
-
-def _refusal(model: PreTrainedModel, reason: str, sizes: DecoderSizes | None = None) -> InputError:
-    own = " Its layers have equal sizes: llama.cpp's own convert_hf_to_gguf.py may know its stock folder."
-    is_even = sizes is not None and sizes.is_even
-    return InputError(f"{type(model).__name__} cannot be exported to GGUF: {reason}.{own if is_even else ''}")
+def _refusal(model: PreTrainedModel, reason: str) -> InputError:
+    return InputError(f"{type(model).__name__} cannot be exported to GGUF: {reason}.")

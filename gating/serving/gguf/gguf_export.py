@@ -1,33 +1,38 @@
 """Export of decoders as GGUF files, checked in llama.cpp."""
 
+import json
 import os
+import re
 import shlex
+import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from gating.compact.save import Processor
-from gating.errors import InputError, OperationError
+from gating.errors import InputError, OperationError, shorten
 from gating.proof.outputs import evaluating
 from gating.serving.dummy_heads import with_dummy_heads
-from gating.serving.exporting import Exportable, load_model, source_of
+from gating.serving.exporting import Exportable, load_model, load_processor
 from gating.serving.formats import ServingReport
 from gating.serving.gguf.architectures import blocks_to_fill, context_length, find_architecture
-from gating.serving.gguf.check import RUNTIME, Answer, run_llama_cpp
 from gating.serving.gguf.tokenizer import tokens_never_written
-from gating.serving.gguf.writing import TokenizerSource, write_gguf
+from gating.serving.gguf.writing import write_gguf
 from gating.serving.greedy import TOLERANCES, check_tokens, make_prompts
 from gating.storage.files import check_free, replacing_file
 
-__all__ = ["GGUF_TYPES", "GgufType", "export_gguf"]
+__all__ = ["GGUF_TYPES", "Answer", "GgufType", "export_gguf", "run_llama_cpp"]
+
+_RUNTIME = "llama.cpp"
+_WORKER = Path(__file__).with_name("worker.py")
 
 GgufType = Literal["f32", "f16", "bf16", "q8_0"]
 GGUF_TYPES: tuple[GgufType, ...] = get_args(GgufType)
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 # The context of the check, in tokens, has room for the texts, too.
 _LEAST_CONTEXT = 2048
 _NO_TOKENIZER = "The model has no tokenizer: the file has placeholders, and reads and writes numbers of tokens only"
@@ -39,6 +44,14 @@ _TEXTS = (
     "naïve café, 東京 🙂 Ünïcödé",
     "x=[1,2];",
 )
+
+
+class Answer(NamedTuple):
+    """Tokens that llama.cpp wrote after each prompt, and reads in each text, without and with special ones."""
+
+    written: list[list[int]]
+    read: list[list[int]]
+    read_with_special: list[list[int]]
 
 
 def export_gguf(
@@ -75,52 +88,42 @@ def export_gguf(
     if dtype not in GGUF_TYPES:
         raise InputError(f"dtype={dtype!r} is not a type of GGUF files: give one of {', '.join(GGUF_TYPES)}.")
     target = Path(save_path)
-    source_of(model_or_directory)
     check_free(target, overwrite=overwrite)
     model, folder = load_model(model_or_directory, format="gguf")
-    architecture = find_architecture(model)
+    architecture, is_given = find_architecture(model), tokenizer is not None
+    tokenizer = tokenizer or load_processor(folder)
+    context, note = context_length(model.config)
     with (
         evaluating(model),
         tempfile.TemporaryDirectory(prefix="head-gating-") as scratch,
         replacing_file(target, keep_old=True) as new,
     ):
-        own = _tokenizer_folder(folder, tokenizer, Path(scratch))
-        if pre_tokenizer is not None and (own is None or tokenizer_from is not None):
-            raise InputError(
-                f"pre_tokenizer={pre_tokenizer!r} is for a tokenizer that is converted, but "
-                f"{'there is none' if own is None else 'that of tokenizer_from is copied'}. Leave it out."
-            )
-        source = TokenizerSource(own, None if tokenizer_from is None else Path(tokenizer_from), pre_tokenizer)
         filled = with_dummy_heads(model, blocks_to_fill(model, architecture))
-        write_gguf(filled, architecture, new, dtype=dtype, source=source)
-        notes = [] if own is not None or tokenizer_from is not None else [_NO_TOKENIZER]
-        notes += [] if tokenizer_from is None else [f"The tokenizer is that of {tokenizer_from}"]
-        checked = [*notes, *_check(model, new, dtype=dtype, tokenizer=own, is_copied=tokenizer_from is not None)]
+        options: dict[str, Any] = {"pre_tokenizer": pre_tokenizer}
+        if tokenizer_from is not None:
+            options["tokenizer_from"] = Path(tokenizer_from)
+        elif tokenizer is not None:
+            # That of a folder is taken as it is: classes of transformers may add tokens.
+            if is_given:
+                tokenizer.save_pretrained(scratch)
+            options["tokenizer"] = Path(scratch) if is_given else folder
+        write_gguf(filled, architecture, new, dtype=dtype, **options)
+        checked = _check(model, new, dtype=dtype, tokenizer=tokenizer, is_copied=tokenizer_from is not None)
         megabytes = new.stat().st_size / 1e6
         # Checked again: the export may have taken long.
         check_free(target, overwrite=overwrite)
-    context, note = context_length(model.config)
+    source = f"The tokenizer is that of {tokenizer_from}" if tokenizer_from is not None else _NO_TOKENIZER
     sentences = (
         f"The architecture is {architecture.name} of llama.cpp, the type {dtype}, and the context {context} tokens",
         *(() if note is None else (note,)),
+        *((source,) if tokenizer is None or tokenizer_from is not None else ()),
         *checked,
         f"Run it: llama-cli -m {shlex.quote(str(target))}, or llama-server -m {shlex.quote(str(target))}",
     )
     return ServingReport(target, megabytes, sentences)
 
 
-def _tokenizer_folder(folder: Path | None, tokenizer: Processor | None, scratch: Path) -> Path | None:
-    """Return the folder with the tokenizer of a model; None if there is none."""
-    if tokenizer is not None:
-        tokenizer.save_pretrained(scratch)
-        return scratch
-    has_files = folder is not None and any((folder / name).is_file() for name in _TOKENIZER_FILES)
-    return folder if has_files else None
-
-
-def _check(
-    model: PreTrainedModel, file: Path, *, dtype: GgufType, tokenizer: Path | None, is_copied: bool
-) -> list[str]:
+def _check(model: PreTrainedModel, file: Path, *, dtype: GgufType, tokenizer: Any, is_copied: bool) -> list[str]:
     """Compare llama.cpp with a model and its tokenizer, and return the result as sentences.
 
     Raises:
@@ -130,16 +133,19 @@ def _check(
         return ["Not checked: for a check in llama.cpp, pip install xllamacpp"]
     context = context_length(model.config)[0]
     prompts, count = make_prompts(model, context=context)
-    reader: Any = None if tokenizer is None else AutoTokenizer.from_pretrained(tokenizer)
     # Tokens at random have more of the vocabulary than texts of ours.
-    texts = [] if reader is None else [*_TEXTS, *map(reader.decode, prompts)]
+    texts = [] if tokenizer is None else [*_TEXTS, *map(tokenizer.decode, prompts)]
     needed = max(_LEAST_CONTEXT, max(map(len, prompts)) + count)
     answer = run_llama_cpp(file, prompts, count=count, context=min(context, needed), texts=texts)
-    ends = tokens_never_written(file)
     check = check_tokens(
-        model, prompts, answer.written, never_written=ends, tolerance=TOLERANCES[dtype], runtime=RUNTIME
+        model,
+        prompts,
+        answer.written,
+        never_written=tokens_never_written(file),
+        tolerance=TOLERANCES[dtype],
+        runtime=_RUNTIME,
     )
-    return [check.describe(RUNTIME), *_compare_texts(reader, texts, answer, is_copied=is_copied)]
+    return [check.describe(_RUNTIME), *_compare_texts(tokenizer, texts, answer, is_copied=is_copied)]
 
 
 def _compare_texts(reader: Any, texts: Sequence[str], answer: Answer, *, is_copied: bool) -> list[str]:
@@ -153,3 +159,32 @@ def _compare_texts(reader: Any, texts: Sequence[str], answer: Answer, *, is_copi
                 "the dense model, or another pre_tokenizer. Nothing was written."
             )
     return [_OTHER_SPECIAL] if has_others else []
+
+
+def run_llama_cpp(
+    file: Path, prompts: Sequence[Sequence[int]], *, count: int, context: int, texts: Sequence[str] = ()
+) -> Answer:
+    """Return the greedy tokens that llama.cpp writes after prompts, and the tokens that it reads in texts.
+
+    Its cache is float32 and its attention the plain one, so that its logits are the model's up to rounding.
+
+    Raises:
+        RuntimeError: llama.cpp does not load the file, or fails.
+    """
+    task = {"file": str(file), "prompts": prompts, "count": count, "context": context, "texts": texts}
+    # -P: the modules of this folder must not hide others of the same names.
+    command = [sys.executable, "-P", str(_WORKER)]
+    # Its log may have parts of characters.
+    result = subprocess.run(
+        command, input=json.dumps(task), capture_output=True, encoding="utf-8", errors="replace", check=False
+    )
+    if result.returncode:
+        reason = _reason(result.stderr) or f"exit status {result.returncode}"
+        raise OperationError(f"llama.cpp does not run the file ({shorten(reason, most=300)}). Nothing was written.")
+    return Answer(**json.loads(result.stdout.splitlines()[-1]))
+
+
+def _reason(log: str) -> str:
+    """Return the first message of a log that names a failure, without its time and level."""
+    failures = re.findall(r"(?:error loading model: |GGML_ASSERT|Error: |Exception: ).*", log)
+    return failures[0].removeprefix("error loading model: ") if failures else ""

@@ -11,24 +11,19 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from gating.compact.decoders import DecoderSizes
 from gating.serving.gguf.architectures import Architecture, rope_type
 
-__all__ = ["decoder_tensors", "filled", "llama3_factors", "width_in_file", "widths_in_file"]
+__all__ = ["decoder_tensors", "llama3_factors", "widths_in_file"]
 
 # Weights of 8 and 4 bits come in blocks of so many, also those that llama-quantize makes of 16 bits.
 _BLOCK = 32
 
 
-def width_in_file(width: int) -> int:
-    """Return the number of neurons of a layer in a file from that of the model.
+def widths_in_file(architecture: Architecture, sizes: DecoderSizes) -> list[int]:
+    """Return the number of neurons of each layer in the file; more dummy ones make them equal where they have to be.
 
     Dummy ones without weights fill the last block up. A layer without neurons has a block of them, too: llama.cpp
     would leave it out with its attention.
     """
-    return max(_BLOCK, width + -width % _BLOCK)
-
-
-def widths_in_file(architecture: Architecture, sizes: DecoderSizes) -> list[int]:
-    """Return the number of neurons of each layer in the file; more dummy ones make them equal where they have to be."""
-    widths = list(map(width_in_file, sizes.num_neurons))
+    widths = [max(_BLOCK, width + -width % _BLOCK) for width in sizes.num_neurons]
     return widths if "neurons" in architecture.sizes_per_layer else [max(widths)] * len(widths)
 
 
@@ -79,12 +74,12 @@ def _attention_tensors(attention: Any, architecture: Architecture, head_dim: int
 def _feed_forward_tensors(feed_forward: Any, width: int) -> Iterator[tuple[str, Tensor]]:
     for ours, theirs, dim in (("gate_proj", "ffn_gate", 0), ("up_proj", "ffn_up", 0), ("down_proj", "ffn_down", 1)):
         linear = getattr(feed_forward, ours)
-        yield f"{theirs}.weight", filled(linear.weight, width, dim)
+        yield f"{theirs}.weight", _filled(linear.weight, width, dim)
         if linear.bias is not None:
-            yield f"{theirs}.bias", linear.bias if dim else filled(linear.bias, width, 0)
+            yield f"{theirs}.bias", linear.bias if dim else _filled(linear.bias, width, 0)
 
 
-def filled(tensor: Tensor, size: int, dim: int) -> Tensor:
+def _filled(tensor: Tensor, size: int, dim: int) -> Tensor:
     """Return a tensor with zeros at the end of one dimension, up to a size."""
     shape = list(tensor.shape)
     shape[dim] = size - shape[dim]

@@ -1,10 +1,8 @@
 """GGUF files: their metadata and tensors, written one after another."""
 
-import errno
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 from torch import Tensor
@@ -15,10 +13,10 @@ from gating.compact.decoders import sizes_of
 from gating.errors import InputError
 from gating.serving.gguf.architectures import Architecture, context_length, rope_type
 from gating.serving.gguf.tensors import decoder_tensors, widths_in_file
-from gating.serving.gguf.tokenizer import add_ends_of_model, add_placeholders, add_tokenizer, copy_tokenizer
+from gating.serving.gguf.tokenizer import add_placeholders, add_tokenizer, copy_tokenizer
 from gguf import GGMLQuantizationType as Type
 
-__all__ = ["TokenizerSource", "write_gguf"]
+__all__ = ["write_gguf"]
 
 _TYPES = {
     "f32": (Type.F32, gguf.LlamaFileType.ALL_F32),
@@ -28,18 +26,26 @@ _TYPES = {
 }
 
 
-class TokenizerSource(NamedTuple):
-    """Where the tokenizer of a file is from: a folder or another file, or neither for placeholders."""
-
-    folder: Path | None
-    file: Path | None
-    pre_tokenizer: str | None
-
-
 def write_gguf(
-    model: PreTrainedModel, architecture: Architecture, file: Path, *, dtype: str, source: TokenizerSource
+    model: PreTrainedModel,
+    architecture: Architecture,
+    file: Path,
+    *,
+    dtype: str,
+    tokenizer: Path | None = None,
+    tokenizer_from: Path | None = None,
+    pre_tokenizer: str | None = None,
 ) -> None:
     """Write a decoder with attention in all layers that need it as a GGUF file, whose vectors are float32.
+
+    Args:
+        model: The decoder.
+        architecture: Its architecture in llama.cpp.
+        file: The new file.
+        dtype: Type of the matrices.
+        tokenizer: Folder with its tokenizer; with neither folder nor file, tokens are placeholders.
+        tokenizer_from: GGUF file whose tokenizer is copied instead.
+        pre_tokenizer: llama.cpp's name of the pre-tokenizer; found by its regular expression when left out.
 
     Raises:
         ValueError: The tokenizer cannot be converted, or is of another model.
@@ -49,20 +55,13 @@ def write_gguf(
         _add_metadata(writer, model, architecture)
         writer.add_file_type(_TYPES[dtype][1])
         vocab_size = len(cast(Tensor, model.get_input_embeddings().weight))
-        if source.file is not None:
-            copy_tokenizer(writer, source.file, vocab_size=vocab_size)
-        elif source.folder is not None:
-            known = add_tokenizer(writer, source.folder, vocab_size=vocab_size, pre_tokenizer=source.pre_tokenizer)
-            add_ends_of_model(writer, model, known=known)
+        if tokenizer_from is not None:
+            copy_tokenizer(writer, tokenizer_from, vocab_size=vocab_size)
+        elif tokenizer is not None:
+            add_tokenizer(writer, tokenizer, model, vocab_size=vocab_size, pre_tokenizer=pre_tokenizer)
         else:
-            add_placeholders(writer, vocab_size=vocab_size)
-            add_ends_of_model(writer, model, known={})
+            add_placeholders(writer, model, vocab_size=vocab_size)
         _write_tensors(writer, lambda: decoder_tensors(model, architecture, sizes_of(model)), _TYPES[dtype][0])
-    except OSError as error:
-        if error.errno is not None:
-            raise
-        # numpy has written less than it was asked to, and names no reason.
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file)) from error
     finally:
         writer.close()
 

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from gating.proof.probe import make_probe
 from gating.serving.contexts import LONGEST_CHECKED, boundaries, checked_context
 
-__all__ = ["PaddedBatch", "batch_to_trace", "batches_to_check", "input_names", "real_positions"]
+__all__ = ["batch_to_trace", "batches_to_check", "input_names", "real_positions"]
 
 Side = Literal["left", "right"]
 
@@ -24,13 +24,6 @@ _CHECKED = ((9, 6, 1), (9,), (6,), (1,))
 _LONGEST_CHECKED = 1024
 # Number of tokens beyond a length at which the model computes otherwise.
 _BEYOND = 7
-
-
-class PaddedBatch(NamedTuple):
-    """A batch and the side of its padding, if it has any that the model can see."""
-
-    inputs: dict[str, Tensor]
-    side: Side | None
 
 
 def input_names(model: PreTrainedModel, processor: object = None) -> list[str]:
@@ -66,15 +59,11 @@ def batch_to_trace(model: PreTrainedModel, names: Sequence[str], processor: obje
 
 
 def batches_to_check(
-    model: PreTrainedModel,
-    names: Sequence[str],
-    axes: Mapping[str, Sequence[object]],
-    processor: object = None,
-) -> Iterator[PaddedBatch]:
+    model: PreTrainedModel, names: Sequence[str], processor: object = None
+) -> Iterator[tuple[dict[str, Tensor], Side | None]]:
     """Yield batches of the named inputs in different sizes and lengths, from 1 up to the model's longest.
 
-    Rows of different lengths are padded on either side. Batches that do not fit the ``axes`` of a graph, the shape of
-    each input, are skipped: sizes that are integers are fixed. Those of :func:`batch_to_trace` always fit.
+    Rows of different lengths are padded on either side, which comes with the batch if the model can see it.
     """
     pad_token_id = _pad_token_id(model, processor)
     pads, longest, most = any(name in names for name in _MASKS), _longest(model, processor), _most_rows(model)
@@ -86,12 +75,7 @@ def batches_to_check(
         sides: tuple[Side, ...] = ("right", "left") if pads and len(lengths) > 1 else ("right",)
         for side in sides:
             batch = _make_batch(model, names, lengths, pad_token_id, side)
-            if all(_fits(batch[name].shape, sizes) for name, sizes in axes.items()):
-                yield PaddedBatch(batch, side if len(sides) > 1 else None)
-
-
-def _fits(shape: Sequence[int], sizes: Sequence[object]) -> bool:
-    return all(not isinstance(size, int) or size == actual for actual, size in zip(shape, sizes, strict=True))
+            yield batch, side if len(sides) > 1 else None
 
 
 def _shortened(lengths: Sequence[int], longest: int) -> list[int]:
@@ -110,21 +94,12 @@ def _pad_token_id(model: PreTrainedModel, processor: object) -> int:
 
 
 def _longest(model: PreTrainedModel, processor: object, *, most: int = _LONGEST_CHECKED) -> int:
-    """Return the largest number of tokens of an export, up to a limit for the check."""
-    config = model.config
-    parts = [config, config.get_text_config(), *(getattr(config, name, None) for name in ("encoder", "decoder"))]
-    names = ("max_position_embeddings", "max_target_positions")
-    limits = [getattr(part, name, None) for part in parts for name in names]
-    limits += [
-        getattr(getattr(processor, "tokenizer", processor), "model_max_length", None),
-        most,
-        checked_context(config)[0],
-    ]
-    for name, module in model.named_modules():
-        # Position ids of RoBERTa and similar models start after the padding index.
-        if name.endswith("position_embeddings") and isinstance(getattr(module, "padding_idx", None), int):
-            limits.append(module.num_embeddings - module.padding_idx - 1)
-    return min(limit for limit in limits if isinstance(limit, int) and limit > 0)
+    """Return the largest number of tokens of a batch, up to a limit for the check."""
+    of_processor = getattr(getattr(processor, "tokenizer", processor), "model_max_length", None)
+    most = min(limit for limit in (of_processor, most, checked_context(model.config)[0]) if limit is not None)
+    # A probe stays a little below the largest number of positions.
+    ids = make_probe(model, batch_size=1, length=most).get("input_ids")
+    return most if ids is None else ids.shape[1]
 
 
 def _make_batch(
@@ -150,12 +125,8 @@ def _make_row(model: PreTrainedModel, names: Sequence[str], number: int, lengths
     # Encoder and decoder get different lengths.
     for prefix, length in (("decoder_", max(1, lengths[-1 - number] - 2)), ("", lengths[number])):
         probe = make_probe(model, batch_size=len(lengths), length=length)
-        # Probes of text stay a little below the model's largest length.
-        longer = make_probe(model, batch_size=len(lengths), length=length + 4)
-        for name in names:
-            if name in probe and name.startswith("decoder_") == bool(prefix):
-                is_text = name.endswith("_ids")
-                row[name] = longer[name][number].repeat(length)[-length:] if is_text else probe[name][number]
+        own = [name for name in names if name in probe and name.startswith("decoder_") == bool(prefix)]
+        row |= {name: probe[name][number] for name in own}
         if f"{prefix}attention_mask" in names:
             # Tokenizers make masks of int64, feature extractors of int32.
             dtype = torch.int64 if f"{prefix}input_ids" in row else torch.int32

@@ -1,110 +1,81 @@
-"""Check of an exported forward pass: its outputs on batches of several sizes, compared with the model's own."""
+"""Check of an exported graph: its outputs on padded batches of several sizes, or the tokens that it writes."""
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from gating.errors import OperationError, explain, shorten
+from gating.errors import OperationError
 from gating.proof.outputs import forward_outputs, max_relative_difference
-from gating.serving.graphs.batches import PaddedBatch, batches_to_check, real_positions
+from gating.serving.contexts import checked_context
+from gating.serving.exporting import special_tokens, writes_text
+from gating.serving.graphs.batches import batches_to_check, real_positions
 from gating.serving.graphs.runtime import GraphModel
+from gating.serving.greedy import TOLERANCES, check_tokens, make_prompts
 
-__all__ = ["TOLERANCE", "check_exported", "check_quantized", "named_outputs"]
+__all__ = ["check_graph", "named_outputs"]
 
 # Largest relative difference: runtimes sum in another order and fuse operations.
-TOLERANCE = 1e-4
+_TOLERANCE = 1e-4
+# Rows of a padded batch take the memory of the longest one.
+_LONGEST_OF_BATCH = 256
 
 
-def check_exported(model: PreTrainedModel, graph: GraphModel, processor: object, runtime: str) -> dict[str, Any]:
-    """Compare the outputs of a graph with those of the model on batches of several sizes and lengths.
+def check_graph(
+    model: PreTrainedModel, graph: GraphModel, processor: object, runtime: str, *, int8: bool = False
+) -> tuple[float | None, list[str]]:
+    """Compare a graph with a model: a decoder token by token, alone and in a padded batch, others on padded batches.
+
+    With ``int8``, weights are 8-bit integers: the difference is reported, and only numbers that are not finite fail.
 
     Returns:
-        The inputs of the graph, the largest relative difference, and sentences for people, by the names of
-        :class:`~gating.serving.graphs.graph_export.GraphReport`.
+        The largest relative difference, None for a decoder, and sentences for people.
 
     Raises:
-        RuntimeError: The graph rejects every batch, or its outputs differ.
+        RuntimeError: The results differ.
     """
-    difference, checked, refused = _compare(model, graph, processor)
-    if difference > TOLERANCE:
+    if writes_text(model):
+        return None, _check_tokens(model, graph, processor, f"{runtime} with 8-bit weights" if int8 else runtime, int8)
+    difference, lengths, sides, number = 0.0, list[int](), set[str](), 0
+    for batch, side in batches_to_check(model, list(graph.inputs), processor):
+        number += 1
+        outputs = forward_outputs(model, batch), list(named_outputs(graph(**batch)).values())
+        real = [[real_positions(output, batch) for output in some] for some in outputs]
+        difference = max(difference, max_relative_difference(*real))
+        lengths += [batch["input_ids"].shape[1]] if "input_ids" in batch else []
+        sides |= set() if side is None else {side}
+    if math.isinf(difference) or not (int8 or difference <= _TOLERANCE):
         raise OperationError(
-            f"The exported model's outputs differ from the model's by {difference:.1e}, more than rounding. "
+            f"The outputs in {runtime} differ from the model's by {difference:.1e}, more than rounding. "
             "Nothing was written."
         )
-    inputs = graph.inputs
-    named = ", ".join(f"{name} [{', '.join(map(str, axes))}]" for name, axes in inputs.items())
-    sentences = [
-        f"Its inputs are {named}",
-        f"Checked in {runtime} on {_describe(checked)}: its outputs differ from the model's by {difference:.1e}",
-        *(f"It rejects {batch}, which the model accepts" for batch in refused),
-    ]
-    return {"inputs": inputs, "max_difference": difference, "sentences": tuple(sentences)}
+    if int8:
+        differing = f"Its weights are 8-bit integers, with which outputs on random batches differ by {difference:.1e}"
+        return difference, [f"{differing}: measure its accuracy before use"]
+    named = ", ".join(f"{name} [{', '.join(map(str, axes))}]" for name, axes in graph.inputs.items())
+    tokens = f" of {min(lengths)} to {max(lengths):,} tokens" if lengths else ""
+    padded = f", padded {' and '.join(sorted(sides))}" * bool(sides)
+    checked = f"Checked in {runtime} on {number} batches{tokens}{padded}"
+    return difference, [f"Its inputs are {named}", f"{checked}: its outputs differ by {difference:.1e}"]
 
 
-def check_quantized(
-    model: PreTrainedModel, graph: GraphModel, processor: object, runtime: str, *, floats: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Measure the largest relative difference that quantization makes to a model's outputs on the batches of a check.
-
-    Args:
-        model: The model.
-        graph: The quantized graph.
-        processor: Its tokenizer or processor, or None.
-        runtime: Name of the runtime, for messages.
-        floats: Result of :func:`check_exported` before quantization.
-
-    Returns:
-        The result of before, with this difference.
-
-    Raises:
-        RuntimeError: The quantized graph rejects every batch, or its outputs are not finite.
-    """
-    difference, _, _ = _compare(model, graph, processor)
-    if math.isinf(difference):
-        raise OperationError(
-            f"With 8-bit weights, the outputs in {runtime} are not finite. Nothing was written: leave out int8."
+def _check_tokens(model: PreTrainedModel, graph: GraphModel, processor: object, runtime: str, int8: bool) -> list[str]:
+    pad = (*special_tokens("pad", model, processor), 0)[0]
+    prompts, count = make_prompts(model, context=checked_context(model.config)[0])
+    rows = [prompt for prompt in prompts if len(prompt) <= _LONGEST_OF_BATCH]
+    alone = [graph.write([prompt], count, pad_token_id=pad)[0] for prompt in prompts]
+    together = graph.write(rows, count, pad_token_id=pad)
+    tolerance = None if int8 else TOLERANCES["f32"]
+    return [
+        check_tokens(model, texts, written, tolerance=tolerance, runtime=runtime).describe(place)
+        for texts, written, place in (
+            (prompts, alone, runtime),
+            (rows, together, f"a batch of {len(rows)} prompts, padded on the left"),
         )
-    sentence = (
-        f"Its weights are 8-bit integers, with which the outputs on these random batches differ by {difference:.1e}: "
-        "measure its accuracy before use"
-    )
-    return {**floats, "int8_difference": difference, "sentences": (*floats["sentences"], sentence)}
-
-
-def _compare(
-    model: PreTrainedModel, graph: GraphModel, processor: object
-) -> tuple[float, list[PaddedBatch], tuple[str, ...]]:
-    """Return the largest difference, the batches that were compared, and those that only the model accepts."""
-    difference, checked, refused, reason = 0.0, list[PaddedBatch](), list[str](), ""
-    for padded in batches_to_check(model, list(graph.axes), graph.axes, processor):
-        batch = padded.inputs
-        expected = forward_outputs(model, batch)
-        try:
-            actual = list(named_outputs(graph(**batch)).values())
-        except Exception as error:  # Each runtime has error classes of its own.
-            name, tensor = next(iter(batch.items()))
-            refused.append(f"{name} of {' x '.join(map(str, tensor.shape))}")
-            reason = shorten(explain(error), most=300)
-            continue
-        real = [[real_positions(output, batch) for output in outputs] for outputs in (expected, actual)]
-        difference = max(difference, max_relative_difference(*real))
-        checked.append(padded)
-    if not checked:
-        raise OperationError(f"The exported model rejects every batch ({reason}). Nothing was written.")
-    return difference, checked, tuple(dict.fromkeys(refused))
+    ]
 
 
 def named_outputs(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the floating-point outputs of a graph by name."""
     return {name: tensor for name, tensor in outputs.items() if tensor.is_floating_point()}
-
-
-def _describe(checked: list[PaddedBatch]) -> str:
-    """Return the number of batches, their lengths and the sides of their padding in words."""
-    lengths = [batch["input_ids"].shape[1] for batch, _ in checked if "input_ids" in batch]
-    sides = sorted({side for _, side in checked if side is not None})
-    tokens = f" of {min(lengths)} to {max(lengths):,} tokens" if lengths else ""
-    return f"{len(checked)} batches{tokens}" + f", padded {' and '.join(sides)}" * bool(sides)

@@ -14,16 +14,11 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
-from gating.errors import InputError
 from gating.proof.probe import make_probe
 
-__all__ = ["GraphFormat", "decoding_step", "export_graph", "pooled", "quantize", "quiet_exporters", "save_graph"]
+__all__ = ["GraphFormat", "decoding_step", "export_graph", "pool", "quantize", "quiet_exporters", "save_graph"]
 
 GraphFormat = Literal["onnx", "openvino"]
-# Operations of ONNX on weights of 8-bit integers.
-_QUANTIZED = ("MatMulInteger", "DynamicQuantizeMatMul")
-# Larger graphs of ONNX have their weights in a second file; a file of protobuf has at most 2 GB.
-_MOST_BYTES = 1_500_000_000
 # Activations in groups of so many become 8-bit integers at run time, too: a fifth faster than floats.
 _ACTIVATIONS = "128"
 
@@ -48,13 +43,9 @@ def decoding_step(model: PreTrainedModel) -> tuple[PreTrainedModel, dict[str, An
     model.config.use_cache = True
     # Settings of the model, such as beams, are about its use.
     settings = GenerationConfig(pad_token_id=0)
+    inputs = {"input_ids": tokens, "attention_mask": mask}
     with torch.no_grad():
-        steps = decompose(
-            model,
-            {"input_ids": tokens, "attention_mask": mask},
-            generation_config=settings,
-            multi_token_decode=True,
-        )
+        steps = decompose(model, inputs, generation_config=settings, multi_token_decode=True)
     module, inputs = steps["decode"]
     return module, inputs
 
@@ -63,9 +54,6 @@ def quantize(exported: Any, batch: Mapping[str, Any], format: GraphFormat) -> No
     """Turn the weights of matrix products in an export into 8-bit integers, in place; activations follow at run time.
 
     Products of two activations, as in attention, stay products of floats.
-
-    Raises:
-        ValueError: No matrix product has a constant weight.
     """
     (component,) = exported.components.values()
     if format == "openvino":
@@ -79,44 +67,29 @@ def quantize(exported: Any, batch: Mapping[str, Any], format: GraphFormat) -> No
     component.program.metadata_props["onnx.quant.pre_process"] = "onnxruntime.quant"
     quantizer = exporters.OnnxRuntimeQuantizer(exporters.OnnxRuntimeDynamicConfig(**options))
     component.program = quantizer.quantize(component.program, dict(batch), exported.export_format)
-    if not any(node.op_type in _QUANTIZED for graph in component.program.graphs() for node in graph):
-        raise InputError("int8=True has no effect on a graph without products with weight matrices: leave it out.")
 
 
 def save_graph(exported: Any, folder: Path, format: GraphFormat, *, is_sentence: bool) -> None:
-    """Save an export in a folder.
+    """Save an export in a folder, from which ``ExportedModel.from_pretrained(folder)`` of transformers loads it.
 
-    ``ExportedModel.from_pretrained(folder)`` of transformers loads it. For sentence-transformers, which looks for
-    ``onnx/model.onnx`` or ``openvino/openvino_model.xml``, the graph alone is saved there.
+    For sentence-transformers, the graph lies in ``onnx/`` or ``openvino/``.
     """
-    if not is_sentence:
-        exported.save_pretrained(folder)
-        return
-    (folder / format).mkdir(exist_ok=True)
-    program = exported.program
-    if format == "openvino":
-        openvino: Any = importlib.import_module("openvino")
-        openvino.save_model(program, str(folder / format / "openvino_model.xml"), compress_to_fp16=False)
-        return
-    onnx_ir: Any = importlib.import_module("onnx_ir")
-    values = [value.const_value for value in program.graph.initializers.values()]
-    size = sum(value.nbytes for value in values if value is not None)
-    beside = "model.onnx_data" if size > _MOST_BYTES else None
-    onnx_ir.save(program, folder / format / "model.onnx", external_data=beside)
+    place = folder / format if is_sentence else folder
+    place.mkdir(exist_ok=True)
+    if is_sentence and format == "onnx":
+        onnx_ir: Any = importlib.import_module("onnx_ir")
+        # The name of the weights that text-embeddings-inference looks for on the hub.
+        onnx_ir.save(exported.program, place / "model.onnx", external_data="model.onnx_data")
+    else:
+        exported.save_pretrained(place)
 
 
-@contextmanager
-def pooled(model: Any, head: Callable[..., Tensor] | None) -> Iterator[None]:
-    """Let a model return also the embeddings of texts, ``sentence_embedding``, in a ``with`` block.
+def pool(model: Any, head: Callable[..., Tensor]) -> None:
+    """Let a copy of a model return also the embeddings of texts, ``sentence_embedding``, in place.
 
-    Args:
-        model: The model.
-        head: Function of its outputs and the attention mask; None to leave the outputs as they are.
+    ``head`` is a function of the outputs and the attention mask.
     """
-    if head is None:
-        yield
-        return
-    forward, own = model.forward, vars(model).get("forward")
+    forward = model.forward
 
     @functools.wraps(forward)
     def forward_with_pooling(**inputs: Any) -> Any:
@@ -124,12 +97,6 @@ def pooled(model: Any, head: Callable[..., Tensor] | None) -> Iterator[None]:
         return {**outputs, "sentence_embedding": head(outputs, inputs["attention_mask"])}
 
     model.forward = forward_with_pooling
-    try:
-        yield
-    finally:
-        vars(model).pop("forward", None)
-        if own is not None:
-            model.forward = own
 
 
 @contextmanager

@@ -22,23 +22,21 @@ from gating.serving.exporting import (
     load_processor,
     megabytes_of,
     reporting_failure,
-    special_tokens,
     writes_text,
 )
 from gating.serving.formats import FORMATS, ServingReport
 from gating.serving.graphs.batches import batch_to_trace, input_names
-from gating.serving.graphs.check import check_exported, check_quantized
+from gating.serving.graphs.check import check_graph
 from gating.serving.graphs.exporters import (
     GraphFormat,
     decoding_step,
     export_graph,
-    pooled,
+    pool,
     quantize,
     quiet_exporters,
     save_graph,
 )
 from gating.serving.graphs.runtime import GraphModel
-from gating.serving.greedy import TOLERANCES, check_alone_and_in_batch, make_prompts
 
 __all__ = ["GraphReport", "export_onnx", "export_openvino"]
 
@@ -92,7 +90,6 @@ def export_onnx(
 
     Raises:
         ImportError: A package of the export is not installed.
-        ValueError: ``int8`` is true for a model without weight matrices.
         FileExistsError: The folder is not empty and ``overwrite`` is false, or it is not an earlier export.
         RuntimeError: The model cannot be exported, or its results differ afterwards. Nothing is written.
     """
@@ -125,16 +122,14 @@ def _export(
     int8: bool,
     overwrite: bool,
 ) -> GraphReport:
-    with exporting(model_or_directory, place, format=format, overwrite=overwrite) as opened:
-        model, origin, folder = opened
+    with exporting(model_or_directory, place, format=format, overwrite=overwrite) as (model, origin, folder):
         processor: Any = load_processor(origin) if tokenizer is None else tokenizer
         sentences_from = origin if origin is not None and is_sentence_folder(origin) else None
         found = _write_checked(model, folder, format, processor, sentences_from, int8=int8)
         _save_settings(model, folder, sentences_from)
         if processor is not None:
             processor.save_pretrained(folder)
-        found["megabytes"] = megabytes_of(folder)
-    return GraphReport(path=place, **found)
+        return GraphReport(path=place, megabytes=megabytes_of(folder), **found)
 
 
 def _write_checked(
@@ -147,55 +142,32 @@ def _write_checked(
     int8: bool,
 ) -> dict[str, Any]:
     """Write the graph, check it, and return the fields of the report but for the path and the size."""
-    runtime, head = FORMATS[format].runtime, None if sentences_from is None else SentenceHead.load(sentences_from)
-    is_decoder = writes_text(model)
+    runtime, is_sentence = FORMATS[format].runtime, sentences_from is not None
     # A cache has an entry for each layer, and OpenVINO no tensors without elements.
-    needs_heads = is_decoder or format == "openvino"
+    needs_heads = writes_text(model) or format == "openvino"
     reference, copied = copy_in_float32(model), as_converted(with_dummy_heads(model) if needs_heads else model)
-
-    def save() -> GraphModel:
-        with quiet_exporters(), reporting_failure(model, runtime):
-            save_graph(exported, folder, format, is_sentence=head is not None)
-            return GraphModel(model.config, folder)
-
-    with pooled(copied, head), pooled(reference, head):
-        with quiet_exporters(), reporting_failure(model, runtime):
-            if is_decoder:
-                step, batch = decoding_step(copied)
-            else:
-                step, batch = copied, batch_to_trace(copied, input_names(copied, processor), processor)
-            exported = export_graph(step, batch, format)
-        check = _check_decoder if is_decoder else check_exported
-        found = check(reference, save(), processor, runtime)
+    if sentences_from is not None:
+        head = SentenceHead.load(sentences_from)
+        pool(reference, head)
+        pool(copied, head)
+    with quiet_exporters(), reporting_failure(model, runtime):
+        if writes_text(model):
+            step, batch = decoding_step(copied)
+        else:
+            step, batch = copied, batch_to_trace(copied, input_names(copied, processor), processor)
+        exported = export_graph(step, batch, format)
+        save_graph(exported, folder, format, is_sentence=is_sentence)
+        graph = GraphModel(model.config, folder)
+        difference, sentences = check_graph(reference, graph, processor, runtime)
+        found = {"inputs": graph.inputs, "max_difference": difference}
         if int8:
-            with quiet_exporters(), reporting_failure(model, "8-bit integers"):
-                quantize(exported, batch, format)
-            again = _check_decoder if is_decoder else check_quantized
-            found = again(reference, save(), processor, runtime, floats=found)
+            quantize(exported, batch, format)
+            save_graph(exported, folder, format, is_sentence=is_sentence)
+            graph = GraphModel(model.config, folder)
+            found["int8_difference"], more = check_graph(reference, graph, processor, runtime, int8=True)
+            sentences += more
     note = checked_context(model.config)[1]
-    return {**found, "sentences": (*found["sentences"], *([] if note is None else [note]))}
-
-
-def _check_decoder(
-    model: PreTrainedModel,
-    graph: GraphModel,
-    processor: Any,
-    runtime: str,
-    *,
-    floats: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Compare the greedy tokens of a graph with a decoder's own, with 8-bit weights after the check of ``floats``."""
-    pad = (*special_tokens("pad", model, processor), 0)[0]
-    prompts, count = make_prompts(model, context=checked_context(model.config)[0])
-    compared = check_alone_and_in_batch(
-        model,
-        prompts,
-        lambda rows: graph.write(rows, count, pad_token_id=pad),
-        tolerance=TOLERANCES["f32"] if floats is None else None,
-        runtime=runtime if floats is None else f"{runtime} with 8-bit weights",
-        side="left",
-    )
-    return {"inputs": graph.inputs, "sentences": (*([] if floats is None else floats["sentences"]), *compared)}
+    return {**found, "sentences": (*sentences, *([] if note is None else [note]))}
 
 
 def _save_settings(model: PreTrainedModel, folder: Path, sentences_from: Path | None) -> None:

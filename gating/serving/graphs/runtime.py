@@ -14,13 +14,11 @@ from transformers.utils.generic import ModelOutput
 
 from gating.errors import InputError, loading
 
-__all__ = ["Axes", "GraphModel", "find_graph"]
+__all__ = ["GraphModel", "find_graph"]
 
-# Shape of each input of a graph: fixed sizes are integers, others are dynamic.
-Axes = Mapping[str, tuple[object, ...]]
+# Shape of each input of a graph; None for dynamic sizes.
+_Axes = Mapping[str, Sequence[int | None]]
 
-# Where graphs lie in a folder; those of sentence-transformers have a folder of their own.
-_PLACES = ("model.onnx", "onnx/model.onnx", "openvino_model.xml", "openvino/openvino_model.xml")
 # Beginnings of the names that transformers gives to a cache, which goes into a graph and comes out of it.
 _STATE, _NEXT_STATE = "input.", "output."
 _ROWS = "beam_idx"
@@ -36,10 +34,9 @@ def find_graph(folder: str | os.PathLike[str]) -> Path:
     Raises:
         ValueError: There is none.
     """
-    places = [Path(folder, place) for place in _PLACES]
-    found = [place for place in places if place.is_file()]
+    found = [*Path(folder).rglob("model.onnx"), *Path(folder).rglob("openvino_model.xml")]
     if not found:
-        raise InputError(f"{folder} has no graph, such as {_PLACES[0]}: export the model again.")
+        raise InputError(f"{folder} has no graph, such as model.onnx: export the model again.")
     return found[0]
 
 
@@ -53,23 +50,22 @@ class _OnnxSession:
         options.intra_op_num_threads = num_threads or 0
         self._session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self._outputs = [given.name for given in self._session.get_outputs()]
-        inputs = self._session.get_inputs()
-        axes = {given.name: tuple(map(_size, given.shape)) for given in inputs}
-        self.axes: Axes = {name: sizes for name, sizes in axes.items() if not name.startswith(_STATE)}
-        # Windows count their tokens in integers.
-        self._states = {
-            given.name: (axes[given.name], np.int64 if "int64" in given.type else np.float32)
-            for given in inputs
-            if given.name.startswith(_STATE)
+        inputs = {given.name: given for given in self._session.get_inputs()}
+        self._states = {name: inputs.pop(name) for name in list(inputs) if name.startswith(_STATE)}
+        # ONNX may give a fixed size as a text.
+        self.axes: _Axes = {
+            name: [int(size) if str(size).isdigit() else None for size in given.shape] for name, given in inputs.items()
         }
         self._cache: dict[str, Any] = {}
 
     def start(self, rows: int) -> None:
         """Empty the cache, for a number of texts."""
-        self._cache = {
-            name: np.zeros([rows, *(size if isinstance(size, int) else 0 for size in sizes[1:])][: len(sizes)], kind)
-            for name, (sizes, kind) in self._states.items()
-        }
+        self._cache = {}
+        for name, given in self._states.items():
+            sizes = [int(size) if str(size).isdigit() else 0 for size in given.shape]
+            # Windows count their tokens in integers.
+            kind = np.int64 if "int64" in given.type else np.float32
+            self._cache[name] = np.zeros([rows, *sizes[1:]][: len(sizes)], kind)
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Return the outputs by name, and keep the cache."""
@@ -88,8 +84,8 @@ class _OpenVinoSession:
         compiled = openvino.Core().compile_model(str(path), "CPU", options)
         self._request = compiled.create_infer_request()
         self._outputs = [port.any_name for port in compiled.outputs]
-        self.axes: Axes = {
-            port.any_name: tuple("dynamic" if size.is_dynamic else size.get_length() for size in port.partial_shape)
+        self.axes: _Axes = {
+            port.any_name: [None if size.is_dynamic else size.get_length() for size in port.partial_shape]
             for port in compiled.inputs
         }
 
@@ -103,18 +99,13 @@ class _OpenVinoSession:
         return {name: outputs[number].copy() for number, name in enumerate(self._outputs)}
 
 
-def _size(axis: object) -> object:
-    """Return the size of an axis, which ONNX may give as a text; a name if it is dynamic."""
-    return int(axis) if isinstance(axis, str) and axis.isdigit() else axis
-
-
 class GraphModel(nn.Module):
     """An exported graph as a module, to be evaluated by code that evaluates models of transformers.
 
     Attributes:
         config: Configuration of the model.
         device: The CPU.
-        axes: Shape of each input, without a cache.
+        inputs: The axes of each input, without a cache: a number for a fixed one, a name for a dynamic one.
     """
 
     device = torch.device("cpu")
@@ -133,17 +124,11 @@ class GraphModel(nn.Module):
         with loading(str(path), remedy="Export the model again."):
             session = _OnnxSession if path.suffix == ".onnx" else _OpenVinoSession
             self._session: Any = session(path, num_threads)
-        self.axes: Axes = self._session.axes
-
-    @property
-    def inputs(self) -> dict[str, tuple[int | str, ...]]:
-        """The axes of each input: a number for a fixed one, a name for a dynamic one."""
-        return {
+        self.inputs: dict[str, tuple[int | str, ...]] = {
             name: tuple(
-                size if isinstance(size, int) else ("batch", "length")[axis] if axis < 2 else f"size {axis}"
-                for axis, size in enumerate(sizes)
+                size or (("batch", "length")[axis] if axis < 2 else f"size {axis}") for axis, size in enumerate(sizes)
             )
-            for name, sizes in self.axes.items()
+            for name, sizes in self._session.axes.items()
         }
 
     def forward(self, **inputs: Tensor) -> Any:
@@ -161,7 +146,7 @@ class GraphModel(nn.Module):
         """
         given = {name: tensor.cpu().numpy() for name, tensor in inputs.items() if isinstance(tensor, Tensor)}
         self._session.start(len(next(iter(given.values()))))
-        outputs = self._session.run({name: self._value(name, given) for name in self.axes})
+        outputs = self._session.run({name: self._value(name, given) for name in self.inputs})
         return ModelOutput((name, torch.from_numpy(output)) for name, output in outputs.items())
 
     def _value(self, name: str, inputs: Mapping[str, Any]) -> Any:
@@ -198,7 +183,7 @@ class GraphModel(nn.Module):
                     "attention_mask": mask[:, :end],
                     "position_ids": positions[:, start:end],
                 }
-                logits = self._session.run({name: self._value(name, given) for name in self.axes})["logits"]
+                logits = self._session.run({name: self._value(name, given) for name in self.inputs})["logits"]
             tokens = logits[:, -1:].argmax(-1)
             mask = np.concatenate([mask, np.ones_like(mask[:, :1])], axis=1)
             steps.append(tokens[:, 0])

@@ -1,0 +1,107 @@
+"""Callbacks of a trainer with gates: the end of its search, the start of its recovery, printed logs and early stops."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, SaveStrategy
+
+from gating.objectives.search import Search
+
+__all__ = ["RemovedFirst", "TrainerSearchEnd", "ended_by_score", "shorten_printed_logs", "without_early_stopping"]
+
+# Names in the log of the numbers of one layer.
+_OF_LAYER = re.compile(r"gates/\w+_\d+/")
+# Groups of an optimizer whose rates stay.
+_CONSTANT = {"gates", "multipliers"}
+
+
+class TrainerSearchEnd(TrainerCallback):
+    """Callback that ends the training at the end of the search, with a last log, evaluation and checkpoint.
+
+    Attributes:
+        num_steps: Optimizer steps of the search; 0 before the training has begun.
+    """
+
+    def __init__(self, search: Search, *, recovery: float) -> None:
+        """Args: ``search`` is the search to end, ``recovery`` the share of the training's steps after it."""
+        self._search, self._recovery, self.num_steps = search, recovery, 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Set the length of the search; one that was stopped, or ran out of memory, begins anew unless resumed."""
+        if self.num_steps and not state.global_step:
+            self._search.begin()
+        self.num_steps = max(1, round((1 - self._recovery) * state.max_steps))
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, *, optimizer: Any, **kwargs: Any) -> None:
+        """Set the rates of gates and multipliers, which no scheduler changes."""
+        for group in optimizer.param_groups:
+            if group.get("name") in _CONSTANT:
+                group["lr"] = group["initial_lr"]
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Clear the gradients of the multipliers: the trainer clears those of the model alone."""
+        for multiplier in self._search.objective.parameters():
+            multiplier.grad = None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """End the training after the last step of the search, or at a logged step if the gates have converged."""
+        if self._search.check_end(state.global_step, self.num_steps, is_due=control.should_log) is not None:
+            self.num_steps = state.global_step
+            control.should_training_stop = control.should_log = True
+            # With strategies by epoch, the end of a training is the end of an epoch, with its own.
+            control.should_evaluate = control.should_evaluate or args.eval_strategy == IntervalStrategy.STEPS
+            control.should_save = control.should_save or args.save_strategy == SaveStrategy.STEPS
+
+
+class RemovedFirst(TrainerCallback):
+    """Callback that evaluates the removed model before the recovery, and saves it as the best one so far."""
+
+    def __init__(self, trainer: Any) -> None:
+        """Args: ``trainer`` begins a recovery with ``load_best_model_at_end``."""
+        self._trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Write ``checkpoint-0``, unless the recovery is resumed."""
+        if state.best_metric is None:
+            self._trainer._determine_best_metric(self._trainer._evaluate(None, None, skip_scheduler=True), trial=None)
+            state.best_model_checkpoint = str(Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-0")
+            self._trainer._save_checkpoint(self._trainer.model, trial=None)
+
+
+def shorten_printed_logs(callbacks: Iterable[Any]) -> None:
+    """Let callbacks that print the log leave out the numbers of single layers; trackers and the history have them."""
+    for callback in callbacks:
+        if isinstance(callback, (PrinterCallback, ProgressCallback)):
+            vars(callback)["on_log"] = partial(_print_log, callback)
+
+
+def _print_log(callback: Any, *args: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> Any:
+    shown = None if logs is None else {name: value for name, value in logs.items() if not _OF_LAYER.match(name)}
+    return type(callback).on_log(callback, *args, logs=shown, **kwargs)
+
+
+@contextmanager
+def without_early_stopping(trainer: Trainer) -> Iterator[None]:
+    """Take early stopping out of a trainer in a ``with`` block: in a search the score falls as heads close."""
+    callbacks = _early_stopping(trainer)
+    for callback in callbacks:
+        trainer.remove_callback(callback)
+    try:
+        yield
+    finally:
+        for callback in callbacks:
+            trainer.add_callback(callback)
+
+
+def ended_by_score(trainer: Trainer) -> bool:
+    """Return whether a training has ended because the score of early stopping no longer improved."""
+    return any(one.early_stopping_patience_counter >= one.early_stopping_patience for one in _early_stopping(trainer))
+
+
+def _early_stopping(trainer: Trainer) -> list[EarlyStoppingCallback]:
+    return [one for one in trainer.callback_handler.callbacks if isinstance(one, EarlyStoppingCallback)]
