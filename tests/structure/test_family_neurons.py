@@ -1,11 +1,11 @@
 """Every family without some of its neurons, and some of its heads: the same outputs, tokens and gradients."""
 
 import pytest
-from torch import Tensor
 
 import gating
 from gating.discovery.find import find_blocks
 from gating.proof.outputs import forward_outputs, max_relative_difference
+from gating.proof.probe import make_probe
 from gating.pruning.plan import plan_pruning
 from gating.structure.edits import apply_edits, undo_edits
 from tests.support.family_models import FAMILIES as ALL_FAMILIES
@@ -35,16 +35,12 @@ SAMPLE = ["bert", "albert", "gpt2", "llama", "phi3", "modernbert", "t5", "mt5", 
 
 @pytest.mark.parametrize("name", tiered(FAMILIES))
 def test_compact_equals_masked(name: str) -> None:
-    sizes = group_sizes(FAMILIES[name])
+    sizes, dense = group_sizes(FAMILIES[name]), FAMILIES[name].build()
+    unused = without_gradient(dense, make_probe(dense))
     for units, seed, group_size in (("neurons", 0, sizes[1]), (BOTH, None, sizes[0])):
         model, masked, probe = compact(FAMILIES[name], seed, units=units, group_size=group_size)
         assert max_relative_difference(masked, forward_outputs(model, probe)) <= TOLERANCE
-        assert without_gradient(model, probe) <= unused(name, probe)
-
-
-def unused(name: str, probe: dict[str, Tensor]) -> set[str]:
-    """Return the parameters of the whole model that a backward pass does not reach."""
-    return without_gradient(FAMILIES[name].build(), probe)
+        assert without_gradient(model, probe) <= unused
 
 
 @pytest.mark.slow
