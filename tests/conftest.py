@@ -30,19 +30,17 @@ import re  # noqa: E402
 from collections.abc import Callable, Iterable, Iterator  # noqa: E402
 from dataclasses import dataclass  # noqa: E402
 from functools import lru_cache  # noqa: E402
-from typing import Any  # noqa: E402
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from filelock import FileLock  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
 from torch import Tensor  # noqa: E402
 from transformers import BertTokenizerFast, PreTrainedModel  # noqa: E402
 
 import gating  # noqa: E402
 from gating.families import registry as families  # noqa: E402
-from gating.report import figures  # noqa: E402
 from tests.support.fresh_process import answers_of_fresh_process  # noqa: E402
+from tests.support.quick_runs import DRAWING, TIMING  # noqa: E402
 from tests.support.tiny_models import (  # noqa: E402
     FAMILIES,
     NUM_HEADS,
@@ -58,40 +56,18 @@ from tests.support.tiny_models import (  # noqa: E402
 torch.set_num_threads(1)
 
 
-class _QuickFigure(Figure):
-    """A figure without constrained layout and in few pixels; drawing takes a third of a tiny run otherwise."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**{**options, "layout": None})
-
-    def savefig(self, *args: Any, **options: Any) -> None:
-        super().savefig(*args, **{**options, "dpi": 20})
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_figures(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Draw the figures of runs quickly, but not in tests/report."""
-    with pytest.MonkeyPatch.context() as patch:
-        if request.path.parent.name != "report":
-            patch.setattr(figures, "Figure", _QuickFigure)
-        yield
-
-
 # Folders with whole runs in this process, whose models are timed at the end.
 _WITH_RUNS = {"commands", "data", "docs", "integrations", "models", "run", "tasks", "tracking", "training"}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _few_timings(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Time the final models of runs with few passes, but not in tests of the latency."""
-    if request.path.parent.name not in _WITH_RUNS or "latency" in request.path.stem:
-        yield
-        return
-    from gating.pruning.latency import copies
-
+def _quick_runs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Draw nothing in runs, but in tests/report, and time models with few passes, but in tests of the latency."""
+    folder = request.path.parent.name
+    is_timed_quickly = folder in _WITH_RUNS and "latency" not in request.path.stem
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(copies.CopyTimer, "repeats", 1)
-        patch.setattr(copies, "_TIMING_SECONDS", 1e-9)
+        for shortcut in [*(DRAWING if folder != "report" else []), *(TIMING if is_timed_quickly else [])]:
+            patch.setattr(*shortcut)
         yield
 
 

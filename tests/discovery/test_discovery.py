@@ -17,31 +17,18 @@ from gating.discovery.find import find_blocks
 from gating.loader.checksums import RECORD_KEY
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
-from tests.support.family_models import FAMILIES, GPT2, GROUPED, IDS, TEXT, Family
+from tests.support.family_models import FAMILIES, GROUPED, TEXT, VISION, Family
 
 
 @pytest.fixture(autouse=True)
 def _unknown(forget):
     """Remove the rows of the classes that are to be discovered."""
-    forget("StableLmAttention", "CodeGenAttention", "RoFormerSelfAttention")
+    forget("StableLmAttention", "RoFormerSelfAttention")
 
 
 UNKNOWN = {
     "stablelm": Family("StableLmForCausalLM", "StableLmConfig", GROUPED),
-    "codegen": Family("CodeGenForCausalLM", "CodeGenConfig", {**GPT2, **IDS, "n_head": 8, "rotary_dim": 4}, ("eager",)),
-    "dpt": Family(
-        "DPTModel",
-        "DPTConfig",
-        {
-            "hidden_size": 64,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 4,
-            "intermediate_size": 48,
-            "image_size": 16,
-            "patch_size": 8,
-            "backbone_out_indices": [0, 1, 2, 2],
-        },
-    ),
+    "dpt": Family("DPTModel", "DPTConfig", {**VISION, "backbone_out_indices": [0, 1, 2, 2]}),
     "roformer": Family("RoFormerForSequenceClassification", "RoFormerConfig", TEXT, ("eager",)),
 }
 

@@ -13,7 +13,7 @@ from gating.loader.checksums import RECORD_KEY
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
 from gating.structure.feed_forward import iter_feed_forward_blocks
-from tests.support.family_models import FAMILIES, GROUPED, IDS, Family
+from tests.support.family_models import FAMILIES, GROUPED, IDS, ZOO, Family
 from tests.support.masked_models import units_masked
 from tests.support.tiers import first_of
 
@@ -36,20 +36,11 @@ SAMPLE = [
     "wav2vec2",
     "whisper",
 ]
-_CTRL = {"vocab_size": 99, "n_positions": 64, "n_embd": 64, "dff": 48, "n_layer": 2, "n_head": 4, **IDS}
 _PROPHETNET = {"vocab_size": 99, "hidden_size": 64, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, **IDS}
 _PROPHETNET |= {f"num_{tower}_layers": 2 for tower in ("encoder", "decoder")}
 _PROPHETNET |= {f"num_{tower}_attention_heads": 4 for tower in ("encoder", "decoder")}
 UNKNOWN = {
-    "ctrl": Family("CTRLLMHeadModel", "CTRLConfig", _CTRL, ("eager",)),
-    "funnel": Family(
-        "FunnelModel",
-        "FunnelConfig",
-        {"vocab_size": 99, "d_model": 64, "n_head": 4, "d_head": 16, "d_inner": 48, "block_sizes": [1, 1]},
-        ("eager",),
-    ),
-    "lfm2": Family("Lfm2ForCausalLM", "Lfm2Config", {**GROUPED, "layer_types": ["conv", "full_attention", "conv"]}),
-    "moshi": Family("MoshiForCausalLM", "MoshiConfig", {**GROUPED, "ffn_dim": 96}, ("eager",)),
+    **{name: ZOO[name] for name in ("ctrl", "funnel", "lfm2", "moshi")},
     "prophetnet": Family("ProphetNetForConditionalGeneration", "ProphetNetConfig", _PROPHETNET, ("eager",)),
     "xlnet": Family(
         "XLNetLMHeadModel",

@@ -1,6 +1,7 @@
 """Attention modules without gates are named with a reason that is true for them, unless they were left out."""
 
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,8 +13,7 @@ from transformers.models.stablelm.configuration_stablelm import StableLmConfig
 import gating
 from gating.discovery.find import search_blocks
 from gating.errors import RemedyWarning
-from tests.support.family_models import FAMILIES, GROUPED, TEXT
-from tests.support.tiers import tiered
+from tests.support.family_models import FAMILIES, GROUPED, TEXT, ZOO
 
 
 class OddAttention(nn.Module):
@@ -83,14 +83,14 @@ def test_a_block_whose_heads_depend_on_each_other_does_not_stop_the_others(tower
     assert "q_norm normalizes across all heads" in ungated[0].reason
 
 
-@pytest.mark.parametrize("name", tiered(FAMILIES))
-def test_no_attention_of_a_family_is_left_without_a_word(name):
-    """Outside of hybrids, whose other layers have reasons of their own."""
-    model = FAMILIES[name].build()
-    blocks, ungated = search_blocks(model, "heads")
-    assert blocks
-    for one in ungated:
-        assert "norm" in one.reason or "state-space" in one.reason, one
+def test_norms_across_heads_refuse_one_tower_only():
+    family = ZOO["internvl"]
+    vision = {**family.arguments["vision_config"], "use_qk_norm": True}
+    family = replace(family, arguments={**family.arguments, "vision_config": vision})
+    blocks, ungated = search_blocks(family.build(), "heads")
+    assert {block.tower for block in blocks} == {"language"}
+    (refused,) = ungated
+    assert "q_norm normalizes across all heads" in refused.reason
 
 
 def test_budgets_and_gates_by_tower():

@@ -12,10 +12,8 @@ from gating.discovery.find import search_blocks
 from gating.errors import RemedyWarning
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
-from tests.support.family_models import FAMILIES
+from tests.support.family_models import FAMILIES, ZOO
 from tests.support.masked_models import units_masked
-from tests.support.multimodal_models import build as build_multimodal
-from tests.support.single_models import build as build_single
 
 SPARSE = {
     "vocab_size": 99,
@@ -117,17 +115,17 @@ def test_discovery_gates_what_it_finds_and_names_the_rest(towers):
 
 
 @pytest.mark.parametrize(
-    ("build", "name", "classes"),
+    ("name", "classes"),
     [
-        (build_multimodal, "qwen3_vl", {"Qwen3VLTextMLP", "Qwen3VLVisionMLP"}),
-        (build_multimodal, "qwen3_5", {"Qwen3_5MLP", "Qwen3_5VisionMLP"}),
-        (build_single, "parakeet", {"ParakeetEncoderFeedForward"}),
-        (build_single, "lfm3", {"Lfm3MLP"}),
-        (build_single, "moshi", {"MoshiGatingMLP"}),
+        ("qwen3_vl", {"Qwen3VLTextMLP", "Qwen3VLVisionMLP"}),
+        ("qwen3_5-images", {"Qwen3_5MLP", "Qwen3_5VisionMLP"}),
+        ("parakeet", {"ParakeetEncoderFeedForward"}),
+        ("lfm3", {"Lfm3MLP"}),
+        ("moshi", {"MoshiGatingMLP"}),
     ],
 )
-def test_layers_of_all_towers_have_gates(build, name, classes):
-    model = build(name)
+def test_layers_of_all_towers_have_gates(name, classes):
+    model = ZOO[name].build()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         blocks = gating.find_feed_forward_blocks(model, group_size=16)

@@ -52,28 +52,6 @@ def test_groups_of_query_heads_stay_whole(rival, arguments, expected):
     assert min(map(len, report.kept_heads.values())) >= 1
 
 
-@pytest.mark.parametrize("stop", first_of([4, 7]))
-def test_a_resumed_search_is_the_uninterrupted_one(rival, stop, start):
-    whole = search_with(RIVALS[rival](num_heads=4)).load(start).run(0, stop)
-    state, num_open = whole.state(), whole.gates.num_open()
-    whole.run(stop, STEPS)
-    torch.manual_seed(99)  # Draws while the objects are built again do not matter.
-    resumed = search_with(RIVALS[rival](num_heads=4)).load(state)
-    assert resumed.gates.num_open() == num_open
-    resumed.run(stop, STEPS)
-    for one, other in ((whole.model, resumed.model), (whole.objective, resumed.objective)):
-        again = other.state_dict()
-        for name, tensor in one.state_dict().items():
-            assert torch.equal(tensor, again[name]), name
-    assert torch.equal(whole.objective.kept(whole.gates), resumed.objective.kept(resumed.gates))
-
-
-@pytest.fixture
-def start(rival):
-    torch.manual_seed(0)
-    return search_with(RIVALS[rival](num_heads=4)).state()
-
-
 def test_gradient_reaches_log_alpha_where_gates_are_learned(rival):
     torch.manual_seed(0)
     search = search_with(RIVALS[rival](num_heads=4))

@@ -21,7 +21,7 @@ from gating.structure.layers import find_layer_lists
 from tests.support.family_models import FAMILIES
 from tests.support.fresh_process import auto_class_of, difference_elsewhere, save_for_elsewhere
 from tests.support.masked_models import TOLERANCE, generate_all, ways_to_generate
-from tests.support.tiers import first_of
+from tests.support.tiers import first_of, tiered
 from tests.support.tiny_models import assert_same_state, state_of
 
 # Hybrid models have layers without gates.
@@ -86,7 +86,9 @@ def test_empty_layers_stay_where_norms_come_last(name: str, tmp_path: Path) -> N
 
 
 @pytest.mark.families
-@pytest.mark.parametrize("name", sorted(set(FAMILIES) - {"albert", "longcat_flash", "nemotron_h", *PRE_NORM}))
+@pytest.mark.parametrize(
+    "name", tiered(sorted(set(FAMILIES) - {"albert", "longcat_flash", "nemotron_h", *PRE_NORM}), mark="slow")
+)
 def test_any_family_computes_the_same_with_or_without_empty_layers(name: str, tmp_path: Path) -> None:
     check_finalized(name, last_two, tmp_path / "compact")
 

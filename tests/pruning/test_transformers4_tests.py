@@ -1,7 +1,7 @@
 """The tests of head pruning that transformers had until version 4, for ``gating.prune_heads`` on every family.
 
 Version 5 has neither ``prune_heads`` nor these tests. They keep their names, so that they can be looked up. Families
-with the layout of another one are among the slow tests.
+beyond the representatives, which have every layout, are among the slow tests.
 """
 
 import copy
@@ -18,7 +18,6 @@ import gating
 from gating.loader.checksums import RECORD_KEY
 from gating.loader.saving import compact_class
 from gating.proof.outputs import forward_outputs, max_relative_difference
-from gating.proof.probe import make_probe
 from gating.structure.attention import AttentionBlock
 from tests.support.family_models import FAMILIES
 from tests.support.tiers import tiered
@@ -40,8 +39,6 @@ RETURNED = {
 }
 # Heads of linear attention, which stay, by the positions of their states among the returned attentions.
 LINEAR_ATTENTION = {"minimax": {1: 8}}
-# A decoder without an encoder skips its cross-attention otherwise.
-FURTHER_INPUTS = {"gpt2-cross": {"encoder_hidden_states": torch.linspace(-2, 2, 2 * 5 * 64).reshape(2, 5, 64)}}
 WITHOUT_TOKENS = {
     **dict.fromkeys(("vit", "deit", "dinov2", "dinov3", "beit", "swin", "vit_mae"), "Its inputs are images."),
     **dict.fromkeys(("wav2vec2", "hubert"), "Its inputs are sounds."),
@@ -49,21 +46,13 @@ WITHOUT_TOKENS = {
     "t5gemma": "transformers resizes those of its encoder without their size in the configuration.",
 }
 KINDS = ("encoder", "decoder", "self", "cross")
-# Their layouts are those of other families here, as transformers copies classes.
-ALIKE = {
-    *("roberta", "xlm-roberta", "camembert", "electra", "ernie", "albert-1group", "deberta-v2-unshared", "nomic_bert"),
-    *("eurobert", "llama-mha", "mistral", "qwen2", "gemma", "gemma2", "granite", "starcoder2", "phi", "mixtral", "mt5"),
-    *("marian", "mbart", "pegasus", "mvp", "xglm", "deit", "dinov2", "dinov3", "vit_mae", "hubert", "deepseek_v3"),
-    *("youtu", "glm4_moe_lite", "minicpm3", "axk1", "mistral4", "kimi_linear", "bailing_hybrid", "qwen3_5_moe"),
-    *("bamba", "granitemoehybrid", "nemotron_h", "falcon-mq"),
-}
-NAMES = tiered(pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else []) for name in FAMILIES)
+NAMES = tiered(FAMILIES, mark="slow")
 
 
 def build(name: str) -> tuple[PreTrainedModel, dict[str, Tensor], list[AttentionBlock]]:
     """Build a model with eager attention, which returns probabilities; return it with a batch and its blocks."""
     model = FAMILIES[name].build("eager")
-    return model, {**make_probe(model), **FURTHER_INPUTS.get(name, {})}, gating.find_attention_blocks(model)
+    return model, FAMILIES[name].make_batch(model), gating.find_attention_blocks(model)
 
 
 def from_both_ends(blocks: Sequence[AttentionBlock]) -> Request:

@@ -7,7 +7,7 @@ import torch
 from transformers import BertConfig, BertModel, PreTrainedConfig, PreTrainedModel
 
 import gating
-from tests.support.multimodal_models import build as build_multimodal
+from tests.support.family_models import ZOO
 from tests.support.tiny_models import build
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*nearly arbitrary:UserWarning")
@@ -74,7 +74,7 @@ def test_only_blocks_that_lose_units_are_named():
 # The model's own batch has images: it is tried where a batch of texts says nothing about their tower.
 @pytest.mark.parametrize("units", ["heads", "neurons"])
 def test_a_batch_of_texts_is_completed_by_one_with_images(units):
-    model = build_multimodal("llava")
+    model = ZOO["llava"].build()
     gates = gating.inject_gates(model, units=units, group_size=16)
     report = gating.finalize(model, gates, kept=half_of(gates), probe={"input_ids": torch.tensor([[5, 6, 7, 8]])})
     assert report.unproven == ()

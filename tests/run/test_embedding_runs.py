@@ -3,7 +3,6 @@
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import datasets
@@ -74,9 +73,9 @@ def embeddings_of(compact: Path) -> np.ndarray:
 
 
 def elsewhere(folder: Path, where: Path, *, trusted: bool) -> np.ndarray:
-    """Return the embeddings by sentence-transformers in a fresh process, where this package is not on the path."""
+    """Return the embeddings by sentence-transformers in a fresh process, where this package is not installed."""
     (where / "job.py").write_text(ELSEWHERE)
-    command = [sys.executable, "-P", "job.py", str(folder), "trusted" if trusted else "stock", *TEXTS]
+    command = [*warm_python(with_package=False), "job.py", str(folder), "trusted" if trusted else "stock", *TEXTS]
     process = subprocess.run(command, cwd=where, capture_output=True, text=True, timeout=200, check=False)
     assert process.returncode == 0, process.stderr
     return np.load(where / "embeddings.npy")

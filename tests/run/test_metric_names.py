@@ -16,32 +16,13 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-# Few heads are left open by a budget that is reached, many by a price and a search that is far too short.
-OBJECTIVES = {
-    "budget": ["objective.num_heads=4"],
-    "budget, many": ["objective.num_heads=9"],
-    "price": ["objective=l0", "objective.num_heads=null"],
-    "topk": ["objective=topk", "objective.num_heads=5"],
-    "random": ["objective=random", "objective.num_heads=3"],
-}
-
-
 @pytest.mark.runs
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_gates_are_last_logged_with_the_heads_that_are_kept(name, inputs, tmp_path):
-    settings = [line for line in OBJECTIVES[name] if name != "price" or "null" not in line]
-    others = [line for line in inputs if not line.startswith("objective")]
-    train.guarded_run(compose_settings([*others, *settings, "logger=csv", f"output_dir={tmp_path / 'run'}"]))
-    last = [row for row in rows_of(tmp_path / "run") if row["gates/open"]][-1]
-    layers = [float(value) for name, value in last.items() if name.startswith("gates/layer_")]
-    numbers = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert float(last["gates/open"]) == sum(layers) == numbers["num_heads"]
-    # The search takes 9 steps, and heads are removed after them.
-    assert int(last["step"]) == 9
+def test_stages_have_names(whole):
+    numbers = json.loads((whole / "metrics.json").read_text())
     splits = {name.rpartition("/")[0] for name in numbers if name.endswith("accuracy")}
     stages = {"search/val", "removed/val", "compact/val", "compact/test", "baseline/val", "baseline/test"}
     assert splits == {"val", "test", *stages}
-    assert "val/accuracy" in rows_of(tmp_path / "run")[0]
+    assert "val/accuracy" in rows_of(whole)[0]
 
 
 @pytest.mark.runs

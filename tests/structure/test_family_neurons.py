@@ -1,28 +1,23 @@
 """Every family without some of its neurons, and some of its heads: the same outputs, tokens and gradients."""
 
-from pathlib import Path
-
 import pytest
-from torch import Tensor
 
 import gating
 from gating.discovery.find import find_blocks
 from gating.proof.outputs import forward_outputs, max_relative_difference
+from gating.proof.probe import make_probe
 from gating.pruning.plan import plan_pruning
 from gating.structure.edits import apply_edits, undo_edits
 from tests.support.family_models import FAMILIES as ALL_FAMILIES
-from tests.support.fresh_process import auto_class_of, difference_elsewhere, save_for_elsewhere
 from tests.support.masked_models import (
     TOLERANCE,
     Units,
-    check_chain,
     check_generation,
     compact,
-    finalized,
     group_sizes,
     without_gradient,
 )
-from tests.support.tiers import first_of, tiered
+from tests.support.tiers import tiered
 from tests.support.tiny_models import assert_same_state, state_of
 
 pytestmark = [
@@ -36,31 +31,16 @@ FAMILIES = {name: family for name, family in ALL_FAMILIES.items() if family.has_
 GENERATIVE = [name for name, family in FAMILIES.items() if family.generates]
 # Every layout of up projections, owners that are the layer itself, shared layers, and towers.
 SAMPLE = ["bert", "albert", "gpt2", "llama", "phi3", "modernbert", "t5", "mt5", "bart", "siglip", "swin"]
-# Of these, folders of models without neurons in some layers are loaded elsewhere.
-RELOADED = [*(name for name in SAMPLE if name != "swin"), "whisper"]
-
-
-@pytest.mark.parametrize("name", first_of(FAMILIES, every=20))
-def test_a_family_without_neurons_and_heads_computes_generates_and_loads_the_same(name: str, tmp_path: Path) -> None:
-    model, probe = check_chain(FAMILIES[name], 0, units=BOTH, group_size=group_sizes(FAMILIES[name])[2])
-    assert {key for key, one in model.named_parameters() if one.grad is None} <= unused(name, probe)
-    if name in RELOADED:
-        save_for_elsewhere(model, tmp_path / "compact", probe)
-        assert difference_elsewhere(tmp_path / "compact", auto_class_of(model)) == 0.0
 
 
 @pytest.mark.parametrize("name", tiered(FAMILIES))
 def test_compact_equals_masked(name: str) -> None:
-    sizes = group_sizes(FAMILIES[name])
+    sizes, dense = group_sizes(FAMILIES[name]), FAMILIES[name].build()
+    unused = without_gradient(dense, make_probe(dense))
     for units, seed, group_size in (("neurons", 0, sizes[1]), (BOTH, None, sizes[0])):
         model, masked, probe = compact(FAMILIES[name], seed, units=units, group_size=group_size)
         assert max_relative_difference(masked, forward_outputs(model, probe)) <= TOLERANCE
-        assert without_gradient(model, probe) <= unused(name, probe)
-
-
-def unused(name: str, probe: dict[str, Tensor]) -> set[str]:
-    """Return the parameters of the whole model that a backward pass does not reach."""
-    return without_gradient(FAMILIES[name].build(), probe)
+        assert without_gradient(model, probe) <= unused
 
 
 @pytest.mark.slow
@@ -85,13 +65,6 @@ def test_generates_the_same_on_more_patterns(name: str, units: Units, seed: int 
     family = FAMILIES[name]
     for implementation in family.implementations:
         check_generation(family, seed, implementation=implementation, units=units)
-
-
-@pytest.mark.parametrize("name", tiered(SAMPLE))
-def test_fractions_of_both_units_are_folded(name: str) -> None:
-    model, masked, probe = finalized(FAMILIES[name], 2, units=BOTH, group_size=7)
-    assert max_relative_difference(masked, forward_outputs(model, probe)) <= TOLERANCE
-    assert without_gradient(model, probe) <= without_gradient(FAMILIES[name].build(), probe)
 
 
 @pytest.mark.parametrize("name", tiered(SAMPLE))

@@ -1,27 +1,17 @@
 """The families of the first tier have every layout of the tables."""
 
-from collections.abc import Iterator
 from typing import get_args, get_type_hints
 
 import pytest
-from transformers import PreTrainedModel
 
 import gating
 from gating import AttentionSpec, FeedForwardSpec
 from gating.families import registry as families
 from gating.families.layouts import RETURNS
-from tests.support import family_models, multimodal_models, single_models
+from tests.support.family_models import ZOO
 from tests.support.tiers import REPRESENTATIVES
 
 pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.filterwarnings("ignore:.*get no gates")]
-
-
-def representative_models() -> Iterator[PreTrainedModel]:
-    for name in sorted(REPRESENTATIVES):
-        if name in family_models.FAMILIES:
-            yield family_models.FAMILIES[name].build()
-        else:
-            yield (multimodal_models if name in multimodal_models.NAMES else single_models).build(name)
 
 
 def layouts_of(pairs: object) -> set[str]:
@@ -37,8 +27,8 @@ def forms_of(spec: AttentionSpec) -> set[tuple[str, str]]:
 
 def test_representatives_have_every_row_layout_return_form_and_borrowed_projection():
     found: set[tuple[str, str]] = set()
-    for model in representative_models():
-        for block in gating.find_attention_blocks(model):
+    for name in sorted(REPRESENTATIVES):
+        for block in gating.find_attention_blocks(ZOO[name].build()):
             found |= forms_of(block.spec)
             found |= {("rows", layout) for path, layout in block.spec.projections if block.has(path)}
     types = get_type_hints(AttentionSpec)
@@ -56,12 +46,11 @@ def test_representatives_have_every_layout_of_up_projections():
     layouts = set()
     for name in ("bert", "phi3", "gpt_oss"):
         assert name in REPRESENTATIVES
-        blocks = gating.find_feed_forward_blocks(family_models.FAMILIES[name].build())
+        blocks = gating.find_feed_forward_blocks(ZOO[name].build())
         layouts |= {layout for block in blocks for _, layout in block.spec.ups}
     assert layouts == layouts_of(get_type_hints(FeedForwardSpec)["ups"])
 
 
 def test_representatives_are_few_and_have_names_of_families():
-    names = {*family_models.FAMILIES, *multimodal_models.NAMES, *single_models.NAMES}
-    assert names >= REPRESENTATIVES
+    assert ZOO.keys() >= REPRESENTATIVES
     assert len(REPRESENTATIVES) <= 25

@@ -1,4 +1,4 @@
-"""Tiny random models of every supported family.
+"""The zoo: tiny random models of every supported family, from configurations alone.
 
 All parameters are random, biases and tables of position biases too: parameters that a library sets to zero would hide
 mistakes. Sizes are uneven on purpose (heads x head_dim need not be the hidden size where a family allows that).
@@ -9,9 +9,13 @@ from typing import Any
 
 import torch
 import transformers
+from torch import Tensor
 from transformers import PreTrainedModel
 
+from gating.proof.probe import make_probe
 from tests.support.more_family_models import HYBRID_MODELS, LATENT_MODELS, WITHOUT_KNOWN_NEURONS
+from tests.support.multimodal_models import MULTIMODAL
+from tests.support.single_models import GENERATING, SINGLE
 
 TEXT: dict[str, Any] = {
     "vocab_size": 99,
@@ -90,7 +94,7 @@ class Family:
         model: Name of the transformers model class.
         config: Name of its configuration class.
         arguments: Arguments of the configuration.
-        implementations: Attention implementations that the family has.
+        implementations: Attention implementations that are compared; that of the library alone if empty.
         generates: Whether ``generate`` is compared.
         static_cache: Whether the dense model generates with a static cache.
         std: Spread of the random parameters.
@@ -110,8 +114,27 @@ class Family:
         """Build the model, in evaluation mode."""
         config = getattr(transformers, self.config)(**self.arguments)
         cls = getattr(transformers, self.model)
-        model: PreTrainedModel = cls._from_config(config, attn_implementation=implementation or self.implementations[0])
+        implementation = implementation or next(iter(self.implementations), None)
+        options = {"attn_implementation": implementation} if implementation else {}
+        model: PreTrainedModel = cls._from_config(config, **options)
         return randomize(model.eval(), std=self.std, seed=seed)
+
+    def make_batch(self, model: PreTrainedModel) -> dict[str, Tensor]:
+        """Return a batch that reaches all attention of a model."""
+        if self.model != "Qwen2AudioForConditionalGeneration":
+            return make_probe(model) | _FURTHER_INPUTS.get(self.arguments.get("add_cross_attention"), {})
+        generator = torch.Generator().manual_seed(0)
+        tokens = torch.randint(3, 90, (2, 16), generator=generator)
+        tokens[:, 2:10] = 90  # one for each vector of a sound
+        masks = {
+            "attention_mask": torch.ones_like(tokens),
+            "feature_attention_mask": torch.ones(2, 32, dtype=torch.long),
+        }
+        return {"input_ids": tokens, "input_features": torch.randn(2, 8, 32, generator=generator), **masks}
+
+
+# A decoder without an encoder skips its cross-attention otherwise.
+_FURTHER_INPUTS = {True: {"encoder_hidden_states": torch.linspace(-2, 2, 2 * 5 * 64).reshape(2, 5, 64)}}
 
 
 def randomize(model: PreTrainedModel, *, std: float, seed: int) -> PreTrainedModel:
@@ -316,4 +339,9 @@ FAMILIES |= {
         has_neurons=name not in WITHOUT_KNOWN_NEURONS,
     )
     for name, (prefix, config, arguments) in HYBRID_MODELS.items()
+}
+# All of them: those above, whose neurons are removed and whose implementations are compared as well, and others.
+ZOO: dict[str, Family] = FAMILIES | {
+    name: Family(*row, implementations=(), generates=name in GENERATING, has_neurons=False)
+    for name, row in {**MULTIMODAL, **SINGLE}.items()
 }

@@ -1,4 +1,4 @@
-"""Tiny random models of several modalities, from configurations alone.
+"""Arguments of tiny models of several modalities: a row of :data:`tests.support.family_models.ZOO` each.
 
 Each has at least two layers of attention in each tower, heads that do not fill the hidden size where a family allows
 that, and images of a few patches.
@@ -6,12 +6,7 @@ that, and images of a few patches.
 
 from typing import Any
 
-import transformers
-from transformers import PreTrainedModel
-
-from tests.support.family_models import randomize
-
-__all__ = ["MODELS", "build"]
+__all__ = ["IDS", "IMAGES", "MULTIMODAL"]
 
 IDS: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 BERT: dict[str, Any] = {
@@ -92,9 +87,11 @@ GEMMA: dict[str, Any] = {
     "hidden_size_per_layer_input": 8,
     "vocab_size_per_layer_input": 120,
 }
+DECODER: dict[str, Any] = {"is_decoder": True, "add_cross_attention": True}
+START: dict[str, Any] = {"decoder_start_token_id": 1, "pad_token_id": 0}
 
 # The class of the model, that of its configuration, and its arguments.
-MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
+MULTIMODAL: dict[str, tuple[str, str, dict[str, Any]]] = {
     "qwen2_vl": ("Qwen2VLForConditionalGeneration", "Qwen2VLConfig", {**QWEN, "text_config": {**TEXT, "rope_parameters":
         ROPE}, "vision_config": {**QWEN_IMAGES, "embed_dim": 32, "hidden_size": 48, "mlp_ratio": 1}}),
     "qwen2_5_vl": ("Qwen2_5_VLForConditionalGeneration", "Qwen2_5_VLConfig", {**QWEN, "text_config": {**TEXT,
@@ -103,9 +100,9 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
         ROPE}, "vision_config": {**QWEN_IMAGES, "deepstack_visual_indexes": [0]}}),
     "qwen3_vl_moe": ("Qwen3VLMoeForConditionalGeneration", "Qwen3VLMoeConfig", {**QWEN, "text_config": {**TEXT, **MOE,
         "rope_parameters": ROPE}, "vision_config": {**QWEN_IMAGES, "deepstack_visual_indexes": [0]}}),
-    "qwen3_5": ("Qwen3_5ForConditionalGeneration", "Qwen3_5Config", {**QWEN, "text_config": {**WIDE, **DELTA,
+    "qwen3_5-images": ("Qwen3_5ForConditionalGeneration", "Qwen3_5Config", {**QWEN, "text_config": {**WIDE, **DELTA,
         "head_dim": 16, "rope_parameters": {**ROPE, "partial_rotary_factor": 0.5}}, "vision_config": QWEN_IMAGES}),
-    "gemma3": ("Gemma3ForConditionalGeneration", "Gemma3Config", {"text_config": WIDE, "vision_config": SIGLIP,
+    "gemma3-images": ("Gemma3ForConditionalGeneration", "Gemma3Config", {"text_config": WIDE, "vision_config": SIGLIP,
         "mm_tokens_per_image": 4, "image_token_id": 99}),
     "gemma3n": ("Gemma3nForCausalLM", "Gemma3nTextConfig", {**GEMMA, "intermediate_size": 40, "laurel_rank": 8,
         "altup_num_inputs": 2, "activation_sparsity_pattern": [0.5, 0.0, 0.0, 0.0, 0.0, 0.0]}),
@@ -186,16 +183,12 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "audio_config": {"num_mel_bins": 8, "encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 40,
         "d_model": 32, "max_source_positions": 40, "n_window": 10, "output_dim": 48}, "image_token_id": 99,
         "video_token_id": 98, "audio_token_id": 97, "vision_start_token_id": 96, "audio_start_token_id": 95}),
-    "siglip": ("SiglipModel", "SiglipConfig", {"text_config": BERT, "vision_config": {**SIGLIP, "hidden_size": 48,
-        "vision_use_head": True}}),
     "siglip2": ("Siglip2Model", "Siglip2Config", {"text_config": BERT, "vision_config": {**SIGLIP, "model_type":
         "siglip2_vision_model", "hidden_size": 48, "vision_use_head": True, "num_patches": 16}}),
     "groupvit": ("GroupViTModel", "GroupViTConfig", {"text_config": BERT, "vision_config": {**IMAGES, "depths": [2, 2],
         "num_group_tokens": [4, 0], "num_output_groups": [4, 2]}, "projection_dim": 16, "projection_intermediate_dim":
         24}),
     "align": ("AlignTextModel", "AlignTextConfig", BERT),
-    "sam": ("SamVisionModel", "SamVisionConfig", {**IMAGES, "window_size": 3, "global_attn_indexes": [1],
-        "output_channels": 8, "mlp_dim": 40}),
     "clipseg": ("CLIPSegModel", "CLIPSegConfig", PAIR),
     "altclip": ("AltCLIPModel", "AltCLIPConfig", {**PAIR, "text_config": {**BERT, "project_dim": 16, "hidden_size":
         48}}),
@@ -212,35 +205,13 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "share_link_tower_layers": False}),
     "vilt": ("ViltForQuestionAnswering", "ViltConfig", {**BERT, "image_size": 16, "patch_size": 4,
         "max_image_length": -1}),
-}  # fmt: skip
-
-
-def build(name: str) -> PreTrainedModel:
-    """Build a model, in evaluation mode."""
-    if name in _PAIRS:
-        return _pair(*_PAIRS[name])
-    model, config, arguments = MODELS[name]
-    made: PreTrainedModel = getattr(transformers, model)._from_config(getattr(transformers, config)(**arguments))
-    return randomize(made.eval(), std=0.15, seed=0)
-
-
-# An encoder of images and a decoder of text.
-_PAIRS: dict[str, tuple[tuple[str, dict[str, Any]], tuple[str, dict[str, Any]]]] = {
-    "trocr": (("DeiTConfig", IMAGES), ("TrOCRConfig", {"vocab_size": 120, "d_model": 32, "decoder_layers": 2,
+    # An encoder of images and a decoder of text.
+    "trocr": ("VisionEncoderDecoderModel", "VisionEncoderDecoderConfig", {"encoder": {**IMAGES, "model_type": "deit"},
+        "decoder": {"model_type": "trocr", "vocab_size": 120, "d_model": 32, "decoder_layers": 2,
         "decoder_attention_heads": 4, "decoder_ffn_dim": 40, "max_position_embeddings": 64,
-        "cross_attention_hidden_size": 32, **IDS})),
-    "donut": (("DonutSwinConfig", {"image_size": 16, "patch_size": 2, "embed_dim": 16, "depths": [2, 2], "num_heads":
-        [2, 4], "window_size": 4, "mlp_ratio": 1.0}), ("MBartConfig", {**BART, "d_model": 32, "decoder_attention_heads":
-        4, "is_decoder": True})),
+        "cross_attention_hidden_size": 32, **DECODER, **IDS}, **START}),
+    "donut": ("VisionEncoderDecoderModel", "VisionEncoderDecoderConfig", {"encoder": {"model_type": "donut-swin",
+        "image_size": 16, "patch_size": 2, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4,
+        "mlp_ratio": 1.0}, "decoder": {**BART, "model_type": "mbart", "d_model": 32, "decoder_attention_heads": 4,
+        **DECODER}, **START}),
 }  # fmt: skip
-
-
-def _pair(encoder: tuple[str, dict[str, Any]], decoder: tuple[str, dict[str, Any]]) -> PreTrainedModel:
-    configs = [getattr(transformers, name)(**arguments) for name, arguments in (encoder, decoder)]
-    config = transformers.VisionEncoderDecoderConfig.from_encoder_decoder_configs(*configs)
-    config.decoder_start_token_id, config.pad_token_id = 1, 0
-    model = transformers.VisionEncoderDecoderModel._from_config(config)
-    return randomize(model.eval(), std=0.15, seed=0)
-
-
-NAMES = [*MODELS, *_PAIRS]

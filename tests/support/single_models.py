@@ -1,20 +1,13 @@
-"""Tiny random models of sound, images, detection and text in layouts of their own, from configurations alone.
+"""Arguments of tiny models of sound, images, detection and text in layouts of their own, as rows of the zoo.
 
 Each has at least two layers, and every head of a layer its own random parameters.
 """
 
 from typing import Any
 
-import torch
-import transformers
-from torch import Tensor
-from transformers import PreTrainedModel
-
-from gating.proof.probe import make_probe
-from tests.support.family_models import randomize
 from tests.support.multimodal_models import IDS, IMAGES
 
-__all__ = ["GENERATING", "NAMES", "build", "make_batch"]
+__all__ = ["GENERATING", "SINGLE"]
 
 TEXT: dict[str, Any] = {
     "vocab_size": 99,
@@ -111,7 +104,7 @@ GROUNDING: dict[str, Any] = {
 }  # fmt: skip
 
 # The class of the model, that of its configuration, and its arguments.
-MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
+SINGLE: dict[str, tuple[str, str, dict[str, Any]]] = {
     "detr": ("DetrForObjectDetection", "DetrConfig", DETR),
     "conditional_detr": ("ConditionalDetrForObjectDetection", "ConditionalDetrConfig", DETR),
     "deformable_detr": ("DeformableDetrForObjectDetection", "DeformableDetrConfig", {**DETR, "num_feature_levels": 3,
@@ -194,7 +187,7 @@ SAM: dict[str, Any] = {
     "mask_decoder_config": {"hidden_size": 24, "num_attention_heads": 3, "mlp_dim": 40, "iou_head_hidden_dim": 24,
         "vit_dim": 36},
 }  # fmt: skip
-MODELS |= {
+SINGLE |= {
     "openai_privacy_filter": ("OpenAIPrivacyFilterForTokenClassification", "OpenAIPrivacyFilterConfig", {**UNEVEN,
         **EXPERTS, "sliding_window": 3}),
     "afmoe": ("AfmoeForCausalLM", "AfmoeConfig", {**UNEVEN, **EXPERTS, **SLIDING}),
@@ -234,27 +227,8 @@ MODELS |= {
         "text_config": {"vocab_size": 99, "hidden_size": 60, "d_kv": 10, "d_ff": 40, "num_layers": 2, "num_heads": 6,
             **IDS}}),
 }  # fmt: skip
-NAMES = list(MODELS)
 GENERATING = frozenset(
     {"voxtral", "stablelm", "gpt_neo", "glm4_moe", "led", "bloom", "mpt", "codegen", "openai_gpt", "ctrl", "xlm"}
     | {"big_bird", "bigbird_pegasus", "cpmant", "moshi", "laguna", "afmoe", "lfm3", "flint", "beam", "granite_swa"}
     | {"granitemoe_swa", "switch_transformers", "udop", "fsmt", "got_ocr2", "pix2struct"}
 )
-
-
-def build(name: str) -> PreTrainedModel:
-    """Build a model, in evaluation mode."""
-    model, config, arguments = MODELS[name]
-    made: PreTrainedModel = getattr(transformers, model)._from_config(getattr(transformers, config)(**arguments))
-    return randomize(made.eval(), std=0.15, seed=0)
-
-
-def make_batch(name: str, model: PreTrainedModel) -> dict[str, Tensor]:
-    """Return a batch that reaches all attention of a model."""
-    if name != "qwen2_audio":
-        return make_probe(model)
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(3, 90, (2, 16), generator=generator)
-    tokens[:, 2:10] = 90  # one for each vector of a sound
-    masks = {"attention_mask": torch.ones_like(tokens), "feature_attention_mask": torch.ones(2, 32, dtype=torch.long)}
-    return {"input_ids": tokens, "input_features": torch.randn(2, 8, 32, generator=generator), **masks}

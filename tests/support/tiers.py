@@ -9,10 +9,8 @@ __all__ = ["REPRESENTATIVES", "first_of", "tiered"]
 
 # Together they have every row layout, return form and borrowed projection of the specs (tests/structure/test_tiers.py).
 REPRESENTATIVES = frozenset(
-    # of tests/support/family_models.py
     {"bert", "albert", "mpnet", "gpt2-cross", "llama", "phi3", "falcon-new", "falcon-rw-alibi", "t5", "bart", "vit"}
     | {"siglip", "gpt_oss", "deepseek_v3", "qwen3_next"}
-    # of tests/support/multimodal_models.py and tests/support/single_models.py
     | {"gemma4-shared-values", "grounding_dino", "lilt", "led", "bloom", "codegen", "openai_gpt", "hiera", "funnel"}
 )
 
@@ -32,16 +30,17 @@ def first_of(cases: Iterable[Any], *, every: int | None = None) -> list[Any]:
     return marked
 
 
-def tiered(cases: Iterable[Any]) -> list[Any]:
-    """Return the cases of a test of families: those of other families than the representatives marked ``families``.
+def tiered(cases: Iterable[Any], *, mark: str = "families") -> list[Any]:
+    """Return the cases of a test of families: those of other families than the representatives marked.
 
     Args:
         cases: Names of families, or tuples and ``pytest.param`` that begin with one.
+        mark: The mark, ``families`` or ``slow``.
     """
     marked = []
     for case in cases:
         values, marks = (case.values, case.marks) if hasattr(case, "marks") else (case, ())
         values = values if isinstance(values, tuple) else (values,)
-        others = () if values[0] in REPRESENTATIVES else (pytest.mark.families,)
+        others = () if values[0] in REPRESENTATIVES else (getattr(pytest.mark, mark),)
         marked.append(pytest.param(*values, marks=[*marks, *others]))
     return marked

@@ -1,4 +1,4 @@
-"""Random models of every family, built in milliseconds, and helpers that compare models."""
+"""Smaller models of seven families of the zoo, and helpers that compare models."""
 
 from collections.abc import Callable
 
@@ -7,6 +7,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from tests.support.family_models import ZOO
 
 NUM_LAYERS = 3
 NUM_HEADS = 4
@@ -17,18 +19,12 @@ _SIZES = {"num_hidden_layers": NUM_LAYERS, "num_attention_heads": NUM_HEADS, "hi
 _TEXT = {"vocab_size": 60, "max_position_embeddings": 40, "num_labels": 3}
 _DISTILBERT = {"dim": 32, "hidden_dim": 48, "n_layers": NUM_LAYERS, "n_heads": NUM_HEADS}
 
-FAMILIES: dict[str, tuple[str, str, dict[str, object]]] = {
-    "bert": ("BertForSequenceClassification", "BertConfig", {**_SIZES, **_TEXT}),
-    "roberta": ("RobertaForSequenceClassification", "RobertaConfig", {**_SIZES, **_TEXT}),
-    "xlm-roberta": ("XLMRobertaForSequenceClassification", "XLMRobertaConfig", {**_SIZES, **_TEXT}),
-    "camembert": ("CamembertForSequenceClassification", "CamembertConfig", {**_SIZES, **_TEXT}),
-    "electra": ("ElectraForSequenceClassification", "ElectraConfig", {**_SIZES, **_TEXT, "embedding_size": 16}),
-    "distilbert": ("DistilBertForSequenceClassification", "DistilBertConfig", {**_DISTILBERT, **_TEXT}),
-    "vit": (
-        "ViTForImageClassification",
-        "ViTConfig",
-        {**_SIZES, "image_size": 16, "patch_size": 8, "num_labels": 3},
-    ),
+# Families of the zoo in the sizes above.
+FAMILIES: dict[str, dict[str, object]] = {
+    **{key: {**_SIZES, **_TEXT} for key in ("bert", "roberta", "xlm-roberta", "camembert")},
+    "electra": {**_SIZES, **_TEXT, "embedding_size": 16},
+    "distilbert": {**_DISTILBERT, **_TEXT},
+    "vit": {**_SIZES, "image_size": 16, "patch_size": 8, "num_labels": 3},
 }
 
 
@@ -43,9 +39,8 @@ def randomize(model: nn.Module, *, seed: int = 0, std: float = 0.15) -> None:
 
 def build(family: str, **overrides: object) -> PreTrainedModel:
     """Build a random model in evaluation mode; ``overrides`` go to its configuration."""
-    model_name, config_name, sizes = FAMILIES[family]
-    config = getattr(transformers, config_name)(**{**sizes, **overrides})
-    model: PreTrainedModel = getattr(transformers, model_name)(config)
+    config = getattr(transformers, ZOO[family].config)(**{**FAMILIES[family], **overrides})
+    model: PreTrainedModel = getattr(transformers, ZOO[family].model)(config)
     randomize(model)
     return model.eval()
 

@@ -38,7 +38,12 @@ PRELOADED = (
 )
 # The name of the socket of the server without the package, and what each folder of a compact model needs there.
 ALONE = "without-package"
-OF_OTHERS = ("torch", "transformers.modeling_utils", "transformers.models.auto.modeling_auto")
+OF_OTHERS = (
+    "torch",
+    "transformers.modeling_layers",
+    "transformers.generation",
+    "transformers.models.auto.modeling_auto",
+)
 
 
 def warm_python(*, with_package: bool = True) -> list[str]:
@@ -79,6 +84,7 @@ def serve(address: str) -> None:
         sys.modules["gating"] = None  # type: ignore[assignment]  # as where it is not installed
     for name in OF_OTHERS if is_alone else PRELOADED:
         __import__(name)
+    _prepare(is_alone)
     gc.freeze()
     for number in FORWARDED:
         signal.signal(number, signal.SIG_IGN)
@@ -94,6 +100,18 @@ def serve(address: str) -> None:
                 return _wait_for_command(connection)
             connection.close()
     os._exit(0)
+
+
+def _prepare(is_alone: bool) -> None:
+    """Make the table that transformers makes with the first model, and take the shortcuts of tests."""
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+    get_checkpoint_conversion_mapping("bert")
+    if not is_alone:
+        from tests.support.quick_runs import DRAWING, TIMING
+
+        for shortcut in DRAWING + TIMING:
+            setattr(*shortcut)
 
 
 def _wait_for_command(connection: socket.socket) -> None:
