@@ -114,7 +114,7 @@ class LoRA:
             lora_dropout=self.dropout,
             fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
             # PEFT reads a text as a pattern, but for the name of all layers.
-            target_modules=[targets] if isinstance(targets, str) and targets != _ALL else targets,
+            target_modules=targets if targets == _ALL else [targets] if isinstance(targets, str) else list(targets),
             exclude_modules=[name for name, module in model.named_modules() if has_no_weight(module)],
         )
 
