@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 from pydantic import Field
 from torch import nn
@@ -27,13 +27,6 @@ __all__ = ["Adapters", "LoRA", "NoAdapters", "check_adapters"]
 
 # PEFT's name for all linear layers.
 _ALL = "all-linear"
-
-
-class Adapters(Protocol):
-    """Parameters of a model that are trained besides its gates."""
-
-    def on(self, model: PreTrainedModel) -> AbstractContextManager[None]:
-        """Return a context in which these parameters are trainable; at its exit they are merged into the weights."""
 
 
 class NoAdapters:
@@ -117,6 +110,9 @@ class LoRA:
             target_modules=targets if targets == _ALL else [targets] if isinstance(targets, str) else list(targets),
             exclude_modules=[name for name, module in model.named_modules() if has_no_weight(module)],
         )
+
+
+Adapters = NoAdapters | LoRA
 
 
 def _merge_shards(wrapped: nn.Module) -> None:
