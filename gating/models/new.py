@@ -1,6 +1,5 @@
 """New models with random weights, from a configuration."""
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import transformers
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from gating.errors import InputError
+from gating.errors import InputError, nearest_name, shorten
 from gating.models.configs import check_names, load_checked, without_generation_values
 from gating.models.hub import locate
 
@@ -52,10 +51,8 @@ class NewModel:
         """
         types = transformers.CONFIG_MAPPING.keys()
         if self.model_type not in types:
-            close = difflib.get_close_matches(self.model_type, types, n=1) or ["gpt2"]
-            raise InputError(
-                f"model.model_type={self.model_type} is not a model type of transformers. Did you mean {close[0]}?"
-            )
+            hint = nearest_name(self.model_type, types)
+            raise InputError(f"model.model_type={self.model_type} is not a model type of transformers. {shorten(hint)}")
         family = AutoConfig.for_model(self.model_type)
         check_names(family, self.config)
         # Auto classes with several models for a family choose by the saved model's class; here there is none.

@@ -1,12 +1,9 @@
-"""Sources of models: pretrained, or new from a configuration.
-
-``conf/model`` names the classes in this module. A source of another kind implements :class:`ModelSource`.
-"""
+"""Sources of models, which ``conf/model`` names: pretrained, or new from a configuration."""
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from gating.loader.sharded import is_indivisible
 from gating.models.hub import PACKAGE, is_gguf
@@ -17,31 +14,8 @@ from gating.sharding.plan import shard_model
 __all__ = ["ModelSource", "NewModel", "Pretrained", "load_sharded", "short_name"]
 
 
-class ModelSource(Protocol):
-    """A model that can be loaded, and the location of its tokenizer or image processor."""
-
-    @property
-    def title(self) -> str:
-        """Name of the model in messages and reports."""
-
-    @property
-    def processor(self) -> str | None:
-        """Folder or hub name of the tokenizer or image processor; None if a new one is made."""
-
-    @property
-    def processor_revision(self) -> str:
-        """Branch, tag or commit of the tokenizer or image processor on the hub."""
-
-    def load_config(self, **changes: Any) -> PreTrainedConfig:
-        """Return the model's configuration, with some values changed."""
-
-    def load(self, auto_class: type, **changes: Any) -> PreTrainedModel:
-        """Return the model in full precision.
-
-        Args:
-            auto_class: Auto class of transformers, such as ``AutoModelForSequenceClassification``.
-            **changes: Configuration values to change.
-        """
+# A model that can be loaded, and the location of its tokenizer or image processor.
+ModelSource = Pretrained | NewModel
 
 
 def load_sharded(source: ModelSource, auto_class: type, meta_model: PreTrainedModel, **changes: Any) -> PreTrainedModel:

@@ -72,11 +72,7 @@ class BlockTask(TextTask):
         max_length: int = 128,
         text_column: str | None = None,
     ) -> Prepared:
-        """Tokenize texts into blocks of ``max_length`` tokens, whose labels are made when batches are collated.
-
-        Raises:
-            ValueError: There is no room for a text, or the texts cannot be used.
-        """
+        """Tokenize texts into blocks of ``max_length`` tokens, whose labels are made when batches are collated."""
         self.check_settings(processor)
         if max_length == 1:
             raise InputError(
@@ -122,9 +118,6 @@ def cut_into_blocks(
 
     Returns:
         The splits with one column, ``input_ids``.
-
-    Raises:
-        ValueError: The texts of a split have less than two tokens.
     """
 
     def tokenize_batch(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:

@@ -45,9 +45,6 @@ class CausalLM(BlockTask):
             chat: Whether prompts are messages to a model that answers, in its chat template and without sampling.
             metrics: ``perplexity``, ``accuracy``, or metrics, or classes of metrics by name; these two if None.
             score: Name of the metric by which runs are compared; the first if None.
-
-        Raises:
-            ValueError: There are no messages for ``chat``, or a metric is unknown.
         """
         if chat and not prompts:
             raise InputError("task.chat=true needs messages: give task.prompts, such as ['What is a llama?'].")

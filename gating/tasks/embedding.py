@@ -73,9 +73,6 @@ class Embedding(MetricTask):
                 compared with the teacher.
             metrics: Names of metrics; all that the data allow if None.
             score: Name of the metric by which runs are compared; the first if None.
-
-        Raises:
-            InputError: A value cannot be used.
         """
         super().__init__(metrics, score)
         self._loss, self._teacher = loss, teacher
@@ -120,11 +117,7 @@ class Embedding(MetricTask):
         text_pair_column: str | None = None,
         label_column: str | None = None,
     ) -> Prepared:
-        """Tokenize texts or pairs of texts, truncated to ``max_length`` tokens, and embed them with the teacher.
-
-        Raises:
-            ValueError: A column is missing, or texts or scores cannot be used.
-        """
+        """Tokenize texts or pairs of texts, truncated to ``max_length`` tokens, and embed them with the teacher."""
         splits = read_examples(examples.splits, text_column, text_pair_column, label_column, loss=self._loss)
         kind = kind_of(splits["train"])
         self._loss_name = self._loss or _USUAL[kind]
@@ -182,13 +175,7 @@ class Embedding(MetricTask):
                     setattr(module, name, 0.0)
 
     def loss(self, outputs: Mapping[str, Any], batch: Batch, *, model: PreTrainedModel) -> Tensor:
-        """Return the loss of a batch, a scalar.
-
-        Args:
-            outputs: Outputs of the model for the first texts, with ``last_hidden_state``.
-            batch: The batch.
-            model: The model, for second texts.
-        """
+        """Return the loss of a batch, a scalar."""
         embedded = self._embed(outputs, batch, model=model)
         columns, labels, name = [embedded.texts, embedded.pairs], embedded.scores, self._loss_name
         if name == "distance" and embedded.teacher is not None:
@@ -215,7 +202,7 @@ class Embedding(MetricTask):
             texts=head(outputs, batch["attention_mask"]),
             pairs=head.embed(model, pairs) if pairs else None,
             scores=batch.get("task_scores"),
-            queries=batch.get("task_query"),
+            queries=batch["task_query"],
             documents=batch.get("task_document"),
             teacher=batch.get("task_embeddings"),
         )

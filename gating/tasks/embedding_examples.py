@@ -98,9 +98,6 @@ def add_negations(table: Dataset, share: float) -> Dataset:
     Args:
         table: Texts, or pairs of them, that are compared with a teacher.
         share: Number of negations for each row of the table.
-
-    Raises:
-        InputError: The rules fit none of the texts.
     """
     draw = random.Random(0)
     columns = [name for name in ("text", "text_pair") if name in table.column_names]
@@ -163,8 +160,9 @@ class PairCollator:
         """
         present = examples[0].keys()
         if PAIR_EMBEDDINGS in present:
-            vectors = [example[name] for name in (EMBEDDINGS, PAIR_EMBEDDINGS) for example in examples]
-            return {**self._pad(examples, "", "pair_"), EMBEDDINGS: torch.tensor(vectors)}
+            both = {EMBEDDINGS: (EMBEDDINGS, PAIR_EMBEDDINGS), "task_query": ("task_query", "task_document")}
+            values = {new: [example[name] for name in names for example in examples] for new, names in both.items()}
+            return self._pad(examples, "", "pair_") | {name: torch.tensor(value) for name, value in values.items()}
         batch = self._pad(examples, "")
         if "pair_input_ids" in present:
             batch |= {f"task_pair_{name}": value for name, value in self._pad(examples, "pair_").items()}

@@ -39,11 +39,7 @@ class ImageClassification(ClassTask):
         image_column: str | None = None,
         label_column: str | None = None,
     ) -> Prepared:
-        """Encode labels; images are decoded and transformed when examples are read.
-
-        Raises:
-            ValueError: A column is missing, or images or labels cannot be used.
-        """
+        """Encode labels; images are decoded and transformed when examples are read."""
         columns = {
             "image": find_column(examples.splits, image_column, _IMAGE_COLUMNS),
             "label": find_column(examples.splits, label_column, (*LABEL_COLUMNS, "fine_label")),

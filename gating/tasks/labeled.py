@@ -66,9 +66,6 @@ class LabeledTexts(TextTask):
         """Encode the column ``label`` as numbers; the inputs stay as they are, and are encoded next.
 
         ``default`` are the names of the metrics of the data, if it has some.
-
-        Raises:
-            ValueError: The labels cannot be used, or the metrics do not fit them.
         """
         raise NotImplementedError
 
@@ -83,11 +80,7 @@ class LabeledTexts(TextTask):
         text_pair_column: str | None = None,
         label_column: str | None = None,
     ) -> Prepared:
-        """Tokenize texts, truncated to ``max_length`` tokens, and encode labels.
-
-        Raises:
-            ValueError: A column is missing, or texts or labels cannot be used.
-        """
+        """Tokenize texts, truncated to ``max_length`` tokens, and encode labels."""
         texts = find_text_columns(examples.splits, text_column, text_pair_column)
         label = find_column(examples.splits, label_column, self.label_columns)
         labeled = self.encode(take_columns(examples.splits, {**texts, "label": label}), examples.metrics)

@@ -47,11 +47,7 @@ class MaskedLM(BlockTask):
     def load_processor(
         self, source: ModelSource, meta_model: PreTrainedModel, splits: DatasetDict
     ) -> PreTrainedTokenizerBase:
-        """Load the tokenizer, or train one for a new model.
-
-        Raises:
-            ValueError: The tokenizer has no mask token.
-        """
+        """Load the tokenizer, or train one for a new model."""
         tokenizer = super().load_processor(source, meta_model, splits)
         if tokenizer.mask_token is None:
             raise InputError(

@@ -73,9 +73,6 @@ class QuestionAnswering(TextTask):
         """Tokenize questions and contexts into windows of ``max_length`` tokens, which share ``stride`` tokens.
 
         Answers are lists ``text`` and ``answer_start``, empty without an answer.
-
-        Raises:
-            ValueError: A column is missing, or texts or answers cannot be used.
         """
         columns = {
             "context": find_column(examples.splits, context_column, ("context", "passage")),

@@ -59,9 +59,6 @@ def encode_numbers(splits: DatasetDict) -> DatasetDict:
         >>> rows = Dataset.from_dict({"text": ["a", "b"], "label": ["1.5", "2"]})
         >>> encode_numbers(DatasetDict(train=rows))["train"]["label"][:]
         [1.5, 2.0]
-
-    Raises:
-        ValueError: A label is missing, a class name, or not a finite number.
     """
     encoded = {}
     for split, table in splits.items():

@@ -69,9 +69,6 @@ class Seq2Seq(TextTask):
             metrics: ``bleu`` and ``chrf`` of texts, ``perplexity`` and ``accuracy`` of tokens, or metrics of texts, or
                 their classes by name; these four if None.
             score: Name of the metric by which runs are compared; the first if None.
-
-        Raises:
-            ValueError: A metric is unknown.
         """
         super().__init__(metrics, score)
         self._prefix = prefix
@@ -86,11 +83,7 @@ class Seq2Seq(TextTask):
     def load_processor(
         self, source: ModelSource, meta_model: PreTrainedModel, splits: DatasetDict
     ) -> PreTrainedTokenizerBase:
-        """Load the tokenizer, or train one on sources and targets for a new model.
-
-        Raises:
-            ValueError: The tokenizer lacks a language, or needs one.
-        """
+        """Load the tokenizer, or train one on sources and targets for a new model."""
         tokenizer = super().load_processor(source, meta_model, splits)
         for side, language in self._languages.items():
             if language is not None:
@@ -118,9 +111,6 @@ class Seq2Seq(TextTask):
 
         Targets are truncated to ``max_target_length`` tokens, by default ``max_length``, and as many are generated at
         most. A column such as ``translation.en`` is a field of a nested one.
-
-        Raises:
-            ValueError: A column is missing, or texts or lengths cannot be used.
         """
         columns = _find_columns(examples.splits, text_column, text_pair_column)
         texts = take_columns(examples.splits, columns)

@@ -62,9 +62,6 @@ class TokenClassification(MetricTask):
 
         Words and tags are lists, or strings with spaces. Texts of more than ``max_length`` tokens become several
         examples.
-
-        Raises:
-            ValueError: A column is missing, or words or tags cannot be used.
         """
         columns = {
             "text": find_column(examples.splits, text_column, _WORD_COLUMNS),

@@ -21,28 +21,25 @@ _SPECIAL_TOKENS = 4
 
 
 def read_answers(splits: DatasetDict) -> DatasetDict:
-    """Convert the column ``answers`` to lists ``text`` and ``answer_start``, empty without an answer.
+    """Check the answers, lists ``text`` and ``answer_start`` that are empty without an answer.
 
     Args:
-        splits: Columns ``context`` and ``answers``; a row of ``answers`` is a dictionary of two values or two lists,
-            or a list of dictionaries.
+        splits: Columns ``context`` and ``answers``; a row of ``answers`` has the two lists.
 
     Raises:
         ValueError: Answers have another form, or are not at their place in the context.
     """
     read = {}
     for split, table in splits.items():
-        answers = []
         for row, (value, context) in enumerate(zip(table["answers"], table["context"], strict=True)):
-            found = _as_lists(value)
-            if found is None:
+            if not _is_squad(value):
                 raise InputError(
                     f"The {split} data has answers in row {row + 1} that are not in the format of SQuAD, "
                     f"{{'text': [...], 'answer_start': [...]}}: {value!r}"
                 )
-            for text, start in zip(found["text"], found["answer_start"], strict=True):
+            for text, start in zip(value["text"], value["answer_start"], strict=True):
                 _check_answer(text, start, context, where=f"The {split} data has an answer in row {row + 1}")
-            answers.append(found)
+        answers = [{name: value[name] for name in _ANSWERS} for value in table["answers"]]
         read[split] = table.remove_columns("answers").add_column("answers", answers, feature=_ANSWERS)
     return DatasetDict(read)
 
@@ -59,11 +56,7 @@ def _check_answer(text: str, start: int, context: str, *, where: str) -> None:
 
 
 def check_stride(max_length: int, stride: int | None) -> int:
-    """Return the number of tokens that consecutive windows share; a quarter of a window if ``stride`` is None.
-
-    Raises:
-        ValueError: The stride does not fit into the half of a window that a question always leaves.
-    """
+    """Return the number of tokens that consecutive windows share; a quarter of a window if ``stride`` is None."""
     room = max_length - max_length // 2 - _SPECIAL_TOKENS
     chosen = max_length // 4 if stride is None else stride
     if not 0 <= chosen < room:
@@ -145,14 +138,10 @@ def _find_answer(answers: Mapping[str, Sequence[Any]], offsets: Sequence[tuple[i
     return (touched[0], touched[-1]) if touched else None
 
 
-def _as_lists(value: Any) -> dict[str, list[Any]] | None:
-    """Return answers as lists ``text`` and ``answer_start``; None if they have no known form."""
-    if isinstance(value, list):
-        if not all(isinstance(item, Mapping) and {"text", "answer_start"} <= set(item) for item in value):
-            return None
-        value = {name: [item[name] for item in value] for name in ("text", "answer_start")}
-    if not (isinstance(value, Mapping) and {"text", "answer_start"} <= set(value)):
-        return None
-    texts, starts = ([item] if not isinstance(item, list) else item for item in (value["text"], value["answer_start"]))
-    is_valid = all(isinstance(text, str) for text in texts) and all(isinstance(start, int) for start in starts)
-    return {"text": texts, "answer_start": starts} if is_valid and len(texts) == len(starts) else None
+def _is_squad(value: Any) -> bool:
+    """Return whether answers are two lists of equal length, ``text`` and ``answer_start``."""
+    if not (isinstance(value, Mapping) and all(isinstance(value.get(name), list) for name in _ANSWERS)):
+        return False
+    texts, starts = value["text"], value["answer_start"]
+    are_typed = all(isinstance(text, str) for text in texts) and all(isinstance(start, int) for start in starts)
+    return are_typed and len(texts) == len(starts)

@@ -36,7 +36,6 @@ def test_an_unreachable_hub_is_refused_at_once(online, monkeypatch):
 
 @pytest.mark.parametrize(("status", "is_there"), [(200, True), (302, True), (404, True), (503, False)])
 def test_a_hub_is_reachable_unless_it_returns_a_server_error(online, monkeypatch, status, is_there):
-    monkeypatch.setattr(hub, "_OFFLINE_VARIABLES", ())
     with fake_server() as server:
         server.fault = status
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)

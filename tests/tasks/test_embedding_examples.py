@@ -121,7 +121,8 @@ def test_texts_of_pairs_with_embeddings_of_a_teacher_are_one_batch(tokenizer):
     expected = tokenizer([*POSITIVES["text_a"], *POSITIVES["text_b"]], padding=True, return_tensors="pt")
     assert torch.equal(batch["input_ids"], expected["input_ids"])
     assert batch["task_embeddings"].flatten().tolist() == [1, 2, 3, 4, 5, 6]
-    assert set(batch) == {*expected, "task_embeddings"}
+    assert set(batch) == {*expected, "task_embeddings", "task_query"}
+    assert batch["task_query"][3] == batch["task_query"][5] != batch["task_query"][0]
 
 
 def test_texts_are_truncated(tokenizer):

@@ -38,11 +38,7 @@ class ChosenMetrics:
             self.read(())
 
     def read(self, default: Sequence[str]) -> dict[str, Any]:
-        """Return the metrics by name, or those of ``default`` if none are chosen.
-
-        Raises:
-            InputError: A name is unknown.
-        """
+        """Return the metrics by name, or those of ``default`` if none are chosen."""
         chosen = default if self.metrics is None else self.metrics
         choices = dict(chosen) if isinstance(chosen, Mapping) else dict.fromkeys(chosen)
         for name, choice in choices.items():
@@ -72,9 +68,6 @@ class ChosenMetrics:
             make: Function from a known name to the metric and its score.
             arguments: Values of the arguments that come from the data, for the classes that take them.
             example: Predictions and targets of some examples, on which each metric of a user is tried.
-
-        Raises:
-            InputError: A name is unknown, or a metric does not fit the values.
         """
         made: dict[str, tuple[Metric, Score]] = {}
         choices = self.read(default)

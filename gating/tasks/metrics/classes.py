@@ -94,11 +94,7 @@ CLASS_METRICS: dict[str, Callable[[int], Metric]] = {
 def build_class_metrics(
     chosen: ChosenMetrics, default: Sequence[str], *, num_classes: int
 ) -> tuple[MetricCollection, Score]:
-    """Return the chosen metrics of classes, and the score by which runs are compared.
-
-    Raises:
-        InputError: A name is unknown, or a metric does not fit the classes.
-    """
+    """Return the chosen metrics of classes, and the score by which runs are compared."""
     labels = torch.arange(2 * min(num_classes, 32)) % num_classes
     logits = torch.linspace(-1, 1, len(labels) * num_classes).sin().view(len(labels), num_classes)
     return chosen.build(

@@ -132,9 +132,6 @@ def build_embedding_metrics(chosen: ChosenMetrics, *, present: Collection[str]) 
     Args:
         chosen: Names; by default all that the data allow.
         present: What the data have: ``scores`` of pairs, or pairs that are ``positives``; and a ``teacher``.
-
-    Raises:
-        InputError: The data lack what a metric needs.
     """
     possible = [name for name, (_, needed, _) in METRICS.items() if needed in present]
     for name in chosen.read(possible or list(METRICS)):

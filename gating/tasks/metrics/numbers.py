@@ -33,11 +33,7 @@ NUMBER_METRICS: dict[str, tuple[Callable[[], Metric], Score]] = {
 
 
 def build_number_metrics(chosen: ChosenMetrics, default: Sequence[str]) -> tuple[MetricCollection, Score]:
-    """Return the chosen metrics of numbers in double precision, and the score by which runs are compared.
-
-    Raises:
-        InputError: A name is unknown, or a metric does not fit numbers.
-    """
+    """Return the chosen metrics of numbers in double precision, and the score by which runs are compared."""
     targets = torch.arange(1.0, 9.0, dtype=torch.float64)
     return chosen.build(default, make=_make, arguments={}, example=(targets.sqrt(), targets))
 

@@ -24,11 +24,7 @@ TAG_METRICS = (*_SPANS, "accuracy", "macro_f1")
 def build_tag_metrics(
     chosen: ChosenMetrics, default: Sequence[str], *, tag_names: Sequence[str]
 ) -> tuple[MetricCollection, Score]:
-    """Return the chosen metrics of tags, or ``default``, or usual ones; and the score to compare runs by.
-
-    Raises:
-        InputError: A name is unknown, or a metric does not fit the tags.
-    """
+    """Return the chosen metrics of tags, or ``default``, or usual ones; and the score to compare runs by."""
     labels = (torch.arange(2 * len(tag_names)) % len(tag_names)).view(2, -1)
     predictions = labels.roll(1, dims=1)
     labels[:, -1] = _IGNORED

@@ -23,11 +23,7 @@ TextMetrics = tuple[MetricCollection, Score, MetricCollection | None, Score]
 
 
 def build_text_metrics(chosen: ChosenMetrics, *, vocab_size: int) -> TextMetrics:
-    """Return the chosen metrics; those of tokens default to perplexity and accuracy.
-
-    Raises:
-        InputError: A metric does not fit texts.
-    """
+    """Return the chosen metrics; those of tokens default to perplexity and accuracy."""
     choices = chosen.read(TEXT_METRICS)
     of_texts = {name: choice for name, choice in choices.items() if choice is not None or name in _TEXT_SCORES}
     first = chosen.score or next(iter(choices))

@@ -28,9 +28,6 @@ def build_token_metrics(chosen: ChosenMetrics, *, vocab_size: int) -> tuple[Metr
     """Return the chosen metrics of tokens, and the score by which runs are compared.
 
     By default, these are perplexity, the exponential of the mean negative log-likelihood of a token, and accuracy.
-
-    Raises:
-        InputError: A metric does not fit tokens.
     """
     targets = torch.arange(8) % vocab_size
     logits = torch.linspace(-1, 1, 8 * vocab_size).sin().view(8, vocab_size)
