@@ -41,7 +41,7 @@ class TrainerSearchEnd(TrainerCallback):
         """Set the rates of gates and multipliers, which no scheduler changes."""
         for group in kwargs["optimizer"].param_groups:
             if group.get("name") in _CONSTANT:
-                group["lr"] = group["initial_lr"]
+                group["lr"] = group.setdefault("initial_lr", group["lr"])
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Clear the gradients of the multipliers: the trainer clears those of the model alone."""
