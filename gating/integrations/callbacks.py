@@ -37,11 +37,11 @@ class TrainerSearchEnd(TrainerCallback):
             self._search.begin()
         self.num_steps = max(1, round((1 - self._recovery) * state.max_steps))
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, *, optimizer: Any, **kwargs: Any) -> None:
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Set the rates of gates and multipliers, which no scheduler changes."""
-        for group in optimizer.param_groups:
+        for group in kwargs["optimizer"].param_groups:
             if group.get("name") in _CONSTANT:
-                group["lr"] = group["initial_lr"]
+                group["lr"] = group.setdefault("initial_lr", group["lr"])
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Clear the gradients of the multipliers: the trainer clears those of the model alone."""

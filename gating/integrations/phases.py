@@ -59,6 +59,8 @@ class GatedPhases(_Base):  # type: ignore[misc]
     model: Any
     callback_handler: Any
     optimizer: Any
+    lr_scheduler: Any
+    model_init: Any
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Create the optimizer, with groups of their own for gates and multipliers.

@@ -17,7 +17,7 @@ from gating.loader.integrity import check_finite
 from gating.proof.conditions import check_has_values, check_no_adapters
 from gating.proof.outputs import evaluating
 from gating.report.results import Runtime
-from gating.serving.formats import FORMATS
+from gating.serving.formats import FORMATS, load_function
 from gating.storage.files import check_free, replacing_folder
 from gating.vocabulary import check_vocabulary
 
@@ -48,6 +48,7 @@ def exporting(
     in the block, nothing is written. The arguments and errors are those of
     :func:`~gating.serving.formats.export_compact`.
     """
+    FORMATS[format].check_packages()
     # It is checked again when it is written; loading a model may take long.
     check_free(place, overwrite=overwrite)
     model, origin = load_model(model_or_directory, format=format)
@@ -159,9 +160,7 @@ def find_runtimes(
         elif made := tuple(place for place in places if place.exists()):
             runtimes.append(Runtime(row.runtime, "", exports=made))
         elif format == "vllm" and compact is not None:
-            from gating.serving.vllm import serve_stock  # It imports this file.
-
-            runtimes.append(Runtime(row.runtime, serve_stock(model, compact)))
+            runtimes.append(Runtime(row.runtime, load_function("gating.serving.vllm:serve_stock")(model, compact)))
         else:
             runtimes.append(Runtime(row.runtime, f"{command}{format}"))
     return runtimes

@@ -6,7 +6,6 @@ from peft import LoraConfig, get_peft_model
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
 import gating
-from gating.integrations import GatedTrainer
 from gating.integrations import trainer as trainer_module
 from gating.structure.layers import count_units
 from tests.integrations.conftest import make_classifier, make_trainer, weights_of
@@ -232,10 +231,6 @@ def test_saving_a_model_with_gates_warns(tmp_path):
     trainer = make_trainer(tmp_path)
     with pytest.warns(UserWarning, match="still has gates"):
         trainer.save_model(str(tmp_path / "saved"))
-
-
-def test_the_name_is_that_of_a_trainer():
-    assert issubclass(GatedTrainer, Trainer)
 
 
 @pytest.mark.parametrize("bar", first_of([True, False]))

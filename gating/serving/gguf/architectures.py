@@ -66,7 +66,6 @@ _FAMILIES: dict[str, tuple[Architecture, tuple[Architecture, ...]]] = {
 }
 # Settings of YaRN that a file has no place for.
 _YARN_DEFAULTS = {"attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"}
-_NAMES = "LLaMA, Mistral, Qwen2 and Qwen3"
 
 
 def find_architecture(model: PreTrainedModel) -> Architecture:
@@ -79,7 +78,7 @@ def find_architecture(model: PreTrainedModel) -> Architecture:
     if config.model_type not in _FAMILIES or not name.endswith("ForCausalLM"):
         raise _refusal(
             model,
-            f"only {_NAMES} have an architecture there with sizes that differ between layers"
+            "only LLaMA, Mistral, Qwen2 and Qwen3 have an architecture there with sizes that differ between layers"
             + " (llama.cpp's own convert_hf_to_gguf.py may know its stock folder)" * sizes.is_even,
         )
     even, uneven = _FAMILIES[config.model_type]

@@ -110,8 +110,6 @@ def export_gguf(
         write_gguf(filled, architecture, new, dtype=dtype, **options)
         checked = _check(model, new, dtype=dtype, tokenizer=tokenizer, is_copied=tokenizer_from is not None)
         megabytes = new.stat().st_size / 1e6
-        # Checked again: the export may have taken long.
-        check_free(target, overwrite=overwrite)
     source = f"The tokenizer is that of {tokenizer_from}" if tokenizer_from is not None else _NO_TOKENIZER
     sentences = (
         f"The architecture is {architecture.name} of llama.cpp, the type {dtype}, and the context {context} tokens",
