@@ -45,9 +45,9 @@ VARIANTS = {
     # Two of the three batches of some steps are in one epoch, the last step of an epoch has two.
     "accumulated gradients, importance": (
         ["objective=importance", "trainer.accumulate_grad_batches=3", "trainer.max_steps=8", EACH_STEP],
-        5,
+        8,
     ),
-    "validation in an epoch, top-k": (["objective=topk", "trainer.val_check_interval=3", EACH_STEP], 2),
+    "validation in an epoch, top-k": (["objective=topk", "trainer.val_check_interval=3", EACH_STEP], 4),
     "shares of epochs, Lagrangian, loader processes": (
         [
             "objective=lagrangian",
