@@ -81,7 +81,11 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+# Their parts are in other variants.
+LONG = ("hidden states of a teacher", "frozen weights and adapters")
+
+
+@pytest.mark.parametrize("variant", [pytest.param(x, marks=pytest.mark.slow if x in LONG else ()) for x in VARIANTS])
 def test_runs_that_are_interrupted_on_and_on_end_as_if_they_had_not_been(variant, inputs, tmp_path):
     settings, at = VARIANTS[variant]
     settings = [*[x for x in inputs if not (variant == "dense" and x.startswith("objective."))], *settings]
