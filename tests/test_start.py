@@ -80,14 +80,14 @@ def test_all_public_names_are_imported_at_first_use():
 
 @pytest.mark.processes
 @pytest.mark.parametrize(
-    ("given", "wanted"),
+    ("program", "given", "wanted"),
     [
-        ({}, {"GOMP_SPINCOUNT": "1000"}),
-        ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
-        ({"GOMP_SPINCOUNT": "5"}, {"GOMP_SPINCOUNT": "5"}),
+        (["train.py"], {}, {"GOMP_SPINCOUNT": "1000"}),
+        (["-m", "gating", "train"], {}, {"GOMP_SPINCOUNT": "1000"}),
+        (["train.py"], {"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
+        (["train.py"], {"GOMP_SPINCOUNT": "5"}, {"GOMP_SPINCOUNT": "5"}),
     ],
 )
-@pytest.mark.parametrize("program", [["train.py"], ["-m", "gating", "train"]])
 def test_waiting_threads_sleep_unless_the_user_has_chosen(program, given, wanted):
     """The environment of a command is that of the processes and jobs that it starts."""
     names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")

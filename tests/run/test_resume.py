@@ -45,9 +45,9 @@ VARIANTS = {
     # Two of the three batches of some steps are in one epoch, the last step of an epoch has two.
     "accumulated gradients, importance": (
         ["objective=importance", "trainer.accumulate_grad_batches=3", "trainer.max_steps=8", EACH_STEP],
-        5,
+        8,
     ),
-    "validation in an epoch, top-k": (["objective=topk", "trainer.val_check_interval=3", EACH_STEP], 2),
+    "validation in an epoch, top-k": (["objective=topk", "trainer.val_check_interval=3", EACH_STEP], 4),
     "shares of epochs, Lagrangian, loader processes": (
         [
             "objective=lagrangian",
@@ -81,7 +81,11 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+# Their parts are in other variants.
+LONG = ("hidden states of a teacher", "frozen weights and adapters")
+
+
+@pytest.mark.parametrize("variant", [pytest.param(x, marks=pytest.mark.slow if x in LONG else ()) for x in VARIANTS])
 def test_runs_that_are_interrupted_on_and_on_end_as_if_they_had_not_been(variant, inputs, tmp_path):
     settings, at = VARIANTS[variant]
     settings = [*[x for x in inputs if not (variant == "dense" and x.startswith("objective."))], *settings]

@@ -140,7 +140,10 @@ def test_dense_run_goes_through_the_same_code(inputs, tmp_path):
     assert gating.load_compact(tmp_path / "out" / "compact").num_parameters() == numbers["num_parameters"]
 
 
-@pytest.mark.parametrize("family", ["distilbert", "deberta-v2", "modernbert", "gpt2", "llama"])
+@pytest.mark.parametrize(
+    "family",
+    ["distilbert", "llama", *(pytest.param(x, marks=pytest.mark.slow) for x in ("deberta-v2", "modernbert", "gpt2"))],
+)
 def test_the_same_command_runs_other_families(family, inputs, tmp_path):
     """No setting but the model's name changes; a gate of the llama stands for two query heads."""
     folder = tmp_path / family

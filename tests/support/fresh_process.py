@@ -1,5 +1,6 @@
 """Saved models, loaded in a process that has loaded none before, where this package is not installed or where it is."""
 
+import atexit
 import functools
 import importlib.util
 import json
@@ -61,18 +62,56 @@ def save_for_elsewhere(model: Any, folder: Path, batch: dict[str, Any], **option
     torch.save({"batch": batch, "expected": expected}, folder / "check.pt")
 
 
-def difference_elsewhere(folder: Path, auto_class: str) -> float:
+def difference_elsewhere(folder: Path, auto_class: str, *, is_fresh: bool = True) -> float:
     """Load a folder without this package, save and load it again there; return the differences of the outputs.
 
     Args:
         folder: A folder of :func:`save_for_elsewhere`.
         auto_class: The class of transformers whose ``from_pretrained`` loads it.
+        is_fresh: Whether the process is a new one. Otherwise, one process loads the folders of all families, which
+            spares it what transformers does with the first model of a process.
 
     Returns:
         The largest absolute difference of each output, summed over all outputs of both models.
     """
-    difference: float = _ask(False, "_reload", str(folder), auto_class)
-    return difference
+    if is_fresh:
+        difference: float = _ask(False, "_reload", str(folder), auto_class)
+        return difference
+    process = _start_to_reload()
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(json.dumps([str(folder), auto_class]) + "\n")
+    process.stdin.flush()
+    # Models may print, too.
+    line = next((line for line in process.stdout if line.startswith(_ANSWER)), None)
+    if line is None:
+        _start_to_reload.cache_clear()
+        raise AssertionError("the process ended")
+    value, error = json.loads(line.removeprefix(_ANSWER))
+    assert error is None, error
+    return float(value)
+
+
+_ANSWER = "answer of another process: "
+
+
+@functools.cache
+def _start_to_reload() -> subprocess.Popen[str]:
+    from tests.support.warm_python import warm_python
+
+    command = [*warm_python(with_package=False), __file__, "False", "_reload_all", "[]"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    atexit.register(process.communicate)  # It ends with its standard input.
+    return process
+
+
+def _reload_all() -> None:
+    for line in sys.stdin:
+        try:
+            answer = _reload(*json.loads(line)), None
+        except Exception:
+            answer = None, traceback.format_exc()
+        print(f"\n{_ANSWER}{json.dumps(answer)}", flush=True)
 
 
 def _ask(with_package: bool, function: str, *arguments: Any) -> Any:
