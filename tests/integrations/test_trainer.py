@@ -276,6 +276,9 @@ def test_a_speedup_is_measured_before_the_search_and_once_after_it(tmp_path, cap
         stopped.setattr(trainer_module, "finalize", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             trainer.finalize()
+    budget = gating.ExactBudget()
+    budget.take_measured(trainer.search.objective.measured)
+    monkeypatch.setattr(trainer_module, "measured_budget", lambda *_, **__: budget)
     again = make_trainer(tmp_path / "checkpoints", model=make(), objective=None, speedup=1.2)
     again.train(resume_from_checkpoint=True)
     # The choice that was timed is not timed again.
