@@ -13,7 +13,7 @@ from gating.data.labels import read_numbers
 from gating.tasks.base import Prepared
 from gating.tasks.labeled import LabeledTexts
 from gating.tasks.metrics.baselines import Baseline, column_mean
-from gating.tasks.metrics.numbers import CORRELATIONS, NUMBER_METRICS, build_number_metrics
+from gating.tasks.metrics.numbers import CORRELATIONS, NUMBER_METRICS, PRECISION, build_number_metrics
 
 __all__ = ["Regression", "encode_numbers"]
 
@@ -42,13 +42,13 @@ class Regression(LabeledTexts):
         self, metrics: MetricCollection, batch: Batch, *, outputs: Mapping[str, Any], model: PreTrainedModel
     ) -> None:
         """Compare the logit to the label."""
-        metrics.update(outputs["logits"].double().squeeze(-1), batch["labels"].double())
+        metrics.update(outputs["logits"].to(PRECISION).squeeze(-1), batch["labels"].to(PRECISION))
 
 
 def _add_mean(metrics: MetricCollection, mean: Tensor, batch: Batch) -> None:
     """Update metrics with the mean of the training labels for each example."""
-    labels = batch["labels"].double()
-    metrics.update(mean.double().expand_as(labels), labels)
+    labels = batch["labels"].to(PRECISION)
+    metrics.update(mean.to(labels).expand_as(labels), labels)
 
 
 def encode_numbers(splits: DatasetDict) -> DatasetDict:

@@ -18,7 +18,10 @@ from torchmetrics import (
 from gating.report.score import Score
 from gating.tasks.metrics.choice import ChosenMetrics
 
-__all__ = ["CORRELATIONS", "NUMBER_METRICS", "build_number_metrics"]
+__all__ = ["CORRELATIONS", "NUMBER_METRICS", "PRECISION", "build_number_metrics"]
+
+# Sums in single precision lose digits; Apple's GPUs have no other.
+PRECISION = torch.float32 if torch.backends.mps.is_available() else torch.float64
 
 CORRELATIONS = ("pearson", "spearman")
 
@@ -33,8 +36,8 @@ NUMBER_METRICS: dict[str, tuple[Callable[[], Metric], Score]] = {
 
 
 def build_number_metrics(chosen: ChosenMetrics, default: Sequence[str]) -> tuple[MetricCollection, Score]:
-    """Return the chosen metrics of numbers in double precision, and the score by which runs are compared."""
-    targets = torch.arange(1.0, 9.0, dtype=torch.float64)
+    """Return the chosen metrics of numbers, of double precision, and the score by which runs are compared."""
+    targets = torch.arange(1.0, 9.0, dtype=PRECISION)
     return chosen.build(default, make=_make, arguments={}, example=(targets.sqrt(), targets))
 
 
@@ -42,5 +45,4 @@ def _make(name: str) -> tuple[Metric, Score]:
     make, score = NUMBER_METRICS[name]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*will save all targets")
-        # Sums in single precision lose digits.
-        return make().set_dtype(torch.float64), score
+        return make().set_dtype(PRECISION), score

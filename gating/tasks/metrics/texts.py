@@ -11,6 +11,7 @@ from torchmetrics import Metric, MetricCollection
 
 from gating.report.score import Score
 from gating.tasks.metrics.choice import ChosenMetrics
+from gating.tasks.metrics.numbers import PRECISION
 from gating.tasks.metrics.tokens import TOKEN_SCORES, build_token_metrics
 
 __all__ = ["TEXT_METRICS", "SacreScore", "TextMetrics", "build_text_metrics"]
@@ -71,4 +72,4 @@ class SacreScore(Metric):
     def compute(self) -> Tensor:
         """Return the score of all texts."""
         score = self._score._compute_score_from_stats(self.counts.tolist()).score
-        return torch.tensor(score / 100, dtype=torch.float64)
+        return torch.tensor(score / 100, dtype=PRECISION)
