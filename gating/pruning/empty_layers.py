@@ -19,6 +19,7 @@ from gating.structure.layers import LayerList, find_layer_lists
 
 __all__ = [
     "drop_passing_layers",
+    "empty_lists",
     "layer_list",
     "passed_states",
     "passing_layers",
@@ -46,7 +47,7 @@ def remove_empty_layers(model: nn.Module, masked: MaskedOutputs) -> list[Undo]:
     done: list[Undo] = []
     try:
         for transformer in transformers_in(model):
-            for name in [layers.name for layers in find_layer_lists(transformer) if layers.empty()]:
+            for name in empty_lists(transformer):
                 passing = passing_layers(
                     model, layer_list(transformer, name), [expected.probe for expected in masked.passes]
                 )
@@ -70,7 +71,7 @@ def drop_passing_layers(model: nn.Module, batch: Mapping[str, Tensor]) -> None:
         batch: Keyword arguments of the model, for a pass that shows which layers pass their inputs on.
     """
     for transformer in transformers_in(model):
-        for name in [layers.name for layers in find_layer_lists(transformer) if layers.empty()]:
+        for name in empty_lists(transformer):
             layers = layer_list(transformer, name)
             kept = staying_layers(layers, passing_layers(model, layers, [batch]))
             if len(kept) < len(layers.layers):
@@ -92,6 +93,11 @@ def passed_states(arguments: Sequence[Any], named: Mapping[str, Any], output: An
     if isinstance(before, Tensor) and isinstance(after, Tensor) and before.shape == after.shape:
         return before, after
     return None
+
+
+def empty_lists(model: nn.Module) -> list[str]:
+    """Return the names of the lists with empty layers, decoders first: an encoder may have to be as deep."""
+    return [layers.name for layers in find_layer_lists(model) if layers.empty()][::-1]
 
 
 def layer_list(model: nn.Module, name: str) -> LayerList:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel, initialization
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel, initialization
 
 from gating.errors import InputError, shorten
 from gating.loader.checksums import RECORD_KEY
@@ -17,7 +17,7 @@ from gating.loader.record import LAYERS_KEY, dense_class, dense_config, describe
 from gating.loader.saving import compact_class
 from gating.structure.blocks import share_specs
 from gating.structure.edits import ABSENT, Edit, Undo, apply_edits, undo_edits
-from gating.structure.layers import LayerList, dense_name, layers_record
+from gating.structure.layers import LayerList, dense_name, find_layer_lists, layers_record
 
 __all__ = [
     "Settings",
@@ -72,7 +72,9 @@ def drop_layers(model: PreTrainedModel, layers: LayerList, kept: Sequence[int]) 
         differences = renamed(differences, names)
         for settings in settings_without_layers(config, kept, num_layers=len(layers.layers)):
             try:
-                edits = _plan(model, before, _built(model, changed(config, settings), differences), former)
+                built = _built(model, changed(config, settings), differences)
+                _check_cache(built)
+                edits = _plan(model, before, built, former)
             except Exception as error:  # Classes raise any error for settings that they cannot have.
                 reasons.append(str(error))
                 continue
@@ -98,6 +100,15 @@ def _built(model: PreTrainedModel, config: PreTrainedConfig, record: Mapping[str
     # As it is written and read again: sizes are checked, and some are derived from others.
     recorded.validate()
     return build_recorded(model, type(recorded).from_dict(recorded.to_dict()))
+
+
+def _check_cache(model: PreTrainedModel) -> None:
+    """Raise ``ValueError`` if the cache of generation has fewer layers than the decoder: T5 counts its encoder."""
+    if model.config.is_encoder_decoder and model.can_generate():
+        num_cached = len(DynamicCache(config=model.config).layers)
+        needed = max((len(layers.layers) for layers in find_layer_lists(model.get_decoder())), default=0)
+        if num_cached < needed:
+            raise ValueError(f"generate would have a cache of {num_cached} layers, and the decoder has {needed}")
 
 
 def _former_names(model: nn.Module, layers: LayerList, kept: Sequence[int]) -> dict[str, tuple[str, int, int]]:

@@ -65,7 +65,7 @@ def remove_recorded(
         )
     done = apply_edits(plan_finalizing(model, *zip(*blocks, strict=True)))
     try:
-        for found, stay in lists:
+        for found, stay in reversed(lists):
             done += drop_layers(model, found, stay)
         become_compact(model)
     except BaseException:

@@ -15,7 +15,7 @@ from gating.loader.saving import become_compact
 from gating.objectives.base import Objective
 from gating.proof.masked import MaskedOutputs
 from gating.proof.prove import check_proven
-from gating.pruning.empty_layers import layer_list, passing_layers, plan_biases, staying_layers
+from gating.pruning.empty_layers import empty_lists, layer_list, passing_layers, plan_biases, staying_layers
 from gating.pruning.finalize import FinalizeReport, check_own_gates, checked_gate_values, record_masked
 from gating.pruning.layers import drop_layers
 from gating.pruning.plan import folded_values, plan_finalizing
@@ -23,7 +23,6 @@ from gating.pruning.prune_report import UnitCounts
 from gating.sharding.copies import meta_copy, shard_copy, shard_like, tensors_of
 from gating.sharding.plan import is_sharded, reshard
 from gating.structure.edits import Edit, whole
-from gating.structure.layers import find_layer_lists
 
 __all__ = ["finalize_sharded"]
 
@@ -120,7 +119,7 @@ def _without_empty_layers(model: PreTrainedModel, masked: MaskedOutputs) -> PreT
 
     These are the layers that :func:`~gating.pruning.empty_layers.remove_empty_layers` takes out of a whole model.
     """
-    for name in [layers.name for layers in find_layer_lists(model) if layers.empty()]:
+    for name in empty_lists(model):
         layers = layer_list(model, name)
         found = passing_layers(model, layers, [expected.probe for expected in masked.passes])
         # The processes have to decide alike.

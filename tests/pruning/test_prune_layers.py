@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertModel, LlamaConfig, Qwen2Config, Qwen3MoeConfig
+from transformers import (
+    BertConfig,
+    BertModel,
+    LlamaConfig,
+    Qwen2Config,
+    Qwen3MoeConfig,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 import gating
 from gating.commands.inspect import run
@@ -43,6 +51,17 @@ def test_the_first_layers_are_the_model_of_as_many_layers(tmp_path: Path) -> Non
     save_for_elsewhere(model, tmp_path / "stock", probe, stock=True)
     assert difference_elsewhere(tmp_path / "stock", "AutoModel") == 0.0
     assert "Layers of encoder.layer that stay: 0, 1." in (tmp_path / "stock" / "README.md").read_text()
+
+
+def test_an_encoder_stays_as_deep_as_the_cache_of_generation() -> None:
+    model = T5ForConditionalGeneration(
+        T5Config(d_model=16, d_kv=4, d_ff=32, num_layers=3, num_heads=4, vocab_size=50, decoder_start_token_id=0)
+    ).eval()
+    with pytest.raises(ValueError, match="cache of 2 layers"):
+        gating.prune_layers(model, {"encoder": [1]})
+    gating.prune_layers(model, {"decoder": [1]})
+    gating.prune_layers(model, {"encoder": [1]})
+    assert model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=3, do_sample=False).shape == (1, 4)
 
 
 def test_a_stock_folder_tells_of_the_original(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
