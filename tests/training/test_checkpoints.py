@@ -4,6 +4,7 @@ import os
 import pickle
 import random
 import zipfile
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import torch
 from gating.storage.files import checkpoint_path, found_checkpoints
 from gating.training.checkpoints import (
     AtomicCheckpointIO,
+    RunCheckpoint,
     read_checkpoint,
     why_unusable,
 )
@@ -89,3 +91,16 @@ def test_the_latest_checkpoint_comes_first(tmp_path):
         (tmp_path / other).touch()
     assert found_checkpoints(tmp_path) == [checkpoint_path(tmp_path, step) for step in (100, 20, 9)]
     assert found_checkpoints(tmp_path / "nowhere") == []
+
+
+def test_ten_minutes_after_the_last_checkpoint_there_is_one(monkeypatch, tmp_path):
+    now, saved = [0.0], []
+    monkeypatch.setattr("gating.training.checkpoints.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(RunCheckpoint, "_save", lambda self, trainer, _: saved.append(trainer.global_step))
+    trainer, callback = SimpleNamespace(global_step=0, default_root_dir=str(tmp_path)), RunCheckpoint()
+    callback.setup(trainer, None, "fit")
+    callback.on_train_start(trainer, None)
+    for step, seconds in ((1, 599.0), (2, 601.0)):
+        trainer.global_step, now[0] = step, seconds
+        callback.on_train_batch_start(trainer, None)
+    assert saved == [2]
