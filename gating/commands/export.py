@@ -15,9 +15,10 @@ def run(arguments: argparse.Namespace) -> None:
     source = find_folder(place, revision=arguments.revision)
     # The export of user/name lies in the current folder.
     name = place.rstrip("/") if source == Path(place) else Path(place).name
+    ending = FORMATS[arguments.format].ending or f"-{arguments.format}{'-int8' if arguments.int8 else ''}"
     report = export_compact(
         source,
-        arguments.output or f"{name}{FORMATS[arguments.format].ending or f'-{arguments.format}'}",
+        arguments.output or f"{name}{ending}",
         format=arguments.format,
         overwrite=arguments.overwrite,
         dtype=arguments.dtype,

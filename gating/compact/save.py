@@ -155,7 +155,8 @@ def check_model(model: PreTrainedModel) -> None:
         ValueError: It has gates, adapters or packed weights, or no values.
     """
     if not isinstance(model, PreTrainedModel):
-        raise InputTypeError(f"Only models of transformers can be saved as a folder, got {type(model).__name__}.")
+        own = " Call its save_pretrained(folder)." if hasattr(model, "save_pretrained") else ""
+        raise InputTypeError(f"Only models of transformers can be saved as a folder, got {type(model).__name__}.{own}")
     if hasattr(model, "head_gates"):
         raise InputError("The model still has gates: call gating.finalize(model, gates) before saving it.")
     check_no_adapters(model)

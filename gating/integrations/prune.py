@@ -95,8 +95,13 @@ def _text_trainer(model: Any, data: Any, tokenizer: Any) -> tuple[type[Any], typ
     columns = list(getattr(data, "column_names", ()))
     has_labels = is_decoder or not columns or any(name in columns for name in _LABELS)
     if columns and "input_ids" not in columns:
-        texts = [name for name in columns if getattr(data.features[name], "dtype", "") == "string"]
+        if tokenizer is None:
+            raise InputError(f"Texts for {type(model).__name__} need its tokenizer: give tokenizer=.")
+        strings = [name for name in columns if getattr(data.features[name], "dtype", "") == "string"]
+        texts = [name for name in strings if name not in _LABELS]
         texts = ["text"] if "text" in texts else texts[:2]
+        for name in () if is_decoder else {*strings} & {*_LABELS}:
+            data = _with_numbers(data, name, config.label2id)
         length = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", _LENGTH), _LENGTH)
         data = data.map(
             lambda rows: tokenizer(*(rows[name] for name in texts), truncation=True, max_length=length),
@@ -117,6 +122,15 @@ def _text_trainer(model: Any, data: Any, tokenizer: Any) -> tuple[type[Any], typ
         options["train_dataset"] = data.add_column("labels", [label] * len(data))
         options |= {"teacher": model, "distillation": Distillation(weight=1.0)}
     return GatedTrainer, TrainingArguments, options
+
+
+def _with_numbers(data: Any, column: str, numbers: dict[str, int]) -> Any:
+    """Return data whose classes are numbers instead of names."""
+    if unknown := {*data[column]} - numbers.keys():
+        raise InputError(
+            f"The column {column!r} has {min(unknown)!r}, which is no class of the model: {', '.join(numbers)}."
+        )
+    return data.remove_columns(column).add_column(column, [numbers[name] for name in data[column]])
 
 
 def _sentence_trainer(model: Any, data: Any) -> tuple[type[Any], type[Any], dict[str, Any]]:

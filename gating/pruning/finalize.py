@@ -294,9 +294,12 @@ def _why_arbitrary(values: Tensor, kept: Tensor, unit: UnitName, *, is_given: bo
     python = f"{arbitrary} Train"
     if is_given:
         python = f"Gates hardly tell the {unit} to keep: {numbers} Unless they were chosen without gates, train"
-    price = "keep fewer, or lower a fixed price" if are_few else "with a larger learning rate (0.1 is usual)"
+    price = "keep fewer, or lower a fixed price" if are_few else "with a larger learning rate of the gates"
     return RemedyWarning(
         "",
         python=f"{python} for more steps, or {price}; in a loop of your own, call the objective's update before each.",
-        command=f"{arbitrary} Train longer (trainer.max_epochs), or {price} (optimizer.gate_lr, objective.price).",
+        command=(
+            f"{arbitrary} Train longer (trainer.max_steps, or trainer.max_epochs), or {price} (optimizer.gate_lr, "
+            "objective.price)."
+        ),
     )
