@@ -100,8 +100,8 @@ def _read_request(model: nn.Module, request: Any) -> list[tuple[PreTrainedModel,
         if len(numbers) == len(layers.layers):
             raise InputError(f"{layers.name} would lose all of its {len(numbers)} layers: keep one.")
     # Decoders first: an encoder may have to be as deep.
-    names = [layers.name for _, layers in reversed(lists)]
-    return sorted((one for one in found.values() if one[2]), key=lambda one: names.index(one[1].name))
+    order = [layers.name for _, layers in reversed(lists)]
+    return sorted((one for one in found.values() if one[2]), key=lambda one: order.index(one[1].name))
 
 
 def _skipped_outputs(
