@@ -117,6 +117,8 @@ def test_every_section_of_speed_measures(section, monkeypatch, capsys):
     assert " to " in capsys.readouterr().out
 
 
+# Graphs of eight decoders are exported.
+@pytest.mark.timeout(600)
 @pytest.mark.runs
 def test_compact_models_are_measured_in_every_runtime(monkeypatch, capsys):
     for package in ("gguf", "xllamacpp", "openvino", "onnxscript"):
