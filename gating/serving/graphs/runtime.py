@@ -3,6 +3,7 @@
 import importlib
 import os
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -75,13 +76,22 @@ class _OnnxSession:
         return outputs
 
 
+@cache
+def _openvino_core() -> Any:
+    """Return OpenVINO's runtime, one for the life of the process.
+
+    On processors with AMX, it gives the thread a larger stack for signals, which goes with it: the next signal with a
+    handler, such as the end of a loader process, would then be a segmentation fault.
+    """
+    return importlib.import_module("openvino").Core()
+
+
 class _OpenVinoSession:
     """A graph in OpenVINO on the CPU, which keeps its cache as state."""
 
     def __init__(self, path: Path, num_threads: int | None) -> None:
-        openvino = importlib.import_module("openvino")
         options = _EXACT | ({} if num_threads is None else {"INFERENCE_NUM_THREADS": num_threads})
-        compiled = openvino.Core().compile_model(str(path), "CPU", options)
+        compiled = _openvino_core().compile_model(str(path), "CPU", options)
         self._request = compiled.create_infer_request()
         self._outputs = [port.any_name for port in compiled.outputs]
         self.axes: _Axes = {
