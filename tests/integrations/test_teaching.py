@@ -238,10 +238,10 @@ def test_supervised_fine_tuning_of_trl_learns_from_a_teacher(tmp_path, llama, wo
     with pytest.raises(InputError, match="loss_type='dft'"):
         of_trl(GatedSFTTrainer, SFTConfig, llama, words, tmp_path / "sft", args={"loss_type": "dft"}, **options)
     # The distance to an equal teacher is only that of the gates; the task has half of its weight.
-    trainer = of_trl(GatedSFTTrainer, SFTConfig, llama, words, tmp_path / "sft", **options)
     alone = of_trl(
         GatedSFTTrainer, SFTConfig, copy.deepcopy(llama), words, tmp_path / "alone", columns=options["columns"]
     )
+    trainer = of_trl(GatedSFTTrainer, SFTConfig, llama, words, tmp_path / "sft", **options)
     alone.train()
     folder = trainer.train_and_compact(tmp_path / "compact")
     assert losses_of(trainer)[0] == pytest.approx(losses_of(alone)[0] / 2, rel=0.1)
