@@ -1,4 +1,4 @@
-"""What a trainer with gates cannot do, said before the gates are put on its model."""
+"""Checks of a trainer before its model gets gates, and of the choice that its processes make."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -213,7 +213,7 @@ class GatedPhases(_Base):  # type: ignore[misc]
 
     @property
     def _saved_beside(self) -> Any:
-        """What is saved beside a compact model."""
+        """Tokenizer or processor of the compact model, or the other modules of a model of sentence-transformers."""
         return SentenceProcessor(self.model) if is_sentence_model(self.model) else self.processing_class
 
     def _use_model(self, model: nn.Module) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
@@ -222,14 +223,16 @@ class GatedTrainerMixin(GatedPhases):
         return report
 
     def _choose_by_time(self, model: PreTrainedModel, speedup: float) -> tuple[Tensor, float]:
-        """Return the gates that stay for a speed-up, and what was measured; once, also for a process that resumes."""
-        place = choice_file(Path(self.args.output_dir))
+        """Return the gates that stay for a speed-up, and the measured one; a choice of these gates is timed once."""
+        place, locations = choice_file(Path(self.args.output_dir)), self.gates.log_alpha.detach().cpu()
         if place.is_file():
             state = read_state(place)
-            return state["kept"].to(self.gates.log_alpha.device), state["speedup"]
+            # Another search may have gone on from an earlier checkpoint, or have another aim.
+            if state["wanted"] == speedup and torch.equal(state["locations"], locations):
+                return state["kept"].to(self.gates.log_alpha.device), state["speedup"]
         kept, reached = kept_at_speedup(self, model, self.gates, speedup)
         if self.args.should_save and self.args.save_strategy != "no":
-            write_state(place, {"kept": kept, "speedup": reached})
+            write_state(place, {"wanted": speedup, "locations": locations, "kept": kept, "speedup": reached})
         self.accelerator.wait_for_everyone()
         return kept, reached
 

@@ -136,7 +136,7 @@ def export_compact(
         model_or_directory: A compact model, its folder, or its name on the hub.
         save_path: File or folder for the export; it is written whole or not at all.
         format: ``onnx``, ``openvino``, ``gguf`` or ``vllm``.
-        overwrite: Whether an earlier export may be replaced.
+        overwrite: Whether what is in its place may be renamed.
         **options: Options of the format, such as ``dtype`` or ``int8``; None for its default.
 
     Returns:
@@ -147,7 +147,7 @@ def export_compact(
         TypeError: The model is not one of transformers.
         ValueError: The format or the option is unknown, the model is not ready to be exported, or the runtime has no
             such models.
-        FileExistsError: The path exists and ``overwrite`` is false, or it is not an earlier export.
+        FileExistsError: The path exists and ``overwrite`` is false.
         RuntimeError: The export fails, or the runtime gives other results. Nothing is written.
     """
     if format not in FORMATS:

@@ -283,6 +283,13 @@ def test_a_speedup_is_measured_before_the_search_and_once_after_it(tmp_path, cap
     again.train(resume_from_checkpoint=True)
     # The choice that was timed is not timed again.
     monkeypatch.setattr(trainer_module, "kept_at_speedup", None)
+    locations = again.gates.log_alpha.detach().clone()
+    # That of another aim, or of other gates, is.
+    for speedup, moved in ((1.3, 0.0), (1.2, 0.5)):
+        again.gates.log_alpha.data.copy_(locations + moved)
+        with pytest.raises(TypeError):
+            again._choose_by_time(again.model, speedup)
+    again.gates.log_alpha.data.copy_(locations)
     again.finalize()
     assert again.state.log_history[-1]["speedup"] == again.speedup == trainer.speedup > 1
     again.train()

@@ -83,14 +83,14 @@ def export_onnx(
         int8: Whether the weights of matrix products become 8-bit integers, with activations quantized at run time. The
             graph with float weights is checked first. What this does to the accuracy depends on the model:
             :class:`gating.serving.graphs.runtime.GraphModel` is a module for measuring it.
-        overwrite: Whether an earlier export in ``save_directory`` may be replaced.
+        overwrite: Whether what is in ``save_directory`` may be renamed.
 
     Returns:
         The folder, the inputs and the largest difference of the outputs.
 
     Raises:
         ImportError: A package of the export is not installed.
-        FileExistsError: The folder is not empty and ``overwrite`` is false, or it is not an earlier export.
+        FileExistsError: The folder is not empty and ``overwrite`` is false.
         RuntimeError: The model cannot be exported, or its results differ afterwards. Nothing is written.
     """
     return _export(model_or_directory, Path(save_directory), "onnx", tokenizer, int8=int8, overwrite=overwrite)
