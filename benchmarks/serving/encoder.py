@@ -112,10 +112,10 @@ def graph(folder: Path) -> Forward:
 
 def evaluation_data(run: Path) -> RunData:
     """Return the encoded data of a run."""
-    settings, _ = evaluation_settings(str(run / "compact"), [], run_folder=run, split=None)
+    settings = evaluation_settings(str(run / "compact"), [], run_folder=run, split=None)
     objects = replace(build_objects(settings), source=Pretrained(str(run / "compact")))
     model = load_compact(run / "compact")
-    return encode_examples(load_examples(settings, objects.task), settings, objects, model)
+    return encode_examples(load_examples(settings, objects), settings, objects, model)
 
 
 def accuracies(encoded: RunData, forward: Forward) -> Row:
