@@ -11,6 +11,7 @@ too, scored on the test data and timed likewise; each is a line of its own, as a
 import argparse
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,12 @@ from benchmarks.compare.methods import INT8, LATENCY_METHODS
 from benchmarks.compare.outcome import Row
 from benchmarks.compare.runs import folder_of
 from benchmarks.measuring import interleave, machine, ratio
-from benchmarks.serving.encoder import accuracies, evaluation_data, graph, pytorch
-from benchmarks.serving.runtimes import silenced
-from gating.run.data import RunData
+from benchmarks.serving.encoder import graph, pytorch
+from gating.commands.evaluate import evaluation_settings
+from gating.models.pretrained import Pretrained
+from gating.run.build import build_objects
+from gating.run.data import RunData, encode_examples, load_examples
+from gating.serving.graphs.runtime import GraphModel
 from gating.tracking.verbosity import quiet_libraries
 
 # Length and number of the texts that runs time, and the names of the speed-ups.
@@ -49,23 +53,26 @@ def main() -> None:
         folder = options.kept / folder_of(row)
         dense = options.kept / folder_of({**row, "method": "none", "asked": None})
         if "timed" not in row and (folder / "compact").is_dir() and (dense / "compact").is_dir():
-            replace(options.results, row, measure(folder, dense, row))
+            write(options.results, row, measure(folder, dense, row))
 
 
 def measure(run: Path, dense_run: Path, row: Row) -> list[dict[str, Any]]:
     """Return the result of a run with speed-ups that are timed here, and that of the model with 8-bit weights."""
-    data, dense = evaluation_data(run), pytorch(gating.load_compact(dense_run / "compact").eval())
+    settings = evaluation_settings(str(run / "compact"), [], run_folder=run, split=None)
+    objects = replace(build_objects(settings), source=Pretrained(str(run / "compact")))
+    model = gating.load_compact(run / "compact").eval()
+    data = encode_examples(load_examples(settings, objects), settings, objects, model)
+    dense = pytorch(gating.load_compact(dense_run / "compact").eval())
     facts = {"timed": machine()["date"], "timed_on": machine()["cpu"]}
-    compact = pytorch(gating.load_compact(run / "compact").eval())
-    rows = [{**row, **facts, **_speeds(dense, compact, data)}]
+    rows = [{**row, **facts, **_speeds(dense, pytorch(model), data)}]
     name = f"{row['method']}{INT8}"
     if name in LATENCY_METHODS:
         with tempfile.TemporaryDirectory() as folder:
-            with silenced():
-                report = gating.export_onnx(run / "compact", Path(folder) / "int8", int8=True)
-            forward = graph(Path(folder) / "int8")
-            score = {f"test/{row['metric']}": accuracies(data, forward)["test"], "megabytes": report.megabytes}
-            rows.append({**rows[0], "method": name, **score, **_speeds(dense, forward, data)})
+            report = gating.export_onnx(run / "compact", Path(folder) / "int8", int8=True)
+            exported: Any = GraphModel(model.config, report.path)
+            values, _ = data.evaluate(exported, "test", task=objects.task, metrics=data.prepared.metrics)
+            score = {f"test/{row['metric']}": values[row["metric"]], "megabytes": report.megabytes}
+            rows.append({**rows[0], "method": name, **score, **_speeds(dense, graph(report.path), data)})
     for each in rows:
         print(f"{each['data']} {each['method']} {each['speedup']:.2f}x {each['speedup_short']:.2f}x", flush=True)
     return rows
@@ -81,7 +88,7 @@ def _speeds(dense: Callable[[Any], Any], smaller: Callable[[Any], Any], data: Ru
     return speeds
 
 
-def replace(path: Path, row: Row, found: list[dict[str, Any]]) -> None:
+def write(path: Path, row: Row, found: list[dict[str, Any]]) -> None:
     """Write results in the place of one, and leave all others as they are."""
     rows = records.read(path)
     at = rows.index(row)

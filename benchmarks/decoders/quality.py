@@ -11,7 +11,6 @@ from torch.nn import functional
 from transformers import AutoTokenizer, PreTrainedModel
 
 from benchmarks.serving.processes import ask_llama_cpp
-from benchmarks.serving.runtimes import silenced
 from gating.data.sources import load_bbc_news
 from gating.serving.formats import export_compact
 
@@ -59,8 +58,7 @@ def export(folder: Path, place: Path, dtype: str, *, name: str) -> Path:
     file = place / f"{name.replace(' ', '-')}-{dtype}.gguf"
     if not file.is_file():
         place.mkdir(parents=True, exist_ok=True)
-        with silenced():
-            export_compact(folder, file, format="gguf", dtype=dtype)
+        export_compact(folder, file, format="gguf", dtype=dtype)
     return file
 
 

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from benchmarks.embeddings.lines import INT8, PYTORCH, SIZES
 from benchmarks.embeddings.texts import Retrieval, Sets
 from benchmarks.measuring import interleave, ratio
-from benchmarks.serving.runtimes import silenced
 from gating.models.hub import locate
 from gating.serving.formats import export_compact
 from gating.serving.graphs.runtime import GraphModel
@@ -42,8 +41,7 @@ def open_model(name: str, runtime: str) -> SentenceTransformer:
         return model
     first: Any = model[0]
     with tempfile.TemporaryDirectory(prefix="head-gating-embeddings-") as place:
-        with silenced():
-            export_compact(folder, Path(place) / "onnx", format="onnx", int8=INT8[runtime])
+        export_compact(folder, Path(place) / "onnx", format="onnx", int8=INT8[runtime])
         graph = _Graph(first, Path(place) / "onnx")
     return SentenceTransformer(modules=[graph], device="cpu")
 

@@ -89,7 +89,7 @@ def _measure(section: str, options: argparse.Namespace) -> Iterator[Row]:
     if section == "vllm":
         return measure_vllm(options.vllm) if options.vllm and not quick else iter(())
     if section == "encoder":
-        return measure_encoder(data=options.data, runs=options.runs, quick=quick)
+        return measure_encoder(data=options.data, runs=options.runs) if not quick else iter(())
     return measure_tokens(quick=quick) if section == "tokens" else measure_cache(quick=quick)
 
 

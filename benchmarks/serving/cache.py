@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 
 from benchmarks.serving.models import CACHE_PATTERNS, make_for_cache
 from benchmarks.serving.processes import ask_llama_cpp
-from benchmarks.serving.runtimes import RUNTIMES, export, missing_package
+from benchmarks.serving.runtimes import RUNTIMES, missing_package
+from gating.serving.formats import export_compact
 
 __all__ = ["bytes_in_transformers", "measure_cache"]
 
@@ -41,12 +42,12 @@ def _bytes_per_token(model: PreTrainedModel) -> Iterator[tuple[str, float]]:
     yield "transformers", bytes_in_transformers(model)
     with tempfile.TemporaryDirectory(prefix="head-gating-serving-") as folder:
         if missing_package(RUNTIMES["llama.cpp"]) is None:
-            file = export(model, RUNTIMES["llama.cpp"], Path(folder) / "model.gguf")
+            file = export_compact(model, Path(folder) / "model.gguf", format="gguf", dtype="f32").path
             for flash in (True, False):
                 name = f"llama.cpp, flash attention {'on' if flash else 'off'}"
                 yield name, _in_llama_cpp(file, flash=flash)
         if missing_package(RUNTIMES["ONNX Runtime"]) is None:
-            place = export(model, RUNTIMES["ONNX Runtime"], Path(folder) / "onnx")
+            place = export_compact(model, Path(folder) / "onnx", format="onnx").path
             yield "ONNX Runtime, OpenVINO", _in_onnx_runtime(place)
 
 

@@ -1,21 +1,17 @@
 """Runtimes of decoders: how a model is exported for each, and the greedy tokens that the runtime writes."""
 
-import io
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig
 
 from benchmarks.serving.processes import ask_llama_cpp
-from gating.serving.formats import FORMATS, export_compact
+from gating.serving.formats import FORMATS
 from gating.serving.graphs.runtime import GraphModel
 
-__all__ = ["RUNTIMES", "Runtime", "export", "missing_package", "silenced"]
+__all__ = ["RUNTIMES", "Runtime", "missing_package"]
 
 Tokens = list[list[int]]
 
@@ -35,17 +31,6 @@ class Runtime:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def export(model: PreTrainedModel, runtime: Runtime, place: Path) -> Path:
-    """Save a model for a runtime, and return the place.
-
-    Raises:
-        ValueError: The runtime has no such models.
-    """
-    with silenced():
-        export_compact(model, place, format=runtime.format, **runtime.options)
-    return place
-
-
 def missing_package(runtime: Runtime) -> str | None:
     """Return the message on the package that an export lacks here; None if it lacks none."""
     try:
@@ -53,19 +38,6 @@ def missing_package(runtime: Runtime) -> str | None:
     except ImportError as error:
         return str(error)
     return None
-
-
-@contextmanager
-def silenced() -> Iterator[None]:
-    """Silence the progress, logs and warnings of exporters."""
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 def _with_llama_cpp(file: Path, prompts: Sequence[Sequence[int]], count: int) -> Tokens:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from benchmarks.serving.models import FAMILIES, PATTERNS, make_case
 from benchmarks.serving.processes import ask
-from benchmarks.serving.runtimes import RUNTIMES, export, missing_package
+from benchmarks.serving.runtimes import RUNTIMES, missing_package
 from gating.compact.decoders import sizes_of
 from gating.compact.save import save_compact
 from gating.errors import InputError, shorten
@@ -103,7 +103,7 @@ def _measure(model: PreTrainedModel, name: str, place: Path) -> Row:
     runtime = RUNTIMES[name]
     prompts, count = make_prompts(model)
     try:
-        export(model, runtime, place)
+        export_compact(model, place, format=runtime.format, **runtime.options)
         written = runtime.write(place, prompts, count)
         never_written = _ends_of_file(place) if runtime.format == "gguf" else []
     except InputError as error:

@@ -4,7 +4,7 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +25,17 @@ class ServingReport:
         path: The file or folder.
         megabytes: Its size, in millions of bytes.
         sentences: Its contents and the result of the check, for people.
+        inputs: Inputs of a graph with their axes, those of a cache left out: a name for a dynamic axis, a number for a
+            fixed one.
+        max_difference: Largest relative difference of a graph's outputs to the model's own, padding positions excluded;
+            None for decoders, whose tokens are compared.
     """
 
     path: Path
     megabytes: float
     sentences: tuple[str, ...]
+    inputs: Mapping[str, tuple[int | str, ...]] = field(default_factory=dict)
+    max_difference: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

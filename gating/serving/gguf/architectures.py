@@ -5,7 +5,7 @@ optional biases, and layers without attention), ``openelm`` (norms of queries an
 (such norms, and an output embedding of its own). Their loaders and graphs are in ``src/models`` of llama.cpp.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -44,13 +44,7 @@ class Architecture:
 
 
 _LLAMA = Architecture("llama", rotates_pairs=True, rope_types=("default", "linear", "llama3", "yarn"))
-_DECI = Architecture(
-    "deci",
-    rotates_pairs=True,
-    sizes_per_layer=("heads", "neurons"),
-    may_be_empty=True,
-    rope_types=("default", "linear", "llama3", "yarn"),
-)
+_DECI = replace(_LLAMA, name="deci", sizes_per_layer=("heads", "neurons"), may_be_empty=True)
 _QWEN3 = Architecture("qwen3", has_norms=True)
 _OPENELM = Architecture("openelm", has_norms=True, is_fused=True, sizes_per_layer=("heads", "neurons"), ties=True)
 # Its full attention rotates half of a head, so each layer gets a sliding window as long as the context.
@@ -65,7 +59,7 @@ _FAMILIES: dict[str, tuple[Architecture, tuple[Architecture, ...]]] = {
     "qwen3": (_QWEN3, (_OPENELM, _STEP35)),
 }
 # Settings of YaRN that a file has no place for.
-_YARN_DEFAULTS = {"attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"}
+_YARN_DEFAULTS = ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate")
 
 
 def find_architecture(model: PreTrainedModel) -> Architecture:
@@ -89,13 +83,12 @@ def find_architecture(model: PreTrainedModel) -> Architecture:
     kind = rope_type(config)
     if kind not in found.rope_types:
         raise _refusal(model, f"the architecture {found.name} has no rotary embeddings of the type {kind!r}")
-    if float((config.rope_parameters or {}).get("partial_rotary_factor") or 1.0) != 1.0:
+    rope = config.rope_parameters or {}
+    if float(rope.get("partial_rotary_factor") or 1.0) != 1.0:
         raise _refusal(model, f"the architecture {found.name} rotates whole heads, and this model a part of each")
-    changed = sorted(
-        _YARN_DEFAULTS & {name for name, value in (config.rope_parameters or {}).items() if value is not None}
-    )
+    changed = next((name for name in _YARN_DEFAULTS if rope.get(name) is not None), None)
     if kind == "yarn" and changed:
-        raise _refusal(model, f"YaRN with {changed[0]} is not that of llama.cpp")
+        raise _refusal(model, f"YaRN with {changed} is not that of llama.cpp")
     biased = next((name for name, _ in model.named_parameters() if name.endswith(".bias")), None)
     if found.has_norms and biased is not None:
         raise _refusal(model, f"the architecture {found.name} has no biases, and the model has {biased}")

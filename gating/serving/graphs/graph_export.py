@@ -2,8 +2,6 @@
 
 import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,24 +36,7 @@ from gating.serving.graphs.exporters import (
 )
 from gating.serving.graphs.runtime import GraphModel
 
-__all__ = ["GraphReport", "export_onnx", "export_openvino"]
-
-
-@dataclass(frozen=True)
-class GraphReport(ServingReport):
-    """An export and the result of its check.
-
-    Attributes:
-        inputs: Inputs of the graph with their axes: a name for a dynamic axis, a number for a fixed one. Those of a
-            cache are left out.
-        max_difference: Largest relative difference of the float graph's outputs to the model's own, padding positions
-            excluded; None for decoders, whose tokens are compared.
-        int8_difference: The same after quantization to 8-bit integers; None for float weights and decoders.
-    """
-
-    inputs: Mapping[str, tuple[int | str, ...]]
-    max_difference: float | None = None
-    int8_difference: float | None = None
+__all__ = ["export_onnx", "export_openvino"]
 
 
 def export_onnx(
@@ -65,7 +46,7 @@ def export_onnx(
     tokenizer: Processor | None = None,
     int8: bool = False,
     overwrite: bool = False,
-) -> GraphReport:
+) -> ServingReport:
     """Export a model to ONNX, and compare its results with the model's in ONNX Runtime.
 
     A decoder becomes a graph with its key-value cache: inputs such as ``input.cache.layers.0.keys``, ``[batch, groups,
@@ -103,7 +84,7 @@ def export_openvino(
     tokenizer: Processor | None = None,
     int8: bool = False,
     overwrite: bool = False,
-) -> GraphReport:
+) -> ServingReport:
     """Export a model to OpenVINO, and compare its results with the model's on the CPU.
 
     A decoder becomes a model whose state is its key-value cache, as ``openvino_genai.LLMPipeline`` and optimum-intel
@@ -121,15 +102,15 @@ def _export(
     *,
     int8: bool,
     overwrite: bool,
-) -> GraphReport:
+) -> ServingReport:
     with exporting(model_or_directory, place, format=format, overwrite=overwrite) as (model, origin, folder):
         processor: Any = load_processor(origin) if tokenizer is None else tokenizer
         sentences_from = origin if origin is not None and is_sentence_folder(origin) else None
-        found = _write_checked(model, folder, format, processor, sentences_from, int8=int8)
+        sentences, graph, difference = _write_checked(model, folder, format, processor, sentences_from, int8=int8)
         _save_settings(model, folder, sentences_from)
         if processor is not None:
             processor.save_pretrained(folder)
-        return GraphReport(path=place, megabytes=megabytes_of(folder), **found)
+        return ServingReport(place, megabytes_of(folder), sentences, graph.inputs, difference)
 
 
 def _write_checked(
@@ -140,8 +121,8 @@ def _write_checked(
     sentences_from: Path | None,
     *,
     int8: bool,
-) -> dict[str, Any]:
-    """Write the graph, check it, and return the fields of the report but for the path and the size."""
+) -> tuple[tuple[str, ...], GraphModel, float | None]:
+    """Write the graph, check it, with float weights first, and return sentences on it, itself, and its difference."""
     runtime, is_sentence = FORMATS[format].runtime, sentences_from is not None
     # A cache has an entry for each layer, and OpenVINO no tensors without elements.
     needs_heads = writes_text(model) or format == "openvino"
@@ -156,18 +137,16 @@ def _write_checked(
         else:
             step, batch = copied, batch_to_trace(copied, input_names(copied, processor), processor)
         exported = export_graph(step, batch, format)
-        save_graph(exported, folder, format, is_sentence=is_sentence)
-        graph = GraphModel(model.config, folder)
-        difference, sentences = check_graph(reference, graph, processor, runtime)
-        found = {"inputs": graph.inputs, "max_difference": difference}
-        if int8:
-            quantize(exported, batch, format)
+        sentences = list[str]()
+        for is_int8 in (False, True)[: 1 + int8]:
+            if is_int8:
+                quantize(exported, batch, format)
             save_graph(exported, folder, format, is_sentence=is_sentence)
             graph = GraphModel(model.config, folder)
-            found["int8_difference"], more = check_graph(reference, graph, processor, runtime, int8=True)
-            sentences += more
+            difference, found = check_graph(reference, graph, processor, runtime, int8=is_int8)
+            sentences += found
     note = checked_context(model.config)[1]
-    return {**found, "sentences": (*sentences, *([] if note is None else [note]))}
+    return (*sentences, *([] if note is None else [note])), graph, difference
 
 
 def _save_settings(model: PreTrainedModel, folder: Path, sentences_from: Path | None) -> None:
