@@ -23,8 +23,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from gating.run.folder import RunFolder, is_finished
-from gating.run.result import Result
+from gating.run.folder import Result, RunFolder, is_finished
 from gating.run.settings import read_settings
 from gating.run.sweep.plugins import register_sweeper
 from gating.tracking.redaction import redact_output

@@ -38,7 +38,7 @@ from .objectives.distillation import Distillation
 from .objectives.parameter_groups import parameter_groups
 from .objectives.search import Convergence, Search
 from .pruning.finalize import FinalizeReport, finalize
-from .pruning.latency.costs import budget_for_speedup
+from .pruning.latency_costs import budget_for_speedup
 from .pruning.prune import prune_heads, prune_neurons, silence_padding
 from .pruning.prune_layers import prune_layers
 from .pruning.prune_report import PruneReport

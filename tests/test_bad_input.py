@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import gating
 from gating.data.sources import load_files
-from gating.data.text.tokens import load_tokenizer
+from gating.data.tokens import load_tokenizer
 from gating.distributed.launch import check_devices
 from gating.errors import explain, is_input_error
 from gating.models.meta_model import make_meta_model

@@ -27,7 +27,7 @@ from gating.distributed.launch import check_devices
 from gating.errors import InputError, explain, shorten
 from gating.models.hub import locate
 from gating.models.pretrained import Pretrained
-from gating.pruning.latency.copies import margin
+from gating.pruning.latency import margin
 from gating.pruning.layers import build_original
 from gating.report.score import Score
 from gating.report.summary import Stage, Summary

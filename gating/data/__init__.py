@@ -1,1 +1,1 @@
-"""Data that a model is trained on: sources, columns, labels, splits, batches."""
+"""Data that a model is trained on: sources, columns, labels, splits, tokens, batches."""

@@ -15,8 +15,8 @@ from gating.gates import HeadGates
 from gating.integrations.sentences import is_sentence_model
 from gating.integrations.wrappers import base_model, merged
 from gating.objectives import ExactBudget, Objective
-from gating.pruning.latency.copies import MAX_SECONDS, CopyTimer, TimeBudget, describe_batch
-from gating.pruning.latency.costs import NUM_PASSES, budget_for_speedup, kept_for_speedup
+from gating.pruning.latency import MAX_SECONDS, CopyTimer, TimeBudget, describe_batch
+from gating.pruning.latency_costs import NUM_PASSES, budget_for_speedup, kept_for_speedup
 
 __all__ = ["check_budget", "kept_at_speedup", "measured_budget"]
 

@@ -1,1 +1,1 @@
-"""The proof of a removal: its outputs are those of the masked model, or it is undone."""
+"""The proof of a removal: its outputs are those of the masked model, or it is undone; and inputs made for it."""

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from gating.errors import InputError
+from gating.proof.batches import candidate_batches
 from gating.proof.conditions import check_has_values
-from gating.proof.inputs.batches import candidate_batches
 from gating.proof.outputs import OUT_OF_MEMORY, evaluating, forward_outputs
 
 __all__ = ["make_probe", "run_probe"]

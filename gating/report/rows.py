@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
-from gating.pruning.latency.copies import LatencyComparison
+from gating.pruning.latency import LatencyComparison
 from gating.report.metadata import EvaluatedData
 from gating.structure.attention import iter_attention_blocks
 from gating.structure.feed_forward import iter_feed_forward_blocks

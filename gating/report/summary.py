@@ -17,7 +17,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from gating.pruning.latency.copies import LatencyComparison, margin
+from gating.pruning.latency import LatencyComparison, margin
 from gating.pruning.measure import cache_bytes_per_token, count_heads_by_kind, count_macs, weight_megabytes
 from gating.pruning.prune_report import num_parameters, unproven_note
 from gating.report.metadata import EvaluatedData

@@ -30,7 +30,7 @@ from gating.objectives.search import Convergence
 from gating.run.folder import Phase
 from gating.run.settings import Settings, is_dense
 from gating.run.timing import LatencySettings
-from gating.storage.same_settings import leaves
+from gating.storage.identity import leaves
 from gating.tasks.base import Task
 from gating.training.optimizers import OptimizerSettings
 
@@ -249,7 +249,7 @@ def _check_type(name: str, value: object, expected: Any) -> None:
 def _build_objective(values: Mapping[str, Any]) -> Any:
     """Return the objective without its speedup, which a measured budget replaces (gating/run/measured_budget.py)."""
     if values.get("speedup") is not None:
-        from gating.pruning.latency.costs import check_speedup
+        from gating.pruning.latency_costs import check_speedup
 
         others = {name: values.get(name) for name in ("num_heads", "num_neurons", "keep")}
         check_speedup(values["speedup"], **others)

@@ -22,8 +22,8 @@ from gating.run.settings import Settings
 from gating.sharding.plan import reshard
 from gating.tasks.base import HasLoss, Prepared, Task
 from gating.tasks.metrics.baselines import Baseline
-from gating.training.callbacks.progress import watched
 from gating.training.evaluation import Tally, count_evaluated, evaluate
+from gating.training.progress import watched
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,9 @@ from gating.report.results import RunResults
 from gating.report.rows import CompactReport, heads_per_layer, neurons_per_layer, print_report, print_samples
 from gating.report.summary import Stage
 from gating.run.build import naming_settings
-from gating.run.folder import CONFIG, METRICS, Phase, RunFolder
+from gating.run.folder import CONFIG, METRICS, Phase, Result, RunFolder
 from gating.run.phases import recover, remove, search, teach
 from gating.run.prepare import prepare
-from gating.run.result import Result
 from gating.run.run import Run
 from gating.run.settings import Settings
 from gating.serving.exporting import find_runtimes

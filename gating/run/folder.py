@@ -1,4 +1,4 @@
-"""The folder of one run: its files, its lock, its checkpoints, and the renaming of earlier files.
+"""The folder of one run: its files, its lock, its checkpoints, its result, and the renaming of earlier files.
 
 Nothing here imports torch before a run has checkpoints.
 """
@@ -8,6 +8,7 @@ import os
 import shlex
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
@@ -15,12 +16,14 @@ from typing import Any, Self, cast
 
 from filelock import BaseFileLock
 
-from gating.errors import FolderExistsError, InputError, MissingFileError
+from gating.errors import FolderExistsError, InputError, MissingFileError, nearest_name
 from gating.storage.files import (
     LOCK,
     check_free,
+    finite_number,
     found_checkpoints,
     move_aside,
+    read_table,
     remove_checkpoint,
     take_lock,
     unfinished_checkpoints,
@@ -236,3 +239,53 @@ def how_to_resume() -> str | None:
     if _current.teacher.is_dir() or _current.saved:
         return f"Resume the run: python train.py resume={shlex.quote(str(_current.path))}"
     return None
+
+
+@dataclass(frozen=True)
+class Result:
+    """The numbers of a finished run.
+
+    Attributes:
+        folder: Folder of the run.
+        metric: Name of the task's score.
+        numbers: The numbers by their names; None for one that is not finite.
+    """
+
+    folder: Path
+    metric: str
+    numbers: Mapping[str, float | None]
+
+    @classmethod
+    def read(cls, folder: Path) -> "Result":
+        """Return the result in the folder of a run.
+
+        Raises:
+            InputError: ``metrics.json`` does not have the numbers of a run.
+        """
+        found = read_numbers(folder)
+        kinds = (int, float, type(None))
+        numbers = {name: finite_number(value) for name, value in found.items() if type(value) in kinds}
+        return cls(folder, found["metric"], numbers)
+
+    def value(self, name: str | None) -> float | None:
+        """Return a number by its name; by default the task's validation score, None without a validation.
+
+        Raises:
+            InputError: There is no such number.
+        """
+        if name is not None and name not in self.numbers:
+            hint = nearest_name(name, sorted(self.numbers))
+            raise InputError(f"optimized_metric={name} is not in {self.folder / METRICS}. {hint}")
+        return self.numbers.get(name or f"val/{self.metric}")
+
+
+def read_numbers(folder: Path) -> dict[str, Any]:
+    """Return ``metrics.json`` of a run's folder.
+
+    Raises:
+        InputError: It does not have the numbers of a run.
+    """
+    found = read_table(folder / METRICS)
+    if not isinstance(found.get("metric"), str):
+        raise InputError(f"{folder / METRICS} does not have the numbers of a run: leave it out, or train it again.")
+    return found

@@ -11,8 +11,7 @@ from datasets import Dataset
 from gating.errors import InputError
 from gating.run.folder import INPUTS
 from gating.run.settings import Settings
-from gating.storage.identity import NUM_ROWS, folder_digests, table_digests
-from gating.storage.same_settings import find_difference, leaves
+from gating.storage.identity import NUM_ROWS, find_difference, folder_digests, leaves, table_digests
 
 _log = logging.getLogger(__name__)
 

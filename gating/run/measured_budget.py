@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 from gating.distributed.collectives import broadcast, is_rank_zero
 from gating.gates import HeadGates
 from gating.objectives import KeepsBudget
-from gating.pruning.latency.copies import CopyTimer, describe_batch
-from gating.pruning.latency.costs import NUM_PASSES, kept_for_speedup, measure_latency_costs
+from gating.pruning.latency import CopyTimer, describe_batch
+from gating.pruning.latency_costs import NUM_PASSES, kept_for_speedup, measure_latency_costs
 from gating.run.build import RunObjects
 from gating.run.data import RunData, set_measured_macs
 from gating.run.run import Run, RunState

@@ -13,17 +13,17 @@ from gating.report.summary import Stage
 from gating.run.build import PhaseObjects, build_phase
 from gating.run.folder import Phase
 from gating.run.run import Run
-from gating.training.callbacks.gates import GateMonitor, RunClock
-from gating.training.callbacks.progress import (
+from gating.training.checkpoints import AtomicCheckpointIO, RunCheckpoint, ShardedStrategy
+from gating.training.evaluation import validation_interval
+from gating.training.gate_callbacks import GateMonitor, RunClock
+from gating.training.module import FineTuning
+from gating.training.progress import (
     InterruptOnStop,
     PhaseProgressBar,
     check_completed,
     end_reason,
 )
-from gating.training.callbacks.weights import BestWeights, DivergenceStop
-from gating.training.checkpoints import AtomicCheckpointIO, RunCheckpoint, ShardedStrategy
-from gating.training.evaluation import validation_interval
-from gating.training.module import FineTuning
+from gating.training.weight_callbacks import BestWeights, DivergenceStop
 
 
 def train_phase(

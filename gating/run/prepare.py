@@ -25,8 +25,8 @@ from gating.sharding.plan import reshard
 from gating.storage.hub import check_login
 from gating.tasks.base import HasLoss
 from gating.tracking.loggers import resolve_mode
-from gating.training.callbacks.progress import check_monitors
 from gating.training.evaluation import count_steps
+from gating.training.progress import check_monitors
 
 
 def prepare(settings: Settings, folder: RunFolder) -> Run:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from gating.errors import InputError, MissingFileError, explain, nearest_name
 from gating.run.folder import CONFIG, Phase, is_finished, is_run, relocated, stored_settings
-from gating.storage.same_settings import check_same_settings, leaves
+from gating.storage.identity import check_same_settings, leaves
 from gating.tracking.redaction import HIDDEN, redact_settings
 
 Group = dict[str, Any]

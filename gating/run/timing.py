@@ -12,10 +12,10 @@ from pydantic import Field, PositiveInt
 from transformers import PreTrainedModel
 
 from gating.data.datamodule import ExampleDataModule
-from gating.data.text.tokens import truncation_length
+from gating.data.tokens import truncation_length
 from gating.distributed.collectives import world_size
 from gating.errors import InputError
-from gating.pruning.latency.copies import CopyTimer, LatencyComparison, TimeBudget, describe_batch
+from gating.pruning.latency import CopyTimer, LatencyComparison, TimeBudget, describe_batch
 
 _NUM_PASSES = 30  # with which the timings of two shapes are exact
 # Largest number of seconds of a stage where other processes wait, whose connections end after ten minutes.

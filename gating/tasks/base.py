@@ -11,7 +11,7 @@ from transformers import DefaultDataCollator, PreTrainedModel, PreTrainedTokeniz
 
 from gating.compact.save import Processor
 from gating.data.examples import Batch
-from gating.data.text.tokenizers import Frame, load_or_train_tokenizer
+from gating.data.tokenizers import Frame, load_or_train_tokenizer
 from gating.models.sources import ModelSource
 from gating.report.score import Score
 from gating.tasks.metrics.baselines import Baseline

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from gating.data.text.tokens import truncation_length
+from gating.data.tokens import truncation_length
 from gating.errors import InputError
 from gating.tasks.base import Metrics, Sample
 from gating.tasks.blocks import BlockTask

@@ -15,7 +15,7 @@ from transformers import AutoModel, PreTrainedModel
 from gating.compact.files import read_config
 from gating.compact.save import Processor
 from gating.data.examples import Batch, Examples
-from gating.data.text.tokens import load_tokenizer, truncation_length
+from gating.data.tokens import load_tokenizer, truncation_length
 from gating.embedding.head import SentenceHead
 from gating.embedding.losses import EmbeddingDistance
 from gating.embedding.processor import SentenceProcessor

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from gating.data.columns import find_text_columns, take_columns
 from gating.data.labels import LABEL_COLUMNS, read_numbers
 from gating.data.rows import warn_of_overlap
-from gating.data.text.tokens import check_texts, encode_batch, tokenize
+from gating.data.tokens import check_texts, encode_batch, tokenize
 from gating.embedding.negation import negate
 from gating.errors import InputError
 from gating.tasks.embedding_teacher import EMBEDDINGS, PAIR_EMBEDDINGS

@@ -12,7 +12,7 @@ from datasets import Dataset, DatasetDict
 from datasets.fingerprint import Hasher
 
 from gating.compact.files import digest_tensors
-from gating.data.text.tokens import cache_file
+from gating.data.tokens import cache_file
 from gating.embedding.processor import require_sentence_transformers
 from gating.errors import InputError, loading
 from gating.models.hub import locate

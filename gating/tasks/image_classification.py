@@ -9,7 +9,7 @@ from gating.data.columns import find_column, take_columns
 from gating.data.examples import Examples
 from gating.data.images import load_image_processor, transform_images, vision_config
 from gating.data.labels import LABEL_COLUMNS
-from gating.data.text.tokens import check_no_nulls
+from gating.data.tokens import check_no_nulls
 from gating.models.sources import ModelSource
 from gating.tasks.base import Prepared
 from gating.tasks.labeled import ClassTask

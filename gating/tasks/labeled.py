@@ -16,7 +16,7 @@ from transformers import (
 from gating.data.columns import find_column, find_text_columns, take_columns
 from gating.data.examples import Batch, Examples
 from gating.data.labels import LABEL_COLUMNS, encode_labels
-from gating.data.text.tokens import check_texts, tokenize_labeled, truncation_length
+from gating.data.tokens import check_texts, tokenize_labeled, truncation_length
 from gating.models.configs import special_token_ids
 from gating.tasks.base import MetricTask, Prepared, TextTask
 from gating.tasks.metrics.baselines import Baseline, constant_logits, log_frequencies

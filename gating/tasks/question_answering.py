@@ -18,7 +18,7 @@ from transformers import (
 
 from gating.data.columns import find_column, take_columns
 from gating.data.examples import Batch, Examples
-from gating.data.text.tokens import check_no_nulls, check_texts, tokenize, truncation_length
+from gating.data.tokens import check_no_nulls, check_texts, tokenize, truncation_length
 from gating.models.configs import special_token_ids
 from gating.models.sources import ModelSource
 from gating.report.score import Score

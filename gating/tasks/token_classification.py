@@ -17,7 +17,7 @@ from transformers import (
 from gating.data.columns import find_column, take_columns
 from gating.data.examples import Batch, Examples
 from gating.data.labels import check_classes, classes_of_model, number_classes, sort_labels
-from gating.data.text.tokens import check_no_nulls, load_tokenizer, tokenize, truncation_length
+from gating.data.tokens import check_no_nulls, load_tokenizer, tokenize, truncation_length
 from gating.errors import InputError, shorten
 from gating.models.configs import special_token_ids
 from gating.models.sources import ModelSource

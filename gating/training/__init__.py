@@ -1,1 +1,1 @@
-"""The training of one phase: the Lightning module, optimizers, checkpoints and signals."""
+"""The training of one phase: the Lightning module, optimizers, callbacks, checkpoints and signals."""

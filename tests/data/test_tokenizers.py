@@ -5,7 +5,7 @@ import transformers
 from datasets import Dataset, DatasetDict
 from transformers import AutoTokenizer
 
-from gating.data.text.tokenizers import load_or_train_tokenizer, train_tokenizer
+from gating.data.tokenizers import load_or_train_tokenizer, train_tokenizer
 from gating.models.configs import special_token_ids
 from gating.models.meta_model import make_meta_model
 from gating.models.sources import NewModel, Pretrained

@@ -14,7 +14,7 @@ from datasets.arrow_writer import ArrowWriter
 from transformers import AutoModelForSequenceClassification
 
 from gating.data import sources
-from gating.data.text.tokens import load_tokenizer
+from gating.data.tokens import load_tokenizer
 from gating.models import hub
 from gating.models.sources import Pretrained
 from tests.support.tiers import first_of

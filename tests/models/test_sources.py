@@ -16,7 +16,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from gating.data.text.tokens import load_tokenizer
+from gating.data.tokens import load_tokenizer
 from gating.models.meta_model import make_meta_model
 from gating.models.sources import NewModel, Pretrained
 from tests.support.tiny_run import make_model_folder

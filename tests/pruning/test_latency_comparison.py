@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import gating
-from gating.pruning.latency import copies
+from gating.pruning import latency
 from tests.support.timers import Slow, compare
 from tests.support.tiny_models import batch_for
 
@@ -16,7 +16,7 @@ from tests.support.tiny_models import batch_for
 def clock(monkeypatch):
     """A fake clock that only forward passes advance."""
     now = [0.0]
-    monkeypatch.setattr("gating.pruning.latency.copies.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("gating.pruning.latency.time.perf_counter", lambda: now[0])
     return now
 
 
@@ -48,7 +48,7 @@ def test_the_speedup_is_the_quotient_of_the_two_latencies(monkeypatch):
     model, batch = nn.Linear(1, 1), {"x": torch.ones(1)}
     # The median of the ratios 1, 3 and 2 would be 2.
     durations = iter([1.0, 1.0, 3.0, 1.0, 8.0, 4.0])
-    monkeypatch.setattr(copies, "time_pass", lambda model, batch: next(durations))
+    monkeypatch.setattr(latency, "time_pass", lambda model, batch: next(durations))
     found = compare(model, model, batch, repeats=3)
     assert (found.before, found.after, found.speedup) == (3.0, 1.0, 3.0)
 
@@ -64,8 +64,8 @@ def test_latency_of_real_models(bert):
 def test_a_busy_machine_takes_more_timings(monkeypatch):
     model, batch = nn.Linear(1, 1), {"x": torch.ones(1)}
     durations = iter([1.0, 0.5, 2.0, 0.5, 1.0, 0.7] * 20)
-    monkeypatch.setattr(copies, "time_pass", lambda model, batch: next(durations))
+    monkeypatch.setattr(latency, "time_pass", lambda model, batch: next(durations))
     assert compare(model, model, batch, repeats=3, precision=0.01).repeats == 24
-    monkeypatch.setattr(copies, "time_pass", lambda model, batch: 1.0)
+    monkeypatch.setattr(latency, "time_pass", lambda model, batch: 1.0)
     calm = compare(model, model, batch, repeats=3, precision=0.01)
     assert (calm.repeats, calm.speedup) == (3, 1.0)

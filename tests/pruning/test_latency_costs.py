@@ -7,9 +7,9 @@ import torch
 
 import gating
 from gating.gates import create_gates
-from gating.pruning.latency import copies
-from gating.pruning.latency.copies import CopyTimer, LatencyComparison
-from gating.pruning.latency.costs import LatencyCosts, kept_for_speedup, measure_latency_costs
+from gating.pruning import latency
+from gating.pruning.latency import CopyTimer, LatencyComparison
+from gating.pruning.latency_costs import LatencyCosts, kept_for_speedup, measure_latency_costs
 from gating.pruning.prune import remove_in_copy
 from gating.structure.layers import count_layers
 from tests.support.family_models import FAMILIES
@@ -56,7 +56,7 @@ def test_units_that_cost_nothing_have_no_negative_cost(bert):
 
 @pytest.mark.parametrize("units", [["neurons"], UNITS])
 def test_real_timings_leave_the_model_as_it_was(bert, units, monkeypatch):
-    monkeypatch.setattr(copies, "_TIMING_SECONDS", 1e-4)
+    monkeypatch.setattr(latency, "_TIMING_SECONDS", 1e-4)
     state, text = state_of(bert), str(bert)
     gates = create_gates(bert, units=units, group_size=8)
     costs = measure_latency_costs(gates, timer_of(bert, batch_for(bert), repeats=2))
@@ -140,7 +140,7 @@ def test_the_budget_for_a_speedup_reaches_it_and_is_printed(bert, monkeypatch, c
 def test_a_budget_that_is_not_timed_again_counts_the_blocks_that_stay(bert, monkeypatch, speedup):
     gates = create_gates(bert, units=UNITS, group_size=4)
     known = KnownTimes(lambda kept: 1 / relative_time(gates, kept, **TIMES))
-    monkeypatch.setattr("gating.pruning.latency.costs.CopyTimer", lambda *_, **__: known)
+    monkeypatch.setattr("gating.pruning.latency_costs.CopyTimer", lambda *_, **__: known)
     objective = gating.budget_for_speedup(bert, batch_for(bert), speedup=speedup, units=UNITS, group_size=4)
     for values in gates.log_alpha.data.split(gates.block_sizes):
         # Something stays in every block.

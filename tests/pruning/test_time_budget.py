@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import gating
-from gating.pruning.latency import copies
-from gating.pruning.latency.copies import LatencyComparison, TimeBudget
-from gating.pruning.latency.costs import kept_for_speedup
+from gating.pruning import latency
+from gating.pruning.latency import LatencyComparison, TimeBudget
+from gating.pruning.latency_costs import kept_for_speedup
 from tests.support.tiers import first_of
 from tests.support.timers import Slow, compare, timer_of
 from tests.support.tiny_models import batch_for
@@ -22,7 +22,7 @@ UNITS = ["heads", "neurons"]
 def clock(monkeypatch):
     """A fake clock that only forward passes advance."""
     now = [0.0]
-    monkeypatch.setattr("gating.pruning.latency.copies.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("gating.pruning.latency.time.perf_counter", lambda: now[0])
     return now
 
 
@@ -42,7 +42,7 @@ def passes(clock, monkeypatch):
             taken.append(own)
             return own
 
-        monkeypatch.setattr(copies, "time_pass", timed)
+        monkeypatch.setattr(latency, "time_pass", timed)
         return taken
 
     return let

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gating.pruning.latency.copies import LatencyComparison
+from gating.pruning.latency import LatencyComparison
 from gating.report import page
 from gating.report.page import write_page
 from gating.report.results import History, Observation, RunResults

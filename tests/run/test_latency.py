@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import train
-from gating.pruning.latency import copies
+from gating.pruning import latency
 from tests.support.interruptions import run_in
 from tests.support.tiny_run import compose_settings
 
@@ -47,8 +47,8 @@ def slow(monkeypatch):
         clock[0] += taken[-1]
         return taken[-1]
 
-    monkeypatch.setattr(copies, "time_pass", timed)
-    monkeypatch.setattr("gating.pruning.latency.copies.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr(latency, "time_pass", timed)
+    monkeypatch.setattr("gating.pruning.latency.time.perf_counter", lambda: clock[0])
     return clock, taken
 
 
@@ -73,8 +73,8 @@ def test_timings_of_a_fast_model_end_before_their_time(inputs, tmp_path, monkeyp
         clock[0] += seconds
         return seconds
 
-    monkeypatch.setattr(copies, "time_pass", timed)
-    monkeypatch.setattr("gating.pruning.latency.copies.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr(latency, "time_pass", timed)
+    monkeypatch.setattr("gating.pruning.latency.time.perf_counter", lambda: clock[0])
     run_in(tmp_path / "run", inputs, *BOTH, "objective.speedup=1.1", "latency.max_seconds=100")
     assert clock[0] < 60
     numbers = numbers_of(tmp_path / "run")

@@ -17,8 +17,8 @@ from transformers import (
 
 import gating
 from gating.data.sources import load_files
-from gating.data.text.tokenizers import train_tokenizer
-from gating.data.text.tokens import truncation_length
+from gating.data.tokenizers import train_tokenizer
+from gating.data.tokens import truncation_length
 from gating.families import registry as families
 from gating.families.layouts import context_spec
 from gating.models.adapters import LoRA

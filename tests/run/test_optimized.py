@@ -5,7 +5,7 @@ import json
 import pytest
 
 import train
-from gating.run.result import Result
+from gating.run.folder import Result
 from tests.support.interruptions import end_of
 from tests.support.tiny_run import compose_settings, make_inputs
 

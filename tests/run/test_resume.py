@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import train
-from gating.pruning.latency.costs import LatencyCosts
+from gating.pruning.latency_costs import LatencyCosts
 from gating.report.summary import Summary
 from gating.run import execute, measured_budget, phases
 from gating.run.folder import is_finished

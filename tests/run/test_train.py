@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 
 import gating
 import train
-from gating.pruning.latency.costs import LatencyCosts
+from gating.pruning.latency_costs import LatencyCosts
 from gating.run import measured_budget
 from tests.support.family_models import FAMILIES
 from tests.support.tiny_run import compose_settings, run_command

@@ -4,7 +4,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from gating.pruning.latency import copies
+from gating.pruning import latency
 from gating.report import figures
 
 __all__ = ["DRAWING", "TIMING"]
@@ -22,4 +22,4 @@ class EmptyFigure(Figure):
 
 # Arguments of setattr: runs draw nothing, and time their models with few passes.
 DRAWING: list[tuple[Any, str, Any]] = [(figures, "Figure", EmptyFigure)]
-TIMING: list[tuple[Any, str, Any]] = [(copies.CopyTimer, "repeats", 1), (copies, "_TIMING_SECONDS", 1e-9)]
+TIMING: list[tuple[Any, str, Any]] = [(latency.CopyTimer, "repeats", 1), (latency, "_TIMING_SECONDS", 1e-9)]

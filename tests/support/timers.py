@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from gating.gates import HeadGates
-from gating.pruning.latency.copies import CopyTimer, LatencyComparison
+from gating.pruning.latency import CopyTimer, LatencyComparison
 
 
 def timer_of(

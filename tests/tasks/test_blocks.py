@@ -3,7 +3,7 @@
 import pytest
 from datasets import Dataset, DatasetDict
 
-from gating.data.text.tokenizers import train_tokenizer
+from gating.data.tokenizers import train_tokenizer
 from gating.tasks.blocks import cut_into_blocks
 
 TEXTS = ["abc", "defgh", "", "ijklmnop"]

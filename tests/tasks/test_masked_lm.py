@@ -8,7 +8,7 @@ from datasets import Dataset, DatasetDict
 from transformers import BertConfig, BertForMaskedLM
 
 from gating.data.sources import Examples
-from gating.data.text.tokenizers import train_tokenizer
+from gating.data.tokenizers import train_tokenizer
 from gating.tasks import MaskedLM
 from gating.training.evaluation import evaluate
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForSeq2SeqLM as Auto
 from transformers import BartConfig, M2M100Config, MarianConfig, MBartConfig, MBartTokenizer, T5Config
 
 from gating.data.sources import Examples
-from gating.data.text.tokenizers import train_tokenizer
+from gating.data.tokenizers import train_tokenizer
 from gating.models.meta_model import make_meta_model
 from gating.models.sources import Pretrained
 from gating.tasks import Seq2Seq

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from gating.errors import InputError
-from gating.run.folder import INPUTS, is_finished, is_run, stored_settings
-from gating.run.result import read_numbers
+from gating.run.folder import INPUTS, is_finished, is_run, read_numbers, stored_settings
 from gating.run.settings import has_effect, is_dense, shown_value
 from gating.run.sweep.jobs import jobs_of, own_overrides
 from gating.storage.files import finite_number, read_table
-from gating.storage.same_settings import leaves
+from gating.storage.identity import leaves
 
 # Settings of a budget, of which an objective takes one.
 _BUDGETS = tuple(f"objective.{name}" for name in ("num_heads", "num_neurons", "keep", "speedup", "price"))

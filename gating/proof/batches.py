@@ -10,9 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from gating.errors import InputError
-from gating.proof.inputs.images import image_variants, video_variants
-from gating.proof.inputs.others import OTHERS, spectrogram_variants, waveform_variants
-from gating.proof.inputs.sizes import (
+from gating.proof.images import image_variants, video_variants
+from gating.proof.input_sizes import (
     PLACEHOLDERS,
     Request,
     Variant,
@@ -21,6 +20,7 @@ from gating.proof.inputs.sizes import (
     required_arguments,
     splice,
 )
+from gating.proof.other_inputs import OTHERS, spectrogram_variants, waveform_variants
 
 __all__ = ["candidate_batches"]
 

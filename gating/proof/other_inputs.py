@@ -5,7 +5,7 @@ from math import prod
 
 import torch
 
-from gating.proof.inputs.sizes import Request, Variant, make_tokens, required_arguments
+from gating.proof.input_sizes import Request, Variant, make_tokens, required_arguments
 
 __all__ = ["OTHERS", "spectrogram_variants", "waveform_variants"]
 

@@ -7,12 +7,12 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from datasets import Dataset, DatasetDict
-from tokenizers import ByteLevelBPETokenizer, Tokenizer, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from gating.data.text.tokens import load_tokenizer
+from gating.data.tokens import load_tokenizer
 from gating.errors import InputError
 from gating.models.sources import ModelSource
+from tokenizers import ByteLevelBPETokenizer, Tokenizer, pre_tokenizers, processors
 
 # The time of the training grows with the square of the length of words: a new tokenizer learns from longer ones, or
 # runs of digits, signs or spaces, in pieces of this number of characters.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from gating.errors import InputError
 from gating.gates import HeadGates, create_gates
 from gating.objectives import ExactBudget, HeadBudget
-from gating.pruning.latency.copies import MAX_SECONDS, CopyTimer, TimeBudget, margin
+from gating.pruning.latency import MAX_SECONDS, CopyTimer, TimeBudget, margin
 from gating.units import UnitName
 
 __all__ = [

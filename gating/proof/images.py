@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
-from gating.proof.inputs.sizes import Request, Variant
+from gating.proof.input_sizes import Request, Variant
 
 __all__ = ["image_variants", "video_variants"]
 

@@ -1,1 +1,0 @@
-"""Inputs that are made for a model: texts, images, sounds and series, from its signature and configuration."""

@@ -1,1 +1,0 @@
-"""Callbacks of one training phase: gate metrics, progress bar, divergence and early stops."""
