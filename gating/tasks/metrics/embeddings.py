@@ -1,7 +1,7 @@
 """Metrics of sentence embeddings: similarity of pairs, retrieval, and the neighbors of a dense model."""
 
 from collections import defaultdict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -16,7 +16,7 @@ from gating.errors import InputError
 from gating.report.score import Score
 from gating.tasks.metrics.choice import ChosenMetrics
 
-__all__ = ["METRICS", "Embedded", "build_embedding_metrics"]
+__all__ = ["METRICS", "Embedded", "EmbeddingScores", "build_embedding_metrics"]
 
 # Number of nearest texts that are compared, and of texts that are searched for at once.
 _NEAREST = 10
@@ -44,7 +44,7 @@ class Embedded:
     teacher: Tensor | None = None
 
 
-_NAMES = tuple(field.name for field in fields(Embedded))
+_PARTS = tuple(field.name for field in fields(Embedded))
 
 
 def _correlation(all: Embedded, function: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
@@ -127,59 +127,47 @@ METRICS: dict[str, tuple[Callable[[Embedded], Tensor], str, Score]] = {
 
 
 def build_embedding_metrics(chosen: ChosenMetrics, *, present: Collection[str]) -> tuple[MetricCollection, Score]:
-    """Return the metrics of embeddings, and the score by which runs are compared.
+    """Return the metrics of embeddings, by default all that the data allow, and the score by which runs are compared.
 
-    Args:
-        chosen: Names; by default all that the data allow.
-        present: What the data have: ``scores`` of pairs, or pairs that are ``positives``; and a ``teacher``.
+    The data have ``scores`` of pairs, or pairs that are ``positives``, and perhaps a ``teacher``.
     """
     possible = [name for name, (_, needed, _) in METRICS.items() if needed in present]
-    for name in chosen.read(possible or list(METRICS)):
+    names = list(chosen.read(possible or list(METRICS)))
+    for name in names:
         if name not in possible:
             raise InputError(
                 f"task.metrics has {name!r}, and these data allow {', '.join(possible) or 'none'}: spearman and "
                 "pearson need pairs with a score, ndcg and recall pairs that belong together, agreement and cosine a "
                 "dense model, such as task.teacher=FOLDER_OR_HUB_NAME."
             )
-    return chosen.build(possible, make=_make, arguments={}, example=(None, None))
+    return MetricCollection([EmbeddingScores(names)]), METRICS[chosen.score or names[0]][2]
 
 
-def _make(name: str) -> tuple[Metric, Score]:
-    score = METRICS[name][2]
-    return (_Share if score.unit else _OfEmbeddings)(name), score
-
-
-class _OfEmbeddings(Metric):
-    """A metric of all embeddings of a split."""
+class EmbeddingScores(Metric):
+    """Metrics of all embeddings of a split, by name."""
 
     full_state_update = False
     higher_is_better = True
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, names: Sequence[str]) -> None:
+        """Store the names, those of :data:`METRICS`."""
         super().__init__()
-        self.name = name
-        for part in _NAMES:
+        self._names = names
+        for part in _PARTS:
             self.add_state(part, [], dist_reduce_fx="cat")
 
     def update(self, batch: Embedded) -> None:
         """Add the embeddings of a batch."""
-        for part in _NAMES:
+        for part in _PARTS:
             value = getattr(batch, part)
             if value is not None:
                 getattr(self, part).append(value)
 
-    def compute(self) -> Tensor:
-        """Return the metric of all batches; NaN if an embedding is not finite, as of a model that has diverged."""
-        parts = {part: getattr(self, part) for part in _NAMES}
+    def compute(self) -> dict[str, Tensor]:
+        """Return the metrics of all batches; NaN if an embedding is not finite, as of a model that has diverged."""
+        parts = {part: getattr(self, part) for part in _PARTS}
         all = Embedded(**{part: dim_zero_cat(values).cpu() for part, values in parts.items() if len(values)})
         vectors = [part for part in (all.texts, all.pairs, all.teacher) if part is not None]
         if any(not part.isfinite().all() for part in vectors):
-            return torch.tensor(torch.nan, device=self.device)
-        return METRICS[self.name][0](all).float().to(self.device)
-
-
-class _Share(_OfEmbeddings):
-    """A metric that is shown as a percentage."""
-
-    plot_lower_bound = 0.0
-    plot_upper_bound = 1.0
+            return dict.fromkeys(self._names, torch.tensor(torch.nan, device=self.device))
+        return {name: METRICS[name][0](all).float().to(self.device) for name in self._names}
