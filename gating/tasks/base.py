@@ -73,7 +73,8 @@ class Prepared:
     @property
     def all_metrics(self) -> MetricCollection:
         """All metrics, for the end of a phase."""
-        return MetricCollection({**self.metrics, **(self.final_metrics or {})}, compute_groups=False)
+        final = {} if self.final_metrics is None else dict(self.final_metrics.items())
+        return MetricCollection({**dict(self.metrics.items()), **final}, compute_groups=False)
 
 
 class Task(Protocol):

@@ -1,5 +1,7 @@
 """Answers from the logits of tokens, and the metrics of SQuAD."""
 
+from typing import Any
+
 import torch
 from datasets import Dataset
 from torch import Tensor
@@ -78,7 +80,7 @@ class AnswerScores(Metric):
             best[number] = max(best.get(number, (score, characters)), (score, characters))
             # There is no answer only if all windows prefer that.
             null[number] = min(null.get(number, no_answer), no_answer)
-        predictions, targets = [], []
+        predictions, targets = list[dict[str, str]](), list[dict[str, Any]]()
         for number, (score, (start, stop)) in best.items():
             row = self._references[number]
             is_empty = score == -torch.inf or (self._unanswerable and null[number] > score)
