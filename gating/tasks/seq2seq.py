@@ -107,7 +107,16 @@ class Seq2Seq(TextTask):
         if max_target_length is not None:
             target_length = truncation_length(meta_model, max_target_length, name="data.max_target_length")
         self._processor, self._target_length = processor, target_length
-        collate, ids = self._collator(processor, meta_model)
+        ids: dict[str, int | None] = {**special_token_ids(processor, meta_model.config)}
+        # The collator shifts targets by the model's own method, which differs between families.
+        meta_model.config.update(ids)
+        collate = _PairCollator(processor, meta_model)
+        # Generation starts with the first token of the collated targets: mBART moves the last one to the front.
+        ids["decoder_start_token_id"] = collate.first_token
+        meta_model.config.update(ids)
+        if self._languages["target"] is not None:
+            # The saved generation config may force another language.
+            ids["forced_bos_token_id"] = _language_token(processor, self._languages["target"])
         vocab_size = meta_model.config.get_text_config(decoder=True).vocab_size
         metrics, score, final_metrics, final_score = build_text_metrics(self._metrics, vocab_size=vocab_size)
         return Prepared(
@@ -119,22 +128,6 @@ class Seq2Seq(TextTask):
             final_metrics=final_metrics,
             final_score=final_score,
         )
-
-    def _collator(
-        self, tokenizer: PreTrainedTokenizerBase, meta_model: PreTrainedModel
-    ) -> tuple["_PairCollator", dict[str, int | None]]:
-        """Return a collator and the special tokens that generation must start with to match the collated targets."""
-        ids: dict[str, int | None] = {**special_token_ids(tokenizer, meta_model.config)}
-        # The collator shifts targets by the model's own method, which differs between families.
-        meta_model.config.update(ids)
-        collate = _PairCollator(tokenizer, meta_model)
-        # mBART moves the last token to the front.
-        ids["decoder_start_token_id"] = collate.first_token
-        meta_model.config.update(ids)
-        if self._languages["target"] is not None:
-            # The saved generation config may force another language.
-            ids["forced_bos_token_id"] = _language_token(tokenizer, self._languages["target"])
-        return collate, ids
 
     def update(
         self, metrics: MetricCollection, batch: Batch, *, outputs: Mapping[str, Any], model: PreTrainedModel

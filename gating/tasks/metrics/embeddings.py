@@ -1,11 +1,12 @@
 """Metrics of sentence embeddings: similarity of pairs, retrieval, and the neighbors of a dense model."""
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
+from sentence_transformers.util import semantic_search
 from torch import Tensor
 from torch.nn import functional
 from torchmetrics import Metric, MetricCollection
@@ -18,9 +19,8 @@ from gating.tasks.metrics.choice import ChosenMetrics
 
 __all__ = ["METRICS", "Embedded", "EmbeddingScores", "build_embedding_metrics"]
 
-# Number of nearest texts that are compared, and of texts that are searched for at once.
+# Number of nearest texts that are compared.
 _NEAREST = 10
-_CHUNK = 512
 
 
 @dataclass(frozen=True)
@@ -53,30 +53,20 @@ def _correlation(all: Embedded, function: Callable[[Tensor, Tensor], Tensor]) ->
     return function(functional.cosine_similarity(all.texts.double(), all.pairs.double()), all.scores.double())
 
 
-def _nearest(texts: Tensor, others: Tensor, number: int, *, without_self: bool = False) -> Tensor:
-    """Return the numbers of the texts that are nearest to each by their cosine, ``[batch, number]``."""
-    texts, others = (functional.normalize(vectors.float(), dim=-1) for vectors in (texts, others))
-    found = []
-    for start in range(0, len(texts), _CHUNK):
-        near = texts[start : start + _CHUNK] @ others.T
-        if without_self:
-            near[torch.arange(len(near)), torch.arange(start, start + len(near))] = -torch.inf
-        found.append(near.topk(number).indices)
-    return torch.cat(found)
-
-
 def _ranks(all: Embedded) -> tuple[Tensor, Tensor]:
     """Return which of the first ten documents are right for each distinct query, and the number of right ones."""
     assert all.pairs is not None
     assert all.documents is not None
     rows, first = _first_of(all.queries), _first_of(all.documents)
-    nearest = all.documents[first][_nearest(all.texts[rows], all.pairs[first], min(_NEAREST, len(first)))]
-    right = defaultdict[int, set[int]](set)
-    for query, document in zip(all.queries.tolist(), all.documents.tolist(), strict=True):
-        right[query].add(document)
-    wanted = [right[query] for query in all.queries[rows].tolist()]
-    hits = [[number in found for number in numbers] for numbers, found in zip(nearest.tolist(), wanted, strict=True)]
-    return torch.tensor(hits).double(), torch.tensor([len(found) for found in wanted])
+    queries, documents = all.queries[rows].tolist(), all.documents[first].tolist()
+    right = set(zip(all.queries.tolist(), all.documents.tolist(), strict=True))
+    number = Counter(query for query, _ in right)
+    found = semantic_search(all.texts[rows].float(), all.pairs[first].float(), top_k=_NEAREST)
+    hits = [
+        [(query, documents[hit["corpus_id"]]) in right for hit in near]
+        for query, near in zip(queries, found, strict=True)
+    ]
+    return torch.tensor(hits).double(), torch.tensor([number[query] for query in queries])
 
 
 def _recall(all: Embedded) -> Tensor:
@@ -96,6 +86,13 @@ def _first_of(numbers: Tensor) -> Tensor:
     return torch.from_numpy(np.unique(numbers.numpy(), return_index=True)[1])
 
 
+def _neighbors(vectors: Tensor, number: int) -> list[set[int | float]]:
+    """Return the numbers of the texts that are nearest to each, without itself."""
+    found = semantic_search(vectors.float(), vectors.float(), top_k=number + 1)
+    ids = ([hit["corpus_id"] for hit in near if hit["corpus_id"] != row] for row, near in enumerate(found))
+    return [set(near[:number]) for near in ids]
+
+
 def _agreement(all: Embedded) -> Tensor:
     """Return the share of the ten nearest texts that are among the ten nearest of the dense model."""
     assert all.teacher is not None
@@ -103,8 +100,9 @@ def _agreement(all: Embedded) -> Tensor:
     number = min(_NEAREST, len(rows) - 1)
     if number < 1:
         return torch.tensor(torch.nan)
-    own, other = (_nearest(x[rows], x[rows], number, without_self=True) for x in (all.texts, all.teacher))
-    return (own.unsqueeze(-1) == other.unsqueeze(-2)).any(-1).double().mean()
+    own, other = (_neighbors(vectors[rows], number) for vectors in (all.texts, all.teacher))
+    shared = [len(one & two) / number for one, two in zip(own, other, strict=True)]
+    return torch.tensor(shared, dtype=torch.float64).mean()
 
 
 def _cosine(all: Embedded) -> Tensor:
