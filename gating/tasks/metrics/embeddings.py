@@ -63,7 +63,7 @@ def _ranks(all: Embedded) -> tuple[Tensor, Tensor]:
     number = Counter(query for query, _ in right)
     found = semantic_search(all.texts[rows].float(), all.pairs[first].float(), top_k=_NEAREST)
     hits = [
-        [(query, documents[hit["corpus_id"]]) in right for hit in near]
+        [(query, documents[int(hit["corpus_id"])]) in right for hit in near]
         for query, near in zip(queries, found, strict=True)
     ]
     return torch.tensor(hits).double(), torch.tensor([number[query] for query in queries])
