@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from gating.embedding.processor import require_sentence_transformers
 from gating.errors import InputError, loading
-from gating.report.metadata import is_sentence_folder
 
 __all__ = ["MODULES", "SentenceHead", "read_parts"]
 
@@ -30,27 +29,17 @@ class SentenceHead(nn.Module):
     def load(cls, folder: Path) -> "SentenceHead":
         """Load the modules after the transformer from a local folder; no code of the folder is run.
 
-        A folder without ``modules.json`` has the mean over the tokens, as in sentence-transformers.
-
         Raises:
-            ImportError: sentence-transformers is not installed.
             InputError: A module is not one of the package, or cannot be loaded.
         """
         require_sentence_transformers()
-        if not is_sentence_folder(folder):
-            return cls([_mean_pooling(folder)])
         with loading(f"{folder}/{MODULES}", remedy="Save the model again with sentence-transformers."):
             return cls(
                 [_class_of(part["type"], folder).load(str(folder), subfolder=part["path"]) for part in _listed(folder)]
             )
 
     def forward(self, outputs: Mapping[str, Any], attention_mask: Tensor) -> Tensor:
-        """Return the embeddings of texts, ``[batch, width]``.
-
-        Args:
-            outputs: Outputs of the transformer with ``last_hidden_state``, ``[batch, length, hidden]``.
-            attention_mask: Mask of the tokens, ``[batch, length]``.
-        """
+        """Return the embeddings of texts, ``[batch, width]``, from the outputs of the transformer."""
         features: dict[str, Any] = {
             # The weights of a dense layer are in full precision.
             "token_embeddings": outputs["last_hidden_state"].float(),
@@ -87,12 +76,3 @@ def _class_of(reference: str, folder: Path) -> Any:
         )
     module, _, name = reference.rpartition(".")
     return getattr(importlib.import_module(module), name)
-
-
-def _mean_pooling(folder: Path) -> nn.Module:
-    from sentence_transformers.sentence_transformer.modules import Pooling
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    pooling: nn.Module = Pooling(config.get_text_config().hidden_size, pooling_mode="mean")
-    return pooling

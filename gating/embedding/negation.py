@@ -23,10 +23,6 @@ def negate(text: str, draw: random.Random) -> str | None:
     "A man is singing." becomes "A man is not singing." or "No man is singing.", and "A man on stage" becomes "No man on
     stage" or "There is no man on stage". Not all are good English; a teacher embeds them as well.
 
-    Args:
-        text: A sentence.
-        draw: Random numbers for the choice.
-
     Example:
         >>> negate("he can swim", random.Random(0))
         'he can not swim'

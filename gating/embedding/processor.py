@@ -39,11 +39,6 @@ class SentenceProcessor:
         """The tokenizer."""
         return self.model.tokenizer
 
-    @property
-    def name_or_path(self) -> str:
-        """Folder or name that the tokenizer was loaded from."""
-        return str(getattr(self.tokenizer, "name_or_path", ""))
-
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
         """Save tokenizer, modules and settings in the folder of the transformer."""
         transformer = self.model.transformers_model

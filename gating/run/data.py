@@ -20,8 +20,7 @@ from gating.pruning.measure import measure_macs
 from gating.run.build import RunObjects, load_source
 from gating.run.settings import Settings
 from gating.sharding.plan import reshard
-from gating.tasks.base import HasLoss, Prepared, Task
-from gating.tasks.metrics.baselines import Baseline
+from gating.tasks.base import Baseline, HasLoss, Prepared, Task
 from gating.training.evaluation import Tally, count_evaluated, evaluate
 from gating.training.progress import watched
 
@@ -67,7 +66,7 @@ class RunData:
         """
         total = self.num_evaluated[split]
         batches = islice(self.module.evaluation_dataloader(split), total)
-        tally = Tally(metrics, baseline, device=model.device)
+        tally = Tally(task, metrics, baseline, model=model)
         counted = tally.watch(batches if title is None else watched(batches, title=title, total=total))
         return evaluate(model, counted, task=task, metrics=metrics), tally
 

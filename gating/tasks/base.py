@@ -14,26 +14,40 @@ from gating.data.examples import Batch
 from gating.data.tokenizers import Frame, load_or_train_tokenizer
 from gating.models.sources import ModelSource
 from gating.report.score import Score
-from gating.tasks.metrics.baselines import Baseline
 from gating.tasks.metrics.choice import ChosenMetrics, Metrics
 
-__all__ = ["HasLoss", "MetricTask", "Metrics", "Prepared", "Sample", "Task", "TextTask", "WritesText"]
+__all__ = ["Baseline", "HasLoss", "MetricTask", "Metrics", "Prepared", "Sample", "Task", "TextTask", "WritesText"]
 
 # A text that a model generated: ``prompt`` or ``source``, ``written``, and ``right`` if there is a reference.
 Sample = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The best prediction without a model: the same for each example or word, from the training labels.
+
+    Attributes:
+        name: Name for tables, such as ``majority class``.
+        logits: Logits of one example or word, ``[num_labels]``.
+        undefined: Values of metrics that a constant leaves undefined, such as 0 for a correlation.
+    """
+
+    name: str
+    logits: Tensor
+    undefined: Mapping[str, float] = field(default_factory=dict)
+
+    def outputs(self, labels: Tensor) -> dict[str, Tensor]:
+        """Return the outputs of a model that always predicts this, for labels of any shape."""
+        return {"logits": self.logits.to(labels.device).expand(*labels.shape, -1)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
     """Data of a task, ready for training.
 
-    A batch of ``collate`` is a dictionary of
-
-    * the keyword arguments of the model's forward pass: ``input_ids`` and ``attention_mask`` of shape
-      ``(batch, length)``, or ``pixel_values`` of shape ``(batch, channels, height, width)``;
-    * its targets: ``labels``, or ``start_positions`` and ``end_positions``, with which the model returns a loss; -100
-      for tokens without a label;
-    * values for metrics alone, whose names begin with ``metric_``, and for the task alone, with ``task_``.
+    A batch of ``collate`` has the keyword arguments of the model's forward pass; its targets, ``labels`` or
+    ``start_positions`` and ``end_positions``, with -100 for tokens without a label; and values for metrics alone, whose
+    names begin with ``metric_``, or for the task alone, with ``task_``.
 
     Attributes:
         splits: ``train``, ``validation`` and optionally ``test``; texts have ``input_ids``, by whose lengths examples
@@ -59,20 +73,16 @@ class Prepared:
     @property
     def all_metrics(self) -> MetricCollection:
         """All metrics, for the end of a phase."""
-        return MetricCollection(
-            {**dict(self.metrics.items()), **dict((self.final_metrics or {}).items())}, compute_groups=False
-        )
+        final = {} if self.final_metrics is None else dict(self.final_metrics.items())
+        return MetricCollection({**dict(self.metrics.items()), **final}, compute_groups=False)
 
 
 class Task(Protocol):
     """A class of model, and how examples become batches and predictions are scored.
 
-    The arguments of a task's ``__init__`` are the settings ``task.NAME``; the keyword arguments of its ``prepare`` are
-    settings ``data.NAME``, which ``conf/data/batches.yaml`` describes. A task may also have
-
-    * ``has_classes = True`` if labels are classes, so that validation data is drawn stratified;
-    * ``write_samples`` (:class:`WritesText`) if its models generate text;
-    * ``loss`` (:class:`HasLoss`) if its models return none.
+    The arguments of ``__init__`` are the settings ``task.NAME``, and the keyword arguments of ``prepare`` are settings
+    ``data.NAME``. A task with ``has_classes = True`` draws validation data stratified by label. :class:`WritesText` and
+    :class:`HasLoss` have what some tasks have besides.
 
     Attributes:
         auto_class: Auto class of transformers, such as ``AutoModelForSequenceClassification``.
@@ -81,16 +91,7 @@ class Task(Protocol):
     auto_class: type
 
     def load_processor(self, source: ModelSource, meta_model: PreTrainedModel, splits: DatasetDict) -> Processor:
-        """Return the tokenizer or image processor, which is also saved with the compact model.
-
-        Args:
-            source: The source of the model.
-            meta_model: The model without weights.
-            splits: The data, to train a new tokenizer on.
-
-        Raises:
-            ValueError: The processor cannot be loaded, or does not fit the task.
-        """
+        """Return the tokenizer or image processor; a new tokenizer is trained on the splits."""
 
     # A method, which adds keyword arguments of its own.
     prepare: Callable[..., Prepared]
@@ -103,34 +104,18 @@ class Task(Protocol):
     def update(
         self, metrics: MetricCollection, batch: Batch, *, outputs: Mapping[str, Any], model: PreTrainedModel
     ) -> None:
-        """Update metrics with the predictions for a batch.
-
-        Args:
-            metrics: ``metrics`` or ``all_metrics`` of :class:`Prepared`.
-            batch: A batch of ``collate``, on the model's device.
-            outputs: The model's outputs, such as ``logits`` of shape ``(batch, num_labels)``.
-            model: The model, to generate text.
-        """
+        """Update ``metrics`` or ``all_metrics`` with the model's outputs for a batch, or with texts it generates."""
 
 
 @runtime_checkable
 class HasLoss(Protocol):
-    """A task with a loss of its own, whose models have no head and are good without training, as those of embeddings.
-
-    Values of a batch for the task alone have names that begin with ``task_``.
-    """
+    """A task with a loss of its own, whose models have no head and are good without training, such as embeddings."""
 
     def adapt(self, model: PreTrainedModel) -> None:
         """Adapt a loaded model to the loss, in place: freeze the weights that it does not depend on."""
 
     def loss(self, outputs: Mapping[str, Any], batch: Batch, *, model: PreTrainedModel) -> Tensor:
-        """Return the loss of a batch, a scalar.
-
-        Args:
-            outputs: The model's outputs for the batch.
-            batch: A batch of ``collate``, on the model's device.
-            model: The model, for further inputs.
-        """
+        """Return the loss of the model's outputs for a batch, a scalar; the model is for further inputs."""
 
 
 @runtime_checkable
@@ -140,13 +125,7 @@ class WritesText(Protocol):
     def write_samples(
         self, model: PreTrainedModel, processor: PreTrainedTokenizerBase, splits: DatasetDict
     ) -> list[Sample]:
-        """Generate samples for the report.
-
-        Args:
-            model: The finished model, in evaluation mode.
-            processor: Its tokenizer.
-            splits: The prepared splits, for prompts.
-        """
+        """Generate samples for the report, with a finished model in evaluation mode; prompts are from the splits."""
 
 
 class MetricTask:
@@ -165,9 +144,6 @@ class MetricTask:
             metrics: Names of the task's metrics; or by name metrics, or their classes, and None for the metric of the
                 task. Those of the data, or the usual ones of the task, if None.
             score: Name of the metric by which runs are compared; the first if None.
-
-        Raises:
-            InputError: A name is unknown.
         """
         self._metrics = ChosenMetrics(metrics, score, known=self.known_metrics)
 

@@ -1,6 +1,7 @@
 """Causal language modeling: the next token of a text, for GPT, LLaMA and other decoders."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Annotated, Any
 
 import torch
@@ -12,7 +13,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 
 from gating.data.tokens import truncation_length
 from gating.errors import InputError
-from gating.tasks.base import Metrics, Sample
+from gating.models.sources import ModelSource
+from gating.tasks.base import Sample
 from gating.tasks.blocks import BlockTask
 
 __all__ = ["CausalLM"]
@@ -32,7 +34,7 @@ class CausalLM(BlockTask):
         sample_length: Annotated[int, Field(ge=1)] = 60,
         sample_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0,
         chat: bool = False,
-        metrics: Metrics | None = None,
+        metrics: Sequence[str] | None = None,
         score: str | None = None,
     ) -> None:
         """Store the settings of the samples that the finished model generates, and the metrics.
@@ -43,7 +45,7 @@ class CausalLM(BlockTask):
             sample_length: Number of tokens to generate.
             sample_seed: Random seed of the first sample; that of the next one is larger by one.
             chat: Whether prompts are messages to a model that answers, in its chat template and without sampling.
-            metrics: ``perplexity``, ``accuracy``, or metrics, or classes of metrics by name; these two if None.
+            metrics: ``perplexity``, ``accuracy``; both if None.
             score: Name of the metric by which runs are compared; the first if None.
         """
         if chat and not prompts:
@@ -55,20 +57,24 @@ class CausalLM(BlockTask):
         self._sample_seed = sample_seed
         self._chat = chat
 
-    def collator(self, processor: PreTrainedTokenizerBase) -> "_BlockCollator":
+    def collator(self, processor: PreTrainedTokenizerBase) -> Callable[[list[Any]], dict[str, Tensor]]:
         """Return the function that pads blocks; the labels are the tokens themselves."""
-        return _BlockCollator(processor)
+        return partial(_collate, processor)
 
-    def check_settings(self, processor: PreTrainedTokenizerBase) -> None:
-        """Raise ``InputError`` for a prompt without tokens, or messages to a tokenizer without a template for them."""
-        if self._chat and not processor.chat_template:
+    def load_processor(
+        self, source: ModelSource, meta_model: PreTrainedModel, splits: DatasetDict
+    ) -> PreTrainedTokenizerBase:
+        """Load the tokenizer, or train one for a new model; it must fit the prompts."""
+        tokenizer = super().load_processor(source, meta_model, splits)
+        if self._chat and not tokenizer.chat_template:
             raise InputError(
                 "task.chat=true needs a model with a chat template, and its tokenizer has none: leave it out, and give "
                 "task.prompts as texts to continue."
             )
         for prompt in self._prompts:
-            if not processor(prompt)["input_ids"]:
+            if not tokenizer(prompt)["input_ids"]:
                 raise InputError(f"task.prompts has {prompt!r}, which has no tokens: give a text, or leave it out.")
+        return tokenizer
 
     def config(self, meta_model: PreTrainedModel) -> dict[str, bool]:
         """Return the configuration values that give an encoder, such as BERT, a causal mask."""
@@ -78,25 +84,28 @@ class CausalLM(BlockTask):
         self, model: PreTrainedModel, processor: PreTrainedTokenizerBase, splits: DatasetDict
     ) -> list[Sample]:
         """Continue the prompts by sampling from the 50 most likely tokens, or answer them."""
-        if self._chat:
-            # The template is left out of the prompts that readers see.
-            return [
-                {
-                    **self._write(model, processor, _as_message(processor, prompt), seed=self._sample_seed),
-                    "prompt": prompt,
-                }
-                for prompt in self._prompts
-            ]
         if self._prompts:
-            prompts = [processor(prompt)["input_ids"] for prompt in self._prompts]
+            prompts = [self._encode(processor, prompt) for prompt in self._prompts]
         else:
             beginnings = splits["validation"][: self._num_samples]["input_ids"]
             prompts = [ids[: max(1, min(16, len(ids) // 2))] for ids in beginnings]
-        return [self._write(model, processor, prompt, seed=self._sample_seed + n) for n, prompt in enumerate(prompts)]
+        samples = [self._write(model, processor, ids, seed=self._sample_seed + n) for n, ids in enumerate(prompts)]
+        # The template is left out of the prompts that readers see.
+        shown = self._prompts if self._chat else [sample["prompt"] for sample in samples]
+        return [{**sample, "prompt": prompt} for sample, prompt in zip(samples, shown, strict=True)]
+
+    def _encode(self, processor: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+        """Return the tokens of a prompt; of a message, up to the beginning of its answer."""
+        if not self._chat:
+            return list(processor(prompt)["input_ids"])
+        message = [{"role": "user", "content": prompt}]
+        encoded: Any = processor.apply_chat_template(message, add_generation_prompt=True, return_dict=True)
+        return list(encoded["input_ids"])
 
     def _write(
         self, model: PreTrainedModel, processor: PreTrainedTokenizerBase, prompt: list[int], *, seed: int
     ) -> Sample:
+        """Return a prompt and its continuation."""
         room = truncation_length(model, len(prompt) + self._sample_length)
         # The start of a prompt that fills all positions of the model is cut off.
         prompt = prompt[-max(1, room - self._sample_length) :]
@@ -114,26 +123,13 @@ class CausalLM(BlockTask):
         return {"prompt": str(processor.decode(prompt)), "written": continuation}
 
 
-def _as_message(processor: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """Return the tokens of a message to a model, up to the beginning of its answer."""
-    message = [{"role": "user", "content": prompt}]
-    encoded: Any = processor.apply_chat_template(message, add_generation_prompt=True, return_dict=True)
-    tokens: list[int] = encoded["input_ids"]
-    return tokens
-
-
-class _BlockCollator:
-    """Collator that pads blocks and copies them to the labels, except their first token.
+def _collate(tokenizer: PreTrainedTokenizerBase, blocks: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """Pad blocks, and copy them to the labels, except their first token.
 
     ``DataCollatorForLanguageModeling`` would also ignore every EOS token if the tokenizer pads with it.
     """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer = tokenizer
-
-    def __call__(self, blocks: list[dict[str, Any]]) -> dict[str, Tensor]:
-        rows = [{"input_ids": block["input_ids"]} for block in blocks]
-        batch = dict(self._tokenizer.pad(rows, padding_side="right", return_attention_mask=True, return_tensors="pt"))
-        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-        labels[:, 0] = -100
-        return {**batch, "labels": labels}
+    rows = [{"input_ids": block["input_ids"]} for block in blocks]
+    batch = dict(tokenizer.pad(rows, padding_side="right", return_attention_mask=True, return_tensors="pt"))
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    labels[:, 0] = -100
+    return {**batch, "labels": labels}

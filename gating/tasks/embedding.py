@@ -1,6 +1,7 @@
 """Sentence embeddings: a model learns from its dense self, without labels, or from pairs of texts."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,8 +27,8 @@ from gating.models.sources import ModelSource, Pretrained
 from gating.tasks.base import MetricTask, Prepared
 from gating.tasks.embedding_examples import (
     Kind,
-    PairCollator,
     add_negations,
+    collate_pairs,
     kind_of,
     read_examples,
     tokenize_examples,
@@ -39,7 +40,6 @@ __all__ = ["Embedding"]
 
 Loss = Literal["distance", "cosine", "multiple_negatives"]
 
-_NO_TEACHER = "none"
 # The loss of each kind of training data.
 _USUAL: dict[Kind, Loss] = {"texts": "distance", "scores": "cosine", "positives": "multiple_negatives"}
 
@@ -94,10 +94,6 @@ class Embedding(MetricTask):
                 f"task=embedding trains a model of sentence-transformers with its own tokenizer, not {source.title}: "
                 "name one with model=pretrained model.name=FOLDER_OR_HUB_NAME, and leave out model.tokenizer."
             )
-        if meta_model.config.is_encoder_decoder:
-            raise InputError(
-                f"{source.title} is an encoder with a decoder, which has no embeddings of texts: choose an encoder."
-            )
         place = locate(source.name, revision=source.revision)
         if Path(place).is_dir() and RECORD_KEY in read_config(Path(place)):
             self._head = SentenceHead.load(Path(place))
@@ -126,9 +122,6 @@ class Embedding(MetricTask):
                 f"task.loss={self._loss_name} does not fit the training data, which are {kind}: cosine needs pairs "
                 "with a score (data.label_column=...), and multiple_negatives pairs without one."
             )
-        held_out = {kind_of(table) for split, table in splits.items() if split != "train"}
-        if len(held_out) > 1:
-            raise InputError(f"The validation and test data are {' and '.join(sorted(held_out))}: give both the same.")
         teacher = self._teacher_of(processor)
         if self._loss_name == "distance" and teacher is None:
             raise InputError(
@@ -145,13 +138,15 @@ class Embedding(MetricTask):
         tokens = tokenize_examples(splits, tokenizer, length)
         if teacher is not None:
             tokens = add_embeddings(splits, tokens, teacher, max_length=length, pairs=self._loss_name == "distance")
-        present = {next(iter(held_out), kind), *(["teacher"] if teacher is not None else [])}
+        held_out = {kind_of(table) for split, table in splits.items() if split != "train"}
+        # Metrics that one of two splits does not allow are left out.
+        present = (held_out if len(held_out) == 1 else set()) | ({"teacher"} if teacher is not None else set())
         metrics, score = build_embedding_metrics(self._metrics, present=present)
-        return Prepared(splits=tokens, metrics=metrics, score=score, collate=PairCollator(tokenizer))
+        return Prepared(splits=tokens, metrics=metrics, score=score, collate=partial(collate_pairs, tokenizer))
 
     def _teacher_of(self, processor: Any) -> Any:
         """Return the teacher; None without one."""
-        if self._teacher == _NO_TEACHER:
+        if self._teacher == "none":
             return None
         if self._teacher is not None:
             return load_sentence_model(self._teacher, revision=self._teacher_revision, setting="task.teacher")

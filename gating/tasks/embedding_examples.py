@@ -19,7 +19,7 @@ from gating.embedding.negation import negate
 from gating.errors import InputError
 from gating.tasks.embedding_teacher import EMBEDDINGS, PAIR_EMBEDDINGS
 
-__all__ = ["Kind", "PairCollator", "add_negations", "kind_of", "read_examples", "tokenize_examples"]
+__all__ = ["Kind", "add_negations", "collate_pairs", "kind_of", "read_examples", "tokenize_examples"]
 
 Kind = Literal["texts", "scores", "positives"]
 
@@ -44,7 +44,7 @@ def read_examples(
 
     Args:
         splits: The data.
-        text: Name of the column of texts; by default one of the usual names.
+        text: Name of the column of texts; one of the usual names if None, as for the next two.
         text_pair: Name of the column of second texts.
         label: Name of the column of scores.
         loss: Name of the loss; None for the one that fits the training data.
@@ -93,12 +93,7 @@ def _with_scores(table: Dataset, split: str) -> Dataset:
 
 
 def add_negations(table: Dataset, share: float) -> Dataset:
-    """Return training texts with negations of some of them, each in a pair with its text where there are pairs.
-
-    Args:
-        table: Texts, or pairs of them, that are compared with a teacher.
-        share: Number of negations for each row of the table.
-    """
+    """Return training texts, and ``share`` times as many negations; where there are pairs, each beside its text."""
     draw = random.Random(0)
     columns = [name for name in ("text", "text_pair") if name in table.column_names]
     texts = table.select_columns(columns).cast(datasets.Features(dict.fromkeys(columns, Value("string"))))
@@ -146,37 +141,30 @@ def _number_of(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=7).digest())
 
 
-class PairCollator:
-    """Collator that pads texts and second texts each to the longest one of the batch."""
+def collate_pairs(tokenizer: PreTrainedTokenizerBase, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """Return a batch of tokens, padded to the longest text and second text, and of values that begin with ``task_``.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Store the tokenizer, which pads."""
-        self._tokenizer = tokenizer
+    Both texts of pairs that learn from a teacher are in one batch, the second ones after the first.
+    """
 
-    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Return a batch of padded tokens, and of values for the task whose names begin with ``task_``.
-
-        Both texts of pairs that learn from a teacher are in one batch, the second ones after the first.
-        """
-        present = examples[0].keys()
-        if PAIR_EMBEDDINGS in present:
-            both = {EMBEDDINGS: (EMBEDDINGS, PAIR_EMBEDDINGS), "task_query": ("task_query", "task_document")}
-            values = {new: [example[name] for name in names for example in examples] for new, names in both.items()}
-            return self._pad(examples, "", "pair_") | {name: torch.tensor(value) for name, value in values.items()}
-        batch = self._pad(examples, "")
-        if "pair_input_ids" in present:
-            batch |= {f"task_pair_{name}": value for name, value in self._pad(examples, "pair_").items()}
-        for name in ("task_scores", "task_query", "task_document", EMBEDDINGS):
-            if name in present:
-                batch[name] = torch.tensor([example[name] for example in examples])
-        return batch
-
-    def _pad(self, examples: list[dict[str, Any]], *prefixes: str) -> dict[str, Tensor]:
-        """Pad the tokens of texts in columns with some prefixes."""
-        names = self._tokenizer.model_input_names
+    def pad(*prefixes: str) -> dict[str, Tensor]:
+        names = tokenizer.model_input_names
         rows = [
             {name: example[prefix + name] for name in names if prefix + name in example}
             for prefix in prefixes
             for example in examples
         ]
-        return dict(self._tokenizer.pad(rows, return_tensors="pt"))
+        return dict(tokenizer.pad(rows, return_tensors="pt"))
+
+    present = examples[0].keys()
+    if PAIR_EMBEDDINGS in present:
+        both = {EMBEDDINGS: (EMBEDDINGS, PAIR_EMBEDDINGS), "task_query": ("task_query", "task_document")}
+        values = {new: [example[name] for name in names for example in examples] for new, names in both.items()}
+        return pad("", "pair_") | {name: torch.tensor(value) for name, value in values.items()}
+    batch = pad("")
+    if "pair_input_ids" in present:
+        batch |= {f"task_pair_{name}": value for name, value in pad("pair_").items()}
+    for name in ("task_scores", "task_query", "task_document", EMBEDDINGS):
+        if name in present:
+            batch[name] = torch.tensor([example[name] for example in examples])
+    return batch

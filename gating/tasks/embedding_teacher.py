@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
 from datasets.fingerprint import Hasher
+from sentence_transformers import SentenceTransformer
 
 from gating.compact.files import digest_tensors
 from gating.data.tokens import cache_file
-from gating.embedding.processor import require_sentence_transformers
-from gating.errors import InputError, loading
+from gating.errors import loading
 from gating.models.hub import locate
 
 __all__ = ["add_embeddings", "load_sentence_model"]
@@ -25,7 +25,7 @@ _BATCH = 1024
 
 
 def load_sentence_model(name: str, *, revision: str = "main", setting: str) -> Any:
-    """Return a ``SentenceTransformer`` on the CPU, in full precision.
+    """Return the ``SentenceTransformer`` in a folder or on the hub, on the CPU, in full precision.
 
     Args:
         name: A folder, a name on the hub, or ``package://NAME/FOLDER``.
@@ -33,12 +33,8 @@ def load_sentence_model(name: str, *, revision: str = "main", setting: str) -> A
         setting: Name of the setting that gives the name, for messages.
 
     Raises:
-        ImportError: sentence-transformers is not installed.
-        InputError: The model cannot be loaded, or it has no transformer of texts as its first module.
+        InputError: The model cannot be loaded.
     """
-    require_sentence_transformers()
-    from sentence_transformers import SentenceTransformer
-
     place = locate(name, revision=revision)
     with loading(f"{setting}={name}", remedy="Name a model of sentence-transformers, or another encoder."):
         model = SentenceTransformer(
@@ -47,8 +43,6 @@ def load_sentence_model(name: str, *, revision: str = "main", setting: str) -> A
             revision=None if Path(place).is_dir() else revision,
             model_kwargs={"dtype": torch.float32},
         )
-    if model.transformers_model is None or model.tokenizer is None:
-        raise InputError(f"{setting}={name} has no transformer of texts as its first module, on which gates could be.")
     return model.eval()
 
 
@@ -60,8 +54,8 @@ def add_embeddings(
     Args:
         splits: Splits with texts.
         tokens: The same rows, tokenized.
-        teacher: A ``SentenceTransformer``.
-        max_length: Number of tokens to which the teacher truncates texts, too.
+        teacher: A ``SentenceTransformer``, which truncates texts to ``max_length`` tokens, too.
+        max_length: Number of tokens.
         pairs: Whether to add also ``task_pair_embeddings`` of the column ``text_pair`` of training data that has one.
     """
     digest = _digest(teacher)

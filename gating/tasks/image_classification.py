@@ -12,7 +12,7 @@ from gating.data.labels import LABEL_COLUMNS
 from gating.data.tokens import check_no_nulls
 from gating.models.sources import ModelSource
 from gating.tasks.base import Prepared
-from gating.tasks.labeled import ClassTask
+from gating.tasks.sequence_classification import ClassTask
 
 __all__ = ["ImageClassification"]
 

@@ -1,22 +1,14 @@
 """Masked language modeling, for BERT, RoBERTa and other encoders."""
 
 import zlib
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import torch
-from datasets import DatasetDict
 from pydantic import Field
 from torch import Tensor
-from transformers import (
-    AutoModelForMaskedLM,
-    DataCollatorForLanguageModeling,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForMaskedLM, DataCollatorForLanguageModeling, PreTrainedTokenizerBase
 
-from gating.errors import InputError
-from gating.models.sources import ModelSource
-from gating.tasks.base import Metrics
 from gating.tasks.blocks import BlockTask
 
 __all__ = ["MaskedLM"]
@@ -31,38 +23,22 @@ class MaskedLM(BlockTask):
     def __init__(
         self,
         hidden: Annotated[float, Field(gt=0, lt=1)] = 0.15,
-        metrics: Metrics | None = None,
+        metrics: Sequence[str] | None = None,
         score: str | None = None,
     ) -> None:
         """Store the share of tokens to mask, and the metrics.
 
         Args:
             hidden: Probability that a token is masked.
-            metrics: ``perplexity``, ``accuracy``, or metrics, or classes of metrics by name; these two if None.
+            metrics: ``perplexity``, ``accuracy``; both if None.
             score: Name of the metric by which runs are compared; the first if None.
         """
         super().__init__(metrics, score)
         self._hidden = hidden
 
-    def load_processor(
-        self, source: ModelSource, meta_model: PreTrainedModel, splits: DatasetDict
-    ) -> PreTrainedTokenizerBase:
-        """Load the tokenizer, or train one for a new model."""
-        tokenizer = super().load_processor(source, meta_model, splits)
-        if tokenizer.mask_token is None:
-            raise InputError(
-                f"The tokenizer of {source.title} has no mask token, which task=masked_lm needs: take a "
-                "model that was pretrained with masks, or task=causal_lm."
-            )
-        return tokenizer
-
     def collator(self, processor: PreTrainedTokenizerBase) -> "_MaskingCollator":
         """Return the function that masks tokens and pads blocks."""
         return _MaskingCollator(processor, hidden=self._hidden)
-
-    def uncounted(self, processor: PreTrainedTokenizerBase, vocab_size: int) -> tuple[int, ...]:
-        """Return the special tokens, which are never masked."""
-        return tuple(number for number in processor.all_special_ids if number < vocab_size)
 
 
 class _MaskingCollator:

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from copy import deepcopy
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
 from datasets import DatasetDict, concatenate_datasets
 from pydantic import Field
-from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torchmetrics import MetricCollection
 from transformers import (
     AutoModelForQuestionAnswering,
@@ -24,8 +25,7 @@ from gating.models.sources import ModelSource
 from gating.report.score import Score
 from gating.tasks.base import Prepared, TextTask
 from gating.tasks.metrics.answers import AnswerScores, best_spans
-from gating.tasks.metrics.baselines import Baseline
-from gating.tasks.windows import check_stride, make_windows, read_answers
+from gating.tasks.windows import make_windows, read_answers
 
 __all__ = ["QuestionAnswering"]
 
@@ -72,7 +72,8 @@ class QuestionAnswering(TextTask):
     ) -> Prepared:
         """Tokenize questions and contexts into windows of ``max_length`` tokens, which share ``stride`` tokens.
 
-        Answers are lists ``text`` and ``answer_start``, empty without an answer.
+        Answers are lists ``text`` and ``answer_start``, empty without an answer; the stride is a quarter of a window
+        if None.
         """
         columns = {
             "context": find_column(examples.splits, context_column, ("context", "passage")),
@@ -84,17 +85,15 @@ class QuestionAnswering(TextTask):
         check_texts(taken, ["context", "question"])
         splits = read_answers(taken)
         length = truncation_length(meta_model, max_length)
-        stride = check_stride(length, stride)
-        held_out = [split for split in splits if split != "train"]
-        references = concatenate_datasets([splits[split] for split in held_out])
+        stride = length // 4 if stride is None else stride
+        references = concatenate_datasets([table for split, table in splits.items() if split != "train"])
         unanswerable = any(not answers["text"] for answers in splits["train"]["answers"])
         return Prepared(
-            splits=_tokenize(_number(splits), processor, length, stride),
-            collate=_WindowCollator(processor),
+            splits=_tokenize(splits, processor, length, stride),
+            collate=partial(_collate, DataCollatorWithPadding(processor)),
             metrics=MetricCollection([AnswerScores(references, unanswerable=unanswerable)]),
             score=Score(self._score or "f1"),
             config={**special_token_ids(processor, meta_model.config), "pad_token_id": processor.pad_token_id},
-            baseline=Baseline("no answer", lambda: torch.tensor(1.0), _add_no_answer) if unanswerable else None,
         )
 
     def update(
@@ -111,48 +110,21 @@ class QuestionAnswering(TextTask):
         metrics.update(batch["metric_example"], *spans)
 
 
-def _add_no_answer(metrics: MetricCollection, score: Tensor, batch: Batch) -> None:
-    """Update metrics with a larger score of no answer than of a span, for each window."""
-    scores = score.expand(len(batch["metric_example"]))
-    nowhere = torch.zeros(len(scores), 2, dtype=torch.long, device=score.device)
-    metrics.update(batch["metric_example"], -scores, nowhere, scores)
-
-
-class _WindowCollator:
-    """Collator that pads windows; offsets are padded with -1."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._pad = DataCollatorWithPadding(tokenizer)
-
-    def __call__(self, windows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        offsets = [window["metric_offsets"] for window in windows if "metric_offsets" in window]
-        batch = dict(self._pad([{k: v for k, v in w.items() if k != "metric_offsets"} for w in windows]))
-        if offsets:
-            padded = torch.full((*batch["input_ids"].shape, 2), -1)
-            for row, pairs in enumerate(offsets):
-                padded[row, : len(pairs)] = torch.tensor(pairs)
-            batch["metric_offsets"] = padded
-        return batch
+def _collate(pad: DataCollatorWithPadding, windows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Pad windows; offsets are padded with -1."""
+    offsets = [torch.tensor(window["metric_offsets"]) for window in windows if "metric_offsets" in window]
+    batch = dict(pad([{name: value for name, value in w.items() if name != "metric_offsets"} for w in windows]))
+    padded = {"metric_offsets": pad_sequence(offsets, batch_first=True, padding_value=-1)} if offsets else {}
+    return batch | padded
 
 
 def _tokenize(splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length: int, stride: int) -> DatasetDict:
-    """Return windows of all splits; only those of validation and test have values for the metrics."""
-    held_out = DatasetDict({split: table for split, table in splits.items() if split != "train"})
-    # Tokenizers store their last truncation settings, on which the cache depends: each call gets its own copy.
-    train = tokenize(
-        DatasetDict(train=splits["train"]),
-        make_windows(deepcopy(tokenizer), max_length, stride, with_offsets=False),
-        tokenizer=tokenizer,
-    )
-    make = make_windows(deepcopy(tokenizer), max_length, stride, with_offsets=True)
-    windows = tokenize(held_out, make, tokenizer=tokenizer)
-    return DatasetDict(train=train["train"], **windows)
-
-
-def _number(splits: DatasetDict) -> DatasetDict:
-    """Add a column ``example`` with numbers that are unique over validation and test."""
-    numbered, start = {}, 0
+    """Return windows of all splits; those of validation and test have values for the metrics."""
+    windows, start = {}, 0
     for split, table in splits.items():
-        numbered[split] = table.add_column("example", list(range(start, start + len(table))))
-        start += len(table) if split != "train" else 0
-    return DatasetDict(numbered)
+        if split != "train":
+            table, start = table.add_column("example", list(range(start, start + len(table)))), start + len(table)
+        # Tokenizers store their last truncation settings, on which the cache depends: each call gets its own copy.
+        make = make_windows(deepcopy(tokenizer), max_length, stride)
+        windows[split] = tokenize(DatasetDict({split: table}), make, tokenizer=tokenizer)[split]
+    return DatasetDict(windows)

@@ -8,12 +8,7 @@ from datasets import DatasetDict, Translation
 from pydantic import Field
 from torch import Tensor
 from torchmetrics import MetricCollection
-from transformers import (
-    AutoModelForSeq2SeqLM,
-    DataCollatorForSeq2Seq,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForSeq2SeqLM, DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedTokenizerBase
 
 from gating.data.columns import take_columns
 from gating.data.examples import Batch, Examples
@@ -22,9 +17,8 @@ from gating.errors import InputError
 from gating.models.configs import special_token_ids
 from gating.models.sources import ModelSource
 from gating.tasks.base import Metrics, Prepared, Sample, TextTask
-from gating.tasks.metrics.baselines import Baseline, log_frequencies
 from gating.tasks.metrics.texts import TEXT_METRICS, build_text_metrics
-from gating.tasks.metrics.tokens import TOKEN_SCORES, update_token_baseline, update_token_metrics
+from gating.tasks.metrics.tokens import TOKEN_METRICS, update_token_metrics
 
 __all__ = ["Seq2Seq"]
 
@@ -78,7 +72,6 @@ class Seq2Seq(TextTask):
         # Set by prepare(), because they depend on the settings of the data.
         self._processor: PreTrainedTokenizerBase | None = None
         self._target_length = 0
-        self._text_names = set[str]()
 
     def load_processor(
         self, source: ModelSource, meta_model: PreTrainedModel, splits: DatasetDict
@@ -88,12 +81,6 @@ class Seq2Seq(TextTask):
         for side, language in self._languages.items():
             if language is not None:
                 _set_language(tokenizer, side, language)
-        try:
-            tokenizer(text_target="a")
-        except KeyError as error:  # The tokenizer of M2M100 has no default language.
-            raise InputError(
-                "The model's tokenizer marks the language of targets: give task.target_language=..., such as de."
-            ) from error
         return tokenizer
 
     def prepare(
@@ -120,48 +107,34 @@ class Seq2Seq(TextTask):
         if max_target_length is not None:
             target_length = truncation_length(meta_model, max_target_length, name="data.max_target_length")
         self._processor, self._target_length = processor, target_length
-        collate, ids = self._collator(processor, meta_model)
+        ids: dict[str, int | None] = {**special_token_ids(processor, meta_model.config)}
+        # The collator shifts targets by the model's own method, which differs between families.
+        meta_model.config.update(ids)
+        collate = _PairCollator(processor, meta_model)
+        # Generation starts with the first token of the collated targets: mBART moves the last one to the front.
+        ids["decoder_start_token_id"] = collate.first_token
+        meta_model.config.update(ids)
+        if self._languages["target"] is not None:
+            # The saved generation config may force another language.
+            ids["forced_bos_token_id"] = _language_token(processor, self._languages["target"])
         vocab_size = meta_model.config.get_text_config(decoder=True).vocab_size
         metrics, score, final_metrics, final_score = build_text_metrics(self._metrics, vocab_size=vocab_size)
-        self._text_names = {str(name) for name in final_metrics} if final_metrics is not None else set()
-        splits = _tokenize(texts, processor, prefix=self._prefix, length=length, target_length=target_length)
         return Prepared(
-            splits=splits,
+            splits=_tokenize(texts, processor, prefix=self._prefix, length=length, target_length=target_length),
             collate=collate,
             metrics=metrics,
             score=score,
             config=ids,
             final_metrics=final_metrics,
             final_score=final_score,
-            baseline=Baseline(
-                "frequencies of tokens",
-                lambda: log_frequencies(splits["train"], "labels", size=vocab_size),
-                _add_unigram,
-            ),
         )
-
-    def _collator(
-        self, tokenizer: PreTrainedTokenizerBase, meta_model: PreTrainedModel
-    ) -> tuple["_PairCollator", dict[str, int | None]]:
-        """Return a collator and the special tokens that generation must start with to match the collated targets."""
-        ids: dict[str, int | None] = {**special_token_ids(tokenizer, meta_model.config)}
-        # The collator shifts targets by the model's own method, which differs between families.
-        meta_model.config.update(ids)
-        collate = _PairCollator(tokenizer, meta_model)
-        # mBART moves the last token to the front.
-        ids["decoder_start_token_id"] = collate.first_token
-        meta_model.config.update(ids)
-        if self._languages["target"] is not None:
-            # The saved generation config may force another language.
-            ids["forced_bos_token_id"] = _language_token(tokenizer, self._languages["target"])
-        return collate, ids
 
     def update(
         self, metrics: MetricCollection, batch: Batch, *, outputs: Mapping[str, Any], model: PreTrainedModel
     ) -> None:
         """Compare the logits at each position to the label, and, at the end of a phase, generated texts to targets."""
-        texts = [metric for name, metric in metrics.items() if name in self._text_names]
-        of_tokens = {name: metric for name, metric in metrics.items() if name not in self._text_names}
+        of_tokens = [metric for metric in metrics.values() if isinstance(metric, TOKEN_METRICS)]
+        texts = [metric for metric in metrics.values() if not isinstance(metric, TOKEN_METRICS)]
         update_token_metrics(of_tokens, outputs["logits"], batch["labels"])
         if texts:
             predictions = self._generate(model, batch["input_ids"], batch["attention_mask"])
@@ -193,12 +166,6 @@ class Seq2Seq(TextTask):
         )
         texts: list[str] = self._processor.batch_decode(ids, skip_special_tokens=True)
         return [text.strip() for text in texts]
-
-
-def _add_unigram(metrics: MetricCollection, logits: Tensor, batch: Batch) -> None:
-    """Update the metrics of tokens; those of texts have no baseline."""
-    of_tokens = {str(name): metric for name, metric in metrics.items() if name in TOKEN_SCORES}
-    update_token_baseline(of_tokens, logits, batch["labels"])
 
 
 class _PairCollator:

@@ -1,8 +1,96 @@
-"""Sequence classification: one label for a text or text pair."""
+"""Sequence classification, and parts of other tasks with one label for an example or with classes."""
 
-from gating.tasks.labeled import ClassTask, LabeledTexts
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
-__all__ = ["SequenceClassification"]
+from datasets import DatasetDict
+from torchmetrics import MetricCollection
+from transformers import (
+    AutoModelForSequenceClassification,
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from gating.data.columns import find_column, find_text_columns, take_columns
+from gating.data.examples import Batch, Examples
+from gating.data.labels import LABEL_COLUMNS, encode_labels
+from gating.data.tokens import check_texts, tokenize_labeled, truncation_length
+from gating.models.configs import special_token_ids
+from gating.tasks.base import Baseline, MetricTask, Prepared, TextTask
+from gating.tasks.metrics.classes import CLASS_METRICS, build_class_metrics, class_config, log_frequencies
+
+__all__ = ["ClassTask", "LabeledTexts", "SequenceClassification"]
+
+
+class ClassTask(MetricTask):
+    """Base of tasks whose labels are classes, with the metrics of :mod:`gating.tasks.metrics.classes`."""
+
+    has_classes = True
+    known_metrics = CLASS_METRICS
+
+    def encode(self, taken: DatasetDict, default: Sequence[str]) -> Prepared:
+        """Encode the column ``label`` as classes; ``default`` are the names of the metrics of the data, if any."""
+        splits, names = encode_labels(taken)
+        metrics, score = build_class_metrics(self._metrics, default or ("accuracy",), num_classes=len(names))
+        return Prepared(
+            splits=splits,
+            metrics=metrics,
+            score=score,
+            config={**class_config(names), "problem_type": "single_label_classification"},
+            baseline=Baseline("majority class", log_frequencies(splits["train"]["label"][:], len(names))),
+        )
+
+    def update(
+        self, metrics: MetricCollection, batch: Batch, *, outputs: Mapping[str, Any], model: PreTrainedModel
+    ) -> None:
+        """Compare the logits of the classes to the label."""
+        metrics.update(outputs["logits"].float(), batch["labels"])
+
+
+class LabeledTexts(TextTask):
+    """Base of tasks with one label for a text or text pair.
+
+    Attributes:
+        label_columns: Usual names of the column of labels, in order of precedence.
+    """
+
+    auto_class = AutoModelForSequenceClassification
+    label_columns: tuple[str, ...] = LABEL_COLUMNS
+
+    def encode(self, taken: DatasetDict, default: Sequence[str]) -> Prepared:
+        """Encode the column ``label`` as numbers, and no other; ``default`` are the metrics of the data, if any."""
+        raise NotImplementedError
+
+    def prepare(
+        self,
+        examples: Examples,
+        processor: PreTrainedTokenizerBase,
+        meta_model: PreTrainedModel,
+        *,
+        max_length: int = 128,
+        text_column: str | None = None,
+        text_pair_column: str | None = None,
+        label_column: str | None = None,
+    ) -> Prepared:
+        """Tokenize texts, truncated to ``max_length`` tokens, and encode labels."""
+        texts = find_text_columns(examples.splits, text_column, text_pair_column)
+        label = find_column(examples.splits, label_column, self.label_columns)
+        labeled = self.encode(take_columns(examples.splits, {**texts, "label": label}), examples.metrics)
+        check_texts(labeled.splits, list(texts))
+        length = truncation_length(meta_model, max_length)
+        return replace(
+            labeled,
+            splits=tokenize_labeled(labeled.splits, processor, list(texts), length),
+            collate=DataCollatorWithPadding(processor),
+            config={
+                **labeled.config,
+                **special_token_ids(processor, meta_model.config),
+                # Decoders locate the last token of a text by the padding.
+                "pad_token_id": processor.pad_token_id,
+            },
+        )
 
 
 class SequenceClassification(ClassTask, LabeledTexts):

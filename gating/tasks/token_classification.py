@@ -1,11 +1,11 @@
 """Token classification: a tag for every word, such as named entities or parts of speech."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict
-from torch import Tensor
 from torchmetrics import MetricCollection
 from transformers import (
     AutoModelForTokenClassification,
@@ -21,9 +21,8 @@ from gating.data.tokens import check_no_nulls, load_tokenizer, tokenize, truncat
 from gating.errors import InputError, shorten
 from gating.models.configs import special_token_ids
 from gating.models.sources import ModelSource
-from gating.tasks.base import MetricTask, Prepared
-from gating.tasks.metrics.baselines import Baseline, log_frequencies
-from gating.tasks.metrics.classes import class_config
+from gating.tasks.base import Baseline, MetricTask, Prepared
+from gating.tasks.metrics.classes import class_config, log_frequencies
 from gating.tasks.metrics.tags import TAG_METRICS, build_tag_metrics
 
 __all__ = ["TokenClassification", "encode_tags"]
@@ -33,11 +32,7 @@ _TAG_COLUMNS = ("ner_tags", "tags", "label", "labels", "pos_tags")
 
 
 class TokenClassification(MetricTask):
-    """Classification of the words of a text.
-
-    Its metrics are ``f1``, ``precision`` and ``recall`` of spans, ``accuracy`` and ``macro_f1`` of words; by default
-    those of spans if tags mark spans, else accuracy.
-    """
+    """Classification of the words of a text, with the metrics of :mod:`gating.tasks.metrics.tags`."""
 
     auto_class = AutoModelForTokenClassification
     known_metrics = TAG_METRICS
@@ -78,7 +73,7 @@ class TokenClassification(MetricTask):
             score=score,
             config={**class_config(tag_names), **special_token_ids(processor, meta_model.config)},
             baseline=Baseline(
-                "majority tag", lambda: log_frequencies(splits["train"], "tags", size=len(tag_names)), _add_majority
+                "majority tag", log_frequencies(chain.from_iterable(splits["train"]["tags"][:]), len(tag_names))
             ),
         )
 
@@ -89,22 +84,11 @@ class TokenClassification(MetricTask):
         metrics.update(outputs["logits"].argmax(-1), batch["labels"])
 
 
-def _add_majority(metrics: MetricCollection, logits: Tensor, batch: Batch) -> None:
-    """Update metrics with the most frequent tag at each token."""
-    metrics.update(logits.argmax().expand(batch["labels"].shape), batch["labels"])
-
-
 def encode_tags(splits: DatasetDict) -> tuple[DatasetDict, list[str]]:
     """Replace ``text`` and ``label`` of every split by lists: ``words``, and ``tags`` as class numbers.
 
     Both columns may hold lists, or strings with spaces between the items. The classes are those of all splits, since a
     rare tag may be missing in one: first the declared ones of the training data, then others sorted.
-
-    Example:
-        >>> rows = Dataset.from_dict({"text": ["Ada codes"], "label": ["B-person O"]})
-        >>> splits, names = encode_tags(DatasetDict(train=rows))
-        >>> splits["train"][0], names
-        ({'words': ['Ada', 'codes'], 'tags': [0, 1]}, ['B-person', 'O'])
 
     Returns:
         The splits, and the names of the classes in the order of their numbers.
@@ -113,10 +97,15 @@ def encode_tags(splits: DatasetDict) -> tuple[DatasetDict, list[str]]:
         ValueError: A row has no words, or not one tag for each word, or all tags are equal.
     """
     words = {split: [_items(value) for value in table["text"][:]] for split, table in splits.items()}
-    tags = {split: _tag_names(table) for split, table in splits.items()}
+    tags = {split: [_items(row, _classes(table)) for row in table["label"][:]] for split, table in splits.items()}
     for split in splits:
         for row, (row_words, row_tags) in enumerate(zip(words[split], tags[split], strict=True)):
-            _check_row(row_words, row_tags, split=split, row=row)
+            if not row_words or None in row_words or None in row_tags or len(row_words) != len(row_tags):
+                raise InputError(
+                    f"The {split} data has {len(row_words)} words but {len(row_tags)} tags in row {row + 1}, or some "
+                    f"are missing: {shorten(str(row_tags))}. Give every word one tag, as lists or with spaces between "
+                    "them; or learn one label for a whole text with task=sequence_classification."
+                )
     declared = _classes(splits["train"])
     first = declared.names if declared else []
     others = sort_labels({tag for rows in tags.values() for row in rows for tag in row} - set(first))
@@ -136,34 +125,17 @@ def encode_tags(splits: DatasetDict) -> tuple[DatasetDict, list[str]]:
     return DatasetDict(encoded), names
 
 
-def _check_row(words: Sequence[Any], tags: Sequence[Any], *, split: str, row: int) -> None:
-    """Check that a row has words, and one tag for each."""
-    if not words or None in words or None in tags or len(words) != len(tags):
-        raise InputError(
-            f"The {split} data has {len(words)} words but {len(tags)} tags in row {row + 1}, or some are "
-            f"missing: {shorten(str(tags))}. Give every word one tag, as lists or with spaces between them; or learn "
-            "one label for a whole text with task=sequence_classification."
-        )
-
-
 def _classes(table: Dataset) -> ClassLabel | None:
     inner = getattr(table.features["label"], "feature", None)
     return inner if isinstance(inner, ClassLabel) else None
 
 
-def _tag_names(table: Dataset) -> list[list[Any]]:
-    classes = _classes(table)
-    rows = table["label"][:]
-    if classes is None:
-        return [_items(row) for row in rows]
-    return [[None if tag is None else classes.int2str(tag) for tag in row or ()] for row in rows]
-
-
-def _items(value: Any) -> list[Any]:
-    """Return the items of a list or string; None for nulls."""
+def _items(value: Any, classes: ClassLabel | None = None) -> list[Any]:
+    """Return the items of a list or string, with the names of classes; None for nulls."""
     if isinstance(value, str):
         return value.split()
-    return [item if item is None else str(item) for item in value] if isinstance(value, list) else []
+    name = classes.int2str if classes else str
+    return [None if item is None else name(item) for item in value] if isinstance(value, list) else []
 
 
 def _tokenize_words(splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length: int) -> DatasetDict:

@@ -17,8 +17,7 @@ from gating.distributed.collectives import all_reduce_sum, gather_objects
 from gating.errors import InputError
 from gating.proof.outputs import evaluating
 from gating.sharding.plan import gathered_root
-from gating.tasks.base import Task
-from gating.tasks.metrics.baselines import Baseline
+from gating.tasks.base import Baseline, Task
 
 
 @torch.no_grad()
@@ -48,10 +47,12 @@ def evaluate(
 class Tally:
     """The number of evaluated examples, and the metrics of a baseline on them."""
 
-    def __init__(self, metrics: MetricCollection, baseline: Baseline | None, *, device: torch.device) -> None:
+    def __init__(
+        self, task: Task, metrics: MetricCollection, baseline: Baseline | None, *, model: PreTrainedModel
+    ) -> None:
         """Begin with no example; the metrics are those of the task, and not modified."""
-        self._baseline, self._device = baseline, device
-        self._metrics = {name: MetricCollection({name: metric}) for name, metric in metrics.clone().to(device).items()}
+        self._task, self._baseline, self._model = task, baseline, model
+        self._metrics = metrics.clone().to(model.device)
         self._rows = self._targets = 0
         self._examples = set[int]()
 
@@ -64,15 +65,15 @@ class Tally:
                 # Several windows are one example.
                 self._examples.update(batch["metric_example"].tolist())
             if self._baseline is not None:
-                self._add(self._baseline, move_data_to_device(batch, self._device))
+                self._add(self._baseline, move_data_to_device(batch, self._model.device))
             yield batch
 
     def _add(self, baseline: Baseline, batch: Batch) -> None:
-        for name, metric in list(self._metrics.items()):
-            try:
-                baseline.update(metric, batch)
-            except Exception:  # Metrics of users raise errors of any class, and need not score constants.
-                del self._metrics[name]
+        try:
+            outputs = baseline.outputs(batch["labels"])
+            self._task.update(self._metrics, batch, outputs=outputs, model=self._model)
+        except Exception:  # Metrics of users raise errors of any class, and need not score constants.
+            self._baseline = None
 
     def count(self) -> tuple[int, int]:
         """Return the number of examples and of targets, such as tokens, over all ranks."""
@@ -81,16 +82,14 @@ class Tally:
 
     def of_baseline(self) -> dict[str, float]:
         """Return the finite metrics of the baseline, over all ranks; empty without one."""
+        if self._baseline is None:
+            return {}
         values = dict[str, float]()
-        for name, metric in self._metrics.items():
-            # Without a baseline, and for metrics of generated texts, there is no update.
-            if self._baseline is not None and metric[name].update_called:
-                values[name] = self._baseline.undefined.get(name, np.nan)
-                with suppress(Exception), warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    value = to_number(metric.compute()[name])
-                    values[name] = value if np.isfinite(value) else values[name]
-        return {name: value for name, value in values.items() if np.isfinite(value)}
+        with suppress(Exception), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            values = {name: to_number(value) for name, value in self._metrics.compute().items()}
+        undefined = {name: value for name, value in self._baseline.undefined.items() if name in values}
+        return undefined | {name: value for name, value in values.items() if np.isfinite(value)}
 
 
 def to_number(value: Tensor) -> float:

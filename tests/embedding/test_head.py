@@ -37,13 +37,6 @@ def test_embeddings_are_those_of_sentence_transformers(pooling, dense, tmp_path)
     assert difference_of(folder) < 1e-6
 
 
-def test_a_model_without_modules_has_the_mean(tmp_path):
-    make_sentence_model(tmp_path / "model")
-    folder = tmp_path / "model-plain"
-    assert not is_sentence_folder(folder)
-    assert difference_of(folder) < 1e-6
-
-
 def test_modules_are_neither_trained_nor_in_training_mode(tmp_path):
     head = SentenceHead.load(make_sentence_model(tmp_path / "model", dense=12))
     assert not any(module.training for module in head.parts.modules())

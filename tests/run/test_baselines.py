@@ -3,87 +3,77 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from datasets import Dataset
 from torchmetrics import MetricCollection
-from torchmetrics.text import Perplexity
+from torchmetrics.classification import MulticlassAccuracy
 
 import train
 from gating.report.score import Score
+from gating.tasks import Regression, SequenceClassification, TokenClassification
+from gating.tasks.base import Baseline, Task
 from gating.tasks.metrics.answers import AnswerScores
-from gating.tasks.metrics.baselines import Baseline, column_mean, constant_logits, log_frequencies
-from gating.tasks.metrics.tokens import update_token_baseline
-from gating.tasks.question_answering import _add_no_answer
-from gating.tasks.regression import _add_mean
+from gating.tasks.metrics.classes import log_frequencies
 from gating.training.evaluation import Tally, to_number
-from tests.support.metrics import class_metrics, number_metrics, token_metrics
+from tests.support.metrics import class_metrics, number_metrics
 from tests.support.tiny_run import WORDS, compose_settings, make_inputs, write_table
 
+MODEL = SimpleNamespace(device=torch.device("cpu"))
 
-def values_of(baseline: Baseline, metrics: MetricCollection, *batches: dict) -> dict[str, float]:
-    tally = Tally(metrics, baseline, device=torch.device("cpu"))
+
+def values_of(task: Task, baseline: Baseline, metrics: MetricCollection, *batches: dict) -> dict[str, float]:
+    tally = Tally(task, metrics, baseline, model=MODEL)
     assert list(tally.watch(batches)) == list(batches)
     return tally.of_baseline()
 
 
 def test_the_majority_class_is_that_of_the_training_data():
-    table = Dataset.from_dict({"label": [2, 2, 2, 0, 1]})
-    baseline = Baseline("majority class", lambda: log_frequencies(table, "label", size=3), constant_logits)
+    baseline = Baseline("majority class", log_frequencies([2, 2, 2, 0, 1], 3))
     batches = [{"labels": torch.tensor([2, 0, 1])}, {"labels": torch.tensor([2])}]
     metrics = class_metrics(["accuracy", "macro_f1", "matthews", "auroc"], num_classes=3)
-    values = values_of(baseline, metrics, *batches)
+    values = values_of(SequenceClassification(), baseline, metrics, *batches)
     assert values["accuracy"] == 0.5
     assert values["matthews"] == 0
     assert values["auroc"] == pytest.approx(0.5)
     assert not metrics["accuracy"].update_called
 
 
+def test_the_majority_tag_is_at_each_word():
+    baseline = Baseline("majority tag", log_frequencies([1, 1, 0], 2))
+    metrics = MetricCollection({"accuracy": MulticlassAccuracy(2, average="micro", ignore_index=-100)})
+    labels = torch.tensor([[1, -100, 1], [0, 1, -100]])
+    assert values_of(TokenClassification(), baseline, metrics, {"labels": labels}) == {"accuracy": 0.75}
+
+
 def test_the_mean_has_its_error_and_no_correlation():
-    baseline = Baseline(
-        "mean label",
-        lambda: column_mean(Dataset.from_dict({"label": [1.0, 2.0, 3.0]}), "label"),
-        _add_mean,
-        dict.fromkeys(["pearson", "spearman"], 0.0),
-    )
+    baseline = Baseline("mean label", torch.tensor([2.0]), undefined={"pearson": 0.0, "spearman": 0.0, "r2": 0.0})
     metrics = number_metrics(["pearson", "spearman", "mse", "mae"])
-    values = values_of(baseline, metrics, {"labels": torch.tensor([2.0, 4.0])})
+    values = values_of(Regression(), baseline, metrics, {"labels": torch.tensor([2.0, 4.0])})
     assert values == {"pearson": 0, "spearman": 0, "mse": 2, "mae": 1}
 
 
-@pytest.mark.runs
-def test_tokens_have_the_perplexity_of_their_frequencies():
-    table = Dataset.from_dict({"input_ids": [[1, 1, 2], [3, 1]]})
-    logs = log_frequencies(table, "input_ids", size=5, without=(3,))
-    assert torch.allclose(logs.exp(), torch.tensor([1, 4, 2, 1, 1]) / 9)
-    labels = torch.tensor([[1, -100, 2], [4, 1, 1]])
-    metrics = token_metrics(5)
-    update_token_baseline(metrics, logs, labels)
-    whole = Perplexity()
-    targets = labels[labels != -100]
-    whole.update(logs.expand(1, len(targets), -1), targets.unsqueeze(0))
-    values = metrics.compute()
-    assert float(values["perplexity"]) == pytest.approx(float(whole.compute()), rel=1e-5)
-    assert float(values["accuracy"]) == pytest.approx(3 / 5)
-
-
-def test_no_answer_is_the_baseline_of_unanswerable_questions_and_windows_of_one_example_count_once():
+def test_windows_of_one_example_count_once():
     answers = [{"text": [], "answer_start": []}, {"text": ["b"], "answer_start": [2]}]
     references = Dataset.from_dict({"context": ["a b", "a b"], "answers": answers})
     metrics = MetricCollection([AnswerScores(references, unanswerable=True)])
     batch = {"start_positions": torch.zeros(3, dtype=torch.long), "metric_example": torch.tensor([0, 1, 1])}
-    tally = Tally(metrics, Baseline("no answer", lambda: torch.tensor(1.0), _add_no_answer), device=torch.device("cpu"))
+    tally = Tally(SequenceClassification(), metrics, None, model=MODEL)
     list(tally.watch([batch]))
     assert tally.count() == (2, 2)
+    assert tally.of_baseline() == {}
 
 
 def test_a_metric_that_does_not_score_constants_has_no_baseline():
-    def fail(metrics, constant, batch):
-        raise ValueError("no")
+    class Broken(MulticlassAccuracy):
+        def update(self, preds, target):
+            raise ValueError("no")
 
-    baseline = Baseline("majority class", lambda: torch.zeros(2), fail)
-    assert values_of(baseline, class_metrics(["accuracy"], num_classes=2), {"labels": torch.tensor([1])}) == {}
+    metrics = MetricCollection({"broken": Broken(2)})
+    baseline = Baseline("majority class", torch.zeros(2))
+    assert values_of(SequenceClassification(), baseline, metrics, {"labels": torch.tensor([1])}) == {}
 
 
 @pytest.mark.parametrize("value", [2 / 3, 0.1, 1.0, 0.0, -0.25, 12345.678, 1e-12])

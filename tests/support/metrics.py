@@ -7,7 +7,6 @@ from torchmetrics import MetricCollection
 from gating.tasks.metrics.choice import ChosenMetrics
 from gating.tasks.metrics.classes import CLASS_METRICS, build_class_metrics
 from gating.tasks.metrics.numbers import NUMBER_METRICS, build_number_metrics
-from gating.tasks.metrics.tokens import TOKEN_SCORES, build_token_metrics
 
 
 def class_metrics(names: Sequence[str], *, num_classes: int) -> MetricCollection:
@@ -18,8 +17,3 @@ def class_metrics(names: Sequence[str], *, num_classes: int) -> MetricCollection
 def number_metrics(names: Sequence[str]) -> MetricCollection:
     """Return metrics of numbers."""
     return build_number_metrics(ChosenMetrics(names, None, NUMBER_METRICS), ())[0]
-
-
-def token_metrics(vocab_size: int) -> MetricCollection:
-    """Return perplexity and accuracy."""
-    return build_token_metrics(ChosenMetrics(None, None, TOKEN_SCORES), vocab_size=vocab_size)[0]

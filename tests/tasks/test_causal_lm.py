@@ -111,9 +111,8 @@ def test_messages_are_answered_in_the_template_of_the_model_without_sampling(tok
     tokenizer = train_tokenizer(TABLE, size=260, frame="none")
     task = CausalLM(prompts=["abc"], sample_length=6, chat=True)
     with pytest.raises(ValueError, match=r"task\.chat=true"):
-        task.check_settings(tokenizer)
+        task.load_processor(NewModel("gpt2", config={"vocab_size": 260}), model, DatasetDict(train=TABLE))
     tokenizer.chat_template = "{% for message in messages %}a{{ message['content'] }}d{% endfor %}"
-    task.check_settings(tokenizer)
     [sample] = task.write_samples(model, tokenizer, DatasetDict())
     ids = tokenizer("aabcd", return_tensors="pt")
     written = model.generate(**ids, do_sample=False, max_new_tokens=6, pad_token_id=tokenizer.pad_token_id)

@@ -8,8 +8,8 @@ from gating.data.held_out import hold_out
 from gating.data.sources import load_hub
 from gating.errors import InputError
 from gating.tasks.embedding_examples import (
-    PairCollator,
     add_negations,
+    collate_pairs,
     kind_of,
     read_examples,
     tokenize_examples,
@@ -100,7 +100,7 @@ def test_negations_are_added_to_training_texts():
 def collated(tokenizer, table: dict, **columns: list) -> dict[str, torch.Tensor]:
     tokens = tokenize_examples(read(table)[0], tokenizer, 6)["train"]
     rows = [{**row, **{name: values[number] for name, values in columns.items()}} for number, row in enumerate(tokens)]
-    return PairCollator(tokenizer)(rows)
+    return collate_pairs(tokenizer, rows)
 
 
 def test_a_batch_has_texts_and_second_texts_padded_each(tokenizer):

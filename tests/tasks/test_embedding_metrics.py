@@ -82,8 +82,7 @@ def test_retrieval_is_that_of_the_package(model):
     assert found["recall"] == pytest.approx(theirs["cosine_recall@10"], abs=1e-6)
 
 
-def test_agreement_counts_shared_neighbors(monkeypatch):
-    monkeypatch.setattr("gating.tasks.metrics.embeddings._CHUNK", 7)
+def test_agreement_counts_shared_neighbors():
     own, teacher = random(30, 4), random(30, 6)
     shared = 0
     for row in range(30):

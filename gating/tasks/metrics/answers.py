@@ -17,21 +17,16 @@ def best_spans(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the span of each window with the largest sum of the logits of its first and last token.
 
-    Example:
-        >>> logits, offsets = torch.tensor([[0.0, 3.0, 1.0]]), torch.tensor([[[-1, -1], [0, 3], [4, 7]]])
-        >>> best_spans(logits, logits, offsets=offsets, cls_index=torch.tensor([0]), max_length=2)
-        (tensor([6.]), tensor([[0, 3]]), tensor([0.]))
-
     Args:
-        start_logits: Shape ``(windows, length)``.
-        end_logits: Shape ``(windows, length)``.
-        offsets: Characters ``(start, stop)`` of each token, shape ``(windows, length, 2)``; -1 outside the context.
-        cls_index: The token whose logits score no answer, shape ``(windows,)``.
+        start_logits: ``[windows, length]``.
+        end_logits: ``[windows, length]``.
+        offsets: Characters ``(start, stop)`` of each token, ``[windows, length, 2]``; -1 outside the context.
+        cls_index: The token whose logits score no answer, ``[windows]``.
         max_length: Maximum number of tokens in a span.
 
     Returns:
-        The score of the best span, shape ``(windows,)``, minus infinity if a window has no token of the context; its
-        characters ``(start, stop)``, shape ``(windows, 2)``; and the score of no answer, shape ``(windows,)``.
+        The score of the best span, ``[windows]``, minus infinity if a window has no token of the context; its
+        characters ``(start, stop)``, ``[windows, 2]``; and the score of no answer, ``[windows]``.
     """
     no_answer = (start_logits + end_logits).gather(1, cls_index[:, None])[:, 0]
     outside = offsets[..., 0] < 0
@@ -78,31 +73,20 @@ class AnswerScores(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """Return ``exact_match`` and ``f1``."""
-        answers = self._answers()
-        predictions: list[dict[str, str]] = []
-        targets: list[dict[str, Any]] = []
-        for number, text in answers.items():
-            answers_of = self._references[number]["answers"]
-            # The correct answer to an unanswerable question is the empty text.
-            expected = answers_of if answers_of["text"] else {"text": [""], "answer_start": [0]}
-            predictions.append({"id": str(number), "prediction_text": text})
-            targets.append({"id": str(number), "answers": expected})
-        # torchmetrics returns percentages.
-        return {name: value / 100 for name, value in squad(predictions, targets).items()}
-
-    def _answers(self) -> dict[int, str]:
-        """Return the predicted answer of each example."""
         best: dict[int, tuple[float, list[int]]] = {}
         null: dict[int, float] = {}
-        columns = (
-            dim_zero_cat(state).tolist() for state in (self.examples, self.scores, self.characters, self.no_answer)
-        )
-        for number, score, characters, no_answer in zip(*columns, strict=True):
+        states = (self.examples, self.scores, self.characters, self.no_answer)
+        for number, score, characters, no_answer in zip(*(dim_zero_cat(s).tolist() for s in states), strict=True):
             best[number] = max(best.get(number, (score, characters)), (score, characters))
             # There is no answer only if all windows prefer that.
             null[number] = min(null.get(number, no_answer), no_answer)
-        answers = {}
+        predictions, targets = list[dict[str, str]](), list[dict[str, Any]]()
         for number, (score, (start, stop)) in best.items():
+            row = self._references[number]
             is_empty = score == -torch.inf or (self._unanswerable and null[number] > score)
-            answers[number] = "" if is_empty else self._references[number]["context"][start:stop]
-        return answers
+            # The correct answer to an unanswerable question is the empty text.
+            answers = row["answers"] if row["answers"]["text"] else {"text": [""], "answer_start": [0]}
+            predictions.append({"id": str(number), "prediction_text": "" if is_empty else row["context"][start:stop]})
+            targets.append({"id": str(number), "answers": answers})
+        # torchmetrics returns percentages.
+        return {name: value / 100 for name, value in squad(predictions, targets).items()}

@@ -1,16 +1,14 @@
 """Metrics that settings choose: by their names, or as classes of torchmetrics or of a user."""
 
 import inspect
-import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from torchmetrics import Metric, MetricCollection
 
-from gating.errors import InputError, explain, nearest_name, shorten
+from gating.errors import InputError, explain, nearest_name
 from gating.report.score import Score
 
 __all__ = ["ChosenMetrics", "Metrics", "score_of"]
@@ -58,8 +56,7 @@ class ChosenMetrics:
         default: Sequence[str],
         *,
         make: Callable[[str], tuple[Metric, Score]],
-        arguments: Mapping[str, Any],
-        example: tuple[Any, Any],
+        arguments: Mapping[str, Any] | None = None,
     ) -> tuple[MetricCollection, Score]:
         """Return the metrics, and the score by which runs are compared.
 
@@ -67,47 +64,28 @@ class ChosenMetrics:
             default: Names of the metrics if none are chosen.
             make: Function from a known name to the metric and its score.
             arguments: Values of the arguments that come from the data, for the classes that take them.
-            example: Predictions and targets of some examples, on which each metric of a user is tried.
         """
-        made: dict[str, tuple[Metric, Score]] = {}
-        choices = self.read(default)
-        for name, choice in choices.items():
-            if choice is None:
-                made[name] = make(name)
-            else:
-                metric = _tried(name, choice, arguments, example)
-                made[name] = metric, score_of(name, metric)
-        # States of equal names and first values would be taken for the same.
-        collection = MetricCollection(
-            {name: metric for name, (metric, _) in made.items()},
-            compute_groups=all(choice is None for choice in choices.values()),
-        )
-        return collection, made[self.score or next(iter(made))][1]
+        made = {
+            name: make(name) if choice is None else _create(name, choice, arguments or {})
+            for name, choice in self.read(default).items()
+        }
+        # In groups, states of equal names and first values would be taken for the same.
+        metrics = MetricCollection({name: metric for name, (metric, _) in made.items()}, compute_groups=False)
+        return metrics, made[self.score or next(iter(made))][1]
 
 
-def _tried(name: str, choice: Any, arguments: Mapping[str, Any], example: tuple[Any, Any]) -> Metric:
-    """Return a metric of a user, which was tried on an example: its errors should not come after an epoch."""
-    try:
-        metric = _create(choice, arguments)
-        trial = metric.clone()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            trial.update(*example)
-            torch.as_tensor(trial.compute()).item()
-    except Exception as error:  # Metrics of users raise errors of any class.
-        reason = shorten(f"{type(error).__name__}: {explain(error)}".rstrip("."), most=300)
-        raise InputError(f"task.metrics.{name} does not score the predictions of this task ({reason}).") from error
-    return metric
-
-
-def _create(choice: Any, arguments: Mapping[str, Any]) -> Metric:
-    """Return a metric with the arguments from the data that it takes and that are not given."""
-    if isinstance(choice, Metric):
-        return choice.clone()
+def _create(name: str, choice: Any, arguments: Mapping[str, Any]) -> tuple[Metric, Score]:
+    """Return a metric with the arguments from the data that it takes and that are not given, and its score."""
     called, given = (choice.func, choice.keywords) if isinstance(choice, partial) else (choice, {})
-    taken = inspect.signature(called).parameters
-    metric: Metric = called(**{**{key: value for key, value in arguments.items() if key in taken}, **given})
-    return metric
+    try:
+        if isinstance(choice, Metric):
+            metric = choice.clone()
+        else:
+            taken = inspect.signature(called).parameters
+            metric = called(**{**{key: value for key, value in arguments.items() if key in taken}, **given})
+    except (TypeError, ValueError) as error:
+        raise InputError(f"task.metrics.{name} cannot be used: {explain(error)}") from error
+    return metric, score_of(name, metric)
 
 
 def score_of(name: str, metric: Metric) -> Score:

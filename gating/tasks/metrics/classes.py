@@ -1,10 +1,12 @@
 """Metrics of classes, and the classes in a model's configuration."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import (
     MulticlassAccuracy,
@@ -19,27 +21,17 @@ from torchmetrics.utilities import dim_zero_cat
 from gating.report.score import Score
 from gating.tasks.metrics.choice import ChosenMetrics
 
-__all__ = ["CLASS_METRICS", "build_class_metrics", "class_config"]
+__all__ = ["CLASS_METRICS", "build_class_metrics", "class_config", "log_frequencies"]
 
 
-class _OfSecond:
-    """Mixin for a metric of the second of two classes, the positive one, as in GLUE; NaN on data without it."""
+def _positive(metric: type[Any]) -> Callable[[int], Metric]:
+    """Return a metric of the second of two classes, as in GLUE, NaN on data without it; of more classes, their mean."""
 
-    def compute(self: Any) -> Any:
-        value = super().compute()[1]  # type: ignore[misc]
-        return torch.where((self.tp + self.fn)[1] > 0, value, torch.nan)
+    class OfSecond(metric):  # type: ignore[misc]
+        def compute(self) -> Any:
+            return torch.where((self.tp + self.fn)[1] > 0, super().compute()[1], torch.nan)
 
-
-class _F1OfSecond(_OfSecond, MulticlassF1Score):
-    """F1 of the second of two classes."""
-
-
-class _PrecisionOfSecond(_OfSecond, MulticlassPrecision):
-    """Precision of the second of two classes."""
-
-
-class _RecallOfSecond(_OfSecond, MulticlassRecall):
-    """Recall of the second of two classes."""
+    return lambda num_classes: OfSecond(2, average="none") if num_classes == 2 else metric(num_classes)
 
 
 class _AUROC(MulticlassAUROC):
@@ -70,24 +62,19 @@ class _Matthews(MulticlassMatthewsCorrCoef):
         return torch.where(spreads[0] > 0, value, torch.nan).float().to(self.device)
 
 
-# F1, precision and recall of two classes are those of the second one; of more classes they are macro averages.
 CLASS_METRICS: dict[str, Callable[[int], Metric]] = {
-    "accuracy": lambda num_classes: MulticlassAccuracy(num_classes, average="micro"),
-    "f1": lambda num_classes: _F1OfSecond(2, average="none") if num_classes == 2 else MulticlassF1Score(num_classes),
+    "accuracy": partial(MulticlassAccuracy, average="micro"),
+    "f1": _positive(MulticlassF1Score),
     "matthews": _Matthews,
     "mcc": _Matthews,
-    "macro_f1": lambda num_classes: MulticlassF1Score(num_classes, average="macro"),
-    "weighted_f1": lambda num_classes: MulticlassF1Score(num_classes, average="weighted"),
-    "precision": lambda num_classes: (
-        _PrecisionOfSecond(2, average="none") if num_classes == 2 else MulticlassPrecision(num_classes)
-    ),
-    "recall": lambda num_classes: (
-        _RecallOfSecond(2, average="none") if num_classes == 2 else MulticlassRecall(num_classes)
-    ),
-    "macro_precision": lambda num_classes: MulticlassPrecision(num_classes, average="macro"),
-    "macro_recall": lambda num_classes: MulticlassRecall(num_classes, average="macro"),
-    "balanced_accuracy": lambda num_classes: MulticlassAccuracy(num_classes, average="macro"),
-    "auroc": lambda num_classes: _AUROC(num_classes, average="none"),
+    "macro_f1": partial(MulticlassF1Score, average="macro"),
+    "weighted_f1": partial(MulticlassF1Score, average="weighted"),
+    "precision": _positive(MulticlassPrecision),
+    "recall": _positive(MulticlassRecall),
+    "macro_precision": partial(MulticlassPrecision, average="macro"),
+    "macro_recall": partial(MulticlassRecall, average="macro"),
+    "balanced_accuracy": partial(MulticlassAccuracy, average="macro"),
+    "auroc": partial(_AUROC, average="none"),
 }
 
 
@@ -95,14 +82,17 @@ def build_class_metrics(
     chosen: ChosenMetrics, default: Sequence[str], *, num_classes: int
 ) -> tuple[MetricCollection, Score]:
     """Return the chosen metrics of classes, and the score by which runs are compared."""
-    labels = torch.arange(2 * min(num_classes, 32)) % num_classes
-    logits = torch.linspace(-1, 1, len(labels) * num_classes).sin().view(len(labels), num_classes)
     return chosen.build(
         default,
         make=lambda name: (CLASS_METRICS[name](num_classes), Score(name)),
         arguments={"num_classes": num_classes, "task": "multiclass"},
-        example=(logits, labels),
     )
+
+
+def log_frequencies(numbers: Iterable[int], num_classes: int) -> Tensor:
+    """Return the logarithms of the frequencies of classes, ``[num_classes]``, each counted once more than it occurs."""
+    counts = torch.bincount(torch.tensor([*numbers]), minlength=num_classes) + 1
+    return (counts / counts.sum()).log()
 
 
 def class_config(label_names: Sequence[str]) -> dict[str, Any]:

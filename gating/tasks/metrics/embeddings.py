@@ -1,11 +1,12 @@
 """Metrics of sentence embeddings: similarity of pairs, retrieval, and the neighbors of a dense model."""
 
-from collections import defaultdict
-from collections.abc import Callable, Collection
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
+from sentence_transformers.util import semantic_search
 from torch import Tensor
 from torch.nn import functional
 from torchmetrics import Metric, MetricCollection
@@ -16,11 +17,10 @@ from gating.errors import InputError
 from gating.report.score import Score
 from gating.tasks.metrics.choice import ChosenMetrics
 
-__all__ = ["METRICS", "Embedded", "build_embedding_metrics"]
+__all__ = ["METRICS", "Embedded", "EmbeddingScores", "build_embedding_metrics"]
 
-# Number of nearest texts that are compared, and of texts that are searched for at once.
+# Number of nearest texts that are compared.
 _NEAREST = 10
-_CHUNK = 512
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Embedded:
     teacher: Tensor | None = None
 
 
-_NAMES = tuple(field.name for field in fields(Embedded))
+_PARTS = tuple(field.name for field in fields(Embedded))
 
 
 def _correlation(all: Embedded, function: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
@@ -53,30 +53,20 @@ def _correlation(all: Embedded, function: Callable[[Tensor, Tensor], Tensor]) ->
     return function(functional.cosine_similarity(all.texts.double(), all.pairs.double()), all.scores.double())
 
 
-def _nearest(texts: Tensor, others: Tensor, number: int, *, without_self: bool = False) -> Tensor:
-    """Return the numbers of the texts that are nearest to each by their cosine, ``[batch, number]``."""
-    texts, others = (functional.normalize(vectors.float(), dim=-1) for vectors in (texts, others))
-    found = []
-    for start in range(0, len(texts), _CHUNK):
-        near = texts[start : start + _CHUNK] @ others.T
-        if without_self:
-            near[torch.arange(len(near)), torch.arange(start, start + len(near))] = -torch.inf
-        found.append(near.topk(number).indices)
-    return torch.cat(found)
-
-
 def _ranks(all: Embedded) -> tuple[Tensor, Tensor]:
     """Return which of the first ten documents are right for each distinct query, and the number of right ones."""
     assert all.pairs is not None
     assert all.documents is not None
     rows, first = _first_of(all.queries), _first_of(all.documents)
-    nearest = all.documents[first][_nearest(all.texts[rows], all.pairs[first], min(_NEAREST, len(first)))]
-    right = defaultdict[int, set[int]](set)
-    for query, document in zip(all.queries.tolist(), all.documents.tolist(), strict=True):
-        right[query].add(document)
-    wanted = [right[query] for query in all.queries[rows].tolist()]
-    hits = [[number in found for number in numbers] for numbers, found in zip(nearest.tolist(), wanted, strict=True)]
-    return torch.tensor(hits).double(), torch.tensor([len(found) for found in wanted])
+    queries, documents = all.queries[rows].tolist(), all.documents[first].tolist()
+    right = set(zip(all.queries.tolist(), all.documents.tolist(), strict=True))
+    number = Counter(query for query, _ in right)
+    found = semantic_search(all.texts[rows].float(), all.pairs[first].float(), top_k=_NEAREST)
+    hits = [
+        [(query, documents[int(hit["corpus_id"])]) in right for hit in near]
+        for query, near in zip(queries, found, strict=True)
+    ]
+    return torch.tensor(hits).double(), torch.tensor([number[query] for query in queries])
 
 
 def _recall(all: Embedded) -> Tensor:
@@ -96,6 +86,13 @@ def _first_of(numbers: Tensor) -> Tensor:
     return torch.from_numpy(np.unique(numbers.numpy(), return_index=True)[1])
 
 
+def _neighbors(vectors: Tensor, number: int) -> list[set[int | float]]:
+    """Return the numbers of the texts that are nearest to each, without itself."""
+    found = semantic_search(vectors.float(), vectors.float(), top_k=number + 1)
+    ids = ([hit["corpus_id"] for hit in near if hit["corpus_id"] != row] for row, near in enumerate(found))
+    return [set(near[:number]) for near in ids]
+
+
 def _agreement(all: Embedded) -> Tensor:
     """Return the share of the ten nearest texts that are among the ten nearest of the dense model."""
     assert all.teacher is not None
@@ -103,8 +100,9 @@ def _agreement(all: Embedded) -> Tensor:
     number = min(_NEAREST, len(rows) - 1)
     if number < 1:
         return torch.tensor(torch.nan)
-    own, other = (_nearest(x[rows], x[rows], number, without_self=True) for x in (all.texts, all.teacher))
-    return (own.unsqueeze(-1) == other.unsqueeze(-2)).any(-1).double().mean()
+    own, other = (_neighbors(vectors[rows], number) for vectors in (all.texts, all.teacher))
+    shared = [len(one & two) / number for one, two in zip(own, other, strict=True)]
+    return torch.tensor(shared, dtype=torch.float64).mean()
 
 
 def _cosine(all: Embedded) -> Tensor:
@@ -127,59 +125,47 @@ METRICS: dict[str, tuple[Callable[[Embedded], Tensor], str, Score]] = {
 
 
 def build_embedding_metrics(chosen: ChosenMetrics, *, present: Collection[str]) -> tuple[MetricCollection, Score]:
-    """Return the metrics of embeddings, and the score by which runs are compared.
+    """Return the metrics of embeddings, by default all that the data allow, and the score by which runs are compared.
 
-    Args:
-        chosen: Names; by default all that the data allow.
-        present: What the data have: ``scores`` of pairs, or pairs that are ``positives``; and a ``teacher``.
+    The data have ``scores`` of pairs, or pairs that are ``positives``, and perhaps a ``teacher``.
     """
     possible = [name for name, (_, needed, _) in METRICS.items() if needed in present]
-    for name in chosen.read(possible or list(METRICS)):
+    names = list(chosen.read(possible or list(METRICS)))
+    for name in names:
         if name not in possible:
             raise InputError(
                 f"task.metrics has {name!r}, and these data allow {', '.join(possible) or 'none'}: spearman and "
                 "pearson need pairs with a score, ndcg and recall pairs that belong together, agreement and cosine a "
                 "dense model, such as task.teacher=FOLDER_OR_HUB_NAME."
             )
-    return chosen.build(possible, make=_make, arguments={}, example=(None, None))
+    return MetricCollection([EmbeddingScores(names)]), METRICS[chosen.score or names[0]][2]
 
 
-def _make(name: str) -> tuple[Metric, Score]:
-    score = METRICS[name][2]
-    return (_Share if score.unit else _OfEmbeddings)(name), score
-
-
-class _OfEmbeddings(Metric):
-    """A metric of all embeddings of a split."""
+class EmbeddingScores(Metric):
+    """Metrics of all embeddings of a split, by name."""
 
     full_state_update = False
     higher_is_better = True
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, names: Sequence[str]) -> None:
+        """Store the names, those of :data:`METRICS`."""
         super().__init__()
-        self.name = name
-        for part in _NAMES:
+        self._names = names
+        for part in _PARTS:
             self.add_state(part, [], dist_reduce_fx="cat")
 
     def update(self, batch: Embedded) -> None:
         """Add the embeddings of a batch."""
-        for part in _NAMES:
+        for part in _PARTS:
             value = getattr(batch, part)
             if value is not None:
                 getattr(self, part).append(value)
 
-    def compute(self) -> Tensor:
-        """Return the metric of all batches; NaN if an embedding is not finite, as of a model that has diverged."""
-        parts = {part: getattr(self, part) for part in _NAMES}
+    def compute(self) -> dict[str, Tensor]:
+        """Return the metrics of all batches; NaN if an embedding is not finite, as of a model that has diverged."""
+        parts = {part: getattr(self, part) for part in _PARTS}
         all = Embedded(**{part: dim_zero_cat(values).cpu() for part, values in parts.items() if len(values)})
         vectors = [part for part in (all.texts, all.pairs, all.teacher) if part is not None]
         if any(not part.isfinite().all() for part in vectors):
-            return torch.tensor(torch.nan, device=self.device)
-        return METRICS[self.name][0](all).float().to(self.device)
-
-
-class _Share(_OfEmbeddings):
-    """A metric that is shown as a percentage."""
-
-    plot_lower_bound = 0.0
-    plot_upper_bound = 1.0
+            return dict.fromkeys(self._names, torch.tensor(torch.nan, device=self.device))
+        return {name: METRICS[name][0](all).float().to(self.device) for name in self._names}

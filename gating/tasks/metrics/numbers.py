@@ -18,12 +18,10 @@ from torchmetrics import (
 from gating.report.score import Score
 from gating.tasks.metrics.choice import ChosenMetrics
 
-__all__ = ["CORRELATIONS", "NUMBER_METRICS", "PRECISION", "build_number_metrics"]
+__all__ = ["NUMBER_METRICS", "PRECISION", "build_number_metrics"]
 
 # Sums in single precision lose digits; Apple's GPUs have no other.
 PRECISION = torch.float32 if torch.backends.mps.is_available() else torch.float64
-
-CORRELATIONS = ("pearson", "spearman")
 
 NUMBER_METRICS: dict[str, tuple[Callable[[], Metric], Score]] = {
     "pearson": (PearsonCorrCoef, Score("pearson", unit="")),
@@ -37,8 +35,7 @@ NUMBER_METRICS: dict[str, tuple[Callable[[], Metric], Score]] = {
 
 def build_number_metrics(chosen: ChosenMetrics, default: Sequence[str]) -> tuple[MetricCollection, Score]:
     """Return the chosen metrics of numbers, of double precision, and the score by which runs are compared."""
-    targets = torch.arange(1.0, 9.0, dtype=PRECISION)
-    return chosen.build(default, make=_make, arguments={}, example=(targets.sqrt(), targets))
+    return chosen.build(default, make=_make)
 
 
 def _make(name: str) -> tuple[Metric, Score]:

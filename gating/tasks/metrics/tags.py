@@ -25,14 +25,10 @@ def build_tag_metrics(
     chosen: ChosenMetrics, default: Sequence[str], *, tag_names: Sequence[str]
 ) -> tuple[MetricCollection, Score]:
     """Return the chosen metrics of tags, or ``default``, or usual ones; and the score to compare runs by."""
-    labels = (torch.arange(2 * len(tag_names)) % len(tag_names)).view(2, -1)
-    predictions = labels.roll(1, dims=1)
-    labels[:, -1] = _IGNORED
     return chosen.build(
         default or (_SPANS if mark_spans(tag_names) else ("accuracy",)),
         make=lambda name: (_metric(name, tag_names), Score(name)),
         arguments={"num_classes": len(tag_names), "ignore_index": _IGNORED, "task": "multiclass"},
-        example=(predictions, labels),
     )
 
 
@@ -50,12 +46,7 @@ def _metric(name: str, tag_names: Sequence[str]) -> Metric:
 
 
 def mark_spans(names: Sequence[str]) -> bool:
-    """Return whether tags mark spans, as ``B-person``, ``I-person`` and ``O`` do.
-
-    Example:
-        >>> mark_spans(["O", "B-person", "I-person"]), mark_spans(["NOUN", "VERB"])
-        (True, False)
-    """
+    """Return whether tags mark spans, as ``B-person``, ``I-person`` and ``O`` do."""
     return all(_MARK.fullmatch(name) for name in names)
 
 
@@ -77,14 +68,9 @@ class SpanScore(Metric):
             self.add_state(name, torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, predictions: Tensor, targets: Tensor) -> None:
-        """Add the spans of a batch.
-
-        Args:
-            predictions: Numbers of tags, shape ``(batch, length)``.
-            targets: Labels, shape ``(batch, length)``; -100 for tokens without a tag.
-        """
+        """Add the spans of a batch: numbers of tags, ``[batch, length]``; targets are -100 for tokens without a tag."""
         for row, wanted in zip(predictions.tolist(), targets.tolist(), strict=True):
-            tagged = [place for place, tag in enumerate(wanted) if tag != -100]
+            tagged = [place for place, tag in enumerate(wanted) if tag != _IGNORED]
             predicted = set(find_spans([self._tag_names[row[place]] for place in tagged]))
             expected = set(find_spans([self._tag_names[wanted[place]] for place in tagged]))
             self.predicted += len(predicted)

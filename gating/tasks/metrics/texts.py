@@ -1,6 +1,7 @@
 """Metrics of generated texts, BLEU and chrF of sacrebleu, beside those of their tokens."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from sacrebleu.metrics.chrf import CHRF
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
+from gating.errors import InputError
 from gating.report.score import Score
 from gating.tasks.metrics.choice import ChosenMetrics
 from gating.tasks.metrics.numbers import PRECISION
@@ -26,24 +28,29 @@ TextMetrics = tuple[MetricCollection, Score, MetricCollection | None, Score]
 def build_text_metrics(chosen: ChosenMetrics, *, vocab_size: int) -> TextMetrics:
     """Return the chosen metrics; those of tokens default to perplexity and accuracy."""
     choices = chosen.read(TEXT_METRICS)
-    of_texts = {name: choice for name, choice in choices.items() if choice is not None or name in _TEXT_SCORES}
+    of_tokens = [name for name, choice in choices.items() if choice is None and name in TOKEN_SCORES]
+    of_texts = {name: choice for name, choice in choices.items() if name not in of_tokens}
     first = chosen.score or next(iter(choices))
-
-    def part(names: Mapping[str, Any]) -> ChosenMetrics:
-        return ChosenMetrics(names or None, first if first in names else None, known=TEXT_METRICS)
-
+    score = first if first in of_tokens else None
     tokens, token_score = build_token_metrics(
-        part({name: None for name in choices if name not in of_texts}), vocab_size=vocab_size
+        replace(chosen, metrics=of_tokens or None, score=score), vocab_size=vocab_size
     )
     if not of_texts:
         return tokens, token_score, None, token_score
-    texts, text_score = part(of_texts).build(
-        (),
-        make=lambda name: (SacreScore(name), Score(name, unit="")),
-        arguments={},
-        example=(["a cat sits here", "two dogs run"], ["a cat sat here", "three dogs run"]),
+    texts, text_score = replace(chosen, metrics=of_texts, score=first if score is None else None).build(
+        (), make=lambda name: (SacreScore(name), Score(name, unit=""))
     )
-    return tokens, token_score, texts, text_score if first in of_texts else token_score
+    _check(texts)
+    return tokens, token_score, texts, token_score if score else text_score
+
+
+def _check(metrics: MetricCollection) -> None:
+    """Score a text, since no model generates one before the end of a search, which an error would cost."""
+    for name, metric in metrics.clone().items():
+        try:
+            float(metric(["a cat sat here"], ["a cat sat here"]))
+        except Exception as error:  # Metrics of users raise errors of any class.
+            raise InputError(f"task.metrics.{name} does not give one number for two lists of texts: {error}") from error
 
 
 class SacreScore(Metric):
