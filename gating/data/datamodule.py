@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from itertools import cycle, islice, pairwise
 from typing import Annotated, Any
 
@@ -11,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from datasets import DatasetDict
 from pydantic import Field
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 from transformers.trainer_pt_utils import DistributedLengthGroupedSampler
 
 from gating.data.examples import TARGETS, Batch, model_inputs
@@ -97,15 +96,15 @@ class ExampleDataModule(pl.LightningDataModule):
         """Return a loader of shuffled batches of similar length."""
         # The order depends on epoch and seed alone, not on the global random state; also with one process. Examples
         # are grouped over all processes and then distributed one by one.
-        sampler = DistributedLengthGroupedSampler(
+        order = _Order(
             self.batch_size * self._num_shards,
             num_replicas=self._num_shards,
             rank=self._shard_index,
             seed=self._seed,
             lengths=self._lengths_of("train"),
         )
-        epochs, skipped = divmod(self._first_batch, self.num_batches())
-        order = _Order(sampler, epochs, skipped * self.batch_size, self._batches_done * self.batch_size)
+        order.first_epoch, skipped = divmod(self._first_batch, self.num_batches())
+        order.skipped, order.done = skipped * self.batch_size, self._batches_done * self.batch_size
         order.set_epoch(self._epochs_done)
         return self._loader("train", batch_size=self.batch_size, sampler=order)
 
@@ -194,23 +193,19 @@ def _with_length(inputs: dict[str, Any], length: int) -> dict[str, Any]:
     }
 
 
-@dataclass
-class _Order(Sampler[int]):
+class _Order(DistributedLengthGroupedSampler):
     """Order of training examples that starts in the middle of an epoch.
 
     Each epoch is rotated: it starts after ``skipped`` examples, which come last. The first iteration also leaves out
     the ``done`` examples that were trained on before an interruption.
     """
 
-    sampler: DistributedLengthGroupedSampler
-    first_epoch: int
-    skipped: int
-    done: int
+    first_epoch = skipped = done = 0
 
     def set_epoch(self, epoch: int) -> None:
-        self.sampler.set_epoch(self.first_epoch + epoch)
+        super().set_epoch(self.first_epoch + epoch)
 
     def __iter__(self) -> Iterator[int]:
-        order = list(self.sampler)
+        order = list(super().__iter__())
         done, self.done = self.done, 0
         yield from (order[self.skipped :] + order[: self.skipped])[done:]

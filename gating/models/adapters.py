@@ -96,7 +96,7 @@ class LoRA:
         """Return PEFT's configuration of these adapters."""
         from peft import LoraConfig
 
-        targets = _queries_and_values(model) if self.target_modules is None else self.target_modules
+        targets: Any = _queries_and_values(model) if self.target_modules is None else self.target_modules
         return LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,

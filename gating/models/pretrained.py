@@ -96,7 +96,8 @@ class Pretrained:
         check_names(AutoConfig.from_pretrained(name, revision=self.revision), self.config)
         # Auto classes with several models for a family choose the saved model's class, which may not support training.
         values = {"architectures": [], **self.config, **changes}
-        return AutoConfig.from_pretrained(name, revision=self.revision, **values)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(name, revision=self.revision, **values)
+        return config
 
     def load(self, auto_class: type, **changes: Any) -> PreTrainedModel:
         """Return the model, with a new head if the stored head has another shape.
