@@ -24,6 +24,9 @@ _BBC_CLASSES = ["business", "entertainment", "politics", "sport", "tech"]
 _BBC_VALIDATION = 142
 _BBC_EXCERPTS = 4
 
+# Texts with fewer lines are not divided by lines.
+_FEWEST_LINES = 20
+
 # Task of the GLUE benchmark -> its metrics, the first to report.
 _GLUE_METRICS: dict[str, tuple[str, ...]] = {
     "cola": ("matthews",),
@@ -196,23 +199,24 @@ def load_text(*, train: str | None, validation: str | None = None, test: str | N
     names = [name for name in ("train", "validation", "test") if name == "train" or name not in splits]
     if is_rank_zero():
         print(f"data.train={train} is divided from beginning to end: {', '.join(names)}.")
-    return Examples(DatasetDict({**splits, **_divide(splits["train"], names)}))
+    return Examples(DatasetDict({**splits, **_divide(splits["train"], names, train)}))
 
 
-def _divide(table: Dataset, names: Sequence[str]) -> dict[str, Dataset]:
+def _divide(table: Dataset, names: Sequence[str], file: str) -> dict[str, Dataset]:
     """Divide the rows of a table, or the lines of its only text, into consecutive splits; the first has nine tenths."""
-    is_text = len(table) == 1 and table.column_names == ["text"]
-    if is_text:
-        table = Dataset.from_dict({"text": table["text"][0].splitlines(keepends=True)})
-    ends = [round(end * len(table)) for end in (0, *np.linspace(0.9, 1, len(names)))]
+    text = table["text"][0] if len(table) == 1 and table.column_names == ["text"] else ""
+    lines = text.splitlines(keepends=True)
+    # A text of few lines is divided within them.
+    units: Sequence[str] = lines if len(lines) >= _FEWEST_LINES else text
+    ends = [round(end * (len(units) or len(table))) for end in (0, *np.linspace(0.9, 1, len(names)))]
     if len(set(ends)) < len(ends):
         raise InputError(
-            f"data.train has {len(table)} lines or rows, too few to leave some for validation and test: give "
-            "data.validation=FILE."
+            f"data.train={file} is too short to leave parts for validation and test: give data.validation=FILE."
         )
-    parts = [table.select(range(*bounds)) for bounds in pairwise(ends)]
-    if is_text:
-        parts = [Dataset.from_dict({"text": ["".join(part["text"])]}) for part in parts]
+    if text:
+        parts = [Dataset.from_dict({"text": ["".join(units[start:stop])]}) for start, stop in pairwise(ends)]
+    else:
+        parts = [table.select(range(*bounds)) for bounds in pairwise(ends)]
     return dict(zip(names, parts, strict=True))
 
 

@@ -2,10 +2,7 @@
 
 import json
 
-import pytest
-
 from gating.data.sources import load_text
-from gating.errors import InputError
 
 LINES = "".join(f"line {number} of a play\n" for number in range(200))
 
@@ -34,9 +31,9 @@ def test_one_file_gives_all_splits_at_ends_of_lines(tmp_path):
     assert [round(len(part) / len(LINES), 2) for part in parts] == [0.9, 0.05, 0.05]
 
 
-def test_a_text_without_lines_cannot_be_divided(tmp_path):
-    with pytest.raises(InputError, match=r"data\.validation=FILE"):
-        load_text(train=write(tmp_path / "play.txt", "x" * 100))
+def test_a_text_without_lines_is_cut_anywhere(tmp_path):
+    examples = load_text(train=write(tmp_path / "play.txt", "x" * 100))
+    assert [len(joined(examples, split)) for split in ("train", "validation", "test")] == [90, 5, 5]
 
 
 def test_with_a_test_file_the_last_tenth_is_for_validation(tmp_path):
