@@ -30,7 +30,7 @@ def is_gguf(name: str) -> bool:
 def locate(name_or_path: str, *, revision: str = "main") -> str:
     """Return the argument of ``from_pretrained`` for a model: a folder, or a name on the hub.
 
-    It is the folder in the local cache if the hub cannot be reached, and that of the unpacked model for a GGUF file.
+    If the hub cannot be reached, it is the folder in the local cache; for a GGUF file that of the unpacked model.
 
     Args:
         name_or_path: A folder, a GGUF file, ``package://NAME/INSIDE`` for either inside an installed package, or a name

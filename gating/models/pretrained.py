@@ -135,12 +135,11 @@ class Pretrained:
             "dtype": getattr(torch, self.dtype),
             "use_safetensors": self.use_safetensors,
             "revision": self.revision,
+            "attn_implementation": self.attn_implementation,
             "ignore_mismatched_sizes": True,
             "output_loading_info": True,
             **others,
         }
-        if self.attn_implementation is not None:
-            options["attn_implementation"] = self.attn_implementation
         place = locate(self.name, revision=self.revision)
         if has_manifest(Path(place)):
             check_manifest(Path(place))
