@@ -65,11 +65,6 @@ def take_columns(splits: DatasetDict, columns: Mapping[str, str]) -> DatasetDict
 
     A column such as ``translation.de`` is a field of a nested one.
 
-    Example:
-        >>> rows = Dataset.from_dict({"body": ["a", "b"], "stars": [5, 1], "id": [0, 1]})
-        >>> take_columns(DatasetDict(train=rows), {"text": "body", "label": "stars"})["train"][0]
-        {'text': 'a', 'label': 5}
-
     Raises:
         ValueError: A split lacks a column, or a column has two roles.
     """

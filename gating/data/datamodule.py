@@ -1,8 +1,7 @@
 """Batches of examples of similar length, padded to the longest example of each batch."""
 
-import bisect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import cycle, islice, pairwise
 from typing import Annotated, Any
 
@@ -11,14 +10,11 @@ import pytorch_lightning as pl
 import torch
 from datasets import DatasetDict
 from pydantic import Field
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 from transformers.trainer_pt_utils import DistributedLengthGroupedSampler
 
 from gating.data.examples import TARGETS, Batch, model_inputs
 from gating.errors import InputError
-
-# Number of examples on which gates, models and their copies are tried.
-_PROBED = 8
 
 
 class ExampleDataModule(pl.LightningDataModule):
@@ -100,22 +96,17 @@ class ExampleDataModule(pl.LightningDataModule):
         """Return a loader of shuffled batches of similar length."""
         # The order depends on epoch and seed alone, not on the global random state; also with one process. Examples
         # are grouped over all processes and then distributed one by one.
-        sampler = DistributedLengthGroupedSampler(
+        order = _Order(
             self.batch_size * self._num_shards,
             num_replicas=self._num_shards,
             rank=self._shard_index,
             seed=self._seed,
             lengths=self._lengths_of("train"),
         )
-        epochs, batches = divmod(self._first_batch, self.num_batches())
-        resumed = _ResumedOrder(
-            sampler,
-            first_epoch=epochs,
-            skipped=batches * self.batch_size,
-            epoch=self._epochs_done,
-            done=self._batches_done * self.batch_size,
-        )
-        return self._loader("train", batch_size=self.batch_size, sampler=resumed)
+        order.first_epoch, skipped = divmod(self._first_batch, self.num_batches())
+        order.skipped, order.done = skipped * self.batch_size, self._batches_done * self.batch_size
+        order.set_epoch(self._epochs_done)
+        return self._loader("train", batch_size=self.batch_size, sampler=order)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Return a loader of the validation split, shortest examples first."""
@@ -137,20 +128,15 @@ class ExampleDataModule(pl.LightningDataModule):
 
     def probe_batch(self) -> dict[str, Any]:
         """Return the model inputs, without targets, of the longest validation examples; equal in all processes."""
-        return self._inputs("validation", self._by_length("validation")[-_PROBED:])
-
-    def median_batch(self) -> dict[str, Any]:
-        """Return the model inputs, without targets, of training examples of median length; equal in all processes."""
-        order = self._by_length("train")
-        first = max(0, (len(order) - _PROBED) // 2)
-        return self._inputs("train", order[first : first + _PROBED])
+        return self.timing_batch("max")
 
     def timing_batch(self, length: str | int, *, size: int = 8, split: str = "validation") -> dict[str, Any]:
         """Return the model inputs, without targets, of examples of one length; equal in all processes.
 
         Args:
             length: ``median``, ``p95`` (the 95th percentile) or ``max`` of the lengths of a split, of which the longest
-                example of the batch has this length; or a number of tokens, to which texts are cut or repeated.
+                example of the batch has this length; or a number of tokens, to which the longest texts are cut or
+                repeated.
             size: Number of examples; a split with fewer is repeated.
             split: The split.
 
@@ -158,22 +144,13 @@ class ExampleDataModule(pl.LightningDataModule):
             InputError: A number of tokens is given, and the examples are no texts.
         """
         order = self._by_length(split)
-        if isinstance(length, str):
-            last = {"median": (len(order) - 1) // 2, "p95": math.ceil(0.95 * len(order)) - 1, "max": len(order) - 1}
-            stop = last[length] + 1
-        else:
-            lengths = self._lengths_of(split)
-            stop = size + bisect.bisect_left(order, length, key=lengths.__getitem__)
-        chosen = order[:stop][-size:]
+        stops = {"median": (len(order) + 1) // 2, "p95": math.ceil(0.95 * len(order))}
+        chosen = order[: stops.get(str(length))][-size:]
         # The last example is the longest.
         chosen = [*islice(cycle(reversed(chosen)), size)][::-1]
-        inputs = self._inputs(split, chosen)
+        batch = model_inputs(self._collate([self._splits[split][index] for index in chosen]))
+        inputs = {name: tensor for name, tensor in batch.items() if name not in TARGETS}
         return inputs if isinstance(length, str) else _with_length(inputs, length)
-
-    def _inputs(self, split: str, examples: Sequence[int]) -> dict[str, Any]:
-        """Return the model inputs, without targets, of some examples."""
-        batch = self._collate([self._splits[split][index] for index in examples])
-        return {name: tensor for name, tensor in model_inputs(batch).items() if name not in TARGETS}
 
     def _by_length(self, split: str) -> list[int]:
         lengths = self._lengths_of(split)
@@ -216,29 +193,19 @@ def _with_length(inputs: dict[str, Any], length: int) -> dict[str, Any]:
     }
 
 
-class _ResumedOrder(Sampler[int]):
+class _Order(DistributedLengthGroupedSampler):
     """Order of training examples that starts in the middle of an epoch.
 
     Each epoch is rotated: it starts after ``skipped`` examples, which come last. The first iteration also leaves out
     the ``done`` examples that were trained on before an interruption.
     """
 
-    def __init__(
-        self, sampler: DistributedLengthGroupedSampler, *, first_epoch: int, skipped: int, epoch: int, done: int
-    ) -> None:
-        self._sampler = sampler
-        self._first_epoch = first_epoch
-        self._skipped = skipped
-        self._done = done
-        self.set_epoch(epoch)
+    first_epoch = skipped = done = 0
 
     def set_epoch(self, epoch: int) -> None:
-        self._sampler.set_epoch(self._first_epoch + epoch)
+        super().set_epoch(self.first_epoch + epoch)
 
     def __iter__(self) -> Iterator[int]:
-        order = list(self._sampler)
-        done, self._done = self._done, 0
-        yield from (order[self._skipped :] + order[: self._skipped])[done:]
-
-    def __len__(self) -> int:
-        return len(self._sampler)
+        order = list(super().__iter__())
+        done, self.done = self.done, 0
+        yield from (order[self.skipped :] + order[: self.skipped])[done:]

@@ -26,20 +26,12 @@ class Examples:
 
 
 def as_examples(returned: Any, *, target: str, needs_train: bool = True) -> Examples:
-    """Validate the data that a source returned, and convert it to examples.
-
-    Example:
-        >>> rows = Dataset.from_dict({"text": ["a"], "label": ["x"]})
-        >>> list(as_examples({"test": rows, "train": rows}, target="my_module.load").splits)
-        ['train', 'test']
+    """Validate the data that a source returned, and convert it to examples, train first.
 
     Args:
         returned: :class:`Examples`, a dictionary of data sets by split, or one data set, which becomes ``train``.
         target: Dotted name of the source, for messages.
         needs_train: Whether ``train`` is needed, as for a training.
-
-    Returns:
-        The examples, with the splits in the order train, validation, test.
 
     Raises:
         ValueError: ``returned`` has another type, lacks ``train``, or has a split that is unknown, empty or no data

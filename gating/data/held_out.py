@@ -49,11 +49,6 @@ def draw_splits(
 ) -> DatasetDict:
     """Draw splits, a tenth of a table each; the remaining rows are ``train``.
 
-    Example:
-        >>> drawn = draw_splits(Dataset.from_dict({"text": list("abcdefghij")}), ["validation"], seed=0)
-        >>> {name: len(rows) for name, rows in drawn.items()}
-        {'train': 9, 'validation': 1}
-
     Args:
         table: The table.
         names: Names of the splits to draw.
@@ -64,36 +59,27 @@ def draw_splits(
     Raises:
         ValueError: There are too few rows.
     """
+    rows = np.arange(len(table))
+    groups = _numbers(table, inputs) if inputs else None
+    groups = rows if groups is None else groups
     classes = _numbers(table, [label]) if label and label in table.column_names else None
-    # If there are too few distinct inputs, equal rows may go into different splits.
-    for groups in (_numbers(table, inputs) if inputs else None, np.arange(len(table))):
-        if groups is None:
-            continue
-        size, order = _order(groups, classes, seed)
-        # Evenly spaced places in rows sorted by class give each class its share.
-        places = (np.arange(size * len(names)) + 0.5) * len(order) / (size * len(names))
-        if len(places) <= len(order):
-            chosen = order[places.astype(np.int64)]
-            held = [np.isin(groups, groups[chosen[number :: len(names)]]) for number in range(len(names))]
-            masks = {"train": ~np.logical_or.reduce(held), **dict(zip(names, held, strict=True))}
-            return DatasetDict({name: table.select(np.flatnonzero(mask)) for name, mask in masks.items()})
-    raise InputError(
-        f"The training data has {len(table)} row(s), too few to draw {' and '.join(names)} data and keep one of each "
-        "label. Give data.validation=..., or more rows."
-    )
-
-
-def _order(groups: Numbers, classes: Numbers | None, seed: int) -> tuple[int, Numbers]:
-    """Return the number of groups per split, and one row of each group that may be drawn.
-
-    The rows are sorted by class, in random order within each; the first group of each class is left out.
-    """
+    classes = np.zeros_like(rows) if classes is None else classes
     firsts = np.unique(groups, return_index=True)[1]
     order = np.random.default_rng(seed).permutation(firsts)
-    of_row = np.zeros(len(groups), np.int64) if classes is None else classes
-    order = order[np.argsort(of_row[order], kind="stable")]
-    is_first_of_class = np.diff(of_row[order], prepend=-2) != 0
-    return min(_MAX_ROWS, -(-len(firsts) // _FRACTION)), order[~is_first_of_class]
+    order = order[np.argsort(classes[order], kind="stable")]
+    # The first group of each class stays in the training data.
+    order = order[np.diff(classes[order], prepend=-2) == 0]
+    number = len(names) * min(_MAX_ROWS, -(-len(firsts) // _FRACTION))
+    if number > len(order):
+        raise InputError(
+            f"The training data has {len(table)} row(s), too few to draw {' and '.join(names)} data and keep one of "
+            "each label. Give data.validation=..., or more rows."
+        )
+    # Evenly spaced places in rows sorted by class give each class its share.
+    chosen = order[((np.arange(number) + 0.5) * len(order) / number).astype(np.int64)]
+    held = [np.isin(groups, groups[chosen[place :: len(names)]]) for place in range(len(names))]
+    masks = {"train": ~np.logical_or.reduce(held), **dict(zip(names, held, strict=True))}
+    return DatasetDict({name: table.select(rows[mask]) for name, mask in masks.items()})
 
 
 def _numbers(table: Dataset, columns: Sequence[str]) -> Numbers | None:

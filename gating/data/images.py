@@ -4,18 +4,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import PIL.Image
-import transformers
 from datasets import Dataset, Image
-from transformers import AutoImageProcessor, ImageProcessingMixin, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoImageProcessor,
+    ImageProcessingMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ViTImageProcessorPil,
+)
 
 from gating.data.tables import reading
 from gating.errors import InputError, MissingFileError
 from gating.models.sources import ModelSource
 
-# The arithmetic of Pillow is the same on every machine, unlike that of torchvision.
-_NewProcessor = transformers.ViTImageProcessorPil
 # Number of channels -> Pillow's mode.
 _MODES = {1: "L", 3: "RGB"}
 
@@ -30,9 +31,8 @@ def load_image_processor(source: ModelSource, meta_model: PreTrainedModel) -> Im
         config = vision_config(meta_model)
         height, width = config.image_size if isinstance(config.image_size, (list, tuple)) else [config.image_size] * 2
         middle = [0.5] * config.num_channels
-        size = {"height": height, "width": width}
-        created: ImageProcessingMixin = _NewProcessor(size=size, image_mean=middle, image_std=middle)
-        return created
+        # The arithmetic of Pillow is the same on every machine, unlike that of torchvision.
+        return ViTImageProcessorPil(size={"height": height, "width": width}, image_mean=middle, image_std=middle)
     with reading(f"The image processor of {source.title}", remedy=" Name another one with model.tokenizer=..."):
         loaded: ImageProcessingMixin = AutoImageProcessor.from_pretrained(
             source.processor, revision=source.processor_revision
@@ -49,7 +49,7 @@ def vision_config(meta_model: PreTrainedModel) -> PreTrainedConfig:
 def transform_images(table: Dataset, processor: Any, *, num_channels: int, where: str) -> Dataset:
     """Return a table whose ``image`` and ``label`` become ``pixel_values`` and ``labels`` when examples are read.
 
-    ``pixel_values`` have the shape ``(num_channels, height, width)``.
+    Pillow would clip images with more than 8 bits per channel, so these are refused.
 
     Args:
         table: Class numbers, and images, encoded images or paths of image files.
@@ -73,16 +73,6 @@ def transform_images(table: Dataset, processor: Any, *, num_channels: int, where
     return transformed
 
 
-def _to_8_bits(image: Any) -> Any:
-    """Return an image with 8 bits per channel; Pillow would clip a 16-bit image."""
-    if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
-        return image
-    pixels = np.asarray(image)
-    if image.mode == "F" or pixels.min() < 0 or pixels.max() >= 2**16:
-        raise InputError(f"An image has pixels up to {pixels.max()} (mode {image.mode}): save it with 8 or 16 bits.")
-    return PIL.Image.fromarray((pixels.astype(np.uint16) >> 8).astype(np.uint8))
-
-
 class _PixelTransform:
     """Transform of images to pixel values; a class, because worker processes must pickle it."""
 
@@ -91,6 +81,11 @@ class _PixelTransform:
         self._mode = mode
 
     def __call__(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-        images = [image if self._mode is None else _to_8_bits(image).convert(self._mode) for image in batch["image"]]
+        images = batch["image"]
+        if deep := next((image.mode for image in images if image.mode.startswith(("I", "F"))), None):
+            raise InputError(
+                f"An image has more than 8 bits per channel (mode {deep}): save it with 8, scaled to 0-255."
+            )
+        images = images if self._mode is None else [image.convert(self._mode) for image in images]
         pixels = self._processor(images, return_tensors="pt")["pixel_values"]
         return {"pixel_values": list(pixels), "labels": list(batch["label"])}

@@ -51,12 +51,6 @@ def encode_labels(splits: DatasetDict) -> tuple[DatasetDict, list[str]]:
     The training split defines the classes: in their declared order if its column is a ``ClassLabel``, else sorted by
     :func:`sort_labels`. Inside of :func:`using_classes`, a model does.
 
-    Example:
-        >>> rows = Dataset.from_dict({"text": ["a", "b"], "label": ["good", "bad"]})
-        >>> splits, names = encode_labels(DatasetDict(train=rows))
-        >>> splits["train"]["label"][:], names
-        ([1, 0], ['bad', 'good'])
-
     Returns:
         The splits, and the names of the classes in the order of their numbers.
 
@@ -156,12 +150,7 @@ def read_numbers(table: Dataset, column: str, split: str) -> list[float]:
 
 
 def sort_labels(names: Iterable[str]) -> list[str]:
-    """Return distinct labels, sorted by value if all are numbers, else alphabetically.
-
-    Example:
-        >>> sort_labels(["10", "9", "9"]), sort_labels(["b", "a", "10"])
-        (['9', '10'], ['10', 'a', 'b'])
-    """
+    """Return distinct labels, sorted by value if all are numbers, else alphabetically."""
     names = set(names)
     try:
         # Labels with the same value, such as 1 and 01, are sorted as text.

@@ -19,15 +19,7 @@ _log = logging.getLogger(__name__)
 
 
 def row_keys(table: Dataset, columns: Sequence[str]) -> pa.ChunkedArray | None:
-    r"""Return a key for each row, as bytes; rows that are equal in some columns have equal keys.
-
-    Example:
-        >>> row_keys(Dataset.from_dict({"a": ["x", "y"], "b": [1, 2]}), ["a", "b"]).to_pylist()
-        [b'x\x1f1', b'y\x1f2']
-
-    Returns:
-        The keys; None if a column has another type.
-    """
+    """Return a key for each row, as bytes, equal where some columns are; None if a column has another type."""
     content = table.select_columns(list(columns)).with_format("arrow")[:]
     try:
         parts = [_as_bytes(content[name]) for name in columns]

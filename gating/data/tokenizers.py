@@ -1,9 +1,7 @@
 """Tokenizers for new models: byte-level BPE, trained on the training data."""
 
-import re
 import tempfile
 from collections.abc import Iterator
-from itertools import pairwise
 from typing import Any, Literal
 
 from datasets import Dataset, DatasetDict
@@ -13,11 +11,6 @@ from gating.data.tokens import load_tokenizer
 from gating.errors import InputError
 from gating.models.sources import ModelSource
 from tokenizers import ByteLevelBPETokenizer, Tokenizer, pre_tokenizers, processors
-
-# The time of the training grows with the square of the length of words: a new tokenizer learns from longer ones, or
-# runs of digits, signs or spaces, in pieces of this number of characters.
-_LONGEST = 256
-_LONG = re.compile("|".join(f"{kind}{{{_LONGEST}}}" for kind in (r"[^\W\d_]", r"\d", r"(?:[^\w\s]|_)", r"\s")))
 
 PAD, BEGIN, END, MASK = SPECIAL = ("<pad>", "<s>", "</s>", "<mask>")
 
@@ -36,7 +29,10 @@ def load_or_train_tokenizer(
     size = meta_model.config.get_text_config().vocab_size
     if source.processor is None:
         trained = train_tokenizer(splits["train"], size=size, frame=frame)
-        loaded = _class_when_loaded(trained, meta_model)
+        with tempfile.TemporaryDirectory() as folder:
+            trained.save_pretrained(folder)
+            meta_model.config.save_pretrained(folder)
+            loaded: Any = type(AutoTokenizer.from_pretrained(folder))
         if loaded is type(trained):
             return trained
         # Families such as Qwen: AutoTokenizer always loads their own class, so that class is trained.
@@ -56,11 +52,6 @@ def load_or_train_tokenizer(
 def train_tokenizer(table: Dataset, *, size: int, frame: Frame) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE tokenizer, which encodes every text.
 
-    Example:
-        >>> tokenizer = train_tokenizer(Dataset.from_dict({"text": ["a cat"]}), size=270, frame="end")
-        >>> tokenizer.decode(tokenizer("café")["input_ids"])
-        'café</s>'
-
     Raises:
         ValueError: The size is smaller than the number of bytes and special tokens, or there is no column of texts.
     """
@@ -72,7 +63,12 @@ def train_tokenizer(table: Dataset, *, size: int, frame: Frame) -> PreTrainedTok
         _texts(table), vocab_size=size, min_frequency=0, special_tokens=list(SPECIAL), show_progress=False
     )
     tokenizer = Tokenizer.from_str(bpe.to_str())
-    tokenizer.post_processor = _template(tokenizer, frame)
+    first, last = f"{BEGIN} " if frame == "both" else "", "" if frame == "none" else f" {END}"
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{first}$A{last}",
+        pair=f"{first}$A{last} $B:1{last and f'{last}:1'}",
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in (BEGIN, END)],
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,
@@ -86,25 +82,6 @@ def train_tokenizer(table: Dataset, *, size: int, frame: Frame) -> PreTrainedTok
     )
 
 
-def _template(tokenizer: Tokenizer, frame: Frame) -> processors.TemplateProcessing:
-    if frame == "none":
-        return processors.TemplateProcessing(single="$A", pair="$A $B:1", special_tokens=[])
-    first = f"{BEGIN} " if frame == "both" else ""
-    return processors.TemplateProcessing(
-        single=f"{first}$A {END}",
-        pair=f"{first}$A {END} $B:1 {END}:1",
-        special_tokens=[(token, tokenizer.token_to_id(token)) for token in (BEGIN, END)],
-    )
-
-
-def _class_when_loaded(tokenizer: PreTrainedTokenizerFast, meta_model: PreTrainedModel) -> type[Any]:
-    """Return the class that AutoTokenizer loads when a tokenizer is saved beside a model."""
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
-        meta_model.config.save_pretrained(folder)
-        return type(AutoTokenizer.from_pretrained(folder))
-
-
 def _texts(table: Dataset) -> Iterator[list[str]]:
     """Yield batches of the texts in all columns of texts, nested ones included."""
     flat = table.flatten()
@@ -113,10 +90,4 @@ def _texts(table: Dataset) -> Iterator[list[str]]:
         raise InputError(f"The training data has no column of text, only {', '.join(table.column_names)}.")
     for batch in flat.select_columns(columns).iter(batch_size=1000):
         for texts in batch.values():
-            yield [piece for text in texts for piece in _pieces(text or "")]
-
-
-def _pieces(text: str) -> Iterator[str]:
-    """Yield a text in pieces that end where a word becomes too long."""
-    ends = [0, *(match.end() for match in _LONG.finditer(text)), len(text)]
-    yield from (text[start:end] for start, end in pairwise(ends) if end > start)
+            yield [text or "" for text in texts]

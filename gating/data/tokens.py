@@ -53,14 +53,6 @@ def load_tokenizer(
 def truncation_length(meta_model: PreTrainedModel, max_length: int, *, name: str = "data.max_length") -> int:
     """Return the number of tokens to truncate texts to: ``max_length``, or the model's number of positions.
 
-    Example:
-        >>> import torch
-        >>> from transformers import BertConfig, BertModel
-        >>> with torch.device("meta"):
-        ...     meta_model = BertModel(BertConfig(num_hidden_layers=1, max_position_embeddings=64))
-        >>> truncation_length(meta_model, 128)
-        64
-
     Raises:
         ValueError: ``max_length`` is not positive.
     """
@@ -86,12 +78,9 @@ def tokenize(splits: DatasetDict, function: Callable[..., Any], *, tokenizer: Pr
     Raises:
         ValueError: The tokenizer does not know more than a third of the training data.
     """
-    sizes = [table.data.nbytes / table.data.num_rows for table in splits.values() if table.data.num_rows]
     tokens: DatasetDict = splits.map(
         function,
         batched=True,
-        # Batches of long texts have about 16 MiB, so that the progress bar moves and memory is bounded.
-        batch_size=max(1, min(1000, int(2**24 / max([1, *sizes])))),
         remove_columns=next(iter(splits.values())).column_names,
         # Tables in memory are not cached by datasets itself.
         cache_file_names={

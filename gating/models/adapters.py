@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -24,9 +25,6 @@ from gating.structure.blocks import has_no_weight
 from gating.structure.edits import fill, whole
 
 __all__ = ["Adapters", "LoRA", "NoAdapters", "check_adapters"]
-
-# PEFT's name for all linear layers.
-_ALL = "all-linear"
 
 
 class NoAdapters:
@@ -55,12 +53,10 @@ class LoRA:
     target_modules: Sequence[str] | str | None = None
 
     def __post_init__(self) -> None:
-        try:
-            import peft  # noqa: F401
-        except ImportError as error:
+        if find_spec("peft") is None:
             raise MissingPackageError(
                 "adapters=lora needs the package peft. Install it with: pip install 'head-gating[peft]'"
-            ) from error
+            )
 
     @contextmanager
     def on(self, model: PreTrainedModel) -> Iterator[None]:
@@ -100,14 +96,14 @@ class LoRA:
         """Return PEFT's configuration of these adapters."""
         from peft import LoraConfig
 
-        targets = _queries_and_values(model) if self.target_modules is None else self.target_modules
+        targets: Any = _queries_and_values(model) if self.target_modules is None else self.target_modules
         return LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,
             lora_dropout=self.dropout,
             fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
-            # PEFT reads a text as a pattern, but for the name of all layers.
-            target_modules=targets if targets == _ALL else [targets] if isinstance(targets, str) else list(targets),
+            # PEFT reads a text as a pattern, but for its name of all linear layers.
+            target_modules=[targets] if isinstance(targets, str) and targets != "all-linear" else targets,
             exclude_modules=[name for name, module in model.named_modules() if has_no_weight(module)],
         )
 
@@ -121,26 +117,13 @@ def _merge_shards(wrapped: nn.Module) -> None:
     for module in wrapped.modules():
         if hasattr(module, "get_delta_weight") and hasattr(module, "base_layer"):
             (adapter,) = module.active_adapters
-            update = module.get_delta_weight(adapter).detach()
-            if not update.isfinite().all():
-                raise InputError(
-                    "The adapters have values that are not finite: training has diverged. Lower optimizer.lr."
-                )
             weight = module.base_layer.weight
-            fill(weight, whole(weight.detach()) + update)
+            fill(weight, whole(weight.detach()) + module.get_delta_weight(adapter).detach())
 
 
-def check_adapters(adapters: Adapters, source: ModelSource, meta_model: PreTrainedModel) -> None:
-    """Check adapters against a model without its weights, before they are loaded.
-
-    Raises:
-        ValueError: The queries and values are not known, or the model's frozen weights would be random.
-    """
-    if not isinstance(adapters, LoRA):
-        return
-    if adapters.target_modules is None:
-        _queries_and_values(meta_model)
-    if isinstance(source, NewModel):
+def check_adapters(adapters: Adapters, source: ModelSource) -> None:
+    """Raise ``InputError`` if the frozen weights of a model with adapters would be random."""
+    if isinstance(adapters, LoRA) and isinstance(source, NewModel):
         raise InputError(
             f"adapters=lora freezes the other weights, and those of a {source.title} are random: use "
             "adapters=none, or a pretrained model."

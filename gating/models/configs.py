@@ -1,14 +1,13 @@
-"""Changes to model configurations, checked by name and type."""
+"""Changes to model configurations, checked by name."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from gating.errors import InputError, nearest_name, shorten
 
-__all__ = ["check_names", "load_checked", "special_token_ids", "without_generation_values"]
+__all__ = ["check_names", "special_token_ids"]
 
 
 def check_names(config: PreTrainedConfig, changes: Mapping[str, Any]) -> None:
@@ -23,23 +22,6 @@ def check_names(config: PreTrainedConfig, changes: Mapping[str, Any]) -> None:
             raise InputError(
                 f"model.config.{name} is not a value of a {config.model_type} configuration. {shorten(hint)}"
             )
-
-
-def load_checked(load: Callable[[], PreTrainedConfig]) -> PreTrainedConfig:
-    """Return a loaded configuration.
-
-    Raises:
-        ValueError: A value has the wrong type.
-    """
-    try:
-        return load()
-    except StrictDataclassError as error:
-        raise InputError(f"model.config cannot be used: {' '.join(str(error).split())}") from error
-
-
-def without_generation_values(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return changes without the values that only a generation config has."""
-    return {name: value for name, value in changes.items() if name != "forced_bos_token_id"}
 
 
 def special_token_ids(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> dict[str, int]:

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,29 +13,16 @@ from typing import Any
 import torch
 from filelock import FileLock
 from huggingface_hub import cached_assets_path
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from gating.errors import InputError, MissingFileError, MissingPackageError, loading
 from gating.vocabulary import vocabulary_size
 
-__all__ = ["quantization_of", "unpack_gguf"]
+__all__ = ["unpack_gguf"]
 
-# Written last, so that a folder with it is whole.
-_SOURCE = "gguf.json"
-# Types whose values are stored as they are.
-_WHOLE = ("F32", "F16", "BF16")
 # Tensors that follow from the configuration.
 _COMPUTED = "rope_"
-_REMEDY = "Name a file of an architecture that transformers reads, or the model in a folder or on the hub."
-
-
-def quantization_of(folder: Path) -> str | None:
-    """Return the type that most weights of an unpacked file had, such as ``Q4_1``; None if they were not quantized."""
-    source = folder / _SOURCE
-    if not source.is_file():
-        return None
-    kind: str = json.loads(source.read_text(encoding="utf-8"))["type"]
-    return None if kind in _WHOLE else kind
+_REMEDY = "Name the model in a folder or on the hub."
 
 
 def unpack_gguf(file: Path) -> Path:
@@ -46,7 +34,7 @@ def unpack_gguf(file: Path) -> Path:
     Raises:
         FileNotFoundError: There is no such file.
         ImportError: The package gguf is not installed.
-        ValueError: It is no GGUF file, or one of an architecture that transformers does not read.
+        ValueError: It is no GGUF file, or transformers would drop some of it.
     """
     if not file.is_file():
         raise MissingFileError(f"The file {file} does not exist.")
@@ -61,58 +49,63 @@ def unpack_gguf(file: Path) -> Path:
 @lru_cache
 def _unpack(file: Path, _size: int, _changed: int) -> Path:
     with file.open("rb") as opened:
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()[:16]
     cache = cached_assets_path("head-gating", namespace="gguf", subfolder="unpacked")
-    folder = cache / digest[:16]
-    with FileLock(cache / f"{digest[:16]}.lock"):
-        if not (folder / _SOURCE).is_file():
-            with tempfile.TemporaryDirectory(dir=cache) as scratch:
-                new = Path(scratch) / "new"
-                _write(file, new)
-                new.rename(folder)
+    folder = cache / digest
+    with FileLock(cache / f"{digest}.lock"), tempfile.TemporaryDirectory(dir=cache) as scratch:
+        if not folder.is_dir():
+            with loading(f"The GGUF file {file}", remedy=_REMEDY):
+                _write(file, Path(scratch) / "new")
+            (Path(scratch) / "new").rename(folder)
     return folder
 
 
 def _write(file: Path, folder: Path) -> None:
-    reader = _read(file)
-    tensors = reader.tensors
-    whole: dict[str, Any] = {"dtype": torch.float32, "quantization_config": GgufConfig(dequantize=True)}
-    with loading(f"The GGUF file {file}", remedy=_REMEDY):
-        config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
-        from gating.models.gguf_config import complete_config
-
-        complete_config(config, reader, name=f"The GGUF file {file}")
-        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, config=config, **whole)
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    _check_whole(model, tensors, file)
-    vars(model.config).pop("_model_name_or_path", None)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    _forget_tokens(folder / "tokenizer.json", size=vocabulary_size(model))
-    (folder / _SOURCE).write_text(json.dumps({"file": file.name, "type": _type_of(tensors)}) + "\n", encoding="utf-8")
-
-
-def _read(file: Path) -> Any:
-    """Return the reader of a file."""
     import gguf
 
-    try:
-        return gguf.GGUFReader(file)
-    except Exception as error:
-        raise InputError(f"{file} is no GGUF file that can be read: {error}.") from error
-
-
-def _check_whole(model: PreTrainedModel, tensors: Sequence[Any], file: Path) -> None:
-    """Raise ``InputError`` if transformers has left out weights of a file, such as biases that its class has not.
-
-    It says nothing of them, and the outputs would be others.
-    """
-    stored = sum(int(tensor.n_elements) for tensor in tensors if not tensor.name.startswith(_COMPUTED))
+    reader = gguf.GGUFReader(file)
+    config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+    if dropped := sorted(_dropped(config, reader)):
+        raise InputError(f"The GGUF file {file} has {', '.join(dropped)}, which transformers drops. {_REMEDY}")
+    options: dict[str, Any] = {"dtype": torch.float32, "quantization_config": GgufConfig(dequantize=True)}
+    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, config=config, **options)
+    # transformers says nothing of weights that its class has not, such as biases.
+    stored = sum(int(tensor.n_elements) for tensor in reader.tensors if not tensor.name.startswith(_COMPUTED))
     if stored != (read := model.num_parameters()):
         raise InputError(
             f"The GGUF file {file} has {stored:,} weights, and the {type(model).__name__} that transformers makes of "
             f"it {read:,}: its outputs would be others. {_REMEDY}"
         )
+    vars(model.config).pop("_model_name_or_path", None)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
+    _forget_tokens(folder / "tokenizer.json", size=vocabulary_size(model))
+
+
+def _dropped(config: Any, reader: Any) -> Iterator[str]:
+    """Yield the keys and tensors of a file that change outputs, and that the configuration does not have."""
+    own = reader.fields["general.architecture"].contents() + "."
+    values = {key.removeprefix(own): one.contents() for key, one in reader.fields.items() if key.startswith(own)}
+    layers = {tensor.name.split(".")[1] for tensor in reader.tensors if tensor.name.startswith("blk.")}
+    if len(layers) != config.num_hidden_layers:
+        yield f"block_count={values.get('block_count')}"
+    rope = getattr(config, "rope_parameters", None) or {}
+    # Where layers with a sliding window have parameters of their own, the file scales those of the others.
+    rope = rope.get("full_attention", rope)
+    if rope.get("rope_type", "default") == "default":
+        yield from (tensor.name for tensor in reader.tensors if tensor.name.startswith(_COMPUTED))
+        scaling = {key: value for key, value in values.items() if key.startswith(("rope.scaling.", "rope.scale_"))}
+        yield from (f"{key}={value}" for key, value in scaling.items() if value not in ("none", 1.0))
+    width = values.get("attention.key_length") or config.hidden_size // config.num_attention_heads
+    knows_part = rope.get("partial_rotary_factor", 1.0) < 1 or hasattr(config, "rotary_dim")
+    if (rotated := values.get("rope.dimension_count", width)) < width and not knows_part:
+        yield f"rope.dimension_count={rotated}"
+    if values.get("attention.causal") is False:
+        yield "attention.causal=false"
+    known = [value for value in config.to_dict().values() if isinstance(value, float)]
+    for key, value in values.items():
+        if key.startswith("attention.layer_norm") and not any(math.isclose(value, one, rel_tol=1e-5) for one in known):
+            yield f"{key}={value:.3g}"
 
 
 def _forget_tokens(file: Path, *, size: int | None) -> None:
@@ -123,12 +116,3 @@ def _forget_tokens(file: Path, *, size: int | None) -> None:
     known = [token for token in settings["added_tokens"] if token["id"] < size]
     if len(known) < len(settings["added_tokens"]):
         file.write_text(json.dumps({**settings, "added_tokens": known}, ensure_ascii=False), encoding="utf-8")
-
-
-def _type_of(tensors: Sequence[Any]) -> str:
-    """Return the type of most weights of a file."""
-    sizes: dict[str, int] = {}
-    for tensor in tensors:
-        name = tensor.tensor_type.name
-        sizes[name] = sizes.get(name, 0) + int(tensor.n_elements)
-    return max(sizes, key=lambda name: sizes[name])

@@ -3,7 +3,7 @@
 import torch
 from transformers import PreTrainedModel
 
-from gating.errors import InputError, explain
+from gating.errors import InputError, explain, is_input_error, shorten
 from gating.models.sources import ModelSource
 
 __all__ = ["enable_gradient_checkpointing", "make_meta_model"]
@@ -21,18 +21,15 @@ def make_meta_model(source: ModelSource, auto_class: type) -> PreTrainedModel:
     Raises:
         ValueError: transformers cannot create the model, or has no class of this Auto class for its family.
     """
-    config = source.load_config()
-    families = getattr(auto_class, "_model_mapping", None)
-    if families is not None and type(config) not in families:
-        raise InputError(
-            f"The model {source.title} cannot be used for this task ({auto_class.__name__}): transformers has no such "
-            f"model of the family {config.model_type}. Choose another model, or another task."
-        )
     try:
+        config = source.load_config()
         with torch.device("meta"):
             model: PreTrainedModel = auto_class.from_config(config)  # type: ignore[attr-defined]
     except Exception as error:  # A wrong configuration raises errors of many types.
-        reason = explain(error)
+        if is_input_error(error):
+            raise
+        # Some list all families.
+        reason = shorten(explain(error), most=300)
         raise InputError(
             f"The model {source.title} cannot be used for this task ({auto_class.__name__}): {reason}"
         ) from error
@@ -41,7 +38,5 @@ def make_meta_model(source: ModelSource, auto_class: type) -> PreTrainedModel:
 
 def enable_gradient_checkpointing(model: PreTrainedModel) -> None:
     """Enable gradient checkpointing of a model, in place."""
-    # transformers deprecated the second name during version 5.
-    enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
     # Reentrant checkpoints lose gradients where a layer's inputs need none, and cannot be compiled.
-    enable({"use_reentrant": False})
+    model.activation_checkpointing_enable({"use_reentrant": False})

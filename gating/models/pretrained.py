@@ -15,9 +15,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from gating.compact.files import check_manifest, has_manifest
 from gating.errors import InputError, loading
-from gating.loader.checksums import PLAIN_LOADING
-from gating.loader.integrity import REMEDY_OF_PLAIN_LOADING
-from gating.models.configs import check_names, load_checked, without_generation_values
+from gating.models.configs import check_names
 from gating.models.hub import locate
 from gating.sharding.plan import on_own_device, sharding_of
 
@@ -77,13 +75,15 @@ class Pretrained:
         """Branch, tag or commit of the tokenizer or image processor; the model's if both are in one repository."""
         return self.revision if self.tokenizer is None else "main"
 
-    def load_config(self, **changes: Any) -> PreTrainedConfig:
+    def load_config(self, *, forced_bos_token_id: object = None, **changes: Any) -> PreTrainedConfig:
         """Return the configuration of the model that :meth:`load` makes, with some values changed.
+
+        ``forced_bos_token_id`` is left out, which only a generation config has.
 
         Raises:
             FileNotFoundError: The folder or package does not exist.
             ConnectionError: The hub cannot be reached.
-            ValueError: A value does not exist or has the wrong type, or an adapter lies beside the weights.
+            ValueError: A value does not exist, or an adapter lies beside the weights.
         """
         name = locate(self.name, revision=self.revision)
         # transformers would add its layers to the model, also those of an adapter of another one.
@@ -93,17 +93,11 @@ class Pretrained:
                 "(PEFT: peft_model.merge_and_unload().save_pretrained(FOLDER)) and name that folder, or name a model "
                 "without one."
             )
-        with loading(f"The configuration of model.name={self.name}", remedy=_REMEDY):
-            stored = AutoConfig.from_pretrained(name, revision=self.revision)
-            check_names(stored, self.config)
-        if getattr(stored, PLAIN_LOADING, None) == REMEDY_OF_PLAIN_LOADING:
-            raise InputError(
-                f"model.name={self.name} is a compact model, which has lost heads or neurons: name the model that it "
-                "was made from, or a folder that plain transformers loads (objective.uniform=true)."
-            )
+        check_names(AutoConfig.from_pretrained(name, revision=self.revision), self.config)
         # Auto classes with several models for a family choose the saved model's class, which may not support training.
         values = {"architectures": [], **self.config, **changes}
-        return load_checked(lambda: AutoConfig.from_pretrained(name, revision=self.revision, **values))
+        config: PreTrainedConfig = AutoConfig.from_pretrained(name, revision=self.revision, **values)
+        return config
 
     def load(self, auto_class: type, **changes: Any) -> PreTrainedModel:
         """Return the model, with a new head if the stored head has another shape.
@@ -136,17 +130,16 @@ class Pretrained:
     ) -> tuple[PreTrainedModel, Mapping[str, Any]]:
         """Return the model, and the missing and mismatched weights that transformers reports."""
         options: dict[str, Any] = {
-            "config": self.load_config(**without_generation_values(changes)),
+            "config": self.load_config(**changes),
             # Whatever the stored type. The trainer's precision decides about autocast.
             "dtype": getattr(torch, self.dtype),
             "use_safetensors": self.use_safetensors,
             "revision": self.revision,
+            "attn_implementation": self.attn_implementation,
             "ignore_mismatched_sizes": True,
             "output_loading_info": True,
             **others,
         }
-        if self.attn_implementation is not None:
-            options["attn_implementation"] = self.attn_implementation
         place = locate(self.name, revision=self.revision)
         if has_manifest(Path(place)):
             check_manifest(Path(place))
@@ -154,9 +147,11 @@ class Pretrained:
         with loading(f"The weights of model.name={self.name}", remedy=_REMEDY):
             model: PreTrainedModel
             model, loading_info = load(**options)
-            key_mapping = _other_prefix(model, loading_info)
-            if key_mapping is not None:
-                model, loading_info = load(**options, key_mapping=key_mapping)
+            base = f"{model.base_model_prefix}."
+            names = [*loading_info["missing_keys"], *loading_info["unexpected_keys"]]
+            if base != "model." and all(any(name.startswith(start) for name in names) for start in (base, "model.")):
+                # Models with some task heads call the base model otherwise than the rest of their family.
+                model, loading_info = load(**options, key_mapping={r"^model\.": base})
         self._check_weights(model, loading_info)
         _change_generation_config(model, changes)
         return model, loading_info
@@ -176,20 +171,6 @@ class Pretrained:
                     f"model.name={self.name}: its weights lack {name}, so its configuration is of a larger model. "
                     "Correct its config.json, or model.config."
                 )
-
-
-def _other_prefix(model: PreTrainedModel, loading_info: Mapping[str, Any]) -> dict[str, str] | None:
-    """Return a key mapping if all missing weights were stored under another name of the base model.
-
-    Models with some task heads call the base model ``transformer`` where the rest of their family call it ``model``.
-    """
-    base = f"{model.base_model_prefix}."
-    missing = {name.removeprefix(base) for name in loading_info["missing_keys"] if name.startswith(base)}
-    for prefix in sorted({name.partition(".")[0] for name in loading_info["unexpected_keys"]}):
-        stored = {name.removeprefix(f"{prefix}.") for name in loading_info["unexpected_keys"]}
-        if missing and missing <= stored:
-            return {rf"^{prefix}\.": base}
-    return None
 
 
 def _change_generation_config(model: PreTrainedModel, changes: Mapping[str, Any]) -> None:

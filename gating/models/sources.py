@@ -1,17 +1,78 @@
 """Sources of models, which ``conf/model`` names: pretrained, or new from a configuration."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from gating.loader.sharded import is_indivisible
-from gating.models.hub import PACKAGE, is_gguf
-from gating.models.new import NewModel
+from gating.models.configs import check_names
+from gating.models.hub import PACKAGE, is_gguf, locate
 from gating.models.pretrained import Pretrained
 from gating.sharding.plan import shard_model
 
 __all__ = ["ModelSource", "NewModel", "Pretrained", "load_sharded", "short_name"]
+
+
+@dataclass(frozen=True)
+class NewModel:
+    """A model with random weights, to train from scratch.
+
+    Attributes:
+        model_type: Name of its family in transformers, such as ``gpt2`` or ``vit``.
+        config: Configuration values that differ from the defaults of the family.
+        tokenizer: Folder or hub name of a tokenizer or image processor; a new one is made if None.
+    """
+
+    model_type: str
+    config: dict[str, Any] = field(default_factory=dict)
+    tokenizer: str | None = None
+
+    @property
+    def title(self) -> str:
+        """Name of the model in messages and reports."""
+        return f"new {self.model_type}"
+
+    @property
+    def processor(self) -> str | None:
+        """Folder or hub name of the tokenizer or image processor; None if a new one is made."""
+        return None if self.tokenizer is None else locate(self.tokenizer)
+
+    @property
+    def processor_revision(self) -> str:
+        """Branch of the tokenizer or image processor on the hub."""
+        return "main"
+
+    def load_config(self, *, forced_bos_token_id: object = None, **changes: Any) -> PreTrainedConfig:
+        """Return the configuration of the model that :meth:`load` makes, with some values changed.
+
+        ``forced_bos_token_id`` is left out, which only a generation config has.
+
+        Raises:
+            ValueError: The family or a value does not exist.
+        """
+        family = AutoConfig.for_model(self.model_type)
+        check_names(family, self.config)
+        # Auto classes with several models for a family choose by the saved model's class; here there is none.
+        values = {"architectures": [], **_special_tokens_within(self.config, family), **self.config, **changes}
+        return AutoConfig.for_model(self.model_type, **values)
+
+    def load(self, auto_class: type, **changes: Any) -> PreTrainedModel:
+        """Return the model with random weights."""
+        model: PreTrainedModel = auto_class.from_config(self.load_config(**changes))  # type: ignore[attr-defined]
+        return model
+
+
+def _special_tokens_within(changes: Mapping[str, Any], family: PreTrainedConfig) -> dict[str, int]:
+    """Return 0 for each special token of a family that lies outside a smaller vocabulary.
+
+    Embeddings cannot be created otherwise. The task sets the token IDs of the actual tokenizer later.
+    """
+    size = changes.get("vocab_size")
+    tokens = {name: value for name, value in family.to_dict().items() if name.endswith("_token_id")}
+    return {name: 0 for name, value in tokens.items() if size and isinstance(value, int) and value >= size}
 
 
 # A model that can be loaded, and the location of its tokenizer or image processor.

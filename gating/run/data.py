@@ -73,7 +73,8 @@ class RunData:
 
 def set_measured_macs(gates: HeadGates, model: PreTrainedModel, data: RunData) -> None:
     """Set the multiply-accumulates of gates of several units, for training examples of the median length."""
-    batch = {name: tensor.to(model.device) for name, tensor in data.module.median_batch().items()}
+    batch = data.module.timing_batch("median", split="train")
+    batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
     gates.set_macs(measure_macs(model, gates, gates.blocks(model), batch))
     reshard(model)
 

@@ -120,7 +120,7 @@ def _check_meta_model(settings: Settings, objects: RunObjects) -> PreTrainedMode
             "logits: leave it out. Embeddings learn from a teacher with task.teacher=FOLDER_OR_HUB_NAME."
         )
     meta_model = make_meta_model(objects.source, objects.task.auto_class)
-    check_adapters(objects.adapters, objects.source, meta_model)
+    check_adapters(objects.adapters, objects.source)
     if settings.exports:
         from gating.run.exports import check_exports
 

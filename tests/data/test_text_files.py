@@ -37,9 +37,13 @@ def test_a_text_without_lines_is_cut_anywhere(tmp_path):
 
 
 def test_with_a_test_file_the_last_tenth_is_for_validation(tmp_path):
-    train, test = write(tmp_path / "play.txt", "x" * 100), write(tmp_path / "test.txt", "the test")
+    train, test = write(tmp_path / "play.txt", "x\n" * 50), write(tmp_path / "test.txt", "the test")
     examples = load_text(train=train, test=test)
-    assert [len(joined(examples, split)) for split in examples.splits] == [90, 10, 8]
+    assert {split: len(joined(examples, split)) for split in examples.splits} == {
+        "train": 90,
+        "test": 8,
+        "validation": 10,
+    }
 
 
 def test_rows_of_tables_are_texts(tmp_path):

@@ -5,8 +5,7 @@ import torch
 import transformers
 
 import gating
-from gating.models.adapters import LoRA, check_adapters
-from gating.models.sources import Pretrained
+from gating.models.adapters import LoRA
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
 from gating.pruning.finalize import decide_gate_values
@@ -71,8 +70,8 @@ def test_queries_and_values_of_unknown_attention_are_to_be_named(forget):
     forget("BloomAttention")
     sizes = {"vocab_size": 60, "hidden_size": 32, "n_layer": 2, "n_head": 4}
     model = transformers.BloomForCausalLM(transformers.BloomConfig(**sizes)).eval()
-    with pytest.raises(ValueError, match=r"adapters\.target_modules"):
-        check_adapters(LoRA(), Pretrained("somewhere"), model)
+    with pytest.raises(ValueError, match=r"adapters\.target_modules"), LoRA().on(model):
+        pass
     gates = gating.inject_gates(model, units="neurons", group_size=16)
     with LoRA(rank=2, target_modules=["query_key_value"]).on(model):
         assert len([name for name, _ in model.named_parameters() if "lora_A" in name]) == 2

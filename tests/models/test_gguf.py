@@ -5,12 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3TextConfig, LlamaConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 import gating
 from gating.errors import InputError
 from gating.models import gguf as unpacking
-from gating.models.gguf_config import complete_config
 from gating.models.sources import Pretrained, short_name
 from tests.serving.decoders import make_decoder, make_tokenizer
 from tests.support.tiers import first_of
@@ -50,78 +49,11 @@ def test_the_folder_has_the_outputs_and_the_tokens_of_the_model(write, model):
     assert tokenizer(TEXT).input_ids == make_tokenizer()(TEXT).input_ids
     # transformers adds <|endoftext|>, which the model has no embedding of.
     assert tokenizer.get_vocab() == make_tokenizer().get_vocab()
-    assert unpacking.quantization_of(folder) is None
-
-
-@pytest.mark.parametrize(
-    "rope",
-    first_of(
-        [
-            {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
-            {"rope_type": "linear", "factor": 4.0},
-            {"rope_type": "yarn", "factor": 4.0},
-        ]
-    ),
-    ids=lambda rope: rope["rope_type"],
-)
-def test_scaled_rotary_embeddings_are_those_of_the_file(write, rope):
-    """transformers reads none of them; LLaMA 3's are a tensor of factors."""
-    scaled = {"rope_theta": 500_000.0, "original_max_position_embeddings": 1024, **rope}
-    other = make_decoder("Llama", rope_parameters=scaled, max_position_embeddings=4096)
-    loaded = AutoModelForCausalLM.from_pretrained(unpacking.unpack_gguf(write("f32", other)))
-    tokens = torch.arange(3, 203)[None]
-    assert loaded.config.rope_parameters.items() >= rope.items()
-    assert torch.allclose(loaded(tokens).logits, other(tokens).logits, atol=1e-5)
-
-
-def test_heads_of_an_own_width_are_read(write):
-    other = make_decoder("Qwen3")
-    loaded = AutoModelForCausalLM.from_pretrained(unpacking.unpack_gguf(write("f32", other)))
-    assert loaded.config.head_dim == 24
-    tokens = torch.arange(3, 23)[None]
-    assert torch.allclose(loaded(tokens).logits, other(tokens).logits, atol=1e-5)
-
-
-def reader_of(values, factors=()):
-    """Return the values of a file and its tensors of rotary embeddings as a reader has them."""
-    fields = {f"llama.{key}": value for key, value in values.items()} | {"general.architecture": "llama"}
-    return SimpleNamespace(
-        fields={key: SimpleNamespace(contents=lambda value=value: value) for key, value in fields.items()},
-        tensors=[SimpleNamespace(name=name, data=data) for name, data in dict(factors).items()],
-    )
-
-
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        ({"rope.scale_linear": 4.0}, {"rope_type": "linear", "factor": 4.0}),
-        (
-            {"rope.scaling.type": "yarn", "rope.scaling.factor": 2.0},
-            {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 77},
-        ),
-        ({"rope.scaling.type": "none"}, {"rope_type": "default"}),
-    ],
-)
-def test_scalings_of_older_files_are_read(values, expected):
-    config = LlamaConfig(hidden_size=6, num_attention_heads=1, max_position_embeddings=77)
-    complete_config(config, reader_of(values), name="The GGUF file tiny.gguf")
-    assert config.rope_parameters.items() >= expected.items()
-
-
-def test_layers_with_a_sliding_window_are_not_scaled():
-    """Gemma 3's files have the scaling of the other layers."""
-    config = Gemma3TextConfig()
-    before = config.to_dict()["rope_parameters"]
-    values = {"rope.scaling.type": "linear", "rope.scaling.factor": 8.0}
-    complete_config(config, reader_of(values), name="The GGUF file tiny.gguf")
-    scaled = {**before["full_attention"], "rope_type": "linear", "factor": 8.0}
-    assert config.rope_parameters == {**before, "full_attention": scaled}
 
 
 def test_quantized_weights_are_those_of_the_file_in_full_precision(write):
     file = write("q8_0")
     folder = unpacking.unpack_gguf(file)
-    assert unpacking.quantization_of(folder) == "Q8_0"
     weight = AutoModelForCausalLM.from_pretrained(folder).model.layers[0].mlp.down_proj.weight
     stored = next(one for one in gguf.GGUFReader(file).tensors if one.name == "blk.0.ffn_down.weight")
     assert weight.dtype == torch.float32
@@ -160,18 +92,41 @@ def test_weights_that_transformers_leaves_out_are_not_lost_in_silence(write):
 
 
 @pytest.mark.parametrize(
-    ("values", "factors", "match"),
+    "rope",
+    first_of(
+        [
+            {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+            {"rope_type": "linear", "factor": 4.0},
+            {"rope_type": "yarn", "factor": 4.0},
+        ]
+    ),
+    ids=lambda rope: rope["rope_type"],
+)
+def test_scaled_rotary_embeddings_are_not_lost_in_silence(write, rope):
+    """transformers reads none of them; LLaMA 3's are a tensor of factors."""
+    scaled = {"rope_theta": 500_000.0, "original_max_position_embeddings": 1024, **rope}
+    file = write("f32", make_decoder("Llama", rope_parameters=scaled, max_position_embeddings=4096))
+    with pytest.raises(InputError, match=r"rope_freqs\.weight|rope\.scaling\.factor=4\.0"):
+        unpacking.unpack_gguf(file)
+
+
+@pytest.mark.parametrize(
+    ("values", "dropped"),
     [
-        ({"rope.scaling.type": "longrope"}, {}, r"rope\.scaling\.type=longrope"),
-        ({"rope.scaling.type": "yarn", "rope.scaling.yarn_beta_fast": 8.0}, {}, r"yarn_beta_fast=8\.0"),
-        ({}, {"rope_factors_long.weight": [2.0]}, r"rope_factors_long"),
-        ({}, {"rope_freqs.weight": [1.0, 3.0, 2.0]}, r"rope_freqs\.weight"),
+        ({}, []),
+        ({"rope.scaling.type": "none", "attention.key_length": 32, "attention.causal": True}, []),
+        ({"rope.scale_linear": 4.0}, ["rope.scale_linear=4.0"]),
+        ({"attention.causal": False}, ["attention.causal=false"]),
+        ({"rope.dimension_count": 16}, ["rope.dimension_count=16"]),
+        ({"block_count": 20_000}, ["block_count=20000"]),
+        ({"attention.layer_norm_rms_epsilon": 1e-3}, ["attention.layer_norm_rms_epsilon=0.001"]),
     ],
 )
-def test_unknown_scalings_are_refused(values, factors, match):
-    reader = reader_of(values, factors)
-    config = LlamaConfig(hidden_size=6, num_attention_heads=1)
-    before = config.to_dict()
-    with pytest.raises(InputError, match=match):
-        complete_config(config, reader, name="The GGUF file tiny.gguf")
-    assert config.to_dict() == before
+def test_values_that_transformers_does_not_read_are_named(values, dropped):
+    fields = {f"llama.{key}": value for key, value in values.items()} | {"general.architecture": "llama"}
+    reader = SimpleNamespace(
+        fields={key: SimpleNamespace(contents=lambda value=value: value) for key, value in fields.items()},
+        tensors=[SimpleNamespace(name="blk.0.attn_q.weight"), SimpleNamespace(name="blk.1.attn_q.weight")],
+    )
+    config = LlamaConfig(hidden_size=64, num_attention_heads=2, num_hidden_layers=values.get("block_count", 2))
+    assert list(unpacking._dropped(config, reader)) == dropped
