@@ -29,8 +29,7 @@ from benchmarks import records
 from benchmarks.measuring import RESULTS, machine, run_python
 from benchmarks.peaks import MALLOC, MIB, local_bytes, peak, start_peak, storages
 from benchmarks.speed.shapes import llama
-from gating.models.meta_model import make_meta_model
-from gating.models.sources import Pretrained
+from gating.models.sources import Pretrained, make_meta_model
 from gating.sharding import finalize_sharded, reshard
 from gating.sharding.copies import copy_sharded
 from gating.tracking.verbosity import quiet_libraries

@@ -18,8 +18,7 @@ from gating.data.sources import load_files
 from gating.data.tokens import load_tokenizer
 from gating.distributed.launch import check_devices
 from gating.errors import explain, is_input_error
-from gating.models.meta_model import make_meta_model
-from gating.models.sources import Pretrained
+from gating.models.sources import Pretrained, make_meta_model
 from gating.run.build import build_objects, build_phase
 from gating.run.settings import read_settings
 from gating.tasks.sequence_classification import SequenceClassification

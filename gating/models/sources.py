@@ -1,19 +1,29 @@
-"""Sources of models, which ``conf/model`` names: pretrained, or new from a configuration."""
+"""Sources of models, which ``conf/model`` names: pretrained, or new from a configuration; with weights or without."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
+from gating.errors import InputError, explain, is_input_error, shorten
 from gating.loader.sharded import is_indivisible
 from gating.models.configs import check_names
 from gating.models.hub import PACKAGE, is_gguf, locate
 from gating.models.pretrained import Pretrained
 from gating.sharding.plan import shard_model
 
-__all__ = ["ModelSource", "NewModel", "Pretrained", "load_sharded", "short_name"]
+__all__ = [
+    "ModelSource",
+    "NewModel",
+    "Pretrained",
+    "enable_gradient_checkpointing",
+    "load_sharded",
+    "make_meta_model",
+    "short_name",
+]
 
 
 @dataclass(frozen=True)
@@ -106,3 +116,37 @@ def short_name(source: ModelSource) -> str:
     if title.startswith(PACKAGE):
         return title.removeprefix(PACKAGE).partition("/")[0]
     return Path(title).resolve().name if Path(title).expanduser().is_dir() else title
+
+
+def make_meta_model(source: ModelSource, auto_class: type) -> PreTrainedModel:
+    """Return a model without weights, on the meta device.
+
+    Example:
+        >>> from transformers import AutoModelForCausalLM
+        >>> make_meta_model(NewModel("gpt2", config={"n_layer": 1}), AutoModelForCausalLM).device
+        device(type='meta')
+
+    Raises:
+        ValueError: transformers cannot create the model, or has no class of this Auto class for its family.
+    """
+    try:
+        config = source.load_config()
+        with torch.device("meta"):
+            model: PreTrainedModel = auto_class.from_config(config)  # type: ignore[attr-defined]
+    except Exception as error:  # A wrong configuration raises errors of many types.
+        if is_input_error(error):
+            raise
+        # Some list all families.
+        reason = shorten(explain(error), most=300)
+        raise InputError(
+            f"The model {source.title} cannot be used for this task ({auto_class.__name__}): {reason}"
+        ) from error
+    return model
+
+
+def enable_gradient_checkpointing(model: PreTrainedModel) -> None:
+    """Enable gradient checkpointing of a model, in place."""
+    # transformers deprecated the second name during version 5.
+    enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+    # Reentrant checkpoints lose gradients where a layer's inputs need none, and cannot be compiled.
+    enable({"use_reentrant": False})

@@ -17,8 +17,7 @@ from transformers import PreTrainedModel
 from gating.distributed.collectives import broadcast, check_same, is_rank_zero
 from gating.errors import RemedyWarning
 from gating.loader.checksums import RECORD_KEY
-from gating.models.meta_model import make_meta_model
-from gating.models.sources import ModelSource, Pretrained, load_sharded
+from gating.models.sources import ModelSource, Pretrained, load_sharded, make_meta_model
 from gating.objectives import KeepsBudget, Objective
 from gating.objectives.search import Search
 from gating.pruning.finalize import finalize

@@ -10,8 +10,7 @@ from gating.distributed.collectives import broadcast, is_rank_zero, rank
 from gating.distributed.launch import Devices, check_devices, start_processes
 from gating.errors import InputError
 from gating.models.adapters import NoAdapters, check_adapters
-from gating.models.meta_model import enable_gradient_checkpointing, make_meta_model
-from gating.models.sources import load_sharded
+from gating.models.sources import enable_gradient_checkpointing, load_sharded, make_meta_model
 from gating.run.build import RunObjects, build_objects, build_phase, trains_weights
 from gating.run.data import RunData, encode_examples, load_examples
 from gating.run.folder import Phase, RunFolder

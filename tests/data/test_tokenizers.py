@@ -7,8 +7,7 @@ from transformers import AutoTokenizer
 
 from gating.data.tokenizers import load_or_train_tokenizer, train_tokenizer
 from gating.models.configs import special_token_ids
-from gating.models.meta_model import make_meta_model
-from gating.models.sources import NewModel, Pretrained
+from gating.models.sources import NewModel, Pretrained, make_meta_model
 
 TEXT = "To be, or not to be:\n\n  that is the question. " * 20
 TABLE = Dataset.from_dict({"text": [TEXT, None, "Wäre ich?"], "number": [1, 2, 3]})

@@ -17,8 +17,7 @@ from transformers import (
 )
 
 from gating.data.tokens import load_tokenizer
-from gating.models.meta_model import make_meta_model
-from gating.models.sources import NewModel, Pretrained
+from gating.models.sources import NewModel, Pretrained, make_meta_model
 from tests.support.tiny_run import make_model_folder
 
 SMALL_VIT = {"image_size": 8, "patch_size": 2, "num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2}

@@ -14,8 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 import gating
 import train
 from gating.data.sources import load_files, load_text
-from gating.models.meta_model import make_meta_model
-from gating.models.sources import NewModel
+from gating.models.sources import NewModel, make_meta_model
 from gating.pruning.measure import count_heads_by_kind
 from gating.tasks import CausalLM, Seq2Seq
 from tests.support.family_models import FAMILIES, SEQ2SEQ, T5

@@ -11,8 +11,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelF
 import gating
 from gating.errors import InputError
 from gating.models.adapters import LoRA
-from gating.models.meta_model import make_meta_model
-from gating.models.sources import NewModel, Pretrained, load_sharded
+from gating.models.sources import NewModel, Pretrained, load_sharded, make_meta_model
 from gating.run.prepare import _check_no_layerdrop
 from gating.sharding import finalize_sharded, gather_model, shard_model
 from gating.sharding.copies import copy_sharded

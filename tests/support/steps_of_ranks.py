@@ -12,8 +12,7 @@ import gating
 from gating.data.datamodule import ExampleDataModule
 from gating.data.sources import Examples
 from gating.distributed.collectives import rank
-from gating.models.meta_model import make_meta_model
-from gating.models.sources import Pretrained
+from gating.models.sources import Pretrained, make_meta_model
 from gating.report.score import Score
 from gating.tasks import SequenceClassification
 from gating.training.module import FineTuning

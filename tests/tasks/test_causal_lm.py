@@ -11,8 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from gating.data.examples import num_targets
 from gating.data.sources import Examples
 from gating.data.tokenizers import train_tokenizer
-from gating.models.meta_model import make_meta_model
-from gating.models.sources import NewModel
+from gating.models.sources import NewModel, make_meta_model
 from gating.tasks import CausalLM
 from gating.training.evaluation import evaluate
 

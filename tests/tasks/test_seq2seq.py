@@ -13,8 +13,7 @@ from transformers import BartConfig, M2M100Config, MarianConfig, MBartConfig, MB
 
 from gating.data.sources import Examples
 from gating.data.tokenizers import train_tokenizer
-from gating.models.meta_model import make_meta_model
-from gating.models.sources import Pretrained
+from gating.models.sources import Pretrained, make_meta_model
 from gating.tasks import Seq2Seq
 from gating.training.evaluation import evaluate
 

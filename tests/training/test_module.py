@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from transformers import BertForSequenceClassification
 
 import gating
-from gating.models.meta_model import enable_gradient_checkpointing
+from gating.models.sources import enable_gradient_checkpointing
 from gating.report.results import History
 from gating.report.score import Score
 from gating.tasks import SequenceClassification
