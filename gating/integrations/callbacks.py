@@ -1,23 +1,14 @@
-"""Callbacks of a trainer with gates: the end of its search, the start of its recovery, printed logs and early stops."""
+"""Callbacks of a trainer with gates: the steps and the end of its search, and the start of its recovery."""
 
-import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, SaveStrategy
 
 from gating.objectives.search import Search
 
-__all__ = ["RemovedFirst", "TrainerSearchEnd", "ended_by_score", "shorten_printed_logs", "without_early_stopping"]
-
-# Names in the log of the numbers of one layer.
-_OF_LAYER = re.compile(r"gates/\w+_\d+/")
-# Groups of an optimizer whose rates stay.
-_CONSTANT = {"gates", "multipliers"}
+__all__ = ["RemovedFirst", "TrainerSearchEnd"]
 
 
 class TrainerSearchEnd(TrainerCallback):
@@ -38,15 +29,12 @@ class TrainerSearchEnd(TrainerCallback):
         self.num_steps = max(1, round((1 - self._recovery) * state.max_steps))
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Set the rates of gates and multipliers, which no scheduler changes."""
+        """Set the rates of gates and multipliers, and clear the gradients of these, which the trainer does not."""
         for group in kwargs["optimizer"].param_groups:
-            if group.get("name") in _CONSTANT:
+            if group.get("name") in ("gates", "multipliers"):
                 group["lr"] = group.setdefault("initial_lr", group["lr"])
-
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Clear the gradients of the multipliers: the trainer clears those of the model alone."""
-        for multiplier in self._search.objective.parameters():
-            multiplier.grad = None
+                for parameter in group["params"]:
+                    parameter.grad = None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """End the training after the last step of the search, or at a logged step if the gates have converged."""
@@ -71,37 +59,3 @@ class RemovedFirst(TrainerCallback):
             self._trainer._determine_best_metric(self._trainer._evaluate(None, None, skip_scheduler=True), trial=None)
             state.best_model_checkpoint = str(Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-0")
             self._trainer._save_checkpoint(self._trainer.model, trial=None)
-
-
-def shorten_printed_logs(callbacks: Iterable[Any]) -> None:
-    """Let callbacks that print the log leave out the numbers of single layers; trackers and the history have them."""
-    for callback in callbacks:
-        if isinstance(callback, (PrinterCallback, ProgressCallback)):
-            vars(callback)["on_log"] = partial(_print_log, callback)
-
-
-def _print_log(callback: Any, *args: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> Any:
-    shown = None if logs is None else {name: value for name, value in logs.items() if not _OF_LAYER.match(name)}
-    return type(callback).on_log(callback, *args, logs=shown, **kwargs)
-
-
-@contextmanager
-def without_early_stopping(trainer: Trainer) -> Iterator[None]:
-    """Take early stopping out of a trainer in a ``with`` block: in a search the score falls as heads close."""
-    callbacks = _early_stopping(trainer)
-    for callback in callbacks:
-        trainer.remove_callback(callback)
-    try:
-        yield
-    finally:
-        for callback in callbacks:
-            trainer.add_callback(callback)
-
-
-def ended_by_score(trainer: Trainer) -> bool:
-    """Return whether a training has ended because the score of early stopping no longer improved."""
-    return any(one.early_stopping_patience_counter >= one.early_stopping_patience for one in _early_stopping(trainer))
-
-
-def _early_stopping(trainer: Trainer) -> list[EarlyStoppingCallback]:
-    return [one for one in trainer.callback_handler.callbacks if isinstance(one, EarlyStoppingCallback)]

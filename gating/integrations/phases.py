@@ -1,5 +1,6 @@
 """The phases of a trainer with gates: the steps of its search, its checkpoints, and the change to the recovery."""
 
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer, TrainerState, set_seed
+from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainerState, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
@@ -15,30 +16,26 @@ from gating.embedding.processor import SentenceProcessor
 from gating.errors import InputError
 from gating.gates.attachment import unfreeze
 from gating.integrations.callbacks import RemovedFirst, TrainerSearchEnd
-from gating.integrations.checkpoints import load_start, read_state, recovery_args, save_start, write_state
-from gating.integrations.sentences import hook_passes, is_sentence_model, load_other_weights, other_weights, use_model
+from gating.integrations.checkpoints import load_start, read_state, recovery_args, write_state
+from gating.integrations.sentences import is_sentence_model, load_other_weights, other_weights, use_model
 from gating.integrations.teaching import is_added_up, taught_loss
 from gating.integrations.wrappers import base_model, with_new_adapters, without_autocast
 from gating.objectives.parameter_groups import gate_groups
 from gating.objectives.search import Search
-from gating.structure.hooks import Handle
-from gating.teachers.teacher import OpenTeacher, Teacher
+from gating.teachers.teacher import Teacher
 
-__all__ = ["GatedPhases"]
+__all__ = ["GatedPhases", "check_trainer"]
 
 # The class may be any that is made from transformers' Trainer.
 _Base: Any = object
+# Names in the log of the numbers of one layer, of which a model has dozens.
+_OF_LAYER = re.compile(r"gates/\w+_\d+/")
 
 
 class GatedPhases(_Base):  # type: ignore[misc]
-    """Methods of a trainer that train gates beside the weights as long as it has a search, and begin the recovery.
+    """Methods of a trainer that train gates beside the weights as long as it has a search, and begin the recovery."""
 
-    Attributes:
-        search: The search; None after the removal.
-        teacher: Dense model to learn from; None to learn from the labels alone.
-        speedup: Time of the dense model over that of the compact one, measured with ``speedup=``; None without.
-    """
-
+    # None after the removal.
     search: Search | None = None
     teacher: Teacher | None = None
     speedup: float | None = None
@@ -50,10 +47,10 @@ class GatedPhases(_Base):  # type: ignore[misc]
     _adapters: Any = None
     # Steps of the recovery, once it has begun.
     _recovery_steps = 0
+    # Callbacks that wait for the recovery.
+    _early_stopping: Sequence[EarlyStoppingCallback] = ()
     # Names of the weights that are frozen in the search.
     _frozen: frozenset[str] = frozenset()
-    # Hooks of losses or modules of sentence-transformers that begin a pass of the gates.
-    _pass_handles: Sequence[Handle] = ()
     # Attributes of transformers' Trainer.
     args: Any
     model: Any
@@ -68,7 +65,7 @@ class GatedPhases(_Base):  # type: ignore[misc]
         A callback could not add them in ``on_train_begin``: the scheduler exists by then, with one rate for each group
         that the optimizer had, and fails at its first step.
         """
-        if self.search is None:
+        if self.search is None or self.optimizer is not None:
             return super().create_optimizer(*args, **kwargs)
         gates = self.search.gates
         # Otherwise the gates would be among the weights, with their rate and decay.
@@ -77,8 +74,6 @@ class GatedPhases(_Base):  # type: ignore[misc]
             super().create_optimizer(*args, **kwargs)
         finally:
             gates.requires_grad_(True)
-        if any(group.get("name") == "gates" for group in self.optimizer.param_groups):
-            return self.optimizer  # It was made before.
         groups = gate_groups(gates, self.search.objective, **self._rates)
         if len(groups) > 1 and "maximize" not in self.optimizer.defaults:
             raise InputError(
@@ -109,10 +104,9 @@ class GatedPhases(_Base):  # type: ignore[misc]
             return super().compute_loss(model, inputs, return_outputs=return_outputs, **options)
         if self.teacher is not None:
             loss, outputs = taught_loss(self, super().compute_loss, model, inputs, **options)
-        elif return_outputs:
-            loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **options)
         else:
-            loss, outputs = super().compute_loss(model, inputs, **options), None
+            found = super().compute_loss(model, inputs, return_outputs=return_outputs, **options)
+            loss, outputs = found if return_outputs else (found, None)
         if self.search is not None:
             num_parts = self.current_gradient_accumulation_steps if is_added_up(self, num_items_in_batch) else 1
             loss = self.search.add_penalty(loss, num_parts=num_parts)
@@ -121,7 +115,8 @@ class GatedPhases(_Base):  # type: ignore[misc]
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log numbers of the training; in the search, also the state of the gates."""
         if self.search is not None and "loss" in logs:
-            logs = {**logs, **self.search.metrics()}
+            found = self.search.metrics()
+            logs = {**logs, **{name: value for name, value in found.items() if not _OF_LAYER.match(name)}}
         super().log(logs, *args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -161,29 +156,21 @@ class GatedPhases(_Base):  # type: ignore[misc]
         if self.search is None:
             super()._load_best_model()
 
-    def _begin_recovery(self, compact: PreTrainedModel, *, search_steps: int, total: int, is_new: bool) -> None:
-        """Make this an ordinary trainer of a compact model, in a folder of its own and for the steps that are left.
-
-        A new recovery is saved, for a process that resumes it.
-        """
+    def _begin_recovery(self, compact: PreTrainedModel, state: Mapping[str, Any]) -> None:
+        """Make this an ordinary trainer of a compact model, in a folder of its own and for the steps that are left."""
         self.search = self.optimizer = self.lr_scheduler = None
-        self._recovery_steps = total - search_steps
-        if self.teacher is not None and isinstance(self.teacher.model, OpenTeacher):
+        self.speedup, self._recovery_steps = state["speedup"], state["total"] - state["search_steps"]
+        if self.teacher is not None and self.teacher.is_student:
             self.teacher = None  # The compact model is another one.
-        self._hook_passes(compact)
         self.remove_callback(self._search_end)
+        for callback in self._early_stopping:
+            self.add_callback(callback)
         self._use_model(compact)
         if not self._recovery_steps:
             return
-        self.args = recovery_args(self.args, steps=self._recovery_steps, total=total)
+        self.args = recovery_args(self.args, steps=self._recovery_steps, total=state["total"])
         if self.args.load_best_model_at_end:
             self.add_callback(RemovedFirst(self))
-        if is_new and self.args.save_strategy != "no":
-            if self.args.should_save:
-                others = other_weights(self.model, self._losses)
-                state = {"search_steps": search_steps, "total": total, "speedup": self.speedup, "others": others}
-                save_start(Path(self.args.output_dir), compact, state, tokenizer=self._saved_beside)
-            self.accelerator.wait_for_everyone()
         if self._adapters is not None:
             set_seed(self.args.seed)
             self._use_model(with_new_adapters(compact, self._adapters))
@@ -194,16 +181,7 @@ class GatedPhases(_Base):  # type: ignore[misc]
         unfreeze(self.model, self._frozen)
         compact, state = load_start(folder, without_autocast(self.model), self.search.gates)
         load_other_weights(self.model, self._losses, state["others"])
-        self.speedup = state["speedup"]
-        self._begin_recovery(compact, search_steps=state["search_steps"], total=state["total"], is_new=False)
-
-    def _hook_passes(self, model: nn.Module) -> None:
-        """Hook the passes of the search's gates in a model of sentence-transformers; after the search, none."""
-        for handle in self._pass_handles:
-            handle.remove()
-        self._pass_handles = ()
-        if self.search is not None and is_sentence_model(model):
-            self._pass_handles = hook_passes(self._losses, model, self.search.gates.pass_values)
+        self._begin_recovery(compact, state)
 
     @property
     def _losses(self) -> dict[str, nn.Module]:
@@ -222,3 +200,25 @@ class GatedPhases(_Base):  # type: ignore[misc]
             model = self.model
             use_model(self._losses, model)
         self.model = self.model_wrapped = self.callback_handler.model = model
+
+
+def check_trainer(trainer: Trainer, *, recovery: float, has_adapters: bool) -> None:
+    """Raise ``InputError`` for a trainer whose search and recovery would train another model than it is asked for."""
+    # TRL makes no reference of its own for a model with adapters. This one would have gates, and lose its heads.
+    has_reference = getattr(trainer, "ref_model", trainer) is not None or getattr(trainer, "beta", None) == 0
+    problems: dict[str, Any] = {
+        f"recovery={recovery} is not a share of the steps: give a number from 0 to below 1.": not 0 <= recovery < 1,
+        "optimizers= has no learning rate for gates, and parameters that will be gone: give args.optim, or "
+        "optimizer_cls_and_kwargs=(cls, options).": trainer.optimizer or trainer.lr_scheduler,
+        "Heads are removed from whole weights, and FSDP and DeepSpeed shard them: start the script with torchrun or "
+        "accelerate launch for data-parallel training (DDP), or train by train.py with trainer=fsdp.": (
+            trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+        ),
+        f"{trainer.args.n_gpu} GPUs in one process would get copies of the model without its gates (nn.DataParallel): "
+        "start the script with torchrun, or choose one GPU with CUDA_VISIBLE_DEVICES.": trainer.args.n_gpu > 1,
+        f"{type(trainer).__name__} would take the trained model without its adapters as the reference, which loses its "
+        "heads: give ref_model=..., a copy of the model before the training.": has_adapters and not has_reference,
+    }
+    for problem, is_present in problems.items():
+        if is_present:
+            raise InputError(problem)

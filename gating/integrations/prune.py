@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from transformers import DataCollatorForLanguageModeling, DataCollatorWithPadding, TrainingArguments
+from transformers import DataCollatorForLanguageModeling, TrainingArguments
 
 from gating.errors import InputError
 from gating.integrations.budgets import check_budget
@@ -57,15 +57,16 @@ def prune(
     """
     budget = {"speedup": speedup, "keep": keep, "num_heads": num_heads}
     check_budget(**budget)
-    units = ["heads"] if num_heads is not None else ["heads", "neurons"]
+    units = "heads" if num_heads is not None else ["heads", "neurons"]
     options = {"gate_options": {"units": units}, **budget, **options}
     if isinstance(data, Sequence) and data and isinstance(data[0], str):
         from datasets import Dataset
 
         data = Dataset.from_dict({"text": list(data)})
-    is_sentences = is_sentence_model(model)
-    prepared = _sentence_trainer(model, data) if is_sentences else _text_trainer(model, data, tokenizer)
-    cls, of_arguments, of_trainer = prepared
+    if is_sentence_model(model):
+        cls, of_arguments, of_trainer = _sentence_trainer(model, data)
+    else:
+        cls, of_arguments, of_trainer = _text_trainer(model, data, tokenizer)
     with tempfile.TemporaryDirectory() as folder:
         if args is None:
             steps = max(_LEAST_STEPS, _EPOCHS * len(of_trainer["train_dataset"]) // _BATCH_SIZE)
@@ -98,10 +99,7 @@ def _text_trainer(model: Any, data: Any, tokenizer: Any) -> tuple[type[Any], typ
         if tokenizer is None:
             raise InputError(f"Texts for {type(model).__name__} need its tokenizer: give tokenizer=.")
         strings = [name for name in columns if getattr(data.features[name], "dtype", "") == "string"]
-        texts = [name for name in strings if name not in _LABELS]
-        texts = ["text"] if "text" in texts else texts[:2]
-        for name in () if is_decoder else {*strings} & {*_LABELS}:
-            data = _with_numbers(data, name, config.label2id)
+        texts = ["text"] if "text" in strings else [name for name in strings if name not in _LABELS][:2]
         length = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", _LENGTH), _LENGTH)
         data = data.map(
             lambda rows: tokenizer(*(rows[name] for name in texts), truncation=True, max_length=length),
@@ -109,12 +107,10 @@ def _text_trainer(model: Any, data: Any, tokenizer: Any) -> tuple[type[Any], typ
             remove_columns=[name for name in columns if is_decoder or name not in _LABELS],
         )
     options: dict[str, Any] = {"train_dataset": data, "processing_class": tokenizer}
-    if tokenizer is not None:
+    if is_decoder and tokenizer is not None:
         padded = copy(tokenizer)
         padded.pad_token = padded.pad_token or padded.eos_token
-        options["data_collator"] = (
-            DataCollatorForLanguageModeling(padded, mlm=False) if is_decoder else DataCollatorWithPadding(padded)
-        )
+        options["data_collator"] = DataCollatorForLanguageModeling(padded, mlm=False)
     if not has_labels:
         # Models compute a loss from labels alone; this one has no weight.
         zero = 0.0 if config.num_labels == 1 else 0
@@ -122,15 +118,6 @@ def _text_trainer(model: Any, data: Any, tokenizer: Any) -> tuple[type[Any], typ
         options["train_dataset"] = data.add_column("labels", [label] * len(data))
         options |= {"teacher": model, "distillation": Distillation(weight=1.0)}
     return GatedTrainer, TrainingArguments, options
-
-
-def _with_numbers(data: Any, column: str, numbers: dict[str, int]) -> Any:
-    """Return data whose classes are numbers instead of names."""
-    if unknown := {*data[column]} - numbers.keys():
-        raise InputError(
-            f"The column {column!r} has {min(unknown)!r}, which is no class of the model: {', '.join(numbers)}."
-        )
-    return data.remove_columns(column).add_column(column, [numbers[name] for name in data[column]])
 
 
 def _sentence_trainer(model: Any, data: Any) -> tuple[type[Any], type[Any], dict[str, Any]]:

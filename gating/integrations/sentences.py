@@ -8,17 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from gating.errors import InputError
-from gating.gates.pass_values import PassValues
-from gating.structure.hooks import Handle
+from gating.gates import HeadGates
 
-__all__ = [
-    "hook_passes",
-    "is_sentence_model",
-    "load_other_weights",
-    "other_weights",
-    "transformer_of",
-    "use_model",
-]
+__all__ = ["hook_passes", "holder_of", "is_sentence_model", "load_other_weights", "other_weights", "use_model"]
 
 
 def is_sentence_model(model: object) -> TypeGuard[nn.Module]:
@@ -27,16 +19,12 @@ def is_sentence_model(model: object) -> TypeGuard[nn.Module]:
     return package is not None and isinstance(model, package.BaseModel)
 
 
-def transformer_of(model: nn.Module) -> Any:
-    """Return the transformer inside of a model of sentence-transformers.
+def holder_of(model: nn.Module) -> Any:
+    """Return the module of a model of sentence-transformers that has the transformer as its ``model``.
 
     Raises:
         InputError: There is none, or there are several.
     """
-    return _holder_of(model).model
-
-
-def _holder_of(model: nn.Module) -> Any:
     from sentence_transformers.base.modules import Transformer
 
     found = [module for module in model.modules() if isinstance(module, Transformer)]
@@ -48,33 +36,29 @@ def _holder_of(model: nn.Module) -> Any:
     return found[0]
 
 
-def hook_passes(losses: Mapping[str, nn.Module], model: nn.Module, values: PassValues) -> list[Handle]:
+def hook_passes(losses: Mapping[str, nn.Module], model: nn.Module, gates: HeadGates) -> None:
     """Begin a pass of gates with each call of a loss, so that all texts of a step meet the same sample.
 
     The package calls ``forward`` of the transformer, which skips the hooks of the gates. Losses that cache gradients
     compute each embedding a second time, in the backward pass, with the same random numbers: with those, each call of
     the transformer is a pass.
-
-    Returns:
-        Handles of the hooks.
     """
     holders = list(losses.values())
     if any(getattr(module, "uses_gradient_cache", False) for loss in holders for module in loss.modules()):
-        holders = [_holder_of(model)]
-    handles: list[Handle] = []
+        holders = [holder_of(model)]
     for holder in holders:
-        handles.append(holder.register_forward_pre_hook(values.begin_pass))
-        handles.append(holder.register_forward_hook(values.end_pass, always_call=True))
-    return handles
+        gates.keep_until_removed(holder.register_forward_pre_hook(gates.pass_values.begin_pass))
+        gates.keep_until_removed(holder.register_forward_hook(gates.pass_values.end_pass, always_call=True))
 
 
 def use_model(losses: Mapping[str, nn.Module], model: nn.Module) -> None:
     """Give losses a model in place of the same model in a wrapper, such as that of DDP, with which it was trained."""
-    for loss in losses.values():
-        for module in list(loss.modules()):
-            held = module._modules.get("model")
-            if held is not model and held is not None and _unwrapped(held) is model:
-                module.model = model
+    from accelerate.utils import extract_model_from_parallel
+
+    for module in [module for loss in losses.values() for module in loss.modules()]:
+        held = module._modules.get("model")
+        if held is not None and extract_model_from_parallel(held, keep_torch_compile=False) is model:
+            module.model = model
 
 
 def other_weights(model: nn.Module, losses: Mapping[str, nn.Module]) -> dict[str, Tensor]:
@@ -88,7 +72,7 @@ def other_weights(model: nn.Module, losses: Mapping[str, nn.Module]) -> dict[str
     # A guide of a loss is a model, too, and not trained.
     models = {module for module in parts.modules() if is_sentence_model(module)} - {model}
     known = {
-        id(tensor) for one in (transformer_of(model), *models) for tensor in one.state_dict(keep_vars=True).values()
+        id(tensor) for one in (holder_of(model).model, *models) for tensor in one.state_dict(keep_vars=True).values()
     }
     state = parts.state_dict(keep_vars=True)
     return {name: tensor.detach() for name, tensor in state.items() if id(tensor) not in known}
@@ -99,10 +83,3 @@ def load_other_weights(model: nn.Module, losses: Mapping[str, nn.Module], weight
     with torch.no_grad():
         for name, tensor in other_weights(model, losses).items():
             tensor.copy_(weights[name])
-
-
-def _unwrapped(model: Any) -> nn.Module:
-    """Return the model in wrappers of DDP and of ``torch.compile``."""
-    while (inner := model._modules.get("module", model._modules.get("_orig_mod"))) is not None:
-        model = inner
-    return model

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 from transformers.utils.import_utils import is_peft_available
 
 from gating.errors import InputError
-from gating.integrations.sentences import is_sentence_model, transformer_of
+from gating.integrations.sentences import holder_of, is_sentence_model
 from gating.structure.blocks import has_no_weight
 
 __all__ = ["adapter_config", "base_model", "merged", "with_new_adapters", "without_autocast"]
@@ -21,7 +21,7 @@ def base_model(model: nn.Module) -> PreTrainedModel:
         InputError: There is none, or it has adapters that are not those of a ``PeftModel`` around it.
     """
     if is_sentence_model(model):
-        base = transformer_of(model)
+        base = holder_of(model).model
     else:
         base = model.get_base_model() if _is_wrapped(model) else model  # type: ignore[operator]
     if not isinstance(base, PreTrainedModel):
@@ -32,21 +32,19 @@ def base_model(model: nn.Module) -> PreTrainedModel:
 
 
 def adapter_config(model: nn.Module) -> Any:
-    """Return the configuration of a model's adapters, for new ones; None if it has none.
+    """Return the configuration of a model's adapter, for a new one; None if it has none.
 
     Raises:
-        InputError: The model has several adapters, or adapters that cannot be merged.
+        InputError: The model has several adapters, or one that cannot be merged.
     """
     if not _is_wrapped(model):
         return None
     configs: dict[str, Any] = model.peft_config  # type: ignore[assignment]
-    if len(configs) != 1:
-        raise InputError(f"The model has the adapters {', '.join(configs)}: train with one, which can be merged.")
-    (config,) = configs.values()
-    if not hasattr(model, "merge_and_unload") or config.is_prompt_learning:
+    config = next(iter(configs.values()))
+    if len(configs) != 1 or not hasattr(model, "merge_and_unload") or config.is_prompt_learning:
         raise InputError(
-            f"Adapters of the kind {config.peft_type} cannot be merged into the weights, which the removal of heads "
-            "needs: use LoRA."
+            f"The adapters {', '.join(configs)} cannot be merged into the weights, which the removal of heads needs: "
+            "train with one of a kind that can, such as LoRA."
         )
     return deepcopy(config)
 
