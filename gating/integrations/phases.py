@@ -54,7 +54,6 @@ class GatedPhases(_Base):  # type: ignore[misc]
     # Attributes of transformers' Trainer.
     args: Any
     model: Any
-    callback_handler: Any
     optimizer: Any
     lr_scheduler: Any
     model_init: Any
@@ -71,19 +70,19 @@ class GatedPhases(_Base):  # type: ignore[misc]
         # Otherwise the gates would be among the weights, with their rate and decay.
         gates.requires_grad_(False)
         try:
-            super().create_optimizer(*args, **kwargs)
+            optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
         finally:
             gates.requires_grad_(True)
         groups = gate_groups(gates, self.search.objective, **self._rates)
-        if len(groups) > 1 and "maximize" not in self.optimizer.defaults:
+        if len(groups) > 1 and "maximize" not in optimizer.defaults:
             raise InputError(
                 f"{type(self.search.objective).__name__} trains multipliers by gradient ascent, and "
-                f"{type(self.optimizer).__name__} has no option maximize: choose an optimizer of torch, such as "
+                f"{type(optimizer).__name__} has no option maximize: choose an optimizer of torch, such as "
                 "args.optim='adamw_torch'."
             )
         for group in groups:
-            self.optimizer.add_param_group(group)
-        return self.optimizer
+            optimizer.add_param_group(group)
+        return optimizer
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Follow the objective's schedule, and train on a batch; return its loss, a scalar."""

@@ -81,9 +81,10 @@ def taught_loss(
     # First: the teacher may be the model itself, of which gradient checkpointing repeats the last pass.
     with trainer.accelerator.autocast():
         answers = teacher(inputs)
-    # The method may take the labels out.
+    number, share = _targets(trainer, inputs, num_items_in_batch)
+    # The method may take the labels out. With the number of targets of the batch, the loss is its mean.
     called = {**inputs, **teacher.options}
-    loss, outputs = compute_loss(model, called, return_outputs=True, num_items_in_batch=num_items_in_batch)
+    loss, outputs = compute_loss(model, called, return_outputs=True, num_items_in_batch=number)
     has_logits = any(getattr(outputs[name], "requires_grad", False) for name in LOGITS if name in outputs)
     if teacher.distillation.weight and not has_logits:
         raise InputError(
@@ -91,9 +92,8 @@ def taught_loss(
             "with a teacher's: return the outputs of model(**inputs) with the loss, and leave out use_liger_kernel."
         )
     with trainer.accelerator.autocast():
-        distance = teacher.loss(loss.new_zeros(()), outputs, inputs, model=trainer.model, answers=answers)
-    share = _share(trainer, inputs, num_items_in_batch)
-    return (1 - teacher.distillation.weight) * loss + share * distance, outputs
+        mixed = teacher.loss(loss, outputs, inputs, model=trainer.model, answers=answers)
+    return mixed * share, outputs
 
 
 def is_added_up(trainer: Any, num_items_in_batch: Any) -> bool:
@@ -107,13 +107,17 @@ def is_added_up(trainer: Any, num_items_in_batch: Any) -> bool:
     return by_items or trainer.compute_loss_func is not None
 
 
-def _share(trainer: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> Tensor | float:
-    """Return the share of a batch in the targets of its step; 1 where the trainer averages the batches of a step."""
-    if not is_added_up(trainer, num_items_in_batch):
-        return 1.0
+def _targets(trainer: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> tuple[Tensor | None, Tensor | float]:
+    """Return the number of targets of a batch, where the trainer counts those of its step, and its share of them.
+
+    Where the trainer averages the batches of a step, the share is 1.
+    """
+    is_added = is_added_up(trainer, num_items_in_batch)
     labels = None if num_items_in_batch is None else trainer.teacher.labels(inputs)
     if labels is None:
-        return 1.0 / trainer.current_gradient_accumulation_steps
+        return None, 1.0 / trainer.current_gradient_accumulation_steps if is_added else 1.0
+    number = (labels != IGNORED).sum().clamp(min=1)
     # All processes together have this number of items, and their gradients are averaged.
-    num_processes = trainer.accelerator.num_processes if trainer.args.average_tokens_across_devices else 1
-    return num_processes * (labels != IGNORED).sum() / num_items_in_batch
+    if trainer.args.average_tokens_across_devices:
+        number = number * trainer.accelerator.num_processes
+    return number, number / num_items_in_batch if is_added else 1.0
