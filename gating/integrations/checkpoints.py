@@ -1,7 +1,6 @@
 """Files of a training with gates: the state of its search, the start of its recovery, and the checkpoint to resume."""
 
 import logging
-import re
 from collections.abc import Mapping
 from copy import copy
 from pathlib import Path
@@ -69,9 +68,9 @@ def find_checkpoint(resume: str | bool | None, output_dir: Path) -> tuple[Path |
 
 def _last_checkpoint(folder: Path) -> Path | None:
     """Return the last checkpoint whose state, which the trainer writes last, is there."""
-    written = {path.parent for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}")}
-    steps = {path: int(path.name.partition("-")[2]) for path in written if re.fullmatch(r"\w+-\d+", path.name)}
-    return max(steps, key=steps.__getitem__, default=None)
+    written = [path.parent for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}")]
+    steps = {path: path.name.partition("-")[2] for path in written}
+    return max((path for path in written if steps[path].isdecimal()), key=lambda path: int(steps[path]), default=None)
 
 
 def set_aside(output_dir: Path) -> None:

@@ -43,7 +43,7 @@ def prune(
 
     Args:
         model: The dense model; unchanged, but for its mode and device.
-        data: Texts, a ``datasets.Dataset`` with columns of texts and maybe ``label``, or what the trainer takes.
+        data: Texts, or a ``datasets.Dataset`` with columns of texts, and maybe ``label``: numbers of classes.
         speedup: Time of the dense model over that of the compact one, measured here; give one of the three budgets.
         keep: Share of the cost of all heads and neurons that stays.
         num_heads: Number of heads that stay.
@@ -93,25 +93,23 @@ def _text_trainer(model: Any, data: Any, tokenizer: Any) -> tuple[type[Any], typ
     config, is_decoder = model.config, model.can_generate()
     if is_decoder and config.is_encoder_decoder:  # It would learn to copy its input.
         raise InputError(f"{type(model).__name__} reads and writes texts: give pairs of them to a trainer.")
-    columns = list(getattr(data, "column_names", ()))
-    has_labels = is_decoder or not columns or any(name in columns for name in _LABELS)
-    if columns and "input_ids" not in columns:
-        if tokenizer is None:
-            raise InputError(f"Texts for {type(model).__name__} need its tokenizer: give tokenizer=.")
-        strings = [name for name in columns if getattr(data.features[name], "dtype", "") == "string"]
-        texts = ["text"] if "text" in strings else [name for name in strings if name not in _LABELS][:2]
-        length = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", _LENGTH), _LENGTH)
-        data = data.map(
-            lambda rows: tokenizer(*(rows[name] for name in texts), truncation=True, max_length=length),
-            batched=True,
-            remove_columns=[name for name in columns if is_decoder or name not in _LABELS],
-        )
+    if tokenizer is None:
+        raise InputError(f"Texts for {type(model).__name__} need its tokenizer: give tokenizer=.")
+    strings = [name for name in data.column_names if getattr(data.features[name], "dtype", "") == "string"]
+    texts = ["text"] if "text" in strings else [name for name in strings if name not in _LABELS][:2]
+    labels = [name for name in data.column_names if name in _LABELS and not is_decoder]
+    length = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", _LENGTH), _LENGTH)
+    data = data.map(
+        lambda rows: tokenizer(*(rows[name] for name in texts), truncation=True, max_length=length),
+        batched=True,
+        remove_columns=[name for name in data.column_names if name not in labels],
+    )
     options: dict[str, Any] = {"train_dataset": data, "processing_class": tokenizer}
-    if is_decoder and tokenizer is not None:
+    if is_decoder:
         padded = copy(tokenizer)
         padded.pad_token = padded.pad_token or padded.eos_token
         options["data_collator"] = DataCollatorForLanguageModeling(padded, mlm=False)
-    if not has_labels:
+    elif not labels:
         # Models compute a loss from labels alone; this one has no weight.
         zero = 0.0 if config.num_labels == 1 else 0
         label = [0.0] * config.num_labels if config.problem_type == "multi_label_classification" else zero
