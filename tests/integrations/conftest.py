@@ -22,6 +22,18 @@ CONFIG = BertConfig(
 )
 
 
+ARGUMENTS = {
+    "max_steps": 16,
+    "per_device_train_batch_size": 8,
+    "learning_rate": 1e-3,
+    "logging_steps": 2,
+    "report_to": "none",
+    "use_cpu": True,
+    "disable_tqdm": True,
+    "log_level": "error",
+}
+
+
 def examples(number: int, *, seed: int) -> list[dict[str, torch.Tensor]]:
     """Return sequences of 8 tokens whose first one is the label."""
     generator = torch.Generator().manual_seed(seed)
@@ -43,19 +55,7 @@ def make_classifier(seed: int = 0, *, config: Mapping[str, Any] | None = None) -
 
 def make_trainer(folder: Path, *, cls: type[Trainer] = GatedTrainer, model: Any = None, **options: Any) -> GatedTrainer:
     """Return a trainer of 16 steps, 12 of them the search; options of the training arguments are in ``args``."""
-    arguments = {
-        "output_dir": str(folder),
-        "max_steps": 16,
-        "per_device_train_batch_size": 8,
-        "learning_rate": 1e-3,
-        "logging_steps": 2,
-        "save_steps": 4,
-        "report_to": "none",
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "log_level": "error",
-        **options.pop("args", {}),
-    }
+    arguments = {**ARGUMENTS, "output_dir": str(folder), "save_steps": 4, **options.pop("args", {})}
     if cls is GatedTrainer or issubclass(cls, GatedTrainer):
         options.setdefault("objective", gating.ExactBudget(num_heads=5))
     if "model_init" not in options:
