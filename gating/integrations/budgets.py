@@ -12,8 +12,7 @@ from transformers import PreTrainedModel
 
 from gating.errors import InputError
 from gating.gates import HeadGates
-from gating.integrations.sentences import is_sentence_model
-from gating.integrations.wrappers import adapter_config, base_model, merged
+from gating.integrations.wrappers import adapter_config, base_model, is_sentence_model, merged
 from gating.objectives import ExactBudget, Objective
 from gating.pruning.latency.copies import MAX_SECONDS, CopyTimer, TimeBudget, describe_batch
 from gating.pruning.latency.costs import NUM_PASSES, budget_for_speedup, kept_for_speedup

@@ -8,23 +8,29 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainerState, set_seed
+from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainerCallback, TrainerState, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, SaveStrategy, TrainOutput
 
 from gating.embedding.processor import SentenceProcessor
 from gating.errors import InputError
 from gating.gates.attachment import unfreeze
-from gating.integrations.callbacks import RemovedFirst, TrainerSearchEnd
 from gating.integrations.checkpoints import load_start, read_state, recovery_args, write_state
-from gating.integrations.sentences import is_sentence_model, load_other_weights, other_weights, use_model
 from gating.integrations.teaching import is_added_up, taught_loss
-from gating.integrations.wrappers import base_model, with_new_adapters, without_autocast
+from gating.integrations.wrappers import (
+    base_model,
+    is_sentence_model,
+    load_other_weights,
+    other_weights,
+    use_model,
+    with_new_adapters,
+    without_autocast,
+)
 from gating.objectives.parameter_groups import gate_groups
 from gating.objectives.search import Search
 from gating.teachers.teacher import Teacher
 
-__all__ = ["GatedPhases", "check_trainer"]
+__all__ = ["GatedPhases", "TrainerSearchEnd", "check_trainer"]
 
 # The class may be any that is made from transformers' Trainer.
 _Base: Any = object
@@ -40,7 +46,7 @@ class GatedPhases(_Base):  # type: ignore[misc]
     teacher: Teacher | None = None
     speedup: float | None = None
     # This callback ends the search.
-    _search_end: TrainerSearchEnd
+    _search_end: "TrainerSearchEnd"
     # Rates of gates and multipliers, as in `gating.parameter_groups`.
     _rates: Mapping[str, Any]
     # Configuration of the adapters of PEFT; None without them.
@@ -199,6 +205,56 @@ class GatedPhases(_Base):  # type: ignore[misc]
             model = self.model
             use_model(self._losses, model)
         self.model = self.model_wrapped = self.callback_handler.model = model
+
+
+class TrainerSearchEnd(TrainerCallback):
+    """Callback that ends the training at the end of the search, with a last log, evaluation and checkpoint.
+
+    Attributes:
+        num_steps: Optimizer steps of the search; 0 before the training has begun.
+    """
+
+    def __init__(self, search: Search, *, recovery: float) -> None:
+        """Args: ``search`` is the search to end, ``recovery`` the share of the training's steps after it."""
+        self._search, self._recovery, self.num_steps = search, recovery, 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Set the length of the search; one that was stopped, or ran out of memory, begins anew unless resumed."""
+        if self.num_steps and not state.global_step:
+            self._search.begin()
+        self.num_steps = max(1, round((1 - self._recovery) * state.max_steps))
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Set the rates of gates and multipliers, and clear the gradients of these, which the trainer does not."""
+        for group in kwargs["optimizer"].param_groups:
+            if group.get("name") in ("gates", "multipliers"):
+                group["lr"] = group.setdefault("initial_lr", group["lr"])
+                for parameter in group["params"]:
+                    parameter.grad = None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """End the training after the last step of the search, or at a logged step if the gates have converged."""
+        if self._search.check_end(state.global_step, self.num_steps, is_due=control.should_log) is not None:
+            self.num_steps = state.global_step
+            control.should_training_stop = control.should_log = True
+            # With strategies by epoch, the end of a training is the end of an epoch, with its own.
+            control.should_evaluate = control.should_evaluate or args.eval_strategy == IntervalStrategy.STEPS
+            control.should_save = control.should_save or args.save_strategy == SaveStrategy.STEPS
+
+
+class RemovedFirst(TrainerCallback):
+    """Callback that evaluates the removed model before the recovery, and saves it as the best one so far."""
+
+    def __init__(self, trainer: Any) -> None:
+        """Args: ``trainer`` begins a recovery with ``load_best_model_at_end``."""
+        self._trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Write ``checkpoint-0``, unless the recovery is resumed."""
+        if state.best_metric is None:
+            self._trainer._determine_best_metric(self._trainer._evaluate(None, None, skip_scheduler=True), trial=None)
+            state.best_model_checkpoint = str(Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-0")
+            self._trainer._save_checkpoint(self._trainer.model, trial=None)
 
 
 def check_trainer(trainer: Trainer, *, recovery: float, has_adapters: bool) -> None:

@@ -11,8 +11,8 @@ from transformers import DataCollatorForLanguageModeling, TrainingArguments
 
 from gating.errors import InputError
 from gating.integrations.budgets import check_budget
-from gating.integrations.sentences import is_sentence_model
 from gating.integrations.trainer import GatedTrainer
+from gating.integrations.wrappers import is_sentence_model
 from gating.objectives.distillation import Distillation
 
 __all__ = ["prune"]

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from gating.errors import InputError
-from gating.integrations.sentences import is_sentence_model
-from gating.integrations.wrappers import base_model
+from gating.integrations.wrappers import base_model, is_sentence_model
 from gating.objectives.distillation import IGNORED, LOGITS, Distillation
 from gating.proof.probe import make_probe
 from gating.teachers.teacher import Teacher

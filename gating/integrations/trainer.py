@@ -17,12 +17,18 @@ from gating.errors import OperationError
 from gating.gates import HeadGates, inject_gates
 from gating.gates.attachment import freeze, unfreeze
 from gating.integrations.budgets import check_budget, kept_at_speedup, measured_budget, of_first_process
-from gating.integrations.callbacks import TrainerSearchEnd
 from gating.integrations.checkpoints import find_checkpoint, read_state, save_start, set_aside
-from gating.integrations.phases import GatedPhases, check_trainer
-from gating.integrations.sentences import hook_passes, is_sentence_model, other_weights
+from gating.integrations.phases import GatedPhases, TrainerSearchEnd, check_trainer
 from gating.integrations.teaching import teacher_for
-from gating.integrations.wrappers import adapter_config, base_model, merged, without_autocast
+from gating.integrations.wrappers import (
+    adapter_config,
+    base_model,
+    hook_passes,
+    is_sentence_model,
+    merged,
+    other_weights,
+    without_autocast,
+)
 from gating.objectives import ExactBudget, Objective
 from gating.objectives.distillation import Distillation
 from gating.objectives.search import Convergence, Search
