@@ -66,10 +66,7 @@ def test_an_embedding_model_learns_from_pairs_or_its_own_embeddings(tmp_path, ha
 
 
 @pytest.mark.runs
-@pytest.mark.filterwarnings(
-    "ignore:The timings are less exact", "ignore:The compact model is", "ignore:Gates hardly tell"
-)
-def test_without_arguments_a_model_becomes_faster(tmp_path, capsys, tokenizer):
+def test_without_arguments_a_model_becomes_faster(tmp_path, capsys, tokenizer, known_times):
     model = BertForSequenceClassification.from_pretrained(tmp_path / "base")
     compact = gating.prune(model, TEXTS, speedup=1.2, tokenizer=tokenizer)
     assert "times as fast" in capsys.readouterr().out
