@@ -85,7 +85,7 @@ def main(
         processing_class=tokenizer,
         # Gates on frozen weights learn from the model as it was; the second half of the steps trains the weights.
         objective=gating.DeterministicBudget(keep=keep, ranking=gating.Fisher(per="token")),
-        freeze_weights="search",
+        freeze_weights=True,
         distillation=gating.Distillation(temperature=1.0),
         recovery=0.5,
         gate_options={"units": ["heads", "neurons"], "group_size": 8},

@@ -1,4 +1,4 @@
-"""Budgets of a trainer as plain numbers, and the speed-up that is timed with its own batches."""
+"""Budgets of a trainer as plain numbers, and the speed-up, timed with its first batch by its first process."""
 
 import inspect
 from collections.abc import Mapping
@@ -12,13 +12,12 @@ from transformers import PreTrainedModel
 
 from gating.errors import InputError
 from gating.gates import HeadGates
-from gating.integrations.sentences import is_sentence_model
-from gating.integrations.wrappers import base_model, merged
+from gating.integrations.wrappers import adapter_config, base_model, is_sentence_model, merged
 from gating.objectives import ExactBudget, Objective
 from gating.pruning.latency import MAX_SECONDS, CopyTimer, TimeBudget, describe_batch
 from gating.pruning.latency_costs import NUM_PASSES, budget_for_speedup, kept_for_speedup
 
-__all__ = ["check_budget", "kept_at_speedup", "measured_budget"]
+__all__ = ["check_budget", "kept_at_speedup", "measured_budget", "of_first_process"]
 
 # Share of the time that is left after a search which each timed choice of gates may take.
 _SHARE_OF_CHOICE = 0.3
@@ -31,56 +30,58 @@ def check_budget(**budgets: object) -> None:
         raise InputError(f"Give one of {', '.join(f'{name}=' for name in budgets)}, got {given}.")
 
 
-def measured_budget(trainer: Any, speedup: float, *, has_adapters: bool, gate_options: Mapping[str, Any]) -> Objective:
-    """Return the objective of a speed-up for the first batch of a trainer, timed by its first process.
+def of_first_process(value: Any) -> Any:
+    """Return the value that the first process of a training has; tensors are on the CPU."""
+    from accelerate.utils import broadcast_object_list
+
+    return broadcast_object_list([value])[0]
+
+
+def measured_budget(trainer: Any, speedup: float, gate_options: Mapping[str, Any]) -> Objective:
+    """Return the objective of a speed-up.
 
     Raises:
         InputError: The speed-up is not above 1, or cannot be reached.
     """
     batch, measured = _model_batch(trainer), None
     if trainer.args.process_index == 0:
-        model = merged(deepcopy(trainer.model)) if has_adapters else base_model(trainer.model)
+        model = merged(trainer.model if adapter_config(trainer.model) is None else deepcopy(trainer.model))
         shape = describe_batch(batch)
         print(f"Compact copies are timed on this device: {shape}, for at most {MAX_SECONDS:.0f} s ...", flush=True)
         measured = budget_for_speedup(model, batch, speedup=speedup, **gate_options).measured
     objective = ExactBudget()
-    objective.take_measured(_of_first_process(measured))
+    objective.take_measured(of_first_process(measured))
     return objective
 
 
 def kept_at_speedup(trainer: Any, model: PreTrainedModel, gates: HeadGates, speedup: float) -> tuple[Tensor, float]:
     """Return the gates that stay for a speed-up, ``[num_gates]``, and the speed-up that is measured with them.
 
-    Copies of the model, which has no adapters, are timed by the first process, and the budget of
-    :func:`measured_budget` is moved until the choice has the speed-up.
+    Copies of the model, which has no adapters, are timed, and the budget of :func:`measured_budget` is moved until the
+    choice has the speed-up.
     """
     objective: Any = gates.objective
-    is_first = trainer.args.process_index == 0
-    batch, budget, found = _model_batch(trainer), TimeBudget(MAX_SECONDS), dict[float, float]()
-    with gates.detached():
-        batch = budget.fit(model, batch, passes=NUM_PASSES)
-    if is_first:
-        print(f"Compact copies are timed until one is {speedup} times as fast: {describe_batch(batch)} ...", flush=True)
-    with budget.stage() as seconds:
-        timer = CopyTimer(model, batch, seconds=seconds)
+    batch, found = _model_batch(trainer), None
+    if trainer.args.process_index == 0:
+        budget = TimeBudget(MAX_SECONDS)
+        with gates.detached():
+            batch = budget.fit(model, batch, passes=NUM_PASSES)
+            shape = describe_batch(batch)
+            print(f"Compact copies are timed until one is {speedup} times as fast: {shape} ...", flush=True)
+            with budget.stage() as seconds:
+                timer = CopyTimer(model, batch, seconds=seconds)
 
-        def measure(kept: Tensor) -> tuple[float, float, bool]:
-            measured = None
-            if is_first:
-                with gates.detached():
+                def measure(kept: Tensor) -> tuple[float, float, bool]:
                     timed = timer.time_kept(gates, kept, share=_SHARE_OF_CHOICE)
-                measured = timed.speedup, timed.error, timer.affordable <= 1
-            reached, error, is_over = _of_first_process(measured)
-            found[abs(reached / speedup - 1)] = reached
-            return reached, error, is_over
+                    return timed.speedup, timed.error, timer.affordable <= 1
 
-        kept = kept_for_speedup(
-            partial(objective.kept_at, gates), measure, speedup=speedup, keep=objective.measured["keep"]
-        )
-    speedup = found[min(found)]
-    if is_first:
-        print(f"The choice is {speedup:.2f} times as fast ({timer.words}).", flush=True)
-    return kept, speedup
+                choose, keep = partial(objective.kept_at, gates), objective.measured["keep"]
+                kept = kept_for_speedup(choose, measure, speedup=speedup, keep=keep)
+        reached = min((one.speedup for one in timer.timed), key=lambda one: abs(one / speedup - 1))
+        print(f"The choice is {reached:.2f} times as fast ({timer.words}).", flush=True)
+        found = kept.cpu(), reached
+    shared: tuple[Tensor, float] = of_first_process(found)
+    return shared
 
 
 def _model_batch(trainer: Any) -> dict[str, Tensor]:
@@ -99,9 +100,3 @@ def _model_batch(trainer: Any) -> dict[str, Tensor]:
     return {
         name: value.to(model.device) for name, value in batch.items() if name in accepted and isinstance(value, Tensor)
     }
-
-
-def _of_first_process(value: Any) -> Any:
-    from accelerate.utils import broadcast_object_list
-
-    return broadcast_object_list([value])[0]

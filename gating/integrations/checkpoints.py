@@ -1,7 +1,6 @@
 """Files of a training with gates: the state of its search, the start of its recovery, and the checkpoint to resume."""
 
 import logging
-import re
 from collections.abc import Mapping
 from copy import copy
 from pathlib import Path
@@ -22,47 +21,25 @@ from gating.loader.checksums import RECORD_KEY
 from gating.pruning.repeat import remove_recorded
 from gating.storage.files import move_aside, replacing_file
 
-__all__ = [
-    "choice_file",
-    "find_checkpoint",
-    "load_start",
-    "read_state",
-    "recovery_args",
-    "save_start",
-    "set_aside",
-    "write_state",
-]
+__all__ = ["find_checkpoint", "load_start", "read_state", "recovery_args", "save_start", "set_aside", "write_state"]
 
-# Folder of the recovery in that of the search, and in it the compact model that it begins with and what that lacks.
-_RECOVERY, _START, _START_STATE = "recovery", "start", "start.pt"
-_CHOICE = "choice.pt"
-# State of the gates, and of losses, in a checkpoint.
+# Folder of the recovery in that of the search, and in it the compact model that it begins with.
+_RECOVERY, _START = "recovery", "start"
+# State of the gates, and of losses, in a checkpoint; in the folder of the recovery, what the compact model lacks.
 _STATE = "gates.pt"
 _log = logging.getLogger(__name__)
 
 
-def write_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Save plain values and tensors in a file, or in the folder of a checkpoint."""
-    with replacing_file(path / _STATE if path.is_dir() else path) as new:
+def write_state(folder: Path, state: Mapping[str, Any]) -> None:
+    """Save plain values and tensors in the folder of a checkpoint, or of the recovery."""
+    with replacing_file(folder / _STATE) as new:
         torch.save(dict(state), new)
 
 
-def read_state(path: Path) -> dict[str, Any]:
-    """Load values and tensors of a file or checkpoint.
-
-    Raises:
-        FileNotFoundError: The checkpoint was not saved by a trainer with gates.
-    """
-    file = path / _STATE if path.is_dir() else path
-    if not file.is_file():
-        raise MissingFileError(f"{path} has no {_STATE}: it is not a checkpoint of a trainer with gates.")
-    state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+def read_state(folder: Path) -> dict[str, Any]:
+    """Load values and tensors of a folder; ``FileNotFoundError`` for one of a trainer without gates."""
+    state: dict[str, Any] = torch.load(folder / _STATE, map_location="cpu", weights_only=True)
     return state
-
-
-def choice_file(output_dir: Path) -> Path:
-    """Return the file of the choice that was timed after a search; it lies with the recovery that has it."""
-    return output_dir / _RECOVERY / _CHOICE
 
 
 def find_checkpoint(resume: str | bool | None, output_dir: Path) -> tuple[Path | None, Path | None]:
@@ -91,19 +68,19 @@ def find_checkpoint(resume: str | bool | None, output_dir: Path) -> tuple[Path |
 
 def _last_checkpoint(folder: Path) -> Path | None:
     """Return the last checkpoint whose state, which the trainer writes last, is there."""
-    written = {path.parent for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}")}
-    steps = {path: int(path.name.partition("-")[2]) for path in written if re.fullmatch(r"\w+-\d+", path.name)}
-    return max(steps, key=steps.__getitem__, default=None)
+    written = [path.parent for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}")]
+    steps = {path: path.name.partition("-")[2] for path in written}
+    return max((path for path in written if steps[path].isdecimal()), key=lambda path: int(steps[path]), default=None)
 
 
 def set_aside(output_dir: Path) -> None:
     """Move checkpoints and recovery of an earlier training into ``earlier``, so that nothing resumes from them."""
-    found = [path.parent for path in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{_STATE}")]
-    if found or (output_dir / _RECOVERY).is_dir():
+    checkpoints = [path.parent for path in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{_STATE}")]
+    if found := [*checkpoints, *output_dir.glob(_RECOVERY)]:
         place = output_dir / "earlier"
         move_aside(place)
         place.mkdir()
-        for path in [*found, *output_dir.glob(_RECOVERY)]:
+        for path in found:
             path.rename(place / path.name)
         _log.warning(f"Checkpoints of an earlier training were moved to {place}.")
 
@@ -124,13 +101,10 @@ def recovery_args(args: TrainingArguments, *, steps: int, total: int) -> Trainin
     return args
 
 
-def save_start(folder: Path, compact: PreTrainedModel, state: Mapping[str, Any], **options: Any) -> None:
-    """Save the model that a recovery begins with, without adapters, as a compact folder, and the state beside it.
-
-    The options are those of :func:`gating.save_compact`.
-    """
-    write_state(folder / _START_STATE, state)
-    save_compact(compact, folder / _START, stock=False, overwrite=True, **options)
+def save_start(output_dir: Path, compact: PreTrainedModel, state: Mapping[str, Any], *, tokenizer: Any) -> None:
+    """Save the model that a recovery begins with, without adapters, as a compact folder, and the state beside it."""
+    write_state(output_dir / _RECOVERY, state)
+    save_compact(compact, output_dir / _RECOVERY / _START, tokenizer=tokenizer, stock=False, overwrite=True)
 
 
 def load_start(folder: Path, model: nn.Module, gates: HeadGates) -> tuple[PreTrainedModel, dict[str, Any]]:
@@ -138,7 +112,7 @@ def load_start(folder: Path, model: nn.Module, gates: HeadGates) -> tuple[PreTra
 
     Returns the compact model without adapters, and the state; raises ``InputError`` for the recovery of another model.
     """
-    state, saved = read_state(folder / _START_STATE), load_compact(folder / _START)
+    state, saved = read_state(folder), load_compact(folder / _START)
     gates.remove()
     compact = merged(model)
     remove_recorded(compact, getattr(saved.config, RECORD_KEY))

@@ -1,5 +1,6 @@
 """The phases of a trainer with gates: the steps of its search, its checkpoints, and the change to the recovery."""
 
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,57 +8,58 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer, TrainerState, set_seed
+from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainerCallback, TrainerState, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, SaveStrategy, TrainOutput
 
 from gating.embedding.processor import SentenceProcessor
 from gating.errors import InputError
 from gating.gates.attachment import unfreeze
-from gating.integrations.callbacks import RemovedFirst, TrainerSearchEnd
-from gating.integrations.checkpoints import load_start, read_state, recovery_args, save_start, write_state
-from gating.integrations.sentences import hook_passes, is_sentence_model, load_other_weights, other_weights, use_model
+from gating.integrations.checkpoints import load_start, read_state, recovery_args, write_state
 from gating.integrations.teaching import is_added_up, taught_loss
-from gating.integrations.wrappers import base_model, with_new_adapters, without_autocast
+from gating.integrations.wrappers import (
+    base_model,
+    is_sentence_model,
+    load_other_weights,
+    other_weights,
+    use_model,
+    with_new_adapters,
+    without_autocast,
+)
 from gating.objectives.parameter_groups import gate_groups
 from gating.objectives.search import Search
-from gating.structure.hooks import Handle
-from gating.teachers.teacher import OpenTeacher, Teacher
+from gating.teachers.teacher import Teacher
 
-__all__ = ["GatedPhases"]
+__all__ = ["GatedPhases", "TrainerSearchEnd", "check_trainer"]
 
 # The class may be any that is made from transformers' Trainer.
 _Base: Any = object
+# Names in the log of the numbers of one layer, of which a model has dozens.
+_OF_LAYER = re.compile(r"gates/\w+_\d+/")
 
 
 class GatedPhases(_Base):  # type: ignore[misc]
-    """Methods of a trainer that train gates beside the weights as long as it has a search, and begin the recovery.
+    """Methods of a trainer that train gates beside the weights as long as it has a search, and begin the recovery."""
 
-    Attributes:
-        search: The search; None after the removal.
-        teacher: Dense model to learn from; None to learn from the labels alone.
-        speedup: Time of the dense model over that of the compact one, measured with ``speedup=``; None without.
-    """
-
+    # None after the removal.
     search: Search | None = None
     teacher: Teacher | None = None
     speedup: float | None = None
     # This callback ends the search.
-    _search_end: TrainerSearchEnd
+    _search_end: "TrainerSearchEnd"
     # Rates of gates and multipliers, as in `gating.parameter_groups`.
     _rates: Mapping[str, Any]
     # Configuration of the adapters of PEFT; None without them.
     _adapters: Any = None
     # Steps of the recovery, once it has begun.
     _recovery_steps = 0
+    # Callbacks that wait for the recovery.
+    _early_stopping: Sequence[EarlyStoppingCallback] = ()
     # Names of the weights that are frozen in the search.
     _frozen: frozenset[str] = frozenset()
-    # Hooks of losses or modules of sentence-transformers that begin a pass of the gates.
-    _pass_handles: Sequence[Handle] = ()
     # Attributes of transformers' Trainer.
     args: Any
     model: Any
-    callback_handler: Any
     optimizer: Any
     lr_scheduler: Any
     model_init: Any
@@ -68,27 +70,25 @@ class GatedPhases(_Base):  # type: ignore[misc]
         A callback could not add them in ``on_train_begin``: the scheduler exists by then, with one rate for each group
         that the optimizer had, and fails at its first step.
         """
-        if self.search is None:
+        if self.search is None or self.optimizer is not None:
             return super().create_optimizer(*args, **kwargs)
         gates = self.search.gates
         # Otherwise the gates would be among the weights, with their rate and decay.
         gates.requires_grad_(False)
         try:
-            super().create_optimizer(*args, **kwargs)
+            optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
         finally:
             gates.requires_grad_(True)
-        if any(group.get("name") == "gates" for group in self.optimizer.param_groups):
-            return self.optimizer  # It was made before.
         groups = gate_groups(gates, self.search.objective, **self._rates)
-        if len(groups) > 1 and "maximize" not in self.optimizer.defaults:
+        if len(groups) > 1 and "maximize" not in optimizer.defaults:
             raise InputError(
                 f"{type(self.search.objective).__name__} trains multipliers by gradient ascent, and "
-                f"{type(self.optimizer).__name__} has no option maximize: choose an optimizer of torch, such as "
+                f"{type(optimizer).__name__} has no option maximize: choose an optimizer of torch, such as "
                 "args.optim='adamw_torch'."
             )
         for group in groups:
-            self.optimizer.add_param_group(group)
-        return self.optimizer
+            optimizer.add_param_group(group)
+        return optimizer
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Follow the objective's schedule, and train on a batch; return its loss, a scalar."""
@@ -109,10 +109,9 @@ class GatedPhases(_Base):  # type: ignore[misc]
             return super().compute_loss(model, inputs, return_outputs=return_outputs, **options)
         if self.teacher is not None:
             loss, outputs = taught_loss(self, super().compute_loss, model, inputs, **options)
-        elif return_outputs:
-            loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **options)
         else:
-            loss, outputs = super().compute_loss(model, inputs, **options), None
+            found = super().compute_loss(model, inputs, return_outputs=return_outputs, **options)
+            loss, outputs = found if return_outputs else (found, None)
         if self.search is not None:
             num_parts = self.current_gradient_accumulation_steps if is_added_up(self, num_items_in_batch) else 1
             loss = self.search.add_penalty(loss, num_parts=num_parts)
@@ -121,7 +120,8 @@ class GatedPhases(_Base):  # type: ignore[misc]
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log numbers of the training; in the search, also the state of the gates."""
         if self.search is not None and "loss" in logs:
-            logs = {**logs, **self.search.metrics()}
+            found = self.search.metrics()
+            logs = {**logs, **{name: value for name, value in found.items() if not _OF_LAYER.match(name)}}
         super().log(logs, *args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -161,29 +161,21 @@ class GatedPhases(_Base):  # type: ignore[misc]
         if self.search is None:
             super()._load_best_model()
 
-    def _begin_recovery(self, compact: PreTrainedModel, *, search_steps: int, total: int, is_new: bool) -> None:
-        """Make this an ordinary trainer of a compact model, in a folder of its own and for the steps that are left.
-
-        A new recovery is saved, for a process that resumes it.
-        """
+    def _begin_recovery(self, compact: PreTrainedModel, state: Mapping[str, Any]) -> None:
+        """Make this an ordinary trainer of a compact model, in a folder of its own and for the steps that are left."""
         self.search = self.optimizer = self.lr_scheduler = None
-        self._recovery_steps = total - search_steps
-        if self.teacher is not None and isinstance(self.teacher.model, OpenTeacher):
+        self.speedup, self._recovery_steps = state["speedup"], state["total"] - state["search_steps"]
+        if self.teacher is not None and self.teacher.is_student:
             self.teacher = None  # The compact model is another one.
-        self._hook_passes(compact)
         self.remove_callback(self._search_end)
+        for callback in self._early_stopping:
+            self.add_callback(callback)
         self._use_model(compact)
         if not self._recovery_steps:
             return
-        self.args = recovery_args(self.args, steps=self._recovery_steps, total=total)
+        self.args = recovery_args(self.args, steps=self._recovery_steps, total=state["total"])
         if self.args.load_best_model_at_end:
             self.add_callback(RemovedFirst(self))
-        if is_new and self.args.save_strategy != "no":
-            if self.args.should_save:
-                others = other_weights(self.model, self._losses)
-                state = {"search_steps": search_steps, "total": total, "speedup": self.speedup, "others": others}
-                save_start(Path(self.args.output_dir), compact, state, tokenizer=self._saved_beside)
-            self.accelerator.wait_for_everyone()
         if self._adapters is not None:
             set_seed(self.args.seed)
             self._use_model(with_new_adapters(compact, self._adapters))
@@ -194,16 +186,7 @@ class GatedPhases(_Base):  # type: ignore[misc]
         unfreeze(self.model, self._frozen)
         compact, state = load_start(folder, without_autocast(self.model), self.search.gates)
         load_other_weights(self.model, self._losses, state["others"])
-        self.speedup = state["speedup"]
-        self._begin_recovery(compact, search_steps=state["search_steps"], total=state["total"], is_new=False)
-
-    def _hook_passes(self, model: nn.Module) -> None:
-        """Hook the passes of the search's gates in a model of sentence-transformers; after the search, none."""
-        for handle in self._pass_handles:
-            handle.remove()
-        self._pass_handles = ()
-        if self.search is not None and is_sentence_model(model):
-            self._pass_handles = hook_passes(self._losses, model, self.search.gates.pass_values)
+        self._begin_recovery(compact, state)
 
     @property
     def _losses(self) -> dict[str, nn.Module]:
@@ -222,3 +205,75 @@ class GatedPhases(_Base):  # type: ignore[misc]
             model = self.model
             use_model(self._losses, model)
         self.model = self.model_wrapped = self.callback_handler.model = model
+
+
+class TrainerSearchEnd(TrainerCallback):
+    """Callback that ends the training at the end of the search, with a last log, evaluation and checkpoint.
+
+    Attributes:
+        num_steps: Optimizer steps of the search; 0 before the training has begun.
+    """
+
+    def __init__(self, search: Search, *, recovery: float) -> None:
+        """Args: ``search`` is the search to end, ``recovery`` the share of the training's steps after it."""
+        self._search, self._recovery, self.num_steps = search, recovery, 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Set the length of the search; one that was stopped, or ran out of memory, begins anew unless resumed."""
+        if self.num_steps and not state.global_step:
+            self._search.begin()
+        self.num_steps = max(1, round((1 - self._recovery) * state.max_steps))
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Set the rates of gates and multipliers, and clear the gradients of these, which the trainer does not."""
+        for group in kwargs["optimizer"].param_groups:
+            if group.get("name") in ("gates", "multipliers"):
+                group["lr"] = group.setdefault("initial_lr", group["lr"])
+                for parameter in group["params"]:
+                    parameter.grad = None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """End the training after the last step of the search, or at a logged step if the gates have converged."""
+        if self._search.check_end(state.global_step, self.num_steps, is_due=control.should_log) is not None:
+            self.num_steps = state.global_step
+            control.should_training_stop = control.should_log = True
+            # With strategies by epoch, the end of a training is the end of an epoch, with its own.
+            control.should_evaluate = control.should_evaluate or args.eval_strategy == IntervalStrategy.STEPS
+            control.should_save = control.should_save or args.save_strategy == SaveStrategy.STEPS
+
+
+class RemovedFirst(TrainerCallback):
+    """Callback that evaluates the removed model before the recovery, and saves it as the best one so far."""
+
+    def __init__(self, trainer: Any) -> None:
+        """Args: ``trainer`` begins a recovery with ``load_best_model_at_end``."""
+        self._trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Write ``checkpoint-0``, unless the recovery is resumed."""
+        if state.best_metric is None:
+            self._trainer._determine_best_metric(self._trainer._evaluate(None, None, skip_scheduler=True), trial=None)
+            state.best_model_checkpoint = str(Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-0")
+            self._trainer._save_checkpoint(self._trainer.model, trial=None)
+
+
+def check_trainer(trainer: Trainer, *, recovery: float, has_adapters: bool) -> None:
+    """Raise ``InputError`` for a trainer whose search and recovery would train another model than it is asked for."""
+    # TRL makes no reference of its own for a model with adapters. This one would have gates, and lose its heads.
+    has_reference = getattr(trainer, "ref_model", trainer) is not None or getattr(trainer, "beta", None) == 0
+    problems: dict[str, Any] = {
+        f"recovery={recovery} is not a share of the steps: give a number from 0 to below 1.": not 0 <= recovery < 1,
+        "optimizers= has no learning rate for gates, and parameters that will be gone: give args.optim, or "
+        "optimizer_cls_and_kwargs=(cls, options).": trainer.optimizer or trainer.lr_scheduler,
+        "Heads are removed from whole weights, and FSDP and DeepSpeed shard them: start the script with torchrun or "
+        "accelerate launch for data-parallel training (DDP), or train by train.py with trainer=fsdp.": (
+            trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+        ),
+        f"{trainer.args.n_gpu} GPUs in one process would get copies of the model without its gates (nn.DataParallel): "
+        "start the script with torchrun, or choose one GPU with CUDA_VISIBLE_DEVICES.": trainer.args.n_gpu > 1,
+        f"{type(trainer).__name__} would take the trained model without its adapters as the reference, which loses its "
+        "heads: give ref_model=..., a copy of the model before the training.": has_adapters and not has_reference,
+    }
+    for problem, is_present in problems.items():
+        if is_present:
+            raise InputError(problem)

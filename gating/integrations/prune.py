@@ -7,12 +7,12 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from transformers import DataCollatorForLanguageModeling, DataCollatorWithPadding, TrainingArguments
+from transformers import DataCollatorForLanguageModeling, TrainingArguments
 
 from gating.errors import InputError
 from gating.integrations.budgets import check_budget
-from gating.integrations.sentences import is_sentence_model
 from gating.integrations.trainer import GatedTrainer
+from gating.integrations.wrappers import is_sentence_model
 from gating.objectives.distillation import Distillation
 
 __all__ = ["prune"]
@@ -43,7 +43,7 @@ def prune(
 
     Args:
         model: The dense model; unchanged, but for its mode and device.
-        data: Texts, a ``datasets.Dataset`` with columns of texts and maybe ``label``, or what the trainer takes.
+        data: Texts, or a ``datasets.Dataset`` with columns of texts, and maybe ``label``: numbers of classes.
         speedup: Time of the dense model over that of the compact one, measured here; give one of the three budgets.
         keep: Share of the cost of all heads and neurons that stays.
         num_heads: Number of heads that stay.
@@ -57,15 +57,16 @@ def prune(
     """
     budget = {"speedup": speedup, "keep": keep, "num_heads": num_heads}
     check_budget(**budget)
-    units = ["heads"] if num_heads is not None else ["heads", "neurons"]
+    units = "heads" if num_heads is not None else ["heads", "neurons"]
     options = {"gate_options": {"units": units}, **budget, **options}
     if isinstance(data, Sequence) and data and isinstance(data[0], str):
         from datasets import Dataset
 
         data = Dataset.from_dict({"text": list(data)})
-    is_sentences = is_sentence_model(model)
-    prepared = _sentence_trainer(model, data) if is_sentences else _text_trainer(model, data, tokenizer)
-    cls, of_arguments, of_trainer = prepared
+    if is_sentence_model(model):
+        cls, of_arguments, of_trainer = _sentence_trainer(model, data)
+    else:
+        cls, of_arguments, of_trainer = _text_trainer(model, data, tokenizer)
     with tempfile.TemporaryDirectory() as folder:
         if args is None:
             steps = max(_LEAST_STEPS, _EPOCHS * len(of_trainer["train_dataset"]) // _BATCH_SIZE)
@@ -92,45 +93,29 @@ def _text_trainer(model: Any, data: Any, tokenizer: Any) -> tuple[type[Any], typ
     config, is_decoder = model.config, model.can_generate()
     if is_decoder and config.is_encoder_decoder:  # It would learn to copy its input.
         raise InputError(f"{type(model).__name__} reads and writes texts: give pairs of them to a trainer.")
-    columns = list(getattr(data, "column_names", ()))
-    has_labels = is_decoder or not columns or any(name in columns for name in _LABELS)
-    if columns and "input_ids" not in columns:
-        if tokenizer is None:
-            raise InputError(f"Texts for {type(model).__name__} need its tokenizer: give tokenizer=.")
-        strings = [name for name in columns if getattr(data.features[name], "dtype", "") == "string"]
-        texts = [name for name in strings if name not in _LABELS]
-        texts = ["text"] if "text" in texts else texts[:2]
-        for name in () if is_decoder else {*strings} & {*_LABELS}:
-            data = _with_numbers(data, name, config.label2id)
-        length = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", _LENGTH), _LENGTH)
-        data = data.map(
-            lambda rows: tokenizer(*(rows[name] for name in texts), truncation=True, max_length=length),
-            batched=True,
-            remove_columns=[name for name in columns if is_decoder or name not in _LABELS],
-        )
+    if tokenizer is None:
+        raise InputError(f"Texts for {type(model).__name__} need its tokenizer: give tokenizer=.")
+    strings = [name for name in data.column_names if getattr(data.features[name], "dtype", "") == "string"]
+    texts = ["text"] if "text" in strings else [name for name in strings if name not in _LABELS][:2]
+    labels = [name for name in data.column_names if name in _LABELS and not is_decoder]
+    length = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", _LENGTH), _LENGTH)
+    data = data.map(
+        lambda rows: tokenizer(*(rows[name] for name in texts), truncation=True, max_length=length),
+        batched=True,
+        remove_columns=[name for name in data.column_names if name not in labels],
+    )
     options: dict[str, Any] = {"train_dataset": data, "processing_class": tokenizer}
-    if tokenizer is not None:
+    if is_decoder:
         padded = copy(tokenizer)
         padded.pad_token = padded.pad_token or padded.eos_token
-        options["data_collator"] = (
-            DataCollatorForLanguageModeling(padded, mlm=False) if is_decoder else DataCollatorWithPadding(padded)
-        )
-    if not has_labels:
+        options["data_collator"] = DataCollatorForLanguageModeling(padded, mlm=False)
+    elif not labels:
         # Models compute a loss from labels alone; this one has no weight.
         zero = 0.0 if config.num_labels == 1 else 0
         label = [0.0] * config.num_labels if config.problem_type == "multi_label_classification" else zero
         options["train_dataset"] = data.add_column("labels", [label] * len(data))
         options |= {"teacher": model, "distillation": Distillation(weight=1.0)}
     return GatedTrainer, TrainingArguments, options
-
-
-def _with_numbers(data: Any, column: str, numbers: dict[str, int]) -> Any:
-    """Return data whose classes are numbers instead of names."""
-    if unknown := {*data[column]} - numbers.keys():
-        raise InputError(
-            f"The column {column!r} has {min(unknown)!r}, which is no class of the model: {', '.join(numbers)}."
-        )
-    return data.remove_columns(column).add_column(column, [numbers[name] for name in data[column]])
 
 
 def _sentence_trainer(model: Any, data: Any) -> tuple[type[Any], type[Any], dict[str, Any]]:

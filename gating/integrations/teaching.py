@@ -9,9 +9,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from gating.errors import InputError
-from gating.integrations.checks import refuse
-from gating.integrations.sentences import is_sentence_model
-from gating.integrations.wrappers import base_model
+from gating.integrations.wrappers import base_model, is_sentence_model
 from gating.objectives.distillation import IGNORED, LOGITS, Distillation
 from gating.proof.probe import make_probe
 from gating.teachers.teacher import Teacher
@@ -38,31 +36,33 @@ def teacher_for(
         InputError: There is no teacher, the trainer has a loss of another kind than that of labels, or the teacher does
             not fit the model.
     """
-    if teacher is None and distillation is None:
+    if teacher is None and (distillation is None or is_frozen):
         return None
-    name, lesson = type(trainer).__name__, distillation or Distillation()
-    is_supervised = _is_supervised(trainer)
-    is_of_trl = any(cls.__module__.startswith("trl.") for cls in type(trainer).__mro__)
-    refuse(
-        {
-            "distillation= needs a teacher: give teacher=, a dense model that was fine-tuned on this data, or its "
-            "folder. With freeze_weights=, the model itself is the teacher.": teacher is None and not is_frozen,
-            f"{name} trains embeddings or scores: leave out distillation= and teacher=, and give loss= of "
-            "sentence-transformers, such as MSELoss or MarginMSELoss.": is_sentence_model(trainer.model),
-            f"{name} compares texts or rewards, or has a teacher of its own: leave out distillation= and teacher=. A "
-            "reference model, ref_model=, keeps the model near to the dense one.": is_of_trl and not is_supervised,
-            f"args.loss_type={getattr(trainer.args, 'loss_type', 'nll')!r} leaves no logits to compare with a "
-            "teacher's: give 'nll'.": is_supervised and trainer.args.loss_type != "nll",
-            "args.use_liger_kernel=True leaves no logits to compare with a teacher's: leave it out.": (
-                lesson.weight and trainer.args.use_liger_kernel
-            ),
-        }
-    )
     if teacher is None:
-        return None
+        raise InputError(
+            "distillation= needs a teacher: give teacher=, a dense model that was fine-tuned on this data, or its "
+            "folder. With freeze_weights=True, the model itself is the teacher."
+        )
+    _check_loss(trainer)
     made, student = Teacher(teacher, distillation=distillation), base_model(trainer.model)
     made.check(student, make_probe(student), tokenizer=trainer.processing_class)
     return made
+
+
+def _check_loss(trainer: Any) -> None:
+    """Raise ``InputError`` for a trainer with another loss than that of labels, which would not be learned then."""
+    of_trl = {
+        cls.__name__
+        for cls in type(trainer).__mro__
+        if cls.__module__.startswith("trl.") and "compute_loss" in vars(cls)
+    }
+    is_other = of_trl - {_OF_LABELS} or (of_trl and trainer.args.loss_type != "nll")
+    if is_sentence_model(trainer.model) or is_other:
+        raise InputError(
+            f"{type(trainer).__name__} has another loss than that of labels, or a teacher of its own: leave out "
+            "teacher= and distillation=. Give loss= of sentence-transformers, such as MSELoss, ref_model= of TRL, or "
+            "loss_type='nll' of its SFTTrainer."
+        )
 
 
 def taught_loss(
@@ -73,24 +73,25 @@ def taught_loss(
     ``compute_loss`` is the method of the class that the gates were added to, and ``num_items_in_batch`` the number of
     targets of the step, or None. Raises ``InputError`` if the loss is returned without the outputs.
     """
-    if getattr(compute_loss, "__qualname__", "") == f"{_OF_LABELS}.compute_loss" and _is_supervised(trainer):
+    if getattr(compute_loss, "__qualname__", "") == f"{_OF_LABELS}.compute_loss":
         # It computes the loss without logits. It is that of the model.
         compute_loss = partial(Trainer.compute_loss, trainer)
+    teacher = trainer.teacher
     # First: the teacher may be the model itself, of which gradient checkpointing repeats the last pass.
     with trainer.accelerator.autocast():
-        answers = trainer.teacher(inputs)
+        answers = teacher(inputs)
     number, share = _targets(trainer, inputs, num_items_in_batch)
     # The method may take the labels out. With the number of targets of the batch, the loss is its mean.
-    called = {**inputs, **trainer.teacher.options}
+    called = {**inputs, **teacher.options}
     loss, outputs = compute_loss(model, called, return_outputs=True, num_items_in_batch=number)
     has_logits = any(getattr(outputs[name], "requires_grad", False) for name in LOGITS if name in outputs)
-    if trainer.teacher.distillation.weight and not has_logits:
+    if teacher.distillation.weight and not has_logits:
         raise InputError(
             f"compute_loss of {type(trainer).__name__} returns no logits with a gradient, which distillation= compares "
-            "with a teacher's: return the outputs of model(**inputs) with the loss."
+            "with a teacher's: return the outputs of model(**inputs) with the loss, and leave out use_liger_kernel."
         )
     with trainer.accelerator.autocast():
-        mixed = trainer.teacher.loss(loss, outputs, inputs, model=trainer.model, answers=answers)
+        mixed = teacher.loss(loss, outputs, inputs, model=trainer.model, answers=answers)
     return mixed * share, outputs
 
 
@@ -119,9 +120,3 @@ def _targets(trainer: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> t
     if trainer.args.average_tokens_across_devices:
         number = number * trainer.accelerator.num_processes
     return number, number / num_items_in_batch if is_added else 1.0
-
-
-def _is_supervised(trainer: Any) -> bool:
-    """Return whether the loss of a trainer of TRL is that of labels; some made from the one with it have another."""
-    of_trl = [cls for cls in type(trainer).__mro__ if cls.__module__.startswith("trl.")]
-    return {cls.__name__ for cls in of_trl if "compute_loss" in vars(cls)} == {_OF_LABELS}

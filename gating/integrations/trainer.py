@@ -4,11 +4,10 @@ import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer, set_seed
+from transformers import EarlyStoppingCallback, Trainer, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import TrainOutput
@@ -17,24 +16,19 @@ from gating.compact.save import save_compact
 from gating.errors import OperationError
 from gating.gates import HeadGates, inject_gates
 from gating.gates.attachment import freeze, unfreeze
-from gating.integrations.budgets import check_budget, kept_at_speedup, measured_budget
-from gating.integrations.callbacks import (
-    TrainerSearchEnd,
-    ended_by_score,
-    shorten_printed_logs,
-    without_early_stopping,
-)
-from gating.integrations.checkpoints import (
-    choice_file,
-    find_checkpoint,
-    read_state,
-    set_aside,
-    write_state,
-)
-from gating.integrations.checks import check_choice, check_trainer
-from gating.integrations.phases import GatedPhases
+from gating.integrations.budgets import check_budget, kept_at_speedup, measured_budget, of_first_process
+from gating.integrations.checkpoints import find_checkpoint, read_state, save_start, set_aside
+from gating.integrations.phases import GatedPhases, TrainerSearchEnd, check_trainer
 from gating.integrations.teaching import teacher_for
-from gating.integrations.wrappers import adapter_config, base_model, merged, without_autocast
+from gating.integrations.wrappers import (
+    adapter_config,
+    base_model,
+    hook_passes,
+    is_sentence_model,
+    merged,
+    other_weights,
+    without_autocast,
+)
 from gating.objectives import ExactBudget, Objective
 from gating.objectives.distillation import Distillation
 from gating.objectives.search import Convergence, Search
@@ -76,7 +70,7 @@ class GatedTrainerMixin(GatedPhases):
         multiplier_lr: float = 0.1,
         gate_options: Mapping[str, Any] | None = None,
         convergence: Convergence | None = None,
-        freeze_weights: bool | Literal["search"] = False,
+        freeze_weights: bool = False,
         distillation: Distillation | None = None,
         teacher: nn.Module | str | os.PathLike[str] | None = None,
         **kwargs: Any,
@@ -96,8 +90,8 @@ class GatedTrainerMixin(GatedPhases):
             multiplier_lr: Constant learning rate of the objective's multipliers, if it has any.
             gate_options: Arguments of :func:`gating.inject_gates`, such as ``{"units": ["heads", "neurons"]}``.
             convergence: Criterion that ends the search early; None for a search of all its steps.
-            freeze_weights: Whether the gates alone are trained, or gates and adapters: True for the whole training,
-                which has no recovery without adapters; ``search`` for a recovery that trains the weights.
+            freeze_weights: Whether the search trains the gates alone, or gates and adapters. The recovery trains the
+                weights, or the adapters if the model has any.
             distillation: Loss with which the model also learns from a teacher, in search and recovery. With
                 ``freeze_weights`` and without ``teacher``, the gates learn from the model with all of them open, in the
                 search.
@@ -111,22 +105,25 @@ class GatedTrainerMixin(GatedPhases):
                 cannot learn from the teacher, or not be as fast.
         """
         check_budget(objective=objective, speedup=speedup, keep=keep, num_heads=num_heads)
-        self._recovery, self._convergence, self._freeze = recovery, convergence, freeze_weights
         self._rates = {"gate_lr": gate_lr, "multiplier_lr": multiplier_lr}
-        self._gate_options = dict(gate_options or {})
-        if speedup is not None:
-            self._gate_options.setdefault("units", ["heads", "neurons"])
-        self._wanted_speedup, self.speedup = speedup, None
+        self._wanted_speedup, options = speedup, dict(gate_options or {})
         super().__init__(*args, **kwargs)
         self.model_init = None  # Only the model that it has made has gates.
-        has_adapters = adapter_config(self.model) is not None
-        check_trainer(self, freeze_weights=freeze_weights, recovery=recovery, has_adapters=has_adapters)
-        self.teacher = teacher_for(self, teacher, distillation, is_frozen=bool(freeze_weights))
-        self._own_lesson = distillation if self.teacher is None else None
-        shorten_printed_logs(self.callback_handler.callbacks)
+        self._adapters = adapter_config(self.model)
+        check_trainer(self, recovery=recovery, has_adapters=self._adapters is not None)
+        self.teacher = teacher_for(self, teacher, distillation, is_frozen=freeze_weights)
         if speedup is not None:
-            objective = measured_budget(self, speedup, has_adapters=has_adapters, gate_options=self._gate_options)
-        self._begin_search(ExactBudget(keep=keep, num_heads=num_heads) if objective is None else objective)
+            options.setdefault("units", ["heads", "neurons"])
+            objective = measured_budget(self, speedup, options)
+        elif objective is None:
+            objective = ExactBudget(keep=keep, num_heads=num_heads)
+        self.search = self._search_with(objective, convergence, is_frozen=freeze_weights, gate_options=options)
+        if is_sentence_model(self.model):
+            hook_passes(self._losses, self.model, self.gates)
+        if distillation is not None and self.teacher is None:
+            self.teacher = Teacher(OpenTeacher(base_model(self.model), self.gates), distillation=distillation)
+        self._search_end = TrainerSearchEnd(self.search, recovery=recovery)
+        self.add_callback(self._search_end)
 
     @property
     def gates(self) -> HeadGates:
@@ -174,8 +171,10 @@ class GatedTrainerMixin(GatedPhases):
             if self.args.should_save:
                 set_aside(place)
             self.accelerator.wait_for_everyone()
-        with without_early_stopping(self):
-            return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
+        # In a search, the score falls as heads close.
+        while callback := self.pop_callback(EarlyStoppingCallback):
+            self._early_stopping = [*self._early_stopping, callback]
+        return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
 
     def finalize(self, *, kept: Tensor | None = None, probe: Mapping[str, Tensor] | None = None) -> FinalizeReport:
         """Remove the gates and all units that the objective does not keep, and check that no output changes.
@@ -190,8 +189,8 @@ class GatedTrainerMixin(GatedPhases):
             The kept units, and the largest difference between masked and compact outputs.
 
         Raises:
-            OperationError: The search is not complete, or the units were removed already; processes choose different
-                gates; masked and compact outputs differ.
+            OperationError: The search is not complete, or the units were removed already; masked and compact outputs
+                differ.
         """
         gates, search = self.gates, self.search
         assert search is not None
@@ -201,40 +200,26 @@ class GatedTrainerMixin(GatedPhases):
                 f"No heads are removed before the search is complete: {done}. Call train(), or "
                 "train(resume_from_checkpoint=True) after an interruption."
             )
-        is_choosing, kept = kept is None, search.kept() if kept is None else kept
+        chosen = search.kept() if kept is None else kept
         model = merged(without_autocast(self.model))
-        if is_choosing and self._wanted_speedup is not None:
-            kept, self.speedup = self._choose_by_time(model, self._wanted_speedup)
-        check_choice(self.accelerator, gates, kept)
-        gates.attach_again()
+        if kept is None and self._wanted_speedup is not None:
+            chosen, self.speedup = kept_at_speedup(self, model, gates, self._wanted_speedup)
         # Weights have their names in the dense model until layers leave it.
         unfreeze(self.model, self._frozen)
-        try:
-            report = finalize(model, gates, kept=kept, probe=probe)
-        except BaseException:
-            if self._frozen:
-                freeze(self.model)
-            raise
+        report = finalize(model, gates, kept=of_first_process(None if chosen is None else chosen.cpu()), probe=probe)
         if self.speedup is not None:
             self.log({"speedup": self.speedup})
         if report.unproven and self.args.should_save:
             warnings.warn(f"{unproven_note(report.unproven)}.", stacklevel=2)
-        self._begin_recovery(model, search_steps=self._search_end.num_steps, total=self.state.max_steps, is_new=True)
+        steps, total = self._search_end.num_steps, self.state.max_steps
+        state: dict[str, Any] = {"search_steps": steps, "total": total, "speedup": self.speedup}
+        if steps < total and self.args.save_strategy != "no":
+            if self.args.should_save:
+                state["others"] = other_weights(self.model, self._losses)
+                save_start(Path(self.args.output_dir), model, state, tokenizer=self._saved_beside)
+            self.accelerator.wait_for_everyone()
+        self._begin_recovery(model, state)
         return report
-
-    def _choose_by_time(self, model: PreTrainedModel, speedup: float) -> tuple[Tensor, float]:
-        """Return the gates that stay for a speed-up, and the measured one; a choice of these gates is timed once."""
-        place, locations = choice_file(Path(self.args.output_dir)), self.gates.log_alpha.detach().cpu()
-        if place.is_file():
-            state = read_state(place)
-            # Another search may have gone on from an earlier checkpoint, or have another aim.
-            if state["wanted"] == speedup and torch.equal(state["locations"], locations):
-                return state["kept"].to(self.gates.log_alpha.device), state["speedup"]
-        kept, reached = kept_at_speedup(self, model, self.gates, speedup)
-        if self.args.should_save and self.args.save_strategy != "no":
-            write_state(place, {"wanted": speedup, "locations": locations, "kept": kept, "speedup": reached})
-        self.accelerator.wait_for_everyone()
-        return kept, reached
 
     def train_and_compact(
         self,
@@ -266,7 +251,12 @@ class GatedTrainerMixin(GatedPhases):
             if self._recovery_steps:
                 self.train()
         step, last = self.state.global_step, self.state.max_steps
-        if self._recovery_steps and step < last and not ended_by_score(self):
+        is_early = any(
+            one.early_stopping_patience_counter >= one.early_stopping_patience
+            for one in self.callback_handler.callbacks
+            if isinstance(one, EarlyStoppingCallback)
+        )
+        if self._recovery_steps and step < last and not is_early:
             raise OperationError(
                 f"The recovery was stopped after {step} of {last} steps, by a callback or because the data ended, so "
                 "nothing is saved. Make the trainer again and call "
@@ -301,25 +291,21 @@ class GatedTrainerMixin(GatedPhases):
         self._use_model(merged(without_autocast(self.model)))
         return self.model.eval()
 
-    def _begin_search(self, objective: Objective) -> None:
-        model, base = self.model, base_model(self.model)
-        self._adapters = adapter_config(model)
+    def _search_with(
+        self, objective: Objective, convergence: Convergence | None, *, is_frozen: bool, gate_options: Mapping[str, Any]
+    ) -> Search:
+        """Put gates on the model, and return the search; after an error the model is as before."""
         # Before the gates, which scale the features of frozen weights; below adapters they are frozen already.
-        self._frozen = freeze(model) if self._freeze and self._adapters is None else frozenset()
+        self._frozen = freeze(self.model) if is_frozen and self._adapters is None else frozenset()
         gates = None
         try:
-            gates = inject_gates(base, **self._gate_options)
-            self.search = Search(gates, objective, convergence=self._convergence)
+            gates = inject_gates(base_model(self.model), **gate_options)
+            return Search(gates, objective, convergence=convergence)
         except BaseException:
             if gates is not None:
                 gates.remove()
-            unfreeze(model, self._frozen)
+            unfreeze(self.model, self._frozen)
             raise
-        self._hook_passes(model)
-        if self._own_lesson is not None:
-            self.teacher = Teacher(OpenTeacher(base, gates), distillation=self._own_lesson)
-        self._search_end = TrainerSearchEnd(self.search, recovery=self._recovery)
-        self.add_callback(self._search_end)
 
     def _recover(self, checkpoint: Path | None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train the compact model as any other trainer does."""

@@ -11,6 +11,7 @@ from transformers import BertConfig, BertForSequenceClassification, Trainer, Tra
 
 import gating
 from gating.integrations import GatedTrainer
+from tests.support.timers import KnownTimes
 
 CONFIG = BertConfig(
     vocab_size=45,
@@ -20,6 +21,18 @@ CONFIG = BertConfig(
     intermediate_size=64,
     max_position_embeddings=16,
 )
+
+
+ARGUMENTS = {
+    "max_steps": 16,
+    "per_device_train_batch_size": 8,
+    "learning_rate": 1e-3,
+    "logging_steps": 2,
+    "report_to": "none",
+    "use_cpu": True,
+    "disable_tqdm": True,
+    "log_level": "error",
+}
 
 
 def examples(number: int, *, seed: int) -> list[dict[str, torch.Tensor]]:
@@ -43,19 +56,7 @@ def make_classifier(seed: int = 0, *, config: Mapping[str, Any] | None = None) -
 
 def make_trainer(folder: Path, *, cls: type[Trainer] = GatedTrainer, model: Any = None, **options: Any) -> GatedTrainer:
     """Return a trainer of 16 steps, 12 of them the search; options of the training arguments are in ``args``."""
-    arguments = {
-        "output_dir": str(folder),
-        "max_steps": 16,
-        "per_device_train_batch_size": 8,
-        "learning_rate": 1e-3,
-        "logging_steps": 2,
-        "save_steps": 4,
-        "report_to": "none",
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "log_level": "error",
-        **options.pop("args", {}),
-    }
+    arguments = {**ARGUMENTS, "output_dir": str(folder), "save_steps": 4, **options.pop("args", {})}
     if cls is GatedTrainer or issubclass(cls, GatedTrainer):
         options.setdefault("objective", gating.ExactBudget(num_heads=5))
     if "model_init" not in options:
@@ -76,3 +77,11 @@ def assert_same():
             assert torch.equal(tensor, other[name]), name
 
     return check
+
+
+@pytest.fixture
+def known_times(monkeypatch):
+    """Let a copy take a time that the number of its gates gives: of tiny models on a busy machine it would be noise."""
+    for module in ("gating.pruning.latency.costs", "gating.integrations.budgets"):
+        known = KnownTimes(lambda kept: 1 / (0.3 + 0.7 * float(kept.float().mean())))
+        monkeypatch.setattr(f"{module}.CopyTimer", lambda *_, known=known, **__: known)

@@ -19,6 +19,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel, P
 
 import gating
 from gating.integrations import GatedCrossEncoderTrainer, GatedSentenceTransformerTrainer
+from tests.integrations.conftest import ARGUMENTS
 
 _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 _WORDS = [f"w{number}" for number in range(40)]
@@ -67,19 +68,8 @@ def make_cross_encoder(folder: Path) -> CrossEncoder:
 
 def make_trainer(folder: Path, model: Any, *, loss: Any = MultipleNegativesRankingLoss, **options: Any) -> Any:
     """Return a trainer of 16 steps, 12 of them the search; options of the training arguments are in ``args``."""
-    arguments = {
-        "output_dir": str(folder / "checkpoints"),
-        "max_steps": 16,
-        "per_device_train_batch_size": 8,
-        "learning_rate": 1e-3,
-        "logging_steps": 2,
-        "save_steps": 2,
-        "report_to": "none",
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "log_level": "error",
-        **options.pop("args", {}),
-    }
+    places = {"output_dir": str(folder / "checkpoints"), "save_steps": 2}
+    arguments = {**ARGUMENTS, **places, **options.pop("args", {})}
     is_cross = isinstance(model, CrossEncoder)
     cls = GatedCrossEncoderTrainer if is_cross else GatedSentenceTransformerTrainer
     of_arguments = CrossEncoderTrainingArguments if is_cross else SentenceTransformerTrainingArguments

@@ -32,7 +32,7 @@ def test_gates_alone_are_trained(tmp_path, objective):
 
 @pytest.mark.runs
 def test_a_recovery_trains_the_weights(tmp_path):
-    trainer = make_trainer(tmp_path, freeze_weights="search")
+    trainer = make_trainer(tmp_path, freeze_weights=True)
     trainer.train()
     trainer.finalize()
     before = weights_of(trainer)
@@ -47,7 +47,7 @@ def test_the_model_is_the_teacher_of_its_gates(tmp_path, stop, args, assert_same
     def make(folder, **options):
         lesson = gating.Distillation(weight=0.5, hidden_weight=1.0)
         options = {"objective": deterministic(), "distillation": lesson, "args": args, **options}
-        return make_trainer(tmp_path / folder, freeze_weights="search", **options)
+        return make_trainer(tmp_path / folder, freeze_weights=True, **options)
 
     whole = make("whole")
     assert isinstance(whole.teacher.model, gating.OpenTeacher)
@@ -88,9 +88,7 @@ def make_half_frozen(folder, **options):
     model = LlamaForSequenceClassification(deepcopy(LLAMA))
     model.model.layers[:2].requires_grad_(False)
     gates = {"units": ["heads", "neurons"], "group_size": 16}
-    return make_trainer(
-        folder, model=model, freeze_weights="search", gate_options=gates, args={"save_steps": 1}, **options
-    )
+    return make_trainer(folder, model=model, freeze_weights=True, gate_options=gates, args={"save_steps": 1}, **options)
 
 
 def is_trained(model):
@@ -108,11 +106,8 @@ def test_weights_that_a_user_froze_stay_so_where_layers_leave(tmp_path):
     objective = {"objective": gating.DeterministicBudget(num_heads=7)}
     trainer = make_half_frozen(tmp_path, callbacks=[StopInRecovery(2)], **objective)
     trainer.train()
-    kept = without_first_layer(trainer.gates)
-    with pytest.raises(ValueError, match="probe"):
-        trainer.finalize(kept=kept, probe={})
     assert is_trained(trainer.model) == 4 * [{False}]
-    assert trainer.finalize(kept=kept).kept_layers == {"layers": (1, 2, 3)}
+    assert trainer.finalize(kept=without_first_layer(trainer.gates)).kept_layers == {"layers": (1, 2, 3)}
     assert is_trained(trainer.model) == [{False}, {True}, {True}]
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
@@ -121,12 +116,10 @@ def test_weights_that_a_user_froze_stay_so_where_layers_leave(tmp_path):
     assert is_trained(resumed.model) == [{False}, {True}, {True}]
 
 
-def test_a_recovery_with_nothing_to_train_is_refused(tmp_path):
+def test_a_model_whose_budget_is_refused_has_its_weights_to_train(tmp_path):
     model = make_classifier()
-    with pytest.raises(InputError, match="give recovery=0"):
-        make_trainer(tmp_path, model=model, freeze_weights=True)
     with pytest.raises(InputError, match="num_heads"):
-        make_trainer(tmp_path, model=model, freeze_weights="search", objective=gating.ExactBudget(num_heads=13))
+        make_trainer(tmp_path, model=model, freeze_weights=True, objective=gating.ExactBudget(num_heads=13))
     assert all(one.requires_grad for one in model.parameters())
 
 

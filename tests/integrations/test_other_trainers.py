@@ -166,20 +166,6 @@ def test_preference_optimization_of_trl(tmp_path, llama, words):
     assert count_units(trainer.ref_model, "heads") == 8
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
-def test_adapters_without_a_reference_model_are_refused_in_preference_optimization(tmp_path, llama, words):
-    with pytest.raises(InputError, match=r"GatedDPOTrainer would take the trained model .* give ref_model=\.\.\."):
-        GatedDPOTrainer(
-            model=llama,
-            args=DPOConfig(output_dir=str(tmp_path / "dpo"), max_length=16, **SHARED),
-            train_dataset=Dataset.from_dict({name: ROWS[name] for name in ("prompt", "chosen", "rejected")}),
-            processing_class=words,
-            objective=gating.ExactBudget(num_heads=4),
-            peft_config=LoraConfig(r=2, target_modules=["q_proj"]),
-        )
-    assert not hasattr(llama, "head_gates")
-
-
 class InOrder(GatedTrainer):
     """A trainer with batches in the order of the data, and the noise of the Lightning module."""
 

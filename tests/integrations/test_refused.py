@@ -8,7 +8,7 @@ from transformers import Trainer
 
 import gating
 from gating.errors import InputError, MissingFileError, OperationError
-from gating.integrations.checks import check_trainer
+from gating.integrations.phases import check_trainer
 from tests.integrations.conftest import make_classifier, make_trainer
 
 
@@ -59,7 +59,7 @@ def test_checkpoints_of_other_trainers_are_refused(tmp_path):
     with pytest.raises(MissingFileError, match="no checkpoint in"):
         make_trainer(tmp_path / "none").train(resume_from_checkpoint=True)
     make_trainer(tmp_path, cls=Trainer, args={"max_steps": 4}).train()
-    with pytest.raises(MissingFileError, match=r"no gates\.pt"):
+    with pytest.raises(FileNotFoundError, match=r"gates\.pt"):
         make_trainer(tmp_path).train(resume_from_checkpoint=True)
 
 
@@ -69,13 +69,14 @@ def test_checkpoints_of_other_trainers_are_refused(tmp_path):
         ({"is_fsdp_enabled": True}, "FSDP and DeepSpeed"),
         ({"is_deepspeed_enabled": True}, "FSDP and DeepSpeed"),
         ({"args": SimpleNamespace(n_gpu=2)}, "torchrun"),
+        ({"ref_model": None, "beta": 0.1}, r"give ref_model=\.\.\."),
     ],
 )
-def test_models_that_are_not_whole_in_each_process_are_refused(setting, problem):
+def test_models_that_are_not_whole_and_adapters_without_a_reference_are_refused(setting, problem):
     usual = {"is_fsdp_enabled": False, "is_deepspeed_enabled": False, "lr_scheduler": None, "optimizer": None}
     trainer = SimpleNamespace(**{**usual, "args": SimpleNamespace(n_gpu=1), **setting})
     with pytest.raises(InputError, match=problem):
-        check_trainer(trainer, recovery=0.25, freeze_weights=False, has_adapters=False)
+        check_trainer(trainer, recovery=0.25, has_adapters=True)
 
 
 def test_one_budget_is_needed(tmp_path):

@@ -119,29 +119,20 @@ def test_losses_that_cache_gradients_give_the_gates_the_same(tmp_path):
     assert torch.allclose(cached.gates.log_alpha.grad, gradient, rtol=1e-3, atol=1e-7)
 
 
-def test_losses_that_cache_gradients_compute_again_with_the_same_sample(tmp_path):
+@pytest.mark.parametrize("is_cached", [True, False])
+def test_a_sample_is_that_of_a_step_or_of_a_pass_and_its_repetition(tmp_path, is_cached):
     drawn = []
+    plain, cached = losses.MultipleNegativesRankingLoss, losses.CachedMultipleNegativesRankingLoss
     step(
         tmp_path,
-        lambda model: losses.CachedMultipleNegativesRankingLoss(model, mini_batch_size=4),
+        (lambda model: cached(model, mini_batch_size=4)) if is_cached else plain,
         sample=lambda values: [values, drawn.append(values.detach())][0],
     )
     # Two columns of 8 texts in parts of 4, without gradients and with them.
-    assert len(drawn) == 8
-    assert all(torch.equal(one, other) for one, other in zip(drawn[:4], drawn[4:], strict=True))
-    assert not torch.equal(drawn[0], drawn[1])
-
-
-def test_other_losses_meet_one_sample_in_all_texts_of_a_step(tmp_path):
-    drawn = []
-    data = pairs(**SCORES)
-    step(
-        tmp_path,
-        losses.CosineSimilarityLoss,
-        train_dataset=data,
-        sample=lambda values: [values, drawn.append(values)][0],
-    )
-    assert len(drawn) == 1
+    assert len(drawn) == (8 if is_cached else 1)
+    if is_cached:
+        assert all(torch.equal(one, other) for one, other in zip(drawn[:4], drawn[4:], strict=True))
+        assert not torch.equal(drawn[0], drawn[1])
 
 
 def test_a_pass_in_a_backward_pass_that_skips_the_hooks_is_refused(tmp_path):
