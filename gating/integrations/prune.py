@@ -43,7 +43,8 @@ def prune(
 
     Args:
         model: The dense model; unchanged, but for its mode and device.
-        data: Texts, or a ``datasets.Dataset`` with columns of texts, and maybe ``label``: numbers of classes.
+        data: Texts, or a ``datasets.Dataset`` with columns of texts, and maybe ``label``: numbers of classes, or their
+            names in the model's configuration.
         speedup: Time of the dense model over that of the compact one, measured here; give one of the three budgets.
         keep: Share of the cost of all heads and neurons that stays.
         num_heads: Number of heads that stay.
@@ -104,6 +105,8 @@ def _text_trainer(model: Any, data: Any, tokenizer: Any) -> tuple[type[Any], typ
         batched=True,
         remove_columns=[name for name in data.column_names if name not in labels],
     )
+    for name in set(strings) & set(labels):
+        data = data.add_column("labels", [config.label2id[one] for one in data[name]]).remove_columns(name)
     options: dict[str, Any] = {"train_dataset": data, "processing_class": tokenizer}
     if is_decoder:
         padded = copy(tokenizer)

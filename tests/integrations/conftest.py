@@ -82,6 +82,6 @@ def assert_same():
 @pytest.fixture
 def known_times(monkeypatch):
     """Let a copy take a time that the number of its gates gives: of tiny models on a busy machine it would be noise."""
-    for module in ("gating.pruning.latency.costs", "gating.integrations.budgets"):
+    for module in ("gating.pruning.latency_costs", "gating.integrations.budgets"):
         known = KnownTimes(lambda kept: 1 / (0.3 + 0.7 * float(kept.float().mean())))
         monkeypatch.setattr(f"{module}.CopyTimer", lambda *_, known=known, **__: known)

@@ -28,12 +28,11 @@ def tokenizer(tmp_path):
     return AutoTokenizer.from_pretrained(save_transformer(tmp_path / "base", cls=BertForSequenceClassification))
 
 
-@pytest.mark.parametrize("has_labels", [True, False])
-def test_a_classifier_learns_from_labels_or_from_itself(tmp_path, tokenizer, has_labels):
+@pytest.mark.parametrize("labels", [[0, 1], ["LABEL_0", "LABEL_1"], None])
+def test_a_classifier_learns_from_labels_or_from_itself(tmp_path, tokenizer, labels):
     model = BertForSequenceClassification.from_pretrained(tmp_path / "base")
     before = copy.deepcopy(model.state_dict())
-    labeled = Dataset.from_dict({"sentence": TEXTS, "label": [number % 2 for number in range(32)]})
-    data = labeled if has_labels else TEXTS
+    data = TEXTS if labels is None else Dataset.from_dict({"sentence": TEXTS, "label": labels * 16})
     compact = gating.prune(model, data, num_heads=5, tokenizer=tokenizer, args=arguments(tmp_path / "out"))
     assert isinstance(compact, BertForSequenceClassification)
     assert count_units(compact, "heads") == 5
