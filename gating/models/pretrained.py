@@ -14,8 +14,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from gating.compact.files import check_manifest, has_manifest
-from gating.errors import InputError, loading
-from gating.models.configs import check_names
+from gating.errors import InputError, loading, nearest_name, shorten
 from gating.models.hub import locate
 from gating.sharding.plan import on_own_device, sharding_of
 
@@ -182,3 +181,17 @@ def _change_generation_config(model: PreTrainedModel, changes: Mapping[str, Any]
         is_missing = name.endswith("_token_id") and getattr(generation, name, value) is None
         if is_missing or name in _START_TOKENS:
             setattr(generation, name, value)
+
+
+def check_names(config: PreTrainedConfig, changes: Mapping[str, Any]) -> None:
+    """Check that a configuration has all values that are changed.
+
+    Raises:
+        ValueError: It lacks one; the message suggests a similar name.
+    """
+    for name in changes:
+        if not hasattr(config, name):
+            hint = nearest_name(name, config.to_dict(), prefix="model.config.")
+            raise InputError(
+                f"model.config.{name} is not a value of a {config.model_type} configuration. {shorten(hint)}"
+            )

@@ -10,9 +10,8 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from gating.errors import InputError, explain, is_input_error, shorten
 from gating.loader.sharded import is_indivisible
-from gating.models.configs import check_names
 from gating.models.hub import PACKAGE, is_gguf, locate
-from gating.models.pretrained import Pretrained
+from gating.models.pretrained import Pretrained, check_names
 from gating.sharding.plan import shard_model
 
 __all__ = [

@@ -12,9 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gating.data.columns import find_column, take_columns
 from gating.data.examples import Batch, Examples
-from gating.data.tokens import check_texts, tokenize, truncation_length
+from gating.data.tokens import check_texts, special_token_ids, tokenize, truncation_length
 from gating.errors import InputError
-from gating.models.configs import special_token_ids
 from gating.tasks.base import Prepared, TextTask
 from gating.tasks.metrics.tokens import TOKEN_SCORES, build_token_metrics, update_token_metrics
 

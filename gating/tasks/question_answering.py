@@ -19,8 +19,7 @@ from transformers import (
 
 from gating.data.columns import find_column, take_columns
 from gating.data.examples import Batch, Examples
-from gating.data.tokens import check_no_nulls, check_texts, tokenize, truncation_length
-from gating.models.configs import special_token_ids
+from gating.data.tokens import check_no_nulls, check_texts, special_token_ids, tokenize, truncation_length
 from gating.models.sources import ModelSource
 from gating.report.score import Score
 from gating.tasks.base import Prepared, TextTask

@@ -12,9 +12,8 @@ from transformers import AutoModelForSeq2SeqLM, DataCollatorForSeq2Seq, PreTrain
 
 from gating.data.columns import take_columns
 from gating.data.examples import Batch, Examples
-from gating.data.tokens import check_texts, tokenize, truncation_length
+from gating.data.tokens import check_texts, special_token_ids, tokenize, truncation_length
 from gating.errors import InputError
-from gating.models.configs import special_token_ids
 from gating.models.sources import ModelSource
 from gating.tasks.base import Metrics, Prepared, Sample, TextTask
 from gating.tasks.metrics.texts import TEXT_METRICS, build_text_metrics

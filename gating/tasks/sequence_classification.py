@@ -16,8 +16,7 @@ from transformers import (
 from gating.data.columns import find_column, find_text_columns, take_columns
 from gating.data.examples import Batch, Examples
 from gating.data.labels import LABEL_COLUMNS, encode_labels
-from gating.data.tokens import check_texts, tokenize_labeled, truncation_length
-from gating.models.configs import special_token_ids
+from gating.data.tokens import check_texts, special_token_ids, tokenize_labeled, truncation_length
 from gating.tasks.base import Baseline, MetricTask, Prepared, TextTask
 from gating.tasks.metrics.classes import CLASS_METRICS, build_class_metrics, class_config, log_frequencies
 

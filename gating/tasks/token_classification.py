@@ -17,9 +17,8 @@ from transformers import (
 from gating.data.columns import find_column, take_columns
 from gating.data.examples import Batch, Examples
 from gating.data.labels import check_classes, classes_of_model, number_classes, sort_labels
-from gating.data.tokens import check_no_nulls, load_tokenizer, tokenize, truncation_length
+from gating.data.tokens import check_no_nulls, load_tokenizer, special_token_ids, tokenize, truncation_length
 from gating.errors import InputError, shorten
-from gating.models.configs import special_token_ids
 from gating.models.sources import ModelSource
 from gating.tasks.base import Baseline, MetricTask, Prepared
 from gating.tasks.metrics.classes import class_config, log_frequencies

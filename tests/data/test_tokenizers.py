@@ -6,7 +6,7 @@ from datasets import Dataset, DatasetDict
 from transformers import AutoTokenizer
 
 from gating.data.tokenizers import load_or_train_tokenizer, train_tokenizer
-from gating.models.configs import special_token_ids
+from gating.data.tokens import special_token_ids
 from gating.models.sources import NewModel, Pretrained, make_meta_model
 
 TEXT = "To be, or not to be:\n\n  that is the question. " * 20
