@@ -4,12 +4,11 @@ Budgets are met exactly: ``ExactBudget``, and ``DeterministicBudget`` for frozen
 ``papers`` and ``rankings`` are to compare with.
 """
 
-from .base import NoObjective, Objective
+from .base import KeepsBudget, NoObjective, Objective
 from .budget import HeadBudget, resolve_budget
 from .budgets.exact import ExactBudget
 from .budgets.frozen import DeterministicBudget
 from .expected_count import ExpectedCount
-from .keeps_budget import KeepsBudget
 from .papers.fixed_price import FixedPrice
 from .papers.lagrangian import Lagrangian
 from .papers.subset import TopK

@@ -1,7 +1,9 @@
-"""The base class of objectives, which decide the gates that close, and the state that is in their checkpoints."""
+"""The base classes of objectives, which decide the gates that close: any, and those with a budget; and their state."""
 
+import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,9 +12,20 @@ from torch import Tensor, nn
 from gating.errors import InputError, OperationError
 from gating.gates import HeadGates
 from gating.gates.hard_concrete import FullPrecision
+from gating.objectives.budget import HeadBudget
 from gating.objectives.costs import Costs
+from gating.objectives.parts import Part, amount_of, chosen
+from gating.objectives.schedule import BudgetSchedule, DescentStart
 
-__all__ = ["HostNumbers", "NoObjective", "Objective", "OfOneSearch", "check_objective"]
+__all__ = [
+    "HostNumbers",
+    "KeepsBudget",
+    "NoObjective",
+    "Objective",
+    "OfOneSearch",
+    "check_objective",
+    "takes_budget",
+]
 
 
 class OfOneSearch(FullPrecision):
@@ -145,3 +158,124 @@ def check_objective(objective: Any) -> None:
             f"objective={objective!r} is no objective: give one, such as gating.ExactBudget(num_heads=18); a class of "
             "your own is a subclass of gating.Objective."
         )
+
+
+class KeepsBudget(Objective):
+    """An objective that keeps the gates with the largest scores, ``log_alpha`` by default, that meet a budget.
+
+    The budget is resolved to parts of the gates once, in :meth:`attach`; schedule, choice and report read these.
+
+    Attributes:
+        measured: ``keep`` and ``cost`` if they are from timings; a resumed search takes those of its checkpoint.
+    """
+
+    measured: dict[str, Any] | None = None
+
+    def __init__(
+        self,
+        *,
+        num_heads: int | Mapping[str, int] | None = None,
+        num_neurons: int | Mapping[str, int] | None = None,
+        keep: float | Mapping[str, float] | None = None,
+        cost: Costs = "macs",
+        min_per_layer: int = 0,
+        uniform: bool = False,
+        schedule: BudgetSchedule | None = None,
+    ) -> None:
+        """Set the budget.
+
+        Args:
+            num_heads: Number of heads to keep, or a number for each kind of attention or tower of a model; those that
+                are left out keep all.
+            num_neurons: Number of neurons to keep.
+            keep: Share to keep, instead of numbers, or a share for each kind; a quarter if neither is given. With gates
+                on heads and neurons, one share of the cost of both.
+            cost: Cost for which heads and neurons compete: ``macs``, ``parameters``, ``cache``, in a run ``latency``,
+                which is timed, or a cost of each multiply-accumulate, as in
+                :func:`~gating.objectives.costs.gate_costs`. With gates on heads alone, ``cache`` and costs of one's own
+                make ``keep`` a share of cost.
+            min_per_layer: Least number of heads that every layer keeps when the heads are chosen at the end.
+            uniform: Whether all layers keep equally many, for each kind of attention and for neurons.
+            schedule: Descent of the number of open heads or neurons, or of the share of cost.
+
+        Raises:
+            InputError: An argument is out of range.
+        """
+        super().__init__()
+        if isinstance(schedule, type) or not (schedule is None or hasattr(schedule, "target")):
+            raise InputError(f"schedule={schedule!r} is no schedule: give one such as gating.BudgetSchedule(end=0.5).")
+        self._budget = HeadBudget(num_heads, num_neurons, keep, cost, min_per_layer, uniform)
+        self._schedule = BudgetSchedule() if schedule is None else schedule
+        self._parts: list[Part] = []
+        # The start of the descent, for objectives that follow the loss. A default of the class would hide the module.
+        self._start: DescentStart | None = None
+
+    @property
+    def cost(self) -> Costs:  # type: ignore[override]
+        """The cost for which heads and neurons compete."""
+        return self._budget.cost
+
+    def take_measured(self, measured: Mapping[str, Any]) -> None:
+        """Take ``keep`` and ``cost`` that were measured, in this process or before the search that is resumed."""
+        self.measured = dict(measured)
+        self._budget = replace(self._budget, **measured)
+
+    def extra_repr(self) -> str:
+        """Return the budget."""
+        return str(self._budget)
+
+    def check(self, gates: HeadGates) -> None:
+        """Raise ``InputError`` if these gates cannot keep the budget."""
+        self._budget.check(gates)
+
+    def attach(self, gates: HeadGates) -> None:
+        """Resolve the budget for these gates, in a search that begins."""
+        self.check(gates)
+        parts = self._budget.parts(gates)
+        super().attach(gates)
+        self._parts = parts
+
+    def kept(self, gates: HeadGates) -> Tensor:
+        """Return the gates with the largest scores that meet the budget.
+
+        For gates of another search it is resolved anew; rankings need the search that they are attached to.
+        """
+        parts = self._parts if self._search_number == gates.search_number else self._budget.parts(gates)
+        return chosen(parts, self._scores(gates, parts))
+
+    def kept_at(self, gates: HeadGates, keep: float) -> Tensor:
+        """Return the gates that stay with another share of the cost, or of the units of gates on one."""
+        parts = self._budget.with_keep(keep, gates).parts(gates)
+        return chosen(parts, self._scores(gates, parts))
+
+    def shows_cost(self, gates: HeadGates) -> bool:
+        """Return whether the budget is a share of cost, and open gates are shown as one."""
+        return self._budget.shows_cost(gates)
+
+    def _scores(self, gates: HeadGates, parts: Sequence[Part]) -> Tensor:
+        """Return the score of one unit of size of each gate, ``[num_gates]``."""
+        return gates.log_alpha.detach()
+
+    def _limits(self, progress: float, *, total: float = 1.0, start: float | None = None) -> list[float]:
+        """Return the number of units, or share of cost, of each part at this share of the search.
+
+        The descent begins with a share ``total`` of all, at the share ``start`` of the search.
+        """
+        return [
+            self._schedule.target(progress, total=max(total * part.total, part.limit), budget=part.limit, start=start)
+            for part in self._parts
+        ]
+
+    def _amount(self, numbers: Sequence[float]) -> float:
+        return amount_of(self._parts, numbers)
+
+
+def takes_budget(init: Callable[..., None]) -> Callable[..., None]:
+    """Show the arguments of :class:`KeepsBudget` in place of ``**budget`` in the signature of a constructor."""
+    shared = inspect.signature(KeepsBudget.__init__)
+    own = [one for one in inspect.signature(init).parameters.values() if one.kind is not one.VAR_KEYWORD]
+    others = [one for name, one in shared.parameters.items() if name not in {one.name for one in own}]
+    signature = shared.replace(parameters=sorted([*own, *others], key=lambda one: one.kind))
+    types: dict[str, Any] = {one.name: one.annotation for one in signature.parameters.values() if one.name != "self"}
+    init.__signature__, init.__annotations__ = signature, {**types, "return": None}  # type: ignore[attr-defined]
+    return init

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from gating.errors import InputError
 from gating.gates import HeadGates
-from gating.objectives.base import Objective, check_objective
+from gating.objectives.base import KeepsBudget, Objective, check_objective
 from gating.objectives.gate_metrics import gate_metrics, quantity_of, share_undecided
-from gating.objectives.keeps_budget import KeepsBudget
 from gating.objectives.parts import COST
 
 __all__ = ["Convergence", "Search"]

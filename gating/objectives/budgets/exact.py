@@ -3,8 +3,8 @@
 from torch import Tensor, nn
 
 from gating.gates import HeadGates
+from gating.objectives.base import KeepsBudget
 from gating.objectives.expected_count import EqualLayers, ExpectedCount
-from gating.objectives.keeps_budget import KeepsBudget
 from gating.objectives.parts import Part
 from gating.objectives.schedule import DescentStart
 

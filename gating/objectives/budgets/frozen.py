@@ -7,9 +7,8 @@ from torch import Tensor, nn
 
 from gating.gates import HeadGates, hard_concrete
 from gating.gates.hard_concrete import GateSampler
-from gating.objectives.base import HostNumbers
+from gating.objectives.base import HostNumbers, takes_budget
 from gating.objectives.budgets.exact import ExactBudget
-from gating.objectives.keeps_budget import takes_budget
 from gating.objectives.parts import sizes_of
 from gating.objectives.rankings.ranking import Ranking
 from gating.objectives.rankings.sensitivity import Fisher

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from gating.gates import HeadGates
+from gating.objectives.base import KeepsBudget, takes_budget
 from gating.objectives.expected_count import EqualLayers
-from gating.objectives.keeps_budget import KeepsBudget, takes_budget
 
 __all__ = ["Lagrangian"]
 

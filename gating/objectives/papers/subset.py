@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from gating.errors import InputError
 from gating.gates import HeadGates
 from gating.gates.hard_concrete import GateSampler
-from gating.objectives.base import HostNumbers
+from gating.objectives.base import HostNumbers, KeepsBudget, takes_budget
 from gating.objectives.expected_count import EqualLayers, solve_offset
-from gating.objectives.keeps_budget import KeepsBudget, takes_budget
 from gating.objectives.parts import Part, chosen
 
 __all__ = ["GumbelTopK", "StraightThroughTopK", "TopK", "gumbel_noise", "soft_knapsack", "soft_top_k"]

@@ -9,8 +9,7 @@ from torch import Tensor, distributed
 from gating.errors import InputError
 from gating.gates import HeadGates
 from gating.gates.hard_concrete import GateSampler
-from gating.objectives.base import HostNumbers, OfOneSearch
-from gating.objectives.keeps_budget import KeepsBudget, takes_budget
+from gating.objectives.base import HostNumbers, KeepsBudget, OfOneSearch, takes_budget
 from gating.objectives.parts import COST, Part, chosen, sizes_of
 
 __all__ = ["IterativePruning", "Magnitude", "MaskSampler", "RandomOrder", "Ranking", "per_size"]
