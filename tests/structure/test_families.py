@@ -189,6 +189,19 @@ def test_removing_twice_keeps_the_original_numbers() -> None:
         assert once.config.to_dict()["head_gating"]["units"].keys() == blocks.keys()
 
 
+def test_the_vocabulary_of_a_compact_model_may_grow(tmp_path: Path) -> None:
+    for name in ("bert", "llama", "t5"):
+        model = FAMILIES[name].build()
+        gating.prune_heads(model, {block.name: block.head_ids[::2] for block in gating.find_attention_blocks(model)})
+        probe, size = make_probe(model), model.get_input_embeddings().num_embeddings
+        expected = forward_outputs(model, probe)
+        model.resize_token_embeddings(size + 10, mean_resizing=False)
+        outputs = forward_outputs(model, probe)
+        assert max_relative_difference(expected, [one[..., :size] for one in outputs]) <= TOLERANCE
+        loaded = gating.load_compact(gating.save_compact(model, tmp_path / name))
+        assert max_relative_difference(outputs, forward_outputs(loaded, probe)) == 0.0
+
+
 @pytest.mark.parametrize("name", ["llama", "t5", "bart", "albert", "mpnet", "gpt2", "bert-decoder", "beit"])
 def test_attentions_stay_aligned_with_layers(name: str) -> None:
     model, _, probe = compact(FAMILIES[name], 0, implementation="eager")
