@@ -10,7 +10,6 @@ import transformers
 import gating
 from gating.compact.load import load_compact
 from gating.compact.save import save_compact
-from gating.report.rows import CompactReport, Row
 from tests.conftest import TEXTS
 from tests.support.tiny_models import NUM_HEADS, batch_for, logits_of
 
@@ -43,12 +42,6 @@ def test_packed_weights_are_refused_and_nothing_is_written(pruned, layers, tmp_p
     with pytest.raises(ValueError, match="packed weights"):
         save_compact(quantized, tmp_path / "new")
     assert not list(tmp_path.iterdir())
-
-
-def test_the_card_has_the_measured_table(pruned, tmp_path):
-    report = CompactReport(rows=[Row("attention heads", "12", "7", "0.58")])
-    save_compact(pruned, tmp_path / "compact", report=report)
-    assert "| attention heads | 12 | 7 | 0.58 |" in (tmp_path / "compact" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("stock", [True, False])
