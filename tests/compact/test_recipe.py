@@ -12,7 +12,7 @@ from gating.proof.probe import make_probe
 from gating.structure.layers import count_layers
 from tests.support.family_models import FAMILIES
 from tests.support.fresh_process import answers_of_fresh_process, outputs_of
-from tests.support.tiers import first_of, tiered
+from tests.support.tiers import tiered
 from tests.support.tiny_models import assert_same_state, batch_for, logits_of, state_of
 
 MOST_BYTES = 20_000
@@ -62,7 +62,8 @@ def recipe(bert, tmp_path):
 
 # Some linear attention depends on all heads.
 @pytest.mark.filterwarnings("ignore:.*get no gates")
-@pytest.mark.parametrize("name", first_of(FAMILIES, every=20))
+@pytest.mark.families
+@pytest.mark.parametrize("name", tiered(FAMILIES, mark="slow"))
 def test_a_recipe_gives_the_model_to_the_bit(name, tmp_path):
     model = based(FAMILIES[name].build(), tmp_path / "base")
     folded = finalized(model, units=["heads", "neurons"] if FAMILIES[name].has_neurons else ["heads"])

@@ -38,6 +38,9 @@ pytestmark = [
 IMPLEMENTATIONS = [
     (name, implementation) for name, family in ZOO.items() for implementation in family.implementations or (None,)
 ]
+# Those with which each family goes from gates to a folder, and the others.
+FIRST = [(name, next(iter(family.implementations), None)) for name, family in ZOO.items()]
+OTHERS = [case for case in IMPLEMENTATIONS if case not in FIRST]
 GENERATIVE = [name for name, family in FAMILIES.items() if family.generates]
 # Attention without gates, by the class and a part of the reason.
 UNGATED = {
@@ -125,10 +128,10 @@ def train(model: PreTrainedModel, batch: dict[str, Tensor]) -> None:
     model.eval()
 
 
-@pytest.mark.parametrize(("name", "implementation"), tiered(IMPLEMENTATIONS))
+@pytest.mark.parametrize(("name", "implementation"), [*tiered(FIRST, mark="slow"), *tiered(OTHERS)])
 def test_compact_equals_masked(name: str, implementation: str | None) -> None:
     family = ZOO[name]
-    first = implementation in (None, *family.implementations[:1])
+    first = (name, implementation) in FIRST
     for seed in (1,) if first else (2, None):
         model, masked, probe = compact(family, seed, implementation=implementation, group_queries=first)
         assert max_relative_difference(masked, forward_outputs(model, probe)) <= TOLERANCE

@@ -35,7 +35,7 @@ GENERATIVE = [name for name, family in FAMILIES.items() if family.generates]
 SAMPLE = ["bert", "albert", "gpt2", "llama", "phi3", "modernbert", "t5", "mt5", "bart", "siglip", "swin"]
 
 
-@pytest.mark.parametrize("name", tiered(FAMILIES))
+@pytest.mark.parametrize("name", tiered(FAMILIES, mark="slow"))
 def test_compact_equals_masked(name: str) -> None:
     sizes, dense = group_sizes(FAMILIES[name]), FAMILIES[name].build()
     unused = without_gradient(dense, make_probe(dense))
