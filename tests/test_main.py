@@ -63,15 +63,6 @@ def test_commands_finish_without_their_output(output, compact, tmp_path):
     assert (tmp_path / "exported" / "export.json").is_file()
 
 
-@pytest.mark.runs
-@pytest.mark.filterwarnings("ignore")  # Of torch's and transformers' own tracing.
-def test_export_prints_the_inputs_and_the_checked_sizes(compact, tmp_path, monkeypatch, capsys):
-    run(monkeypatch, "export", compact, "--format", "onnx", "--output", tmp_path / "exported")
-    shown = capsys.readouterr().out
-    assert "input_ids [batch, length], attention_mask [batch, length]" in shown
-    assert "padded left and right: its outputs differ" in shown
-
-
 def test_existing_exports_are_kept_without_the_option_to_overwrite(compact, tmp_path, monkeypatch):
     (tmp_path / "export.json").write_text("{}")
     with pytest.raises(SystemExit) as stop:

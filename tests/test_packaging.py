@@ -74,16 +74,6 @@ def test_compromised_releases_of_lightning_are_excluded(version):
     assert Version("2.6.4") in specifier
 
 
-def test_types_come_with_the_package():
-    assert (ROOT / "gating" / "py.typed").is_file()
-
-
-def test_the_lowest_versions_are_tested_by_one_target():
-    makefile = (ROOT / "Makefile").read_text()
-    assert "\ntest-lowest:" in makefile
-    assert "--resolution lowest-direct" in makefile
-
-
 def test_the_citation_has_the_version():
     assert f"\nversion: {gating.__version__}\n" in (ROOT / "CITATION.cff").read_text()
 

@@ -45,37 +45,6 @@ def test_runs_of_one_seed_and_copies_are_one_seed(compare, tmp_path):
     assert plain["runs"][1]["validation"] == pytest.approx(0.89)
 
 
-def test_a_dense_run_of_60_steps_is_not_beaten_by_one_of_400(compare, tmp_path):
-    write_run(tmp_path / "dense", "objective=none", "trainer.max_steps=60", val_=0.2)
-    write_run(tmp_path / "half", "objective.num_heads=36", "trainer.max_steps=400", speedup=1.2, val_=0.95)
-    out = compare(tmp_path)
-    assert "No run is recommended" in out
-    assert "num_heads=36 cannot be compared: trainer.max_steps=400 (dense: 60)" in out
-
-
-@pytest.mark.parametrize(
-    ("overrides", "named"),
-    [
-        (["data.train=b.tsv"], "data.train=b.tsv (dense: a.tsv)"),
-        (["trainer.limit_test_batches=2"], "trainer.limit_test_batches=2"),
-        (["seed=1"], "seed=1 (dense: 0)"),
-    ],
-)
-def test_runs_of_other_data_are_not_recommended(overrides, named, compare, tmp_path):
-    write_run(tmp_path / "dense", "objective=none")
-    write_run(tmp_path / "other", "objective.num_heads=18", *overrides, speedup=1.2)
-    out = compare(tmp_path)
-    assert "No run is recommended" in out
-    assert named in out
-
-
-def test_latencies_of_different_machines_are_not_compared(compare, runs, tmp_path):
-    write_run(tmp_path / "gpu", "objective.num_heads=18", machine="a GPU", speedup=9.0, macs=70, val_=0.897)
-    out = compare(tmp_path)
-    assert "several machines" in out
-    assert "1.43x less work" in out
-
-
 def test_failed_jobs_and_those_whose_run_is_gone_are_listed_and_not_compared(compare, runs, tmp_path):
     (tmp_path / ".jobs").mkdir()
     for job in (Job(0, [], "dense"), Job(1, ["seed=3"], "half", "no such seed"), Job(2, ["seed=4"], "gone")):

@@ -39,13 +39,6 @@ def test_an_index_that_leads_elsewhere_is_refused(made, place):
         read_shapes(made)
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "weights.pkl", "pytorch_model-00001-of-00002.bin"])
-def test_a_pickle_is_not_opened(tmp_path, name):
-    (tmp_path / name).write_bytes(b"cos\nsystem\n(S'touch opened'\ntR.")
-    with pytest.raises(FileNotFoundError, match="Pickles are not read"):
-        read_shapes(tmp_path)
-
-
 @pytest.mark.parametrize(
     ("text", "why"),
     [

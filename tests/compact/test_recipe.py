@@ -12,7 +12,7 @@ from gating.proof.probe import make_probe
 from gating.structure.layers import count_layers
 from tests.support.family_models import FAMILIES
 from tests.support.fresh_process import answers_of_fresh_process, outputs_of
-from tests.support.tiers import first_of, tiered
+from tests.support.tiers import tiered
 from tests.support.tiny_models import assert_same_state, batch_for, logits_of, state_of
 
 MOST_BYTES = 20_000
@@ -36,6 +36,22 @@ def based(model, folder):
     return type(model).from_pretrained(folder, dtype=model.dtype).eval()
 
 
+def loaded_as_saved(model, place, folded=None):
+    """Save a recipe beside its base, and return the model that is loaded from it and equal to the bit."""
+    folder = gating.save_recipe(model, place / "recipe", base=place / "base", folded=folded)
+    assert size_of(folder) < MOST_BYTES
+    loaded = gating.load_compact(folder)
+    assert_same_state(loaded, state_of(model))
+    return loaded
+
+
+def assert_same_outputs(model, loaded):
+    assert loaded.config.to_dict() == model.config.to_dict()
+    probe = make_probe(model)
+    for one, other in zip(forward_outputs(model, probe), forward_outputs(loaded, probe), strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.fixture
 def recipe(bert, tmp_path):
     """Return the folder of a recipe, and the model that it was saved of; its base is beside it, in ``base``."""
@@ -46,29 +62,22 @@ def recipe(bert, tmp_path):
 
 # Some linear attention depends on all heads.
 @pytest.mark.filterwarnings("ignore:.*get no gates")
-@pytest.mark.parametrize("name", first_of(FAMILIES, every=20))
+@pytest.mark.families
+@pytest.mark.parametrize("name", tiered(FAMILIES, mark="slow"))
 def test_a_recipe_gives_the_model_to_the_bit(name, tmp_path):
     model = based(FAMILIES[name].build(), tmp_path / "base")
     folded = finalized(model, units=["heads", "neurons"] if FAMILIES[name].has_neurons else ["heads"])
-    folder = gating.save_recipe(model, tmp_path / "recipe", base=tmp_path / "base", folded=folded)
-    assert size_of(folder) < MOST_BYTES
-    loaded = gating.load_compact(folder)
+    loaded = loaded_as_saved(model, tmp_path, folded)
     assert type(loaded) is type(model)
     assert not loaded.training
-    assert_same_state(loaded, state_of(model))
-    assert loaded.config.to_dict() == model.config.to_dict()
-    probe = make_probe(model)
-    for one, other in zip(forward_outputs(model, probe), forward_outputs(loaded, probe), strict=True):
-        assert torch.equal(one, other)
+    assert_same_outputs(model, loaded)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_recipe_keeps_the_type_of_the_weights(dtype, make_model, tmp_path):
     model = based(make_model("bert").to(dtype), tmp_path / "base")
     folded = finalized(model)
-    loaded = gating.load_compact(gating.save_recipe(model, tmp_path / "recipe", base=tmp_path / "base", folded=folded))
-    assert loaded.dtype == dtype
-    assert_same_state(loaded, state_of(model))
+    assert loaded_as_saved(model, tmp_path, folded).dtype == dtype
 
 
 def test_a_base_in_half_precision_is_trained_in_full(make_model, tmp_path):
@@ -104,16 +113,14 @@ def test_factors_may_exceed_one(bert, tmp_path, monkeypatch):
     monkeypatch.setattr("gating.pruning.finalize.decide_gate_values", lambda *_, **__: values)
     report = gating.finalize(model, gates)
     assert max(value for block in report.folded.values() for value in block) > 1.6
-    folder = gating.save_recipe(model, tmp_path / "recipe", base=tmp_path / "base", folded=report.folded)
-    assert_same_state(gating.load_compact(folder), state_of(model))
+    loaded_as_saved(model, tmp_path, report.folded)
 
 
 def test_units_pruned_by_number_need_no_factors(bert, tmp_path):
     model = based(bert, tmp_path / "base")
     gating.prune_heads(model, {0: [1], 1: range(4)})
     gating.prune_neurons(model, {2: [0]}, group_size=16)
-    loaded = gating.load_compact(gating.save_recipe(model, tmp_path / "recipe", base=tmp_path / "base"))
-    assert_same_state(loaded, state_of(model))
+    loaded = loaded_as_saved(model, tmp_path)
     assert [block.head_ids for block in gating.find_attention_blocks(loaded)] == [(0, 2, 3), (), (0, 1, 2, 3)]
 
 
@@ -121,8 +128,7 @@ def test_groups_of_query_heads_are_padded_as_before(tmp_path):
     model = based(FAMILIES["llama"].build(), tmp_path / "base")
     folded = finalized(model, units=["heads"], group_queries=False)
     assert "padded" in str(model.config.head_gating)
-    loaded = gating.load_compact(gating.save_recipe(model, tmp_path / "recipe", base=tmp_path / "base", folded=folded))
-    assert_same_state(loaded, state_of(model))
+    loaded_as_saved(model, tmp_path, folded)
 
 
 def test_neurons_that_all_stay_keep_their_factors(bert, tmp_path):
@@ -132,8 +138,7 @@ def test_neurons_that_all_stay_keep_their_factors(bert, tmp_path):
         gates.log_alpha.fill_(0.5)
     folded = gating.finalize(model, gates).folded
     assert {len(values) for values in folded.values()} == {4}
-    loaded = gating.load_compact(gating.save_recipe(model, tmp_path / "recipe", base=tmp_path / "base", folded=folded))
-    assert_same_state(loaded, state_of(model))
+    loaded_as_saved(model, tmp_path, folded)
 
 
 @pytest.mark.parametrize("has_head", [False, True])
@@ -146,8 +151,7 @@ def test_a_new_head_is_in_the_recipe(has_head, tmp_path):
     torch.nn.init.normal_(model.classifier.weight)
     model.config.id2label = {0: "no", 1: "maybe", 2: "yes"}
     folded = finalized(model)
-    loaded = gating.load_compact(gating.save_recipe(model, tmp_path / "recipe", base=tmp_path / "base", folded=folded))
-    assert_same_state(loaded, state_of(model))
+    loaded = loaded_as_saved(model, tmp_path, folded)
     assert loaded.config.id2label == model.config.id2label
 
 
@@ -170,14 +174,7 @@ def test_layers_that_a_search_has_emptied_leave_the_base(name, tmp_path):
     report = without_layers(model, {1})
     assert all(1 not in kept for kept in report.kept_layers.values())
     assert count_layers(model) < before
-    folder = gating.save_recipe(model, tmp_path / "recipe", base=tmp_path / "base", folded=report.folded)
-    assert size_of(folder) < MOST_BYTES
-    loaded = gating.load_compact(folder)
-    assert_same_state(loaded, state_of(model))
-    assert loaded.config.to_dict() == model.config.to_dict()
-    probe = make_probe(model)
-    for one, other in zip(forward_outputs(model, probe), forward_outputs(loaded, probe), strict=True):
-        assert torch.equal(one, other)
+    assert_same_outputs(model, loaded_as_saved(model, tmp_path, report.folded))
 
 
 def test_a_search_after_layers_were_pruned_by_number(bert, tmp_path):
@@ -185,8 +182,7 @@ def test_a_search_after_layers_were_pruned_by_number(bert, tmp_path):
     gating.prune_layers(model, [1])
     folded = finalized(model)
     assert "encoder.layer.2.attention.self" in folded
-    loaded = gating.load_compact(gating.save_recipe(model, tmp_path / "recipe", base=tmp_path / "base", folded=folded))
-    assert_same_state(loaded, state_of(model))
+    loaded_as_saved(model, tmp_path, folded)
 
 
 def test_layers_that_were_pruned_by_number_leave_the_base(bert, tmp_path):

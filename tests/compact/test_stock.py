@@ -143,42 +143,15 @@ def test_the_record_beside_it_has_the_kept_units_and_the_original_sizes(name, st
     )
 
 
-def more_layers(record):
-    record["num_hidden_layers"] = 10**9
-
-
-def huge_width(record):
-    record["head_gating"]["units"]["encoder.layer.0.output.dense"]["width_before"] = 10**12
-
-
-def no_record(record):
-    del record["head_gating"]
-
-
-def huge_vocabulary(record):
-    record["vocab_size"] = 10**12
-
-
-def huge_size(record):
-    record["intermediate_size"] = 10**12
-
-
-def large_size(record):
-    record["intermediate_size"] = 2**20
-
-
-def fewer_neurons(record):
-    record["intermediate_size"] = 16
-
-
+DOWN = "encoder.layer.0.output.dense"
 RECORDS = [
-    (more_layers, "cannot be loaded|far larger"),
-    (huge_width, "width_before cannot be 1000000000000"),
-    (no_record, "cannot be used: it is not a table"),
-    (huge_vocabulary, "far larger than its weights|cannot be loaded"),
-    (huge_size, "far larger than its weights|cannot be loaded"),
-    (large_size, "far larger than its weights|cannot be loaded"),
-    (fewer_neurons, "cannot be used|cannot be loaded"),
+    (lambda record: record.update(num_hidden_layers=10**9), "cannot be loaded|far larger"),
+    (lambda record: record["head_gating"]["units"][DOWN].update(width_before=10**12), "width_before cannot be"),
+    (lambda record: record.pop("head_gating"), "cannot be used: it is not a table"),
+    (lambda record: record.update(vocab_size=10**12), "far larger than its weights|cannot be loaded"),
+    (lambda record: record.update(intermediate_size=10**12), "far larger than its weights|cannot be loaded"),
+    (lambda record: record.update(intermediate_size=2**20), "far larger than its weights|cannot be loaded"),
+    (lambda record: record.update(intermediate_size=16), "cannot be used|cannot be loaded"),
 ]
 
 

@@ -166,3 +166,15 @@ def test_a_model_that_its_configuration_does_not_describe_is_not_saved(bert, tmp
     with pytest.raises(ValueError, match="configuration"):
         gating.save_compact(bert, tmp_path / "compact")
     assert not any(tmp_path.iterdir())
+
+
+def test_a_canary_tells_a_model_that_computes_something_else(folder, tmp_path):
+    model = gating.load_compact(folder)
+    assert model.check_canary() < 1e-5
+    with torch.no_grad():
+        model.bert.pooler.dense.weight *= 1.5
+    with pytest.raises(ValueError, match="other outputs"):
+        model.check_canary()
+    model.save_pretrained(tmp_path / "again")
+    with pytest.raises(ValueError, match="BertForSequenceClassification"):
+        gating.load_compact(tmp_path / "again").check_canary()

@@ -36,7 +36,7 @@ def test_gated_model_compiles_to_one_graph_and_its_gates_get_the_same_gradients(
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     model.config.use_cache = False
-    gates = gating.inject_gates(model)
+    gates = gating.inject_gates(model, units=["heads", "neurons"], group_size=7)
     if budget:
         objective = gating.ExactBudget(keep=0.5)
         objective.attach(gates)

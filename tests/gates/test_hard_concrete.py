@@ -91,16 +91,6 @@ FUNCTIONS = [hard_concrete.sample, hard_concrete.deterministic, hard_concrete.pr
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_answers_are_float32_and_exact_for_bfloat16_input(function):
-    log_alpha = torch.linspace(-3, 3, 9).bfloat16()
-    torch.manual_seed(0)
-    half = function(log_alpha)
-    torch.manual_seed(0)
-    assert half.dtype == torch.float32
-    assert torch.equal(half, function(log_alpha.float()))
-
-
-@pytest.mark.parametrize("function", FUNCTIONS)
 def test_answers_are_float32_and_exact_under_bfloat16_autocast(function):
     log_alpha = torch.linspace(-3, 3, 9)
     torch.manual_seed(0)
@@ -128,13 +118,6 @@ def test_sample_is_finite_at_the_ends_of_the_noise(monkeypatch):
     values.sum().backward()
     assert values.tolist() == [0.0, 1.0]
     assert log_alpha.grad.isfinite().all()
-
-
-@pytest.mark.parametrize("shape", [(), (5,), (2, 3, 4)])
-def test_any_shape_is_answered_with_the_same_shape(shape):
-    log_alpha = torch.zeros(shape)
-    for function in (hard_concrete.sample, hard_concrete.deterministic, hard_concrete.prob_open):
-        assert function(log_alpha).shape == shape
 
 
 def test_gradient_of_a_sample_reaches_log_alpha_through_values_between_zero_and_one():

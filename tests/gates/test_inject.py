@@ -7,15 +7,12 @@ import torch
 from torch import nn
 
 import gating
-from gating.gates import create_gates
-from tests.support.gated import TOTAL, seen_scales, without_dropout
+from tests.support.gated import TOTAL, without_dropout
 from tests.support.tiny_models import (
     NUM_HEADS,
-    assert_same_state,
     batch_for,
     hooks_of,
     logits_of,
-    state_of,
 )
 
 
@@ -39,43 +36,6 @@ def test_an_unknown_model_is_named_with_the_way_to_register_it():
     with pytest.raises(ValueError, match="register_attention_spec"):
         gating.inject_gates(model)
     assert hooks_of(model) == 0
-
-
-def test_excluded_blocks_have_no_gate(bert):
-    name = "encoder.layer.1.attention.self"
-    gates = gating.inject_gates(bert, exclude=[name])
-    assert gates.num_heads == TOTAL - NUM_HEADS
-    assert name not in gates.by_block()
-    with gates.fixed_at(torch.zeros(gates.num_heads)):
-        scales = seen_scales(bert, batch_for(bert))
-    assert [float(scale.mean()) for scale in scales] == [0, 1, 0]
-
-
-def test_remove_leaves_no_trace(model):
-    text, state, hooks, batch = str(model), state_of(model), hooks_of(model), batch_for(model)
-    expected = logits_of(model, batch)
-    attributes = {name: set(vars(module)) for name, module in model.named_modules()}
-    gates = gating.inject_gates(model)
-    model.train()(**batch)
-    gates.remove()
-    model.eval()
-    assert str(model) == text
-    assert_same_state(model, state)
-    assert hooks_of(model) == hooks
-    assert {name: set(vars(module)) for name, module in model.named_modules()} == attributes
-    assert torch.equal(logits_of(model, batch), expected)
-
-
-def test_created_gates_are_those_that_would_be_injected_and_change_nothing(model):
-    text, state = str(model), state_of(model)
-    created = create_gates(model, init_prob_open=0.7)
-    assert str(model) == text
-    assert hooks_of(model) == 0
-    assert_same_state(model, state)
-    injected = gating.inject_gates(model, init_prob_open=0.7)
-    assert_same_state(created, state_of(injected))
-    for name in ("block_names", "block_sizes", "block_kinds", "counts"):
-        assert getattr(created, name) == getattr(injected, name)
 
 
 def test_gates_can_be_removed_twice_and_injected_again(bert):

@@ -126,21 +126,6 @@ def test_a_minimum_of_heads_comes_before_neurons(rival):
     check_filled(search.gates, kept, 0.2)
 
 
-@pytest.mark.parametrize("arguments", first_of(BUDGETS))
-def test_a_resumed_search_is_the_uninterrupted_one(rival, arguments):
-    start = search_with(RIVALS[rival](**arguments)).state()
-    whole = search_with(RIVALS[rival](**arguments)).load(start).run(0, 4)
-    state, target = whole.state(), whole.objective.target(whole.gates)
-    whole.run(4, STEPS)
-    resumed = search_with(RIVALS[rival](**arguments)).load(state)
-    assert resumed.objective.target(resumed.gates) == target
-    resumed.run(4, STEPS)
-    for one, other in zip(whole.state()[:2], resumed.state()[:2], strict=True):
-        for name, tensor in one.items():
-            assert torch.equal(tensor, other[name]), name
-    assert torch.equal(whole.kept(), resumed.kept())
-
-
 @pytest.mark.parametrize("arguments", BUDGETS)
 def test_the_expected_cost_is_the_target_at_every_step(arguments):
     search = search_with(gating.ExactBudget(schedule=BudgetSchedule(start=0.0, end=0.8), **arguments))
@@ -224,13 +209,6 @@ def test_a_price_is_that_of_all_cost_or_of_all_neurons():
     with torch.no_grad():
         gates.log_alpha.fill_(-9.0)[17] = -8.0
     assert objective.kept(gates).nonzero().flatten().tolist() == [17]
-
-
-def test_no_objective_keeps_heads_and_neurons():
-    gates, objective = gating.inject_gates(build("bert"), units=BOTH, group_size=GROUP), gating.NoObjective()
-    objective.attach(gates)
-    assert objective.target(gates) == 1
-    assert count(gates, objective.kept(gates)) == (12, 144)
 
 
 def test_costs_are_those_of_the_data_and_of_the_device():

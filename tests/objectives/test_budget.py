@@ -124,14 +124,3 @@ def test_a_share_is_rounded_to_whole_groups_of_heads(llama_gates):
     assert HeadBudget().parts(llama_gates)[0].limit == 6
     (part,) = HeadBudget(num_heads=4).parts(llama_gates)
     assert part.nearest(16.9) in (16, 18)
-
-
-def test_finalizing_keeps_the_heads_that_the_objective_chose(bert):
-    gates = gating.inject_gates(bert)
-    with torch.no_grad():
-        gates.log_alpha.copy_(torch.arange(12.0) - 6)
-    objective = gating.ExactBudget(num_heads=5, min_per_layer=1)
-    objective.attach(gates)
-    objective.update(gates, 1.0)
-    report = gating.finalize(bert, gates, kept=objective.kept(gates))
-    assert [len(heads) for heads in report.kept_heads.values()] == [1, 1, 3]

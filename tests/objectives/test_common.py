@@ -99,11 +99,3 @@ def test_a_model_without_weights_tells_whether_the_budget_fits(rival):
             RIVALS[rival](**arguments).check(create_gates(build_bert_on_meta()))
         assert gates.sampler is None
         assert gates.constraint is None
-
-
-def test_an_objective_may_be_attached_again(rival):
-    objective = RIVALS[rival](num_heads=4)
-    with torch.device("meta"):
-        objective.attach(gating.inject_gates(build_bert_on_meta()))
-    search = search_with(objective).run(0, STEPS)
-    assert search.kept().sum() == 4

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch.nn.utils import prune
 
 import gating
 from gating.discovery.find import find_feed_forward_blocks
@@ -61,23 +60,6 @@ def test_padding_is_no_head():
     gates = gating.inject_gates(model)
     first = gating.find_attention_blocks(model)[0]
     assert Magnitude().scores(gates)[0].item() == pytest.approx(head_norms(first)[0].item())
-
-
-def test_order_within_a_layer_is_that_of_torch_for_heads_of_one_row():
-    """With one feature in each head, the value projection's rows are heads: ln_structured closes the same ones."""
-    model = FAMILIES["bert"].build()
-    attention = model.bert.encoder.layer[0].attention if hasattr(model, "bert") else model.encoder.layer[0].attention
-    block = gating.find_attention_blocks(model)[0]
-    with torch.no_grad():
-        for linear in (attention.self.query, attention.self.key, attention.output.dense):
-            linear.weight.fill_(0.1)
-    norms = head_norms(block)
-    grouped = torch.nn.Linear(attention.self.value.weight[: block.head_dim].numel(), block.num_heads, bias=False)
-    with torch.no_grad():
-        grouped.weight.copy_(attention.self.value.weight.reshape(block.num_heads, -1))
-    prune.ln_structured(grouped, "weight", amount=2, n=1, dim=0)
-    closed = (grouped.weight_mask.sum(dim=1) == 0).nonzero().flatten().tolist()
-    assert sorted(norms.topk(2, largest=False).indices.tolist()) == closed
 
 
 @pytest.mark.parametrize("family", ["t5", "whisper", "deberta-v2", "modernbert", "albert"])

@@ -6,8 +6,6 @@ import torch
 import gating
 from gating.objectives import BudgetSchedule, ExactBudget
 from gating.objectives.schedule import DescentStart
-from tests.support.search import Search
-from tests.support.tiny_models import build
 
 STEPS = 100
 
@@ -206,27 +204,3 @@ def test_heads_that_stay_for_their_layer_are_kept_though_decided_gates_close_the
     objective.update(gates, 1.0)
     report = gating.finalize(bert, gates, kept=objective.kept(gates))
     assert [len(heads) for heads in report.kept_heads.values()] == [1, 1, 1]
-
-
-@pytest.mark.parametrize("stop", [4, 7])
-def test_a_resumed_search_that_follows_the_loss_is_the_uninterrupted_one(stop):
-    def search():
-        torch.manual_seed(0)
-        return Following(build("bert"), ExactBudget(num_heads=4))
-
-    whole = search().run(0, stop)
-    state = whole.state()
-    whole.run(stop, 12)
-    resumed = search().load(state).run(stop, 12)
-    for one, other in ((whole.model, resumed.model), (whole.objective, resumed.objective)):
-        again = other.state_dict()
-        for name, tensor in one.state_dict().items():
-            assert torch.equal(tensor, again[name]), name
-
-
-class Following(Search):
-    """A search whose objective gets the losses."""
-
-    def __init__(self, model, objective):
-        super().__init__(model, objective, steps=12)
-        model.register_forward_hook(lambda module, inputs, outputs: objective.observe(outputs.loss))

@@ -29,26 +29,6 @@ def change_both_ways(model):
     gating.prune_neurons(model, {0: [0]})
 
 
-def test_a_norm_over_the_neurons_is_refused():
-    config = transformers.BitNetConfig(**TINY, num_key_value_heads=4)
-    assert_refused(
-        transformers.BitNetForCausalLM(config),
-        change_both_ways,
-        ValueError,
-        r"in layers\.0\.mlp\.down_proj .*: ffn_sub_norm \(BitNetRMSNorm\) between .* mixes all neurons",
-    )
-
-
-def test_a_convolution_between_the_projections_is_refused():
-    config = transformers.SegformerConfig(hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1])
-    assert_refused(
-        transformers.SegformerForImageClassification(config),
-        change_both_ways,
-        ValueError,
-        r"dwconv \(Conv2d\) between its projections mixes all neurons",
-    )
-
-
 def test_a_down_projection_that_is_never_called_is_refused(exact_bloom):
     assert_refused(exact_bloom, change_both_ways, ValueError, "slow_but_exact .* load the model with pretraining_tp=1")
 

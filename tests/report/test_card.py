@@ -64,22 +64,6 @@ def test_the_card_has_the_measured_tables(pruned, tmp_path):
     assert "Latency: one thread." in lines
 
 
-@pytest.mark.parametrize(
-    ("family", "auto_class"),
-    [
-        ("bert", "AutoModelForSequenceClassification"),
-        ("distilbert", "AutoModelForSequenceClassification"),
-        ("vit", "AutoModelForImageClassification"),
-    ],
-)
-def test_the_card_shows_how_to_load_the_model(make_model, tmp_path, family, auto_class):
-    model = make_model(family)
-    gating.prune_heads(model, {0: [1]})
-    text = card_of(model, tmp_path)
-    assert f"{auto_class}.from_pretrained(" in text
-    assert "trust_remote_code=True" in text
-
-
 def metadata_of(model, folder, report=None, **options):
     write_card(folder / "README.md", model, report, **options)
     return ModelCard.load(folder / "README.md").data

@@ -84,6 +84,6 @@ def test_timings_of_a_fast_model_end_before_their_time(inputs, tmp_path, monkeyp
 
 
 def test_a_resume_may_have_another_time(half, inputs):
-    train.run(compose_settings([*inputs, "logger=csv", f"output_dir={half}", "resume=auto", "latency.max_seconds=5"]))
+    train.run(compose_settings([*inputs, "logger=csv", f"output_dir={half}", "resume=auto", "latency.max_seconds=2"]))
     assert numbers_of(half)["speedup"] > 0
     assert torch.is_grad_enabled()

@@ -183,7 +183,7 @@ def test_a_price_decides_how_many_heads_stay(inputs, tmp_path):
 
 @pytest.mark.parametrize(
     "rival",
-    ["budget", "lagrangian", "topk", "topk objective.variant=straight_through", "importance", "magnitude", "random"],
+    ["budget", "lagrangian", "topk", "importance", "random"],
 )
 def test_every_objective_with_a_number_ends_with_it(rival, inputs, tmp_path):
     overrides = [*inputs, *f"objective={rival}".split(), "objective.min_per_layer=1", "objective.num_heads=5"]

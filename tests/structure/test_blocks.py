@@ -5,18 +5,8 @@ import transformers
 from torch import nn
 
 import gating
-from gating.families.registry import _REGISTERED, _find_row, find_spec
+from gating.families.registry import find_spec
 from tests.support.tiny_models import NUM_HEADS, NUM_LAYERS
-
-
-@pytest.fixture
-def registry():
-    """Restore the registry after a test."""
-    before = dict(_REGISTERED)
-    yield
-    _REGISTERED.clear()
-    _REGISTERED.update(before)
-    _find_row.cache_clear()
 
 
 def test_every_layer_has_one_block_with_all_heads(model):
@@ -71,7 +61,7 @@ def test_an_unknown_family_is_named_with_the_way_to_register_it(forget):
         gating.find_attention_blocks(transformers.CTRLModel(config))
 
 
-def test_a_registered_class_is_found(registry):
+def test_a_registered_class_is_found():
     class HomeMadeAttention(nn.Module):
         def __init__(self):
             super().__init__()
@@ -84,14 +74,14 @@ def test_a_registered_class_is_found(registry):
     assert (block.name, block.num_heads, block.head_dim) == ("0", 2, 3)
 
 
-def test_subclasses_have_the_spec_of_their_base(registry):
+def test_subclasses_have_the_spec_of_their_base():
     base = transformers.models.bert.modeling_bert.BertSelfAttention
     mine = type("BertSelfAttentionOfMine", (base,), {})
     config = transformers.BertConfig(hidden_size=32, num_attention_heads=4)
     assert find_spec(mine(config)) is find_spec(base(config)) is not None
 
 
-def test_the_newest_spec_for_a_class_wins(registry):
+def test_the_newest_spec_for_a_class_wins():
     base = transformers.models.bert.modeling_bert.BertSelfAttention
     spec = gating.AttentionSpec((("query", "q"),), "^output.dense")
     gating.register_attention_spec("BertSelfAttention", spec)

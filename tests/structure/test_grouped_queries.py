@@ -25,11 +25,6 @@ def test_a_group_has_one_gate_that_counts_as_its_heads(llama):
     torch.testing.assert_close(gates.expected_open(), gates.prob_open().sum() * 2)
 
 
-def test_every_query_head_can_have_a_gate(llama):
-    gates = gating.inject_gates(llama, group_queries=False)
-    assert gates.log_alpha.numel() == gates.num_heads == 24
-
-
 def test_one_group_for_all_heads_needs_no_padding():
     model = FAMILIES["gemma"].build()
     assert gating.inject_gates(model).log_alpha.numel() == 12
@@ -86,14 +81,6 @@ def test_split_groups_are_padded_and_the_padding_is_recorded(llama, tmp_path):
     assert [block.head_ids for block in gating.find_attention_blocks(again)] == [
         block.head_ids for block in gating.find_attention_blocks(llama)
     ]
-
-
-def test_padding_is_removed_when_no_longer_needed(llama):
-    gating.prune_heads(llama, {0: [1]})
-    assert gating.find_attention_blocks(llama)[0].head_slots == tuple(range(8))
-    gating.prune_heads(llama, {0: [3, 4, 7]})
-    block = gating.find_attention_blocks(llama)[0]
-    assert block.head_slots == block.head_ids == (0, 2, 5, 6)
 
 
 def test_gates_on_a_padded_model_leave_padding_out(llama):

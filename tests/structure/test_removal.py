@@ -5,42 +5,19 @@ import weakref
 
 import pytest
 import torch
-import transformers
 from torch import nn
 
 import gating
 from gating.structure.edits import Edit, apply_edits, undo_edits
 from tests.support.tiny_models import (
     NUM_HEADS,
-    NUM_LAYERS,
     assert_same_state,
     batch_for,
     logits_of,
-    randomize,
     state_of,
 )
 
 HEAD_DIM = 8
-# Uneven patterns with a full layer, emptied layers, and nearly everything gone.
-PATTERNS = [
-    [[0, 1, 2, 3], [2], [0, 3]],
-    [[], [1, 2, 3], [0, 1, 2, 3]],
-    [[0], [], []],
-    [[], [], []],
-    *(
-        [[head for head in range(NUM_HEADS) if torch.rand((), generator=generator) < share] for _ in range(NUM_LAYERS)]
-        for share, generator in ((share, torch.Generator().manual_seed(9)) for share in (0.3, 0.5, 0.8))
-    ),
-]
-
-
-def masked_logits(model, pattern, batch):
-    """Return the logits with gates at zero on the heads that are not kept."""
-    twin = copy.deepcopy(model)
-    gates = gating.inject_gates(twin)
-    mask = torch.tensor([float(head in kept) for kept in pattern for head in range(NUM_HEADS)])
-    with gates.fixed_at(mask):
-        return logits_of(twin, batch)
 
 
 def remove(model, pattern):
@@ -48,21 +25,6 @@ def remove(model, pattern):
     blocks = gating.find_attention_blocks(model)
     edits = [edit for block, kept in zip(blocks, pattern, strict=True) for edit in block.plan_removal(kept)]
     return apply_edits(edits)
-
-
-def test_shapes_are_head_dim_times_kept(model):
-    pattern = [[0, 2, 3], [1], [0, 1, 2, 3]]
-    remove(model, pattern)
-    for block, kept in zip(gating.find_attention_blocks(model), pattern, strict=True):
-        width = HEAD_DIM * len(kept)
-        for path, _ in block.spec.projections:
-            projection = getattr(*block.locate(path))
-            assert projection.weight.shape == (width, 32)
-            assert projection.bias.shape == (width,)
-            assert (projection.in_features, projection.out_features) == (32, width)
-        assert block.output_projection.weight.shape == (32, width)
-        assert block.output_projection.bias.shape == (32,)
-        assert (block.output_projection.in_features, block.output_projection.out_features) == (width, 32)
 
 
 def test_rows_and_columns_are_those_of_the_kept_heads(model):
@@ -89,19 +51,6 @@ def test_counts_on_the_modules_follow(model):
         assert getattr(block.module, "all_head_size", HEAD_DIM * len(kept)) == HEAD_DIM * len(kept)
 
 
-@pytest.mark.parametrize("pattern", PATTERNS[:4], ids=str)
-def test_removed_models_train(model, pattern):
-    remove(model, pattern)
-    model.train()(**batch_for(model)).logits.square().sum().backward()
-    for name, parameter in model.named_parameters():
-        if parameter.grad is not None:  # A key bias moves all scores alike, token types may be one only.
-            assert parameter.grad.isfinite().all(), name
-    for block in gating.find_attention_blocks(model):
-        assert block.output_projection.bias.grad.abs().sum() > 0
-        if block.num_heads:
-            assert block.output_projection.weight.grad.abs().sum() > 0
-
-
 @pytest.mark.parametrize("kept", [[1, 2], []])
 def test_frozen_parameters_stay_frozen(bert, kept):
     block = gating.find_attention_blocks(bert)[0]
@@ -116,7 +65,7 @@ def test_frozen_parameters_stay_frozen(bert, kept):
         assert block.output_projection.weight.requires_grad
 
 
-@pytest.mark.parametrize("pattern", PATTERNS[:3], ids=str)
+@pytest.mark.parametrize("pattern", [[[], [1, 2, 3], [0, 1, 2, 3]], [[0], [], []]], ids=str)
 def test_undo_restores_bit_for_bit(model, pattern):
     batch, state, text = batch_for(model), state_of(model), str(model)
     attributes = {name: vars(module).copy() for name, module in model.named_modules()}
@@ -137,7 +86,7 @@ def test_undo_restores_parameters_that_without_other_references(model, held):
     if held == "a gradient":
         model(**batch_for(model)).logits.sum().backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
-    undo_edits(remove(model, PATTERNS[0]))
+    undo_edits(remove(model, [[0, 1, 2, 3], [2], [0, 3]]))
     assert_same_state(model, state)
     assert all(parameter.grad is gradients[name] for name, parameter in model.named_parameters())
 
@@ -148,12 +97,6 @@ def test_weights_that_are_cut_are_let_go_of_before_the_change_is_final(bert):
     done = remove(bert, [[0], [2], [0, 3]])
     assert done
     assert former() is None
-
-
-def test_blocks_are_found_as_before_after_undo(model):
-    before = gating.find_attention_blocks(model)
-    undo_edits(remove(model, [[0, 1], [], [0, 1, 2, 3]]))
-    assert gating.find_attention_blocks(model) == before
 
 
 def test_a_failing_edit_undoes_those_before_it(bert):
@@ -197,15 +140,6 @@ def test_an_emptied_layer_is_a_stub_with_a_bias_and_no_projection(model):
     assert "in_features=0, out_features=32, bias=True" in str(block.output_projection)
 
 
-def test_removing_twice_composes(model):
-    batch = batch_for(model)
-    expected = masked_logits(model, [[3], [1], []], batch)
-    remove(model, [[1, 3], [0, 1, 2], [0]])
-    remove(model, [[3], [1], []])
-    assert [block.head_ids for block in gating.find_attention_blocks(model)] == [(3,), (1,), ()]
-    torch.testing.assert_close(logits_of(model, batch), expected, rtol=1e-4, atol=1e-5)
-
-
 def test_heads_that_share_keys_and_values_go_together(bert):
     block = gating.find_attention_blocks(bert)[0]
     for name in ("key", "value"):
@@ -215,17 +149,3 @@ def test_heads_that_share_keys_and_values_go_together(bert):
     apply_edits(block.plan_removal([2, 3]))
     assert block.module.query.weight.shape == (2 * HEAD_DIM, 32)
     assert block.module.key.weight.shape == (HEAD_DIM, 32)
-
-
-def test_a_decoder_with_an_emptied_layer_generates_the_same_with_and_without_cache():
-    config = transformers.BertConfig(
-        vocab_size=30, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=16, is_decoder=True
-    )
-    model = transformers.BertLMHeadModel(config).eval()
-    randomize(model)
-    remove(model, [[], [1, 2], [0]])
-    tokens = torch.tensor([[5, 6, 7]])
-    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
-    assert torch.equal(
-        model.generate(tokens, use_cache=True, **options), model.generate(tokens, use_cache=False, **options)
-    )
