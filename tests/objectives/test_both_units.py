@@ -126,6 +126,21 @@ def test_a_minimum_of_heads_comes_before_neurons(rival):
     check_filled(search.gates, kept, 0.2)
 
 
+@pytest.mark.parametrize("arguments", first_of(BUDGETS))
+def test_a_resumed_search_is_the_uninterrupted_one(rival, arguments):
+    start = search_with(RIVALS[rival](**arguments)).state()
+    whole = search_with(RIVALS[rival](**arguments)).load(start).run(0, 4)
+    state, target = whole.state(), whole.objective.target(whole.gates)
+    whole.run(4, STEPS)
+    resumed = search_with(RIVALS[rival](**arguments)).load(state)
+    assert resumed.objective.target(resumed.gates) == target
+    resumed.run(4, STEPS)
+    for one, other in zip(whole.state()[:2], resumed.state()[:2], strict=True):
+        for name, tensor in one.items():
+            assert torch.equal(tensor, other[name]), name
+    assert torch.equal(whole.kept(), resumed.kept())
+
+
 @pytest.mark.parametrize("arguments", BUDGETS)
 def test_the_expected_cost_is_the_target_at_every_step(arguments):
     search = search_with(gating.ExactBudget(schedule=BudgetSchedule(start=0.0, end=0.8), **arguments))
