@@ -25,7 +25,13 @@ def main() -> None:
         sys.argv = ["head-gating train", *sys.argv[2:]]
         runpy.run_path(str(_train_script()), run_name="__main__")
         return
-    arguments = _parser().parse_args()
+    parser = _parser()
+    arguments, more = parser.parse_known_args()
+    # argparse ends the list of settings at the first option.
+    if more and hasattr(arguments, "settings") and all("=" in one and one[0] != "-" for one in more):
+        arguments.settings, more = [*arguments.settings, *more], []
+    if more:
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
     redact_output()
     try:
         # Temporary folders are removed at a signal, too.

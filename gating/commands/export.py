@@ -16,6 +16,7 @@ def run(arguments: argparse.Namespace) -> None:
     # The export of user/name lies in the current folder.
     name = place.rstrip("/") if source == Path(place) else Path(place).name
     ending = FORMATS[arguments.format].ending or f"-{arguments.format}{'-int8' if arguments.int8 else ''}"
+    print(f"Exporting to {FORMATS[arguments.format].runtime} ...", flush=True)
     report = export_compact(
         source,
         arguments.output or f"{name}{ending}",

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import PIL.Image
 from datasets import Dataset, Image
 from transformers import (
     AutoImageProcessor,
@@ -73,6 +75,16 @@ def transform_images(table: Dataset, processor: Any, *, num_channels: int, where
     return transformed
 
 
+def _to_8_bits(image: Any) -> Any:
+    """Return an image with 8 bits per channel; Pillow would clip a 16-bit image."""
+    if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
+        return image
+    pixels = np.asarray(image)
+    if image.mode == "F" or pixels.min() < 0 or pixels.max() >= 2**16:
+        raise InputError(f"An image has pixels up to {pixels.max()} (mode {image.mode}): save it with 8 or 16 bits.")
+    return PIL.Image.fromarray((pixels.astype(np.uint16) >> 8).astype(np.uint8))
+
+
 class _PixelTransform:
     """Transform of images to pixel values; a class, because worker processes must pickle it."""
 
@@ -81,11 +93,6 @@ class _PixelTransform:
         self._mode = mode
 
     def __call__(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-        images = batch["image"]
-        if deep := next((image.mode for image in images if image.mode.startswith(("I", "F"))), None):
-            raise InputError(
-                f"An image has more than 8 bits per channel (mode {deep}): save it with 8, scaled to 0-255."
-            )
-        images = images if self._mode is None else [image.convert(self._mode) for image in images]
+        images = [image if self._mode is None else _to_8_bits(image).convert(self._mode) for image in batch["image"]]
         pixels = self._processor(images, return_tensors="pt")["pixel_values"]
         return {"pixel_values": list(pixels), "labels": list(batch["label"])}

@@ -81,6 +81,7 @@ class GatedPhases(_Base):  # type: ignore[misc]
             gates.requires_grad_(True)
         groups = gate_groups(gates, self.search.objective, **self._rates)
         if len(groups) > 1 and "maximize" not in optimizer.defaults:
+            self.optimizer = None
             raise InputError(
                 f"{type(self.search.objective).__name__} trains multipliers by gradient ascent, and "
                 f"{type(optimizer).__name__} has no option maximize: choose an optimizer of torch, such as "

@@ -58,6 +58,8 @@ def prune(
     """
     budget = {"speedup": speedup, "keep": keep, "num_heads": num_heads}
     check_budget(**budget)
+    if isinstance(data, str):
+        raise InputError("data= is a single text, and its characters would be texts: give a list of texts.")
     units = "heads" if num_heads is not None else ["heads", "neurons"]
     options = {"gate_options": {"units": units}, **budget, **options}
     if isinstance(data, Sequence) and data and isinstance(data[0], str):
@@ -106,7 +108,8 @@ def _text_trainer(model: Any, data: Any, tokenizer: Any) -> tuple[type[Any], typ
         remove_columns=[name for name in data.column_names if name not in labels],
     )
     for name in set(strings) & set(labels):
-        data = data.add_column("labels", [config.label2id[one] for one in data[name]]).remove_columns(name)
+        numbers = [config.label2id[one] for one in data[name]]
+        data = data.remove_columns(name).add_column("labels", numbers)
     options: dict[str, Any] = {"train_dataset": data, "processing_class": tokenizer}
     if is_decoder:
         padded = copy(tokenizer)

@@ -36,7 +36,10 @@ def teacher_for(
         InputError: There is no teacher, the trainer has a loss of another kind than that of labels, or the teacher does
             not fit the model.
     """
-    if teacher is None and (distillation is None or is_frozen):
+    if teacher is None and distillation is None:
+        return None
+    _check_loss(trainer)
+    if teacher is None and is_frozen:
         return None
     if teacher is None:
         raise InputError(

@@ -206,7 +206,13 @@ class GatedTrainerMixin(GatedPhases):
             chosen, self.speedup = kept_at_speedup(self, model, gates, self._wanted_speedup)
         # Weights have their names in the dense model until layers leave it.
         unfreeze(self.model, self._frozen)
-        report = finalize(model, gates, kept=of_first_process(None if chosen is None else chosen.cpu()), probe=probe)
+        try:
+            chosen = of_first_process(None if chosen is None else chosen.cpu())
+            report = finalize(model, gates, kept=chosen, probe=probe)
+        except BaseException:
+            if self._frozen:
+                freeze(self.model)
+            raise
         if self.speedup is not None:
             self.log({"speedup": self.speedup})
         if report.unproven and self.args.should_save:

@@ -167,8 +167,9 @@ def other_weights(model: nn.Module, losses: Mapping[str, nn.Module]) -> dict[str
     known = {
         id(tensor) for one in (_holder_of(model).model, *models) for tensor in one.state_dict(keep_vars=True).values()
     }
-    state = parts.state_dict(keep_vars=True)
-    return {name: tensor.detach() for name, tensor in state.items() if id(tensor) not in known}
+    # Once each: losses hold the model, too, in training in a wrapper whose name a fresh process has not.
+    own = {id(tensor): (name, tensor) for name, tensor in reversed(parts.state_dict(keep_vars=True).items())}
+    return {name: tensor.detach() for number, (name, tensor) in own.items() if number not in known}
 
 
 def load_other_weights(model: nn.Module, losses: Mapping[str, nn.Module], weights: Mapping[str, Tensor]) -> None:

@@ -15,6 +15,8 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from gating.compact.files import check_manifest, has_manifest
 from gating.errors import InputError, loading, nearest_name, shorten
+from gating.loader.checksums import PLAIN_LOADING
+from gating.loader.integrity import REMEDY_OF_PLAIN_LOADING
 from gating.models.hub import locate
 from gating.sharding.plan import on_own_device, sharding_of
 
@@ -92,7 +94,13 @@ class Pretrained:
                 "(PEFT: peft_model.merge_and_unload().save_pretrained(FOLDER)) and name that folder, or name a model "
                 "without one."
             )
-        check_names(AutoConfig.from_pretrained(name, revision=self.revision), self.config)
+        stored = AutoConfig.from_pretrained(name, revision=self.revision)
+        if getattr(stored, PLAIN_LOADING, None) == REMEDY_OF_PLAIN_LOADING:
+            raise InputError(
+                f"model.name={self.name} is a compact model, which has lost heads or neurons: name the model that it "
+                "was made from, or a folder that plain transformers loads (objective.uniform=true)."
+            )
+        check_names(stored, self.config)
         # Auto classes with several models for a family choose the saved model's class, which may not support training.
         values = {"architectures": [], **self.config, **changes}
         config: PreTrainedConfig = AutoConfig.from_pretrained(name, revision=self.revision, **values)
@@ -148,9 +156,10 @@ class Pretrained:
             model, loading_info = load(**options)
             base = f"{model.base_model_prefix}."
             names = [*loading_info["missing_keys"], *loading_info["unexpected_keys"]]
-            if base != "model." and all(any(name.startswith(start) for name in names) for start in (base, "model.")):
-                # Models with some task heads call the base model otherwise than the rest of their family.
-                model, loading_info = load(**options, key_mapping={r"^model\.": base})
+            # Models with some task heads call the base model otherwise than the rest of their family.
+            other = "transformer." if base == "model." else "model."
+            if all(any(name.startswith(start) for name in names) for start in (base, other)):
+                model, loading_info = load(**options, key_mapping={rf"^{re.escape(other)}": base})
         self._check_weights(model, loading_info)
         _change_generation_config(model, changes)
         return model, loading_info

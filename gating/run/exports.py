@@ -56,6 +56,7 @@ def export_formats(run: Run) -> None:
 def _export(run: Run, name: str) -> None:
     format, _, kind = name.partition("-")
     place, options = run.folder.export(name), _OPTIONS[kind]
+    print(f"Exporting to {name} ...", flush=True)
     report = export_compact(run.folder.compact, place, format=format, overwrite=True, **options)
     print("\n".join((f"{report.path}: {report.megabytes:,.1f} MB", *report.sentences)))
     if format not in ("onnx", "openvino"):

@@ -55,6 +55,8 @@ class BlockTask(TextTask):
         text_column: str | None = None,
     ) -> Prepared:
         """Tokenize texts into blocks of ``max_length`` tokens, whose labels are made when batches are collated."""
+        if max_length == 1:
+            raise InputError("data.max_length=1 leaves nothing to predict a token from: give at least 2, such as 128.")
         texts = take_columns(examples.splits, {"text": find_column(examples.splits, text_column, _TEXT_COLUMNS)})
         check_texts(texts, ["text"])
         length = truncation_length(meta_model, max_length)

@@ -122,6 +122,9 @@ class Embedding(MetricTask):
                 f"task.loss={self._loss_name} does not fit the training data, which are {kind}: cosine needs pairs "
                 "with a score (data.label_column=...), and multiple_negatives pairs without one."
             )
+        held_out = {kind_of(table) for split, table in splits.items() if split != "train"}
+        if len(held_out) > 1:
+            raise InputError(f"The validation and test data are {' and '.join(sorted(held_out))}: give both the same.")
         teacher = self._teacher_of(processor)
         if self._loss_name == "distance" and teacher is None:
             raise InputError(
@@ -138,9 +141,7 @@ class Embedding(MetricTask):
         tokens = tokenize_examples(splits, tokenizer, length)
         if teacher is not None:
             tokens = add_embeddings(splits, tokens, teacher, max_length=length, pairs=self._loss_name == "distance")
-        held_out = {kind_of(table) for split, table in splits.items() if split != "train"}
-        # Metrics that one of two splits does not allow are left out.
-        present = (held_out if len(held_out) == 1 else set()) | ({"teacher"} if teacher is not None else set())
+        present = held_out | ({"teacher"} if teacher is not None else set())
         metrics, score = build_embedding_metrics(self._metrics, present=present)
         return Prepared(splits=tokens, metrics=metrics, score=score, collate=partial(collate_pairs, tokenizer))
 

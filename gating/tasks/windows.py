@@ -38,7 +38,8 @@ def read_answers(splits: DatasetDict) -> DatasetDict:
         for row, context in enumerate(table["context"]):
             for text, start in pairs[row]:
                 near = context[max(0, start - _TOLERANCE) : max(0, start + len(text) + _TOLERANCE)]
-                if "".join(text.split()).lower() not in "".join(near.split()).lower():
+                is_inside = 0 <= start <= len(context) - len(text)
+                if not is_inside or "".join(text.split()).lower() not in "".join(near.split()).lower():
                     raise InputError(
                         f"The {split} data has an answer in row {row + 1} that is not at its answer_start, {start}: "
                         f"{shorten(text)!r}; there is {shorten(near)!r}. Correct answer_start, or remove the row."
@@ -60,6 +61,12 @@ def make_windows(
     """
 
     def make(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+        longest = max(map(len, tokenizer(batch["question"], add_special_tokens=False)["input_ids"]))
+        if not 0 <= stride < max_length - longest - tokenizer.num_special_tokens_to_add(pair=True):
+            raise InputError(
+                f"data.stride={stride} does not fit into windows of data.max_length={max_length} tokens with a question "
+                f"of {longest}: give a smaller stride, longer windows, or shorter questions."
+            )
         tokens = tokenizer(
             batch["question"],
             batch["context"],

@@ -52,7 +52,7 @@ class Tally:
     ) -> None:
         """Begin with no example; the metrics are those of the task, and not modified."""
         self._task, self._baseline, self._model = task, baseline, model
-        self._metrics = metrics.clone().to(model.device)
+        self._metrics = {name: MetricCollection({name: one}) for name, one in metrics.clone().to(model.device).items()}
         self._rows = self._targets = 0
         self._examples = set[int]()
 
@@ -69,11 +69,12 @@ class Tally:
             yield batch
 
     def _add(self, baseline: Baseline, batch: Batch) -> None:
-        try:
-            outputs = baseline.outputs(batch["labels"])
-            self._task.update(self._metrics, batch, outputs=outputs, model=self._model)
-        except Exception:  # Metrics of users raise errors of any class, and need not score constants.
-            self._baseline = None
+        for name, metric in list(self._metrics.items()):
+            try:
+                outputs = baseline.outputs(batch["labels"])
+                self._task.update(metric, batch, outputs=outputs, model=self._model)
+            except Exception:  # Metrics of users raise errors of any class, and need not score constants.
+                del self._metrics[name]
 
     def count(self) -> tuple[int, int]:
         """Return the number of examples and of targets, such as tokens, over all ranks."""
@@ -85,9 +86,10 @@ class Tally:
         if self._baseline is None:
             return {}
         values = dict[str, float]()
-        with suppress(Exception), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            values = {name: to_number(value) for name, value in self._metrics.compute().items()}
+        for metric in self._metrics.values():
+            with suppress(Exception), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                values |= {name: to_number(value) for name, value in metric.compute().items()}
         undefined = {name: value for name, value in self._baseline.undefined.items() if name in values}
         return undefined | {name: value for name, value in values.items() if np.isfinite(value)}
 

@@ -52,7 +52,8 @@ def call(monkeypatch, capsys, *arguments: object) -> tuple[str, str]:
 @pytest.fixture
 def evaluate(monkeypatch, capsys):
     def as_json(*arguments: object) -> dict[str, Any]:
-        out, error = call(monkeypatch, capsys, *arguments, "--json")
+        folder, *settings = arguments
+        out, error = call(monkeypatch, capsys, folder, "--json", *settings)
         assert not error
         return json.loads(out)
 

@@ -62,14 +62,17 @@ def test_files_of_images_can_be_named_in_a_column(tmp_path):
         transform_images(table, made, num_channels=3, where="train")
 
 
-@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
-def test_images_of_more_than_8_bits_are_not_clipped(mode):
-    features = Features({"image": Image(), "label": Value("int64")})
-    image = Pillow.new("I" if mode == "I;16" else mode, (4, 4)).convert(mode)
-    table = Dataset.from_dict({"image": [image], "label": [0]}, features=features)
+@pytest.mark.parametrize("mode", ["I;16", "I"])
+def test_brightness_is_kept_in_16_bits(mode):
     made = load_image_processor(NewModel("vit"), meta_model(image_size=4, num_channels=3))
-    with pytest.raises(ValueError, match="8 bits"):
-        transform_images(table, made, num_channels=3, where="train")
+    bytes_ = np.arange(16, dtype=np.uint8).reshape(4, 4) * 16
+    deep = Pillow.fromarray(bytes_.astype(np.uint16) * 257)
+    deep = deep if mode == "I;16" else deep.convert("I")
+    assert deep.mode == mode
+    features = Features({"image": Image(), "label": Value("int64")})
+    table = Dataset.from_dict({"image": [deep, Pillow.fromarray(bytes_)], "label": [0, 1]}, features=features)
+    served = transform_images(table, made, num_channels=3, where="train")
+    assert torch.equal(served[0]["pixel_values"], served[1]["pixel_values"])
 
 
 def test_encoded_images_are_decoded_and_conversion_is_checked_at_once():

@@ -26,6 +26,10 @@ def test_gates_alone_are_trained(tmp_path, objective):
         assert torch.equal(tensor, before[name]) or "head_gates" in name or "objective" in name, name
     assert not torch.equal(trainer.gates.log_alpha, places)
     assert [one["name"] for one in trainer.optimizer.param_groups if one["params"]] == ["gates"]
+    with pytest.raises((TypeError, ValueError)):
+        trainer.finalize(probe={"unknown": torch.ones(1)})
+    trained = [name for name, one in trainer.model.named_parameters() if one.requires_grad]
+    assert all(name.startswith("head_gates.") for name in trained)
     assert trainer.finalize().num_heads == 5
     assert all(one.requires_grad for one in trainer.model.parameters())
 

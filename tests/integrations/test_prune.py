@@ -28,6 +28,11 @@ def tokenizer(tmp_path):
     return AutoTokenizer.from_pretrained(save_transformer(tmp_path / "base", cls=BertForSequenceClassification))
 
 
+def test_a_single_text_is_no_list_of_texts():
+    with pytest.raises(InputError, match="list of texts"):
+        gating.prune(LlamaForCausalLM, "a film", keep=0.5)
+
+
 @pytest.mark.parametrize("labels", [[0, 1], ["LABEL_0", "LABEL_1"], None])
 def test_a_classifier_learns_from_labels_or_from_itself(tmp_path, tokenizer, labels):
     model = BertForSequenceClassification.from_pretrained(tmp_path / "base")

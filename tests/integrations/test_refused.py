@@ -29,6 +29,9 @@ def test_multipliers_need_an_optimizer_that_ascends(tmp_path):
     trainer = make_trainer(tmp_path, objective=gating.Lagrangian(num_heads=5), args={"optim": "adafactor"})
     with pytest.raises(InputError, match="maximize"):
         trainer.train()
+    trainer.args.optim = "adamw_torch"
+    trainer.train()
+    assert "gates" in [group.get("name") for group in trainer.optimizer.param_groups]
 
 
 @pytest.mark.runs

@@ -266,3 +266,5 @@ def test_trainers_with_another_loss_have_no_teacher(base, loss_type):
     trainer.model, trainer.args = None, SimpleNamespace(loss_type=loss_type)
     with pytest.raises(InputError, match="Gated has another loss than that of labels"):
         teacher_for(trainer, make_classifier(), None, is_frozen=False)
+    with pytest.raises(InputError, match="Gated has another loss than that of labels"):
+        teacher_for(trainer, None, gating.Distillation(), is_frozen=True)

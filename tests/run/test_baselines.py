@@ -71,9 +71,9 @@ def test_a_metric_that_does_not_score_constants_has_no_baseline():
         def update(self, preds, target):
             raise ValueError("no")
 
-    metrics = MetricCollection({"broken": Broken(2)})
-    baseline = Baseline("majority class", torch.zeros(2))
-    assert values_of(SequenceClassification(), baseline, metrics, {"labels": torch.tensor([1])}) == {}
+    metrics = MetricCollection({"broken": Broken(2), "accuracy": MulticlassAccuracy(2)})
+    baseline = Baseline("majority class", torch.tensor([0.0, 1.0]))
+    assert values_of(SequenceClassification(), baseline, metrics, {"labels": torch.tensor([1])}) == {"accuracy": 1}
 
 
 @pytest.mark.parametrize("value", [2 / 3, 0.1, 1.0, 0.0, -0.25, 12345.678, 1e-12])

@@ -4,8 +4,11 @@ from itertools import pairwise
 
 import pytest
 from datasets import Dataset, DatasetDict
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, BertConfig, BertForQuestionAnswering
 
+from gating.data.examples import Examples
+from gating.errors import InputError
+from gating.tasks.question_answering import QuestionAnswering
 from gating.tasks.windows import make_windows, read_answers
 from tests.support.tiny_run import make_model_folder
 
@@ -94,3 +97,20 @@ def test_answer_starts_may_be_off_by_a_few_characters(text, start, is_there):
     else:
         with pytest.raises(ValueError, match="answer_start"):
             read_answers(DatasetDict(train=table))
+
+
+@pytest.mark.parametrize(("stride", "answer_start"), [(10, 0), (-1, 0), (2, -1)])
+def test_questions_leave_room_and_answers_are_inside(tokenizer, stride, answer_start):
+    row = {
+        "question": "word0 word3",
+        "context": CONTEXT,
+        "answers": {"text": ["word1"], "answer_start": [answer_start]},
+    }
+    rows = Dataset.from_list([row])
+    model = BertForQuestionAnswering(
+        BertConfig(vocab_size=100, hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
+    )
+    with pytest.raises(InputError, match="data.stride" if answer_start == 0 else "answer_start"):
+        QuestionAnswering().prepare(
+            Examples(DatasetDict(train=rows, validation=rows)), tokenizer, model, max_length=14, stride=stride
+        )
