@@ -64,8 +64,8 @@ def make_windows(
         longest = max(map(len, tokenizer(batch["question"], add_special_tokens=False)["input_ids"]))
         if not 0 <= stride < max_length - longest - tokenizer.num_special_tokens_to_add(pair=True):
             raise InputError(
-                f"data.stride={stride} does not fit into windows of data.max_length={max_length} tokens with a question "
-                f"of {longest}: give a smaller stride, longer windows, or shorter questions."
+                f"data.stride={stride} does not fit into windows of data.max_length={max_length} tokens, and a "
+                f"question of {longest}: give a smaller stride, longer windows, or shorter questions."
             )
         tokens = tokenizer(
             batch["question"],
