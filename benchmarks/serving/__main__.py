@@ -5,9 +5,10 @@
     python -m benchmarks.serving --quick                        tiny models, to see that it works; nothing is written
 
 FOLDER has trec/ (train.tsv, validation.tsv, test.tsv), and RUNS keeps the trained runs, so that none is trained twice.
-Runtimes that are not installed are left out: pip install -e '.[onnx,openvino,gguf]', and for vLLM an environment of its
-own (--vllm PYTHON). Results are in benchmarks/results/serving.jsonl, a line for each case; a new one replaces that of
-the same kind. ``python -m benchmarks.page`` writes the tables.
+Section encoder needs ONNX Runtime and OpenVINO; others leave out runtimes that are not installed: pip install -e
+'.[onnx,openvino,gguf]', and for vLLM an environment of its own (--vllm PYTHON). --quick leaves encoder out. Results are
+in benchmarks/results/serving.jsonl, a line for each case; a new one replaces that of the same kind. ``python -m
+benchmarks.page`` writes the tables.
 """
 
 import argparse

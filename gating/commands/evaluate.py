@@ -72,7 +72,7 @@ class Evaluated(NamedTuple):
     """The evaluation of a model.
 
     Attributes:
-        numbers: Metrics, sizes and latency by the names in ``metrics.json``, with what was evaluated; NaN is None.
+        numbers: Metrics, sizes and latency by the names in ``metrics.json``, with model and split; NaN is None.
         text: The same as lines.
     """
 

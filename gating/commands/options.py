@@ -47,10 +47,7 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format", choices=tuple(FORMATS), default="onnx", metavar="FORMAT", help="one of those below; onnx by default"
     )
-    parser.add_argument(
-        "--output",
-        help="place of the export, by default beside the model: compact-onnx-int8",
-    )
+    parser.add_argument("--output", help="place of the export, by default beside the model: compact-onnx-int8")
     parser.add_argument("--overwrite", action="store_true", help="rename what is in its place")
     parser.add_argument(
         "--dtype",

@@ -228,7 +228,7 @@ def check_manifest(folder: Path, described: Mapping[str, Any] | None = None) -> 
 
     Raises:
         FileNotFoundError: A file of the model is missing.
-        ValueError: A file of the model, or the record, differs from what was written.
+        ValueError: A file of the model, or the record, differs from the one that was written.
     """
     beside = read_record(folder).get(CHECKSUMS) if has_manifest(folder) else None
     place, sums = (RECORD_FILE, beside) if described is None else (CONFIG, described[RECORD_KEY].get(CHECKSUMS))

@@ -51,7 +51,7 @@ def vision_config(meta_model: PreTrainedModel) -> PreTrainedConfig:
 def transform_images(table: Dataset, processor: Any, *, num_channels: int, where: str) -> Dataset:
     """Return a table whose ``image`` and ``label`` become ``pixel_values`` and ``labels`` when examples are read.
 
-    Pillow would clip images with more than 8 bits per channel, so these are refused.
+    Images of 16 bits per channel are scaled to 8, since Pillow would clip them; other deep ones are refused.
 
     Args:
         table: Class numbers, and images, encoded images or paths of image files.

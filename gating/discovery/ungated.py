@@ -170,7 +170,7 @@ def attention_lookalikes(
     Args:
         model: The model.
         known: The modules that have a block.
-        problems: Why discovery has not accepted what it found in some modules; None if it has not searched.
+        problems: Why discovery has not accepted its finding in some modules; None if it has not searched.
     """
     inside = {part for module in known for part in module.modules()}
     candidates = {

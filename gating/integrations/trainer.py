@@ -241,7 +241,7 @@ class GatedTrainerMixin(GatedPhases):
         Args:
             output_dir: Folder of the compact model; checkpoints go to ``args.output_dir``.
             resume_from_checkpoint: As in :meth:`train`.
-            overwrite: Whether what is in its place may be renamed.
+            overwrite: Whether an earlier folder may be renamed.
             stock: Whether to write a model of plain transformers, as in :func:`gating.save_compact`.
             probe: Batch for the checks, as in :meth:`finalize`.
 

@@ -26,10 +26,10 @@ class Part:
     """Gates that share a limit: all of them, those of a kind of attention, or those of a tower.
 
     Attributes:
-        unit: What is limited: the name of a unit, or ``cost`` for the share of the cost of these gates.
+        unit: The limited quantity: the name of a unit, or ``cost`` for the share of the cost of these gates.
         kind: Kind of blocks, or tower, that the gates belong to; None for all gates with the unit.
         gates: Positions of the gates among all gates.
-        sizes: What each gate takes of the limit: its units, or its share of the cost; 0 for padding.
+        sizes: Share of each gate in the limit: its units, or its share of the cost; 0 for padding.
         limit: Number of units that stays, which is met; or share of the cost, which is not exceeded.
         units: Number of units of each gate.
         layers: Number of each gate's layer within the part.

@@ -142,7 +142,7 @@ def _fit(points: Sequence[Sequence[float]], times: Sequence[float], *, error: fl
     exact timings hardly feel it.
 
     Args:
-        points: What each copy has of each amount, from 0 to 1: of units first, then as many of open blocks.
+        points: Share that each copy has of each amount, from 0 to 1: of units first, then as many of open blocks.
         times: Relative time of each copy.
         error: Relative standard error of a time.
     """

@@ -172,7 +172,7 @@ def read_numbers(given: Any, total: int, *, what: str, place: str) -> set[int]:
     Args:
         given: An iterable of numbers; layers may be negative, counted from the last one.
         total: Number of those that there are.
-        what: What they are, such as ``head``.
+        what: Name of one of them, such as ``head``.
         place: Where they are, for the message.
 
     Raises:

@@ -41,7 +41,7 @@ def check_exports(settings: Settings, model: PreTrainedModel) -> None:
 def export_formats(run: Run) -> None:
     """Export the compact model of a run to the formats in its settings, and evaluate the graphs.
 
-    What fails is printed as a warning: the compact model is saved.
+    A failure is printed as a warning: the compact model is saved.
     """
     for name in run.settings.exports:
         try:

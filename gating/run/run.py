@@ -68,7 +68,7 @@ class Run:
         total_steps: Optimizer steps of search and recovery together.
         loggers: Loggers of all phases but the teacher's.
         started: Start of this process's training, in seconds of ``time.monotonic``.
-        timing: What is timed, and for how long.
+        timing: The timed batches, and the seconds for them.
         state: The part that changes.
     """
 

@@ -142,7 +142,7 @@ def export_compact(
         model_or_directory: A compact model, its folder, or its name on the hub.
         save_path: File or folder for the export; it is written whole or not at all.
         format: ``onnx``, ``openvino``, ``gguf`` or ``vllm``.
-        overwrite: Whether what is in its place may be renamed.
+        overwrite: Whether an earlier file or folder may be renamed.
         **options: Options of the format, such as ``dtype`` or ``int8``; None for its default.
 
     Returns:

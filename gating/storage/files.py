@@ -133,7 +133,7 @@ def check_free(target: Path, *, overwrite: bool, setting: str = "") -> None:
 
     Args:
         target: The place.
-        overwrite: Whether what is there may be renamed.
+        overwrite: Whether an earlier file or folder may be renamed.
         setting: Name of the setting with this path, for messages.
 
     Raises:

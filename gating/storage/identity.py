@@ -1,4 +1,4 @@
-"""What a resumed training must share with its beginning: digests of data, files and folders, and its settings."""
+"""Digests of data sets, files and folders, and the comparison of settings, for trainings that are resumed."""
 
 import hashlib
 import importlib

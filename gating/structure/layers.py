@@ -138,7 +138,7 @@ def original_rows(
     """Yield values of blocks by their names in the original model, with those of layers that left in their places.
 
     Args:
-        record: What :func:`layers_record` returns.
+        record: The result of :func:`layers_record`.
         unit: The unit of the blocks, ``heads`` or ``neurons``.
         rows: Names and values of the present blocks.
         removed: Function that returns the value of a block that left, from its former number of units.

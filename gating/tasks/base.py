@@ -82,7 +82,7 @@ class Task(Protocol):
 
     The arguments of ``__init__`` are the settings ``task.NAME``, and the keyword arguments of ``prepare`` are settings
     ``data.NAME``. A task with ``has_classes = True`` draws validation data stratified by label. :class:`WritesText` and
-    :class:`HasLoss` have what some tasks have besides.
+    :class:`HasLoss` are further methods of some tasks.
 
     Attributes:
         auto_class: Auto class of transformers, such as ``AutoModelForSequenceClassification``.

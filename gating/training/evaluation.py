@@ -69,9 +69,9 @@ class Tally:
             yield batch
 
     def _add(self, baseline: Baseline, batch: Batch) -> None:
+        outputs = baseline.outputs(batch["labels"])
         for name, metric in list(self._metrics.items()):
             try:
-                outputs = baseline.outputs(batch["labels"])
                 self._task.update(metric, batch, outputs=outputs, model=self._model)
             except Exception:  # Metrics of users raise errors of any class, and need not score constants.
                 del self._metrics[name]

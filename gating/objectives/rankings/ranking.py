@@ -37,7 +37,7 @@ class Ranking(OfOneSearch):
 
         Args:
             gates: The gates.
-            sizes: What each gate takes of the budget, ``[num_gates]``: its units, or its share of the cost for which
+            sizes: Share of each gate in the budget, ``[num_gates]``: its units, or its share of the cost for which
                 gates compete; 0 for padding. Units if left out.
         """
         raise NotImplementedError

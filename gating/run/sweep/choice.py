@@ -29,7 +29,7 @@ class Candidate:
     Attributes:
         name: Their budget, and other settings in which they differ from other candidates.
         runs: The runs, the one with the best validation score first.
-        conditions: What must be equal to that of the dense runs to be compared with them, by name.
+        conditions: Values that must equal those of the dense runs to be compared with them, by name.
         loss: Mean validation score with the sign by which lower is better; infinity if it is unknown.
         numbers: Means over the seeds, NaN if one is unknown: ``validation`` and ``test`` scores, their standard
             deviations (``validation_std``), ``baseline`` and ``baseline_test``, the scores of a prediction without a

@@ -11,7 +11,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from gating.compact.decoders import DecoderSizes
 from gating.serving.gguf.architectures import Architecture, rope_type
 
-__all__ = ["decoder_tensors", "llama3_factors", "widths_in_file"]
+__all__ = ["decoder_tensors", "widths_in_file"]
 
 # Weights of 8 and 4 bits come in blocks of so many, also those that llama-quantize makes of 16 bits.
 _BLOCK = 32
@@ -37,7 +37,7 @@ def decoder_tensors(
     if not model.config.tie_word_embeddings:
         yield "output.weight", model.get_output_embeddings().weight
     if rope_type(model.config) == "llama3":
-        yield "rope_freqs.weight", llama3_factors(model.config, sizes.head_dim)
+        yield "rope_freqs.weight", _llama3_factors(model.config, sizes.head_dim)
     widths = widths_in_file(architecture, sizes)
     for number, layer in enumerate(base.layers):
         prefix = f"blk.{number}."
@@ -96,7 +96,7 @@ def _in_pairs(rows: Tensor, head_dim: int) -> Tensor:
     return rows.reshape(-1, 2, head_dim // 2, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
 
 
-def llama3_factors(config: Any, head_dim: int) -> Tensor:
+def _llama3_factors(config: Any, head_dim: int) -> Tensor:
     """Return the factors by which LLaMA 3 divides the frequencies of its rotary embeddings, ``[head_dim / 2]``.
 
     Args:

@@ -103,7 +103,7 @@ def pool(model: Any, head: Callable[..., Tensor]) -> None:
 def quiet_exporters() -> Iterator[None]:
     """Silence the progress, the log and the warnings of exporters, which are about their own code, in a ``with`` block.
 
-    Their loggers have no common name. The check of an export finds what matters.
+    Their loggers have no common name. The check of an export finds failures.
     """
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)

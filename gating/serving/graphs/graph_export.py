@@ -62,9 +62,9 @@ def export_onnx(
         tokenizer: Tokenizer or processor of a model: it determines the inputs and is saved with the export. By default
             the one in the model's folder.
         int8: Whether the weights of matrix products become 8-bit integers, with activations quantized at run time. The
-            graph with float weights is checked first. What this does to the accuracy depends on the model:
+            graph with float weights is checked first. The effect on the accuracy depends on the model:
             :class:`gating.serving.graphs.runtime.GraphModel` is a module for measuring it.
-        overwrite: Whether what is in ``save_directory`` may be renamed.
+        overwrite: Whether an earlier folder may be renamed.
 
     Returns:
         The folder, the inputs and the largest difference of the outputs.

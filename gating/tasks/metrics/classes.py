@@ -28,6 +28,8 @@ def _positive(metric: type[Any]) -> Callable[[int], Metric]:
     """Return a metric of the second of two classes, as in GLUE, NaN on data without it; of more classes, their mean."""
 
     class OfSecond(metric):  # type: ignore[misc]
+        """The metric of the second class."""
+
         def compute(self) -> Any:
             return torch.where((self.tp + self.fn)[1] > 0, super().compute()[1], torch.nan)
 
