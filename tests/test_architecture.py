@@ -5,13 +5,13 @@ Their sizes are for reviews: `python -m benchmarks.size`.
 
 import ast
 import re
-import tomllib
 from collections.abc import Iterator
 from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+import tomllib
 
 import gating
 from tests.support.tiny_run import ROOT

@@ -3,10 +3,10 @@
 import re
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
+import tomllib
 
 from gating import errors
 from tests.support.tiny_run import ROOT, make_model_folder

@@ -3,10 +3,10 @@
 import ast
 import re
 import sys
-import tomllib
 from importlib.metadata import packages_distributions
 
 import pytest
+import tomllib
 from packaging.requirements import Requirement
 from packaging.version import Version
 

@@ -4,10 +4,10 @@ import re
 import shlex
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
+import tomllib
 import torch
 from transformers import AutoTokenizer, BertForSequenceClassification, TrainingArguments
 

@@ -7,17 +7,16 @@ from typing import Any
 import numpy as np
 import PIL.Image
 from datasets import Dataset, Image
-from transformers import (
-    AutoImageProcessor,
-    ImageProcessingMixin,
-    PreTrainedConfig,
-    PreTrainedModel,
-    ViTImageProcessorPil,
-)
+from transformers import AutoImageProcessor, ImageProcessingMixin, PreTrainedConfig, PreTrainedModel
 
 from gating.data.tables import reading
 from gating.errors import InputError, MissingFileError
 from gating.models.sources import ModelSource
+
+try:
+    from transformers import ViTImageProcessorPil
+except ImportError:  # Before transformers 5.5, when that name did not tell it apart from torchvision's.
+    from transformers import ViTImageProcessor as ViTImageProcessorPil  # type: ignore[assignment]
 
 # Number of channels -> Pillow's mode.
 _MODES = {1: "L", 3: "RGB"}

@@ -118,7 +118,7 @@ class PassValues:
             self._check_not_reentrant()
 
     # A compiled graph cannot depend on versions of parameters and on backward passes.
-    _renew_outside_of_graph = torch.compiler.disable(_renew_if_stale, reason="values may be stale")
+    _renew_outside_of_graph = torch.compiler.disable(_renew_if_stale)
 
     def _lacks_graph(self) -> bool:
         needs_graph = torch.is_grad_enabled() and self._gates.log_alpha.requires_grad and not self._gates.is_fixed

@@ -3,11 +3,10 @@
 from collections.abc import Callable
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
-from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
+from transformers import PreTrainedModel, modeling_utils
 
 from gating.loader import modeling
 from gating.loader.checksums import RECORD_KEY
@@ -49,8 +48,8 @@ class SavedMixin(CompactMixin):
     def save_pretrained(self, save_directory: Any, is_main_process: bool = True, **kwargs: Any) -> None:
         """Save a model as transformers does, with code and checksums."""
         super().save_pretrained(save_directory, is_main_process, **kwargs)  # type: ignore[misc]
-        # One process writes all files of a sharded model.
-        if cast(Any, self).should_save_on_this_rank(is_main_process):
+        # One process writes all files of a sharded model; transformers 5.0 to 5.17 saves none.
+        if getattr(self, "should_save_on_this_rank", bool)(is_main_process):
             self._finish(Path(save_directory))
 
     def _upload_modified_files(self, working_dir: Any, repo_id: str, *args: Any, **kwargs: Any) -> Any:
@@ -84,8 +83,9 @@ def become_compact(model: nn.Module) -> None:
         return
     record = describe(model)
     model.__class__ = compact_class(type(model), type(model.config))
-    # A new model registers the name of its class; without it, no attentions or hidden states are returned.
-    _CAN_RECORD_REGISTRY[model] = model._can_record_outputs
+    # Without the entry that a new model makes, no attentions or hidden states are returned. It is by name before 5.13.
+    registry: Any = vars(modeling_utils)["_CAN_RECORD_REGISTRY"]
+    registry[str(type(model)) if isinstance(registry, dict) else model] = model._can_record_outputs
     setattr(model.config, RECORD_KEY, record)
     # transformers looks custom code up by Auto class; each one for this configuration gets its class.
     model.config.auto_map = auto_places(model)

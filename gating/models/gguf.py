@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 from huggingface_hub import cached_assets_path
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from gating.errors import InputError, MissingFileError, MissingPackageError, loading
 from gating.vocabulary import vocabulary_size
@@ -48,8 +48,11 @@ def unpack_gguf(file: Path) -> Path:
 
 @lru_cache
 def _unpack(file: Path, _size: int, _changed: int) -> Path:
+    hashed = hashlib.sha256()
     with file.open("rb") as opened:
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()[:16]
+        while piece := opened.read(1 << 20):
+            hashed.update(piece)
+    digest = hashed.hexdigest()[:16]
     cache = cached_assets_path("head-gating", namespace="gguf", subfolder="unpacked")
     folder = cache / digest
     with FileLock(cache / f"{digest}.lock"), tempfile.TemporaryDirectory(dir=cache) as scratch:
@@ -61,6 +64,8 @@ def _unpack(file: Path, _size: int, _changed: int) -> Path:
 
 
 def _write(file: Path, folder: Path) -> None:
+    from transformers import GgufConfig
+
     import gguf
 
     reader = gguf.GGUFReader(file)

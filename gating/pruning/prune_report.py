@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Self, cast
+from typing import Any, cast
 
 from torch import nn
+from typing_extensions import Self
 
 from gating.structure.blocks import Block
 from gating.structure.feed_forward import FeedForwardBlock

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from enum import StrEnum
+from enum import Enum
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ def machine() -> str:
     return f"{platform.machine()} CPU with {os.cpu_count()} cores"
 
 
-class Stage(StrEnum):
+class Stage(str, Enum):
     """Stages of a run at which metrics are measured; the values are prefixes of names in ``metrics.json``."""
 
     SEARCH = "search"
@@ -60,6 +60,8 @@ class Stage(StrEnum):
     OPENVINO_INT8 = "openvino-int8"
     # The baseline is a prediction without a model.
     BASELINE = "baseline"
+
+    __str__ = str.__str__
 
 
 @dataclass

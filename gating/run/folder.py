@@ -9,12 +9,13 @@ import shlex
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import Enum
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, cast
 
 from filelock import BaseFileLock
+from typing_extensions import Self
 
 from gating.errors import FolderExistsError, InputError, MissingFileError, nearest_name
 from gating.storage.files import (
@@ -31,7 +32,7 @@ from gating.storage.files import (
 )
 
 
-class Phase(StrEnum):
+class Phase(str, Enum):
     """Phases of a run, in their order; the values are the names of checkpoint folders."""
 
     TEACHER = "teacher"
@@ -40,6 +41,8 @@ class Phase(StrEnum):
     # This is the model between removal and recovery.
     REMOVED = "removed"
     RECOVERY = "recovery"
+
+    __str__ = str.__str__
 
 
 # Settings of the run, written first, and its results, written last: a folder with results is finished.

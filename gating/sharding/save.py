@@ -12,7 +12,6 @@ import torch.distributed
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
@@ -134,6 +133,9 @@ def save_sharded(
 
 def _write_weights(model: PreTrainedModel, copy: PreTrainedModel, folder: Path, max_file_size: str) -> None:
     """Write the weights of a model in several files, with an index of their names."""
+    # torch has it since 2.8, and merges its files since 2.9.
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+
     ignored = {*(copy.all_tied_weights_keys or ()), *(copy._keys_to_ignore_on_save or ())}
     tensors = tensors_of(model)
     state = {name: tensors[name] for name in copy.state_dict() if name not in ignored}

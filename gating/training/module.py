@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torchmetrics import MeanMetric, MetricCollection
 from transformers import PreTrainedModel
@@ -78,7 +78,7 @@ class FineTuning(pl.LightningModule):
         """Number of optimizer steps of the run so far, over all phases."""
         return self._first_step + self.global_step
 
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return one optimizer over weights, gates and multipliers, and its scheduler."""
         gates = None if self.search is None else self.search.gates
         optimizer = self._optimizer.build(self.model, gates=gates, objective=self.objective)

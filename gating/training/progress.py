@@ -8,7 +8,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ProgressBar, Timer
-from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 
 from gating.data.examples import Batch
@@ -201,7 +200,9 @@ def end_reason(trainer: pl.Trainer) -> str | None:
     if search is not None and search.reason:
         return str(search.reason)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, EarlyStopping) and callback.stopping_reason != EarlyStoppingReason.NOT_STOPPED:
-            reason = str(callback.stopping_reason_message or callback.stopping_reason.value)
+        if isinstance(callback, EarlyStopping) and (callback.stopped_epoch or callback.wait_count >= callback.patience):
+            # Lightning 2.5 keeps no message.
+            default = f"{callback.monitor} has not improved in the last {callback.wait_count} checks"
+            reason = str(getattr(callback, "stopping_reason_message", None) or default)
             return reason.removesuffix(" Signaling Trainer to stop.").rstrip(".")
     return None

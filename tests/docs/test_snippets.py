@@ -3,10 +3,10 @@
 import importlib.util
 import re
 import sys
-import tomllib
 
 import huggingface_hub.constants
 import pytest
+import tomllib
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep
 
