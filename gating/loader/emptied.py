@@ -8,7 +8,6 @@ import inspect
 from typing import Any
 
 from torch import Tensor, nn
-from transformers.cache_utils import Cache
 
 from .classes import part
 
@@ -42,8 +41,8 @@ def emptied(base: type[nn.Module], form: str, projection: str) -> dict[str, Any]
         if form == "tensor":
             return output
         source = next((arguments[name] for name in _SOURCES if name in arguments), None)
-        # By type, because the name of the argument differs between families.
-        cache: Any = next((argument for argument in arguments.values() if isinstance(argument, Cache)), None)
+        # By its method, because the name of the argument differs between families, and older caches have other types.
+        cache: Any = next((argument for argument in arguments.values() if hasattr(argument, "get_seq_length")), None)
         # Without new images, the keys are those of an earlier step.
         cache = None if source is None and "cross_attention_states" in names else cache
         key_length = _update_cache(self, states if source is None else source, source is not None, cache)
