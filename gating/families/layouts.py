@@ -231,7 +231,7 @@ def context_spec(
 
 
 def has_variable(module: nn.Module, name: str) -> bool:
-    """Return whether the ``forward`` of a module's class has an argument or variable of a name, which tells versions."""
+    """Return whether the ``forward`` of a module's class has an argument or variable, by which versions differ."""
     forward: Any = inspect.unwrap(original_class(type(module)).forward)
     return name in forward.__code__.co_varnames
 

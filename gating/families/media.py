@@ -97,9 +97,10 @@ def _conformer(module: nn.Module) -> AttentionSpec:
 
 
 def _tower(module: nn.Module) -> AttentionSpec:
-    """Return the spec for towers whose code in transformers 5.0 gives the outputs of the heads the hidden size."""
-    is_joined = has_variable(module, "embed_dim")
-    return AttentionSpec(Q_K_V_PROJ, "out_proj", forward=group_vit_forward if is_joined else None)
+    """Return the spec for towers; transformers 5.0 gives their outputs the hidden size, and cannot load emptied ones."""
+    if has_variable(module, "embed_dim"):
+        return AttentionSpec(Q_K_V_PROJ, "out_proj", returns="other", forward=group_vit_forward)
+    return AttentionSpec(Q_K_V_PROJ, "out_proj")
 
 
 def _sound(module: Any) -> AttentionSpec:

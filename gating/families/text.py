@@ -62,7 +62,9 @@ def _falcon(module: nn.Module) -> AttentionSpec:
     elif getattr(module, "multi_query", False):
         layout = "qkv"
     has_alibi = bool(getattr(getattr(module, "config", None), "alibi", False))
-    per_head_inputs = (("alibi", 1), ("attention_mask", 1)) if has_alibi else ()
+    # In transformers 5.0, one dimension is that of batch and heads.
+    alibi_dim = 0 if has_variable(module, "cache_position") else 1
+    per_head_inputs = (("alibi", alibi_dim), ("attention_mask", 1)) if has_alibi else ()
     return AttentionSpec((("query_key_value", layout),), "dense", per_head_inputs=per_head_inputs)
 
 
@@ -210,11 +212,9 @@ def _short_name(module: Any) -> AttentionSpec | None:
             head_widths=("split_size",),
         )
     if model == "ctrl":
+        spec = AttentionSpec((("Wq", "q"), ("Wk", "k"), ("Wv", "v")), "dense")
         # Older versions have other attributes.
-        sizes: dict[str, Any] = (
-            {"head_dim": "depth", "head_widths": ("d_model_size",)} if hasattr(module, "depth") else {}
-        )
-        return AttentionSpec((("Wq", "q"), ("Wk", "k"), ("Wv", "v")), "dense", **sizes)
+        return replace(spec, head_dim="depth", head_widths=("d_model_size",)) if hasattr(module, "depth") else spec
     if model == "fsmt":
         return AttentionSpec(Q_K_V_PROJ, "out_proj", returns="other", forward=fsmt_forward)
     if model in ("xlm", "flaubert"):
