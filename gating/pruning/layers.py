@@ -98,7 +98,7 @@ def _built(model: PreTrainedModel, config: PreTrainedConfig, record: Mapping[str
     recorded = changed(config, {})
     setattr(recorded, RECORD_KEY, record)
     # As it is written and read again: sizes are checked, and some are derived from others.
-    recorded.validate()
+    getattr(recorded, "validate", recorded.to_dict)()  # transformers 5.0 checks when it reads
     return build_recorded(model, type(recorded).from_dict(recorded.to_dict()))
 
 
