@@ -11,10 +11,14 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
-import tomllib
 
 import gating
 from tests.support.tiny_run import ROOT
+
+try:
+    import tomllib
+except ImportError:  # Python 3.10, where pytest brings its like.
+    import tomli as tomllib
 
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))

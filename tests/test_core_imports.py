@@ -6,10 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
-import tomllib
 
 from gating import errors
 from tests.support.tiny_run import ROOT, make_model_folder
+
+try:
+    import tomllib
+except ImportError:  # Python 3.10, where pytest brings its like.
+    import tomli as tomllib
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Import names of the packages of extras that differ from their names in pyproject.toml.

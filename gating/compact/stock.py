@@ -24,7 +24,7 @@ from gating.errors import RemedyError, loading
 from gating.loader.checksums import CHECKSUMS, RECORD_KEY
 from gating.loader.record import dense_class, dense_config
 from gating.loader.record_checks import check_record
-from gating.pruning.layers import Settings, build_original, build_recorded, changed, nested_configs
+from gating.pruning.layers import Settings, build_original, build_recorded, changed, nested_configs, reread
 from gating.storage.hub import RECORD_FILE
 from gating.structure.attention import AttentionBlock, iter_attention_blocks
 from gating.structure.feed_forward import FeedForwardBlock, iter_feed_forward_blocks
@@ -143,9 +143,7 @@ def _differing(
     """Return the names of the tensors that differ after a change; all of them for a configuration without a model."""
     try:
         config = changed(config, change)
-        # As it is written and read again: sizes are checked, and some are derived from others.
-        config.validate()
-        model = _build(cls, type(config).from_dict(config.to_dict()))
+        model = _build(cls, reread(config))
     except Exception:  # Classes raise any error for sizes that they cannot have.
         return set(shapes)
     built = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
