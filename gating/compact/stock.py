@@ -191,6 +191,8 @@ def _new_width(name: str, value: object, before: int, after: int, hidden: int) -
     if not (_RATIO.search(name) and type(value) in (int, float)):
         return None
     ratio = after / hidden
+    if isinstance(value, int) and not (ratio.is_integer() or hasattr(PreTrainedConfig, "validate")):
+        return None  # transformers 5.0 takes any number, and later versions only whole ones.
     # Classes round the product down.
     ratio = ratio if int(hidden * ratio) == after else math.nextafter(ratio, math.inf)
     return int(ratio) if isinstance(value, int) and ratio.is_integer() else ratio
