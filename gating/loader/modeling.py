@@ -95,7 +95,7 @@ def renamed_error(model: PreTrainedModel, missing: str) -> ValueError:
     saved = getattr(model.config, "transformers_version", None)
     return ValueError(
         f"This {model.config.model_type} model was saved with transformers {saved}; {type(model).__name__} of the "
-        f"installed transformers {transformers.__version__} has other modules ({missing}): install {saved}, or newer."
+        f"installed transformers {transformers.__version__} has other modules ({missing}): install {saved}."
     )
 
 
