@@ -164,6 +164,12 @@ class CompactMixin:
         """Return False: of custom code, transformers leaves some buffers uninitialized."""
         return False
 
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        """Answer as the dense class, whose file transformers searches for a decorator."""
+        can_set: bool = cls.dense_class._can_set_experts_implementation()
+        return can_set
+
     def _get_static_cache_init_shape(self) -> None:
         """Let static caches take their size at first use, layer by layer; the configuration has one size for all."""
 
