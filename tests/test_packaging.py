@@ -1,19 +1,25 @@
-"""Requirements of the package: all imported packages, with bounds where private names are used."""
+"""The package: requirements of all that is imported, what wheel and source archive hold, and workflows."""
 
 import ast
+import os
 import re
 import sys
 from importlib.metadata import packages_distributions
 
 import pytest
-import tomllib
+import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
 
 import gating
 from tests.support.tiny_run import ROOT
 
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+try:
+    import tomllib
+except ImportError:  # Python 3.10; it comes with pytest there.
+    import tomli as tomllib
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 SOURCES = [ROOT / "train.py", *(ROOT / "gating").rglob("*.py")]
 # Pydantic comes with exactly one version of its core.
 WITH_OTHERS = {"pydantic_core"}
@@ -75,14 +81,74 @@ def test_compromised_releases_of_lightning_are_excluded(version):
 
 
 def test_the_citation_has_the_version():
-    assert f"\nversion: {gating.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {gating.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+
+
+def workflow(name):
+    return yaml.safe_load((ROOT / ".github" / "workflows" / f"{name}.yml").read_text(encoding="utf-8"))
+
+
+def targets_of(text):
+    return re.findall(r"^make ([\w-]+)", text, re.M)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / ".github").rglob("*.yml")), ids=lambda path: path.name)
+def test_files_of_github_are_read(path):
+    table = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if path.parent.name == "workflows":
+        # YAML 1.1 reads the key `on` as a truth value.
+        assert {"name", True, "jobs", "permissions"} <= table.keys()
+        for job in table["jobs"].values():
+            assert job["timeout-minutes"]
+            assert all(("uses" in step) != ("run" in step) for step in job["steps"])
 
 
 def test_both_ways_of_continuous_integration_call_the_same_targets():
-    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
-    command = re.compile(r"^(?:\s+- run: )?(make [\w-]+)$", re.M)
-    for text in (workflow, (ROOT / ".ci" / "run").read_text()):
-        assert command.findall(text) == ["make test-all", "make check", "make docs"]
-    versions = re.search(r"python: \[(.*)\]", workflow)[1].replace('"', "").split(", ")
+    runs = [step["run"] for job in workflow("ci")["jobs"].values() for step in job["steps"] if "run" in step]
+    expected = ["test-all", "check", "docs"]
+    assert targets_of("\n".join(runs)) == targets_of((ROOT / ".ci" / "run").read_text(encoding="utf-8")) == expected
+    versions = workflow("ci")["jobs"]["test"]["strategy"]["matrix"]["python"]
     classifiers = [f"Programming Language :: Python :: {version}" for version in versions]
     assert [name for name in PROJECT["classifiers"] if ":: Python :: 3." in name] == classifiers
+
+
+def test_workflows_call_targets_that_exist():
+    rows = workflow("weekly")["jobs"]["versions"]["strategy"]["matrix"]["include"]
+    text = "".join(path.read_text(encoding="utf-8") for path in (ROOT / ".github" / "workflows").glob("*.yml"))
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in {row["target"] for row in rows} | set(re.findall(r"run: make ([\w-]+)", text)):
+        assert re.search(rf"^{target}\b.*:", makefile, re.M), target
+
+
+def test_wheel_and_source_archive_hold_the_package_and_nothing_else():
+    pytest.importorskip("hatchling", reason="hatchling is not installed")
+    from hatchling.builders.sdist import SdistBuilder
+    from hatchling.builders.wheel import WheelBuilder
+
+    def names(builder):
+        return {file.distribution_path.replace(os.sep, "/") for file in builder(str(ROOT)).recurse_included_files()}
+
+    def files(folder, pattern="*"):
+        found = (
+            path
+            for path in (ROOT / folder).rglob(pattern)
+            if path.is_file() and not re.search(r"/(\.|__pycache__)", str(path.relative_to(ROOT)))
+        )
+        return {path.relative_to(ROOT).as_posix() for path in found}
+
+    package = files("gating") - files("gating", "ruff.toml")
+    assert names(WheelBuilder) == package | {f"gating/{name}" for name in {"train.py", *files("conf")}}
+    beside = {"train.py", "pyproject.toml", "CHANGELOG.md", "CITATION.cff", "LICENSE", "README.md", "SECURITY.md"}
+    assert names(SdistBuilder) - {".gitignore"} == files("gating") | files("conf") | beside
+
+
+def test_the_extra_all_has_the_extras_of_users():
+    own = {"demo", "docs", "test", "test-lowest", "dev", "all"}
+    (text,) = PROJECT["optional-dependencies"]["all"]
+    assert Requirement(text).extras == set(PROJECT["optional-dependencies"]) - own
+
+
+def test_no_extra_has_the_runtime_of_another():
+    runtimes = {"onnxruntime", "openvino", "xllamacpp", "vllm"}
+    for name in set(PROJECT["optional-dependencies"]) - {"all", "test", "dev"}:
+        assert len(runtimes & set(requirements(name))) <= (name in ("onnx", "openvino", "gguf")), name
