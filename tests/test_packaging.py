@@ -23,14 +23,10 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 SOURCES = [ROOT / "train.py", *(ROOT / "gating").rglob("*.py")]
 # Pydantic comes with exactly one version of its core.
 WITH_OTHERS = {"pydantic_core"}
-# Of each package, private names that are used somewhere.
-PRIVATE = {
-    "torch": r"torch\._",
-    "transformers": r"\._from_config|\"_model_mapping\"",
-    "datasets": r"\._fingerprint",
-    "sacrebleu": r"_extract_corpus_statistics",
-    "pytorch-lightning": r"\._batches_that_stepped",
-}
+# Rows of private names of other packages: the names, the package, and a file that uses them.
+PRIVATE = re.findall(
+    r"^\| (`_.*`) \| (\S+) \| `(\S+)` \|", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.M
+)
 
 
 def normal(name):
@@ -60,11 +56,29 @@ def test_all_that_is_imported_is_named():
         assert named & {normal(name) for name in distributions[module]}, module
 
 
-@pytest.mark.parametrize("name", PRIVATE)
-def test_packages_with_private_names_in_use_are_bounded(name):
-    assert any(re.search(PRIVATE[name], path.read_text(encoding="utf-8")) for path in SOURCES)
-    specifier = requirements("train")[normal(name)].specifier
+@pytest.mark.parametrize(("names", "package", "file"), PRIVATE, ids=[file for *_, file in PRIVATE])
+def test_private_names_of_the_list_are_in_use_and_their_packages_bounded(names, package, file):
+    text = (ROOT / file).read_text(encoding="utf-8")
+    for name in re.findall(r"[\w.]+", names):
+        assert name in text
+    specifier = requirements("train", "trainer")[package].specifier
     assert any(one.operator == "<" for one in specifier)
+
+
+def test_the_list_has_all_private_names_of_other_packages():
+    trees = [ast.walk(ast.parse(path.read_text(encoding="utf-8"))) for path in SOURCES]
+    own, used = set(), {}
+    for node in (node for tree in trees for node in tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            own.add(node.name)
+        elif isinstance(node, ast.Attribute | ast.Name) and isinstance(node.ctx, ast.Store):
+            own.add(node.attr if isinstance(node, ast.Attribute) else node.id)
+        elif isinstance(node, ast.Attribute):
+            used[node.attr] = node
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and not node.module.startswith("gating"):
+            used |= dict.fromkeys([*node.module.split("."), *(alias.name for alias in node.names)], node)
+    private = {name for name in used.keys() - own if re.match(r"_[^_]", name)} - {"_exit", "_getframe"}
+    assert private <= set(re.findall(r"\w+", " ".join(names for names, *_ in PRIVATE)))
 
 
 def test_every_requirement_has_a_lowest_version():
@@ -138,7 +152,8 @@ def test_wheel_and_source_archive_hold_the_package_and_nothing_else():
 
     package = files("gating") - files("gating", "ruff.toml")
     assert names(WheelBuilder) == package | {f"gating/{name}" for name in {"train.py", *files("conf")}}
-    beside = {"train.py", "pyproject.toml", "CHANGELOG.md", "CITATION.cff", "LICENSE", "README.md", "SECURITY.md"}
+    # The project's table, the license and the README come with every archive.
+    beside = {"train.py", "CHANGELOG.md", "CITATION.cff", "SECURITY.md"}
     assert names(SdistBuilder) - {".gitignore"} == files("gating") | files("conf") | beside
 
 
