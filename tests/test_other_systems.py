@@ -19,7 +19,7 @@ import importlib, os, pkgutil, signal, sys
 import accelerate, datasets, hydra, matplotlib.figure, peft, pyarrow, pytorch_lightning, sacrebleu
 import sentence_transformers, torchmetrics, transformers, wandb
 
-gone = "O_DIRECTORY chown fchmod fork getloadavg getpgid killpg link mkfifo pidfd_open sched_getaffinity setsid symlink"
+gone = "O_DIRECTORY fork getloadavg getpgid killpg link mkfifo pidfd_open sched_getaffinity setsid symlink"
 for name in (*gone.split(), "sysconf", "uname"):
     delattr(os, name)
 del signal.SIGHUP
@@ -41,10 +41,11 @@ def rename(path, target, *, rename=os.rename):
 os.rename = rename
 import gating
 
-names = [module.name for module in pkgutil.walk_packages(gating.__path__, "gating.")]
-for name in names:
-    if not name.endswith("__main__"):
-        importlib.import_module(name)
+for module in pkgutil.walk_packages(gating.__path__, "gating."):
+    try:
+        importlib.import_module(module.name)
+    except ModuleNotFoundError as error:  # A package of an export.
+        assert error.name not in sys.modules and not error.name.startswith("gating"), error
 import train
 
 train.command_line()
