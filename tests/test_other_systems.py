@@ -22,6 +22,7 @@ import sentence_transformers, torchmetrics, transformers, wandb
 gone = "O_DIRECTORY fork getloadavg getpgid killpg link mkfifo pidfd_open sched_getaffinity setsid symlink"
 for name in (*gone.split(), "sysconf", "uname"):
     delattr(os, name)
+os.process_cpu_count = os.cpu_count
 del signal.SIGHUP
 sys.modules |= dict.fromkeys(("fcntl", "grp", "pwd", "resource", "termios"))
 
