@@ -24,7 +24,7 @@ import weakref
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 STREAMS = (0, 1, 2)
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+FORWARDED = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 # Imported by a run when it gets there.
 PRELOADED = (
     "train",
@@ -49,9 +49,10 @@ OF_OTHERS = (
 def warm_python(*, with_package: bool = True) -> list[str]:
     """Start the server of this process, once; return the command that stands for ``[sys.executable]``.
 
-    Without the package, a process has a cache of remote code of its own.
+    Without the package, a process has a cache of remote code of its own. Windows does not fork, and macOS does not wait
+    for a process by a file.
     """
-    return _start(with_package)
+    return _start(with_package) if sys.platform == "linux" else [sys.executable]
 
 
 @functools.cache
