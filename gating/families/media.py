@@ -97,7 +97,7 @@ def _conformer(module: nn.Module) -> AttentionSpec:
 
 
 def _tower(module: nn.Module) -> AttentionSpec:
-    """Return the spec for towers; transformers 5.0 gives outputs the hidden size, and cannot load emptied ones."""
+    """Return the spec of towers; transformers 5.0 gives outputs the hidden size, and cannot load emptied ones."""
     if has_variable(module, "embed_dim"):
         return AttentionSpec(Q_K_V_PROJ, "out_proj", returns="other", forward=group_vit_forward)
     return AttentionSpec(Q_K_V_PROJ, "out_proj")
