@@ -106,7 +106,9 @@ def _start_wandb(folder: Path, mode: Mode, options: Mapping[str, Any]) -> WandbL
         return None
     try:
         wandb.setup(wandb.Settings(silent=True))
-        settings = wandb.Settings(silent=True, console="off", init_timeout=_START_S, finish_timeout=_END_S)
+        # Older versions of wandb wait at the end for as long as it takes.
+        ending = {"finish_timeout": _END_S} if "finish_timeout" in wandb.Settings.model_fields else {}
+        settings = wandb.Settings(silent=True, console="off", init_timeout=_START_S, **ending)
         logger = WandbLogger(mode=mode, settings=settings, save_dir=folder, **options)
         if is_rank_zero():
             # wandb records sys.argv.
