@@ -95,7 +95,7 @@ MEDIA_FAMILIES: dict[str, Row] = {
         Q_K_V_PROJ, "o_proj", per_head=(("relative_position_bias.relative_position_bias_table", 1),)
     ),
     # A table of biases in the layer, or one in the encoder for all layers.
-    "Data2VecVision(Sdpa)?SelfAttention": context_spec(
+    "(Beit|Data2VecVision)(Sdpa)?SelfAttention": context_spec(
         per_head=(("relative_position_bias.relative_position_bias_table", 1),),
         per_head_inputs=(("relative_position_bias", 1),),
     ),
@@ -251,7 +251,9 @@ DETECTION_FAMILIES: dict[str, Row] = {
     ),
     # Masks of the predicted objects have a copy for each head.
     "EomtAttention": AttentionSpec(Q_K_V_PROJ, "out_proj", per_head_inputs=(("attention_mask", 1),)),
-    "(DonutSwin|ClapAudio|MaskFormerSwin)SelfAttention": context_spec(per_head=(("relative_position_bias_table", 1),)),
+    "(Swin|DonutSwin|ClapAudio|MaskFormerSwin)SelfAttention": context_spec(
+        per_head=(("relative_position_bias_table", 1),)
+    ),
     "(Swinv2|Swin2SR)SelfAttention": context_spec(
         (*QUERY_KEY_VALUE, ("continuous_position_bias_mlp.2", "q")), per_head=(("logit_scale", 0),)
     ),

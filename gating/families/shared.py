@@ -9,24 +9,23 @@ __all__ = ["SHARED_FAMILIES"]
 
 # The rows of a query head may be followed by those of its output gate, as in Qwen3-Next.
 _WITH_O_PROJ = """
-    Apertus Apertus1p5Text Arcee AriaText AST ASTSelf Bamba BltSelf CanaryCross CanarySelf Cohere2 Cohere2Moe
-    CohereAsrCross CohereAsrSelf CohereCompass ConditionalDetrSelf Cosmos3EdgeText Csm Cwm DeepseekOcr2Text
-    DeepseekOcr2Vision DeformableDetrSelf Deimv2Self DeiT DetrSelf DFineSelf DiaCross DiaSelf Dinov2
-    Dinov2WithRegisters DINOv3ViT Dots1 EdgeTam EdgeTamVideo EmbeddingGemma2 Emu3 Ernie4_5 Ernie4_5_Moe
-    Ernie4_5_VLMoeText EuroBert Evolla Exaone4 Exaone4_5_ ExaoneMoe FalconH1 Gemma Gemma2 Gemma3 Gemma4UnifiedText Glm
-    Glm4 Glm4Moe Glm4vMoeText Glm4vText GlmAsr GlmImageText GlmOcrText GradiumPhononTTS Granite Granite4VisionText
-    GraniteDoclingText GraniteMoe GraniteMoeHybrid GraniteMoeShared Gte Helium HiggsAudioV2 HunYuanDenseV1 HunYuanMoEV1
-    HunYuanVLDenseV1 HunYuanVLVision HyperCLOVAX HYV3 HYV4VLVision Idefics IJepa Jais2 Jamba JinaEmbeddingsV3 Kolibri1
-    LaraMini LasrEncoder LightGlue Llama Llama4Text Llama4Vision LwDetr LwDetrViT MaskFormerDetrSelf Mellum Mimi
-    MiniMax MiniMaxM3VL Ministral Ministral3 Mistral Mixtral MllamaTextSelf MllamaVision Molmo2 Molmo2Vision
-    MoonshineStreamingEncoder NanoChat Nemotron NemotronH NeuCodec NomicBert Olmo PaddleOCR PeAudioEncoder
-    PeAudioVideoEncoder PeVideoEncoder Phimoe Pixio Pixtral PocketTTS PocketTTSAudioTokenizer PPDocLayoutV2Self
-    PPDocLayoutV3Self PPDocLayoutV4Self Qwen2 Qwen2_5_VL Qwen2_5Omni Qwen2Moe Qwen2VL Qwen3 Qwen3_5 Qwen3_5Moe Qwen3Moe
-    Qwen3Next Qwen3OmniMoeCode2Wav Qwen3OmniMoeTalkerCodePredictor Qwen3OmniMoeThinkerText Qwen3VLMoeText Qwen3VLText
-    Radio RecurrentGemma RfDetr RfDetrDinov2 RTDetrSelf RTDetrV2Self Sam2 Sam2Video Sam3Tracker Sam3TrackerVideo
-    Sam3ViTRoPE SeedOss Segformer SmolLM3 SolarOpen Starcoder2 T5Gemma2Self T5GemmaCross T5GemmaSelf TimesFm2_5
-    Tipsv2Vision Ultrabert UnlimitedOcrText VaultGemma VideoPrism ViT ViTMAE ViTMSN Vivit VoxtralRealtime
-    VoxtralRealtimeText Xcodec2
+    Apertus Apertus1p5Text Arcee AriaText AST Bamba BltSelf CanaryCross CanarySelf Cohere2 Cohere2Moe CohereAsrCross
+    CohereAsrSelf CohereCompass ConditionalDetrSelf Cosmos3EdgeText Csm Cwm DeepseekOcr2Text DeepseekOcr2Vision
+    DeformableDetrSelf Deimv2Self DeiT DetrSelf DFineSelf DiaCross DiaSelf Dinov2 Dinov2WithRegisters DINOv3ViT Dots1
+    EdgeTam EdgeTamVideo EmbeddingGemma2 Emu3 Ernie4_5 Ernie4_5_Moe Ernie4_5_VLMoeText EuroBert Evolla Exaone4
+    Exaone4_5_ ExaoneMoe FalconH1 Gemma Gemma2 Gemma3 Gemma4UnifiedText Glm Glm4 Glm4Moe Glm4vMoeText Glm4vText GlmAsr
+    GlmImageText GlmOcrText GradiumPhononTTS Granite Granite4VisionText GraniteDoclingText GraniteMoe GraniteMoeHybrid
+    GraniteMoeShared Gte Helium HiggsAudioV2 HunYuanDenseV1 HunYuanMoEV1 HunYuanVLDenseV1 HunYuanVLVision HyperCLOVAX
+    HYV3 HYV4VLVision Idefics IJepa Jais2 Jamba JinaEmbeddingsV3 Kolibri1 LaraMini LasrEncoder LightGlue Llama
+    Llama4Text Llama4Vision LwDetr LwDetrViT MaskFormerDetrSelf Mellum Mimi MiniMax MiniMaxM3VL Ministral Ministral3
+    Mistral Mixtral MllamaTextSelf MllamaVision Molmo2 Molmo2Vision MoonshineStreamingEncoder NanoChat Nemotron
+    NemotronH NeuCodec NomicBert Olmo PaddleOCR PeAudioEncoder PeAudioVideoEncoder PeVideoEncoder Phimoe Pixio Pixtral
+    PocketTTS PocketTTSAudioTokenizer PPDocLayoutV2Self PPDocLayoutV3Self PPDocLayoutV4Self Qwen2 Qwen2_5_VL
+    Qwen2_5Omni Qwen2Moe Qwen2VL Qwen3 Qwen3_5 Qwen3_5Moe Qwen3Moe Qwen3Next Qwen3OmniMoeCode2Wav
+    Qwen3OmniMoeTalkerCodePredictor Qwen3OmniMoeThinkerText Qwen3VLMoeText Qwen3VLText Radio RecurrentGemma RfDetr
+    RfDetrDinov2 RTDetrSelf RTDetrV2Self Sam2 Sam2Video Sam3Tracker Sam3TrackerVideo Sam3ViTRoPE SeedOss Segformer
+    SmolLM3 SolarOpen Starcoder2 T5Gemma2Self T5GemmaCross T5GemmaSelf TimesFm2_5 Tipsv2Vision Ultrabert
+    UnlimitedOcrText VaultGemma VideoPrism ViT ViTMAE ViTMSN Vivit VoxtralRealtime VoxtralRealtimeText Xcodec2
 """
 _CROSS_WITH_O_PROJ = """
     ConditionalDetrCross DeformableDetrCross Deimv2Cross DetrCross DFineCross Idefics2Perceiver MaskFormerDetrCross
@@ -43,11 +42,13 @@ _WITH_OUT_PROJ = """
     Tipsv2Text UniSpeech UniSpeechSat UnlimitedOcr VideoLlama3Vision Videomt VJEPA2PoolerSelf Voxtral Wav2Vec2 Whisper
     XCLIP
 """
+# Some of them in older versions alone, up to transformers 5.17 (ViTSelfAttention).
 _WITH_OUTPUT_BESIDE = """
-    AlignTextSelf AltRobertaSelf BigBirdSelf Blip2QFormerMultiHead BlipTextSelf BridgeTowerSelf CanineSelf
-    ChineseCLIPTextSelf ClapTextSelf DPTSelf FlavaSelf GitSelf GLPNEfficientSelf InstructBlipQFormerMultiHead
-    InstructBlipVideoQFormerMultiHead LukeSelf MobileBertSelf PvtEfficientSelf RoFormerSelf TapasSelf VideoMAESelf
-    ViltSelf VitPoseBackboneSelf YolosSelf YosoSelf
+    AlignTextSelf AltRobertaSelf ASTSelf BigBirdSelf Blip2QFormerMultiHead BlipTextSelf BridgeTowerSelf CanineSelf
+    ChineseCLIPTextSelf ClapTextSelf DeiTSelf Dinov2Self Dinov2WithRegistersSelf DPTSelf FlavaSelf GitSelf
+    GLPNEfficientSelf IJepaSelf InstructBlipQFormerMultiHead InstructBlipVideoQFormerMultiHead LukeSelf MobileBertSelf
+    PixioSelf PvtEfficientSelf RfDetrDinov2Self RoFormerSelf SegformerEfficientSelf TapasSelf VideoMAESelf ViltSelf
+    ViTMAESelf ViTMSNSelf VitPoseBackboneSelf ViTSelf VivitSelf YolosSelf YosoSelf
 """
 _FUSED_VISION = """
     CohereCompassVision Dots3NoteVision Ernie4_5_VLMoeVision Glm4vMoeVision Glm4vVision Glm5NextVision GlmImageVision

@@ -10,6 +10,7 @@ import gating
 from gating.proof.probe import make_probe
 from tests.support.family_models import FAMILIES
 from tests.support.tiny_models import batch_for, build
+from tests.support.versions import enable_checkpointing
 
 QUIET = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
@@ -51,7 +52,7 @@ def test_activations_are_not_computed_again_with_the_gates_of_another_pass():
     model = build("bert", **QUIET)
     gating.inject_gates(model, init_prob_open=0.6)
     model.train()
-    model.activation_checkpointing_enable()
+    enable_checkpointing(model)
     first, second = (model(**batch_for(model, seed=seed)).logits.sum() for seed in (1, 2))
     with pytest.raises(RuntimeError, match="each forward"):
         (first + second).backward()
@@ -62,7 +63,7 @@ def test_a_backward_pass_after_an_update_of_the_objective_is_refused():
     gates, objective = gating.inject_gates(model, init_prob_open=0.6), gating.ExactBudget(num_heads=4)
     objective.attach(gates)
     model.train()
-    model.activation_checkpointing_enable()
+    enable_checkpointing(model)
     first = model(**batch_for(model, seed=1)).logits.sum()
     objective.update(gates, 0.5)
     second = model(**batch_for(model, seed=2)).logits.sum()
@@ -74,7 +75,7 @@ def test_passes_that_ended_or_were_dropped_do_not_stand_in_the_way_of_checkpoint
     model = build("bert", **QUIET)
     gates = gating.inject_gates(model, init_prob_open=0.6)
     model.train()
-    model.activation_checkpointing_enable()
+    enable_checkpointing(model)
     model(**batch_for(model, seed=1))
     kept = model(**batch_for(model, seed=2)).logits.sum()
     kept.backward()
@@ -112,14 +113,14 @@ def test_reentrant_checkpoints_which_would_leave_gates_without_gradient_are_refu
     model = build(family)
     gates = gating.inject_gates(model)
     batch = batch_for(model)
-    model.train().activation_checkpointing_enable({"use_reentrant": True})
+    enable_checkpointing(model.train(), {"use_reentrant": True})
     if inputs_learn:
         model.enable_input_require_grads()
     with pytest.raises(RuntimeError, match="use_reentrant=False"):
         model(**batch)
     with torch.no_grad():
         model(**batch)
-    model.activation_checkpointing_enable({"use_reentrant": False})
+    enable_checkpointing(model, {"use_reentrant": False})
     model(**batch).logits.sum().backward()
     assert gates.log_alpha.grad.abs().sum() > 0
 
@@ -147,7 +148,7 @@ def test_reentrant_checkpoints_are_refused_in_parts_of_a_model_that_are_called_a
     model = FAMILIES[family].build()
     gating.inject_gates(model)
     batch = make_probe(model)
-    model.train().activation_checkpointing_enable({"use_reentrant": True})
+    enable_checkpointing(model.train(), {"use_reentrant": True})
     model.enable_input_require_grads()
     if after_pass:
         with torch.no_grad():
@@ -164,7 +165,7 @@ def test_checkpoints_in_parts_that_are_called_alone_change_no_gradient(family, c
         model = FAMILIES[family].build()
         gates = gating.inject_gates(model, init_prob_open=0.6)
         if checkpointed:
-            model.activation_checkpointing_enable()
+            enable_checkpointing(model)
         batch = make_probe(model.train())
         torch.manual_seed(0)
         for _ in range(2):

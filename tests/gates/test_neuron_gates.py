@@ -18,6 +18,7 @@ from tests.support.tiny_models import (
     logits_of,
     state_of,
 )
+from tests.support.versions import enable_checkpointing
 
 BOTH = ("heads", "neurons")
 DOWN = "encoder.layer.{}.output.dense"
@@ -95,7 +96,7 @@ def test_checkpoints_change_no_gradient_of_either_unit():
         model = FAMILIES["bart"].build().train()
         gates = gating.inject_gates(without_dropout(model), units=BOTH, group_size=7, init_prob_open=0.6)
         if checkpointed:
-            model.activation_checkpointing_enable()
+            enable_checkpointing(model)
         torch.manual_seed(0)
         model(**make_probe(model)).logits.pow(2).mean().backward()
         gradients.append(gates.log_alpha.grad)

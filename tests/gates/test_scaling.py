@@ -22,6 +22,7 @@ from tests.support.tiny_models import (
     batch_for,
     logits_of,
 )
+from tests.support.versions import enable_checkpointing
 
 _SEQ2SEQ = {"vocab_size": 30, "d_model": 16, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 16}
 CAUSAL = {
@@ -182,7 +183,7 @@ def test_a_language_model_that_calls_a_part_of_its_inner_model_draws_once_a_pass
 def test_gradient_checkpointing_gives_the_same_gradients(model):
     gates = gating.inject_gates(model, init_prob_open=0.6)
     twin = copy.deepcopy(model)
-    twin.activation_checkpointing_enable()
+    enable_checkpointing(twin)
     for one in (model, twin):
         torch.manual_seed(4)
         one.train()(**batch_for(one)).logits.square().sum().backward()

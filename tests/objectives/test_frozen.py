@@ -12,6 +12,7 @@ from gating.gates.attachment import freeze, unfreeze
 from gating.objectives.rankings.sensitivity import derivatives, sensitivity
 from gating.teachers.teacher import OpenTeacher
 from tests.support.tiny_models import randomize
+from tests.support.versions import enable_checkpointing
 
 BATCH = {"input_ids": torch.arange(24).reshape(2, 12) % 20}
 BOTH = {"units": ["heads", "neurons"], "group_size": 8}
@@ -133,7 +134,7 @@ def test_gradient_checkpointing_and_the_open_teacher_give_the_same_gradient(llam
     teacher, gradients = OpenTeacher(llama, gates), []
     for is_checkpointed in (False, True):
         if is_checkpointed:
-            llama.activation_checkpointing_enable()
+            enable_checkpointing(llama)
         torch.manual_seed(0)
         dense = teacher(**BATCH, use_cache=False)
         outputs = llama(**BATCH, labels=BATCH["input_ids"], use_cache=False)

@@ -13,6 +13,7 @@ from gating.objectives.rankings.sensitivity import sensitivity
 from gating.proof.probe import make_probe
 from tests.support.family_models import FAMILIES
 from tests.support.tiny_models import batch_for
+from tests.support.versions import enable_checkpointing
 
 LABELS = torch.tensor([0, 2])
 
@@ -132,7 +133,7 @@ def test_importance_is_collected_once_inside_of_a_checkpoint(bert, use_reentrant
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     bert.train()
-    bert.activation_checkpointing_enable({"use_reentrant": use_reentrant})
+    enable_checkpointing(bert, {"use_reentrant": use_reentrant})
     loss_of(bert, batch).backward()
     torch.testing.assert_close(ranking.importance, expected, rtol=1e-4, atol=1e-7)
 

@@ -7,6 +7,7 @@ mistakes. Sizes are uneven on purpose (heads x head_dim need not be the hidden s
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from torch import Tensor
@@ -16,6 +17,7 @@ from gating.proof.probe import make_probe
 from tests.support.more_family_models import HYBRID_MODELS, LATENT_MODELS, WITHOUT_KNOWN_NEURONS
 from tests.support.multimodal_models import MULTIMODAL
 from tests.support.single_models import GENERATING, SINGLE
+from tests.support.versions import class_of_transformers
 
 TEXT: dict[str, Any] = {
     "vocab_size": 99,
@@ -112,12 +114,19 @@ class Family:
 
     def build(self, implementation: str | None = None, seed: int = 0) -> PreTrainedModel:
         """Build the model, in evaluation mode."""
-        config = getattr(transformers, self.config)(**self.arguments)
-        cls = getattr(transformers, self.model)
-        implementation = implementation or next(iter(self.implementations), None)
+        cls = class_of_transformers(self.model)
+        config = class_of_transformers(self.config)(**self.arguments)
+        implementation = self._available(cls, implementation)
         options = {"attn_implementation": implementation} if implementation else {}
         model: PreTrainedModel = cls._from_config(config, **options)
         return randomize(model.eval(), std=self.std, seed=seed)
+
+    def _available(self, cls: type[PreTrainedModel], implementation: str | None) -> str | None:
+        """Return the wanted implementation of attention, or the first one that this version of transformers has."""
+        if implementation == "sdpa" and not cls._supports_sdpa:
+            pytest.skip(f"{cls.__name__} of transformers {transformers.__version__} has no sdpa")
+        known = [x for x in self.implementations if x != "sdpa" or cls._supports_sdpa]
+        return implementation or next(iter(known), None)
 
     def make_batch(self, model: PreTrainedModel) -> dict[str, Tensor]:
         """Return a batch that reaches all attention of a model."""
@@ -290,8 +299,6 @@ FAMILIES: dict[str, Family] = {
     "gptj": _decoder(
         "GPTJ",
         {**GPT2, **IDS, "rotary_dim": 4},
-        # Before transformers 5.24, it is eager alone.
-        implementations=("sdpa", "eager") if transformers.GPTJForCausalLM._supports_sdpa else ("eager",),
     ),
     "cohere": _decoder("Cohere", {**GROUPED, "use_qk_norm": True}),
     "phi": _decoder("Phi", {**TEXT, "num_attention_heads": 8, "num_key_value_heads": 4, "qk_layernorm": True}),

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tests.support.family_models import ZOO
+from tests.support.versions import class_of_transformers
 
 NUM_LAYERS = 3
 NUM_HEADS = 4
@@ -39,8 +40,8 @@ def randomize(model: nn.Module, *, seed: int = 0, std: float = 0.15) -> None:
 
 def build(family: str, **overrides: object) -> PreTrainedModel:
     """Build a random model in evaluation mode; ``overrides`` go to its configuration."""
-    config = getattr(transformers, ZOO[family].config)(**{**FAMILIES[family], **overrides})
-    model: PreTrainedModel = getattr(transformers, ZOO[family].model)(config)
+    config = class_of_transformers(ZOO[family].config)(**{**FAMILIES[family], **overrides})
+    model: PreTrainedModel = class_of_transformers(ZOO[family].model)(config)
     randomize(model)
     return model.eval()
 

@@ -1,0 +1,23 @@
+"""What older versions of transformers lack, or name otherwise."""
+
+from typing import Any
+
+import pytest
+import transformers
+from transformers import PreTrainedModel
+
+__all__ = ["class_of_transformers", "enable_checkpointing"]
+
+
+def class_of_transformers(name: str) -> Any:
+    """Return a class of transformers, or skip the test: this version has none of that name."""
+    found = getattr(transformers, name, None)
+    if found is None:
+        pytest.skip(f"transformers {transformers.__version__} has no {name}")
+    return found
+
+
+def enable_checkpointing(model: PreTrainedModel, options: dict[str, Any] | None = None) -> None:
+    """Let a model compute its activations again in the backward pass; older versions have the former name."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable(options)
