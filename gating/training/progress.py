@@ -33,10 +33,14 @@ def _make_bar(title: str, total: int, **options: Any) -> Tqdm:
     return Tqdm(desc=title, total=total, file=sys.stdout, disable=not is_shown, dynamic_ncols=True, **options)
 
 
+# Number of steps after which a log says how long a phase will take.
+_PACE = 20
+
+
 class PhaseProgressBar(ProgressBar):
     """Progress bar with steps, time left, loss and open units, and one line for each validation.
 
-    Lightning's own bars begin again with each epoch.
+    Lightning's own bars begin again with each epoch. A log, which shows no bar, has the time left in its lines.
     """
 
     def __init__(self, phase: str) -> None:
@@ -48,6 +52,7 @@ class PhaseProgressBar(ProgressBar):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the bar."""
         self._bar = _make_bar(self._phase, trainer.max_steps, initial=trainer.global_step)
+        self._began, self._first = time.monotonic(), trainer.global_step
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any, **__: Any) -> None:
         """Update the bar."""
@@ -58,6 +63,9 @@ class PhaseProgressBar(ProgressBar):
             if (search := pl_module.search) is not None:
                 status += f"  {describe_progress(search.gates, search.objective)}"
             self._bar.set_postfix_str(status, refresh=False)
+        if self._bar.n < trainer.global_step == self._first + _PACE and trainer.is_global_zero:
+            with self._bar.external_write_mode():
+                print(f"{self._phase}: {trainer.max_steps - self._first:,} steps, {self._time_left(trainer)} left")
         self._bar.update(trainer.global_step - self._bar.n)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -70,8 +78,15 @@ class PhaseProgressBar(ProgressBar):
         line = f"{self._phase} step {trainer.global_step}/{trainer.max_steps}: validation {metric} {value:.4f}"
         if pl_module.search is not None:
             line += f", {describe_open(pl_module.search.gates)} open"
+        if self._first < trainer.global_step < trainer.max_steps:
+            line += f", {self._time_left(trainer)} left"
         with self._bar.external_write_mode():
             print(line)
+
+    def _time_left(self, trainer: pl.Trainer) -> str:
+        """Return the time of the phase's other steps at the pace of those so far, as in ``03:20``."""
+        pace = (time.monotonic() - self._began) / (trainer.global_step - self._first)
+        return str(Tqdm.format_interval(pace * (trainer.max_steps - trainer.global_step)))
 
     def disable(self) -> None:
         """Do nothing: only rank 0 shows the bar."""
