@@ -3,6 +3,7 @@
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from gating.integrations.wrappers import (
     is_sentence_model,
     load_other_weights,
     other_weights,
+    own_names,
     use_model,
     with_new_adapters,
     without_autocast,
@@ -127,7 +129,8 @@ class GatedPhases(_Base):  # type: ignore[misc]
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model as transformers' Trainer does, and in a checkpoint also the state of the gates."""
-        super().save_model(output_dir, _internal_call)
+        with own_names(self.model) if _internal_call else nullcontext():
+            super().save_model(output_dir, _internal_call)
         if self.args.should_save and _internal_call:
             state: dict[str, Any] = {"others": other_weights(self.model, self._losses)}
             if self.search is not None:
