@@ -16,7 +16,7 @@ from sentence_transformers.sentence_transformer.modules import Router, Transform
 import gating
 from gating.errors import InputError, MissingPackageError, OperationError
 from gating.structure.layers import count_units
-from tests.integrations.conftest import weights_of
+from tests.integrations.conftest import CHECKPOINTING, weights_of
 from tests.integrations.sentence_models import (
     make_cross_encoder,
     make_embedder,
