@@ -2,6 +2,7 @@
 # make test    set up and run the tests of the first tier: every guarantee, in a few minutes
 # make test-all      all tests but those marked slow, as continuous integration does
 # make test-lowest   the same as test-all with the lowest versions that pyproject.toml allows, in an environment of its own
+# make test-middle   and with a row of versions between them and the newest
 # make check   lint and types
 # make docs    build the documentation site in site/, with its links checked; make docs-serve shows it while you write
 # make bench   measure speed and print it beside the last figures
@@ -10,11 +11,13 @@
 PYTHON ?= python3
 VENV ?= .venv
 LOWEST ?= .venv-lowest
+MIDDLE ?= .venv-middle
+LOWEST_PYTHON ?= $(shell python3.10 -c 'import sys; print(sys.executable)' 2>/dev/null || echo $(PYTHON))
 # A worker for each core; `make test WORKERS= ARGS=...` runs a few tests in one process.
 WORKERS ?= -n $(shell nproc) --dist worksteal
 ALL := -m "not slow"
 BIN := $(VENV)/bin
-.PHONY: train test test-all test-lowest check docs docs-serve bench format clean
+.PHONY: train test test-all test-lowest test-middle check docs docs-serve bench format clean
 
 train: $(VENV)/train.stamp
 	$(BIN)/python train.py $(ARGS)
@@ -27,7 +30,9 @@ test-all: $(VENV)/test.stamp
 
 # Old releases use deprecated parts of their own dependencies.
 test-lowest: $(LOWEST)/test.stamp
-	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest \
+test-middle: $(MIDDLE)/test.stamp
+test-lowest test-middle:
+	OMP_NUM_THREADS=1 $(<D)/bin/python -m pytest \
 		$(WORKERS) $(ALL) -W ignore::DeprecationWarning -W ignore::pytest.PytestUnraisableExceptionWarning $(ARGS)
 
 bench: $(VENV)/train.stamp
@@ -50,7 +55,7 @@ format: $(VENV)/check.stamp
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(LOWEST) dist build site .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(LOWEST) $(MIDDLE) dist build site .pytest_cache .ruff_cache .mypy_cache
 
 $(VENV)/train.stamp: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -62,10 +67,13 @@ $(VENV)/test.stamp: pyproject.toml
 	$(BIN)/pip install --quiet --editable '.[test]'
 	touch $@
 
-$(LOWEST)/test.stamp: pyproject.toml
-	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
-	$(LOWEST)/bin/pip install --quiet uv
-	$(LOWEST)/bin/uv pip install --python $(LOWEST)/bin/python --resolution lowest-direct --editable '.[test]'
+$(LOWEST)/test.stamp: PYTHON := $(LOWEST_PYTHON)
+$(LOWEST)/test.stamp: VERSIONS := --resolution lowest-direct
+$(MIDDLE)/test.stamp: VERSIONS := 'torch==2.8.*' 'transformers==5.10.*'
+$(LOWEST)/test.stamp $(MIDDLE)/test.stamp: pyproject.toml
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet uv
+	$(@D)/bin/uv pip install --python $(@D)/bin/python --editable '.[test-lowest]' $(VERSIONS)
 	touch $@
 
 $(VENV)/docs.stamp: pyproject.toml

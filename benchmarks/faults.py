@@ -7,7 +7,7 @@ Each point is a whole run of a tiny model: gates, removal, recovery, export. It 
 SIGKILL and sometimes by SIGTERM, and resumes with ``resume=auto``; every third one is killed once more on its way. Of
 four moments, three are in or just after a random batch of training, and one is anywhere from the loading of the model
 to the last picture. Compared are the weights of the compact model to the bit, its kept heads, all numbers of
-``metrics.json`` but times, and the rows of the CSV file.
+``metrics.json`` but times, and the rows of the CSV file. Needs Linux or macOS.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The memory of this process, or of its GPU: in use now, and at its peak."""
+"""The memory of this process, or of its GPU: in use now, and at its peak. Needs Linux."""
 
 import ctypes
 import gc

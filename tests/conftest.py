@@ -23,7 +23,8 @@ os.environ |= {
 (_SCRATCH / "wandb-data").mkdir()
 # In the background, or under nohup, they are ignored, and so they would be in the runs that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 import copy  # noqa: E402
 import re  # noqa: E402

@@ -6,16 +6,20 @@ import sys
 from pathlib import Path
 
 import pytest
-import tomllib
 
 from gating import errors
 from tests.support.tiny_run import ROOT, make_model_folder
 
+try:
+    import tomllib
+except ImportError:  # Python 3.10, where pytest brings its like.
+    import tomli as tomllib
+
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Import names of the packages of extras that differ from their names in pyproject.toml.
 IMPORTED_AS = {"hydra_core": "hydra", "pillow": "PIL", "pyyaml": "yaml", "scikit_learn": "sklearn"}
-# Packages that come with torch, transformers and huggingface_hub.
-WITH_THE_CORE = {"tokenizers", "filelock", "yaml", "numpy", "jinja2"}
+# Those that an extra needs newer, and packages that come with torch, transformers and huggingface_hub.
+WITH_THE_CORE = {"torch", "transformers", "tokenizers", "filelock", "yaml", "numpy", "jinja2"}
 
 # Hides packages as if they were not installed: also from importlib.util.find_spec, by which transformers asks.
 HIDING = """

@@ -66,7 +66,7 @@ def test_commands_finish_without_their_output(output, compact, tmp_path):
 def test_existing_exports_are_kept_without_the_option_to_overwrite(compact, tmp_path, monkeypatch):
     (tmp_path / "export.json").write_text("{}")
     with pytest.raises(SystemExit) as stop:
-        run(monkeypatch, "export", compact, "--format", "onnx", "--output", tmp_path)
+        run(monkeypatch, "export", compact, "--format", "vllm", "--output", tmp_path)
     assert str(stop.value).startswith(f"error: {tmp_path} exists already")
     assert (tmp_path / "export.json").read_text() == "{}"
 

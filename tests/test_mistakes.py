@@ -153,7 +153,9 @@ def wrapped(model: nn.Module) -> nn.Module:
 
 
 def other_labels(model: PreTrainedModel) -> PreTrainedModel:
-    return BertForSequenceClassification(BertConfig.from_dict({**model.config.to_dict(), "num_labels": 7}))
+    config = BertConfig.from_dict(model.config.to_dict())
+    config.num_labels = 7
+    return BertForSequenceClassification(config)
 
 
 def quantized(model: nn.Module) -> nn.Module:

@@ -7,12 +7,16 @@ import sys
 from pathlib import Path
 
 import pytest
-import tomllib
 import torch
 from transformers import AutoTokenizer, BertForSequenceClassification, TrainingArguments
 
 import gating
 from tests.support.tiny_run import ROOT, checked_settings, make_model_folder
+
+try:
+    import tomllib
+except ImportError:  # Python 3.10, where pytest brings its like.
+    import tomli as tomllib
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 REPOSITORY = PROJECT["urls"]["Homepage"]

@@ -5,7 +5,7 @@
 
 Each case is a family, a damage and a seed. The folder is loaded with ``load_compact``, which has to give the model that
 was saved or one clear sentence, and, unless the damage is in the code of the folder, through remote code, which may
-end in any error, but not in another model. Wrong models, tracebacks, crashes and hangs are FAIL.
+end in any error, but not in another model. Wrong models, tracebacks, crashes and hangs are FAIL. Needs Linux.
 """
 
 import argparse

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 __all__ = ["Answer", "ask", "ask_llama_cpp"]
 
 _LIMIT_S = 1800
+# Runs a file; the modules beside it must not hide others of the same names.
+_PROGRAM = "import runpy, sys; del sys.path[0]; runpy.run_path(sys.argv[1], run_name='__main__')"
 
 
 class Answer(NamedTuple):
@@ -31,8 +33,7 @@ def ask(program: str, task: Any, *, python: str = sys.executable) -> Answer:
     Raises:
         RuntimeError: The program fails.
     """
-    # -P: the modules of this folder must not hide others of the same names.
-    command = [python, "-P", str(Path(__file__).with_name(f"{program}.py"))]
+    command = [python, "-c", _PROGRAM, str(Path(__file__).with_name(f"{program}.py"))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(
         command,

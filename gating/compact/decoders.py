@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import transformers
 from transformers import PreTrainedModel
 
 from gating.errors import InputError
@@ -127,6 +128,8 @@ def _reasons_against(model: PreTrainedModel) -> Iterator[str]:
     for feed_forward in iter_feed_forward_blocks(model):
         if isinstance(feed_forward, ExpertsBlock) and feed_forward.num_neurons != feed_forward.width_before:
             yield f"{feed_forward.name} has experts with fewer neurons than the configuration"
+    if not hasattr(model.config, "is_heterogeneous"):
+        yield f"transformers {transformers.__version__} reads no per_layer_config, so a newer one has to be installed"
 
 
 def _counts(model: PreTrainedModel) -> dict[str, dict[str, int]]:

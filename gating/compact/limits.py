@@ -25,7 +25,7 @@ from gating.loader.integrity import REMEDY_OF_PLAIN_LOADING, mixed
 from gating.loader.record import auto_classes
 from gating.loader.saving import check_built
 
-__all__ = ["bounded_building", "check_trust", "checked_folder", "model_class", "without_load_report"]
+__all__ = ["bounded_building", "check_trust", "checked_folder", "model_class", "remedy_of", "without_load_report"]
 
 # Settings that make transformers load files other than those of a compact model.
 _FOREIGN = {
@@ -56,6 +56,13 @@ def check_trust(folder: Path, described: Mapping[str, Any]) -> None:
             )
         if re.search("(attn|experts)_implementation", name) and "/" in str(value):
             raise InputError(f"{folder}/config.json asks for a kernel from elsewhere, {name}={value!r}.")
+
+
+def remedy_of(described: Mapping[str, Any]) -> str:
+    """Return what to do about a folder that does not load: another version of transformers may have written it."""
+    saved, installed = str(described.get("transformers_version"))[:20], transformers.__version__
+    other = f"It was saved with transformers {saved}, and {installed} is installed: install {saved}, or export again."
+    return "Export the model again." if saved == installed else other
 
 
 def model_class(config: PreTrainedConfig, folder: Path) -> type[PreTrainedModel]:

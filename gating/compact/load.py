@@ -10,7 +10,7 @@ from huggingface_hub import HfApi
 from transformers import AutoConfig, PreTrainedModel
 
 from gating.compact.files import find_folder, read_config
-from gating.compact.limits import check_trust, checked_folder, model_class, without_load_report
+from gating.compact.limits import check_trust, checked_folder, model_class, remedy_of, without_load_report
 from gating.errors import InputError, loading
 from gating.loader.checksums import RECORD_KEY
 from gating.loader.integrity import check_finite, load_whole
@@ -82,7 +82,7 @@ def load_compact(
     if is_compact:
         check_record(described[RECORD_KEY])
     with (
-        loading(str(folder), remedy="Export the model again."),
+        loading(str(folder), remedy=remedy_of(described)),
         checked_folder(folder, verify=verify),
         without_load_report(),
     ):

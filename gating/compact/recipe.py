@@ -38,7 +38,7 @@ from gating.errors import InputError, loading
 from gating.loader.checksums import GENERATION, PLAIN_LOADING, RECORD_KEY
 from gating.loader.integrity import check_finite
 from gating.loader.record import LAYERS_KEY, dense_config
-from gating.loader.record_checks import check_record
+from gating.loader.record_checks import check_fits, check_record
 from gating.pruning.layers import changed
 from gating.pruning.repeat import remove_recorded
 from gating.storage.hub import RECIPE_FILES
@@ -212,6 +212,8 @@ def build_compact(
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
+    # Another version of transformers may have other names.
+    check_fits(model, record)
     remove_recorded(model, record, folded=folded)
     return model, {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}
 

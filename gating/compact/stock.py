@@ -24,7 +24,7 @@ from gating.errors import RemedyError, loading
 from gating.loader.checksums import CHECKSUMS, RECORD_KEY
 from gating.loader.record import dense_class, dense_config
 from gating.loader.record_checks import check_record
-from gating.pruning.layers import Settings, build_original, build_recorded, changed, nested_configs
+from gating.pruning.layers import Settings, build_original, build_recorded, changed, nested_configs, reread
 from gating.storage.hub import RECORD_FILE
 from gating.structure.attention import AttentionBlock, iter_attention_blocks
 from gating.structure.feed_forward import FeedForwardBlock, iter_feed_forward_blocks
@@ -38,6 +38,8 @@ _WIDTH = re.compile(r"(?i)intermediate|inner|ffn|ff\b|_ff|hidden_dim|mlp|feed_?f
 _RATIO = re.compile(r"(?i)ratio|multiple|expan")
 _HEADS = re.compile(r"(?i)heads?$")
 _KEY_VALUE_HEADS = re.compile(r"(?i)(key_value|kv)_heads?$")
+# Configurations of transformers 5.0 take fractions and numbers of heads that those of later versions refuse.
+_HAS_CHECKS = hasattr(PreTrainedConfig, "validate")
 
 
 class StockError(RemedyError):
@@ -143,9 +145,7 @@ def _differing(
     """Return the names of the tensors that differ after a change; all of them for a configuration without a model."""
     try:
         config = changed(config, change)
-        # As it is written and read again: sizes are checked, and some are derived from others.
-        config.validate()
-        model = _build(cls, type(config).from_dict(config.to_dict()))
+        model = _build(cls, reread(config))
     except Exception:  # Classes raise any error for sizes that they cannot have.
         return set(shapes)
     built = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -178,7 +178,7 @@ def _changes(
                 f"{path}{name}": after for name, value in fields.items() if _HEADS.search(name) and value == before
             }
             counts |= {f"{path}{name}": key_values for name in fields if _KEY_VALUE_HEADS.search(name) and fields[name]}
-            if counts:
+            if counts and (_HAS_CHECKS or getattr(part, "hidden_size", 0) % after == 0):
                 yield counts
                 # Classes read this field even where their configuration does not declare it.
                 yield {**counts, f"{path}head_dim": head_dim}
@@ -193,6 +193,8 @@ def _new_width(name: str, value: object, before: int, after: int, hidden: int) -
     if not (_RATIO.search(name) and type(value) in (int, float)):
         return None
     ratio = after / hidden
+    if isinstance(value, int) and not (ratio.is_integer() or _HAS_CHECKS):
+        return None
     # Classes round the product down.
     ratio = ratio if int(hidden * ratio) == after else math.nextafter(ratio, math.inf)
     return int(ratio) if isinstance(value, int) and ratio.is_integer() else ratio

@@ -60,7 +60,8 @@ class WatchedDDP(DDPStrategy):
 class _WatchedLauncher(_SubprocessScriptLauncher):
     @override
     def _call_children_scripts(self) -> None:
-        os.environ[_RANK_ZERO_PID] = str(os.getpid())
+        if os.name == "posix":  # On Windows, the parent of a process may be the launcher of a virtual environment.
+            os.environ[_RANK_ZERO_PID] = str(os.getpid())
         super()._call_children_scripts()
         first = int(os.environ["NODE_RANK"]) * self.num_processes
         _children.update({first + local_rank: process for local_rank, process in enumerate(self.procs, start=1)})

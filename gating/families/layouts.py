@@ -1,5 +1,6 @@
 """The layouts of attention and feed-forward blocks: where their heads and neurons are in linear layers."""
 
+import inspect
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from gating.families.linear import num_inputs
 from gating.loader.classes import freeze
 from gating.loader.emptied import FORMS
 from gating.loader.parts import PARTS
+from gating.loader.replaced import original_class
 
 __all__ = [
     "AttentionSpec",
@@ -27,6 +29,7 @@ __all__ = [
     "UpLayout",
     "check_row",
     "context_spec",
+    "has_variable",
     "read_spec",
 ]
 
@@ -225,6 +228,12 @@ def context_spec(
         per_head=per_head,
         per_head_inputs=per_head_inputs,
     )
+
+
+def has_variable(module: nn.Module, name: str) -> bool:
+    """Return whether the ``forward`` of a module's class has an argument or variable, by which versions differ."""
+    forward: Any = inspect.unwrap(original_class(type(module)).forward)
+    return name in forward.__code__.co_varnames
 
 
 def check_row(class_name: Any, projections: Any, *, returns: Any = "pair") -> None:

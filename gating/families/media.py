@@ -1,10 +1,19 @@
 """Attention classes of models of images, videos and sound, and of the towers of models of several of them."""
 
-from typing import Any
+from typing import Any, get_args
 
 from torch import nn
 
-from gating.families.layouts import Q_K_V, Q_K_V_PROJ, QUERY_KEY_VALUE, AttentionSpec, Projections, Row, context_spec
+from gating.families.layouts import (
+    Q_K_V,
+    Q_K_V_PROJ,
+    QUERY_KEY_VALUE,
+    AttentionSpec,
+    Projections,
+    Row,
+    context_spec,
+    has_variable,
+)
 from gating.loader.forwards_images import (
     blip_2_forward,
     blip_vision_forward,
@@ -18,6 +27,7 @@ from gating.loader.forwards_images import (
 )
 from gating.loader.forwards_sounds import rotary_forward, wavlm_forward
 from gating.loader.forwards_texts import trocr_forward
+from gating.loader.replaced import original_class
 
 __all__ = ["DETECTION_FAMILIES", "MEDIA_FAMILIES"]
 
@@ -86,9 +96,27 @@ def _conformer(module: nn.Module) -> AttentionSpec:
     )
 
 
+def _tower(module: nn.Module) -> AttentionSpec:
+    """Return the spec of towers; transformers 5.0 gives outputs the hidden size, and cannot load emptied ones."""
+    if has_variable(module, "embed_dim"):
+        return AttentionSpec(Q_K_V_PROJ, "out_proj", returns="other", forward=group_vit_forward)
+    return AttentionSpec(Q_K_V_PROJ, "out_proj")
+
+
+def _sound(module: Any) -> AttentionSpec:
+    """Return the spec for sound and series; in older versions, their attention returns three values."""
+    num_values = len(get_args(original_class(type(module)).forward.__annotations__["return"]))
+    return AttentionSpec(Q_K_V_PROJ, "out_proj", returns="pair" if num_values == 2 else "other")
+
+
 _CONFORMER: Projections = (("linear_q", "q"), ("linear_k", "k"), ("linear_v", "v"), ("linear_pos", "q"))
 _LINEAR_PARTS: Projections = (("q_proj.linear", "q"), ("k_proj.linear", "k"), ("v_proj.linear", "v"))
 MEDIA_FAMILIES: dict[str, Row] = {
+    "(Aimv2|AltCLIP|CLIPSeg|GitVision|Idefics[23]?Vision|Kosmos2Vision|Ovis2Vision|Owlv2|OwlViT|Siglip2?|SmolVLMVision|"
+    "VJEPA2PoolerSelf|XCLIP)Attention": _tower,
+    "(Data2VecAudio|Hubert|PatchTST|SEW|UniSpeech|UniSpeechSat|Wav2Vec2)Attention": _sound,
+    # In older versions, its biases are parameters of their own.
+    "VideoMAESelfAttention": context_spec(per_head=(("q_bias", 0), ("v_bias", 0))),
     # The layer's and the encoder's table of position biases both come in through the mask.
     "BeitAttention": AttentionSpec(Q_K_V_PROJ, "o_proj", per_head_inputs=(("attention_mask", 1),)),
     "SwinAttention": AttentionSpec(
@@ -250,7 +278,11 @@ DETECTION_FAMILIES: dict[str, Row] = {
         other_outputs=("out_text_proj",),
     ),
     # Masks of the predicted objects have a copy for each head.
-    "EomtAttention": AttentionSpec(Q_K_V_PROJ, "out_proj", per_head_inputs=(("attention_mask", 1),)),
+    "EomtAttention": lambda module: (
+        None
+        if has_variable(module, "embed_dim")
+        else AttentionSpec(Q_K_V_PROJ, "out_proj", per_head_inputs=(("attention_mask", 1),))
+    ),
     "(Swin|DonutSwin|ClapAudio|MaskFormerSwin)SelfAttention": context_spec(
         per_head=(("relative_position_bias_table", 1),)
     ),

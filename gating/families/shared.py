@@ -32,23 +32,20 @@ _CROSS_WITH_O_PROJ = """
     MllamaTextCross PPDocLayoutV2Cross PPDocLayoutV3Cross PPDocLayoutV4Cross RTDetrCross RTDetrV2Cross
 """
 _WITH_OUT_PROJ = """
-    Aimv2 AltCLIP AudioFlamingo3 Bart BigBirdPegasusDecoder BioGpt Blenderbot BlenderbotSmall ChineseCLIPVision CLIP
-    CLIPSeg Data2VecAudio GitVision GPTJ GPTNeoSelf GraniteDoclingVision Hubert Idefics2Vision Idefics3Vision
-    IdeficsVision Informer Inkling2Vision Kosmos2_5Text Kosmos2Vision KosmosText Lfm2 Lfm2Moe Lfm3VlVision M2M100
-    Marian MBart MetaClip2 MiniCPMOcrVision MiniCPMV4_6Vision MiniCPMV4_7Vision MiniMaxM3VLVision MLCD
-    MossTranscribeDiarizeAudio Musicgen MusicgenMelody NllbMoe OmniASR OPT Ovis2Vision Owlv2 OwlViT PaddleOCRVision
-    PatchTSMixer PatchTST Pegasus PegasusX Phi4MultimodalVision PLBart PPFormulaNet Qwen2Audio Sam3LiteTextText
-    SeamlessM4T SeamlessM4Tv2 SEW Siglip Siglip2 SmolVLMVision Speech2Text Step3p7Vision TimeSeriesTransformer
-    Tipsv2Text UniSpeech UniSpeechSat UnlimitedOcr VideoLlama3Vision Videomt VJEPA2PoolerSelf Voxtral Wav2Vec2 Whisper
-    XCLIP
+    AudioFlamingo3 Bart BigBirdPegasusDecoder BioGpt Blenderbot BlenderbotSmall ChineseCLIPVision CLIP GPTJ GPTNeoSelf
+    GraniteDoclingVision Informer Inkling2Vision Kosmos2_5Text KosmosText Lfm2 Lfm2Moe Lfm3VlVision M2M100 Marian MBart
+    MetaClip2 MiniCPMOcrVision MiniCPMV4_6Vision MiniCPMV4_7Vision MiniMaxM3VLVision MLCD MossTranscribeDiarizeAudio
+    Musicgen MusicgenMelody NllbMoe OmniASR OPT PaddleOCRVision PatchTSMixer Pegasus PegasusX Phi4MultimodalVision
+    PLBart PPFormulaNet Qwen2Audio Sam3LiteTextText SeamlessM4Tv2 Speech2Text Step3p7Vision TimeSeriesTransformer
+    Tipsv2Text UnlimitedOcr VideoLlama3Vision Videomt Voxtral Whisper
 """
-# Some of them in older versions alone, up to transformers 5.17 (ViTSelfAttention).
+# Some of them, such as ViTSelfAttention, in older versions alone.
 _WITH_OUTPUT_BESIDE = """
     AlignTextSelf AltRobertaSelf ASTSelf BigBirdSelf Blip2QFormerMultiHead BlipTextSelf BridgeTowerSelf CanineSelf
     ChineseCLIPTextSelf ClapTextSelf DeiTSelf Dinov2Self Dinov2WithRegistersSelf DPTSelf FlavaSelf GitSelf
     GLPNEfficientSelf IJepaSelf InstructBlipQFormerMultiHead InstructBlipVideoQFormerMultiHead LukeSelf MobileBertSelf
-    PixioSelf PvtEfficientSelf RfDetrDinov2Self RoFormerSelf SegformerEfficientSelf TapasSelf VideoMAESelf ViltSelf
-    ViTMAESelf ViTMSNSelf VitPoseBackboneSelf ViTSelf VivitSelf YolosSelf YosoSelf
+    PixioSelf PvtEfficientSelf RfDetrDinov2Self RoFormerSelf SegformerEfficientSelf TapasSelf ViltSelf ViTMAESelf
+    ViTMSNSelf VitPoseBackboneSelf ViTSelf VivitSelf YolosSelf YosoSelf
 """
 _FUSED_VISION = """
     CohereCompassVision Dots3NoteVision Ernie4_5_VLMoeVision Glm4vMoeVision Glm4vVision Glm5NextVision GlmImageVision
@@ -71,7 +68,7 @@ SHARED_FAMILIES: dict[str, Row] = {
     _any_of(_WITH_O_PROJ): AttentionSpec(Q_K_V_PROJ, "o_proj"),
     _any_of(_CROSS_WITH_O_PROJ): AttentionSpec(Q_K_V_PROJ, "o_proj", is_cross_attention=True),
     _any_of(_WITH_OUT_PROJ): AttentionSpec(Q_K_V_PROJ, "out_proj"),
-    _any_of("Mvp SpeechT5 Vits XGLM"): AttentionSpec(Q_K_V_PROJ, "out_proj", head_widths=("embed_dim",)),
+    _any_of("Mvp SeamlessM4T SpeechT5 Vits XGLM"): AttentionSpec(Q_K_V_PROJ, "out_proj", head_widths=("embed_dim",)),
     _any_of("Cosmos3EdgeVision Qwen2_5OmniAudio Qwen3ASRAudio Qwen3OmniMoeAudio"): AttentionSpec(
         Q_K_V_PROJ, "out_proj", returns="tensor"
     ),

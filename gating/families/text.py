@@ -1,5 +1,6 @@
 """Attention classes of text models: with layouts of their own, such as those of long texts and documents, too."""
 
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -13,6 +14,7 @@ from gating.families.layouts import (
     Row,
     RowLayout,
     context_spec,
+    has_variable,
 )
 from gating.families.linear import num_outputs
 from gating.loader.forwards_texts import fsmt_forward, led_forward, longformer_forward
@@ -29,7 +31,10 @@ def _deberta(module: nn.Module) -> AttentionSpec:
     first: Projections = (("in_proj", "hqkv"), ("pos_proj", "k"), ("pos_q_proj", "q"))
     second: Projections = (("query_proj", "q"), ("key_proj", "k"), ("value_proj", "v"))
     second += (("pos_key_proj", "k"), ("pos_query_proj", "q"))
-    return context_spec(first if hasattr(module, "in_proj") else second, per_head=(("q_bias", 0), ("v_bias", 0)))
+    spec = context_spec(first if hasattr(module, "in_proj") else second, per_head=(("q_bias", 0), ("v_bias", 0)))
+    # The class of SEW-D has the same name; in older versions, it returns its features alone.
+    is_alone = ".sew_d." in type(module).__module__ and has_variable(module, "output_attentions")
+    return replace(spec, returns="other") if is_alone else spec
 
 
 def _gpt2(module: nn.Module) -> AttentionSpec:
@@ -57,7 +62,9 @@ def _falcon(module: nn.Module) -> AttentionSpec:
     elif getattr(module, "multi_query", False):
         layout = "qkv"
     has_alibi = bool(getattr(getattr(module, "config", None), "alibi", False))
-    per_head_inputs = (("alibi", 1), ("attention_mask", 1)) if has_alibi else ()
+    # In transformers 5.0, one dimension is that of batch and heads.
+    alibi_dim = 0 if has_variable(module, "cache_position") else 1
+    per_head_inputs = (("alibi", alibi_dim), ("attention_mask", 1)) if has_alibi else ()
     return AttentionSpec((("query_key_value", layout),), "dense", per_head_inputs=per_head_inputs)
 
 
@@ -102,6 +109,8 @@ TEXT_FAMILIES: dict[str, Row] = {
         (("qkv_proj", "qkv"),), "o_proj", config_counts=("num_attention_heads",)
     ),
     "FalconAttention": _falcon,
+    # In older versions.
+    "RecurrentGemmaSdpaAttention": AttentionSpec(Q_K_V_PROJ, "o_proj", returns="tensor", head_widths=("hidden_size",)),
     "(GptOss|OpenAIPrivacyFilter|Flint|GraniteSWA|GraniteMoeSWA)Attention": AttentionSpec(
         Q_K_V_PROJ, "o_proj", per_head=(("sinks", 0),)
     ),
@@ -203,7 +212,9 @@ def _short_name(module: Any) -> AttentionSpec | None:
             head_widths=("split_size",),
         )
     if model == "ctrl":
-        return AttentionSpec((("Wq", "q"), ("Wk", "k"), ("Wv", "v")), "dense")
+        spec = AttentionSpec((("Wq", "q"), ("Wk", "k"), ("Wv", "v")), "dense")
+        # Older versions have other attributes.
+        return replace(spec, head_dim="depth", head_widths=("d_model_size",)) if hasattr(module, "depth") else spec
     if model == "fsmt":
         return AttentionSpec(Q_K_V_PROJ, "out_proj", returns="other", forward=fsmt_forward)
     if model in ("xlm", "flaubert"):
@@ -222,7 +233,12 @@ SPECIAL_FAMILIES: dict[str, Row] = {
     ),
     "BloomAttention": _bloom,
     "MptAttention": AttentionSpec((("Wqkv", "qkv"),), "out_proj", per_head_inputs=(("position_bias", 0),)),
-    "CodeGenAttention": AttentionSpec((("qkv_proj", "pqvk"),), "out_proj", head_widths=("embed_dim",)),
+    # In older versions, the number of its parts is no attribute.
+    "CodeGenAttention": lambda module: (
+        AttentionSpec((("qkv_proj", "pqvk"),), "out_proj", head_widths=("embed_dim",))
+        if hasattr(module, "mp_num")
+        else None
+    ),
     "StableLmAttention": AttentionSpec(
         Q_K_V_PROJ,
         "o_proj",
@@ -243,7 +259,8 @@ SPECIAL_FAMILIES: dict[str, Row] = {
         "^output.dense",
         head_dim="attention_head_size",
         returns="context",
-        per_head_inputs=(("position_bias", 1),),
+        # The latter two are those of older versions.
+        per_head_inputs=(("position_bias", 1), ("rel_pos", 1), ("rel_2d_pos", 1)),
     ),
     "LayoutLMv2SelfAttention": AttentionSpec(
         (*QUERY_KEY_VALUE, ("qkv_linear", "qkv")),

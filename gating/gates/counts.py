@@ -71,7 +71,7 @@ class GatedUnits(FullPrecision):
         """
         if macs.shape != self.macs_per_gate.shape:
             raise InputError(f"Expected {len(self.gate_sizes)} numbers, got a tensor of shape {tuple(macs.shape)}.")
-        self.macs_per_gate = macs.double().cpu()
+        self.macs_per_gate = macs.cpu().double()
 
 
 def table_of(units: GatedUnits, is_open: Tensor, prob_open: Tensor) -> list[str]:

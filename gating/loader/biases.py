@@ -23,7 +23,8 @@ def sliced_inputs(base: type[nn.Module], inputs: tuple[tuple[str, int], ...], nu
     def forward(self: Any, *args: object, **kwargs: object) -> object:
         arguments = bind(args, kwargs)
         for name, dim in inputs:
-            arguments[name] = _take_heads(self, arguments.get(name), dim, num_heads)
+            if name in arguments:
+                arguments[name] = _take_heads(self, arguments[name], dim, num_heads)
         return base.forward(self, **arguments)
 
     return {"forward": forward}

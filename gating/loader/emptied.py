@@ -8,7 +8,6 @@ import inspect
 from typing import Any
 
 from torch import Tensor, nn
-from transformers.cache_utils import Cache
 
 from .classes import part
 
@@ -42,17 +41,19 @@ def emptied(base: type[nn.Module], form: str, projection: str) -> dict[str, Any]
         if form == "tensor":
             return output
         source = next((arguments[name] for name in _SOURCES if name in arguments), None)
-        # By type, because the name of the argument differs between families.
-        cache: Any = next((argument for argument in arguments.values() if isinstance(argument, Cache)), None)
+        # By its method, because the name of the argument differs between families, and older caches have other types.
+        cache: Any = next((argument for argument in arguments.values() if hasattr(argument, "get_seq_length")), None)
         # Without new images, the keys are those of an earlier step.
         cache = None if source is None and "cross_attention_states" in names else cache
-        key_length = _update_cache(self, states if source is None else source, source is not None, cache)
+        # Older static caches are told the place of the keys, and count those that are not zero.
+        places = [{"cache_position": arguments["cache_position"]}] if "cache_position" in arguments else []
+        key_length = _update_cache(self, states if source is None else source, source is not None, cache, *places)
         return output, states.new_zeros(states.shape[0], 0, states.shape[1], key_length)
 
     return {"forward": forward}
 
 
-def _update_cache(module: Any, keys_from: Tensor, is_cross: bool, cache: Any) -> int:
+def _update_cache(module: Any, keys_from: Tensor, is_cross: bool, cache: Any, *places: Any) -> int:
     """Update the length of the cache of an emptied module, if there is one, and return the number of keys."""
     layer_idx = getattr(module, "layer_idx", getattr(module, "layer_id", None))
     if cache is None or layer_idx is None or getattr(module, "is_kv_shared_layer", False):
@@ -64,5 +65,5 @@ def _update_cache(module: Any, keys_from: Tensor, is_cross: bool, cache: Any) ->
             # Whisper and others read the length of cross-attention from here.
             cache.is_updated[layer_idx] = True
         cache = cache.cross_attention_cache if is_cross else cache.self_attention_cache
-    placeholder = keys_from.new_zeros(keys_from.shape[0], 1, keys_from.shape[1], 1)
-    return int(cache.update(placeholder, placeholder, layer_idx)[0].shape[2])
+    placeholder = keys_from.new_ones(keys_from.shape[0], 1, keys_from.shape[1], 1)
+    return int(cache.update(placeholder, placeholder, layer_idx, *(() if is_cross else places))[0].shape[2])

@@ -51,13 +51,17 @@ def group_vit_forward(
     hidden_states: Tensor,
     attention_mask: Tensor | None = None,
     encoder_hidden_states: Tensor | None = None,
+    causal_attention_mask: Tensor | None = None,
     **_kwargs: object,
-) -> tuple[Tensor, Tensor]:
-    """Attend as GroupViT, whose own code gives the outputs of the heads the hidden size."""
+) -> tuple[Tensor, Tensor | None]:
+    """Attend as GroupViT, whose own code gives the outputs of the heads the hidden size, as SigLIP's once did."""
     source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+    if causal_attention_mask is not None:
+        attention_mask = causal_attention_mask if attention_mask is None else attention_mask + causal_attention_mask
     queries, keys, values = split_heads(self, self.q_proj(hidden_states), self.k_proj(source), self.v_proj(source))
-    head_outputs, probabilities = attend_eagerly(
-        self, queries, keys, values, attention_mask, scaling=self.scale, dropout=self.dropout
+    dropout = self.dropout if self.training else 0.0
+    head_outputs, probabilities = attend(
+        self, queries, keys, values, attention_mask, scaling=self.scale, dropout=dropout
     )
     return self.out_proj(head_outputs.flatten(2)), probabilities
 

@@ -72,10 +72,11 @@ def trocr_forward(
     cache: Any = None,
     attention_mask: Tensor | None = None,
     output_attentions: bool | None = False,
-    **_kwargs: object,
+    **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Attend as TrOCR's decoder, whose own code gives the outputs of the heads the hidden size."""
     (queries,) = split_heads(self, self.q_proj(hidden_states))
+    cache = kwargs.get("past_key_values", cache)  # its former name
     keys, values = _keys_and_values(self, key_value_states, cache, hidden_states)
     head_outputs, weights = attend_eagerly(
         self, queries, keys, values, attention_mask, scaling=self.scaling, dropout=self.dropout
@@ -88,6 +89,7 @@ def led_forward(
     self: Any, hidden_states: Tensor, key_value_states: Tensor | None = None, cache: Any = None, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None, Any]:
     """Attend as LED's decoder, whose own code gives the outputs of the heads the hidden size."""
+    cache = kwargs.pop("past_key_values", cache)  # its former name
     return *trocr_forward(self, hidden_states, key_value_states, cache, **kwargs), cache
 
 

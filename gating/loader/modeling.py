@@ -95,7 +95,7 @@ def renamed_error(model: PreTrainedModel, missing: str) -> ValueError:
     saved = getattr(model.config, "transformers_version", None)
     return ValueError(
         f"This {model.config.model_type} model was saved with transformers {saved}; {type(model).__name__} of the "
-        f"installed transformers {transformers.__version__} has other modules ({missing}): install {saved}, or newer."
+        f"installed transformers {transformers.__version__} has other modules ({missing}): install {saved}."
     )
 
 
@@ -163,6 +163,12 @@ class CompactMixin:
     def is_custom_code(cls) -> bool:
         """Return False: of custom code, transformers leaves some buffers uninitialized."""
         return False
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        """Answer as the dense class, whose file transformers searches for a decorator."""
+        can_set: bool = cls.dense_class._can_set_experts_implementation()
+        return can_set
 
     def _get_static_cache_init_shape(self) -> None:
         """Let static caches take their size at first use, layer by layer; the configuration has one size for all."""

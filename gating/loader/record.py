@@ -125,7 +125,8 @@ def _difference(dense: Any, compact: Any) -> dict[str, Any]:
         },
         "added": {name: list(now[name].shape) for name in now if name not in before and _is_index(compact, name)},
         "without": [
-            *(name for name in before if name not in now),
+            # Masks that no checkpoint has are only in some versions of transformers.
+            *(name for name in before if name not in now and name not in dense._non_persistent_buffers_set),
             *(
                 name
                 for name, child in dense.named_children()

@@ -91,7 +91,7 @@ def open_amounts(gates: HeadGates, objective: Objective) -> tuple[float, float]:
     """Return the expected and the actual number of open units, or the share of cost."""
     if quantity_of(gates, objective) != COST:
         return float(gates.count_expected(gates.units[0])), gates.count_open(gates.units[0])
-    expected = float(gates.prob_open().double().cpu() @ _shares(gates, objective))
+    expected = float(gates.prob_open().cpu().double() @ _shares(gates, objective))
     return expected, sum(spent_by_unit(gates, objective, gates.values() > 0).values())
 
 

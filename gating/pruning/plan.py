@@ -27,7 +27,7 @@ def kept_units(blocks: Sequence[Block], kept: Sequence[Tensor]) -> dict[str, set
 def plan_pruning(model: nn.Module, blocks: Sequence[Block], kept: Mapping[str, Collection[int]]) -> list[Edit]:
     """Return the edits that remove all units of blocks but the kept ones, which have their original numbers."""
     edits = [edit for block in blocks for edit in block.plan_removal(kept[block.name])]
-    return [*edits, *_plan_alignment_heads(model, blocks, kept)]
+    return [*edits, *_plan_generation(model, blocks, kept)]
 
 
 def plan_finalizing(model: nn.Module, blocks: Sequence[Block], values: Sequence[Tensor]) -> list[Edit]:
@@ -40,7 +40,7 @@ def plan_finalizing(model: nn.Module, blocks: Sequence[Block], values: Sequence[
         # Values are folded before the removal, so closed gates need no factor of 0.
         factors = torch.where(slot_values > 0, slot_values, 1.0).repeat_interleave(widths)
         edits += [*_plan_scaling(block, factors), *block.plan_removal(kept[block.name])]
-    return [*edits, *_plan_alignment_heads(model, blocks, kept)]
+    return [*edits, *_plan_generation(model, blocks, kept)]
 
 
 def _plan_scaling(block: Block, scale: Tensor) -> list[Edit]:
@@ -79,6 +79,13 @@ def folded_values(model: nn.Module, blocks: Sequence[Block], values: Sequence[Te
 def _slot_values(block: Block, values: Tensor) -> Tensor:
     """Expand a block's gate values, ``[num_gates]``, to its slots, ``[num_slots]``."""
     return values.repeat_interleave(len(block.slot_ids) // max(1, len(values)))
+
+
+def _plan_generation(model: nn.Module, blocks: Sequence[Block], kept: Mapping[str, Collection[int]]) -> list[Edit]:
+    """Plan the update of what generation numbers or stores by head."""
+    # Before transformers 5.24, a model keeps its last static cache, with the former heads.
+    caches = [Edit(model, "_cache")] if "_cache" in vars(model) else []
+    return [*caches, *_plan_alignment_heads(model, blocks, kept)]
 
 
 def _plan_alignment_heads(model: nn.Module, blocks: Sequence[Block], kept: Mapping[str, Collection[int]]) -> list[Edit]:

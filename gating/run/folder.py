@@ -47,6 +47,8 @@ class Phase(str, Enum):
 
 # Settings of the run, written first, and its results, written last: a folder with results is finished.
 CONFIG, METRICS = "config.yaml", "metrics.json"
+# Of metrics.json.
+_FORMAT = 1
 # Its data, model and teacher by their content, and its measured budget.
 INPUTS = "inputs.json"
 CHECKPOINTS = "checkpoints"
@@ -161,11 +163,11 @@ class RunFolder:
     def begin(self, config: str, inputs: Mapping[str, Any]) -> None:
         """Write the settings and the inputs of a run; files in the place of a new one are renamed first."""
         occupied = [] if self.resumes else [place for place in self._places if set(os.listdir(place)) != {LOCK}]
-        for place in occupied:
-            move_aside(place)
         if occupied:
-            while self._locks:  # They moved with the folders.
+            while self._locks:  # Windows moves no folder in which a file is open.
                 self._locks.pop().release()
+            for place in occupied:
+                move_aside(place)
             self._lock()
         write_atomically(self.path / INPUTS, json.dumps(inputs, indent=1, ensure_ascii=False) + "\n")
         write_atomically(self.path / CONFIG, config)
@@ -289,6 +291,11 @@ def read_numbers(folder: Path) -> dict[str, Any]:
         InputError: It does not have the numbers of a run.
     """
     found = read_table(folder / METRICS)
+    if found.get("format", _FORMAT) != _FORMAT:
+        raise InputError(
+            f"{folder / METRICS} has the format {found['format']}, and this version reads format {_FORMAT}: use the "
+            "version of head-gating that wrote it."
+        )
     if not isinstance(found.get("metric"), str):
         raise InputError(f"{folder / METRICS} does not have the numbers of a run: leave it out, or train it again.")
     return found

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ def describe_inputs(
     The rows of each split are counted before they are encoded.
     """
     groups = {"model": settings.model, "distillation": settings.distillation, "task": settings.task}
-    folders = {name: Path(value) for name, value in leaves(groups) if isinstance(value, str) and value.startswith("/")}
+    folders = {name: Path(value) for name, value in leaves(groups) if isinstance(value, str) and os.path.isabs(value)}
     files = {f"data.{split}": settings.data.get(split) for split in splits}
     return {
         "places": {name: str(place) for name, place in {**files, **folders}.items() if isinstance(place, str | Path)},

@@ -96,7 +96,7 @@ FORMATS: Mapping[str, ServingFormat] = {
         summary="ONNX Runtime, decoders with a cache",
         exporter="gating.serving.graphs.graph_export:export_onnx",
         options=("int8",),
-        packages=("onnx", "onnxscript", "onnxruntime"),
+        packages=("onnx", "onnxscript", "onnxruntime", "transformers.exporters"),
         extra="onnx",
     ),
     "openvino": ServingFormat(
@@ -104,7 +104,7 @@ FORMATS: Mapping[str, ServingFormat] = {
         summary="OpenVINO, decoders with a cache",
         exporter="gating.serving.graphs.graph_export:export_openvino",
         options=("int8",),
-        packages=("openvino", "nncf"),
+        packages=("openvino", "nncf", "transformers.exporters"),
         extra="openvino",
     ),
     "gguf": ServingFormat(

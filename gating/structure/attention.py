@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gating.errors import InputError
-from gating.families.layouts import AttentionSpec, RowLayout
+from gating.families.layouts import AttentionSpec, RowLayout, has_variable
 from gating.families.linear import num_inputs, num_outputs
 from gating.families.registry import find_spec, registered_spec
 from gating.loader.emptied import FORMS
@@ -182,6 +182,8 @@ class AttentionBlock(Block):
     @property
     def _latent(self) -> nn.Module | None:
         """The projection from the latent of which latent attention makes keys and values."""
+        if has_variable(self.module, "past_key_values"):
+            return None  # older versions cache these
         return next((linear for linear, layout in self.projections() if layout == "hkv"), None)
 
     def registered_spec(self, *, shipped_only: bool = False) -> AttentionSpec | None:

@@ -23,6 +23,7 @@ from gating.loader.padding import padded, silenced
 from gating.loader.replaced import original_class, replaced_forward
 from gating.loader.views import ConfigView
 from gating.structure.edits import ABSENT, Edit, plan_cut, plan_entries, positions
+from gating.structure.hooks import forget_forward
 
 __all__ = ["plan_head_removal", "row_runs", "rows_of", "run_widths", "staying"]
 
@@ -211,6 +212,7 @@ def _plan_class(block: Any, heads: tuple[int, ...], slots: tuple[int, ...]) -> l
     cls = subclass(original_class(type(module)), *parts)
     # Hooks may have changed the class for as long as they are there.
     if cls is not type(module) or not spec.calls_projection:
+        forget_forward(module)
         edits.append(Edit(module, "__class__", cls))
     memory: dict[str, object] = {
         "num_heads_before": block.num_heads_before,

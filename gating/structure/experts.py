@@ -34,7 +34,9 @@ def find_experts_spec(module: nn.Module) -> ExpertsSpec | None:
         return None
     (_, *up), (_, *down) = _shape(module, ups[0]), _shape(module, _DOWN)
     is_fused = ups == _UPS[0]
-    layout: UpLayout = "plain" if not is_fused else "halves" if getattr(module, "is_concatenated", True) else "pairs"
+    # Transformers 5.0 does not write it into the module; it has one such class.
+    is_concatenated = getattr(module, "is_concatenated", type(module).__name__ != "GptOssExperts")
+    layout: UpLayout = "plain" if not is_fused else "halves" if is_concatenated else "pairs"
     # Shapes cannot tell for layers that are not fused; transformers has written the answer into the module.
     is_transposed = up == [down[1], 2 * down[0]] if is_fused else bool(getattr(module, "is_transposed", False))
     spec = ExpertsSpec(tuple((name, layout) for name in ups), _DOWN, is_transposed)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from gating.loader.classes import subclass
 from gating.loader.replaced import original_class, replaced_forward
 
-__all__ = ["Handle", "Hooks", "hook_input", "with_forward"]
+__all__ = ["Handle", "Hooks", "forget_forward", "hook_input", "with_forward"]
 
 
 class Handle(Protocol):
@@ -62,6 +62,7 @@ def with_forward(handle: Handle, module: Any, forward: Callable[..., Any]) -> Ha
     ``nn.MultiheadAttention`` does not call its output projection, so that hooks of the projection do not fire.
     """
     module.__dict__["num_feature_hooks"] = module.__dict__.get("num_feature_hooks", 0) + 1
+    forget_forward(module)
     module.__class__ = subclass(type(module), (replaced_forward, forward))
     return Hooks([handle], partial(_restore_forward, module))
 
@@ -73,3 +74,12 @@ def _restore_forward(module: Any) -> None:
         del module.num_feature_hooks
         if not hasattr(module, "head_slots"):
             module.__class__ = original_class(type(module))
+
+
+def forget_forward(module: nn.Module) -> None:
+    """Forget the bound ``forward`` that transformers 5.0 leaves on modules whose outputs it has recorded.
+
+    It would precede that of a new class.
+    """
+    if getattr(vars(module).get("forward"), "__self__", None) is module:
+        del module.forward

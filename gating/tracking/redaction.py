@@ -85,6 +85,9 @@ class _RedactingStream:
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
+        # Files of Windows have no arrows; their lines would be dropped.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
 
     def write(self, text: str) -> int:
         # A closed stream raises ValueError.

@@ -48,5 +48,5 @@ def test_an_existing_export_is_refused_before_the_model_is_loaded(run, tmp_path,
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").touch()
     (run / "compact" / "model.safetensors").write_text("damaged")
-    error = call(monkeypatch, "export", run, "--format", "onnx", "--output", tmp_path / "mine")
+    error = call(monkeypatch, "export", run, "--format", "vllm", "--output", tmp_path / "mine")
     assert error.startswith(f"error: {tmp_path}/mine exists already")

@@ -270,8 +270,8 @@ def test_a_recipe_is_uploaded_with_the_commit_of_its_base(hub, bert, tmp_path):
     # The base goes on; the recipe stays with its commit.
     with torch.no_grad():
         bert.classifier.bias += 1
-    bert.save_pretrained(dense)
-    hub.models["them/base"].commit(contents(dense))
+    bert.save_pretrained(tmp_path / "later")
+    hub.models["them/base"].commit(contents(tmp_path / "later"))
     assert_same_state(gating.load_compact(NAME), state_of(model))
     # A compact model takes its place, and it that of the model.
     gating.save_compact(model, tmp_path / "compact", repo_id=NAME, token=TOKEN)

@@ -223,7 +223,8 @@ def test_a_base_may_be_cut_into_other_files(recipe, tmp_path):
     folder, model = recipe
     dense = transformers.BertForSequenceClassification.from_pretrained(tmp_path / "base")
     (tmp_path / "base" / "model.safetensors").unlink()
-    dense.save_pretrained(tmp_path / "base", max_shard_size="20KB")
+    # Otherwise transformers 5.0 saves models that were loaded with names of its first versions.
+    dense.save_pretrained(tmp_path / "base", max_shard_size="20KB", save_original_format=False)
     assert_same_state(gating.load_compact(folder), state_of(model))
 
 

@@ -137,7 +137,7 @@ def test_a_changed_record_gives_no_other_model(change, place):
         lambda table, _: table.update(hidden_size=10**12),
         lambda table, _: table.update(num_hidden_layers=4),
         lambda table, _: table.update(intermediate_size=96),
-        lambda table, _: table.update(num_labels=5),
+        lambda table, _: table.update(id2label={str(number): str(number) for number in range(5)}),
         lambda table, _: table.update(architectures=["BertConfig"]),
         lambda table, _: table.update(quantization_config={"a": 1}),
     ],

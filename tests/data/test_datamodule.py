@@ -1,5 +1,6 @@
 """Batches of the data module: grouping by length, order, truncation and shards."""
 
+import pickle
 from collections import Counter
 
 import datasets
@@ -48,6 +49,13 @@ def test_training_batches_hold_similar_lengths_and_every_example_once(tokenizer)
     in_order = [list(range(start, start + 4)) for start in range(0, 40, 4)]
     lengths = [len(ids) for ids in data._splits["train"]["input_ids"]]
     assert padded < sum(4 * max(lengths[i] for i in batch) for batch in in_order)
+
+
+def test_loaders_reach_workers_that_are_not_forked(tokenizer):
+    # As on macOS and Windows, where they are pickled.
+    loader = make_data(tokenizer, batch_size=4).train_dataloader()
+    examples, collate = pickle.loads(pickle.dumps((loader.dataset, loader.collate_fn)))
+    assert len(collate([examples[0], examples[1]])["labels"]) == 2
 
 
 def test_order_changes_with_the_epoch_and_repeats_with_the_seed(tokenizer):

@@ -6,7 +6,6 @@ import sys
 
 import huggingface_hub.constants
 import pytest
-import tomllib
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep
 
@@ -17,6 +16,11 @@ from tests.docs.pages import PAGES, blocks_of, commands_of, write_files
 from tests.docs.setups import SETUPS
 from tests.support.fake_hub import TOKEN, fake_hub
 from tests.support.tiny_run import ROOT, checked_settings
+
+try:
+    import tomllib
+except ImportError:  # Python 3.10; it comes with pytest there.
+    import tomli as tomllib
 
 # Pages with blocks that need the hub, a cluster, several processes or names of the surrounding code.
 NOT_RUN = {

@@ -1,15 +1,32 @@
 """Compact and gated models in one compiled graph."""
 
 import copy
+from contextlib import contextmanager, suppress
 
 import pytest
 import torch
+import transformers
+from torch._dynamo.exc import Unsupported
 
 import gating
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
 from tests.support.family_models import FAMILIES
 from tests.support.tiers import first_of
+
+
+@contextmanager
+def one_graph(name):
+    """Skip the test if one graph is not even possible for the dense model, as with transformers 5.0."""
+    try:
+        yield
+    except Unsupported as error:
+        dense = FAMILIES[name].build()
+        dense.config.use_cache = False
+        with suppress(Unsupported):
+            torch.compile(dense, backend="eager", fullgraph=True)(**make_probe(dense))
+            raise error
+        pytest.skip(f"{type(dense).__name__} has breaks in its graph with transformers {transformers.__version__}")
 
 
 @pytest.mark.parametrize("name", first_of(["bert", "llama", "gpt2"]))
@@ -22,7 +39,8 @@ def test_compact_model_compiles_to_one_graph(name):
     expected = forward_outputs(model, probe)
     # Only the graph can break; the code that a backend generates from it is torch's own.
     compiled = torch.compile(model, backend="eager", fullgraph=True)
-    assert max_relative_difference(expected, forward_outputs(compiled, probe)) <= 1e-6
+    with one_graph(name):
+        assert max_relative_difference(expected, forward_outputs(compiled, probe)) <= 1e-6
     torch._dynamo.reset()
 
 
@@ -50,7 +68,8 @@ def test_gated_model_compiles_to_one_graph_and_its_gates_get_the_same_gradients(
         return gates.log_alpha.grad
 
     plain = gradients(model)
-    compiled = gradients(torch.compile(model, backend="eager", fullgraph=True))
+    with one_graph(name):
+        compiled = gradients(torch.compile(model, backend="eager", fullgraph=True))
     assert plain.abs().max() > 0
     assert max_relative_difference([plain], [compiled]) <= 1e-5
     torch._dynamo.reset()

@@ -12,6 +12,9 @@ from tests.support.family_models import FAMILIES
 from tests.support.tiny_models import batch_for, build
 from tests.support.versions import enable_checkpointing
 
+# Torch 2.6 warns of it also where nothing is to learn.
+pytestmark = pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+
 QUIET = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 

@@ -139,7 +139,9 @@ def test_queries_values_and_the_head_of_the_task_are_trained(family, adapted, he
     model = FAMILIES[family].build()
     with LoRA().on(model):
         learned = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-        assert {name.split(".lora_")[0].rpartition(".")[2] for name in learned if "lora_" in name} == adapted
+        names = {name.split(".lora_")[0].rpartition(".")[2] for name in learned if "lora_" in name}
+        # Before transformers 5.18, layers of ViT have the names of BERT's.
+        assert names == adapted or (family == "vit" and names == {"query", "value"})
         assert {name.split(".")[0] for name in learned if "lora_" not in name} == head
     assert not [name for name in model.state_dict() if "lora" in name]
     assert all(parameter.requires_grad for parameter in model.parameters())

@@ -19,10 +19,10 @@ from transformers import (
     PreTrainedModel,
     ViTConfig,
     ViTForImageClassification,
-    ViTImageProcessorPil,
 )
 
 import gating
+from gating.data.images import ViTImageProcessorPil
 from gating.report.card import usage_code
 from tests.support.tiers import first_of
 from tests.support.tiny_models import VOCABULARY

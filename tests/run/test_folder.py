@@ -1,5 +1,6 @@
 """The folder of a run: nothing in it is lost, one process has it, and it goes back to a checkpoint."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gating.run.folder import RunFolder, is_finished
+from gating.run.folder import RunFolder, is_finished, read_numbers
 from tests.support.interruptions import Interrupted, at_batch, end_of, interrupt, run_in
 from tests.support.outcome import snapshot
 from tests.support.resumed import resume
@@ -81,6 +82,14 @@ def test_one_process_has_a_folder(place, tmp_path):
         other.kill()
     with RunFolder(tmp_path / "run", checkpoints=tmp_path / "disk", resumes=False, overwrite=True) as folder:
         folder.begin("seed: 0\n", {})
+
+
+def test_numbers_of_a_later_format_are_refused(whole, tmp_path):
+    numbers = json.loads((whole / "metrics.json").read_text(encoding="utf-8"))
+    assert read_numbers(whole)["format"] == 1
+    (tmp_path / "metrics.json").write_text(json.dumps(numbers | {"format": 2}), encoding="utf-8")
+    with pytest.raises(ValueError, match="has the format 2, and this version reads format 1"):
+        read_numbers(tmp_path)
 
 
 def test_only_the_first_process_of_a_run_writes(tmp_path, monkeypatch):

@@ -3,14 +3,15 @@
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 import gating
 
-__all__ = ["GROUP", "SIZES", "make_decoder", "make_tokenizer", "remove", "write_greedily"]
+__all__ = ["GROUP", "SIZES", "make_decoder", "make_tokenizer", "needs_layers", "remove", "write_greedily"]
 
 SIZES: dict[str, Any] = {
     "vocab_size": 263,
@@ -87,3 +88,9 @@ def make_tokenizer(*, regex: str | None = None, vocab_size: int = 263) -> PreTra
     tokenizer.train_from_iterator(["the cat is in the hat, and there it sits"] * 5, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+
+
+def needs_layers() -> None:
+    """Skip a test where transformers has no configurations of different layers, which vLLM's own version has."""
+    if not hasattr(PreTrainedConfig, "is_heterogeneous"):
+        pytest.skip(f"transformers {transformers.__version__} reads no per_layer_config")

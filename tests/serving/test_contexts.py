@@ -3,7 +3,6 @@
 import pytest
 import torch
 from transformers import (
-    DeepseekV32Config,
     DogeConfig,
     DogeForCausalLM,
     LlamaConfig,
@@ -21,6 +20,7 @@ from gating.serving.graphs.batches import batches_to_check
 from gating.serving.greedy import make_prompts
 from tests.serving.decoders import make_decoder, write_greedily
 from tests.support.tiers import first_of
+from tests.support.versions import class_of_transformers
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -46,7 +46,10 @@ def test_windows_and_first_contexts_are_boundaries():
     assert boundaries(LlamaConfig(rope_parameters=rope, max_position_embeddings=192)) == [48]
     assert boundaries(Qwen2Config(sliding_window=16, use_sliding_window=False)) == []
     assert boundaries(Qwen2Config(sliding_window=16, use_sliding_window=True, max_window_layers=2)) == [16]
-    assert boundaries(DeepseekV32Config(index_topk=99)) == [99]
+
+
+def test_the_number_of_tokens_that_an_index_picks_is_a_boundary():
+    assert boundaries(class_of_transformers("DeepseekV32Config")(index_topk=99)) == [99]
 
 
 def test_only_changing_frequencies_and_lengths_beyond_checks_shorten_the_context():

@@ -32,7 +32,7 @@ def test_unknown_formats_and_options_are_errors(compact, tmp_path):
 
 @pytest.mark.parametrize(
     ("format", "package", "extra"),
-    [("gguf", "gguf", "gguf"), ("openvino", "openvino", "openvino"), ("onnx", "onnxscript", "onnx")],
+    [("gguf", "gguf", "gguf"), ("openvino", "openvino", "openvino"), ("onnx", "onnx", "onnx")],
 )
 def test_missing_packages_are_named_with_their_extra(format, package, extra, compact, tmp_path, monkeypatch):
     module = package.replace("-", "_")

@@ -4,6 +4,7 @@ import pytest
 
 import gating
 from gating.serving.exporting import find_runtimes
+from tests.serving.decoders import needs_layers
 from tests.support.family_models import FAMILIES
 from tests.support.tiers import first_of
 
@@ -14,6 +15,7 @@ def runtimes_of(model, place, **options):
 
 @pytest.mark.parametrize("name", first_of(["llama", "mistral", "qwen2", "qwen3"]))
 def test_uneven_decoders_run_everywhere(name, tmp_path):
+    needs_layers()
     model = FAMILIES[name].build()
     gating.prune_heads(model, {0: [0, 1], 1: range(8)})
     found = runtimes_of(model, tmp_path)

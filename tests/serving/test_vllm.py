@@ -14,6 +14,7 @@ import gating
 from gating.loader.saving import compact_class
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.serving.vllm import check_vllm, export_vllm, serve_stock
+from tests.serving.decoders import needs_layers
 from tests.support.family_models import FAMILIES, GROUPED, Family
 from tests.support.fresh_process import answers_of_fresh_process, outputs_of
 
@@ -43,6 +44,7 @@ def uneven(name):
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory, tokenizer):
     """By name: the model, and the report of its export."""
+    needs_layers()
     place, made = tmp_path_factory.mktemp("vllm"), {}
     for name in MODELS:
         model = uneven(name)
@@ -159,6 +161,7 @@ def latent():
 
 
 def gpt2():
+    needs_layers()
     return FAMILIES["gpt2"].build()
 
 

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import resource
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,6 +60,7 @@ def small_disk():
 
     Not a fixture: pytest itself writes between a test and its teardown, perhaps to a longer file.
     """
+    resource = pytest.importorskip("resource", reason="Windows does not limit files")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
     try:

@@ -50,7 +50,10 @@ def test_compact_equals_masked(name):
 def test_each_implementation_of_experts_is_exact(name):
     for implementation in ("eager", "batched_mm", "grouped_mm"):
         model = EXPERTS[name].build()
-        model.set_experts_implementation(implementation)
+        try:
+            model.set_experts_implementation(implementation)
+        except ImportError as error:  # Transformers 5.0 has grouped_mm with torch 2.9 and newer.
+            pytest.skip(str(error))
         probe, gates = make_probe(model), gating.inject_gates(model, units="neurons", group_size=8)
         pattern = make_pattern(gates, 0)
         with gates.fixed_at(pattern):
@@ -106,6 +109,8 @@ def test_gates_learn(name):
     assert all(part.any() for part in learned.split(gates.block_sizes))
 
 
+# Of PEFT 0.18, about the parameters of experts.
+@pytest.mark.filterwarnings("ignore:Unsupported layer type")
 def test_gates_outlive_adapters_of_the_parameters():
     model = EXPERTS["mixtral"].build()
     parameters = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]

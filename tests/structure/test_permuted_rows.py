@@ -16,6 +16,7 @@ from gating.proof.probe import make_probe
 from tests.support.family_models import randomize
 from tests.support.fresh_process import answers_of_fresh_process, outputs_of
 from tests.support.tiers import first_of
+from tests.support.versions import class_of_transformers
 
 pytestmark = [
     pytest.mark.usefixtures("quiet"),
@@ -98,7 +99,7 @@ def described() -> Iterator[None]:
 
 def build(name: str) -> PreTrainedModel:
     class_name, settings, _ = CASES[name]
-    model_class = getattr(transformers, class_name)
+    model_class = class_of_transformers(class_name)
     return randomize(model_class(model_class.config_class(**settings)), std=0.1, seed=0).eval()
 
 

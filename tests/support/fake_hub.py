@@ -252,7 +252,9 @@ def fake_hub(patch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
         "HF_HUB_DISABLE_XET": True,
     }.items():
         patch.setattr(huggingface_hub.constants, name, value)
-    patch.setattr(transformers.utils.hub, "_hf_api", None)  # It keeps the address of its first use.
+    # Clients keep the address of their first use; transformers 5.0 has none of its own.
+    patch.setattr(transformers.utils.hub, "_hf_api", None, raising=False)
+    patch.setattr(huggingface_hub.create_repo.__self__, "endpoint", server.url)
     try:
         yield server
     finally:

@@ -4,6 +4,7 @@ All parameters are random, biases and tables of position biases too: parameters 
 mistakes. Sizes are uneven on purpose (heads x head_dim need not be the hidden size where a family allows that).
 """
 
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +18,7 @@ from gating.proof.probe import make_probe
 from tests.support.more_family_models import HYBRID_MODELS, LATENT_MODELS, WITHOUT_KNOWN_NEURONS
 from tests.support.multimodal_models import MULTIMODAL
 from tests.support.single_models import GENERATING, SINGLE
-from tests.support.versions import class_of_transformers
+from tests.support.versions import class_of_transformers, skip_older_layout
 
 TEXT: dict[str, Any] = {
     "vocab_size": 99,
@@ -115,10 +116,12 @@ class Family:
     def build(self, implementation: str | None = None, seed: int = 0) -> PreTrainedModel:
         """Build the model, in evaluation mode."""
         cls = class_of_transformers(self.model)
-        config = class_of_transformers(self.config)(**self.arguments)
+        # Older configurations take entries out of those in them.
+        config = class_of_transformers(self.config)(**deepcopy(self.arguments))
         implementation = self._available(cls, implementation)
         options = {"attn_implementation": implementation} if implementation else {}
         model: PreTrainedModel = cls._from_config(config, **options)
+        skip_older_layout(model)
         return randomize(model.eval(), std=self.std, seed=seed)
 
     def _available(self, cls: type[PreTrainedModel], implementation: str | None) -> str | None:

@@ -83,6 +83,7 @@ DETR: dict[str, Any] = {
     "num_queries": 5,
     "num_labels": 4,
     "use_timm_backbone": False,
+    "use_pretrained_backbone": False,
     "backbone": None,
     "backbone_config": {**RESNET, "out_features": ["stage4"]},
 }

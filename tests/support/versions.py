@@ -6,7 +6,12 @@ import pytest
 import transformers
 from transformers import PreTrainedModel
 
-__all__ = ["class_of_transformers", "enable_checkpointing"]
+from gating.families.registry import registered_spec
+
+__all__ = ["class_of_transformers", "enable_checkpointing", "skip_older_layout"]
+
+# Attention whose older layout is refused.
+_REFUSED_IN_OLDER = ("CodeGenAttention", "EomtAttention")
 
 
 def class_of_transformers(name: str) -> Any:
@@ -15,6 +20,14 @@ def class_of_transformers(name: str) -> Any:
     if found is None:
         pytest.skip(f"transformers {transformers.__version__} has no {name}")
     return found
+
+
+def skip_older_layout(model: PreTrainedModel) -> None:
+    """Skip the test if a class of a model has an older layout, whose heads cannot be removed."""
+    for module in model.modules():
+        name = type(module).__name__
+        if name in _REFUSED_IN_OLDER and registered_spec(module) is None:
+            pytest.skip(f"transformers {transformers.__version__} has another {name}")
 
 
 def enable_checkpointing(model: PreTrainedModel, options: dict[str, Any] | None = None) -> None:

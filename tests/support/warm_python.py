@@ -24,7 +24,7 @@ import weakref
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 STREAMS = (0, 1, 2)
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+FORWARDED = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 # Imported by a run when it gets there.
 PRELOADED = (
     "train",
@@ -49,9 +49,10 @@ OF_OTHERS = (
 def warm_python(*, with_package: bool = True) -> list[str]:
     """Start the server of this process, once; return the command that stands for ``[sys.executable]``.
 
-    Without the package, a process has a cache of remote code of its own.
+    Without the package, a process has a cache of remote code of its own. Windows does not fork, and macOS does not wait
+    for a process by a file.
     """
-    return _start(with_package)
+    return _start(with_package) if sys.platform == "linux" else [sys.executable]
 
 
 @functools.cache
@@ -125,14 +126,14 @@ def _wait_for_command(connection: socket.socket) -> None:
         return _become(command, dict(zip(command["streams"], streams, strict=True)))
     for descriptor in streams:
         os.close(descriptor)
-    connection.sendall(pid.to_bytes(8))
+    connection.sendall(pid.to_bytes(8, "big"))
     process = os.pidfd_open(pid)
     is_client_gone = connection in select.select([process, connection], [], [])[0]
     if is_client_gone:
         os.kill(pid, signal.SIGKILL)
     status = os.waitpid(pid, 0)[1]
     if not is_client_gone:
-        connection.sendall(status.to_bytes(8))
+        connection.sendall(status.to_bytes(8, "big"))
     os._exit(0)
 
 
@@ -180,13 +181,13 @@ def request(address: str, arguments: list[str]) -> int:
     text = json.dumps(command).encode()
     socket.send_fds(connection, [f"{len(text):8}".encode()], streams)
     connection.sendall(text)
-    pid = int.from_bytes(connection.recv(8))
+    pid = int.from_bytes(connection.recv(8), "big")
     for number in FORWARDED:
         signal.signal(number, lambda received, _: os.kill(pid, received))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
     for number in streams:
         os.close(number)  # Or those that read the output would wait for this process, too.
-    return int.from_bytes(connection.recv(8))
+    return int.from_bytes(connection.recv(8), "big")
 
 
 def _is_open(descriptor: int) -> bool:

@@ -11,7 +11,8 @@ from gating.storage.files import replacing_file
 from gating.training.signals import DeferredSignals, Stopped, stop_on_signals
 from tests.storage.test_files import make_result, replacing
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="Windows ends a process instead of a signal to it.")
+STOP_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
 
 
 def send(number: int) -> None:

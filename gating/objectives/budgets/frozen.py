@@ -148,7 +148,7 @@ class DeterministicBudget(ExactBudget):
     @torch.no_grad()
     def _place(self, gates: HeadGates) -> None:
         """Set the first locations: the logarithms of the scores, around 0."""
-        scores = self.ranking.scores_of_all(gates, sizes_of(self._parts, like=gates.log_alpha)).double()
+        scores = self.ranking.scores_of_all(gates, sizes_of(self._parts, like=gates.log_alpha)).cpu().double()
         # Gates that no batch has reached are below all others.
         least = scores[scores > 0].min() / 10 if (scores > 0).any() else torch.ones_like(scores[0])
         logarithms = torch.maximum(scores, least).log()

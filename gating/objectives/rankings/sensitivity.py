@@ -112,7 +112,7 @@ class Fisher(Importance):
 
     def scores(self, gates: HeadGates, sizes: Tensor | None = None) -> Tensor:
         """Return the information of each gate per size, ``[num_gates]``, over the largest of all."""
-        found = per_size(self._summed(gates).double().cpu(), gates, sizes)
+        found = per_size(self._summed(gates).cpu().double(), gates, sizes)
         # The scale is free; sums of squares may be below what single precision holds.
         scores = found / found.max().clamp_min(torch.finfo(torch.float64).tiny)
         return scores.float().to(gates.log_alpha.device)

@@ -170,8 +170,7 @@ def run_llama_cpp(
         RuntimeError: llama.cpp does not load the file, or fails.
     """
     task = {"file": str(file), "prompts": prompts, "count": count, "context": context, "texts": texts}
-    # -P: the modules of this folder must not hide others of the same names.
-    command = [sys.executable, "-P", str(_WORKER)]
+    command = [sys.executable, str(_WORKER)]
     # Its log may have parts of characters.
     result = subprocess.run(
         command, input=json.dumps(task), capture_output=True, encoding="utf-8", errors="replace", check=False

@@ -23,7 +23,8 @@ def _load(task: dict[str, Any]) -> Any:
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     # Its threads wait busily for each other: on a machine with other work, one for each core is much slower.
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = max(1, len(os.sched_getaffinity(0)) // 2)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = max(1, cores // 2)
     return xllamacpp.Server(params)
 
 
@@ -56,4 +57,5 @@ def _answer(task: dict[str, Any]) -> dict[str, list[list[int]]]:
 
 
 if __name__ == "__main__":
+    del sys.path[0]  # The modules of this folder must not hide others of the same names.
     print(json.dumps(_answer(json.load(sys.stdin))))
