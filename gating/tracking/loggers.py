@@ -110,7 +110,7 @@ def _start_wandb(folder: Path, mode: Mode, options: Mapping[str, Any]) -> WandbL
     try:
         wandb.setup(wandb.Settings(silent=True))
         # Older versions of wandb wait at the end for as long as it takes.
-        ending = {"finish_timeout": _END_S} if "finish_timeout" in wandb.Settings.model_fields else {}
+        ending: dict[str, Any] = {"finish_timeout": _END_S} if "finish_timeout" in wandb.Settings.model_fields else {}
         settings = wandb.Settings(silent=True, console="off", init_timeout=_START_S, **ending)
         logger = WandbLogger(mode=mode, settings=settings, save_dir=folder, **options)
         if is_rank_zero():
