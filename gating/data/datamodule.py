@@ -124,7 +124,8 @@ class ExampleDataModule(pl.LightningDataModule):
         num_batches = min(wanted, len(order) // self._num_shards)
         bounds = [len(shard) * number // num_batches for number in range(num_batches + 1)]
         batches = [shard[start:stop] for start, stop in pairwise(bounds)]
-        return self._loader(split, batch_sampler=batches)
+        # Lightning 2.5 looks for the sampler of the batches unless it is told that nothing is shuffled.
+        return self._loader(split, batch_sampler=batches, shuffle=False)
 
     def probe_batch(self) -> dict[str, Any]:
         """Return the model inputs, without targets, of the longest validation examples; equal in all processes."""

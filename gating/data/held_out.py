@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict
 
@@ -87,5 +86,5 @@ def _numbers(table: Dataset, columns: Sequence[str]) -> Numbers | None:
     keys = row_keys(table, columns)
     if keys is None:
         return None
-    indices = pc.fill_null(pa.chunked_array(keys).combine_chunks().dictionary_encode().indices, -1)
+    indices = pc.fill_null(keys.combine_chunks().dictionary_encode().indices, -1)
     return np.asarray(indices, dtype=np.int64)

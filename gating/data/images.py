@@ -18,6 +18,7 @@ try:
 except ImportError:  # Before transformers 5.5, when that name did not tell it apart from torchvision's.
     from transformers import ViTImageProcessor as ViTImageProcessorPil  # type: ignore[assignment]
 
+_IS_OLD = ViTImageProcessorPil.__name__ == "ViTImageProcessor"
 # Number of channels -> Pillow's mode.
 _MODES = {1: "L", 3: "RGB"}
 
@@ -93,5 +94,8 @@ class _PixelTransform:
 
     def __call__(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
         images = [image if self._mode is None else _to_8_bits(image).convert(self._mode) for image in batch["image"]]
-        pixels = self._processor(images, return_tensors="pt")["pixel_values"]
+        options = {}
+        if _IS_OLD and self._mode == "L":  # Processors of old take no images without the axis of channels.
+            images, options = [np.asarray(image)[..., None] for image in images], {"input_data_format": "channels_last"}
+        pixels = self._processor(images, return_tensors="pt", **options)["pixel_values"]
         return {"pixel_values": list(pixels), "labels": list(batch["label"])}

@@ -82,10 +82,10 @@ def tokenize(splits: DatasetDict, function: Callable[..., Any], *, tokenizer: Pr
         function,
         batched=True,
         remove_columns=next(iter(splits.values())).column_names,
-        # Tables in memory are not cached by datasets itself.
+        # The cache of datasets has no tables in memory. Names for all splits come before the tokenizer is called, which
+        # changes it in some versions of transformers.
         cache_file_names={
-            split: None if table.cache_files else cache_file(Hasher.hash((table._fingerprint, function)))
-            for split, table in splits.items()
+            split: cache_file(Hasher.hash((table._fingerprint, function))) for split, table in splits.items()
         },
         desc="Tokenizing",
     )

@@ -3,6 +3,7 @@
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from gating.integrations.wrappers import (
     is_sentence_model,
     load_other_weights,
     other_weights,
+    own_names,
     use_model,
     with_new_adapters,
     without_autocast,
@@ -30,7 +32,7 @@ from gating.objectives.parameter_groups import gate_groups
 from gating.objectives.search import Search
 from gating.teachers.teacher import Teacher
 
-__all__ = ["GatedPhases", "TrainerSearchEnd", "check_trainer"]
+__all__ = ["ClearedGradients", "GatedPhases", "TrainerSearchEnd", "check_trainer"]
 
 # The class may be any that is made from transformers' Trainer.
 _Base: Any = object
@@ -127,7 +129,8 @@ class GatedPhases(_Base):  # type: ignore[misc]
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model as transformers' Trainer does, and in a checkpoint also the state of the gates."""
-        super().save_model(output_dir, _internal_call)
+        with own_names(self.model) if _internal_call else nullcontext():
+            super().save_model(output_dir, _internal_call)
         if self.args.should_save and _internal_call:
             state: dict[str, Any] = {"others": other_weights(self.model, self._losses)}
             if self.search is not None:
@@ -226,12 +229,10 @@ class TrainerSearchEnd(TrainerCallback):
         self.num_steps = max(1, round((1 - self._recovery) * state.max_steps))
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Set the rates of gates and multipliers, and clear the gradients of these, which the trainer does not."""
+        """Set the rates of gates and multipliers."""
         for group in kwargs["optimizer"].param_groups:
             if group.get("name") in ("gates", "multipliers"):
                 group["lr"] = group.setdefault("initial_lr", group["lr"])
-                for parameter in group["params"]:
-                    parameter.grad = None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """End the training after the last step of the search, or at a logged step if the gates have converged."""
@@ -241,6 +242,16 @@ class TrainerSearchEnd(TrainerCallback):
             # With strategies by epoch, the end of a training is the end of an epoch, with its own.
             control.should_evaluate = control.should_evaluate or args.eval_strategy == IntervalStrategy.STEPS
             control.should_save = control.should_save or args.save_strategy == SaveStrategy.STEPS
+
+
+class ClearedGradients(TrainerCallback):
+    """Callback that clears all gradients before a step: trainers leave those of gates, and older ones of losses."""
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Clear them."""
+        for group in kwargs["optimizer"].param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
 
 
 class RemovedFirst(TrainerCallback):

@@ -103,8 +103,9 @@ def is_added_up(trainer: Any, num_items_in_batch: Any) -> bool:
 
     Others are averaged.
     """
-    if trainer.loss_is_scaled_for_ga is not None:
-        return bool(trainer.loss_is_scaled_for_ga)
+    is_scaled = getattr(trainer, "loss_is_scaled_for_ga", None)  # Not in older versions of transformers.
+    if is_scaled is not None:
+        return bool(is_scaled)
     by_items = trainer.model_accepts_loss_kwargs and num_items_in_batch is not None
     return by_items or trainer.compute_loss_func is not None
 

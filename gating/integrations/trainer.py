@@ -18,7 +18,7 @@ from gating.gates import HeadGates, inject_gates
 from gating.gates.attachment import freeze, unfreeze
 from gating.integrations.budgets import check_budget, kept_at_speedup, measured_budget, of_first_process
 from gating.integrations.checkpoints import find_checkpoint, read_state, save_start, set_aside
-from gating.integrations.phases import GatedPhases, TrainerSearchEnd, check_trainer
+from gating.integrations.phases import ClearedGradients, GatedPhases, TrainerSearchEnd, check_trainer
 from gating.integrations.teaching import teacher_for
 from gating.integrations.wrappers import (
     adapter_config,
@@ -124,6 +124,7 @@ class GatedTrainerMixin(GatedPhases):
             self.teacher = Teacher(OpenTeacher(base_model(self.model), self.gates), distillation=distillation)
         self._search_end = TrainerSearchEnd(self.search, recovery=recovery)
         self.add_callback(self._search_end)
+        self.add_callback(ClearedGradients)
 
     @property
     def gates(self) -> HeadGates:

@@ -1,7 +1,8 @@
 """Wrappers of a model with gates: that of sentence-transformers, adapters of PEFT, and the autocast of accelerate."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any, TypeGuard
 
@@ -22,6 +23,7 @@ __all__ = [
     "load_other_weights",
     "merged",
     "other_weights",
+    "own_names",
     "use_model",
     "with_new_adapters",
     "without_autocast",
@@ -98,6 +100,24 @@ def without_autocast(model: nn.Module) -> nn.Module:
     return model
 
 
+@contextmanager
+def own_names(model: nn.Module) -> Iterator[None]:
+    """Save weights in a ``with`` block by their names in memory, by which trainers load their checkpoints.
+
+    transformers would write names of the file that the model was loaded from, such as ``LayerNorm.gamma``.
+    """
+    base: Any = base_model(model)
+    conversions = vars(base).get("_weight_conversions")
+    base._weight_conversions = []
+    try:
+        yield
+    finally:
+        if conversions is None:
+            del base._weight_conversions
+        else:
+            base._weight_conversions = conversions
+
+
 def _is_wrapped(model: nn.Module) -> bool:
     if not is_peft_available():
         return False
@@ -137,7 +157,9 @@ def hook_passes(losses: Mapping[str, nn.Module], model: nn.Module, gates: HeadGa
     the transformer is a pass.
     """
     holders = list(losses.values())
-    if any(getattr(module, "uses_gradient_cache", False) for loss in holders for module in loss.modules()):
+    # sentence-transformers 5.5 has no such attribute.
+    named = {module: "Cached" in type(module).__name__ for loss in holders for module in loss.modules()}
+    if any(getattr(module, "uses_gradient_cache", is_cached) for module, is_cached in named.items()):
         holders = [_holder_of(model)]
     for holder in holders:
         gates.keep_until_removed(holder.register_forward_pre_hook(gates.pass_values.begin_pass))

@@ -138,7 +138,7 @@ def tokenize_examples(splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, m
 
 def _number_of(text: str) -> int:
     """Return a number that no other text has."""
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=7).digest())
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=7).digest(), "big")
 
 
 def collate_pairs(tokenizer: PreTrainedTokenizerBase, examples: list[dict[str, Any]]) -> dict[str, Tensor]:

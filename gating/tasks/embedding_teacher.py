@@ -14,6 +14,7 @@ from sentence_transformers import SentenceTransformer
 
 from gating.compact.files import digest_tensors
 from gating.data.tokens import cache_file
+from gating.embedding.head import check_modules
 from gating.errors import loading
 from gating.models.hub import locate
 
@@ -36,6 +37,7 @@ def load_sentence_model(name: str, *, revision: str = "main", setting: str) -> A
         InputError: The model cannot be loaded.
     """
     place = locate(name, revision=revision)
+    check_modules(Path(place))
     with loading(f"{setting}={name}", remedy="Name a model of sentence-transformers, or another encoder."):
         model = SentenceTransformer(
             place,
@@ -83,15 +85,15 @@ def _embed(texts: list[Any], column: str, teacher: Any, *, key: tuple[str, int])
     def embed(batch: dict[str, list[int]]) -> dict[str, Any]:
         rows = [str(texts[row]) for row in batch["row"]]
         vectors = teacher.encode(rows, prompt="", show_progress_bar=False)
-        # Only directions count, and half precision ends at 65,504.
-        return {column: vectors / np.abs(vectors).max(axis=1, keepdims=True).clip(min=1)}
+        # Only directions count, and half precision ends at 65,504. It is nearer than any student will be.
+        vectors /= np.abs(vectors).max(axis=1, keepdims=True).clip(min=1)
+        return {column: vectors.astype(np.float16)}
 
     return Dataset.from_dict({"row": range(len(texts))}).map(
         embed,
         batched=True,
         batch_size=_BATCH,
         remove_columns=["row"],
-        # Half precision is nearer than any student will be.
         features=datasets.Features({column: datasets.List(datasets.Value("float16"))}),
         new_fingerprint=fingerprint,
         cache_file_name=cache_file(fingerprint),

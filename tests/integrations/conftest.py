@@ -23,6 +23,12 @@ CONFIG = BertConfig(
 )
 
 
+# In transformers before it had a name of its own.
+CHECKPOINTING = next(
+    name
+    for name in ("activation_checkpointing", "gradient_checkpointing")
+    if name in TrainingArguments.__dataclass_fields__
+)
 ARGUMENTS = {
     "max_steps": 16,
     "per_device_train_batch_size": 8,

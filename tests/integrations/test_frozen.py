@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 
 import gating
 from gating.errors import InputError
-from tests.integrations.conftest import make_classifier, make_trainer, weights_of
+from tests.integrations.conftest import CHECKPOINTING, make_classifier, make_trainer, weights_of
 from tests.integrations.test_resume import StopAt, StopInRecovery
 
 
@@ -46,7 +46,7 @@ def test_a_recovery_trains_the_weights(tmp_path):
 
 @pytest.mark.runs
 @pytest.mark.parametrize("stop", [StopAt(6), StopInRecovery(2)])
-@pytest.mark.parametrize("args", [{}, {"activation_checkpointing": True}])
+@pytest.mark.parametrize("args", [{}, {CHECKPOINTING: True}])
 def test_the_model_is_the_teacher_of_its_gates(tmp_path, stop, args, assert_same):
     def make(folder, **options):
         lesson = gating.Distillation(weight=0.5, hidden_weight=1.0)

@@ -1,14 +1,17 @@
 """Interrupted trainings of a trainer with gates: resumed equals uninterrupted."""
 
+import re
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForSequenceClassification, TrainerCallback
 
 import gating
 from gating.errors import InputError, OperationError
 from gating.integrations import GatedTrainer
 from gating.structure.layers import count_units
-from tests.integrations.conftest import make_classifier, make_trainer, weights_of
+from tests.integrations.conftest import CHECKPOINTING, make_classifier, make_trainer, weights_of
 from tests.support.tiers import first_of
 
 
@@ -37,7 +40,7 @@ OPTIONS = {
     "convergence": {"convergence": lambda: gating.Convergence(patience=1, max_undecided=1.0)},
     "accumulation": {"args": {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}},
     "bf16": {"args": {"bf16": True}},
-    "checkpointing": {"args": {"activation_checkpointing": True}},
+    "checkpointing": {"args": {CHECKPOINTING: True}},
     # The largest loss is that of the weights right after the removal.
     "best": {
         "args": {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True, "greater_is_better": True}
@@ -90,6 +93,24 @@ def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path, assert_same, n
     assert whole.state.global_step == resumed.state.global_step
     losses = [[row["loss"] for row in one.state.log_history if "loss" in row] for one in (whole, resumed)]
     assert losses[0] == losses[1]
+
+
+def test_a_model_whose_file_has_other_names_resumes(tmp_path, assert_same):
+    """As the original BERT; transformers saves such names again, and its Trainer does not read them."""
+    make_classifier().save_pretrained(tmp_path / "old")
+    path = tmp_path / "old" / "model.safetensors"
+    names = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+    weights = {re.sub("|".join(names), lambda found: names[found[0]], key): x for key, x in load_file(path).items()}
+    save_file(weights, path, metadata={"format": "pt"})
+
+    def load():
+        return {"model": type(make_classifier()).from_pretrained(tmp_path / "old"), "args": {"save_steps": 2}}
+
+    whole = compact(tmp_path / "whole", **load())
+    for stop in (StopAt(7), StopInRecovery(3)):
+        with pytest.raises(KeyboardInterrupt):
+            compact(tmp_path / "parts", stop=stop, resume=stop.step == 3, **load())
+    assert_same(weights_of(whole), weights_of(compact(tmp_path / "parts", resume=True, **load())))
 
 
 @pytest.mark.runs

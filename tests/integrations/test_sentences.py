@@ -16,7 +16,7 @@ from sentence_transformers.sentence_transformer.modules import Router, Transform
 import gating
 from gating.errors import InputError, MissingPackageError, OperationError
 from gating.structure.layers import count_units
-from tests.integrations.conftest import weights_of
+from tests.integrations.conftest import CHECKPOINTING, weights_of
 from tests.integrations.sentence_models import (
     make_cross_encoder,
     make_embedder,
@@ -68,7 +68,7 @@ def test_a_compact_folder_computes_the_same_in_a_fresh_process_without_this_pack
     is_cross = kind == "cross-encoder"
     how = ("CrossEncoder", "pairs") if is_cross else ("SentenceTransformer", kind != "stock")
     arguments = [folder, *how, tmp_path / "out.npy"]
-    subprocess.run([sys.executable, "-P", "-c", LOAD, *map(str, arguments), *TEXTS], check=True, cwd=tmp_path)
+    subprocess.run([sys.executable, "-c", LOAD, *map(str, arguments), *TEXTS], check=True, cwd=tmp_path)
     expected = model.predict([*pairwise(TEXTS)]) if is_cross else model.encode(TEXTS)
     assert np.array_equal(np.load(tmp_path / "out.npy"), expected)
 
@@ -171,8 +171,8 @@ def make_guide(model):
     [
         ("matryoshka of cached", {"gradient_accumulation_steps": 2}),
         ("adaptive layers", {"bf16": True}),
-        ("guided", {"activation_checkpointing": True}),
-        ("one for each data set", {"activation_checkpointing": True}),
+        ("guided", {CHECKPOINTING: True}),
+        ("one for each data set", {CHECKPOINTING: True}),
         ("one for each data set", {"bf16": True}),
     ],
 )

@@ -14,7 +14,7 @@ from gating.errors import InputError
 from gating.integrations import GatedTrainerMixin
 from gating.integrations.teaching import teacher_for
 from gating.structure.layers import count_units
-from tests.integrations.conftest import examples, make_classifier, make_trainer, weights_of
+from tests.integrations.conftest import CHECKPOINTING, examples, make_classifier, make_trainer, weights_of
 from tests.integrations.test_other_trainers import (
     ROWS,
     SHARED,
@@ -85,7 +85,7 @@ def test_the_teacher_is_in_no_checkpoint_and_is_not_trained(tmp_path):
     ("stop", "args"),
     [
         (StopInRecovery(3), {"bf16": True, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}),
-        (StopAt(7), {"activation_checkpointing": True}),
+        (StopAt(7), {CHECKPOINTING: True}),
     ],
 )
 def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path, assert_same, stop, args):

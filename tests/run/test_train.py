@@ -98,6 +98,8 @@ def test_offline_run_can_be_read_back(finished):
     folder, _ = finished
     run_folder = next((folder / "wandb").glob("offline-run-*"))
     command = [str(Path(sys.executable).parent / "wandb"), "leet", "inspect", "--json", str(run_folder)]
+    if subprocess.run(command[:3], capture_output=True, check=False).returncode == 2:
+        pytest.skip("this version of wandb has no `wandb leet inspect`")
     records = [json.loads(line) for line in subprocess.check_output(command, text=True).splitlines()]
     text = json.dumps(records)
     for name in (
@@ -127,7 +129,7 @@ def test_gates_descend_to_the_budget(finished):
     expected = [float(row[header.index("gates/expected_open")]) for row in rows if row[header.index("gates/open")]]
     assert expected[0] == pytest.approx(12, abs=1e-4)  # Gates rest until the loss has fallen.
     assert expected[-1] == pytest.approx(4, abs=1e-2)
-    steps = [int(row[header.index("step")]) for row in rows]
+    steps = [float(row[header.index("step")]) for row in rows]
     # Counted from 0, and on from search to recovery.
     assert sorted(set(steps)) == list(range(12))
 

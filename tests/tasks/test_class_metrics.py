@@ -15,7 +15,7 @@ sklearn = pytest.importorskip("sklearn.metrics", reason="scikit-learn is not ins
 def test_metrics_without_a_meaning_on_labels_of_one_class_are_not_finite(num_classes):
     metrics = class_metrics(["auroc", "matthews", "accuracy"], num_classes=num_classes)
     if num_classes == 2:
-        metrics.add_metrics(class_metrics(["f1", "precision", "recall"], num_classes=2))
+        metrics.add_metrics(dict(class_metrics(["f1", "precision", "recall"], num_classes=2)))
     metrics.update(torch.eye(num_classes)[[0, 0, 1]], torch.zeros(3, dtype=torch.long))
     found = {name: float(value) for name, value in metrics.compute().items()}
     assert found.pop("accuracy") == pytest.approx(2 / 3)

@@ -21,6 +21,7 @@ def test_correlations_are_those_of_scipy():
     assert float(found["mae"]) == pytest.approx(float((predicted - labels).abs().mean()), rel=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:The variance of predictions")
 def test_precision_is_kept_if_predictions_hardly_differ():
     stats = pytest.importorskip("scipy.stats", reason="scipy is not installed")
     labels = torch.rand(24, generator=torch.Generator().manual_seed(0)).double()
