@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
-EXTRAS = "demo,embeddings,peft"
+EXTRAS = ("demo", "embeddings", "peft")
 
 
 class Row(NamedTuple):
@@ -57,9 +57,11 @@ def make_environment(row: Row, place: Path, wheel: Path) -> Path:
     """Return the interpreter of an environment with the wheel."""
     python = place / ("Scripts" if os.name == "nt" else "bin") / "python"
     subprocess.run(["uv", "venv", "--quiet", "--clear", "--python", row.python, str(place)], check=True)
-    options = ["--python", str(python), "--resolution", row.resolution]
-    wanted = [f"head-gating[{EXTRAS}] @ {wheel.as_uri()}", *row.packages]
-    subprocess.run(["uv", "pip", "install", "--quiet", *options, *wanted], check=True)
+    install = ["uv", "pip", "install", "--quiet", "--python", str(python), "--resolution", row.resolution]
+    # "lowest-direct" is for what is named, and the file names what the wheel needs.
+    needs = ["-r", str(HERE.parent / "pyproject.toml"), *(f"--extra={extra}" for extra in EXTRAS)]
+    subprocess.run([*install, *needs, *row.packages], check=True)
+    subprocess.run([*install, f"head-gating[{','.join(EXTRAS)}] @ {wheel.as_uri()}"], check=True)
     return python
 
 

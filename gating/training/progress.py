@@ -215,9 +215,10 @@ def end_reason(trainer: pl.Trainer) -> str | None:
     if search is not None and search.reason:
         return str(search.reason)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, EarlyStopping) and (callback.stopped_epoch or callback.wait_count >= callback.patience):
+        if isinstance(callback, EarlyStopping):
             # Lightning 2.5 keeps no message.
-            default = f"{callback.monitor} has not improved in the last {callback.wait_count} checks"
-            reason = str(getattr(callback, "stopping_reason_message", None) or default)
-            return reason.removesuffix(" Signaling Trainer to stop.").rstrip(".")
+            waited = callback.stopped_epoch or callback.wait_count >= max(1, callback.patience)
+            default = f"{callback.monitor} has not improved in the last {callback.wait_count} checks" if waited else ""
+            if reason := str(getattr(callback, "stopping_reason_message", None) or default):
+                return reason.removesuffix(" Signaling Trainer to stop.").rstrip(".")
     return None
