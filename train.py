@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from gating.distributed import limit_spinning
-from gating.errors import UserError, explain, missing_extra
+from gating.errors import UserError, explain, missing_extra, missing_plugin
 
-if problem := missing_extra("head-gating train"):
+if problem := missing_extra("head-gating train") or missing_plugin(sys.argv[1:]):
     sys.exit(f"error: {problem}")
 
 import hydra

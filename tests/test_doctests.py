@@ -4,6 +4,8 @@ import doctest
 import importlib
 
 import pytest
+import transformers
+from transformers.distributed.configuration_utils import DistributedConfig
 
 from tests.support.tiny_run import ROOT
 
@@ -16,4 +18,6 @@ MODULES = sorted(
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_are_right(name):
+    if name == "gating.sharding.plan" and not hasattr(DistributedConfig, "fsdp_size"):
+        pytest.skip(f"transformers {transformers.__version__} does not shard by FSDP2")
     assert doctest.testmod(importlib.import_module(name)).failed == 0

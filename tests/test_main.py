@@ -54,6 +54,7 @@ def test_inspect_shows_neurons_and_multiply_accumulates(compact, tmp_path, monke
 @pytest.mark.processes
 @pytest.mark.parametrize("output", ["| true", "> /dev/full"])
 def test_commands_finish_without_their_output(output, compact, tmp_path):
+    pytest.importorskip("onnx", reason="the package onnx is not installed")
     command = " ".join([*warm_python(), "-m", "gating"])
     for arguments in (f"inspect {compact}", f"export {compact} --format onnx --output {tmp_path}/exported"):
         line = f"set -o pipefail; {command} {arguments} {output}"

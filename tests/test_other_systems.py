@@ -47,8 +47,10 @@ for module in pkgutil.walk_packages(gating.__path__, "gating."):
         importlib.import_module(module.name)
     except ModuleNotFoundError as error:  # A package of an export.
         assert error.name not in sys.modules and not error.name.startswith("gating"), error
+import gating.run.folder
 import train
 
+gating.run.folder._MOVES_OPEN_FILES = False
 train.command_line()
 """
 

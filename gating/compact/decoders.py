@@ -129,7 +129,7 @@ def _reasons_against(model: PreTrainedModel) -> Iterator[str]:
         if isinstance(feed_forward, ExpertsBlock) and feed_forward.num_neurons != feed_forward.width_before:
             yield f"{feed_forward.name} has experts with fewer neurons than the configuration"
     if not hasattr(model.config, "is_heterogeneous"):
-        yield f"transformers {transformers.__version__} reads no per_layer_config, so a newer one has to be installed"
+        yield f"transformers {transformers.__version__} reads no per_layer_config (pip install -U transformers)"
 
 
 def _counts(model: PreTrainedModel) -> dict[str, dict[str, int]]:

@@ -81,7 +81,7 @@ def save_compact(
     """Save a compact model as a folder: configuration, weights, tokenizer, model card, and code to load it if needed.
 
     Where every layer keeps equally many units and the configuration can say so, it is a dense model of smaller sizes,
-    which any version of transformers and other runtimes load; the numbers of the kept units are in a file beside it,
+    which transformers and other runtimes load without code; the numbers of the kept units are in a file beside it,
     ``head_gating.json``. The folder is written whole or not at all: first beside its place, then moved there.
 
     Args:

@@ -196,15 +196,16 @@ class _Graph:
 
 
 def _reentrant_context() -> Any:
-    """Return the context of the reentrant checkpoint that runs its function for the first time; None outside of one.
+    """Return the context of the outermost reentrant checkpoint that runs its function for the first time, or None.
 
     The context is the only record of whether gradients are enabled outside of the checkpoint, and torch keeps it in a
     local variable of this function alone. So it is read from the frames.
     """
-    frame = sys._getframe()
-    while frame is not None and frame.f_code is not CheckpointFunction.forward.__code__:
-        frame = frame.f_back  # type: ignore[assignment]
-    return frame and frame.f_locals["ctx"]
+    frame, found = sys._getframe().f_back, None
+    while frame is not None:
+        found = frame.f_locals["ctx"] if frame.f_code is CheckpointFunction.forward.__code__ else found
+        frame = frame.f_back
+    return found
 
 
 def _fork_rng(device: torch.device) -> AbstractContextManager[None]:

@@ -1,7 +1,13 @@
 """Gates in other training programs: transformers' Trainer and those made from it."""
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
+
+from gating.errors import MissingPackageError
+
+if importlib.util.find_spec("accelerate") is None:
+    raise MissingPackageError("Trainers need the package accelerate: pip install 'head-gating[trainer]'")
 
 from gating.integrations.trainer import GatedTrainer, GatedTrainerMixin
 from gating.integrations.wrappers import without_autocast

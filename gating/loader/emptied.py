@@ -40,9 +40,9 @@ def emptied(base: type[nn.Module], form: str, projection: str) -> dict[str, Any]
                 output = child(output) if name in _DROPOUTS else output
         if form == "tensor":
             return output
-        source = next((arguments[name] for name in _SOURCES if name in arguments), None)
-        # By its method, because the name of the argument differs between families, and older caches have other types.
-        cache: Any = next((argument for argument in arguments.values() if hasattr(argument, "get_seq_length")), None)
+        (source, *_) = [arguments[name] for name in _SOURCES if name in arguments] or [None]
+        # By its method: the name of the argument differs between families, and the class between versions.
+        (cache, *_) = [argument for argument in arguments.values() if hasattr(argument, "get_seq_length")] or [None]
         # Without new images, the keys are those of an earlier step.
         cache = None if source is None and "cross_attention_states" in names else cache
         # Older static caches are told the place of the keys, and count those that are not zero.

@@ -85,7 +85,7 @@ def become_compact(model: nn.Module) -> None:
     model.__class__ = compact_class(type(model), type(model.config))
     # Without the entry that a new model makes, no attentions or hidden states are returned. It is by name before 5.13.
     registry: Any = vars(modeling_utils)["_CAN_RECORD_REGISTRY"]
-    registry[str(type(model)) if isinstance(registry, dict) else model] = model._can_record_outputs
+    registry[str(type(model)) if type(registry) is dict else model] = model._can_record_outputs
     setattr(model.config, RECORD_KEY, record)
     # transformers looks custom code up by Auto class; each one for this configuration gets its class.
     model.config.auto_map = auto_places(model)

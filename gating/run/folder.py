@@ -47,6 +47,8 @@ class Phase(str, Enum):
 
 # Settings of the run, written first, and its results, written last: a folder with results is finished.
 CONFIG, METRICS = "config.yaml", "metrics.json"
+# Windows moves no folder in which a file is open: a run lets go of its lock for that moment.
+_MOVES_OPEN_FILES = os.name != "nt"
 # Of metrics.json.
 _FORMAT = 1
 # Its data, model and teacher by their content, and its measured budget.
@@ -115,9 +117,9 @@ class RunFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Release the locks; a folder in which nothing was written is removed."""
-        for lock in self._locks:
-            lock.release()
-        for place in self._places if self._locks else ():
+        places = self._places if self._locks else ()
+        self._unlock()
+        for place in places:
             with suppress(OSError):
                 if {path.name for path in place.iterdir()} == {LOCK}:
                     (place / LOCK).unlink()
@@ -130,6 +132,10 @@ class RunFolder:
     def _lock(self) -> None:
         for place in self._places:
             self._locks.append(take_lock(place, problem=f"The run in {place} is being trained by another process."))
+
+    def _unlock(self) -> None:
+        while self._locks:
+            self._locks.pop().release()
 
     @property
     def compact(self) -> Path:
@@ -164,10 +170,11 @@ class RunFolder:
         """Write the settings and the inputs of a run; files in the place of a new one are renamed first."""
         occupied = [] if self.resumes else [place for place in self._places if set(os.listdir(place)) != {LOCK}]
         if occupied:
-            while self._locks:  # Windows moves no folder in which a file is open.
-                self._locks.pop().release()
+            if not _MOVES_OPEN_FILES:
+                self._unlock()
             for place in occupied:
                 move_aside(place)
+            self._unlock()  # The locks have moved with the folders.
             self._lock()
         write_atomically(self.path / INPUTS, json.dumps(inputs, indent=1, ensure_ascii=False) + "\n")
         write_atomically(self.path / CONFIG, config)

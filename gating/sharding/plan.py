@@ -1,5 +1,6 @@
 """The plan of sharding: modules that are gathered together, and the cutting of their parameters over all processes."""
 
+import inspect
 import os
 import re
 from collections import Counter
@@ -8,11 +9,13 @@ from contextlib import contextmanager, suppress
 
 import torch
 import torch.distributed
+import transformers
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 from transformers.distributed.configuration_utils import DistributedConfig
 
+from gating.errors import InputError
 from gating.loader.sharded import indivisible_left_out
 from gating.structure.blocks import Block
 from gating.structure.layers import iter_blocks
@@ -51,12 +54,19 @@ def sharding_of(model: PreTrainedModel, num_processes: int) -> DistributedConfig
         model: The model, which may be on the meta device.
         num_processes: Number of processes.
 
+    Raises:
+        InputError: The installed transformers has no such settings.
+
     Example:
         >>> from transformers import BertConfig, BertModel
         >>> sharding_of(BertModel(BertConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=2)), 2).fsdp_plan
         {'encoder.layer.*': 'free_full_weight', 'embeddings.word_embeddings': 'free_full_weight'}
     """
     plan = dict.fromkeys(map(_with_wildcards, _layers(model)), _FREED)
+    if "fsdp_size" not in inspect.signature(DistributedConfig).parameters:
+        raise InputError(
+            f"transformers {transformers.__version__} cannot cut a model over processes: install a newer one."
+        )
     return DistributedConfig(fsdp_size=num_processes, fsdp_plan=_OnlyPlan(plan | _embeddings(model)))
 
 

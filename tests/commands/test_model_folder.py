@@ -40,6 +40,7 @@ def test_inspect_takes_a_run(run, monkeypatch, capsys):
 @pytest.mark.runs
 @pytest.mark.filterwarnings("ignore")  # Of torch's and transformers' own tracing.
 def test_export_takes_a_run(run, monkeypatch, capsys):
+    pytest.importorskip("onnx", reason="the package onnx is not installed")
     assert call(monkeypatch, "export", run, "--format", "onnx") == ""
     assert f"{run}/compact-onnx: " in capsys.readouterr().out
 

@@ -127,7 +127,7 @@ class Speechless(PreTrainedModel):
 
     def __init__(self, config):
         super().__init__(config)
-        self.attention = StableLmAttention(StableLmConfig(**GROUPED), layer_idx=0)
+        self.attention = StableLmAttention(StableLmConfig(**GROUPED, attn_implementation="eager"), layer_idx=0)
         self.rotary = StableLmRotaryEmbedding(StableLmConfig(**GROUPED))
 
     def forward(self, vectors):

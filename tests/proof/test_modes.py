@@ -29,12 +29,14 @@ def score(model, folder):
 
 
 def export(model, folder):
+    pytest.importorskip("onnx", reason="the packages of the export are not installed")
     with suppress(KeyboardInterrupt), exporting(model, folder / "graph", format="onnx", overwrite=False) as opened:
         assert not any(module.training for module in opened[0].modules())
         raise KeyboardInterrupt
 
 
 def export_gguf(model, folder):
+    pytest.importorskip("gguf", reason="the package gguf is not installed")
     with pytest.raises(gating.errors.InputError):
         gating.export_compact(model, folder / "model.gguf", format="gguf")
 

@@ -3,7 +3,7 @@
 import pytest
 import transformers
 from torch import nn
-from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
+from transformers.modeling_utils import _CAN_RECORD_REGISTRY
 
 import gating
 from gating.errors import InputError

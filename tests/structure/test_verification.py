@@ -51,10 +51,10 @@ def test_a_configuration_that_is_saved_alone_brings_no_stale_checksums(folder):
 
 
 def test_only_the_main_process_writes(folder, tmp_path, bert):
-    for model, place in ((gating.load_compact(folder), "compact"), (bert, "dense")):
+    for model, place in ((gating.load_compact(folder), "own"), (bert, "dense")):
         model.save_pretrained(tmp_path / place, is_main_process=False)
     # Transformers 5.0 writes the weights in every process.
-    assert os.listdir(tmp_path / "compact") == os.listdir(tmp_path / "dense")
+    assert os.listdir(tmp_path / "own") == os.listdir(tmp_path / "dense")
 
 
 def put_in_cache(folder, cache, commit="0"):

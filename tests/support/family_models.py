@@ -18,7 +18,7 @@ from gating.proof.probe import make_probe
 from tests.support.more_family_models import HYBRID_MODELS, LATENT_MODELS, WITHOUT_KNOWN_NEURONS
 from tests.support.multimodal_models import MULTIMODAL
 from tests.support.single_models import GENERATING, SINGLE
-from tests.support.versions import class_of_transformers, skip_older_layout
+from tests.support.versions import class_of_transformers, run_experts_on_cpu, skip_older_layout
 
 TEXT: dict[str, Any] = {
     "vocab_size": 99,
@@ -122,6 +122,7 @@ class Family:
         options = {"attn_implementation": implementation} if implementation else {}
         model: PreTrainedModel = cls._from_config(config, **options)
         skip_older_layout(model)
+        run_experts_on_cpu(model)
         return randomize(model.eval(), std=self.std, seed=seed)
 
     def _available(self, cls: type[PreTrainedModel], implementation: str | None) -> str | None:

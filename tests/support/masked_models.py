@@ -115,7 +115,12 @@ def generate_all(model: PreTrainedModel, probe: dict[str, Tensor], ways: dict[st
     for way, arguments in ways.items():
         # Copies: BLIP writes into its batch.
         inputs = {key: value.clone() for key, value in probe.items() if not key.startswith("decoder_")}
-        generated[way] = model.generate(**inputs, **options, **arguments).tolist()
+        try:
+            generated[way] = model.generate(**inputs, **options, **arguments).tolist()
+        except KeyError as error:
+            # Transformers 5.10 makes no masks of static caches for linear attention.
+            if way != "static" or error.args != ("linear_attention",):
+                raise
     return generated
 
 

@@ -3,15 +3,18 @@
 from typing import Any
 
 import pytest
+import torch
 import transformers
 from transformers import PreTrainedModel
 
 from gating.families.registry import registered_spec
 
-__all__ = ["class_of_transformers", "enable_checkpointing", "skip_older_layout"]
+__all__ = ["HAS_GROUPED_MM", "class_of_transformers", "enable_checkpointing", "run_experts_on_cpu", "skip_older_layout"]
 
 # Attention whose older layout is refused.
 _REFUSED_IN_OLDER = ("CodeGenAttention", "EomtAttention")
+# Torch 2.8 has it for GPUs alone.
+HAS_GROUPED_MM = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 9)
 
 
 def class_of_transformers(name: str) -> Any:
@@ -34,3 +37,9 @@ def enable_checkpointing(model: PreTrainedModel, options: dict[str, Any] | None 
     """Let a model compute its activations again in the backward pass; older versions have the former name."""
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable(options)
+
+
+def run_experts_on_cpu(model: PreTrainedModel) -> None:
+    """Give experts an implementation that torch has for the CPU, where transformers 5.10 takes one that it has not."""
+    if getattr(model.config, "_experts_implementation", None) == "grouped_mm" and not HAS_GROUPED_MM:
+        model.set_experts_implementation("eager")
