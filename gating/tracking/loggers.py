@@ -97,7 +97,7 @@ def resolve_mode(mode: Mode) -> Mode:
     try:
         has_account = wandb.login(prompt=False, verify=False)
     except TypeError:  # Older versions of wandb always prompt.
-        has_account = bool(wandb.api.api_key or settings.identity_token_file)
+        has_account = bool(settings.identity_token_file or wandb.api.api_key)
     if asked == "online" and not has_account:
         raise InputError("W&B online needs an account: run `wandb login` first, or pass logger.mode=offline.")
     return "online" if has_account else "offline"
