@@ -16,20 +16,12 @@ def split_heads(module: Any, *projected: Tensor) -> list[Tensor]:
 
 
 def attend(
-    module: Any,
-    queries: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    attention_mask: Tensor | None = None,
-    *,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs: Any,
+    module: Any, queries: Tensor, keys: Tensor, values: Tensor, *, scaling: float, dropout: float = 0.0, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
     """Attend by the implementation that a model is set to; return values as :func:`attend_eagerly`."""
     function: Any = ALL_ATTENTION_FUNCTIONS.get(module.config._attn_implementation, attend_eagerly)
     result: tuple[Tensor, Tensor | None] = function(
-        module, queries, keys, values, attention_mask=attention_mask, scaling=scaling, dropout=dropout, **kwargs
+        module, queries, keys, values, **{"attention_mask": None, **kwargs}, scaling=scaling, dropout=dropout
     )
     return result
 

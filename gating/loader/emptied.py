@@ -41,19 +41,17 @@ def emptied(base: type[nn.Module], form: str, projection: str) -> dict[str, Any]
         if form == "tensor":
             return output
         (source, *_) = [arguments[name] for name in _SOURCES if name in arguments] or [None]
-        # By its method: the name of the argument differs between families, and the class between versions.
         (cache, *_) = [argument for argument in arguments.values() if hasattr(argument, "get_seq_length")] or [None]
         # Without new images, the keys are those of an earlier step.
         cache = None if source is None and "cross_attention_states" in names else cache
-        # Older static caches are told the place of the keys, and count those that are not zero.
-        places = [{"cache_position": arguments["cache_position"]}] if "cache_position" in arguments else []
-        key_length = _update_cache(self, states if source is None else source, source is not None, cache, *places)
+        place = None if source is not None else arguments.get("cache_position")
+        key_length = _update_cache(self, states if source is None else source, source is not None, cache, place)
         return output, states.new_zeros(states.shape[0], 0, states.shape[1], key_length)
 
     return {"forward": forward}
 
 
-def _update_cache(module: Any, keys_from: Tensor, is_cross: bool, cache: Any, *places: Any) -> int:
+def _update_cache(module: Any, keys_from: Tensor, is_cross: bool, cache: Any, place: Any) -> int:
     """Update the length of the cache of an emptied module, if there is one, and return the number of keys."""
     layer_idx = getattr(module, "layer_idx", getattr(module, "layer_id", None))
     if cache is None or layer_idx is None or getattr(module, "is_kv_shared_layer", False):
@@ -66,4 +64,5 @@ def _update_cache(module: Any, keys_from: Tensor, is_cross: bool, cache: Any, *p
             cache.is_updated[layer_idx] = True
         cache = cache.cross_attention_cache if is_cross else cache.self_attention_cache
     placeholder = keys_from.new_ones(keys_from.shape[0], 1, keys_from.shape[1], 1)
-    return int(cache.update(placeholder, placeholder, layer_idx, *(() if is_cross else places))[0].shape[2])
+    # Older static caches are told the place of the keys, and count those that are not zero.
+    return int(cache.update(placeholder, placeholder, layer_idx, {"cache_position": place})[0].shape[2])

@@ -61,7 +61,7 @@ def group_vit_forward(
     queries, keys, values = split_heads(self, self.q_proj(hidden_states), self.k_proj(source), self.v_proj(source))
     dropout = self.dropout if self.training else 0.0
     head_outputs, probabilities = attend(
-        self, queries, keys, values, attention_mask, scaling=self.scale, dropout=dropout
+        self, queries, keys, values, attention_mask=attention_mask, scaling=self.scale, dropout=dropout
     )
     return self.out_proj(head_outputs.flatten(2)), probabilities
 

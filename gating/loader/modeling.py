@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 OF = "__of__"  # Between the names of a model class and of a configuration class of another family.
+_EXPERTS = "_can_set_experts_implementation"  # It looks for a decorator in the file of a class.
 
 
 def apply_record(model: PreTrainedModel, record: dict[str, Any]) -> dict[str, Any]:
@@ -164,12 +165,6 @@ class CompactMixin:
         """Return False: of custom code, transformers leaves some buffers uninitialized."""
         return False
 
-    @classmethod
-    def _can_set_experts_implementation(cls) -> bool:
-        """Answer as the dense class, whose file transformers searches for a decorator."""
-        can_set: bool = cls.dense_class._can_set_experts_implementation()
-        return can_set
-
     def _get_static_cache_init_shape(self) -> None:
         """Let static caches take their size at first use, layer by layer; the configuration has one size for all."""
 
@@ -196,7 +191,7 @@ def compact_class(base: Any, config_class: Any = None, mixin: type = CompactMixi
     if not getattr(base, "is_compact", False) and key not in CLASSES:
         members = {"__module__": mixin.__module__, "__qualname__": base.__name__, "__doc__": base.__doc__}
         members["__qualname__"] += "" if base.config_class is config_class else OF + config_class.__name__
-        members |= {"dense_class": base, "config_class": config_class}
+        members |= {"dense_class": base, "config_class": config_class, _EXPERTS: getattr(base, _EXPERTS, None)}
         # transformers renames weights of some families on loading, but those of custom classes only if registered.
         conversions = getattr(transformers, "conversion_mapping", None)
         getattr(conversions, "USER_REGISTERED_MAPPINGS", set[str]()).add(base.__name__)

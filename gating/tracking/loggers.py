@@ -93,11 +93,8 @@ def resolve_mode(mode: Mode) -> Mode:
     if asked not in (None, "online"):
         return cast("Mode", asked)
     # Without a request or a prompt; with WANDB_MODE=offline, wandb would not look for a key or an identity token.
-    settings = wandb.setup(wandb.Settings(silent=True, mode="online")).settings
-    try:
-        has_account = wandb.login(prompt=False, verify=False)
-    except TypeError:  # Older versions of wandb always prompt.
-        has_account = bool(settings.identity_token_file or wandb.api.api_key)
+    wandb.setup(wandb.Settings(silent=True, mode="online"))
+    has_account = wandb.login(prompt=False, verify=False)
     if asked == "online" and not has_account:
         raise InputError("W&B online needs an account: run `wandb login` first, or pass logger.mode=offline.")
     return "online" if has_account else "offline"
@@ -109,9 +106,7 @@ def _start_wandb(folder: Path, mode: Mode, options: Mapping[str, Any]) -> WandbL
         return None
     try:
         wandb.setup(wandb.Settings(silent=True))
-        # Older versions of wandb wait at the end for as long as it takes.
-        ending: dict[str, Any] = {"finish_timeout": _END_S} if "finish_timeout" in wandb.Settings.model_fields else {}
-        settings = wandb.Settings(silent=True, console="off", init_timeout=_START_S, **ending)
+        settings = wandb.Settings(silent=True, console="off", init_timeout=_START_S, finish_timeout=_END_S)
         logger = WandbLogger(mode=mode, settings=settings, save_dir=folder, **options)
         if is_rank_zero():
             # wandb records sys.argv.
