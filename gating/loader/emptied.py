@@ -63,6 +63,5 @@ def _update_cache(module: Any, keys_from: Tensor, is_cross: bool, cache: Any, pl
             # Whisper and others read the length of cross-attention from here.
             cache.is_updated[layer_idx] = True
         cache = cache.cross_attention_cache if is_cross else cache.self_attention_cache
-    placeholder = keys_from.new_ones(keys_from.shape[0], 1, keys_from.shape[1], 1)
-    # Older static caches are told the place of the keys, and count those that are not zero.
+    placeholder = keys_from.new_ones(keys_from.shape[0], 1, keys_from.shape[1], 1)  # Older static caches count ones.
     return int(cache.update(placeholder, placeholder, layer_idx, {"cache_position": place})[0].shape[2])
