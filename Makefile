@@ -20,9 +20,11 @@ BIN := $(VENV)/bin
 .PHONY: train test test-all test-lowest test-middle check docs docs-serve bench format clean
 
 train: $(VENV)/train.stamp
+	@echo "Fine-tunes MiniLM on BBC News: some four minutes on two cores."
 	$(BIN)/python train.py $(ARGS)
 
 test: $(VENV)/test.stamp
+	@echo "Runs the tests of the first tier: some four minutes on two cores."
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS) $(ARGS)
 
 test-all: $(VENV)/test.stamp
@@ -58,11 +60,13 @@ clean:
 	rm -rf $(VENV) $(LOWEST) $(MIDDLE) dist build site .pytest_cache .ruff_cache .mypy_cache
 
 $(VENV)/train.stamp: pyproject.toml
+	@echo "Installs packages into $(VENV), once: a minute or more, by the speed of the network."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --editable '.[demo]'
 	touch $@
 
 $(VENV)/test.stamp: pyproject.toml
+	@echo "Installs packages into $(VENV), once: a minute or more, by the speed of the network."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --editable '.[test]'
 	touch $@

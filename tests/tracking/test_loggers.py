@@ -16,9 +16,6 @@ from tests.support.fake_wandb import KEY, fake_server
 from tests.support.tiers import first_of
 
 SECRET = "hf_" + "s" * 30
-NEEDS_TIMEOUTS = pytest.mark.skipif(
-    "finish_timeout" not in wandb.Settings.model_fields, reason="this version of wandb waits for its server without end"
-)
 
 
 @pytest.fixture(autouse=True)
@@ -105,11 +102,8 @@ def test_what_wandb_refuses_disables_wandb_only(options, tmp_path, caplog, monke
     if name := options.pop("variable", None):
         wandb.teardown()
         monkeypatch.setenv(name, "notaurl")
-    *others, logger = build_loggers(tmp_path, mode="offline", **options)
-    if others and "tags" in options:
-        pytest.skip("this version of wandb takes tags of any length")
+    (logger,) = build_loggers(tmp_path, mode="offline", **options)
     assert isinstance(logger, CSVLogger)
-    assert not others
     (said,) = warnings_in(caplog)
     assert "W&B cannot be used offline" in said
 
@@ -162,7 +156,6 @@ def online(monkeypatch):
     return use
 
 
-@NEEDS_TIMEOUTS
 @pytest.mark.parametrize("outage", first_of(["no network", "wrong key", "server error"]))
 def test_a_run_that_cannot_be_online_is_offline_with_one_warning(tmp_path, online, caplog, outage):
     with fake_server() as server:
@@ -194,7 +187,6 @@ def test_a_server_that_works_gets_the_run_without_secrets(account, tmp_path, onl
     assert warnings_in(caplog) == []
 
 
-@NEEDS_TIMEOUTS
 @pytest.mark.parametrize("fault", first_of([500, "hang"]))
 def test_an_outage_during_a_run_does_not_stop_it(tmp_path, online, fault):
     with fake_server() as server:
