@@ -14,7 +14,7 @@ LOWEST ?= .venv-lowest
 MIDDLE ?= .venv-middle
 LOWEST_PYTHON ?= $(shell python3.10 -c 'import sys; print(sys.executable)' 2>/dev/null || echo $(PYTHON))
 # A worker for each core; `make test WORKERS= ARGS=...` runs a few tests in one process.
-WORKERS ?= -n $(shell nproc) --dist worksteal
+WORKERS ?= -n $(shell nproc 2>/dev/null || sysctl -n hw.ncpu) --dist worksteal
 ALL := -m "not slow"
 BIN := $(VENV)/bin
 .PHONY: train test test-all test-lowest test-middle check docs docs-serve bench format clean

@@ -72,8 +72,14 @@ def test_the_list_has_all_private_names_of_other_packages():
     for node in (node for tree in trees for node in tree):
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             own.add(node.name)
-        elif isinstance(node, ast.Attribute | ast.Name) and isinstance(node.ctx, ast.Store):
-            own.add(node.attr if isinstance(node, ast.Attribute) else node.id)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            own.add(node.id)
+        elif (
+            isinstance(node, ast.Attribute)
+            and getattr(node.value, "id", "") == "self"
+            and isinstance(node.ctx, ast.Store)
+        ):
+            own.add(node.attr)
         elif isinstance(node, ast.Attribute):
             used[node.attr] = node
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and not node.module.startswith("gating"):

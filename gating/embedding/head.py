@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gating.embedding.processor import require_sentence_transformers
 from gating.errors import InputError, loading
 
-__all__ = ["MODULES", "SentenceHead", "check_modules", "read_parts"]
+__all__ = ["MODULES", "SentenceHead", "read_parts"]
 
 MODULES = "modules.json"
 _PACKAGE = "sentence_transformers."
@@ -35,10 +35,7 @@ class SentenceHead(nn.Module):
         require_sentence_transformers()
         with loading(f"{folder}/{MODULES}", remedy="Save the model again with sentence-transformers."):
             return cls(
-                [
-                    _class_of(part["type"], folder).load(str(folder), subfolder=part["path"])
-                    for part in _listed(folder)[1:]
-                ]
+                [_class_of(part["type"], folder).load(str(folder), subfolder=part["path"]) for part in _listed(folder)]
             )
 
     def forward(self, outputs: Mapping[str, Any], attention_mask: Tensor) -> Tensor:
@@ -61,32 +58,21 @@ class SentenceHead(nn.Module):
 
 def read_parts(folder: Path) -> list[Path]:
     """Return the folders of the modules after the transformer; one without settings or weights may not exist."""
-    return [folder / part["path"] for part in _listed(folder)[1:]]
-
-
-def check_modules(folder: Path) -> None:
-    """Raise ``InputError`` if ``modules.json`` names other code, which sentence-transformers before 6.0 would run."""
-    if (folder / MODULES).is_file():
-        for part in _listed(folder):
-            _check(part["type"], folder)
+    return [folder / part["path"] for part in _listed(folder)]
 
 
 def _listed(folder: Path) -> list[dict[str, Any]]:
-    """Return the entries of the modules in ``modules.json``, in their order; the first is the transformer."""
+    """Return the entries of the modules after the transformer in ``modules.json``, in their order."""
     listed = json.loads((folder / MODULES).read_text(encoding="utf-8"))
-    return sorted(listed, key=lambda part: part["idx"])
+    return sorted(listed, key=lambda part: part["idx"])[1:]
 
 
-def _check(reference: str, folder: Path) -> None:
+def _class_of(reference: str, folder: Path) -> Any:
+    """Return the class of a module by its name in ``modules.json``, old or new."""
     if not reference.startswith(_PACKAGE):
         raise InputError(
             f"{folder}/{MODULES} names the module {reference}, which is not one of sentence-transformers; its code is "
             "not run."
         )
-
-
-def _class_of(reference: str, folder: Path) -> Any:
-    """Return the class of a module by its name in ``modules.json``, old or new."""
-    _check(reference, folder)
     module, _, name = reference.rpartition(".")
     return getattr(importlib.import_module(module), name)

@@ -157,9 +157,7 @@ def hook_passes(losses: Mapping[str, nn.Module], model: nn.Module, gates: HeadGa
     the transformer is a pass.
     """
     holders = list(losses.values())
-    # sentence-transformers 5.5 has no such attribute.
-    named = {module: "Cached" in type(module).__name__ for loss in holders for module in loss.modules()}
-    if any(getattr(module, "uses_gradient_cache", is_cached) for module, is_cached in named.items()):
+    if any(getattr(module, "uses_gradient_cache", False) for loss in holders for module in loss.modules()):
         holders = [_holder_of(model)]
     for holder in holders:
         gates.keep_until_removed(holder.register_forward_pre_hook(gates.pass_values.begin_pass))

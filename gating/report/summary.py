@@ -255,7 +255,7 @@ class Summary:
         NaN is saved as null, for example the correlation with constant labels.
         """
         about = {
-            "format": 1,  # read_numbers knows the latest one.
+            "format": 1,  # gating.run.folder refuses others.
             "metric": score.name,
             "score": {name: value for name, value in asdict(score).items() if name != "name"},
             "seed": seed,

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MethodType
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -77,9 +78,9 @@ def _restore_forward(module: Any) -> None:
 
 
 def forget_forward(module: nn.Module) -> None:
-    """Forget the bound ``forward`` that transformers 5.0 leaves on modules whose outputs it has recorded.
+    """Forget the ``forward`` of its class that transformers 5.0 leaves on a module whose outputs it has recorded.
 
-    It would precede that of a new class.
+    It would precede that of a new class. One that a user has put there stays.
     """
-    if getattr(vars(module).get("forward"), "__self__", None) is module:
+    if vars(module).get("forward") == MethodType(type(module).forward, module):
         del module.forward

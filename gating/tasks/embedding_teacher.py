@@ -14,7 +14,6 @@ from sentence_transformers import SentenceTransformer
 
 from gating.compact.files import digest_tensors
 from gating.data.tokens import cache_file
-from gating.embedding.head import check_modules
 from gating.errors import loading
 from gating.models.hub import locate
 
@@ -37,7 +36,6 @@ def load_sentence_model(name: str, *, revision: str = "main", setting: str) -> A
         InputError: The model cannot be loaded.
     """
     place = locate(name, revision=revision)
-    check_modules(Path(place))
     with loading(f"{setting}={name}", remedy="Name a model of sentence-transformers, or another encoder."):
         model = SentenceTransformer(
             place,

@@ -86,7 +86,7 @@ class _RedactingStream:
     def __init__(self, stream: Any) -> None:
         self._stream = stream
         # Files of Windows have no arrows; their lines would be dropped.
-        if hasattr(stream, "reconfigure"):
+        if getattr(stream, "errors", "") == "strict" and hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
 
     def write(self, text: str) -> int:

@@ -52,7 +52,7 @@ class PhaseProgressBar(ProgressBar):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the bar."""
         self._bar = _make_bar(self._phase, trainer.max_steps, initial=trainer.global_step)
-        self._began, self._first = time.monotonic(), trainer.global_step
+        self._began, self._first, self._last = time.monotonic(), trainer.global_step, trainer.global_step
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any, **__: Any) -> None:
         """Update the bar."""
@@ -63,10 +63,12 @@ class PhaseProgressBar(ProgressBar):
             if (search := pl_module.search) is not None:
                 status += f"  {describe_progress(search.gates, search.objective)}"
             self._bar.set_postfix_str(status, refresh=False)
-        if self._bar.n < trainer.global_step == self._first + _PACE and trainer.is_global_zero:
-            with self._bar.external_write_mode():
-                print(f"{self._phase}: {trainer.max_steps - self._first:,} steps, {self._time_left(trainer)} left")
-        self._bar.update(trainer.global_step - self._bar.n)
+        # Gradients may be accumulated over several batches.
+        is_paced = self._last < trainer.global_step == self._first + _PACE < trainer.max_steps
+        if is_paced and self._bar.disable and trainer.is_global_zero:
+            print(f"{self._phase}: {trainer.max_steps - self._first:,} steps, {self._time_left(trainer)} left")
+        self._bar.update(trainer.global_step - self._last)
+        self._last = trainer.global_step
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the validation metric."""
@@ -215,10 +217,21 @@ def end_reason(trainer: pl.Trainer) -> str | None:
     if search is not None and search.reason:
         return str(search.reason)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, EarlyStopping):
-            # Lightning 2.5 keeps no message.
-            waited = callback.stopped_epoch or callback.wait_count >= max(1, callback.patience)
-            default = f"{callback.monitor} has not improved in the last {callback.wait_count} checks" if waited else ""
-            if reason := str(getattr(callback, "stopping_reason_message", None) or default):
-                return reason.removesuffix(" Signaling Trainer to stop.").rstrip(".")
+        if isinstance(callback, EarlyStopping) and (reason := _early_stop(callback, trainer)):
+            return reason.removesuffix(" Signaling Trainer to stop.").rstrip(".")
     return None
+
+
+def _early_stop(callback: EarlyStopping, trainer: pl.Trainer) -> str:
+    """Return why Lightning's callback has ended a phase; an empty text if it has not."""
+    if hasattr(callback, "stopping_reason_message"):
+        return callback.stopping_reason_message or ""
+    # Lightning 2.5 keeps no reason, and no epoch if it is the first one.
+    value = trainer.callback_metrics.get(callback.monitor)
+    limits = ((1, callback.stopping_threshold), (-1, callback.divergence_threshold))
+    is_beyond = value is not None and (
+        (callback.check_finite and not math.isfinite(value))
+        or any(limit is not None and callback.monitor_op(sign * value, sign * limit) for sign, limit in limits)
+    )
+    is_stopped = is_beyond or callback.stopped_epoch or callback.wait_count >= max(1, callback.patience)
+    return f"early stopping by {callback.monitor}" if is_stopped else ""

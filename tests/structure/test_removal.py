@@ -2,6 +2,7 @@
 
 import copy
 import weakref
+from types import MethodType
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from tests.support.tiny_models import (
     NUM_HEADS,
     assert_same_state,
     batch_for,
+    build,
     logits_of,
     state_of,
 )
@@ -149,3 +151,13 @@ def test_heads_that_share_keys_and_values_go_together(bert):
     apply_edits(block.plan_removal([2, 3]))
     assert block.module.query.weight.shape == (2 * HEAD_DIM, 32)
     assert block.module.key.weight.shape == (HEAD_DIM, 32)
+
+
+def test_a_forward_of_a_user_is_kept_by_a_plan():
+    model = build("bert")
+    (block, *_) = gating.find_attention_blocks(model)
+    module, calls = block.module, []
+    module.forward = MethodType(lambda self, *args, **kwargs: calls.append(args), module)
+    block.plan_removal(set())
+    module.forward()
+    assert calls == [()]

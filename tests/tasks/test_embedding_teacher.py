@@ -107,6 +107,6 @@ def test_a_model_whose_code_would_run_is_refused(tmp_path):
     modules = json.loads((folder / "modules.json").read_text())
     modules[1]["type"] = "evil.Pooling"
     (folder / "modules.json").write_text(json.dumps(modules))
-    with pytest.raises(InputError, match=f"{folder}/modules.json names the module evil.Pooling"):
+    with pytest.raises(InputError, match=f"task.teacher={folder}"):
         load_sentence_model(str(folder), setting="task.teacher")
     assert not (tmp_path / "ran").exists()
