@@ -19,6 +19,7 @@ from tests.support.more_family_models import HYBRID_MODELS, LATENT_MODELS, WITHO
 from tests.support.multimodal_models import MULTIMODAL
 from tests.support.single_models import GENERATING, SINGLE
 from tests.support.versions import (
+    OLDER,
     class_of_transformers,
     run_experts_on_cpu,
     skip_older_layout,
@@ -133,7 +134,7 @@ class Family:
 
     def _available(self, cls: type[PreTrainedModel], implementation: str | None) -> str | None:
         """Return the wanted implementation of attention, or the first one that this version of transformers has."""
-        if implementation == "sdpa" and not cls._supports_sdpa:
+        if OLDER and implementation == "sdpa" and not cls._supports_sdpa:
             pytest.skip(f"{cls.__name__} of transformers {transformers.__version__} has no sdpa")
         known = [x for x in self.implementations if x != "sdpa" or cls._supports_sdpa]
         return implementation or next(iter(known), None)

@@ -55,14 +55,12 @@ def save_for_elsewhere(model: Any, folder: Path, batch: dict[str, Any], **option
     ``options`` are arguments of :func:`gating.save_compact`.
     """
     import gating
-    from tests.support.versions import older_implementation
+    from tests.support.versions import loading_options
 
     outputs = _compute(model.eval(), batch)
     gating.save_compact(model, folder, **options)
     expected = {key: value for key, value in outputs.items() if torch.is_tensor(value) and value.isfinite().all()}
-    implementation = older_implementation(model)
-    options = {"attn_implementation": implementation} if implementation else {}
-    torch.save({"batch": batch, "expected": expected, "options": options}, folder / "check.pt")
+    torch.save({"batch": batch, "expected": expected, "options": loading_options(model)}, folder / "check.pt")
 
 
 def difference_elsewhere(folder: Path, auto_class: str, *, is_fresh: bool = True) -> float:

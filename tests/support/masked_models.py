@@ -150,7 +150,7 @@ def ways_to_generate(family: Family, *, all_ways: bool = False) -> dict[str, dic
     if not family.generates:
         return {}
     if OLDER and family.model == "CpmAntForCausalLM":  # whose dense model does not run on its cache
-        return dict.fromkeys(("greedy", "no cache"), {"use_cache": False})
+        return {"greedy": {"use_cache": False}, "no cache": {"use_cache": False}}
     ways: dict[str, dict[str, Any]] = {"greedy": {}}
     if family.implementations:
         ways |= {"no cache": {"use_cache": False}}

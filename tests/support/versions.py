@@ -15,7 +15,7 @@ __all__ = [
     "OLDER",
     "class_of_transformers",
     "enable_checkpointing",
-    "older_implementation",
+    "loading_options",
     "run_experts_on_cpu",
     "skip_older_fault",
     "skip_older_layout",
@@ -32,7 +32,7 @@ _FAULTS = {
     "float division by zero": "divides by the width of emptied blocks when it loads",
     "does not recognize this architecture": "has no Auto class for this part of a model",
     "RecurrentGemmaForCausalLM gives other outputs": "loads RecurrentGemma without its rotary frequencies",
-    "ModernBertConfig cannot describe": "makes each third layer of ModernBERT a global one, whatever its settings say",
+    "cannot describe ModernBert": "cannot describe ModernBERT without a layer that changes the order of their kinds",
 }
 # Models that no batch is made for in older versions, which gating asks for.
 _WITHOUT_PROBE = {
@@ -74,10 +74,14 @@ def skip_without_probe(model: PreTrainedModel) -> None:
         pytest.skip(f"transformers {transformers.__version__} {reason}")
 
 
-def older_implementation(model: PreTrainedModel) -> str | None:
-    """Return the attention to load a model with, if older versions take SDPA, which does not cap its scores."""
-    config = model.config.get_text_config(decoder=True)
-    return "eager" if OLDER and getattr(config, "attn_logit_softcapping", None) else None
+def loading_options(model: PreTrainedModel) -> dict[str, str]:
+    """Return arguments to load a model with, where older versions take SDPA, which does not cap scores, or GPU code."""
+    config, options = model.config.get_text_config(decoder=True), {}
+    if OLDER and getattr(config, "attn_logit_softcapping", None):
+        options["attn_implementation"] = "eager"
+    if OLDER and not HAS_GROUPED_MM and getattr(config, "_experts_implementation", None):
+        options["experts_implementation"] = "eager"
+    return options
 
 
 def with_token_types(model: PreTrainedModel, batch: dict[str, Tensor]) -> dict[str, Tensor]:
