@@ -67,7 +67,8 @@ def rotary_forward(
         features.unflatten(-1, (-1, self.head_size)).transpose(1, 2)
         for features in (self.linear_q(rotated), self.linear_k(rotated), self.linear_v(hidden_states))
     )
-    scores = queries @ keys.transpose(-1, -2) * self.scaling
+    # Older versions of transformers have no attribute for the scale.
+    scores = queries @ keys.transpose(-1, -2) * self.head_size**-0.5
     probabilities = torch.softmax(scores if attention_mask is None else scores + attention_mask, dim=-1)
     head_outputs = (self.dropout(probabilities) @ values).transpose(1, 2).flatten(2)
     return self.linear_out(head_outputs), probabilities

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -30,6 +29,7 @@ from tests.support.masked_models import (
 )
 from tests.support.tiers import REPRESENTATIVES, tiered
 from tests.support.tiny_models import assert_same_state, state_of
+from tests.support.versions import OLDER, skip_older_fault
 
 pytestmark = [
     pytest.mark.usefixtures("quiet"),
@@ -49,6 +49,11 @@ UNGATED = {
     "kosmos_2": {"KosmosTextAttention": "inner_attn_ln normalizes across all heads"},
     "chameleon": {"ChameleonVQVAEEncoderAttnBlock": "not registered"},
     "groupvit": {"GroupViTAssignAttention": "not registered"},
+}
+# Classes without gates in older versions, where their layout is another one.
+UNGATED_IN_OLDER = {
+    *("ConditionalDetrAttention", "DeformableDetrMultiheadAttention", "RTDetrMultiheadAttention"),
+    *("RTDetrV2MultiheadAttention", "XCLIPCrossAttention"),
 }
 # Differences in another process. Mixtures of experts order their sums by the memory layout of the experts' weights, and
 # by the CPU; ViLT puts patches in a random order.
@@ -82,9 +87,7 @@ def test_a_family_goes_from_gates_to_a_folder_that_loads_elsewhere(name: str, tm
     try:
         save_for_elsewhere(model, folder, batch, probe=batch)
     except InputError as error:
-        if "float division by zero" not in str(error):
-            raise
-        pytest.skip(f"transformers {transformers.__version__} divides by the width of emptied blocks when it loads")
+        skip_older_fault(error)
     if name not in PADDING_CHANGES:
         assert_same_state(gating.load_compact(folder), state_of(model))
     difference = difference_elsewhere(folder, auto_class_of(model), is_fresh=name in REPRESENTATIVES)
@@ -96,6 +99,8 @@ def assert_all_attention_is_known_and_reached(name: str, model: PreTrainedModel,
     expected, reached = UNGATED.get(name, {}), set()
     assert expected.keys() <= {one.class_name for one in ungated}
     for one in ungated:
+        if OLDER and one.class_name in UNGATED_IN_OLDER:
+            continue
         # Outside of hybrids, whose other layers have reasons of their own.
         assert expected.get(one.class_name, "") in one.reason
         assert one.class_name in expected or "norm" in one.reason or "state-space" in one.reason, one

@@ -18,7 +18,14 @@ from gating.proof.probe import make_probe
 from tests.support.more_family_models import HYBRID_MODELS, LATENT_MODELS, WITHOUT_KNOWN_NEURONS
 from tests.support.multimodal_models import MULTIMODAL
 from tests.support.single_models import GENERATING, SINGLE
-from tests.support.versions import class_of_transformers, run_experts_on_cpu, skip_older_layout
+from tests.support.versions import (
+    OLDER,
+    class_of_transformers,
+    run_experts_on_cpu,
+    skip_older_layout,
+    skip_without_probe,
+    with_token_types,
+)
 
 TEXT: dict[str, Any] = {
     "vocab_size": 99,
@@ -127,15 +134,18 @@ class Family:
 
     def _available(self, cls: type[PreTrainedModel], implementation: str | None) -> str | None:
         """Return the wanted implementation of attention, or the first one that this version of transformers has."""
-        if implementation == "sdpa" and not cls._supports_sdpa:
+        if OLDER and implementation == "sdpa" and not cls._supports_sdpa:
             pytest.skip(f"{cls.__name__} of transformers {transformers.__version__} has no sdpa")
         known = [x for x in self.implementations if x != "sdpa" or cls._supports_sdpa]
         return implementation or next(iter(known), None)
 
     def make_batch(self, model: PreTrainedModel) -> dict[str, Tensor]:
         """Return a batch that reaches all attention of a model."""
+        skip_without_probe(model)
         if self.model != "Qwen2AudioForConditionalGeneration":
-            return make_probe(model) | _FURTHER_INPUTS.get(self.arguments.get("add_cross_attention"), {})
+            return with_token_types(model, make_probe(model)) | _FURTHER_INPUTS.get(
+                self.arguments.get("add_cross_attention"), {}
+            )
         generator = torch.Generator().manual_seed(0)
         tokens = torch.randint(3, 90, (2, 16), generator=generator)
         tokens[:, 2:10] = 90  # one for each vector of a sound

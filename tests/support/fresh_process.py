@@ -55,11 +55,12 @@ def save_for_elsewhere(model: Any, folder: Path, batch: dict[str, Any], **option
     ``options`` are arguments of :func:`gating.save_compact`.
     """
     import gating
+    from tests.support.versions import loading_options
 
     outputs = _compute(model.eval(), batch)
     gating.save_compact(model, folder, **options)
     expected = {key: value for key, value in outputs.items() if torch.is_tensor(value) and value.isfinite().all()}
-    torch.save({"batch": batch, "expected": expected}, folder / "check.pt")
+    torch.save({"batch": batch, "expected": expected, "options": loading_options(model)}, folder / "check.pt")
 
 
 def difference_elsewhere(folder: Path, auto_class: str, *, is_fresh: bool = True) -> float:
@@ -175,8 +176,9 @@ def _answer(
 
 
 def _reload(folder: str, auto_class: str) -> float:
-    load = functools.partial(getattr(transformers, auto_class).from_pretrained, trust_remote_code=True)
     saved = torch.load(f"{folder}/check.pt")
+    options = {"trust_remote_code": True, **saved.get("options", {})}
+    load = functools.partial(getattr(transformers, auto_class).from_pretrained, **options)
     first = load(folder)
     first.save_pretrained(f"{folder}/again")
     total = 0.0

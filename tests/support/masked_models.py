@@ -15,6 +15,7 @@ from gating.proof.probe import make_probe
 from gating.structure.blocks import Block
 from gating.structure.feed_forward import FeedForwardBlock
 from tests.support.family_models import Family
+from tests.support.versions import OLDER
 
 Units = Literal["heads", "neurons"] | Collection[Literal["heads", "neurons"]]
 
@@ -119,7 +120,7 @@ def generate_all(model: PreTrainedModel, probe: dict[str, Tensor], ways: dict[st
             generated[way] = model.generate(**inputs, **options, **arguments).tolist()
         except KeyError as error:
             # Transformers 5.10 makes no masks of static caches for linear attention.
-            if way != "static" or error.args != ("linear_attention",):
+            if not OLDER or way != "static" or error.args != ("linear_attention",):
                 raise
     return generated
 
@@ -148,6 +149,8 @@ def ways_to_generate(family: Family, *, all_ways: bool = False) -> dict[str, dic
     """Return the arguments of ``generate`` by the names of the ways in which a family is compared, if it generates."""
     if not family.generates:
         return {}
+    if OLDER and family.model == "CpmAntForCausalLM":  # whose dense model does not run on its cache
+        return {"greedy": {"use_cache": False}, "no cache": {"use_cache": False}}
     ways: dict[str, dict[str, Any]] = {"greedy": {}}
     if family.implementations:
         ways |= {"no cache": {"use_cache": False}}

@@ -164,9 +164,9 @@ MULTIMODAL: dict[str, tuple[str, str, dict[str, Any]]] = {
         "embed_dim": 48, "layers": 2, "attention_heads": 6, "ffn_dim": 40, **IDS}, "vision_config": {"hidden_size": 32,
         "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 12, "intermediate_size": 40, "patch_size": 4,
         "patch_embed_hidden_size": 48, "max_num_patches": 16}, "latent_query_num": 5}),
-    "aria": ("AriaForConditionalGeneration", "AriaConfig", {"text_config": {**WIDE, "moe_num_experts": 4, "moe_topk": 2,
-        "moe_num_shared_experts": 1}, "vision_config": {**IMAGES, "model_type": "idefics3_vision"},
-        "projector_patch_to_query_dict": {16: 4}, "image_token_id": 99}),
+    "aria": ("AriaForConditionalGeneration", "AriaConfig", {"text_config": {**WIDE, "model_type": "aria_text",
+        "moe_num_experts": 4, "moe_topk": 2, "moe_num_shared_experts": 1}, "vision_config": {**IMAGES, "model_type":
+        "idefics3_vision"}, "projector_patch_to_query_dict": {16: 4}, "image_token_id": 99}),
     "chameleon": ("ChameleonForConditionalGeneration", "ChameleonConfig", {**TEXT, "vocabulary_map": {}, "vq_config":
         {"embed_dim": 8, "num_embeddings": 16, "latent_channels": 8, "resolution": 16, "base_channels": 32,
         "channel_multiplier": [1, 1], "num_res_blocks": 1}}),

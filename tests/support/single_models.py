@@ -6,6 +6,7 @@ Each has at least two layers, and every head of a layer its own random parameter
 from typing import Any
 
 from tests.support.multimodal_models import IDS, IMAGES
+from tests.support.versions import OLDER
 
 __all__ = ["GENERATING", "SINGLE"]
 
@@ -112,8 +113,9 @@ SINGLE: dict[str, tuple[str, str, dict[str, Any]]] = {
         "backbone_config": RESNET}),
     "dab_detr": ("DabDetrForObjectDetection", "DabDetrConfig", DETR),
     "table_transformer": ("TableTransformerForObjectDetection", "TableTransformerConfig", DETR),
-    "rt_detr": ("RTDetrForObjectDetection", "RTDetrConfig", HYBRID),
-    "rt_detr_v2": ("RTDetrV2ForObjectDetection", "RTDetrV2Config", HYBRID),
+    # Older versions run one layer alone.
+    "rt_detr": ("RTDetrForObjectDetection", "RTDetrConfig", {**HYBRID, "encoder_layers": 1 if OLDER else 2}),
+    "rt_detr_v2": ("RTDetrV2ForObjectDetection", "RTDetrV2Config", {**HYBRID, "encoder_layers": 1 if OLDER else 2}),
     "grounding_dino": ("GroundingDinoForObjectDetection", "GroundingDinoConfig", GROUNDING),
     "segformer": ("SegformerForSemanticSegmentation", "SegformerConfig", {"num_encoder_blocks": 2, "depths": [2, 2],
         "sr_ratios": [2, 1], "hidden_sizes": [16, 32], "patch_sizes": [7, 3], "strides": [4, 2], "mlp_ratios": [1, 1],
