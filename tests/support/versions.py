@@ -6,15 +6,27 @@ import pytest
 import torch
 import transformers
 from transformers import PreTrainedModel
+from transformers.utils import is_sentencepiece_available
 
 from gating.families.registry import registered_spec
 
-__all__ = ["HAS_GROUPED_MM", "class_of_transformers", "enable_checkpointing", "run_experts_on_cpu", "skip_older_layout"]
+__all__ = [
+    "HAS_GROUPED_MM",
+    "class_of_transformers",
+    "enable_checkpointing",
+    "needs_marian",
+    "run_experts_on_cpu",
+    "skip_older_layout",
+]
 
 # Attention whose older layout is refused.
 _REFUSED_IN_OLDER = ("CodeGenAttention", "EomtAttention")
 # Torch 2.8 has it for GPUs alone.
 HAS_GROUPED_MM = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 9)
+needs_marian = pytest.mark.skipif(
+    transformers.__version__.startswith("5.0.") and not is_sentencepiece_available(),
+    reason="transformers 5.0 loads no tokenizer of Marian without sentencepiece",
+)
 
 
 def class_of_transformers(name: str) -> Any:
