@@ -34,7 +34,7 @@ def machine() -> dict[str, str | int | None]:
         "gpu": torch.cuda.get_device_name() if has_gpu else None,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M"),
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M"),
         "commit": _commit(),
     }
 

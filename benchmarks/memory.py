@@ -95,6 +95,7 @@ def sizes_of(make: Any, config: Any) -> Sizes:
     """Return the sizes of a decoder, made without memory."""
     with torch.device("meta"):
         model = make(config)
+        model.tie_weights()  # transformers 5.0 leaves embeddings untied on this device.
     attention = [one for name, one in model.named_modules() if "attn" in name and isinstance(one, torch.nn.Linear)]
     adapters = sum(_RANK * (one.in_features + one.out_features) for one in attention)
     number = sum(one.numel() for one in model.parameters())

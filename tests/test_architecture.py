@@ -13,15 +13,10 @@ from pathlib import Path
 import pytest
 
 import gating
+from tests.support.project import SETTINGS, read_toml
 from tests.support.tiny_run import ROOT
 
-try:
-    import tomllib
-except ImportError:  # Python 3.10, where pytest brings its like.
-    import tomli as tomllib
-
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PACKAGE = ROOT / "gating"
 FOLDERS = sorted(path.parent for path in PACKAGE.rglob("__init__.py") if path.parent != PACKAGE)
 # Python files that a compact model carries: transformers follows relative imports within one folder only.
@@ -141,7 +136,7 @@ def test_exported_code_imports_only_itself_torch_and_transformers():
 def banned_imports(folder: str) -> set[str]:
     """Return the imports that ruff bans in a folder."""
     path = PACKAGE / folder / "ruff.toml"
-    settings = tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else PROJECT["tool"]["ruff"]
+    settings = read_toml(path) if path.exists() else SETTINGS["tool"]["ruff"]
     return set(settings["lint"]["flake8-tidy-imports"]["banned-api"])
 
 
@@ -170,7 +165,7 @@ def test_ruff_bans_the_folders_below_those_that_are_not_core():
 
 
 def test_no_folder_drops_the_rule():
-    ignored = PROJECT["tool"]["ruff"]["lint"]["per-file-ignores"]
+    ignored = SETTINGS["tool"]["ruff"]["lint"]["per-file-ignores"]
     dropped = {pattern for pattern, rules in ignored.items() if "TID251" in rules}
     outside = {"tests/*", "benchmarks/*", "examples/*", ".ci/*"}
     assert dropped == {"gating/{__init__.pyi,__main__.py}", "train.py", *outside}

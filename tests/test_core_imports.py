@@ -8,14 +8,9 @@ from pathlib import Path
 import pytest
 
 from gating import errors
+from tests.support.project import PROJECT
 from tests.support.tiny_run import ROOT, make_model_folder
 
-try:
-    import tomllib
-except ImportError:  # Python 3.10, where pytest brings its like.
-    import tomli as tomllib
-
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Import names of the packages of extras that differ from their names in pyproject.toml.
 IMPORTED_AS = {"hydra_core": "hydra", "pillow": "PIL", "pyyaml": "yaml", "scikit_learn": "sklearn"}
 # Those that an extra needs newer, and packages that come with torch, transformers and huggingface_hub.

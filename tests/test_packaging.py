@@ -12,14 +12,9 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 import gating
+from tests.support.project import PROJECT
 from tests.support.tiny_run import ROOT
 
-try:
-    import tomllib
-except ImportError:  # Python 3.10; it comes with pytest there.
-    import tomli as tomllib
-
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 SOURCES = [ROOT / "train.py", *(ROOT / "gating").rglob("*.py")]
 # Pydantic comes with exactly one version of its core.
 WITH_OTHERS = {"pydantic_core"}

@@ -11,14 +11,9 @@ import torch
 from transformers import AutoTokenizer, BertForSequenceClassification, TrainingArguments
 
 import gating
+from tests.support.project import PROJECT
 from tests.support.tiny_run import ROOT, checked_settings, make_model_folder
 
-try:
-    import tomllib
-except ImportError:  # Python 3.10, where pytest brings its like.
-    import tomli as tomllib
-
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 REPOSITORY = PROJECT["urls"]["Homepage"]
 PLACES = (f"{REPOSITORY}/blob/main/", f"{REPOSITORY.replace('github.com', 'raw.githubusercontent.com')}/main/")
 README = (ROOT / "README.md").read_text()

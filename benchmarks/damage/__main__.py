@@ -102,7 +102,8 @@ def run_cases(seeds: range) -> Iterator[Row]:
                 damage(name, folder, subject.other, seed=seed)
                 if route == "load_compact" or code_of(folder) == code_of(subject.folder):
                     found = load_outcome(route, folder, subject)
-                    yield {"seed": seed, "family": subject.family, "damage": name, "route": route, **found}
+                    case = {"seed": seed, "family": subject.family, "damage": name, "route": route}
+                    yield {**case, **found, "transformers": transformers.__version__}
                 shutil.rmtree(place)
 
 
@@ -206,7 +207,7 @@ def table(rows: list[Row]) -> list[str]:
             counts[name][f"{row['route']} {row['outcome']}"] += 1
     shown = [{**{column: count[column] for column in columns}, "damage": name} for name, count in counts.items()]
     folders = sum(row["route"] == "load_compact" for row in rows)
-    heading = f"{folders} damaged folders of {len(SUBJECTS)} families, transformers {transformers.__version__}."
+    heading = f"{folders} damaged folders of {len(SUBJECTS)} families, transformers {rows[0]['transformers']}."
     return [heading, "", records.markdown(shown, columns)]
 
 

@@ -68,7 +68,8 @@ def adapter_config(model: nn.Module) -> Any:
 def merged(model: nn.Module) -> PreTrainedModel:
     """Merge the adapters of a model into its weights, in place, and return the model without them."""
     if _is_wrapped(model):
-        return model.merge_and_unload(safe_merge=True)  # type: ignore[operator]
+        model = model.merge_and_unload(safe_merge=True)  # type: ignore[operator]
+        vars(model).pop("peft_config", None)  # peft 0.18 leaves it, and would take the next adapters for second ones.
     return base_model(model)
 
 

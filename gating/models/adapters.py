@@ -81,6 +81,7 @@ class LoRA:
                 wrapped.unload()
             else:
                 wrapped.merge_and_unload(safe_merge=True)
+        vars(model).pop("peft_config", None)  # peft 0.18 leaves it, and would take the next adapters for second ones.
         for part, is_tied in flags if _tied_to_output(model) == tied else ():
             part.tie_word_embeddings = is_tied
         gates = getattr(model, "head_gates", None)

@@ -4,11 +4,11 @@ import pytest
 import transformers
 from datasets import Dataset, DatasetDict
 from transformers import AutoTokenizer
-from transformers.utils import is_sentencepiece_available
 
 from gating.data.tokenizers import load_or_train_tokenizer, train_tokenizer
 from gating.data.tokens import special_token_ids
 from gating.models.sources import NewModel, Pretrained, make_meta_model
+from tests.support.versions import needs_marian
 
 TEXT = "To be, or not to be:\n\n  that is the question. " * 20
 TABLE = Dataset.from_dict({"text": [TEXT, None, "Wäre ich?"], "number": [1, 2, 3]})
@@ -60,11 +60,9 @@ def test_a_given_tokenizer_is_loaded_and_must_fit(tmp_path):
         load(279)
 
 
-@pytest.mark.parametrize("model_type", ["llama", "qwen2", "marian"])
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", pytest.param("marian", marks=needs_marian)])
 def test_a_new_tokenizer_is_the_same_when_it_is_loaded_with_its_model(model_type, tmp_path):
     """AutoTokenizer loads a class of its own for some families."""
-    if model_type == "marian" and transformers.__version__.startswith("5.0.") and not is_sentencepiece_available():
-        pytest.skip("transformers 5.0 loads no tokenizer of Marian without sentencepiece")
     source = NewModel(model_type, config={"vocab_size": 300})
     auto_class = transformers.AutoModelForSeq2SeqLM if model_type == "marian" else transformers.AutoModelForCausalLM
     meta_model = make_meta_model(source, auto_class)

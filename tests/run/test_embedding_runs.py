@@ -50,6 +50,8 @@ def finished(inputs, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def exported(inputs, tmp_path_factory) -> Path:
     """A run with exports."""
+    for package in ("onnx", "openvino"):
+        pytest.importorskip(package, reason="the packages of the export are not installed")
     folder = tmp_path_factory.mktemp("exported") / "run"
     run_in(folder, inputs, EXPORTS)
     return folder
@@ -175,6 +177,7 @@ def test_a_sweep_recommends_a_run(inputs, tmp_path):
 
 
 def test_graphs_of_two_processes_are_evaluated_on_all_examples(inputs, tmp_path):
+    pytest.importorskip("onnx", reason="the packages of the export are not installed")
     settings = [
         *without(inputs, "data.batch_size"),
         *TWO,
@@ -240,6 +243,7 @@ def test_a_model_in_the_folder_that_is_renamed_is_refused(inputs, tmp_path, caps
 
 
 def test_an_export_that_fails_leaves_the_run_finished(inputs, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("onnx", reason="the packages of the export are not installed")
     from gating.errors import InputError
     from gating.run import exports
 

@@ -21,6 +21,7 @@ from tests.support.family_models import FAMILIES, SEQ2SEQ, T5
 from tests.support.interruptions import Interrupted, at_batch, interrupt, run_in
 from tests.support.outcome import Outcome
 from tests.support.tiny_run import ROOT, WORDS, compose_settings
+from tests.support.versions import needs_marian
 from tests.tasks.test_tasks import SETTINGS
 
 pytestmark = pytest.mark.runs
@@ -151,6 +152,7 @@ def test_a_run_ends_with_files_for_llama_cpp(play, tmp_path):
 
 
 def test_a_model_that_llama_cpp_does_not_run_is_refused_before_training(play, tmp_path, capsys):
+    pytest.importorskip("gguf", reason="the package gguf is not installed")
     settings = [*SMALL_GPT2, *one_file(play), "exports=[gguf]", f"output_dir={tmp_path / 'out'}"]
     with pytest.raises(SystemExit):
         train.guarded_run(compose_settings(settings))
@@ -187,6 +189,7 @@ def test_a_new_bert_learns_hidden_words(play, tmp_path):
 
 
 @pytest.mark.runs
+@needs_marian
 def test_a_new_marian_keeps_the_budget_of_each_kind_of_attention(pairs, tmp_path):
     settings = [
         "optimizer.lr=3e-3",
@@ -239,6 +242,7 @@ def test_other_encoder_decoders_are_tried_by_their_folder_alone(family, argument
     assert heads == {**WANTED, "decoder": 12}
 
 
+@needs_marian
 def test_the_dense_run_of_an_experiment_needs_no_other_settings(pairs, tmp_path):
     numbers, _ = run([*SMALL_MARIAN, *pairs, "objective=none", "trainer.max_steps=2"], tmp_path / "out", budget="")
     assert numbers["num_heads"] == 48
@@ -265,7 +269,7 @@ RESUMED = {
 }
 
 
-@pytest.mark.parametrize("name", RESUMED)
+@pytest.mark.parametrize("name", ["bert", pytest.param("marian", marks=needs_marian)])
 def test_runs_that_are_interrupted_end_as_if_they_had_not_been(name, play, pairs, tmp_path):
     """Its own tokenizer is learned again, and the same tokens are hidden."""
     data = pairs if name == "marian" else one_file(play)
@@ -282,7 +286,11 @@ def test_runs_that_are_interrupted_end_as_if_they_had_not_been(name, play, pairs
 
 
 @pytest.mark.parametrize(
-    ("small", "folder"), [(SMALL_GPT2, "tinyshakespeare"), (SMALL_MARIAN, "multi30k")], ids=["gpt2", "marian"]
+    ("small", "folder"),
+    [
+        pytest.param(SMALL_GPT2, "tinyshakespeare", id="gpt2"),
+        pytest.param(SMALL_MARIAN, "multi30k", id="marian", marks=needs_marian),
+    ],
 )
 def test_experiments_run_on_their_data(small, folder, tmp_path):
     if not (DATA / folder).is_dir():

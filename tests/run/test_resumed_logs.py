@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 
 import train
 from gating.report import summary
@@ -25,6 +26,8 @@ WANDB = str(Path(sys.executable).parent / "wandb")
 
 def records_of(part: Path) -> list[dict[str, Any]]:
     """Return the records of one part of a run."""
+    if wandb.__version__.startswith("0.30."):
+        pytest.skip("wandb 0.30 does not print the records of a run")
     text = subprocess.check_output([WANDB, "leet", "inspect", "--json", str(part)], text=True)
     return [json.loads(line) for line in text.splitlines()]
 

@@ -5,14 +5,10 @@ from pathlib import Path
 
 import torch
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer import modules
 from transformers import BertConfig, BertModel
 
 from tests.support.tiny_run import FEW_STEPS, WORDS, make_model_folder
-
-try:
-    from sentence_transformers.sentence_transformer import modules
-except ImportError:  # sentence-transformers 5
-    from sentence_transformers import models as modules
 
 __all__ = ["make_sentence_inputs", "make_sentence_model", "sentences_of", "write_pairs", "write_sentences"]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 import gating
-from tests.integrations.conftest import make_classifier, make_trainer, weights_of
+from tests.integrations.conftest import CHECKPOINTING, make_classifier, make_trainer, weights_of
 
 
 def main(folder: Path, *, resume: bool) -> None:
@@ -14,7 +14,7 @@ def main(folder: Path, *, resume: bool) -> None:
         folder / "checkpoints",
         distillation=gating.Distillation(hidden_weight=1.0),
         teacher=make_classifier(5),
-        args={"per_device_train_batch_size": 4, "ddp_backend": "gloo", "activation_checkpointing": True},
+        args={"per_device_train_batch_size": 4, "ddp_backend": "gloo", CHECKPOINTING: True},
     )
     trainer.train_and_compact(folder / "compact", resume_from_checkpoint=resume, overwrite=resume)
     weights = torch.cat([tensor.flatten().float() for tensor in weights_of(trainer).values()])

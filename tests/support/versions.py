@@ -7,6 +7,7 @@ import torch
 import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.utils import is_sentencepiece_available
 
 from gating.families.registry import registered_spec
 
@@ -16,6 +17,7 @@ __all__ = [
     "class_of_transformers",
     "enable_checkpointing",
     "loading_options",
+    "needs_marian",
     "run_experts_on_cpu",
     "skip_older_fault",
     "skip_older_layout",
@@ -41,6 +43,10 @@ _WITHOUT_PROBE = {
 }
 # Torch 2.8 has it for GPUs alone.
 HAS_GROUPED_MM = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 9)
+needs_marian = pytest.mark.skipif(
+    transformers.__version__.startswith("5.0.") and not is_sentencepiece_available(),
+    reason="transformers 5.0 loads no tokenizer of Marian without sentencepiece",
+)
 
 
 def class_of_transformers(name: str) -> Any:
