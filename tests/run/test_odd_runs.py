@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import transformers
 from transformers import (
     BertConfig,
     BertLMHeadModel,
@@ -38,8 +39,10 @@ def new_model(inputs: list[str], model_type: str, config: dict) -> list[str]:
 
 @pytest.mark.runs
 def test_a_model_whose_attention_was_discovered_is_exported(inputs, tmp_path):
+    if transformers.__version__.startswith("5.0."):
+        pytest.skip("transformers 5.0 makes no new StableLM: its configuration lacks pad_token_id")
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4}
-    run = new_model(inputs, "stablelm", {**sizes, "intermediate_size": 32, "vocab_size": 45, "pad_token_id": 0})
+    run = new_model(inputs, "stablelm", {**sizes, "intermediate_size": 32, "vocab_size": 45})
     numbers = run_here([*run, "gates.discover=true"], tmp_path / "run")
     assert (numbers["num_heads_before"], numbers["num_heads"]) == (8, 4)
     model = gating.load_compact(tmp_path / "run" / "compact")

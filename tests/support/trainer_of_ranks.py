@@ -21,7 +21,7 @@ def main(folder: Path, *, resume: bool) -> None:
     gathered = trainer.accelerator.gather(weights.unsqueeze(0))
     assert torch.equal(gathered[0], gathered[1])
     assert len(gathered) == 2
-    trainer.end()
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":
