@@ -1,5 +1,6 @@
 """What older versions of transformers lack, or name otherwise."""
 
+import inspect
 from typing import Any, NoReturn
 
 import pytest
@@ -7,12 +8,14 @@ import torch
 import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.utils import is_sentencepiece_available
 
 from gating.families.registry import registered_spec
 
 __all__ = [
     "HAS_GROUPED_MM",
+    "HAS_SHARDING",
     "OLDER",
     "class_of_transformers",
     "enable_checkpointing",
@@ -27,6 +30,8 @@ __all__ = [
 
 # Tests skip nothing in the newest version, so that nobody misses what it changes.
 OLDER = tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 24)
+# Whether transformers can cut a model over processes.
+HAS_SHARDING = "fsdp_size" in inspect.signature(DistributedConfig).parameters
 # Attention whose older layout is refused.
 _REFUSED_IN_OLDER = ("CodeGenAttention", "EomtAttention")
 # Faults of older versions, by a part of the message of who meets them.
