@@ -5,7 +5,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 from rich.console import Console
@@ -136,8 +136,11 @@ def _means(runs: Sequence[FinishedRun], score: Score) -> tuple[float, dict[str, 
         return [mean(run.number(name) for run in alike) for alike in seeds.values()]
 
     def spread(name: str) -> float:
-        several = len(seeds) > 1 and all(map(math.isfinite, values(name)))
-        return stdev(values(name)) if several else math.nan
+        if len(seeds) < 2 or not all(map(math.isfinite, numbers := values(name))):
+            return math.nan
+        # Not statistics.stdev, which overflows with Python 3.10 where the square of a perplexity does.
+        center = mean(numbers)
+        return math.hypot(*(value - center for value in numbers)) / math.sqrt(len(numbers) - 1)
 
     sizes = "macs" if mean(values("macs_before")) > 0 else "num_parameters"
     found = {name: mean(values(name)) for name in ("num_heads", "num_neurons", "speedup")}
