@@ -57,22 +57,24 @@ def warm_python(*, with_package: bool = True) -> list[str]:
 
 @functools.cache
 def _start(with_package: bool) -> list[str]:
+    import shutil
     import subprocess
     import tempfile
 
-    folder = tempfile.TemporaryDirectory(prefix="head-gating-warm-")
-    address = os.path.join(folder.name, "socket" if with_package else ALONE)
+    # Not a TemporaryDirectory: Python 3.13 forgets exit handlers in a fork, and the folder would go with its last name.
+    folder = tempfile.mkdtemp(prefix="head-gating-warm-")
+    address = os.path.join(folder, "socket" if with_package else ALONE)
     environment = dict(os.environ)
     if not with_package:
         for name in ("PYTHONPATH", "HF_MODULES_CACHE"):
             environment.pop(name, None)
-        environment |= {"HF_HOME": folder.name, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        environment |= {"HF_HOME": folder, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     server = subprocess.Popen(
         [sys.executable, __file__, address], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
     )
     assert server.stdout is not None
     assert server.stdout.readline() == b"ready\n"
-    atexit.register(folder.cleanup)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     atexit.register(server.communicate)  # The server ends with its standard input.
     return [sys.executable, "-I", "-S", __file__, address]
 
