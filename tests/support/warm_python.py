@@ -68,7 +68,8 @@ def _start(with_package: bool) -> list[str]:
     if not with_package:
         for name in ("PYTHONPATH", "HF_MODULES_CACHE"):
             environment.pop(name, None)
-        environment |= {"HF_HOME": folder, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        # Memory that nobody has written to is filled with 3.4e38, lest it have the right values from a model before.
+        environment |= {"HF_HOME": folder, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MALLOC_PERTURB_": "128"}
     server = subprocess.Popen(
         [sys.executable, __file__, address], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
     )
