@@ -168,7 +168,7 @@ class CompactMixin:
     @classmethod
     def is_remote_code(cls) -> bool:
         """Return False where transformers, 5.3 to 5.12, asks this in place of ``is_custom_code``."""
-        return hasattr(super(), "is_custom_code")
+        return hasattr(super(), "is_custom_code") and super().is_remote_code()  # type: ignore[misc]
 
     def _get_static_cache_init_shape(self) -> None:
         """Let static caches take their size at first use, layer by layer; the configuration has one size for all."""
