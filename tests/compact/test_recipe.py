@@ -14,6 +14,7 @@ from tests.support.family_models import FAMILIES
 from tests.support.fresh_process import answers_of_fresh_process, outputs_of
 from tests.support.tiers import tiered
 from tests.support.tiny_models import assert_same_state, batch_for, logits_of, state_of
+from tests.support.versions import loading_options
 
 MOST_BYTES = 20_000
 
@@ -66,6 +67,8 @@ def recipe(bert, tmp_path):
 @pytest.mark.parametrize("name", tiered(FAMILIES, mark="slow"))
 def test_a_recipe_gives_the_model_to_the_bit(name, tmp_path):
     model = based(FAMILIES[name].build(), tmp_path / "base")
+    if name == "gpt_oss" and "experts_implementation" in loading_options(model):
+        pytest.skip(f"torch {torch.__version__} has no grouped_mm for the CPU")
     folded = finalized(model, units=["heads", "neurons"] if FAMILIES[name].has_neurons else ["heads"])
     loaded = loaded_as_saved(model, tmp_path, folded)
     assert type(loaded) is type(model)

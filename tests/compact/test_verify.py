@@ -8,6 +8,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import gating
+from gating.loader.integrity import check_finite
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
 from tests.support.family_models import GROUPED, Family
@@ -107,6 +108,15 @@ def test_a_model_that_the_folder_does_not_hold_is_not_saved(bert, tmp_path):
         gating.save_compact(bert, tmp_path / "compact")
     assert not (tmp_path / "compact").exists()
     gating.save_compact(bert, tmp_path / "compact", verify=False)
+
+
+def test_tables_that_a_folder_does_not_have_may_be_without_values():
+    part = torch.nn.Module()
+    part.register_buffer("table", torch.full((2,), float("nan")), persistent=False)
+    check_finite(part, "part")
+    part.register_buffer("table", torch.full((2,), float("nan")))
+    with pytest.raises(ValueError, match="part: table has values that are NaN"):
+        check_finite(part, "part")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
