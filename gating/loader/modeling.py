@@ -162,13 +162,8 @@ class CompactMixin:
 
     @classmethod
     def is_custom_code(cls) -> bool:
-        """Return False: of custom code, transformers leaves some buffers uninitialized."""
+        """Return False: transformers leaves buffers of such code uninitialized; 5.3 to 5.12 ask is_remote_code."""
         return False
-
-    @classmethod
-    def is_remote_code(cls) -> bool:
-        """Return False where transformers, 5.3 to 5.12, asks this in place of ``is_custom_code``."""
-        return hasattr(super(), "is_custom_code") and super().is_remote_code()  # type: ignore[misc]
 
     def _get_static_cache_init_shape(self) -> None:
         """Let static caches take their size at first use, layer by layer; the configuration has one size for all."""
@@ -189,14 +184,14 @@ def canary_outputs(model: Any, canary: Mapping[str, Any], *, size: int = 64) -> 
     return first.float().cpu().flatten()[:: max(1, first.numel() // size)][:size]
 
 
-def compact_class(base: Any, config_class: Any = None, mixin: type = CompactMixin) -> Any:
+def compact_class(base: Any, config_class: Any = None, mixin: Any = CompactMixin) -> Any:
     """Return the subclass of a class of models, of its name, which pipelines look up; some have a foreign config."""
-    config_class = config_class or base.config_class
-    key = (base, config_class, mixin)
+    key = (base, config_class := config_class or base.config_class, mixin)
     if not getattr(base, "is_compact", False) and key not in CLASSES:
         members = {"__module__": mixin.__module__, "__qualname__": base.__name__, "__doc__": base.__doc__}
         members["__qualname__"] += "" if base.config_class is config_class else OF + config_class.__name__
         members |= {"dense_class": base, "config_class": config_class, _EXPERTS: getattr(base, _EXPERTS, None)}
+        members |= {} if hasattr(base, "is_custom_code") else {"is_remote_code": mixin.is_custom_code}
         # transformers renames weights of some families on loading, but those of custom classes only if registered.
         conversions = getattr(transformers, "conversion_mapping", None)
         getattr(conversions, "USER_REGISTERED_MAPPINGS", set[str]()).add(base.__name__)
