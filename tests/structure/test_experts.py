@@ -18,7 +18,6 @@ from gating.proof.probe import make_probe
 from gating.pruning.measure import measure_macs
 from gating.structure.feed_forward import ExpertsBlock
 from tests.support.expert_models import EXPERTS
-from tests.support.fresh_process import answers_of_fresh_process, outputs_of
 from tests.support.masked_models import check_generation, compact, finalized, make_pattern, prune, without_gradient
 from tests.support.tiers import tiered
 from tests.support.versions import HAS_GROUPED_MM
@@ -125,20 +124,6 @@ def test_gates_outlive_adapters_of_the_parameters():
     merged = adapted.merge_and_unload()
     assert gating.finalize(merged, gates).num_neurons == 3 * 24
     assert max_relative_difference(expected, forward_outputs(merged, probe)) <= TOLERANCE
-
-
-@pytest.mark.processes
-def test_a_folder_loads_in_a_new_process(tmp_path):
-    jobs, expected = {}, {}
-    for name in ("mixtral", "gpt_oss", "deepseek_v3"):
-        model, _, probe = compact(EXPERTS[name], 0, units="neurons")
-        gating.save_compact(model, tmp_path / name)
-        auto_class = next(auto for auto, path in model.config.auto_map.items() if path.endswith(type(model).__name__))
-        jobs[name] = {"folder": str(tmp_path / name), "auto_class": auto_class, "batch": probe}
-        expected[name] = forward_outputs(model, probe)
-    answers = answers_of_fresh_process(jobs, with_package=False)
-    for name, outputs in expected.items():
-        assert max_relative_difference(outputs[:1], outputs_of(answers[name])) <= TOLERANCE, name
 
 
 def test_the_record_has_the_experts_of_a_layer_once():
