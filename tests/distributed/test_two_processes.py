@@ -1,6 +1,7 @@
 """Runs of two processes, on CPUs, through gloo."""
 
 import json
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -26,7 +27,8 @@ def finished(inputs: list[str], tmp_path_factory: pytest.TempPathFactory) -> tup
 def test_a_run_on_two_devices_finishes_and_prints_everything_once(finished):
     _, process = finished
     assert process.returncode == 0, process.stderr
-    assert process.stderr == ""
+    # torch 2.8 has an enumeration of which newer releases of Python 3.13 warn.
+    assert re.sub(r".*FutureWarning: functools\.partial .*\n.*\n", "", process.stderr) == ""
     for line in ("12 heads, 12 steps in", "search step 4/9", "Everything is in", "wandb sync"):
         assert process.stdout.count(line) == 1, line
 
