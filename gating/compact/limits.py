@@ -59,7 +59,7 @@ def check_trust(folder: Path, described: Mapping[str, Any]) -> None:
 
 
 def remedy_of(described: Mapping[str, Any]) -> str:
-    """Return what to do about a folder that does not load: another version of transformers may have written it."""
+    """Return the remedy for a folder that does not load; another version of transformers may have written it."""
     saved, installed = str(described.get("transformers_version"))[:20], transformers.__version__
     other = f"It was saved with transformers {saved}, and {installed} is installed: install {saved}, or export again."
     return "Export the model again." if saved in ("None", installed) else other

@@ -82,7 +82,7 @@ def _slot_values(block: Block, values: Tensor) -> Tensor:
 
 
 def _plan_generation(model: nn.Module, blocks: Sequence[Block], kept: Mapping[str, Collection[int]]) -> list[Edit]:
-    """Plan the update of what generation numbers or stores by head."""
+    """Plan the update of the numbers and caches of generation that depend on heads."""
     # Before transformers 5.24, a model keeps its last static cache, with the former heads.
     caches = [Edit(model, "_cache")] if "_cache" in vars(model) else []
     return [*caches, *_plan_alignment_heads(model, blocks, kept)]
