@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> None:
         try:  # The export is written.
             print(compare_accuracy(arguments.folder, report.path))
         except (UserError, OSError, ImportError) as error:
-            print(f"The accuracy with 8-bit weights was not measured. {explain(error)}")
+            print(f"The accuracy with 8-bit weights was not measured: measure it before use. {explain(error)}")
 
 
 def compare_accuracy(folder: str, exported: Path) -> str:

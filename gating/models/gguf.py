@@ -4,8 +4,9 @@ import hashlib
 import json
 import math
 import tempfile
-from collections.abc import Iterator
-from functools import lru_cache
+import warnings
+from collections.abc import Collection, Iterator, Mapping
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,16 @@ from typing import Any
 import torch
 from filelock import FileLock
 from huggingface_hub import cached_assets_path
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
-from gating.errors import InputError, MissingFileError, MissingPackageError, loading
+from gating.errors import InputError, MissingFileError, MissingPackageError, explain, is_input_error, loading, shorten
 from gating.vocabulary import vocabulary_size
 
 __all__ = ["unpack_gguf"]
 
-# Tensors that follow from the configuration.
+# Tensors that follow from the configuration, and values that have no effect of their own.
 _COMPUTED = "rope_"
+_UNUSED_SCALING = ("rope.scaling.original_context_length", "rope.scaling.finetuned")
 _REMEDY = "Name the model in a folder or on the hub."
 
 
@@ -34,7 +36,7 @@ def unpack_gguf(file: Path) -> Path:
     Raises:
         FileNotFoundError: There is no such file.
         ImportError: The package gguf is not installed.
-        ValueError: It is no GGUF file, or transformers would drop some of it.
+        ValueError: It is no GGUF file, or transformers would read it otherwise than llama.cpp.
     """
     if not file.is_file():
         raise MissingFileError(f"The file {file} does not exist.")
@@ -53,12 +55,17 @@ def _unpack(file: Path, _size: int, _changed: int) -> Path:
         while piece := opened.read(1 << 20):
             hashed.update(piece)
     digest = hashed.hexdigest()[:16]
-    cache = cached_assets_path("head-gating", namespace="gguf", subfolder="unpacked")
+    cache = cached_assets_path("head-gating", namespace="gguf", subfolder="checked")
     folder = cache / digest
     with FileLock(cache / f"{digest}.lock"), tempfile.TemporaryDirectory(dir=cache) as scratch:
         if not folder.is_dir():
-            with loading(f"The GGUF file {file}", remedy=_REMEDY):
+            try:
                 _write(file, Path(scratch) / "new")
+            except Exception as error:  # transformers raises errors of many classes for what it does not know.
+                if is_input_error(error):
+                    raise
+                reason = f"{type(error).__name__}: {shorten(explain(error).rstrip('.'), most=300)}"
+                raise InputError(f"transformers does not read the GGUF file {file} ({reason}). {_REMEDY}") from error
             (Path(scratch) / "new").rename(folder)
     return folder
 
@@ -66,51 +73,87 @@ def _unpack(file: Path, _size: int, _changed: int) -> Path:
 def _write(file: Path, folder: Path) -> None:
     from transformers import GgufConfig
 
+    config = _load_config(file)
+    options: dict[str, Any] = {"dtype": torch.float32, "quantization_config": GgufConfig(dequantize=True)}
+    load = partial(AutoModelForCausalLM.from_pretrained, file.parent, gguf_file=file.name, config=config)
+    model, found = load(**options, ignore_mismatched_sizes=True, output_loading_info=True)
+    # The number of weights is right: each that is missing, or of another shape, has another in its place.
+    if wrong := sorted({*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}):
+        raise InputError(f"The GGUF file {file} has no weights for {', '.join(wrong[:3])}. {_REMEDY}")
+    vars(model.config).pop("_model_name_or_path", None)
+    model.save_pretrained(folder)
+    try:
+        AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
+    except Exception as error:  # Errors of any class; files may have numbers of tokens alone.
+        reason = shorten(explain(error).rstrip("."), most=300)
+        warnings.warn(f"{file} has no tokenizer that transformers reads ({reason}).", stacklevel=2)
+    _forget_tokens(folder / "tokenizer.json", size=vocabulary_size(model))
+
+
+def _load_config(file: Path) -> PreTrainedConfig:
+    """Return the configuration of the model in a file, whose values and number of weights it has."""
     import gguf
 
-    reader = gguf.GGUFReader(file)
+    with loading(f"The GGUF file {file}", remedy=_REMEDY):
+        reader = gguf.GGUFReader(file)
     config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
-    if dropped := sorted(_dropped(config, reader)):
-        raise InputError(f"The GGUF file {file} has {', '.join(dropped)}, which transformers drops. {_REMEDY}")
-    options: dict[str, Any] = {"dtype": torch.float32, "quantization_config": GgufConfig(dequantize=True)}
-    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, config=config, **options)
-    # transformers says nothing of weights that its class has not, such as biases.
+    own = reader.fields["general.architecture"].contents() + "."
+    values = {key.removeprefix(own): one.contents() for key, one in reader.fields.items() if key.startswith(own)}
+    if config.model_type == "mistral":  # transformers reads the type in the file's name, and then has no such type.
+        config = AutoConfig.for_model(**{**config.to_dict(), "model_type": "llama"})
+    width = values.get("attention.key_length") or config.hidden_size // config.num_attention_heads
+    if "head_dim" in vars(config) and not hasattr(config, "global_head_dim"):
+        config.head_dim = width  # transformers reads it for some types only.
+    if differing := sorted(_differing(config, values, [tensor.name for tensor in reader.tensors], width)):
+        raise InputError(
+            f"transformers reads the GGUF file {file} otherwise than llama.cpp: {', '.join(differing)}. {_REMEDY}"
+        )
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
     stored = sum(int(tensor.n_elements) for tensor in reader.tensors if not tensor.name.startswith(_COMPUTED))
     if stored != (read := model.num_parameters()):
         raise InputError(
             f"The GGUF file {file} has {stored:,} weights, and the {type(model).__name__} that transformers makes of "
             f"it {read:,}: its outputs would be others. {_REMEDY}"
         )
-    vars(model.config).pop("_model_name_or_path", None)
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
-    _forget_tokens(folder / "tokenizer.json", size=vocabulary_size(model))
+    return config  # type: ignore[no-any-return]
 
 
-def _dropped(config: Any, reader: Any) -> Iterator[str]:
-    """Yield the keys and tensors of a file that change outputs, and that the configuration does not have."""
-    own = reader.fields["general.architecture"].contents() + "."
-    values = {key.removeprefix(own): one.contents() for key, one in reader.fields.items() if key.startswith(own)}
-    layers = {tensor.name.split(".")[1] for tensor in reader.tensors if tensor.name.startswith("blk.")}
+def _differing(config: Any, values: Mapping[str, Any], tensors: Collection[str], width: int) -> Iterator[str]:
+    """Yield the values and tensors of a file that change outputs, and that the configuration does not have."""
+    layers = {name.split(".")[1] for name in tensors if name.startswith("blk.")}
     if len(layers) != config.num_hidden_layers:
         yield f"block_count={values.get('block_count')}"
     rope = getattr(config, "rope_parameters", None) or {}
     # Where layers with a sliding window have parameters of their own, the file scales those of the others.
     rope = rope.get("full_attention", rope)
-    if rope.get("rope_type", "default") == "default":
-        yield from (tensor.name for tensor in reader.tensors if tensor.name.startswith(_COMPUTED))
-        scaling = {key: value for key, value in values.items() if key.startswith(("rope.scaling.", "rope.scale_"))}
-        yield from (f"{key}={value}" for key, value in scaling.items() if value not in ("none", 1.0))
-    width = values.get("attention.key_length") or config.hidden_size // config.num_attention_heads
-    knows_part = rope.get("partial_rotary_factor", 1.0) < 1 or hasattr(config, "rotary_dim")
-    if (rotated := values.get("rope.dimension_count", width)) < width and not knows_part:
-        yield f"rope.dimension_count={rotated}"
-    if values.get("attention.causal") is False:
-        yield "attention.causal=false"
-    known = [value for value in config.to_dict().values() if isinstance(value, float)]
+    is_plain, rotated = rope.get("rope_type", "default") == "default", width
+    if is_plain:
+        yield from (name for name in tensors if name.startswith(_COMPUTED))
+        rotated = getattr(config, "rotary_dim", None) or int(width * rope.get("partial_rotary_factor", 1.0))
+    if values.get("rope.dimension_count", rotated) != rotated:
+        yield f"rope.dimension_count={values['rope.dimension_count']}"
+    # llama.cpp scales by the width of a head, but for the largest models.
+    if getattr(config, "query_pre_attn_scalar", width) != width:
+        yield f"attention.key_length={width}"
+    if not any(key.startswith("attention.layer_norm") for key in values):
+        yield "no attention.layer_norm_rms_epsilon"
+    known = [1.0, *_floats(config.to_dict())]
     for key, value in values.items():
-        if key.startswith("attention.layer_norm") and not any(math.isclose(value, one, rel_tol=1e-5) for one in known):
-            yield f"{key}={value:.3g}"
+        is_scaling = is_plain and key.startswith("rope.scaling.") and key not in _UNUSED_SCALING and value != "none"
+        if isinstance(value, float):
+            if not value > 0 or not any(math.isclose(value, one, rel_tol=1e-5) for one in known):
+                yield f"{key}={value:.3g}"
+        elif is_scaling or (key == "attention.causal" and not value):
+            yield f"{key}={value}"
+
+
+def _floats(settings: Mapping[str, Any]) -> Iterator[float]:
+    for value in settings.values():
+        if isinstance(value, Mapping):
+            yield from _floats(value)
+        elif isinstance(value, float):
+            yield value
 
 
 def _forget_tokens(file: Path, *, size: int | None) -> None:

@@ -1,13 +1,13 @@
 """Models in GGUF files: unpacked once, with the weights and tokens of the file."""
 
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config
 
 import gating
+from gating.data.tokens import load_tokenizer
 from gating.errors import InputError
 from gating.models import gguf as unpacking
 from gating.models.sources import Pretrained, short_name
@@ -106,27 +106,95 @@ def test_scaled_rotary_embeddings_are_not_lost_in_silence(write, rope):
     """transformers reads none of them; LLaMA 3's are a tensor of factors."""
     scaled = {"rope_theta": 500_000.0, "original_max_position_embeddings": 1024, **rope}
     file = write("f32", make_decoder("Llama", rope_parameters=scaled, max_position_embeddings=4096))
-    with pytest.raises(InputError, match=r"rope_freqs\.weight|rope\.scaling\.factor=4\.0"):
+    with pytest.raises(InputError, match=r"rope_freqs\.weight|rope\.scaling\.type="):
         unpacking.unpack_gguf(file)
 
 
+def rewrite(file, values=(), *, renamed=()):
+    """Write a GGUF file with other values (None to leave one out), and names of tensors."""
+    reader, changed = gguf.GGUFReader(file), file.with_name("changed.gguf")
+    fields = {key: (one.contents(), one.types[0]) for key, one in reader.fields.items() if key[:5] != "GGUF."}
+    own, types = fields.pop("general.architecture")[0], {bool: "BOOL", int: "UINT32", float: "FLOAT32", str: "STRING"}
+    for key, value in dict(values).items():
+        key = key if key.startswith("general.") else f"{own}.{key}"
+        fields[key] = (value, None if value is None else gguf.GGUFValueType[types[type(value)]])
+    writer = gguf.GGUFWriter(changed, own)
+    for key, (value, kind) in fields.items():
+        if value is not None:
+            is_list = kind == gguf.GGUFValueType.ARRAY
+            writer.add_array(key, value) if is_list else writer.add_key_value(key, value, kind)
+    for one in reader.tensors:
+        writer.add_tensor(dict(renamed).get(one.name, one.name), one.data, raw_dtype=one.tensor_type)
+    for step in ("header_to_file", "kv_data_to_file", "tensors_to_file"):
+        getattr(writer, f"write_{step}")()
+    writer.close()
+    return changed
+
+
+EPSILON = "attention.layer_norm_rms_epsilon"
+
+
 @pytest.mark.parametrize(
-    ("values", "dropped"),
+    ("values", "named"),
     [
-        ({}, []),
-        ({"rope.scaling.type": "none", "attention.key_length": 32, "attention.causal": True}, []),
-        ({"rope.scale_linear": 4.0}, ["rope.scale_linear=4.0"]),
-        ({"attention.causal": False}, ["attention.causal=false"]),
-        ({"rope.dimension_count": 16}, ["rope.dimension_count=16"]),
-        ({"block_count": 20_000}, ["block_count=20000"]),
-        ({"attention.layer_norm_rms_epsilon": 1e-3}, ["attention.layer_norm_rms_epsilon=0.001"]),
+        ({"rope.scale_linear": 4.0}, "rope.scale_linear=4"),
+        # The number of the token that ends texts is 2.
+        ({"rope.scaling.attn_factor": 2.0}, "rope.scaling.attn_factor=2"),
+        ({"rope.scaling.factor": float("nan")}, "rope.scaling.factor=nan"),
+        ({"rope.scaling.unknown": 3}, "rope.scaling.unknown=3"),
+        ({"attention.causal": False}, "attention.causal=False"),
+        ({"rope.dimension_count": 16}, "rope.dimension_count=16"),
+        ({"rope.freq_base": 0.0}, "rope.freq_base=0"),
+        ({"final_logit_softcapping": 5.0}, "final_logit_softcapping=5"),
+        ({"block_count": 20_000}, "block_count=20000"),
+        ({"embedding_length": 10**9}, "383,136 weights, and the LlamaForCausalLM .* 3,991,000,000,000"),
+        ({"attention.layer_norm_epsilon": 1e-3}, "attention.layer_norm_epsilon=0.001"),
+        ({EPSILON: None}, f"no {EPSILON}"),
+        ({"attention.head_count": 0}, r"transformers does not read the GGUF file .*ZeroDivisionError"),
     ],
 )
-def test_values_that_transformers_does_not_read_are_named(values, dropped):
-    fields = {f"llama.{key}": value for key, value in values.items()} | {"general.architecture": "llama"}
-    reader = SimpleNamespace(
-        fields={key: SimpleNamespace(contents=lambda value=value: value) for key, value in fields.items()},
-        tensors=[SimpleNamespace(name="blk.0.attn_q.weight"), SimpleNamespace(name="blk.1.attn_q.weight")],
-    )
-    config = LlamaConfig(hidden_size=64, num_attention_heads=2, num_hidden_layers=values.get("block_count", 2))
-    assert list(unpacking._dropped(config, reader)) == dropped
+def test_values_that_transformers_does_not_read_are_named(write, values, named):
+    with pytest.raises(InputError, match=named):
+        unpacking.unpack_gguf(rewrite(write("f32"), values))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"rope.scaling.type": "none", "rope.scaling.factor": 1.0, "attention.causal": True, EPSILON: 1e-3},
+        {"general.name": "mistral", "rope.freq_base": 5e5, "rope.scaling.original_context_length": 64},
+    ],
+)
+def test_values_without_effect_and_those_that_transformers_reads_are_not_refused(write, values):
+    loaded = AutoModelForCausalLM.from_pretrained(unpacking.unpack_gguf(rewrite(write("f32"), values)))
+    assert loaded.config.rms_norm_eps == pytest.approx(values.get(EPSILON, 1e-6))
+    assert loaded.config.rope_parameters["rope_theta"] == values.get("rope.freq_base", 1e4)
+
+
+def test_an_unknown_tensor_of_the_size_of_a_missing_one_is_refused(write):
+    file = rewrite(write("f32"), renamed={"blk.1.ffn_up.weight": "blk.1.ffn_other.weight"})
+    with pytest.raises(InputError, match=r"no weights for model\.layers\.1\.mlp\.up_proj\.weight"):
+        unpacking.unpack_gguf(file)
+
+
+@pytest.mark.parametrize("width", [12, 24, 128])
+def test_heads_of_qwen3_have_the_width_of_the_file(write, width):
+    other = make_decoder("Qwen3", head_dim=width)
+    loaded = AutoModelForCausalLM.from_pretrained(unpacking.unpack_gguf(write("f32", other)))
+    tokens = torch.arange(3, 23)[None]
+    assert torch.allclose(loaded(tokens).logits, other(tokens).logits, atol=1e-5)
+
+
+def test_gemma_scales_queries_by_the_width_of_a_head_as_llama_cpp_does():
+    widths = [list(unpacking._differing(Gemma2Config(num_hidden_layers=0), {EPSILON: 1e-6}, [], n)) for n in (128, 256)]
+    assert widths == [["attention.key_length=128"], []]
+
+
+def test_a_file_without_a_tokenizer_is_a_model_whose_run_names_one(model, tmp_path, write):
+    from gating.serving.gguf.gguf_export import export_gguf
+
+    file = str(export_gguf(model, tmp_path / "numbers.gguf", dtype="f32").path)
+    with pytest.warns(UserWarning, match="has no tokenizer that transformers reads"):
+        assert Pretrained(file).load(AutoModelForCausalLM).dtype == torch.float32
+    with pytest.raises(InputError, match=r"model\.tokenizer="):
+        load_tokenizer(Pretrained(file))

@@ -51,8 +51,7 @@ def check_graph(
             "Nothing was written."
         )
     if int8:
-        differing = f"Its weights are 8-bit integers, with which outputs on random batches differ by {difference:.1e}"
-        return difference, [f"{differing}: measure its accuracy before use"]
+        return difference, [f"With 8-bit weights, its outputs on random batches differ by {difference:.1e}"]
     named = ", ".join(f"{name} [{', '.join(map(str, axes))}]" for name, axes in graph.inputs.items())
     tokens = f" of {min(lengths)} to {max(lengths):,} tokens" if lengths else ""
     padded = f", padded {' and '.join(sorted(sides))}" * bool(sides)
