@@ -7,6 +7,7 @@ from gating.commands.model_folder import find_model
 from gating.compact.files import find_folder
 from gating.errors import InputError, UserError, explain
 from gating.serving.formats import FORMATS, export_compact
+from gating.tracking.progress import Progress
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -16,17 +17,19 @@ def run(arguments: argparse.Namespace) -> None:
     # The export of user/name lies in the current folder.
     name = place.rstrip("/") if source == Path(place) else Path(place).name
     ending = FORMATS[arguments.format].ending or f"-{arguments.format}{'-int8' if arguments.int8 else ''}"
-    print(f"Exporting to {FORMATS[arguments.format].runtime} ...", flush=True)
-    report = export_compact(
-        source,
-        arguments.output or f"{name}{ending}",
-        format=arguments.format,
-        overwrite=arguments.overwrite,
-        dtype=arguments.dtype,
-        int8=arguments.int8,
-        tokenizer_from=arguments.tokenizer_from,
-        pre_tokenizer=arguments.pre_tokenizer,
-    )
+    title = f"Exporting to {FORMATS[arguments.format].runtime}"
+    print(f"{title} ...", flush=True)
+    with Progress(title):
+        report = export_compact(
+            source,
+            arguments.output or f"{name}{ending}",
+            format=arguments.format,
+            overwrite=arguments.overwrite,
+            dtype=arguments.dtype,
+            int8=arguments.int8,
+            tokenizer_from=arguments.tokenizer_from,
+            pre_tokenizer=arguments.pre_tokenizer,
+        )
     print("\n".join((f"{report.path}: {report.megabytes:,.1f} MB", *report.sentences)))
     if arguments.int8:
         try:  # The export is written.
@@ -60,8 +63,10 @@ def compare_accuracy(folder: str, exported: Path) -> str:
     score = data.prepared.score
     # A graph only predicts the next token: metrics that need generated text are left out.
     (floats, _), (integers, tally) = (
-        data.evaluate(module, split, task=objects.task, metrics=data.prepared.metrics)
-        for module in (model, GraphModel(model.config, exported))
+        data.evaluate(
+            module, split, task=objects.task, metrics=data.prepared.metrics, title=f"{split}, {weights} weights"
+        )
+        for weights, module in (("float", model), ("8-bit", GraphModel(model.config, exported)))
     )
     before, after = floats[score.name], integers[score.name]
     unit = " points" if score.unit.strip() == "%" else score.unit

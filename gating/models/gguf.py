@@ -1,12 +1,11 @@
 """Models in GGUF files of llama.cpp: dequantized once, into a folder that is loaded like any other."""
 
-import hashlib
 import json
 import math
 import tempfile
 import warnings
 from collections.abc import Collection, Iterator, Mapping
-from functools import lru_cache, partial
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,10 @@ from filelock import FileLock
 from huggingface_hub import cached_assets_path
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
-from gating.errors import InputError, MissingFileError, MissingPackageError, explain, is_input_error, loading, shorten
+from gating.errors import InputError, MissingFileError, MissingPackageError, explain, is_input_error, shorten
+from gating.loader.checksums import digest_file
+from gating.serving.contexts import settings_of
+from gating.tracking.progress import Progress
 from gating.vocabulary import vocabulary_size
 
 __all__ = ["unpack_gguf"]
@@ -50,23 +52,21 @@ def unpack_gguf(file: Path) -> Path:
 
 @lru_cache
 def _unpack(file: Path, _size: int, _changed: int) -> Path:
-    hashed = hashlib.sha256()
-    with file.open("rb") as opened:
-        while piece := opened.read(1 << 20):
-            hashed.update(piece)
-    digest = hashed.hexdigest()[:16]
     cache = cached_assets_path("head-gating", namespace="gguf", subfolder="checked")
-    folder = cache / digest
-    with FileLock(cache / f"{digest}.lock"), tempfile.TemporaryDirectory(dir=cache) as scratch:
-        if not folder.is_dir():
-            try:
-                _write(file, Path(scratch) / "new")
-            except Exception as error:  # transformers raises errors of many classes for what it does not know.
-                if is_input_error(error):
-                    raise
-                reason = f"{type(error).__name__}: {shorten(explain(error).rstrip('.'), most=300)}"
-                raise InputError(f"transformers does not read the GGUF file {file} ({reason}). {_REMEDY}") from error
-            (Path(scratch) / "new").rename(folder)
+    with Progress(f"Reading {file.name}"):
+        folder = cache / digest_file(file)[:16]
+        with FileLock(f"{folder}.lock"), tempfile.TemporaryDirectory(dir=cache) as scratch:
+            if not folder.is_dir():
+                try:
+                    _write(file, Path(scratch) / "new")
+                except Exception as error:  # transformers raises errors of many classes for what it does not know.
+                    if is_input_error(error):
+                        raise
+                    reason = shorten(f"{type(error).__name__}: {explain(error)}".rstrip("."), most=300)
+                    raise InputError(
+                        f"transformers does not read the GGUF file {file} ({reason}). {_REMEDY}"
+                    ) from error
+                (Path(scratch) / "new").rename(folder)
     return folder
 
 
@@ -75,27 +75,28 @@ def _write(file: Path, folder: Path) -> None:
 
     config = _load_config(file)
     options: dict[str, Any] = {"dtype": torch.float32, "quantization_config": GgufConfig(dequantize=True)}
-    load = partial(AutoModelForCausalLM.from_pretrained, file.parent, gguf_file=file.name, config=config)
-    model, found = load(**options, ignore_mismatched_sizes=True, output_loading_info=True)
+    options |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
+    loaded: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, config=config, **options)
+    model, found = loaded
     # The number of weights is right: each that is missing, or of another shape, has another in its place.
     if wrong := sorted({*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}):
         raise InputError(f"The GGUF file {file} has no weights for {', '.join(wrong[:3])}. {_REMEDY}")
     vars(model.config).pop("_model_name_or_path", None)
     model.save_pretrained(folder)
     try:
-        AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
-    except Exception as error:  # Errors of any class; files may have numbers of tokens alone.
-        reason = shorten(explain(error).rstrip("."), most=300)
-        warnings.warn(f"{file} has no tokenizer that transformers reads ({reason}).", stacklevel=2)
-    _forget_tokens(folder / "tokenizer.json", size=vocabulary_size(model))
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    except Exception as error:  # Of any class; exports without a tokenizer have placeholders.
+        warnings.warn(f"transformers reads no tokenizer in {file} ({shorten(explain(error))}).", stacklevel=2)
+    else:
+        tokenizer.save_pretrained(folder)
+        _forget_tokens(folder / "tokenizer.json", size=vocabulary_size(model))
 
 
 def _load_config(file: Path) -> PreTrainedConfig:
     """Return the configuration of the model in a file, whose values and number of weights it has."""
     import gguf
 
-    with loading(f"The GGUF file {file}", remedy=_REMEDY):
-        reader = gguf.GGUFReader(file)
+    reader = gguf.GGUFReader(file)
     config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
     own = reader.fields["general.architecture"].contents() + "."
     values = {key.removeprefix(own): one.contents() for key, one in reader.fields.items() if key.startswith(own)}
@@ -138,7 +139,7 @@ def _differing(config: Any, values: Mapping[str, Any], tensors: Collection[str],
         yield f"attention.key_length={width}"
     if not any(key.startswith("attention.layer_norm") for key in values):
         yield "no attention.layer_norm_rms_epsilon"
-    known = [1.0, *_floats(config.to_dict())]
+    known = [1.0, *(value for _, value in settings_of(config) if isinstance(value, float))]
     for key, value in values.items():
         is_scaling = is_plain and key.startswith("rope.scaling.") and key not in _UNUSED_SCALING and value != "none"
         if isinstance(value, float):
@@ -146,14 +147,6 @@ def _differing(config: Any, values: Mapping[str, Any], tensors: Collection[str],
                 yield f"{key}={value:.3g}"
         elif is_scaling or (key == "attention.causal" and not value):
             yield f"{key}={value}"
-
-
-def _floats(settings: Mapping[str, Any]) -> Iterator[float]:
-    for value in settings.values():
-        if isinstance(value, Mapping):
-            yield from _floats(value)
-        elif isinstance(value, float):
-            yield value
 
 
 def _forget_tokens(file: Path, *, size: int | None) -> None:

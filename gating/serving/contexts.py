@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-__all__ = ["CHANGING", "LONGEST_CHECKED", "boundaries", "checked_context", "steady_context"]
+__all__ = ["CHANGING", "LONGEST_CHECKED", "boundaries", "checked_context", "settings_of", "steady_context"]
 
 # Longest text of a check, in tokens; attention takes memory by the square of it.
 LONGEST_CHECKED = 8192
@@ -24,7 +24,7 @@ _DYNAMIC, _LONG = CHANGING = ("dynamic", "longrope")
 
 def boundaries(config: Any) -> list[int]:
     """Return the lengths that a configuration and its parts name, in tokens, in ascending order."""
-    found = [length for name, value in _settings(config) if name in _NAMES for length in _listed(value)]
+    found = [length for name, value in settings_of(config) if name in _NAMES for length in _listed(value)]
     # Frequencies of other rotary embeddings, such as YaRN's, do not depend on the length of a text: the first context
     # of these is passed where that costs little.
     first = [rope.get("original_max_position_embeddings") for rope in _rotary_parameters(config)]
@@ -82,7 +82,7 @@ def _rotary_parameters(config: Any) -> list[Mapping[str, Any]]:
     return nested or [parameters]
 
 
-def _settings(config: Any) -> Iterator[tuple[str, Any]]:
+def settings_of(config: Any) -> Iterator[tuple[str, Any]]:
     """Yield the settings of a configuration, of its parts and of its tables, those without effect left out."""
     values = config if isinstance(config, Mapping) else vars(config)
     kinds = " ".join(map(str, values.get("layer_types") or ["sliding", "chunked"]))
@@ -94,7 +94,7 @@ def _settings(config: Any) -> Iterator[tuple[str, Any]]:
         if is_used.get(name, True):
             yield name, value
         if isinstance(value, Mapping) or hasattr(value, "to_diff_dict"):
-            yield from _settings(value)
+            yield from settings_of(value)
 
 
 def _listed(value: Any) -> list[Any]:

@@ -32,7 +32,8 @@ def replacing_file(target: Path, *, keep_old: bool = False) -> Iterator[Path]:
     is flushed to the disk before the block ends. With ``keep_old`` the old file is renamed (:func:`move_aside`).
 
     Raises:
-        OSError: The file cannot be written, for example on a full disk; ``filename`` is the target. The old file stays.
+        OSError: The file cannot be written, for example on a full disk; ``filename`` is the target, or the other file that
+            cannot be read. The old file stays.
     """
     new = target.with_name(f".{target.name}.{os.getpid()}.new")
     try:
@@ -47,7 +48,8 @@ def replacing_file(target: Path, *, keep_old: bool = False) -> Iterator[Path]:
         new.unlink(missing_ok=True)
         cause = _find_system_error(error)
         if cause is not None:
-            raise type(cause)(cause.errno, cause.strerror, str(target)) from error
+            named = target if cause.filename in (None, str(new)) else cause.filename
+            raise type(cause)(cause.errno, cause.strerror, str(named)) from error
         raise
 
 
