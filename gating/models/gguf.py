@@ -15,7 +15,7 @@ from filelock import FileLock
 from huggingface_hub import cached_assets_path
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
-from gating.errors import InputError, MissingFileError, MissingPackageError, explain, is_input_error, shorten
+from gating.errors import InputError, MissingPackageError, explain, is_input_error, shorten
 from gating.loader.checksums import digest_file
 from gating.serving.contexts import settings_of
 from gating.tracking.progress import Progress
@@ -40,8 +40,6 @@ def unpack_gguf(file: Path) -> Path:
         ImportError: The package gguf is not installed.
         ValueError: It is no GGUF file, or transformers would read it otherwise than llama.cpp.
     """
-    if not file.is_file():
-        raise MissingFileError(f"The file {file} does not exist.")
     if find_spec("gguf") is None:
         raise MissingPackageError(
             "Reading GGUF files needs the package gguf. Install it with: pip install 'head-gating[gguf]'"
@@ -102,10 +100,10 @@ def _load_config(file: Path) -> PreTrainedConfig:
     values = {key.removeprefix(own): one.contents() for key, one in reader.fields.items() if key.startswith(own)}
     if config.model_type == "mistral":  # transformers reads the type in the file's name, and then has no such type.
         config = AutoConfig.for_model(**{**config.to_dict(), "model_type": "llama"})
-    width = values.get("attention.key_length") or config.hidden_size // config.num_attention_heads
+    width = values.setdefault("attention.key_length", config.hidden_size // config.num_attention_heads)
     if "head_dim" in vars(config) and not hasattr(config, "global_head_dim"):
         config.head_dim = width  # transformers reads it for some types only.
-    if differing := sorted(_differing(config, values, [tensor.name for tensor in reader.tensors], width)):
+    if differing := sorted(_differing(config, values, [tensor.name for tensor in reader.tensors])):
         raise InputError(
             f"transformers reads the GGUF file {file} otherwise than llama.cpp: {', '.join(differing)}. {_REMEDY}"
         )
@@ -120,33 +118,29 @@ def _load_config(file: Path) -> PreTrainedConfig:
     return config  # type: ignore[no-any-return]
 
 
-def _differing(config: Any, values: Mapping[str, Any], tensors: Collection[str], width: int) -> Iterator[str]:
+def _differing(config: Any, values: Mapping[str, Any], tensors: Collection[str]) -> Iterator[str]:
     """Yield the values and tensors of a file that change outputs, and that the configuration does not have."""
-    layers = {name.split(".")[1] for name in tensors if name.startswith("blk.")}
-    if len(layers) != config.num_hidden_layers:
-        yield f"block_count={values.get('block_count')}"
+    width, layers = values["attention.key_length"], {name.split(".")[1] for name in tensors if name[:4] == "blk."}
+    # llama.cpp scales queries by the width of a head, but in the largest models.
+    scale = getattr(config, "query_pre_attn_scalar", width)
+    expected = {"block_count": len(layers), "attention.causal": True, "attention.key_length": scale}
     rope = getattr(config, "rope_parameters", None) or {}
     # Where layers with a sliding window have parameters of their own, the file scales those of the others.
     rope = rope.get("full_attention", rope)
-    is_plain, rotated = rope.get("rope_type", "default") == "default", width
-    if is_plain:
+    if rope.get("rope_type", "default") == "default":
         yield from (name for name in tensors if name.startswith(_COMPUTED))
-        rotated = getattr(config, "rotary_dim", None) or int(width * rope.get("partial_rotary_factor", 1.0))
-    if values.get("rope.dimension_count", rotated) != rotated:
-        yield f"rope.dimension_count={values['rope.dimension_count']}"
-    # llama.cpp scales by the width of a head, but for the largest models.
-    if getattr(config, "query_pre_attn_scalar", width) != width:
-        yield f"attention.key_length={width}"
-    if not any(key.startswith("attention.layer_norm") for key in values):
-        yield "no attention.layer_norm_rms_epsilon"
+        part = getattr(config, "rotary_dim", None) or int(width * rope.get("partial_rotary_factor", 1.0))
+        scaling = dict.fromkeys(key for key in values if key.startswith("rope.scaling.") and key not in _UNUSED_SCALING)
+        expected |= {**scaling, "rope.scaling.type": "none", "rope.dimension_count": part}
     known = [1.0, *(value for _, value in settings_of(config) if isinstance(value, float))]
     for key, value in values.items():
-        is_scaling = is_plain and key.startswith("rope.scaling.") and key not in _UNUSED_SCALING and value != "none"
-        if isinstance(value, float):
-            if not value > 0 or not any(math.isclose(value, one, rel_tol=1e-5) for one in known):
-                yield f"{key}={value:.3g}"
-        elif is_scaling or (key == "attention.causal" and not value):
-            yield f"{key}={value}"
+        if not isinstance(value, float):
+            if value != expected.get(key, value):
+                yield f"{key}={value}"
+        elif not value > 0 or not any(math.isclose(value, one, rel_tol=1e-5) for one in known):
+            yield f"{key}={value:.3g}"
+    if not any(key.startswith("attention.layer_norm") for key in values):
+        yield "no attention.layer_norm_rms_epsilon"
 
 
 def _forget_tokens(file: Path, *, size: int | None) -> None:

@@ -75,16 +75,13 @@ def check_vllm(model: PreTrainedModel) -> None:
 
 
 def _describe(model: PreTrainedModel, place: Path, *, is_stock: bool, has_tokenizer: bool) -> tuple[str, ...]:
+    kind = "A compact model with the head counts of each layer in config.json (per_layer_config)."
     command = f"vllm serve {shlex.quote(str(place))} --model-impl transformers --trust-remote-code"
-    sentences = [
-        "A compact model with the head counts of each layer in config.json (per_layer_config).",
-        f"Run it: {command}{_context_option(model)}",
-    ]
+    command += _context_option(model)
     if is_stock:
-        sentences = [
-            "A dense model of transformers, whose layers all have the same sizes.",
-            f"Run it: {serve_stock(model, place)}",
-        ]
+        kind = "A dense model of transformers, whose layers all have the same sizes."
+        command = serve_stock(model, place)
+    sentences = [kind, f"Run it: {command}"]
     if emptied := sizes_of(model).emptied:
         layers = len(sizes_of(model).names)
         sentences.append(f"Layers without heads, {len(emptied)} of {layers}, have one that does nothing.")

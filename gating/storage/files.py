@@ -3,6 +3,7 @@
 Nothing that stands where we write is deleted: it gets a number (``run.1``, ``model.1.gguf``), and a line says so.
 """
 
+import errno
 import json
 import logging
 import math
@@ -32,8 +33,8 @@ def replacing_file(target: Path, *, keep_old: bool = False) -> Iterator[Path]:
     is flushed to the disk before the block ends. With ``keep_old`` the old file is renamed (:func:`move_aside`).
 
     Raises:
-        OSError: The file cannot be written, for example on a full disk; ``filename`` is the target, or the other file that
-            cannot be read. The old file stays.
+        OSError: A file cannot be written, for example on a full disk, or read; ``filename`` is the target, or that
+            other file. The old file stays.
     """
     new = target.with_name(f".{target.name}.{os.getpid()}.new")
     try:
@@ -49,7 +50,7 @@ def replacing_file(target: Path, *, keep_old: bool = False) -> Iterator[Path]:
         cause = _find_system_error(error)
         if cause is not None:
             named = target if cause.filename in (None, str(new)) else cause.filename
-            raise type(cause)(cause.errno, cause.strerror, str(named)) from error
+            raise OSError(cause.errno or errno.EIO, cause.strerror or str(cause), str(named)) from error
         raise
 
 
@@ -60,10 +61,10 @@ def write_atomically(target: Path, text: str) -> None:
 
 
 def _find_system_error(error: BaseException) -> OSError | None:
-    """Return the system's error behind an error; archive writers raise another one while they close the file."""
+    """Return the system's error behind an error; archive writers raise another one, and numpy one without a number."""
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, OSError) and seen.errno is not None:
+        if isinstance(seen, OSError) and (seen.errno is not None or type(seen) is OSError):
             return seen
         seen = seen.__cause__ or seen.__context__
     return None
@@ -101,6 +102,10 @@ def replacing_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
             if place.is_dir() and not any(place.iterdir()):
                 place.rmdir()
         if isinstance(error, (OSError, SafetensorError)) and not isinstance(error, UserError):
+            while isinstance(
+                error.__cause__, (OSError, SafetensorError)
+            ):  # In a folder that was written within this one.
+                error = error.__cause__
             reason = getattr(error, "strerror", None) or str(error).rstrip(".")
             raise OSError(
                 f"{target} cannot be written ({reason}); nothing was changed there. Make room or choose another place."

@@ -99,15 +99,12 @@ def export_gguf(
         replacing_file(target, keep_old=True) as new,
     ):
         filled = with_dummy_heads(model, blocks_to_fill(model, architecture))
-        options: dict[str, Any] = {"pre_tokenizer": pre_tokenizer}
-        if tokenizer_from is not None:
-            options["tokenizer_from"] = Path(tokenizer_from)
-        elif tokenizer is not None:
-            # That of a folder is taken as it is: classes of transformers may add tokens.
-            if is_given:
-                tokenizer.save_pretrained(scratch)
-            options["tokenizer"] = Path(scratch) if is_given else folder
-        write_gguf(filled, architecture, new, dtype=dtype, **options)
+        # That of a folder is taken as it is: classes of transformers may add tokens.
+        if is_given:
+            tokenizer.save_pretrained(scratch)
+            folder = Path(scratch)
+        read: dict[str, Any] = {"tokenizer": None if tokenizer is None else folder, "tokenizer_from": tokenizer_from}
+        write_gguf(filled, architecture, new, dtype=dtype, pre_tokenizer=pre_tokenizer, **read)
         checked = _check(model, new, dtype=dtype, tokenizer=tokenizer, is_copied=tokenizer_from is not None)
         megabytes = new.stat().st_size / 1e6
     source = f"The tokenizer is that of {tokenizer_from}" if tokenizer_from is not None else _NO_TOKENIZER

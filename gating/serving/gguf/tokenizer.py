@@ -1,5 +1,6 @@
 """Tokenizers in GGUF files: byte-level BPE as llama.cpp knows it by name, or that of another file."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def add_tokenizer(
     special.add_to_gguf(writer, quiet=True)
 
 
-def copy_tokenizer(writer: gguf.GGUFWriter, source: Path, *, vocab_size: int) -> None:
+def copy_tokenizer(writer: gguf.GGUFWriter, source: str | os.PathLike[str], *, vocab_size: int) -> None:
     """Copy the tokenizer of another GGUF file, such as that of the dense model.
 
     Raises:

@@ -1,5 +1,6 @@
 """GGUF files: their metadata and tensors, written one after another."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -33,7 +34,7 @@ def write_gguf(
     *,
     dtype: str,
     tokenizer: Path | None = None,
-    tokenizer_from: Path | None = None,
+    tokenizer_from: str | os.PathLike[str] | None = None,
     pre_tokenizer: str | None = None,
 ) -> None:
     """Write a decoder with attention in all layers that need it as a GGUF file, whose vectors are float32.
