@@ -95,9 +95,9 @@ def compact(source: Path) -> Path:
     """The folder that the library writes without extras; its last line exports, which needs one."""
     folder = source.parent / "compact"
     ended = run_without(packages_of_extras() - WITH_THE_CORE, LIBRARY, source, folder)
-    assert ended.stderr.splitlines()[-1].endswith(
-        "The package onnx is needed for this export: pip install 'head-gating[onnx]'"
-    ), ended.stderr
+    assert ended.stderr.splitlines()[-1].endswith("The package onnx is needed: pip install 'head-gating[onnx]'"), (
+        ended.stderr
+    )
     assert not (source.parent / "compact-onnx").exists()
     return folder
 

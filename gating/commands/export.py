@@ -19,17 +19,10 @@ def run(arguments: argparse.Namespace) -> None:
     ending = FORMATS[arguments.format].ending or f"-{arguments.format}{'-int8' if arguments.int8 else ''}"
     title = f"Exporting to {FORMATS[arguments.format].runtime}"
     print(f"{title} ...", flush=True)
+    options = ("overwrite", "dtype", "int8", "tokenizer_from", "pre_tokenizer")
+    given = {option: getattr(arguments, option) for option in options}
     with Progress(title):
-        report = export_compact(
-            source,
-            arguments.output or f"{name}{ending}",
-            format=arguments.format,
-            overwrite=arguments.overwrite,
-            dtype=arguments.dtype,
-            int8=arguments.int8,
-            tokenizer_from=arguments.tokenizer_from,
-            pre_tokenizer=arguments.pre_tokenizer,
-        )
+        report = export_compact(source, arguments.output or f"{name}{ending}", format=arguments.format, **given)
     print("\n".join((f"{report.path}: {report.megabytes:,.1f} MB", *report.sentences)))
     if arguments.int8:
         try:  # The export is written.

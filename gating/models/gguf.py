@@ -6,7 +6,6 @@ import tempfile
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from functools import lru_cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,11 @@ from filelock import FileLock
 from huggingface_hub import cached_assets_path
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
-from gating.errors import InputError, MissingPackageError, explain, is_input_error, shorten
+from gating.errors import InputError, explain, is_input_error, shorten
 from gating.loader.checksums import digest_file
 from gating.serving.contexts import settings_of
+from gating.serving.formats import FORMATS
 from gating.tracking.progress import Progress
-from gating.vocabulary import vocabulary_size
 
 __all__ = ["unpack_gguf"]
 
@@ -40,10 +39,7 @@ def unpack_gguf(file: Path) -> Path:
         ImportError: The package gguf is not installed.
         ValueError: It is no GGUF file, or transformers would read it otherwise than llama.cpp.
     """
-    if find_spec("gguf") is None:
-        raise MissingPackageError(
-            "Reading GGUF files needs the package gguf. Install it with: pip install 'head-gating[gguf]'"
-        )
+    FORMATS["gguf"].check_packages()
     stat = file.stat()
     return _unpack(file.resolve(), stat.st_size, stat.st_mtime_ns)
 
@@ -87,7 +83,7 @@ def _write(file: Path, folder: Path) -> None:
         warnings.warn(f"transformers reads no tokenizer in {file} ({shorten(explain(error))}).", stacklevel=2)
     else:
         tokenizer.save_pretrained(folder)
-        _forget_tokens(folder / "tokenizer.json", size=vocabulary_size(model))
+        _forget_tokens(folder / "tokenizer.json", size=config.vocab_size)
 
 
 def _load_config(file: Path) -> PreTrainedConfig:
@@ -143,11 +139,8 @@ def _differing(config: Any, values: Mapping[str, Any], tensors: Collection[str])
         yield "no attention.layer_norm_rms_epsilon"
 
 
-def _forget_tokens(file: Path, *, size: int | None) -> None:
+def _forget_tokens(file: Path, *, size: int) -> None:
     """Remove tokens without an embedding from a tokenizer: defaults of its class, which the GGUF file has not."""
-    if size is None or not file.is_file():
-        return
     settings = json.loads(file.read_text(encoding="utf-8"))
-    known = [token for token in settings["added_tokens"] if token["id"] < size]
-    if len(known) < len(settings["added_tokens"]):
-        file.write_text(json.dumps({**settings, "added_tokens": known}, ensure_ascii=False), encoding="utf-8")
+    settings["added_tokens"] = [token for token in settings["added_tokens"] if token["id"] < size]
+    file.write_text(json.dumps(settings, ensure_ascii=False), encoding="utf-8")

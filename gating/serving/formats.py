@@ -66,12 +66,10 @@ class ServingFormat:
     extra: str = ""
 
     def check_packages(self) -> None:
-        """Raise ``ImportError`` with the extra to install if a package for the export is missing."""
+        """Raise ``ImportError`` with the extra to install if a package is missing."""
         for package in self.packages:
             if importlib.util.find_spec(package) is None:
-                raise MissingPackageError(
-                    f"The package {package} is needed for this export: pip install 'head-gating[{self.extra}]'"
-                )
+                raise MissingPackageError(f"The package {package} is needed: pip install 'head-gating[{self.extra}]'")
 
     def reason_against(self, model: "PreTrainedModel") -> str:
         """Return the reason for which the runtime does not run a model, as a sentence; an empty one if it does."""

@@ -102,10 +102,6 @@ def replacing_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
             if place.is_dir() and not any(place.iterdir()):
                 place.rmdir()
         if isinstance(error, (OSError, SafetensorError)) and not isinstance(error, UserError):
-            while isinstance(
-                error.__cause__, (OSError, SafetensorError)
-            ):  # In a folder that was written within this one.
-                error = error.__cause__
             reason = getattr(error, "strerror", None) or str(error).rstrip(".")
             raise OSError(
                 f"{target} cannot be written ({reason}); nothing was changed there. Make room or choose another place."

@@ -37,7 +37,7 @@ def test_unknown_formats_and_options_are_errors(compact, tmp_path):
 def test_missing_packages_are_named_with_their_extra(format, package, extra, compact, tmp_path, monkeypatch):
     module = package.replace("-", "_")
     monkeypatch.setitem(sys.modules, module, None)  # An import of it fails.
-    with pytest.raises(ImportError, match=rf"package {package} is needed .*'head-gating\[{extra}\]'"):
+    with pytest.raises(ImportError, match=rf"package {package} is needed: .*'head-gating\[{extra}\]'"):
         gating.export_compact(compact, tmp_path / "new", format=format)
 
 

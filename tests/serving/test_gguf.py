@@ -165,6 +165,8 @@ def test_tokenizers_of_other_models_are_refused(llama, tmp_path):
         export.export_gguf(llama, tmp_path / "model.gguf", tokenizer_from=dense)
     with pytest.raises(ValueError, match="has the token 262, but the model's embedding 100 rows"):
         export.export_gguf(small, tmp_path / "model.gguf", tokenizer=make_tokenizer())
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.gguf"):
+        export.export_gguf(llama, tmp_path / "model.gguf", tokenizer_from="nowhere.gguf")
     assert not (tmp_path / "model.gguf").exists()
 
 

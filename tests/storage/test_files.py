@@ -6,6 +6,7 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -92,6 +93,11 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_old_folder(tmp_path, write, 
     assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == (
         ["there", "there/model.safetensors"] if exists else []
     )
+
+
+def test_a_full_disk_names_the_file_where_numpy_gives_no_number(tmp_path):
+    with pytest.raises(OSError, match="written: .*new"), small_disk(), replacing_file(tmp_path / "new") as file:
+        numpy.zeros(5000).tofile(file)
 
 
 @pytest.mark.parametrize("step", ["mkdtemp", "fsync"])

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 from transformers import PreTrainedModel
 
@@ -26,13 +26,12 @@ from gating.serving.gguf.writing import write_gguf
 from gating.serving.greedy import TOLERANCES, check_tokens, make_prompts
 from gating.storage.files import check_free, replacing_file
 
-__all__ = ["GGUF_TYPES", "Answer", "GgufType", "export_gguf", "run_llama_cpp"]
+__all__ = ["Answer", "GgufType", "export_gguf", "run_llama_cpp"]
 
 _RUNTIME = "llama.cpp"
 _WORKER = Path(__file__).with_name("worker.py")
 
 GgufType = Literal["f32", "f16", "bf16", "q8_0"]
-GGUF_TYPES: tuple[GgufType, ...] = get_args(GgufType)
 # The context of the check, in tokens, has room for the texts, too.
 _LEAST_CONTEXT = 2048
 _NO_TOKENIZER = "The model has no tokenizer: the file has placeholders, and reads and writes numbers of tokens only"
@@ -85,8 +84,8 @@ def export_gguf(
         FileExistsError: The file exists and ``overwrite`` is false.
         RuntimeError: llama.cpp does not load the file, or writes other tokens. Nothing is written.
     """
-    if dtype not in GGUF_TYPES:
-        raise InputError(f"dtype={dtype!r} is not a type of GGUF files: give one of {', '.join(GGUF_TYPES)}.")
+    if dtype not in TOLERANCES:
+        raise InputError(f"dtype={dtype!r} is not a type of GGUF files: give one of {', '.join(TOLERANCES)}.")
     target = Path(save_path)
     check_free(target, overwrite=overwrite)
     model, folder = load_model(model_or_directory, format="gguf")

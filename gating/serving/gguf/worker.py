@@ -42,17 +42,12 @@ def _write(server: Any, prompt: list[int], count: int) -> list[int]:
     return tokens
 
 
-def _read(server: Any, text: str, *, add_special: bool) -> list[int]:
-    tokens: list[int] = _ask(server, "tokenize", content=text, add_special=add_special)["tokens"]
-    return tokens
-
-
 def _answer(task: dict[str, Any]) -> dict[str, list[list[int]]]:
-    server = _load(task)
+    server, texts = _load(task), task["texts"]
     return {
         "written": [_write(server, prompt, task["count"]) for prompt in task["prompts"]],
-        "read": [_read(server, text, add_special=False) for text in task["texts"]],
-        "read_with_special": [_read(server, text, add_special=True) for text in task["texts"]],
+        "read": [_ask(server, "tokenize", content=text, add_special=False)["tokens"] for text in texts],
+        "read_with_special": [_ask(server, "tokenize", content=text, add_special=True)["tokens"] for text in texts],
     }
 
 
