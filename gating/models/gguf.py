@@ -14,7 +14,7 @@ from filelock import FileLock
 from huggingface_hub import cached_assets_path
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
-from gating.errors import InputError, explain, is_input_error, shorten
+from gating.errors import InputError, explain, is_input_error, loading, shorten
 from gating.loader.checksums import digest_file
 from gating.serving.contexts import settings_of
 from gating.serving.formats import FORMATS
@@ -90,7 +90,8 @@ def _load_config(file: Path) -> PreTrainedConfig:
     """Return the configuration of the model in a file, whose values and number of weights it has."""
     import gguf
 
-    reader = gguf.GGUFReader(file)
+    with loading(f"The GGUF file {file}", remedy="Download it again."):
+        reader = gguf.GGUFReader(file)
     config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
     own = reader.fields["general.architecture"].contents() + "."
     values = {key.removeprefix(own): one.contents() for key, one in reader.fields.items() if key.startswith(own)}

@@ -155,7 +155,7 @@ def find_runtimes(
     runtimes = []
     for format, row in FORMATS.items():
         places = [place for name, place in (exports or {}).items() if name.partition("-")[0] == format]
-        if reason := row.reason_against(model) if writes_text(model) else "It runs decoders." * row.only_decoders:
+        if reason := row.reason_against(model):
             runtimes.append(Runtime(row.runtime, "", reason))
         elif made := tuple(place for place in places if place.exists()):
             runtimes.append(Runtime(row.runtime, "", exports=made))

@@ -48,7 +48,6 @@ class ServingFormat:
         exporter: Module and name of the function that exports a model, which is imported when it is used.
         check: Module and name of the function that raises for models that the runtime does not run; empty if it runs
             all.
-        only_decoders: Whether it runs decoders alone.
         ending: Ending of the default name of a file; the name of a folder ends with that of the format.
         options: Names of the function's options beside ``overwrite``.
         packages: Packages that the export needs.
@@ -59,7 +58,6 @@ class ServingFormat:
     summary: str
     exporter: str
     check: str = ""
-    only_decoders: bool = False
     ending: str = ""
     options: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
@@ -110,7 +108,6 @@ FORMATS: Mapping[str, ServingFormat] = {
         summary="llama.cpp, decoders of LLaMA, Mistral, Qwen2 and Qwen3",
         exporter="gating.serving.gguf.gguf_export:export_gguf",
         check="gating.serving.gguf.architectures:find_architecture",
-        only_decoders=True,
         ending=".gguf",
         options=("dtype", "tokenizer_from", "pre_tokenizer"),
         packages=("gguf",),
@@ -121,7 +118,6 @@ FORMATS: Mapping[str, ServingFormat] = {
         summary="vLLM, decoders",
         exporter="gating.serving.vllm:export_vllm",
         check="gating.serving.vllm:check_vllm",
-        only_decoders=True,
     ),
 }
 

@@ -96,7 +96,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_old_folder(tmp_path, write, 
 
 
 def test_a_full_disk_names_the_file_where_numpy_gives_no_number(tmp_path):
-    with pytest.raises(OSError, match="written: .*new"), small_disk(), replacing_file(tmp_path / "new") as file:
+    with pytest.raises(OSError, match=r"written: .*new"), small_disk(), replacing_file(tmp_path / "new") as file:
         numpy.zeros(5000).tofile(file)
 
 
