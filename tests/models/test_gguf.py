@@ -91,7 +91,6 @@ def test_weights_that_transformers_leaves_out_are_not_lost_in_silence(write):
 
 
 def test_scaled_rotary_embeddings_of_llama_3_are_not_lost_in_silence(write):
-    """They are a tensor of factors, which transformers does not read."""
     rope = {"rope_type": "llama3", "rope_theta": 5e5, "original_max_position_embeddings": 1024, "factor": 32.0}
     rope |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
     file = write("f32", make_decoder("Llama", rope_parameters=rope, max_position_embeddings=4096))
@@ -121,7 +120,6 @@ EPSILON = "attention.layer_norm_rms_epsilon"
 
 
 REFUSED = [
-    ({"rope.scale_linear": 4.0}, "rope.scale_linear=4"),
     ({"rope.scaling.type": "linear"}, "rope.scaling.type=linear"),
     # The number of the token that ends texts is 2.
     ({"rope.scaling.attn_factor": 2.0}, "rope.scaling.attn_factor=2"),
