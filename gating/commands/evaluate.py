@@ -39,7 +39,6 @@ from gating.run.settings import Settings, override_names, read_settings
 from gating.run.timing import RunTiming
 from gating.storage.files import finite_number
 from gating.storage.identity import NUM_ROWS, table_digests
-from gating.tasks.metrics.choice import score_of
 from gating.tracking.verbosity import quiet_libraries
 
 # Groups that an evaluation reads, in addition to the seed, with which missing splits are drawn.
@@ -134,7 +133,9 @@ def evaluate_folder(folder: str, overrides: Sequence[str], *, split: str | None 
         numbers = {name: value for name, value in numbers.items() if not re.search("_before$|^speedup", name)}
     part = "" if limit is None else f", a part of them by {limit}"
     title = f"{folder} on {tally.count()[0]:,} {split} examples{part} ({device}):"
-    formats = {**{name: score_of(name, metric) for name, metric in prepared.all_metrics.items()}, score.name: score}
+    formats = {score.name: score}
+    for metric in prepared.all_metrics.values():
+        formats |= getattr(metric, "formats", {})
     names = sorted(values, key=lambda name: name != score.name)
     shown = {x: formats[x].show_measured(values[x]) if x in formats else f"{values[x]:.4f}" for x in names}
     return Evaluated(numbers, "\n".join([title, *_lines_of(shown, summary, score)]))
@@ -146,7 +147,7 @@ def _lines_of(metrics: Mapping[str, str], summary: Summary, score: Score) -> lis
     if not _is_compact(summary):
         return [*lines, *(f"  {row.name}  {row.after}" for row in rows)]
     lines += [f"  {row.name}  {row.after} (dense: {row.before})" for row in rows]
-    return lines + [f"  speed-up, {x.words}  {x.speedup:.2f}x ({margin(x.error)})" for x in summary.latencies.values()]
+    return lines + [f"  speed-up, {x.words}  {x.gain} ({margin(x.error)})" for x in summary.latencies.values()]
 
 
 def _is_compact(summary: Summary) -> bool:

@@ -18,11 +18,12 @@ _log = logging.getLogger(__name__)
 
 
 def describe_inputs(
-    settings: Settings, splits: Mapping[str, Dataset], *, num_rows: Mapping[str, int], classes: Any
+    settings: Settings, splits: Mapping[str, Dataset], *, examples: Mapping[str, Dataset], classes: Any
 ) -> dict[str, Any]:
     """Return digests of the data of a run by split, and of the folders of its model, tokenizer and teacher.
 
-    The rows of each split are counted before they are encoded.
+    ``examples`` are the splits before they are encoded: their rows are counted, and their digests tell runs of other
+    data apart, whatever the tokenizer.
     """
     groups = {"model": settings.model, "distillation": settings.distillation, "task": settings.task}
     folders = {name: Path(value) for name, value in leaves(groups) if isinstance(value, str) and os.path.isabs(value)}
@@ -30,9 +31,10 @@ def describe_inputs(
     return {
         "places": {name: str(place) for name, place in {**files, **folders}.items() if isinstance(place, str | Path)},
         "data": {
-            split: {**(table_digests(_without_embeddings(table)) or {}), NUM_ROWS: num_rows.get(split, len(table))}
+            split: {**(table_digests(_without_embeddings(table)) or {}), NUM_ROWS: len(examples.get(split, table))}
             for split, table in splits.items()
         },
+        "examples": {split: table_digests(table) for split, table in examples.items()},
         "classes": None if classes is None else [str(name) for name in classes],
         "folders": {name: folder_digests(path) for name, path in folders.items() if path.is_dir()},
     }

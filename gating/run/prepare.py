@@ -46,7 +46,7 @@ def prepare(settings: Settings, folder: RunFolder) -> Run:
     inputs = describe_inputs(
         settings,
         data.prepared.splits,
-        num_rows={split: len(table) for split, table in examples.splits.items()},
+        examples=examples.splits,
         classes=list(data.prepared.config.get("id2label", {}).values()),
     )
     before = read_inputs(folder.path) if folder.resumes else None

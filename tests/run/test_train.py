@@ -208,7 +208,7 @@ def test_a_search_that_has_come_to_rest_leaves_its_steps_to_recovery(inputs, tmp
     numbers = run_here(overrides, tmp_path / "out")
     # Two looks after the first one that is not before .67 of the 30 steps.
     assert numbers["search_steps"] == 21 + 2
-    assert "4 heads were kept at 3 checks in a row" in numbers["search_ended"]
+    assert "4 heads did not change at 2 checks in a row" in numbers["search_ended"]
     assert f"after 23 of 30 steps: {numbers['search_ended']}" in capsys.readouterr().out
     # No step is lost: recovery takes the remaining steps, which are counted from 0.
     header, *rows = [line.split(",") for line in (tmp_path / "out" / "csv" / "metrics.csv").read_text().splitlines()]
