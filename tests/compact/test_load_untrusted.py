@@ -66,6 +66,9 @@ def test_a_pickle_beside_the_weights_is_not_opened(folder):
     (folder / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="Pickles are not read"):
         load_compact(folder)
+    (folder / "model.onnx").touch()
+    with pytest.raises(FileNotFoundError, match="is an export for another runtime"):
+        load_compact(folder)
 
 
 def test_an_adapter_is_refused(folder):

@@ -133,10 +133,14 @@ def test_seeds_may_differ_where_they_draw_no_data(tmp_path):
     placed = [run._replace(folder=str(tmp_path / run.folder)) for run in runs]
     for one in runs:
         (tmp_path / one.folder).mkdir()
-        record = {"examples": {split: {"labels": "same"} for split in ("train", "validation")}}
+        record = {
+            "classes": None,
+            "folders": {},
+            "data": {split: {"labels": "same"} for split in ("train", "validation")},
+        }
         (tmp_path / one.folder / "inputs.json").write_text(json.dumps(record))
     assert chosen(choose(placed)) == "a"
-    record["examples"]["validation"]["labels"] = "other"
+    record["data"]["validation"]["labels"] = "other"
     (tmp_path / runs[-1].folder / "inputs.json").write_text(json.dumps(record))
     assert choose(placed).chosen is None
 
@@ -145,7 +149,7 @@ def test_data_that_each_seed_draws_are_compared_seed_by_seed(tmp_path):
     runs = [run(name, speed, 0.9, seed=seed) for name, speed in (("dense", 1), ("a", 2)) for seed in (0, 1)]
     for one in runs:
         (tmp_path / one.folder).mkdir()
-        record = {"examples": {"validation": {"labels": f"of seed {one.settings['seed']}"}}}
+        record = {"classes": None, "folders": {}, "data": {"validation": {"labels": f"of seed {one.settings['seed']}"}}}
         (tmp_path / one.folder / "inputs.json").write_text(json.dumps(record))
     placed = [one._replace(folder=str(tmp_path / one.folder)) for one in runs]
     assert chosen(choose(placed)) == "a"
@@ -159,7 +163,11 @@ def test_files_of_one_name_with_other_examples_are_not_compared_and_no_digest_is
     runs = [run("dense", 1, 0.9), run("a", 2, 0.9), run("b", 2, 0.9)]
     for one in runs:
         (tmp_path / one.folder).mkdir()
-        record = {"examples": {"test": {"text": "00af"}, split: {"text": "ff01" if one is runs[1] else "00af"}}}
+        record = {
+            "classes": None,
+            "folders": {},
+            "data": {"test": {"text": "00af"}, split: {"text": "ff01" if one is runs[1] else "00af"}},
+        }
         (tmp_path / one.folder / "inputs.json").write_text(json.dumps(record))
     choice = choose([one._replace(folder=str(tmp_path / one.folder)) for one in runs])
     assert chosen(choice) == "b"

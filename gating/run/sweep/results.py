@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from gating.errors import InputError
-from gating.run.folder import INPUTS, is_finished, is_run, read_numbers, stored_settings
+from gating.run.folder import is_finished, is_run, read_numbers, stored_settings
+from gating.run.inputs import read_inputs
 from gating.run.settings import has_effect, is_dense, shown_value
 from gating.run.sweep.jobs import jobs_of, own_overrides
-from gating.storage.files import finite_number, read_table
+from gating.storage.files import finite_number
 from gating.storage.identity import leaves
 
 # Settings of a budget, of which an objective takes one.
@@ -158,8 +159,8 @@ def _evaluated(run: FinishedRun) -> dict[str, Any]:
 
 def _examples(run: FinishedRun) -> dict[str, Any]:
     """Return digests of the examples of each split; None for those that are not recorded."""
-    examples: Any = read_table(Path(run.folder) / INPUTS).get("examples", {})
-    return {f"{split}{_EXAMPLES}": examples.get(split) for split in _SPLITS}
+    data = read_inputs(Path(run.folder))["data"]
+    return {f"{split}{_EXAMPLES}": data.get(split) for split in _SPLITS}
 
 
 def _effective(settings: Mapping[str, Any], *on: Literal["results", "dense run", "examples"]) -> dict[str, Any]:
