@@ -41,7 +41,7 @@ def write_page(path: Path, results: RunResults, *, gates_file: Path) -> None:
         gates="" if gates is None else as_source(gates),
         course={name: as_source(figure) for name, figure in course_figures(results).items()},
         about=_about(),
-        short=_short,
+        count=lambda number: show_number(number, None),
         fewer=_fewer,
         milliseconds=lambda seconds: show_number(1e3 * seconds, 4),
         nan=math.nan,
@@ -62,20 +62,6 @@ def _about() -> dict[str, object]:
     return about | versions()
 
 
-def _short(number: float) -> str:
-    """Return a number with four digits or more and a letter for its size.
-
-    Example:
-        >>> _short(72), _short(9216), _short(22_715_141)
-        ('72', '9,216', '22.72 M')
-    """
-    for size, letter in ((1e9, "B"), (1e6, "M")):
-        if number >= size:
-            return f"{show_number(number / size, 4)} {letter}"
-    return show_number(number, None)
-
-
-def _fewer(before: float, after: float) -> str:
-    """Return how many fewer units there are than before, such as ``of 72: 75 % fewer``."""
-    share = quotient(show_number(before - after, None), show_number(before, None))
-    return f"of {_short(before)}: {show_share(share, scale=100, decimals=0)} % fewer"
+def _fewer(before: str, after: str) -> str:
+    """Return the number of units before, and how many fewer there are, such as ``of 72: 75 % fewer``."""
+    return f"of {before}: {show_share(1 - quotient(after, before), scale=100, decimals=0)} % fewer"
