@@ -45,8 +45,6 @@ __all__ = [
 ]
 
 _MAX_JSON_BYTES = 2**26
-# Endings of the files of exports, in whose folders there are no weights to load.
-_EXPORTS = (".onnx", ".xml", ".gguf")
 # A difference in these files changes the model; transformers takes one file of weights before several.
 _OF_MODEL = re.compile(r"(config|generation_config|recipe)\.json|[\w.-]+\.safetensors(\.index\.json)?")
 # The card, and code, which only trust_remote_code runs; the checksums themselves are compared when they are read.
@@ -138,13 +136,10 @@ def weight_files(folder: Path) -> list[Path]:
     if os.path.lexists(folder / WEIGHTS):
         return [check_file(folder, WEIGHTS)]
     if not os.path.lexists(folder / INDEX):
-        exported = [path.name for path in sorted(folder.glob("*")) if path.suffix in _EXPORTS]
-        if exported:
-            raise MissingFileError(
-                f"{folder} is an export for another runtime ({exported[0]}): give the folder of the model that it was "
-                "made from, such as RUN/compact."
-            )
-        raise MissingFileError(f"There are no weights in {folder}: {WEIGHTS} does not exist. Pickles are not read.")
+        raise MissingFileError(
+            f"There are no weights in {folder}: {WEIGHTS} does not exist. Pickles are not read. In place of an export "
+            "to another runtime, give the model that it was made from, such as RUN/compact."
+        )
     places = read_json(folder, INDEX).get("weight_map")
     names = set(places.values()) if isinstance(places, dict) else set()
     if not names or not all(isinstance(name, str) and name.endswith(".safetensors") for name in names):

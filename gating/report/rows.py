@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 from torch import nn
 
 from gating.pruning.latency import LatencyComparison
@@ -169,15 +168,6 @@ def print_report(
     console.print(stages)
     for note in report.notes:
         console.print(note, style="dim")
-
-
-def print_samples(console: Console, samples: Sequence[Mapping[str, str]]) -> None:
-    """Print samples of generated text, each a table of its texts by label."""
-    for sample in samples:
-        table = Table(show_header=False, title_justify="left", title="Written by the compact model")
-        for name, text in sample.items():
-            table.add_row(name, Text(text))
-        console.print(table)
 
 
 def kept_heads_table(kept: Sequence[KeptHeads]) -> Table:

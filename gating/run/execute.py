@@ -19,7 +19,7 @@ from gating.report.card import usage_code
 from gating.report.metadata import describe_data
 from gating.report.page import write_page
 from gating.report.results import RunResults
-from gating.report.rows import CompactReport, heads_per_layer, neurons_per_layer, print_report, print_samples
+from gating.report.rows import CompactReport, heads_per_layer, neurons_per_layer, print_report
 from gating.report.summary import Stage
 from gating.run.build import naming_settings
 from gating.run.folder import CONFIG, METRICS, Phase, Result, RunFolder
@@ -228,7 +228,8 @@ def _show_samples(run: Run, samples: list[Sample]) -> None:
     """Print, log and write texts of the compact model."""
     if not samples:
         return
-    print_samples(Console(), samples)
+    for sample in samples:
+        print("Written by the compact model:", *(f"  {name}: {text}" for name, text in sample.items()), sep="\n")
     log_samples(run.loggers, samples)
     text = "".join(f"{json.dumps(sample, ensure_ascii=False)}\n" for sample in samples)
     run.folder.report.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from rich.text import Text
 from gating.errors import InputError
 from gating.pruning.latency import is_noise
 from gating.report.score import Score
-from gating.run.sweep.results import FinishedRun, conditions_of, depends_on_seed, difference_of, names_of
+from gating.run.sweep.results import FinishedRun, conditions_of, depends_on_seed, names_of
 
 _AXES = {"speedup": "speed-up", "work": "less work"}
 _FORMS = ("{:,.0f}", "{:,.0f}", "{:.2f}x")
@@ -111,7 +111,11 @@ class Choice:
     def difference(self, candidate: Candidate) -> str | None:
         """Return in what a candidate differs from the dense one, or else the first; None if in nothing."""
         reference = self.dense or self.candidates[0]
-        return difference_of(candidate.conditions, reference.conditions, name=reference.name)
+        own, other = candidate.conditions, reference.conditions
+        unlike = next((name for name in {**own, **other} if own.get(name) != other.get(name)), None)
+        if unlike and " examples" in unlike:  # Digests tell nothing.
+            return f"its {unlike} differ from those of {reference.name}"
+        return unlike and f"{unlike}={own.get(unlike)} ({reference.name}: {other.get(unlike)})"
 
 
 def _loss(score: Score, value: float) -> float:

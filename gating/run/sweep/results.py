@@ -19,7 +19,6 @@ _BUDGETS = tuple(f"objective.{name}" for name in ("num_heads", "num_neurons", "k
 # Settings that decide how long a run trains, and how much of the data it is evaluated on.
 _OF_TRAINER = ("max_steps", "max_epochs", "limit_train_batches", "limit_val_batches", "limit_test_batches")
 _SPLITS = ("train", "validation", "test")
-_EXAMPLES = " examples"
 # Metrics that compare with the embeddings of a dense model.
 _OF_TEACHER = ("agreement", "cosine")
 
@@ -136,21 +135,6 @@ def conditions_of(runs: Sequence[FinishedRun], *, by_seed: bool) -> dict[str, An
     return found | {name: ", ".join(values) for name, values in texts.items()}
 
 
-def difference_of(own: Mapping[str, Any], other: Mapping[str, Any], *, name: str) -> str | None:
-    """Return the first condition in which runs differ from others, which have a name, in words; None if none does.
-
-    Examples that are not recorded, as by earlier versions, differ in nothing.
-    """
-    for key in {**own, **other}:
-        values = own.get(key), other.get(key)
-        if values[0] == values[1] or (_EXAMPLES in key and "null" in values):
-            continue
-        return (
-            f"its {key} differ from those of {name}" if _EXAMPLES in key else f"{key}={values[0]} ({name}: {values[1]})"
-        )
-    return None
-
-
 def _evaluated(run: FinishedRun) -> dict[str, Any]:
     """Return a run's record of its data, and the counts of its evaluation."""
     counts = [f"{name}/{split}" for name in ("num_examples", "num_targets") for split in ("val", "test")]
@@ -160,7 +144,7 @@ def _evaluated(run: FinishedRun) -> dict[str, Any]:
 def _examples(run: FinishedRun) -> dict[str, Any]:
     """Return digests of the examples of each split; None for those that are not recorded."""
     data = read_inputs(Path(run.folder))["data"]
-    return {f"{split}{_EXAMPLES}": data.get(split) for split in _SPLITS}
+    return {f"{split} examples": data.get(split) for split in _SPLITS}
 
 
 def _effective(settings: Mapping[str, Any], *on: Literal["results", "dense run", "examples"]) -> dict[str, Any]:
