@@ -182,9 +182,10 @@ def test_a_speed_up_within_the_noise_is_no_difference(capsys):
     assert chosen(choose([run("dense", 1, 0.9), run("a", 1.04, 0.9, speedup_error=0.01)])) == "a"
 
 
-def test_agreement_with_other_teachers_is_not_compared():
+@pytest.mark.parametrize("task", [{"teacher": "user/other"}, {"metrics": {"agreement": {"nearest": 5}}}])
+def test_a_metric_of_another_teacher_or_definition_is_not_compared(task):
     runs = [run(name, speed, 0.9, metric="agreement") for name, speed in (("dense", 1), ("a", 2))]
-    other = runs[1]._replace(settings={**runs[1].settings, "task": {"teacher": "user/other"}})
+    other = runs[1]._replace(settings={**runs[1].settings, "task": task})
     assert chosen(choose(runs)) == "a"
     assert choose([runs[0], other]).chosen is None
 
@@ -221,7 +222,7 @@ def test_seeds_of_a_budget_are_one_candidate_with_mean_and_spread(capsys):
     assert math.isnan(choose(same).chosen.numbers["validation_std"])
 
 
-@pytest.mark.parametrize("other", [{"speedup": None}, {"machine": "a GPU"}])
+@pytest.mark.parametrize("other", [{"speedup": None}, {"machine": "a GPU"}, {"latency_batch": "8 x 128"}])
 def test_runs_without_comparable_latencies_are_compared_by_work(other):
     runs = [run("dense", 1, 0.9), run("a", 2, 0.9), run("b", 3, 0.9)]
     choice = choose([*runs[:2], runs[2]._replace(numbers=runs[2].numbers | {"macs": 80} | other)])

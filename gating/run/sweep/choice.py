@@ -62,7 +62,7 @@ class Choice:
         score: The metric of the runs.
         max_drop: Largest loss of validation score that is accepted, in the shown unit of the score.
         search: Sentence on the best trial of an optimizing sweeper, in place of a recommendation; None without one.
-        axis: ``speedup`` if all runs were timed on one machine, else ``work``.
+        axis: ``speedup`` if all runs were timed on one machine with inputs of one shape, else ``work``.
         candidates: The candidates, dense ones first, then by speed.
         dense: The best dense candidate; None without one.
         front: Candidates that no other one exceeds in both validation score and speed.
@@ -77,7 +77,7 @@ class Choice:
             raise InputError(f"These runs cannot be compared, because they have different tasks or metrics: {shown}.")
         self.score = Score(runs[0].numbers["metric"], **runs[0].numbers.get("score", {}))
         self.max_drop, self.search = max_drop, search
-        is_timed = len({(run.numbers.get("machine"), run.numbers.get("threads")) for run in runs}) == 1
+        is_timed = len({_timed_on(run) for run in runs}) == 1
         self.axis = "speedup" if is_timed and all(run.number("speedup") > 0 for run in runs) else "work"
         found, speed = _candidates(runs, self.score), self.speed
         self.candidates = sorted(found, key=lambda one: (one.loss == math.inf, not one.is_dense, speed(one)))
@@ -116,6 +116,11 @@ class Choice:
         if unlike and " examples" in unlike:  # Digests tell nothing.
             return f"its {unlike} differ from those of {reference.name}"
         return unlike and f"{unlike}={own.get(unlike)} ({reference.name}: {other.get(unlike)})"
+
+
+def _timed_on(run: FinishedRun) -> tuple[object, ...]:
+    """Return the machine of the timings of a run, and the shape of an example, such as its length."""
+    return *map(run.numbers.get, ("machine", "threads")), str(run.numbers.get("latency_batch")).partition(" x ")[2]
 
 
 def _loss(score: Score, value: float) -> float:
@@ -175,7 +180,7 @@ def explain_choice(choice: Choice) -> list[str]:
     if choice.front:
         lines.append(f"*: on the Pareto front of validation {choice.score.name} and {_AXES[choice.axis]}.")
     if choice.axis == "work":
-        lines.append("Latencies are missing, or those of several machines, so runs are compared by their work.")
+        lines.append("Latencies are missing, or of several machines or lengths, so runs are compared by their work.")
     # Whole warnings are in the log and in the report of each run.
     warned: dict[str, list[str]] = {}
     for run in (run for candidate in choice.candidates for run in candidate.runs):

@@ -109,9 +109,8 @@ def depends_on_seed(runs: Sequence[FinishedRun]) -> bool:
 def conditions_of(runs: Sequence[FinishedRun], *, by_seed: bool) -> dict[str, Any]:
     """Return the conditions of a comparison of scores: of runs, which differ in their seed alone, with others.
 
-    These are the steps, the dense model and the data: settings, examples and counts, and the dense model of embeddings
-    whose score is their agreement with it. With ``by_seed`` examples and counts are those of each seed, and the seeds
-    are compared.
+    These are the steps, the dense model, the definition of the metric, and the data: settings, examples and counts.
+    With ``by_seed`` examples and counts are those of each seed, and the seeds are compared.
     """
     first = runs[0]
     limits = {name: first.settings["trainer"].get(name) for name in _OF_TRAINER}
@@ -120,8 +119,11 @@ def conditions_of(runs: Sequence[FinishedRun], *, by_seed: bool) -> dict[str, An
         # These decide on the steps of an epoch.
         found["data.batch_size"] = first.settings["data"].get("batch_size")
         found["trainer.accumulate_grad_batches"] = first.settings["trainer"].get("accumulate_grad_batches")
-    if first.numbers["metric"] in _OF_TEACHER:
-        found["task.teacher"] = shown_value("task.teacher", first.settings["task"].get("teacher"))
+    metric, task = first.numbers["metric"], first.settings["task"]
+    if metric in _OF_TEACHER:
+        found["task.teacher"] = task.get("teacher")
+    if isinstance(task.get("metrics"), Mapping):
+        found[f"task.metrics.{metric}"] = task["metrics"].get(metric)
     found["num_parameters_before"] = first.numbers.get("num_parameters_before")
     seeds = [str(run.settings["data"].get("seed", run.settings["seed"])) for run in runs]
     if by_seed:
