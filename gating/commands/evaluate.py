@@ -35,7 +35,7 @@ from gating.report.summary import Stage, Summary
 from gating.run.build import RunObjects, build_objects, naming_settings
 from gating.run.data import RunData, encode_examples, load_examples
 from gating.run.folder import stored_settings
-from gating.run.inputs import read_inputs
+from gating.run.inputs import data_differ, read_inputs
 from gating.run.settings import Settings, override_names, read_settings
 from gating.run.timing import RunTiming
 from gating.storage.files import finite_number
@@ -295,11 +295,11 @@ def _warn_of_classes(data: RunData, place: Path) -> None:
 
 def _warn_of_changes(run_folder: Path, names: Sequence[str], examples: Examples, *, split: str) -> None:
     """Warn if a split of the run that made a model has changed since, or is drawn with another seed."""
-    before = read_inputs(run_folder)["data"].get(split)
+    before = read_inputs(run_folder)
     # Data that the command names may differ.
-    if before is None or not {"data", *(f"data.{name}" for name in _PLACES)}.isdisjoint(names):
+    if split not in before["data"] or not {"data", *(f"data.{name}" for name in _PLACES)}.isdisjoint(names):
         return
-    if table_digests(examples.splits[split]) != before:
+    if data_differ(before, {"data": {split: table_digests(examples.splits[split])}}, split):
         drawn = ""
         if "seed" in names:
             drawn = ": another seed draws them anew, also from examples that the model was trained on: leave it out"
