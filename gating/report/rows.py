@@ -150,10 +150,7 @@ def show_share(share: float, *, scale: int = 1, decimals: int = 2) -> str:
 def print_report(
     console: Console, kept: Sequence[KeptHeads], report: CompactReport, *, neurons: Sequence[KeptNeurons] = ()
 ) -> None:
-    """Print the kept heads and neurons, the sizes before and after, and the metric at each stage.
-
-    Warnings are printed when they arise.
-    """
+    """Print the kept heads and neurons, the sizes before and after, and the metric at each stage; no warnings again."""
     if kept:
         console.print(kept_heads_table(kept))
     if any(num_kept < before for _, num_kept, before in neurons):

@@ -22,7 +22,7 @@ from gating.report.results import RunResults
 from gating.report.rows import CompactReport, heads_per_layer, neurons_per_layer, print_report
 from gating.report.summary import Stage
 from gating.run.build import naming_settings
-from gating.run.folder import CONFIG, METRICS, Phase, Result, RunFolder
+from gating.run.folder import CONFIG, METRICS, Phase, RunFolder
 from gating.run.phases import recover, remove, search, teach
 from gating.run.prepare import prepare
 from gating.run.run import Run
@@ -38,15 +38,12 @@ from gating.tracking.redaction import redact
 from gating.tracking.verbosity import quiet_libraries
 
 
-def execute(settings: Settings, folder: RunFolder) -> Result | None:
+def execute(settings: Settings, folder: RunFolder) -> None:
     """Execute a run in its folder, which holds the lock; one that was interrupted goes on.
 
     Args:
         settings: Its settings.
         folder: Its folder.
-
-    Returns:
-        The result on rank 0; None on others.
 
     Raises:
         InputError: The settings do not fit the data, the model or the machine.
@@ -60,7 +57,6 @@ def execute(settings: Settings, folder: RunFolder) -> Result | None:
         for phase in (teach, search, remove, recover):
             phase(run)
         finish(run)
-    return Result.read(folder.path) if is_rank_zero() else None
 
 
 def finish(run: Run) -> None:

@@ -34,8 +34,8 @@ class Candidate:
         loss: Mean validation score with the sign by which lower is better; infinity if it is unknown.
         numbers: Means over the seeds, NaN if one is unknown: ``validation`` and ``test`` scores, their standard
             deviations (``validation_std``), ``baseline`` and ``baseline_test``, the scores of a prediction without a
-            model, ``num_heads``, ``num_neurons``, ``speedup`` with its relative standard error ``speedup_error``, and
-            ``work``, the share of the dense model's multiply-accumulates or, where they are not counted, parameters.
+            model, ``num_heads``, ``num_neurons``, ``speedup``, 1 within the noise of its timings, and ``work``,
+            the share of the dense model's multiply-accumulates or, where they are not counted, parameters.
         has_learned: Whether the validation score is better than the baseline, if there is one, by more than chance.
     """
 
@@ -77,7 +77,9 @@ class Choice:
             raise InputError(f"These runs cannot be compared, because they have different tasks or metrics: {shown}.")
         self.score = Score(runs[0].numbers["metric"], **runs[0].numbers.get("score", {}))
         self.max_drop, self.search = max_drop, search
-        is_timed = len({_timed_on(run) for run in runs}) == 1
+        shapes = [str(run.numbers.get("latency_batch")).partition(" x ")[2] for run in runs]  # without its rows
+        places = {(run.numbers.get("machine"), run.numbers.get("threads")) for run in runs}
+        is_timed = len(places) == len(set(shapes)) == 1
         self.axis = "speedup" if is_timed and all(run.number("speedup") > 0 for run in runs) else "work"
         found, speed = _candidates(runs, self.score), self.speed
         self.candidates = sorted(found, key=lambda one: (one.loss == math.inf, not one.is_dense, speed(one)))
@@ -93,16 +95,11 @@ class Choice:
         self.chosen = max(learned, key=lambda one: (speed(one), -one.loss), default=None)
 
     def speed(self, candidate: Candidate) -> float:
-        """Return the speed-up, or the dense model's work over that of a candidate; 0 if it is unknown, 1 in noise."""
-        if candidate.is_dense or self.is_noise(candidate):
-            return 1.0
+        """Return the speed-up, or the dense model's work over that of a candidate; 0 if it is unknown."""
+        if candidate.is_dense:
+            return 1.0  # Its own measurement of itself differs by noise.
         value = candidate.numbers["speedup"] if self.axis == "speedup" else 1 / candidate.numbers["work"]
         return 0.0 if math.isnan(value) else value
-
-    def is_noise(self, candidate: Candidate) -> bool:
-        """Return whether the speed-up of a candidate is within the noise of its timings."""
-        numbers = candidate.numbers
-        return self.axis == "speedup" and is_noise(numbers["speedup"], numbers["speedup_error"])
 
     def drop(self, candidate: Candidate) -> float:
         """Return the loss of validation score against the dense candidate, in the shown unit; NaN without one."""
@@ -116,11 +113,6 @@ class Choice:
         if unlike and " examples" in unlike:  # Digests tell nothing.
             return f"its {unlike} differ from those of {reference.name}"
         return unlike and f"{unlike}={own.get(unlike)} ({reference.name}: {other.get(unlike)})"
-
-
-def _timed_on(run: FinishedRun) -> tuple[object, ...]:
-    """Return the machine of the timings of a run, and the shape of an example, such as its length."""
-    return *map(run.numbers.get, ("machine", "threads")), str(run.numbers.get("latency_batch")).partition(" x ")[2]
 
 
 def _loss(score: Score, value: float) -> float:
@@ -158,7 +150,8 @@ def _means(runs: Sequence[FinishedRun], score: Score) -> tuple[float, dict[str, 
     sizes = "macs" if mean(values("macs_before")) > 0 else "num_parameters"
     found = {name: mean(values(name)) for name in ("num_heads", "num_neurons", "speedup")}
     errors = values("speedup_error")
-    found["speedup_error"] = math.hypot(*errors) / len(errors)
+    if is_noise(found["speedup"], math.hypot(*errors) / len(errors)):
+        found["speedup"] = 1.0
     found["work"] = mean(values(sizes)) / mean(values(f"{sizes}_before"))
     for name, end, split in (("validation", "", "val"), ("test", "_test", "test")):
         stored = f"{split}/{score.name}"
@@ -250,7 +243,7 @@ def print_choice(choice: Choice) -> None:
         signs = {"→": one is choice.chosen, "*": one in choice.front, "!": has_warnings}
         numbers = [one.numbers["num_heads"], one.numbers["num_neurons"], choice.speed(one) or math.nan]
         shown = [form.format(n).replace("nan", "-") for n, form in zip(numbers, _FORMS, strict=True)]
-        if choice.is_noise(one) and not one.is_dense:
+        if choice.axis == "speedup" and choice.speed(one) == 1 and not one.is_dense:
             shown[-1] = "no difference"
         for name in ("validation", "test"):
             spread = choice.score.scale * one.numbers[f"{name}_std"]
