@@ -78,8 +78,8 @@ class Choice:
         self.score = Score(runs[0].numbers["metric"], **runs[0].numbers.get("score", {}))
         self.max_drop, self.search = max_drop, search
         shapes = [str(run.numbers.get("latency_batch")).partition(" x ")[2] for run in runs]  # without its rows
-        places = {(run.numbers.get("machine"), run.numbers.get("threads")) for run in runs}
-        is_timed = len(places) == len(set(shapes)) == 1
+        machines = {(run.numbers.get("machine"), run.numbers.get("threads")) for run in runs}
+        is_timed = len(machines) == len(set(shapes)) == 1
         self.axis = "speedup" if is_timed and all(run.number("speedup") > 0 for run in runs) else "work"
         found, speed = _candidates(runs, self.score), self.speed
         self.candidates = sorted(found, key=lambda one: (one.loss == math.inf, not one.is_dense, speed(one)))
