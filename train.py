@@ -23,7 +23,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from gating.run.folder import Result, RunFolder, is_finished
+from gating.run.folder import RunFolder, is_finished, result_of
 from gating.run.settings import read_settings
 from gating.run.sweep.plugins import register_sweeper
 from gating.tracking.redaction import redact_output
@@ -108,12 +108,12 @@ def run(
     ) as folder:
         if folder.resumes and is_finished(folder.path):
             print(f"The run in {folder.path} is finished; there is nothing to resume.")
-            return Result.read(folder.path).value(settings.optimized_metric)
+            return result_of(folder.path, settings.optimized_metric)
         with ending():
             from gating.run.execute import execute
 
-            result = execute(settings, folder)
-    return None if result is None else result.value(settings.optimized_metric)
+            execute(settings, folder)
+    return result_of(folder.path, settings.optimized_metric) if is_finished(folder.path) else None
 
 
 def command_line() -> None:

@@ -21,6 +21,7 @@ from benchmarks.compare.outcome import Row, headline
 from benchmarks.compare.paired import difference
 from benchmarks.compare.runs import train
 from benchmarks.measuring import RESULTS, machine
+from gating.report.rows import quotient, show_number
 
 OUTPUT = RESULTS / "embedded.jsonl"
 DENSE = "objective=none"
@@ -68,7 +69,8 @@ def table(rows: Sequence[Row]) -> list[str]:
         if not runs:
             continue
         # The dense model is timed in turns with the compact one, in the same run.
-        before, after = (statistics.median(row[name] for row in runs) for name in ("latency_ms_before", "latency_ms"))
+        medians = (statistics.median(row[name] for row in runs) for name in ("latency_ms_before", "latency_ms"))
+        before, after = (show_number(median, 3) for median in medians)
         change = None if command == DENSE else difference(scores[command], scores[DENSE])
         mean = f"{statistics.mean(scores[command].values()):.2f} %"
         lines.append(
@@ -78,9 +80,7 @@ def table(rows: Sequence[Row]) -> list[str]:
                 "neurons": _mean(runs, "num_neurons"),
                 "parameters": _mean(runs, "num_parameters"),
                 "test accuracy (change from dense)": mean + (f" ({change})" if change else ""),
-                "forward pass": f"{before:.1f} to {after:.1f} ms, {before / after:.2f}x"
-                if change
-                else f"{after:.1f} ms",
+                "forward pass": f"{before} to {after} ms, {quotient(before, after):.2f}x" if change else f"{after} ms",
             }
         )
     return [records.markdown(lines), "", _conditions(rows)]

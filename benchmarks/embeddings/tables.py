@@ -8,6 +8,7 @@ from typing import Any
 from benchmarks import records
 from benchmarks.compare.paired import difference
 from benchmarks.embeddings.lines import LINES, PYTORCH, SIZES, key, wanted
+from gating.report.rows import quotient, show_number
 
 Row = dict[str, Any]
 
@@ -69,9 +70,10 @@ def _runtime_lines(rows: Sequence[Row], keys: Sequence[tuple[str, str]]) -> list
         group = groups.get((name, runtime))
         if group:
             ratios = {size: _middle(group, f"over_pytorch_{size}") for size in _SIZES}
-            speeds = {
-                size: f"{value * dense[f'per_second_{size}']:,.0f} ({value:.2f}x)" for size, value in ratios.items()
-            }
+            speeds = {}
+            for size, value in ratios.items():
+                before, after = (show_number(factor * dense[f"per_second_{size}"], 4) for factor in (1, value))
+                speeds[size] = f"{after} ({quotient(after, before):.2f}x)"
             about = {"line": LINES[name].title, "runtime": runtime, "seeds": _seeds(group)}
             lines.append({**about, **speeds, **_quality(group)})
     return lines

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from datasets import DatasetDict, Value
+from datasets import DatasetDict
 from huggingface_hub import snapshot_download
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
@@ -22,6 +22,7 @@ from gating.commands.model_folder import find_model
 from gating.compact.load import load_compact
 from gating.compact.recipe import processor_folder
 from gating.compact.stock import read_original
+from gating.data.examples import Examples
 from gating.data.labels import using_classes
 from gating.distributed.launch import check_devices
 from gating.errors import InputError, explain, shorten
@@ -34,12 +35,11 @@ from gating.report.summary import Stage, Summary
 from gating.run.build import RunObjects, build_objects, naming_settings
 from gating.run.data import RunData, encode_examples, load_examples
 from gating.run.folder import stored_settings
-from gating.run.inputs import read_inputs
+from gating.run.inputs import data_differ, read_inputs
 from gating.run.settings import Settings, override_names, read_settings
 from gating.run.timing import RunTiming
 from gating.storage.files import finite_number
-from gating.storage.identity import NUM_ROWS, table_digests
-from gating.tasks.metrics.choice import score_of
+from gating.storage.identity import table_digests
 from gating.tracking.verbosity import quiet_libraries
 
 # Groups that an evaluation reads, in addition to the seed, with which missing splits are drawn.
@@ -48,8 +48,6 @@ _LIMITS = {"validation": "limit_val_batches", "test": "limit_test_batches"}
 _OF_TRAINER = ("accelerator", *_LIMITS.values())
 # These settings say where data is. Overriding only these does not select another source.
 _PLACES = ("train", "validation", "test", "path", "name")
-# Settings of data that do not change how its texts are encoded.
-_SAME_ENCODING = {"batch_size", "eval_batch_size", "num_workers", "seed"}
 _EMBEDDING = "gating.tasks.Embedding"
 _OF_FILES = {f"gating.data.{name}" for name in ("sources.load_files", "sources.load_text", "sentences.load_sentences")}
 
@@ -100,9 +98,10 @@ def evaluate_folder(folder: str, overrides: Sequence[str], *, split: str | None 
         objects = build_objects(settings)
         place = place or Path(locate(folder))
         place = place if place.is_dir() else Path(snapshot_download(str(place)))
-        objects, model, data, split = load_evaluation(settings, objects, place, split=split)
+        examples, split = load_split(settings, objects, split)
+        objects, model, data = load_evaluation(settings, objects, place, examples, split=split)
         if run_folder is not None:
-            _warn_of_changes(run_folder, overrides, data, split=split)
+            _warn_of_changes(run_folder, override_names(overrides), examples, split=split)
         timing = RunTiming(objects.latency, data.module, split)
         timing.check(model)
         model.to(device)  # type: ignore[arg-type]
@@ -134,7 +133,9 @@ def evaluate_folder(folder: str, overrides: Sequence[str], *, split: str | None 
         numbers = {name: value for name, value in numbers.items() if not re.search("_before$|^speedup", name)}
     part = "" if limit is None else f", a part of them by {limit}"
     title = f"{folder} on {tally.count()[0]:,} {split} examples{part} ({device}):"
-    formats = {**{name: score_of(name, metric) for name, metric in prepared.all_metrics.items()}, score.name: score}
+    formats = {score.name: score}
+    for metric in prepared.all_metrics.values():
+        formats |= getattr(metric, "formats", {})
     names = sorted(values, key=lambda name: name != score.name)
     shown = {x: formats[x].show_measured(values[x]) if x in formats else f"{values[x]:.4f}" for x in names}
     return Evaluated(numbers, "\n".join([title, *_lines_of(shown, summary, score)]))
@@ -146,7 +147,7 @@ def _lines_of(metrics: Mapping[str, str], summary: Summary, score: Score) -> lis
     if not _is_compact(summary):
         return [*lines, *(f"  {row.name}  {row.after}" for row in rows)]
     lines += [f"  {row.name}  {row.after} (dense: {row.before})" for row in rows]
-    return lines + [f"  speed-up, {x.words}  {x.speedup:.2f}x ({margin(x.error)})" for x in summary.latencies.values()]
+    return lines + [f"  speed-up, {x.words}  {x.gain} ({margin(x.error)})" for x in summary.latencies.values()]
 
 
 def _is_compact(summary: Summary) -> bool:
@@ -229,19 +230,33 @@ def _of_run(composed: dict[str, Any], overrides: Sequence[str], *, run_folder: P
     return values
 
 
+def load_split(settings: Settings, objects: RunObjects, split: str | None) -> tuple[Examples, str]:
+    """Return the examples of an evaluation, and the name of their split; the last one if it is None.
+
+    Raises:
+        InputError: The data has not this split.
+    """
+    examples = load_examples(settings, objects, needs_train=False)
+    split = split or ("test" if "test" in examples.splits else "validation")
+    if split not in examples.splits:
+        raise InputError(f"The data has no {split} examples: give data.{split}=..., or another --split.")
+    return examples, split
+
+
 def load_evaluation(
-    settings: Settings, objects: RunObjects, place: Path, *, split: str | None
-) -> tuple[RunObjects, PreTrainedModel, RunData, str]:
-    """Load a model and the split to evaluate it on; return them with the objects of the settings and the split's name.
+    settings: Settings, objects: RunObjects, place: Path, examples: Examples, *, split: str
+) -> tuple[RunObjects, PreTrainedModel, RunData]:
+    """Load a model, and encode the examples of a split for it; return them with the objects of the settings.
 
     Args:
         settings: The settings.
         objects: Their objects.
         place: Local folder of the model.
-        split: Name of the split; None for the last one.
+        examples: The examples.
+        split: Name of the split.
 
     Raises:
-        InputError: The data has not this split, or the model is not of the task or of other classes.
+        InputError: The model is not of the task or of other classes.
     """
     model = load_compact(place)
     # The processor is beside the weights.
@@ -250,15 +265,10 @@ def load_evaluation(
     if families is not None and not isinstance(model, families.get(type(model.config), ())):
         dense = getattr(type(model), "dense_class", type(model)).__name__
         raise InputError(f"{place} is a {dense}, not a model of {type(objects.task).__name__}: choose task=...")
-    examples = load_examples(settings, objects, needs_train=False)
-    tables = examples.splits
-    split = split or ("test" if "test" in tables else "validation")
-    if split not in tables:
-        raise InputError(f"The data has no {split} examples: give data.{split}=..., or another --split.")
     names = [str(name) for _, name in sorted((model.config.id2label or {}).items())]
     classes = None if names == [f"LABEL_{number}" for number in range(len(names))] else names
     # Tasks read the columns of the training data; errors name the split that is checked first.
-    both = replace(examples, splits=DatasetDict({split: tables[split], "train": tables[split]}))
+    both = replace(examples, splits=DatasetDict({split: examples.splits[split], "train": examples.splits[split]}))
     compared = logging.getLogger("gating.data.rows")
     try:
         compared.disabled = True  # These are no training data that hold test examples.
@@ -268,7 +278,7 @@ def load_evaluation(
         compared.disabled = False
     if classes is None:
         _warn_of_classes(data, place)
-    return objects, model, data, split
+    return objects, model, data
 
 
 def _warn_of_classes(data: RunData, place: Path) -> None:
@@ -283,24 +293,14 @@ def _warn_of_classes(data: RunData, place: Path) -> None:
         )
 
 
-def _warn_of_changes(run_folder: Path, overrides: Sequence[str], data: RunData, *, split: str) -> None:
-    """Warn if the split of a run that made a model has changed since, or is drawn with another seed.
-
-    Where texts are encoded in another way than in the run, only classes are compared.
-    """
-    given = {
-        name.removeprefix("data.") for name in override_names(overrides) if name.partition(".")[0] in ("data", "seed")
-    }
-    before = read_inputs(run_folder)["data"].get(split)
-    # Data from another place may differ.
-    if before is None or not given.isdisjoint({"data", *_PLACES}):
+def _warn_of_changes(run_folder: Path, names: Sequence[str], examples: Examples, *, split: str) -> None:
+    """Warn if a split of the run that made a model has changed since, or is drawn with another seed."""
+    before = read_inputs(run_folder)
+    # Data that the command names may differ.
+    if split not in before["data"] or not {"data", *(f"data.{name}" for name in _PLACES)}.isdisjoint(names):
         return
-    table = data.prepared.splits[split]
-    classes = {"labels"} if isinstance(table.features.get("labels"), Value) else set()
-    now = table_digests(table) or {}
-    compared = (before.keys() & now.keys() if given <= _SAME_ENCODING else classes) - {NUM_ROWS}
-    if any(before.get(name) != now.get(name) for name in compared):
+    if data_differ(before, {"data": {split: table_digests(examples.splits[split])}}, split):
         drawn = ""
-        if "seed" in given:
+        if "seed" in names:
             drawn = ": another seed draws them anew, also from examples that the model was trained on: leave it out"
         _log.warning(f"The {split} data differ from those of the run in {run_folder}{drawn}.")

@@ -45,14 +45,16 @@ def compare_accuracy(folder: str, exported: Path) -> str:
     if place is None or run_folder is None:
         raise InputError(f"{folder} is not in the folder of a run, which has data: export the run's own folder.")
     # Other exports need neither Hydra nor Lightning.
-    from gating.commands.evaluate import evaluation_settings, load_evaluation
+    from gating.commands.evaluate import evaluation_settings, load_evaluation, load_split
     from gating.run.build import build_objects
     from gating.serving.graphs.runtime import GraphModel
     from gating.tracking.verbosity import quiet_libraries
 
     quiet_libraries()
     settings = evaluation_settings(str(place), (), run_folder=run_folder, split="validation")
-    objects, model, data, split = load_evaluation(settings, build_objects(settings), place, split="validation")
+    objects = build_objects(settings)
+    examples, split = load_split(settings, objects, "validation")
+    objects, model, data = load_evaluation(settings, objects, place, examples, split=split)
     score = data.prepared.score
     # A graph only predicts the next token: metrics that need generated text are left out.
     (floats, _), (integers, tally) = (
@@ -62,8 +64,7 @@ def compare_accuracy(folder: str, exported: Path) -> str:
         for weights, module in (("float", model), ("8-bit", GraphModel(model.config, exported)))
     )
     before, after = floats[score.name], integers[score.name]
-    unit = " points" if score.unit.strip() == "%" else score.unit
     return (
         f"{split} {score.name}: {score.show(before)} with float weights, {score.show(after)} with 8-bit weights "
-        f"({score.scale * (after - before):+.2f}{unit}) on {tally.count()[0]:,} examples"
+        f"({score.change(after, before):+.2f}{score.points}) on {tally.count()[0]:,} examples"
     )

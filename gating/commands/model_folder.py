@@ -19,12 +19,7 @@ def find_model(folder: str) -> tuple[Path | None, Path | None]:
         if not (place / "compact").is_dir():
             raise InputError(f"The run in {folder} is not finished: {place}/compact does not exist.")
         return place / "compact", place
-    if runs := runs_in(place):
+    if runs := sorted(path for path in place.glob("*") if is_run(path)):
         raise InputError(f"{folder} has {len(runs)} run(s): name one of them, such as {runs[0]}.")
     parent = place.resolve().parent
     return place, parent if is_run(parent) else None
-
-
-def runs_in(folder: Path) -> list[Path]:
-    """Return the folders of the runs in the folder of a sweep, or in another folder of runs."""
-    return sorted(path for path in folder.glob("*") if is_run(path))

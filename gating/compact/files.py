@@ -136,7 +136,10 @@ def weight_files(folder: Path) -> list[Path]:
     if os.path.lexists(folder / WEIGHTS):
         return [check_file(folder, WEIGHTS)]
     if not os.path.lexists(folder / INDEX):
-        raise MissingFileError(f"There are no weights in {folder}: {WEIGHTS} does not exist. Pickles are not read.")
+        raise MissingFileError(
+            f"There are no weights in {folder}: {WEIGHTS} does not exist. Pickles are not read. In place of an export "
+            "to another runtime, give the model that it was made from, such as RUN/compact."
+        )
     places = read_json(folder, INDEX).get("weight_map")
     names = set(places.values()) if isinstance(places, dict) else set()
     if not names or not all(isinstance(name, str) and name.endswith(".safetensors") for name in names):

@@ -79,10 +79,11 @@ class Convergence:
         allowed = max(1, len(now) // 100) if quantity_of(gates, gates.objective) == COST else 0
         if self._num_unchanged < self._patience or undecided > self._max_undecided or num_others > allowed:
             return None
+        checks = f"{self._num_unchanged} check{'s' * (self._num_unchanged > 1)}"
         kept_units = " and ".join(f"{sum(itertools.compress(gates.counts[unit], now))} {unit}" for unit in gates.units)
         return (
-            f"the same {kept_units} were kept at {self._num_unchanged + 1} checks in a row, and "
-            f"{undecided:.0%} of the gates are undecided"
+            f"the choice of {kept_units} did not change at {checks} in a row, and {undecided:.0%} of the gates are "
+            "undecided"
         )
 
     def state_dict(self) -> dict[str, object]:

@@ -16,7 +16,7 @@ from gating.proof.outputs import evaluating
 from gating.pruning.empty_layers import drop_passing_layers
 from gating.pruning.prune import remove_in_copy
 
-__all__ = ["MAX_SECONDS", "CopyTimer", "LatencyComparison", "TimeBudget", "describe_batch", "margin"]
+__all__ = ["MAX_SECONDS", "CopyTimer", "LatencyComparison", "TimeBudget", "describe_batch", "is_noise", "margin"]
 
 # Timings take this share of a run, within limits in seconds.
 _SHARE_OF_RUN, _MIN_SECONDS, MAX_SECONDS = 0.05, 20.0, 120.0
@@ -27,6 +27,8 @@ _SHORT_PASS_S = 1.0
 _TIMING_SECONDS, _MAX_PASSES = 0.02, 20
 # Fewer ratios say nothing about their own error.
 _LEAST_REPEATS = 3
+# Digits of a latency, by which all that is computed from it agrees with what is shown; noise is ten times as large.
+_DIGITS = 4
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,8 @@ class LatencyComparison:
     """Latency of a forward pass of two models, timed alternately.
 
     Attributes:
-        before: Median seconds of the first model.
-        after: Median seconds of the second model.
+        before: Median seconds of the first model, with the digits that tables show.
+        after: Median seconds of the second model, likewise.
         repeats: Number of timings of each model.
         batch: Shape of the batch, such as ``32 x 128``.
         error: Relative standard error of the speed-up; infinite if there were fewer than three repeats.
@@ -53,6 +55,11 @@ class LatencyComparison:
     def speedup(self) -> float:
         """The ratio of the two medians; above 1, the second model is faster."""
         return self.before / self.after
+
+    @property
+    def gain(self) -> str:
+        """The speed-up in words, such as ``1.25x as fast``; ``no difference`` within the noise."""
+        return "no difference" if is_noise(self.speedup, self.error) else f"{self.speedup:.2f}x as fast"
 
 
 class TimeBudget:
@@ -211,8 +218,8 @@ class CopyTimer:
             else:
                 times = self._repeat(compact, end=time.perf_counter() + seconds)
         found = LatencyComparison(
-            before=statistics.median(first for first, _ in times),
-            after=statistics.median(second for _, second in times),
+            before=float(f"{statistics.median(first for first, _ in times):.{_DIGITS}g}"),
+            after=float(f"{statistics.median(second for _, second in times):.{_DIGITS}g}"),
             repeats=len(times),
             batch=_shape_in_words(next(iter(self._batch.values()))),
             error=_error_of_ratio(times),
@@ -272,6 +279,16 @@ def _last_rows(batch: Mapping[str, Tensor], rows: int | None) -> dict[str, Tenso
 def margin(error: float) -> str:
     """Return a relative standard error in words; it is infinite if it is not known."""
     return f"± {100 * error:.1f} %" if math.isfinite(error) else "± unknown"
+
+
+def is_noise(speedup: float, error: float) -> bool:
+    """Return whether a speed-up is within two relative standard errors of 1, or rounds to 1; unknown errors hide none.
+
+    Example:
+        >>> is_noise(1.05, 0.03), is_noise(1.05, 0.01), is_noise(1.05, math.inf)
+        (True, False, False)
+    """
+    return abs(speedup - 1) < max(0.005, 2 * error if math.isfinite(error) else 0.0)
 
 
 def describe_batch(batch: Mapping[str, Tensor], *, length: str = "") -> str:

@@ -61,7 +61,7 @@ def write_card(
         metadata=_metadata(model, report, folder=path.parent, repo_id=repo_id).to_yaml(),
         model_type=model.config.model_type,
         report=report,
-        notes=[*report.notes, *filter(None, [layers_left(model)])],
+        notes=[*report.notes, *map("Warning: {}".format, report.warnings), *filter(None, [layers_left(model)])],
         units="heads" if has_all_neurons else "neurons" if has_all_heads else "heads and neurons",
         sizes=report.rows or _recorded_rows(model),
         heads=heads,

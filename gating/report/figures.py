@@ -182,7 +182,7 @@ def _chart(
     if results.search_steps:
         axes.axvline(results.search_steps, color="black", linewidth=0.8, linestyle=":", label="removal")
     if drawn:
-        axes.set_ylim(_from_zero(drawn) if score is None else score_limits(drawn, score))
+        axes.set_ylim((min(0, *drawn), 1.04 * max(0, *drawn) or 1) if score is None else score_limits(drawn, score))
         # The best place among the curves would take seconds to find.
         figure.legend(loc="outside upper left", ncols=4, fontsize="small", frameon=False)
     axes.set(xlabel="step", xlim=(0, max(results.total_steps, 1)), ylabel=unit.strip())
@@ -207,13 +207,6 @@ def score_limits(values: Sequence[float], score: Score) -> tuple[float, float]:
     down = min(down, low) if low >= 0 else down
     low, high = low - down, high + missing - down
     return 0 if 0 <= low < high / 2 else low, high
-
-
-def _from_zero(values: Sequence[float]) -> tuple[float, float]:
-    """Return limits that begin at 0, or below values that are negative by more than rounding, with room above them."""
-    low, high = min(values), max(values)
-    margin = 0.04 * max(high, high - low) or 1.0
-    return (0 if low > -margin else low - margin), high + margin
 
 
 def as_source(figure: Figure) -> str:

@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from gating.report.figures import as_source, course_figures, final_gates
 from gating.report.results import RunResults
-from gating.report.rows import SHOWN, milliseconds
+from gating.report.rows import SHOWN, quotient, show_number, show_share
 from gating.report.summary import Stage, machine, versions
 from gating.storage.files import replacing_file
 from gating.units import UNITS
@@ -41,8 +41,9 @@ def write_page(path: Path, results: RunResults, *, gates_file: Path) -> None:
         gates="" if gates is None else as_source(gates),
         course={name: as_source(figure) for name, figure in course_figures(results).items()},
         about=_about(),
-        short=_short,
-        milliseconds=milliseconds,
+        count=lambda number: show_number(number, None),
+        fewer=_fewer,
+        milliseconds=lambda seconds: show_number(1e3 * seconds, 4),
         nan=math.nan,
     )
     if gates is not None:
@@ -61,14 +62,6 @@ def _about() -> dict[str, object]:
     return about | versions()
 
 
-def _short(number: float) -> str:
-    """Return a number with three digits or more and a letter for its size.
-
-    Example:
-        >>> _short(72), _short(9216), _short(22_715_141)
-        ('72', '9,216', '22.7 M')
-    """
-    for size, letter in ((1e9, "B"), (1e6, "M")):
-        if number >= size:
-            return f"{number / size:.1f} {letter}"
-    return f"{number:,.0f}"
+def _fewer(before: str, after: str) -> str:
+    """Return the number of units before, and how many fewer there are, such as ``of 72: 75 % fewer``."""
+    return f"of {before}: {show_share(1 - quotient(after, before), scale=100, decimals=0)} % fewer"

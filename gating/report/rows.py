@@ -1,12 +1,12 @@
 """The numbers of a compact model, before they are shown: its kept units, sizes, speed and metrics."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 from torch import nn
 
 from gating.pruning.latency import LatencyComparison
@@ -30,7 +30,7 @@ class Row(NamedTuple):
         name: Name of the quantity, with its unit.
         before: Formatted value of the dense model.
         after: Formatted value of the compact model.
-        ratio: Formatted ratio of the two.
+        ratio: Formatted ratio of the two, as they are shown.
     """
 
     name: str
@@ -48,6 +48,7 @@ class CompactReport:
         metrics: For each stage, its title and the formatted validation and test metric.
         metric_name: Name of this metric.
         notes: Sentences on the method of measurement.
+        warnings: Warnings about the outcome, as sentences.
         data: Data set of the scores.
         scores: Results for the metadata of the card: split (``validation`` or ``test``), metric and value.
         base_model: Name on the hub of the model that this one was made from; by default as its folder says.
@@ -57,19 +58,20 @@ class CompactReport:
     metrics: list[tuple[str, str, str]] = field(default_factory=list)
     metric_name: str = "accuracy"
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     data: EvaluatedData | None = None
     scores: list[tuple[str, str, float]] = field(default_factory=list)
     base_model: str | None = None
 
 
-# Name in tables, divisor of the shown value, and its decimals.
+# Name in tables, divisor of the shown value, and its least number of digits; None for whole numbers.
 SHOWN = {
-    **{name: (f"{unit.label} {name}", 1, 0) for name, unit in UNITS.items()},
-    "layers": ("layers", 1, 0),
-    "macs": ("multiply-accumulates (millions)", 1e6, 1),
-    "parameters": ("parameters", 1, 0),
-    "megabytes": ("size on disk (MB)", 1, 1),
-    "cache": ("key-value cache (bytes per token)", 1, 0),
+    **{name: (f"{unit.label} {name}", 1, None) for name, unit in UNITS.items()},
+    "layers": ("layers", 1, None),
+    "macs": ("multiply-accumulates (millions)", 1e6, 3),
+    "parameters": ("parameters", 1, None),
+    "megabytes": ("size on disk (MB)", 1, 3),
+    "cache": ("key-value cache (bytes per token)", 1, None),
 }
 
 
@@ -96,12 +98,13 @@ def layers_left(model: nn.Module) -> str:
 def size_rows(sizes: Mapping[str, tuple[float, float]], kinds: Mapping[str, tuple[int, int]]) -> list[Row]:
     """Return rows of the sizes and kinds of heads of :class:`~gating.report.summary.Summary`."""
     named = [(SHOWN[name], numbers) for name, numbers in sizes.items()]
-    heads = [((f"{kind} heads", 1, 0), numbers) for kind, numbers in kinds.items()]
-    return [
-        Row(name, f"{before / unit:,.{digits}f}", f"{after / unit:,.{digits}f}", f"{after / before:.2f}")
-        for (name, unit, digits), (before, after) in (*named[:1], *heads, *named[1:])
-        if before
-    ]
+    heads = [((f"{kind} heads", 1, None), numbers) for kind, numbers in kinds.items()]
+    rows = []
+    for (name, unit, digits), numbers in (*named[:1], *heads, *named[1:]):
+        if numbers[0]:
+            before, after = (show_number(number / unit, digits) for number in numbers)
+            rows.append(Row(name, before, after, show_share(quotient(after, before))))
+    return rows
 
 
 def latency_rows(latencies: Iterable[LatencyComparison]) -> list[Row]:
@@ -109,23 +112,45 @@ def latency_rows(latencies: Iterable[LatencyComparison]) -> list[Row]:
     return [
         Row(
             f"latency (ms), {times.words}",
-            milliseconds(times.before),
-            milliseconds(times.after),
-            f"{times.speedup:.2f}x faster",
+            show_number(1e3 * times.before, 4),
+            show_number(1e3 * times.after, 4),
+            times.gain,
         )
         for times in latencies
     ]
 
 
-def milliseconds(seconds: float) -> str:
-    """Return a latency in milliseconds, with so many digits that a ratio of two is that of the numbers shown."""
-    return f"{1e3 * seconds:.1f}" if seconds >= 0.1 else f"{1e3 * seconds:.2f}"
+def show_number(number: float, digits: int | None) -> str:
+    """Return a number with at least so many digits; a whole one if None.
+
+    Example:
+        >>> show_number(0.2046, 3), show_number(1234.5, 3), show_number(1234, None)
+        ('0.205', '1,234', '1,234')
+    """
+    decimals = digits - 1 - math.floor(math.log10(abs(number))) if digits and number else 0
+    return f"{number:,.{max(0, decimals)}f}"
+
+
+def quotient(first: str, second: str) -> float:
+    """Return the ratio of two numbers as they are shown, so that readers who divide them find the same."""
+    return float(first.replace(",", "")) / float(second.replace(",", ""))
+
+
+def show_share(share: float, *, scale: int = 1, decimals: int = 2) -> str:
+    """Return a share of ``scale``, with more decimals where these would show all or nothing in place of a part.
+
+    Example:
+        >>> show_share(0.5), show_share(0.99993), show_share(0.9996, scale=100, decimals=0)
+        ('0.50', '0.9999', '99.96')
+    """
+    texts = (f"{scale * share:.{places}f}" for places in range(decimals, 9))
+    return next((text for text in texts if share in (0, 1) or float(text) not in (0, scale)), f"{scale * share:.1e}")
 
 
 def print_report(
     console: Console, kept: Sequence[KeptHeads], report: CompactReport, *, neurons: Sequence[KeptNeurons] = ()
 ) -> None:
-    """Print the kept heads and neurons, the sizes before and after, and the metric at each stage."""
+    """Print the kept heads and neurons, the sizes before and after, and the metric at each stage; no warnings again."""
     if kept:
         console.print(kept_heads_table(kept))
     if any(num_kept < before for _, num_kept, before in neurons):
@@ -140,15 +165,6 @@ def print_report(
     console.print(stages)
     for note in report.notes:
         console.print(note, style="dim")
-
-
-def print_samples(console: Console, samples: Sequence[Mapping[str, str]]) -> None:
-    """Print samples of generated text, each a table of its texts by label."""
-    for sample in samples:
-        table = Table(show_header=False, title_justify="left", title="Written by the compact model")
-        for name, text in sample.items():
-            table.add_row(name, Text(text))
-        console.print(table)
 
 
 def kept_heads_table(kept: Sequence[KeptHeads]) -> Table:

@@ -42,6 +42,15 @@ class Score:
             return NOT_FINITE
         return f"{shown:.2f}{self.unit}" if abs(shown) < _LARGE else f"{shown:.4g}{self.unit}"
 
+    @property
+    def points(self) -> str:
+        """The word after a difference of values: points of shares of 100."""
+        return " points" if self.scale == 100 else ""
+
+    def change(self, value: float, other: float) -> float:
+        """Return by how much a value is above another one, of the values as they are shown."""
+        return round(self.scale * value, 2) - round(self.scale * other, 2)
+
     def gain(self, value: float, other: float) -> float:
         """Return by how much a value is better than another one; negative if it is worse."""
         return value - other if self.higher_is_better else other - value

@@ -19,10 +19,10 @@ from gating.report.card import usage_code
 from gating.report.metadata import describe_data
 from gating.report.page import write_page
 from gating.report.results import RunResults
-from gating.report.rows import CompactReport, heads_per_layer, neurons_per_layer, print_report, print_samples
+from gating.report.rows import CompactReport, heads_per_layer, neurons_per_layer, print_report
 from gating.report.summary import Stage
 from gating.run.build import naming_settings
-from gating.run.folder import CONFIG, METRICS, Phase, Result, RunFolder
+from gating.run.folder import CONFIG, METRICS, Phase, RunFolder
 from gating.run.phases import recover, remove, search, teach
 from gating.run.prepare import prepare
 from gating.run.run import Run
@@ -38,15 +38,12 @@ from gating.tracking.redaction import redact
 from gating.tracking.verbosity import quiet_libraries
 
 
-def execute(settings: Settings, folder: RunFolder) -> Result | None:
+def execute(settings: Settings, folder: RunFolder) -> None:
     """Execute a run in its folder, which holds the lock; one that was interrupted goes on.
 
     Args:
         settings: Its settings.
         folder: Its folder.
-
-    Returns:
-        The result on rank 0; None on others.
 
     Raises:
         InputError: The settings do not fit the data, the model or the machine.
@@ -60,7 +57,6 @@ def execute(settings: Settings, folder: RunFolder) -> Result | None:
         for phase in (teach, search, remove, recover):
             phase(run)
         finish(run)
-    return Result.read(folder.path) if is_rank_zero() else None
 
 
 def finish(run: Run) -> None:
@@ -228,7 +224,8 @@ def _show_samples(run: Run, samples: list[Sample]) -> None:
     """Print, log and write texts of the compact model."""
     if not samples:
         return
-    print_samples(Console(), samples)
+    for sample in samples:
+        print("Written by the compact model:", *(f"  {name}: {text}" for name, text in sample.items()), sep="\n")
     log_samples(run.loggers, samples)
     text = "".join(f"{json.dumps(sample, ensure_ascii=False)}\n" for sample in samples)
     run.folder.report.mkdir(parents=True, exist_ok=True)

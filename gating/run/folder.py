@@ -8,7 +8,6 @@ import os
 import shlex
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from types import TracebackType
@@ -253,42 +252,17 @@ def how_to_resume() -> str | None:
     return None
 
 
-@dataclass(frozen=True)
-class Result:
-    """The numbers of a finished run.
+def result_of(folder: Path, name: str | None) -> float | None:
+    """Return a number of a finished run by its name, None if it is not finite; by default its validation score.
 
-    Attributes:
-        folder: Folder of the run.
-        metric: Name of the task's score.
-        numbers: The numbers by their names; None for one that is not finite.
+    Raises:
+        InputError: There is no such number, or ``metrics.json`` does not have the numbers of a run.
     """
-
-    folder: Path
-    metric: str
-    numbers: Mapping[str, float | None]
-
-    @classmethod
-    def read(cls, folder: Path) -> "Result":
-        """Return the result in the folder of a run.
-
-        Raises:
-            InputError: ``metrics.json`` does not have the numbers of a run.
-        """
-        found = read_numbers(folder)
-        kinds = (int, float, type(None))
-        numbers = {name: finite_number(value) for name, value in found.items() if type(value) in kinds}
-        return cls(folder, found["metric"], numbers)
-
-    def value(self, name: str | None) -> float | None:
-        """Return a number by its name; by default the task's validation score, None without a validation.
-
-        Raises:
-            InputError: There is no such number.
-        """
-        if name is not None and name not in self.numbers:
-            hint = nearest_name(name, sorted(self.numbers))
-            raise InputError(f"optimized_metric={name} is not in {self.folder / METRICS}. {hint}")
-        return self.numbers.get(name or f"val/{self.metric}")
+    found = read_numbers(folder)
+    numbers = {key: finite_number(value) for key, value in found.items() if type(value) in (int, float, type(None))}
+    if name is not None and name not in numbers:
+        raise InputError(f"optimized_metric={name} is not in {folder / METRICS}. {nearest_name(name, sorted(numbers))}")
+    return numbers.get(name or f"val/{found['metric']}")
 
 
 def read_numbers(folder: Path) -> dict[str, Any]:

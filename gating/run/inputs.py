@@ -12,35 +12,25 @@ from datasets import Dataset
 from gating.errors import InputError
 from gating.run.folder import INPUTS
 from gating.run.settings import Settings
-from gating.storage.identity import NUM_ROWS, find_difference, folder_digests, leaves, table_digests
+from gating.storage.identity import find_difference, folder_digests, leaves, table_digests
 
 _log = logging.getLogger(__name__)
 
 
-def describe_inputs(
-    settings: Settings, splits: Mapping[str, Dataset], *, num_rows: Mapping[str, int], classes: Any
-) -> dict[str, Any]:
+def describe_inputs(settings: Settings, splits: Mapping[str, Dataset], *, classes: Any) -> dict[str, Any]:
     """Return digests of the data of a run by split, and of the folders of its model, tokenizer and teacher.
 
-    The rows of each split are counted before they are encoded.
+    The splits are not encoded yet, so that data are the same whatever the tokenizer.
     """
     groups = {"model": settings.model, "distillation": settings.distillation, "task": settings.task}
     folders = {name: Path(value) for name, value in leaves(groups) if isinstance(value, str) and os.path.isabs(value)}
     files = {f"data.{split}": settings.data.get(split) for split in splits}
     return {
         "places": {name: str(place) for name, place in {**files, **folders}.items() if isinstance(place, str | Path)},
-        "data": {
-            split: {**(table_digests(_without_embeddings(table)) or {}), NUM_ROWS: num_rows.get(split, len(table))}
-            for split, table in splits.items()
-        },
+        "data": {split: table_digests(table) for split, table in splits.items()},
         "classes": None if classes is None else [str(name) for name in classes],
         "folders": {name: folder_digests(path) for name, path in folders.items() if path.is_dir()},
     }
-
-
-def _without_embeddings(table: Dataset) -> Dataset:
-    """Return a table without the embeddings of a teacher: it is recorded itself, and other devices round others."""
-    return table.remove_columns([name for name in table.column_names if name.endswith("_embeddings")])
 
 
 def read_inputs(folder: Path) -> dict[str, Any]:
@@ -88,6 +78,6 @@ def check_outside(folder: Path, inputs: Mapping[str, Any]) -> None:
 
 
 def data_differ(before: Mapping[str, Any], inputs: Mapping[str, Any], split: str) -> bool:
-    """Return whether a split of two runs differs in its rows, texts or labels."""
+    """Return whether a split of two runs differs in its number of rows or in a column that both records have."""
     old, new = before["data"].get(split), inputs["data"].get(split)
-    return (old is None) != (new is None) or bool(old and find_difference(old, new))
+    return (old is None) != (new is None) or any(old[name] != new[name] for name in (old or {}).keys() & (new or {}))

@@ -210,6 +210,8 @@ def _load_removed(run: Run) -> bool:
     state.history.load_state_dict(checkpoint["history"])
     state.summary.load_state_dict(checkpoint["summary"])
     state.search_steps = checkpoint["search_steps"]
+    for sentence in state.summary.warnings if is_rank_zero() else ():
+        print(f"warning: {sentence}")
     return True
 
 

@@ -45,8 +45,7 @@ def prepare(settings: Settings, folder: RunFolder) -> Run:
     data = encode_examples(examples, settings, objects, meta_model, num_processes=devices.num_processes)
     inputs = describe_inputs(
         settings,
-        data.prepared.splits,
-        num_rows={split: len(table) for split, table in examples.splits.items()},
+        examples.splits,
         classes=list(data.prepared.config.get("id2label", {}).values()),
     )
     before = read_inputs(folder.path) if folder.resumes else None

@@ -153,10 +153,13 @@ class Run:
             summary.add_metrics(Stage.BASELINE, f"baseline: {baseline.name}", split, tally.of_baseline())
 
     def _warn_if_doubtful(self, score: Score) -> None:
-        """Print a warning if the final score is no better than a baseline, and keep it with the measurements."""
-        doubt = self.state.summary.doubt(score)
+        """Print a warning if the final score has fallen far or beats no baseline, and keep it with the measurements."""
+        summary, observations = self.state.summary, self.state.history.observations
+        is_same = score == self.data.prepared.score
+        seen = [one.metric for one in observations if is_same and one.step <= self.state.search_steps]
+        doubt = summary.doubt(score, seen=seen)
         if doubt is not None:
-            self.state.summary.warnings.append(doubt)
+            summary.warnings.append(doubt)
             if is_rank_zero():
                 print(f"warning: {doubt}")
 

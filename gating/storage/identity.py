@@ -8,11 +8,8 @@ from typing import Any
 
 from gating.errors import InputError
 
-NUM_ROWS = "num_rows"
 # Rows and bytes that are hashed at once; of larger columns and files, evenly spread ones are, about a second of work.
 _ROWS, _BLOCK, _MOST_BYTES, _MOST_FILES = 10_000, 2**20, 2**30, 20_000
-# Columns that follow from others.
-_DERIVED = {"attention_mask", "token_type_ids", "special_tokens_mask", "metric_offsets", "metric_cls_index"}
 _OF_MODELS = {".json", ".safetensors", ".bin", ".pt", ".txt", ".model", ".tiktoken", ".jinja", ".py"}
 _OF_TRAINING = {"trainer_state.json", "training_args.bin", "optimizer.pt", "scheduler.pt"}
 # Characters of a value in a message.
@@ -24,13 +21,10 @@ _NUMBERS_OR_SHARES = (
 )
 
 
-def table_digests(table: Any) -> dict[str, str | int] | None:
-    """Return the number of rows of a data set, of a ``datasets.Dataset`` a digest of each column; None of streams."""
-    if table is None or not hasattr(table, "__len__"):
-        return None
-    names = [name for name in table.column_names if name not in _DERIVED] if hasattr(table, "with_format") else []
-    columns = {name: table.select_columns([name]).with_format("arrow") for name in names}
-    return {NUM_ROWS: len(table), **{name: _column_digest(column) for name, column in columns.items()}}
+def table_digests(table: Any) -> dict[str, str | int]:
+    """Return the number of rows of a ``datasets.Dataset``, and a digest of each column."""
+    columns = {name: table.select_columns([name]).with_format("arrow") for name in table.column_names}
+    return {"num_rows": len(table), **{name: _column_digest(column) for name, column in columns.items()}}
 
 
 def file_digest(path: Path) -> str:

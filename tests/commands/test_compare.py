@@ -22,7 +22,7 @@ def runs(tmp_path: Path) -> dict[str, Path]:
 
 def test_runs_are_compared_and_one_is_recommended(compare, runs):
     out = compare(*runs.values())
-    assert f"Recommended: num_heads=36, in {runs['half']}, 1.20x faster" in out
+    assert f"Recommended: num_heads=36, in {runs['half']}, 1.20x as fast" in out
     assert "0.50 points below the dense run's 90.00 %" in out
     assert "Recommended: num_heads=9" in compare(*runs.values(), "--max-drop", "3")
 

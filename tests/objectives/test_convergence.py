@@ -25,7 +25,7 @@ def test_search_ends_when_the_same_heads_stay(gates):
     convergence = Convergence(patience=3)
     assert [convergence.update(gates) for _ in range(3)] == [None] * 3
     assert convergence.update(gates) == (
-        "the same 4 heads were kept at 4 checks in a row, and 0% of the gates are undecided"
+        "the choice of 4 heads did not change at 3 checks in a row, and 0% of the gates are undecided"
     )
 
 
@@ -55,7 +55,7 @@ def test_a_search_above_its_budget_continues(gates):
     convergence = Convergence(patience=1)
     assert [convergence.update(gates, kept) for _ in range(3)] == [None] * 3
     set_open(gates, kept.nonzero().flatten().tolist())
-    assert "same 2 heads" in convergence.update(gates, objective.kept(gates))
+    assert "choice of 2 heads" in convergence.update(gates, objective.kept(gates))
 
 
 def test_heads_are_counted_not_gates():
@@ -64,7 +64,7 @@ def test_heads_are_counted_not_gates():
     gates = gating.inject_gates(FAMILIES["llama"].build())
     convergence = Convergence(patience=1)
     convergence.update(gates)
-    assert "same 24 heads" in convergence.update(gates)
+    assert "choice of 24 heads" in convergence.update(gates)
 
 
 def test_a_resumed_count_continues(gates):
@@ -84,7 +84,9 @@ def test_the_rest_of_a_budget_of_cost_may_leave_a_gate_open(bert):
     kept[0] = False
     convergence = Convergence(patience=1)
     assert convergence.update(gates, kept) is None
-    assert convergence.update(gates, kept).startswith("the same 3 heads and 60 neurons were kept at 2 checks in a row")
+    assert convergence.update(gates, kept).startswith(
+        "the choice of 3 heads and 60 neurons did not change at 1 check in a row"
+    )
     kept[3] = False
     assert convergence.update(gates, kept) is None
     assert convergence.update(gates, kept) is None

@@ -19,7 +19,7 @@ from gating.report.rows import CompactReport, Row, heads_per_layer
 from tests.support.fake_hub import Repository, fake_hub
 
 REPORT = CompactReport(
-    rows=[Row("attention heads", "12", "7", "0.58"), Row("latency (ms)", "9.1", "7.0", "1.30x faster")],
+    rows=[Row("attention heads", "12", "7", "0.58"), Row("latency (ms)", "9.1", "7.0", "1.30x as fast")],
     metrics=[("compact", "91.00 %", "90.50 %")],
     metric_name="accuracy",
     notes=["Latency: one thread."],
@@ -57,7 +57,7 @@ def test_the_card_has_the_measured_tables(pruned, tmp_path):
     assert lines[at + 1 : at + 4] == [
         "| --- | --- | --- | --- |",
         "| attention heads | 12 | 7 | 0.58 |",
-        "| latency (ms) | 9.1 | 7.0 | 1.30x faster |",
+        "| latency (ms) | 9.1 | 7.0 | 1.30x as fast |",
     ]
     assert "| stage | validation accuracy | test accuracy |" in lines
     assert "| compact | 91.00 % | 90.50 % |" in lines

@@ -1,11 +1,18 @@
 """Sizes and work of the dense and the compact model in tables and in metrics.json."""
 
 import copy
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import gating
+from gating.pruning.latency import LatencyComparison
 from gating.pruning.measure import count_macs
+from gating.report.rows import latency_rows, size_rows
 from gating.report.score import Score
-from gating.report.summary import Summary
+from gating.report.summary import Stage, Summary
 from tests.support.tiny_models import batch_for
 
 
@@ -38,3 +45,37 @@ def test_heads_neurons_and_multiply_accumulates_are_compared(bert):
         "size on disk (MB)",
     ]
     assert rows["feed-forward neurons"] == ("144", "80", "0.56")
+
+
+@given(st.floats(1e-3, 1e12), st.floats(1e-3, 1))
+def test_a_ratio_is_that_of_the_numbers_beside_it(before, share):
+    times = LatencyComparison(float(f"{before:.4g}"), float(f"{before * share:.4g}"), 9, "1", 1e-9)
+    rows = [*size_rows({"macs": (before, before * share), "parameters": (before // 1 + 1, before * share // 1)}, {})]
+    for row in rows:
+        first, second = (float(text.replace(",", "")) for text in (row.before, row.after))
+        digits = len(row.ratio.partition(".")[2])
+        assert not first or row.ratio in (f"{second / first:.{digits}f}", f"{second / first:.1e}")
+    (row,) = latency_rows([times])
+    first, second = (float(text.replace(",", "")) for text in (row.before, row.after))
+    assert row.ratio in (f"{first / second:.2f}x as fast", "no difference")
+
+
+@pytest.mark.parametrize(
+    ("dense", "final", "baseline", "is_far"),
+    [
+        (0.9, 0.2, None, True),
+        (0.9, 0.6, 0.5, True),
+        (0.9, 0.8, 0.5, False),
+        (0.9, 0.6, None, False),
+        (0.5, 0.4, 0.5, False),
+    ],
+)
+@pytest.mark.parametrize("is_seen", [False, True])
+def test_a_score_that_has_lost_half_of_its_lead_is_warned_of(dense, final, baseline, is_far, is_seen):
+    summary, score = Summary(search={"search_steps": 9}, counts={"num_targets/val": 1000}), Score("accuracy")
+    stages = {Stage.COMPACT: final, Stage.BASELINE: baseline, Stage.DENSE: None if is_seen else dense}
+    for stage, value in stages.items():
+        if value is not None:
+            summary.add_metrics(stage, stage, "validation", {"accuracy": value})
+    doubt = summary.doubt(score, seen=[math.nan, 0.1, dense] if is_seen else [])
+    assert ("far worse" in (doubt or "")) == is_far

@@ -212,6 +212,7 @@ def test_evaluation_repeats_the_numbers_of_a_run(finished):
     numbers = numbers_of(finished)
     for name in ("spearman", "pearson", "agreement", "cosine"):
         assert evaluated.numbers["metrics"][name] == pytest.approx(numbers[f"test/{name}"], abs=1e-5), name
+        assert f"{name}  {100 * numbers[f'test/{name}']:.2f}" in evaluated.text
 
 
 def test_the_steps_of_a_run_do_not_bound_its_evaluation(finished, tmp_path, capsys):

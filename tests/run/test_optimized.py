@@ -5,7 +5,7 @@ import json
 import pytest
 
 import train
-from gating.run.folder import Result
+from gating.run.folder import result_of
 from tests.support.interruptions import end_of
 from tests.support.tiny_run import compose_settings, make_inputs
 
@@ -19,12 +19,12 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize(("name", "value"), [(None, 0.5), ("test/f1", 0.25), ("num_heads", 4), ("val/pearson", None)])
 def test_value_is_that_of_the_name(name, value, folder):
-    assert Result.read(folder).value(name) == value
+    assert result_of(folder, name) == value
 
 
 def test_a_run_without_validation_has_no_value(tmp_path):
     (tmp_path / "metrics.json").write_text('{"metric": "f1", "num_heads": 4}')
-    assert Result.read(tmp_path).value(None) is None
+    assert result_of(tmp_path, None) is None
 
 
 @pytest.mark.runs

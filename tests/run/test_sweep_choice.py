@@ -71,7 +71,7 @@ def test_the_fastest_within_the_limit_is_chosen_and_the_front_has_no_exceeded_ru
     assert chosen(choice) == "18"
     assert budgets(choice.front) == ["dense", "36", "18", "9"]
     assert choice.drop(choice.chosen) == pytest.approx(1.0)
-    assert "Recommended: keep=18, in 18-0, 1.40x faster" in text_of(choice)
+    assert "Recommended: keep=18, in 18-0, 1.40x as fast" in text_of(choice)
     assert "1.00 points below the dense run's 91.30 %" in text_of(choice)
     assert choose(RUNS, 0.1).chosen is None
     assert "No run is recommended" in text_of(choose(RUNS, 0.1))
@@ -128,12 +128,16 @@ def test_runs_of_other_data_models_or_seeds_of_data_are_not_compared(difference,
 
 
 def test_seeds_may_differ_where_they_draw_no_data(tmp_path):
-    """Equal labels in the records of all runs tell that the data do not depend on the seed."""
+    """Equal examples in the records of all runs tell that the data do not depend on the seed."""
     runs = [run("dense", 1, 0.9), run("a", 2, 0.9, seed=1), run("a", 2, 0.9, seed=2)]
     placed = [run._replace(folder=str(tmp_path / run.folder)) for run in runs]
     for one in runs:
         (tmp_path / one.folder).mkdir()
-        record = {"data": {split: {"num_rows": 9, "labels": "same"} for split in ("train", "validation")}}
+        record = {
+            "classes": None,
+            "folders": {},
+            "data": {split: {"labels": "same"} for split in ("train", "validation")},
+        }
         (tmp_path / one.folder / "inputs.json").write_text(json.dumps(record))
     assert chosen(choose(placed)) == "a"
     record["data"]["validation"]["labels"] = "other"
@@ -145,12 +149,51 @@ def test_data_that_each_seed_draws_are_compared_seed_by_seed(tmp_path):
     runs = [run(name, speed, 0.9, seed=seed) for name, speed in (("dense", 1), ("a", 2)) for seed in (0, 1)]
     for one in runs:
         (tmp_path / one.folder).mkdir()
-        record = {"data": {"validation": {"num_rows": 9, "labels": f"of seed {one.settings['seed']}"}}}
+        record = {"classes": None, "folders": {}, "data": {"validation": {"labels": f"of seed {one.settings['seed']}"}}}
         (tmp_path / one.folder / "inputs.json").write_text(json.dumps(record))
     placed = [one._replace(folder=str(tmp_path / one.folder)) for one in runs]
     assert chosen(choose(placed)) == "a"
     (tmp_path / "a-1" / "inputs.json").write_text((tmp_path / "a-0" / "inputs.json").read_text())
-    assert "validation labels of seed 1" in text_of(choose(placed))
+    assert "its validation examples of seed 1 differ from those of dense." in text_of(choose(placed))
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_files_of_one_name_with_other_examples_are_not_compared_and_no_digest_is_shown(split, tmp_path):
+    """Folds are files of one name in several folders."""
+    runs = [run("dense", 1, 0.9), run("a", 2, 0.9), run("b", 2, 0.9)]
+    for one in runs:
+        (tmp_path / one.folder).mkdir()
+        record = {
+            "classes": None,
+            "folders": {},
+            "data": {"test": {"text": "00af"}, split: {"text": "ff01" if one is runs[1] else "00af"}},
+        }
+        (tmp_path / one.folder / "inputs.json").write_text(json.dumps(record))
+    choice = choose([one._replace(folder=str(tmp_path / one.folder)) for one in runs])
+    assert chosen(choice) == "b"
+    assert f"keep=a cannot be compared: its {split} examples" in text_of(choice)
+    assert "ff01" not in text_of(choice)
+
+
+def test_a_speed_up_within_the_noise_is_no_difference(capsys):
+    choice = choose([run("dense", 1, 0.9), run("a", 1.04, 0.9, speedup_error=0.03)])
+    assert choice.chosen is None
+    assert "no difference" in shown(choice, capsys)
+    assert chosen(choose([run("dense", 1, 0.9), run("a", 1.04, 0.9, speedup_error=0.01)])) == "a"
+
+
+@pytest.mark.parametrize("task", [{"teacher": "user/other"}, {"metrics": {"agreement": {"nearest": 5}}}])
+def test_a_metric_of_another_teacher_or_definition_is_not_compared(task):
+    runs = [run(name, speed, 0.9, metric="agreement") for name, speed in (("dense", 1), ("a", 2))]
+    other = runs[1]._replace(settings={**runs[1].settings, "task": task})
+    assert chosen(choose(runs)) == "a"
+    assert choose([runs[0], other]).chosen is None
+
+
+def test_a_warning_of_several_runs_stands_once_with_its_first_words():
+    warned = {"warnings": ["The val/accuracy is low: train longer."]}
+    text = text_of(choose([run(name, 1, 0.9, **warned) for name in ("dense", "a")]))
+    assert text.endswith("\n!: The val/accuracy is low (dense-0, a-0).")
 
 
 @pytest.mark.parametrize("other", [{"metric": "f1"}, {"task": {"_target_": "gating.tasks.Regression"}}])
@@ -178,7 +221,7 @@ def test_seeds_of_a_budget_are_one_candidate_with_mean_and_spread(capsys):
     assert math.isnan(choose(same).chosen.numbers["validation_std"])
 
 
-@pytest.mark.parametrize("other", [{"speedup": None}, {"machine": "a GPU"}])
+@pytest.mark.parametrize("other", [{"speedup": None}, {"machine": "a GPU"}, {"latency_batch": "8 x 128"}])
 def test_runs_without_comparable_latencies_are_compared_by_work(other):
     runs = [run("dense", 1, 0.9), run("a", 2, 0.9), run("b", 3, 0.9)]
     choice = choose([*runs[:2], runs[2]._replace(numbers=runs[2].numbers | {"macs": 80} | other)])

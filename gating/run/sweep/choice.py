@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gating.errors import InputError
+from gating.pruning.latency import is_noise
 from gating.report.score import Score
 from gating.run.sweep.results import FinishedRun, conditions_of, depends_on_seed, names_of
 
@@ -33,8 +34,8 @@ class Candidate:
         loss: Mean validation score with the sign by which lower is better; infinity if it is unknown.
         numbers: Means over the seeds, NaN if one is unknown: ``validation`` and ``test`` scores, their standard
             deviations (``validation_std``), ``baseline`` and ``baseline_test``, the scores of a prediction without a
-            model, ``num_heads``, ``num_neurons``, ``speedup``, and ``work``, the share of the dense model's
-            multiply-accumulates or, where they are not counted, parameters.
+            model, ``num_heads``, ``num_neurons``, ``speedup``, 1 within the noise of its timings, and ``work``,
+            the share of the dense model's multiply-accumulates or, where they are not counted, parameters.
         has_learned: Whether the validation score is better than the baseline, if there is one, by more than chance.
     """
 
@@ -61,7 +62,7 @@ class Choice:
         score: The metric of the runs.
         max_drop: Largest loss of validation score that is accepted, in the shown unit of the score.
         search: Sentence on the best trial of an optimizing sweeper, in place of a recommendation; None without one.
-        axis: ``speedup`` if all runs were timed on one machine, else ``work``.
+        axis: ``speedup`` if all runs were timed on one machine with inputs of one shape, else ``work``.
         candidates: The candidates, dense ones first, then by speed.
         dense: The best dense candidate; None without one.
         front: Candidates that no other one exceeds in both validation score and speed.
@@ -76,7 +77,9 @@ class Choice:
             raise InputError(f"These runs cannot be compared, because they have different tasks or metrics: {shown}.")
         self.score = Score(runs[0].numbers["metric"], **runs[0].numbers.get("score", {}))
         self.max_drop, self.search = max_drop, search
-        is_timed = len({(run.numbers.get("machine"), run.numbers.get("threads")) for run in runs}) == 1
+        shapes = [str(run.numbers.get("latency_batch")).partition(" x ")[2] for run in runs]  # without its rows
+        machines = {(run.numbers.get("machine"), run.numbers.get("threads")) for run in runs}
+        is_timed = len(machines) == len(set(shapes)) == 1
         self.axis = "speedup" if is_timed and all(run.number("speedup") > 0 for run in runs) else "work"
         found, speed = _candidates(runs, self.score), self.speed
         self.candidates = sorted(found, key=lambda one: (one.loss == math.inf, not one.is_dense, speed(one)))
@@ -103,10 +106,12 @@ class Choice:
         return math.nan if self.dense is None else self.score.scale * (candidate.loss - self.dense.loss)
 
     def difference(self, candidate: Candidate) -> str | None:
-        """Return a condition in which a candidate differs from the dense one, or else the first; None if none does."""
+        """Return in what a candidate differs from the dense one, or else the first; None if in nothing."""
         reference = self.dense or self.candidates[0]
         own, other = candidate.conditions, reference.conditions
         unlike = next((name for name in {**own, **other} if own.get(name) != other.get(name)), None)
+        if unlike and " examples" in unlike:  # Digests tell nothing.
+            return f"its {unlike} differ from those of {reference.name}"
         return unlike and f"{unlike}={own.get(unlike)} ({reference.name}: {other.get(unlike)})"
 
 
@@ -144,6 +149,9 @@ def _means(runs: Sequence[FinishedRun], score: Score) -> tuple[float, dict[str, 
 
     sizes = "macs" if mean(values("macs_before")) > 0 else "num_parameters"
     found = {name: mean(values(name)) for name in ("num_heads", "num_neurons", "speedup")}
+    errors = values("speedup_error")
+    if is_noise(found["speedup"], math.hypot(*errors) / len(errors)):
+        found["speedup"] = 1.0
     found["work"] = mean(values(sizes)) / mean(values(f"{sizes}_before"))
     for name, end, split in (("validation", "", "val"), ("test", "_test", "test")):
         stored = f"{split}/{score.name}"
@@ -165,9 +173,13 @@ def explain_choice(choice: Choice) -> list[str]:
     if choice.front:
         lines.append(f"*: on the Pareto front of validation {choice.score.name} and {_AXES[choice.axis]}.")
     if choice.axis == "work":
-        lines.append("Latencies are missing, or those of several machines, so runs are compared by their work.")
-    runs = [run for candidate in choice.candidates for run in candidate.runs]
-    return [*lines, *(f"!: {run.folder}: {warning}" for run in runs for warning in run.numbers.get("warnings", ()))]
+        lines.append("Latencies are missing, or of several machines or lengths, so runs are compared by their work.")
+    # Whole warnings are in the log and in the report of each run.
+    warned: dict[str, list[str]] = {}
+    for run in (run for candidate in choice.candidates for run in candidate.runs):
+        for warning in run.numbers.get("warnings", ()):
+            warned.setdefault(warning.partition(": ")[0], []).append(run.folder)
+    return [*lines, *(f"!: {warning.rstrip('.')} ({', '.join(folders)})." for warning, folders in warned.items())]
 
 
 def _recommendation(choice: Choice) -> list[str]:
@@ -183,14 +195,14 @@ def _recommendation(choice: Choice) -> list[str]:
             "" if math.isnan(dense.numbers["baseline"]) else f" and better than {baseline} ({shown}) beyond chance"
         )
         return [f"No run is recommended: none that can be compared with the dense run is faster with {limit}{learned}."]
-    drop, number, folder = choice.drop(chosen), len(chosen.runs), chosen.runs[0].folder
-    word = "below" if (drop > 0) == score.higher_is_better else "above"
-    size = f"{abs(drop):.2f}{' points' if score.scale == 100 else ''} {word}" if round(drop, 2) else "equal to"
+    number, folder = len(chosen.runs), chosen.runs[0].folder
+    change = score.change(chosen.numbers["validation"], dense.numbers["validation"])
+    size = f"{abs(change):.2f}{score.points} {'above' if change > 0 else 'below'}" if round(change, 2) else "equal to"
     best = score.show(chosen.runs[0].number(f"val/{score.name}"))
     tests = [score.show(one.numbers["test"]) for one in (chosen, dense)]
     return [
         f"Recommended: {chosen.name},{f' in {folder},' if number == 1 else ''} {choice.speed(chosen):.2f}x "
-        f"{'faster' if choice.axis == 'speedup' else 'less work'}, with a {'mean ' if number > 1 else ''}validation "
+        f"{'as fast' if choice.axis == 'speedup' else 'less work'}, with a {'mean ' if number > 1 else ''}validation "
         f"{score.name} of {score.show(chosen.numbers['validation'])}, {size} the dense run's "
         f"{score.show(dense.numbers['validation'])}: the fastest with {limit}."
         + (f" The best of its {number} runs is in {folder} ({best})." if number > 1 else ""),
@@ -231,6 +243,8 @@ def print_choice(choice: Choice) -> None:
         signs = {"→": one is choice.chosen, "*": one in choice.front, "!": has_warnings}
         numbers = [one.numbers["num_heads"], one.numbers["num_neurons"], choice.speed(one) or math.nan]
         shown = [form.format(n).replace("nan", "-") for n, form in zip(numbers, _FORMS, strict=True)]
+        if choice.axis == "speedup" and choice.speed(one) == 1 and not one.is_dense:
+            shown[-1] = "no difference"
         for name in ("validation", "test"):
             spread = choice.score.scale * one.numbers[f"{name}_std"]
             shown.append(choice.score.show(one.numbers[name]) + ("" if math.isnan(spread) else f" ± {spread:.2f}"))

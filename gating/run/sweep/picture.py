@@ -5,6 +5,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from gating.report.figures import score_limits
 from gating.run.sweep.choice import Choice
 from gating.storage.files import replacing_file
 
@@ -45,10 +46,9 @@ def draw_choice(choice: Choice) -> Figure:
         axes.axhline(dense, color="black", linewidth=0.8, linestyle="--", label="dense")
         worst = dense - score.gain(choice.max_drop, 0)
         axes.axhspan(dense, worst, color=_CHOSEN, alpha=0.12, label=f"at most {choice.max_drop:g} worse")
-    # Small losses look small, and names have room.
+    # Small losses look small, and no score below 0 is suggested where there is none.
     low, high = axes.get_ylim()
-    beyond = max(0.0, 8 * choice.max_drop - (high - low)) / 2
-    axes.set_ylim(low - beyond, high + beyond)
+    axes.set_ylim(score_limits([low if any(y < 0 for _, y in known.values()) else max(0.0, low), high], score))
     axes.margins(x=0.25)
     axes.grid(alpha=0.3)
     figure.legend(fontsize="small", loc="outside lower center", ncols=3, frameon=False)

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from gating.errors import InputError
-from gating.run.folder import INPUTS, is_finished, is_run, read_numbers, stored_settings
+from gating.run.folder import is_finished, is_run, read_numbers, stored_settings
+from gating.run.inputs import read_inputs
 from gating.run.settings import has_effect, is_dense, shown_value
 from gating.run.sweep.jobs import jobs_of, own_overrides
-from gating.storage.files import finite_number, read_table
+from gating.storage.files import finite_number
 from gating.storage.identity import leaves
 
 # Settings of a budget, of which an objective takes one.
@@ -18,6 +19,8 @@ _BUDGETS = tuple(f"objective.{name}" for name in ("num_heads", "num_neurons", "k
 # Settings that decide how long a run trains, and how much of the data it is evaluated on.
 _OF_TRAINER = ("max_steps", "max_epochs", "limit_train_batches", "limit_val_batches", "limit_test_batches")
 _SPLITS = ("train", "validation", "test")
+# Metrics that compare with the embeddings of a dense model.
+_OF_TEACHER = ("agreement", "cosine")
 
 
 class FinishedRun(NamedTuple):
@@ -98,16 +101,16 @@ def names_of(runs: Sequence[FinishedRun]) -> dict[str, str]:
 
 
 def depends_on_seed(runs: Sequence[FinishedRun]) -> bool:
-    """Return whether seeds may have drawn other examples: unless all labels are known and equal."""
-    labels = [{key: value for key, value in _evaluated(run).items() if key.endswith("labels")} for run in runs]
-    return not any(labels[0].values()) or any(table != labels[0] for table in labels)
+    """Return whether seeds may have drawn other examples: unless all are known and equal."""
+    first, *others = [_examples(run) for run in runs]
+    return not any(first.values()) or any(table != first for table in others)
 
 
 def conditions_of(runs: Sequence[FinishedRun], *, by_seed: bool) -> dict[str, Any]:
     """Return the conditions of a comparison of scores: of runs, which differ in their seed alone, with others.
 
-    These are the steps, the dense model and the data: settings, labels and counts, since texts are recorded as tokens,
-    which differ between models. With ``by_seed`` labels and counts are those of each seed, and the seeds are compared.
+    These are the steps, the dense model, the definition of the metric, and the data: settings, examples and counts.
+    With ``by_seed`` examples and counts are those of each seed, and the seeds are compared.
     """
     first = runs[0]
     limits = {name: first.settings["trainer"].get(name) for name in _OF_TRAINER}
@@ -116,21 +119,34 @@ def conditions_of(runs: Sequence[FinishedRun], *, by_seed: bool) -> dict[str, An
         # These decide on the steps of an epoch.
         found["data.batch_size"] = first.settings["data"].get("batch_size")
         found["trainer.accumulate_grad_batches"] = first.settings["trainer"].get("accumulate_grad_batches")
+    metric, task = first.numbers["metric"], first.settings["task"]
+    if metric in _OF_TEACHER:
+        found["task.teacher"] = task.get("teacher")
+    if isinstance(task.get("metrics"), Mapping):
+        found[f"task.metrics.{metric}"] = task["metrics"].get(metric)
     found["num_parameters_before"] = first.numbers.get("num_parameters_before")
     seeds = [str(run.settings["data"].get("seed", run.settings["seed"])) for run in runs]
     if by_seed:
         found["seed"] = ",".join(sorted(set(seeds)))
+    recorded: dict[str, list[Any]] = {}
     for run, seed in zip(runs, seeds, strict=True):
-        found |= {f"{name} of seed {seed}" if by_seed else name: value for name, value in _evaluated(run).items()}
-    return found
+        for name, value in _evaluated(run).items():
+            recorded.setdefault(f"{name} of seed {seed}" if by_seed else name, []).append(value)
+    # Files of one name in several folders, such as folds, may be other data.
+    texts = {name: sorted({json.dumps(value) for value in values}) for name, values in recorded.items()}
+    return found | {name: ", ".join(values) for name, values in texts.items()}
 
 
 def _evaluated(run: FinishedRun) -> dict[str, Any]:
-    """Return a run's record of its data and of the examples of its evaluation."""
-    data: Any = read_table(Path(run.folder) / INPUTS).get("data", {})
-    found = {f"{split} {name}": data.get(split, {}).get(name) for split in _SPLITS for name in ("num_rows", "labels")}
+    """Return a run's record of its data, and the counts of its evaluation."""
     counts = [f"{name}/{split}" for name in ("num_examples", "num_targets") for split in ("val", "test")]
-    return found | {name: run.numbers.get(name) for name in counts}
+    return _examples(run) | {name: run.numbers.get(name) for name in counts}
+
+
+def _examples(run: FinishedRun) -> dict[str, Any]:
+    """Return digests of the examples of each split; None for those that are not recorded."""
+    data = read_inputs(Path(run.folder))["data"]
+    return {f"{split} examples": data.get(split) for split in _SPLITS}
 
 
 def _effective(settings: Mapping[str, Any], *on: Literal["results", "dense run", "examples"]) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from torchmetrics import Metric
 from torchmetrics.functional.text import squad
 from torchmetrics.utilities import dim_zero_cat
 
+from gating.report.score import Score
+
 __all__ = ["AnswerScores", "best_spans"]
 
 
@@ -59,6 +61,7 @@ class AnswerScores(Metric):
             unanswerable: Whether no answer is a valid prediction.
         """
         super().__init__()
+        self.formats = {name: Score(name) for name in ("exact_match", "f1")}
         self._references = references
         self._unanswerable = unanswerable
         for name in ("examples", "scores", "characters", "no_answer"):

@@ -69,6 +69,8 @@ class ChosenMetrics:
             name: make(name) if choice is None else _create(name, choice, arguments or {})
             for name, choice in self.read(default).items()
         }
+        for name, (metric, score) in made.items():
+            metric.formats = {name: score}
         # In groups, states of equal names and first values would be taken for the same.
         metrics = MetricCollection({name: metric for name, (metric, _) in made.items()}, compute_groups=False)
         return metrics, made[self.score or next(iter(made))][1]

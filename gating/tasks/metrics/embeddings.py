@@ -151,6 +151,7 @@ class EmbeddingScores(Metric):
         """Store the names, those of :data:`METRICS`."""
         super().__init__()
         self._names = names
+        self.formats = {name: METRICS[name][2] for name in names}
         for part in _PARTS:
             self.add_state(part, [], dist_reduce_fx="cat")
 
