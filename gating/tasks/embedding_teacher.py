@@ -12,7 +12,7 @@ from datasets import Dataset, DatasetDict
 from datasets.fingerprint import Hasher
 from sentence_transformers import SentenceTransformer
 
-from gating.compact.files import digest_tensors
+from gating.compact.files import check_manifest, digest_tensors, has_manifest
 from gating.data.tokens import cache_file
 from gating.errors import loading
 from gating.models.hub import locate
@@ -36,6 +36,8 @@ def load_sentence_model(name: str, *, revision: str = "main", setting: str) -> A
         InputError: The model cannot be loaded.
     """
     place = locate(name, revision=revision)
+    if has_manifest(Path(place)):
+        check_manifest(Path(place))
     with loading(f"{setting}={name}", remedy="Name a model of sentence-transformers, or another encoder."):
         model = SentenceTransformer(
             place,
