@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from gating.errors import DamageError, InputError, MissingFileError, UnreachableError, loading
+from gating.errors import DamageError, InputError, InputTypeError, MissingFileError, UnreachableError, loading
 from gating.loader.checksums import CHECKSUMS, CONFIG, INDEX, RECORD_KEY, WEIGHTS, digest_file, digest_table
 from gating.storage.files import read_table
 from gating.storage.hub import MODEL_FILES, RECORD_FILE, download, invalid_name, snapshot_of
@@ -67,9 +67,12 @@ def find_folder(
     Arguments are those of :func:`gating.load_compact`; the name of the base of a recipe may lack the user.
 
     Raises:
+        TypeError: It is not a path.
         FileNotFoundError: Neither a folder nor a model on the hub has this name, or the model lacks the revision.
         ConnectionError: The hub cannot be reached or refuses access.
     """
+    if not isinstance(name_or_path, str | os.PathLike):
+        raise InputTypeError(f"Give the path of a folder, or a name on the hub, not a {type(name_or_path).__name__}.")
     folder, name = Path(name_or_path), str(name_or_path)
     is_name = isinstance(name_or_path, str) and ("/" in name or is_base) and invalid_name(name) is None
     if folder.exists() or not is_name:
@@ -111,7 +114,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     for path in (folder, folder / CONFIG):
         if not path.exists():
-            raise MissingFileError(f"There is no compact model in {folder}: {path} does not exist.")
+            # A run has its model in a folder of this name.
+            hint = f" Did you mean {folder / 'compact'}?" if (folder / "compact" / CONFIG).exists() else ""
+            raise MissingFileError(f"There is no model in {folder}: {path} does not exist.{hint}")
     return read_json(folder, CONFIG)
 
 
