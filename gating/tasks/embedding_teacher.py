@@ -16,6 +16,7 @@ from gating.compact.files import check_manifest, digest_tensors, has_manifest
 from gating.data.tokens import cache_file
 from gating.errors import loading
 from gating.models.hub import locate
+from gating.vocabulary import check_vocabulary
 
 __all__ = ["add_embeddings", "load_sentence_model"]
 
@@ -45,6 +46,7 @@ def load_sentence_model(name: str, *, revision: str = "main", setting: str) -> A
             revision=None if Path(place).is_dir() else revision,
             model_kwargs={"dtype": torch.float32},
         )
+    check_vocabulary(model.tokenizer, size=None, name=f"{setting}={name}")
     return model.eval()
 
 
