@@ -18,11 +18,11 @@ from transformers.pytorch_utils import Conv1D
 
 from gating.errors import InputError, MissingPackageError
 from gating.gates import HeadGates
+from gating.integrations.wrappers import merged
 from gating.models.sources import ModelSource, NewModel
-from gating.sharding.plan import is_sharded, reshard
+from gating.sharding.plan import reshard
 from gating.structure.attention import iter_attention_blocks
 from gating.structure.blocks import has_no_weight
-from gating.structure.edits import fill, whole
 
 __all__ = ["Adapters", "LoRA", "NoAdapters", "check_adapters"]
 
@@ -76,12 +76,7 @@ class LoRA:
         yield
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")
-            if is_sharded(model):
-                _merge_shards(wrapped)
-                wrapped.unload()
-            else:
-                wrapped.merge_and_unload(safe_merge=True)
-        vars(model).pop("peft_config", None)  # peft 0.18 leaves it, and would take the next adapters for second ones.
+            merged(wrapped)
         for part, is_tied in flags if _tied_to_output(model) == tied else ():
             part.tie_word_embeddings = is_tied
         gates = getattr(model, "head_gates", None)
@@ -110,16 +105,6 @@ class LoRA:
 
 
 Adapters = NoAdapters | LoRA
-
-
-def _merge_shards(wrapped: nn.Module) -> None:
-    """Add the updates of adapters to weights that are cut over several processes, in place: PEFT's merge loses them."""
-    module: Any
-    for module in wrapped.modules():
-        if hasattr(module, "get_delta_weight") and hasattr(module, "base_layer"):
-            (adapter,) = module.active_adapters
-            weight = module.base_layer.weight
-            fill(weight, whole(weight.detach()) + module.get_delta_weight(adapter).detach())
 
 
 def check_adapters(adapters: Adapters, source: ModelSource) -> None:

@@ -56,7 +56,7 @@ def test_a_teacher_without_a_tokenizer_is_refused(tmp_path):
     folder = make_sentence_model(tmp_path / "model")
     for path in folder.glob("tokenizer*.json"):
         path.unlink()
-    with pytest.raises(InputError, match="task.teacher=.*has no tokens for texts"):
+    with pytest.raises(InputError, match="has no tokens for texts"):
         load_sentence_model(str(folder), setting="task.teacher")
 
 
