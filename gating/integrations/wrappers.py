@@ -13,9 +13,8 @@ from transformers.utils.import_utils import is_peft_available
 
 from gating.errors import InputError
 from gating.gates import HeadGates
-from gating.sharding.plan import is_sharded
+from gating.sharding.plan import merge_adapters
 from gating.structure.blocks import has_no_weight
-from gating.structure.edits import fill, whole
 
 __all__ = [
     "adapter_config",
@@ -69,25 +68,7 @@ def adapter_config(model: nn.Module) -> Any:
 
 def merged(model: nn.Module) -> PreTrainedModel:
     """Merge the adapters of a model into its weights, in place, and return the model without them."""
-    wrapped: Any = model
-    if _is_wrapped(wrapped):
-        if is_sharded(wrapped):
-            _merge_shards(wrapped)
-            model = wrapped.unload()
-        else:
-            model = wrapped.merge_and_unload(safe_merge=True)
-        vars(model).pop("peft_config", None)  # peft 0.18 leaves it, and would take the next adapters for second ones.
-    return base_model(model)
-
-
-def _merge_shards(wrapped: nn.Module) -> None:
-    """Add the updates of adapters to weights that are cut over several processes, in place: PEFT's merge loses them."""
-    module: Any
-    for module in wrapped.modules():
-        if hasattr(module, "get_delta_weight") and hasattr(module, "base_layer"):
-            (adapter,) = module.active_adapters
-            weight = module.base_layer.weight
-            fill(weight, whole(weight.detach()) + module.get_delta_weight(adapter).detach())
+    return base_model(merge_adapters(model) if _is_wrapped(model) else model)
 
 
 def with_new_adapters(model: PreTrainedModel, config: Any) -> nn.Module:

@@ -18,9 +18,8 @@ from transformers.pytorch_utils import Conv1D
 
 from gating.errors import InputError, MissingPackageError
 from gating.gates import HeadGates
-from gating.integrations.wrappers import merged
 from gating.models.sources import ModelSource, NewModel
-from gating.sharding.plan import reshard
+from gating.sharding.plan import merge_adapters, reshard
 from gating.structure.attention import iter_attention_blocks
 from gating.structure.blocks import has_no_weight
 
@@ -76,7 +75,7 @@ class LoRA:
         yield
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")
-            merged(wrapped)
+            merge_adapters(wrapped)
         for part, is_tied in flags if _tied_to_output(model) == tied else ():
             part.tie_word_embeddings = is_tied
         gates = getattr(model, "head_gates", None)
