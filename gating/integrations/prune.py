@@ -21,6 +21,7 @@ __all__ = ["prune"]
 _LABELS = ("label", "labels", "score", "scores")
 # Examples of a step, least number of steps of a training, largest number of epochs above it, and tokens of a text.
 _BATCH_SIZE, _LEAST_STEPS, _EPOCHS, _LENGTH = 16, 200, 3, 512
+_CLASSIFIER = "ForSequenceClassification"
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -59,10 +60,17 @@ def prune(
     """
     budget = {"speedup": speedup, "keep": keep, "num_heads": num_heads}
     check_budget(**budget)
-    data = _as_table(data)
+    data, base, is_embedder = _as_table(data), base_model(model), is_sentence_model(model)
+    # An encoder with a decoder would learn to copy its input.
+    is_decoder = base.can_generate() and not base.config.is_encoder_decoder
+    if not (hasattr(model, "encode") if is_embedder else is_decoder or type(base).__name__.endswith(_CLASSIFIER)):
+        raise InputError(
+            f"gating.prune trains classifiers of texts, decoders and SentenceTransformers: for a {type(model).__name__}"
+            ", call a trainer of gating.integrations."
+        )
     units = "heads" if num_heads is not None else ["heads", "neurons"]
     options = {"gate_options": {"units": units}, **budget, **options}
-    if is_sentence_model(model):
+    if is_embedder:
         cls, of_arguments, of_trainer = _sentence_trainer(model, data)
     else:
         cls, of_arguments, of_trainer = _text_trainer(model, data, tokenizer)
@@ -108,21 +116,10 @@ def _texts_of(data: Any) -> list[str]:
     return ["text"] * ("text" in kinds) or [name for name in kinds if "string" in kinds[name] and name not in _LABELS]
 
 
-def _refusal(model: Any) -> InputError:
-    return InputError(
-        f"gating.prune trains classifiers of texts, decoders and SentenceTransformers: for a {type(model).__name__}, "
-        "call a trainer of gating.integrations."
-    )
-
-
 def _text_trainer(model: Any, data: Any, tokenizer: Any) -> tuple[type[Any], type[Any], dict[str, Any]]:
     """Return a trainer of a classifier or decoder, the class of its arguments, and its keyword arguments."""
-    base = base_model(model)
-    config: Any = base.config
-    is_decoder = base.can_generate()
-    # An encoder with a decoder would learn to copy its input.
-    if config.is_encoder_decoder if is_decoder else not type(base).__name__.endswith("ForSequenceClassification"):
-        raise _refusal(base)
+    config: Any = model.config
+    is_decoder = model.can_generate()
     if tokenizer is None:
         raise InputError(f"Texts for {type(model).__name__} need its tokenizer: give tokenizer=.")
     if len(texts := _texts_of(data)) > 2:
@@ -165,14 +162,12 @@ def _with_classes(data: Any, name: str, config: Any) -> Any:
 
 def _sentence_trainer(model: Any, data: Any) -> tuple[type[Any], type[Any], dict[str, Any]]:
     """Return a trainer of an embedding model, the class of its arguments, and its keyword arguments."""
-    from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
+    from sentence_transformers import SentenceTransformerTrainingArguments
     from sentence_transformers.sentence_transformer.losses import CoSENTLoss, MultipleNegativesRankingLoss
 
     from gating.embedding.losses import EmbeddingDistance
     from gating.integrations.sentence_trainers import GatedSentenceTransformerTrainer
 
-    if not isinstance(model, SentenceTransformer):
-        raise _refusal(model)
     has_scores = any(name in data.column_names for name in _LABELS)
     if has_scores and len(data.column_names) < 3:
         raise InputError("Labels of embeddings are scores of pairs: give two columns of texts, or texts alone.")

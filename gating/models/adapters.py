@@ -13,12 +13,13 @@ from typing import Annotated, Any
 
 from pydantic import Field
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from gating.errors import InputError, MissingPackageError
 from gating.gates import HeadGates
 from gating.models.sources import ModelSource, NewModel
+from gating.pruning.layers import nested_configs
 from gating.sharding.plan import merge_adapters, reshard
 from gating.structure.attention import iter_attention_blocks
 from gating.structure.blocks import has_no_weight
@@ -67,7 +68,8 @@ class LoRA:
         trained_before = [parameter for parameter in model.parameters() if parameter.requires_grad]
         # PEFT unties embeddings if the tied embedding is not the model's first one.
         tied = _tied_to_output(model)
-        flags = [(part, part.tie_word_embeddings) for part in _configs(model) if hasattr(part, "tie_word_embeddings")]
+        parts = [part for _, part in nested_configs(model.config) if hasattr(part, "tie_word_embeddings")]
+        flags = [(part, part.tie_word_embeddings) for part in parts]
         wrapped = get_peft_model(model, self._config(model))
         ids = {id(parameter) for parameter in trained_before}
         for parameter in _head(model):
@@ -120,11 +122,6 @@ def _tied_to_output(model: PreTrainedModel) -> set[str]:
     output = model.get_output_embeddings()
     weight = getattr(getattr(output, "out_proj", output), "weight", None)
     return {name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter is weight}
-
-
-def _configs(model: PreTrainedModel) -> list[PreTrainedConfig]:
-    """Return the configurations of a model and its parts."""
-    return [model.config, *(value for value in vars(model.config).values() if isinstance(value, PreTrainedConfig))]
 
 
 def _queries_and_values(model: nn.Module) -> list[str]:
