@@ -14,7 +14,6 @@ import stat
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gating.errors import DamageError, InputError, InputTypeError, MissingFileError, UnreachableError, loading
-from gating.loader.checksums import CHECKSUMS, CONFIG, INDEX, RECORD_KEY, WEIGHTS, digest_file, digest_table
+from gating.loader.checksums import CHECKSUMS, CONFIG, GENERATION, INDEX, RECORD_KEY, WEIGHTS, digest_file, digest_table
 from gating.storage.files import read_table
-from gating.storage.hub import MODEL_FILES, RECORD_FILE, download, invalid_name, snapshot_of
+from gating.storage.hub import RECORD_FILE, download, invalid_name, snapshot_of
 
 __all__ = [
     "check_file",
@@ -50,6 +49,8 @@ _MAX_JSON_BYTES = 2**26
 _OF_MODEL = re.compile(r"(config|generation_config|recipe)\.json|[\w.-]+\.safetensors(\.index\.json)?")
 # The card, and code, which only trust_remote_code runs; the checksums themselves are compared when they are read.
 _FREE = re.compile(rf".*\.(md|py)|{re.escape(RECORD_FILE)}")
+# Files of a tokenizer that others wrote, and that are read beside the saved ones.
+_OVERRIDES = {"added_tokens.json", "special_tokens_map.json", "chat_template.jinja"}
 # Entries in settings of tokenizers and modules that change by their use, or if they are loaded and saved again.
 _NOTES = {"truncation", "padding", "is_local", "local_files_only", "__version__"}
 
@@ -253,39 +254,40 @@ def check_manifest(folder: Path, described: Mapping[str, Any] | None = None) -> 
             stacklevel=2,
         )
     sums = {name: one for name, one in (own or {}).items() if _OF_MODEL.fullmatch(name)}
-    others = {name: one for name, one in (beside or {}).items() if not _OF_MODEL.fullmatch(name)}
-    others = {name: one for name, one in others.items() if not _FREE.fullmatch(name)}
-    if snapshot_of(str(folder)):  # Modules of sentence-transformers are not downloaded.
+    others = {
+        name: one for name, one in (beside or {}).items() if not (_OF_MODEL.fullmatch(name) or _FREE.fullmatch(name))
+    }
+    # New files that are read before or beside the saved ones; a model that was saved alone may get a tokenizer.
+    added = {CONFIG, WEIGHTS, INDEX, GENERATION} if own is not None else set()
+    if snapshot_of(
+        str(folder)
+    ):  # Modules of sentence-transformers are not downloaded, and uploads replace no tokenizer.
         others = {name: one for name, one in others.items() if os.path.lexists(folder / name)}
-    # A new file may be read in place of a saved one; a model that was saved alone may get a tokenizer.
-    present = {name for name in os.listdir(folder) if any(fnmatchcase(name, pattern) for pattern in MODEL_FILES)}
-    added = {name for name in present if (own is not None if _OF_MODEL.fullmatch(name) else others)}
-    for name in sorted({*sums, *others, *added}):
+    elif others:
+        added |= _OVERRIDES
+    for name in sorted({*sums, *others, *(name for name in added if os.path.lexists(folder / name))}):
         path, source = folder / name, place if _OF_MODEL.fullmatch(name) else RECORD_FILE
-        if not os.path.lexists(path):
-            raise MissingFileError(f"{path} does not exist, and was saved with this model. {_remedy(source)}.")
         with loading(str(path), remedy="Export the model again."):
-            found = _digest_saved(check_file(folder, name), name), digest_file(path)
+            is_there = os.path.lexists(path)
+            found = (_digest_saved(check_file(folder, name), name), digest_file(path)) if is_there else ()
         if (sums | others).get(name) not in found:
             raise _changed(path, source)
 
 
-def _changed(path: Path, place: str) -> InputError:
-    """Return the error about a file that differs from the checksum in the file ``place``."""
-    return InputError(
-        f"{path} is not what was saved with this model: its checksum in {place} differs, so it is damaged, or was "
-        f"added, replaced, edited or trained further. {_remedy(place)}."
-    )
-
-
-def _remedy(place: str) -> str:
+def _changed(path: Path, place: str) -> InputError | MissingFileError:
+    """Return the error about a file that is missing, or differs from the checksum in the file ``place``."""
     remedy = "Export the model again, or pass verify=False in Python"
     if place == RECORD_FILE:
         remedy += (
             f"; or, if this is meant, delete {RECORD_FILE}, the record of the model that was saved. Save a model that "
             "was trained again in another folder"
         )
-    return remedy
+    if not os.path.lexists(path):
+        return MissingFileError(f"{path} does not exist, and was saved with this model. {remedy}.")
+    return InputError(
+        f"{path} is not what was saved with this model: its checksum in {place} differs, so it is damaged, or was "
+        f"added, replaced, edited or trained further. {remedy}."
+    )
 
 
 def digest_tensors(tensors: Iterable[tuple[str, Tensor]]) -> str:

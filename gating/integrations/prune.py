@@ -168,10 +168,10 @@ def _sentence_trainer(model: Any, data: Any) -> tuple[type[Any], type[Any], dict
     from gating.embedding.losses import EmbeddingDistance
     from gating.integrations.sentence_trainers import GatedSentenceTransformerTrainer
 
-    has_scores = any(name in data.column_names for name in _LABELS)
-    if has_scores and len(data.column_names) < 3:
-        raise InputError("Labels of embeddings are scores of pairs: give two columns of texts, or texts alone.")
-    loss: Any = CoSENTLoss if has_scores else MultipleNegativesRankingLoss
+    scores = [data[name] for name in data.column_names if name in _LABELS]
+    if scores and (len(data.column_names) < 3 or any(score is None or score != score for score in scores[0])):
+        raise InputError("Labels of embeddings are scores of pairs: give two texts and a number in each row, or texts.")
+    loss: Any = CoSENTLoss if scores else MultipleNegativesRankingLoss
     if len(data.column_names) == 1:
         texts = data[data.column_names[0]]
         data, loss = data.add_column("label", model.encode(list(texts)).tolist()), EmbeddingDistance

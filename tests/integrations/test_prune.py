@@ -86,6 +86,16 @@ def test_an_embedding_model_learns_from_pairs_or_its_own_embeddings(tmp_path, ha
     assert compact.encode(TEXTS[:2]).shape == (2, 32)
 
 
+SCORED = {"anchor": TEXTS, "positive": TEXTS, "score": [0.5] * 32}
+
+
+@pytest.mark.parametrize("changes", [{"positive": None}, {"score": [0.5, float("nan")] * 16}])
+def test_scores_of_embeddings_are_numbers_of_pairs(changes, tmp_path):
+    data = Dataset.from_dict({name: one for name, one in {**SCORED, **changes}.items() if one is not None})
+    with pytest.raises(InputError, match="scores of pairs"):
+        gating.prune(make_embedder(tmp_path), data, num_heads=5)
+
+
 @pytest.mark.runs
 def test_without_arguments_a_model_becomes_faster(tmp_path, capsys, tokenizer, known_times):
     model = BertForSequenceClassification.from_pretrained(tmp_path / "base")
