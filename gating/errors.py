@@ -177,7 +177,7 @@ def loading(name: str, *, remedy: str) -> Iterator[None]:
             raise
         reason = shorten(explain(error).rstrip("."), most=300)
         raise InputError(
-            f"{name} cannot be loaded, probably because of damage ({type(error).__name__}: {reason}). {remedy}"
+            f"{name} cannot be loaded: files are missing or damaged ({type(error).__name__}: {reason}). {remedy}"
         ) from error
 
 

@@ -203,7 +203,18 @@ CALLS: dict[str, tuple[Callable, str]] = {
     "a block that is not there": (lambda model, _: gating.inject_gates(ungated(model), exclude=["x"]), "'x'"),
     "a wrapped model": (lambda model, _: gating.inject_gates(wrapped(ungated(model))), "model.module"),
     "a quantized model": (lambda model, _: gating.prune_heads(quantized(ungated(model)), {0: [1]}), "int8"),
+    "a wrapped model in a folder": (
+        lambda model, _: gating.save_compact(wrapped(ungated(model)), "saved"),
+        "model.module",
+    ),
+    "layers of a wrapped model": (lambda model, _: gating.prune_layers(wrapped(ungated(model)), [0]), "model.module"),
+    "layers of what holds a model": (
+        lambda model, _: gating.prune_layers(nn.ModuleDict({"inner": ungated(model)}), [0]),
+        "model.get_submodule('inner')",
+    ),
     "no such folder": (lambda model, _: gating.load_compact("nowhere"), "nowhere"),
+    "no path": (lambda model, _: gating.load_compact(None), "NoneType"),
+    "no dtype": (lambda model, _: gating.load_compact("nowhere", dtype="half a float"), "dtype='half a float'"),
 }
 
 

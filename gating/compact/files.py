@@ -2,8 +2,8 @@
 
 No links out of the folder are followed, and no pipes and pickles are opened. Checksums of all files are in
 ``head_gating.json``, and those of a compact model in ``config.json``, which are written anew when it is saved again.
-They reveal damage, mix-ups and changes, not forgery. The model card may change. Tokenizers are often saved again, so
-that a different one is a warning.
+They reveal damage, mix-ups and changes, not forgery. The model card may change, and notes of the packages that save a
+tokenizer or modules of sentence-transformers.
 """
 
 import hashlib
@@ -21,10 +21,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from gating.errors import DamageError, InputError, MissingFileError, UnreachableError
+from gating.errors import DamageError, InputError, InputTypeError, MissingFileError, UnreachableError, loading
 from gating.loader.checksums import CHECKSUMS, CONFIG, GENERATION, INDEX, RECORD_KEY, WEIGHTS, digest_file, digest_table
 from gating.storage.files import read_table
-from gating.storage.hub import RECORD_FILE, download, invalid_name
+from gating.storage.hub import RECORD_FILE, download, invalid_name, snapshot_of
 
 __all__ = [
     "check_file",
@@ -49,6 +49,10 @@ _MAX_JSON_BYTES = 2**26
 _OF_MODEL = re.compile(r"(config|generation_config|recipe)\.json|[\w.-]+\.safetensors(\.index\.json)?")
 # The card, and code, which only trust_remote_code runs; the checksums themselves are compared when they are read.
 _FREE = re.compile(rf".*\.(md|py)|{re.escape(RECORD_FILE)}")
+# Files of a tokenizer that others wrote, and that are read beside the saved ones.
+_OVERRIDES = {"added_tokens.json", "special_tokens_map.json", "chat_template.jinja"}
+# Entries in settings of tokenizers and modules that change by their use, or if they are loaded and saved again.
+_NOTES = {"truncation", "padding", "is_local", "local_files_only", "__version__"}
 
 
 def find_folder(
@@ -64,9 +68,12 @@ def find_folder(
     Arguments are those of :func:`gating.load_compact`; the name of the base of a recipe may lack the user.
 
     Raises:
+        TypeError: It is not a path.
         FileNotFoundError: Neither a folder nor a model on the hub has this name, or the model lacks the revision.
         ConnectionError: The hub cannot be reached or refuses access.
     """
+    if not isinstance(name_or_path, str | os.PathLike):
+        raise InputTypeError(f"Give the path of a folder, or a name on the hub, not a {type(name_or_path).__name__}.")
     folder, name = Path(name_or_path), str(name_or_path)
     is_name = isinstance(name_or_path, str) and ("/" in name or is_base) and invalid_name(name) is None
     if folder.exists() or not is_name:
@@ -108,7 +115,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     for path in (folder, folder / CONFIG):
         if not path.exists():
-            raise MissingFileError(f"There is no compact model in {folder}: {path} does not exist.")
+            # A run has its model in a folder of this name.
+            hint = f" Did you mean {folder / 'compact'}?" if (folder / "compact" / CONFIG).exists() else ""
+            raise MissingFileError(f"There is no model in {folder}: {path} does not exist.{hint}")
     return read_json(folder, CONFIG)
 
 
@@ -193,9 +202,16 @@ def write_manifest(folder: Path) -> None:
     """Add the checksums of all files of a folder to its ``head_gating.json``."""
     described = read_table(folder / RECORD_FILE)
     names = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
-    sums = {name: digest_file(folder / name) for name in names if name != RECORD_FILE}
+    sums = {name: _digest_saved(folder / name, name) for name in names if name != RECORD_FILE}
     described[CHECKSUMS] = {**sums, RECORD_FILE: _digest_record(described)}
     (folder / RECORD_FILE).write_text(json.dumps(described, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _digest_saved(path: Path, name: str) -> str:
+    """Return the checksum of a file, of settings of a tokenizer or module without notes."""
+    if name.endswith(".json") and not _OF_MODEL.fullmatch(name) and (table := read_table(path)):
+        return digest_table({key: value for key, value in table.items() if key not in _NOTES})
+    return digest_file(path)
 
 
 def _digest_record(described: Mapping[str, Any]) -> str:
@@ -223,48 +239,57 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def check_manifest(folder: Path, described: Mapping[str, Any] | None = None) -> None:
-    """Compare the files of a folder with their checksums; warn if there are none.
+    """Compare the files of a folder with their checksums; warn if there are none for the model.
 
     Args:
         folder: The folder of a model.
         described: The content of its configuration, if it is a compact folder with a record.
 
     Raises:
-        FileNotFoundError: A file of the model is missing.
-        ValueError: A file of the model, or the record, differs from the one that was written.
+        FileNotFoundError: A file is missing.
+        ValueError: A file of the model, of its tokenizer or its modules, or the record, is not the one that was saved.
     """
     beside = read_record(folder).get(CHECKSUMS) if has_manifest(folder) else None
-    place, sums = (RECORD_FILE, beside) if described is None else (CONFIG, described[RECORD_KEY].get(CHECKSUMS))
-    if sums is None:
+    place, own = (RECORD_FILE, beside) if described is None else (CONFIG, described[RECORD_KEY].get(CHECKSUMS))
+    if own is None:
         warnings.warn(
             f"{folder} has no checksums in a {place}, so damage to the files of this model is not noticed.",
             stacklevel=2,
         )
-    else:
-        present = {name for name in (CONFIG, WEIGHTS, INDEX, GENERATION) if os.path.lexists(folder / name)}
-        for name in sorted(present.union(filter(_OF_MODEL.fullmatch, sums))):
-            if digest_file(check_file(folder, name)) != sums.get(name):
-                raise _changed(folder / name, place)
-    for name in sorted(beside or ()):
-        is_free = _OF_MODEL.fullmatch(name) or _FREE.fullmatch(name) or not os.path.lexists(folder / name)
-        if not is_free and digest_file(check_file(folder, name)) != (beside or {})[name]:
-            warnings.warn(
-                f"{folder / name} is not what was saved with this model: it was saved again, or is damaged.",
-                stacklevel=2,
-            )
+    sums = {name: one for name, one in (own or {}).items() if _OF_MODEL.fullmatch(name)}
+    others = {
+        name: one for name, one in (beside or {}).items() if not (_OF_MODEL.fullmatch(name) or _FREE.fullmatch(name))
+    }
+    # New files that are read before or beside the saved ones; a model that was saved alone may get a tokenizer.
+    added = {CONFIG, WEIGHTS, INDEX, GENERATION} if own is not None else set()
+    if snapshot_of(
+        str(folder)
+    ):  # Modules of sentence-transformers are not downloaded, and uploads replace no tokenizer.
+        others = {name: one for name, one in others.items() if os.path.lexists(folder / name)}
+    elif others:
+        added |= _OVERRIDES
+    for name in sorted({*sums, *others, *(name for name in added if os.path.lexists(folder / name))}):
+        path, source = folder / name, place if _OF_MODEL.fullmatch(name) else RECORD_FILE
+        with loading(str(path), remedy="Export the model again."):
+            is_there = os.path.lexists(path)
+            found = (_digest_saved(check_file(folder, name), name), digest_file(path)) if is_there else ()
+        if (sums | others).get(name) not in found:
+            raise _changed(path, source)
 
 
-def _changed(path: Path, place: str) -> InputError:
-    """Return the error about a file that differs from the checksum in the file ``place``."""
+def _changed(path: Path, place: str) -> InputError | MissingFileError:
+    """Return the error about a file that is missing, or differs from the checksum in the file ``place``."""
     remedy = "Export the model again, or pass verify=False in Python"
     if place == RECORD_FILE:
         remedy += (
             f"; or, if this is meant, delete {RECORD_FILE}, the record of the model that was saved. Save a model that "
             "was trained again in another folder"
         )
+    if not os.path.lexists(path):
+        return MissingFileError(f"{path} does not exist, and was saved with this model. {remedy}.")
     return InputError(
         f"{path} is not what was saved with this model: its checksum in {place} differs, so it is damaged, or was "
-        f"replaced, edited or trained further. {remedy}."
+        f"added, replaced, edited or trained further. {remedy}."
     )
 
 

@@ -11,7 +11,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from gating.compact.files import find_folder, read_config
 from gating.compact.limits import check_trust, checked_folder, model_class, remedy_of, without_load_report
-from gating.errors import InputError, loading
+from gating.errors import InputError, InputTypeError, loading
 from gating.loader.checksums import RECORD_KEY
 from gating.loader.integrity import check_finite, load_whole
 from gating.loader.record_checks import check_record
@@ -25,7 +25,7 @@ __all__ = ["load_compact"]
 def load_compact(
     save_directory: str | os.PathLike[str],
     *,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
@@ -40,7 +40,7 @@ def load_compact(
     Args:
         save_directory: Folder of a compact model, or of a dense one saved by transformers; or a name on the hub,
             ``user/name``, if no folder has this name.
-        dtype: Dtype of the weights; by default that of the saved weights.
+        dtype: Dtype of the weights, or its name; by default that of the saved weights.
         revision: Branch, tag or commit on the hub; ``main`` by default.
         token: Token of the hub; by default the one of the login.
         cache_dir: Folder of the hub's cache; by default that of huggingface_hub.
@@ -53,6 +53,7 @@ def load_compact(
         The model, in evaluation mode.
 
     Raises:
+        TypeError: ``save_directory`` is not a path, or ``dtype`` not a floating-point type.
         FileNotFoundError: The folder or one of its files is missing, and the hub has no such model or revision.
         ConnectionError: The hub cannot be reached or refuses access, and the model is not in its cache.
         ValueError: A file is damaged, the files do not belong together, or the configuration refers to code, kernels
@@ -69,6 +70,10 @@ def load_compact(
         >>> loaded.encoder.layer[0].attention.self.query.weight.shape
         torch.Size([2, 8])
     """
+    if isinstance(dtype, str):
+        dtype = None if dtype == "auto" else getattr(torch, dtype, dtype)
+    if not isinstance(dtype, torch.dtype | None) or (dtype and not dtype.is_floating_point):
+        raise InputTypeError(f"dtype={dtype!r} is not a floating-point type of torch, such as torch.bfloat16.")
     folder = find_folder(save_directory, revision=revision, token=token, cache_dir=cache_dir)
     if (folder / RECIPE_FILES[0]).exists():
         from gating.compact.recipe import load_recipe

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from gating.compact.decoders import write_layer_counts
@@ -28,7 +28,7 @@ from gating.loader.composing import write_code
 from gating.loader.integrity import check_finite, write_checksums
 from gating.loader.modeling import canary_outputs
 from gating.loader.saving import become_compact, has_lost_units
-from gating.proof.conditions import check_has_values, check_no_adapters, check_savable
+from gating.proof.conditions import check_has_values, check_no_adapters, check_not_wrapped, check_savable
 from gating.proof.masked import ExpectedOutputs
 from gating.proof.outputs import max_relative_difference, tolerance_for
 from gating.proof.probe import make_probe
@@ -152,9 +152,11 @@ def check_model(model: PreTrainedModel) -> None:
 
     Raises:
         TypeError: It is not a model of transformers.
-        ValueError: It has gates, adapters or packed weights, or no values.
+        ValueError: It is wrapped, or has gates, adapters or packed weights, or no values.
     """
     if not isinstance(model, PreTrainedModel):
+        if isinstance(model, nn.Module):
+            check_not_wrapped(model)
         own = " Call its save_pretrained(folder)." if hasattr(model, "save_pretrained") else ""
         raise InputTypeError(f"Only models of transformers can be saved as a folder, got {type(model).__name__}.{own}")
     if hasattr(model, "head_gates"):

@@ -1,5 +1,6 @@
 """Tokenizers for new models: byte-level BPE, trained on the training data."""
 
+import re
 import tempfile
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -90,4 +91,9 @@ def _texts(table: Dataset) -> Iterator[list[str]]:
         raise InputError(f"The training data has no column of text, only {', '.join(table.column_names)}.")
     for batch in flat.select_columns(columns).iter(batch_size=1000):
         for texts in batch.values():
-            yield [text or "" for text in texts]
+            yield [piece for text in texts if text for piece in _pieces(text)]
+
+
+def _pieces(text: str) -> list[str]:
+    """Cut words of thousands of characters, on which training takes quadratic time; other words stay whole."""
+    return re.findall(r"\s*\S{1,1000}|\s+", text) if re.search(r"\S{1001}", text) else [text]

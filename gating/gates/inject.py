@@ -22,6 +22,7 @@ from gating.families.linear import without_adapter
 from gating.gates import hard_concrete
 from gating.gates.attachment import CHILD_NAME, check_not_gated
 from gating.gates.gates import HeadGates
+from gating.proof.conditions import part_of_transformers
 from gating.proof.probe import run_probe
 from gating.proof.prove import try_removal
 from gating.structure.blocks import Block
@@ -211,6 +212,5 @@ def _runs(model: nn.Module) -> bool:
 def _check_not_sequential(model: nn.Module) -> None:
     """Raise ``InputError`` for a container such as SentenceTransformer, which would call the gates as one module."""
     if isinstance(model, nn.Sequential):
-        inside = [name for name, module in model.named_modules() if isinstance(module, PreTrainedModel)]
-        where = f", model.get_submodule({inside[0]!r})" if inside else ""
-        raise InputError(f"{type(model).__name__} calls its parts in order: put gates on one of them{where}.")
+        part = part_of_transformers(model) or "by its name"
+        raise InputError(f"{type(model).__name__} calls its parts in order: put gates on one of them, {part}.")

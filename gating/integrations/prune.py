@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from transformers import DataCollatorForLanguageModeling, TrainingArguments
 
-from gating.errors import InputError
+from gating.errors import InputError, InputTypeError, shorten
 from gating.integrations.budgets import check_budget
 from gating.integrations.trainer import GatedTrainer
-from gating.integrations.wrappers import is_sentence_model
+from gating.integrations.wrappers import base_model, is_sentence_model
 from gating.objectives.distillation import Distillation
 
 __all__ = ["prune"]
@@ -21,6 +21,7 @@ __all__ = ["prune"]
 _LABELS = ("label", "labels", "score", "scores")
 # Examples of a step, least number of steps of a training, largest number of epochs above it, and tokens of a text.
 _BATCH_SIZE, _LEAST_STEPS, _EPOCHS, _LENGTH = 16, 200, 3, 512
+_CLASSIFIER = "ForSequenceClassification"
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -53,20 +54,23 @@ def prune(
         options: Keyword arguments of the trainer, such as ``recovery`` and ``gate_options``.
 
     Raises:
-        ValueError: Not one budget is given, it cannot be kept or reached, the model has no attention heads, or it reads
-            and writes texts, such as T5.
+        TypeError: The data are neither a list of texts nor a ``datasets.Dataset``.
+        ValueError: Not one budget is given, it cannot be kept or reached, the model has no attention heads or is of
+            another kind, such as T5, or a text or label is missing or none of the model.
     """
     budget = {"speedup": speedup, "keep": keep, "num_heads": num_heads}
     check_budget(**budget)
-    if isinstance(data, str):
-        raise InputError("data= is a single text, and its characters would be texts: give a list of texts.")
+    data, base, is_embedder = _as_table(data), base_model(model), is_sentence_model(model)
+    # An encoder with a decoder would learn to copy its input.
+    is_decoder = base.can_generate() and not base.config.is_encoder_decoder
+    if not (hasattr(model, "encode") if is_embedder else is_decoder or type(base).__name__.endswith(_CLASSIFIER)):
+        raise InputError(
+            f"gating.prune trains classifiers of texts, decoders and SentenceTransformers: for a {type(model).__name__}"
+            ", call a trainer of gating.integrations."
+        )
     units = "heads" if num_heads is not None else ["heads", "neurons"]
     options = {"gate_options": {"units": units}, **budget, **options}
-    if isinstance(data, Sequence) and data and isinstance(data[0], str):
-        from datasets import Dataset
-
-        data = Dataset.from_dict({"text": list(data)})
-    if is_sentence_model(model):
+    if is_embedder:
         cls, of_arguments, of_trainer = _sentence_trainer(model, data)
     else:
         cls, of_arguments, of_trainer = _text_trainer(model, data, tokenizer)
@@ -91,25 +95,44 @@ def prune(
     return compact
 
 
+def _as_table(data: Any) -> Any:
+    """Return texts as a ``datasets.Dataset``, of which every row has its texts."""
+    from datasets import Dataset
+
+    if isinstance(data, Sequence) and not isinstance(data, str) and all(isinstance(text, str) for text in data):
+        data = Dataset.from_dict({"text": list(data)})
+    if not isinstance(data, Dataset):
+        raise InputTypeError(f"data= takes a list of texts or a datasets.Dataset, got {shorten(repr(data))}.")
+    texts = _texts_of(data)
+    if not texts or not len(data) or any(None in data[name] for name in texts):
+        rows = f"{len(data)} rows with the columns {', '.join(data.column_names)}"
+        raise InputError(f"data= has rows without a text, or no column of texts: {rows}.")
+    return data
+
+
+def _texts_of(data: Any) -> list[str]:
+    """Return the names of the columns of texts: ``text`` if there is one, else all."""
+    kinds = {name: getattr(feature, "dtype", "") for name, feature in data.features.items()}
+    return ["text"] * ("text" in kinds) or [name for name in kinds if "string" in kinds[name] and name not in _LABELS]
+
+
 def _text_trainer(model: Any, data: Any, tokenizer: Any) -> tuple[type[Any], type[Any], dict[str, Any]]:
     """Return a trainer of a classifier or decoder, the class of its arguments, and its keyword arguments."""
-    config, is_decoder = model.config, model.can_generate()
-    if is_decoder and config.is_encoder_decoder:  # It would learn to copy its input.
-        raise InputError(f"{type(model).__name__} reads and writes texts: give pairs of them to a trainer.")
+    config: Any = model.config
+    is_decoder = model.can_generate()
     if tokenizer is None:
         raise InputError(f"Texts for {type(model).__name__} need its tokenizer: give tokenizer=.")
-    strings = [name for name in data.column_names if getattr(data.features[name], "dtype", "") == "string"]
-    texts = ["text"] if "text" in strings else [name for name in strings if name not in _LABELS][:2]
-    labels = [name for name in data.column_names if name in _LABELS and not is_decoder]
+    if len(texts := _texts_of(data)) > 2:
+        raise InputError(f"data= has the texts {', '.join(texts)}: keep one or two with data.select_columns([...]).")
+    labels = [name for name in data.column_names if name in _LABELS and not is_decoder][:1]
     length = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", _LENGTH), _LENGTH)
     data = data.map(
         lambda rows: tokenizer(*(rows[name] for name in texts), truncation=True, max_length=length),
         batched=True,
         remove_columns=[name for name in data.column_names if name not in labels],
     )
-    for name in set(strings) & set(labels):
-        numbers = [config.label2id[one] for one in data[name]]
-        data = data.remove_columns(name).add_column("labels", numbers)
+    if labels and config.num_labels > 1 and config.problem_type in (None, "single_label_classification"):
+        data = _with_classes(data, labels[0], config)
     options: dict[str, Any] = {"train_dataset": data, "processing_class": tokenizer}
     if is_decoder:
         padded = copy(tokenizer)
@@ -124,6 +147,19 @@ def _text_trainer(model: Any, data: Any, tokenizer: Any) -> tuple[type[Any], typ
     return GatedTrainer, TrainingArguments, options
 
 
+def _with_classes(data: Any, name: str, config: Any) -> Any:
+    """Return data with the numbers of classes as labels; lists, for several classes at once, stay."""
+    if isinstance(data[0][name], list):
+        return data
+    numbers = {**config.label2id, **{number: number for number in (*range(config.num_labels), -100)}}
+    if unknown := [label for label in data[name] if label not in numbers]:
+        raise InputError(
+            f"data= has the label {unknown[0]!r}, which is no class of the model ({', '.join(config.label2id)}) or its "
+            "number: correct it, or load the model with num_labels=."
+        )
+    return data.remove_columns(name).add_column("labels", [numbers[label] for label in data[name]])
+
+
 def _sentence_trainer(model: Any, data: Any) -> tuple[type[Any], type[Any], dict[str, Any]]:
     """Return a trainer of an embedding model, the class of its arguments, and its keyword arguments."""
     from sentence_transformers import SentenceTransformerTrainingArguments
@@ -132,7 +168,10 @@ def _sentence_trainer(model: Any, data: Any) -> tuple[type[Any], type[Any], dict
     from gating.embedding.losses import EmbeddingDistance
     from gating.integrations.sentence_trainers import GatedSentenceTransformerTrainer
 
-    loss: Any = CoSENTLoss if any(name in data.column_names for name in _LABELS) else MultipleNegativesRankingLoss
+    scores = [data[name] for name in data.column_names if name in _LABELS]
+    if scores and (len(data.column_names) < 3 or any(score is None or score != score for score in scores[0])):
+        raise InputError("Labels of embeddings are scores of pairs: give two texts and a number in each row, or texts.")
+    loss: Any = CoSENTLoss if scores else MultipleNegativesRankingLoss
     if len(data.column_names) == 1:
         texts = data[data.column_names[0]]
         data, loss = data.add_column("label", model.encode(list(texts)).tolist()), EmbeddingDistance

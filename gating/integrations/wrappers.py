@@ -13,6 +13,7 @@ from transformers.utils.import_utils import is_peft_available
 
 from gating.errors import InputError
 from gating.gates import HeadGates
+from gating.sharding.plan import merge_adapters
 from gating.structure.blocks import has_no_weight
 
 __all__ = [
@@ -67,10 +68,7 @@ def adapter_config(model: nn.Module) -> Any:
 
 def merged(model: nn.Module) -> PreTrainedModel:
     """Merge the adapters of a model into its weights, in place, and return the model without them."""
-    if _is_wrapped(model):
-        model = model.merge_and_unload(safe_merge=True)  # type: ignore[operator]
-        vars(model).pop("peft_config", None)  # peft 0.18 leaves it, and would take the next adapters for second ones.
-    return base_model(model)
+    return base_model(merge_adapters(model) if _is_wrapped(model) else model)
 
 
 def with_new_adapters(model: PreTrainedModel, config: Any) -> nn.Module:

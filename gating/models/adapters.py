@@ -13,16 +13,16 @@ from typing import Annotated, Any
 
 from pydantic import Field
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from gating.errors import InputError, MissingPackageError
 from gating.gates import HeadGates
 from gating.models.sources import ModelSource, NewModel
-from gating.sharding.plan import is_sharded, reshard
+from gating.pruning.layers import nested_configs
+from gating.sharding.plan import merge_adapters, reshard
 from gating.structure.attention import iter_attention_blocks
 from gating.structure.blocks import has_no_weight
-from gating.structure.edits import fill, whole
 
 __all__ = ["Adapters", "LoRA", "NoAdapters", "check_adapters"]
 
@@ -68,7 +68,8 @@ class LoRA:
         trained_before = [parameter for parameter in model.parameters() if parameter.requires_grad]
         # PEFT unties embeddings if the tied embedding is not the model's first one.
         tied = _tied_to_output(model)
-        flags = [(part, part.tie_word_embeddings) for part in _configs(model) if hasattr(part, "tie_word_embeddings")]
+        parts = [part for _, part in nested_configs(model.config) if hasattr(part, "tie_word_embeddings")]
+        flags = [(part, part.tie_word_embeddings) for part in parts]
         wrapped = get_peft_model(model, self._config(model))
         ids = {id(parameter) for parameter in trained_before}
         for parameter in _head(model):
@@ -76,12 +77,7 @@ class LoRA:
         yield
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")
-            if is_sharded(model):
-                _merge_shards(wrapped)
-                wrapped.unload()
-            else:
-                wrapped.merge_and_unload(safe_merge=True)
-        vars(model).pop("peft_config", None)  # peft 0.18 leaves it, and would take the next adapters for second ones.
+            merge_adapters(wrapped)
         for part, is_tied in flags if _tied_to_output(model) == tied else ():
             part.tie_word_embeddings = is_tied
         gates = getattr(model, "head_gates", None)
@@ -112,16 +108,6 @@ class LoRA:
 Adapters = NoAdapters | LoRA
 
 
-def _merge_shards(wrapped: nn.Module) -> None:
-    """Add the updates of adapters to weights that are cut over several processes, in place: PEFT's merge loses them."""
-    module: Any
-    for module in wrapped.modules():
-        if hasattr(module, "get_delta_weight") and hasattr(module, "base_layer"):
-            (adapter,) = module.active_adapters
-            weight = module.base_layer.weight
-            fill(weight, whole(weight.detach()) + module.get_delta_weight(adapter).detach())
-
-
 def check_adapters(adapters: Adapters, source: ModelSource) -> None:
     """Raise ``InputError`` if the frozen weights of a model with adapters would be random."""
     if isinstance(adapters, LoRA) and isinstance(source, NewModel):
@@ -136,11 +122,6 @@ def _tied_to_output(model: PreTrainedModel) -> set[str]:
     output = model.get_output_embeddings()
     weight = getattr(getattr(output, "out_proj", output), "weight", None)
     return {name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter is weight}
-
-
-def _configs(model: PreTrainedModel) -> list[PreTrainedConfig]:
-    """Return the configurations of a model and its parts."""
-    return [model.config, *(value for value in vars(model.config).values() if isinstance(value, PreTrainedConfig))]
 
 
 def _queries_and_values(model: nn.Module) -> list[str]:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from gating.errors import InputError, InputTypeError
 from gating.families.linear import without_adapter
@@ -15,6 +16,7 @@ __all__ = [
     "check_stays",
     "check_whole",
     "is_shard",
+    "part_of_transformers",
 ]
 
 _WRAPPERS = {
@@ -34,6 +36,12 @@ def check_not_wrapped(model: nn.Module) -> None:
         if ancestor.__name__ in _WRAPPERS:
             raise InputError(f"The model is wrapped in {ancestor.__name__}: {_WRAPPERS[ancestor.__name__]}.")
     _check_shards(model)
+
+
+def part_of_transformers(model: nn.Module) -> str:
+    """Return the code that gives a model of transformers inside a module, or an empty text if there is none."""
+    names = (name for name, module in model.named_modules() if isinstance(module, PreTrainedModel))
+    return next((f"model.get_submodule({name!r})" for name in names), "")
 
 
 def check_whole(model: nn.Module, *, remedy: str) -> None:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from gating.errors import InputError
 from gating.proof.batches import candidate_batches
-from gating.proof.conditions import check_has_values
+from gating.proof.conditions import check_has_values, part_of_transformers
 from gating.proof.outputs import OUT_OF_MEMORY, evaluating, forward_outputs
 
 __all__ = ["make_probe", "run_probe"]
@@ -69,7 +69,8 @@ def run_probe(model: nn.Module, probe: Mapping[str, Tensor] | None = None) -> tu
 def _candidates(model: nn.Module, *, batch_size: int = 2, length: int = 12) -> Iterator[dict[str, Tensor]]:
     """Yield the batches that are made for a model, on its device."""
     if not isinstance(model, PreTrainedModel):
-        raise _unusable(model, "is no model of transformers")
+        part = part_of_transformers(model)
+        raise _unusable(model, "is no model of transformers", f"change its part {part}, or " if part else "")
     if getattr(model.config, "pad_token_id", 0) is None and type(model).__name__.endswith(_CLASSIFIER):
         # Decoders pool the last token before the padding, and refuse batches without a padding token.
         batch_size = 1
@@ -108,9 +109,10 @@ def _first_to_run(model: nn.Module, batches: Iterator[Batch]) -> tuple[Batch, li
     raise _unusable(model, problem) from first
 
 
-def _unusable(model: nn.Module, why: str) -> ValueError:
+def _unusable(model: nn.Module, why: str, remedy: str = "") -> ValueError:
+    name = type(model).__name__
     return InputError(
-        f"{type(model).__name__} {why}: pass probe={{argument name: tensor, ...}}, one batch that the model takes."
+        f"{name} {why}: {remedy}pass probe={{argument name: tensor, ...}}, one batch that the model takes."
     )
 
 

@@ -277,7 +277,7 @@ def budget_for_speedup(
     objective = ExactBudget()
     objective.take_measured({"keep": costs.keep_for(speedup, gates), "cost": costs.rates(gates)})
     print(f"{speedup} times as fast ({timer.words}): ExactBudget({objective.extra_repr()})", flush=True)
-    if shortfall := timer.shortfall("max_seconds"):
+    if shortfall := timer.shortfall("max_seconds of gating.budget_for_speedup"):
         warnings.warn(shortfall, stacklevel=2)
     return objective
 

@@ -12,7 +12,7 @@ from gating.families.linear import weight_dim, without_adapter
 from gating.gates import HeadGates
 from gating.gates.attachment import check_not_gated
 from gating.loader.saving import become_compact
-from gating.proof.conditions import check_no_adapters, check_whole
+from gating.proof.conditions import check_no_adapters, check_not_wrapped, check_whole
 from gating.proof.masked import MaskedOutputs, factors_of
 from gating.proof.prove import apply_proven
 from gating.pruning.plan import kept_units, plan_pruning
@@ -119,7 +119,8 @@ def prune_neurons(
 
 
 def check_can_change(model: nn.Module) -> None:
-    """Raise ``ValueError`` for a model that is sharded or has gates."""
+    """Raise ``ValueError`` for a model that is wrapped, sharded or has gates, ``TypeError`` for no module."""
+    check_not_wrapped(model)
     check_whole(model, remedy="prune the model before fully_shard")
     if hasattr(model, "head_gates"):
         raise InputError("The model has gates: call gating.finalize(model, gates), or model.head_gates.remove() first.")

@@ -12,9 +12,9 @@ from transformers import AutoProcessor, PreTrainedModel
 from gating.compact.files import find_folder
 from gating.compact.load import load_compact
 from gating.compact.recipe import processor_folder
+from gating.compact.save import check_model
 from gating.errors import InputError, OperationError, UserError, explain, loading, shorten
 from gating.loader.integrity import check_finite
-from gating.proof.conditions import check_has_values, check_no_adapters
 from gating.proof.outputs import evaluating
 from gating.report.results import Runtime
 from gating.serving.formats import FORMATS, load_function
@@ -66,10 +66,7 @@ def load_model(model_or_directory: Exportable, *, format: str) -> tuple[PreTrain
     folder = None
     if isinstance(model_or_directory, PreTrainedModel):
         model = model_or_directory
-        if hasattr(model, "head_gates"):
-            raise InputError("The model still has gates: call gating.finalize(model, gates) before exporting it.")
-        check_no_adapters(model)
-        check_has_values(model)
+        check_model(model)
         check_finite(model, type(model).__name__)
     else:
         folder = find_folder(model_or_directory)

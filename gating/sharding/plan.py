@@ -6,6 +6,8 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed
@@ -18,9 +20,10 @@ from transformers.distributed.configuration_utils import DistributedConfig
 from gating.errors import InputError
 from gating.loader.sharded import indivisible_left_out
 from gating.structure.blocks import Block
+from gating.structure.edits import fill, whole
 from gating.structure.layers import iter_blocks
 
-__all__ = ["gathered_root", "is_sharded", "on_own_device", "reshard", "shard_model", "sharding_of"]
+__all__ = ["gathered_root", "is_sharded", "merge_adapters", "on_own_device", "reshard", "shard_model", "sharding_of"]
 
 # transformers' names for modules whose parameters are freed after their forward pass, and those that keep them until
 # the backward pass.
@@ -41,6 +44,21 @@ class _OnlyPlan(dict[str, str]):
 def is_sharded(model: nn.Module) -> bool:
     """Return whether the parameters of a model are cut over several processes by FSDP2."""
     return isinstance(model, FSDPModule)
+
+
+def merge_adapters(wrapped: Any) -> PreTrainedModel:
+    """Add the updates of PEFT's adapters to the weights, in place, and return the model without them."""
+    merge = partial(wrapped.merge_and_unload, safe_merge=True)
+    if is_sharded(wrapped.get_base_model()):  # PEFT's own merge would lose the updates.
+        merge = wrapped.unload
+        for module in wrapped.modules():
+            if hasattr(module, "get_delta_weight") and hasattr(module, "base_layer"):
+                (adapter,) = module.active_adapters
+                weight = module.base_layer.weight
+                fill(weight, whole(weight.detach()) + module.get_delta_weight(adapter).detach())
+    model: PreTrainedModel = merge()
+    vars(model).pop("peft_config", None)  # peft 0.18 leaves it, and would take the next adapters for second ones.
+    return model
 
 
 def sharding_of(model: PreTrainedModel, num_processes: int) -> DistributedConfig:

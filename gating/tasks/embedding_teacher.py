@@ -11,10 +11,11 @@ from datasets import Dataset, DatasetDict
 from datasets.fingerprint import Hasher
 from sentence_transformers import SentenceTransformer
 
-from gating.compact.files import digest_tensors
+from gating.compact.files import check_manifest, digest_tensors, has_manifest
 from gating.data.tokens import cache_file
 from gating.errors import loading
 from gating.models.hub import locate
+from gating.vocabulary import check_vocabulary
 
 __all__ = ["add_embeddings", "load_sentence_model"]
 
@@ -35,6 +36,8 @@ def load_sentence_model(name: str, *, revision: str = "main", setting: str) -> A
         InputError: The model cannot be loaded.
     """
     place = locate(name, revision=revision)
+    if has_manifest(Path(place)):
+        check_manifest(Path(place))
     with loading(f"{setting}={name}", remedy="Name a model of sentence-transformers, or another encoder."):
         model = SentenceTransformer(
             place,
@@ -42,6 +45,7 @@ def load_sentence_model(name: str, *, revision: str = "main", setting: str) -> A
             revision=None if Path(place).is_dir() else revision,
             model_kwargs={"dtype": torch.float32},
         )
+    check_vocabulary(model.tokenizer, size=None, name=f"{setting}={name}")
     return model.eval()
 
 

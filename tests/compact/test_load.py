@@ -20,8 +20,9 @@ def test_load_compact_gives_equal_outputs(saved, name):
     assert_same_state(model, state_of(one.model))
 
 
-def test_load_compact_takes_the_given_dtype(saved, tmp_path):
-    model = load_compact(saved["bert"].folder, dtype=torch.bfloat16)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, "bfloat16"])
+def test_load_compact_takes_the_given_dtype(dtype, saved, tmp_path):
+    model = load_compact(saved["bert"].folder, dtype=dtype)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     save_compact(model, tmp_path / "half")
     assert load_compact(tmp_path / "half").dtype == torch.bfloat16

@@ -10,13 +10,17 @@ import torch
 import transformers
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
 
 import gating
+from gating.embedding.processor import SentenceProcessor
 from gating.errors import UserError
 from gating.models.pretrained import Pretrained
 from gating.serving.exporting import load_model
+from gating.tasks.embedding_teacher import load_sentence_model
 from tests.support.tiers import first_of
 from tests.support.tiny_models import batch_for, logits_of
+from tests.support.tiny_sentences import make_sentence_model
 
 WEIGHTS = "model.safetensors"
 QUERY = "bert.encoder.layer.{}.attention.self.query.weight"
@@ -165,15 +169,62 @@ def test_what_does_not_change_the_model_is_no_error(stock, tmp_path, tokenizer):
     assert torch.equal(logits_of(loaded.eval(), batch), expected)
 
 
+def negate_dense(folder):
+    path = folder / "2_Dense" / WEIGHTS
+    save_file({name: -value for name, value in load_file(path).items()}, path)
+
+
+BESIDE = {
+    "2_Dense/model.safetensors": negate_dense,
+    "1_Pooling/config.json": edit("1_Pooling/config.json", pooling_mode="cls"),
+    "modules.json": lambda folder: (folder / "modules.json").write_text("[]"),
+    "config_sentence_transformers.json": edit("config_sentence_transformers.json", prompts={"query": "find: "}),
+    "sentence_bert_config.json": lambda folder: (folder / "sentence_bert_config.json").unlink(),
+    "tokenizer.json": edit("tokenizer.json", normalizer=None),
+    "tokenizer_config.json": edit("tokenizer_config.json", model_max_length=7),
+    "special_tokens_map.json": lambda folder: (folder / "special_tokens_map.json").write_text('{"cls_token": "a"}'),
+    "chat_template.jinja": lambda folder: (folder / "chat_template.jinja").write_text("hi"),
+}
+
+
+@pytest.fixture(scope="module")
+def sentences(tmp_path_factory) -> dict[bool, Path]:
+    """Return folders of a stock and of a compact model of sentence-transformers."""
+    place, folders = tmp_path_factory.mktemp("sentences"), {}
+    for is_stock in (True, False):
+        model = SentenceTransformer(str(make_sentence_model(place / f"dense-{is_stock}", dense=16)), device="cpu")
+        gating.prune_neurons(model.transformers_model, {layer: [0] for layer in range(3)}, group_size=8)
+        options = {"tokenizer": SentenceProcessor(model), "stock": is_stock}
+        folders[is_stock] = gating.save_compact(model.transformers_model, place / str(is_stock), **options)
+    return folders
+
+
 @pytest.mark.parametrize("is_stock", [True, False])
-def test_another_tokenizer_is_a_warning(is_stock, bert, tokenizer, tmp_path, recwarn):
-    folder = gating.save_compact(prune(bert), tmp_path / "model", tokenizer=tokenizer, stock=is_stock)
-    gating.load_compact(folder).save_pretrained(folder if not is_stock else tmp_path / "again")
-    gating.load_compact(folder)
-    assert not [warning for warning in recwarn if "what was saved" in str(warning.message)]
-    edit("tokenizer_config.json", model_max_length=7)(folder)
-    with pytest.warns(UserWarning, match=r"tokenizer_config\.json is not what was saved .* saved again, or is damaged"):
+@pytest.mark.parametrize("name", BESIDE)
+def test_a_change_of_tokenizer_or_modules_is_an_error(name, is_stock, sentences, tmp_path):
+    folder = shutil.copytree(sentences[is_stock], tmp_path / "changed")
+    BESIDE[name](folder)
+    with pytest.raises(UserError, match=rf"{name} (is not what was saved|does not exist).*delete head_gating\.json"):
         gating.load_compact(folder)
+    gating.load_compact(folder, verify=False)
+    if is_stock:
+        with pytest.raises(UserError, match=name):
+            load_sentence_model(str(folder), setting="task.teacher")
+    else:  # Its configuration has the checksums of the model.
+        (folder / "head_gating.json").unlink()
+        gating.load_compact(folder)
+
+
+def test_a_tokenizer_may_be_used_and_saved_again_or_come_later(bert, tokenizer, sentences, tmp_path):
+    folder = shutil.copytree(sentences[False], tmp_path / "same")
+    own = transformers.AutoTokenizer.from_pretrained(folder)
+    own(["a", "b c"], padding=True, truncation=True, max_length=3)
+    own.save_pretrained(folder)
+    edit("config_sentence_transformers.json", __version__={"transformers": "9"})(folder)
+    gating.load_compact(folder)
+    folder = gating.save_compact(bert, tmp_path / "alone", stock=True)
+    tokenizer.save_pretrained(folder)
+    gating.load_compact(folder)
 
 
 def test_a_run_does_not_begin_with_a_compact_folder(bert, tmp_path):

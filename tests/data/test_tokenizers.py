@@ -1,11 +1,14 @@
 """Tokenizers trained on the training data."""
 
+import random
+import time
+
 import pytest
 import transformers
 from datasets import Dataset, DatasetDict
 from transformers import AutoTokenizer
 
-from gating.data.tokenizers import load_or_train_tokenizer, train_tokenizer
+from gating.data.tokenizers import _texts, load_or_train_tokenizer, train_tokenizer
 from gating.data.tokens import special_token_ids
 from gating.models.sources import NewModel, Pretrained, make_meta_model
 from tests.support.versions import needs_marian
@@ -40,6 +43,18 @@ def test_frequent_words_become_tokens_up_to_the_size():
     tokenizer = train_tokenizer(TABLE, size=280, frame="none")
     assert len(tokenizer) == 280
     assert len(tokenizer("question question")["input_ids"]) < len("question question") / 2
+
+
+def test_a_very_long_word_takes_no_quadratic_time_and_changes_no_other_word():
+    long = "".join(random.Random(0).choices("abcdefghij", k=1_000_000))
+    start = time.perf_counter()
+    tokenizer = train_tokenizer(Dataset.from_dict({"text": [f"{TEXT} {long}\n\n {TEXT}"]}), size=300, frame="none")
+    assert time.perf_counter() - start < 60
+    assert tokenizer.decode(tokenizer(long)["input_ids"]) == long
+    text = f" {TEXT}\n {'x' * 1500} y"
+    (pieces,) = _texts(Dataset.from_dict({"text": [text]}))
+    assert max(map(len, pieces)) < 1010
+    assert "".join(pieces) == text
 
 
 def test_texts_of_nested_columns_count():

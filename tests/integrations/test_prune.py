@@ -9,7 +9,7 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraini
 from transformers import BertForSequenceClassification, LlamaConfig, LlamaForCausalLM, TrainingArguments
 
 import gating
-from gating.errors import InputError
+from gating.errors import InputError, InputTypeError
 from gating.structure.layers import count_units
 from tests.integrations.sentence_models import make_embedder, pairs, save_transformer, texts
 
@@ -28,9 +28,26 @@ def tokenizer(tmp_path):
     return AutoTokenizer.from_pretrained(save_transformer(tmp_path / "base", cls=BertForSequenceClassification))
 
 
-def test_a_single_text_is_no_list_of_texts():
-    with pytest.raises(InputError, match="list of texts"):
-        gating.prune(LlamaForCausalLM, "a film", keep=0.5)
+COLUMNS = Dataset.from_dict(dict.fromkeys(("id", "first", "second"), TEXTS[:4]))
+DATA = {
+    "a single text": ("a film", "list of texts"),
+    "a table as a dictionary": ({"text": TEXTS}, "list of texts"),
+    "a text that is None": ([*TEXTS, None], "list of texts"),
+    "a row without a text": (Dataset.from_dict({"text": ["a film", None]}), "rows without a text"),
+    "no column of texts": (Dataset.from_dict({"label": [0, 1]}), "rows without a text"),
+    "no texts": ([], "rows without a text"),
+    "three columns of texts": (COLUMNS, "id, first, second: keep one or two"),
+    "a label of another model": (Dataset.from_dict({"text": TEXTS, "label": [0, 7] * 16}), "label 7"),
+    "a label without a name": (Dataset.from_dict({"text": TEXTS, "label": ["LABEL_0", "good"] * 16}), "label 'good'"),
+}
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_data_that_cannot_be_learned_are_refused(name, tmp_path, tokenizer):
+    data, word = DATA[name]
+    model = BertForSequenceClassification.from_pretrained(tmp_path / "base")
+    with pytest.raises((InputError, InputTypeError), match=word):
+        gating.prune(model, data, keep=0.5, tokenizer=tokenizer, args=arguments(tmp_path / "out"))
 
 
 @pytest.mark.parametrize("labels", [[0, 1], ["LABEL_0", "LABEL_1"], None])
@@ -69,6 +86,16 @@ def test_an_embedding_model_learns_from_pairs_or_its_own_embeddings(tmp_path, ha
     assert compact.encode(TEXTS[:2]).shape == (2, 32)
 
 
+SCORED = {"anchor": TEXTS, "positive": TEXTS, "score": [0.5] * 32}
+
+
+@pytest.mark.parametrize("changes", [{"positive": None}, {"score": [0.5, float("nan")] * 16}])
+def test_scores_of_embeddings_are_numbers_of_pairs(changes, tmp_path):
+    data = Dataset.from_dict({name: one for name, one in {**SCORED, **changes}.items() if one is not None})
+    with pytest.raises(InputError, match="scores of pairs"):
+        gating.prune(make_embedder(tmp_path), data, num_heads=5)
+
+
 @pytest.mark.runs
 def test_without_arguments_a_model_becomes_faster(tmp_path, capsys, tokenizer, known_times):
     model = BertForSequenceClassification.from_pretrained(tmp_path / "base")
@@ -83,3 +110,5 @@ def test_a_budget_and_a_tokenizer_are_needed(tmp_path, tokenizer):
     model = BertForSequenceClassification.from_pretrained(tmp_path / "base")
     with pytest.raises(InputError, match="tokenizer"):
         gating.prune(model, TEXTS, num_heads=5)
+    with pytest.raises(InputError, match="a BertModel, call a trainer"):
+        gating.prune(model.bert, TEXTS, num_heads=5)

@@ -52,6 +52,14 @@ def test_embeddings_are_those_of_encode_and_computed_once(tmp_path, encoded):
     assert teacher.max_seq_length == 24
 
 
+def test_a_teacher_without_a_tokenizer_is_refused(tmp_path):
+    folder = make_sentence_model(tmp_path / "model")
+    for path in folder.glob("tokenizer*.json"):
+        path.unlink()
+    with pytest.raises(InputError, match="has no tokens for texts"):
+        load_sentence_model(str(folder), setting="task.teacher")
+
+
 def test_anything_that_changes_them_computes_them_anew(tmp_path, encoded):
     texts = sentences_of(9)
     load = {"setting": "task.teacher"}
