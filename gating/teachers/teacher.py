@@ -173,6 +173,7 @@ class Teacher:
         *,
         model: nn.Module | None = None,
         answers: Mapping[str, Any] | None = None,
+        factors: tuple[Tensor | float, Tensor | float] = (1.0, 1.0),
     ) -> Tensor:
         """Return the loss of a batch for the model that learns, a scalar.
 
@@ -182,6 +183,8 @@ class Teacher:
             batch: The keyword arguments of its forward pass, targets included.
             model: The model that learns, if hidden states are compared and whole layers may have left it.
             answers: Outputs of this model for the batch, if they are known.
+            factors: Of a batch that is a part of a step: its shares of the targets, such as tokens with a label, and of
+                the examples, over which the distance of hidden states is averaged.
 
         Raises:
             InputError: The outputs have no hidden states, and these are compared.
@@ -202,7 +205,14 @@ class Teacher:
         }
         problem = getattr(getattr(self.model, "config", None), "problem_type", None)
         return self.distillation.loss(
-            task_loss, outputs, answers, self.labels(batch), masks=batch, layers=layers, problem=problem
+            task_loss,
+            outputs,
+            answers,
+            self.labels(batch),
+            masks=batch,
+            layers=layers,
+            problem=problem,
+            factors=factors,
         )
 
     def labels(self, batch: Mapping[str, Any]) -> Tensor | None:
