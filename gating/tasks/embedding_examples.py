@@ -56,6 +56,8 @@ def read_examples(
     with_pairs = [split for split, table in splits.items() if _has(table, text_pair)] or list(splits)
     tables = {}
     for split, table in splits.items():
+        if not len(table):
+            raise InputError(f"The {split} data has no rows.")
         one = DatasetDict(train=table)
         columns = find_text_columns(one, text, text_pair if split in with_pairs else None)
         if "text_pair" in columns and not (split == "train" and loss == "distance"):
@@ -115,7 +117,8 @@ def add_negations(table: Dataset, share: float) -> Dataset:
 def tokenize_examples(splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length: int) -> DatasetDict:
     """Tokenize the texts of each split; the columns of second texts begin with ``pair_``.
 
-    ``task_query`` and ``task_document`` are numbers of texts, the same for equal ones, and ``task_scores`` the scores.
+    ``task_query`` and ``task_document`` are numbers of texts, the same for those of equal tokens, which have the same
+    embedding; and ``task_scores`` are the scores.
     """
 
     def tokenize_batch(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -124,7 +127,7 @@ def tokenize_examples(splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, m
             if column in batch:
                 encoded = encode_batch([batch[column]], tokenizer, max_length)
                 tokens |= {f"{prefix}{name}": values for name, values in encoded.items()}
-                tokens[number] = [_number_of(str(text)) for text in batch[column]]
+                tokens[number] = [_number_of(row) for row in encoded["input_ids"]]
         return tokens
 
     # One by one, since splits may have different columns.
@@ -136,9 +139,9 @@ def tokenize_examples(splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, m
     )
 
 
-def _number_of(text: str) -> int:
-    """Return a number that no other text has."""
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=7).digest(), "big")
+def _number_of(tokens: list[int]) -> int:
+    """Return a number that no other tokens have."""
+    return int.from_bytes(hashlib.blake2b(str(tokens).encode(), digest_size=7).digest(), "big")
 
 
 def collate_pairs(tokenizer: PreTrainedTokenizerBase, examples: list[dict[str, Any]]) -> dict[str, Tensor]:

@@ -65,11 +65,13 @@ def add_embeddings(
     try:
         added = {}
         key = (digest, teacher.max_seq_length)
-        for split, table in splits.items():
-            parts = [tokens[split], _embed(table["text"][:], EMBEDDINGS, teacher, key=key)]
-            if pairs and split == "train" and "text_pair" in table.column_names:
-                parts.append(_embed(table["text_pair"][:], PAIR_EMBEDDINGS, teacher, key=key))
-            added[split] = datasets.concatenate_datasets(parts, axis=1)
+        # Students learn whole embeddings, also those that a model of Matryoshka cuts off.
+        with teacher.truncate_embeddings(None):
+            for split, table in splits.items():
+                parts = [tokens[split], _embed(table["text"][:], EMBEDDINGS, teacher, key=key)]
+                if pairs and split == "train" and "text_pair" in table.column_names:
+                    parts.append(_embed(table["text_pair"][:], PAIR_EMBEDDINGS, teacher, key=key))
+                added[split] = datasets.concatenate_datasets(parts, axis=1)
     finally:
         teacher.max_seq_length = own_length
         teacher.to("cpu")
@@ -83,9 +85,9 @@ def _embed(texts: list[Any], column: str, teacher: Any, *, key: tuple[str, int])
     def embed(batch: dict[str, list[int]]) -> dict[str, Any]:
         rows = [str(texts[row]) for row in batch["row"]]
         vectors = teacher.encode(rows, prompt="", show_progress_bar=False)
-        # Only directions count, and half precision ends at 65,504. It is nearer than any student will be.
-        vectors /= np.abs(vectors).max(axis=1, keepdims=True).clip(min=1)
-        return {column: vectors.astype(np.float16)}
+        # Only directions count. Half precision is nearer to them than any student will be, but its range is small.
+        lengths = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True).clip(min=1e-300)
+        return {column: (vectors / lengths).astype(np.float16)}
 
     return Dataset.from_dict({"row": range(len(texts))}).map(
         embed,
@@ -106,7 +108,7 @@ def _digest(teacher: Any) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     # Truncation and padding are set by each call.
     stored = {} if backend is None else {**json.loads(backend.to_str()), "truncation": None, "padding": None}
-    sides = tokenizer.padding_side, tokenizer.truncation_side
-    words = (sorted(tokenizer.get_vocab().items()), stored, sides, tokenizer.special_tokens_map)
+    others = tokenizer.padding_side, tokenizer.truncation_side, tokenizer.model_input_names
+    words = (sorted(tokenizer.get_vocab().items()), stored, others, tokenizer.special_tokens_map)
     weights = digest_tensors(sorted(teacher.state_dict().items()))
     return hashlib.sha256(f"{(list(teacher), config, words)!r}\n{weights}".encode()).hexdigest()

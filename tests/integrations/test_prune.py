@@ -10,6 +10,7 @@ from transformers import BertForSequenceClassification, LlamaConfig, LlamaForCau
 
 import gating
 from gating.errors import InputError
+from gating.integrations.prune import _sentence_trainer
 from gating.structure.layers import count_units
 from tests.integrations.sentence_models import make_embedder, pairs, save_transformer, texts
 
@@ -67,6 +68,16 @@ def test_an_embedding_model_learns_from_pairs_or_its_own_embeddings(tmp_path, ha
     loaded = SentenceTransformer(str(tmp_path / "compact"), trust_remote_code=True, device="cpu")
     assert (loaded.encode(TEXTS[:2]) == compact.cpu().encode(TEXTS[:2])).all()
     assert compact.encode(TEXTS[:2]).shape == (2, 32)
+
+
+def test_embeddings_to_learn_are_those_that_the_trainer_computes(tmp_path):
+    model = make_embedder(tmp_path).train()
+    expected = torch.tensor(model.encode(TEXTS))
+    model.prompts, model.default_prompt_name, model.truncate_dim = {"query": TEXTS[0]}, "query", 4
+    model.train()
+    _, _, options = _sentence_trainer(model, Dataset.from_dict({"text": TEXTS}))
+    torch.testing.assert_close(torch.tensor(options["train_dataset"]["label"][:]), expected)
+    assert model.training
 
 
 @pytest.mark.runs

@@ -126,6 +126,14 @@ def test_texts_of_pairs_with_embeddings_of_a_teacher_are_one_batch(tokenizer):
 
 
 def test_texts_are_truncated(tokenizer):
-    splits = read({"text": ["the cat sat on the mat", "a dog"]})[0]
+    splits = read({"text": ["the cat sat on the mat", "a dog", "the cat sat down"]})[0]
     tokens = tokenize_examples(splits, tokenizer, 5)["train"]
-    assert [len(row) for row in tokens["input_ids"]] == [5, 4]
+    assert [len(row) for row in tokens["input_ids"]] == [5, 4, 5]
+    # Those that no model can tell apart are one text.
+    first, second, third = tokens["task_query"]
+    assert first == third != second
+
+
+def test_a_split_without_rows_is_named():
+    with pytest.raises(InputError, match="validation data has no rows"):
+        read(SCORES, {name: [] for name in SCORES})

@@ -106,8 +106,18 @@ def test_a_model_agrees_with_itself():
         "agreement": 1,
         "cosine": pytest.approx(1),
     }
-    few = measured(Embedded(vectors[:1], torch.arange(1), teacher=vectors[:1]), present=["teacher"])
-    assert few["agreement"] != few["agreement"]
+    for scale in (1e30, 1e-30):
+        batch = Embedded(scale * vectors, torch.arange(25), teacher=vectors)
+        assert measured(batch, present=["teacher"]) == {"agreement": 1, "cosine": pytest.approx(1)}
+
+
+@pytest.mark.parametrize("number", [1, 2, 5, 11])
+def test_few_texts_do_not_make_unrelated_models_agree(number):
+    """Also where each stands there many times."""
+    rows = torch.arange(number).repeat(20)
+    batch = Embedded(random(number, 9)[rows], rows, teacher=random(number, 9)[rows])
+    agreement = measured(batch, present=["teacher"])["agreement"]
+    assert agreement < 0.8 or (number < 3 and math.isnan(agreement))
 
 
 def test_equal_texts_of_several_pairs_are_one_neighbor():

@@ -71,7 +71,7 @@ def test_anything_that_changes_them_computes_them_anew(tmp_path, encoded):
     assert encoded == [9, 8]
 
 
-@pytest.mark.parametrize("change", ["normalizer", "post_processor", "side", "special"])
+@pytest.mark.parametrize("change", ["normalizer", "post_processor", "side", "special", "inputs"])
 def test_another_tokenizer_is_another_teacher(change, tmp_path, encoded):
     texts, load = sentences_of(9), {"setting": "task.teacher"}
     folder = str(make_sentence_model(tmp_path / "model"))
@@ -84,6 +84,8 @@ def test_another_tokenizer_is_another_teacher(change, tmp_path, encoded):
         backend.post_processor = processors.TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
     elif change == "side":
         teacher.tokenizer.truncation_side = "left"
+    elif change == "inputs":
+        teacher.tokenizer.model_input_names = ["input_ids"]
     else:
         teacher.tokenizer.pad_token = teacher.tokenizer.unk_token
     encoded.clear()
@@ -91,14 +93,17 @@ def test_another_tokenizer_is_another_teacher(change, tmp_path, encoded):
     assert encoded == [9]
 
 
-def test_large_embeddings_keep_their_direction(tmp_path, encoded, monkeypatch):
-    encode = SentenceTransformer.encode
-    monkeypatch.setattr(SentenceTransformer, "encode", lambda *args, **options: 1e6 * encode(*args, **options))
+@pytest.mark.parametrize("scale", [1e30, 1e-30])
+def test_embeddings_of_any_size_keep_their_direction(scale, tmp_path, encoded, monkeypatch):
     texts = sentences_of(5)
     teacher = load_sentence_model(str(make_sentence_model(tmp_path / "model")), setting="task.teacher")
-    found, expected = embeddings_of(teacher, texts, max_length=64), teacher.encode(texts)
-    for own, other in zip(found, expected, strict=True):
-        assert own @ other == pytest.approx(np.linalg.norm(own) * np.linalg.norm(other), rel=1e-3)
+    teacher.truncate_dim = 8
+    expected = teacher.encode(texts, truncate_dim=32)
+    monkeypatch.setattr(
+        SentenceTransformer, "encode", lambda *_, **options: scale * expected[:, : teacher.truncate_dim]
+    )
+    assert np.allclose(embeddings_of(teacher, texts, max_length=64), expected, atol=1e-3)
+    assert teacher.truncate_dim == 8
 
 
 def test_a_model_whose_code_would_run_is_refused(tmp_path):
