@@ -163,6 +163,8 @@ def shorten(text: str, *, most: int = 80) -> str:
 def loading(name: str, *, remedy: str) -> Iterator[None]:
     """Raise any error of a library that loads files in a ``with`` block as :class:`InputError` with a remedy.
 
+    Errors that users can mend stay; in a command they begin with the name, unless they have it.
+
     Args:
         name: Name of the loaded object, at the start of the message.
         remedy: Sentence at the end of the message.
@@ -174,6 +176,8 @@ def loading(name: str, *, remedy: str) -> Iterator[None]:
         yield
     except Exception as error:
         if is_input_error(error):
+            if name not in explain(error):
+                error.in_command = f"{name}: {explain(error)}"  # type: ignore[attr-defined]
             raise
         reason = shorten(explain(error).rstrip("."), most=300)
         raise InputError(

@@ -14,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 
 from gating.compact.files import digest_tensors
 from gating.data.tokens import cache_file
-from gating.errors import loading
+from gating.errors import InputError, loading
 from gating.models.hub import locate
 
 __all__ = ["add_embeddings", "load_sentence_model"]
@@ -33,16 +33,18 @@ def load_sentence_model(name: str, *, revision: str = "main", setting: str) -> A
         setting: Name of the setting that gives the name, for messages.
 
     Raises:
-        InputError: The model cannot be loaded.
+        InputError: The model cannot be loaded, or is no transformer with a pooling.
     """
-    place = locate(name, revision=revision)
     with loading(f"{setting}={name}", remedy="Name a model of sentence-transformers, or another encoder."):
+        place = locate(name, revision=revision)
         model = SentenceTransformer(
             place,
             device="cpu",
             revision=None if Path(place).is_dir() else revision,
             model_kwargs={"dtype": torch.float32},
         )
+        if model.transformers_model is None or len(model) == 1:
+            raise InputError(f"{setting}={name} is no transformer with a pooling, as models of sentence embeddings are.")
     return model.eval()
 
 
