@@ -16,12 +16,13 @@ from gating.compact.files import digest_tensors
 from gating.data.tokens import cache_file
 from gating.errors import InputError, loading
 from gating.models.hub import locate
+from gating.tracking.progress import Progress
 
 __all__ = ["add_embeddings", "load_sentence_model"]
 
 # Columns of the embeddings of texts and second texts.
 EMBEDDINGS, PAIR_EMBEDDINGS = "task_embeddings", "task_pair_embeddings"
-_BATCH = 1024
+_BATCH = 512
 
 
 def load_sentence_model(name: str, *, revision: str = "main", setting: str) -> Any:
@@ -44,7 +45,7 @@ def load_sentence_model(name: str, *, revision: str = "main", setting: str) -> A
             model_kwargs={"dtype": torch.float32},
         )
         if model.transformers_model is None or len(model) == 1:
-            raise InputError(f"{setting}={name} is no transformer with a pooling, as models of sentence embeddings are.")
+            raise InputError(f"{setting}={name} is no transformer with a pooling, which embeddings need.")
     return model.eval()
 
 
@@ -89,18 +90,19 @@ def _embed(texts: list[Any], column: str, teacher: Any, *, key: tuple[str, int])
         vectors = teacher.encode(rows, prompt="", show_progress_bar=False)
         # Only directions count. Half precision is nearer to them than any student will be, but its range is small.
         lengths = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True).clip(min=1e-300)
+        progress.update(len(rows))
         return {column: (vectors / lengths).astype(np.float16)}
 
-    return Dataset.from_dict({"row": range(len(texts))}).map(
-        embed,
-        batched=True,
-        batch_size=_BATCH,
-        remove_columns=["row"],
-        features=datasets.Features({column: datasets.List(datasets.Value("float16"))}),
-        new_fingerprint=fingerprint,
-        cache_file_name=cache_file(fingerprint),
-        desc="Embeddings of the teacher",
-    )
+    with Progress("Embeddings of the teacher", len(texts), unit="texts") as progress:
+        return Dataset.from_dict({"row": range(len(texts))}).map(
+            embed,
+            batched=True,
+            batch_size=_BATCH,
+            remove_columns=["row"],
+            features=datasets.Features({column: datasets.List(datasets.Value("float16"))}),
+            new_fingerprint=fingerprint,
+            cache_file_name=cache_file(fingerprint),
+        )
 
 
 def _digest(teacher: Any) -> str:

@@ -11,6 +11,7 @@ from tokenizers import normalizers, processors
 
 from gating.errors import InputError
 from gating.tasks.embedding_teacher import add_embeddings, load_sentence_model
+from gating.tracking.progress import Progress
 from tests.support.tiny_sentences import make_sentence_model, sentences_of
 
 
@@ -37,10 +38,12 @@ def embeddings_of(teacher, texts: list[str], *, max_length: int = 8) -> np.ndarr
     return np.array(added["task_embeddings"][:])
 
 
-def test_embeddings_are_those_of_encode_and_computed_once(tmp_path, encoded):
-    texts = sentences_of(9)
+def test_embeddings_are_those_of_encode_and_computed_once(tmp_path, encoded, monkeypatch):
+    texts, lines, stop = sentences_of(9), [], Progress.stop
+    monkeypatch.setattr(Progress, "stop", lambda self: (lines.append(self.line()), stop(self)))
     teacher = load_sentence_model(str(make_sentence_model(tmp_path / "model")), setting="task.teacher")
     found = embeddings_of(teacher, texts, max_length=64)
+    assert lines[0].startswith("Embeddings of the teacher: 9 of 9 texts")
     assert np.allclose(found, teacher.encode(texts), atol=1e-3)
     encoded.clear()
     assert np.array_equal(embeddings_of(teacher, texts, max_length=64), found)
