@@ -88,6 +88,8 @@ def _embed(texts: list[Any], column: str, teacher: Any, *, key: tuple[str, int])
     def embed(batch: dict[str, list[int]]) -> dict[str, Any]:
         rows = [str(texts[row]) for row in batch["row"]]
         vectors = teacher.encode(rows, prompt="", show_progress_bar=False)
+        if not np.isfinite(vectors).all():
+            raise InputError("The teacher has embeddings that are NaN or infinite: its weights are damaged.")
         # Only directions count. Half precision is nearer to them than any student will be, but its range is small.
         lengths = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True).clip(min=1e-300)
         progress.update(len(rows))

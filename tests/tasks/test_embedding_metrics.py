@@ -56,6 +56,12 @@ def test_correlations_are_those_of_scipy_and_of_the_package(model):
     assert found["spearman"] == pytest.approx(theirs["spearman_cosine"], abs=1e-5)
 
 
+@pytest.mark.parametrize("number", [1, 9])
+def test_equal_scores_have_no_correlation(number):
+    batch = Embedded(random(number, 4), torch.arange(number), random(number, 4), torch.ones(number))
+    assert all(map(math.isnan, measured(batch, present=["scores"]).values()))
+
+
 def test_retrieval_is_that_of_the_package(model):
     # Some queries have several documents, and some documents several queries.
     queries, documents = sentences_of(14), sentences_of(25, seed=1)

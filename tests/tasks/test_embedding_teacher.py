@@ -109,6 +109,13 @@ def test_embeddings_of_any_size_keep_their_direction(scale, tmp_path, encoded, m
     assert teacher.truncate_dim == 8
 
 
+def test_embeddings_that_are_not_finite_are_refused_before_the_training(tmp_path, encoded):
+    teacher = load_sentence_model(str(make_sentence_model(tmp_path / "model", dense=12)), setting="task.teacher")
+    teacher[2].linear.bias.data[0] = np.nan
+    with pytest.raises(InputError, match="NaN or infinite"):
+        embeddings_of(teacher, sentences_of(5))
+
+
 def test_a_model_whose_code_would_run_is_refused(tmp_path):
     folder = make_sentence_model(tmp_path / "model")
     (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Pooling: pass\n")

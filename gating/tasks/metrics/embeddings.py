@@ -52,6 +52,8 @@ _VECTORS = {"texts", "pairs", "teacher"}
 def _correlation(all: Embedded, function: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     assert all.pairs is not None
     assert all.scores is not None
+    if (all.scores == all.scores[0]).all():
+        return torch.tensor(torch.nan)  # That of ranks would be 0.
     return function(functional.cosine_similarity(all.texts, all.pairs), all.scores.double())
 
 
