@@ -91,7 +91,8 @@ class Distillation:
             problem: ``problem_type`` of the models' configuration; without it, as transformers reads it from labels.
             factors: Factors of what is a mean over targets, and of the hidden states, which are a mean over examples.
         """
-        loss = (1 - self.weight) * task_loss
+        # That of a batch without a target is NaN.
+        loss = (1 - self.weight) * task_loss if self.weight < 1 else torch.zeros_like(task_loss)
         if self.weight:
             distances = [
                 distillation_loss(
