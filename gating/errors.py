@@ -163,7 +163,7 @@ def shorten(text: str, *, most: int = 80) -> str:
 def loading(name: str, *, remedy: str) -> Iterator[None]:
     """Raise any error of a library that loads files in a ``with`` block as :class:`InputError` with a remedy.
 
-    Errors that users can mend stay; in a command they begin with the name, unless they have it.
+    In a command, other errors begin with the name, too.
 
     Args:
         name: Name of the loaded object, at the start of the message.

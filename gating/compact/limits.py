@@ -108,7 +108,6 @@ def checked_folder(folder: Path, *, verify: bool, described: Mapping[str, Any] |
         most = _most_parameters(len(stored)) if _LAYERS.search(last) else 2**63 - 1
         if type(value) is int and abs(value) > (_MAX_LABELS if last == "num_labels" else most):
             raise damaged_file(folder / CONFIG, f"{name}={value} cannot be of a model with {len(stored)} tensors")
-    # Those that transformers saves have none.
     if verify and (RECORD_KEY in config or has_manifest(folder)):
         check_manifest(folder, config if RECORD_KEY in config else None)
     token = check_built.set(partial(_check_fits, folder=folder, stored=stored))

@@ -47,7 +47,6 @@ def teacher_for(
             "distillation= needs a teacher: give teacher=, a dense model that was fine-tuned on this data, or its "
             "folder. With freeze_weights=True, the model itself is the teacher."
         )
-    _check_loss(trainer)
     made, student = Teacher(teacher, distillation=distillation), base_model(trainer.model)
     made.check(student, make_probe(student), tokenizer=trainer.processing_class)
     return made

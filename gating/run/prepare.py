@@ -179,8 +179,7 @@ def _load_models(
     if objects.distillation is not None and objects.teacher is not None:
         from gating.teachers.teacher import Teacher
 
-        named = f"distillation.teacher={objects.teacher.title}"
-        with loading(named, remedy="Name a model that was fine-tuned for this task."):
+        with loading(f"distillation.teacher={objects.teacher.title}", remedy="Name a model of this task."):
             loaded = load_teacher(objects.teacher, auto_class, is_sharded=devices.is_sharded)
         state.teacher = Teacher(loaded, distillation=objects.distillation)
         state.teacher.check(model, data.module.probe_batch(), tokenizer=data.processor)

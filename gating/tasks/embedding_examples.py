@@ -53,7 +53,8 @@ def read_examples(
         ValueError: A column is missing, a text is empty, or a score is no number.
     """
     # Some splits may have single texts, but not all of them where second ones are named.
-    with_pairs = [split for split, table in splits.items() if _has(table, text_pair)] or list(splits)
+    named = {text_pair, str(text_pair).split(".")[0]}  # It may be a field, such as translation.de.
+    with_pairs = [split for split, table in splits.items() if named & set(table.column_names)] or list(splits)
     tables = {}
     for split, table in splits.items():
         if not len(table):
@@ -68,11 +69,6 @@ def read_examples(
         tables[split] = _with_scores(taken["train"], split) if "score" in columns else taken["train"]
     warn_of_overlap(tables, ["text"])
     return DatasetDict(tables)
-
-
-def _has(table: Dataset, column: str | None) -> bool:
-    """Return whether a table has a column, or that of a nested field such as ``translation.de``."""
-    return column is not None and (column in table.column_names or column.split(".")[0] in table.column_names)
 
 
 def _score_column(table: Dataset, given: str | None, split: str) -> str | None:

@@ -143,11 +143,11 @@ class FineTuning(pl.LightningModule):
         if teacher is not None:
             reshard(self.model if teacher.is_student else teacher.model)
         outputs = (self._compiled or self.model)(**inputs, **({} if teacher is None else teacher.options))
-        loss, weight = self._loss(outputs, batch), self._weight_among_ranks(num_targets(batch))
+        loss, weight = self._loss(outputs, batch), self._weight_among_ranks(batch, num_targets)
         if teacher is None or answers is None:
             loss = weight * loss
         else:
-            factors = weight, self._weight_among_ranks(num_rows(batch)) if teacher.options else 1.0
+            factors = weight, self._weight_among_ranks(batch, num_rows) if teacher.options else 1.0
             loss = teacher.loss(loss, outputs, inputs, model=self.model, answers=answers, factors=factors)
         if self.search is not None:
             penalty = self.search.penalty()
@@ -166,14 +166,14 @@ class FineTuning(pl.LightningModule):
         loss: Tensor = outputs.loss
         return loss
 
-    def _weight_among_ranks(self, own: int) -> float:
-        """Return the factor with which the mean of the losses of all ranks is that over all their targets, or examples.
+    def _weight_among_ranks(self, batch: Batch, count: Callable[[Batch], int]) -> float:
+        """Return the factor with which the mean of the losses of all ranks is that over all that is counted.
 
-        ``own`` is the number in this rank's batch. Ranks have different numbers of tokens; gradients, which are
-        averaged over ranks, are then those of one process.
+        Ranks have different numbers of tokens; gradients, which are averaged over ranks, are then those of one process.
         """
         if self.trainer.world_size == 1:
             return 1.0
+        own = count(batch)
         return own * self.trainer.world_size / max(1, all_reduce_sum(own))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

@@ -112,9 +112,6 @@ def test_a_model_agrees_with_itself():
         "agreement": 1,
         "cosine": pytest.approx(1),
     }
-    for scale in (1e30, 1e-30):
-        batch = Embedded(scale * vectors, torch.arange(25), teacher=vectors)
-        assert measured(batch, present=["teacher"]) == {"agreement": 1, "cosine": pytest.approx(1)}
 
 
 @pytest.mark.parametrize("number", [1, 2, 5, 11])

@@ -39,8 +39,8 @@ def embeddings_of(teacher, texts: list[str], *, max_length: int = 8) -> np.ndarr
 
 
 def test_embeddings_are_those_of_encode_and_computed_once(tmp_path, encoded, monkeypatch):
-    texts, lines, stop = sentences_of(9), [], Progress.stop
-    monkeypatch.setattr(Progress, "stop", lambda self: (lines.append(self.line()), stop(self)))
+    texts, lines, update = sentences_of(9), [], Progress.update
+    monkeypatch.setattr(Progress, "update", lambda self, number: (update(self, number), lines.append(self.line())))
     teacher = load_sentence_model(str(make_sentence_model(tmp_path / "model")), setting="task.teacher")
     found = embeddings_of(teacher, texts, max_length=64)
     assert lines[0].startswith("Embeddings of the teacher: 9 of 9 texts")

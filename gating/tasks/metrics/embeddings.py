@@ -21,7 +21,6 @@ __all__ = ["METRICS", "Embedded", "EmbeddingScores", "build_embedding_metrics"]
 
 # Number of nearest texts that are compared.
 _NEAREST = 10
-_SMALLEST = 1e-300  # norm; an embedding of zeros stays one
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,6 @@ class Embedded:
 
 
 _PARTS = tuple(field.name for field in fields(Embedded))
-_VECTORS = {"texts", "pairs", "teacher"}
 
 
 def _correlation(all: Embedded, function: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
@@ -54,7 +52,7 @@ def _correlation(all: Embedded, function: Callable[[Tensor, Tensor], Tensor]) ->
     assert all.scores is not None
     if (all.scores == all.scores[0]).all():
         return torch.tensor(torch.nan)  # That of ranks would be 0.
-    return function(functional.cosine_similarity(all.texts, all.pairs), all.scores.double())
+    return function(functional.cosine_similarity(all.texts.double(), all.pairs.double()), all.scores.double())
 
 
 def _ranks(all: Embedded) -> tuple[Tensor, Tensor]:
@@ -65,7 +63,7 @@ def _ranks(all: Embedded) -> tuple[Tensor, Tensor]:
     queries, documents = all.queries[rows].tolist(), all.documents[first].tolist()
     right = set(zip(all.queries.tolist(), all.documents.tolist(), strict=True))
     number = Counter(query for query, _ in right)
-    found = semantic_search(all.texts[rows], all.pairs[first], top_k=_NEAREST)
+    found = semantic_search(all.texts[rows].float(), all.pairs[first].float(), top_k=_NEAREST)
     hits = [
         [(query, documents[int(hit["corpus_id"])]) in right for hit in near]
         for query, near in zip(queries, found, strict=True)
@@ -92,7 +90,7 @@ def _first_of(numbers: Tensor) -> Tensor:
 
 def _neighbors(vectors: Tensor, number: int) -> list[set[int | float]]:
     """Return the numbers of the texts that are nearest to each, without itself."""
-    found = semantic_search(vectors, vectors, top_k=number + 1)
+    found = semantic_search(vectors.float(), vectors.float(), top_k=number + 1)
     ids = ([hit["corpus_id"] for hit in near if hit["corpus_id"] != row] for row, near in enumerate(found))
     return [set(near[:number]) for near in ids]
 
@@ -116,7 +114,7 @@ def _cosine(all: Embedded) -> Tensor:
     assert all.teacher is not None
     if all.texts.shape != all.teacher.shape:
         return torch.tensor(torch.nan)
-    return functional.cosine_similarity(all.texts, all.teacher).double().mean()
+    return functional.cosine_similarity(all.texts.double(), all.teacher.double()).mean()
 
 
 # Metrics by name: their function, what the data must have, and their format. Retrieval is computed as by the
@@ -170,12 +168,9 @@ class EmbeddingScores(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """Return the metrics of all batches; NaN if an embedding is not finite, as of a model that has diverged."""
-        parts = {part: dim_zero_cat(getattr(self, part)).cpu() for part in _PARTS if len(getattr(self, part))}
-        for part in _VECTORS & parts.keys():
-            if not parts[part].isfinite().all():
-                return dict.fromkeys(self._names, torch.tensor(torch.nan, device=self.device))
-            # Squares of very large and very small numbers are not in the range of single precision.
-            vectors = parts[part].double()
-            parts[part] = (vectors / vectors.norm(dim=-1, keepdim=True).clamp(min=_SMALLEST)).float()
-        all = Embedded(**parts)
+        parts = {part: getattr(self, part) for part in _PARTS}
+        all = Embedded(**{part: dim_zero_cat(values).cpu() for part, values in parts.items() if len(values)})
+        vectors = [part for part in (all.texts, all.pairs, all.teacher) if part is not None]
+        if any(not part.isfinite().all() for part in vectors):
+            return dict.fromkeys(self._names, torch.tensor(torch.nan, device=self.device))
         return {name: METRICS[name][0](all).float().to(self.device) for name in self._names}
