@@ -163,8 +163,6 @@ def shorten(text: str, *, most: int = 80) -> str:
 def loading(name: str, *, remedy: str) -> Iterator[None]:
     """Raise any error of a library that loads files in a ``with`` block as :class:`InputError` with a remedy.
 
-    In a command, other errors begin with the name, too.
-
     Args:
         name: Name of the loaded object, at the start of the message.
         remedy: Sentence at the end of the message.

@@ -60,8 +60,6 @@ class GatedPhases(_Base):  # type: ignore[misc]
     _early_stopping: Sequence[EarlyStoppingCallback] = ()
     # Names of the weights that are frozen in the search.
     _frozen: frozenset[str] = frozenset()
-    # Number of examples of the batches of a step in this process.
-    examples_of_step = 1
     # Attributes of transformers' Trainer.
     args: Any
     model: Any
@@ -97,7 +95,7 @@ class GatedPhases(_Base):  # type: ignore[misc]
         return optimizer
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the batches of a step and the number of their targets, and count their examples."""
+        """Return the batches of a step and the number of their targets; count their examples in this process."""
         batches, number = super().get_batch_samples(*args, **kwargs)
         self.examples_of_step = sum(find_batch_size(batch) or 1 for batch in batches)
         return batches, number

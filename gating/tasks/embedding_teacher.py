@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -68,13 +69,11 @@ def add_embeddings(
     try:
         added = {}
         key = (digest, teacher.max_seq_length)
-        # Students learn whole embeddings, also those that a model of Matryoshka cuts off.
-        with teacher.truncate_embeddings(None):
-            for split, table in splits.items():
-                parts = [tokens[split], _embed(table["text"][:], EMBEDDINGS, teacher, key=key)]
-                if pairs and split == "train" and "text_pair" in table.column_names:
-                    parts.append(_embed(table["text_pair"][:], PAIR_EMBEDDINGS, teacher, key=key))
-                added[split] = datasets.concatenate_datasets(parts, axis=1)
+        for split, table in splits.items():
+            parts = [tokens[split], _embed(table["text"][:], EMBEDDINGS, teacher, key=key)]
+            if pairs and split == "train" and "text_pair" in table.column_names:
+                parts.append(_embed(table["text_pair"][:], PAIR_EMBEDDINGS, teacher, key=key))
+            added[split] = datasets.concatenate_datasets(parts, axis=1)
     finally:
         teacher.max_seq_length = own_length
         teacher.to("cpu")
@@ -87,7 +86,8 @@ def _embed(texts: list[Any], column: str, teacher: Any, *, key: tuple[str, int])
 
     def embed(batch: dict[str, list[int]]) -> dict[str, Any]:
         rows = [str(texts[row]) for row in batch["row"]]
-        vectors = teacher.encode(rows, prompt="", show_progress_bar=False)
+        # Whole, also those of a model that cuts them off.
+        vectors = teacher.encode(rows, prompt="", truncate_dim=sys.maxsize, show_progress_bar=False)
         if not np.isfinite(vectors).all():
             raise InputError("The teacher has embeddings that are NaN or infinite: its weights are damaged.")
         # Only directions count. Half precision is nearer to them than any student will be, but its range is small.

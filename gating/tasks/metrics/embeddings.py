@@ -96,12 +96,10 @@ def _neighbors(vectors: Tensor, number: int) -> list[set[int | float]]:
 
 
 def _agreement(all: Embedded) -> Tensor:
-    """Return the share of the ten nearest texts that are among the ten nearest of the dense model.
-
-    Of few texts they are half of the others: all others would be the same for any two models.
-    """
+    """Return the share of the ten nearest texts that are among the ten nearest of the dense model."""
     assert all.teacher is not None
     rows = _first_of(all.queries)
+    # All others would be the nearest of any model.
     number = min(_NEAREST, (len(rows) - 1) // 2)
     if number < 1:
         return torch.tensor(torch.nan)
