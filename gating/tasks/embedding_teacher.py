@@ -82,7 +82,7 @@ def add_embeddings(
 
 def _embed(texts: list[Any], column: str, teacher: Any, *, key: tuple[str, int]) -> Dataset:
     """Return the embeddings of texts as a table of one column, from the cache if they are there."""
-    fingerprint = Hasher.hash((column, (texts, *key)))
+    fingerprint = Hasher.hash((column, (texts, *key), "float32"))
 
     def embed(batch: dict[str, list[int]]) -> dict[str, Any]:
         rows = [str(texts[row]) for row in batch["row"]]
@@ -90,10 +90,10 @@ def _embed(texts: list[Any], column: str, teacher: Any, *, key: tuple[str, int])
         vectors = teacher.encode(rows, prompt="", truncate_dim=sys.maxsize, show_progress_bar=False)
         if not np.isfinite(vectors).all():
             raise InputError("The teacher has embeddings that are NaN or infinite: its weights are damaged.")
-        # Only directions count. Half precision is nearer to them than any student will be, but its range is small.
+        # Only directions count. In half precision, the dense model would not find its own neighbors among close ones.
         lengths = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True).clip(min=1e-300)
         progress.update(len(rows))
-        return {column: (vectors / lengths).astype(np.float16)}
+        return {column: (vectors / lengths).astype(np.float32)}
 
     with Progress("Embeddings of the teacher", len(texts), unit="texts") as progress:
         return Dataset.from_dict({"row": range(len(texts))}).map(
@@ -101,7 +101,7 @@ def _embed(texts: list[Any], column: str, teacher: Any, *, key: tuple[str, int])
             batched=True,
             batch_size=_BATCH,
             remove_columns=["row"],
-            features=datasets.Features({column: datasets.List(datasets.Value("float16"))}),
+            features=datasets.Features({column: datasets.List(datasets.Value("float32"))}),
             new_fingerprint=fingerprint,
             cache_file_name=cache_file(fingerprint),
         )
