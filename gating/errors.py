@@ -174,6 +174,8 @@ def loading(name: str, *, remedy: str) -> Iterator[None]:
         yield
     except Exception as error:
         if is_input_error(error):
+            if name not in explain(error):
+                error.in_command = f"{name}: {explain(error)}"  # type: ignore[attr-defined]
             raise
         reason = shorten(explain(error).rstrip("."), most=300)
         raise InputError(

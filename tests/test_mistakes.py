@@ -52,6 +52,7 @@ SETTINGS = {
     "model.name=images_only": "this task",
     "task=token_classification model=scratch model.model_type=bert": "model.tokenizer",
     "distillation=logits distillation.teacher=MODEL": "LABEL_0",
+    "distillation=logits distillation.teacher=images_only": "distillation.teacher=",
     "task=token_classification": "tags in row",
     "task=regression": "task=sequence_classification",
     "task.metrics=[f2]": "'f2'",
@@ -101,6 +102,7 @@ def test_a_setting_is_refused_before_anything_is_written(given, inputs, tmp_path
 SENTENCES = {
     "distillation=logits": "task.teacher",
     "task.teacher=none": "task.teacher=",
+    "task.teacher=./nowhere": "task.teacher=./nowhere",
     "task.loss=cosine": "pairs",
     "task.metrics=[ndcg]": "'ndcg'",
     "task.negations=0.1": "form",

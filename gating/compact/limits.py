@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as registration
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from gating.compact.files import check_manifest, damaged_file, read_config, read_shapes, walk
+from gating.compact.files import check_manifest, damaged_file, has_manifest, read_config, read_shapes, walk
 from gating.errors import InputError
 from gating.loader.checksums import CONFIG, PLAIN_LOADING, RECORD_KEY
 from gating.loader.integrity import REMEDY_OF_PLAIN_LOADING, mixed
@@ -108,7 +108,7 @@ def checked_folder(folder: Path, *, verify: bool, described: Mapping[str, Any] |
         most = _most_parameters(len(stored)) if _LAYERS.search(last) else 2**63 - 1
         if type(value) is int and abs(value) > (_MAX_LABELS if last == "num_labels" else most):
             raise damaged_file(folder / CONFIG, f"{name}={value} cannot be of a model with {len(stored)} tensors")
-    if verify:
+    if verify and (RECORD_KEY in config or has_manifest(folder)):
         check_manifest(folder, config if RECORD_KEY in config else None)
     token = check_built.set(partial(_check_fits, folder=folder, stored=stored))
     try:

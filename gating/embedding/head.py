@@ -50,11 +50,6 @@ class SentenceHead(nn.Module):
         embeddings: Tensor = features["sentence_embedding"]
         return embeddings
 
-    def embed(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Return the embeddings of tokenized texts by a transformer, ``[batch, width]``."""
-        embeddings: Tensor = self(model(**inputs), inputs["attention_mask"])
-        return embeddings
-
 
 def read_parts(folder: Path) -> list[Path]:
     """Return the folders of the modules after the transformer; one without settings or weights may not exist."""

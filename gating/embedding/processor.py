@@ -44,14 +44,10 @@ class SentenceProcessor:
         transformer = self.model.transformers_model
         own = vars(transformer).pop("save_pretrained", None)
         # The package saves each module by itself, and the transformer is in the folder.
-        transformer.save_pretrained = _save_nothing
+        transformer.save_pretrained = lambda *_, **__: None
         try:
             self.model.save(str(save_directory), create_model_card=False)
         finally:
             del transformer.save_pretrained
             if own is not None:
                 transformer.save_pretrained = own
-
-
-def _save_nothing(*args: Any, **kwargs: Any) -> None:
-    """Take the place of a method that saves weights."""

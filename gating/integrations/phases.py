@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainerCallback, TrainerState, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, SaveStrategy, TrainOutput
 
 from gating.embedding.processor import SentenceProcessor
@@ -92,6 +93,12 @@ class GatedPhases(_Base):  # type: ignore[misc]
         for group in groups:
             optimizer.add_param_group(group)
         return optimizer
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the batches of a step and the number of their targets; count their examples in this process."""
+        batches, number = super().get_batch_samples(*args, **kwargs)
+        self.examples_of_step = sum(find_batch_size(batch) or 1 for batch in batches)
+        return batches, number
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Follow the objective's schedule, and train on a batch; return its loss, a scalar."""

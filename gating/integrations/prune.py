@@ -14,6 +14,7 @@ from gating.integrations.budgets import check_budget
 from gating.integrations.trainer import GatedTrainer
 from gating.integrations.wrappers import base_model, is_sentence_model
 from gating.objectives.distillation import Distillation
+from gating.proof.outputs import evaluating
 
 __all__ = ["prune"]
 
@@ -173,6 +174,9 @@ def _sentence_trainer(model: Any, data: Any) -> tuple[type[Any], type[Any], dict
         raise InputError("Labels of embeddings are scores of pairs: give two texts and a number in each row, or texts.")
     loss: Any = CoSENTLoss if scores else MultipleNegativesRankingLoss
     if len(data.column_names) == 1:
-        texts = data[data.column_names[0]]
-        data, loss = data.add_column("label", model.encode(list(texts)).tolist()), EmbeddingDistance
+        texts = list(data[data.column_names[0]])
+        # As the trainer computes them: without a prompt, and whole.
+        with evaluating(model), model.truncate_embeddings(None):
+            embeddings = model.encode(texts, prompt="").tolist()
+        data, loss = data.add_column("label", embeddings), EmbeddingDistance
     return GatedSentenceTransformerTrainer, SentenceTransformerTrainingArguments, {"train_dataset": data, "loss": loss}

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers import Trainer
+from transformers.trainer_pt_utils import find_batch_size
 
 from gating.errors import InputError
 from gating.integrations.wrappers import base_model, is_sentence_model
@@ -82,7 +83,7 @@ def taught_loss(
     # First: the teacher may be the model itself, of which gradient checkpointing repeats the last pass.
     with trainer.accelerator.autocast():
         answers = teacher(inputs)
-    number, share = _targets(trainer, inputs, num_items_in_batch)
+    number, shares = _shares(trainer, inputs, num_items_in_batch)
     # The method may take the labels out. With the number of targets of the batch, the loss is its mean.
     called = {**inputs, **teacher.options}
     loss, outputs = compute_loss(model, called, return_outputs=True, num_items_in_batch=number)
@@ -93,8 +94,8 @@ def taught_loss(
             "with a teacher's: return the outputs of model(**inputs) with the loss, and leave out use_liger_kernel."
         )
     with trainer.accelerator.autocast():
-        mixed = teacher.loss(loss, outputs, inputs, model=trainer.model, answers=answers)
-    return mixed * share, outputs
+        mixed = teacher.loss(loss, outputs, inputs, model=trainer.model, answers=answers, factors=shares)
+    return mixed, outputs
 
 
 def is_added_up(trainer: Any, num_items_in_batch: Any) -> bool:
@@ -109,17 +110,20 @@ def is_added_up(trainer: Any, num_items_in_batch: Any) -> bool:
     return by_items or trainer.compute_loss_func is not None
 
 
-def _targets(trainer: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> tuple[Tensor | None, Tensor | float]:
-    """Return the number of targets of a batch, where the trainer counts those of its step, and its share of them.
+def _shares(
+    trainer: Any, inputs: dict[str, Any], num_items_in_batch: Any
+) -> tuple[Tensor | None, tuple[Tensor | float, float]]:
+    """Return the number of targets of a batch, where the trainer counts those of its step, and the batch's shares.
 
-    Where the trainer averages the batches of a step, the share is 1.
+    They are those of the targets and of the examples; 1 where the trainer averages the batches of a step.
     """
     is_added = is_added_up(trainer, num_items_in_batch)
+    of_examples = (find_batch_size(inputs) or 1) / trainer.examples_of_step if is_added else 1.0
     labels = None if num_items_in_batch is None else trainer.teacher.labels(inputs)
     if labels is None:
-        return None, 1.0 / trainer.current_gradient_accumulation_steps if is_added else 1.0
+        return None, (of_examples, of_examples)
     number = (labels != IGNORED).sum().clamp(min=1)
     # All processes together have this number of items, and their gradients are averaged.
     if trainer.args.average_tokens_across_devices:
         number = number * trainer.accelerator.num_processes
-    return number, number / num_items_in_batch if is_added else 1.0
+    return number, (number / num_items_in_batch if is_added else 1.0, of_examples)

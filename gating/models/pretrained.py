@@ -151,7 +151,7 @@ class Pretrained:
         if has_manifest(Path(place)):
             check_manifest(Path(place))
         load = partial(auto_class.from_pretrained, place)  # type: ignore[attr-defined]
-        with loading(f"The weights of model.name={self.name}", remedy=_REMEDY):
+        with loading(f"The weights of {self.name}", remedy=_REMEDY):
             model: PreTrainedModel
             model, loading_info = load(**options)
             base = f"{model.base_model_prefix}."

@@ -75,6 +75,7 @@ class Distillation:
         masks: Mapping[str, Tensor] | None = None,
         layers: Mapping[str, Sequence[int]] | None = None,
         problem: str | None = None,
+        factors: tuple[Tensor | float, Tensor | float] = (1.0, 1.0),
     ) -> Tensor:
         """Return the mixed loss, a scalar; :meth:`gating.Teacher.loss` calls it with the arguments of a batch.
 
@@ -88,8 +89,10 @@ class Distillation:
             layers: For each list that whole layers have left, by its name, the teacher's numbers of the layers that
                 stay.
             problem: ``problem_type`` of the models' configuration; without it, as transformers reads it from labels.
+            factors: Factors of what is a mean over targets, and of the hidden states, which are a mean over examples.
         """
-        loss = (1 - self.weight) * task_loss
+        # That of a batch without a target is NaN.
+        loss = (1 - self.weight) * task_loss if self.weight < 1 else torch.zeros_like(task_loss)
         if self.weight:
             distances = [
                 distillation_loss(
@@ -103,8 +106,10 @@ class Distillation:
                 if name in student
             ]
             loss = loss + self.weight * torch.stack(distances).mean()
+        loss = factors[0] * loss
         if self.hidden_weight:
-            loss = loss + self.hidden_weight * _mean_hidden_loss(student, teacher, labels, masks or {}, layers or {})
+            distance = _mean_hidden_loss(student, teacher, labels, masks or {}, layers or {})
+            loss = loss + factors[1] * self.hidden_weight * distance
         return loss
 
 

@@ -134,7 +134,7 @@ def build_objects(settings: Settings) -> RunObjects:
         source=build("model", settings.model),
         adapters=build("adapters", settings.adapters),
         distillation=build("distillation", distillation) if distillation else None,
-        teacher=Pretrained(teacher) if teacher else None,
+        teacher=Pretrained(str(teacher)) if teacher else None,
         convergence=build("convergence", settings.convergence) if settings.convergence else None,
         latency=build("latency", settings.latency),
         data=_split_data(settings.data, task),

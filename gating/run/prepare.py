@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from gating.discovery.find import search_blocks
 from gating.distributed.collectives import broadcast, is_rank_zero, rank
 from gating.distributed.launch import Devices, check_devices, start_processes
-from gating.errors import InputError
+from gating.errors import InputError, loading
 from gating.models.adapters import NoAdapters, check_adapters
 from gating.models.sources import enable_gradient_checkpointing, load_sharded, make_meta_model
 from gating.run.build import RunObjects, build_objects, build_phase, trains_weights
@@ -178,7 +178,8 @@ def _load_models(
     if objects.distillation is not None and objects.teacher is not None:
         from gating.teachers.teacher import Teacher
 
-        loaded = load_teacher(objects.teacher, auto_class, is_sharded=devices.is_sharded)
+        with loading(f"distillation.teacher={objects.teacher.title}", remedy="Name a model of this task."):
+            loaded = load_teacher(objects.teacher, auto_class, is_sharded=devices.is_sharded)
         state.teacher = Teacher(loaded, distillation=objects.distillation)
         state.teacher.check(model, data.module.probe_batch(), tokenizer=data.processor)
         for each in (model, loaded):

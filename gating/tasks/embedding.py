@@ -164,10 +164,8 @@ class Embedding(MetricTask):
         if self._loss_name != "distance":
             return
         for module in model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
             for name, value in list(vars(module).items()):
-                if "dropout" in name and isinstance(value, float):
+                if isinstance(value, float) and ("dropout" in name or isinstance(module, nn.Dropout)):
                     setattr(module, name, 0.0)
 
     def loss(self, outputs: Mapping[str, Any], batch: Batch, *, model: PreTrainedModel) -> Tensor:
@@ -196,7 +194,7 @@ class Embedding(MetricTask):
         pairs = {name.removeprefix("task_pair_"): value for name, value in batch.items() if "task_pair_" in name}
         return Embedded(
             texts=head(outputs, batch["attention_mask"]),
-            pairs=head.embed(model, pairs) if pairs else None,
+            pairs=head(model(**pairs), pairs["attention_mask"]) if pairs else None,
             scores=batch.get("task_scores"),
             queries=batch["task_query"],
             documents=batch.get("task_document"),

@@ -53,9 +53,12 @@ def read_examples(
         ValueError: A column is missing, a text is empty, or a score is no number.
     """
     # Some splits may have single texts, but not all of them where second ones are named.
-    with_pairs = [split for split, table in splits.items() if _has(table, text_pair)] or list(splits)
+    named = {text_pair, str(text_pair).split(".")[0]}  # It may be a field, such as translation.de.
+    with_pairs = [split for split, table in splits.items() if named & set(table.column_names)] or list(splits)
     tables = {}
     for split, table in splits.items():
+        if not len(table):
+            raise InputError(f"The {split} data has no rows.")
         one = DatasetDict(train=table)
         columns = find_text_columns(one, text, text_pair if split in with_pairs else None)
         if "text_pair" in columns and not (split == "train" and loss == "distance"):
@@ -66,11 +69,6 @@ def read_examples(
         tables[split] = _with_scores(taken["train"], split) if "score" in columns else taken["train"]
     warn_of_overlap(tables, ["text"])
     return DatasetDict(tables)
-
-
-def _has(table: Dataset, column: str | None) -> bool:
-    """Return whether a table has a column, or that of a nested field such as ``translation.de``."""
-    return column is not None and (column in table.column_names or column.split(".")[0] in table.column_names)
 
 
 def _score_column(table: Dataset, given: str | None, split: str) -> str | None:
@@ -115,7 +113,8 @@ def add_negations(table: Dataset, share: float) -> Dataset:
 def tokenize_examples(splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length: int) -> DatasetDict:
     """Tokenize the texts of each split; the columns of second texts begin with ``pair_``.
 
-    ``task_query`` and ``task_document`` are numbers of texts, the same for equal ones, and ``task_scores`` the scores.
+    ``task_query`` and ``task_document`` are numbers of texts, the same for those of equal tokens, which have the same
+    embedding; and ``task_scores`` are the scores.
     """
 
     def tokenize_batch(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -124,7 +123,7 @@ def tokenize_examples(splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, m
             if column in batch:
                 encoded = encode_batch([batch[column]], tokenizer, max_length)
                 tokens |= {f"{prefix}{name}": values for name, values in encoded.items()}
-                tokens[number] = [_number_of(str(text)) for text in batch[column]]
+                tokens[number] = [_number_of(row) for row in encoded["input_ids"]]
         return tokens
 
     # One by one, since splits may have different columns.
@@ -136,9 +135,9 @@ def tokenize_examples(splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, m
     )
 
 
-def _number_of(text: str) -> int:
-    """Return a number that no other text has."""
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=7).digest(), "big")
+def _number_of(tokens: list[int]) -> int:
+    """Return a number that no other tokens have."""
+    return int.from_bytes(hashlib.blake2b(str(tokens).encode(), digest_size=7).digest(), "big")
 
 
 def collate_pairs(tokenizer: PreTrainedTokenizerBase, examples: list[dict[str, Any]]) -> dict[str, Tensor]:

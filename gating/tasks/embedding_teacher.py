@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
 from datasets.fingerprint import Hasher
@@ -13,15 +15,16 @@ from sentence_transformers import SentenceTransformer
 
 from gating.compact.files import check_manifest, digest_tensors, has_manifest
 from gating.data.tokens import cache_file
-from gating.errors import loading
+from gating.errors import InputError, loading
 from gating.models.hub import locate
+from gating.tracking.progress import Progress
 from gating.vocabulary import check_vocabulary
 
 __all__ = ["add_embeddings", "load_sentence_model"]
 
 # Columns of the embeddings of texts and second texts.
 EMBEDDINGS, PAIR_EMBEDDINGS = "task_embeddings", "task_pair_embeddings"
-_BATCH = 1024
+_BATCH = 512
 
 
 def load_sentence_model(name: str, *, revision: str = "main", setting: str) -> Any:
@@ -33,18 +36,20 @@ def load_sentence_model(name: str, *, revision: str = "main", setting: str) -> A
         setting: Name of the setting that gives the name, for messages.
 
     Raises:
-        InputError: The model cannot be loaded.
+        InputError: The model cannot be loaded, or is no transformer with a pooling.
     """
-    place = locate(name, revision=revision)
-    if has_manifest(Path(place)):
-        check_manifest(Path(place))
     with loading(f"{setting}={name}", remedy="Name a model of sentence-transformers, or another encoder."):
+        place = locate(name, revision=revision)
+        if has_manifest(Path(place)):
+            check_manifest(Path(place))
         model = SentenceTransformer(
             place,
             device="cpu",
             revision=None if Path(place).is_dir() else revision,
             model_kwargs={"dtype": torch.float32},
         )
+        if model.transformers_model is None or len(model) == 1:
+            raise InputError(f"{setting}={name} is no transformer with a pooling, which embeddings need.")
     check_vocabulary(model.tokenizer, size=None, name=f"{setting}={name}")
     return model.eval()
 
@@ -85,19 +90,25 @@ def _embed(texts: list[Any], column: str, teacher: Any, *, key: tuple[str, int])
 
     def embed(batch: dict[str, list[int]]) -> dict[str, Any]:
         rows = [str(texts[row]) for row in batch["row"]]
-        # In half precision, the dense model would not find its own neighbors among close ones.
-        return {column: teacher.encode(rows, prompt="", show_progress_bar=False)}
+        # Whole, also those of a model that cuts them off.
+        vectors = teacher.encode(rows, prompt="", truncate_dim=sys.maxsize, show_progress_bar=False)
+        if not np.isfinite(vectors).all():
+            raise InputError("The teacher has embeddings that are NaN or infinite: its weights are damaged.")
+        # Only directions count. In half precision, the dense model would not find its own neighbors among close ones.
+        lengths = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True).clip(min=1e-300)
+        progress.update(len(rows))
+        return {column: (vectors / lengths).astype(np.float32)}
 
-    return Dataset.from_dict({"row": range(len(texts))}).map(
-        embed,
-        batched=True,
-        batch_size=_BATCH,
-        remove_columns=["row"],
-        features=datasets.Features({column: datasets.List(datasets.Value("float32"))}),
-        new_fingerprint=fingerprint,
-        cache_file_name=cache_file(fingerprint),
-        desc="Embeddings of the teacher",
-    )
+    with Progress("Embeddings of the teacher", len(texts), unit="texts") as progress:
+        return Dataset.from_dict({"row": range(len(texts))}).map(
+            embed,
+            batched=True,
+            batch_size=_BATCH,
+            remove_columns=["row"],
+            features=datasets.Features({column: datasets.List(datasets.Value("float32"))}),
+            new_fingerprint=fingerprint,
+            cache_file_name=cache_file(fingerprint),
+        )
 
 
 def _digest(teacher: Any) -> str:
@@ -107,7 +118,7 @@ def _digest(teacher: Any) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     # Truncation and padding are set by each call.
     stored = {} if backend is None else {**json.loads(backend.to_str()), "truncation": None, "padding": None}
-    sides = tokenizer.padding_side, tokenizer.truncation_side
-    words = (sorted(tokenizer.get_vocab().items()), stored, sides, tokenizer.special_tokens_map)
+    others = tokenizer.padding_side, tokenizer.truncation_side, tokenizer.model_input_names
+    words = (sorted(tokenizer.get_vocab().items()), stored, others, tokenizer.special_tokens_map)
     weights = digest_tensors(sorted(teacher.state_dict().items()))
     return hashlib.sha256(f"{(list(teacher), config, words)!r}\n{weights}".encode()).hexdigest()

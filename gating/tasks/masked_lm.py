@@ -56,14 +56,10 @@ class _MaskingCollator:
         self._collate.generator = torch.Generator().manual_seed(seed)
         batch = dict(self._collate([{"input_ids": block["input_ids"]} for block in blocks]))
         if (batch["labels"] == -100).all():
-            # The loss over no targets would be NaN.
-            self._mask_one(batch)
+            # The loss over no targets would be NaN: the first word is masked.
+            tokenizer = self._collate.tokenizer
+            is_word = ~torch.isin(batch["input_ids"], torch.tensor(tokenizer.all_special_ids))
+            for row, place in is_word.nonzero()[:1].tolist():
+                batch["labels"][row, place] = batch["input_ids"][row, place]
+                batch["input_ids"][row, place] = tokenizer.mask_token_id
         return batch
-
-    def _mask_one(self, batch: dict[str, Tensor]) -> None:
-        tokenizer = self._collate.tokenizer
-        is_word = ~torch.isin(batch["input_ids"], torch.tensor(tokenizer.all_special_ids))
-        if is_word.any():
-            row, place = is_word.nonzero()[0].tolist()
-            batch["labels"][row, place] = batch["input_ids"][row, place]
-            batch["input_ids"][row, place] = tokenizer.mask_token_id

@@ -20,7 +20,6 @@ from transformers import (
 from gating.data.columns import find_column, take_columns
 from gating.data.examples import Batch, Examples
 from gating.data.tokens import check_no_nulls, check_texts, special_token_ids, tokenize, truncation_length
-from gating.models.sources import ModelSource
 from gating.report.score import Score
 from gating.tasks.base import Prepared, TextTask
 from gating.tasks.metrics.answers import AnswerScores, best_spans
@@ -48,15 +47,6 @@ class QuestionAnswering(TextTask):
         self._max_answer_length = max_answer_length
         self._score = score
 
-    def load_processor(
-        self, source: ModelSource, meta_model: PreTrainedModel, splits: DatasetDict
-    ) -> PreTrainedTokenizerBase:
-        """Load the tokenizer, or train one for a new model."""
-        tokenizer = super().load_processor(source, meta_model, splits)
-        # Padding on the left would shift positions.
-        tokenizer.padding_side = "right"
-        return tokenizer
-
     def prepare(
         self,
         examples: Examples,
@@ -83,6 +73,8 @@ class QuestionAnswering(TextTask):
         check_no_nulls(taken, ["answers"])
         check_texts(taken, ["context", "question"])
         splits = read_answers(taken)
+        # Padding on the left would shift positions.
+        processor.padding_side = "right"
         length = truncation_length(meta_model, max_length)
         stride = length // 4 if stride is None else stride
         references = concatenate_datasets([table for split, table in splits.items() if split != "train"])

@@ -102,9 +102,8 @@ class Seq2Seq(TextTask):
         texts = take_columns(examples.splits, columns)
         check_texts(texts, list(columns))
         length = truncation_length(meta_model, max_length)
-        target_length = length
-        if max_target_length is not None:
-            target_length = truncation_length(meta_model, max_target_length, name="data.max_target_length")
+        longest = max_length if max_target_length is None else max_target_length
+        target_length = truncation_length(meta_model, longest, name="data.max_target_length")
         self._processor, self._target_length = processor, target_length
         ids: dict[str, int | None] = {**special_token_ids(processor, meta_model.config)}
         # The collator shifts targets by the model's own method, which differs between families.

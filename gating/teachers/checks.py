@@ -8,13 +8,11 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from gating.errors import InputError, RemedyError, UserError
+from gating.errors import InputError, RemedyError
 from gating.objectives.distillation import HIDDEN_STATES, LOGITS, Distillation
 from gating.proof.outputs import evaluating
 
 __all__ = ["check_fits", "check_outputs", "check_tokenizer"]
-
-Shapes = dict[str, str]
 
 
 def check_tokenizer(teacher: nn.Module, tokenizer: Any) -> None:
@@ -49,33 +47,30 @@ def check_fits(teacher: nn.Module, student: nn.Module, batch: Mapping[str, Any],
             "copy.deepcopy(model), made before gates are put on it, or a folder."
         )
     ours, theirs = (getattr(getattr(model, "config", None), "id2label", None) for model in (student, teacher))
-    if len(ours or ()) != len(theirs or ()) or (ours != theirs and not _are_made_up(ours)):
+    # By transformers, for a model without names.
+    made_up = all(name == f"LABEL_{number}" for number, name in (ours or {}).items())
+    if len(ours or ()) != len(theirs or ()) or (ours != theirs and not made_up):
         raise RemedyError(
             f"The teacher has the classes {_listed(theirs)}, this data has {_listed(ours)}. Fine-tune the "
             "teacher on this data first",
             python=".",
             command=" (objective=none), or let this run do it: distillation.teacher=null.",
         )
-    expected = check_outputs(student, batch, distillation=distillation)
+    expected: Any = check_outputs(student, batch, distillation=distillation)
     try:
-        found = check_outputs(teacher, batch, distillation=distillation)
-    except UserError:
-        raise
-    except Exception as error:
-        raise InputError(
-            f"The teacher, a {type(teacher).__name__}, does not run on this model's inputs "
-            f"({', '.join(batch)}): {str(error).strip().splitlines()[0]}. It must have the same task and tokenizer."
-        ) from error
+        found: Any = check_outputs(teacher, batch, distillation=distillation)
+    except Exception as error:  # Models raise errors of any class.
+        found = str(error).strip().partition("\n")[0]
     if found != expected:
         remedy = "" if not distillation.hidden_weight else ", and as many layers of the same width, or hidden_weight=0"
         raise InputError(
-            f"The teacher's outputs have the shapes {found}, this model's {expected}: it must have the same task and "
-            f"vocabulary{remedy}."
+            f"The teacher, a {type(teacher).__name__}, returns {found} for a batch, and this model {expected}: it must "
+            f"have the same task, tokenizer and vocabulary{remedy}."
         )
 
 
 @torch.no_grad()
-def check_outputs(model: nn.Module, batch: Mapping[str, Any], *, distillation: Distillation) -> Shapes:
+def check_outputs(model: nn.Module, batch: Mapping[str, Any], *, distillation: Distillation) -> dict[str, str]:
     """Check the outputs of a model that are compared, and return their shapes by name.
 
     Raises:
@@ -85,7 +80,7 @@ def check_outputs(model: nn.Module, batch: Mapping[str, Any], *, distillation: D
     # Some models draw random numbers in evaluation, too.
     with evaluating(model), torch.random.fork_rng():
         outputs = model(**batch, **options)
-    shapes: Shapes = {}
+    shapes = dict[str, str]()
     for setting, names in (("weight", LOGITS), ("hidden_weight", HIDDEN_STATES)):
         found = {name: outputs[name] for name in names if outputs.get(name) is not None}
         if getattr(distillation, setting) and not found:
@@ -97,11 +92,6 @@ def check_outputs(model: nn.Module, batch: Mapping[str, Any], *, distillation: D
             several = [value] if isinstance(value, torch.Tensor) else value
             shapes[name] = f"{len(several)} x {tuple(several[-1].shape)}"
     return shapes
-
-
-def _are_made_up(names: Mapping[int, str] | None) -> bool:
-    """Return whether names of classes are those of transformers for a model without names."""
-    return all(name == f"LABEL_{number}" for number, name in (names or {}).items())
 
 
 def _listed(names: Mapping[int, str] | None) -> str:

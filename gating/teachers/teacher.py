@@ -38,26 +38,23 @@ class OpenTeacher(nn.Module):
     def __init__(self, model: nn.Module, gates: HeadGates) -> None:
         """Make a model with gates, whose weights are frozen, a teacher of these gates."""
         super().__init__()
-        # Not a submodule: the modes and the parameters of the model are not the teacher's to change.
-        object.__setattr__(self, "_model", model)
-        object.__setattr__(self, "_gates", gates)
+        # In a tuple they are no submodules: modes and parameters of the model are not the teacher's to change.
+        self._held = model, gates
 
     @property
     def config(self) -> Any:
         """Configuration of the model, which says how it takes targets."""
-        return getattr(self.__dict__["_model"], "config", None)
+        return getattr(self.opened, "config", None)
 
     @property
     def opened(self) -> nn.Module:
         """The model, whose class says at which positions its labels are."""
-        model: nn.Module = self.__dict__["_model"]
-        return model
+        return self._held[0]
 
     @torch.no_grad()
     def forward(self, **inputs: Any) -> Any:
         """Return the outputs of the dense model for keyword arguments of the model."""
-        model: nn.Module = self.__dict__["_model"]
-        gates: HeadGates = self.__dict__["_gates"]
+        model, gates = self._held
         with _evaluated(model), gates.fixed_at(torch.ones_like(gates.log_alpha)):
             return model(**inputs)
 
@@ -173,6 +170,7 @@ class Teacher:
         *,
         model: nn.Module | None = None,
         answers: Mapping[str, Any] | None = None,
+        factors: tuple[Tensor | float, Tensor | float] = (1.0, 1.0),
     ) -> Tensor:
         """Return the loss of a batch for the model that learns, a scalar.
 
@@ -182,6 +180,8 @@ class Teacher:
             batch: The keyword arguments of its forward pass, targets included.
             model: The model that learns, if hidden states are compared and whole layers may have left it.
             answers: Outputs of this model for the batch, if they are known.
+            factors: Of a batch that is a part of a step: its shares of the targets, such as tokens with a label, and of
+                the examples, over which the distance of hidden states is averaged.
 
         Raises:
             InputError: The outputs have no hidden states, and these are compared.
@@ -200,10 +200,9 @@ class Teacher:
             else numbers
             for name, numbers in ours.items()
         }
-        problem = getattr(getattr(self.model, "config", None), "problem_type", None)
-        return self.distillation.loss(
-            task_loss, outputs, answers, self.labels(batch), masks=batch, layers=layers, problem=problem
-        )
+        problem, labels = getattr(getattr(self.model, "config", None), "problem_type", None), self.labels(batch)
+        options: dict[str, Any] = {"masks": batch, "layers": layers, "problem": problem, "factors": factors}
+        return self.distillation.loss(task_loss, outputs, answers, labels, **options)
 
     def labels(self, batch: Mapping[str, Any]) -> Tensor | None:
         """Return the labels of a batch, each at the position of its logits; None without any.

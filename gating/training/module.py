@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric, MetricCollection
 from transformers import PreTrainedModel
 
-from gating.data.examples import Batch, model_inputs, num_targets
+from gating.data.examples import Batch, model_inputs, num_rows, num_targets
 from gating.distributed.collectives import all_reduce_sum
 from gating.objectives.search import Search
 from gating.report.score import Score
@@ -143,19 +143,21 @@ class FineTuning(pl.LightningModule):
         if teacher is not None:
             reshard(self.model if teacher.is_student else teacher.model)
         outputs = (self._compiled or self.model)(**inputs, **({} if teacher is None else teacher.options))
-        loss = self._loss(outputs, batch)
-        if teacher is not None and answers is not None:
-            loss = teacher.loss(loss, outputs, inputs, model=self.model, answers=answers)
-        task_loss, weight = loss, self._weight_among_ranks(batch)
+        loss, weight = self._loss(outputs, batch), self._weight_among_ranks(batch, num_targets)
+        if teacher is None or answers is None:
+            loss = weight * loss
+        else:
+            factors = weight, self._weight_among_ranks(batch, num_rows) if teacher.options else 1.0
+            loss = teacher.loss(loss, outputs, inputs, model=self.model, answers=answers, factors=factors)
         if self.search is not None:
             penalty = self.search.penalty()
-            loss = task_loss + penalty
-            self.search.observe(weight * task_loss)
-            self.log_dict({"train/task_loss": task_loss.detach(), "train/penalty": penalty.detach()})
+            self.search.observe(loss)
+            self.log_dict({"train/task_loss": loss.detach(), "train/penalty": penalty.detach()})
+            loss = loss + penalty
         self.log("train/loss", loss.detach())
         # The x-axis of the logs: the trainer of each phase counts from 0.
         self.log("step", float(self.step_in_run))
-        return loss if weight == 1 else loss + (weight - 1) * task_loss
+        return loss
 
     def _loss(self, outputs: Any, batch: Batch) -> Tensor:
         """Return the loss of a batch, the task's own or that of the model's head, a scalar."""
@@ -164,14 +166,14 @@ class FineTuning(pl.LightningModule):
         loss: Tensor = outputs.loss
         return loss
 
-    def _weight_among_ranks(self, batch: Batch) -> float:
-        """Return the factor with which the mean of the losses of all ranks is that over all their targets.
+    def _weight_among_ranks(self, batch: Batch, count: Callable[[Batch], int]) -> float:
+        """Return the factor with which the mean of the losses of all ranks is that over all that is counted.
 
         Ranks have different numbers of tokens; gradients, which are averaged over ranks, are then those of one process.
         """
         if self.trainer.world_size == 1:
             return 1.0
-        own = num_targets(batch)
+        own = count(batch)
         return own * self.trainer.world_size / max(1, all_reduce_sum(own))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

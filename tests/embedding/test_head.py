@@ -23,7 +23,7 @@ def difference_of(folder: Path) -> float:
     inputs = AutoTokenizer.from_pretrained(folder)(texts, padding=True, return_tensors="pt")
     assert not inputs["attention_mask"].all()
     with torch.no_grad():
-        embeddings = head.embed(model, inputs)
+        embeddings = head(model(**inputs), inputs["attention_mask"])
     assert embeddings.shape == expected.shape
     return float((embeddings - expected).abs().max())
 

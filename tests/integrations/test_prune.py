@@ -10,6 +10,7 @@ from transformers import BertForSequenceClassification, LlamaConfig, LlamaForCau
 
 import gating
 from gating.errors import InputError, InputTypeError
+from gating.integrations.prune import _sentence_trainer
 from gating.structure.layers import count_units
 from tests.integrations.sentence_models import make_embedder, pairs, save_transformer, texts
 
@@ -94,6 +95,16 @@ def test_scores_of_embeddings_are_numbers_of_pairs(changes, tmp_path):
     data = Dataset.from_dict({name: one for name, one in {**SCORED, **changes}.items() if one is not None})
     with pytest.raises(InputError, match="scores of pairs"):
         gating.prune(make_embedder(tmp_path), data, num_heads=5)
+
+
+def test_embeddings_to_learn_are_those_that_the_trainer_computes(tmp_path):
+    model = make_embedder(tmp_path).train()
+    expected = torch.tensor(model.encode(TEXTS))
+    model.prompts, model.default_prompt_name, model.truncate_dim = {"query": TEXTS[0]}, "query", 4
+    model.train()
+    _, _, options = _sentence_trainer(model, Dataset.from_dict({"text": TEXTS}))
+    torch.testing.assert_close(torch.tensor(options["train_dataset"]["label"][:]), expected)
+    assert model.training
 
 
 @pytest.mark.runs

@@ -119,19 +119,21 @@ def texts():
 
 @pytest.mark.runs
 # Losses of a classifier are averaged over the batches of a step; those of a decoder are divided by its tokens.
-@pytest.mark.parametrize("make", [decoder, lambda seed: make_classifier(seed, config=NO_DROPOUT)])
-def test_accumulated_batches_are_one_batch(tmp_path, make):
+@pytest.mark.parametrize(
+    ("make", "num_parts"), [(decoder, 8), (decoder, 3), (lambda seed: make_classifier(seed, config=NO_DROPOUT), 8)]
+)
+def test_accumulated_batches_are_one_batch(tmp_path, make, num_parts):
     def step(num_batches):
         model = make(0)
         trainer = make_trainer(
             tmp_path,
             model=model,
             train_dataset=texts() if make is decoder else examples(8, seed=1),
-            distillation=gating.Distillation() if make is decoder else HIDDEN,
+            distillation=HIDDEN,
             teacher=make(5),
             args={
                 "gradient_accumulation_steps": num_batches,
-                "per_device_train_batch_size": 8 // num_batches,
+                "per_device_train_batch_size": -(-8 // num_batches),
                 "max_steps": 1,
                 "logging_steps": 1,
                 "logging_nan_inf_filter": False,
@@ -145,7 +147,7 @@ def test_accumulated_batches_are_one_batch(tmp_path, make):
         trainer.train()
         return losses_of(trainer)[0], weights_of(trainer)
 
-    (loss, weights), (others, other) = step(1), step(8)
+    (loss, weights), (others, other) = step(1), step(num_parts)
     assert others == pytest.approx(loss, rel=1e-5)
     for name, tensor in weights.items():
         torch.testing.assert_close(other[name], tensor, rtol=1e-4, atol=1e-5)

@@ -107,7 +107,7 @@ def test_half_precision_logits_are_compared_in_single():
 def test_without_a_position_to_count_the_distance_is_zero():
     labels = torch.full((2, 2), -100)
     student, teacher = torch.stack([STUDENT, STUDENT]), torch.stack([TEACHER, TEACHER])
-    assert Distillation(weight=1.0).loss(torch.tensor(0.0), {"logits": student}, {"logits": teacher}, labels) == 0
+    assert Distillation(weight=1.0).loss(torch.tensor(torch.nan), {"logits": student}, {"logits": teacher}, labels) == 0
 
 
 def test_distance_of_hidden_states_is_relative_to_the_teacher_and_leaves_out_padding():

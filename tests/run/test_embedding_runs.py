@@ -70,8 +70,9 @@ def embeddings_of(compact: Path) -> np.ndarray:
     """Return the embeddings of a compact model by this package, in one batch with padding."""
     model, head = gating.load_compact(compact), SentenceHead.load(compact)
     tokens = SentenceTransformer(str(compact), trust_remote_code=True, device="cpu").tokenizer
+    inputs = tokens(TEXTS, padding=True, return_tensors="pt")
     with torch.no_grad():
-        return head.embed(model, tokens(TEXTS, padding=True, return_tensors="pt")).numpy()
+        return head(model(**inputs), inputs["attention_mask"]).numpy()
 
 
 def elsewhere(folder: Path, where: Path, *, trusted: bool) -> np.ndarray:

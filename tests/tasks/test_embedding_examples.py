@@ -65,8 +65,10 @@ def test_pairs_of_the_hub_have_the_columns_of_sentence_transformers(tmp_path, ta
     assert set(splits["test"]["text_pair"]) < set(rows[second])
 
 
-def test_splits_may_have_other_columns():
+def test_splits_may_have_other_columns_and_have_rows():
     assert read(TEXTS, SCORES)[1] == {"train": "texts", "validation": "scores"}
+    with pytest.raises(InputError, match="validation data has no rows"):
+        read(TEXTS, {name: [] for name in SCORES})
     both = {"one": ["a"], "two": ["b"], "mark": [0.5]}
     assert read({"one": ["a"]}, both, text="one", text_pair="two", label="mark")[1]["validation"] == "scores"
 
@@ -126,6 +128,8 @@ def test_texts_of_pairs_with_embeddings_of_a_teacher_are_one_batch(tokenizer):
 
 
 def test_texts_are_truncated(tokenizer):
-    splits = read({"text": ["the cat sat on the mat", "a dog"]})[0]
+    splits = read({"text": ["the cat sat on the mat", "a dog", "the cat sat down"]})[0]
     tokens = tokenize_examples(splits, tokenizer, 5)["train"]
-    assert [len(row) for row in tokens["input_ids"]] == [5, 4]
+    assert [len(row) for row in tokens["input_ids"]] == [5, 4, 5]
+    # Those that no model can tell apart are one text.
+    assert tokens["task_query"][0] == tokens["task_query"][2] != tokens["task_query"][1]

@@ -11,6 +11,7 @@ from tokenizers import normalizers, processors
 
 from gating.errors import InputError
 from gating.tasks.embedding_teacher import add_embeddings, load_sentence_model
+from gating.tracking.progress import Progress
 from tests.support.tiny_sentences import make_sentence_model, sentences_of
 
 
@@ -37,10 +38,12 @@ def embeddings_of(teacher, texts: list[str], *, max_length: int = 8) -> np.ndarr
     return np.array(added["task_embeddings"][:])
 
 
-def test_embeddings_are_those_of_encode_and_computed_once(tmp_path, encoded):
-    texts = sentences_of(9)
+def test_embeddings_are_those_of_encode_and_computed_once(tmp_path, encoded, monkeypatch):
+    texts, lines, update = sentences_of(9), [], Progress.update
+    monkeypatch.setattr(Progress, "update", lambda self, number: (update(self, number), lines.append(self.line())))
     teacher = load_sentence_model(str(make_sentence_model(tmp_path / "model")), setting="task.teacher")
     found = embeddings_of(teacher, texts, max_length=64)
+    assert lines[0].startswith("Embeddings of the teacher: 9 of 9 texts")
     assert np.allclose(found, teacher.encode(texts), atol=1e-3)
     encoded.clear()
     assert np.array_equal(embeddings_of(teacher, texts, max_length=64), found)
@@ -79,7 +82,7 @@ def test_anything_that_changes_them_computes_them_anew(tmp_path, encoded):
     assert encoded == [9, 8]
 
 
-@pytest.mark.parametrize("change", ["normalizer", "post_processor", "side", "special"])
+@pytest.mark.parametrize("change", ["normalizer", "post_processor", "side", "special", "inputs"])
 def test_another_tokenizer_is_another_teacher(change, tmp_path, encoded):
     texts, load = sentences_of(9), {"setting": "task.teacher"}
     folder = str(make_sentence_model(tmp_path / "model"))
@@ -92,6 +95,8 @@ def test_another_tokenizer_is_another_teacher(change, tmp_path, encoded):
         backend.post_processor = processors.TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
     elif change == "side":
         teacher.tokenizer.truncation_side = "left"
+    elif change == "inputs":
+        teacher.tokenizer.model_input_names = ["input_ids"]
     else:
         teacher.tokenizer.pad_token = teacher.tokenizer.unk_token
     encoded.clear()
@@ -99,14 +104,22 @@ def test_another_tokenizer_is_another_teacher(change, tmp_path, encoded):
     assert encoded == [9]
 
 
-def test_large_embeddings_keep_their_direction(tmp_path, encoded, monkeypatch):
-    encode = SentenceTransformer.encode
-    monkeypatch.setattr(SentenceTransformer, "encode", lambda *args, **options: 1e6 * encode(*args, **options))
+@pytest.mark.parametrize("scale", [1e30, 1e-30])
+def test_embeddings_of_any_size_keep_their_direction(scale, tmp_path, encoded, monkeypatch):
     texts = sentences_of(5)
     teacher = load_sentence_model(str(make_sentence_model(tmp_path / "model")), setting="task.teacher")
-    found, expected = embeddings_of(teacher, texts, max_length=64), teacher.encode(texts)
-    for own, other in zip(found, expected, strict=True):
-        assert own @ other == pytest.approx(np.linalg.norm(own) * np.linalg.norm(other), rel=1e-3)
+    expected = teacher.encode(texts)
+    monkeypatch.setattr(
+        SentenceTransformer, "encode", lambda *_, **options: scale * expected[:, : options.get("truncate_dim", 8)]
+    )
+    assert np.allclose(embeddings_of(teacher, texts, max_length=64), expected, atol=1e-3)
+
+
+def test_embeddings_that_are_not_finite_are_refused_before_the_training(tmp_path, encoded):
+    teacher = load_sentence_model(str(make_sentence_model(tmp_path / "model", dense=12)), setting="task.teacher")
+    teacher[2].linear.bias.data[0] = np.nan
+    with pytest.raises(InputError, match="NaN or infinite"):
+        embeddings_of(teacher, sentences_of(5))
 
 
 def test_a_model_whose_code_would_run_is_refused(tmp_path):

@@ -1,12 +1,13 @@
 """Training steps with gates: learning rates, noise, resume and precision."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
-from transformers import BertForSequenceClassification
+from transformers import BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 import gating
 from gating.models.sources import enable_gradient_checkpointing
@@ -65,6 +66,28 @@ def fit(module, *, steps: int, callbacks=(), ckpt_path=None, folder=".", batches
     loader = DataLoader(list(batches), batch_size=None)
     trainer.fit(module, loader, loader, ckpt_path=ckpt_path)
     return trainer
+
+
+def test_parts_of_a_batch_in_several_processes_are_one_batch(monkeypatch):
+    """Targets, the tokens, are shared otherwise than the examples, by which hidden states count."""
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model, dense = (LlamaForCausalLM(LlamaConfig(vocab_size=20, **sizes)) for _ in range(2))
+    module = assemble(model, teacher=gating.Teacher(dense, distillation=gating.Distillation(hidden_weight=1.0)))
+    tokens = torch.randint(20, (4, 6))
+    counted = torch.arange(6) < torch.tensor([[3], [3], [6], [6]])
+    labels = tokens.masked_fill(~counted | (torch.arange(6) == 0), -100)
+    monkeypatch.setattr("gating.training.module.all_reduce_sum", lambda own: 4 if own in (1, 3) else 14)
+
+    def gradient(*parts: slice) -> torch.Tensor:
+        module._trainer = SimpleNamespace(world_size=len(parts), global_step=0)
+        for part in parts:
+            (module.training_step({"input_ids": tokens[part], "labels": labels[part]}, 0) / len(parts)).backward()
+        gradients = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+        module.zero_grad()
+        return gradients
+
+    module.log = lambda *_: None
+    torch.testing.assert_close(gradient(slice(0, 3), slice(3, 4)), gradient(slice(0, 4)))
 
 
 @pytest.fixture(scope="module")

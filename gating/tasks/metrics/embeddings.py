@@ -50,6 +50,8 @@ _PARTS = tuple(field.name for field in fields(Embedded))
 def _correlation(all: Embedded, function: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     assert all.pairs is not None
     assert all.scores is not None
+    if (all.scores == all.scores[0]).all():
+        return torch.tensor(torch.nan)  # That of ranks would be 0.
     return function(functional.cosine_similarity(all.texts.double(), all.pairs.double()), all.scores.double())
 
 
@@ -97,7 +99,8 @@ def _agreement(all: Embedded) -> Tensor:
     """Return the share of the ten nearest texts that are among the ten nearest of the dense model."""
     assert all.teacher is not None
     rows = _first_of(all.queries)
-    number = min(_NEAREST, len(rows) - 1)
+    # All others would be the nearest of any model.
+    number = min(_NEAREST, (len(rows) - 1) // 2)
     if number < 1:
         return torch.tensor(torch.nan)
     own, other = (_neighbors(vectors[rows], number) for vectors in (all.texts, all.teacher))
