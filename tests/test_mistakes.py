@@ -126,7 +126,8 @@ FILES = {
     "null.json": ("null", "JSON"),
     "comma.csv": ("text,label\nHello, world,x\nYes, sir,y\n", "3 fields"),
     "longer.csv": ("text,label\na,x\nb,c,y\n", "line 3"),
-    "semicolons.csv": ("text;label\nHello, you;x\n", "semicolons"),
+    "europe.csv": ("text;label\nHello, you;x\n", "in place of ';'"),
+    "commas.tsv": ("text,label\nHello,x\n", "in place of ','"),
     "noise.parquet": ("noise", "cannot be read"),
 }
 
