@@ -37,7 +37,7 @@ SETTINGS = {
     "paths.checkpoints=empty.tsv/here": "no folder",
     "trainer.max_steps=0": "nothing to train",
     "trainer.devices=20 trainer.strategy=ddp": "16 validation",
-    "trainer=ddp trainer.strategy=deepspeed_stage_3": "DeepSpeed",
+    "trainer=ddp trainer.strategy=deepspeed_stage_3": "trainer=fsdp",
     f"{SHARDED} compile=true": "compile=true",
     f"{SHARDED} optimizer=adafactor": "trainer=ddp",
     "latency.length=100000": "512 tokens",
