@@ -210,6 +210,8 @@ def _divide(table: Dataset, names: Sequence[str], file: str) -> dict[str, Datase
     text = table["text"][0] if len(table) == 1 and table.column_names == ["text"] else ""
     # Blank lines belong to the line before them: a split of them would be no text.
     lines = re.findall(r"\s*[^\n]*\S[^\n]*(?:\s*\Z|\n\s*\n|\n)", text)
+    if not text and "text" in table.column_names:
+        table = table.select([row for row, one in enumerate(table["text"]) if str(one).strip()])
     # A text of few lines is divided within them.
     units: Sequence[str] = lines if len(lines) >= _FEWEST_LINES else text.strip()
     ends = [round(end * (len(units) or len(table))) for end in (0, *np.linspace(0.9, 1, len(names)))]

@@ -58,6 +58,7 @@ def test_with_a_test_file_the_last_tenth_is_for_validation(tmp_path):
 
 def test_rows_of_tables_are_texts(tmp_path):
     rows = [json.dumps({"text": f"text {number}", "id": number}) for number in range(40)]
+    rows += [json.dumps({"text": " ", "id": 40})] * 8
     examples = load_text(train=write(tmp_path / "texts.jsonl", "\n".join(rows)))
     assert [len(table) for table in examples.splits.values()] == [36, 2, 2]
     assert examples.splits["test"]["text"][:] == ["text 38", "text 39"]
