@@ -37,7 +37,7 @@ SETTINGS = {
     "paths.checkpoints=empty.tsv/here": "no folder",
     "trainer.max_steps=0": "nothing to train",
     "trainer.devices=20 trainer.strategy=ddp": "16 validation",
-    "trainer=ddp trainer.strategy=deepspeed_stage_3": "DeepSpeed",
+    "trainer=ddp trainer.strategy=deepspeed_stage_3": "trainer=fsdp",
     f"{SHARDED} compile=true": "compile=true",
     f"{SHARDED} optimizer=adafactor": "trainer=ddp",
     "latency.length=100000": "512 tokens",
@@ -128,7 +128,8 @@ FILES = {
     "null.json": ("null", "JSON"),
     "comma.csv": ("text,label\nHello, world,x\nYes, sir,y\n", "3 fields"),
     "longer.csv": ("text,label\na,x\nb,c,y\n", "line 3"),
-    "semicolons.csv": ("text;label\nHello, you;x\n", "semicolons"),
+    "europe.csv": ("text;label\nHello, you;x\n", "in place of ';'"),
+    "commas.tsv": ("text,label\nHello,x\n", "in place of ','"),
     "noise.parquet": ("noise", "cannot be read"),
 }
 

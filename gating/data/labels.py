@@ -3,6 +3,7 @@
 import logging
 import math
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -85,11 +86,11 @@ def number_classes(names: Sequence[str], counts: Mapping[str, int]) -> dict[str,
     """Return the number of each class; warn, on rank 0, of classes that differ only in their spelling."""
     groups: dict[str, list[str]] = defaultdict(list)
     for name in names:
-        groups[" ".join(name.casefold().split())].append(name)
+        groups[" ".join(unicodedata.normalize("NFC", name).casefold().split())].append(name)
     twice = [f"{name!a} ({counts.get(name, 0)})" for group in groups.values() if len(group) > 1 for name in group]
     if twice and is_rank_zero():
         _log.warning(
-            f"{len(names)} classes are {len(groups)} when case and spaces are ignored: "
+            f"{len(names)} classes are {len(groups)} when case, spaces and encoding are ignored: "
             f"{shorten(', '.join(twice), most=400)}. Each is learned as a separate class, with this number of "
             "examples; spell the same class the same way."
         )

@@ -1,6 +1,7 @@
 """Sources of data: functions that return the splits of a data set, as docs/howto/data.md describes them."""
 
 import importlib
+import re
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
@@ -207,9 +208,12 @@ def load_text(*, train: str | None, validation: str | None = None, test: str | N
 def _divide(table: Dataset, names: Sequence[str], file: str) -> dict[str, Dataset]:
     """Divide the rows of a table, or the lines of its only text, into consecutive splits; the first has nine tenths."""
     text = table["text"][0] if len(table) == 1 and table.column_names == ["text"] else ""
-    lines = text.splitlines(keepends=True)
+    # Blank lines belong to the line before them: a split of them would be no text.
+    lines = re.findall(r"\s*[^\n]*\S[^\n]*(?:\s*\Z|\n\s*\n|\n)", text)
+    if not text and "text" in table.column_names:
+        table = table.select([row for row, one in enumerate(table["text"]) if str(one).strip()])
     # A text of few lines is divided within them.
-    units: Sequence[str] = lines if len(lines) >= _FEWEST_LINES else text
+    units: Sequence[str] = lines if len(lines) >= _FEWEST_LINES else text.strip()
     ends = [round(end * (len(units) or len(table))) for end in (0, *np.linspace(0.9, 1, len(names)))]
     if len(set(ends)) < len(ends):
         raise InputError(

@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 from datasets import Dataset, DatasetDict
 
-from gating.errors import InputError, MissingFileError, UserError
+from gating.errors import InputError, MissingFileError, UserError, shorten
 from gating.storage.identity import file_digest
 
 # Extensions of files without columns.
@@ -94,6 +94,8 @@ def reading(source: str, *, remedy: str = "") -> Iterator[None]:
     except Exception as error:  # The readers, and decompression of files that look compressed, raise many types.
         cause = error.__cause__ or error
         reason = " ".join(str(cause).split()).rstrip(".") or type(cause).__name__
+        if isinstance(cause, UnicodeDecodeError):
+            reason = f"it is not in UTF-8: {reason}"
         raise InputError(f"{source} cannot be read ({reason}).{remedy}") from error
 
 
@@ -101,13 +103,19 @@ def _text_columns(path: Path, options: Mapping[str, Any]) -> datasets.Features:
     """Return features that read all columns as text, so that ``007`` stays text and class 01 differs from 1.
 
     Raises:
-        ValueError: Columns have the same name, or the first row is longer than the header, of which pandas would read
-            the first field as an index.
+        ValueError: Columns have another separator, or the same name, or the first row is longer than the header, of
+            which pandas would read the first field as an index.
     """
     csv.field_size_limit(2**31 - 1)
     with path.open(encoding="utf-8-sig", newline="") as file:
         rows = (row for row in csv.reader(file, delimiter=options["sep"], quoting=options["quoting"]) if row)
         header, first = next(rows, []), next(rows, [])
+    others = [separator for separator in ",;\t|" if separator in "".join(header)]
+    if len(header) == 1 and others and options["sep"] != others[0]:
+        raise ValueError(
+            f"its header, {shorten(repr(header[0]))}, is one column: separate columns by {options['sep']!r}, in place "
+            f"of {others[0]!r}"
+        )
     if len(first) > len(header) or len(set(header)) < len(header):
         raise ValueError(f"its header has {len(set(header))} different names, and its first row {len(first)} fields")
     names = [name or f"Unnamed: {index}" for index, name in enumerate(header)]

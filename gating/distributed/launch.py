@@ -27,13 +27,6 @@ __all__ = ["Devices", "check_devices", "start_processes", "stop_processes"]
 _TIMEOUT, _TIMEOUT_OF_SHARDED = timedelta(minutes=10), timedelta(hours=2)
 # Name of the strategy that cuts models over all processes.
 _SHARDED = "fsdp"
-# Other strategies that cut models, with the reasons against them.
-_OTHER_SHARDED = {
-    "deepspeed": "DeepSpeed has a format of weights and checkpoints of its own, from which heads are not removed here",
-    "fsdp": "FSDP1 flattens the weights of a layer into one, of which heads are no rows",
-    "modelparallel": "tensor parallelism cuts the heads of a layer apart, and its default would cut nothing",
-    "model_parallel": "tensor parallelism cuts the heads of a layer apart, and its default would cut nothing",
-}
 
 # Trainer arguments that each run sets itself, and the settings to use instead.
 _RESERVED = {
@@ -180,11 +173,8 @@ def _check_strategy(strategy: object) -> None:
     if strategy == _SHARDED:
         return
     name = str(strategy["_target_"] if isinstance(strategy, Mapping) else strategy).rpartition(".")[2].lower()
-    for other, reason in _OTHER_SHARDED.items():
-        if name.startswith(other):
-            raise InputError(f"trainer.strategy={name}: {reason}. Use trainer=fsdp (FSDP2), or trainer=ddp.")
     if name != "auto" and (not name.startswith("ddp") or any(kind in name for kind in ("spawn", "fork", "notebook"))):
         raise InputError(
-            f"trainer.strategy={name}: the processes of a run must outlive its phases, which is possible with "
-            "auto, ddp and fsdp; use trainer=ddp for several devices, and trainer=fsdp for a model that outgrows one."
+            f"trainer.strategy={name}: processes must outlive a phase, and heads be rows of whole weights, as with "
+            "trainer=ddp for several devices, and trainer=fsdp for a model that outgrows one."
         )

@@ -21,8 +21,8 @@ from gating.run.build import RunObjects, load_source
 from gating.run.settings import Settings
 from gating.sharding.plan import reshard
 from gating.tasks.base import Baseline, HasLoss, Prepared, Task
+from gating.tracking.progress import Progress, watched
 from gating.training.evaluation import Tally, count_evaluated, evaluate
-from gating.training.progress import watched
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,12 @@ class RunData:
     ) -> tuple[dict[str, float], Tally]:
         """Return the metrics of a model on a split, and the tally of its targets, with a baseline's metrics.
 
-        Without a title there is no progress bar.
+        Without a title, no progress is shown.
         """
         total = self.num_evaluated[split]
         batches = islice(self.module.evaluation_dataloader(split), total)
         tally = Tally(task, metrics, baseline, model=model)
-        counted = tally.watch(batches if title is None else watched(batches, title=title, total=total))
+        counted = tally.watch(batches if title is None else watched(batches, title=title, total=total, unit="batches"))
         return evaluate(model, counted, task=task, metrics=metrics), tally
 
 
@@ -86,7 +86,8 @@ def load_examples(settings: Settings, objects: RunObjects, *, needs_train: bool 
         InputError: The source rejects its settings, or returns no examples.
     """
     data, task = objects.data, objects.task
-    examples = as_examples(load_source(data), target=data.source["_target_"], needs_train=needs_train)
+    with Progress("Reading the data"):
+        examples = as_examples(load_source(data), target=data.source["_target_"], needs_train=needs_train)
     if "train" not in examples.splits:
         return examples
     has_classes = getattr(task, "has_classes", False)

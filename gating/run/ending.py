@@ -13,6 +13,7 @@ from gating.distributed.watchdog import LostProcess, exit_on_lost_process, find_
 from gating.errors import explain, is_input_error
 from gating.run.folder import how_to_resume
 from gating.tracking.loggers import close_wandb
+from gating.tracking.progress import Progress
 from gating.training.signals import Stopped, stop_on_signals
 from gating.training.weight_callbacks import DivergedError
 
@@ -68,7 +69,7 @@ def _print_error(error: Exception) -> bool:
 def _finish_wandb(*, failed: bool) -> None:
     parts: list[Path] = []
     try:
-        with stop_on_signals():
+        with stop_on_signals(), Progress("The end of the records"):
             parts = close_wandb(failed=failed)
     except Stopped as stopped:
         # Everything is written; `wandb sync` uploads the rest.

@@ -3,7 +3,7 @@
 import json
 import time
 from dataclasses import replace
-from datetime import date
+from datetime import date, timedelta
 from functools import partial
 
 import torch
@@ -34,6 +34,7 @@ from gating.structure.blocks import share_specs
 from gating.structure.layers import count_units
 from gating.tasks.base import Sample
 from gating.tracking.loggers import log_outcome, log_samples, read_log
+from gating.tracking.progress import Progress
 from gating.tracking.redaction import redact
 from gating.tracking.verbosity import quiet_libraries
 
@@ -50,13 +51,15 @@ def execute(settings: Settings, folder: RunFolder) -> None:
     """
     quiet_libraries()
     with naming_settings(settings.model_dump()):
-        run = prepare(settings, folder)
+        with Progress("Preparation"):
+            run = prepare(settings, folder)
         if is_rank_zero():
             title, heads = run.objects.source.title, count_units(run.state.model, "heads")
             print(f"{title}: {heads} heads, {run.total_steps} steps in {folder.path}")
-        for phase in (teach, search, remove, recover):
-            phase(run)
-        finish(run)
+        steps = {"Teacher": teach, "Search": search, "Removal": remove, "Recovery": recover, "The end": finish}
+        for title, step in steps.items():
+            with Progress(title):
+                step(run)
 
 
 def finish(run: Run) -> None:
@@ -171,6 +174,10 @@ def report(run: Run) -> None:
     _show_samples(run, samples)
     write_page(place.report / "index.html", results, gates_file=place.report / "gates.png")
     state.summary.write(place.path / METRICS, score=results.final_score, seed=run.settings.seed)
+    seconds = sorted(state.summary.all_seconds().items(), key=lambda stage: -stage[1])
+    total = sum(duration for _, duration in seconds)
+    shares = ", ".join(f"{stage} {duration / total:.0%}" for stage, duration in seconds)
+    print(f"Of {timedelta(seconds=round(total))} hours: {shares}.")
     runtimes = [runtime.name for runtime in results.runtimes if not runtime.reason]
     print(f"The model runs in transformers, {', '.join(runtimes)}; the commands are in the report.")
     print(

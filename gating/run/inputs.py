@@ -62,6 +62,8 @@ def check_inputs(
     if not changed:
         return
     problem = f"the contents of {' and '.join(changed)} differ from those in {folder / INPUTS}"
+    if not before["data"]:
+        problem = f"{folder / INPUTS}, with what it began with, is missing or damaged"
     if not allow_changed:
         raise InputError(
             f"The run in {folder} cannot resume: {problem}. Restore them, begin another run in another output_dir, or "

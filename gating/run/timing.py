@@ -1,8 +1,8 @@
 """The timings of a run: their batches, and the latency of the compact model beside the dense one."""
 
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -16,6 +16,7 @@ from gating.data.tokens import truncation_length
 from gating.distributed.collectives import world_size
 from gating.errors import InputError
 from gating.pruning.latency import CopyTimer, LatencyComparison, TimeBudget, describe_batch
+from gating.tracking.progress import Progress
 
 _NUM_PASSES = 30  # with which the timings of two shapes are exact
 # Largest number of seconds of a stage where other processes wait, whose connections end after ten minutes.
@@ -59,10 +60,12 @@ class RunTiming:
         """The time for all of it."""
         return TimeBudget(self.settings.max_seconds)
 
-    def stage(self, *, share: float = 1.0) -> AbstractContextManager[float]:
+    @contextmanager
+    def stage(self, *, share: float = 1.0) -> Iterator[float]:
         """Take a share of the time that is left, in a ``with`` block; see :meth:`TimeBudget.stage`."""
         longest = _LONGEST_WAIT_S if world_size() > 1 else math.inf
-        return self.budget.stage(share=share, longest=longest)
+        with self.budget.stage(share=share, longest=longest) as seconds, Progress("Timing", seconds=seconds):
+            yield seconds
 
     @property
     def length(self) -> str:

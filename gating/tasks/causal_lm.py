@@ -13,7 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 
 from gating.data.tokens import truncation_length
 from gating.errors import InputError
-from gating.models.sources import ModelSource
+from gating.models.sources import ModelSource, Pretrained
 from gating.tasks.base import Sample
 from gating.tasks.blocks import BlockTask
 
@@ -64,7 +64,18 @@ class CausalLM(BlockTask):
     def load_processor(
         self, source: ModelSource, meta_model: PreTrainedModel, splits: DatasetDict
     ) -> PreTrainedTokenizerBase:
-        """Load the tokenizer, or train one for a new model; it must fit the prompts."""
+        """Load the tokenizer, or train one for a new model; it must fit the prompts.
+
+        Raises:
+            InputError: The model was trained as an encoder, which the default model is.
+        """
+        config = meta_model.config
+        if isinstance(source, Pretrained) and self.config(meta_model) and getattr(config, "is_decoder", None) is False:
+            raise InputError(
+                f"{source.title} is an encoder ({config.model_type}), trained to read the words on both sides: give a "
+                "decoder, as with model=pretrained model.name=openai-community/gpt2, or train it as one with "
+                "+model.config.is_decoder=true."
+            )
         tokenizer = super().load_processor(source, meta_model, splits)
         if self._chat and not tokenizer.chat_template:
             raise InputError(

@@ -1,1 +1,1 @@
-"""Records of a run in Weights & Biases, TensorBoard and CSV files, with secrets redacted."""
+"""Records of a run in Weights & Biases, TensorBoard and CSV files, and its progress, with secrets redacted."""

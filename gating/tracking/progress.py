@@ -35,15 +35,7 @@ class Progress:
     def __init__(
         self, title: str, total: int | None = None, *, unit: str = "it", done: int = 0, seconds: float | None = None
     ) -> None:
-        """Describe a step.
-
-        Args:
-            title: Its name.
-            total: Number of its units; None if there is nothing to count, where a terminal shows nothing.
-            unit: Name of the units, such as ``steps``.
-            done: Number of units that are done at its beginning.
-            seconds: Its largest number of seconds, if that is known.
-        """
+        """Describe a step: ``total`` is its number of units, ``seconds`` its longest time, as far as they are known."""
         self.done = self._first = done
         self._title, self._total, self._unit, self._seconds = title, total, unit, seconds
         self._status = ""
@@ -53,15 +45,16 @@ class Progress:
         """Begin, and return the object itself."""
         global _last, _stream
         self._began = time.monotonic()
-        is_terminal = sys.stdout is not None and sys.stdout.isatty()
-        if is_terminal and is_rank_zero() and self._total is not None:
-            where = {"file": sys.stdout, "dynamic_ncols": True, "leave": False}
-            self._bar = tqdm(desc=self._title, total=self._total, initial=self.done, unit=self._unit, **where)
         if not _running:
             _last, _stream = self._began, sys.stdout
         _running.append(self)
-        if not is_terminal and is_rank_zero():
+        if not is_rank_zero():
+            return self
+        if sys.stdout is None or not sys.stdout.isatty():
             _start_telling()
+        elif self._total is not None:
+            options = {"unit": self._unit, "file": sys.stdout, "dynamic_ncols": True, "leave": False}
+            self._bar = tqdm(desc=self._title, total=self._total, initial=self.done, **options)
         return self
 
     def update(self, number: int = 1, *, status: str | None = None) -> None:
@@ -72,19 +65,14 @@ class Progress:
             self._bar.set_postfix_str(self._status, refresh=False)
             self._bar.update(number)
 
-    def stop(self) -> None:
-        """End; a second time does nothing."""
+    def stop(self, *_: object) -> None:
+        """End, with all steps inside; a second time does nothing."""
         if self in _running:
-            _running.remove(self)
+            del _running[_running.index(self) :]
         if self._bar is not None:
             self._bar.close()
-            self._bar = None
 
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
+    __enter__, __exit__ = start, stop
 
     def time_left(self) -> str:
         """Return the time of the other units at the pace of those so far, as in ``03:20``; empty if it is not known."""
@@ -112,16 +100,15 @@ def watched(items: Iterable[Item], *, title: str, total: int, unit: str) -> Iter
 
 def advance(number: int) -> None:
     """Count units of the innermost step, in a function that cannot hold it because ``datasets`` makes a key of it."""
-    if _running:
-        _running[-1].update(number)
+    for innermost in _running[-1:]:
+        innermost.update(number)
 
 
 def tell(line: str) -> None:
     """Print a line above the bars, at once, on rank 0."""
     global _last
     if is_rank_zero():
-        _last = time.monotonic()
-        stream = _stream if _running else sys.stdout
+        _last, stream = time.monotonic(), _stream if _running else sys.stdout
         with tqdm.external_write_mode(file=stream):
             # In one piece, because another thread may print, too.
             stream.write(f"{line}\n")

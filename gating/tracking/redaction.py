@@ -85,9 +85,10 @@ class _RedactingStream:
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
-        # Files of Windows have no arrows; their lines would be dropped.
-        if getattr(stream, "errors", "") == "strict" and hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+        # Files of Windows have no arrows; their lines would be dropped. A log has each line at once.
+        if hasattr(stream, "reconfigure"):
+            is_strict = stream.errors == "strict"
+            stream.reconfigure(errors="replace" if is_strict else stream.errors, line_buffering=True)
 
     def write(self, text: str) -> int:
         # A closed stream raises ValueError.

@@ -109,7 +109,4 @@ def _log_figure(trainer: pl.Trainer, search: Search, *, step: int) -> None:
     figure = gates_figure(heads, title=title, neurons=neurons)
     name = "gates/units" if neurons else "gates/heads"
     for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            logger.log_image(name, [figure], step=step)
-        else:
-            log_figure(logger, name, figure, step=step)
+        log_figure(logger, name, figure, step=step)

@@ -1,79 +1,68 @@
-"""Progress bars, with the time left: over a whole phase of training, and over an evaluation."""
+"""The progress of a phase of training, its interruption, and its end."""
 
 import math
-import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ProgressBar, Timer
-from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 
-from gating.data.examples import Batch
-from gating.distributed.collectives import all_reduce_max, is_rank_zero
+from gating.distributed.collectives import all_reduce_max
 from gating.errors import InputError
 from gating.gates import HeadGates
 from gating.objectives import Objective
 from gating.objectives.gate_metrics import open_amounts, quantity_of
 from gating.tasks.base import Prepared
+from gating.tracking.progress import Progress, tell
 from gating.training.checkpoints import RunCheckpoint
 from gating.training.module import FineTuning
 from gating.training.signals import DeferredSignals, Stopped, Unfinished
 
 
-def watched(batches: Iterable[Batch], *, title: str, total: int) -> Iterator[Batch]:
-    """Yield ``total`` batches; a terminal of rank 0 shows a bar with the title and the time left."""
-    yield from _make_bar(title, total, iterable=batches, leave=False)
-
-
-def _make_bar(title: str, total: int, **options: Any) -> Tqdm:
-    """Return a bar that is shown in a terminal of rank 0."""
-    is_shown = is_rank_zero() and sys.stdout is not None and sys.stdout.isatty()
-    return Tqdm(desc=title, total=total, file=sys.stdout, disable=not is_shown, dynamic_ncols=True, **options)
-
-
-# Number of steps after which a log says how long a phase will take.
-_PACE = 20
-
-
 class PhaseProgressBar(ProgressBar):
     """Progress bar with steps, time left, loss and open units, and one line for each validation.
 
-    Lightning's own bars begin again with each epoch. A log, which shows no bar, has the time left in its lines.
+    Lightning's own bars begin again with each epoch.
     """
 
     def __init__(self, phase: str) -> None:
         """Args: ``phase`` is the displayed name."""
         super().__init__()
         self._phase = phase
-        self._bar: Tqdm | None = None
+        self._steps: Progress | None = None
+        self._validation = Progress("")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the bar."""
-        self._bar = _make_bar(self._phase, trainer.max_steps, initial=trainer.global_step)
-        self._began, self._first, self._last = time.monotonic(), trainer.global_step, trainer.global_step
+        """Begin to count steps."""
+        self._first = trainer.global_step
+        self._steps = Progress(self._phase, trainer.max_steps, unit="steps", done=self._first).start()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any, **__: Any) -> None:
-        """Update the bar."""
-        assert self._bar is not None
+        """Count a step; gradients may be accumulated over several batches."""
+        assert self._steps is not None
         assert isinstance(pl_module, FineTuning)
+        status = None
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             status = f"loss {float(trainer.callback_metrics.get('train/loss', float('nan'))):.3f}"
             if (search := pl_module.search) is not None:
-                status += f"  {describe_progress(search.gates, search.objective)}"
-            self._bar.set_postfix_str(status, refresh=False)
-        # Gradients may be accumulated over several batches.
-        is_paced = self._last < trainer.global_step == self._first + _PACE < trainer.max_steps
-        if is_paced and self._bar.disable and trainer.is_global_zero:
-            print(f"{self._phase}: {trainer.max_steps - self._first:,} steps, {self._time_left(trainer)} left")
-        self._bar.update(trainer.global_step - self._last)
-        self._last = trainer.global_step
+                status += f", {describe_progress(search.gates, search.objective)}"
+        self._steps.update(trainer.global_step - self._steps.done, status=status)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin to count batches of a validation."""
+        self._validation = Progress(f"{self._phase}: validation", int(sum(trainer.num_val_batches)), unit="batches")
+        self._validation.start()
+
+    def on_validation_batch_end(self, *_: Any, **__: Any) -> None:
+        """Count a batch of a validation."""
+        self._validation.update()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the validation metric."""
         assert isinstance(pl_module, FineTuning)
-        if self._bar is None or not trainer.is_global_zero:
+        self._validation.stop()
+        if self._steps is None:
             return
         metric = pl_module.score.name
         value = float(trainer.callback_metrics[f"val/{metric}"])
@@ -81,23 +70,17 @@ class PhaseProgressBar(ProgressBar):
         if pl_module.search is not None:
             line += f", {describe_open(pl_module.search.gates)} open"
         if self._first < trainer.global_step < trainer.max_steps:
-            line += f", {self._time_left(trainer)} left"
-        with self._bar.external_write_mode():
-            print(line)
-
-    def _time_left(self, trainer: pl.Trainer) -> str:
-        """Return the time of the phase's other steps at the pace of those so far, as in ``03:20``."""
-        pace = (time.monotonic() - self._began) / (trainer.global_step - self._first)
-        return str(Tqdm.format_interval(pace * (trainer.max_steps - trainer.global_step)))
+            line += f", {self._steps.time_left()} left"
+        tell(line)
 
     def disable(self) -> None:
         """Do nothing: only rank 0 shows the bar."""
 
     def _stop(self, *_: Any, **__: Any) -> None:
-        """Stop the bar, which restores the terminal."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        """Stop the bars, which restores the terminal."""
+        self._validation.stop()
+        if self._steps is not None:
+            self._steps.stop()
 
     on_train_end = on_exception = _stop
 

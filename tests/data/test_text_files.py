@@ -31,6 +31,16 @@ def test_one_file_gives_all_splits_at_ends_of_lines(tmp_path):
     assert [round(len(part) / len(LINES), 2) for part in parts] == [0.9, 0.05, 0.05]
 
 
+def test_blank_lines_are_no_split_of_their_own(tmp_path):
+    text = LINES[:1000] + "\n" * 60 + LINES[1000:2000] + " \n" * 200
+    examples = load_text(train=write(tmp_path / "play.txt", text))
+    parts = [joined(examples, split) for split in ("train", "validation", "test")]
+    assert "".join(parts) == text
+    assert all(part.strip() for part in parts)
+    examples = load_text(train=write(tmp_path / "short.txt", "some words" * 9 + "\n" * 30))
+    assert joined(examples, "test").strip()
+
+
 def test_a_text_without_lines_is_cut_anywhere(tmp_path):
     examples = load_text(train=write(tmp_path / "play.txt", "x" * 100))
     assert [len(joined(examples, split)) for split in ("train", "validation", "test")] == [90, 5, 5]
@@ -48,6 +58,7 @@ def test_with_a_test_file_the_last_tenth_is_for_validation(tmp_path):
 
 def test_rows_of_tables_are_texts(tmp_path):
     rows = [json.dumps({"text": f"text {number}", "id": number}) for number in range(40)]
+    rows += [json.dumps({"text": " ", "id": 40})] * 8
     examples = load_text(train=write(tmp_path / "texts.jsonl", "\n".join(rows)))
     assert [len(table) for table in examples.splits.values()] == [36, 2, 2]
     assert examples.splits["test"]["text"][:] == ["text 38", "text 39"]

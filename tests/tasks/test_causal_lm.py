@@ -2,6 +2,7 @@
 
 import math
 import re
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -11,9 +12,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from gating.data.examples import num_targets
 from gating.data.sources import Examples
 from gating.data.tokenizers import train_tokenizer
-from gating.models.sources import NewModel, make_meta_model
+from gating.models.sources import NewModel, Pretrained, make_meta_model
 from gating.tasks import CausalLM
 from gating.training.evaluation import evaluate
+from tests.support.tiny_run import make_model_folder
 
 TABLE = Dataset.from_dict({"text": ["abcabcabd", "bacc"]})
 
@@ -119,6 +121,14 @@ def test_messages_are_answered_in_the_template_of_the_model_without_sampling(tok
     assert sample == {"prompt": "abc", "written": answer}
     with pytest.raises(ValueError, match=r"task\.chat=true"):
         CausalLM(chat=True)
+
+
+def test_a_trained_encoder_is_a_decoder_only_if_that_is_meant(tmp_path):
+    folder = make_model_folder(tmp_path / "model")
+    for changes, refused in (({}, True), ({"is_decoder": True}, False)):
+        source = Pretrained(str(folder), config=changes)
+        with pytest.raises(ValueError, match="is an encoder") if refused else nullcontext():
+            CausalLM().load_processor(source, make_meta_model(source, CausalLM.auto_class), DatasetDict())
 
 
 @pytest.mark.parametrize("model_type", ["bert", "gpt2", "roberta", "electra"])

@@ -1,5 +1,6 @@
-"""The time left in a log, and why a phase has ended early."""
+"""The steps of a phase, and why it has ended early."""
 
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -10,16 +11,17 @@ from gating.training.module import FineTuning
 from gating.training.progress import PhaseProgressBar, end_reason
 
 
-def test_a_log_has_the_time_left_once(capsys):
+def test_a_phase_counts_its_steps():
     module = FineTuning.__new__(FineTuning)
     vars(module)["search"] = None
-    state = {"max_steps": 100, "global_step": 0, "log_every_n_steps": 1000, "is_global_zero": True}
-    trainer, bar = SimpleNamespace(**state, callback_metrics={}), PhaseProgressBar("search")
+    state = {"max_steps": 100, "global_step": 0, "log_every_n_steps": 10}
+    trainer, bar = SimpleNamespace(**state, callback_metrics={"train/loss": 0.5}), PhaseProgressBar("search")
     bar.on_train_start(trainer, module)
     for batch in range(4 * 30):  # four batches a step
         trainer.global_step = (batch + 1) // 4
         bar.on_train_batch_end(trainer, module)
-    assert capsys.readouterr().out.startswith("search: 100 steps, 00:00 left\n")
+    assert re.fullmatch(r"search: 30 of 100 steps, \d\d:\d\d \w+( far)?, loss 0.500", bar._steps.line())
+    bar.on_train_end()
 
 
 @pytest.mark.parametrize("options", [{"stopping_threshold": 0.5}, {"divergence_threshold": 0.05}, {"patience": 1}, {}])
