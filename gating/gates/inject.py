@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Collection, Mapping
 from fnmatch import fnmatchcase
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -31,6 +32,7 @@ from gating.units import UNITS, UnitName, check_units
 __all__ = ["create_gates", "inject_gates"]
 
 
+@torch.inference_mode(mode=False)  # Inference tensors could not be trained.
 def inject_gates(
     model: nn.Module,
     *,
@@ -108,7 +110,7 @@ def inject_gates(
     _prove_foreign_blocks(model, blocks, probe=probe)
     gates.attach(model, blocks)
     if gates.ungated:
-        warnings.warn(ungated_warning(model, gates.ungated), stacklevel=2)
+        warnings.warn(ungated_warning(model, gates.ungated), stacklevel=3)
     return gates
 
 

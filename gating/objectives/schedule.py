@@ -9,12 +9,17 @@ from torch import Tensor, distributed
 from gating.errors import InputError
 from gating.gates.hard_concrete import FullPrecision
 
-__all__ = ["BudgetSchedule", "DescentStart"]
+__all__ = ["BudgetSchedule", "DescentStart", "are_numbers"]
 
 # Share of the search before which no descent begins by itself.
 _EARLIEST = 0.13
 # Numbers of batches whose losses are compared: the first of the search, and the last so far.
 _NUM_FIRST, _NUM_LAST = 10, 20
+
+
+def are_numbers(*values: object) -> bool:
+    """Return whether all values are numbers, of Python, NumPy or PyTorch; a string is none."""
+    return all(isinstance(value, SupportsFloat) for value in values)
 
 
 @dataclass(frozen=True)
@@ -33,8 +38,7 @@ class BudgetSchedule:
     shape: Literal["linear", "cubic"] = "linear"
 
     def __post_init__(self) -> None:
-        are_numbers = isinstance(self.earliest, SupportsFloat) and isinstance(self.end, SupportsFloat)
-        if not (are_numbers and 0 <= self.earliest <= self.end <= 1):
+        if not (are_numbers(self.earliest, self.end) and 0 <= self.earliest <= self.end <= 1):
             raise InputError(
                 f"The schedule must have 0 <= start <= end <= 1, got start={self.earliest!r} and end={self.end!r}."
             )

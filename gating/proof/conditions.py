@@ -27,12 +27,18 @@ _WRAPPERS = {
 
 
 def check_not_wrapped(model: nn.Module) -> None:
-    """Raise ``ValueError`` for a wrapped model, ``TypeError`` for an object that is not a module."""
+    """Raise ``ValueError`` for a wrapped or dispatched model, ``TypeError`` for an object that is not a module."""
     if not isinstance(model, nn.Module):
         raise InputTypeError(f"The model must be a torch.nn.Module, got a {type(model).__name__}.")
     for ancestor in type(model).__mro__:
         if ancestor.__name__ in _WRAPPERS:
             raise InputError(f"The model is wrapped in {ancestor.__name__}: {_WRAPPERS[ancestor.__name__]}.")
+    # Such a pass hides a new forward of the module's class, and weights that are offloaded are on the meta device.
+    if name := next((name for name, module in model.named_modules() if hasattr(module, "_hf_hook")), None):
+        raise InputError(
+            f"accelerate has replaced the forward pass of {name}, as for a model that device_map spreads over devices "
+            "or offloads: load it without device_map, on one device. The compact folder can be loaded with device_map."
+        )
     _check_shards(model)
 
 

@@ -59,6 +59,7 @@ class FinalizeReport(PruneReport):
         return f"{super().__str__()}\nThe outputs differ from those of the masked model by {self.max_difference:.1e}."
 
 
+@torch.inference_mode(mode=False)  # Inference tensors could not be trained.
 def finalize(
     model: nn.Module,
     gates: HeadGates,
@@ -271,7 +272,7 @@ def _warn_if_arbitrary(gates: HeadGates, kept: Tensor, *, is_given: bool) -> Non
         of_unit = gates.is_of(unit).to(values.device)
         problem = _why_arbitrary(values[of_unit], kept[of_unit], unit, is_given=is_given)
         if problem is not None:
-            warnings.warn(problem, stacklevel=4)
+            warnings.warn(problem, stacklevel=5)
 
 
 def _why_arbitrary(values: Tensor, kept: Tensor, unit: UnitName, *, is_given: bool) -> RemedyWarning | None:

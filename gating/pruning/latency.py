@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gating.errors import InputError
 from gating.gates import HeadGates
+from gating.objectives.schedule import are_numbers
 from gating.proof.outputs import evaluating
 from gating.pruning.empty_layers import drop_passing_layers
 from gating.pruning.prune import remove_in_copy
@@ -66,6 +67,8 @@ class TimeBudget:
 
     def __init__(self, seconds: float | None = None) -> None:
         """Args: ``seconds`` is all of it; None for 5 % of the run, at least 20 and at most 120 seconds."""
+        if seconds is not None and not (are_numbers(seconds) and seconds >= 0):
+            raise InputError(f"max_seconds={seconds!r} is not a number of seconds: give 0 or more.")
         self.seconds, self.spent = seconds, 0.0
         self.rows: int | None = None
 

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gating.errors import InputError
+from gating.errors import InputError, RemedyError
 from gating.gates import HeadGates, create_gates
 from gating.objectives import ExactBudget, HeadBudget
+from gating.objectives.schedule import are_numbers
 from gating.pruning.latency import MAX_SECONDS, CopyTimer, TimeBudget, margin
 from gating.units import UnitName
 
@@ -71,7 +72,14 @@ class LatencyCosts:
             unit: (self.shares[unit] + self.blocks.get(unit, 0.0)) / float(gates.macs_per_gate[gates.is_of(unit)].sum())
             for unit in gates.units
         }
-        largest = max(rates.values()) or 1.0
+        largest = max(rates.values())
+        if not largest > 0:
+            raise RemedyError(
+                f"The timings show no time of the gated {' and '.join(gates.units)}, so they are noise "
+                f"({margin(self.error)}): time on a machine that is less busy, or ",
+                python="give a larger batch or max_seconds.",
+                command="raise latency.batch_size or latency.max_seconds.",
+            )
         # Their errors are larger than what is rounded, and people copy them.
         return {unit: float(f"{rate / largest:.4g}") for unit, rate in rates.items()}
 
@@ -233,8 +241,8 @@ def check_speedup(speedup: float, **others: object) -> None:
     for name, value in others.items():
         if value is not None:
             raise InputError(f"Give either speedup or {name}: got speedup={speedup} and {name}={value}.")
-    if not speedup > 1:
-        raise InputError(f"speedup={speedup} is not above 1: give a number such as 1.3, or leave it out.")
+    if not (are_numbers(speedup) and speedup > 1):
+        raise InputError(f"speedup={speedup!r} is not a number above 1: give one such as 1.3, or leave it out.")
 
 
 def budget_for_speedup(

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from gating.discovery.find import search_blocks
@@ -27,6 +28,7 @@ __all__ = ["check_can_change", "prune_heads", "prune_neurons", "read_numbers", "
 Model = TypeVar("Model", bound=nn.Module)
 
 
+@torch.inference_mode(mode=False)
 def prune_heads(
     model: nn.Module,
     heads_to_prune: Mapping[int | str, Iterable[int]],
@@ -72,6 +74,7 @@ def prune_heads(
     return _prune(model, blocks, removed, is_checked=discover, probe=probe)
 
 
+@torch.inference_mode(mode=False)
 def prune_neurons(
     model: nn.Module,
     groups_to_prune: Mapping[int | str, Iterable[int]],
