@@ -152,6 +152,11 @@ def wrapped(model: nn.Module) -> nn.Module:
     return wrapper
 
 
+def dispatched(model: nn.Module) -> nn.Module:
+    accelerate = pytest.importorskip("accelerate", reason="the package accelerate is not installed")
+    return accelerate.dispatch_model(copy.deepcopy(model), {"bert": "cpu", "classifier": "cpu"}, force_hooks=True)
+
+
 def other_labels(model: PreTrainedModel) -> PreTrainedModel:
     config = BertConfig.from_dict(model.config.to_dict())
     config.num_labels = 7
@@ -202,6 +207,17 @@ CALLS: dict[str, tuple[Callable, str]] = {
     "an unknown unit": (lambda model, _: gating.inject_gates(ungated(model), units="head"), "'head'"),
     "a block that is not there": (lambda model, _: gating.inject_gates(ungated(model), exclude=["x"]), "'x'"),
     "a wrapped model": (lambda model, _: gating.inject_gates(wrapped(ungated(model))), "model.module"),
+    "a model on several devices": (lambda model, _: gating.inject_gates(dispatched(ungated(model))), "device_map"),
+    "a speedup as text": (lambda model, _: gating.budget_for_speedup(ungated(model), {}, speedup="2"), "speedup='2'"),
+    "no number of seconds": (
+        lambda model, _: gating.budget_for_speedup(ungated(model), {}, speedup=2, max_seconds=float("nan")),
+        "max_seconds=nan",
+    ),
+    "a step, not a share": (lambda _, gates: gating.Search(gates, gating.FixedPrice()).update(7), "progress=7"),
+    "a price as text": (lambda *_: gating.FixedPrice(price="1"), "'1'"),
+    "an endless temperature": (lambda *_: gating.TopK(initial_temperature=float("inf")), "inf"),
+    "patience as text": (lambda *_: gating.Convergence(patience="3"), "'3'"),
+    "a weight as text": (lambda *_: gating.Distillation(weight="half"), "'half'"),
     "a quantized model": (lambda model, _: gating.prune_heads(quantized(ungated(model)), {0: [1]}), "int8"),
     "no such folder": (lambda model, _: gating.load_compact("nowhere"), "nowhere"),
 }

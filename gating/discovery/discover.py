@@ -159,18 +159,16 @@ def _try_heads(model: nn.Module, modules: Sequence[nn.Module], probe: Mapping[st
     every layout.
     """
     blocks: list[AttentionBlock] = _own(iter_attention_blocks(model), modules)
-    try_removal(model, blocks, {block.name: _all_but_first_group(block) for block in blocks}, probe=probe)
+    # Removing a single group would empty the block; its first query head is enough.
+    sizes = [block.queries_per_key if block.num_key_value_heads > 1 else 1 for block in blocks]
+    kept = {block.name: block.head_slots[size:] for block, size in zip(blocks, sizes, strict=True)}
+    try_removal(model, blocks, kept, probe=probe)
     try:
         try_removal(model, blocks, {block.name: () for block in blocks}, probe=probe)
     except OUT_OF_MEMORY:
         raise
     except Exception:  # It returns something else than an emptied block does.
         _assign(modules, "attention_spec", replace(blocks[0].spec, returns="other"))
-
-
-def _all_but_first_group(block: AttentionBlock) -> tuple[int, ...]:
-    # Removing a single group would empty the block; its first query head is enough.
-    return block.head_slots[block.queries_per_key if block.num_key_value_heads > 1 else 1 :]
 
 
 def _try_neurons(model: nn.Module, modules: Sequence[nn.Module], probe: Mapping[str, Tensor]) -> None:

@@ -72,9 +72,9 @@ def gate_costs(gates: HeadGates, cost: Costs) -> Tensor:
     return numbers * torch.tensor(rate_of_gate, dtype=torch.float64, device="cpu") * counts
 
 
-def emptied_costs(gates: HeadGates, cost: Costs) -> dict[str, float]:
-    """Return the cost of the blocks that have one without any kept unit, by their names: each layer has a cache."""
-    return dict(zip(gates.block_names, map(float, gates.least_cached), strict=True)) if cost == "cache" else {}
+def emptied_costs(gates: HeadGates, cost: Costs) -> list[int]:
+    """Return the cost of each block without any kept unit, since each layer has a cache; empty if there is none."""
+    return gates.least_cached if cost == "cache" else []
 
 
 def _cached_values(gates: HeadGates) -> Tensor:

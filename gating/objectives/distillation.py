@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from gating.errors import InputError
-from gating.objectives.schedule import are_numbers
+from gating.gates.hard_concrete import are_numbers
 
 __all__ = [
     "Distillation",

@@ -1,11 +1,10 @@
 """Parts of the gates that share a limit each."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
-from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import torch
@@ -195,7 +194,7 @@ def parts_of(
     *,
     unit: UnitName,
     shares: Sequence[float] = (),
-    emptied: Mapping[str, float] = MappingProxyType({}),
+    emptied: Sequence[float] = (),
     by: Literal["kind", "tower"] | None = None,
     min_per_layer: int = 0,
     uniform: bool = False,
@@ -206,7 +205,7 @@ def parts_of(
         gates: The gates.
         unit: Unit of the limits, or ``cost`` of all units.
         shares: Share of each gate in the cost of all, if there are several units or the limit is one of cost.
-        emptied: Share that blocks have in it without any gate, by their names.
+        emptied: Share that each block has in it without any gate; empty if none has any.
         by: Whether each kind of blocks is a part, such as ``encoder`` or ``feed_forward``, or each tower of the model.
         min_per_layer: Least number of units that each block keeps, of units that have a minimum.
         uniform: Whether all blocks of a kind keep equally many.
@@ -234,7 +233,7 @@ def parts_of(
                 layers=tuple(layer for layer, block in enumerate(blocks) for _ in block.gates),
                 least=tuple(_least_of(block, gates, min_per_layer) for block in blocks),
                 share=sum(shares[gate] for gate in indices) if shares else 1.0,
-                emptied=tuple(emptied[block.name] for block in blocks) if emptied and unit == COST else (),
+                emptied=tuple(emptied) if unit == COST else (),
                 matrices=tuple(_matrices(blocks, gates.units_per_gate)) if uniform else (),
             )
         )

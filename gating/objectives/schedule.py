@@ -1,25 +1,20 @@
 """Schedule of the number of open units, or of their share of the cost, during the search."""
 
 from dataclasses import dataclass
-from typing import Literal, SupportsFloat
+from typing import Literal
 
 import torch
 from torch import Tensor, distributed
 
 from gating.errors import InputError
-from gating.gates.hard_concrete import FullPrecision
+from gating.gates.hard_concrete import FullPrecision, are_numbers
 
-__all__ = ["BudgetSchedule", "DescentStart", "are_numbers"]
+__all__ = ["BudgetSchedule", "DescentStart"]
 
 # Share of the search before which no descent begins by itself.
 _EARLIEST = 0.13
 # Numbers of batches whose losses are compared: the first of the search, and the last so far.
 _NUM_FIRST, _NUM_LAST = 10, 20
-
-
-def are_numbers(*values: object) -> bool:
-    """Return whether all values are numbers, of Python, NumPy or PyTorch; a string is none."""
-    return all(isinstance(value, SupportsFloat) for value in values)
 
 
 @dataclass(frozen=True)

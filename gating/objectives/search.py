@@ -10,10 +10,10 @@ from torch import Tensor
 
 from gating.errors import InputError
 from gating.gates import HeadGates
+from gating.gates.hard_concrete import are_numbers
 from gating.objectives.base import KeepsBudget, Objective, check_objective
 from gating.objectives.gate_metrics import gate_metrics, quantity_of, share_undecided
 from gating.objectives.parts import COST
-from gating.objectives.schedule import are_numbers
 
 __all__ = ["Convergence", "Search"]
 

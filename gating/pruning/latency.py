@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gating.errors import InputError
 from gating.gates import HeadGates
-from gating.objectives.schedule import are_numbers
+from gating.gates.hard_concrete import are_numbers
 from gating.proof.outputs import evaluating
 from gating.pruning.empty_layers import drop_passing_layers
 from gating.pruning.prune import remove_in_copy

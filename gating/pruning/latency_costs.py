@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gating.errors import InputError, RemedyError
+from gating.errors import InputError
 from gating.gates import HeadGates, create_gates
+from gating.gates.hard_concrete import are_numbers
 from gating.objectives import ExactBudget, HeadBudget
-from gating.objectives.schedule import are_numbers
 from gating.pruning.latency import MAX_SECONDS, CopyTimer, TimeBudget, margin
 from gating.units import UnitName
 
@@ -74,19 +74,12 @@ class LatencyCosts:
         }
         largest = max(rates.values())
         if not largest > 0:
-            raise RemedyError(
+            raise InputError(
                 f"The timings show no time of the gated {' and '.join(gates.units)}, so they are noise "
-                f"({margin(self.error)}): time on a machine that is less busy, or ",
-                python="give a larger batch or max_seconds.",
-                command="raise latency.batch_size or latency.max_seconds.",
+                f"({margin(self.error)}): use a machine that is less busy, a larger batch or a larger max_seconds."
             )
         # Their errors are larger than what is rounded, and people copy them.
         return {unit: float(f"{rate / largest:.4g}") for unit, rate in rates.items()}
-
-    def predict(self, gates: HeadGates, kept: Tensor) -> float:
-        """Return the latency with some gates kept, ``[num_gates]``, as share of the dense model's."""
-        prices = [*self.shares.values(), *(self.blocks.get(unit, 0.0) for unit in gates.units)]
-        return self.fixed + sum(share * price for share, price in zip(_amounts(gates, kept), prices, strict=True))
 
     def keep_for(self, speedup: float, gates: HeadGates) -> float:
         """Return the share of the cost of all gated units that remains at a speedup: one that keeps a gate.
@@ -95,8 +88,9 @@ class LatencyCosts:
         proportionally fewer below.
 
         Raises:
-            InputError: The speedup cannot be reached; the message names the largest one.
+            InputError: The speedup cannot be reached, and the message names the largest one; or the timings are noise.
         """
+        least = HeadBudget(keep=1.0, cost=self.rates(gates)).least_share(gates)
         # A speedup that the noise of the timings may hide is not refused: choices are timed after the search.
         if speedup > self.fastest * (1 + min(self.error, _MOST_ERROR)):
             precision = "" if math.isinf(self.error) else f" (timed {margin(self.error)})"
@@ -109,7 +103,6 @@ class LatencyCosts:
             share = (time - blocks) / max(units, time - blocks)
         else:
             share = time / (units + blocks / _LEAST_LEFT)
-        least = HeadBudget(keep=1.0, cost=self.rates(gates)).least_share(gates)
         return min(1.0, max(0.01, least, round(share, 4)))
 
 

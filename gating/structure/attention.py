@@ -176,10 +176,7 @@ class AttentionBlock(Block):
 
     @property
     def head_cache_width(self) -> int:
-        """Number of values that a decoder caches for each token and key-value head; 0 where these share a latent.
-
-        Also 0 where a state stands in their place, or they are those of another layer.
-        """
+        """Number of values that a decoder caches for each token and key-value head; 0 for a latent, or no own keys."""
         is_own = not (self.spec.has_state or "k" in self.spec.borrowed) and self._latent is None
         return self.key_dim + self.head_dim if is_own else 0
 

@@ -1,10 +1,13 @@
 """The mode of each module: what computes in evaluation mode leaves parts in training and frozen parts as they were."""
 
 from contextlib import suppress
+from unittest.mock import patch
 
 import pytest
+import torch
 
 import gating
+from gating.compact import save
 from gating.serving.exporting import exporting
 from gating.tasks import SequenceClassification
 from gating.training.evaluation import evaluate
@@ -41,7 +44,16 @@ def export_gguf(model, folder):
         gating.export_compact(model, folder / "model.gguf", format="gguf")
 
 
-@pytest.mark.parametrize("works", [time, measure, score, export, export_gguf])
+def make_canary(model, folder):
+    def fails(model, _):
+        model.eval()
+        raise RuntimeError
+
+    with patch.object(save, "canary_outputs", fails):
+        assert save._make_canary(model) is None
+
+
+@pytest.mark.parametrize("works", [time, measure, score, export, export_gguf, make_canary])
 @pytest.mark.filterwarnings("ignore:The timings are less exact")
 def test_each_module_keeps_its_mode(bert, works, tmp_path):
     bert.train()
@@ -51,3 +63,33 @@ def test_each_module_keeps_its_mode(bert, works, tmp_path):
     works(bert, tmp_path)
     assert {name: module.training for name, module in bert.named_modules()} == before
     assert not frozen.training
+
+
+def finalize(model, folder):
+    gates = gating.inject_gates(model, units=["heads", "neurons"], group_size=8)
+    gating.Search(gates, gating.Lagrangian(num_heads=5)).update(1.0)
+    gating.finalize(model, gates)
+
+
+def search(model, folder):
+    lagrangian = gating.Lagrangian(num_heads=5)
+    gating.Search(gating.inject_gates(model, units=["heads", "neurons"], group_size=8), lagrangian)
+    assert not any(multiplier.is_inference() for multiplier in lagrangian.parameters())
+
+
+WITHOUT_GRADIENTS = {
+    "finalize": finalize,
+    "search": search,
+    "heads": lambda model, _: gating.prune_heads(model, {0: [1], 1: range(4)}) and None,
+    "neurons": lambda model, _: gating.prune_neurons(model, {0: [1]}, group_size=8) and None,
+    "layers": lambda model, _: gating.prune_layers(model, [1]) and None,
+    "load": lambda model, folder: gating.load_compact(gating.save_compact(model, folder / "saved")),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_GRADIENTS)
+def test_a_model_that_was_changed_in_inference_mode_can_be_trained(bert, name, tmp_path):
+    with torch.inference_mode():
+        model = WITHOUT_GRADIENTS[name](bert, tmp_path) or bert
+    model.train()(**batch_for(model)).logits.sum().backward()
+    assert not any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers()))

@@ -1,15 +1,17 @@
 """Latency costs of heads and neurons, and the gates that reach a speedup."""
 
 import copy
+from operator import mul
 
 import pytest
 import torch
 
 import gating
+from gating.errors import InputError
 from gating.gates import create_gates
 from gating.pruning import latency
 from gating.pruning.latency import CopyTimer, LatencyComparison
-from gating.pruning.latency_costs import LatencyCosts, kept_for_speedup, measure_latency_costs
+from gating.pruning.latency_costs import LatencyCosts, _amounts, kept_for_speedup, measure_latency_costs
 from gating.pruning.prune import remove_in_copy
 from gating.structure.layers import count_layers
 from tests.support.family_models import FAMILIES
@@ -43,7 +45,9 @@ def test_latencies_of_units_and_open_blocks_are_found(bert):
     generator = torch.Generator().manual_seed(0)
     for _ in range(5):
         kept = torch.rand(len(gates.units_per_gate), generator=generator) > 0.8
-        assert costs.predict(gates, kept) == pytest.approx(relative_time(gates, kept, **TIMES))
+        prices = [*costs.shares.values(), *costs.blocks.values()]
+        predicted = costs.fixed + sum(map(mul, _amounts(gates, kept), prices))
+        assert predicted == pytest.approx(relative_time(gates, kept, **TIMES))
 
 
 def test_units_that_cost_nothing_have_no_negative_cost(bert):
@@ -52,6 +56,14 @@ def test_units_that_cost_nothing_have_no_negative_cost(bert):
     costs = measure_latency_costs(gates, KnownTimes(speedup))
     assert costs.shares["heads"] == 0
     assert costs.shares["neurons"] > 0.3
+
+
+def test_timings_that_are_noise_are_called_so(bert):
+    gates = create_gates(bert)
+    costs = LatencyCosts(shares={"heads": 0.0}, fixed=1.0, fastest=1.0, error=0.3)
+    for ask in (costs.rates, lambda gates: costs.keep_for(1.1, gates)):
+        with pytest.raises(InputError, match=r"noise \(± 30.0 %\)"):
+            ask(gates)
 
 
 @pytest.mark.parametrize("units", [["neurons"], UNITS])

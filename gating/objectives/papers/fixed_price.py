@@ -7,10 +7,10 @@ from torch import Tensor
 
 from gating.errors import InputError
 from gating.gates import HeadGates
+from gating.gates.hard_concrete import are_numbers
 from gating.objectives.base import Objective
 from gating.objectives.budget import HeadBudget
 from gating.objectives.costs import Costs
-from gating.objectives.schedule import are_numbers
 
 __all__ = ["FixedPrice"]
 

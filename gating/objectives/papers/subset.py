@@ -9,11 +9,10 @@ from torch import Tensor, nn
 
 from gating.errors import InputError
 from gating.gates import HeadGates
-from gating.gates.hard_concrete import GateSampler
+from gating.gates.hard_concrete import GateSampler, are_numbers
 from gating.objectives.base import HostNumbers, KeepsBudget, takes_budget
 from gating.objectives.expected_count import EqualLayers, solve_offset
 from gating.objectives.parts import Part, chosen
-from gating.objectives.schedule import are_numbers
 
 __all__ = ["GumbelTopK", "StraightThroughTopK", "TopK", "gumbel_noise", "soft_knapsack", "soft_top_k"]
 

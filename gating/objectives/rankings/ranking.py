@@ -8,10 +8,9 @@ from torch import Tensor, distributed
 
 from gating.errors import InputError
 from gating.gates import HeadGates
-from gating.gates.hard_concrete import GateSampler
+from gating.gates.hard_concrete import GateSampler, are_numbers
 from gating.objectives.base import HostNumbers, KeepsBudget, OfOneSearch, takes_budget
 from gating.objectives.parts import COST, Part, chosen, sizes_of
-from gating.objectives.schedule import are_numbers
 
 __all__ = ["IterativePruning", "Magnitude", "MaskSampler", "RandomOrder", "Ranking", "per_size"]
 
