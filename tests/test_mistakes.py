@@ -12,6 +12,7 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 import gating
 from gating.data.tables import read_file
 from gating.errors import explain, is_input_error
+from gating.pruning.latency import TimeBudget
 from tests.support.family_models import FAMILIES
 from tests.support.interruptions import end_of
 from tests.support.tiers import first_of
@@ -209,14 +210,10 @@ CALLS: dict[str, tuple[Callable, str]] = {
     "a wrapped model": (lambda model, _: gating.inject_gates(wrapped(ungated(model))), "model.module"),
     "a model on several devices": (lambda model, _: gating.inject_gates(dispatched(ungated(model))), "device_map"),
     "a speedup as text": (lambda model, _: gating.budget_for_speedup(ungated(model), {}, speedup="2"), "speedup='2'"),
-    "no number of seconds": (
-        lambda model, _: gating.budget_for_speedup(ungated(model), {}, speedup=2, max_seconds=float("nan")),
-        "max_seconds=nan",
-    ),
+    "no number of seconds": (lambda *_: TimeBudget(float("nan")), "max_seconds=nan"),
     "a step, not a share": (lambda _, gates: gating.Search(gates, gating.FixedPrice()).update(7), "progress=7"),
     "a price as text": (lambda *_: gating.FixedPrice(price="1"), "'1'"),
     "an endless temperature": (lambda *_: gating.TopK(initial_temperature=float("inf")), "inf"),
-    "patience as text": (lambda *_: gating.Convergence(patience="3"), "'3'"),
     "a weight as text": (lambda *_: gating.Distillation(weight="half"), "'half'"),
     "a quantized model": (lambda model, _: gating.prune_heads(quantized(ungated(model)), {0: [1]}), "int8"),
     "no such folder": (lambda model, _: gating.load_compact("nowhere"), "nowhere"),

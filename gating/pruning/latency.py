@@ -119,7 +119,7 @@ class TimeBudget:
             share: The share.
             longest: Largest number of seconds that it may have.
         """
-        start, total = time.perf_counter(), self.seconds or MAX_SECONDS
+        start, total = time.perf_counter(), MAX_SECONDS if self.seconds is None else self.seconds
         try:
             yield min(longest, share * max(0.0, total - self.spent))
         finally:

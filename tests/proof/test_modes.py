@@ -66,23 +66,16 @@ def test_each_module_keeps_its_mode(bert, works, tmp_path):
 
 
 def finalize(model, folder):
-    gates = gating.inject_gates(model, units=["heads", "neurons"], group_size=8)
-    gating.Search(gates, gating.Lagrangian(num_heads=5)).update(1.0)
+    gates, objective = gating.inject_gates(model), gating.Lagrangian(num_heads=5)
+    gating.Search(gates, objective).update(1.0)
+    assert not any(parameter.is_inference() for parameter in (*gates.parameters(), *objective.parameters()))
     gating.finalize(model, gates)
-
-
-def search(model, folder):
-    lagrangian = gating.Lagrangian(num_heads=5)
-    gating.Search(gating.inject_gates(model, units=["heads", "neurons"], group_size=8), lagrangian)
-    assert not any(multiplier.is_inference() for multiplier in lagrangian.parameters())
 
 
 WITHOUT_GRADIENTS = {
     "finalize": finalize,
-    "search": search,
     "heads": lambda model, _: gating.prune_heads(model, {0: [1], 1: range(4)}) and None,
     "neurons": lambda model, _: gating.prune_neurons(model, {0: [1]}, group_size=8) and None,
-    "layers": lambda model, _: gating.prune_layers(model, [1]) and None,
     "load": lambda model, folder: gating.load_compact(gating.save_compact(model, folder / "saved")),
 }
 
