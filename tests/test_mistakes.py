@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import dispatch_model
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, PreTrainedModel
 
@@ -154,8 +155,7 @@ def wrapped(model: nn.Module) -> nn.Module:
 
 
 def dispatched(model: nn.Module) -> nn.Module:
-    accelerate = pytest.importorskip("accelerate", reason="the package accelerate is not installed")
-    return accelerate.dispatch_model(copy.deepcopy(model), {"bert": "cpu", "classifier": "cpu"}, force_hooks=True)
+    return dispatch_model(copy.deepcopy(model), {"": "cpu"}, force_hooks=True)
 
 
 def other_labels(model: PreTrainedModel) -> PreTrainedModel:
@@ -214,7 +214,6 @@ CALLS: dict[str, tuple[Callable, str]] = {
     "a step, not a share": (lambda _, gates: gating.Search(gates, gating.FixedPrice()).update(7), "progress=7"),
     "a price as text": (lambda *_: gating.FixedPrice(price="1"), "'1'"),
     "an endless temperature": (lambda *_: gating.TopK(initial_temperature=float("inf")), "inf"),
-    "a weight as text": (lambda *_: gating.Distillation(weight="half"), "'half'"),
     "a quantized model": (lambda model, _: gating.prune_heads(quantized(ungated(model)), {0: [1]}), "int8"),
     "no such folder": (lambda model, _: gating.load_compact("nowhere"), "nowhere"),
 }

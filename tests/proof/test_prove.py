@@ -73,15 +73,9 @@ def test_a_lack_of_memory_reaches_the_caller(gated, where, monkeypatch):
     assert_same_state(model, state)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda model: gating.prune_layers(model, [1]),
-        lambda model: gating.prune_neurons(model, {0: [0]}, group_size=8, discover=True),
-    ],
-)
+@pytest.mark.parametrize("change", [gating.prune_layers, partial(gating.find_feed_forward_blocks, discover=True)])
 def test_a_lack_of_memory_is_no_wrong_layout(bert, change, monkeypatch):
     monkeypatch.setattr(feed_forward, "_SHIPPED", ())
     monkeypatch.setattr(masked.ExpectedOutputs, "difference", _out_of_memory)
     with pytest.raises(torch.OutOfMemoryError):
-        change(bert)
+        change(bert, *([[1]] if change is gating.prune_layers else []))
