@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import dispatch_model
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, PreTrainedModel
 
 import gating
 from gating.data.tables import read_file
 from gating.errors import explain, is_input_error
+from gating.pruning.latency import TimeBudget
 from tests.support.family_models import FAMILIES
 from tests.support.interruptions import end_of
 from tests.support.tiers import first_of
@@ -155,6 +157,10 @@ def wrapped(model: nn.Module) -> nn.Module:
     return wrapper
 
 
+def dispatched(model: nn.Module) -> nn.Module:
+    return dispatch_model(copy.deepcopy(model), {"": "cpu"}, force_hooks=True)
+
+
 def other_labels(model: PreTrainedModel) -> PreTrainedModel:
     config = BertConfig.from_dict(model.config.to_dict())
     config.num_labels = 7
@@ -205,6 +211,12 @@ CALLS: dict[str, tuple[Callable, str]] = {
     "an unknown unit": (lambda model, _: gating.inject_gates(ungated(model), units="head"), "'head'"),
     "a block that is not there": (lambda model, _: gating.inject_gates(ungated(model), exclude=["x"]), "'x'"),
     "a wrapped model": (lambda model, _: gating.inject_gates(wrapped(ungated(model))), "model.module"),
+    "a model on several devices": (lambda model, _: gating.inject_gates(dispatched(ungated(model))), "device_map"),
+    "a speedup as text": (lambda model, _: gating.budget_for_speedup(ungated(model), {}, speedup="2"), "speedup='2'"),
+    "no number of seconds": (lambda *_: TimeBudget(float("nan")), "max_seconds=nan"),
+    "a step, not a share": (lambda _, gates: gating.Search(gates, gating.FixedPrice()).update(7), "progress=7"),
+    "a price as text": (lambda *_: gating.FixedPrice(price="1"), "'1'"),
+    "an endless temperature": (lambda *_: gating.TopK(initial_temperature=float("inf")), "inf"),
     "a quantized model": (lambda model, _: gating.prune_heads(quantized(ungated(model)), {0: [1]}), "int8"),
     "a wrapped model in a folder": (
         lambda model, _: gating.save_compact(wrapped(ungated(model)), "saved"),

@@ -22,6 +22,7 @@ from gating.storage.hub import RECIPE_FILES
 __all__ = ["load_compact"]
 
 
+@torch.inference_mode(mode=False)  # Inference tensors could not be trained.
 def load_compact(
     save_directory: str | os.PathLike[str],
     *,

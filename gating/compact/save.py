@@ -30,7 +30,7 @@ from gating.loader.modeling import canary_outputs
 from gating.loader.saving import become_compact, has_lost_units
 from gating.proof.conditions import check_has_values, check_no_adapters, check_not_wrapped, check_savable
 from gating.proof.masked import ExpectedOutputs
-from gating.proof.outputs import max_relative_difference, tolerance_for
+from gating.proof.outputs import evaluating, max_relative_difference, tolerance_for
 from gating.proof.probe import make_probe
 from gating.report.card import write_card
 from gating.report.rows import CompactReport
@@ -297,7 +297,8 @@ def _make_canary(model: PreTrainedModel) -> dict[str, Any] | None:
             "integers": {name: tensor.tolist() for name, tensor in batch.items() if name not in floating},
             "shapes": {name: list(batch[name].shape) for name in floating},
         }
-        first, second = (canary_outputs(model, canary) for _ in range(2))
+        with evaluating(model):
+            first, second = (canary_outputs(model, canary) for _ in range(2))
     except Exception:  # Models raise any error for inputs that they cannot read.
         return None
     is_small = sum(batch[name].numel() for name in canary["integers"]) <= _MOST

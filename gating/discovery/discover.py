@@ -23,6 +23,7 @@ from gating.families.layouts import AttentionSpec, RowLayout
 from gating.families.linear import num_inputs, num_outputs
 from gating.families.registry import find_spec
 from gating.proof.conditions import check_no_adapters
+from gating.proof.outputs import OUT_OF_MEMORY
 from gating.proof.probe import run_probe
 from gating.proof.prove import try_removal
 from gating.structure.attention import AttentionBlock, iter_attention_blocks
@@ -132,7 +133,7 @@ def _choose(
         except BaseException as error:  # A wrong layout may fail in any way before it is tried.
             for module in modules:
                 delattr(module, attribute)
-            if not isinstance(error, Exception):
+            if not isinstance(error, Exception) or isinstance(error, OUT_OF_MEMORY):
                 raise
             problem = problem or (str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}")
     return f"discover=True found it, but {problem[0].lower()}{problem[1:].rstrip('.')}"
@@ -158,16 +159,16 @@ def _try_heads(model: nn.Module, modules: Sequence[nn.Module], probe: Mapping[st
     every layout.
     """
     blocks: list[AttentionBlock] = _own(iter_attention_blocks(model), modules)
-    try_removal(model, blocks, {block.name: _all_but_first_group(block) for block in blocks}, probe=probe)
+    # Removing a single group would empty the block; its first query head is enough.
+    sizes = [block.queries_per_key if block.num_key_value_heads > 1 else 1 for block in blocks]
+    kept = {block.name: block.head_slots[size:] for block, size in zip(blocks, sizes, strict=True)}
+    try_removal(model, blocks, kept, probe=probe)
     try:
         try_removal(model, blocks, {block.name: () for block in blocks}, probe=probe)
+    except OUT_OF_MEMORY:
+        raise
     except Exception:  # It returns something else than an emptied block does.
         _assign(modules, "attention_spec", replace(blocks[0].spec, returns="other"))
-
-
-def _all_but_first_group(block: AttentionBlock) -> tuple[int, ...]:
-    # Removing a single group would empty the block; its first query head is enough.
-    return block.head_slots[block.queries_per_key if block.num_key_value_heads > 1 else 1 :]
 
 
 def _try_neurons(model: nn.Module, modules: Sequence[nn.Module], probe: Mapping[str, Tensor]) -> None:

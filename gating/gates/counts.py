@@ -34,6 +34,7 @@ class GatedUnits(FullPrecision):
         by_block = [block.gate_sizes(group_queries=group_queries) for block in blocks]
         self.block_sizes = [len(sizes) for sizes in by_block]
         self.gate_sizes = tuple(size for sizes in by_block for size in sizes)
+        self.least_cached = [getattr(block, "least_cache_width", 0) for block in blocks]
         self.units_per_gate = tuple(size.num_units for size in self.gate_sizes)
         by_gate = zip(self.block_units, self.block_sizes, strict=True)
         #: Unit of each gate.

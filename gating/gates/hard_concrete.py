@@ -21,6 +21,7 @@ __all__ = [
     "DEFAULT_TEMPERATURE",
     "FullPrecision",
     "GateSampler",
+    "are_numbers",
     "check_distribution",
     "deterministic",
     "log_alpha_for",
@@ -33,13 +34,17 @@ DEFAULT_TEMPERATURE = 2 / 3
 DEFAULT_STRETCH_LIMITS = (-0.1, 1.1)
 
 
+def are_numbers(*values: object) -> bool:
+    """Return whether all values are numbers, of Python, NumPy or PyTorch; a string is none."""
+    return all(isinstance(value, SupportsFloat) for value in values)
+
+
 def check_distribution(temperature: float, stretch_limits: tuple[float, float]) -> None:
     """Raise ``InputError`` unless the temperature is positive, the limits lie around 0 and 1, and all are finite."""
-    if not (isinstance(temperature, SupportsFloat) and 0 < temperature < math.inf):
+    if not (are_numbers(temperature) and 0 < temperature < math.inf):
         raise InputError(f"The temperature of the gates must be positive and finite, got {temperature!r}.")
     limits = [*stretch_limits] if isinstance(stretch_limits, Iterable) else []
-    are_numbers = len(limits) == 2 and all(isinstance(limit, SupportsFloat) for limit in limits)
-    if not (are_numbers and -math.inf < limits[0] < 0 and 1 < limits[1] < math.inf):
+    if not (len(limits) == 2 and are_numbers(*limits) and -math.inf < limits[0] < 0 and 1 < limits[1] < math.inf):
         raise InputError(f"The stretch limits must be a finite number below 0 and one above 1, got {stretch_limits!r}.")
 
 
@@ -129,7 +134,7 @@ def log_alpha_for(
         >>> round(prob_open(torch.tensor(log_alpha_for(0.98))).item(), 4)
         0.98
     """
-    if not (isinstance(prob, SupportsFloat) and 0 < prob < 1):
+    if not (are_numbers(prob) and 0 < prob < 1):
         raise InputError(f"The probability of an open gate must be between 0 and 1, both excluded; got {prob!r}.")
     return math.log(prob / (1 - prob)) + open_threshold(temperature, stretch_limits)
 

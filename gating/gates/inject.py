@@ -4,7 +4,9 @@ import difflib
 import warnings
 from collections.abc import Collection, Mapping
 from fnmatch import fnmatchcase
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -32,6 +34,7 @@ from gating.units import UNITS, UnitName, check_units
 __all__ = ["create_gates", "inject_gates"]
 
 
+@torch.inference_mode(mode=False)  # Inference tensors could not be trained.
 def inject_gates(
     model: nn.Module,
     *,
@@ -109,7 +112,7 @@ def inject_gates(
     _prove_foreign_blocks(model, blocks, probe=probe)
     gates.attach(model, blocks)
     if gates.ungated:
-        warnings.warn(ungated_warning(model, gates.ungated), stacklevel=2)
+        warnings.warn(ungated_warning(model, gates.ungated), stacklevel=3)
     return gates
 
 
@@ -118,14 +121,12 @@ def create_gates(
     *,
     units: UnitName | Collection[UnitName] = "heads",
     group_size: int = DEFAULT_GROUP_SIZE,
-    temperature: float = hard_concrete.DEFAULT_TEMPERATURE,
-    stretch_limits: tuple[float, float] = hard_concrete.DEFAULT_STRETCH_LIMITS,
-    init_prob_open: float = 0.98,
     exclude: Collection[str] = (),
     towers: Collection[str] | str | None = None,
     group_queries: bool = True,
     discover: bool = False,
     probe: Mapping[str, Tensor] | None = None,
+    **distribution: Any,
 ) -> HeadGates:
     """Return the gates that :func:`inject_gates` would put on a model, and leave the model unchanged.
 
@@ -160,13 +161,7 @@ def create_gates(
         units_found = {f"{UNITS[block.unit].label} {UNITS[block.unit].singular}" for block in found}
         raise InputError(f"No {' or '.join(sorted(units_found))} of {type(model).__name__} is left to put a gate on.")
     check_not_gated(blocks)
-    gates = HeadGates(
-        blocks,
-        temperature=temperature,
-        stretch_limits=stretch_limits,
-        init_prob_open=init_prob_open,
-        group_queries=group_queries,
-    )
+    gates = HeadGates(blocks, group_queries=group_queries, **distribution)
     gates.ungated = tuple(without_left_out(ungated, exclude=exclude, towers=wanted))
     return gates
 

@@ -67,7 +67,7 @@ class PassValues:
         # Some models run a part of themselves without gradients, which must not cut the graph of the other parts.
         key = (features.device, features.dtype, torch.is_grad_enabled())
         if key not in self._by_block:
-            # Layers of a model that device_map spreads are on several devices.
+            # Parts of a model may be on several devices, in several dtypes.
             self._by_block[key] = self._scales.to(features.device, features.dtype).split(self._block_widths)
         return self._by_block[key][block_index]
 

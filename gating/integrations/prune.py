@@ -44,7 +44,7 @@ def prune(
     ``num_heads`` heads alone. For anything else, call a trainer, such as :class:`gating.integrations.GatedTrainer`.
 
     Args:
-        model: The dense model; unchanged, but for its mode and device.
+        model: The dense model; unchanged, but for its device.
         data: Texts, or a ``datasets.Dataset`` with columns of texts, and maybe ``label``: numbers of classes, or their
             names in the model's configuration.
         speedup: Time of the dense model over that of the compact one, measured here; give one of the three budgets.
@@ -71,11 +71,12 @@ def prune(
         )
     units = "heads" if num_heads is not None else ["heads", "neurons"]
     options = {"gate_options": {"units": units}, **budget, **options}
-    if is_embedder:
-        cls, of_arguments, of_trainer = _sentence_trainer(model, data)
-    else:
-        cls, of_arguments, of_trainer = _text_trainer(model, data, tokenizer)
-    with tempfile.TemporaryDirectory() as folder:
+    # It teaches the copy, or embeds the texts.
+    with evaluating(model), tempfile.TemporaryDirectory() as folder:
+        if is_embedder:
+            cls, of_arguments, of_trainer = _sentence_trainer(model, data)
+        else:
+            cls, of_arguments, of_trainer = _text_trainer(model, data, tokenizer)
         if args is None:
             steps = max(_LEAST_STEPS, _EPOCHS * len(of_trainer["train_dataset"]) // _BATCH_SIZE)
             args = of_arguments(

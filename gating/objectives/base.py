@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gating.errors import InputError, OperationError
+from gating.errors import InputError, OperationError, RemedyWarning
 from gating.gates import HeadGates
 from gating.gates.hard_concrete import FullPrecision
-from gating.objectives.budget import HeadBudget
+from gating.objectives.budget import DEFAULT_KEEP, HeadBudget
 from gating.objectives.costs import Costs
 from gating.objectives.parts import Part, amount_of, chosen
 from gating.objectives.schedule import BudgetSchedule, DescentStart
@@ -188,8 +189,8 @@ class KeepsBudget(Objective):
             num_heads: Number of heads to keep, or a number for each kind of attention or tower of a model; those that
                 are left out keep all.
             num_neurons: Number of neurons to keep.
-            keep: Share to keep, instead of numbers, or a share for each kind; a quarter if neither is given. With gates
-                on heads and neurons, one share of the cost of both.
+            keep: Share to keep, instead of numbers, or a share for each kind; a quarter, with a warning, if neither is
+                given. With gates on heads and neurons, one share of the cost of both.
             cost: Cost for which heads and neurons compete: ``macs``, ``parameters``, ``cache``, in a run ``latency``,
                 which is timed, or a cost of each multiply-accumulate, as in
                 :func:`~gating.objectives.costs.gate_costs`. With gates on heads alone, ``cache`` and costs of one's own
@@ -231,6 +232,10 @@ class KeepsBudget(Objective):
     def attach(self, gates: HeadGates) -> None:
         """Resolve the budget for these gates, in a search that begins."""
         self.check(gates)
+        if not self._budget.numbers and self._budget.keep is None:
+            python, command = ("num_heads=, num_neurons= or keep=", "objective.num_heads or objective.keep")
+            problem = f"{type(self).__name__} has no budget, so {DEFAULT_KEEP:.0%} stays: give "
+            warnings.warn(RemedyWarning(problem, python=f"{python}.", command=f"{command}."), stacklevel=2)
         parts = self._budget.parts(gates)
         super().attach(gates)
         self._parts = parts

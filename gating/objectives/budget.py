@@ -1,7 +1,7 @@
 """Budgets: the units or cost to keep, resolved to the parts of the gates that share a limit each."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gating.errors import InputError
 from gating.gates import HeadGates
-from gating.objectives.costs import Costs, check_cost, gate_costs, is_share_of_cost
+from gating.objectives.costs import Costs, check_cost, emptied_costs, gate_costs, is_share_of_cost
 from gating.objectives.parts import COST, Part, chosen, parts_of
 from gating.units import UNITS, UnitName
 
@@ -148,12 +148,13 @@ class HeadBudget:
         return keep
 
     def _parts(self, gates: HeadGates, unit: UnitName, *, by: Literal["kind", "tower"] | None = None) -> list[Part]:
-        shares: Sequence[float] = ()
+        options: dict[str, Any] = {"min_per_layer": self.min_per_layer, "uniform": self.uniform}
         if unit == COST or len(gates.units) > 1:
             # Exact numbers of several units need costs only to show them as one share.
             costs = gate_costs(gates, "macs" if self.cost == "latency" and unit != COST else self.cost)
-            shares = (costs / costs.sum()).tolist()
-        return parts_of(gates, unit=unit, shares=shares, by=by, min_per_layer=self.min_per_layer, uniform=self.uniform)
+            options["shares"] = (costs / costs.sum()).tolist()
+            options["emptied"] = [cost / float(costs.sum()) for cost in emptied_costs(gates, self.cost)]
+        return parts_of(gates, unit=unit, by=by, **options)
 
 
 def resolve_budget(

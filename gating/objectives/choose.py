@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor
 
@@ -90,10 +90,10 @@ def sums_of_layers(counts: Mapping[tuple[int, float], int], least: Sequence[int]
     sums = _sums(free)
     for layer, minimum in enumerate(least):
         if minimum > 0:
-            of_layer = _sums(own.get(layer, {})) >> minimum << minimum
-            combined = 0
-            for bit in _set_bits(of_layer):
-                combined |= sums << bit
+            left, combined = _sums(own.get(layer, {})) >> minimum << minimum, 0
+            while left:
+                combined |= sums << (left & -left).bit_length() - 1
+                left &= left - 1
             sums = combined
     return sums
 
@@ -109,10 +109,3 @@ def _sums(counts: Mapping[int, int]) -> int:
             sums |= sums << number * size
             left, power = left - number, 2 * power
     return sums
-
-
-def _set_bits(number: int) -> Iterator[int]:
-    while number:
-        lowest = number & -number
-        yield lowest.bit_length() - 1
-        number ^= lowest

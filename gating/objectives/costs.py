@@ -11,7 +11,7 @@ from gating.errors import InputError, RemedyError
 from gating.gates import HeadGates
 from gating.units import UNITS
 
-__all__ = ["Costs", "check_cost", "gate_costs", "is_share_of_cost"]
+__all__ = ["Costs", "check_cost", "emptied_costs", "gate_costs", "is_share_of_cost"]
 
 Costs = Literal["macs", "parameters", "latency", "cache"] | Mapping[str, float]
 
@@ -72,6 +72,11 @@ def gate_costs(gates: HeadGates, cost: Costs) -> Tensor:
     return numbers * torch.tensor(rate_of_gate, dtype=torch.float64, device="cpu") * counts
 
 
+def emptied_costs(gates: HeadGates, cost: Costs) -> list[int]:
+    """Return the cost of each block without any kept unit, since each layer has a cache; empty if there is none."""
+    return gates.least_cached if cost == "cache" else []
+
+
 def _cached_values(gates: HeadGates) -> Tensor:
     """Return the number of values that each gate's heads cache for a token.
 
@@ -85,7 +90,8 @@ def _cached_values(gates: HeadGates) -> Tensor:
     ):
         if kind == "encoder" or not any(values[start:end]):
             raise InputError(
-                f"cost=cache has no cost for {name}: its {unit} keep no keys and values of their own for later tokens. "
-                "Leave it out with exclude=[...] or units=heads of the gates, or give another cost."
+                f"cost=cache has no cost for {name}: a gate on its {unit} has no keys and values of its own for later "
+                "tokens. Leave it out with exclude=[...] or units=heads of the gates, gate grouped queries together "
+                "(group_queries), or give another cost."
             )
     return torch.tensor(values, dtype=torch.float64, device="cpu")

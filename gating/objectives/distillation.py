@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from gating.errors import InputError
+from gating.gates.hard_concrete import are_numbers
 
 __all__ = [
     "Distillation",
@@ -58,12 +59,12 @@ class Distillation:
     hidden_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.weight <= 1:
-            raise InputError(f"weight={self.weight} is not a share of the loss: give a number from 0 to 1.")
-        if not 0 < self.temperature < math.inf:
-            raise InputError(f"temperature={self.temperature} must be positive.")
-        if not 0 <= self.hidden_weight < math.inf:
-            raise InputError(f"hidden_weight={self.hidden_weight}: give 0 for logits alone, or a positive number.")
+        if not (are_numbers(self.weight) and 0 <= self.weight <= 1):
+            raise InputError(f"weight={self.weight!r} is not a share of the loss: give a number from 0 to 1.")
+        if not (are_numbers(self.temperature) and 0 < self.temperature < math.inf):
+            raise InputError(f"temperature={self.temperature!r} must be positive.")
+        if not (are_numbers(self.hidden_weight) and 0 <= self.hidden_weight < math.inf):
+            raise InputError(f"hidden_weight={self.hidden_weight!r}: give 0 for logits alone, or a positive number.")
 
     def loss(
         self,

@@ -35,6 +35,7 @@ class Part:
         layers: Number of each gate's layer within the part.
         least: Least number of units that each layer keeps.
         share: Share of the cost of all gates that these gates have.
+        emptied: Share in the limit that each layer has without any gate; empty if none has any.
         matrices: If all layers of a kind keep equally many, the positions within the part of their gates of one size,
             ``[num_layers, num_gates_per_layer]`` each; empty otherwise.
     """
@@ -48,6 +49,7 @@ class Part:
     layers: tuple[int, ...]
     least: tuple[int, ...]
     share: float = 1.0
+    emptied: tuple[float, ...] = ()
     matrices: tuple[Tensor, ...] = ()
 
     @property
@@ -75,7 +77,20 @@ class Part:
             >>> part.choose(torch.tensor([0.3, 0.9, 0.8, 0.1])).tolist()
             [True, True, False, False]
         """
-        items, limit, ranks = self._items, self.limit if limit is None else limit, list[Tensor]()
+        limit = self.limit if limit is None else limit
+        kept, needed = self._choose(scores, limit), 0.0
+        # What layers without any gate need is known once they are chosen.
+        while self.emptied and (found := self._needed_without(kept)) > needed:
+            kept, needed = self._choose(scores, limit - found), found
+        return kept
+
+    def _needed_without(self, kept: Tensor) -> float:
+        """Return the share in the limit of the layers that keep no gate."""
+        left = {layer for layer, is_kept in zip(self.layers, kept.tolist(), strict=True) if is_kept}
+        return sum(share for layer, share in enumerate(self.emptied) if layer not in left)
+
+    def _choose(self, scores: Tensor, limit: float) -> Tensor:
+        items, ranks = self._items, list[Tensor]()
         is_met = self.unit != COST and limit == int(limit) and self.can_keep(int(limit))
         of_items = scores
         if self.matrices:
@@ -114,7 +129,8 @@ class Part:
         if self.unit != COST:
             return (items._sums & -items._sums).bit_length() - 1
         with_size = [one for one in zip(items.layers, items.sizes, items.units, strict=True) if one[1]]
-        return max(least_size(with_size, items.least), min(size for _, size, _ in with_size))
+        least = max(least_size(with_size, items.least), min(size for _, size, _ in with_size))
+        return least + sum(self.emptied) - min(self.emptied, default=0.0)
 
     @cached_property
     def _items(self) -> "Part":
@@ -178,6 +194,7 @@ def parts_of(
     *,
     unit: UnitName,
     shares: Sequence[float] = (),
+    emptied: Sequence[float] = (),
     by: Literal["kind", "tower"] | None = None,
     min_per_layer: int = 0,
     uniform: bool = False,
@@ -188,6 +205,7 @@ def parts_of(
         gates: The gates.
         unit: Unit of the limits, or ``cost`` of all units.
         shares: Share of each gate in the cost of all, if there are several units or the limit is one of cost.
+        emptied: Share that each block has in it without any gate; empty if none has any.
         by: Whether each kind of blocks is a part, such as ``encoder`` or ``feed_forward``, or each tower of the model.
         min_per_layer: Least number of units that each block keeps, of units that have a minimum.
         uniform: Whether all blocks of a kind keep equally many.
@@ -215,6 +233,7 @@ def parts_of(
                 layers=tuple(layer for layer, block in enumerate(blocks) for _ in block.gates),
                 least=tuple(_least_of(block, gates, min_per_layer) for block in blocks),
                 share=sum(shares[gate] for gate in indices) if shares else 1.0,
+                emptied=tuple(emptied) if unit == COST else (),
                 matrices=tuple(_matrices(blocks, gates.units_per_gate)) if uniform else (),
             )
         )

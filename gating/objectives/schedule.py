@@ -1,13 +1,13 @@
 """Schedule of the number of open units, or of their share of the cost, during the search."""
 
 from dataclasses import dataclass
-from typing import Literal, SupportsFloat
+from typing import Literal
 
 import torch
 from torch import Tensor, distributed
 
 from gating.errors import InputError
-from gating.gates.hard_concrete import FullPrecision
+from gating.gates.hard_concrete import FullPrecision, are_numbers
 
 __all__ = ["BudgetSchedule", "DescentStart"]
 
@@ -33,8 +33,7 @@ class BudgetSchedule:
     shape: Literal["linear", "cubic"] = "linear"
 
     def __post_init__(self) -> None:
-        are_numbers = isinstance(self.earliest, SupportsFloat) and isinstance(self.end, SupportsFloat)
-        if not (are_numbers and 0 <= self.earliest <= self.end <= 1):
+        if not (are_numbers(self.earliest, self.end) and 0 <= self.earliest <= self.end <= 1):
             raise InputError(
                 f"The schedule must have 0 <= start <= end <= 1, got start={self.earliest!r} and end={self.end!r}."
             )

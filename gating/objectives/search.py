@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gating.errors import InputError
 from gating.gates import HeadGates
+from gating.gates.hard_concrete import are_numbers
 from gating.objectives.base import KeepsBudget, Objective, check_objective
 from gating.objectives.gate_metrics import gate_metrics, quantity_of, share_undecided
 from gating.objectives.parts import COST
@@ -36,9 +37,9 @@ class Convergence:
         Raises:
             InputError: ``patience`` is below 1, or ``max_undecided`` is not between 0 and 1.
         """
-        if not (patience >= 1 and 0 <= max_undecided <= 1):
+        if not (are_numbers(patience, max_undecided) and patience >= 1 and 0 <= max_undecided <= 1):
             raise InputError(
-                f"Give patience of 1 or more, got {patience}, and max_undecided of 0 to 1, got {max_undecided}."
+                f"Give patience of 1 or more, got {patience!r}, and max_undecided of 0 to 1, got {max_undecided!r}."
             )
         self._patience = patience
         self._max_undecided = max_undecided
@@ -145,6 +146,7 @@ class Search:
         self.gates, self.objective, self.convergence = gates, objective, convergence
         self.begin()
 
+    @torch.inference_mode(mode=False)  # Multipliers could not be trained.
     def begin(self) -> None:
         """Attach the objective and forget all checks; a search that was under way begins anew, its locations stay.
 
@@ -170,7 +172,12 @@ class Search:
 
         Args:
             progress: Share of the search that is done, 0 to 1.
+
+        Raises:
+            InputError: ``progress`` is no such share; a number of steps would close all gates at once.
         """
+        if not (are_numbers(progress) and 0 <= progress <= 1):
+            raise InputError(f"progress={progress!r} is no share of the search: give step / num_steps, 0 to 1.")
         self._last_penalty = None
         self.objective.update(self.gates, progress)
 

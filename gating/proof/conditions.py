@@ -29,13 +29,25 @@ _WRAPPERS = {
 
 
 def check_not_wrapped(model: nn.Module) -> None:
-    """Raise ``ValueError`` for a wrapped model, ``TypeError`` for an object that is not a module."""
+    """Raise ``ValueError`` for a wrapped or dispatched model, ``TypeError`` for an object that is not a module."""
     if not isinstance(model, nn.Module):
         raise InputTypeError(f"The model must be a torch.nn.Module, got a {type(model).__name__}.")
     for ancestor in type(model).__mro__:
         if ancestor.__name__ in _WRAPPERS:
             raise InputError(f"The model is wrapped in {ancestor.__name__}: {_WRAPPERS[ancestor.__name__]}.")
-    _check_shards(model)
+    # Such a pass hides a new forward of the module's class, and weights that are offloaded are on the meta device.
+    if any(hasattr(module, "_hf_hook") for module in model.modules()):
+        raise InputError(
+            "accelerate has replaced forward passes, as of a model that device_map spreads over devices or offloads: "
+            "load it without device_map, on one device. The compact folder can be loaded with device_map."
+        )
+    for name, parameter in model.named_parameters():
+        # Those of FSDP2 over all processes are taken; no others are.
+        if hasattr(parameter, "full_tensor") and not (_is_of_fsdp(model) and is_shard(parameter)):
+            raise InputError(
+                f"{name} is distributed by tensor parallelism, or over groups of processes: gates need the whole heads "
+                "of each layer. Shard the model by FSDP2 alone, as gating.sharding.shard_model(model) does."
+            )
 
 
 def part_of_transformers(model: nn.Module) -> str:
@@ -48,16 +60,6 @@ def check_whole(model: nn.Module, *, remedy: str) -> None:
     """Raise ``ValueError`` for a model that FSDP2 has cut over several processes."""
     if _is_of_fsdp(model):
         raise InputError(f"The model is sharded (FSDPModule): {remedy}.")
-
-
-def _check_shards(model: nn.Module) -> None:
-    """Raise ``ValueError`` for parameters that are distributed in another way than by FSDP2 over all processes."""
-    for name, parameter in model.named_parameters():
-        if hasattr(parameter, "full_tensor") and not (_is_of_fsdp(model) and is_shard(parameter)):
-            raise InputError(
-                f"{name} is distributed by tensor parallelism, or over groups of processes: gates need the whole heads "
-                "of each layer. Shard the model by FSDP2 alone, as gating.sharding.shard_model(model) does."
-            )
 
 
 def _is_of_fsdp(model: nn.Module) -> bool:

@@ -40,7 +40,8 @@ def image_variants(request: Request, argument: str) -> Iterator[Variant]:
         yield _resolution(request, argument, *pinpoints[0])
     if "aspect_ratio_ids" in accepted:
         yield _tiles(request, argument)
-    if videos and not _is_of_images(request):
+    # A model with a number of frames may take single images, too.
+    if not any(hasattr(request.model.config, name) for name in ("image_token_id", "image_token_index")):
         yield from videos
     sizes = {"image_sizes": torch.tensor([[height, width]] * request.batch_size)} if "image_sizes" in accepted else {}
     yield {argument: image, **sizes}
@@ -60,11 +61,6 @@ def video_variants(request: Request, argument: str) -> Iterator[Variant]:
     frames = request.setting("num_frames", "frames_per_clip", "max_num_frames", tower="vision") or 4
     yield {argument: request.random(request.batch_size, frames, channels, height, width)}
     yield {argument: request.random(request.batch_size, channels, frames, height, width)}
-
-
-def _is_of_images(request: Request) -> bool:
-    """Return whether a model with a number of frames takes single images, too."""
-    return any(hasattr(request.model.config, name) for name in ("image_token_id", "image_token_index"))
 
 
 def _channels(request: Request) -> int:

@@ -117,8 +117,10 @@ def make_tokens(request: Request, *, decoder: bool = False) -> Tensor:
     # Models of characters have no vocabulary.
     vocabulary = find_setting(config, "vocab_size") or request.setting("vocab_size", "text_vocab_size") or _UNICODE
     tokens = request.integers(min(3, vocabulary - 1), vocabulary, request.batch_size, length)
-    for special in _special_tokens(request):
-        tokens[tokens == special] = 0
+    for name in (name for names, _ in PLACEHOLDERS.values() for name in names):
+        # Tokens that stand for other inputs.
+        if isinstance(special := getattr(request.model.config, name, None), int):
+            tokens[tokens == special] = 0
     question = getattr(config, "question_token_id", None)
     if isinstance(question, int):
         tokens[:, 1] = question
@@ -128,12 +130,6 @@ def make_tokens(request: Request, *, decoder: bool = False) -> Tensor:
         tokens[tokens == end] = 0
         tokens[:, -1] = end
     return tokens
-
-
-def _special_tokens(request: Request) -> set[int]:
-    """Return the tokens that stand for other inputs."""
-    names = [name for names, _ in PLACEHOLDERS.values() for name in names]
-    return {value for name in names if isinstance(value := getattr(request.model.config, name, None), int)}
 
 
 def splice(tokens: Tensor, placeholders: Mapping[int, tuple[int, int]]) -> tuple[Tensor, Tensor]:

@@ -43,16 +43,12 @@ def _states(request: Request, _argument: str) -> Variant:
     }
 
 
-def _tokens(request: Request, argument: str) -> Variant:
-    return {argument: make_tokens(request)}
-
-
 # The maker of each argument, called with the request and the argument's name.
 OTHERS: dict[str, Callable[[Request, str], Variant]] = {
     "bbox": _boxes,
     "past_values": _series,
     "states": _states,
-    "qformer_input_ids": _tokens,
+    "qformer_input_ids": lambda request, argument: {argument: make_tokens(request)},
 }
 
 

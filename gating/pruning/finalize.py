@@ -59,6 +59,7 @@ class FinalizeReport(PruneReport):
         return f"{super().__str__()}\nThe outputs differ from those of the masked model by {self.max_difference:.1e}."
 
 
+@torch.inference_mode(mode=False)  # Inference tensors could not be trained.
 def finalize(
     model: nn.Module,
     gates: HeadGates,
@@ -266,40 +267,23 @@ def _check_kept(gates: HeadGates, kept: Tensor, *, others: Sequence[str] = (), n
 
 def _warn_if_arbitrary(gates: HeadGates, kept: Tensor, *, is_given: bool) -> None:
     """Warn if the values hardly separate the gates to keep, a mask that a caller may have given, from the others."""
-    values = gates.values().detach()
     for unit in gates.units:
-        of_unit = gates.is_of(unit).to(values.device)
-        problem = _why_arbitrary(values[of_unit], kept[of_unit], unit, is_given=is_given)
-        if problem is not None:
-            warnings.warn(problem, stacklevel=4)
-
-
-def _why_arbitrary(values: Tensor, kept: Tensor, unit: UnitName, *, is_given: bool) -> RemedyWarning | None:
-    """Return the warning about a choice among the gates of one kind of units, or None."""
-    removed = ~kept
-    num_kept, num_removed, num_open = int(kept.sum()), int(removed.sum()), int((values > 0).sum())
-    if not num_removed or not num_kept:
-        return None
-    mean_kept, mean_removed = float(values[kept].mean()), float(values[removed].mean())
-    num_alike = int((removed & (values > mean_kept - _LEAST_GAP)).sum())
-    are_few, are_many = 2 * num_open <= num_kept, num_open > 2 * num_kept or 2 * num_alike >= min(num_kept, num_removed)
-    if not (are_few or are_many or mean_kept - mean_removed < _LEAST_GAP):
-        return None
-    numbers = (
-        f"the gates to keep ({num_kept}) are at {mean_kept:.2f} on average, those to remove ({num_removed}) at "
-        f"{mean_removed:.2f}, of which {num_alike} are no more than {_LEAST_GAP} below the former, and {num_open} of "
-        "all are open."
-    )
-    arbitrary = f"The choice of {unit} is nearly arbitrary: {numbers}"
-    python = f"{arbitrary} Train"
-    if is_given:
-        python = f"Gates hardly tell the {unit} to keep: {numbers} Unless they were chosen without gates, train"
-    price = "keep fewer, or lower a fixed price" if are_few else "with a larger learning rate of the gates"
-    return RemedyWarning(
-        "",
-        python=f"{python} for more steps, or {price}; in a loop of your own, call the objective's update before each.",
-        command=(
-            f"{arbitrary} Train longer (trainer.max_steps, or trainer.max_epochs), or {price} (optimizer.gate_lr, "
-            "objective.price)."
-        ),
-    )
+        of_unit = gates.is_of(unit).to(kept.device)
+        values, stays = gates.values().detach()[of_unit], kept[of_unit]
+        num_kept, num_removed, num_open = int(stays.sum()), int((~stays).sum()), int((values > 0).sum())
+        if not num_removed or not num_kept:
+            continue
+        mean_kept, mean_removed = float(values[stays].mean()), float(values[~stays].mean())
+        num_alike = int((~stays & (values > mean_kept - _LEAST_GAP)).sum())
+        are_few, are_alike = 2 * num_open <= num_kept, 2 * num_alike >= min(num_kept, num_removed)
+        if not (are_few or are_alike or num_open > 2 * num_kept or mean_kept - mean_removed < _LEAST_GAP):
+            continue
+        problem = (
+            f"{f'Gates hardly tell the {unit} to keep' if is_given else f'The choice of {unit} is nearly arbitrary'}: "
+            f"the gates to keep ({num_kept}) are at {mean_kept:.2f} on average, those to remove ({num_removed}) at "
+            f"{mean_removed:.2f}, and {num_open} of all are open. Unless they were chosen without gates, train "
+        )
+        price = "keep fewer, or lower a fixed price" if are_few else "with a larger learning rate of the gates"
+        python = f"for more steps, or {price}; in a loop of your own, call the objective's update before each."
+        command = f"longer (trainer.max_steps, or trainer.max_epochs), or {price} (optimizer.gate_lr, objective.price)."
+        warnings.warn(RemedyWarning(problem, python=python, command=command), stacklevel=5)

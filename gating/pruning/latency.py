@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gating.errors import InputError
 from gating.gates import HeadGates
+from gating.gates.hard_concrete import are_numbers
 from gating.proof.outputs import evaluating
 from gating.pruning.empty_layers import drop_passing_layers
 from gating.pruning.prune import remove_in_copy
@@ -73,6 +74,8 @@ class TimeBudget:
 
     def __init__(self, seconds: float | None = None) -> None:
         """Args: ``seconds`` is all of it; None for 5 % of the run, at least 20 and at most 120 seconds."""
+        if seconds is not None and not (are_numbers(seconds) and seconds >= 0):
+            raise InputError(f"max_seconds={seconds!r} is not a number of seconds: give 0 or more.")
         self.seconds, self.spent = seconds, 0.0
         self.rows: int | None = None
 
@@ -123,7 +126,7 @@ class TimeBudget:
             share: The share.
             longest: Largest number of seconds that it may have.
         """
-        start, total = time.perf_counter(), self.seconds or MAX_SECONDS
+        start, total = time.perf_counter(), MAX_SECONDS if self.seconds is None else self.seconds
         try:
             yield min(longest, share * max(0.0, total - self.spent))
         finally:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from gating.errors import InputError
 from gating.gates import HeadGates, create_gates
+from gating.gates.hard_concrete import are_numbers
 from gating.objectives import ExactBudget, HeadBudget
 from gating.pruning.latency import MAX_SECONDS, CopyTimer, TimeBudget, margin
 from gating.units import UnitName
@@ -71,14 +72,14 @@ class LatencyCosts:
             unit: (self.shares[unit] + self.blocks.get(unit, 0.0)) / float(gates.macs_per_gate[gates.is_of(unit)].sum())
             for unit in gates.units
         }
-        largest = max(rates.values()) or 1.0
+        largest = max(rates.values())
+        if not largest > 0:
+            raise InputError(
+                f"The timings show no time of the gated {' and '.join(gates.units)}, so they are noise "
+                f"({margin(self.error)}): use a machine that is less busy, a larger batch or a larger max_seconds."
+            )
         # Their errors are larger than what is rounded, and people copy them.
         return {unit: float(f"{rate / largest:.4g}") for unit, rate in rates.items()}
-
-    def predict(self, gates: HeadGates, kept: Tensor) -> float:
-        """Return the latency with some gates kept, ``[num_gates]``, as share of the dense model's."""
-        prices = [*self.shares.values(), *(self.blocks.get(unit, 0.0) for unit in gates.units)]
-        return self.fixed + sum(share * price for share, price in zip(_amounts(gates, kept), prices, strict=True))
 
     def keep_for(self, speedup: float, gates: HeadGates) -> float:
         """Return the share of the cost of all gated units that remains at a speedup: one that keeps a gate.
@@ -87,8 +88,9 @@ class LatencyCosts:
         proportionally fewer below.
 
         Raises:
-            InputError: The speedup cannot be reached; the message names the largest one.
+            InputError: The speedup cannot be reached, and the message names the largest one; or the timings are noise.
         """
+        least = HeadBudget(keep=1.0, cost=self.rates(gates)).least_share(gates)
         # A speedup that the noise of the timings may hide is not refused: choices are timed after the search.
         if speedup > self.fastest * (1 + min(self.error, _MOST_ERROR)):
             precision = "" if math.isinf(self.error) else f" (timed {margin(self.error)})"
@@ -101,7 +103,6 @@ class LatencyCosts:
             share = (time - blocks) / max(units, time - blocks)
         else:
             share = time / (units + blocks / _LEAST_LEFT)
-        least = HeadBudget(keep=1.0, cost=self.rates(gates)).least_share(gates)
         return min(1.0, max(0.01, least, round(share, 4)))
 
 
@@ -233,8 +234,8 @@ def check_speedup(speedup: float, **others: object) -> None:
     for name, value in others.items():
         if value is not None:
             raise InputError(f"Give either speedup or {name}: got speedup={speedup} and {name}={value}.")
-    if not speedup > 1:
-        raise InputError(f"speedup={speedup} is not above 1: give a number such as 1.3, or leave it out.")
+    if not (are_numbers(speedup) and speedup > 1):
+        raise InputError(f"speedup={speedup!r} is not a number above 1: give one such as 1.3, or leave it out.")
 
 
 def budget_for_speedup(

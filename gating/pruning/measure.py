@@ -76,20 +76,14 @@ class _MacCounter(TorchDispatchMode):
 def _formula_of(packet: Any) -> Callable[..., int] | None:
     """Return the function from the arguments of an operation to its multiply-accumulates; None if it has none."""
     if "scaled_dot_product" in packet.__name__:
-        return _macs_of_attention
+        return lambda query, key, value, *_, **__: (
+            query.shape[:-1].numel() * key.shape[-2] * (query.shape[-1] + value.shape[-1])
+        )
     if "grouped_mm" in packet.__name__:
-        return _macs_of_experts
+        # Each row of inputs, ``[num_rows, in_features]``, is multiplied with the weight of one expert.
+        return lambda inputs, weights, *_, **__: inputs.numel() * weights.shape[-1]
     flops = flop_registry.get(packet)
     return None if flops is None else lambda *args, **kwargs: flops(*args, **kwargs) // 2
-
-
-def _macs_of_attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
-    return query.shape[:-1].numel() * key.shape[-2] * (query.shape[-1] + value.shape[-1])
-
-
-def _macs_of_experts(inputs: Tensor, weights: Tensor, *_: Any, **__: Any) -> int:
-    """Return those of rows of inputs, ``[num_rows, in_features]``, each multiplied with the weight of one expert."""
-    return inputs.numel() * weights.shape[-1]
 
 
 def cache_bytes_per_token(model: nn.Module) -> int:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from gating.discovery.find import search_blocks
@@ -27,6 +28,7 @@ __all__ = ["check_can_change", "prune_heads", "prune_neurons", "read_numbers", "
 Model = TypeVar("Model", bound=nn.Module)
 
 
+@torch.inference_mode(mode=False)
 def prune_heads(
     model: nn.Module,
     heads_to_prune: Mapping[int | str, Iterable[int]],
@@ -72,6 +74,7 @@ def prune_heads(
     return _prune(model, blocks, removed, is_checked=discover, probe=probe)
 
 
+@torch.inference_mode(mode=False)
 def prune_neurons(
     model: nn.Module,
     groups_to_prune: Mapping[int | str, Iterable[int]],
@@ -246,12 +249,6 @@ def silence_padding(model: nn.Module) -> None:
         if block.head_slots == block.head_ids:
             continue
         padding = [slot for slot, head in enumerate(block.head_slots) if head not in block.head_ids]
-        _silence_inputs(block.output_projection, positions(padding, block.head_dim))
-
-
-def _silence_inputs(linear: nn.Module, inputs: Tensor) -> None:
-    """Set the weight of some inputs of a layer to zero, in place."""
-    linear = without_adapter(linear)
-    weight = linear.weight
-    assert isinstance(weight, nn.Parameter)
-    fill(weight, whole(weight.detach()).index_fill(weight_dim(linear, "inputs"), inputs.to(weight.device), 0.0))
+        linear: Any = without_adapter(block.output_projection)
+        silent, weight = positions(padding, block.head_dim).to(linear.weight.device), whole(linear.weight.detach())
+        fill(linear.weight, weight.index_fill(weight_dim(linear, "inputs"), silent, 0.0))

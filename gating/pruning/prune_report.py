@@ -89,9 +89,7 @@ class PruneReport:
         totals.append(("parameters", self.after.num_parameters, self.before.num_parameters))
         width = max(len(row[0]) for row in [*rows, *totals])
         lines = [f"{name:<{width}}  {count:>9}  {ids}".rstrip() for name, count, ids in rows]
-        lines += [
-            f"{name:<{width}}  {after:,} of {before:,} ({_percent(after, before)})" for name, after, before in totals
-        ]
+        lines += [f"{name:<{width}}  {one:,} of {all:,} ({100 * one / all:.1f} %)" for name, one, all in totals]
         lines += [f"{name:<{width}}  layers {', '.join(map(str, ids))} stay" for name, ids in self.kept_layers.items()]
         return "\n".join([*lines, *filter(None, [unproven_note(self.unproven)])])
 
@@ -161,10 +159,6 @@ def _present_units(
         elif isinstance(block, FeedForwardBlock) and block.num_neurons == block.width_before:
             continue
         yield block.name, block.unit_ids
-
-
-def _percent(after: float, before: float) -> str:
-    return f"{after / before:.1%}".replace("%", " %")
 
 
 def num_parameters(model: nn.Module) -> int:

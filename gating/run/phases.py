@@ -94,9 +94,9 @@ def _search(run: Run, objective: Objective) -> Search:
         # Printed below, as one line for each class.
         warnings.simplefilter("ignore", RemedyWarning)
         gates = run.objects.make_gates(state.model)
-    if len(gates.units) > 1:
-        set_measured_macs(gates, state.model, run.data)
-    search = Search(gates, objective, convergence=run.objects.convergence)
+        if len(gates.units) > 1:
+            set_measured_macs(gates, state.model, run.data)
+        search = Search(gates, objective, convergence=run.objects.convergence)
     num_others = count_units(state.model, "heads") - gates.num_heads if gates.num_heads else 0
     if num_others and is_rank_zero():
         print(f"{gates.num_heads} heads have a gate; {num_others} in excluded blocks stay besides those that are kept.")

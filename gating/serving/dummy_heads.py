@@ -31,7 +31,7 @@ def with_dummy_heads(model: PreTrainedModel, names: Collection[str] | None = Non
             :func:`~gating.discovery.find.find_attention_blocks` has them; all of them by default.
 
     Returns:
-        The copy, in the mode of the model; the model itself if no block is to change.
+        The copy, in evaluation mode; the model itself if no block is to change.
 
     Raises:
         ValueError: The model has adapters or is sharded.
@@ -53,7 +53,7 @@ def with_dummy_heads(model: PreTrainedModel, names: Collection[str] | None = Non
             block.module.head_index = torch.tensor(block.head_slots, device=model.device)
     if getattr(model, "generation_config", None) is not None:
         copy.generation_config = deepcopy(model.generation_config)
-    copy.train(model.training)
+    copy.eval()
     return copy
 
 

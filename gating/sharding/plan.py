@@ -80,7 +80,7 @@ def sharding_of(model: PreTrainedModel, num_processes: int) -> DistributedConfig
         >>> sharding_of(BertModel(BertConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=2)), 2).fsdp_plan
         {'encoder.layer.*': 'free_full_weight', 'embeddings.word_embeddings': 'free_full_weight'}
     """
-    plan = dict.fromkeys(map(_with_wildcards, _layers(model)), _FREED)
+    plan = dict.fromkeys((re.sub(r"\.\d+(?=\.|$)", ".*", name) for name in _layers(model)), _FREED)
     if "fsdp_size" not in inspect.signature(DistributedConfig).parameters:
         raise InputError(
             f"transformers {transformers.__version__} cannot cut a model over processes: install a newer one."
@@ -178,7 +178,3 @@ def _embeddings(model: PreTrainedModel) -> dict[str, str]:
         # Models may read the weight of other classes without a call of the module.
         if id(module) in styles and type(module) in (nn.Embedding, nn.Linear) and owners[id(module.weight)] == 1
     }
-
-
-def _with_wildcards(name: str) -> str:
-    return re.sub(r"\.\d+(?=\.|$)", ".*", name)

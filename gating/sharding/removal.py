@@ -27,6 +27,7 @@ from gating.structure.edits import Edit, whole
 __all__ = ["finalize_sharded"]
 
 
+@torch.inference_mode(mode=False)
 def finalize_sharded(
     model: PreTrainedModel,
     gates: HeadGates,

@@ -168,16 +168,27 @@ class AttentionBlock(Block):
     @property
     def cache_width(self) -> int:
         """Number of values that a decoder caches for each token: keys and values, or the latent they are made of."""
-        if self.spec.has_state:
-            return 0
+        if not self.head_slots:
+            return self.least_cache_width
         if (latent := self._latent) is not None:
             return num_inputs(latent) + int(getattr(self.module, "qk_rope_head_dim", 0))
         return self.num_key_value_heads * self.head_cache_width
 
     @property
     def head_cache_width(self) -> int:
-        """Number of values that a decoder caches for each token and key-value head; 0 where these share a latent."""
-        return 0 if self.spec.has_state or self._latent is not None else self.key_dim + self.head_dim
+        """Number of values that a decoder caches for each token and key-value head; 0 for a latent, or no own keys."""
+        is_own = not (self.spec.has_state or "k" in self.spec.borrowed) and self._latent is None
+        return self.key_dim + self.head_dim if is_own else 0
+
+    @property
+    def least_cache_width(self) -> int:
+        """Number of values that a decoder caches for each token without any kept head: of a placeholder, or of a head.
+
+        The placeholder is that of :mod:`gating.loader.emptied`; the head is the one that a class needs.
+        """
+        if self.can_be_emptied:
+            return 0 if self.spec.returns == "tensor" or "k" in self.spec.borrowed else 2
+        return (self.num_key_value_heads if self.spec.lends else 1) * self.head_cache_width
 
     @property
     def _latent(self) -> nn.Module | None:

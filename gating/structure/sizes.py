@@ -87,7 +87,7 @@ def head_sizes(block: Any, slots: Sequence[int]) -> GateSize:
         num_slots * (block.key_dim + block.head_dim) if num_heads else 0,
         num_slots * block.head_dim * block.key_dim if block.spec.has_state else 0,
         # One head of a group leaves the keys and values that the others share.
-        block.head_cache_width if num_slots == group else 0,
+        block.head_cache_width if num_slots == group and not block.spec.lends else 0,
     )
 
 

@@ -195,7 +195,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(model):
 
 
 def test_factors_are_on_the_device_of_the_features(bert):
-    """With device_map, layers are on several devices; meta stands for another one."""
+    """Towers of a model may be on several devices; meta stands for another one."""
     gates = gating.inject_gates(bert)
     features = torch.ones(1, 2, 32, device="meta")
     gate = gates.blocks()[1].output_projection.gate

@@ -83,7 +83,7 @@ def test_a_share_of_cost_is_filled(rival, share, cost):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "expected"), first_of([({"num_neurons": 60}, 60), ({"keep": 0.5}, 68), ({}, 36)])
+    ("arguments", "expected"), first_of([({"num_neurons": 60}, 60), ({"keep": 0.5}, 68), ({"keep": 0.25}, 36)])
 )
 def test_gates_on_neurons_alone_have_numbers_of_neurons(rival, arguments, expected):
     search = search_with(RIVALS[rival](**arguments), units=("neurons",)).run(0, STEPS)

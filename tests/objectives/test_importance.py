@@ -9,7 +9,6 @@ from torch import nn
 import gating
 from gating.objectives import Fisher, Importance
 from gating.objectives.rankings.ranking import MaskSampler
-from gating.objectives.rankings.sensitivity import sensitivity
 from gating.proof.probe import make_probe
 from tests.support.family_models import FAMILIES
 from tests.support.tiny_models import batch_for
@@ -102,12 +101,12 @@ def test_sensitivity_by_hand():
     heads = torch.tensor([[[1.0, 2, 3, 4], [1, 1, 1, 1]], [[0, 1, 0, 1], [2, 0, 2, 0]]])
     gradient = torch.tensor([[[1.0, 0, -1, 0], [-3, 0, 0, 2]], [[5, 5, -1, -1], [1, 1, 1, 1]]])
     # Example 1: gate 1 has 1 - 3 = -2, gate 2 has -3 + 2 = -1; example 2: 5 + 2 = 7 and -1 + 2 = 1.
-    assert sensitivity(heads, gradient, 2).tolist() == [9.0, 2.0]
+    assert gating.Importance().of_batch(heads, gradient, 2, ()).tolist() == [9.0, 2.0]
 
 
 def test_infinite_gradients_do_not_count():
     heads, gradient = torch.ones(2, 1, 2), torch.tensor([[[torch.inf, 1.0]], [[1.0, torch.nan]]])
-    assert sensitivity(heads, gradient, 2).tolist() == [1.0, 1.0]
+    assert gating.Importance().of_batch(heads, gradient, 2, ()).tolist() == [1.0, 1.0]
 
 
 def test_nothing_is_watched_in_evaluation_and_after_the_removal_of_the_gates(bert):

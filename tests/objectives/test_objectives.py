@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import gating
+from gating.errors import RemedyWarning
 from gating.gates import hard_concrete
 from gating.objectives import (
     BudgetSchedule,
@@ -100,8 +101,11 @@ def test_a_budget_is_a_number_or_a_share(num_heads, keep, expected):
     assert resolve_budget(num_heads, keep, total=72) == expected
 
 
-def test_a_budget_is_a_quarter_of_the_heads_by_default(bert):
-    assert num_kept(gating.inject_gates(bert), ExactBudget()) == 3
+def test_a_budget_is_a_quarter_of_the_heads_by_default_with_a_warning(bert):
+    gates = gating.inject_gates(bert)
+    with pytest.warns(RemedyWarning, match="25% stays: give num_heads"):
+        search = gating.Search(gates, ExactBudget())
+    assert search.kept().sum() == 3
 
 
 def test_the_budget_is_met_at_every_step(bert):

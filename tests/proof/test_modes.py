@@ -1,10 +1,13 @@
 """The mode of each module: what computes in evaluation mode leaves parts in training and frozen parts as they were."""
 
 from contextlib import suppress
+from unittest.mock import patch
 
 import pytest
+import torch
 
 import gating
+from gating.compact import save
 from gating.serving.exporting import exporting
 from gating.tasks import SequenceClassification
 from gating.training.evaluation import evaluate
@@ -41,7 +44,12 @@ def export_gguf(model, folder):
         gating.export_compact(model, folder / "model.gguf", format="gguf")
 
 
-@pytest.mark.parametrize("works", [time, measure, score, export, export_gguf])
+def make_canary(model, folder):
+    with patch.object(save, "canary_outputs", lambda model, _: model.eval() / 0):  # It fails.
+        assert save._make_canary(model) is None
+
+
+@pytest.mark.parametrize("works", [time, measure, score, export, export_gguf, make_canary])
 @pytest.mark.filterwarnings("ignore:The timings are less exact")
 def test_each_module_keeps_its_mode(bert, works, tmp_path):
     bert.train()
@@ -51,3 +59,26 @@ def test_each_module_keeps_its_mode(bert, works, tmp_path):
     works(bert, tmp_path)
     assert {name: module.training for name, module in bert.named_modules()} == before
     assert not frozen.training
+
+
+def finalize(model, folder):
+    gates, objective = gating.inject_gates(model), gating.Lagrangian(num_heads=5)
+    gating.Search(gates, objective).update(1.0)
+    assert not any(parameter.is_inference() for parameter in (*gates.parameters(), *objective.parameters()))
+    gating.finalize(model, gates)
+
+
+WITHOUT_GRADIENTS = {
+    "finalize": finalize,
+    "heads": lambda model, _: gating.prune_heads(model, {0: [1], 1: range(4)}) and None,
+    "neurons": lambda model, _: gating.prune_neurons(model, {0: [1]}, group_size=8) and None,
+    "load": lambda model, folder: gating.load_compact(gating.save_compact(model, folder / "saved")),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_GRADIENTS)
+def test_a_model_that_was_changed_in_inference_mode_can_be_trained(bert, name, tmp_path):
+    with torch.inference_mode():
+        model = WITHOUT_GRADIENTS[name](bert, tmp_path) or bert
+    model.train()(**batch_for(model)).logits.sum().backward()
+    assert not any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers()))

@@ -261,7 +261,9 @@ def test_gradients_of_a_fused_optimizer_are_clipped(precision, folder):
 
 
 @pytest.mark.parametrize("precision", first_of(["bf16-mixed", "16-mixed", "bf16-true", "16-true"]))
-@pytest.mark.parametrize("objective", [gating.Lagrangian(num_heads=4), gating.IterativePruning(gating.Importance())])
+@pytest.mark.parametrize(
+    "objective", [gating.Lagrangian(num_heads=4), gating.IterativePruning(gating.Importance(), num_heads=3)]
+)
 # On CPUs 16-mixed means bfloat16, with a warning.
 @pytest.mark.filterwarnings("ignore:.*precision='16-mixed'.*:UserWarning")
 def test_gates_and_objective_stay_in_full_precision(precision, objective, folder, tmp_path):

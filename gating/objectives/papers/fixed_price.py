@@ -7,6 +7,7 @@ from torch import Tensor
 
 from gating.errors import InputError
 from gating.gates import HeadGates
+from gating.gates.hard_concrete import are_numbers
 from gating.objectives.base import Objective
 from gating.objectives.budget import HeadBudget
 from gating.objectives.costs import Costs
@@ -35,8 +36,8 @@ class FixedPrice(Objective):
             InputError: The price is negative or infinite, or ``start`` is not between 0 and 1.
         """
         super().__init__()
-        if not (0 <= price < math.inf and 0 <= start <= 1):
-            raise InputError(f"Give a finite price of 0 or more, got price={price}, and start of 0 to 1, got {start}.")
+        if not (are_numbers(price, start) and 0 <= price < math.inf and 0 <= start <= 1):
+            raise InputError(f"Give a finite price of 0 or more, got {price!r}, and start of 0 to 1, got {start!r}.")
         self._price = price
         self.cost = cost
         self._budget = HeadBudget(keep=1.0, cost=cost)

@@ -85,7 +85,7 @@ class Lagrangian(KeepsBudget):
     def _set_up(self, *, num_parts: int) -> None:
         """Start with multipliers and targets of zero."""
         present = [getattr(self, name, None) for name in ("lambda_1", "lambda_2")]
-        if any(one is None or one.is_meta or len(one) != num_parts for one in present):
+        if any(one is None or one.is_meta or one.is_inference() or len(one) != num_parts for one in present):
             self.lambda_1 = nn.Parameter(torch.zeros(num_parts))
             self.lambda_2 = nn.Parameter(torch.zeros(num_parts))
         # The same parameters in a second search: an optimizer may have them.

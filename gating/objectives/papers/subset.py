@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gating.errors import InputError
 from gating.gates import HeadGates
-from gating.gates.hard_concrete import GateSampler
+from gating.gates.hard_concrete import GateSampler, are_numbers
 from gating.objectives.base import HostNumbers, KeepsBudget, takes_budget
 from gating.objectives.expected_count import EqualLayers, solve_offset
 from gating.objectives.parts import Part, chosen
@@ -67,13 +67,14 @@ class TopK(KeepsBudget):
         super().__init__(**budget)
         if variant not in ("gumbel", "straight_through"):
             raise InputError(f"The variant of top-k is gumbel or straight_through, got {variant!r}.")
-        if not initial_temperature >= final_temperature > 0:
+        are_fit = are_numbers(initial_temperature, final_temperature)
+        if not (are_fit and math.inf > initial_temperature >= final_temperature > 0):
             raise InputError(
                 "The temperature must fall and stay above 0, got "
-                f"initial_temperature={initial_temperature} and final_temperature={final_temperature}."
+                f"initial_temperature={initial_temperature!r} and final_temperature={final_temperature!r}."
             )
-        if not (0 <= cooldown <= 1 and 0 < scale < math.inf):
-            raise InputError(f"Give cooldown from 0 to 1, got {cooldown}, and a positive scale, got {scale}.")
+        if not (are_numbers(cooldown, scale) and 0 <= cooldown <= 1 and 0 < scale < math.inf):
+            raise InputError(f"Give cooldown from 0 to 1, got {cooldown!r}, and a positive scale, got {scale!r}.")
         self._variant = variant
         self._temperatures = (initial_temperature, final_temperature)
         self._cooldown = cooldown

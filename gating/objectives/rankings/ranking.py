@@ -1,14 +1,14 @@
 """Rankings of heads and neurons, and the objective whose rounds close those that rank lowest."""
 
 from collections.abc import Sequence
-from typing import Any, SupportsFloat
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
 
 from gating.errors import InputError
 from gating.gates import HeadGates
-from gating.gates.hard_concrete import GateSampler
+from gating.gates.hard_concrete import GateSampler, are_numbers
 from gating.objectives.base import HostNumbers, KeepsBudget, OfOneSearch, takes_budget
 from gating.objectives.parts import COST, Part, chosen, sizes_of
 
@@ -150,7 +150,7 @@ class IterativePruning(KeepsBudget):
             raise InputError(f"ranking={ranking!r} is no ranking: give an object, such as gating.Importance().")
         self.ranking = ranking
         self._share_per_round = share_per_round
-        if not (isinstance(share_per_round, SupportsFloat) and 0 < share_per_round <= 1):
+        if not (are_numbers(share_per_round) and 0 < share_per_round <= 1):
             raise InputError(f"share_per_round={share_per_round!r} is not a share: give more than 0 and at most 1.")
         if self._schedule.end == 0:
             raise InputError("schedule.end=0 leaves no batch to rank heads by: give a number above 0.")

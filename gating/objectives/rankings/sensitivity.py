@@ -11,7 +11,7 @@ from gating.errors import InputError
 from gating.gates import HeadGates
 from gating.objectives.rankings.ranking import Ranking, per_size
 
-__all__ = ["Fisher", "Importance", "derivatives", "sensitivity"]
+__all__ = ["Fisher", "Importance", "derivatives"]
 
 
 class Importance(Ranking):
@@ -69,8 +69,18 @@ class Importance(Ranking):
         self.importance.zero_()
 
     def of_batch(self, head_outputs: Tensor, gradient: Tensor, num_gates: int, widths: Sequence[int]) -> Tensor:
-        """Return the importance of the gates of a block in a batch, ``[num_gates]``; see :func:`sensitivity`."""
-        return sensitivity(head_outputs, gradient, num_gates, widths)
+        """Return the absolute derivative of each example's loss by each gate of a block, summed, ``[num_gates]``.
+
+        With ``xi_h`` the mask variable that multiplies the output ``Att_h(x)`` of a head, the importance is ``I_h = E_x
+        |dL(x) / d xi_h| = E_x |Att_h(x)^T dL(x) / d Att_h(x)|`` (paper, equation 2 and the one below it), so the
+        absolute value is taken for each example. The authors' program takes it for each token, and the one in
+        transformers' examples for each batch. The mean differs from the sum by a factor that the normalization cancels.
+        The arguments are those of :func:`derivatives`.
+        """
+        per_example = derivatives(head_outputs, gradient, num_gates, widths).sum(dim=1)
+        # Gradients are infinite at steps that a gradient scaler skips.
+        summed: Tensor = per_example.abs().nan_to_num(0.0, 0.0, 0.0).sum(dim=0)
+        return summed
 
     def _summed(self, gates: HeadGates) -> Tensor:
         """Return the importance over the batches of all processes, ``[num_gates]``."""
@@ -124,38 +134,14 @@ class Fisher(Importance):
         return squares.nan_to_num(0.0, 0.0, 0.0).sum(dim=(0, 1))
 
 
-def sensitivity(head_outputs: Tensor, gradient: Tensor, num_gates: int, widths: Sequence[int] = ()) -> Tensor:
-    """Return the absolute derivative of each example's loss with respect to each gate, summed over the examples.
-
-    With ``xi_h`` the mask variable that multiplies the output ``Att_h(x)`` of a head, the importance is
-    ``I_h = E_x |dL(x) / d xi_h| = E_x |Att_h(x)^T dL(x) / d Att_h(x)|`` (paper, equation 2 and the one below it), so
-    the absolute value is taken for each example. The authors' program takes it for each token, and the one in
-    transformers' examples for each batch. The mean differs from the sum by a factor that the normalization cancels.
-
-    Args:
-        head_outputs: Input of an output or down projection, ``[batch, ..., features]``.
-        gradient: Gradient of the loss with respect to this input, of the same shape.
-        num_gates: Number of gates of the block; each multiplies an equal part of the last dimension.
-        widths: Features of each gate if they differ.
-
-    Returns:
-        Shape ``[num_gates]``, float32.
-
-    Example:
-        >>> head_outputs, gradient = torch.tensor([[[1.0, 2.0, 3.0, 4.0]]]), torch.tensor([[[1.0, 0.0, -1.0, 0.0]]])
-        >>> sensitivity(head_outputs, gradient, 2)
-        tensor([1., 3.])
-    """
-    per_example = derivatives(head_outputs, gradient, num_gates, widths).sum(dim=1)
-    # Gradients are infinite at steps that a gradient scaler skips.
-    summed: Tensor = per_example.abs().nan_to_num(0.0, 0.0, 0.0).sum(dim=0)
-    return summed
-
-
 def derivatives(head_outputs: Tensor, gradient: Tensor, num_gates: int, widths: Sequence[int] = ()) -> Tensor:
     """Return the part of each position in the derivative of the loss by each gate, ``[batch, positions, num_gates]``.
 
-    The arguments are those of :func:`sensitivity`; an input without positions has one.
+    Args:
+        head_outputs: Input of an output or down projection, ``[batch, ..., features]``; without positions, it has one.
+        gradient: Gradient of the loss with respect to this input, of the same shape.
+        num_gates: Number of gates of the block; each multiplies an equal part of the last dimension.
+        widths: Features of each gate if they differ.
 
     Example:
         >>> derivatives(torch.tensor([[1.0, 2.0, 3.0, 4.0]]), torch.tensor([[1.0, 0.0, -1.0, 0.0]]), 2)
