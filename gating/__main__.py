@@ -14,8 +14,6 @@ from gating.errors import UserError, explain, missing_extra
 from gating.tracking.redaction import redact_output
 from gating.training.signals import stop_on_signals
 
-__all__ = ["main"]
-
 
 def main() -> None:
     """Run a command of this package."""

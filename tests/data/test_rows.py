@@ -7,8 +7,7 @@ import PIL.Image
 import pytest
 from datasets import Dataset, DatasetDict
 
-from gating.data.columns import take_columns
-from gating.data.rows import warn_of_overlap
+from gating.data.columns import take_columns, warn_of_overlap
 from gating.tasks.embedding_examples import read_examples
 
 
