@@ -67,8 +67,9 @@ def check_devices(trainer: Mapping[str, Any]) -> Devices:
             )
     _check_strategy(trainer.get("strategy", "auto"))
     is_sharded = trainer.get("strategy") == _SHARDED
-    if is_sharded:
-        _check_precision(str(trainer.get("precision", "32-true")))
+    precision = str(trainer.get("precision", "32-true"))
+    if is_sharded and precision not in _PRECISIONS:
+        raise InputError(f"trainer.precision={precision} cannot train with trainer=fsdp: use 32-true or bf16-mixed.")
     tried = _try_trainer(trainer)
     num_processes = tried.num_nodes * tried.num_devices
     started = (
@@ -127,14 +128,6 @@ def _try_trainer(trainer: Mapping[str, Any]) -> pl.Trainer:
             f"The trainer's settings, with trainer.accelerator={trainer['accelerator']} and "
             f"trainer.devices={trainer['devices']}, cannot be used here: {reason}. Correct or leave out what it names."
         ) from error
-
-
-def _check_precision(precision: str) -> None:
-    """Raise ``InputError`` for a precision that a sharded model cannot be trained in."""
-    if precision in _PRECISIONS:
-        return
-    needs = "needs a scale of the loss" if precision.startswith("16") else "is not that of gates and weights, float32"
-    raise InputError(f"trainer.precision={precision} {needs}: use 32-true or bf16-mixed with trainer=fsdp.")
 
 
 def _describes_object(value: object) -> bool:
