@@ -86,6 +86,11 @@ def check_devices(trainer: Mapping[str, Any]) -> Devices:
             f"trainer=fsdp cuts the model over several processes, and trainer.devices={trainer['devices']} starts one: "
             "give trainer.devices=2 or more, or use trainer=gpu, or trainer=default on a CPU."
         )
+    if is_sharded and trainer["accelerator"] == "cpu" and torch.accelerator.is_available():
+        raise InputError(
+            "trainer.accelerator=cpu: transformers puts shards on this machine's GPU. Leave it out, or hide the GPU "
+            "from this command with CUDA_VISIBLE_DEVICES=-1."
+        )
     return Devices(num_processes, tried.strategy.root_device, is_sharded)
 
 
