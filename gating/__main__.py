@@ -14,8 +14,6 @@ from gating.errors import UserError, explain, missing_extra
 from gating.tracking.redaction import redact_output
 from gating.training.signals import stop_on_signals
 
-__all__ = ["main"]
-
 
 def main() -> None:
     """Run a command of this package."""
@@ -53,9 +51,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"head-gating {gating.__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("train", help="fine-tune with gates, remove heads, export: head-gating train --help")
-    for name, command in COMMANDS.items():
-        described = f"{command.help[0].upper()}{command.help[1:]}."
-        command.add_arguments(commands.add_parser(name, help=command.help, description=described))
+    for name, (purpose, add_arguments) in COMMANDS.items():
+        described = f"{purpose[0].upper()}{purpose[1:]}."
+        add_arguments(commands.add_parser(name, help=purpose, description=described))
     return parser
 
 

@@ -14,7 +14,7 @@ from tests.support.tiny_run import ROOT, make_model_folder
 # Import names of the packages of extras that differ from their names in pyproject.toml.
 IMPORTED_AS = {"hydra_core": "hydra", "pillow": "PIL", "pyyaml": "yaml", "scikit_learn": "sklearn"}
 # Those that an extra needs newer, and packages that come with torch, transformers and huggingface_hub.
-WITH_THE_CORE = {"torch", "transformers", "tokenizers", "filelock", "yaml", "numpy", "jinja2"}
+WITH_THE_CORE = {"torch", "transformers", "tokenizers", "tqdm", "filelock", "yaml", "numpy", "jinja2"}
 
 # Hides packages as if they were not installed: also from importlib.util.find_spec, by which transformers asks.
 HIDING = """

@@ -1,4 +1,4 @@
-"""The start of commands: help, wrong names and missing files are answered before torch is imported."""
+"""The start of commands: help and wrong names are answered before torch is imported."""
 
 import os
 import subprocess
@@ -42,8 +42,6 @@ REFUSED = {
     "train.py objective.num_head=18": "+objective.num_head=18",
     "train.py +overwrit=true": "Did you mean overwrite?",
     "train.py seed=-1": "seed=-1",
-    "train.py data=files data.train=nowhere.tsv": "data.train=nowhere.tsv",
-    "train.py model=pretrained model.name=./nowhere": "model.name=./nowhere",
     "train.py output_dir=tests": "output_dir=",
     "train.py resume=nowhere": "no run in",
     "gating train sweep=heads": "add -m",

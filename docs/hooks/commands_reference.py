@@ -46,13 +46,13 @@ def _wrapped_line(line: str) -> str:
 
 
 def _help(name: str) -> str:
-    command = COMMANDS[name]
+    purpose, add_arguments = COMMANDS[name]
     parser = argparse.ArgumentParser(
         prog=f"head-gating {name}",
-        description=f"{command.help[0].upper()}{command.help[1:]}.",
+        description=f"{purpose[0].upper()}{purpose[1:]}.",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, width=WIDTH),
     )
-    command.add_arguments(parser)
+    add_arguments(parser)
     return parser.format_help()
 
 

@@ -5,8 +5,7 @@ import sys
 from pathlib import Path
 
 from gating.errors import FolderExistsError, InputError
-from gating.run.sweep.choice import Choice, as_json, print_choice
-from gating.run.sweep.picture import write_picture
+from gating.run.sweep.choice import Choice, as_json, print_choice, write_picture
 from gating.run.sweep.results import FinishedRun, read_runs
 
 

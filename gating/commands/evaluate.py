@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from datasets import DatasetDict
@@ -18,7 +18,6 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from transformers import PreTrainedModel
 
-from gating.commands.model_folder import find_model
 from gating.compact.load import load_compact
 from gating.compact.recipe import processor_folder
 from gating.compact.stock import read_original
@@ -34,7 +33,7 @@ from gating.report.score import Score
 from gating.report.summary import Stage, Summary
 from gating.run.build import RunObjects, build_objects, naming_settings
 from gating.run.data import RunData, encode_examples, load_examples
-from gating.run.folder import stored_settings
+from gating.run.folder import find_model, stored_settings
 from gating.run.inputs import data_differ, read_inputs
 from gating.run.settings import Settings, override_names, read_settings
 from gating.run.timing import RunTiming
@@ -62,29 +61,21 @@ def run(arguments: argparse.Namespace) -> None:
     """
     # Other output, such as how data was divided, is not part of the JSON.
     with redirect_stdout(sys.stderr if arguments.json else sys.stdout):
-        evaluated = evaluate_folder(arguments.folder, arguments.settings, split=arguments.split)
-    print(json.dumps(evaluated.numbers, indent=2) if arguments.json else evaluated.text)
+        numbers, text = evaluate_folder(arguments.folder, arguments.settings, split=arguments.split)
+    print(json.dumps(numbers, indent=2) if arguments.json else text)
 
 
-class Evaluated(NamedTuple):
-    """The evaluation of a model.
-
-    Attributes:
-        numbers: Metrics, sizes and latency by the names in ``metrics.json``, with model and split; NaN is None.
-        text: The same as lines.
-    """
-
-    numbers: dict[str, Any]
-    text: str
-
-
-def evaluate_folder(folder: str, overrides: Sequence[str], *, split: str | None = None) -> Evaluated:
+def evaluate_folder(folder: str, overrides: Sequence[str], *, split: str | None = None) -> tuple[dict[str, Any], str]:
     """Evaluate a model on a data set.
 
     Args:
         folder: Folder of a model or of a finished run, or a name on the hub.
         overrides: Settings of data, task, trainer and seed, in the words of Hydra.
         split: ``validation`` or ``test``; test if the data has one if None.
+
+    Returns:
+        Metrics, sizes and latency by the names in ``metrics.json``, with model and split, where NaN is None; and the
+        same as lines.
 
     Raises:
         InputError: The model, the data and the settings do not fit each other.
@@ -138,7 +129,7 @@ def evaluate_folder(folder: str, overrides: Sequence[str], *, split: str | None 
         formats |= getattr(metric, "formats", {})
     names = sorted(values, key=lambda name: name != score.name)
     shown = {x: formats[x].show_measured(values[x]) if x in formats else f"{values[x]:.4f}" for x in names}
-    return Evaluated(numbers, "\n".join([title, *_lines_of(shown, summary, score)]))
+    return numbers, "\n".join([title, *_lines_of(shown, summary, score)])
 
 
 def _lines_of(metrics: Mapping[str, str], summary: Summary, score: Score) -> list[str]:
@@ -269,7 +260,7 @@ def load_evaluation(
     classes = None if names == [f"LABEL_{number}" for number in range(len(names))] else names
     # Tasks read the columns of the training data; errors name the split that is checked first.
     both = replace(examples, splits=DatasetDict({split: examples.splits[split], "train": examples.splits[split]}))
-    compared = logging.getLogger("gating.data.rows")
+    compared = logging.getLogger("gating.data.columns")
     try:
         compared.disabled = True  # These are no training data that hold test examples.
         with using_classes(classes):

@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
-from gating.commands.model_folder import find_model
 from gating.compact.files import find_folder
 from gating.errors import InputError, UserError, explain
+from gating.run.folder import find_model
 from gating.serving.formats import FORMATS, export_compact
 from gating.tracking.progress import Progress
 

@@ -5,7 +5,6 @@ from contextlib import suppress
 
 from rich.console import Console
 
-from gating.commands.model_folder import find_model
 from gating.compact.files import find_folder
 from gating.compact.load import load_compact
 from gating.compact.recipe import Recipe, is_recipe
@@ -16,6 +15,7 @@ from gating.pruning.layers import build_original, build_recorded
 from gating.pruning.measure import cache_bytes_per_token, count_macs, weight_megabytes
 from gating.pruning.prune_report import num_parameters
 from gating.report.rows import heads_per_layer, kept_heads_table, kept_neurons_table, layers_left, neurons_per_layer
+from gating.run.folder import find_model
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -1,23 +1,9 @@
 """Options of the commands, apart from the modules that run them, which take seconds to import."""
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 from gating.serving.formats import FORMATS
-
-
-class Command(NamedTuple):
-    """A command: its module in this folder has its name, and a function ``run`` of the parsed arguments.
-
-    Attributes:
-        help: Its purpose, as the end of a sentence.
-        add_arguments: Function that adds its arguments to a parser.
-    """
-
-    help: str
-    add_arguments: Callable[[argparse.ArgumentParser], None]
 
 
 def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,9 +57,11 @@ def _compare_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON instead of a table")
 
 
+# Purpose of each command, as the end of a sentence, and the function that adds its arguments to a parser. Its module in
+# this folder has its name, and a function ``run`` of the parsed arguments.
 COMMANDS = {
-    "inspect": Command("show which heads and neurons a model has, and its sizes", _inspect_arguments),
-    "evaluate": Command("evaluate a compact or dense model on a data set", _evaluate_arguments),
-    "export": Command("export a compact model for another runtime, and check it there", _export_arguments),
-    "compare": Command("compare finished runs, and recommend the fastest that loses little", _compare_arguments),
+    "inspect": ("show which heads and neurons a model has, and its sizes", _inspect_arguments),
+    "evaluate": ("evaluate a compact or dense model on a data set", _evaluate_arguments),
+    "export": ("export a compact model for another runtime, and check it there", _export_arguments),
+    "compare": ("compare finished runs, and recommend the fastest that loses little", _compare_arguments),
 }

@@ -8,10 +8,9 @@ import numpy as np
 import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict
 
-from gating.data.columns import find_input_columns
+from gating.data.columns import find_input_columns, row_keys
 from gating.data.examples import Examples
 from gating.data.labels import LABEL_COLUMNS
-from gating.data.rows import row_keys
 from gating.distributed.collectives import is_rank_zero
 from gating.errors import InputError
 

@@ -2,8 +2,6 @@
 
 import os
 
-__all__ = ["limit_spinning"]
-
 # Turns of the loop in which a thread of GCC's OpenMP waits before it sleeps; by default it spins for minutes.
 _VARIABLE, _TURNS = "GOMP_SPINCOUNT", "1000"
 

@@ -10,19 +10,6 @@ from torch import Tensor
 from gating.distributed.watchdog import find_lost_process
 from gating.errors import OperationError
 
-__all__ = [
-    "all_reduce_max",
-    "all_reduce_sum",
-    "broadcast",
-    "check_same",
-    "gather_objects",
-    "is_distributed",
-    "is_lost_connection",
-    "is_rank_zero",
-    "rank",
-    "world_size",
-]
-
 Value = TypeVar("Value")
 
 # Seconds in which a process ends after its connections have closed. Other errors are printed that much later.

@@ -20,21 +20,11 @@ from gating.distributed.collectives import is_distributed
 from gating.distributed.watchdog import WatchedDDP, stop_children
 from gating.errors import InputError
 
-__all__ = ["Devices", "check_devices", "start_processes", "stop_processes"]
-
 # Limit of each collective. Nothing that a single rank does meanwhile takes longer: of a sharded model, rank 0 writes
 # whole files.
 _TIMEOUT, _TIMEOUT_OF_SHARDED = timedelta(minutes=10), timedelta(hours=2)
 # Name of the strategy that cuts models over all processes.
 _SHARDED = "fsdp"
-
-# Trainer arguments that each run sets itself, and the settings to use instead.
-_RESERVED = {
-    "logger": "choose logger=wandb or another option of logger",
-    "callbacks": "add callbacks.NAME._target_=CLASS",
-    "enable_checkpointing": "choose callbacks=none for a run without checkpoints",
-    "default_root_dir": "give output_dir=FOLDER",
-}
 
 # Precisions of training with FSDP2; gates are in float32.
 _PRECISIONS = ("32-true", "32", "bf16-mixed")
@@ -61,17 +51,14 @@ def check_devices(trainer: Mapping[str, Any]) -> Devices:
     """Check the trainer's settings, and return the devices that they choose.
 
     Raises:
-        InputError: A setting would have no effect or would change the steps of a phase; the strategy stops its
-            processes after each phase, or shards weights in another way than FSDP2; Lightning refuses the settings;
-            devices are missing; or the world size differs from the number of processes already started.
+        InputError: A setting would change the steps of a phase; the strategy stops its processes after each phase, or
+            shards weights in another way than FSDP2; Lightning refuses the settings; devices are missing; or the world
+            size differs from the number of processes already started.
 
     Example:
         >>> check_devices({"accelerator": "cpu", "devices": 2, "strategy": "ddp"})
         Devices(num_processes=2, root=device(type='cpu'), is_sharded=False)
     """
-    for name, instead in _RESERVED.items():
-        if trainer.get(name) not in (None, True):
-            raise InputError(f"trainer.{name}={trainer[name]} would have no effect, as each run sets it: {instead}.")
     for name in ("fast_dev_run", "overfit_batches"):
         if trainer.get(name):
             raise InputError(
@@ -80,8 +67,9 @@ def check_devices(trainer: Mapping[str, Any]) -> Devices:
             )
     _check_strategy(trainer.get("strategy", "auto"))
     is_sharded = trainer.get("strategy") == _SHARDED
-    if is_sharded:
-        _check_precision(str(trainer.get("precision", "32-true")))
+    precision = str(trainer.get("precision", "32-true"))
+    if is_sharded and precision not in _PRECISIONS:
+        raise InputError(f"trainer.precision={precision} cannot train with trainer=fsdp: use 32-true or bf16-mixed.")
     tried = _try_trainer(trainer)
     num_processes = tried.num_nodes * tried.num_devices
     started = (
@@ -93,8 +81,16 @@ def check_devices(trainer: Mapping[str, Any]) -> Devices:
             "set trainer.devices and trainer.num_nodes so that their product is this number, with trainer=ddp or "
             "trainer=fsdp if it is above 1."
         )
-    if is_sharded:
-        _check_sharded(trainer, num_processes)
+    if is_sharded and num_processes == 1:
+        raise InputError(
+            f"trainer=fsdp cuts the model over several processes, and trainer.devices={trainer['devices']} starts one: "
+            "give trainer.devices=2 or more, or use trainer=gpu, or trainer=default on a CPU."
+        )
+    if is_sharded and trainer["accelerator"] == "cpu" and torch.accelerator.is_available():
+        raise InputError(
+            "trainer.accelerator=cpu: transformers puts shards on this machine's GPU. Leave it out, or hide the GPU "
+            "from this command with CUDA_VISIBLE_DEVICES=-1."
+        )
     return Devices(num_processes, tried.strategy.root_device, is_sharded)
 
 
@@ -137,28 +133,6 @@ def _try_trainer(trainer: Mapping[str, Any]) -> pl.Trainer:
             f"The trainer's settings, with trainer.accelerator={trainer['accelerator']} and "
             f"trainer.devices={trainer['devices']}, cannot be used here: {reason}. Correct or leave out what it names."
         ) from error
-
-
-def _check_sharded(trainer: Mapping[str, Any], num_processes: int) -> None:
-    """Raise ``InputError`` for settings that a sharded model cannot be trained with."""
-    if num_processes == 1:
-        raise InputError(
-            f"trainer=fsdp cuts the model over several processes, and trainer.devices={trainer['devices']} starts one: "
-            "give trainer.devices=2 or more, or use trainer=gpu, or trainer=default on a CPU."
-        )
-    if trainer["accelerator"] == "cpu" and torch.accelerator.is_available():
-        raise InputError(
-            "trainer.accelerator=cpu: transformers puts shards on this machine's GPU. Leave it out, or hide the GPU "
-            "from this command with CUDA_VISIBLE_DEVICES=-1."
-        )
-
-
-def _check_precision(precision: str) -> None:
-    """Raise ``InputError`` for a precision that a sharded model cannot be trained in."""
-    if precision in _PRECISIONS:
-        return
-    needs = "needs a scale of the loss" if precision.startswith("16") else "is not that of gates and weights, float32"
-    raise InputError(f"trainer.precision={precision} {needs}: use 32-true or bf16-mixed with trainer=fsdp.")
 
 
 def _describes_object(value: object) -> bool:

@@ -17,8 +17,6 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 from lightning_fabric.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from typing_extensions import override
 
-__all__ = ["LostProcess", "WatchedDDP", "exit_on_lost_process", "find_lost_process", "stop_children"]
-
 # Seconds between checks, and for a process to fail by itself before it is ended: in a collective it may hang.
 _INTERVAL_S, _GRACE_S = 0.5, 20.0
 # Environment variable with the process id of rank 0, for the processes that it starts.

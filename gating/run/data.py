@@ -58,16 +58,13 @@ class RunData:
         task: Task,
         metrics: MetricCollection,
         baseline: Baseline | None = None,
-        title: str | None = None,
+        title: str,
     ) -> tuple[dict[str, float], Tally]:
-        """Return the metrics of a model on a split, and the tally of its targets, with a baseline's metrics.
-
-        Without a title, no progress is shown.
-        """
+        """Return the metrics of a model on a split, and the tally of its targets, with a baseline's metrics."""
         total = self.num_evaluated[split]
         batches = islice(self.module.evaluation_dataloader(split), total)
         tally = Tally(task, metrics, baseline, model=model)
-        counted = tally.watch(batches if title is None else watched(batches, title=title, total=total, unit="batches"))
+        counted = tally.watch(watched(batches, title=title, total=total, unit="batches"))
         return evaluate(model, counted, task=task, metrics=metrics), tally
 
 

@@ -14,8 +14,8 @@ from gating.errors import explain, is_input_error
 from gating.run.folder import how_to_resume
 from gating.tracking.loggers import close_wandb
 from gating.tracking.progress import Progress
+from gating.training.callbacks import DivergedError
 from gating.training.signals import Stopped, stop_on_signals
-from gating.training.weight_callbacks import DivergedError
 
 # Seconds in which rank 0 ends the other processes after an error.
 _PATIENCE_S = 2.0

@@ -13,9 +13,9 @@ from gating.report.summary import Stage
 from gating.run.build import PhaseObjects, build_phase
 from gating.run.folder import Phase
 from gating.run.run import Run
+from gating.training.callbacks import BestWeights, DivergenceStop, GateMonitor, RunClock
 from gating.training.checkpoints import AtomicCheckpointIO, RunCheckpoint, ShardedStrategy
 from gating.training.evaluation import validation_interval
-from gating.training.gate_callbacks import GateMonitor, RunClock
 from gating.training.module import FineTuning
 from gating.training.progress import (
     InterruptOnStop,
@@ -23,7 +23,6 @@ from gating.training.progress import (
     check_completed,
     end_reason,
 )
-from gating.training.weight_callbacks import BestWeights, DivergenceStop
 
 
 def train_phase(

@@ -34,8 +34,8 @@ from gating.storage.files import checkpoint_path, replacing_folder
 from gating.structure.layers import count_units
 from gating.tasks.base import HasLoss
 from gating.tracking.verbosity import printed_warnings
+from gating.training.callbacks import log_kept_heads
 from gating.training.checkpoints import load_own_state, load_shards, read_checkpoint, save_shards, write_checkpoint
-from gating.training.gate_callbacks import log_kept_heads
 
 
 def teach(run: Run) -> None:

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from gating.errors import InputError, MissingFileError, explain, nearest_name
+from gating.errors import InputError, explain, nearest_name
 from gating.run.folder import CONFIG, Phase, is_finished, is_run, relocated, stored_settings
 from gating.storage.identity import check_same_settings, leaves
 from gating.tracking.redaction import HIDDEN, redact_settings
@@ -125,7 +125,7 @@ def read_settings(cfg: DictConfig | Mapping[str, Any], overrides: Sequence[str] 
 
     Raises:
         InputError: A setting is missing, unknown or of the wrong type, or differs from that of the resumed run.
-        FileNotFoundError: There is no such run, or no such file of data.
+        FileNotFoundError: There is no such run.
     """
     composed = OmegaConf.create(dict(cfg)) if not isinstance(cfg, DictConfig) else cfg
     has_own_folder = "${now:" not in str(OmegaConf.to_container(composed)["output_dir"])  # type: ignore[call-overload, index]
@@ -141,9 +141,7 @@ def read_settings(cfg: DictConfig | Mapping[str, Any], overrides: Sequence[str] 
         if not has_own_folder:
             raise InputError("resume=auto needs a folder that the next command finds again: add output_dir=FOLDER.")
         folder = settings.folder if is_run(settings.folder) else None
-    if folder is None:
-        _check_places(settings)
-    elif not is_finished(folder):
+    if folder is not None and not is_finished(folder):
         _check_same(stored or stored_settings(folder), settings, folder)
     return settings
 
@@ -260,19 +258,6 @@ def _absolute_if_there(value: Any) -> Any:
         if isinstance(value, str) and value and os.path.lexists(os.path.expanduser(value)):
             return os.path.abspath(os.path.expanduser(value))
     return value
-
-
-def _check_places(settings: Settings) -> None:
-    """Raise ``MissingFileError`` for data and models that are no file or folder, before torch is imported."""
-    is_ours = str(settings.data.get("_target_")).startswith("gating.")
-    files = {f"data.{name}": settings.data.get(name) for name in ("train", "validation", "test") if is_ours}
-    models = {"model.name": settings.model.get("name"), "distillation.teacher": settings.distillation.get("teacher")}
-    models = {name: value for name, value in models.items() if str(value).startswith((".", "~", os.sep))}
-    for name, value in {**files, **models}.items():
-        for one in value if isinstance(value, list) else [value]:
-            is_path = isinstance(one, str) and not re.search(r"://|[*?\[]", one)
-            if is_path and not os.path.exists(os.path.expanduser(str(one))):
-                raise MissingFileError(f"{name}={one}: there is no such file or folder.")
 
 
 def _check_same(stored: Mapping[str, Any], settings: Settings, folder: Path) -> None:

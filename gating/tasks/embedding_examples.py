@@ -11,9 +11,8 @@ from datasets import Dataset, DatasetDict, Value
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from gating.data.columns import find_text_columns, take_columns
+from gating.data.columns import find_text_columns, take_columns, warn_of_overlap
 from gating.data.labels import LABEL_COLUMNS, read_numbers
-from gating.data.rows import warn_of_overlap
 from gating.data.tokens import check_texts, encode_batch, tokenize
 from gating.embedding.negation import negate
 from gating.errors import InputError

@@ -16,6 +16,7 @@ import pytorch_lightning as pl
 import torch
 import torch.distributed
 from lightning_fabric.utilities.apply_func import apply_to_collection  # type: ignore[attr-defined]
+from pydantic import PositiveFloat, PositiveInt
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.strategies import ModelParallelStrategy
@@ -97,20 +98,20 @@ class RunCheckpoint(Callback):
     19617 and 20550).
     """
 
-    def __init__(self, *, every_n_steps: int | None = None, every_minutes: float | None = 10.0, keep: int = 2) -> None:
+    def __init__(
+        self,
+        *,
+        every_n_steps: PositiveInt | None = None,
+        every_minutes: PositiveFloat | None = 10.0,
+        keep: PositiveInt = 2,
+    ) -> None:
         """Set when to save, in addition to after each validation and at the end of a phase.
 
         Args:
             every_n_steps: Number of optimizer steps between checkpoints.
             every_minutes: Number of minutes between checkpoints.
             keep: Number of checkpoints of a phase to keep. With 1 there is no fallback for a damaged checkpoint.
-
-        Raises:
-            InputError: A number is not positive.
         """
-        for name, value in (("every_n_steps", every_n_steps), ("every_minutes", every_minutes), ("keep", keep)):
-            if value is not None and not value > 0:
-                raise InputError(f"callbacks.checkpoint.{name}={value}: give a positive number.")
         self._folder, self._keep = Path(), keep
         self._steps, self._seconds = every_n_steps or math.inf, 60 * (every_minutes or math.inf)
         self._batches_that_stepped: int | None = None

@@ -6,7 +6,6 @@ import shutil
 import sys
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
@@ -134,8 +133,7 @@ def test_changed_data_are_said_whatever_else_is_given(setting, finished, tmp_pat
 
 def data_of(run: Path, *overrides: str, split: str | None = None) -> dict[str, Any]:
     """Return the settings of the data of an evaluation."""
-    with mock.patch("gating.run.settings._check_places"):  # There are no files.
-        return evaluation_settings("model", overrides, run_folder=run, split=split).data
+    return evaluation_settings("model", overrides, run_folder=run, split=split).data
 
 
 def files_of(data: dict[str, Any]) -> tuple[str | None, ...]:
@@ -159,8 +157,7 @@ def test_files_in_place_of_those_of_a_run_leave_its_other_settings(tmp_path):
 
 def finish(run: Path, *overrides: str) -> None:
     """Write the settings of a finished run into a folder."""
-    with mock.patch("gating.run.settings._check_places"):
-        (run / "config.yaml").write_text(yaml.safe_dump(checked_settings([*overrides, f"output_dir={run}"])))
+    (run / "config.yaml").write_text(yaml.safe_dump(checked_settings([*overrides, f"output_dir={run}"])))
     (run / "metrics.json").write_text("{}")
 
 
@@ -170,8 +167,7 @@ def test_embeddings_are_compared_with_the_model_and_revision_of_the_run(tmp_path
     finish(tmp_path, *overrides)
 
     def teacher_of(*more: str) -> tuple[str, str]:
-        with mock.patch("gating.run.settings._check_places"):
-            task = evaluation_settings("model", more, run_folder=tmp_path, split=None).task
+        task = evaluation_settings("model", more, run_folder=tmp_path, split=None).task
         return task["teacher"], task["teacher_revision"]
 
     assert teacher_of() == ("user/dense", "v2")

@@ -1,11 +1,13 @@
-"""The folders that commands take: of a model, of a run, and of a sweep, which they refuse."""
+"""The folders that commands take: of a model in either form, of a run, and of a sweep, which they refuse."""
 
 import sys
 from pathlib import Path
 
 import pytest
 
+import gating
 from gating import __main__ as command_line
+from tests.support.family_models import FAMILIES
 from tests.support.sweeps import write_run
 from tests.support.tiny_run import make_model_folder
 
@@ -35,6 +37,18 @@ def test_inspect_takes_a_run(run, monkeypatch, capsys):
     shown = " ".join(capsys.readouterr().out.split())
     assert "12 of 12 heads" in shown
     assert f"{run}/compact" in shown.replace(" ", "")[-400:]
+
+
+@pytest.mark.parametrize("stock", [True, False])
+def test_inspect_shows_the_original_numbers_and_the_cache_of_both_forms(stock, tmp_path, monkeypatch, capsys):
+    model = FAMILIES["llama"].build()
+    gating.prune_heads(model, {layer: range(4) for layer in range(3)})
+    gating.prune_neurons(model, {layer: [layer] for layer in range(3)}, group_size=16)
+    folder = gating.save_compact(model, tmp_path / "model", stock=stock)
+    assert call(monkeypatch, "inspect", folder) == ""
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "12 of 24 heads, 96 of 144 neurons" in shown
+    assert "384 of 768 bytes of keys and values are cached for a token" in shown
 
 
 @pytest.mark.runs

@@ -1,4 +1,4 @@
-"""Collectives in a single process, and errors of lost connections."""
+"""Numbers of processes, collectives in a single one, and errors of lost connections."""
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from gating.distributed.collectives import (
     is_lost_connection,
     is_rank_zero,
 )
+from gating.distributed.launch import check_devices
 from gating.distributed.watchdog import LostProcess
 
 
@@ -42,3 +43,15 @@ def test_lost_connections_are_recognized_in_distributed_runs_only(error, lost, m
     assert not is_lost_connection(error)
     monkeypatch.setattr(collectives, "is_distributed", lambda: True)
     assert is_lost_connection(error) == (error in LOST or (error in UNCLEAR and lost is not None))
+
+
+def test_processes_of_a_launcher_are_counted(monkeypatch):
+    assert check_devices({"accelerator": "cpu", "devices": 2}).num_processes == 2
+    assert check_devices({"accelerator": "cpu", "devices": 2, "strategy": "fsdp"}).is_sharded
+    assert check_devices({"accelerator": "cpu", "devices": 1, "num_nodes": 3}).num_processes == 3
+    assert (
+        check_devices({"accelerator": "cpu", "devices": 1, "plugins": [{"_target_": "some.Plugin"}]}).num_processes == 1
+    )
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(ValueError, match="4 have been started"):
+        check_devices({"accelerator": "cpu", "devices": 2})

@@ -8,7 +8,7 @@ import torch
 import gating
 from gating.objectives.gate_metrics import gate_metrics, open_amounts, spent_by_unit
 from gating.report.results import History
-from gating.training.gate_callbacks import log_kept_heads
+from gating.training.callbacks import log_kept_heads
 from gating.training.progress import describe_open, describe_progress
 from tests.support.family_models import FAMILIES
 

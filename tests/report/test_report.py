@@ -1,10 +1,9 @@
-"""Tables of a run for the console, and its history in checkpoints."""
+"""Tables of a run for the console."""
 
 import io
 
 from rich.console import Console
 
-from gating.report.results import History, Observation
 from gating.report.rows import CompactReport, Row, print_report
 
 KEPT = [("encoder.layer.0", [0, 3], 4), ("encoder.layer.1", [], 4), ("encoder.layer.2", [0, 1, 2, 3], 4)]
@@ -33,10 +32,3 @@ def test_the_tables_show_heads_neurons_sizes_stages_and_notes():
         assert count in line
     assert "64 of 128" in text
     assert "0 of 3,072" in text
-
-
-def test_history_is_restored_from_checkpoints():
-    one, other = History([Observation(10, 0.5, 12, 12, 12)], {"a": [0.0, 1.0]}, {"a": [0.3]}), History()
-    one.quantity, one.spent = "cost", {"heads": 0.1, "neurons": 0.4}
-    other.load_state_dict(one.state_dict())
-    assert other == one

@@ -1,12 +1,14 @@
 """Objects are built from settings that each checks; refusals name their setting."""
 
 import pytest
+import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping
 
 import gating
 from gating.errors import InputError
 from gating.run.build import DataSettings, build, build_objects, build_phase, load_source
 from gating.run.settings import read_settings
+from gating.training.optimizers import AdamW, AnyOptimizer
 from tests.support.tiny_run import compose_settings
 
 CALLBACKS = "pytorch_lightning.callbacks"
@@ -54,3 +56,18 @@ def test_settings_go_to_the_source_the_task_and_the_batches():
     assert isinstance(made.objective, gating.ExactBudget)
     assert phase.optimizer.lr == 1e-4
     assert objects("objective=none", "+objective.num_heads=3")[0].objective is None
+
+
+def test_any_class_trains_the_weights():
+    settings = ("optimizer=any", "optimizer.weights._target_=torch.optim.SGD", "optimizer.lr=0.1")
+    made = objects(*settings, "+optimizer.weights.momentum=0.9")[1].optimizer
+    assert isinstance(made, AnyOptimizer)
+    assert (made.weights.func, made.weights.keywords, made.lr) == (torch.optim.SGD, {"momentum": 0.9}, 0.1)
+    assert objects("optimizer=sgd")[1].optimizer.lr == 0.01
+    assert isinstance(objects("optimizer=adafactor")[1].optimizer, AnyOptimizer)
+    assert objects("optimizer.betas=[0.8,0.9]")[1].optimizer == AdamW(betas=[0.8, 0.9])
+
+
+def test_arguments_of_schedules_are_added():
+    shape = "scheduler.shape=cosine_with_min_lr"
+    assert objects(shape, "+scheduler.arguments.min_lr_rate=0.1")[1].scheduler.arguments == {"min_lr_rate": 0.1}

@@ -156,8 +156,8 @@ def test_texts_of_pairs_learn_from_a_teacher(inputs, tmp_path, monkeypatch):
     settings = ["task.loss=distance", "task.negations=0.5", f"task.teacher={teacher.name}"]
     run_in(tmp_path / "run", inputs, f"data.train={pairs}", *settings)
     monkeypatch.chdir("/")
-    evaluated = evaluate_folder(str(tmp_path / "run"), [])
-    assert evaluated.numbers["metrics"]["agreement"] == pytest.approx(numbers_of(tmp_path / "run")["test/agreement"])
+    found, _ = evaluate_folder(str(tmp_path / "run"), [])
+    assert found["metrics"]["agreement"] == pytest.approx(numbers_of(tmp_path / "run")["test/agreement"])
 
 
 def test_interrupted_runs_end_as_if_they_had_not_been(inputs, tmp_path, monkeypatch):
@@ -209,16 +209,16 @@ def test_a_model_in_half_precision_has_a_dense_layer_in_full(inputs, tmp_path):
 
 
 def test_evaluation_repeats_the_numbers_of_a_run(finished):
-    evaluated = evaluate_folder(str(finished), [])
+    found, text = evaluate_folder(str(finished), [])
     numbers = numbers_of(finished)
     for name in ("spearman", "pearson", "agreement", "cosine"):
-        assert evaluated.numbers["metrics"][name] == pytest.approx(numbers[f"test/{name}"], abs=1e-5), name
-        assert f"{name}  {100 * numbers[f'test/{name}']:.2f}" in evaluated.text
+        assert found["metrics"][name] == pytest.approx(numbers[f"test/{name}"], abs=1e-5), name
+        assert f"{name}  {100 * numbers[f'test/{name}']:.2f}" in text
 
 
 def test_the_steps_of_a_run_do_not_bound_its_evaluation(finished, tmp_path, capsys):
-    evaluated = evaluate_folder(str(finished), [f"data.test={write_pairs(tmp_path / 'test.tsv', rows=120)}"])
-    assert evaluated.numbers["num_examples"] == 120
+    found, _ = evaluate_folder(str(finished), [f"data.test={write_pairs(tmp_path / 'test.tsv', rows=120)}"])
+    assert found["num_examples"] == 120
     assert "are drawn" not in capsys.readouterr().out
 
 
@@ -228,12 +228,12 @@ def test_any_folder_of_sentence_transformers_is_evaluated(finished, inputs, tmp_
     numbers = numbers_of(finished)
     for folder, stage in ((model, "dense"), (f"{finished}/compact", "compact")):
         place = Path(shutil.copytree(folder, tmp_path / stage))
-        evaluated = evaluate_folder(str(place), ["task=embedding", "data=sentences", test, "data.max_length=32"])
-        assert set(evaluated.numbers["metrics"]) == {"spearman", "pearson"}
-        assert evaluated.numbers["metrics"]["spearman"] == pytest.approx(numbers[f"{stage}/test/spearman"], abs=1e-5)
+        found, _ = evaluate_folder(str(place), ["task=embedding", "data=sentences", test, "data.max_length=32"])
+        assert set(found["metrics"]) == {"spearman", "pearson"}
+        assert found["metrics"]["spearman"] == pytest.approx(numbers[f"{stage}/test/spearman"], abs=1e-5)
     positives = write_pairs(tmp_path / "positives.tsv", rows=16, scores=False)
-    evaluated = evaluate_folder(str(finished), ["data=files", f"data.test={positives}"])
-    assert set(evaluated.numbers["metrics"]) == {"ndcg", "recall", "agreement", "cosine"}
+    found, _ = evaluate_folder(str(finished), ["data=files", f"data.test={positives}"])
+    assert set(found["metrics"]) == {"ndcg", "recall", "agreement", "cosine"}
 
 
 def test_a_model_in_the_folder_that_is_renamed_is_refused(inputs, tmp_path, capsys):

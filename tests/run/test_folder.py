@@ -145,11 +145,3 @@ def test_a_run_goes_on_at_another_place(begun, tmp_path):
     assert resume(moved) == 0
     assert is_finished(moved)
     assert not is_finished(begun)
-
-
-def test_existing_folder_is_not_overwritten(inputs, tmp_path, capsys):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "precious").write_text("mine")
-    assert end_of(tmp_path / "out", inputs) == 1
-    assert "overwrite=true" in capsys.readouterr().err
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["precious"]

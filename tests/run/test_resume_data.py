@@ -146,7 +146,7 @@ def test_a_finished_run_is_evaluated_on_its_own_test_file_from_another_folder(be
     (tmp_path / "second" / "inputs").mkdir(parents=True)
     write_table(tmp_path / "second" / "inputs" / "test.tsv", rows=10, seed=5)
     monkeypatch.chdir(tmp_path / "second")
-    numbers = evaluate_folder(str(begun), ["trainer.accelerator=cpu"]).numbers
+    numbers, _ = evaluate_folder(str(begun), ["trainer.accelerator=cpu"])
     stored = json.loads((begun / "metrics.json").read_text())
     assert numbers["num_examples"] == 16
     assert numbers["metrics"]["accuracy"] == stored["test/accuracy"]

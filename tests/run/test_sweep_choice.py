@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gating.errors import InputError
-from gating.run.sweep.choice import Choice, as_json, explain_choice, print_choice
-from gating.run.sweep.picture import draw_choice
+from gating.run.sweep.choice import Choice, as_json, draw_choice, explain_choice, print_choice
 from gating.run.sweep.results import FinishedRun
 
 PERPLEXITY = {"scale": 1, "unit": "", "higher_is_better": False}

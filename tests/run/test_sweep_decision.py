@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from gating.run.build import build_objects
 from gating.run.settings import read_settings
-from gating.run.sweep import choice, picture, results
+from gating.run.sweep import choice, results
 from gating.run.sweep.jobs import Job, begin_sweep
 from gating.run.sweep.plugins import DenseFirst, SweepReport
 from tests.support.outcome import snapshot
@@ -133,7 +133,7 @@ def test_a_sweep_without_failures_ends_in_exit_code_0(runs, capsys):
 
 @pytest.mark.parametrize(
     ("module", "part"),
-    [(picture, "write_picture"), (choice, "as_json"), (choice, "print_choice"), (results, "read_runs")],
+    [(choice, "write_picture"), (choice, "as_json"), (choice, "print_choice"), (results, "read_runs")],
 )
 @pytest.mark.parametrize("error", first_of([OSError(28, "No space left on device", "x"), ValueError("odd")]))
 def test_a_report_that_fails_is_listed_with_the_failed_jobs(module, part, error, runs, monkeypatch, capsys):

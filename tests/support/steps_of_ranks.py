@@ -76,6 +76,7 @@ def train_some_steps(folder: Path, *, num_processes: int, batch_size: int) -> di
         devices=num_processes,
         strategy="ddp" if num_processes > 1 else "auto",
         max_epochs=1,
+        max_steps=NUM_STEPS,
         use_distributed_sampler=False,
         logger=False,
         enable_checkpointing=False,

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
@@ -87,10 +86,8 @@ def compose_settings(overrides: list[str]) -> DictConfig:
 
 
 def checked_settings(overrides: Sequence[str]) -> dict[str, Any]:
-    """Compose the settings of a command as plain values, checked as the command does; its files need not exist."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gating.run.settings._check_places", lambda settings: None)
-        return read_settings(compose_settings(list(overrides)), overrides).model_dump()
+    """Compose the settings of a command as plain values, checked as the command does."""
+    return read_settings(compose_settings(list(overrides)), overrides).model_dump()
 
 
 def run_command(

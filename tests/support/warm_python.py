@@ -30,7 +30,7 @@ PRELOADED = (
     "train",
     "gating.run.ending",
     "gating.run.execute",
-    "gating.run.sweep.picture",
+    "gating.run.sweep.choice",
     "matplotlib.backends.backend_agg",
     "matplotlib.figure",
     "transformers.models.bert.modeling_bert",

@@ -14,8 +14,8 @@ from gating.models.sources import enable_gradient_checkpointing
 from gating.report.results import History
 from gating.report.score import Score
 from gating.tasks import SequenceClassification
+from gating.training.callbacks import GateMonitor
 from gating.training.evaluation import evaluate
-from gating.training.gate_callbacks import GateMonitor
 from gating.training.module import FineTuning
 from gating.training.optimizers import AdamW, WarmupSchedule
 from tests.support.metrics import class_metrics

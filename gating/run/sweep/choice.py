@@ -1,23 +1,29 @@
-"""The choice among finished runs: the fastest that loses little, as a table, as sentences and as numbers."""
+"""The choice among finished runs: the fastest that loses little, as a table, sentences, numbers and a picture."""
 
 import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from gating.errors import InputError
 from gating.pruning.latency import is_noise
+from gating.report.figures import score_limits
 from gating.report.score import Score
 from gating.run.sweep.results import FinishedRun, conditions_of, depends_on_seed, names_of
+from gating.storage.files import replacing_file
 
 _AXES = {"speedup": "speed-up", "work": "less work"}
+_LABELS = {"speedup": "measured speed-up over the dense model", "work": "work of the dense model over that of the run"}
+_FRONT, _OTHER, _CHOSEN = "tab:blue", "0.5", "tab:green"
 _FORMS = ("{:,.0f}", "{:,.0f}", "{:.2f}x")
 # Width of a table that is not printed to a terminal: rich would take 80 columns.
 _WIDTH = 1000
@@ -259,3 +265,45 @@ def print_choice(choice: Choice) -> None:
     console.print(table)
     for sentence in explain_choice(choice):
         console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+
+
+def write_picture(choice: Choice, path: Path) -> None:
+    """Write the picture; the end of the file's name, such as ``.png``, is the format."""
+    with replacing_file(path) as new:
+        draw_choice(choice).savefig(new, format=path.suffix.lower().removeprefix("."), dpi=120)
+
+
+def draw_choice(choice: Choice) -> Figure:
+    """Draw the validation score of each candidate over its speed, with the front, the dense score and the limit.
+
+    Test scores are shown as small circles; they are no part of the choice.
+    """
+    figure = Figure(figsize=(7.5, 5.2), layout="constrained")
+    axes, score = figure.subplots(), choice.score
+    axes.set_xlabel(_LABELS[choice.axis])
+    axes.set_ylabel(f"{score.name} {score.unit.strip()}", parse_math=False)
+    points = {one: (choice.speed(one), score.scale * one.numbers["validation"]) for one in choice.candidates}
+    known = {one: (x, y) for one, (x, y) in points.items() if x > 0 and math.isfinite(y)}
+    for one, (x, y) in known.items():
+        color = _CHOSEN if one is choice.chosen else _FRONT if one in choice.front else _OTHER
+        spread = score.scale * one.numbers["validation_std"]
+        axes.errorbar(x, y, yerr=None if math.isnan(spread) else spread, fmt="o", color=color, capsize=3, zorder=3)
+        axes.plot(x, score.scale * one.numbers["test"], "o", markersize=4, markerfacecolor="none", color=color)
+        # Names at a slant leave room for those of neighbors.
+        text = axes.annotate(one.name, (x, y), (5, 5), textcoords="offset points", color=color, size="small")
+        text.set(rotation=30, rotation_mode="anchor", parse_math=False)
+    axes.plot(*zip(*sorted(points[one] for one in choice.front), strict=True), color=_FRONT, label="Pareto front")
+    axes.plot([], [], "o", color="0.3", label="validation: runs are chosen by it")
+    axes.plot([], [], "o", markersize=4, markerfacecolor="none", color="0.3", label="test")
+    if choice.dense is not None:
+        _, dense = points[choice.dense]
+        axes.axhline(dense, color="black", linewidth=0.8, linestyle="--", label="dense")
+        worst = dense - score.gain(choice.max_drop, 0)
+        axes.axhspan(dense, worst, color=_CHOSEN, alpha=0.12, label=f"at most {choice.max_drop:g} worse")
+    # Small losses look small, and no score below 0 is suggested where there is none.
+    low, high = axes.get_ylim()
+    axes.set_ylim(score_limits([low if any(y < 0 for _, y in known.values()) else max(0.0, low), high], score))
+    axes.margins(x=0.25)
+    axes.grid(alpha=0.3)
+    figure.legend(fontsize="small", loc="outside lower center", ncols=3, frameon=False)
+    return figure

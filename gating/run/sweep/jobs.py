@@ -12,8 +12,10 @@ from typing import Any
 
 from filelock import BaseFileLock
 
+from gating.distributed.collectives import is_rank_zero
 from gating.errors import InputError, explain, shorten
 from gating.run.folder import is_run
+from gating.run.settings import is_dense
 from gating.storage.files import read_table, take_lock, write_atomically
 from gating.tracking.redaction import redact
 from gating.training.signals import Stopped, Unfinished
@@ -81,14 +83,6 @@ def end_sweep() -> None:
         _locks.pop().release()
 
 
-def is_rank_zero() -> bool:
-    """Return whether this process has rank 0."""
-    # Each command imports this module, and torch takes seconds to import.
-    from gating.distributed import collectives
-
-    return collectives.is_rank_zero()
-
-
 def starts_in_later_job(job: int) -> bool:
     """Return whether rank 0 started this process, which repeats its command, in a later job of the sweep."""
     if is_rank_zero():
@@ -123,8 +117,6 @@ def _record(sweep: Path, job: Job) -> None:
 
 def with_job_names(settings: Mapping[str, Any], *, sweep: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """Return the settings of a job, with names after its overrides and its sweep's folder in those of the loggers."""
-    from gating.run.settings import is_dense  # head-gating inspect has no omegaconf.
-
     place = sweep.absolute()
     names = {
         "name": shorten(redact(" ".join(own_overrides(sweep, overrides))), most=_MOST),

@@ -73,9 +73,10 @@ class SweepReport(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Take the folder of the sweep, or exit if another process has it or another sweep is there."""
+        from gating.distributed.collectives import is_rank_zero
         from gating.run.sweep import jobs  # A lone run has none.
 
-        if not jobs.is_rank_zero():
+        if not is_rank_zero():
             return
         goes_on = config.get("resume") is not None or bool(config.get("overwrite"))
         try:
@@ -85,9 +86,10 @@ class SweepReport(Callback):
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Show the choice among the finished jobs, then the failed ones; exit with code 1 if there are any."""
+        from gating.distributed.collectives import is_rank_zero
         from gating.run.sweep import jobs
 
-        if not jobs.is_rank_zero():
+        if not is_rank_zero():
             return
         failed: dict[str, str] = {}
         try:
@@ -105,8 +107,7 @@ class SweepReport(Callback):
 
 def _report(config: DictConfig, failed: dict[str, str]) -> None:
     """Show and write the choice among the finished jobs; add the others to ``failed``, each with the reason."""
-    from gating.run.sweep.choice import Choice, as_json, print_choice
-    from gating.run.sweep.picture import write_picture
+    from gating.run.sweep.choice import Choice, as_json, print_choice, write_picture
     from gating.run.sweep.results import read_runs
 
     folder = Path(config.hydra.sweep.dir)
