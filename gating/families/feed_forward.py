@@ -8,8 +8,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from gating.errors import InputError
-from gating.families.layouts import FeedForwardSpec, UpLayout, check_row, read_spec
-from gating.families.linear import num_inputs, num_outputs, without_adapter
+from gating.families.layouts import (
+    FeedForwardSpec,
+    UpLayout,
+    check_row,
+    num_inputs,
+    num_outputs,
+    read_spec,
+    without_adapter,
+)
 
 __all__ = [
     "find_feed_forward_spec",

@@ -13,14 +13,13 @@ from transformers import PreTrainedModel
 from gating.discovery.find import search_blocks
 from gating.discovery.ungated import (
     UngatedModules,
-    check_patterns,
     check_towers,
     is_left_out,
     ungated_warning,
     without_left_out,
 )
 from gating.errors import InputError
-from gating.families.linear import without_adapter
+from gating.families.layouts import without_adapter
 from gating.gates import hard_concrete
 from gating.gates.attachment import CHILD_NAME, check_not_gated
 from gating.gates.gates import HeadGates
@@ -168,7 +167,6 @@ def create_gates(
 
 def _check_exclude(found: list[Block], others: list[str], exclude: Collection[str]) -> None:
     """Raise ``InputError`` for a name or pattern of ``exclude`` that matches no module."""
-    check_patterns(exclude)
     names = [block.name for block in found]
     unknown = [one for one in exclude if not any(fnmatchcase(name, one) for name in (*names, *others))]
     if unknown:

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from typing import Any
@@ -21,7 +21,7 @@ from gating.proof.prove import apply_proven
 from gating.pruning.empty_layers import remove_empty_layers
 from gating.pruning.plan import folded_values, plan_finalizing
 from gating.pruning.prune_report import PruneReport, UnitCounts
-from gating.structure.blocks import Block, whole_number
+from gating.structure.blocks import whole_number
 from gating.structure.edits import Undo, undo_edits
 from gating.units import UnitName
 
@@ -31,7 +31,6 @@ __all__ = [
     "checked_gate_values",
     "decide_gate_values",
     "finalize",
-    "record_masked",
 ]
 
 # Smallest difference between the mean values of kept and of removed gates that counts as a decision.
@@ -120,7 +119,9 @@ def finalize(
     values = checked_gate_values(model, gates, objective, num_heads=num_heads, num_neurons=num_neurons, kept=kept)
     by_block = values.split(gates.block_sizes)
     gated, before = gates.blocks(), UnitCounts.of(model)
-    masked = record_masked(model, gates, gated, by_block, probe)
+    masked = MaskedOutputs(
+        model, gated, by_block, masked=lambda factors: gates.fixed_at(torch.cat(list(factors))), probe=probe
+    )
     edits, folded = plan_finalizing(model, gated, by_block), folded_values(model, gated, by_block)
     gates.remove()
     done: list[Undo] = []
@@ -157,28 +158,6 @@ def check_own_gates(model: nn.Module, gates: HeadGates) -> None:
         raise InputError(
             f"These gates are not those of this {type(model).__name__}; pass the result of inject_gates(model)."
         )
-
-
-def record_masked(
-    model: nn.Module,
-    gates: HeadGates,
-    blocks: Sequence[Block],
-    values: Sequence[Tensor],
-    probe: Mapping[str, Tensor] | None,
-    *,
-    largest: Callable[[float], float] = float,
-    free: Callable[[nn.Module], object] | None = None,
-) -> MaskedOutputs:
-    """Record the outputs of a model with the gates of each block at their final values."""
-    return MaskedOutputs(
-        model,
-        blocks,
-        values,
-        masked=lambda factors: gates.fixed_at(torch.cat(list(factors))),
-        probe=probe,
-        largest=largest,
-        free=free,
-    )
 
 
 def decide_gate_values(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gating.discovery.find import search_blocks
 from gating.errors import InputError, InputTypeError
-from gating.families.linear import weight_dim, without_adapter
+from gating.families.layouts import weight_dim, without_adapter
 from gating.gates import HeadGates
 from gating.gates.attachment import check_not_gated
 from gating.loader.saving import become_compact
