@@ -1,6 +1,5 @@
 """Put gates on the attention heads of a model, and on its feed-forward neurons."""
 
-import difflib
 import warnings
 from collections.abc import Collection, Mapping
 from fnmatch import fnmatchcase
@@ -18,7 +17,7 @@ from gating.discovery.ungated import (
     ungated_warning,
     without_left_out,
 )
-from gating.errors import InputError
+from gating.errors import InputError, nearest_name
 from gating.families.layouts import without_adapter
 from gating.gates import hard_concrete
 from gating.gates.attachment import CHILD_NAME, check_not_gated
@@ -170,8 +169,7 @@ def _check_exclude(found: list[Block], others: list[str], exclude: Collection[st
     names = [block.name for block in found]
     unknown = [one for one in exclude if not any(fnmatchcase(name, one) for name in (*names, *others))]
     if unknown:
-        nearest = difflib.get_close_matches(unknown[0], names, n=1, cutoff=0.0)[0]
-        raise InputError(f"There is no block {unknown[0]!r} to exclude. Did you mean {nearest!r}?")
+        raise InputError(f"There is no block {unknown[0]!r} to exclude. {nearest_name(unknown[0], names)}")
 
 
 def _prove_foreign_blocks(model: nn.Module, blocks: list[Block], *, probe: Mapping[str, Tensor] | None) -> None:
