@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from gating.distributed import limit_spinning
-from gating.errors import UserError, explain, missing_extra, missing_plugin
+from gating.errors import UserError, explain, missing_extra
 
-if problem := missing_extra("head-gating train") or missing_plugin(sys.argv[1:]):
+if problem := missing_extra("head-gating train"):
     sys.exit(f"error: {problem}")
 
 import hydra

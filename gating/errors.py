@@ -2,7 +2,7 @@
 
 import difflib
 import errno
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
@@ -26,7 +26,6 @@ __all__ = [
     "is_input_error",
     "loading",
     "missing_extra",
-    "missing_plugin",
     "nearest_name",
     "shorten",
 ]
@@ -36,12 +35,6 @@ _TRAIN = (
     *("hydra", "omegaconf", "pytorch_lightning", "torchmetrics", "datasets", "pyarrow", "wandb", "pydantic"),
     *("matplotlib", "PIL", "sacrebleu"),
 )
-# Those of the extra "sweep", by the beginning of the value of a setting that names them.
-_SWEEP = {
-    "joblib": "hydra_joblib_launcher",
-    "submitit": "hydra_submitit_launcher",
-    "optuna": "hydra_optuna_sweeper",
-}
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -125,18 +118,6 @@ def missing_extra(user: str, *, missing: str | None = None) -> str | None:
     if missing is None:
         return None
     return f"{user} needs the extra 'train' ({missing} is missing): pip install 'head-gating[train]'"
-
-
-def missing_plugin(settings: Iterable[str]) -> str | None:
-    """Return the message that a setting names a plugin of Hydra that is not installed, or None."""
-    for setting in settings:
-        name, _, value = setting.partition("=")
-        package = _SWEEP.get(value.partition("_")[0])
-        if name not in ("hydra/launcher", "hydra/sweeper", "hparams_search") or package is None:
-            continue
-        if not (find_spec("hydra_plugins") and find_spec(f"hydra_plugins.{package}")):
-            return f"{setting} needs the extra 'sweep' ({package} is missing): pip install 'head-gating[sweep]'"
-    return None
 
 
 def nearest_name(name: str, names: Collection[str], *, prefix: str = "") -> str:

@@ -125,14 +125,6 @@ def test_training_without_its_extra_is_one_sentence(start, missing):
     )
 
 
-@pytest.mark.parametrize("setting", ["hydra/launcher=joblib", "hydra/launcher=submitit_slurm", "hparams_search=optuna"])
-def test_a_sweep_without_its_extra_is_one_sentence(setting):
-    ended = run_without({"hydra_plugins"}, COMMAND, "train", "-m", setting, "seed=1,2")
-    assert ended.returncode == 1
-    assert ended.stderr.startswith(f"error: {setting} needs the extra 'sweep' (hydra_")
-    assert ended.stderr.endswith(" is missing): pip install 'head-gating[sweep]'\n")
-
-
 def test_trainers_without_their_extra_are_one_sentence():
     ended = run_without({"accelerate"}, "import gating; gating.prune")
     assert ended.stderr.splitlines()[-1].endswith(": pip install 'head-gating[trainer]'")

@@ -182,7 +182,7 @@ def ungated(model: PreTrainedModel) -> PreTrainedModel:
 NO_GATES = torch.zeros(30, dtype=torch.bool)
 CALLS: dict[str, tuple[Callable, str]] = {
     "no heads": (lambda model, gates: gating.finalize(model, gates, num_heads=0), "num_heads=0"),
-    "too many heads": (lambda model, gates: gating.finalize(model, gates, num_heads=TOTAL + 1), "12 gated heads"),
+    "too many heads": (lambda model, gates: gating.finalize(model, gates, num_heads=TOTAL + 1), "12 heads"),
     "no number of heads": (lambda model, gates: gating.finalize(model, gates, num_heads=4.0), "num_heads"),
     "neurons between groups": (lambda model, gates: gating.finalize(model, gates, num_neurons=20), "16 or 24"),
     "nothing left": (lambda model, gates: gating.finalize(model, gates, kept=NO_GATES), "nothing would be left"),

@@ -24,7 +24,8 @@ from gating.errors import RemedyError, loading
 from gating.loader.checksums import CHECKSUMS, RECORD_KEY
 from gating.loader.record import dense_class, dense_config
 from gating.loader.record_checks import check_record
-from gating.pruning.layers import Settings, build_original, build_recorded, changed, nested_configs, reread
+from gating.proof.input_sizes import nested_configs
+from gating.pruning.layers import Settings, build_original, build_recorded, changed, reread
 from gating.storage.hub import RECORD_FILE
 from gating.structure.attention import AttentionBlock, iter_attention_blocks
 from gating.structure.feed_forward import FeedForwardBlock, iter_feed_forward_blocks

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from gating.discovery.refusals import sort_blocks, why_not_attention, why_not_editable
 from gating.discovery.ungated import unknown_feed_forward
 from gating.errors import InputError
-from gating.families.layouts import AttentionSpec, RowLayout
-from gating.families.linear import num_inputs, num_outputs
+from gating.families.layouts import AttentionSpec, RowLayout, num_inputs, num_outputs
 from gating.families.registry import find_spec
 from gating.proof.conditions import check_no_adapters
 from gating.proof.outputs import OUT_OF_MEMORY

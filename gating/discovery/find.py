@@ -10,7 +10,6 @@ from gating.discovery.refusals import sort_blocks
 from gating.discovery.ungated import (
     UngatedModules,
     attention_lookalikes,
-    check_patterns,
     check_towers,
     explain_none,
     feed_forward_lookalikes,
@@ -66,7 +65,6 @@ def find_attention_blocks(
         >>> [(block.name, block.head_ids) for block in find_attention_blocks(BertModel(config))]
         [('encoder.layer.0.attention.self', (0, 1, 2, 3)), ('encoder.layer.1.attention.self', (0, 1, 2, 3))]
     """
-    check_patterns(exclude)
     blocks, ungated = search_blocks(model, "heads", discover=discover, probe=probe)
     return _chosen(model, blocks, ungated, exclude=exclude, towers=towers)
 
@@ -122,7 +120,6 @@ def find_feed_forward_blocks(
         >>> [(block.name, block.slot_widths) for block in find_feed_forward_blocks(BertModel(config))]
         [('encoder.layer.0.output.dense', (64, 32))]
     """
-    check_patterns(exclude)
     blocks, ungated = search_blocks(model, "neurons", group_size=group_size, discover=discover, probe=probe)
     return _chosen(model, blocks, ungated, exclude=exclude, towers=towers)
 

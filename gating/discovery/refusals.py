@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from gating.errors import InputError
-from gating.families.linear import num_outputs, parameter_names, without_adapter
+from gating.families.layouts import num_outputs, parameter_names, without_adapter
 from gating.proof.conditions import is_shard
 from gating.structure.attention import AttentionBlock
 from gating.structure.blocks import Block

@@ -14,8 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from gating.discovery.refusals import why_mixed, why_not_attention
 from gating.errors import InputError, RemedyWarning
 from gating.families.feed_forward import find_feed_forward_spec
-from gating.families.layouts import FeedForwardSpec
-from gating.families.linear import num_inputs, num_outputs, without_adapter
+from gating.families.layouts import FeedForwardSpec, num_inputs, num_outputs, without_adapter
 from gating.loader.modeling import base_prefix
 from gating.structure.attention import iter_attention_blocks
 from gating.structure.blocks import Block, tower_of
@@ -25,7 +24,6 @@ from gating.units import UNITS, UnitName
 __all__ = [
     "UngatedModules",
     "attention_lookalikes",
-    "check_patterns",
     "check_towers",
     "explain_none",
     "feed_forward_lookalikes",
@@ -123,13 +121,6 @@ def explain_none(model: nn.Module, ungated: Sequence[UngatedModules], *, unit: U
     return InputError(f"{problem} Describe its class with {register}{discover}.")
 
 
-def check_patterns(exclude: Any) -> None:
-    """Raise ``InputError`` for names or patterns to leave out that are no list of texts."""
-    if isinstance(exclude, str) or not isinstance(exclude, Collection) or any(type(one) is not str for one in exclude):
-        example = exclude if isinstance(exclude, str) else "visual.*"
-        raise InputError(f"exclude={exclude!r} cannot be used: give a list of names, such as [{example!r}].")
-
-
 def is_left_out(name: str, *, exclude: Collection[str], towers: Collection[str] | None) -> bool:
     """Return whether a user has named a module, its tower or a pattern for it as one without gates."""
     in_tower = towers is None or tower_of(name) in towers
@@ -151,8 +142,6 @@ def check_towers(names: Collection[str], towers: Any) -> tuple[str, ...] | None:
     """Return the towers to gate; raise ``InputError`` for one that a model with blocks of these names lacks."""
     if towers is None:
         return None
-    if not isinstance(towers, Collection):
-        raise InputError(f"towers={towers!r} cannot be used: give a name, such as 'vision', or a list of names.")
     wanted = (towers,) if isinstance(towers, str) else tuple(towers)
     known = list(dict.fromkeys(map(tower_of, names)))
     unknown = [tower for tower in wanted if tower not in known]

@@ -8,8 +8,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from gating.errors import InputError
-from gating.families.layouts import FeedForwardSpec, UpLayout, check_row, read_spec
-from gating.families.linear import num_inputs, num_outputs, without_adapter
+from gating.families.layouts import (
+    FeedForwardSpec,
+    UpLayout,
+    check_row,
+    num_inputs,
+    num_outputs,
+    read_spec,
+    without_adapter,
+)
 
 __all__ = [
     "find_feed_forward_spec",
@@ -65,30 +72,26 @@ def register_feed_forward_spec(class_name: str, spec: FeedForwardSpec) -> None:
     _find_registered.cache_clear()
 
 
-def find_feed_forward_spec(module: nn.Module, *, shipped_only: bool = False) -> FeedForwardSpec | None:
+def find_feed_forward_spec(module: nn.Module) -> FeedForwardSpec | None:
     """Return the spec of a module that holds the projections of a feed-forward block, or None.
 
     An attribute ``feed_forward_spec`` of the module, where discovery stores its findings, takes precedence over rows
     that the user registered for its class, and those over common names of projections with fitting widths.
 
-    Args:
-        module: Any module.
-        shipped_only: Whether to ignore discovered specs and those that the user registered.
-
     Raises:
         ValueError: A registered spec does not fit the module.
     """
-    own: Any = None if shipped_only else getattr(module, "feed_forward_spec", None)
+    own: Any = getattr(module, "feed_forward_spec", None)
     if isinstance(own, dict):
         # A compact folder stores layouts as plain values.
         own = module.feed_forward_spec = read_spec(own, FeedForwardSpec)
     if isinstance(own, FeedForwardSpec):
         return own
-    return registered_feed_forward_spec(module, shipped_only=shipped_only)
+    return registered_feed_forward_spec(module)
 
 
 def registered_feed_forward_spec(module: nn.Module, *, shipped_only: bool = False) -> FeedForwardSpec | None:
-    """Return the spec in a row that fits a module, or None; see :func:`find_feed_forward_spec`."""
+    """Return the spec in a row that fits a module, or None; ``shipped_only`` leaves out those of the user."""
     registered = None if shipped_only else _find_registered(type(module))  # type: ignore[arg-type]
     if registered is None:
         return next((spec for spec in _SHIPPED if fits(module, spec)), None)

@@ -15,8 +15,8 @@ from gating.families.layouts import (
     RowLayout,
     context_spec,
     has_variable,
+    num_outputs,
 )
-from gating.families.linear import num_outputs
 from gating.loader.forwards_texts import fsmt_forward, led_forward, longformer_forward
 
 __all__ = ["SPECIAL_FAMILIES", "TEXT_FAMILIES"]

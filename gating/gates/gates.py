@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gating.discovery.find import find_blocks
 from gating.discovery.ungated import UngatedModules
-from gating.errors import InputError, OperationError
+from gating.errors import OperationError
 from gating.gates import hard_concrete
 from gating.gates.attachment import Attachment
 from gating.gates.counts import GatedUnits, table_of
@@ -188,13 +188,7 @@ class HeadGates(GatedUnits):
         """Use given gate values, ``[num_gates]``, in training and evaluation, inside of a ``with`` block.
 
         With zeros and ones this is a head mask.
-
-        Raises:
-            InputError: ``values`` has another shape.
         """
-        if values.shape != self.log_alpha.shape:
-            expected = self.log_alpha.numel()
-            raise InputError(f"Expected {expected} gate values, got a tensor of shape {tuple(values.shape)}.")
         before = self._fixed
         self._fixed = values.to(self.log_alpha.device)
         self.renew_values()

@@ -1,6 +1,5 @@
 """Put gates on the attention heads of a model, and on its feed-forward neurons."""
 
-import difflib
 import warnings
 from collections.abc import Collection, Mapping
 from fnmatch import fnmatchcase
@@ -13,14 +12,13 @@ from transformers import PreTrainedModel
 from gating.discovery.find import search_blocks
 from gating.discovery.ungated import (
     UngatedModules,
-    check_patterns,
     check_towers,
     is_left_out,
     ungated_warning,
     without_left_out,
 )
-from gating.errors import InputError
-from gating.families.linear import without_adapter
+from gating.errors import InputError, nearest_name
+from gating.families.layouts import without_adapter
 from gating.gates import hard_concrete
 from gating.gates.attachment import CHILD_NAME, check_not_gated
 from gating.gates.gates import HeadGates
@@ -168,12 +166,10 @@ def create_gates(
 
 def _check_exclude(found: list[Block], others: list[str], exclude: Collection[str]) -> None:
     """Raise ``InputError`` for a name or pattern of ``exclude`` that matches no module."""
-    check_patterns(exclude)
     names = [block.name for block in found]
     unknown = [one for one in exclude if not any(fnmatchcase(name, one) for name in (*names, *others))]
     if unknown:
-        nearest = difflib.get_close_matches(unknown[0], names, n=1, cutoff=0.0)[0]
-        raise InputError(f"There is no block {unknown[0]!r} to exclude. Did you mean {nearest!r}?")
+        raise InputError(f"There is no block {unknown[0]!r} to exclude. {nearest_name(unknown[0], names)}")
 
 
 def _prove_foreign_blocks(model: nn.Module, blocks: list[Block], *, probe: Mapping[str, Tensor] | None) -> None:

@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from gating.errors import InputError, MissingPackageError
 from gating.gates import HeadGates
 from gating.models.sources import ModelSource, NewModel
-from gating.pruning.layers import nested_configs
+from gating.proof.input_sizes import nested_configs
 from gating.sharding.plan import merge_adapters, reshard
 from gating.structure.attention import iter_attention_blocks
 from gating.structure.blocks import has_no_weight

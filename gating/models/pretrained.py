@@ -127,7 +127,7 @@ class Pretrained:
             warnings.filterwarnings("ignore", message="DTensor random operators")
             model, loading_info = self._load(auto_class, changes, distributed_config=sharding)
         new = [*loading_info["missing_keys"], *(name for name, *_ in loading_info["mismatched_keys"])]
-        from gating.sharding.missing import initialize_missing
+        from gating.sharding.copies import initialize_missing
 
         initialize_missing(model, new, random_state=random_state)
         return model

@@ -203,8 +203,6 @@ class KeepsBudget(Objective):
             InputError: An argument is out of range.
         """
         super().__init__()
-        if isinstance(schedule, type) or not (schedule is None or hasattr(schedule, "target")):
-            raise InputError(f"schedule={schedule!r} is no schedule: give one such as gating.BudgetSchedule(end=0.5).")
         self._budget = HeadBudget(num_heads, num_neurons, keep, cost, min_per_layer, uniform)
         self._schedule = BudgetSchedule() if schedule is None else schedule
         self._parts: list[Part] = []

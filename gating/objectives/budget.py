@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gating.errors import InputError
 from gating.gates import HeadGates
-from gating.objectives.costs import Costs, check_cost, emptied_costs, gate_costs, is_share_of_cost
+from gating.objectives.costs import Costs, check_cost, gate_costs, is_share_of_cost
 from gating.objectives.parts import COST, Part, chosen, parts_of
 from gating.units import UNITS, UnitName
 
@@ -153,7 +153,9 @@ class HeadBudget:
             # Exact numbers of several units need costs only to show them as one share.
             costs = gate_costs(gates, "macs" if self.cost == "latency" and unit != COST else self.cost)
             options["shares"] = (costs / costs.sum()).tolist()
-            options["emptied"] = [cost / float(costs.sum()) for cost in emptied_costs(gates, self.cost)]
+            # Without any kept unit, a layer has a cache, too.
+            emptied = gates.least_cached if self.cost == "cache" else []
+            options["emptied"] = [cost / float(costs.sum()) for cost in emptied]
         return parts_of(gates, unit=unit, by=by, **options)
 
 

@@ -11,7 +11,7 @@ from gating.errors import InputError, RemedyError
 from gating.gates import HeadGates
 from gating.units import UNITS
 
-__all__ = ["Costs", "check_cost", "emptied_costs", "gate_costs", "is_share_of_cost"]
+__all__ = ["Costs", "check_cost", "gate_costs", "is_share_of_cost"]
 
 Costs = Literal["macs", "parameters", "latency", "cache"] | Mapping[str, float]
 
@@ -70,11 +70,6 @@ def gate_costs(gates: HeadGates, cost: Costs) -> Tensor:
     # Padding of groups of query heads is never kept for its own sake.
     counts = torch.tensor([count > 0 for count in gates.units_per_gate], device="cpu")
     return numbers * torch.tensor(rate_of_gate, dtype=torch.float64, device="cpu") * counts
-
-
-def emptied_costs(gates: HeadGates, cost: Costs) -> list[int]:
-    """Return the cost of each block without any kept unit, since each layer has a cache; empty if there is none."""
-    return gates.least_cached if cost == "cache" else []
 
 
 def _cached_values(gates: HeadGates) -> Tensor:

@@ -6,7 +6,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from gating.errors import InputError, InputTypeError
-from gating.families.linear import without_adapter
+from gating.families.layouts import without_adapter
 
 __all__ = [
     "check_has_values",
@@ -16,6 +16,7 @@ __all__ = [
     "check_stays",
     "check_whole",
     "is_shard",
+    "is_sharded",
     "part_of_transformers",
 ]
 
@@ -43,7 +44,7 @@ def check_not_wrapped(model: nn.Module) -> None:
         )
     for name, parameter in model.named_parameters():
         # Those of FSDP2 over all processes are taken; no others are.
-        if hasattr(parameter, "full_tensor") and not (_is_of_fsdp(model) and is_shard(parameter)):
+        if hasattr(parameter, "full_tensor") and not (is_sharded(model) and is_shard(parameter)):
             raise InputError(
                 f"{name} is distributed by tensor parallelism, or over groups of processes: gates need the whole heads "
                 "of each layer. Shard the model by FSDP2 alone, as gating.sharding.shard_model(model) does."
@@ -58,11 +59,12 @@ def part_of_transformers(model: nn.Module) -> str:
 
 def check_whole(model: nn.Module, *, remedy: str) -> None:
     """Raise ``ValueError`` for a model that FSDP2 has cut over several processes."""
-    if _is_of_fsdp(model):
+    if is_sharded(model):
         raise InputError(f"The model is sharded (FSDPModule): {remedy}.")
 
 
-def _is_of_fsdp(model: nn.Module) -> bool:
+def is_sharded(model: nn.Module) -> bool:
+    """Return whether the parameters of a model are cut over several processes by FSDP2."""
     # The class is told by its name, since some builds of torch have no distributed tensors.
     return any(ancestor.__name__ == "FSDPModule" for ancestor in type(model).__mro__)
 

@@ -16,6 +16,7 @@ __all__ = [
     "accepted_arguments",
     "find_setting",
     "make_tokens",
+    "nested_configs",
     "required_arguments",
     "splice",
 ]
@@ -74,7 +75,7 @@ def find_setting(config: PreTrainedConfig, *names: str, tower: str = "") -> Any:
 
     A configuration inside whose name has the ``tower`` in it is asked first.
     """
-    levels = list(_walk(config))
+    levels = list(nested_configs(config))
     ordered = [one for path, one in levels if tower and tower in path] + [one for _, one in levels]
     for one in ordered:
         for name in names:
@@ -84,12 +85,12 @@ def find_setting(config: PreTrainedConfig, *names: str, tower: str = "") -> Any:
     return None
 
 
-def _walk(config: PreTrainedConfig, path: str = "") -> Iterator[tuple[str, PreTrainedConfig]]:
-    """Yield a configuration, then those inside it, with the dotted names of their attributes."""
+def nested_configs(config: PreTrainedConfig, path: str = "") -> Iterator[tuple[str, PreTrainedConfig]]:
+    """Yield a configuration and those in it, with the dotted path before the names of their settings."""
     yield path, config
     for name, value in vars(config).items():
         if isinstance(value, PreTrainedConfig):
-            yield from _walk(value, f"{path}.{name}")
+            yield from nested_configs(value, f"{path}{name}.")
 
 
 _ANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from gating.errors import InputError, UserError
-from gating.families.linear import without_adapter
+from gating.families.layouts import without_adapter
 from gating.proof.masked import MaskedOutputs
 from gating.proof.outputs import forward_outputs, max_relative_difference, tolerance_for
 from gating.proof.prove import check_proven

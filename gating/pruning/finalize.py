@@ -2,9 +2,10 @@
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
+from operator import index
 from typing import Any
 
 import torch
@@ -21,7 +22,6 @@ from gating.proof.prove import apply_proven
 from gating.pruning.empty_layers import remove_empty_layers
 from gating.pruning.plan import folded_values, plan_finalizing
 from gating.pruning.prune_report import PruneReport, UnitCounts
-from gating.structure.blocks import Block, whole_number
 from gating.structure.edits import Undo, undo_edits
 from gating.units import UnitName
 
@@ -31,7 +31,6 @@ __all__ = [
     "checked_gate_values",
     "decide_gate_values",
     "finalize",
-    "record_masked",
 ]
 
 # Smallest difference between the mean values of kept and of removed gates that counts as a decision.
@@ -97,7 +96,7 @@ def finalize(
             objective; no gate is open; the gates belong to another model; a gate or an output is NaN; ``kept`` has
             another shape or dtype; adapters have not been merged; the model is on the meta device or does not accept
             the probe.
-        TypeError: A number is not a whole number, ``kept`` is not a tensor, or the objective is none.
+        TypeError: ``kept`` is not a tensor.
         RuntimeError: Masked and compact outputs differ. The model and its gates are unchanged; a search that ranks by
             hooks has to begin anew.
 
@@ -120,7 +119,9 @@ def finalize(
     values = checked_gate_values(model, gates, objective, num_heads=num_heads, num_neurons=num_neurons, kept=kept)
     by_block = values.split(gates.block_sizes)
     gated, before = gates.blocks(), UnitCounts.of(model)
-    masked = record_masked(model, gates, gated, by_block, probe)
+    masked = MaskedOutputs(
+        model, gated, by_block, masked=lambda factors: gates.fixed_at(torch.cat(list(factors))), probe=probe
+    )
     edits, folded = plan_finalizing(model, gated, by_block), folded_values(model, gated, by_block)
     gates.remove()
     done: list[Undo] = []
@@ -159,28 +160,6 @@ def check_own_gates(model: nn.Module, gates: HeadGates) -> None:
         )
 
 
-def record_masked(
-    model: nn.Module,
-    gates: HeadGates,
-    blocks: Sequence[Block],
-    values: Sequence[Tensor],
-    probe: Mapping[str, Tensor] | None,
-    *,
-    largest: Callable[[float], float] = float,
-    free: Callable[[nn.Module], object] | None = None,
-) -> MaskedOutputs:
-    """Record the outputs of a model with the gates of each block at their final values."""
-    return MaskedOutputs(
-        model,
-        blocks,
-        values,
-        masked=lambda factors: gates.fixed_at(torch.cat(list(factors))),
-        probe=probe,
-        largest=largest,
-        free=free,
-    )
-
-
 def decide_gate_values(
     gates: HeadGates,
     objective: Objective | None = None,
@@ -195,7 +174,8 @@ def decide_gate_values(
     """
     values = gates.values().detach()
     given = {"heads": num_heads, "neurons": num_neurons}
-    numbers = {unit: _checked_number(gates, unit, number) for unit, number in given.items() if number is not None}
+    # Integers of NumPy and PyTorch, too; the budget refuses what is none.
+    numbers = {unit: index(one) if hasattr(one, "__index__") else one for unit, one in given.items() if one is not None}
     if kept is not None:
         others = [f"num_{unit}" for unit in gates.units] if numbers else []
         _check_kept(gates, kept, others=others or ([] if objective is None else ["an objective"]))
@@ -239,16 +219,6 @@ def _choice_of(objective: Objective | None, gates: HeadGates, numbers: Mapping[U
                 f"({objective.extra_repr()}) keeps {total} {unit}. Leave num_{unit} out, or search with it."
             )
     return chosen
-
-
-def _checked_number(gates: HeadGates, unit: UnitName, number: Any) -> int:
-    try:
-        number = whole_number(number)
-    except TypeError:
-        raise InputTypeError(f"num_{unit} must be a whole number, got {number!r}.") from None
-    if not 1 <= number <= gates.total(unit):
-        raise InputError(f"num_{unit}={number} cannot be kept: there are {gates.total(unit)} gated {unit}.")
-    return int(number)
 
 
 def _check_kept(gates: HeadGates, kept: Tensor, *, others: Sequence[str] = (), name: str = "kept") -> None:

@@ -15,6 +15,7 @@ from gating.loader.checksums import RECORD_KEY
 from gating.loader.modeling import base_prefix
 from gating.loader.record import LAYERS_KEY, dense_class, dense_config, describe, renamed
 from gating.loader.saving import compact_class
+from gating.proof.input_sizes import nested_configs
 from gating.structure.blocks import share_specs
 from gating.structure.edits import ABSENT, Edit, Undo, apply_edits, undo_edits
 from gating.structure.layers import LayerList, dense_name, find_layer_lists, layers_record
@@ -25,7 +26,6 @@ __all__ = [
     "build_recorded",
     "changed",
     "drop_layers",
-    "nested_configs",
     "reread",
     "settings_without_layers",
 ]
@@ -289,14 +289,6 @@ def _setting_of(config: PreTrainedConfig, name: str) -> Any:
     """Return the value of a setting of a configuration, or of one in it, by its dotted name."""
     path, _, last = name.rpartition(".")
     return getattr(dict(nested_configs(config))[f"{path}." if path else ""], last)
-
-
-def nested_configs(config: PreTrainedConfig, path: str = "") -> Iterator[tuple[str, PreTrainedConfig]]:
-    """Yield a configuration and those in it, with the dotted path before the names of their settings."""
-    yield path, config
-    for name, value in vars(config).items():
-        if isinstance(value, PreTrainedConfig):
-            yield from nested_configs(value, f"{path}{name}.")
 
 
 def _without(name: str, value: Any, kept: Sequence[int], num_layers: int) -> Any:

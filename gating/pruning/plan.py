@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from gating.families.linear import weight_dim, without_adapter
+from gating.families.layouts import weight_dim, without_adapter
 from gating.structure.attention import AttentionBlock
 from gating.structure.attention_removal import staying
 from gating.structure.blocks import Block

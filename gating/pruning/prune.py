@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gating.discovery.find import search_blocks
 from gating.errors import InputError, InputTypeError
-from gating.families.linear import weight_dim, without_adapter
+from gating.families.layouts import weight_dim, without_adapter
 from gating.gates import HeadGates
 from gating.gates.attachment import check_not_gated
 from gating.loader.saving import become_compact
@@ -59,7 +59,7 @@ def prune_heads(
     Raises:
         ValueError: A layer or head does not exist, a layer number matches more than one block, or heads of this model
             cannot be removed. The model is unchanged.
-        TypeError: A head is not a whole number, or ``heads_to_prune`` is not a mapping.
+        TypeError: A head is not a whole number.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -104,7 +104,7 @@ def prune_neurons(
     Raises:
         ValueError: A layer or group does not exist, a layer number matches more than one block, or neurons of this
             model cannot be removed. The model is unchanged.
-        TypeError: A group is not a whole number, or ``groups_to_prune`` is not a mapping.
+        TypeError: A group is not a whole number.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -160,8 +160,6 @@ def _read_request(
     blocks: Sequence[Block], ungated: Sequence[object], request: Mapping[Any, Any], *, what: str
 ) -> dict[str, set[int]]:
     """Return the numbers of the units that a user asks to remove, by the name of their block."""
-    if not isinstance(request, Mapping):
-        raise InputTypeError(f"Give the {what}s of each layer, {{layer: [{what}, ...]}}; got {request!r}.")
     removed: dict[str, set[int]] = {}
     for layer, given in request.items():
         block = _find_block(blocks, ungated, layer)
@@ -193,12 +191,8 @@ def read_numbers(given: Any, total: int, *, what: str, place: str) -> set[int]:
 
 
 def _find_block(blocks: Sequence[Block], ungated: Sequence[object], layer: Any) -> Block:
-    try:
-        wanted = layer if isinstance(layer, str) else whole_number(layer)
-    except TypeError:
-        raise InputTypeError(f"A layer is a number or the name of a block; got {layer!r}.") from None
-    if isinstance(wanted, int) and wanted < 0:
-        wanted += max(block.layer_idx for block in blocks) + 1
+    is_from_the_end = not isinstance(layer, str) and layer < 0
+    wanted = max(block.layer_idx for block in blocks) + 1 + layer if is_from_the_end else layer
     matches = [block for block in blocks if wanted in (block.layer_idx, block.name)]
     if len(matches) != 1:
         number, names = "several" if matches else "no", ", ".join(block.name for block in matches or blocks)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from gating.families.linear import num_inputs, num_outputs
+from gating.families.layouts import num_inputs, num_outputs
 from gating.serving.contexts import CHANGING
 
 __all__ = ["as_converted", "copy_in_float32"]

@@ -1,6 +1,6 @@
-"""Copies of a sharded model: on the meta device, cut over the same processes, and whole."""
+"""Copies of a sharded model: on the meta device, cut over the same processes, and whole; and its new weights."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from typing import cast
 
@@ -15,11 +15,12 @@ from gating.errors import OperationError
 from gating.gates.attachment import CHILD_NAME
 from gating.loader.sharded import indivisible_left_out, is_indivisible
 from gating.structure.blocks import share_specs
-from gating.structure.edits import whole
+from gating.structure.edits import fill, whole
 
 __all__ = [
     "config_without_sharding",
     "copy_sharded",
+    "initialize_missing",
     "meta_copy",
     "gather_model",
     "shard_like",
@@ -162,3 +163,33 @@ def gather_model(model: PreTrainedModel) -> PreTrainedModel | None:
     copy = meta_copy(model)
     _put(copy, state)
     return copy
+
+
+@torch.no_grad()
+def initialize_missing(model: PreTrainedModel, names: Iterable[str], *, random_state: Tensor) -> None:
+    """Initialize the named parameters of a sharded model, such as those of a task head, as one process would, in place.
+
+    transformers initializes each shard for itself: with the same random numbers in all processes, and on the device.
+    The ``random_state`` is that of the CPU before the model was loaded.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    wanted = {name for name in names if name in parameters}
+    if not wanted:
+        torch.set_rng_state(random_state)
+        return
+    copy = meta_copy(model)
+    for name, parameter in list(copy.named_parameters(remove_duplicate=False)):
+        if name in wanted:
+            owner, _, attribute = name.rpartition(".")
+            setattr(copy.get_submodule(owner), attribute, nn.Parameter(torch.empty_like(parameter, device="cpu")))
+        else:
+            parameter._is_hf_initialized = True  # type: ignore[attr-defined]
+    for module in copy.modules():
+        # Emptied blocks stay as they are.
+        if not hasattr(module, "head_slots"):
+            module.__dict__["_is_hf_initialized"] = False
+    torch.set_rng_state(random_state)
+    copy.initialize_weights()
+    values = dict(copy.named_parameters(remove_duplicate=False))
+    for name in wanted:
+        fill(parameters[name].detach(), values[name].detach())

@@ -19,6 +19,7 @@ from transformers.distributed.configuration_utils import DistributedConfig
 
 from gating.errors import InputError
 from gating.loader.sharded import indivisible_left_out
+from gating.proof.conditions import is_sharded
 from gating.structure.blocks import Block
 from gating.structure.edits import fill, whole
 from gating.structure.layers import iter_blocks
@@ -39,11 +40,6 @@ class _OnlyPlan(dict[str, str]):
 
     def __ror__(self, other: object) -> dict[str, str]:  # type: ignore[override]
         return dict(self)
-
-
-def is_sharded(model: nn.Module) -> bool:
-    """Return whether the parameters of a model are cut over several processes by FSDP2."""
-    return isinstance(model, FSDPModule)
 
 
 def merge_adapters(wrapped: Any) -> PreTrainedModel:

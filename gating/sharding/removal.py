@@ -16,7 +16,7 @@ from gating.objectives.base import Objective
 from gating.proof.masked import MaskedOutputs
 from gating.proof.prove import check_proven
 from gating.pruning.empty_layers import empty_lists, layer_list, passing_layers, plan_biases, staying_layers
-from gating.pruning.finalize import FinalizeReport, check_own_gates, checked_gate_values, record_masked
+from gating.pruning.finalize import FinalizeReport, check_own_gates, checked_gate_values
 from gating.pruning.layers import drop_layers
 from gating.pruning.plan import folded_values, plan_finalizing
 from gating.pruning.prune_report import UnitCounts
@@ -71,7 +71,15 @@ def finalize_sharded(
     by_block = values.split(gates.block_sizes)
     gated, before = gates.blocks(), UnitCounts.of(model)
     largest = partial(_largest_of_all, device=values.device)
-    masked = record_masked(model, gates, gated, by_block, probe, largest=largest, free=reshard)
+    masked = MaskedOutputs(
+        model,
+        gated,
+        by_block,
+        masked=lambda factors: gates.fixed_at(torch.cat(list(factors))),
+        probe=probe,
+        largest=largest,
+        free=reshard,
+    )
 
     with torch.no_grad():
         compact = _without_units(model, gates, by_block)

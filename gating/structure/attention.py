@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gating.errors import InputError
-from gating.families.layouts import AttentionSpec, RowLayout, has_variable
-from gating.families.linear import num_inputs, num_outputs
+from gating.families.layouts import AttentionSpec, RowLayout, has_variable, num_inputs, num_outputs
 from gating.families.registry import find_spec, registered_spec
 from gating.loader.emptied import FORMS
 from gating.loader.modeling import base_prefix

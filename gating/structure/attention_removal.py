@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from gating.errors import InputError
-from gating.families.layouts import RowLayout
-from gating.families.linear import num_outputs
+from gating.families.layouts import RowLayout, num_outputs
 from gating.loader.biases import shared_bias, sliced_inputs
 from gating.loader.classes import subclass
 from gating.loader.conv1d import narrow_conv1d

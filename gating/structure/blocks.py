@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from gating.errors import InputTypeError
-from gating.families.layouts import AttentionSpec, FeedForwardSpec
-from gating.families.linear import num_inputs, num_outputs, weight_dim, without_adapter
+from gating.families.layouts import AttentionSpec, FeedForwardSpec, num_inputs, num_outputs, weight_dim, without_adapter
 from gating.structure.edits import Edit
 from gating.structure.hooks import Handle, hook_input
 from gating.structure.sizes import GateSize, token_counter

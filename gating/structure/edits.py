@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from gating.families.linear import Side, parameter_names, size_names, weight_dim
+from gating.families.layouts import Side, parameter_names, size_names, weight_dim
 from gating.loader.classes import subclass
 from gating.loader.conv1d import narrow_conv1d
 

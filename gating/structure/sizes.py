@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from gating.families.linear import num_inputs, num_outputs, parameter_names, without_adapter
+from gating.families.layouts import num_inputs, num_outputs, parameter_names, without_adapter
 from gating.structure.attention_removal import row_runs, rows_of, run_widths
 from gating.structure.edits import positions, whole
 

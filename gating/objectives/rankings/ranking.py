@@ -142,12 +142,9 @@ class IterativePruning(KeepsBudget):
             share_per_round: Share of all heads or neurons, or of their cost, that each round closes.
 
         Raises:
-            InputError: ``ranking`` is none, ``share_per_round`` is out of range, or the schedule ends before the first
-                batch.
+            InputError: ``share_per_round`` is out of range, or the schedule ends before the first batch.
         """
         super().__init__(**budget)
-        if not isinstance(ranking, Ranking):
-            raise InputError(f"ranking={ranking!r} is no ranking: give an object, such as gating.Importance().")
         self.ranking = ranking
         self._share_per_round = share_per_round
         if not (are_numbers(share_per_round) and 0 < share_per_round <= 1):
