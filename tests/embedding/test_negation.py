@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from gating.embedding.negation import negate
+from gating.tasks.embedding_examples import negate
 
 
 @pytest.mark.parametrize(

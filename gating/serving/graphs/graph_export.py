@@ -8,12 +8,11 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from gating.compact.save import Processor
-from gating.embedding.head import MODULES, SentenceHead, read_parts
+from gating.embedding.parts import MODULES, SentenceHead, read_parts
 from gating.loader.record import dense_config
 from gating.report.metadata import is_sentence_folder
 from gating.serving.contexts import checked_context
-from gating.serving.copies import as_converted, copy_in_float32
-from gating.serving.dummy_heads import with_dummy_heads
+from gating.serving.copies import as_converted, copy_in_float32, with_dummy_heads
 from gating.serving.exporting import (
     Exportable,
     exporting,
