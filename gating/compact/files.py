@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from gating.errors import DamageError, InputError, InputTypeError, MissingFileError, UnreachableError, loading
+from gating.errors import DamageError, InputError, MissingFileError, UnreachableError, loading
 from gating.loader.checksums import CHECKSUMS, CONFIG, GENERATION, INDEX, RECORD_KEY, WEIGHTS, digest_file, digest_table
 from gating.storage.files import read_table
 from gating.storage.hub import RECORD_FILE, download, invalid_name, snapshot_of
@@ -72,8 +72,6 @@ def find_folder(
         FileNotFoundError: Neither a folder nor a model on the hub has this name, or the model lacks the revision.
         ConnectionError: The hub cannot be reached or refuses access.
     """
-    if not isinstance(name_or_path, str | os.PathLike):
-        raise InputTypeError(f"Give the path of a folder, or a name on the hub, not a {type(name_or_path).__name__}.")
     folder, name = Path(name_or_path), str(name_or_path)
     is_name = isinstance(name_or_path, str) and ("/" in name or is_base) and invalid_name(name) is None
     if folder.exists() or not is_name:
@@ -113,11 +111,10 @@ def read_config(folder: Path) -> dict[str, Any]:
         FileNotFoundError: The folder or the file does not exist.
         ValueError: It is not a JSON object, is too large, or is a link out of the folder.
     """
-    for path in (folder, folder / CONFIG):
-        if not path.exists():
-            # A run has its model in a folder of this name.
-            hint = f" Did you mean {folder / 'compact'}?" if (folder / "compact" / CONFIG).exists() else ""
-            raise MissingFileError(f"There is no model in {folder}: {path} does not exist.{hint}")
+    if not (folder / CONFIG).exists():
+        # A run has its model in a folder of this name.
+        hint = f" Did you mean {folder / 'compact'}?" if (folder / "compact" / CONFIG).exists() else ""
+        raise MissingFileError(f"There is no model in {folder}: {folder / CONFIG} does not exist.{hint}")
     return read_json(folder, CONFIG)
 
 

@@ -89,8 +89,6 @@ def save_recipe(
         check_upload(repo_id, token=token)
     place, found = Path(save_directory), find_base(os.fspath(base), revision=revision, token=token)
     title, commit = snapshot_of(str(found.absolute())) or (str(found.absolute()), None)
-    if found.resolve() == place.resolve():
-        raise InputError(f"{place} is the base, which the recipe needs: choose another place.")
     if repo_id is not None and commit is None:
         raise InputError(f"base={base} is a folder of this machine: name the base on the hub, or leave out repo_id.")
     factors = {name: torch.tensor(list(values)) for name, values in (folded or {}).items() if {*values} - {1}}

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gating.embedding.processor import require_sentence_transformers
+from gating.embedding.parts import require_sentence_transformers
 
 require_sentence_transformers()
 

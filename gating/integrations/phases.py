@@ -14,7 +14,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, SaveStrategy, TrainOutput
 
-from gating.embedding.processor import SentenceProcessor
+from gating.embedding.parts import SentenceProcessor
 from gating.errors import InputError
 from gating.gates.attachment import unfreeze
 from gating.integrations.checkpoints import load_start, read_state, recovery_args, write_state

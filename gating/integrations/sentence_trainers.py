@@ -1,6 +1,6 @@
 """The trainers of sentence-transformers with gates."""
 
-from gating.embedding.processor import require_sentence_transformers
+from gating.embedding.parts import require_sentence_transformers
 from gating.integrations.trainer import GatedTrainerMixin
 
 require_sentence_transformers()

@@ -61,7 +61,7 @@ def prepare(settings: Settings, folder: RunFolder) -> Run:
     with Progress(f"Loading {objects.source.title}"):
         state = _load_models(settings, objects, data, meta_model, devices=devices)
     if objects.distillation is not None and state.teacher is None:
-        from gating.teachers.checks import check_outputs
+        from gating.teachers.teacher import check_outputs
 
         check_outputs(state.model, data.module.probe_batch(), distillation=objects.distillation)
         reshard(state.model)

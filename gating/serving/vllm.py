@@ -16,7 +16,7 @@ from gating.compact.save import check_saved, save_compact
 from gating.compact.stock import StockError, stock_model
 from gating.loader.checksums import CONFIG, RECORD_KEY
 from gating.serving.contexts import steady_context
-from gating.serving.dummy_heads import with_dummy_heads
+from gating.serving.copies import with_dummy_heads
 from gating.serving.exporting import Exportable, exporting, load_processor, megabytes_of
 from gating.serving.formats import ServingReport
 from gating.storage.files import read_table

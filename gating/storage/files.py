@@ -83,7 +83,6 @@ def replacing_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
     """
     target = Path(os.path.abspath(target))
     check_free(target, overwrite=overwrite)
-    missing = [place for place in target.parents if not place.exists()]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
@@ -97,16 +96,13 @@ def replacing_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
             _put_in_place(new, target)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-    except BaseException as error:
-        for place in missing:
-            if place.is_dir() and not any(place.iterdir()):
-                place.rmdir()
-        if isinstance(error, (OSError, SafetensorError)) and not isinstance(error, UserError):
-            reason = getattr(error, "strerror", None) or str(error).rstrip(".")
-            raise OSError(
-                f"{target} cannot be written ({reason}); nothing was changed there. Make room or choose another place."
-            ) from error
-        raise
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+        raise OSError(
+            f"{target} cannot be written ({reason}); nothing was changed there. Make room or choose another place."
+        ) from error
 
 
 def _put_in_place(new: Path, target: Path) -> None:
@@ -210,15 +206,12 @@ def read_table(path: Path) -> dict[str, Any]:
 def finite_number(value: object) -> float | None:
     """Return a value of a JSON file if it is a finite number, whole ones as they are; None otherwise.
 
-    >>> finite_number(18), finite_number(True), finite_number("18"), finite_number(10**400)
-    (18, None, None, None)
+    >>> finite_number(18), finite_number(True), finite_number("18")
+    (18, None, None)
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    try:
-        return value if math.isfinite(value) else None
-    except OverflowError:  # A whole number beyond floats.
-        return None
+    return value if math.isfinite(value) else None
 
 
 _NAME = re.compile(r"step-(\d+)\.ckpt")

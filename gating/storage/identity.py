@@ -6,14 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gating.errors import InputError
+from gating.errors import InputError, shorten
 
 # Rows and bytes that are hashed at once; of larger columns and files, evenly spread ones are, about a second of work.
 _ROWS, _BLOCK, _MOST_BYTES, _MOST_FILES = 10_000, 2**20, 2**30, 20_000
 _OF_MODELS = {".json", ".safetensors", ".bin", ".pt", ".txt", ".model", ".tiktoken", ".jinja", ".py"}
 _OF_TRAINING = {"trainer_state.json", "training_args.bin", "optimizer.pt", "scheduler.pt"}
-# Characters of a value in a message.
-_MOST_SHOWN = 200
 # In these settings, 1 is one batch and 1.0 is all of them; 1 and 1.0 are the same value of any other setting.
 _NUMBERS_OR_SHARES = (
     *("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches"),
@@ -82,9 +80,7 @@ def check_same_settings(
     changed = find_difference(before, now)
     if changed is not None:
         name, *values = changed
-        one, other = (
-            text if len(text := str(value)) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..." for value in values
-        )
+        one, other = (shorten(str(value), most=200) for value in values)
         raise InputError(
             f"{stored} {name}={one}, and {present} {name}={other}: it is resumed with the settings that it began with. "
             f"{remedy}"

@@ -15,7 +15,7 @@ from gating.data.examples import Batch, Examples
 from gating.data.tokens import check_texts, special_token_ids, tokenize, truncation_length
 from gating.errors import InputError
 from gating.tasks.base import Prepared, TextTask
-from gating.tasks.metrics.tokens import TOKEN_SCORES, build_token_metrics, update_token_metrics
+from gating.tasks.metrics.texts import TOKEN_SCORES, build_token_metrics, update_token_metrics
 
 __all__ = ["BlockTask", "cut_into_blocks"]
 

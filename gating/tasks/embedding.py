@@ -17,9 +17,8 @@ from gating.compact.files import read_config
 from gating.compact.save import Processor
 from gating.data.examples import Batch, Examples
 from gating.data.tokens import load_tokenizer, truncation_length
-from gating.embedding.head import SentenceHead
 from gating.embedding.losses import EmbeddingDistance
-from gating.embedding.processor import SentenceProcessor
+from gating.embedding.parts import SentenceHead, SentenceProcessor
 from gating.errors import InputError
 from gating.loader.checksums import RECORD_KEY
 from gating.models.hub import locate

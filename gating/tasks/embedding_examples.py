@@ -3,6 +3,7 @@
 import hashlib
 import math
 import random
+import re
 from typing import Any, Literal
 
 import datasets
@@ -14,16 +15,34 @@ from transformers import PreTrainedTokenizerBase
 from gating.data.columns import find_text_columns, take_columns, warn_of_overlap
 from gating.data.labels import LABEL_COLUMNS, read_numbers
 from gating.data.tokens import check_texts, encode_batch, tokenize
-from gating.embedding.negation import negate
 from gating.errors import InputError
 from gating.tasks.embedding_teacher import EMBEDDINGS, PAIR_EMBEDDINGS
 
-__all__ = ["Kind", "add_negations", "collate_pairs", "kind_of", "read_examples", "tokenize_examples"]
+__all__ = [
+    "Kind",
+    "add_negations",
+    "collate_pairs",
+    "kind_of",
+    "negate",
+    "read_examples",
+    "tokenize_examples",
+]
 
 Kind = Literal["texts", "scores", "positives"]
 
 # Usual names of the column of scores, in order of precedence; a label may also be a class.
 _SCORES = ("score", "relatedness", "similarity_score", "similarity")
+# Negations of English sentences, by rules.
+_AUXILIARY = re.compile(
+    r"\b(is|are|was|were|can|could|will|would|has|have|had|should|must|may|might|does|do|did)\b(?!['\u2019])"
+)
+# A second negation would take the first one back.
+_NEGATED = re.compile(
+    r"\b(not|no|never|none|nobody|nothing|nowhere|neither|nor|cannot|without)\b|n['\u2019]t\b", re.IGNORECASE
+)
+# Longer texts are often cut before their negation.
+_MOST_WORDS = 25
+_DETERMINER = re.compile(r"(an?|the|some|one|two|three|many)\s+(?!of\b)(?=\w)", re.IGNORECASE)
 
 
 def kind_of(table: Dataset) -> Kind:
@@ -87,6 +106,29 @@ def _with_scores(table: Dataset, split: str) -> Dataset:
     low, high = min(scores), max(scores)
     scaled = [(score - low) / (high - low) if high > low else 1.0 for score in scores]
     return table.remove_columns("score").add_column("score", scaled, feature=Value("float32"))
+
+
+def negate(text: str, draw: random.Random) -> str | None:
+    """Return a text with a negation, one of those that the rules make; None if they do not fit, and for long texts.
+
+    "A man is singing." becomes "A man is not singing." or "No man is singing.", and "A man on stage" becomes "No man on
+    stage" or "There is no man on stage". Not all are good English; a teacher embeds them as well.
+
+    Example:
+        >>> negate("he can swim", random.Random(0))
+        'he can not swim'
+    """
+    if len(text.split()) > _MOST_WORDS or _NEGATED.search(text):
+        return None
+    forms = []
+    has_auxiliary = _AUXILIARY.search(text) is not None
+    if has_auxiliary:
+        forms.append(_AUXILIARY.sub(r"\1 not", text, count=1))
+    found = _DETERMINER.match(text)
+    if found:
+        rest, beginnings = text[found.end() :], ("No",) if has_auxiliary else ("No", "There is no")
+        forms += [f"{one if text[0].isupper() else one.lower()} {rest}" for one in beginnings]
+    return draw.choice(forms) if forms else None
 
 
 def add_negations(table: Dataset, share: float) -> Dataset:

@@ -20,7 +20,7 @@ _IMAGE_COLUMNS = ("image", "img")
 
 
 class ImageClassification(ClassTask):
-    """Classification of images, with the metrics of :mod:`gating.tasks.metrics.classes`."""
+    """Classification of images, with the metrics of :mod:`gating.tasks.metrics.labels`."""
 
     auto_class = AutoModelForImageClassification
 

@@ -12,14 +12,14 @@ from transformers import PreTrainedModel
 from gating.data.examples import Batch
 from gating.data.labels import read_numbers
 from gating.tasks.base import Baseline, Prepared
-from gating.tasks.metrics.numbers import NUMBER_METRICS, PRECISION, build_number_metrics
+from gating.tasks.metrics.labels import NUMBER_METRICS, PRECISION, build_number_metrics
 from gating.tasks.sequence_classification import LabeledTexts
 
 __all__ = ["Regression"]
 
 
 class Regression(LabeledTexts):
-    """Regression of a number from texts or text pairs, with the metrics of :mod:`gating.tasks.metrics.numbers`."""
+    """Regression of a number from texts or text pairs, with the metrics of :mod:`gating.tasks.metrics.labels`."""
 
     label_columns = ("label", "labels", "score", "similarity_score", "rating")
     known_metrics = NUMBER_METRICS

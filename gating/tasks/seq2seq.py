@@ -16,8 +16,7 @@ from gating.data.tokens import check_texts, special_token_ids, tokenize, truncat
 from gating.errors import InputError
 from gating.models.sources import ModelSource
 from gating.tasks.base import Metrics, Prepared, Sample, TextTask
-from gating.tasks.metrics.texts import TEXT_METRICS, build_text_metrics
-from gating.tasks.metrics.tokens import TOKEN_METRICS, update_token_metrics
+from gating.tasks.metrics.texts import TEXT_METRICS, TOKEN_METRICS, build_text_metrics, update_token_metrics
 
 __all__ = ["Seq2Seq"]
 

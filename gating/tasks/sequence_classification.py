@@ -18,13 +18,13 @@ from gating.data.examples import Batch, Examples
 from gating.data.labels import LABEL_COLUMNS, encode_labels
 from gating.data.tokens import check_texts, special_token_ids, tokenize_labeled, truncation_length
 from gating.tasks.base import Baseline, MetricTask, Prepared, TextTask
-from gating.tasks.metrics.classes import CLASS_METRICS, build_class_metrics, class_config, log_frequencies
+from gating.tasks.metrics.labels import CLASS_METRICS, build_class_metrics, class_config, log_frequencies
 
 __all__ = ["ClassTask", "LabeledTexts", "SequenceClassification"]
 
 
 class ClassTask(MetricTask):
-    """Base of tasks whose labels are classes, with the metrics of :mod:`gating.tasks.metrics.classes`."""
+    """Base of tasks whose labels are classes, with the metrics of :mod:`gating.tasks.metrics.labels`."""
 
     has_classes = True
     known_metrics = CLASS_METRICS
@@ -93,4 +93,4 @@ class LabeledTexts(TextTask):
 
 
 class SequenceClassification(ClassTask, LabeledTexts):
-    """Classification of texts or text pairs, with the metrics of :mod:`gating.tasks.metrics.classes`."""
+    """Classification of texts or text pairs, with the metrics of :mod:`gating.tasks.metrics.labels`."""

@@ -21,7 +21,7 @@ from gating.data.tokens import check_no_nulls, load_tokenizer, special_token_ids
 from gating.errors import InputError, shorten
 from gating.models.sources import ModelSource
 from gating.tasks.base import Baseline, MetricTask, Prepared
-from gating.tasks.metrics.classes import class_config, log_frequencies
+from gating.tasks.metrics.labels import class_config, log_frequencies
 from gating.tasks.metrics.tags import TAG_METRICS, build_tag_metrics
 
 __all__ = ["TokenClassification", "encode_tags"]

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
 import gating
-from gating.embedding.processor import SentenceProcessor
+from gating.embedding.parts import SentenceProcessor
 from gating.errors import UserError
 from gating.models.pretrained import Pretrained
 from gating.serving.exporting import load_model

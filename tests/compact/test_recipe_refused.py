@@ -233,8 +233,6 @@ def test_a_folder_in_the_place_of_a_recipe_is_renamed(compact, tmp_path):
     gating.save_recipe(model, tmp_path / "recipe", **options)
     with pytest.raises(FileExistsError, match="exists already"):
         gating.save_recipe(model, tmp_path / "recipe", **options)
-    with pytest.raises(ValueError, match="is the base"):
-        gating.save_recipe(model, tmp_path / "base", **options, overwrite=True)
     (tmp_path / "recipe" / "notes.txt").write_text("mine")
     gating.save_recipe(model, tmp_path / "recipe", **options, overwrite=True)
     assert (tmp_path / "recipe.1" / "notes.txt").read_text() == "mine"

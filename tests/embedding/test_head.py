@@ -8,7 +8,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
 
-from gating.embedding.head import SentenceHead
+from gating.embedding.parts import SentenceHead
 from gating.errors import InputError
 from gating.report.metadata import is_sentence_folder
 from tests.integrations.sentence_models import make_cross_encoder

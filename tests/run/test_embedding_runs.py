@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 
 import gating
 from gating.commands.evaluate import evaluate_folder
-from gating.embedding.head import SentenceHead
+from gating.embedding.parts import SentenceHead
 from gating.serving.graphs.runtime import GraphModel
 from tests.run.test_resume import assert_same_end, interrupt_again_and_again
 from tests.support.interruptions import end_of, run_in

@@ -16,7 +16,7 @@ import gating
 from gating.serving import greedy
 from gating.serving.contexts import boundaries, checked_context, steady_context
 from gating.serving.copies import as_converted
-from gating.serving.graphs.batches import batches_to_check
+from gating.serving.graphs.check import batches_to_check
 from gating.serving.greedy import make_prompts
 from tests.serving.decoders import make_decoder, write_greedily
 from tests.support.tiers import first_of

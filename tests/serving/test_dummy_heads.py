@@ -7,7 +7,7 @@ import gating
 from gating.loader.record import describe
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
-from gating.serving.dummy_heads import with_dummy_heads
+from gating.serving.copies import with_dummy_heads
 from tests.support.family_models import FAMILIES, GPT2, GROUPED, IDS, Family
 from tests.support.fresh_process import answers_of_fresh_process, outputs_of
 from tests.support.tiers import first_of

@@ -81,7 +81,7 @@ def write_weights(folder):
 @pytest.mark.parametrize("write", [write_text, write_weights])
 @pytest.mark.parametrize("exists", [False, True])
 def test_a_full_disk_is_one_sentence_and_leaves_the_old_folder(tmp_path, write, exists):
-    target = tmp_path / ("there" if exists else "new/deep")
+    target = tmp_path / ("there" if exists else "new")
     if exists:
         make_result(target)
     with (
@@ -109,7 +109,7 @@ def test_the_message_contains_the_error_of_the_system(tmp_path, monkeypatch, ste
     monkeypatch.setattr(*((tempfile, "mkdtemp") if step == "mkdtemp" else (os, "fsync")), refuse)
     with (
         pytest.raises(OSError, match=rf"new cannot be written \({os.strerror(number)}\)"),
-        replacing(tmp_path / "deep" / "new", overwrite=False) as folder,
+        replacing(tmp_path / "new", overwrite=False) as folder,
     ):
         (folder / "file").write_text("x")
     assert os.listdir(tmp_path) == []

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from torchmetrics import MetricCollection
 
 from gating.tasks.metrics.choice import ChosenMetrics
-from gating.tasks.metrics.classes import CLASS_METRICS, build_class_metrics
-from gating.tasks.metrics.numbers import NUMBER_METRICS, build_number_metrics
+from gating.tasks.metrics.labels import CLASS_METRICS, NUMBER_METRICS, build_class_metrics, build_number_metrics
 
 
 def class_metrics(names: Sequence[str], *, num_classes: int) -> MetricCollection:

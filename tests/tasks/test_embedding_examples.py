@@ -1,4 +1,6 @@
-"""Texts and pairs of texts as examples of sentence embeddings."""
+"""Texts and pairs of texts as examples of sentence embeddings, and negations of English sentences."""
+
+import random
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from gating.tasks.embedding_examples import (
     add_negations,
     collate_pairs,
     kind_of,
+    negate,
     read_examples,
     tokenize_examples,
 )
@@ -133,3 +136,28 @@ def test_texts_are_truncated(tokenizer):
     assert [len(row) for row in tokens["input_ids"]] == [5, 4, 5]
     # Those that no model can tell apart are one text.
     assert tokens["task_query"][0] == tokens["task_query"][2] != tokens["task_query"][1]
+
+
+@pytest.mark.parametrize(
+    ("text", "negations"),
+    [
+        ("A man is singing.", {"A man is not singing.", "No man is singing."}),
+        ("The cats can swim and are fast", {"The cats can not swim and are fast", "No cats can swim and are fast"}),
+        ("a man on stage", {"no man on stage", "there is no man on stage"}),
+        ("Three dogs run", {"No dogs run", "There is no dogs run"}),
+        ("They were late", {"They were not late"}),
+        ("They were not late", set()),
+        ("it does n't matter", set()),
+        ("He can't swim and is slow", set()),
+        ("No one can swim, and he is never late", set()),
+        ("An important elephant is here", {"An important elephant is not here", "No important elephant is here"}),
+        ("One of the dogs is here", {"One of the dogs is not here"}),
+        ("He'd say it's his", set()),
+        ("Dogs run", set()),
+        ("Ein Hund rennt", set()),
+        ("", set()),
+        ("a " + "very " * 25 + "long one", set()),
+    ],
+)
+def test_forms_of_a_text(text, negations):
+    assert {negate(text, random.Random(seed)) for seed in range(20)} - {None} == negations

@@ -8,8 +8,7 @@ from transformers import AutoTokenizer, BertConfig, BertForQuestionAnswering
 
 from gating.data.examples import Examples
 from gating.errors import InputError
-from gating.tasks.question_answering import QuestionAnswering
-from gating.tasks.windows import make_windows, read_answers
+from gating.tasks.question_answering import QuestionAnswering, make_windows, read_answers
 from tests.support.tiny_run import make_model_folder
 
 CONTEXT = " ".join(f"word{i}" for i in range(1, 31))

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from gating.compact.save import Processor
 from gating.errors import InputError, OperationError, shorten
 from gating.proof.outputs import evaluating
-from gating.serving.dummy_heads import with_dummy_heads
+from gating.serving.copies import with_dummy_heads
 from gating.serving.exporting import Exportable, load_model, load_processor
 from gating.serving.formats import ServingReport
 from gating.serving.gguf.architectures import blocks_to_fill, context_length, find_architecture

@@ -1,4 +1,4 @@
-"""GGUF files: their metadata and tensors, written one after another."""
+"""GGUF files: their metadata, and the tensors under the names and in the layouts of llama.cpp, one after another."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 import gguf
-from gating.compact.decoders import sizes_of
+from gating.compact.decoders import DecoderSizes, sizes_of
 from gating.errors import InputError
 from gating.serving.gguf.architectures import Architecture, context_length, rope_type
-from gating.serving.gguf.tensors import decoder_tensors, widths_in_file
 from gating.serving.gguf.tokenizer import add_placeholders, add_tokenizer, copy_tokenizer
 from gguf import GGMLQuantizationType as Type
 
@@ -25,6 +26,8 @@ _TYPES = {
     "bf16": (Type.BF16, gguf.LlamaFileType.MOSTLY_BF16),
     "q8_0": (Type.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
 }
+# Weights of 8 and 4 bits come in blocks of so many, also those that llama-quantize makes of 16 bits.
+_BLOCK = 32
 
 
 def write_gguf(
@@ -62,7 +65,7 @@ def write_gguf(
             add_tokenizer(writer, tokenizer, model, vocab_size=vocab_size, pre_tokenizer=pre_tokenizer)
         else:
             add_placeholders(writer, model, vocab_size=vocab_size)
-        _write_tensors(writer, lambda: decoder_tensors(model, architecture, sizes_of(model)), _TYPES[dtype][0])
+        _write_tensors(writer, lambda: _decoder_tensors(model, architecture, sizes_of(model)), _TYPES[dtype][0])
     finally:
         writer.close()
 
@@ -70,7 +73,7 @@ def write_gguf(
 def _add_metadata(writer: gguf.GGUFWriter, model: PreTrainedModel, architecture: Architecture) -> None:
     config: Any = model.config
     sizes, context = sizes_of(model), context_length(config)[0]
-    widths = widths_in_file(architecture, sizes)
+    widths = _widths_in_file(architecture, sizes)
     has_own_heads, has_own_widths = (kind in architecture.sizes_per_layer for kind in ("heads", "neurons"))
     writer.add_name(Path(str(config.name_or_path or config.model_type)).name)
     writer.add_block_count(len(widths))
@@ -127,3 +130,95 @@ def _type_of(tensor: Tensor, dtype: Type) -> Type:
     if tensor.dim() < 2:
         return Type.F32
     return Type.F16 if tensor.shape[-1] % gguf.GGML_QUANT_SIZES[dtype][0] else dtype
+
+
+def _widths_in_file(architecture: Architecture, sizes: DecoderSizes) -> list[int]:
+    """Return the number of neurons of each layer in the file; more dummy ones make them equal where they have to be.
+
+    Dummy ones without weights fill the last block up. A layer without neurons has a block of them, too: llama.cpp
+    would leave it out with its attention.
+    """
+    widths = [max(_BLOCK, width + -width % _BLOCK) for width in sizes.num_neurons]
+    return widths if "neurons" in architecture.sizes_per_layer else [max(widths)] * len(widths)
+
+
+def _decoder_tensors(
+    model: PreTrainedModel, architecture: Architecture, sizes: DecoderSizes
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of a model with their names in a file."""
+    base: Any = model.base_model
+    yield "token_embd.weight", base.embed_tokens.weight
+    yield "output_norm.weight", base.norm.weight
+    if not model.config.tie_word_embeddings:
+        yield "output.weight", model.get_output_embeddings().weight
+    if rope_type(model.config) == "llama3":
+        yield "rope_freqs.weight", _llama3_factors(model.config, sizes.head_dim)
+    widths = _widths_in_file(architecture, sizes)
+    for number, layer in enumerate(base.layers):
+        prefix = f"blk.{number}."
+        if sizes.num_heads[number]:
+            yield f"{prefix}attn_norm.weight", layer.input_layernorm.weight
+            attention = _attention_tensors(layer.self_attn, architecture, sizes.head_dim)
+            yield from ((prefix + name, tensor) for name, tensor in attention)
+        yield f"{prefix}ffn_norm.weight", layer.post_attention_layernorm.weight
+        yield from ((prefix + name, tensor) for name, tensor in _feed_forward_tensors(layer.mlp, widths[number]))
+
+
+def _attention_tensors(attention: Any, architecture: Architecture, head_dim: int) -> Iterator[tuple[str, Tensor]]:
+    linears = {name: getattr(attention, f"{name}_proj") for name in "qkv"}
+    for kind in ("weight", "bias"):
+        rows = {
+            name: _in_pairs(getattr(linear, kind), head_dim)
+            if architecture.rotates_pairs and name != "v"
+            else getattr(linear, kind)
+            for name, linear in linears.items()
+            if getattr(linear, kind) is not None
+        }
+        if architecture.is_fused and rows:
+            yield f"attn_qkv.{kind}", torch.cat(list(rows.values()))
+        else:
+            yield from ((f"attn_{name}.{kind}", tensor) for name, tensor in rows.items())
+    yield "attn_output.weight", attention.o_proj.weight
+    if attention.o_proj.bias is not None:
+        yield "attn_output.bias", attention.o_proj.bias
+    if architecture.has_norms:
+        yield "attn_q_norm.weight", attention.q_norm.weight
+        yield "attn_k_norm.weight", attention.k_norm.weight
+
+
+def _feed_forward_tensors(feed_forward: Any, width: int) -> Iterator[tuple[str, Tensor]]:
+    for ours, theirs, dim in (("gate_proj", "ffn_gate", 0), ("up_proj", "ffn_up", 0), ("down_proj", "ffn_down", 1)):
+        linear = getattr(feed_forward, ours)
+        yield f"{theirs}.weight", _filled(linear.weight, width, dim)
+        if linear.bias is not None:
+            yield f"{theirs}.bias", linear.bias if dim else _filled(linear.bias, width, 0)
+
+
+def _filled(tensor: Tensor, size: int, dim: int) -> Tensor:
+    """Return a tensor with zeros at the end of one dimension, up to a size."""
+    shape = list(tensor.shape)
+    shape[dim] = size - shape[dim]
+    return torch.cat([tensor, tensor.new_zeros(shape)], dim=dim) if shape[dim] else tensor
+
+
+def _in_pairs(rows: Tensor, head_dim: int) -> Tensor:
+    """Return the rows of heads with the two halves of each head interleaved.
+
+    Args:
+        rows: Weight, ``[heads * head_dim, in_features]``, or bias, ``[heads * head_dim]``.
+        head_dim: Width of a head.
+    """
+    return rows.reshape(-1, 2, head_dim // 2, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
+
+
+def _llama3_factors(config: Any, head_dim: int) -> Tensor:
+    """Return the factors by which LLaMA 3 divides the frequencies of its rotary embeddings, ``[head_dim / 2]``.
+
+    Args:
+        config: Configuration whose ``rope_parameters`` are of the type ``llama3``.
+        head_dim: Width of a head.
+    """
+    frequencies: Tensor = ROPE_INIT_FUNCTIONS["llama3"](config, device=torch.device("cpu"))[0]
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim
+    unscaled: Tensor = torch.pow(float(config.rope_parameters["rope_theta"]), -exponents)
+    return (unscaled / frequencies.double()).float()

@@ -1,1 +1,1 @@
-"""Metrics, one module for each kind of prediction."""
+"""Metrics of labels, tags, answers, texts and embeddings."""

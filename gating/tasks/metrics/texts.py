@@ -1,28 +1,70 @@
-"""Metrics of generated texts, BLEU and chrF of sacrebleu, beside those of their tokens."""
+"""Metrics of language models: those of tokens, and BLEU and chrF of sacrebleu of the texts that they write."""
 
-from collections.abc import Sequence
+import importlib
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from sacrebleu.metrics.bleu import BLEU
-from sacrebleu.metrics.chrf import CHRF
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.text import Perplexity
 
 from gating.errors import InputError
 from gating.report.score import Score
 from gating.tasks.metrics.choice import ChosenMetrics
-from gating.tasks.metrics.numbers import PRECISION
-from gating.tasks.metrics.tokens import TOKEN_SCORES, build_token_metrics
+from gating.tasks.metrics.labels import PRECISION
 
-__all__ = ["TEXT_METRICS", "SacreScore", "TextMetrics", "build_text_metrics"]
+__all__ = [
+    "TEXT_METRICS",
+    "TOKEN_METRICS",
+    "TOKEN_SCORES",
+    "SacreScore",
+    "TextMetrics",
+    "build_text_metrics",
+    "build_token_metrics",
+    "update_token_metrics",
+]
 
-_TEXT_SCORES: dict[str, Any] = {"bleu": BLEU, "chrf": CHRF}
-TEXT_METRICS = (*_TEXT_SCORES, *TOKEN_SCORES)
+TOKEN_SCORES = {
+    "perplexity": Score("perplexity", scale=1, unit="", higher_is_better=False),
+    "accuracy": Score("accuracy"),
+}
+TEXT_METRICS = ("bleu", "chrf", *TOKEN_SCORES)
 
 # Metrics of tokens with their score, and metrics of texts, if any, with the score of both.
 TextMetrics = tuple[MetricCollection, Score, MetricCollection | None, Score]
+
+
+class _Perplexity(Perplexity):
+    """Perplexity, the exponential of the mean negative log-likelihood, of tokens without a batch."""
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        super().update(preds.unsqueeze(0), target.unsqueeze(0))
+
+
+TOKEN_METRICS = (_Perplexity, MulticlassAccuracy)
+
+
+def build_token_metrics(chosen: ChosenMetrics, *, vocab_size: int) -> tuple[MetricCollection, Score]:
+    """Return the chosen metrics of tokens, by default all, and the score by which runs are compared."""
+
+    def make(name: str) -> tuple[Metric, Score]:
+        metric = _Perplexity() if name == "perplexity" else MulticlassAccuracy(vocab_size, average="micro")
+        return metric, TOKEN_SCORES[name]
+
+    return chosen.build(tuple(TOKEN_SCORES), make=make)
+
+
+def update_token_metrics(metrics: Iterable[Metric], logits: Tensor, labels: Tensor) -> None:
+    """Update metrics of tokens with logits, ``[batch, length, vocab_size]``; labels are -100 for ignored tokens."""
+    is_target = labels != -100
+    # Only the logits of targets are converted, because logits are the largest tensor of a language model.
+    selected, targets = logits[is_target].float(), labels[is_target]
+    if targets.numel():
+        for metric in metrics:
+            metric.update(selected, targets)
 
 
 def build_text_metrics(chosen: ChosenMetrics, *, vocab_size: int) -> TextMetrics:
@@ -67,7 +109,9 @@ class SacreScore(Metric):
     def __init__(self, name: str) -> None:
         """Create the score ``bleu`` or ``chrf``."""
         super().__init__()
-        self._score = _TEXT_SCORES[name]()
+        # The package takes a while to import.
+        metrics: Any = importlib.import_module("sacrebleu.metrics")
+        self._score = (metrics.BLEU if name == "bleu" else metrics.CHRF)()
         num_counts = len(self._score._extract_corpus_statistics([""], [[""]])[0])
         self.add_state("counts", default=torch.zeros(num_counts, dtype=torch.long), dist_reduce_fx="sum")
 

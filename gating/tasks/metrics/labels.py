@@ -1,4 +1,4 @@
-"""Metrics of classes, and the classes in a model's configuration."""
+"""Metrics of labels, classes or numbers, and the classes in a model's configuration."""
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -7,7 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import (
+    MeanAbsoluteError,
+    MeanSquaredError,
+    Metric,
+    MetricCollection,
+    PearsonCorrCoef,
+    R2Score,
+    SpearmanCorrCoef,
+)
 from torchmetrics.classification import (
     MulticlassAccuracy,
     MulticlassAUROC,
@@ -21,7 +29,15 @@ from torchmetrics.utilities import dim_zero_cat
 from gating.report.score import Score
 from gating.tasks.metrics.choice import ChosenMetrics
 
-__all__ = ["CLASS_METRICS", "build_class_metrics", "class_config", "log_frequencies"]
+__all__ = [
+    "CLASS_METRICS",
+    "NUMBER_METRICS",
+    "PRECISION",
+    "build_class_metrics",
+    "build_number_metrics",
+    "class_config",
+    "log_frequencies",
+]
 
 
 def _positive(metric: type[Any]) -> Callable[[int], Metric]:
@@ -109,3 +125,28 @@ def class_config(label_names: Sequence[str]) -> dict[str, Any]:
         "id2label": dict(enumerate(label_names)),
         "label2id": {name: number for number, name in enumerate(label_names)},
     }
+
+
+# Sums in single precision lose digits; Apple's GPUs have no other.
+PRECISION = torch.float32 if torch.backends.mps.is_available() else torch.float64
+
+NUMBER_METRICS: dict[str, tuple[Callable[[], Metric], Score]] = {
+    "pearson": (PearsonCorrCoef, Score("pearson", unit="")),
+    "spearman": (SpearmanCorrCoef, Score("spearman", unit="")),
+    "mse": (MeanSquaredError, Score("mse", scale=1, unit="", higher_is_better=False)),
+    "mae": (MeanAbsoluteError, Score("mae", scale=1, unit="", higher_is_better=False)),
+    "rmse": (partial(MeanSquaredError, squared=False), Score("rmse", scale=1, unit="", higher_is_better=False)),
+    "r2": (R2Score, Score("r2", scale=1, unit="")),
+}
+
+
+def build_number_metrics(chosen: ChosenMetrics, default: Sequence[str]) -> tuple[MetricCollection, Score]:
+    """Return the chosen metrics of numbers, of double precision, and the score by which runs are compared."""
+    return chosen.build(default, make=_make)
+
+
+def _make(name: str) -> tuple[Metric, Score]:
+    make, score = NUMBER_METRICS[name]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*will save all targets")
+        return make().set_dtype(PRECISION), score

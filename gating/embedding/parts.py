@@ -1,17 +1,17 @@
-"""Pooling of a model of sentence-transformers: the modules after its transformer."""
+"""What a model of sentence-transformers has beside its transformer: pooling, tokenizer, and the list of modules."""
 
 import importlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from gating.embedding.processor import require_sentence_transformers
-from gating.errors import InputError, loading
+from gating.errors import InputError, MissingPackageError, loading
 
-__all__ = ["MODULES", "SentenceHead", "read_parts"]
+__all__ = ["MODULES", "SentenceHead", "SentenceProcessor", "read_parts", "require_sentence_transformers"]
 
 MODULES = "modules.json"
 _PACKAGE = "sentence_transformers."
@@ -71,3 +71,48 @@ def _class_of(reference: str, folder: Path) -> Any:
         )
     module, _, name = reference.rpartition(".")
     return getattr(importlib.import_module(module), name)
+
+
+def require_sentence_transformers() -> None:
+    """Check that the package is installed.
+
+    Raises:
+        ImportError: It is not.
+    """
+    try:
+        import sentence_transformers  # noqa: F401
+    except ImportError as error:
+        raise MissingPackageError(
+            "Sentence embeddings need the package sentence-transformers. Install it with: pip install "
+            "'head-gating[embeddings]'"
+        ) from error
+
+
+class SentenceProcessor:
+    """The tokenizer of a model of sentence-transformers, and all that is saved beside its transformer.
+
+    It is given to :func:`gating.save_compact` in place of a tokenizer, whose folder then loads by
+    ``SentenceTransformer(folder, trust_remote_code=True)``.
+    """
+
+    def __init__(self, model: Any) -> None:
+        """Store the model, a ``SentenceTransformer`` or ``CrossEncoder``, of which the transformer is not saved."""
+        self.model = model
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer."""
+        return self.model.tokenizer
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
+        """Save tokenizer, modules and settings in the folder of the transformer."""
+        transformer = self.model.transformers_model
+        own = vars(transformer).pop("save_pretrained", None)
+        # The package saves each module by itself, and the transformer is in the folder.
+        transformer.save_pretrained = lambda *_, **__: None
+        try:
+            self.model.save(str(save_directory), create_model_card=False)
+        finally:
+            del transformer.save_pretrained
+            if own is not None:
+                transformer.save_pretrained = own
