@@ -132,12 +132,12 @@ def find_mistake(arguments: Sequence[str]) -> str | None:
     """
     for before, argument in zip(["", *arguments], arguments, strict=False):
         name, equals, _ = argument.partition("=")
-        is_option = name.startswith("--") or (name.startswith("-") and equals)
-        if is_option and not any(option.startswith(name) for option in _OPTIONS):
+        if name.startswith("--") and not any(option.startswith(name) for option in _OPTIONS):
             return f"{name} is no option: settings are NAME=VALUE, as in objective.num_heads=18."
         if not equals and not argument.startswith(("-", "~")) and not before.startswith("-"):
             return f"{argument} has no value: settings are NAME=VALUE, as in objective.num_heads=18."
-    if {"-m", "--multirun", "hydra.mode=MULTIRUN"}.isdisjoint(arguments):
+    multirun = ("--multirun", "-m", "hydra.mode=MULTIRUN")
+    if not any(one in multirun or (one[:3] == "--m" and multirun[0].startswith(one)) for one in arguments):
         for argument in arguments:
             if argument.startswith(("sweep=", "hparams_search=")):
                 return f"{argument} runs several jobs: add -m, as in python train.py -m {argument}."

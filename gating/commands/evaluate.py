@@ -288,9 +288,9 @@ def _warn_of_changes(run_folder: Path, names: Sequence[str], examples: Examples,
     """Warn if a split of the run that made a model has changed since, or is drawn with another seed."""
     before = read_inputs(run_folder)
     # Data that the command names may differ.
-    if split not in before["data"] or not {"data", *(f"data.{name}" for name in _PLACES)}.isdisjoint(names):
+    if split not in before["examples"] or not {"data", *(f"data.{name}" for name in _PLACES)}.isdisjoint(names):
         return
-    if data_differ(before, {"data": {split: table_digests(examples.splits[split])}}, split):
+    if data_differ(before, {"examples": {split: table_digests(examples.splits[split])}}, split):
         drawn = ""
         if "seed" in names:
             drawn = ": another seed draws them anew, also from examples that the model was trained on: leave it out"

@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from gating.errors import DamageError, InputError, MissingFileError, UnreachableError, loading
+from gating.errors import DamageError, InputError, InputTypeError, MissingFileError, UnreachableError, loading
 from gating.loader.checksums import CHECKSUMS, CONFIG, GENERATION, INDEX, RECORD_KEY, WEIGHTS, digest_file, digest_table
 from gating.storage.files import read_table
 from gating.storage.hub import RECORD_FILE, download, invalid_name, snapshot_of
@@ -72,6 +72,8 @@ def find_folder(
         FileNotFoundError: Neither a folder nor a model on the hub has this name, or the model lacks the revision.
         ConnectionError: The hub cannot be reached or refuses access.
     """
+    if not isinstance(name_or_path, str | os.PathLike):
+        raise InputTypeError(f"Give the path of a folder, or a name on the hub, not a {type(name_or_path).__name__}.")
     folder, name = Path(name_or_path), str(name_or_path)
     is_name = isinstance(name_or_path, str) and ("/" in name or is_base) and invalid_name(name) is None
     if folder.exists() or not is_name:

@@ -111,7 +111,8 @@ def _text_columns(path: Path, options: Mapping[str, Any]) -> datasets.Features:
         rows = (row for row in csv.reader(file, delimiter=options["sep"], quoting=options["quoting"]) if row)
         header, first = next(rows, []), next(rows, [])
     others = [separator for separator in ",;\t|" if separator in "".join(header)]
-    if len(header) == 1 and others and options["sep"] != others[0]:
+    fields = [len("".join(row).split(others[0])) for row in (header, first) if others]
+    if len(header) == 1 and others and options["sep"] != others[0] and len({*fields}) == 1:
         raise ValueError(
             f"its header, {shorten(repr(header[0]))}, is one column: separate columns by {options['sep']!r}, in place "
             f"of {others[0]!r}"

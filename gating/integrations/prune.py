@@ -64,7 +64,7 @@ def prune(
     data, base, is_embedder = _as_table(data), base_model(model), is_sentence_model(model)
     # An encoder with a decoder would learn to copy its input.
     is_decoder = base.can_generate() and not base.config.is_encoder_decoder
-    if not (hasattr(model, "encode") if is_embedder else is_decoder or type(base).__name__.endswith(_CLASSIFIER)):
+    if not (hasattr(model, "encode") if is_embedder else is_decoder or _is_classifier(base)):
         raise InputError(
             f"gating.prune trains classifiers of texts, decoders and SentenceTransformers: for a {type(model).__name__}"
             ", call a trainer of gating.integrations."
@@ -95,6 +95,10 @@ def prune(
             trainer.train()
         compact: Model = trainer.compact()
     return compact
+
+
+def _is_classifier(model: nn.Module) -> bool:
+    return any(cls.__name__.endswith(_CLASSIFIER) for cls in type(model).__mro__)
 
 
 def _as_table(data: Any) -> Any:

@@ -79,7 +79,9 @@ def _write(file: Path, folder: Path) -> None:
     model.save_pretrained(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    except Exception as error:  # Of any class; exports without a tokenizer have placeholders.
+    except BaseException as error:  # Of any class, and panics of tokenizers; exports without one have placeholders.
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
         warnings.warn(f"transformers reads no tokenizer in {file} ({shorten(explain(error))}).", stacklevel=2)
     else:
         tokenizer.save_pretrained(folder)
@@ -120,7 +122,12 @@ def _differing(config: Any, values: Mapping[str, Any], tensors: Collection[str])
     width, layers = values["attention.key_length"], {name.split(".")[1] for name in tensors if name[:4] == "blk."}
     # llama.cpp scales queries by the width of a head, but in the largest models.
     scale = getattr(config, "query_pre_attn_scalar", width)
-    expected = {"block_count": len(layers), "attention.causal": True, "attention.key_length": scale}
+    expected = {
+        "attention.scale": None,
+        "block_count": len(layers),
+        "attention.causal": True,
+        "attention.key_length": scale,
+    }
     rope = getattr(config, "rope_parameters", None) or {}
     # Where layers with a sliding window have parameters of their own, the file scales those of the others.
     rope = rope.get("full_attention", rope)
@@ -129,11 +136,13 @@ def _differing(config: Any, values: Mapping[str, Any], tensors: Collection[str])
         part = getattr(config, "rotary_dim", None) or int(width * rope.get("partial_rotary_factor", 1.0))
         scaling = dict.fromkeys(key for key in values if key.startswith("rope.scaling.") and key not in _UNUSED_SCALING)
         expected |= {**scaling, "rope.scaling.type": "none", "rope.dimension_count": part}
-    known = [1.0, *(value for _, value in settings_of(config) if isinstance(value, float))]
+    settings = [(name, value) for name, value in settings_of(config) if isinstance(value, float)]
     for key, value in values.items():
-        if not isinstance(value, float):
+        same = [one for name, one in settings if name.rpartition(".")[2] == key]
+        known = same or [1.0, *(one for _, one in settings)]
+        if not isinstance(value, float) or (key in expected and value != 1.0):
             if value != expected.get(key, value):
-                yield f"{key}={value}"
+                yield f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={value}"
         elif not value > 0 or not any(math.isclose(value, one, rel_tol=1e-5) for one in known):
             yield f"{key}={value:.3g}"
     if not any(key.startswith("attention.layer_norm") for key in values):

@@ -130,7 +130,11 @@ class Part:
             return (items._sums & -items._sums).bit_length() - 1
         with_size = [one for one in zip(items.layers, items.sizes, items.units, strict=True) if one[1]]
         least = max(least_size(with_size, items.least), min(size for _, size, _ in with_size))
-        return least + sum(self.emptied) - min(self.emptied, default=0.0)
+        # Layers with a minimum, and equal layers, keep a gate; of others, the smallest gate is in one.
+        empty = [share for share, number in zip(self.emptied, self.least, strict=False) if not number]
+        if self.matrices or not empty:
+            return least
+        return least + sum(empty) - (0.0 if any(self.least) else min(empty))
 
     @cached_property
     def _items(self) -> "Part":

@@ -19,6 +19,8 @@ __all__ = ["Convergence", "Search"]
 
 # Share of the search before which convergence does not end it: gates rest at first, because none is closing yet.
 _EARLIEST_END = 0.67
+# Rounding of shares that a loop computes.
+_ROUNDING = 1e-6
 
 
 class Convergence:
@@ -176,10 +178,10 @@ class Search:
         Raises:
             InputError: ``progress`` is no such share; a number of steps would close all gates at once.
         """
-        if not (are_numbers(progress) and 0 <= progress <= 1):
+        if not (are_numbers(progress) and -_ROUNDING <= progress <= 1 + _ROUNDING):
             raise InputError(f"progress={progress!r} is no share of the search: give step / num_steps, 0 to 1.")
         self._last_penalty = None
-        self.objective.update(self.gates, progress)
+        self.objective.update(self.gates, min(max(progress, 0.0), 1.0))
 
     def penalty(self) -> Tensor:
         """Return the term to add to the loss of the task, a scalar."""

@@ -147,7 +147,7 @@ def checked_gate_values(model: nn.Module, gates: HeadGates, objective: Objective
     check_has_values(model)
     check_no_adapters(model)
     values = decide_gate_values(gates, objective, **choice)
-    _warn_if_arbitrary(gates, values > 0, is_given=choice["kept"] is not None)
+    _warn_if_arbitrary(gates, values > 0)
     gates.attach_again()
     return values
 
@@ -235,8 +235,8 @@ def _check_kept(gates: HeadGates, kept: Tensor, *, others: Sequence[str] = (), n
         raise InputError(f"{name} is false for every gate, so nothing would be left.")
 
 
-def _warn_if_arbitrary(gates: HeadGates, kept: Tensor, *, is_given: bool) -> None:
-    """Warn if the values hardly separate the gates to keep, a mask that a caller may have given, from the others."""
+def _warn_if_arbitrary(gates: HeadGates, kept: Tensor) -> None:
+    """Warn if the values hardly separate the gates to keep from the others."""
     for unit in gates.units:
         of_unit = gates.is_of(unit).to(kept.device)
         values, stays = gates.values().detach()[of_unit], kept[of_unit]
@@ -249,9 +249,9 @@ def _warn_if_arbitrary(gates: HeadGates, kept: Tensor, *, is_given: bool) -> Non
         if not (are_few or are_alike or num_open > 2 * num_kept or mean_kept - mean_removed < _LEAST_GAP):
             continue
         problem = (
-            f"{f'Gates hardly tell the {unit} to keep' if is_given else f'The choice of {unit} is nearly arbitrary'}: "
-            f"the gates to keep ({num_kept}) are at {mean_kept:.2f} on average, those to remove ({num_removed}) at "
-            f"{mean_removed:.2f}, and {num_open} of all are open. Unless they were chosen without gates, train "
+            f"The choice of {unit} is nearly arbitrary: the gates to keep ({num_kept}) are at {mean_kept:.2f} "
+            f"on average, those to remove ({num_removed}) at {mean_removed:.2f}, and {num_open} of all are "
+            "open. Unless they were chosen without gates, train "
         )
         price = "keep fewer, or lower a fixed price" if are_few else "with a larger learning rate of the gates"
         python = f"for more steps, or {price}; in a loop of your own, call the objective's update before each."

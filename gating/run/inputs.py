@@ -27,7 +27,7 @@ def describe_inputs(settings: Settings, splits: Mapping[str, Dataset], *, classe
     files = {f"data.{split}": settings.data.get(split) for split in splits}
     return {
         "places": {name: str(place) for name, place in {**files, **folders}.items() if isinstance(place, str | Path)},
-        "data": {split: table_digests(table) for split, table in splits.items()},
+        "examples": {split: table_digests(table) for split, table in splits.items()},
         "classes": None if classes is None else [str(name) for name in classes],
         "folders": {name: folder_digests(path) for name, path in folders.items() if path.is_dir()},
     }
@@ -37,10 +37,10 @@ def read_inputs(folder: Path) -> dict[str, Any]:
     """Return the inputs that a run began with; empty tables if there is no record that can be read."""
     try:
         inputs = json.loads((folder / INPUTS).read_text(encoding="utf-8"))
-        tables = {name: {key: dict(one) for key, one in inputs[name].items()} for name in ("data", "folders")}
+        tables = {name: {key: dict(one) for key, one in inputs[name].items()} for name in ("examples", "folders")}
         return {"budget": inputs.get("budget"), "classes": inputs["classes"], **tables}
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        return {"data": {}, "classes": None, "folders": {}, "budget": None}
+        return {"examples": {}, "classes": None, "folders": {}, "budget": None}
 
 
 def check_inputs(
@@ -52,7 +52,7 @@ def check_inputs(
         InputError: Something differs, or there is no record to compare with.
     """
     places = {name: f"{name}={place}" for name, place in inputs["places"].items()}
-    splits = [split for split in {**before["data"], **inputs["data"]} if data_differ(before, inputs, split)]
+    splits = [split for split in {**before["examples"], **inputs["examples"]} if data_differ(before, inputs, split)]
     changed = [places.get(f"data.{split}", f"the {split} data") for split in splits]
     changed += ["the classes"] if before["classes"] != inputs["classes"] else []
     common = before["folders"].keys() & inputs["folders"].keys()
@@ -62,8 +62,8 @@ def check_inputs(
     if not changed:
         return
     problem = f"the contents of {' and '.join(changed)} differ from those in {folder / INPUTS}"
-    if not before["data"]:
-        problem = f"{folder / INPUTS}, with what it began with, is missing or damaged"
+    if not before["examples"]:
+        problem = f"{folder / INPUTS}, with what it began with, is missing, damaged or of an earlier version"
     if not allow_changed:
         raise InputError(
             f"The run in {folder} cannot resume: {problem}. Restore them, begin another run in another output_dir, or "
@@ -80,6 +80,5 @@ def check_outside(folder: Path, inputs: Mapping[str, Any]) -> None:
 
 
 def data_differ(before: Mapping[str, Any], inputs: Mapping[str, Any], split: str) -> bool:
-    """Return whether a split of two runs differs in its number of rows or in a column that both records have."""
-    old, new = before["data"].get(split), inputs["data"].get(split)
-    return (old is None) != (new is None) or any(old[name] != new[name] for name in (old or {}).keys() & (new or {}))
+    """Return whether a split of two runs differs in its columns, in their content or in its number of rows."""
+    return bool(before["examples"].get(split) != inputs["examples"].get(split))

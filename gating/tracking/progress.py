@@ -4,6 +4,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import cache
 from typing import Any, TypeVar
 
@@ -50,9 +51,8 @@ class Progress:
         _running.append(self)
         if not is_rank_zero():
             return self
-        if sys.stdout is None or not sys.stdout.isatty():
-            _start_telling()
-        elif self._total is not None:
+        _start_telling()
+        if self._total is not None and sys.stdout is not None and sys.stdout.isatty():
             options = {"unit": self._unit, "file": sys.stdout, "dynamic_ncols": True, "leave": False}
             self._bar = tqdm(desc=self._title, total=self._total, initial=self.done, **options)
         return self
@@ -66,9 +66,9 @@ class Progress:
             self._bar.update(number)
 
     def stop(self, *_: object) -> None:
-        """End, with all steps inside; a second time does nothing."""
+        """End; a second time does nothing."""
         if self in _running:
-            del _running[_running.index(self) :]
+            _running.remove(self)
         if self._bar is not None:
             self._bar.close()
 
@@ -109,8 +109,8 @@ def tell(line: str) -> None:
     global _last
     if is_rank_zero():
         _last, stream = time.monotonic(), _stream if _running else sys.stdout
-        with tqdm.external_write_mode(file=stream):
-            # In one piece, because another thread may print, too.
+        # The stream may be missing or closed. In one piece, because another thread may print, too.
+        with suppress(AttributeError, OSError, ValueError), tqdm.external_write_mode(file=stream):
             stream.write(f"{line}\n")
             stream.flush()
 
@@ -125,5 +125,5 @@ def _tell_for_ever() -> None:
     while True:
         time.sleep(_QUIET_S / 15)
         for innermost in _running[-1:]:
-            if time.monotonic() - _last >= _QUIET_S:
+            if innermost._bar is None and time.monotonic() - _last >= _QUIET_S:
                 tell(innermost.line())

@@ -46,6 +46,11 @@ def test_an_edited_file_with_the_same_time_of_writing_is_read_again(tmp_path):
         assert read_file("train", str(path))["label"][:] == [label, label]
 
 
+def test_one_column_may_have_a_separator_in_its_name(tmp_path):
+    (tmp_path / "one.csv").write_text('"text; clean"\nHello\n')
+    assert read_file("train", str(tmp_path / "one.csv"))[0] == {"text; clean": "Hello"}
+
+
 def test_missing_cells_of_a_short_row_are_empty(tmp_path):
     (tmp_path / "short.csv").write_text("text,label\na,x\nb\n")
     assert read_file("train", str(tmp_path / "short.csv")).to_dict() == {"text": ["a", "b"], "label": ["x", ""]}

@@ -124,6 +124,8 @@ REFUSED = [
     # The number of the token that ends texts is 2.
     ({"rope.scaling.attn_factor": 2.0}, "rope.scaling.attn_factor=2"),
     ({"rope.scaling.factor": float("nan")}, "rope.scaling.factor=nan"),
+    ({"rope.scaling.factor": 10_000.0}, "rope.scaling.factor=1e[+]04"),
+    ({"attention.scale": 0.02}, "attention.scale=0.02"),
     ({"rope.scaling.unknown": 3}, "rope.scaling.unknown=3"),
     ({"attention.causal": False}, "attention.causal=False"),
     ({"rope.dimension_count": 16}, "rope.dimension_count=16"),

@@ -34,10 +34,11 @@ def test_a_share_of_the_cache_is_kept(family, keep, is_mixed):
         assert after == cached(compact)
 
 
-def test_a_search_for_a_smaller_cache_ends_at_its_share():
+@pytest.mark.parametrize("options", [{}, {"uniform": True}, {"min_per_layer": 1}])
+def test_a_search_for_a_smaller_cache_ends_at_its_share(options):
     model = FAMILIES["llama"].build()
     gates = gating.inject_gates(model)
-    search = gating.Search(gates, gating.ExactBudget(keep=0.5, cost="cache"))
+    search = gating.Search(gates, gating.ExactBudget(keep=0.5, cost="cache", **options))
     before = cache_bytes_per_token(model)
     search.update(1.0)
     assert search.metrics()["gates/cost/target"] == pytest.approx(0.5)

@@ -125,7 +125,6 @@ def run_of(folder: Path, *settings: str) -> dict:
 
 @pytest.mark.runs
 @pytest.mark.filterwarnings("default:The choice of heads is nearly arbitrary")
-@pytest.mark.filterwarnings("default:Gates hardly tell the heads to keep")
 def test_a_run_has_its_baseline_and_keeps_its_warnings(tmp_path, capsys):
     """One class is most of the data, and small steps teach nothing."""
     inputs = make_inputs(tmp_path / "inputs")

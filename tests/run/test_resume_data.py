@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from gating.commands.evaluate import evaluate_folder
+from gating.run.inputs import data_differ
 from tests.support.interruptions import Interrupted, at_batch, end_of, interrupt, run_in
 from tests.support.resumed import recalled, resume
 from tests.support.tiny_run import make_inputs, make_model_folder, write_table
@@ -126,7 +127,12 @@ def test_another_model_or_teacher_under_the_same_name_is_refused(begun, tmp_path
     assert f"the contents of model.name={place} differ" in capsys.readouterr().err
 
 
-NO_TABLE = '{"places": {}, "data": {"test": [1]}, "folders": {}, "classes": null}'
+def test_columns_of_other_names_are_other_data():
+    records = [{"examples": {"test": {"num_rows": 3, name: "ff"}}} for name in ("text", "sentence")]
+    assert data_differ(*records, "test")
+
+
+NO_TABLE = '{"places": {}, "examples": {"test": [1]}, "folders": {}, "classes": null}'
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"data": {}}', NO_TABLE])
@@ -138,7 +144,7 @@ def test_a_lost_or_damaged_record_is_no_equal_one(content, begun, capsys):
     assert f"{begun}/inputs.json" in capsys.readouterr().err
     with at_batch(1, interrupt), pytest.raises(Interrupted):
         resume(begun, "data.allow_changed=true")
-    assert json.loads((begun / "inputs.json").read_text())["data"].keys() == {"train", "validation", "test"}
+    assert json.loads((begun / "inputs.json").read_text())["examples"].keys() == {"train", "validation", "test"}
 
 
 def test_a_finished_run_is_evaluated_on_its_own_test_file_from_another_folder(begun, tmp_path, monkeypatch, caplog):

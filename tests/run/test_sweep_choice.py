@@ -135,11 +135,11 @@ def test_seeds_may_differ_where_they_draw_no_data(tmp_path):
         record = {
             "classes": None,
             "folders": {},
-            "data": {split: {"labels": "same"} for split in ("train", "validation")},
+            "examples": {split: {"labels": "same"} for split in ("train", "validation")},
         }
         (tmp_path / one.folder / "inputs.json").write_text(json.dumps(record))
     assert chosen(choose(placed)) == "a"
-    record["data"]["validation"]["labels"] = "other"
+    record["examples"]["validation"]["labels"] = "other"
     (tmp_path / runs[-1].folder / "inputs.json").write_text(json.dumps(record))
     assert choose(placed).chosen is None
 
@@ -148,7 +148,11 @@ def test_data_that_each_seed_draws_are_compared_seed_by_seed(tmp_path):
     runs = [run(name, speed, 0.9, seed=seed) for name, speed in (("dense", 1), ("a", 2)) for seed in (0, 1)]
     for one in runs:
         (tmp_path / one.folder).mkdir()
-        record = {"classes": None, "folders": {}, "data": {"validation": {"labels": f"of seed {one.settings['seed']}"}}}
+        record = {
+            "classes": None,
+            "folders": {},
+            "examples": {"validation": {"labels": f"of seed {one.settings['seed']}"}},
+        }
         (tmp_path / one.folder / "inputs.json").write_text(json.dumps(record))
     placed = [one._replace(folder=str(tmp_path / one.folder)) for one in runs]
     assert chosen(choose(placed)) == "a"
@@ -165,7 +169,7 @@ def test_files_of_one_name_with_other_examples_are_not_compared_and_no_digest_is
         record = {
             "classes": None,
             "folders": {},
-            "data": {"test": {"text": "00af"}, split: {"text": "ff01" if one is runs[1] else "00af"}},
+            "examples": {"test": {"text": "00af"}, split: {"text": "ff01" if one is runs[1] else "00af"}},
         }
         (tmp_path / one.folder / "inputs.json").write_text(json.dumps(record))
     choice = choose([one._replace(folder=str(tmp_path / one.folder)) for one in runs])

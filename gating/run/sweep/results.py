@@ -145,7 +145,7 @@ def _evaluated(run: FinishedRun) -> dict[str, Any]:
 
 def _examples(run: FinishedRun) -> dict[str, Any]:
     """Return digests of the examples of each split; None for those that are not recorded."""
-    data = read_inputs(Path(run.folder))["data"]
+    data = read_inputs(Path(run.folder))["examples"]
     return {f"{split} examples": data.get(split) for split in _SPLITS}
 
 
