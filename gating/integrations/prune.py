@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 from transformers import DataCollatorForLanguageModeling, TrainingArguments
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from gating.errors import InputError, InputTypeError, shorten
 from gating.integrations.budgets import check_budget
@@ -62,8 +63,11 @@ def prune(
     budget = {"speedup": speedup, "keep": keep, "num_heads": num_heads}
     check_budget(**budget)
     data, base, is_embedder = _as_table(data), base_model(model), is_sentence_model(model)
-    # An encoder with a decoder would learn to copy its input.
-    is_decoder = base.can_generate() and not base.config.is_encoder_decoder
+    # An encoder, with a decoder or without one, would learn to copy its input.
+    reads_both = base.config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(
+        base.config, "is_decoder", True
+    )
+    is_decoder = base.can_generate() and not (base.config.is_encoder_decoder or reads_both)
     if not (hasattr(model, "encode") if is_embedder else is_decoder or _is_classifier(base)):
         raise InputError(
             f"gating.prune trains classifiers of texts, decoders and SentenceTransformers: for a {type(model).__name__}"

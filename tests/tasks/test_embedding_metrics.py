@@ -119,15 +119,15 @@ def test_few_texts_do_not_make_unrelated_models_agree(number):
     assert agreement < 0.8 or (number < 3 and math.isnan(agreement))
 
 
-@pytest.mark.parametrize("shift", [0.0, 3.0])
-def test_retrieval_counts_documents_with_cosines_below_zero(shift):
-    """Compared with ranks that are counted one by one; with the shift, all cosines are negative."""
+@pytest.mark.parametrize(("shift", "size"), [(0.0, 1.0), (3.0, 1.0), (0.0, 1e25), (0.0, 1e-25)])
+def test_retrieval_counts_documents_with_cosines_below_zero(shift, size):
+    """Of embeddings of any size, compared with ranks that are counted one by one; with the shift all are negative."""
     number = 30
     queries, documents = random(number, 3) + shift, random(number, 3) - shift
     near = torch.stack([functional.cosine_similarity(query, documents) for query in queries])
     ranks = [int((near[row] > near[row, row]).sum()) for row in range(number)]
     assert any(rank < 10 and near[row, row] < 0 for row, rank in enumerate(ranks)) or not shift
-    batch = Embedded(queries, torch.arange(number), documents, documents=torch.arange(number))
+    batch = Embedded(size * queries, torch.arange(number), size * documents, documents=torch.arange(number))
     assert measured(batch, present=["positives"]) == {
         "recall": pytest.approx(sum(rank < 10 for rank in ranks) / number),
         "ndcg": pytest.approx(sum(1 / math.log2(rank + 2) for rank in ranks if rank < 10) / number),

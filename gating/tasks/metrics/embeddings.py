@@ -63,7 +63,7 @@ def _ranks(all: Embedded) -> tuple[Tensor, Tensor]:
     queries, documents = all.queries[rows].tolist(), all.documents[first].tolist()
     right = set(zip(all.queries.tolist(), all.documents.tolist(), strict=True))
     number = Counter(query for query, _ in right)
-    found = semantic_search(all.texts[rows].float(), all.pairs[first].float(), top_k=_NEAREST)
+    found = semantic_search(_directions(all.texts[rows]), _directions(all.pairs[first]), top_k=_NEAREST)
     hits = [
         [(query, documents[int(hit["corpus_id"])]) in right for hit in near]
         for query, near in zip(queries, found, strict=True)
@@ -83,6 +83,11 @@ def _ndcg(all: Embedded) -> Tensor:
     return (hits @ gains / best).mean()
 
 
+def _directions(vectors: Tensor) -> Tensor:
+    """Return vectors of length 1; squares of very large and small values need double precision."""
+    return functional.normalize(vectors.double(), dim=-1, eps=1e-300).float()
+
+
 def _first_of(numbers: Tensor) -> Tensor:
     """Return the place of the first row with each number."""
     return torch.from_numpy(np.unique(numbers.numpy(), return_index=True)[1])
@@ -90,7 +95,8 @@ def _first_of(numbers: Tensor) -> Tensor:
 
 def _neighbors(vectors: Tensor, number: int) -> list[set[int | float]]:
     """Return the numbers of the texts that are nearest to each, without itself."""
-    found = semantic_search(vectors.float(), vectors.float(), top_k=number + 1)
+    directions = _directions(vectors)
+    found = semantic_search(directions, directions, top_k=number + 1)
     ids = ([hit["corpus_id"] for hit in near if hit["corpus_id"] != row] for row, near in enumerate(found))
     return [set(near[:number]) for near in ids]
 
