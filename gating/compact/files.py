@@ -113,10 +113,11 @@ def read_config(folder: Path) -> dict[str, Any]:
         FileNotFoundError: The folder or the file does not exist.
         ValueError: It is not a JSON object, is too large, or is a link out of the folder.
     """
-    if not (folder / CONFIG).exists():
-        # A run has its model in a folder of this name.
-        hint = f" Did you mean {folder / 'compact'}?" if (folder / "compact" / CONFIG).exists() else ""
-        raise MissingFileError(f"There is no model in {folder}: {folder / CONFIG} does not exist.{hint}")
+    for path in (folder, folder / CONFIG):
+        if not path.exists():
+            # A run has its model in a folder of this name.
+            hint = f" Did you mean {folder / 'compact'}?" if (folder / "compact" / CONFIG).exists() else ""
+            raise MissingFileError(f"There is no model in {folder}: {path} does not exist.{hint}")
     return read_json(folder, CONFIG)
 
 

@@ -191,8 +191,12 @@ def read_numbers(given: Any, total: int, *, what: str, place: str) -> set[int]:
 
 
 def _find_block(blocks: Sequence[Block], ungated: Sequence[object], layer: Any) -> Block:
-    is_from_the_end = not isinstance(layer, str) and layer < 0
-    wanted = max(block.layer_idx for block in blocks) + 1 + layer if is_from_the_end else layer
+    try:
+        wanted = layer if isinstance(layer, str) else whole_number(layer)
+    except TypeError:
+        raise InputTypeError(f"A layer is a number or the name of a block; got {layer!r}.") from None
+    if isinstance(wanted, int) and wanted < 0:
+        wanted += max(block.layer_idx for block in blocks) + 1
     matches = [block for block in blocks if wanted in (block.layer_idx, block.name)]
     if len(matches) != 1:
         number, names = "several" if matches else "no", ", ".join(block.name for block in matches or blocks)
