@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -83,14 +84,14 @@ def main(folder: Path, num_ranks: int) -> int:
     failed = 0
     while children:
         pid, status = os.wait()
-        rank = children.pop(pid)
+        del children[pid]
+        number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
         if status and not failed:
-            failed = 1
-            if os.WIFSIGNALED(status):
-                failed = 128 + os.WTERMSIG(status)
-                print(f"rank {rank} was killed by {signal.Signals(os.WTERMSIG(status)).name}", file=sys.stderr)
+            failed = 128 + number if number else 1
+            time.sleep(1)  # One that crashes closes its connections before it has ended.
             for other in children:
                 os.kill(other, signal.SIGKILL)
+        failed = _CRASHED if number in (signal.SIGSEGV, signal.SIGABRT) else failed
     return failed
 
 
