@@ -138,11 +138,12 @@ def find_mistake(arguments: Sequence[str]) -> str | None:
             return f"{argument} has no value: settings are NAME=VALUE, as in objective.num_heads=18."
     multirun = ("--multirun", "-m", "hydra.mode=MULTIRUN")
     if not any(one in multirun or (one[:3] == "--m" and multirun[0].startswith(one)) for one in arguments):
+        parser = OverridesParser.create()
         for argument in arguments:
             if argument.startswith(("sweep=", "hparams_search=")):
                 return f"{argument} runs several jobs: add -m, as in python train.py -m {argument}."
             with suppress(HydraException):
-                if OverridesParser.create().parse_override(argument).is_sweep_override():
+                if parser.parse_override(argument).is_sweep_override():
                     return f"{argument} has several values: add -m for a run with each of them; a list is [A,B]."
     return None
 

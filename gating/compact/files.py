@@ -262,19 +262,20 @@ def check_manifest(folder: Path, described: Mapping[str, Any] | None = None) -> 
     }
     # New files that are read before or beside the saved ones; a model that was saved alone may get a tokenizer.
     added = {CONFIG, WEIGHTS, INDEX, GENERATION} if own is not None else set()
-    if snapshot_of(
-        str(folder)
-    ):  # Modules of sentence-transformers are not downloaded, and uploads replace no tokenizer.
+    # Modules of sentence-transformers are not downloaded, and uploads replace no tokenizer.
+    if snapshot_of(str(folder)):
         others = {name: one for name, one in others.items() if os.path.lexists(folder / name)}
     elif others:
         added |= _OVERRIDES
     for name in sorted({*sums, *others, *(name for name in added if os.path.lexists(folder / name))}):
-        path, source = folder / name, place if _OF_MODEL.fullmatch(name) else RECORD_FILE
+        path, saved = folder / name, (sums | others).get(name)
         with loading(str(path), remedy="Export the model again."):
-            is_there = os.path.lexists(path)
-            found = (_digest_saved(check_file(folder, name), name), digest_file(path)) if is_there else ()
-        if (sums | others).get(name) not in found:
-            raise _changed(path, source)
+            # Earlier folders have checksums of whole files for settings, too.
+            is_same = os.path.lexists(path) and (
+                _digest_saved(check_file(folder, name), name) == saved or digest_file(path) == saved
+            )
+        if not is_same:
+            raise _changed(path, place if _OF_MODEL.fullmatch(name) else RECORD_FILE)
 
 
 def _changed(path: Path, place: str) -> InputError | MissingFileError:

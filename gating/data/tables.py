@@ -110,12 +110,12 @@ def _text_columns(path: Path, options: Mapping[str, Any]) -> datasets.Features:
     with path.open(encoding="utf-8-sig", newline="") as file:
         rows = (row for row in csv.reader(file, delimiter=options["sep"], quoting=options["quoting"]) if row)
         header, first = next(rows, []), next(rows, [])
-    others = [separator for separator in ",;\t|" if separator in "".join(header)]
-    fields = [len("".join(row).split(others[0])) for row in (header, first) if others]
-    if len(header) == 1 and others and options["sep"] != others[0] and len({*fields}) == 1:
+    other = next((separator for separator in ",;\t|" if separator in "".join(header)), options["sep"])
+    numbers = {"".join(row).count(other) for row in (header, first)}
+    if len(header) == 1 and other != options["sep"] and len(numbers) == 1:
         raise ValueError(
             f"its header, {shorten(repr(header[0]))}, is one column: separate columns by {options['sep']!r}, in place "
-            f"of {others[0]!r}"
+            f"of {other!r}"
         )
     if len(first) > len(header) or len(set(header)) < len(header):
         raise ValueError(f"its header has {len(set(header))} different names, and its first row {len(first)} fields")

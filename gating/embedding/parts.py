@@ -1,4 +1,4 @@
-"""What a model of sentence-transformers has beside its transformer: pooling, tokenizer, and the list of modules."""
+"""Pooling, tokenizer and list of modules of a model of sentence-transformers, beside its transformer."""
 
 import importlib
 import json

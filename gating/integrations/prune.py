@@ -64,10 +64,9 @@ def prune(
     check_budget(**budget)
     data, base, is_embedder = _as_table(data), base_model(model), is_sentence_model(model)
     # An encoder, with a decoder or without one, would learn to copy its input.
-    reads_both = base.config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(
-        base.config, "is_decoder", True
-    )
-    is_decoder = base.can_generate() and not (base.config.is_encoder_decoder or reads_both)
+    kind, decodes = base.config.model_type, getattr(base.config, "is_decoder", True)
+    reads_both = base.config.is_encoder_decoder or (kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not decodes)
+    is_decoder = base.can_generate() and not reads_both
     if not (hasattr(model, "encode") if is_embedder else is_decoder or _is_classifier(base)):
         raise InputError(
             f"gating.prune trains classifiers of texts, decoders and SentenceTransformers: for a {type(model).__name__}"

@@ -1,4 +1,4 @@
-"""Callbacks of a phase: what it observes of gates, scores and seconds, and the weights that it ends with.
+"""Callbacks of a phase: observations of gates, scores and seconds, and the choice of the weights at its end.
 
 Observations go to logs, the history and checkpoints; the weights are those of the best validation, and none after a
 loss that is not finite.

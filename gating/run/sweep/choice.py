@@ -112,7 +112,7 @@ class Choice:
         return math.nan if self.dense is None else self.score.scale * (candidate.loss - self.dense.loss)
 
     def difference(self, candidate: Candidate) -> str | None:
-        """Return in what a candidate differs from the dense one, or else the first; None if in nothing."""
+        """Return a condition by which a candidate differs from the dense one, or else the first; None without one."""
         reference = self.dense or self.candidates[0]
         own, other = candidate.conditions, reference.conditions
         unlike = next((name for name in {**own, **other} if own.get(name) != other.get(name)), None)
