@@ -1,8 +1,8 @@
 """Gates on frozen weights beside one ranking of the dense model: the perplexity of a decoder at shares of its cost.
 
-    python -m benchmarks.frozen --model FOLDER_OR_HUB_NAME --data FOLDER
+    python -m benchmarks.frozen --model FOLDER_OR_HUB_NAME --data OUT
 
-FOLDER has tinyshakespeare/train.txt and test.txt. No weight is trained: ``one-shot`` ranks all heads and groups of
+OUT is that of `python -m benchmarks.data OUT`. No weight is trained: ``one-shot`` ranks all heads and groups of
 neurons by the Fisher information of their gates (Kwon et al. 2022, without its other steps), ``importance`` by their
 sensitivity in each layer (Michel et al. 2019), both on a few batches; ``sampled`` and ``deterministic`` train gates
 with the model itself as their teacher. Each method then removes its closed units, and the compact model is evaluated.

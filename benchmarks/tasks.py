@@ -1,7 +1,7 @@
 """The experiments of conf/experiment that need no hub, with gates and without, once each.
 
-    python -m benchmarks.tasks --data FOLDER
-    python -m benchmarks.tasks --data FOLDER --experiments wnut17 --settings trainer.precision=bf16-mixed
+    python -m benchmarks.tasks --data OUT
+    python -m benchmarks.tasks --data OUT --experiments wnut17 --settings trainer.precision=bf16-mixed
 
 Every run is `python train.py experiment=NAME`, and the same with `objective=none`. Results are appended to a file of
 JSON lines as runs end, and runs that are in it are not repeated.

@@ -1,9 +1,9 @@
 """Test accuracy of every method on the same data with the same steps, against heads kept or against measured speed.
 
-    python -m benchmarks.compare --data ../shared/data/sick ../shared/data/sst2_sentence
+    python -m benchmarks.compare --data OUT/sick OUT/sst2_sentence
     python -m benchmarks.compare --data "sst2:data=glue data.name=sst2" --settings model=bert-base --steps 2000
-    python -m benchmarks.compare --data FOLDER --methods budget importance --heads 8
-    python -m benchmarks.compare --against latency --data ../shared/data/sick --seeds 0 1 2 3 4
+    python -m benchmarks.compare --data OUT/trec --methods budget importance --heads 8
+    python -m benchmarks.compare --against latency --data OUT/sick --seeds 0 1 2 3 4
     python -m benchmarks.compare --show                    the table and the figure of all results
 
 The comparison has methods x sizes x seeds x data sets. A size is a number of heads; with --against latency a speed-up

@@ -1,11 +1,11 @@
 """A real decoder made smaller and healed, beside rivals that are healed the same way, in PyTorch and in llama.cpp.
 
-    python -m benchmarks.decoders --data FOLDER --runs RUNS                     perplexity
-    python -m benchmarks.decoders --data FOLDER --runs RUNS --quantized         of the same models in llama.cpp
-    python -m benchmarks.decoders --data FOLDER --runs RUNS --speed             in llama.cpp; nothing else may run
+    python -m benchmarks.decoders --data OUT --runs RUNS                     perplexity
+    python -m benchmarks.decoders --data OUT --runs RUNS --quantized         of the same models in llama.cpp
+    python -m benchmarks.decoders --data OUT --runs RUNS --speed             in llama.cpp; nothing else may run
 
-FOLDER has tinyshakespeare/ with train.txt, validation.txt and test.txt, the text that all learn from; articles of BBC
-News are the general text, which none does. RUNS keeps the runs, so that none is trained twice; --speed and --quantized
+OUT, of `python -m benchmarks.data OUT`, has the text that all learn from (Shakespeare); articles of BBC News are the
+general text, which none does. RUNS keeps the runs, so that none is trained twice; --speed and --quantized
 take those with the same settings.
 
 Every method has the same number of steps after the removal, with the dense model as the teacher: `gates` is

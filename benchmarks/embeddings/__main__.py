@@ -1,11 +1,10 @@
 """Sentence embeddings: smaller models of all-MiniLM-L6-v2, their quality and their sentences per second.
 
-    python -m benchmarks.embeddings texts --data DATA --work WORK --stsb FILE     the training texts, in WORK/texts
-    python -m benchmarks.embeddings lines --data DATA --work WORK --stsb FILE     train and measure what is missing
-    python -m benchmarks.embeddings quality FOLDER --data DATA --stsb FILE        any folder of sentence-transformers
+    python -m benchmarks.embeddings texts --data OUT --work WORK --stsb FILE     the training texts, in WORK/texts
+    python -m benchmarks.embeddings lines --data OUT --work WORK --stsb FILE     train and measure what is missing
+    python -m benchmarks.embeddings quality FOLDER --data OUT --stsb FILE        any folder of sentence-transformers
 
-DATA has sick/, snli20k/, multi30k/, sst2_sentence/ and trec/ (train.tsv, validation.tsv, test.tsv), and WORK keeps
-texts and runs. FILE is the test set of STS-B, csv without a header. A line with five seeds takes hours on one
+OUT is that of `python -m benchmarks.data OUT`, and WORK keeps texts and runs. FILE is the test set of STS-B, csv without a header. A line with five seeds takes hours on one
 core; results that are in benchmarks/results/embeddings.jsonl are not measured again, and a run that was interrupted is
 resumed.
 """
@@ -78,7 +77,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("action", choices=("texts", "lines", "quality"))
     parser.add_argument("folders", nargs="*", metavar="FOLDER", help="of quality")
-    parser.add_argument("--data", type=Path, required=True, metavar="DATA", help="folder of the data")
+    parser.add_argument("--data", type=Path, required=True, metavar="OUT", help="folder of the data")
     parser.add_argument("--work", type=Path, metavar="WORK", help="folder for texts and runs")
     parser.add_argument("--stsb", type=Path, metavar="FILE", help="test set of STS-B; needed where texts are written")
     parser.add_argument("--lines", nargs="+", choices=LINES, default=list(LINES), metavar="LINE", help=", ".join(LINES))

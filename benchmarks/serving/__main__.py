@@ -1,10 +1,10 @@
 """Measure compact models in other runtimes: their tokens, caches and speed.
 
-    python -m benchmarks.serving --data FOLDER --runs RUNS      everything; about half an hour on two cores
+    python -m benchmarks.serving --data OUT --runs RUNS         everything; about half an hour on two cores
     python -m benchmarks.serving tokens cache                   sections that train nothing
     python -m benchmarks.serving --quick                        tiny models, to see that it works; nothing is written
 
-FOLDER has trec/ (train.tsv, validation.tsv, test.tsv), and RUNS keeps the trained runs, so that none is trained twice.
+OUT is that of `python -m benchmarks.data OUT`, and RUNS keeps the trained runs, so that none is trained twice.
 Section encoder needs ONNX Runtime and OpenVINO; others leave out runtimes that are not installed: pip install -e
 '.[onnx,openvino,gguf]', and for vLLM an environment of its own (--vllm PYTHON). --quick leaves encoder out. Results are
 in benchmarks/results/serving.jsonl, a line for each case; a new one replaces that of the same kind. ``python -m
@@ -65,7 +65,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "sections", nargs="*", metavar="SECTION", help=f"some of: {', '.join(SECTIONS)}; all by default"
     )
-    parser.add_argument("--data", type=Path, metavar="FOLDER", help="folder with trec/")
+    parser.add_argument("--data", type=Path, metavar="OUT", help="folder with trec/")
     parser.add_argument("--runs", type=Path, metavar="RUNS", help="folder for the trained runs")
     parser.add_argument("--vllm", metavar="PYTHON", help="interpreter of an environment with vLLM, for section vllm")
     parser.add_argument("--quick", action="store_true", help="tiny models; nothing is written")
