@@ -59,11 +59,15 @@ def test_timings_that_are_noise_are_called_so(bert):
 
 
 @pytest.mark.parametrize("units", [["neurons"], UNITS])
-def test_real_timings_leave_the_model_as_it_was(bert, units, monkeypatch):
-    monkeypatch.setattr(latency, "_TIMING_SECONDS", 1e-4)
+def test_timings_leave_the_model_as_it_was(bert, units, monkeypatch):
+    def by_size(model, batch, time_pass=latency.time_pass):
+        time_pass(model, batch)  # whose own noise is larger than what a few small matrices take
+        return sum(parameter.numel() for parameter in model.parameters())
+
+    monkeypatch.setattr(latency, "time_pass", by_size)
     state, text = state_of(bert), str(bert)
     gates = create_gates(bert, units=units, group_size=8)
-    costs = measure_latency_costs(gates, timer_of(bert, batch_for(bert), repeats=2))
+    costs = measure_latency_costs(gates, timer_of(bert, batch_for(bert), repeats=2, seconds=1e9))
     assert costs.fastest >= 1
     assert set(costs.rates(gates)) == {*units}
     assert str(bert) == text

@@ -1,6 +1,7 @@
 """The time that timings take: bounded whatever a pass takes; and latencies compared in turns."""
 
 import copy
+import itertools
 import math
 import random
 from contextlib import suppress
@@ -24,7 +25,8 @@ UNITS = ["heads", "neurons"]
 def clock(monkeypatch):
     """A fake clock that only forward passes advance."""
     now = [0.0]
-    monkeypatch.setattr("gating.pruning.latency.time.perf_counter", lambda: now[0])
+    for name in ("perf_counter", "thread_time"):
+        monkeypatch.setattr(f"gating.pruning.latency.time.{name}", lambda: now[0])
     return now
 
 
@@ -48,6 +50,15 @@ def passes(clock, monkeypatch):
         return taken
 
     return let
+
+
+@pytest.mark.parametrize(("threads", "seconds"), [(1, 2.0), (2, 7.0)])
+def test_a_thread_by_itself_is_timed_without_what_it_waits_for(bert, monkeypatch, threads, seconds):
+    times = {"thread_time": itertools.count(step=2.0), "perf_counter": itertools.count(step=7.0)}
+    for name, values in times.items():
+        monkeypatch.setattr(latency.time, name, lambda values=values: next(values))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert latency.time_pass(bert, batch_for(bert)) == seconds
 
 
 def test_the_time_ends_the_repeats(clock):
