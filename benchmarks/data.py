@@ -22,6 +22,11 @@ from gating.tracking.verbosity import quiet_libraries
 SPLITS = ("train", "validation", "test")
 # Of data sets that the hub has as a program, which no current version of datasets runs, it keeps the tables here.
 _TABLES = "refs/convert/parquet"
+# As sha256sum writes it, which also checks it: sha256sum -c.
+DIGESTS = {
+    path: digest
+    for digest, path in map(str.split, Path(__file__).with_name("data.sha256").read_text("utf-8").splitlines())
+}
 # The first bytes of the digests of SNLI's chosen pairs, in the order of train, validation and test.
 _CHOSEN, _CHOSEN_BYTES, _NUM_TEST = Path(__file__).with_name("snli20k.sha1"), 4, 2000
 
@@ -38,14 +43,12 @@ class Source(NamedTuple):
         revision: Its revision there.
         columns: The names of the columns; none for plain text.
         make: Function from the data set of the hub and the name of a split to the rows of its table.
-        digests: The first 16 digits of the SHA-256 of the files, in the order of ``SPLITS``.
     """
 
     hub: str
     revision: str
     columns: tuple[str, ...]
     make: Callable[[Splits, str], Table]
-    digests: tuple[str, str, str]
 
 
 def _sick(data: Splits, split: str) -> Table:
@@ -108,56 +111,15 @@ def _is_held_out(text: str) -> bool:
     return int(hashlib.sha1(text.encode()).hexdigest(), 16) % 10 == 0
 
 
+_PAIR = ("text_a", "text_b", "label")
 SOURCES = {
-    "sick": Source(
-        "RobZamp/sick",
-        _TABLES,
-        ("text_a", "text_b", "label", "relatedness"),
-        _sick,
-        ("8ebeaa83a75f52e1", "38729a35facde502", "37dacbc140b9c9f6"),
-    ),
-    "sst2_sentence": Source(
-        "SetFit/sst2",
-        "main",
-        ("text", "label"),
-        _sst2,
-        ("ae1981735f6e5d6a", "86287e6f67e13807", "ad820d3183392bdc"),
-    ),
-    "snli20k": Source(
-        "stanfordnlp/snli",
-        "main",
-        ("text_a", "text_b", "label"),
-        _snli,
-        ("c093f18814285b7f", "166b9b295bf4ac52", "d40be78c79d915c0"),
-    ),
-    "trec": Source(
-        "CogComp/trec",
-        _TABLES,
-        ("text", "label", "fine_label"),
-        _trec,
-        ("b5c398fbe6ce95ec", "c98456947f7fd76d", "a32e5aae47675e0c"),
-    ),
-    "wnut17": Source(
-        "leondz/wnut_17",
-        _TABLES,
-        ("text", "label"),
-        _wnut,
-        ("06b913dfdbfaa076", "e72329be62484ddc", "dbfa7625cba1e56d"),
-    ),
-    "multi30k": Source(
-        "bentrevett/multi30k",
-        "main",
-        ("text_a", "text_b"),
-        _multi30k,
-        ("aad41a2af12abb7c", "2d1004c0f387279e", "e87982e19c52a23d"),
-    ),
-    "tinyshakespeare": Source(
-        "karpathy/tiny_shakespeare",
-        _TABLES,
-        (),
-        _shakespeare,
-        ("a9e24e23a1ec7774", "c64e90c160750d91", "8b5a8c8af4590554"),
-    ),
+    "sick": Source("RobZamp/sick", _TABLES, (*_PAIR, "relatedness"), _sick),
+    "sst2_sentence": Source("SetFit/sst2", "main", ("text", "label"), _sst2),
+    "snli20k": Source("stanfordnlp/snli", "main", _PAIR, _snli),
+    "trec": Source("CogComp/trec", _TABLES, ("text", "label", "fine_label"), _trec),
+    "wnut17": Source("leondz/wnut_17", _TABLES, ("text", "label"), _wnut),
+    "multi30k": Source("bentrevett/multi30k", "main", _PAIR[:2], _multi30k),
+    "tinyshakespeare": Source("karpathy/tiny_shakespeare", _TABLES, (), _shakespeare),
 }
 
 
@@ -198,32 +160,33 @@ def write(name: str, source: Source, out: Path, *, folder: Path | None) -> Itera
         ValueError: A file is another one than that of the pages; it is not written.
     """
     data: Splits | None = None
-    for split, digest in zip(SPLITS, source.digests, strict=True):
-        path = out / name / f"{split}.{'tsv' if source.columns else 'txt'}"
-        if path.is_file() and _digest(path.read_bytes()) == digest:
+    for split in SPLITS:
+        place = f"{name}/{split}.{'tsv' if source.columns else 'txt'}"
+        path = out / place
+        if path.is_file() and _is_that_of_the_pages(path.read_bytes(), place):
             yield f"{path} is there"
             continue
         if folder is not None:
-            content, where = (folder / name / path.name).read_bytes(), str(folder / name / path.name)
+            content, where = (folder / place).read_bytes(), str(folder / place)
         else:
             data = data or load_dataset(source.hub, revision=source.revision)
             content, where = _content(source, source.make(data, split)), f"{source.hub} on the hub"
-        if _digest(content) != digest:
-            raise ValueError(f"{where} is not the data of the pages: {path.name} has {_digest(content)}, not {digest}.")
+        if not _is_that_of_the_pages(content, place):
+            raise ValueError(f"{where} is not the data of the pages: another digest than {place} in data.sha256.")
         move_aside(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
         yield f"{path} is written"
 
 
+def _is_that_of_the_pages(content: bytes, place: str) -> bool:
+    return hashlib.sha256(content).hexdigest() == DIGESTS[place]
+
+
 def _content(source: Source, rows: Table) -> bytes:
     if not source.columns:
         return "".join(text for row in rows for text in row).encode()
     return "".join("\t".join(row) + "\n" for row in (source.columns, *rows)).encode()
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
 
 
 if __name__ == "__main__":

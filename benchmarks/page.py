@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from benchmarks import example, faults, frozen, memory, records, rivals, sharding, tasks
 from benchmarks.census.page import PAGE as COVERAGE
 from benchmarks.census.page import coverage
-from benchmarks.compare import latency, outcome
+from benchmarks.compare import ends, latency
 from benchmarks.damage import __main__ as damage
 from benchmarks.decoders import tables as decoders
 from benchmarks.embeddings import tables as embeddings
@@ -49,10 +49,10 @@ class Table(NamedTuple):
 
 TABLES = [
     Table(README, "embeddings lines, summary", "embeddings", embeddings.summary_table, "lines"),
-    Table(ACCURACY, "compare --against latency, means", "latency", latency.summary),
-    Table(ACCURACY, "compare --against latency", "latency", latency.lines),
+    Table(ACCURACY, "compare, means", "latency", latency.summary),
+    Table(ACCURACY, "compare", "latency", latency.lines),
     Table(ACCURACY, "compare beyond", "beyond", latency.lines),
-    Table(ACCURACY, "compare", "compare", outcome.lines),
+    Table(ACCURACY, "compare ends", "ends", ends.lines),
     Table(ACCURACY, "example", "embedded", example.table),
     Table(ACCURACY, "embeddings lines", "embeddings", embeddings.quality_table, "lines"),
     Table(ACCURACY, "decoders", "decoders", decoders.quality_table, "quality"),

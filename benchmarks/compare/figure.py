@@ -19,7 +19,6 @@ def draw(
     strong: str,
     label: str,
     metric: str,
-    ticks: Sequence[int] = (),
 ) -> None:
     """Draw a panel for each data set and number of steps, a line for each method.
 
@@ -30,7 +29,6 @@ def draw(
         strong: Method with a thick line.
         label: Label of the horizontal axis.
         metric: Name of the test metric.
-        ticks: Numbers on a logarithmic horizontal axis; it is linear without them.
     """
     # A method has one color in all panels; strong colors first, then the pale ones.
     colors = [*colormaps["tab20"].colors[::2], *colormaps["tab20"].colors[1::2]]
@@ -42,14 +40,9 @@ def draw(
         for method, places in methods.items():
             at, means, below, above = zip(*sorted(places), strict=True)
             dense = method == "none"
-            if ticks and not dense:
-                at = [number * (1 + 0.012 * order.index(method)) for number in at]
             style: dict[str, Any] = {"linewidth": 2.4, "zorder": 5} if method == strong else {"linewidth": 1.2}
             style["color"] = "black" if dense else colors[order.index(method) % len(colors)]
             axes.errorbar(at, means, yerr=[below, above], marker="o", ms=4, capsize=2, label=titles(method), **style)
-        if ticks:
-            axes.set_xscale("log", base=2)
-            axes.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
         axes.set_title(f"{data}, {steps:,} steps")
         axes.set_xlabel(label)
         axes.set_ylabel(f"test {metric}, %")

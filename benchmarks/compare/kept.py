@@ -20,7 +20,7 @@ import torch
 
 import gating
 from benchmarks import records
-from benchmarks.compare.methods import INT8, LATENCY_METHODS
+from benchmarks.compare.methods import INT8, METHODS
 from benchmarks.compare.outcome import Row
 from benchmarks.compare.runs import folder_of
 from benchmarks.measuring import interleave, machine, ratio
@@ -66,7 +66,7 @@ def measure(run: Path, dense_run: Path, row: Row) -> list[dict[str, Any]]:
     facts = {"timed": machine()["date"], "timed_on": machine()["cpu"]}
     rows = [{**row, **facts, **_speeds(dense, pytorch(model), data)}]
     name = f"{row['method']}{INT8}"
-    if name in LATENCY_METHODS:
+    if name in METHODS:
         with tempfile.TemporaryDirectory() as folder:
             report = gating.export_onnx(run / "compact", Path(folder) / "int8", int8=True)
             exported: Any = GraphModel(model.config, report.path)

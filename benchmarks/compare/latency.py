@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks import records
 from benchmarks.compare import figure
-from benchmarks.compare.methods import INT8, LATENCY_METHODS
+from benchmarks.compare.methods import INT8, METHODS
 from benchmarks.compare.outcome import DATA, Row, group_rows, headline, machines, seeds_of, sets_of
 from benchmarks.compare.paired import difference
 
@@ -75,7 +75,7 @@ class Point:
     @property
     def title(self) -> str:
         """Method and size, such as ``first layers: 3 layers``."""
-        method = LATENCY_METHODS.get(self.method)
+        method = METHODS.get(self.method)
         if method is None or self.asked is None:
             asked = "" if self.asked is None else f": {self.asked:g}"
             return f"{method.title if method else self.method}{asked}"
@@ -179,7 +179,7 @@ def pair_points(points: Iterable[Point]) -> Pairs:
 
 
 def _title(method: str) -> str:
-    return LATENCY_METHODS[method].title if method in LATENCY_METHODS else method
+    return METHODS[method].title if method in METHODS else method
 
 
 def summary(rows: Sequence[Row]) -> list[str]:

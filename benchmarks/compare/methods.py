@@ -1,7 +1,6 @@
 """Methods and data sets of the comparison, as settings of train.py."""
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +13,7 @@ class Ask(NamedTuple):
 
 
 HEADS = Ask("objective.num_heads={:g}", "{:g} heads")
+SHARE = Ask("objective.keep={:g}", "{:g} of the cost")
 SPEEDUP = Ask("objective.speedup={:g}", "{:g}x")
 LAYERS = Ask("+model.config.num_hidden_layers={:g}", "{:g} layers")
 
@@ -39,24 +39,6 @@ class Method(NamedTuple):
         return [*self.settings, *asked]
 
 
-def _by_name(*methods: Method) -> dict[str, Method]:
-    return {method.name: method for method in methods}
-
-
-_DENSE = Method("none", ("objective=none",), "dense", ask=None)
-
-METHODS = _by_name(
-    _DENSE,
-    Method("budget", ("objective=budget",), "exact budget (default)"),
-    Method("lagrangian", ("objective=lagrangian",), "Lagrangian (CoFi, 2022)"),
-    Method("topk", ("objective=topk",), "differentiable subset, Gumbel (Li et al. 2021)"),
-    Method("importance", ("objective=importance",), "importance (Michel et al. 2019)"),
-    Method("magnitude", ("objective=magnitude",), "magnitude"),
-    Method("random", ("objective=random",), "random"),
-    Method("l0", ("objective=l0",), "fixed price 1 (Voita et al. 2019)", ask=None),
-    Method("l0_x10", ("objective=l0", "objective.price=10"), "fixed price 10", ask=None),
-)
-
 _BOTH = "gates.units=[heads,neurons]"
 # The whole model, fine-tuned densely with the same data, seed and steps, is the teacher.
 TEACHER = "distillation.teacher=THE_DENSE_MODEL"
@@ -65,22 +47,41 @@ _TAUGHT = ("distillation=logits", TEACHER)
 # Ends the names of methods whose models have 8-bit weights (benchmarks.compare.kept).
 INT8 = "_int8"
 
-LATENCY_METHODS = _by_name(
-    _DENSE,
-    # Heads alone end at about one and a half times the speed, so that they are asked for by number.
-    Method("heads", ("objective=budget", "gates.units=heads"), "heads alone"),
-    Method("neurons", ("objective=budget", "gates.units=neurons"), "neurons alone", ask=SPEEDUP),
-    Method("both", ("objective=budget", _BOTH), "both, exact budget", ask=SPEEDUP),
-    *(
-        Method(name, (f"objective={name}", _BOTH), f"both, {METHODS[name].title}", ask=SPEEDUP)
-        for name in ("lagrangian", "topk", "importance", "magnitude", "random")
-    ),
-    Method("layers", ("objective=none",), "first layers", ask=LAYERS),
-    Method("both_taught", ("objective=budget", _BOTH, *_TAUGHT), "both, with a teacher", ask=SPEEDUP),
-    Method("layers_taught", ("objective=none", *_TAUGHT), "first layers, with the same teacher", ask=LAYERS),
-    Method(f"none{INT8}", (), "dense, int8 in ONNX Runtime", ask=None),
-    Method(f"both{INT8}", (), "both, int8 in ONNX Runtime", ask=SPEEDUP),
-)
+# What follows a search, a name that ends those of methods -> the settings, and the title.
+ENDS = {
+    "restart": ("recovery=0.25 scheduler.restart=true", "recovery with a new schedule"),
+    "none": ("recovery=0 convergence=null", "no recovery"),
+    "through": ("recovery=0 scheduler.restart=false", "removal, and on"),
+}
+_RIVALS = {
+    "lagrangian": "Lagrangian (CoFi, 2022)",
+    "topk": "differentiable subset, Gumbel (Li et al. 2021)",
+    "importance": "importance (Michel et al. 2019)",
+    "magnitude": "magnitude",
+    "random": "random",
+}
+
+METHODS = {
+    method.name: method
+    for method in (
+        Method("none", ("objective=none",), "dense", ask=None),
+        # Heads alone end at about one and a half times the speed, so that they are asked for by number.
+        Method("heads", ("objective=budget", "gates.units=heads"), "heads alone"),
+        Method("neurons", ("objective=budget", "gates.units=neurons"), "neurons alone", ask=SPEEDUP),
+        Method("both", ("objective=budget", _BOTH), "both, exact budget", ask=SPEEDUP),
+        *(Method(name, (f"objective={name}", _BOTH), f"both, {title}", ask=SPEEDUP) for name, title in _RIVALS.items()),
+        Method("layers", ("objective=none",), "first layers", ask=LAYERS),
+        Method("both_taught", ("objective=budget", _BOTH, *_TAUGHT), "both, with a teacher", ask=SPEEDUP),
+        Method("layers_taught", ("objective=none", *_TAUGHT), "first layers, with the same teacher", ask=LAYERS),
+        Method(f"none{INT8}", (), "dense, int8 in ONNX Runtime", ask=None),
+        Method(f"both{INT8}", (), "both, int8 in ONNX Runtime", ask=SPEEDUP),
+        *(
+            Method(f"{units}_{name}", (f"gates.units={gated}", *settings.split()), title, ask=ask)
+            for units, gated, ask in (("heads", "heads", HEADS), ("both", "[heads,neurons]", SHARE))
+            for name, (settings, title) in ENDS.items()
+        ),
+    )
+}
 
 
 class Data(NamedTuple):
@@ -90,17 +91,17 @@ class Data(NamedTuple):
     settings: tuple[str, ...]
 
 
-def read_method(name: str, methods: Mapping[str, Method] = METHODS) -> Method:
+def read_method(name: str) -> Method:
     """Return the method with a name.
 
     Raises:
         ValueError: There is no such method.
     """
-    if name not in methods:
-        raise ValueError(f"there is no method {name!r}; choose from {', '.join(methods)}")
+    if name not in METHODS:
+        raise ValueError(f"there is no method {name!r}; choose from {', '.join(METHODS)}")
     if name.endswith(INT8):
         raise ValueError(f"{name} is no run of its own: python -m benchmarks.compare.kept makes it from a kept one")
-    return methods[name]
+    return METHODS[name]
 
 
 def read_data(text: str) -> Data:

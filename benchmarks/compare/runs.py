@@ -5,6 +5,8 @@ import json
 import math
 import shutil
 import sys
+import threading
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,9 @@ from train import CONF
 
 # The layers to load, for families that name them differently, too.
 _DEPTH = ("+model.config.num_hidden_layers=", "+model.config.n_layer=", "+model.config.num_layers=")
+
+# A teacher is trained by one of several runs at the same time.
+_TEACHERS: dict[Path, threading.Lock] = defaultdict(threading.Lock)
 
 
 def train(settings: Sequence[str], folder: Path, *, threads: int) -> dict[str, Any]:
@@ -53,11 +58,21 @@ def dense_run(settings: Sequence[str]) -> Path:
     Raises:
         RuntimeError: The training failed.
     """
-    own = ("objective", "gates.", "distillation", "latency.", "scheduler.restart=", "recovery=", *_DEPTH)
+    own = (
+        "objective",
+        "gates.",
+        "distillation",
+        "latency.",
+        "scheduler.restart=",
+        "recovery=",
+        "convergence=",
+        *_DEPTH,
+    )
     shared = [setting for setting in settings if not setting.startswith(own)]
     folder = ROOT / "outputs" / "teachers" / hashlib.sha256(json.dumps(shared).encode()).hexdigest()[:16]
-    if not (folder / "compact").is_dir():
-        train([*shared, "objective=none"], folder, threads=1)
+    with _TEACHERS[folder]:
+        if not (folder / "compact").is_dir():
+            train([*shared, "objective=none"], folder, threads=1)
     return folder
 
 

@@ -94,7 +94,7 @@ def prune(
         trainer = cls(model=deepcopy(model), args=args, **{**of_trainer, **options})
         trainer.train()
         trainer.finalize()
-        if options.get("recovery") != 0:
+        if trainer._recovery_steps:
             trainer.train()
         compact: Model = trainer.compact()
     return compact

@@ -37,6 +37,7 @@ from gating.pruning.prune_report import unproven_note
 from gating.storage.files import check_free
 from gating.structure.layers import count_units
 from gating.teachers.teacher import OpenTeacher, Teacher
+from gating.units import planned_recovery
 
 __all__ = ["GatedTrainer", "GatedTrainerMixin"]
 
@@ -65,7 +66,7 @@ class GatedTrainerMixin(GatedPhases):
         speedup: float | None = None,
         keep: float | None = None,
         num_heads: int | None = None,
-        recovery: float = 0.25,
+        recovery: float | None = None,
         gate_lr: float | None = None,
         multiplier_lr: float = 0.1,
         gate_options: Mapping[str, Any] | None = None,
@@ -85,7 +86,8 @@ class GatedTrainerMixin(GatedPhases):
                 has ``units``.
             keep: Share of the gated units that stays.
             num_heads: Number of heads that stay.
-            recovery: Share of the steps that train the compact model after the removal; 0 for none.
+            recovery: Share of the steps that train the compact model after the removal; by default 0.25, and 0 with
+                gates on heads alone, unless the search freezes the weights.
             gate_lr: Constant learning rate of the gates; by default 0.1, and 0.2 with gates on neurons.
             multiplier_lr: Constant learning rate of the objective's multipliers, if it has any.
             gate_options: Arguments of :func:`gating.inject_gates`, such as ``{"units": ["heads", "neurons"]}``.
@@ -106,14 +108,16 @@ class GatedTrainerMixin(GatedPhases):
         """
         check_budget(objective=objective, speedup=speedup, keep=keep, num_heads=num_heads)
         self._rates = {"gate_lr": gate_lr, "multiplier_lr": multiplier_lr}
-        self._wanted_speedup, options = speedup, dict(gate_options or {})
+        self._wanted_speedup = speedup
+        options = {**({} if speedup is None else {"units": ["heads", "neurons"]}), **(gate_options or {})}
+        if recovery is None:
+            recovery = planned_recovery(options.get("units", "heads"), is_frozen=freeze_weights)
         super().__init__(*args, **kwargs)
         self.model_init = None  # Only the model that it has made has gates.
         self._adapters = adapter_config(self.model)
         check_trainer(self, recovery=recovery, has_adapters=self._adapters is not None)
         self.teacher = teacher_for(self, teacher, distillation, is_frozen=freeze_weights)
         if speedup is not None:
-            options.setdefault("units", ["heads", "neurons"])
             objective = measured_budget(self, speedup, options)
         elif objective is None:
             objective = ExactBudget(keep=keep, num_heads=num_heads)
@@ -317,7 +321,9 @@ class GatedTrainerMixin(GatedPhases):
     def _recover(self, checkpoint: Path | None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train the compact model as any other trainer does."""
         if not self._recovery_steps:
-            raise OperationError("No step is left: with recovery=0 the training ends with the search.")
+            raise OperationError(
+                "No step is left: with recovery=0, the default with gates on heads alone, all steps are the search."
+            )
         # The order of the data and dropout do not depend on what this process did before.
         set_seed(self.args.seed)
         if checkpoint is not None:

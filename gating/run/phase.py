@@ -1,6 +1,7 @@
 """Training of one phase of a run, resumed from its last checkpoint if there is one."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytorch_lightning as pl
 import torch.distributed
@@ -105,7 +106,8 @@ def _build_module(
         metrics=run.data.prepared.metrics,
         score=run.data.prepared.score,
         optimizer=objects.optimizer,
-        scheduler=objects.scheduler,
+        # Without a planned recovery the training goes on where a search ends early.
+        scheduler=objects.scheduler if run.settings.planned_recovery else replace(objects.scheduler, restart=False),
         total_steps=run.total_steps,
         first_step=first_step,
         search=search,

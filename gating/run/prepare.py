@@ -194,7 +194,10 @@ def _load_models(
 def check_dtype(settings: Settings, objects: RunObjects) -> None:
     """Raise ``InputError`` for trained weights in half precision, which would lose small steps in silence."""
     dtype, has_adapters = getattr(objects.source, "dtype", "float32"), not isinstance(objects.adapters, NoAdapters)
-    phases = [Phase.DENSE if objects.objective is None else Phase.SEARCH, *([Phase.RECOVERY] * bool(settings.recovery))]
+    phases = [
+        Phase.DENSE if objects.objective is None else Phase.SEARCH,
+        *([Phase.RECOVERY] * bool(settings.planned_recovery)),
+    ]
     if dtype != "float32" and not has_adapters and not all(map(settings.freezes, phases)):
         raise InputError(
             f"model.dtype={dtype} loses the small steps of a training. Freeze the weights with optimizer.freeze=true, "
@@ -207,7 +210,7 @@ def planned_search_steps(settings: Settings, objects: RunObjects, *, total_steps
     if objects.objective is None:
         return 0
     if trains_weights(settings, objects, Phase.RECOVERY):
-        return max(1, round((1 - settings.recovery) * total_steps))
+        return max(1, round((1 - settings.planned_recovery) * total_steps))
     if settings.recovery and is_rank_zero():
         print(
             f"optimizer.freeze=true leaves nothing to train after the removal, so all {total_steps} steps are the "

@@ -20,6 +20,7 @@ from gating.errors import InputError, explain, nearest_name
 from gating.run.folder import CONFIG, Phase, is_finished, is_run, relocated, stored_settings
 from gating.storage.identity import check_same_settings, leaves
 from gating.tracking.redaction import HIDDEN, redact_settings
+from gating.units import planned_recovery
 
 Group = dict[str, Any]
 
@@ -67,7 +68,7 @@ class Settings(BaseModel):
     overwrite: bool
     resume: str | None
     seed: Annotated[int, Field(ge=0, lt=2**32)]
-    recovery: Annotated[float, Field(ge=0, lt=1)]
+    recovery: Annotated[float, Field(ge=0, lt=1)] | None
     recovery_keep: Literal["best", "last"]
     compile: bool
     gradient_checkpointing: bool
@@ -101,6 +102,12 @@ class Settings(BaseModel):
     def checkpoints(self) -> Path:
         """Folder with one folder of checkpoints for each phase; inside that of the run by default."""
         return Path(self.paths["checkpoints"])
+
+    @property
+    def planned_recovery(self) -> float:
+        """Share of the steps after the removal, by default that of the units with gates."""
+        frozen, units = self.freezes(Phase.SEARCH), self.gates.get("units") or "heads"
+        return planned_recovery(units, is_frozen=frozen) if self.recovery is None else self.recovery
 
     def freezes(self, phase: Phase) -> bool:
         """Return whether the weights stay as they are in a phase; a teacher's are trained."""

@@ -170,15 +170,16 @@ class CombinedOptimizer(torch.optim.Optimizer):
 class WarmupSchedule:
     """Learning rate of the weights: linear warm-up, then one of transformers' schedules over the whole run.
 
-    The search has the rates of a dense run. The recovery begins the schedule again, for its own steps: a compact model
-    learns more with a large rate than with the end of a schedule (Renda et al. 2020, arXiv 2003.02389). Gates and
-    multipliers keep a constant rate.
+    The search has the rates of a dense run. A planned recovery begins the schedule again, for its own steps: a model
+    that has lost most of its units learns more with a large rate than with the end of a schedule (Renda et al. 2020,
+    arXiv 2003.02389). Gates and multipliers keep a constant rate.
 
     Attributes:
         warmup: Fraction of the steps in which the rate rises.
         shape: Name of a schedule in :func:`transformers.get_scheduler`.
         arguments: Its own arguments, ``scheduler_specific_kwargs`` in transformers, such as ``num_cycles``.
-        restart: Whether the recovery begins the schedule again; otherwise, it has the end of that of the search.
+        restart: Whether the recovery begins the schedule again; otherwise, it has the end of that of the search. A run
+            without a planned recovery has one schedule in any case.
 
     Raises:
         ValueError: There is no such schedule, or it depends on more than the step.

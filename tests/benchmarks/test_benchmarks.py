@@ -89,10 +89,9 @@ def settings_of_runs() -> dict[str, list[str]]:
     """Return the settings of train.py that benchmarks have, by name."""
     methods = benchmark("compare.methods")
     found = {}
-    for table in (methods.METHODS, methods.LATENCY_METHODS):
-        for name, method in table.items():
-            settings = [one for one in method.settings_for(2) if one != methods.TEACHER]
-            found[f"{name} {len(table)}"] = [one for one in settings if one != "distillation=logits"]
+    for name, method in methods.METHODS.items():
+        settings = [one for one in method.settings_for(1) if one != methods.TEACHER]
+        found[name] = [one for one in settings if one != "distillation=logits"]
     for name, line in benchmark("embeddings.lines").LINES.items():
         if line.settings is not None:
             files = ["data.train=train.tsv", "data.validation=validation.tsv"] if "data=files" in line.recipe else []
