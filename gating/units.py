@@ -85,5 +85,11 @@ def planned_recovery(units: Collection[str] | str, *, is_frozen: bool) -> float:
     """Return the share of the steps of a training after the removal of some units, unless a setting gives it.
 
     A search that freezes the weights leaves all of their training to the recovery.
+
+    Example:
+        >>> [planned_recovery(units, is_frozen=False) for units in ("heads", ["heads", "neurons"])]
+        [0.0, 0.25]
+        >>> planned_recovery("heads", is_frozen=True)
+        0.25
     """
     return max(one.recovery for name, one in UNITS.items() if is_frozen or name in units)

@@ -64,7 +64,7 @@ def make_trainer(folder: Path, *, cls: type[Trainer] = GatedTrainer, model: Any 
     """Return a trainer of 16 steps, 12 of them the search; options of the training arguments are in ``args``."""
     arguments = {**ARGUMENTS, "output_dir": str(folder), "save_steps": 4, **options.pop("args", {})}
     if cls is GatedTrainer or issubclass(cls, GatedTrainer):
-        options.setdefault("objective", gating.ExactBudget(num_heads=5))
+        options = {"objective": gating.ExactBudget(num_heads=5), "recovery": 0.25, **options}
     if "model_init" not in options:
         options["model"] = make_classifier() if model is None else model
     options = {"train_dataset": examples(64, seed=1), "eval_dataset": examples(16, seed=2), **options}

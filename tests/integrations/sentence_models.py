@@ -77,5 +77,5 @@ def make_trainer(folder: Path, model: Any, *, loss: Any = MultipleNegativesRanki
         model=model,
         args=of_arguments(**arguments),
         loss=loss(model),
-        **{"train_dataset": pairs(), "objective": gating.ExactBudget(num_heads=5), **options},
+        **{"train_dataset": pairs(), "objective": gating.ExactBudget(num_heads=5), "recovery": 0.25, **options},
     )

@@ -20,6 +20,7 @@ WORDS = [f"word{i}" for i in range(40)]
 FEW_STEPS = (
     "data.batch_size=8",
     "trainer.max_steps=12",
+    "recovery=0.25",
     "trainer.val_check_interval=4",
     "trainer.accelerator=cpu",
     "trainer.log_every_n_steps=1",
