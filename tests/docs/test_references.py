@@ -61,7 +61,7 @@ def test_most_settings_have_a_meaning(settings):
 
 def test_settings_of_the_run_have_their_comments_and_defaults(settings):
     table = settings.partition("## The run")[2].partition("\n## ")[0]
-    assert "| `recovery` | `0.25` | Share of the run's steps" in table
+    assert "| `recovery` | `null` | Share of the run's steps" in table
     assert "| `convergence.patience` | `5` | Number of consecutive checks" in table
 
 
