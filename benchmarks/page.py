@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import example, faults, frozen, memory, records, rivals, sharding, tasks
+from benchmarks import faults, frozen, memory, records, rivals, sharding, tasks
 from benchmarks.census.page import PAGE as COVERAGE
 from benchmarks.census.page import coverage
 from benchmarks.compare import ends, latency
@@ -49,11 +49,10 @@ class Table(NamedTuple):
 
 TABLES = [
     Table(README, "embeddings lines, summary", "embeddings", embeddings.summary_table, "lines"),
-    Table(ACCURACY, "compare, means", "latency", latency.summary),
     Table(ACCURACY, "compare", "latency", latency.lines),
     Table(ACCURACY, "compare beyond", "beyond", latency.lines),
     Table(ACCURACY, "compare ends", "ends", ends.lines),
-    Table(ACCURACY, "example", "embedded", example.table),
+    Table(ACCURACY, "compare example", "example", partial(latency.lines, has_minutes=True)),
     Table(ACCURACY, "embeddings lines", "embeddings", embeddings.quality_table, "lines"),
     Table(ACCURACY, "decoders", "decoders", decoders.quality_table, "quality"),
     Table(ROOT / "docs" / "howto" / "frozen.md", "frozen", "frozen", frozen.table),
