@@ -44,7 +44,7 @@ def main(output: Path, name: str, pairs: Dataset, *, steps: int) -> None:
         ),
         train_dataset=pairs,
         loss=MultipleNegativesRankingLoss(model),
-        # Half of the heads stays; the last quarter of the steps trains the model without the others.
+        # Half of the heads stays.
         objective=gating.ExactBudget(keep=0.5),
     )
     folder = trainer.train_and_compact(output / "compact")

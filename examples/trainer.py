@@ -73,9 +73,8 @@ def main(output: Path, model: torch.nn.Module, data: Dataset, tokenizer: PreTrai
         eval_dataset=split["test"],
         processing_class=tokenizer,
         compute_metrics=accuracy,
-        # A quarter of the heads stays; the last quarter of the steps trains the model without the others.
+        # A quarter of the heads stays.
         objective=gating.ExactBudget(keep=0.25),
-        recovery=0.25,
     )
     folder = trainer.train_and_compact(output / "compact")
     compact = gating.load_compact(folder)
