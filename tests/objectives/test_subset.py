@@ -82,11 +82,6 @@ def test_noise_makes_the_first_draw_one_of_a_softmax():
     torch.testing.assert_close(draws.bincount(minlength=3) / 4000, scores.softmax(0), rtol=0, atol=0.024)
 
 
-@pytest.fixture
-def gates(bert):
-    return gating.inject_gates(bert)
-
-
 def test_straight_through_values_are_a_mask_with_the_gradient_of_log_alpha(gates):
     sampler = StraightThroughTopK(HeadBudget(num_heads=5).parts(gates))
     with torch.no_grad():
