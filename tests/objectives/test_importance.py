@@ -187,9 +187,8 @@ def test_neurons_of_experts_are_ranked_by_token(family):
     assert (scores > 0).sum() == len(scores) - 1
 
 
-def test_gates_of_unequal_cost_in_one_layer_are_ranked_per_cost(bert):
+def test_gates_of_unequal_cost_in_one_layer_are_ranked_per_cost(gates):
     """Two gates are as important; one of them costs twice as much."""
-    gates = gating.inject_gates(bert)
     sizes = torch.ones(12)
     sizes[0] = 2.0
     for ranking in (Importance(), Fisher()):
