@@ -15,11 +15,8 @@ from tests.support.family_models import FAMILIES, TEXT, Family
 from tests.support.masked_models import generate_all, make_pattern, prune, units_masked
 from tests.support.more_family_models import INDEXED, LATENT
 
-pytestmark = [
-    pytest.mark.usefixtures("quiet"),
-    # Hybrid models have layers without gates.
-    pytest.mark.filterwarnings("ignore:.*get no gates"),
-]
+# Hybrid models have layers without gates.
+pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.filterwarnings("ignore:.*get no gates")]
 
 WIDE = ["deepseek_v2", "deepseek_v3", "bailing_hybrid", "qwen3_next", "mimo_v2_flash"]
 # Layers pass the keys that their index chooses to the next ones.
