@@ -31,8 +31,13 @@ from tests.support.versions import (
 WIDER: dict[str, Any] = {"hidden_size": 64, "num_hidden_layers": 3, "intermediate_size": 48}
 TEXT: dict[str, Any] = {**single.TEXT, **WIDER}
 GROUPED: dict[str, Any] = {**TEXT, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8}
-SEQ2SEQ: dict[str, Any] = {**single.SEQ2SEQ, "d_model": 64, "decoder_layers": 3}
-SEQ2SEQ |= {"encoder_ffn_dim": 48, "decoder_ffn_dim": 48}
+SEQ2SEQ: dict[str, Any] = {
+    **single.SEQ2SEQ,
+    "d_model": 64,
+    "decoder_layers": 3,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+}
 T5: dict[str, Any] = {
     "vocab_size": 99,
     "d_model": 64,
