@@ -109,6 +109,19 @@ def bert(make_model: Callable[[str], PreTrainedModel]) -> PreTrainedModel:
     return make_model("bert")
 
 
+@pytest.fixture
+def gates(bert: PreTrainedModel) -> gating.HeadGates:
+    """Return gates on all heads of the BERT."""
+    return gating.inject_gates(bert)
+
+
+@pytest.fixture
+def pruned(bert: PreTrainedModel) -> PreTrainedModel:
+    """Return the BERT with an uneven, an emptied and a whole layer."""
+    gating.prune_heads(bert, {0: [1], 1: range(4)})
+    return bert
+
+
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> BertTokenizerFast:
     """Return a BERT tokenizer of a few words."""

@@ -35,8 +35,7 @@ def test_errors_of_libraries_are_faults():
     assert not is_input_error(caught(lambda: [][1]))
 
 
-def test_errors_of_libraries_called_by_this_package_are_faults(bert):
-    gates = gating.inject_gates(bert)
+def test_errors_of_libraries_called_by_this_package_are_faults(gates):
     # int() of a text, inside the library's own code, is no sentence for a user.
     assert not is_input_error(caught(gates.fixed_at("values").__enter__))
 

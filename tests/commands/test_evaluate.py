@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,11 @@ import yaml
 from transformers import AutoTokenizer
 
 import gating
-from gating import __main__ as command_line
 from gating.commands.evaluate import evaluation_settings
 from tests.support.interruptions import run_in
 from tests.support.sweeps import write_run
 from tests.support.tiny_run import WORDS, checked_settings, make_inputs, write_table
+from tests.test_main import run
 
 pytestmark = pytest.mark.runs
 
@@ -37,12 +36,9 @@ def finished(inputs, tmp_path_factory) -> Path:
 
 def call(monkeypatch, capsys, *arguments: object) -> tuple[str, str]:
     """Call the command; return its output, or its error."""
-    for name in ("stdout", "stderr"):
-        monkeypatch.setattr(sys, name, getattr(sys, name))
-    monkeypatch.setattr(sys, "argv", ["head-gating", "evaluate", *map(str, arguments)])
     capsys.readouterr()
     try:
-        command_line.main()
+        run(monkeypatch, "evaluate", *arguments)
     except SystemExit as end:
         return "", str(end.code)
     return capsys.readouterr().out, ""

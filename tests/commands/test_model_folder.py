@@ -1,24 +1,20 @@
 """The folders that commands take: of a model in either form, of a run, and of a sweep, which they refuse."""
 
-import sys
 from pathlib import Path
 
 import pytest
 
 import gating
-from gating import __main__ as command_line
 from tests.support.family_models import FAMILIES
 from tests.support.sweeps import write_run
 from tests.support.tiny_run import make_model_folder
+from tests.test_main import run as run_command
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> str:
     """Call a command; return its error."""
-    for name in ("stdout", "stderr"):
-        monkeypatch.setattr(sys, name, getattr(sys, name))
-    monkeypatch.setattr(sys, "argv", ["head-gating", *map(str, arguments)])
     try:
-        command_line.main()
+        run_command(monkeypatch, *arguments)
     except SystemExit as end:
         return str(end.code)
     return ""

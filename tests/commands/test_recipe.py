@@ -1,16 +1,15 @@
 """Commands on the folder of a recipe: its base has the tokenizer."""
 
 import json
-import sys
 
 import pytest
 import torch
 from transformers import BertForSequenceClassification
 
 import gating
-from gating import __main__ as command_line
 from gating.serving.exporting import load_model, load_processor
 from tests.support.tiny_run import make_model_folder, write_table
+from tests.test_main import run
 
 
 @pytest.fixture(scope="module")
@@ -22,11 +21,8 @@ def recipe(tmp_path_factory):
 
 
 def call(monkeypatch, capsys, *arguments):
-    for name in ("stdout", "stderr"):
-        monkeypatch.setattr(sys, name, getattr(sys, name))
-    monkeypatch.setattr(sys, "argv", ["head-gating", *map(str, arguments)])
     capsys.readouterr()
-    command_line.main()
+    run(monkeypatch, *arguments)
     return capsys.readouterr().out
 
 

@@ -41,12 +41,6 @@ def hub(tmp_path, monkeypatch):
         yield server
 
 
-@pytest.fixture
-def pruned(bert):
-    gating.prune_heads(bert, {0: [1], 1: range(4)})
-    return bert
-
-
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 

@@ -34,8 +34,7 @@ def test_a_loaded_model_has_its_original_head_numbers(saved):
     assert gating.prune_heads(model, {0: [2]}).kept_heads["encoder.layer.0.attention.self"] == (0, 3)
 
 
-def test_a_finalized_model_loads_equal(bert, tmp_path):
-    gates = gating.inject_gates(bert)
+def test_a_finalized_model_loads_equal(bert, gates, tmp_path):
     with torch.no_grad():
         gates.log_alpha.copy_(torch.linspace(-3, 3, 12))
     gating.finalize(bert, gates, num_heads=5)

@@ -5,14 +5,15 @@ import warnings
 import pytest
 import torch
 from torch import nn
-from transformers import Gemma3nForCausalLM, Gemma3nTextConfig, PreTrainedConfig, PreTrainedModel
+from transformers import Gemma3nForCausalLM, Gemma3nTextConfig
 
 import gating
 from gating.discovery.find import search_blocks
 from gating.errors import RemedyWarning
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
-from tests.support.family_models import FAMILIES, ZOO
+from tests.discovery.test_ungated import TwoTowers
+from tests.support.family_models import ZOO
 from tests.support.masked_models import units_masked
 
 SPARSE = {
@@ -62,26 +63,9 @@ class NarrowMLP(nn.Module):
         self.fc2 = nn.Linear(32, 16)
 
 
-class TwoTowers(PreTrainedModel):
-    """A language tower with known layers, and a vision tower with others."""
-
-    config_class = PreTrainedConfig
-    main_input_name = "input_ids"
-
-    def __init__(self, config):
-        super().__init__(config)
-        self.language_model = FAMILIES["bert"].build().bert
-        self.vision_tower = nn.ModuleList([OddMLP(), OddMLP(), Projector(), NarrowMLP()])
-        self.config.vocab_size = 99
-
-    def forward(self, input_ids):
-        hidden_states = self.language_model(input_ids).last_hidden_state
-        return {"out": self.vision_tower[0](hidden_states) + self.vision_tower[1](hidden_states)}
-
-
 @pytest.fixture
 def towers():
-    return TwoTowers(PreTrainedConfig()).eval()
+    return TwoTowers(OddMLP(), OddMLP(), Projector(), NarrowMLP()).eval()
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
-from transformers import OPTConfig, OPTForCausalLM, T5Config, T5ForConditionalGeneration
+from transformers import T5Config, T5ForConditionalGeneration
 
 import gating
 from gating.proof.probe import make_probe
@@ -16,6 +16,13 @@ from tests.support.versions import enable_checkpointing
 pytestmark = pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 
 QUIET = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+def build_gated():
+    """Build a BERT whose training is random in its gates alone, and return it with them."""
+    model = build("bert", **QUIET)
+    gates = gating.inject_gates(model, init_prob_open=0.6)
+    return model.train(), gates
 
 
 def test_a_submodule_uses_gates_changed_by_the_objective():
@@ -39,9 +46,7 @@ def test_a_submodule_uses_gates_changed_by_the_objective():
 
 
 def test_a_part_can_be_trained_again_before_the_gates_are():
-    model = build("bert", **QUIET)
-    gates = gating.inject_gates(model, init_prob_open=0.6)
-    model.train()
+    model, gates = build_gated()
     hidden = torch.randn(2, 5, 32)
     outputs = []
     for _ in range(2):
@@ -52,9 +57,7 @@ def test_a_part_can_be_trained_again_before_the_gates_are():
 
 
 def test_activations_are_not_computed_again_with_the_gates_of_another_pass():
-    model = build("bert", **QUIET)
-    gating.inject_gates(model, init_prob_open=0.6)
-    model.train()
+    model, _ = build_gated()
     enable_checkpointing(model)
     first, second = (model(**batch_for(model, seed=seed)).logits.sum() for seed in (1, 2))
     with pytest.raises(RuntimeError, match="each forward"):
@@ -62,10 +65,8 @@ def test_activations_are_not_computed_again_with_the_gates_of_another_pass():
 
 
 def test_a_backward_pass_after_an_update_of_the_objective_is_refused():
-    model = build("bert", **QUIET)
-    gates, objective = gating.inject_gates(model, init_prob_open=0.6), gating.ExactBudget(num_heads=4)
+    (model, gates), objective = build_gated(), gating.ExactBudget(num_heads=4)
     objective.attach(gates)
-    model.train()
     enable_checkpointing(model)
     first = model(**batch_for(model, seed=1)).logits.sum()
     objective.update(gates, 0.5)
@@ -75,9 +76,7 @@ def test_a_backward_pass_after_an_update_of_the_objective_is_refused():
 
 
 def test_passes_that_ended_or_were_dropped_do_not_stand_in_the_way_of_checkpointing():
-    model = build("bert", **QUIET)
-    gates = gating.inject_gates(model, init_prob_open=0.6)
-    model.train()
+    model, gates = build_gated()
     enable_checkpointing(model)
     model(**batch_for(model, seed=1))
     kept = model(**batch_for(model, seed=2)).logits.sum()
@@ -87,17 +86,7 @@ def test_passes_that_ended_or_were_dropped_do_not_stand_in_the_way_of_checkpoint
 
 
 def test_a_pass_that_failed_leaves_no_trace():
-    model = OPTForCausalLM(
-        OPTConfig(
-            vocab_size=60,
-            hidden_size=32,
-            ffn_dim=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=40,
-            word_embed_proj_dim=32,
-        )
-    )
+    model = FAMILIES["opt"].build()
     gates = gating.inject_gates(model, init_prob_open=0.6)
     model.train()
     with pytest.raises(IndexError):
@@ -202,9 +191,7 @@ def test_a_part_without_gradients_may_be_in_a_reentrant_checkpoint():
 
 @pytest.mark.parametrize("part", ["", "bert"])
 def test_a_whole_pass_inside_of_a_reentrant_checkpoint_gives_gates_the_same_gradient(part):
-    model = build("bert", **QUIET)
-    gates = gating.inject_gates(model, init_prob_open=0.6)
-    model.train()
+    model, gates = build_gated()
     batch = batch_for(model)
     embedded = model.get_input_embeddings()(batch["input_ids"]).detach().requires_grad_()
 
@@ -222,9 +209,7 @@ def test_a_whole_pass_inside_of_a_reentrant_checkpoint_gives_gates_the_same_grad
 
 
 def test_a_part_that_runs_without_gradients_leaves_the_others_theirs():
-    model = build("bert", **QUIET)
-    gates = gating.inject_gates(model, init_prob_open=0.6)
-    model.train()
+    model, gates = build_gated()
     first = model.bert.encoder.layer[0]
     original = first.forward
     first.forward = torch.no_grad()(original)

@@ -13,8 +13,7 @@ from tests.support.tiny_models import (
 )
 
 
-def test_the_default_start_is_nearly_open_but_has_a_gradient(bert):
-    gates = gating.inject_gates(bert)
+def test_the_default_start_is_nearly_open_but_has_a_gradient(gates):
     torch.testing.assert_close(gates.prob_open(), torch.full((TOTAL,), 0.98))
     gates.prob_open().sum().backward()
     assert (gates.log_alpha.grad > 0.01).all()
@@ -37,8 +36,7 @@ def test_log_alpha_is_one_parameter_in_the_state(bert):
     assert [name for name, _ in bert.named_parameters() if "gate" in name] == ["head_gates.log_alpha"]
 
 
-def test_a_half_precision_model_keeps_its_gates_in_single_precision(bert):
-    gates = gating.inject_gates(bert)
+def test_a_half_precision_model_keeps_its_gates_in_single_precision(bert, gates):
     bert.to(torch.bfloat16)
     assert bert.classifier.weight.dtype == torch.bfloat16
     assert gates.log_alpha.dtype == torch.float32
@@ -47,15 +45,13 @@ def test_a_half_precision_model_keeps_its_gates_in_single_precision(bert):
     assert logits_of(bert, batch_for(bert)).dtype == torch.bfloat16
 
 
-def test_gates_follow_the_model_to_a_device(bert):
-    gates = gating.inject_gates(bert)
+def test_gates_follow_the_model_to_a_device(bert, gates):
     bert.to("meta")
     assert gates.log_alpha.device.type == "meta"
     assert isinstance(gates.log_alpha, nn.Parameter)
 
 
-def test_fixed_values_end_with_the_block_also_after_an_error(bert):
-    gates = gating.inject_gates(bert)
+def test_fixed_values_end_with_the_block_also_after_an_error(gates):
 
     def fail():
         assert gates.num_open() == 0

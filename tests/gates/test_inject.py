@@ -38,8 +38,7 @@ def test_an_unknown_model_is_named_with_the_way_to_register_it():
     assert hooks_of(model) == 0
 
 
-def test_gates_can_be_removed_twice_and_injected_again(bert):
-    gates = gating.inject_gates(bert)
+def test_gates_can_be_removed_twice_and_injected_again(bert, gates):
     gates.remove()
     gates.remove()
     assert gating.inject_gates(bert).num_heads == TOTAL
@@ -69,8 +68,7 @@ def test_a_copy_in_the_middle_of_training_is_isolated(bert, constrained):
     assert (gates.log_alpha > 0).all()
 
 
-def test_removing_the_gates_of_a_copy_leaves_the_original_gated(bert):
-    gates = gating.inject_gates(bert)
+def test_removing_the_gates_of_a_copy_leaves_the_original_gated(bert, gates):
     twin = copy.deepcopy(bert)
     hooks = hooks_of(bert)
     twin.head_gates.remove()

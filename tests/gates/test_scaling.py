@@ -76,8 +76,7 @@ def test_gate_values_scale_their_columns_of_the_output_projection(model):
     torch.testing.assert_close(found, logits_of(reference, batch), rtol=0, atol=1e-5)
 
 
-def test_closed_gates_of_one_block_leave_the_others_alone(bert):
-    gates = gating.inject_gates(bert)
+def test_closed_gates_of_one_block_leave_the_others_alone(bert, gates):
     values = torch.ones(TOTAL)
     values[5] = 0.0
     with gates.fixed_at(values):
@@ -147,8 +146,7 @@ def test_evaluation_is_deterministic_and_draws_nothing(bert):
         assert torch.equal(logits_of(bert, batch), first)
 
 
-def test_evaluation_follows_a_change_of_the_gates(bert):
-    gates = gating.inject_gates(bert)
+def test_evaluation_follows_a_change_of_the_gates(bert, gates):
     batch = batch_for(bert)
     before = logits_of(bert, batch)
     with torch.no_grad():
@@ -194,9 +192,8 @@ def test_gradient_checkpointing_gives_the_same_gradients(model):
         torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-5, atol=1e-6)
 
 
-def test_factors_are_on_the_device_of_the_features(bert):
+def test_factors_are_on_the_device_of_the_features(gates):
     """Towers of a model may be on several devices; meta stands for another one."""
-    gates = gating.inject_gates(bert)
     features = torch.ones(1, 2, 32, device="meta")
     gate = gates.blocks()[1].output_projection.gate
     assert gate(features).is_meta

@@ -13,11 +13,6 @@ from tests.support.family_models import FAMILIES
 
 
 @pytest.fixture
-def gates(bert):
-    return gating.inject_gates(bert)
-
-
-@pytest.fixture
 def llama_gates():
     """Three layers of eight query heads in four groups: gates of two heads."""
     return gating.inject_gates(FAMILIES["llama"].build())

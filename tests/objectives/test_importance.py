@@ -14,7 +14,12 @@ from tests.support.family_models import FAMILIES
 from tests.support.tiny_models import batch_for
 from tests.support.versions import enable_checkpointing
 
-LABELS = torch.tensor([0, 2])
+BOTH = ("heads", "neurons")
+
+
+@pytest.fixture
+def batch(bert):
+    return batch_for(bert) | {"labels": torch.tensor([0, 2])}
 
 
 def watched(model, **options):
@@ -44,36 +49,35 @@ def gradient_of_each_example(model, gates, batch, values):
     return torch.stack(found)
 
 
-def test_importance_is_the_mean_absolute_gradient_of_the_mask_variables(bert):
-    gates, ranking = watched(bert)
-    batch = batch_for(bert) | {"labels": LABELS}
+@pytest.mark.parametrize(
+    ("options", "size", "closed"),
+    [
+        ({}, 12, []),
+        ({}, 12, [0, 5, 6]),
+        ({"units": BOTH, "group_size": 16}, 21, []),
+        ({"units": BOTH, "group_size": 20}, 21, []),
+    ],
+)
+def test_importance_is_the_mean_absolute_gradient_of_the_mask_variables(bert, batch, options, size, closed):
+    """Closed heads have none and change that of the others; groups of neurons have mask variables as heads have."""
+    gates, ranking = watched(bert, **options)
+    mask = torch.ones(size)
+    mask[closed] = 0
+    gates.sampler.mask.copy_(mask)
     loss_of(bert, batch).backward()
     collected = ranking.importance.clone()
-    by_hand = gradient_of_each_example(bert, gates, batch, torch.ones(12)).abs().mean(dim=0)
+    by_hand = gradient_of_each_example(bert, gates, batch, mask).abs().mean(dim=0) * mask
     torch.testing.assert_close(collected, by_hand, rtol=1e-4, atol=1e-7)
 
 
-def test_importance_adds_up_over_batches_and_can_be_forgotten(bert):
+def test_importance_adds_up_over_batches_and_can_be_forgotten(bert, batch):
     gates, ranking = watched(bert)
-    batch = batch_for(bert) | {"labels": LABELS}
     loss_of(bert, batch).backward()
     once = ranking.importance.clone()
     loss_of(bert, batch).backward()
     torch.testing.assert_close(ranking.importance, 2 * once)
     ranking.start_over(gates)
     assert ranking.importance.abs().sum() == 0
-
-
-def test_closed_heads_have_no_importance_and_change_that_of_the_others(bert):
-    gates, ranking = watched(bert)
-    batch = batch_for(bert) | {"labels": LABELS}
-    mask = torch.ones(12)
-    mask[[0, 5, 6]] = 0
-    gates.sampler.mask.copy_(mask)
-    loss_of(bert, batch).backward()
-    collected = ranking.importance.clone()
-    by_hand = gradient_of_each_example(bert, gates, batch, mask).abs().mean(dim=0) * mask
-    torch.testing.assert_close(collected, by_hand, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("group_queries", [True, False])
@@ -109,9 +113,8 @@ def test_infinite_gradients_do_not_count():
     assert gating.Importance().of_batch(heads, gradient, 2, ()).tolist() == [1.0, 1.0]
 
 
-def test_nothing_is_watched_in_evaluation_and_after_the_removal_of_the_gates(bert):
+def test_nothing_is_watched_in_evaluation_and_after_the_removal_of_the_gates(bert, batch):
     gates, ranking = watched(bert)
-    batch = batch_for(bert) | {"labels": LABELS}
     with torch.no_grad():
         loss_of(bert, batch)
     assert ranking.importance.abs().sum() == 0
@@ -122,9 +125,8 @@ def test_nothing_is_watched_in_evaluation_and_after_the_removal_of_the_gates(ber
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
-def test_importance_is_collected_once_inside_of_a_checkpoint(bert, use_reentrant):
+def test_importance_is_collected_once_inside_of_a_checkpoint(bert, batch, use_reentrant):
     gates, ranking = watched(bert)
-    batch = batch_for(bert) | {"labels": LABELS}
     loss_of(bert, batch).backward()
     expected = ranking.importance.clone()
     ranking.start_over(gates)
@@ -137,17 +139,16 @@ def test_importance_is_collected_once_inside_of_a_checkpoint(bert, use_reentrant
     torch.testing.assert_close(ranking.importance, expected, rtol=1e-4, atol=1e-7)
 
 
-def test_a_copy_of_everything_collects_for_itself(bert):
+def test_a_copy_of_everything_collects_for_itself(bert, batch):
     _, ranking = watched(bert)
     model, copied = copy.deepcopy((bert, ranking))
-    loss_of(model, batch_for(model) | {"labels": LABELS}).backward()
+    loss_of(model, batch).backward()
     assert copied.importance.abs().sum() > 0
     assert ranking.importance.abs().sum() == 0
 
 
-def test_importance_in_half_precision_is_collected_in_full(bert):
+def test_importance_in_half_precision_is_collected_in_full(bert, batch):
     _, ranking = watched(bert)
-    batch = batch_for(bert) | {"labels": LABELS}
     loss_of(bert, batch).backward()
     expected = ranking.importance.clone()
     ranking.importance.zero_()
@@ -157,16 +158,6 @@ def test_importance_in_half_precision_is_collected_in_full(bert):
     assert ranking.importance.dtype == torch.float32
     # bfloat16 has 8 bits.
     torch.testing.assert_close(ranking.importance, expected, rtol=0.2, atol=0.05 * expected.max().item())
-
-
-@pytest.mark.parametrize("group_size", [16, 20])
-def test_groups_of_neurons_have_mask_variables_as_heads_have(bert, group_size):
-    gates, ranking = watched(bert, units=("heads", "neurons"), group_size=group_size)
-    batch = batch_for(bert) | {"labels": LABELS}
-    loss_of(bert, batch).backward()
-    collected = ranking.importance.clone()
-    by_hand = gradient_of_each_example(bert, gates, batch, torch.ones(21)).abs().mean(dim=0)
-    torch.testing.assert_close(collected, by_hand, rtol=1e-4, atol=1e-7)
 
 
 def test_layers_of_both_kinds_have_the_same_mean_square(bert):
@@ -196,9 +187,8 @@ def test_neurons_of_experts_are_ranked_by_token(family):
     assert (scores > 0).sum() == len(scores) - 1
 
 
-def test_gates_of_unequal_cost_in_one_layer_are_ranked_per_cost(bert):
+def test_gates_of_unequal_cost_in_one_layer_are_ranked_per_cost(gates):
     """Two gates are as important; one of them costs twice as much."""
-    gates = gating.inject_gates(bert)
     sizes = torch.ones(12)
     sizes[0] = 2.0
     for ranking in (Importance(), Fisher()):

@@ -36,11 +36,6 @@ def follow(objective, gates, steps=60):
     return counts
 
 
-@pytest.fixture
-def gates(bert):
-    return gating.inject_gates(bert)
-
-
 @pytest.mark.parametrize(
     ("share", "rounds"),
     [(0.25, [12, 9, 6, 3, 2]), (0.1, list(range(12, 1, -1))), (1.0, [12, 2]), (0.5, [12, 6, 2])],

@@ -101,15 +101,13 @@ def test_a_budget_is_a_number_or_a_share(num_heads, keep, expected):
     assert resolve_budget(num_heads, keep, total=72) == expected
 
 
-def test_a_budget_is_a_quarter_of_the_heads_by_default_with_a_warning(bert):
-    gates = gating.inject_gates(bert)
+def test_a_budget_is_a_quarter_of_the_heads_by_default_with_a_warning(gates):
     with pytest.warns(RemedyWarning, match="25% stays: give num_heads"):
         search = gating.Search(gates, ExactBudget())
     assert search.kept().sum() == 3
 
 
-def test_the_budget_is_met_at_every_step(bert):
-    gates = gating.inject_gates(bert)
+def test_the_budget_is_met_at_every_step(gates):
     objective = ExactBudget(num_heads=3, schedule=BudgetSchedule(start=0.2, end=0.8))
     objective.attach(gates)
     with torch.no_grad():
@@ -125,8 +123,7 @@ def test_the_budget_is_met_at_every_step(bert):
     assert objective.penalty(gates).item() == 0
 
 
-def test_the_whole_budget_closes_no_gate(bert):
-    gates = gating.inject_gates(bert)
+def test_the_whole_budget_closes_no_gate(gates):
     objective = ExactBudget(num_heads=12)
     objective.attach(gates)
     objective.update(gates, 1.0)
@@ -134,16 +131,14 @@ def test_the_whole_budget_closes_no_gate(bert):
     assert num_kept(gates, objective) == 12
 
 
-def test_the_target_of_the_budget_is_in_the_checkpoint(bert):
-    gates = gating.inject_gates(bert)
+def test_the_target_of_the_budget_is_in_the_checkpoint(bert, gates):
     objective = ExactBudget(num_heads=3)
     objective.attach(gates)
     objective.update(gates, 1.0)
     assert bert.state_dict()["head_gates.constraint.target"] == 3
 
 
-def test_the_penalty_of_a_fixed_price_is_price_times_the_expected_share(bert):
-    gates = gating.inject_gates(bert)
+def test_the_penalty_of_a_fixed_price_is_price_times_the_expected_share(gates):
     with torch.no_grad():
         gates.log_alpha.copy_(torch.linspace(-3, 3, 12))
     objective = FixedPrice(price=0.7)
@@ -153,8 +148,7 @@ def test_the_penalty_of_a_fixed_price_is_price_times_the_expected_share(bert):
     assert objective.penalty(gates).item() == pytest.approx(by_hand, rel=1e-5)
 
 
-def test_heads_cost_nothing_before_the_start(bert):
-    gates = gating.inject_gates(bert)
+def test_heads_cost_nothing_before_the_start(gates):
     objective = FixedPrice(price=5.0, start=0.2)
     objective.attach(gates)
     for progress, is_free in ((0.0, True), (0.19, True), (0.2, False), (1.0, False)):
@@ -175,8 +169,7 @@ def test_no_objective_keeps_every_head_open(bert):
     assert list(objective.parameters()) == []
 
 
-def test_a_price_leaves_the_number_to_the_gates(bert):
-    gates = gating.inject_gates(bert)
+def test_a_price_leaves_the_number_to_the_gates(gates):
     objective = FixedPrice()
     assert objective.kept(gates) is None
     assert math.isnan(objective.target(gates))

@@ -82,11 +82,6 @@ def test_noise_makes_the_first_draw_one_of_a_softmax():
     torch.testing.assert_close(draws.bincount(minlength=3) / 4000, scores.softmax(0), rtol=0, atol=0.024)
 
 
-@pytest.fixture
-def gates(bert):
-    return gating.inject_gates(bert)
-
-
 def test_straight_through_values_are_a_mask_with_the_gradient_of_log_alpha(gates):
     sampler = StraightThroughTopK(HeadBudget(num_heads=5).parts(gates))
     with torch.no_grad():
@@ -112,9 +107,8 @@ def test_draws_sum_to_the_number_of_heads(gates, autocast):
 
 
 @pytest.mark.parametrize("temperature", [0.01, 1e-4])
-def test_gradient_of_a_draw_does_not_explode(bert, temperature):
+def test_gradient_of_a_draw_does_not_explode(gates, temperature):
     """Clipped together with a gradient of 1e15, weights would not learn."""
-    gates = gating.inject_gates(bert)
     sampler = GumbelTopK(HeadBudget(num_heads=11).parts(gates), scale=5.0, temperature=temperature)
     for seed in range(20):
         torch.manual_seed(seed)

@@ -45,8 +45,7 @@ def test_num_heads_are_kept_exactly(model, num_heads):
     torch.testing.assert_close(logits_of(model, batch), expected, **TOLERANCE)
 
 
-def test_a_kept_head_with_a_closed_gate_gets_its_probability_of_being_open(bert):
-    gates = gating.inject_gates(bert)
+def test_a_kept_head_with_a_closed_gate_gets_its_probability_of_being_open(gates):
     with torch.no_grad():
         gates.log_alpha.copy_(torch.linspace(-4, -3, TOTAL))
     assert gates.num_open() == 0

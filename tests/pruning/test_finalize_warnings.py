@@ -52,15 +52,13 @@ def test_trained_gates_give_no_warning(bert):
 
 
 @pytest.mark.parametrize("locations", [[5] * 8 + [-5] * 4, [5] * 7 + [-5] * 5, [3] * 4 + [2.9] * 4 + [-5] * 4])
-def test_a_choice_among_equally_open_gates_gives_a_warning(bert, locations):
-    gates = gating.inject_gates(bert)
+def test_a_choice_among_equally_open_gates_gives_a_warning(bert, gates, locations):
     gates.log_alpha.data = torch.tensor(locations, dtype=torch.float32)
     with pytest.warns(UserWarning, match="nearly arbitrary"):
         gating.finalize(bert, gates, num_heads=4)
 
 
-def test_few_removed_heads_give_no_warning(bert):
-    gates = gating.inject_gates(bert)
+def test_few_removed_heads_give_no_warning(bert, gates):
     with torch.no_grad():
         gates.log_alpha.fill_(6.0)[3] = -1.5
     with warnings.catch_warnings():

@@ -114,8 +114,9 @@ def test_convolutions_count():
     assert count_macs(Convolution(), {"x": torch.ones(7, 3, 8, 8)}) == 16 * 5 * 3 * 4
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "phi3", "t5"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "phi3", "t5", "deepseek_v2", "deepseek_v3"])
 def test_bytes_of_the_cache_are_those_of_keys_and_values(family):
+    """DeepSeek's are latents."""
     model = FAMILIES[family].build()
     layer = "decoder.block.0.layer.0.SelfAttention" if family == "t5" else 0
     gating.prune_heads(model, {layer: range(2)})

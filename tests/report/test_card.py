@@ -32,12 +32,6 @@ SST2 = CompactReport(
 )
 
 
-@pytest.fixture
-def pruned(bert):
-    gating.prune_heads(bert, {0: [1], 1: range(4)})
-    return bert
-
-
 def card_of(model, folder, report=None):
     write_card(folder / "README.md", model, report)
     return (folder / "README.md").read_text(encoding="utf-8")

@@ -28,23 +28,19 @@ def run_in_shell(inputs: list[str], redirection: str, *settings: str, cwd: Path)
 
 
 SLOW = ["2>&1 | true", ">&-", "2>&-", "<&- >&- 2>&-"]
+TWO = ["trainer=ddp", "trainer.devices=2", "trainer.precision=32-true", "trainer.accelerator=cpu", "data.batch_size=4"]
 
 
 @pytest.mark.parametrize(
-    "redirection",
-    ["| head -1", ">&- 2>&-", "> /dev/full 2>&1", *(pytest.param(way, marks=pytest.mark.slow) for way in SLOW)],
+    ("redirection", "settings"),
+    [
+        *((way, []) for way in ("| head -1", ">&- 2>&-", "> /dev/full 2>&1")),
+        *(pytest.param(way, [], marks=pytest.mark.slow) for way in SLOW),
+        pytest.param("| head -1", TWO, marks=pytest.mark.slow),
+    ],
 )
-def test_a_run_finishes_without_its_output(redirection, inputs, tmp_path):
-    process = run_in_shell(inputs, redirection, cwd=tmp_path)
-    assert process.returncode == 0, process.stderr
-    assert process.stderr == ""
-    assert (tmp_path / "out" / "metrics.json").is_file()
-
-
-@pytest.mark.slow
-def test_processes_of_a_run_finish_without_its_output(inputs, tmp_path):
-    two = ["trainer=ddp", "trainer.devices=2", "trainer.precision=32-true", "trainer.accelerator=cpu"]
-    process = run_in_shell(inputs, "| head -1", *two, "data.batch_size=4", cwd=tmp_path)
+def test_a_run_finishes_without_its_output(redirection, settings, inputs, tmp_path):
+    process = run_in_shell(inputs, redirection, *settings, cwd=tmp_path)
     assert process.returncode == 0, process.stderr
     assert process.stderr == ""
     assert (tmp_path / "out" / "metrics.json").is_file()

@@ -10,21 +10,18 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 import gating
+from tests.support.family_models import GROUPED
 
 __all__ = ["GROUP", "SIZES", "make_decoder", "make_tokenizer", "needs_layers", "remove", "write_greedily"]
 
 SIZES: dict[str, Any] = {
+    **GROUPED,
     "vocab_size": 263,
     "hidden_size": 96,
     "num_hidden_layers": 4,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
     "head_dim": 24,
     "intermediate_size": 80,
     "max_position_embeddings": 128,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
 }
 GROUP = 16
 

@@ -6,7 +6,7 @@ from torch import nn
 
 import gating
 from gating.families.registry import find_spec
-from tests.support.tiny_models import NUM_HEADS, NUM_LAYERS
+from tests.support.tiny_models import NUM_HEADS, NUM_LAYERS, build
 
 
 def test_every_layer_has_one_block_with_all_heads(model):
@@ -36,22 +36,9 @@ def test_a_module_around_a_model_is_searched_too(bert):
 
 
 def test_cross_attention_is_recognized():
-    config = transformers.BertConfig(
-        vocab_size=20,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=8,
-        is_decoder=True,
-        add_cross_attention=True,
-    )
-    blocks = gating.find_attention_blocks(transformers.BertModel(config))
-    assert [(block.layer_idx, block.is_cross_attention) for block in blocks] == [
-        (0, False),
-        (0, True),
-        (1, False),
-        (1, True),
-    ]
+    model = build("bert", num_hidden_layers=2, is_decoder=True, add_cross_attention=True)
+    blocks = [(block.layer_idx, block.is_cross_attention) for block in gating.find_attention_blocks(model)]
+    assert blocks == [(0, False), (0, True), (1, False), (1, True)]
 
 
 def test_an_unknown_family_is_named_with_the_way_to_register_it(forget):

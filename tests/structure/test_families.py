@@ -31,11 +31,8 @@ from tests.support.tiers import REPRESENTATIVES, tiered
 from tests.support.tiny_models import assert_same_state, state_of
 from tests.support.versions import OLDER, skip_older_fault
 
-pytestmark = [
-    pytest.mark.usefixtures("quiet"),
-    # Hybrid models have layers without gates.
-    pytest.mark.filterwarnings("ignore:.*get no gates"),
-]
+# Hybrid models have layers without gates.
+pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.filterwarnings("ignore:.*get no gates")]
 
 IMPLEMENTATIONS = [
     (name, implementation) for name, family in ZOO.items() for implementation in family.implementations or (None,)

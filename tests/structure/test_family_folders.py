@@ -17,11 +17,8 @@ from tests.support.masked_models import Units, compact
 from tests.support.tiers import first_of
 from tests.support.warm_python import warm_python
 
-pytestmark = [
-    pytest.mark.usefixtures("quiet"),
-    # Hybrid models have layers without gates.
-    pytest.mark.filterwarnings("ignore:.*get no gates"),
-]
+# Hybrid models have layers without gates.
+pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.filterwarnings("ignore:.*get no gates")]
 
 
 @pytest.mark.parametrize(

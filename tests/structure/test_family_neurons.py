@@ -22,11 +22,8 @@ from tests.support.masked_models import (
 from tests.support.tiers import tiered
 from tests.support.tiny_models import assert_same_state, state_of
 
-pytestmark = [
-    pytest.mark.usefixtures("quiet"),
-    # Hybrid models have layers without gates.
-    pytest.mark.filterwarnings("ignore:.*get no gates"),
-]
+# Hybrid models have layers without gates.
+pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.filterwarnings("ignore:.*get no gates")]
 
 BOTH = ("heads", "neurons")
 FAMILIES = {name: family for name, family in ALL_FAMILIES.items() if family.has_neurons}

@@ -18,10 +18,7 @@ from tests.support.fresh_process import answers_of_fresh_process, outputs_of
 from tests.support.tiers import first_of
 from tests.support.versions import class_of_transformers
 
-pytestmark = [
-    pytest.mark.usefixtures("quiet"),
-    pytest.mark.filterwarnings("ignore:.*get no gates"),
-]
+pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.filterwarnings("ignore:.*get no gates")]
 
 VISION = {"hidden_size": 48, "num_attention_heads": 6, "num_hidden_layers": 3, "intermediate_size": 40}
 MLA = {

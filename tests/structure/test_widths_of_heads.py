@@ -9,17 +9,14 @@ from gating.discovery.find import find_attention_blocks
 from gating.gates import create_gates
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
-from gating.pruning.measure import cache_bytes_per_token, count_macs, measure_macs
+from gating.pruning.measure import count_macs, measure_macs
 from gating.structure.sizes import head_norms
 from tests.support.family_models import FAMILIES, TEXT, Family
 from tests.support.masked_models import generate_all, make_pattern, prune, units_masked
 from tests.support.more_family_models import INDEXED, LATENT
 
-pytestmark = [
-    pytest.mark.usefixtures("quiet"),
-    # Hybrid models have layers without gates.
-    pytest.mark.filterwarnings("ignore:.*get no gates"),
-]
+# Hybrid models have layers without gates.
+pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.filterwarnings("ignore:.*get no gates")]
 
 WIDE = ["deepseek_v2", "deepseek_v3", "bailing_hybrid", "qwen3_next", "mimo_v2_flash"]
 # Layers pass the keys that their index chooses to the next ones.
@@ -95,17 +92,6 @@ def test_multiply_accumulates_and_parameters_fall_by_those_of_the_removed_gates(
     assert macs - count_macs(model, batch) == float(removed)
     of_sinks = 0 if getattr(blocks[0].module, "sinks", None) is None else gates.gate_sizes[0].num_units
     assert parameters - model.num_parameters() == float(gates.parameters_per_gate[0]) + of_sinks
-
-
-@pytest.mark.parametrize("family", ["deepseek_v2", "deepseek_v3"])
-def test_bytes_of_the_cache_are_those_of_latents(family):
-    model = FAMILIES[family].build()
-    gating.prune_heads(model, {0: [0, 1]})
-    batch = make_probe(model)
-    with torch.no_grad():
-        layers = model(**batch, use_cache=True).past_key_values.layers
-    size = sum(tensor.nbytes for layer in layers for tensor in (layer.keys, layer.values))
-    assert cache_bytes_per_token(model) == size / batch["input_ids"].numel()
 
 
 def test_norms_of_heads_are_those_of_all_their_entries():

@@ -15,8 +15,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from gating.proof.probe import make_probe
+from tests.support import single_models as single
 from tests.support.more_family_models import HYBRID_MODELS, LATENT_MODELS, WITHOUT_KNOWN_NEURONS
-from tests.support.multimodal_models import MULTIMODAL
+from tests.support.multimodal_models import IDS, IMAGES, MULTIMODAL
 from tests.support.single_models import GENERATING, SINGLE
 from tests.support.versions import (
     OLDER,
@@ -27,33 +28,15 @@ from tests.support.versions import (
     with_token_types,
 )
 
-TEXT: dict[str, Any] = {
-    "vocab_size": 99,
-    "hidden_size": 64,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "intermediate_size": 48,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
+WIDER: dict[str, Any] = {"hidden_size": 64, "num_hidden_layers": 3, "intermediate_size": 48}
+TEXT: dict[str, Any] = {**single.TEXT, **WIDER}
 GROUPED: dict[str, Any] = {**TEXT, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8}
 SEQ2SEQ: dict[str, Any] = {
-    "vocab_size": 99,
+    **single.SEQ2SEQ,
     "d_model": 64,
-    "encoder_layers": 2,
     "decoder_layers": 3,
-    "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4,
     "encoder_ffn_dim": 48,
     "decoder_ffn_dim": 48,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "decoder_start_token_id": 1,
-    "forced_eos_token_id": None,
 }
 T5: dict[str, Any] = {
     "vocab_size": 99,
@@ -67,28 +50,8 @@ T5: dict[str, Any] = {
     "eos_token_id": 2,
     "decoder_start_token_id": 0,
 }
-VISION: dict[str, Any] = {
-    "hidden_size": 64,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "intermediate_size": 48,
-    "image_size": 16,
-    "patch_size": 8,
-    "num_channels": 3,
-}
-AUDIO: dict[str, Any] = {
-    "vocab_size": 32,
-    "hidden_size": 64,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "intermediate_size": 48,
-    "conv_dim": (32, 32),
-    "conv_kernel": (10, 3),
-    "conv_stride": (5, 2),
-    "num_feat_extract_layers": 2,
-    "num_conv_pos_embeddings": 16,
-    "num_conv_pos_embedding_groups": 4,
-}
+VISION: dict[str, Any] = {**IMAGES, **WIDER, "patch_size": 8}
+AUDIO: dict[str, Any] = {**single.AUDIO, **WIDER, "conv_dim": (32, 32)}
 TOWERS: dict[str, Any] = {
     "text_config": {**TEXT, "num_hidden_layers": 2, "projection_dim": 32},
     "vision_config": {**VISION, "num_hidden_layers": 2, "projection_dim": 32},
@@ -200,7 +163,6 @@ DEBERTA = {
     "position_biased_input": False,
 }
 GPT2 = {"vocab_size": 99, "n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 64, "n_inner": 48}
-IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 FAMILIES: dict[str, Family] = {
     "bert": _encoder("Bert"),

@@ -42,20 +42,27 @@ def units_masked(blocks: Sequence[Block], kept: Mapping[str, Collection[int]]) -
     return features_scaled(blocks, factors_of(blocks, kept))
 
 
-def compact(
+def gated(
     family: Family,
     seed: int | None,
+    implementation: str | None,
     *,
-    implementation: str | None = None,
     group_queries: bool = False,
     units: Units = "heads",
     group_size: int = GROUP_SIZES[0],
+) -> tuple[PreTrainedModel, gating.HeadGates, Tensor]:
+    """Build a model and put gates on it; return it with them and a pattern of their values."""
+    model = family.build(implementation)
+    gates = gating.inject_gates(model, group_queries=group_queries, units=units, group_size=group_size)
+    return model, gates, make_pattern(gates, seed)
+
+
+def compact(
+    family: Family, seed: int | None, *, implementation: str | None = None, **options: Any
 ) -> tuple[PreTrainedModel, list[Tensor], dict[str, Tensor]]:
     """Build a model, mask it, remove its masked units; return it with the masked outputs and the batch."""
-    model = family.build(implementation)
+    model, gates, pattern = gated(family, seed, implementation, **options)
     probe = family.make_batch(model)
-    gates = gating.inject_gates(model, group_queries=group_queries, units=units, group_size=group_size)
-    pattern = make_pattern(gates, seed)
     with gates.fixed_at(pattern):
         masked = forward_outputs(model, probe)
     prune(model, gates, pattern)
@@ -125,19 +132,9 @@ def generate_all(model: PreTrainedModel, probe: dict[str, Tensor], ways: dict[st
     return generated
 
 
-def check_generation(
-    family: Family,
-    seed: int | None,
-    *,
-    implementation: str | None = None,
-    group_queries: bool = False,
-    units: Units = "heads",
-    group_size: int = GROUP_SIZES[0],
-) -> None:
-    model = family.build(implementation)
+def check_generation(family: Family, seed: int | None, *, implementation: str | None = None, **options: Any) -> None:
+    model, gates, pattern = gated(family, seed, implementation, **options)
     probe, ways = make_probe(model), ways_to_generate(family, all_ways=True)
-    gates = gating.inject_gates(model, group_queries=group_queries, units=units, group_size=group_size)
-    pattern = make_pattern(gates, seed)
     with gates.fixed_at(pattern):
         masked = generate_all(model, probe, ways)
     assert masked["greedy"] == masked["no cache"]

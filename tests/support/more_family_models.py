@@ -7,6 +7,8 @@ empties a layer, one keeps all of it, and the third has some of its heads remove
 
 from typing import Any
 
+from tests.support.multimodal_models import DELTA
+
 __all__ = ["HYBRID_MODELS", "INDEXED", "LATENT", "LATENT_MODELS", "WITHOUT_KNOWN_NEURONS"]
 
 # Uneven sizes: the widths of queries, of keys, of values and of the latents differ.
@@ -25,14 +27,7 @@ _LINEAR: dict[str, Any] = {
     "num_hidden_layers": 4,
     "layer_types": ["full_attention", "linear_attention", "full_attention", "full_attention"],
 }
-_DELTA: dict[str, Any] = {
-    **_LINEAR,
-    "linear_num_value_heads": 4,
-    "linear_num_key_heads": 2,
-    "linear_key_head_dim": 8,
-    "linear_value_head_dim": 8,
-    "linear_conv_kernel_dim": 3,
-}
+_DELTA: dict[str, Any] = {**DELTA, **_LINEAR}
 _MAMBA: dict[str, Any] = {
     "num_hidden_layers": 4,
     "mamba_n_heads": 8,

@@ -6,7 +6,7 @@ that, and images of a few patches.
 
 from typing import Any
 
-__all__ = ["IDS", "IMAGES", "MULTIMODAL"]
+__all__ = ["BART", "BERT", "DELTA", "IDS", "IMAGES", "MULTIMODAL"]
 
 IDS: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 BERT: dict[str, Any] = {

@@ -5,34 +5,19 @@ Each has at least two layers, and every head of a layer its own random parameter
 
 from typing import Any
 
-from tests.support.multimodal_models import IDS, IMAGES
+from tests.support.multimodal_models import BART, BERT, IDS, IMAGES
 from tests.support.versions import OLDER
 
-__all__ = ["GENERATING", "SINGLE"]
+__all__ = ["AUDIO", "GENERATING", "SEQ2SEQ", "SINGLE", "TEXT"]
 
-TEXT: dict[str, Any] = {
-    "vocab_size": 99,
-    "hidden_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 40,
-    "max_position_embeddings": 64,
-    **IDS,
-}
+TEXT: dict[str, Any] = {**BERT, "vocab_size": 99, "num_attention_heads": 4, "max_position_embeddings": 64}
 GPT: dict[str, Any] = {"vocab_size": 99, "n_embd": 48, "n_layer": 2, "n_head": 4, "n_positions": 64, "n_ctx": 64, **IDS}
 SEQ2SEQ: dict[str, Any] = {
+    **BART,
     "vocab_size": 99,
-    "d_model": 48,
-    "encoder_layers": 2,
-    "decoder_layers": 2,
     "encoder_attention_heads": 4,
     "decoder_attention_heads": 4,
-    "encoder_ffn_dim": 40,
-    "decoder_ffn_dim": 40,
     "max_position_embeddings": 64,
-    "decoder_start_token_id": 1,
-    "forced_eos_token_id": None,
-    **IDS,
 }
 AUDIO: dict[str, Any] = {
     "vocab_size": 32,
