@@ -81,15 +81,21 @@ def check_units(units: Collection[str] | str) -> tuple[UnitName, ...]:
     return tuple(unit for unit in UNITS if unit in given)
 
 
-def planned_recovery(units: Collection[str] | str, *, is_frozen: bool) -> float:
+def planned_recovery(units: Collection[str] | str, *, is_needed: bool) -> float:
     """Return the share of the steps of a training after the removal of some units, unless a setting gives it.
 
-    A search that freezes the weights leaves all of their training to the recovery.
+    Args:
+        units: The units with gates.
+        is_needed: Whether there is one in any case: the search freezes the weights, or something acts in it alone, as
+            early stopping and the choice of the best weights do.
+
+    Raises:
+        InputError: A unit is unknown, or there is none.
 
     Example:
-        >>> [planned_recovery(units, is_frozen=False) for units in ("heads", ["heads", "neurons"])]
+        >>> [planned_recovery(units, is_needed=False) for units in ("heads", ["heads", "neurons"])]
         [0.0, 0.25]
-        >>> planned_recovery("heads", is_frozen=True)
+        >>> planned_recovery("heads", is_needed=True)
         0.25
     """
-    return max(one.recovery for name, one in UNITS.items() if is_frozen or name in units)
+    return max(UNITS[unit].recovery for unit in (UNITS if is_needed else check_units(units)))

@@ -33,6 +33,7 @@ SETTINGS = {
     "objective.num_heads=5 model.name=llama": "4 or 6",
     "+overwrit=true": "overwrite?",
     "recovery=1.5": "recovery=1.5",
+    "recovery=null gates.units=both": "units='both'",
     "exports=[onxx]": "exports",
     "resume=nowhere": "nowhere",
     "output_dir=empty.tsv/out": "no folder",

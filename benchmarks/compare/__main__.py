@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 from rich.progress import track
 
 from benchmarks import records
-from benchmarks.compare import latency
+from benchmarks.compare import ends, latency
 from benchmarks.compare.methods import (
     ENDS,
     HEADS,
@@ -76,12 +76,18 @@ def main() -> None:
                 failures += 1
                 print(error)
                 continue
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
             records.append(options.results, row)
             shown = f"{row['data']} {row['method']} {row['num_heads']:.0f} heads {row['speedup']:.2f}x"
             print(f"{shown} seed {row['seed']}: {headline(row):.4f}", flush=True)
     rows = records.read(options.results)
-    print("\n".join(latency.lines(rows)))
-    latency.draw(rows, options.results.with_suffix(".png"))
+    if any(row["method"] == "none" for row in rows):
+        print("\n".join(latency.lines(rows)))
+        latency.draw(rows, options.results.with_suffix(".png"))
+    else:
+        print("\n".join(ends.lines(rows)))
     if failures:
         raise SystemExit(f"{failures} of {len(missing)} runs failed; run this command again to repeat them.")
 
@@ -110,7 +116,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--keep", type=Path, help="a folder that keeps the folders of the runs, 60 MB each")
     parser.add_argument("--show", action="store_true", help="run nothing")
     options = parser.parse_args()
-    usual = [name for name in METHODS if not name.endswith((INT8, *ENDS))]
+    usual = [name for name in METHODS if not name.endswith((INT8, *(f"_{end}" for end in ENDS)))]
     try:
         options.data = [read_data(text) for text in options.data]
         options.methods = [read_method(text) for text in options.methods or usual]

@@ -231,7 +231,9 @@ class TrainerSearchEnd(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Set the length of the search; one that was stopped, or ran out of memory, begins anew unless resumed."""
-        if self.num_steps and not state.global_step:
+        if state.global_step:
+            return  # The number is that of the checkpoint.
+        if self.num_steps:
             self._search.begin()
         self.num_steps = max(1, round((1 - self._recovery) * state.max_steps))
 

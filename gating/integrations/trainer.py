@@ -48,8 +48,8 @@ class GatedTrainerMixin(GatedPhases):
     The first ``train()`` is the search: weights and gates are trained together for ``1 - recovery`` of the steps that
     the training arguments give. Then :meth:`finalize` removes the closed units and saves the compact model in
     ``output_dir/recovery/start``. From here on this is an ordinary trainer of it: a second ``train()``, the recovery,
-    trains for the other steps in ``output_dir/recovery``. :meth:`train_and_compact` does all of it, and
-    ``resume_from_checkpoint=True`` resumes either phase.
+    trains for the other steps, if there are any, in ``output_dir/recovery``. :meth:`train_and_compact` does all of it,
+    and ``resume_from_checkpoint=True`` resumes either phase.
 
     The best model and early stopping are those of the recovery, the removed model among them: in the search, a model
     with more open heads would be better.
@@ -87,7 +87,8 @@ class GatedTrainerMixin(GatedPhases):
             keep: Share of the gated units that stays.
             num_heads: Number of heads that stay.
             recovery: Share of the steps that train the compact model after the removal; by default 0.25, and 0 with
-                gates on heads alone, unless the search freezes the weights.
+                gates on heads alone, unless the search freezes the weights, or the best model or early stopping is
+                asked for.
             gate_lr: Constant learning rate of the gates; by default 0.1, and 0.2 with gates on neurons.
             multiplier_lr: Constant learning rate of the objective's multipliers, if it has any.
             gate_options: Arguments of :func:`gating.inject_gates`, such as ``{"units": ["heads", "neurons"]}``.
@@ -110,11 +111,13 @@ class GatedTrainerMixin(GatedPhases):
         self._rates = {"gate_lr": gate_lr, "multiplier_lr": multiplier_lr}
         self._wanted_speedup = speedup
         options = {**({} if speedup is None else {"units": ["heads", "neurons"]}), **(gate_options or {})}
-        if recovery is None:
-            recovery = planned_recovery(options.get("units", "heads"), is_frozen=freeze_weights)
         super().__init__(*args, **kwargs)
         self.model_init = None  # Only the model that it has made has gates.
         self._adapters = adapter_config(self.model)
+        if recovery is None:
+            stops = any(isinstance(callback, EarlyStoppingCallback) for callback in self.callback_handler.callbacks)
+            is_needed = freeze_weights or self.args.load_best_model_at_end or stops
+            recovery = planned_recovery(options.get("units", "heads"), is_needed=is_needed)
         check_trainer(self, recovery=recovery, has_adapters=self._adapters is not None)
         self.teacher = teacher_for(self, teacher, distillation, is_frozen=freeze_weights)
         if speedup is not None:

@@ -189,7 +189,7 @@ class Summary:
             return None
         return (
             f"The val/{score.name} is {score.show(final)}, far worse than {whose} {score.show(before)}: too much was "
-            "removed, or the recovery was too short. Keep more (objective.num_heads, objective.keep), or train longer "
+            "removed, or the run was too short. Keep more (objective.num_heads, objective.keep), or train longer "
             "(trainer.max_steps, recovery)."
         )
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytorch_lightning as pl
 import torch.distributed
@@ -18,6 +19,7 @@ from gating.training.callbacks import BestWeights, DivergenceStop, GateMonitor, 
 from gating.training.checkpoints import AtomicCheckpointIO, RunCheckpoint, ShardedStrategy
 from gating.training.evaluation import validation_interval
 from gating.training.module import FineTuning
+from gating.training.optimizers import WarmupSchedule
 from gating.training.progress import (
     InterruptOnStop,
     PhaseProgressBar,
@@ -106,8 +108,7 @@ def _build_module(
         metrics=run.data.prepared.metrics,
         score=run.data.prepared.score,
         optimizer=objects.optimizer,
-        # Without a planned recovery the training goes on where a search ends early.
-        scheduler=objects.scheduler if run.settings.planned_recovery else replace(objects.scheduler, restart=False),
+        scheduler=_scheduler_of(run, objects),
         total_steps=run.total_steps,
         first_step=first_step,
         search=search,
@@ -115,6 +116,14 @@ def _build_module(
         seed=run.settings.seed,
         compiler="inductor" if run.settings.compile else None,
     )
+
+
+def _scheduler_of(run: Run, objects: PhaseObjects) -> Any:
+    """Return the schedule of a phase: without a planned recovery the training of weights goes on after the search."""
+    settings, scheduler = run.settings, objects.scheduler
+    if settings.planned_recovery or settings.freezes(Phase.SEARCH) or not isinstance(scheduler, WarmupSchedule):
+        return scheduler
+    return replace(scheduler, restart=False)
 
 
 def _build_trainer(

@@ -106,8 +106,11 @@ class Settings(BaseModel):
     @property
     def planned_recovery(self) -> float:
         """Share of the steps after the removal, by default that of the units with gates."""
-        frozen, units = self.freezes(Phase.SEARCH), self.gates.get("units") or "heads"
-        return planned_recovery(units, is_frozen=frozen) if self.recovery is None else self.recovery
+        if self.recovery is not None:
+            return self.recovery
+        stops = any("EarlyStopping" in str(callback) for callback in self.callbacks.values())
+        is_needed = self.freezes(Phase.SEARCH) or self.recovery_keep == "best" or stops
+        return planned_recovery(self.gates.get("units") or "heads", is_needed=is_needed)
 
     def freezes(self, phase: Phase) -> bool:
         """Return whether the weights stay as they are in a phase; a teacher's are trained."""

@@ -95,6 +95,13 @@ def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path, assert_same, n
     assert losses[0] == losses[1]
 
 
+def test_a_resumed_search_keeps_its_length(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        compact(tmp_path, stop=StopAt(7), **fresh("exact"))
+    # Of the 16 steps, 12 were planned for it; a new search of heads alone would have all.
+    assert compact(tmp_path, resume=True, **{**fresh("exact"), "recovery": None}).state.global_step == 4
+
+
 def test_a_model_whose_file_has_other_names_resumes(tmp_path, assert_same):
     """As the original BERT; transformers saves such names again, and its Trainer does not read them."""
     make_classifier().save_pretrained(tmp_path / "old")

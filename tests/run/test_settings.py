@@ -35,6 +35,22 @@ def test_given_settings_are_on_top_of_those_of_the_folder(moved):
     assert recalled(moved, "callbacks=none")["callbacks"] == {}
 
 
+PLANNED = {
+    "gates.units=heads": 0.0,
+    "gates.units=[heads,neurons]": 0.25,
+    "optimizer.freeze=search": 0.25,
+    "recovery_keep=best": 0.25,
+    "callbacks=early_stopping": 0.25,
+    "recovery=0.5": 0.5,
+}
+
+
+@pytest.mark.parametrize("given", PLANNED)
+def test_heads_alone_have_a_recovery_only_where_something_needs_it(given):
+    settings = read_settings(compose_settings(["output_dir=x", given]))
+    assert settings.planned_recovery == PLANNED[given]
+
+
 DIFFERENT = {
     "objective.num_heads=2": "has objective.num_heads=4, and this command objective.num_heads=2",
     "recovery=0.5": "has recovery=0.25, and this command recovery=0.5",
