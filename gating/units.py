@@ -59,7 +59,7 @@ UNITS: dict[UnitName, Unit] = {
         is_weighed=True,
         # With neurons, it was better in a run at twice the speed on each of three data sets.
         gate_lr=0.2,
-        # Without heads, few weights are lost, and a longer descent is worth more (docs/accuracy.md, After the search).
+        # Where heads alone go, few weights are lost: a longer descent is worth more (docs/accuracy.md, After the search).
         recovery=0.25,
     ),
 }
