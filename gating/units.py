@@ -59,7 +59,7 @@ UNITS: dict[UnitName, Unit] = {
         is_weighed=True,
         # With neurons, it was better in a run at twice the speed on each of three data sets.
         gate_lr=0.2,
-        # Where heads alone go, few weights are lost: a longer descent is worth more (docs/accuracy.md, After the search).
+        # Heads alone are few of the weights: a longer descent is worth more (docs/accuracy.md, After the search).
         recovery=0.25,
     ),
 }
