@@ -142,6 +142,7 @@ def test_supervised_fine_tuning_of_trl(tmp_path, llama, words, has_adapters):
         train_dataset=Dataset.from_dict({name: ROWS[name] for name in ("prompt", "completion")}),
         processing_class=words,
         objective=gating.ExactBudget(num_heads=4),
+        recovery=0.25,
         peft_config=adapters if has_adapters else None,
     )
     folder = trainer.train_and_compact(tmp_path / "compact")
@@ -159,6 +160,7 @@ def test_preference_optimization_of_trl(tmp_path, llama, words):
         train_dataset=Dataset.from_dict({name: ROWS[name] for name in ("prompt", "chosen", "rejected")}),
         processing_class=words,
         objective=gating.ExactBudget(num_heads=4),
+        recovery=0.25,
     )
     folder = trainer.train_and_compact(tmp_path / "compact")
     assert count_units(gating.load_compact(folder), "heads") == 4
