@@ -109,8 +109,9 @@ class GatedTrainerMixin(GatedPhases):
         """
         check_budget(objective=objective, speedup=speedup, keep=keep, num_heads=num_heads)
         self._rates = {"gate_lr": gate_lr, "multiplier_lr": multiplier_lr}
-        self._wanted_speedup = speedup
-        options = {**({} if speedup is None else {"units": ["heads", "neurons"]}), **(gate_options or {})}
+        self._wanted_speedup, options = speedup, dict(gate_options or {})
+        if speedup is not None:
+            options.setdefault("units", ["heads", "neurons"])
         super().__init__(*args, **kwargs)
         self.model_init = None  # Only the model that it has made has gates.
         self._adapters = adapter_config(self.model)

@@ -26,7 +26,8 @@ _SHORT_PASS_S = 1.0
 
 # Least time of one timing, as several slices of a scheduler, and the largest number of its forward passes.
 _TIMING_SECONDS, _MAX_PASSES = 0.02, 20
-_LEAST_RESOLUTION_S = 1e-5
+# Whether a thread has a clock of its own; that of some systems moves in steps of 15 milliseconds.
+_HAS_THREAD_CLOCK = time.get_clock_info("thread_time").resolution <= 1e-5
 # Fewer ratios say nothing about their own error.
 _LEAST_REPEATS = 3
 # Digits of a latency, by which all that is computed from it agrees with what is shown; noise is ten times as large.
@@ -270,9 +271,7 @@ def time_pass(model: nn.Module, batch: Mapping[str, Tensor]) -> float:
     device = next(model.parameters()).device
     is_cpu = device.type == "cpu"
     wait = (lambda _: None) if is_cpu else torch.accelerator.synchronize
-    # Some systems count it in steps of 15 milliseconds.
-    is_exact = time.get_clock_info("thread_time").resolution <= _LEAST_RESOLUTION_S
-    clock = time.thread_time if is_cpu and is_exact and torch.get_num_threads() == 1 else time.perf_counter
+    clock = time.thread_time if is_cpu and _HAS_THREAD_CLOCK and torch.get_num_threads() == 1 else time.perf_counter
     wait(device)
     start = clock()
     model(**batch)

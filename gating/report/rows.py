@@ -132,7 +132,7 @@ def show_number(number: float, digits: int | None) -> str:
 
 
 def quotient(first: str, second: str) -> float:
-    """Return the ratio of two numbers as they are shown; readers who divide them find the same."""
+    """Return the quotient of two shown numbers, which is that of a reader who divides them."""
     return float(first.replace(",", "")) / float(second.replace(",", ""))
 
 

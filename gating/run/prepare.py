@@ -194,10 +194,8 @@ def _load_models(
 def check_dtype(settings: Settings, objects: RunObjects) -> None:
     """Raise ``InputError`` for trained weights in half precision, which would lose small steps in silence."""
     dtype, has_adapters = getattr(objects.source, "dtype", "float32"), not isinstance(objects.adapters, NoAdapters)
-    phases = [
-        Phase.DENSE if objects.objective is None else Phase.SEARCH,
-        *([Phase.RECOVERY] * bool(settings.planned_recovery)),
-    ]
+    first = Phase.DENSE if objects.objective is None else Phase.SEARCH
+    phases = [first, *([Phase.RECOVERY] * bool(settings.planned_recovery))]
     if dtype != "float32" and not has_adapters and not all(map(settings.freezes, phases)):
         raise InputError(
             f"model.dtype={dtype} loses the small steps of a training. Freeze the weights with optimizer.freeze=true, "
