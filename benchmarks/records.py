@@ -33,10 +33,11 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def machines(rows: Iterable[Row]) -> list[str]:
-    """Return the machines of results, which have the facts of ``measuring.machine``: a line, and an empty one."""
+    """Return the machines of results, which have the facts of ``measuring.machine`` or of a run: lines, one empty."""
     found: dict[str, dict[str, None]] = {}
     for row in rows:
-        versions = f"torch {row['torch']}, transformers {row['transformers']}."
+        torch, transformers = (row.get(name) or row[f"version/{name}"] for name in ("torch", "transformers"))
+        versions = f"torch {torch}, transformers {transformers}."
         shown = f"{row['cores']} cores, {row['threads']} thread(s), {versions}"
         found.setdefault(shown, {})[row["gpu"] or row["cpu"]] = None
     return [*(f"{' or '.join(sorted(names))}, {shown}" for shown, names in sorted(found.items())), ""]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from benchmarks import records
 from benchmarks.compare.methods import ENDS, METHODS
-from benchmarks.compare.outcome import DATA, Row, headline, machines
+from benchmarks.compare.outcome import DATA, Row, headline
 from benchmarks.compare.paired import difference
 
 _UNITS = {"heads": "heads alone", "both": "heads and neurons"}
@@ -36,7 +36,7 @@ def lines(rows: Sequence[Row]) -> list[str]:
                 line[name] = f"{change} ({len(change.values)})"
         table.append(line)
     columns = {"units": "kept", "end": "after the search", "share": "steps of the search"}
-    return [*machines(rows), "", records.markdown(table, columns | {name: DATA.get(name, name) for name in data})]
+    return [*records.machines(rows), records.markdown(table, columns | {name: DATA.get(name, name) for name in data})]
 
 
 def _scores(rows: Sequence[Row], data: str) -> dict[int, float]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks import records
 from benchmarks.compare import figure
 from benchmarks.compare.methods import METHODS
-from benchmarks.compare.outcome import DATA, Row, group_rows, headline, machines, seeds_of, sets_of
+from benchmarks.compare.outcome import DATA, Row, group_rows, headline, seeds_of, sets_of
 from benchmarks.compare.paired import difference
 
 OURS = "both"
@@ -94,12 +94,12 @@ def lines(rows: Sequence[Row], *, has_minutes: bool = False) -> list[str]:
     steps_of: dict[str, list[int]] = {}
     for data, steps in sets_of(rows):
         steps_of.setdefault(data, []).append(steps)
-    parts: list[str] = [""]
+    parts: list[str] = []
     for number in range(max(map(len, steps_of.values()))):
         sets = {data: steps[number] for data, steps in steps_of.items() if len(steps) > number}
         points = {data: points_of(rows, data, steps) for data, steps in sets.items()}
         parts += [_table(points, sets, has_minutes=has_minutes), ""]
-    return [*machines(rows), *parts[:-1], *_left_out(rows)]
+    return [*records.machines(rows), *parts[:-1], *_left_out(rows)]
 
 
 def _table(sets: Mapping[str, Sequence[Point]], steps: Mapping[str, int], *, has_minutes: bool) -> str:

@@ -1,4 +1,4 @@
-"""Results of comparisons: their scores, data sets, machines and seeds."""
+"""Results of comparisons: their scores, data sets and seeds."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -13,17 +13,6 @@ DATA = {"sick": "SICK", "sst2_sentence": "SST-2", "snli20k": "SNLI", "example": 
 def headline(row: Row) -> float:
     """Return the first metric of a run's task on test data."""
     return float(row[f"test/{row['metric']}"])
-
-
-def machines(rows: Sequence[Row]) -> list[str]:
-    """Return the machines of runs, a line for each."""
-    return sorted(
-        {
-            f"{row['cpu']}, {row['cores']} cores, {row['threads']} thread(s), torch {row['version/torch']}, "
-            f"transformers {row['version/transformers']}."
-            for row in rows
-        }
-    )
 
 
 def seeds_of(rows: Sequence[Row]) -> str:
