@@ -76,8 +76,11 @@ METHODS = {
         Method(f"none{INT8}", (), "dense, int8 in ONNX Runtime", ask=None),
         Method(f"both{INT8}", (), "both, int8 in ONNX Runtime", ask=SPEEDUP),
         *(
-            Method(f"{units}_{name}", (f"gates.units={gated}", *settings.split()), title, ask=ask)
-            for units, gated, ask in (("heads", "heads", HEADS), ("both", "[heads,neurons]", SHARE))
+            Method(f"{units}_{name}", ("objective=budget", gates, *settings.split()), f"{kept} ({title})", ask=ask)
+            for units, kept, gates, ask in (
+                ("heads", "heads alone", "gates.units=heads", HEADS),
+                ("both", "both", _BOTH, SHARE),
+            )
             for name, (settings, title) in ENDS.items()
         ),
     )
