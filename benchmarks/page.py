@@ -48,7 +48,7 @@ class Table(NamedTuple):
 
 
 TABLES = [
-    Table(README, "embeddings lines, summary", "embeddings", embeddings.summary_table, "lines"),
+    Table(README, "compare example", "example", partial(latency.lines, has_minutes=True)),
     Table(ACCURACY, "compare", "latency", latency.lines),
     Table(ACCURACY, "compare beyond", "beyond", latency.lines),
     Table(ACCURACY, "compare ends", "ends", ends.lines),

@@ -157,7 +157,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         methods: dict[str, list[figure.Place]] = {}
         for point in points_of(rows, data, steps):
             methods.setdefault(point.method, []).append((point.speedup, point.mean, point.error, point.error))
-        panels[data, steps] = methods
+        panels[DATA.get(data, data), steps] = methods
     figure.draw(panels, path, titles=_title, strong=OURS, label="measured speed-up", metric=rows[0]["metric"])
 
 

@@ -14,24 +14,15 @@ Row = dict[str, Any]
 
 _OURS, _OTHER = "ours-2", "first-3"
 _QUALITY = {"sick": "SICK", "stsb": "STS-B", "bbc_ndcg": "BBC", "snli_ndcg": "SNLI", "neighbors": "neighbors"}
-# Lines and runtimes of the tables of runtimes, and of the short one in the README.
+# Lines and runtimes of the table of runtimes.
 _EXPORTED = (
     *(("dense", runtime) for runtime in (PYTORCH, "ONNX Runtime", "ONNX Runtime, int8")),
     *((_OURS, runtime) for runtime in (PYTORCH, "ONNX Runtime", "ONNX Runtime, int8")),
     ("ours-3", "ONNX Runtime, int8"),
     ("ours-2-long", "ONNX Runtime, int8"),
 )
-_SHORT = (
-    ("dense", PYTORCH),
-    ("dense", "ONNX Runtime, int8"),
-    (_OTHER, PYTORCH),
-    (_OURS, PYTORCH),
-    ("ours-2-long", "ONNX Runtime, int8"),
-    ("example", PYTORCH),
-)
 _SIZES = {f"{rows}x{length}": f"{rows} x {length} tokens" for rows, length in SIZES}
 _SIZE = "32x32"
-_MEASURED = {"sick": "SICK", "stsb": "STS-B", "neighbors": "neighbors", "seeds": "seeds"}
 
 
 def quality_table(rows: Sequence[Row]) -> list[str]:
@@ -51,22 +42,11 @@ def runtimes_table(rows: Sequence[Row]) -> list[str]:
     """Show the sentences per second of each runtime: those of the dense model in PyTorch times the speed-up over it."""
     columns = {"line": "", "runtime": "runtime", **_SIZES, "sick": "SICK", "stsb": "STS-B"}
     facts = f"{rows[-1]['cpu']}, {rows[-1]['threads']} thread(s)."
-    return [records.markdown(_runtime_lines(rows, _EXPORTED), columns), "", facts]
-
-
-def summary_table(rows: Sequence[Row]) -> list[str]:
-    """Show some lines at one size."""
-    columns = {"line": "", "runtime": "runtime", _SIZE: f"sentences per second, {_SIZES[_SIZE]}", **_MEASURED}
-    facts = f"{rows[-1]['cpu']}, {rows[-1]['threads']} thread(s)."
-    return [records.markdown(_runtime_lines(rows, _SHORT), columns), "", facts]
-
-
-def _runtime_lines(rows: Sequence[Row], keys: Sequence[tuple[str, str]]) -> list[Row]:
     groups = _groups(rows)
     # Lines are measured at other times, which only ratios leave out.
     (dense,) = groups["dense", PYTORCH]
     lines = []
-    for name, runtime in keys:
+    for name, runtime in _EXPORTED:
         group = groups.get((name, runtime))
         if group:
             ratios = {size: _middle(group, f"over_pytorch_{size}") for size in _SIZES}
@@ -76,7 +56,7 @@ def _runtime_lines(rows: Sequence[Row], keys: Sequence[tuple[str, str]]) -> list
                 speeds[size] = f"{after} ({quotient(after, before):.2f}x)"
             about = {"line": LINES[name].title, "runtime": runtime, "seeds": _seeds(group)}
             lines.append({**about, **speeds, **_quality(group)})
-    return lines
+    return [records.markdown(lines, columns), "", facts]
 
 
 def _groups(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
