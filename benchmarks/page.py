@@ -52,7 +52,7 @@ TABLES = [
     Table(ACCURACY, "compare", "latency", latency.lines),
     Table(ACCURACY, "compare beyond", "beyond", latency.lines),
     Table(ACCURACY, "compare ends", "ends", ends.lines),
-    Table(ACCURACY, "compare example", "example", partial(latency.lines, has_minutes=True)),
+    Table(ACCURACY, "compare epochs", "epochs", latency.lines),
     Table(ACCURACY, "embeddings lines", "embeddings", embeddings.quality_table, "lines"),
     Table(ACCURACY, "decoders", "decoders", decoders.quality_table, "quality"),
     Table(ROOT / "docs" / "howto" / "frozen.md", "frozen", "frozen", frozen.table),

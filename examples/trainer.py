@@ -3,7 +3,7 @@
     python examples/trainer.py                     a tiny model and made-up data, offline, in seconds
     python examples/trainer.py MODEL TRAIN.csv     a model of the hub or a folder, and a table with text and label
 
-The second writes to outputs/trainer, or to --output. Needs: head-gating[trainer], and datasets
+The second writes to outputs/trainer, or to --output. Needs: head-gating[trainer]
 """
 
 import argparse

@@ -5,8 +5,9 @@
     python -m benchmarks.embeddings quality FOLDER --data OUT --stsb FILE        any folder of sentence-transformers
 
 OUT is that of `python -m benchmarks.data OUT`, and WORK keeps texts and runs. FILE is the test set of STS-B, csv
-without a header. A line with five seeds takes hours on one core; results that are in
-benchmarks/results/embeddings.jsonl are not measured again, and a run that was interrupted is resumed.
+without a header: data/stsb-en-test.csv of https://github.com/PhilipMay/stsb-multi-mt. A line with five seeds takes
+hours on one core; results that are in benchmarks/results/embeddings.jsonl are not measured again, and a run that was
+interrupted is resumed.
 """
 
 import argparse

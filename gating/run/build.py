@@ -123,7 +123,7 @@ def build_objects(settings: Settings) -> RunObjects:
     # distillation=none has no class, whatever an experiment says of a teacher.
     distillation = dict(settings.distillation) if settings.distillation.get("_target_") else {}
     teacher = distillation.pop("teacher", None)
-    task = build("task", _with_partial_metrics(settings.task))
+    task, source = build("task", _with_partial_metrics(settings.task)), build("model", settings.model)
     make_loggers = build("logger", settings.logger, partial=True)
     # The budget of an experiment is not meant for its dense run.
     objective = {} if is_dense(settings.model_dump()) else settings.objective
@@ -131,10 +131,10 @@ def build_objects(settings: Settings) -> RunObjects:
         task=task,
         objective=_build_objective(objective) if objective else None,
         budget=_budget_of(objective),
-        source=build("model", settings.model),
+        source=source,
         adapters=build("adapters", settings.adapters),
         distillation=build("distillation", distillation) if distillation else None,
-        teacher=Pretrained(str(teacher)) if teacher else None,
+        teacher=teacher_in(str(teacher), source) if teacher else None,
         convergence=build("convergence", settings.convergence) if settings.convergence else None,
         latency=build("latency", settings.latency),
         data=_split_data(settings.data, task),
@@ -288,6 +288,11 @@ def _split_data(values: Mapping[str, Any], task: Task) -> DataSettings:
     source = {key: value for key, value in left.items() if value is not None or key in parameters}
     _check_arguments("data", source, is_whole=True, others=others)
     return DataSettings(source, preparation, batching, about, allow_changed)
+
+
+def teacher_in(place: str, source: ModelSource) -> Pretrained:
+    """Return the source of a dense model to learn from, whose weights are of the type of the model's own."""
+    return Pretrained(place, dtype=getattr(source, "dtype", "float32"))
 
 
 def trains_weights(settings: Settings, objects: RunObjects, phase: Phase) -> bool:

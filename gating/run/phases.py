@@ -17,14 +17,14 @@ from transformers import PreTrainedModel
 from gating.distributed.collectives import broadcast, check_same, is_rank_zero
 from gating.errors import RemedyWarning
 from gating.loader.checksums import RECORD_KEY
-from gating.models.sources import ModelSource, Pretrained, load_sharded, make_meta_model
+from gating.models.sources import ModelSource, load_sharded, make_meta_model
 from gating.objectives import KeepsBudget, Objective
 from gating.objectives.search import Search
 from gating.pruning.finalize import finalize
 from gating.pruning.prune_report import unproven_note
 from gating.pruning.repeat import remove_recorded
 from gating.report.summary import Stage
-from gating.run.build import teaches_itself
+from gating.run.build import teacher_in, teaches_itself
 from gating.run.data import set_measured_macs
 from gating.run.folder import Phase
 from gating.run.phase import train_phase
@@ -50,7 +50,9 @@ def teach(run: Run) -> None:
 
     if state.teacher is None:
         if run.folder.resumes and broadcast(folder.is_dir()):
-            teacher = load_teacher(Pretrained(str(folder)), run.objects.task.auto_class, is_sharded=run.is_sharded)
+            teacher = load_teacher(
+                teacher_in(str(folder), run.objects.source), run.objects.task.auto_class, is_sharded=run.is_sharded
+            )
         else:
             teacher = copy_sharded(state.model) if run.is_sharded else deepcopy(state.model)
             with run.adapted(teacher, Phase.TEACHER):

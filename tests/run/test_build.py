@@ -49,6 +49,11 @@ def test_each_phase_has_objects_of_its_own(tmp_path):
     assert len({id(callback) for callback in found}) == 2
 
 
+def test_a_teacher_takes_no_more_memory_than_the_model():
+    made, _ = objects("distillation=logits", "distillation.teacher=dense", "model.dtype=bfloat16")
+    assert made.source.dtype == made.teacher.dtype == "bfloat16"
+
+
 def test_settings_go_to_the_source_the_task_and_the_batches():
     made, phase = objects("data.batch_size=4", "objective.num_heads=18")
     assert made.data.source == {"_target_": "gating.data.sources.load_digits", "seed": 0}
