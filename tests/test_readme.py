@@ -72,7 +72,8 @@ def test_make_targets_exist():
 
 
 def test_readme_is_short_and_its_links_into_the_repository_hold():
-    assert len(README.split()) < 900
+    # Its words, not the cells of its table.
+    assert len(re.sub(r"<!-- begin.*?<!-- end -->", "", README, flags=re.DOTALL).split()) < 900
     # Absolute, since PyPI shows the same file.
     paths = re.findall(rf"\]\((?:{'|'.join(PLACES)})(.*?)\)", README)
     assert len(paths) > 5

@@ -105,14 +105,14 @@ def lines(rows: Sequence[Row], *, has_minutes: bool = False) -> list[str]:
 def _table(sets: Mapping[str, Sequence[Point]], steps: Mapping[str, int], *, has_minutes: bool) -> str:
     """Return the table of some data sets with their numbers of steps."""
     dense = {data: point for data, points in sets.items() for point in points if point.method == "none"}
-    groups: dict[str, dict[str, Point]] = {}
+    groups: dict[tuple[str, float | None], dict[str, Point]] = {}
     for data, points in sets.items():
         for point in points:
-            groups.setdefault(point.title, {})[data] = point
+            groups.setdefault((point.method, point.asked), {})[data] = point
     lines = []
-    for title, by_data in groups.items():
+    for by_data in groups.values():
         points = list(by_data.values())
-        line = {"method": title, "speed-up": f"{statistics.mean(point.speedup for point in points):.2f}"}
+        line = {"method": points[0].title, "speed-up": f"{statistics.mean(point.speedup for point in points):.2f}"}
         for name in ("speedup_short", "num_heads", "num_neurons"):
             values = [row[name] for point in points for row in point.rows if name in row]
             if values:

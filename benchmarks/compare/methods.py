@@ -79,12 +79,18 @@ METHODS = {
         Method(f"none{INT8}", (), "dense, int8 in ONNX Runtime", ask=None),
         Method(f"both{INT8}", (), f"{_KEPT}, int8 in ONNX Runtime", ask=SPEEDUP),
         *(
-            Method(f"{units}_{name}", ("objective=budget", gates, *settings.split()), kept, ask=ask)
+            Method(
+                f"{units}_{name}",
+                ("objective=budget", gates, *settings.split()),
+                # What heads alone have by default.
+                kept if (units, name) == ("heads", "through") else f"{kept} ({title})",
+                ask=ask,
+            )
             for units, kept, gates, ask in (
                 ("heads", "heads alone", "gates.units=heads", HEADS),
                 ("both", _KEPT, _BOTH, SHARE),
             )
-            for name, (settings, _) in ENDS.items()
+            for name, (settings, title) in ENDS.items()
         ),
     )
 }

@@ -54,7 +54,7 @@ def runtimes_table(rows: Sequence[Row]) -> list[str]:
             for size, value in ratios.items():
                 before, after = (show_number(factor * dense[f"per_second_{size}"], 4) for factor in (1, value))
                 speeds[size] = f"{after} ({quotient(after, before):.2f}x)"
-            about = {"line": LINES[name].title, "runtime": runtime, "seeds": _seeds(group)}
+            about = {"line": LINES[name].title, "runtime": runtime}
             lines.append({**about, **speeds, **_quality(group)})
     return [records.markdown(lines, columns), "", facts]
 
