@@ -4,7 +4,7 @@ import copy
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import gating
@@ -47,6 +47,7 @@ def test_heads_neurons_and_multiply_accumulates_are_compared(bert):
     assert rows["feed-forward neurons"] == ("144", "80", "0.56")
 
 
+@example(0.0032983019947069427, 0.0032983019947069427)
 @given(st.floats(1e-3, 1e12), st.floats(1e-3, 1))
 def test_a_ratio_is_that_of_the_numbers_beside_it(before, share):
     times = LatencyComparison(float(f"{before:.4g}"), float(f"{before * share:.4g}"), 9, "1", 1e-9)
