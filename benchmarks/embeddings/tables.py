@@ -41,7 +41,6 @@ def quality_table(rows: Sequence[Row]) -> list[str]:
 def runtimes_table(rows: Sequence[Row]) -> list[str]:
     """Show the sentences per second of each runtime: those of the dense model in PyTorch times the speed-up over it."""
     columns = {"line": "", "runtime": "runtime", **_SIZES, "sick": "SICK", "stsb": "STS-B"}
-    facts = f"{rows[-1]['cpu']}, {rows[-1]['threads']} thread(s)."
     groups = _groups(rows)
     # Lines are measured at other times, which only ratios leave out.
     (dense,) = groups["dense", PYTORCH]
@@ -56,7 +55,7 @@ def runtimes_table(rows: Sequence[Row]) -> list[str]:
                 speeds[size] = f"{after} ({quotient(after, before):.2f}x)"
             about = {"line": LINES[name].title, "runtime": runtime}
             lines.append({**about, **speeds, **_quality(group)})
-    return [records.markdown(lines, columns), "", facts]
+    return [*records.machines(rows), records.markdown(lines, columns)]
 
 
 def _groups(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:

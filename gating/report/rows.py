@@ -132,7 +132,7 @@ def show_number(number: float, digits: int | None) -> str:
 
 
 def quotient(first: str, second: str) -> float:
-    """Return the quotient of two shown numbers, which is that of a reader who divides them."""
+    """Return the quotient of two numbers, rounded as they are shown."""
     return float(first.replace(",", "")) / float(second.replace(",", ""))
 
 
