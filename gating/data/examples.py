@@ -26,17 +26,7 @@ class Examples:
 
 
 def as_examples(returned: Any, *, target: str, needs_train: bool = True) -> Examples:
-    """Validate the data that a source returned, and convert it to examples, train first.
-
-    Args:
-        returned: :class:`Examples`, a dictionary of data sets by split, or one data set, which becomes ``train``.
-        target: Dotted name of the source, for messages.
-        needs_train: Whether ``train`` is needed, as for a training.
-
-    Raises:
-        ValueError: ``returned`` has another type, lacks ``train``, or has a split that is unknown, empty or no data
-            set.
-    """
+    """Return the data of a source, data sets by split or one that becomes ``train``, as valid examples, train first."""
     given = returned if isinstance(returned, Examples) else Examples(returned)
     splits: Any = {"train": given.splits} if isinstance(given.splits, Dataset) else given.splits
     needed = {"train"} if needs_train else set()

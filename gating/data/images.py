@@ -24,11 +24,7 @@ _MODES = {1: "L", 3: "RGB"}
 
 
 def load_image_processor(source: ModelSource, meta_model: PreTrainedModel) -> ImageProcessingMixin:
-    """Load a model's image processor, or create one with the image size and channels of a new model.
-
-    Raises:
-        ValueError: There is no image processor, or it needs a package that is not installed.
-    """
+    """Load a model's image processor, or create one with the image size and channels of a new model."""
     if source.processor is None:
         config = vision_config(meta_model)
         height, width = config.image_size if isinstance(config.image_size, (list, tuple)) else [config.image_size] * 2
@@ -51,17 +47,8 @@ def vision_config(meta_model: PreTrainedModel) -> PreTrainedConfig:
 def transform_images(table: Dataset, processor: Any, *, num_channels: int, where: str) -> Dataset:
     """Return a table whose ``image`` and ``label`` become ``pixel_values`` and ``labels`` when examples are read.
 
-    Images of 16 bits per channel are scaled to 8, since Pillow would clip them; other deep ones are refused.
-
-    Args:
-        table: Class numbers, and images, encoded images or paths of image files.
-        processor: An image processor.
-        num_channels: 1 to convert images to grayscale, 3 to convert them to RGB; others stay as they are.
-        where: Name of the split, for messages.
-
-    Raises:
-        ValueError: The column holds no images, or the first image cannot be converted.
-        FileNotFoundError: A file does not exist.
+    Images, encoded or paths of files, become grayscale for 1 channel and RGB for 3. Those of 16 bits per channel are
+    scaled to 8, since Pillow would clip them; other deep ones are refused.
     """
     feature = table.features["image"]
     if getattr(feature, "dtype", "").endswith("string"):

@@ -47,16 +47,10 @@ def classes_of_model() -> tuple[str, ...] | None:
 
 
 def encode_labels(splits: DatasetDict) -> tuple[DatasetDict, list[str]]:
-    """Encode the column ``label`` of every split as class numbers from 0.
+    """Encode the column ``label`` of every split as class numbers from 0, and return the names of the classes.
 
     The training split defines the classes: in their declared order if its column is a ``ClassLabel``, else sorted by
     :func:`sort_labels`. Inside of :func:`using_classes`, a model does.
-
-    Returns:
-        The splits, and the names of the classes in the order of their numbers.
-
-    Raises:
-        ValueError: A label is missing, is no class or does not occur in the training split, or all labels are equal.
     """
     feature = splits["train"].features["label"]
     written = {split: _as_text(table, split) for split, table in splits.items()}
@@ -98,11 +92,7 @@ def number_classes(names: Sequence[str], counts: Mapping[str, int]) -> dict[str,
 
 
 def check_classes(labels: Iterable[str], numbers: Mapping[str, int], split: str) -> None:
-    """Check that all labels of a split are classes of the training data, or of the model.
-
-    Raises:
-        ValueError: A label is no class.
-    """
+    """Check that all labels of a split are classes of the training data, or of the model."""
     unknown = next(((row, label) for row, label in enumerate(labels) if label not in numbers), None)
     if unknown:
         row, label = unknown
@@ -128,11 +118,7 @@ def _as_text(table: Dataset, split: str) -> list[str]:
 
 
 def read_numbers(table: Dataset, column: str, split: str) -> list[float]:
-    """Return a column of numbers, also of ones that are written as words.
-
-    Raises:
-        ValueError: A row is empty, a class name, or not a finite number in single precision.
-    """
+    """Return a column of finite numbers in single precision, also of ones that are written as words."""
     # Numbers of classes stand for names, not quantities.
     classes = getattr(table.features[column], "names", None)
     numbers = []

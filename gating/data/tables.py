@@ -26,16 +26,7 @@ _BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def read_file(split: str, file: str) -> Dataset:
-    """Read a table.
-
-    Args:
-        split: Name of the split, whose setting and file are named in errors.
-        file: The file.
-
-    Raises:
-        FileNotFoundError: The file does not exist.
-        ValueError: The file is empty or cannot be read.
-    """
+    """Read the table of a split; errors name its setting and file."""
     setting, path = f"data.{split}={file}", Path(file).expanduser()
     ending = path.suffix.lower()
     if not path.is_file():
@@ -102,9 +93,7 @@ def reading(source: str, *, remedy: str = "") -> Iterator[None]:
 def _text_columns(path: Path, options: Mapping[str, Any]) -> datasets.Features:
     """Return features that read all columns as text, so that ``007`` stays text and class 01 differs from 1.
 
-    Raises:
-        ValueError: Columns have another separator, or the same name, or the first row is longer than the header, of
-            which pandas would read the first field as an index.
+    Where the first row is longer than the header, pandas would read its first field as an index.
     """
     csv.field_size_limit(2**31 - 1)
     with path.open(encoding="utf-8-sig", newline="") as file:

@@ -26,13 +26,7 @@ class MaskedLM(BlockTask):
         metrics: Sequence[str] | None = None,
         score: str | None = None,
     ) -> None:
-        """Store the share of tokens to mask, and the metrics.
-
-        Args:
-            hidden: Probability that a token is masked.
-            metrics: ``perplexity``, ``accuracy``; both if None.
-            score: Name of the metric by which runs are compared; the first if None.
-        """
+        """Store the share of tokens to mask, and the metrics."""
         super().__init__(metrics, score)
         self._hidden = hidden
 

@@ -43,12 +43,7 @@ class QuestionAnswering(TextTask):
         max_answer_length: Annotated[int, Field(ge=1)] = 30,
         score: Literal["f1", "exact_match"] | None = None,
     ) -> None:
-        """Store the maximum length of predicted answers.
-
-        Args:
-            max_answer_length: Number of tokens.
-            score: The metric by which runs are compared; ``f1`` if None.
-        """
+        """Store the largest number of tokens of an answer, and the metric by which runs are compared."""
         self._max_answer_length = max_answer_length
         self._score = score
 
@@ -129,9 +124,7 @@ def _tokenize(splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_lengt
 def read_answers(splits: DatasetDict) -> DatasetDict:
     """Check the column ``answers``: lists ``text`` and ``answer_start``, which are empty without an answer.
 
-    Raises:
-        ValueError: Answers have another form, or are not near their place in the column ``context``: a model would
-            learn other words.
+    Where they are not near their place in the column ``context``, a model would learn other words.
     """
     read = {}
     for split, table in splits.items():

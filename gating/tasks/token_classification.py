@@ -84,16 +84,10 @@ class TokenClassification(MetricTask):
 
 
 def encode_tags(splits: DatasetDict) -> tuple[DatasetDict, list[str]]:
-    """Replace ``text`` and ``label`` of every split by lists: ``words``, and ``tags`` as class numbers.
+    """Replace ``text`` and ``label`` of every split by lists: ``words``, and ``tags`` as numbers; return their names.
 
     Both columns may hold lists, or strings with spaces between the items. The classes are those of all splits, since a
     rare tag may be missing in one: first the declared ones of the training data, then others sorted.
-
-    Returns:
-        The splits, and the names of the classes in the order of their numbers.
-
-    Raises:
-        ValueError: A row has no words, or not one tag for each word, or all tags are equal.
     """
     words = {split: [_items(value) for value in table["text"][:]] for split, table in splits.items()}
     tags = {split: [_items(row, _classes(table)) for row in table["label"][:]] for split, table in splits.items()}

@@ -54,12 +54,7 @@ class AnswerScores(Metric):
     no_answer: list[Tensor]
 
     def __init__(self, references: Dataset, *, unanswerable: bool) -> None:
-        """Store the references.
-
-        Args:
-            references: Columns ``context`` and ``answers``; row ``i`` is that of example ``i``.
-            unanswerable: Whether no answer is a valid prediction.
-        """
+        """Store the columns ``context`` and ``answers`` of all examples, and whether no answer is a valid one."""
         super().__init__()
         self.formats = {name: Score(name) for name in ("exact_match", "f1")}
         self._references = references
