@@ -44,9 +44,7 @@ def exporting(
 ) -> Iterator[tuple[PreTrainedModel, Path | None, Path]]:
     """Load a model, and yield it with the folder of its processor, if any, and a new one that becomes the export.
 
-    In the block the model is in evaluation mode; afterwards each of its modules has its own mode again. After an error
-    in the block, nothing is written. The arguments and errors are those of
-    :func:`~gating.serving.formats.export_compact`.
+    In the block the model is in evaluation mode. After an error in the block, nothing is written.
     """
     FORMATS[format].check_packages()
     # It is checked again when it is written; loading a model may take long.
@@ -57,12 +55,7 @@ def exporting(
 
 
 def load_model(model_or_directory: Exportable, *, format: str) -> tuple[PreTrainedModel, Path | None]:
-    """Return a model, and the folder with its processor if it is loaded from one.
-
-    Raises:
-        ValueError: The model still has gates or adapters, its weights are NaN or infinite, or the runtime of the format
-            does not run it; then the message names the reason and the formats that take the model.
-    """
+    """Return a model that the runtime of a format runs, and the folder with its processor if it is loaded from one."""
     folder = None
     if isinstance(model_or_directory, PreTrainedModel):
         model = model_or_directory
@@ -141,12 +134,6 @@ def find_runtimes(
         folder: Folder of its run, or its own, for the commands.
         compact: Its own folder if that is a stock model, which vLLM serves as it is.
         exports: Places of exports by their names, such as ``onnx-int8``; those that exist are named with their runtime.
-
-    Example:
-        >>> from transformers import BertConfig, BertModel
-        >>> model = BertModel(BertConfig(hidden_size=8, num_attention_heads=4, num_hidden_layers=2, vocab_size=10))
-        >>> [runtime.name for runtime in find_runtimes(model, Path("run")) if runtime.command]
-        ['ONNX Runtime', 'OpenVINO']
     """
     command = f"head-gating export {shlex.quote(str(folder))} --format "
     runtimes = []

@@ -98,9 +98,6 @@ def check_tokens(
         tolerance: Largest gap of logits, as a share of the largest logit; None for no limit. Of a model in 16 bits, the
             rounding of its own arithmetic is allowed, too.
         runtime: Name of the runtime, for messages.
-
-    Raises:
-        RuntimeError: The runtime wrote a token whose logit is smaller than the tolerance allows.
     """
     # The logits of all tokens take memory.
     keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
