@@ -38,11 +38,7 @@ def of_first_process(value: Any) -> Any:
 
 
 def measured_budget(trainer: Any, speedup: float, gate_options: Mapping[str, Any]) -> Objective:
-    """Return the objective of a speed-up.
-
-    Raises:
-        InputError: The speed-up is not above 1, or cannot be reached.
-    """
+    """Return the objective of a speed-up, measured by the first process."""
     batch, measured = _model_batch(trainer), None
     if trainer.args.process_index == 0:
         model = merged(trainer.model if adapter_config(trainer.model) is None else deepcopy(trainer.model))

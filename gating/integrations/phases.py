@@ -219,11 +219,7 @@ class GatedPhases(_Base):  # type: ignore[misc]
 
 
 class TrainerSearchEnd(TrainerCallback):
-    """Callback that ends the training at the end of the search, with a last log, evaluation and checkpoint.
-
-    Attributes:
-        num_steps: Optimizer steps of the search; 0 before the training has begun.
-    """
+    """Callback that ends the training after the steps of the search, with a last log, evaluation and checkpoint."""
 
     def __init__(self, search: Search, *, recovery: float) -> None:
         """Args: ``search`` is the search to end, ``recovery`` the share of the training's steps after it."""

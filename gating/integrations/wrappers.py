@@ -32,11 +32,7 @@ __all__ = [
 
 
 def base_model(model: nn.Module) -> PreTrainedModel:
-    """Return the model of transformers in one that may have adapters of PEFT, or in one of sentence-transformers.
-
-    Raises:
-        InputError: There is none, or it has adapters that are not those of a ``PeftModel`` around it.
-    """
+    """Return the model of transformers in one that may have adapters of PEFT, or in one of sentence-transformers."""
     if is_sentence_model(model):
         base = _holder_of(model).model
     else:
@@ -49,11 +45,7 @@ def base_model(model: nn.Module) -> PreTrainedModel:
 
 
 def adapter_config(model: nn.Module) -> Any:
-    """Return the configuration of a model's adapter, for a new one; None if it has none.
-
-    Raises:
-        InputError: The model has several adapters, or one that cannot be merged.
-    """
+    """Return the configuration of a model's adapter, for a new one; None if it has none."""
     if not _is_wrapped(model):
         return None
     configs: dict[str, Any] = model.peft_config  # type: ignore[assignment]
@@ -132,11 +124,7 @@ def is_sentence_model(model: object) -> TypeGuard[nn.Module]:
 
 
 def _holder_of(model: nn.Module) -> Any:
-    """Return the module of a model of sentence-transformers that has the transformer as its ``model``.
-
-    Raises:
-        InputError: There is none, or there are several.
-    """
+    """Return the module of a model of sentence-transformers that has the transformer as its ``model``."""
     from sentence_transformers.base.modules import Transformer
 
     found = [module for module in model.modules() if isinstance(module, Transformer)]
