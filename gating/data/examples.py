@@ -19,10 +19,12 @@ class Examples:
     Attributes:
         splits: ``train``, which an evaluation may lack, ``validation`` and optionally ``test``, with their columns.
         metrics: Names of its metrics, the first to report; empty for the default metrics of the task.
+        classes: Names of the classes of a trained model; empty for those of the training data.
     """
 
     splits: DatasetDict
     metrics: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
 
 
 def as_examples(returned: Any, *, target: str, needs_train: bool = True) -> Examples:

@@ -20,7 +20,7 @@ from transformers import (
 
 from gating.data.columns import find_column, take_columns
 from gating.data.examples import Batch, Examples
-from gating.data.labels import check_classes, classes_of_model, number_classes, sort_labels
+from gating.data.labels import check_classes, number_classes, sort_labels
 from gating.data.tokens import check_no_nulls, load_tokenizer, special_token_ids, tokenize, truncation_length
 from gating.errors import InputError, shorten
 from gating.models.sources import ModelSource
@@ -81,7 +81,7 @@ class TokenClassification(MetricTask):
         }
         taken = take_columns(examples.splits, columns)
         check_no_nulls(taken, list(columns))
-        splits, tag_names = encode_tags(taken)
+        splits, tag_names = encode_tags(taken, examples.classes)
         metrics, score = build_tag_metrics(self._metrics, examples.metrics, tag_names=tag_names)
         return Prepared(
             splits=_tokenize_words(splits, processor, truncation_length(meta_model, max_length)),
@@ -101,7 +101,7 @@ class TokenClassification(MetricTask):
         metrics.update(outputs["logits"].argmax(-1), batch["labels"])
 
 
-def encode_tags(splits: DatasetDict) -> tuple[DatasetDict, list[str]]:
+def encode_tags(splits: DatasetDict, classes: Sequence[str] = ()) -> tuple[DatasetDict, list[str]]:
     """Replace ``text`` and ``label`` of every split by lists: ``words``, and ``tags`` as numbers; return their names.
 
     Both columns may hold lists, or strings with spaces between the items. The classes are those of all splits, since a
@@ -120,7 +120,7 @@ def encode_tags(splits: DatasetDict) -> tuple[DatasetDict, list[str]]:
     declared = _classes(splits["train"])
     first = declared.names if declared else []
     others = sort_labels({tag for rows in tags.values() for row in rows for tag in row} - set(first))
-    names = list(classes_of_model() or [*first, *others])
+    names = list(classes or [*first, *others])
     if len(names) < 2:
         raise InputError(f"All words have the tag {', '.join(names) or 'none'}; there must be at least two.")
     numbers = number_classes(names, Counter(tag for rows in tags.values() for row in rows for tag in row))
