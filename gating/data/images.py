@@ -9,8 +9,7 @@ import PIL.Image
 from datasets import Dataset, Image
 from transformers import AutoImageProcessor, ImageProcessingMixin, PreTrainedConfig, PreTrainedModel
 
-from gating.data.tables import reading
-from gating.errors import InputError, MissingFileError
+from gating.errors import InputError, MissingFileError, loading
 from gating.models.sources import ModelSource
 
 try:
@@ -31,7 +30,7 @@ def load_image_processor(source: ModelSource, meta_model: PreTrainedModel) -> Im
         middle = [0.5] * config.num_channels
         # The arithmetic of Pillow is the same on every machine, unlike that of torchvision.
         return ViTImageProcessorPil(size={"height": height, "width": width}, image_mean=middle, image_std=middle)
-    with reading(f"The image processor of {source.title}", remedy=" Name another one with model.tokenizer=..."):
+    with loading(f"The image processor of {source.title}", remedy="Name another one with model.tokenizer=..."):
         loaded: ImageProcessingMixin = AutoImageProcessor.from_pretrained(
             source.processor, revision=source.processor_revision
         )
@@ -55,7 +54,7 @@ def transform_images(table: Dataset, processor: Any, *, num_channels: int, where
         missing = next((path for path in table["image"] if not Path(path).is_file()), None)
         if missing is not None:
             raise MissingFileError(f"The {where} data names the image {missing}: there is no such file.")
-    with reading(f"The first image of the {where} data", remedy=" Their column is data.image_column=..."):
+    with loading(f"The first image of the {where} data", remedy="Their column is data.image_column=..."):
         images = table if isinstance(feature, Image) else table.cast_column("image", Image())
         transformed = images.with_transform(_PixelTransform(processor, mode=_MODES.get(num_channels)))
         transformed[0]

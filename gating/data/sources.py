@@ -13,9 +13,9 @@ import PIL.Image
 from datasets import Dataset, DatasetDict
 
 from gating.data.examples import Examples
-from gating.data.tables import read_file, read_splits, read_texts, reading
+from gating.data.tables import read_file, read_splits, read_texts
 from gating.distributed.collectives import is_rank_zero
-from gating.errors import InputError, MissingFileError
+from gating.errors import InputError, MissingFileError, loading
 from gating.models.hub import outage, package_folder
 
 # Classes in the order of their folders.
@@ -138,8 +138,8 @@ def load_hub(
             raise MissingFileError(f"data.path={path}: there is no such folder.")
         outage()
     wanted = {"train": train_split, "validation": validation_split, "test": test_split}
-    remedy = " Splits are named by data.train_split, data.validation_split and data.test_split; null leaves one out."
-    with reading(f"data.path={path}, data.name={name or 'null'}: the data set", remedy=remedy):
+    remedy = "Splits are named by data.train_split, data.validation_split and data.test_split; null leaves one out."
+    with loading(f"data.path={path}, data.name={name or 'null'}: the data set", remedy=remedy):
         loaded = datasets.load_dataset(place, name)
         splits = {
             split: loaded[spec] if spec in loaded else datasets.load_dataset(place, name, split=spec)
