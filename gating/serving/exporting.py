@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from transformers import AutoProcessor, PreTrainedModel
@@ -13,11 +14,11 @@ from gating.compact.files import find_folder
 from gating.compact.load import load_compact
 from gating.compact.recipe import processor_folder
 from gating.compact.save import check_model
-from gating.errors import InputError, OperationError, UserError, explain, loading, shorten
+from gating.errors import InputError, loading
 from gating.loader.integrity import check_finite
 from gating.proof.outputs import evaluating
 from gating.report.results import Runtime
-from gating.serving.formats import FORMATS, load_function
+from gating.serving.formats import FORMATS, check_packages
 from gating.storage.files import check_free, replacing_folder
 from gating.vocabulary import check_vocabulary
 
@@ -28,7 +29,6 @@ __all__ = [
     "load_model",
     "load_processor",
     "megabytes_of",
-    "reporting_failure",
     "special_tokens",
     "writes_text",
 ]
@@ -46,7 +46,7 @@ def exporting(
 
     In the block the model is in evaluation mode. After an error in the block, nothing is written.
     """
-    FORMATS[format].check_packages()
+    check_packages(format)
     # It is checked again when it is written; loading a model may take long.
     check_free(place, overwrite=overwrite)
     model, origin = load_model(model_or_directory, format=format)
@@ -103,20 +103,6 @@ def writes_text(model: PreTrainedModel) -> bool:
     return bool(model.can_generate()) and reads_text and not model.config.is_encoder_decoder
 
 
-@contextmanager
-def reporting_failure(model: PreTrainedModel, target: str) -> Iterator[None]:
-    """Turn errors of an exporter or runtime into one sentence with the target; those of users and files stay."""
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, (UserError, OSError)):
-            raise
-        reason = f"{type(error).__name__}: {shorten(explain(error).rstrip('.'), most=300)}"
-        raise OperationError(
-            f"{type(model).__name__} cannot be exported to {target} ({reason}). Nothing was written."
-        ) from error
-
-
 def megabytes_of(folder: Path) -> float:
     """Return the size of all files of a folder, in millions of bytes."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
@@ -144,7 +130,7 @@ def find_runtimes(
         elif made := tuple(place for place in places if place.exists()):
             runtimes.append(Runtime(row.runtime, "", exports=made))
         elif format == "vllm" and compact is not None:
-            runtimes.append(Runtime(row.runtime, load_function("gating.serving.vllm:serve_stock")(model, compact)))
+            runtimes.append(Runtime(row.runtime, resolve_name("gating.serving.vllm:serve_stock")(model, compact)))
         else:
             runtimes.append(Runtime(row.runtime, f"{command}{format}"))
     return runtimes
