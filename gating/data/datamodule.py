@@ -115,10 +115,6 @@ class ExampleDataModule(pl.LightningDataModule):
         # Lightning 2.5 looks for the sampler of the batches unless it is told that nothing is shuffled.
         return self._loader(split, batch_sampler=batches, shuffle=False)
 
-    def probe_batch(self) -> dict[str, Any]:
-        """Return the model inputs, without targets, of the longest validation examples; equal in all processes."""
-        return self.timing_batch("max")
-
     def timing_batch(self, length: str | int, *, size: int = 8, split: str = "validation") -> dict[str, Any]:
         """Return the model inputs, without targets, of examples of one length; equal in all processes.
 
