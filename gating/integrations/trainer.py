@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from transformers import EarlyStoppingCallback, Trainer, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
@@ -16,7 +17,7 @@ from gating.compact.save import save_compact
 from gating.errors import OperationError
 from gating.gates import HeadGates, inject_gates
 from gating.gates.attachment import freeze, unfreeze
-from gating.integrations.budgets import check_budget, kept_at_speedup, measured_budget, of_first_process
+from gating.integrations.budgets import check_budget, kept_at_speedup, measured_budget
 from gating.integrations.checkpoints import find_checkpoint, read_state, save_start, set_aside
 from gating.integrations.phases import ClearedGradients, GatedPhases, TrainerSearchEnd, check_trainer
 from gating.integrations.teaching import teacher_for
@@ -202,7 +203,7 @@ class GatedTrainerMixin(GatedPhases):
         # Weights have their names in the dense model until layers leave it.
         unfreeze(self.model, self._frozen)
         try:
-            chosen = of_first_process(None if chosen is None else chosen.cpu())
+            (chosen,) = broadcast_object_list([None if chosen is None else chosen.cpu()])
             report = finalize(model, gates, kept=chosen, probe=probe)
         except BaseException:
             if self._frozen:

@@ -9,7 +9,6 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils.import_utils import is_peft_available
 
 from gating.errors import InputError
 from gating.gates import HeadGates
@@ -36,7 +35,7 @@ def base_model(model: nn.Module) -> PreTrainedModel:
     if is_sentence_model(model):
         base = _holder_of(model).model
     else:
-        base = model.get_base_model() if _is_wrapped(model) else model  # type: ignore[operator]
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     if not isinstance(base, PreTrainedModel):
         raise InputError(f"Gates are put on models of transformers, got a {type(base).__name__}.")
     if getattr(base, "_hf_peft_config_loaded", False):
@@ -46,7 +45,7 @@ def base_model(model: nn.Module) -> PreTrainedModel:
 
 def adapter_config(model: nn.Module) -> Any:
     """Return the configuration of a model's adapter, for a new one; None if it has none."""
-    if not _is_wrapped(model):
+    if not hasattr(model, "get_base_model"):
         return None
     configs: dict[str, Any] = model.peft_config  # type: ignore[assignment]
     config = next(iter(configs.values()))
@@ -60,7 +59,7 @@ def adapter_config(model: nn.Module) -> Any:
 
 def merged(model: nn.Module) -> PreTrainedModel:
     """Merge the adapters of a model into its weights, in place, and return the model without them."""
-    return base_model(merge_adapters(model) if _is_wrapped(model) else model)
+    return base_model(merge_adapters(model) if hasattr(model, "get_base_model") else model)
 
 
 def with_new_adapters(model: PreTrainedModel, config: Any) -> nn.Module:
@@ -107,14 +106,6 @@ def own_names(model: nn.Module) -> Iterator[None]:
             del base._weight_conversions
         else:
             base._weight_conversions = conversions
-
-
-def _is_wrapped(model: nn.Module) -> bool:
-    if not is_peft_available():
-        return False
-    from peft import PeftModel
-
-    return isinstance(model, PeftModel)
 
 
 def is_sentence_model(model: object) -> TypeGuard[nn.Module]:
