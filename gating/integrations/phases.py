@@ -63,11 +63,7 @@ class GatedPhases(_Base):  # type: ignore[misc]
     model_init: Any
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """Create the optimizer, with groups of their own for gates and multipliers.
-
-        A callback could not add them in ``on_train_begin``: the scheduler exists by then, with one rate for each group
-        that the optimizer had, and fails at its first step.
-        """
+        """Create the optimizer, with groups for gates and multipliers, before the scheduler counts its groups."""
         if self.search is None or self.optimizer is not None:
             return super().create_optimizer(*args, **kwargs)
         gates = self.search.gates

@@ -260,9 +260,8 @@ class GatedTrainerMixin(GatedPhases):
         )
         if self._recovery_steps and step < last and not is_early:
             raise OperationError(
-                f"The recovery was stopped after {step} of {last} steps, by a callback or because the data ended, so "
-                "nothing is saved. Make the trainer again and call "
-                "train_and_compact(..., resume_from_checkpoint=True), or save this model with save_compact()."
+                f"The recovery was stopped after {step} of {last} steps, nothing is saved: make the trainer anew and "
+                "call train_and_compact(..., resume_from_checkpoint=True), or save this model by save_compact()."
             )
         return self.save_compact(output_dir, overwrite=overwrite, stock=stock, probe=probe)
 
@@ -300,9 +299,7 @@ class GatedTrainerMixin(GatedPhases):
     def _recover(self, checkpoint: Path | None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train the compact model as any other trainer does."""
         if not self._recovery_steps:
-            raise OperationError(
-                "No step is left: with recovery=0, the default with gates on heads alone, all steps are the search."
-            )
+            raise OperationError("No step is left: with recovery=0, all steps are the search.")
         # The order of the data and dropout do not depend on what this process did before.
         set_seed(self.args.seed)
         if checkpoint is not None:

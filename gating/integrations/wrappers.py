@@ -54,7 +54,7 @@ def adapter_config(model: nn.Module) -> Any:
             f"The adapters {', '.join(configs)} cannot be merged into the weights, which the removal of heads needs: "
             "train with one of a kind that can, such as LoRA."
         )
-    return deepcopy(config)
+    return config
 
 
 def merged(model: nn.Module) -> PreTrainedModel:
@@ -77,9 +77,8 @@ def with_new_adapters(model: PreTrainedModel, config: Any) -> nn.Module:
 def without_autocast(model: nn.Module) -> nn.Module:
     """Restore the forward pass that accelerate has replaced for mixed precision, in place, and return the model.
 
-    Masked and compact outputs are compared in the precision of the weights, and the compact model has a class of its
-    own. Accelerate's ``unwrap_model`` would also remove the decorators of transformers from the forward pass, and leave
-    a mark that keeps the model out of mixed precision in the next training.
+    Masked and compact outputs are compared in the precision of the weights. Accelerate's ``unwrap_model`` would also
+    remove the decorators of transformers, and leave a mark that keeps the model out of mixed precision later.
     """
     original = model.__dict__.pop("_original_forward", None)
     if original is not None:
@@ -130,9 +129,8 @@ def _holder_of(model: nn.Module) -> Any:
 def hook_passes(losses: Mapping[str, nn.Module], model: nn.Module, gates: HeadGates) -> None:
     """Begin a pass of gates with each call of a loss, so that all texts of a step meet the same sample.
 
-    The package calls ``forward`` of the transformer, which skips the hooks of the gates. Losses that cache gradients
-    compute each embedding a second time, in the backward pass, with the same random numbers: with those, each call of
-    the transformer is a pass.
+    The package skips the hooks of the gates. With losses that cache gradients, which compute each embedding a second
+    time in the backward pass, each call of the transformer is a pass.
     """
     holders = list(losses.values())
     if any(getattr(module, "uses_gradient_cache", False) for loss in holders for module in loss.modules()):
