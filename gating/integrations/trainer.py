@@ -79,24 +79,23 @@ class GatedTrainerMixin(GatedPhases):
 
         Args:
             args: Arguments of the trainer.
-            kwargs: Keyword arguments of the trainer.
             objective: Objective that closes gates; or give one of the three next budgets.
             speedup: Time of the dense model over that of the compact one, measured on this device with the first batch.
                 Heads and neurons have gates, unless ``gate_options`` has ``units``.
             keep: Share of the gated units that stays.
             num_heads: Number of heads that stay.
-            recovery: Share of the steps that train the compact model after the removal; by default 0.25, and 0 with
-                gates on heads alone, unless the search freezes the weights, or the best model or early stopping is
-                asked for.
+            recovery: Share of the steps after the removal; by default 0.25, and 0 with gates on heads alone, unless
+                the search freezes the weights, or the best model or early stopping is asked for.
             gate_lr: Constant learning rate of the gates; by default 0.1, and 0.2 with gates on neurons.
             multiplier_lr: Constant learning rate of the objective's multipliers, if it has any.
             gate_options: Arguments of :func:`gating.inject_gates`, such as ``{"units": ["heads", "neurons"]}``.
             convergence: Criterion that ends the search early; None for a search of all its steps.
             freeze_weights: Whether the search trains the gates alone, or gates and adapters. The recovery trains the
                 weights, or the adapters if the model has any.
-            distillation: Loss with which the model also learns from a teacher; ``Distillation()`` if there is one. With
+            distillation: Loss with which the model also learns from a teacher, by default ``Distillation()``. With
                 ``freeze_weights`` and without ``teacher``, the gates learn from the model with all of them open.
             teacher: A dense model that was fine-tuned for the same task, or its folder, or its name on the hub.
+            kwargs: Keyword arguments of the trainer.
 
         Raises:
             FileNotFoundError: The folder of the teacher is missing.
@@ -310,9 +309,4 @@ class GatedTrainerMixin(GatedPhases):
 
 
 class GatedTrainer(GatedTrainerMixin, Trainer):
-    """transformers' Trainer with gates: search, removal of heads, and recovery.
-
-    Example::
-
-        GatedTrainer(model=model, args=args, train_dataset=train, num_heads=18).train_and_compact("compact")
-    """
+    """transformers' Trainer with gates: search, removal of heads, and recovery."""
