@@ -118,12 +118,8 @@ class ExampleDataModule(pl.LightningDataModule):
     def timing_batch(self, length: str | int, *, size: int = 8, split: str = "validation") -> dict[str, Any]:
         """Return the model inputs, without targets, of examples of one length; equal in all processes.
 
-        Args:
-            length: ``median``, ``p95`` (the 95th percentile) or ``max`` of the lengths of a split, of which the longest
-                example of the batch has this length; or a number of tokens, to which the longest texts are cut or
-                repeated.
-            size: Number of examples; a split with fewer is repeated.
-            split: The split.
+        The longest example has the length ``median``, ``p95`` (the 95th percentile) or ``max`` of the split; or the
+        longest texts are cut or repeated to a number of tokens. A split with fewer examples than ``size`` is repeated.
         """
         order = self._by_length(split)
         stops = {"median": (len(order) + 1) // 2, "p95": math.ceil(0.95 * len(order))}

@@ -55,12 +55,7 @@ _PREFIXES = ("metric_", "task_")
 
 
 def model_inputs(batch: Batch) -> dict[str, Any]:
-    """Return the keyword arguments for the model's forward pass, targets included.
-
-    Example:
-        >>> model_inputs({"input_ids": [[3, 7]], "labels": [1], "metric_target": ["a"]})
-        {'input_ids': [[3, 7]], 'labels': [1]}
-    """
+    """Return the keyword arguments for the model's forward pass, targets included."""
     return {name: value for name, value in batch.items() if not name.startswith(_PREFIXES)}
 
 

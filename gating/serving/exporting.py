@@ -113,13 +113,9 @@ def find_runtimes(
 ) -> list[Runtime]:
     """Return the runtimes of serving, with a command or the reason for which they do not run a model.
 
-    Nothing is exported: an export is checked when it is written.
-
-    Args:
-        model: The model, compact or dense.
-        folder: Folder of its run, or its own, for the commands.
-        compact: Its own folder if that is a stock model, which vLLM serves as it is.
-        exports: Places of exports by their names, such as ``onnx-int8``; those that exist are named with their runtime.
+    Nothing is exported: an export is checked when it is written. The commands name ``folder``, that of the model or its
+    run; ``compact`` is that of a stock model, which vLLM serves as it is. Of the places of ``exports``, by names such
+    as ``onnx-int8``, those that exist are named with their runtime.
     """
     command = f"head-gating export {shlex.quote(str(folder))} --format "
     runtimes = []

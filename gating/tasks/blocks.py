@@ -131,13 +131,10 @@ class _MaskingCollator:
 def cut_into_blocks(
     splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, *, length: int, with_ends: bool
 ) -> DatasetDict:
-    """Tokenize the column ``text`` of every split, concatenate all texts, and cut the tokens into blocks.
+    """Tokenize the column ``text`` of every split, and cut all texts together into blocks, the column ``input_ids``.
 
     A block has ``length`` tokens. The last one of a split may be shorter; it is left out if it is a single token, since
     that predicts nothing. With ``with_ends``, each text but the last ends with the EOS token.
-
-    Returns:
-        The splits with one column, ``input_ids``.
     """
 
     def tokenize_batch(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:

@@ -215,18 +215,11 @@ def _find_answer(answers: Mapping[str, Sequence[Any]], offsets: Sequence[tuple[i
 def best_spans(
     start_logits: Tensor, end_logits: Tensor, *, offsets: Tensor, cls_index: Tensor, max_length: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the span of each window with the largest sum of the logits of its first and last token.
+    """Return the span of each window with the largest sum of the logits, ``[windows, length]``, of its two ends.
 
-    Args:
-        start_logits: ``[windows, length]``.
-        end_logits: ``[windows, length]``.
-        offsets: Characters ``(start, stop)`` of each token, ``[windows, length, 2]``; -1 outside the context.
-        cls_index: The token whose logits score no answer, ``[windows]``.
-        max_length: Maximum number of tokens in a span.
-
-    Returns:
-        The score of the best span, ``[windows]``, minus infinity if a window has no token of the context; its
-        characters ``(start, stop)``, ``[windows, 2]``; and the score of no answer, ``[windows]``.
+    It is given by its score, ``[windows]``, minus infinity if a window has no token of the context; by its characters
+    ``(start, stop)``, ``[windows, 2]``; and by the score of no answer, that of the token ``cls_index``, ``[windows]``.
+    ``offsets`` are the characters of each token, ``[windows, length, 2]``, -1 outside the context.
     """
     no_answer = (start_logits + end_logits).gather(1, cls_index[:, None])[:, 0]
     outside = offsets[..., 0] < 0
