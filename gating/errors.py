@@ -158,9 +158,10 @@ def loading(name: str, *, remedy: str) -> Iterator[None]:
             if name not in explain(error):
                 error.in_command = f"{name}: {explain(error)}"  # type: ignore[attr-defined]
             raise
-        reason = shorten(explain(error).rstrip("."), most=300)
+        cause = error.__cause__ or error  # Readers of datasets wrap it.
+        reason = shorten(explain(cause).rstrip("."), most=300)
         raise InputError(
-            f"{name} cannot be loaded: files are missing or damaged ({type(error).__name__}: {reason}). {remedy}"
+            f"{name} cannot be loaded: files are missing or damaged ({type(cause).__name__}: {reason}). {remedy}"
         ) from error
 
 

@@ -131,9 +131,7 @@ FILES = {
     "null.json": ("null", "JSON"),
     "comma.csv": ("text,label\nHello, world,x\nYes, sir,y\n", "3 fields"),
     "longer.csv": ("text,label\na,x\nb,c,y\n", "line 3"),
-    "europe.csv": ("text;label\nHello, you;x\n", "in place of ';'"),
-    "commas.tsv": ("text,label\nHello,x\n", "in place of ','"),
-    "noise.parquet": ("noise", "cannot be read"),
+    "noise.parquet": ("noise", "cannot be loaded"),
 }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import AutoConfig
 
 from benchmarks.serving.processes import ask_llama_cpp
-from gating.serving.formats import FORMATS
+from gating.serving.formats import check_packages
 from gating.serving.graphs.runtime import GraphModel
 
 __all__ = ["RUNTIMES", "Runtime", "missing_package"]
@@ -34,7 +34,7 @@ class Runtime:
 def missing_package(runtime: Runtime) -> str | None:
     """Return the message on the package that an export lacks here; None if it lacks none."""
     try:
-        FORMATS[runtime.format].check_packages()
+        check_packages(runtime.format)
     except ImportError as error:
         return str(error)
     return None

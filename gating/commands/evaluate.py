@@ -22,7 +22,6 @@ from gating.compact.load import load_compact
 from gating.compact.recipe import processor_folder
 from gating.compact.stock import read_original
 from gating.data.examples import Examples
-from gating.data.labels import using_classes
 from gating.distributed.launch import check_devices
 from gating.errors import InputError, explain, shorten
 from gating.models.hub import locate
@@ -257,17 +256,17 @@ def load_evaluation(
         dense = getattr(type(model), "dense_class", type(model)).__name__
         raise InputError(f"{place} is a {dense}, not a model of {type(objects.task).__name__}: choose task=...")
     names = [str(name) for _, name in sorted((model.config.id2label or {}).items())]
-    classes = None if names == [f"LABEL_{number}" for number in range(len(names))] else names
+    classes = () if names == [f"LABEL_{number}" for number in range(len(names))] else tuple(names)
     # Tasks read the columns of the training data; errors name the split that is checked first.
-    both = replace(examples, splits=DatasetDict({split: examples.splits[split], "train": examples.splits[split]}))
+    splits = DatasetDict({split: examples.splits[split], "train": examples.splits[split]})
+    both = replace(examples, splits=splits, classes=classes)
     compared = logging.getLogger("gating.data.columns")
     try:
         compared.disabled = True  # These are no training data that hold test examples.
-        with using_classes(classes):
-            data = encode_examples(both, settings, objects, model)
+        data = encode_examples(both, settings, objects, model)
     finally:
         compared.disabled = False
-    if classes is None:
+    if not classes:
         _warn_of_classes(data, place)
     return objects, model, data
 

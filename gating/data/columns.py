@@ -74,9 +74,6 @@ def take_columns(splits: DatasetDict, columns: Mapping[str, str]) -> DatasetDict
     """Select the column of each role, and rename it to the role; warn if splits share examples.
 
     A column such as ``translation.de`` is a field of a nested one.
-
-    Raises:
-        ValueError: A split lacks a column, or a column has two roles.
     """
     wanted = list(columns.values())
     if len(set(wanted)) < len(wanted):

@@ -30,16 +30,7 @@ class ExampleDataModule(pl.LightningDataModule):
         eval_batch_size: Annotated[int, Field(ge=1)] = 64,
         num_workers: int = 0,
     ) -> None:
-        """Store the splits and the sizes of their batches.
-
-        Args:
-            splits: Prepared ``train``, ``validation`` and optionally ``test``; texts have ``input_ids``.
-            collate: Function that collates a list of examples into a batch.
-            order_seed: Seed of the order of training batches.
-            batch_size: Number of examples in a training batch of one process.
-            eval_batch_size: Number of examples in a validation or test batch of one process.
-            num_workers: Number of worker processes of each data loader.
-        """
+        """Store prepared splits, of which texts have ``input_ids``, and the sizes of their batches in one process."""
         super().__init__()
         self._splits = splits
         self._collate = collate
@@ -61,9 +52,6 @@ class ExampleDataModule(pl.LightningDataModule):
         """Load one shard of the data from now on.
 
         Two processes with batches of 8 train on the same 16 examples in each step as one process with batches of 16.
-
-        Raises:
-            ValueError: A split has fewer examples than there are processes.
         """
         for name, table in self._splits.items():
             if len(table) < num_shards:
@@ -127,22 +115,11 @@ class ExampleDataModule(pl.LightningDataModule):
         # Lightning 2.5 looks for the sampler of the batches unless it is told that nothing is shuffled.
         return self._loader(split, batch_sampler=batches, shuffle=False)
 
-    def probe_batch(self) -> dict[str, Any]:
-        """Return the model inputs, without targets, of the longest validation examples; equal in all processes."""
-        return self.timing_batch("max")
-
     def timing_batch(self, length: str | int, *, size: int = 8, split: str = "validation") -> dict[str, Any]:
         """Return the model inputs, without targets, of examples of one length; equal in all processes.
 
-        Args:
-            length: ``median``, ``p95`` (the 95th percentile) or ``max`` of the lengths of a split, of which the longest
-                example of the batch has this length; or a number of tokens, to which the longest texts are cut or
-                repeated.
-            size: Number of examples; a split with fewer is repeated.
-            split: The split.
-
-        Raises:
-            InputError: A number of tokens is given, and the examples are no texts.
+        The longest example has the length ``median``, ``p95`` (the 95th percentile) or ``max`` of the split; or the
+        longest texts are cut or repeated to a number of tokens. A split with fewer examples than ``size`` is repeated.
         """
         order = self._by_length(split)
         stops = {"median": (len(order) + 1) // 2, "p95": math.ceil(0.95 * len(order))}

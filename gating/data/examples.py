@@ -19,24 +19,16 @@ class Examples:
     Attributes:
         splits: ``train``, which an evaluation may lack, ``validation`` and optionally ``test``, with their columns.
         metrics: Names of its metrics, the first to report; empty for the default metrics of the task.
+        classes: Names of the classes of a trained model; empty for those of the training data.
     """
 
     splits: DatasetDict
     metrics: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
 
 
 def as_examples(returned: Any, *, target: str, needs_train: bool = True) -> Examples:
-    """Validate the data that a source returned, and convert it to examples, train first.
-
-    Args:
-        returned: :class:`Examples`, a dictionary of data sets by split, or one data set, which becomes ``train``.
-        target: Dotted name of the source, for messages.
-        needs_train: Whether ``train`` is needed, as for a training.
-
-    Raises:
-        ValueError: ``returned`` has another type, lacks ``train``, or has a split that is unknown, empty or no data
-            set.
-    """
+    """Return the data of a source, data sets by split or one that becomes ``train``, as valid examples, train first."""
     given = returned if isinstance(returned, Examples) else Examples(returned)
     splits: Any = {"train": given.splits} if isinstance(given.splits, Dataset) else given.splits
     needed = {"train"} if needs_train else set()
@@ -63,12 +55,7 @@ _PREFIXES = ("metric_", "task_")
 
 
 def model_inputs(batch: Batch) -> dict[str, Any]:
-    """Return the keyword arguments for the model's forward pass, targets included.
-
-    Example:
-        >>> model_inputs({"input_ids": [[3, 7]], "labels": [1], "metric_target": ["a"]})
-        {'input_ids': [[3, 7]], 'labels': [1]}
-    """
+    """Return the keyword arguments for the model's forward pass, targets included."""
     return {name: value for name, value in batch.items() if not name.startswith(_PREFIXES)}
 
 

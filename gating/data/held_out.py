@@ -22,11 +22,7 @@ _MAX_ROWS = 10_000
 
 
 def hold_out(examples: Examples, *, settings: Mapping[str, Any], has_classes: bool, seed: int) -> Examples:
-    """Draw missing splits from the training data if there is no validation data.
-
-    Raises:
-        ValueError: There are too few rows.
-    """
+    """Draw missing splits from the training data if there is no validation data."""
     splits = dict(examples.splits)
     if "validation" in splits:
         return examples
@@ -47,15 +43,8 @@ def draw_splits(
 ) -> DatasetDict:
     """Draw splits, a tenth of a table each; the remaining rows are ``train``.
 
-    Args:
-        table: The table.
-        names: Names of the splits to draw.
-        inputs: Columns of the model inputs: rows that are equal in them go into the same split.
-        label: Column of the classes to stratify by; at least one row of each class remains.
-        seed: Seed of the draw.
-
-    Raises:
-        ValueError: There are too few rows.
+    Rows that are equal in the columns ``inputs`` go into the same split. The draw is stratified by the classes of the
+    column ``label``; at least one row of each class remains.
     """
     rows = np.arange(len(table))
     groups = _numbers(table, inputs) if inputs else None

@@ -9,8 +9,7 @@ import PIL.Image
 from datasets import Dataset, Image
 from transformers import AutoImageProcessor, ImageProcessingMixin, PreTrainedConfig, PreTrainedModel
 
-from gating.data.tables import reading
-from gating.errors import InputError, MissingFileError
+from gating.errors import InputError, MissingFileError, loading
 from gating.models.sources import ModelSource
 
 try:
@@ -24,18 +23,14 @@ _MODES = {1: "L", 3: "RGB"}
 
 
 def load_image_processor(source: ModelSource, meta_model: PreTrainedModel) -> ImageProcessingMixin:
-    """Load a model's image processor, or create one with the image size and channels of a new model.
-
-    Raises:
-        ValueError: There is no image processor, or it needs a package that is not installed.
-    """
+    """Load a model's image processor, or create one with the image size and channels of a new model."""
     if source.processor is None:
         config = vision_config(meta_model)
         height, width = config.image_size if isinstance(config.image_size, (list, tuple)) else [config.image_size] * 2
         middle = [0.5] * config.num_channels
         # The arithmetic of Pillow is the same on every machine, unlike that of torchvision.
         return ViTImageProcessorPil(size={"height": height, "width": width}, image_mean=middle, image_std=middle)
-    with reading(f"The image processor of {source.title}", remedy=" Name another one with model.tokenizer=..."):
+    with loading(f"The image processor of {source.title}", remedy="Name another one with model.tokenizer=..."):
         loaded: ImageProcessingMixin = AutoImageProcessor.from_pretrained(
             source.processor, revision=source.processor_revision
         )
@@ -51,24 +46,15 @@ def vision_config(meta_model: PreTrainedModel) -> PreTrainedConfig:
 def transform_images(table: Dataset, processor: Any, *, num_channels: int, where: str) -> Dataset:
     """Return a table whose ``image`` and ``label`` become ``pixel_values`` and ``labels`` when examples are read.
 
-    Images of 16 bits per channel are scaled to 8, since Pillow would clip them; other deep ones are refused.
-
-    Args:
-        table: Class numbers, and images, encoded images or paths of image files.
-        processor: An image processor.
-        num_channels: 1 to convert images to grayscale, 3 to convert them to RGB; others stay as they are.
-        where: Name of the split, for messages.
-
-    Raises:
-        ValueError: The column holds no images, or the first image cannot be converted.
-        FileNotFoundError: A file does not exist.
+    Images, encoded or paths of files, become grayscale for 1 channel and RGB for 3. Those of 16 bits per channel are
+    scaled to 8, since Pillow would clip them; other deep ones are refused.
     """
     feature = table.features["image"]
     if getattr(feature, "dtype", "").endswith("string"):
         missing = next((path for path in table["image"] if not Path(path).is_file()), None)
         if missing is not None:
             raise MissingFileError(f"The {where} data names the image {missing}: there is no such file.")
-    with reading(f"The first image of the {where} data", remedy=" Their column is data.image_column=..."):
+    with loading(f"The first image of the {where} data", remedy="Their column is data.image_column=..."):
         images = table if isinstance(feature, Image) else table.cast_column("image", Image())
         transformed = images.with_transform(_PixelTransform(processor, mode=_MODES.get(num_channels)))
         transformed[0]

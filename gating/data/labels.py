@@ -5,9 +5,7 @@ import math
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict
@@ -20,43 +18,17 @@ LABEL_COLUMNS = ("label", "labels")
 
 _log = logging.getLogger(__name__)
 
-_of_model: ContextVar[tuple[str, ...] | None] = ContextVar("of_model", default=None)
-
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 # This is just below the largest float32.
 _MAX = 3e38
 _ZEROS = re.compile(r"(?<=\d)\.0+$")
 
 
-@contextmanager
-def using_classes(names: Sequence[str] | None) -> Iterator[None]:
-    """Encode labels in a ``with`` block as the classes of a trained model, in the order of their numbers.
-
-    Without names, the classes are those of the training data.
-    """
-    token = _of_model.set(None if names is None else tuple(names))
-    try:
-        yield
-    finally:
-        _of_model.reset(token)
-
-
-def classes_of_model() -> tuple[str, ...] | None:
-    """Return the classes of :func:`using_classes`; None outside of it."""
-    return _of_model.get()
-
-
-def encode_labels(splits: DatasetDict) -> tuple[DatasetDict, list[str]]:
-    """Encode the column ``label`` of every split as class numbers from 0.
+def encode_labels(splits: DatasetDict, classes: Sequence[str] = ()) -> tuple[DatasetDict, list[str]]:
+    """Encode the column ``label`` of every split as class numbers from 0, and return the names of the classes.
 
     The training split defines the classes: in their declared order if its column is a ``ClassLabel``, else sorted by
-    :func:`sort_labels`. Inside of :func:`using_classes`, a model does.
-
-    Returns:
-        The splits, and the names of the classes in the order of their numbers.
-
-    Raises:
-        ValueError: A label is missing, is no class or does not occur in the training split, or all labels are equal.
+    :func:`sort_labels`; the ``classes`` of a trained model replace them.
     """
     feature = splits["train"].features["label"]
     written = {split: _as_text(table, split) for split, table in splits.items()}
@@ -68,7 +40,7 @@ def encode_labels(splits: DatasetDict) -> tuple[DatasetDict, list[str]]:
                 f"data.label_column has numbers with fractions, such as {fraction}: learn them by task=regression."
             )
     names = list(feature.names) if isinstance(feature, ClassLabel) else sort_labels(written["train"])
-    names = list(classes_of_model() or names)
+    names = list(classes or names)
     if len(names) < 2:
         raise InputError(
             f"All training examples have the label {shorten(repr(names[0]))}; a classifier needs at least two."
@@ -98,18 +70,13 @@ def number_classes(names: Sequence[str], counts: Mapping[str, int]) -> dict[str,
 
 
 def check_classes(labels: Iterable[str], numbers: Mapping[str, int], split: str) -> None:
-    """Check that all labels of a split are classes of the training data, or of the model.
-
-    Raises:
-        ValueError: A label is no class.
-    """
+    """Check that all labels of a split are classes of the training data, or of the model."""
     unknown = next(((row, label) for row, label in enumerate(labels) if label not in numbers), None)
     if unknown:
         row, label = unknown
-        owner = "training data" if classes_of_model() is None else "model"
         raise InputError(
-            f"The {split} data has the label {shorten(ascii(label))} (row {row + 1}), which the {owner} "
-            f"lacks; it has {shorten(', '.join(numbers))}."
+            f"The {split} data has the label {shorten(ascii(label))} (row {row + 1}), which is no class of the "
+            f"training data or the model: {shorten(', '.join(numbers))}."
         )
 
 
@@ -128,11 +95,7 @@ def _as_text(table: Dataset, split: str) -> list[str]:
 
 
 def read_numbers(table: Dataset, column: str, split: str) -> list[float]:
-    """Return a column of numbers, also of ones that are written as words.
-
-    Raises:
-        ValueError: A row is empty, a class name, or not a finite number in single precision.
-    """
+    """Return a column of finite numbers in single precision, also of ones that are written as words."""
     # Numbers of classes stand for names, not quantities.
     classes = getattr(table.features[column], "names", None)
     numbers = []

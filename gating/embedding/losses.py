@@ -1,14 +1,9 @@
 """The distance of embeddings to a teacher's, as a loss of sentence-transformers."""
 
 import torch
+from sentence_transformers.sentence_transformer.losses import EmbedDistillLoss
 from torch import Tensor, nn
 from torch.nn import functional
-
-from gating.embedding.parts import require_sentence_transformers
-
-require_sentence_transformers()
-
-from sentence_transformers.sentence_transformer.losses import EmbedDistillLoss  # noqa: E402
 
 __all__ = ["EmbeddingDistance"]
 

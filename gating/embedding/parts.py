@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gating.errors import InputError, MissingPackageError, loading
+from gating.errors import InputError, loading
 
-__all__ = ["MODULES", "SentenceHead", "SentenceProcessor", "read_parts", "require_sentence_transformers"]
+__all__ = ["MODULES", "SentenceHead", "SentenceProcessor", "read_parts"]
 
 MODULES = "modules.json"
 _PACKAGE = "sentence_transformers."
@@ -27,12 +27,9 @@ class SentenceHead(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> "SentenceHead":
-        """Load the modules after the transformer from a local folder; no code of the folder is run.
+        """Load the modules after the transformer from a local folder; no code of the folder is run."""
+        import sentence_transformers  # noqa: F401 - otherwise files would be called damaged where it is missing
 
-        Raises:
-            InputError: A module is not one of the package, or cannot be loaded.
-        """
-        require_sentence_transformers()
         with loading(f"{folder}/{MODULES}", remedy="Save the model again with sentence-transformers."):
             return cls(
                 [_class_of(part["type"], folder).load(str(folder), subfolder=part["path"]) for part in _listed(folder)]
@@ -71,21 +68,6 @@ def _class_of(reference: str, folder: Path) -> Any:
         )
     module, _, name = reference.rpartition(".")
     return getattr(importlib.import_module(module), name)
-
-
-def require_sentence_transformers() -> None:
-    """Check that the package is installed.
-
-    Raises:
-        ImportError: It is not.
-    """
-    try:
-        import sentence_transformers  # noqa: F401
-    except ImportError as error:
-        raise MissingPackageError(
-            "Sentence embeddings need the package sentence-transformers. Install it with: pip install "
-            "'head-gating[embeddings]'"
-        ) from error
 
 
 class SentenceProcessor:

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -17,7 +18,7 @@ from gating.objectives import ExactBudget, Objective
 from gating.pruning.latency import MAX_SECONDS, CopyTimer, TimeBudget, describe_batch
 from gating.pruning.latency_costs import NUM_PASSES, budget_for_speedup, kept_for_speedup
 
-__all__ = ["check_budget", "kept_at_speedup", "measured_budget", "of_first_process"]
+__all__ = ["check_budget", "kept_at_speedup", "measured_budget"]
 
 # Share of the time that is left after a search which each timed choice of gates may take.
 _SHARE_OF_CHOICE = 0.3
@@ -30,19 +31,8 @@ def check_budget(**budgets: object) -> None:
         raise InputError(f"Give one of {', '.join(f'{name}=' for name in budgets)}, got {given}.")
 
 
-def of_first_process(value: Any) -> Any:
-    """Return the value that the first process of a training has; tensors are on the CPU."""
-    from accelerate.utils import broadcast_object_list
-
-    return broadcast_object_list([value])[0]
-
-
 def measured_budget(trainer: Any, speedup: float, gate_options: Mapping[str, Any]) -> Objective:
-    """Return the objective of a speed-up.
-
-    Raises:
-        InputError: The speed-up is not above 1, or cannot be reached.
-    """
+    """Return the objective of a speed-up, measured by the first process."""
     batch, measured = _model_batch(trainer), None
     if trainer.args.process_index == 0:
         model = merged(trainer.model if adapter_config(trainer.model) is None else deepcopy(trainer.model))
@@ -50,7 +40,7 @@ def measured_budget(trainer: Any, speedup: float, gate_options: Mapping[str, Any
         print(f"Compact copies are timed on this device: {shape}, for at most {MAX_SECONDS:.0f} s ...", flush=True)
         measured = budget_for_speedup(model, batch, speedup=speedup, **gate_options).measured
     objective = ExactBudget()
-    objective.take_measured(of_first_process(measured))
+    objective.take_measured(broadcast_object_list([measured])[0])
     return objective
 
 
@@ -80,7 +70,7 @@ def kept_at_speedup(trainer: Any, model: PreTrainedModel, gates: HeadGates, spee
         reached = min((one.speedup for one in timer.timed), key=lambda one: abs(one / speedup - 1))
         print(f"The choice is {reached:.2f} times as fast ({timer.words}).", flush=True)
         found = kept.cpu(), reached
-    shared: tuple[Tensor, float] = of_first_process(found)
+    shared: tuple[Tensor, float] = broadcast_object_list([found])[0]
     return shared
 
 

@@ -46,10 +46,6 @@ def find_checkpoint(resume: str | bool | None, output_dir: Path) -> tuple[Path |
     """Return the folder of the recovery to resume, and the checkpoint: None for the search, and for a new phase.
 
     ``resume`` is a path, or True for the last complete checkpoint of a training in ``output_dir``.
-
-    Raises:
-        FileNotFoundError: There is no checkpoint.
-        InputError: The checkpoint has no optimizer, with which the result would be another one.
     """
     if not resume:
         return None, None

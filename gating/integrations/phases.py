@@ -1,7 +1,6 @@
 """The phases of a trainer with gates: the steps of its search, its checkpoints, and the change to the recovery."""
 
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -48,10 +47,6 @@ class GatedPhases(_Base):  # type: ignore[misc]
     search: Search | None = None
     teacher: Teacher | None = None
     speedup: float | None = None
-    # This callback ends the search.
-    _search_end: "TrainerSearchEnd"
-    # Rates of gates and multipliers, as in `gating.parameter_groups`.
-    _rates: Mapping[str, Any]
     # Configuration of the adapters of PEFT; None without them.
     _adapters: Any = None
     # Steps of the recovery, once it has begun.
@@ -68,11 +63,7 @@ class GatedPhases(_Base):  # type: ignore[misc]
     model_init: Any
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """Create the optimizer, with groups of their own for gates and multipliers.
-
-        A callback could not add them in ``on_train_begin``: the scheduler exists by then, with one rate for each group
-        that the optimizer had, and fails at its first step.
-        """
+        """Create the optimizer, with groups for gates and multipliers, before the scheduler counts its groups."""
         if self.search is None or self.optimizer is not None:
             return super().create_optimizer(*args, **kwargs)
         gates = self.search.gates
@@ -143,8 +134,6 @@ class GatedPhases(_Base):  # type: ignore[misc]
             if self.search is not None:
                 state |= {"search_steps": self._search_end.num_steps, "search": self.search.state_dict()}
             write_state(Path(output_dir or self.args.output_dir), state)
-        elif self.args.should_save and self.search is not None:
-            warnings.warn("The saved model still has gates: call finalize() first for a compact one.", stacklevel=2)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         base, state = base_model(self.model), read_state(Path(resume_from_checkpoint))
@@ -219,11 +208,7 @@ class GatedPhases(_Base):  # type: ignore[misc]
 
 
 class TrainerSearchEnd(TrainerCallback):
-    """Callback that ends the training at the end of the search, with a last log, evaluation and checkpoint.
-
-    Attributes:
-        num_steps: Optimizer steps of the search; 0 before the training has begun.
-    """
+    """Callback that ends the training after the steps of the search, with a last log, evaluation and checkpoint."""
 
     def __init__(self, search: Search, *, recovery: float) -> None:
         """Args: ``search`` is the search to end, ``recovery`` the share of the training's steps after it."""

@@ -11,7 +11,6 @@ from transformers import DataCollatorForLanguageModeling, TrainingArguments
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from gating.errors import InputError, InputTypeError, shorten
-from gating.integrations.budgets import check_budget
 from gating.integrations.trainer import GatedTrainer
 from gating.integrations.wrappers import base_model, is_sentence_model
 from gating.objectives.distillation import Distillation
@@ -46,8 +45,7 @@ def prune(
 
     Args:
         model: The dense model; unchanged, but for its device.
-        data: Texts, or a ``datasets.Dataset`` with columns of texts, and maybe ``label``: numbers of classes, or their
-            names in the model's configuration.
+        data: Texts, or a ``datasets.Dataset`` with columns of texts, and maybe ``label``: classes or their numbers.
         speedup: Time of the dense model over that of the compact one, measured here; give one of the three budgets.
         keep: Share of the cost of all heads and neurons that stays.
         num_heads: Number of heads that stay.
@@ -57,17 +55,17 @@ def prune(
 
     Raises:
         TypeError: The data are neither a list of texts nor a ``datasets.Dataset``.
-        ValueError: Not one budget is given, it cannot be kept or reached, the model has no attention heads or is of
-            another kind, such as T5, or a text or label is missing or none of the model.
+        ValueError: Not one budget is given, or it cannot be reached; the model is of another kind, such as T5; or a
+            text or label is missing or none of the model.
     """
     budget = {"speedup": speedup, "keep": keep, "num_heads": num_heads}
-    check_budget(**budget)
     data, base, is_embedder = _as_table(data), base_model(model), is_sentence_model(model)
     # An encoder, with a decoder or without one, would learn to copy its input.
     kind, decodes = base.config.model_type, getattr(base.config, "is_decoder", True)
     reads_both = base.config.is_encoder_decoder or (kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not decodes)
     is_decoder = base.can_generate() and not reads_both
-    if not (hasattr(model, "encode") if is_embedder else is_decoder or _is_classifier(base)):
+    is_classifier = any(cls.__name__.endswith(_CLASSIFIER) for cls in type(base).__mro__)
+    if not (hasattr(model, "encode") if is_embedder else is_decoder or is_classifier):
         raise InputError(
             f"gating.prune trains classifiers of texts, decoders and SentenceTransformers: for a {type(model).__name__}"
             ", call a trainer of gating.integrations."
@@ -98,10 +96,6 @@ def prune(
             trainer.train()
         compact: Model = trainer.compact()
     return compact
-
-
-def _is_classifier(model: nn.Module) -> bool:
-    return any(cls.__name__.endswith(_CLASSIFIER) for cls in type(model).__mro__)
 
 
 def _as_table(data: Any) -> Any:

@@ -1,11 +1,8 @@
 """The trainers of sentence-transformers with gates."""
 
-from gating.embedding.parts import require_sentence_transformers
+from sentence_transformers import CrossEncoderTrainer, SentenceTransformerTrainer
+
 from gating.integrations.trainer import GatedTrainerMixin
-
-require_sentence_transformers()
-
-from sentence_transformers import CrossEncoderTrainer, SentenceTransformerTrainer  # noqa: E402
 
 __all__ = ["GatedCrossEncoderTrainer", "GatedSentenceTransformerTrainer"]
 
@@ -13,11 +10,9 @@ __all__ = ["GatedCrossEncoderTrainer", "GatedSentenceTransformerTrainer"]
 class GatedSentenceTransformerTrainer(GatedTrainerMixin, SentenceTransformerTrainer):
     """sentence-transformers' trainer of embedding models with gates: search, removal of heads, and recovery.
 
-    Gates are put on the transformer inside of the model; pooling and other modules stay. The compact folder is one of
-    sentence-transformers: ``SentenceTransformer(folder, trust_remote_code=True)``.
-
-    Losses are those of the package. Without labels, a model learns from the embeddings of a dense one, in the column
-    ``label``, by :class:`gating.embedding.losses.EmbeddingDistance`, as with ``gating.prune`` and ``task=embedding``.
+    Gates are put on the transformer inside of the model; pooling and other modules stay. The compact folder loads by
+    ``SentenceTransformer(folder, trust_remote_code=True)``. Without labels, a model learns from the embeddings of a
+    dense one, in the column ``label``, by :class:`gating.embedding.losses.EmbeddingDistance`.
     """
 
 

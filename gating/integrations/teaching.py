@@ -31,11 +31,6 @@ def teacher_for(
     """Return the teacher that the arguments of a trainer give, whose model can learn from it; None without one.
 
     With weights that are frozen in the search, ``is_frozen``, the model itself can be the teacher: None, too.
-
-    Raises:
-        FileNotFoundError: The folder of the teacher is missing.
-        InputError: There is no teacher, the trainer has a loss of another kind than that of labels, or the teacher does
-            not fit the model.
     """
     if teacher is None and distillation is None:
         return None

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from transformers import EarlyStoppingCallback, Trainer, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
@@ -16,7 +17,7 @@ from gating.compact.save import save_compact
 from gating.errors import OperationError
 from gating.gates import HeadGates, inject_gates
 from gating.gates.attachment import freeze, unfreeze
-from gating.integrations.budgets import check_budget, kept_at_speedup, measured_budget, of_first_process
+from gating.integrations.budgets import check_budget, kept_at_speedup, measured_budget
 from gating.integrations.checkpoints import find_checkpoint, read_state, save_start, set_aside
 from gating.integrations.phases import ClearedGradients, GatedPhases, TrainerSearchEnd, check_trainer
 from gating.integrations.teaching import teacher_for
@@ -51,12 +52,10 @@ class GatedTrainerMixin(GatedPhases):
     trains for the other steps, if there are any, in ``output_dir/recovery``. :meth:`train_and_compact` does all of it,
     and ``resume_from_checkpoint=True`` resumes either phase.
 
-    The best model and early stopping are those of the recovery, the removed model among them: in the search, a model
-    with more open heads would be better.
+    The best model and early stopping are those of the recovery.
 
     Attributes:
-        speedup: Time of the dense model over that of the compact one, measured by :meth:`finalize` with ``speedup=``;
-            None before, and with other budgets.
+        speedup: Time of the dense model over that of the compact one, measured by :meth:`finalize` with ``speedup=``.
     """
 
     def __init__(
@@ -81,31 +80,26 @@ class GatedTrainerMixin(GatedPhases):
         Args:
             args: Arguments of the trainer.
             objective: Objective that closes gates; or give one of the three next budgets.
-            speedup: Time of the dense model over that of the compact one, measured on this device with the first batch
-                of the trainer, before the search and after it. Heads and neurons have gates, unless ``gate_options``
-                has ``units``.
+            speedup: Time of the dense model over that of the compact one, measured on this device with the first batch.
+                Heads and neurons have gates, unless ``gate_options`` has ``units``.
             keep: Share of the gated units that stays.
             num_heads: Number of heads that stay.
-            recovery: Share of the steps that train the compact model after the removal; by default 0.25, and 0 with
-                gates on heads alone, unless the search freezes the weights, or the best model or early stopping is
-                asked for.
+            recovery: Share of the steps after the removal; by default 0.25, and 0 with gates on heads alone, unless
+                the search freezes the weights, or the best model or early stopping is asked for.
             gate_lr: Constant learning rate of the gates; by default 0.1, and 0.2 with gates on neurons.
             multiplier_lr: Constant learning rate of the objective's multipliers, if it has any.
             gate_options: Arguments of :func:`gating.inject_gates`, such as ``{"units": ["heads", "neurons"]}``.
             convergence: Criterion that ends the search early; None for a search of all its steps.
             freeze_weights: Whether the search trains the gates alone, or gates and adapters. The recovery trains the
                 weights, or the adapters if the model has any.
-            distillation: Loss with which the model also learns from a teacher, in search and recovery. With
-                ``freeze_weights`` and without ``teacher``, the gates learn from the model with all of them open, in the
-                search.
-            teacher: A dense model that was fine-tuned for the same task, or its folder, or its name on the hub; it is
-                in no checkpoint. With ``distillation=None``, its logits are learned, ``Distillation()``.
+            distillation: Loss with which the model also learns from a teacher, by default ``Distillation()``. With
+                ``freeze_weights`` and without ``teacher``, the gates learn from the model with all of them open.
+            teacher: A dense model that was fine-tuned for the same task, or its folder, or its name on the hub.
             kwargs: Keyword arguments of the trainer.
 
         Raises:
             FileNotFoundError: The folder of the teacher is missing.
-            InputError: An argument, the model or the strategy of the training cannot be used with gates, or the model
-                cannot learn from the teacher, or not be as fast.
+            InputError: An argument, the model, the teacher or the strategy of the training cannot be used with gates.
         """
         check_budget(objective=objective, speedup=speedup, keep=keep, num_heads=num_heads)
         self._rates = {"gate_lr": gate_lr, "multiplier_lr": multiplier_lr}
@@ -136,11 +130,7 @@ class GatedTrainerMixin(GatedPhases):
 
     @property
     def gates(self) -> HeadGates:
-        """The gates of the model.
-
-        Raises:
-            OperationError: They have been removed.
-        """
+        """The gates of the model; raises ``OperationError`` after they have been removed."""
         if self.search is None:
             raise OperationError("The gates have been removed: the search of this trainer is over.")
         return self.search.gates
@@ -158,7 +148,7 @@ class GatedTrainerMixin(GatedPhases):
         Args:
             resume_from_checkpoint: As in transformers' Trainer. Where a recovery has begun, True resumes it.
             args: Further arguments of the trainer's ``train``.
-            kwargs: Further keyword arguments of the trainer's ``train``.
+            kwargs: Further keyword arguments.
 
         Raises:
             OperationError: The search is complete, and :meth:`finalize` has not been called; or no step is left.
@@ -194,12 +184,8 @@ class GatedTrainerMixin(GatedPhases):
             kept: Boolean mask of the gates to keep, ``[num_gates]``; by default the objective's choice.
             probe: Batch for the check, as keyword arguments of the model; by default made from its configuration.
 
-        Returns:
-            The kept units, and the largest difference between masked and compact outputs.
-
         Raises:
-            OperationError: The search is not complete, or the units were removed already; masked and compact outputs
-                differ.
+            OperationError: The search is not complete, or the gates were removed; masked and compact outputs differ.
         """
         gates, search = self.gates, self.search
         assert search is not None
@@ -216,7 +202,7 @@ class GatedTrainerMixin(GatedPhases):
         # Weights have their names in the dense model until layers leave it.
         unfreeze(self.model, self._frozen)
         try:
-            chosen = of_first_process(None if chosen is None else chosen.cpu())
+            (chosen,) = broadcast_object_list([None if chosen is None else chosen.cpu()])
             report = finalize(model, gates, kept=chosen, probe=probe)
         except BaseException:
             if self._frozen:
@@ -273,22 +259,13 @@ class GatedTrainerMixin(GatedPhases):
         )
         if self._recovery_steps and step < last and not is_early:
             raise OperationError(
-                f"The recovery was stopped after {step} of {last} steps, by a callback or because the data ended, so "
-                "nothing is saved. Make the trainer again and call "
-                "train_and_compact(..., resume_from_checkpoint=True), or save this model with save_compact()."
+                f"The recovery was stopped after {step} of {last} steps, nothing is saved: make the trainer anew and "
+                "call train_and_compact(..., resume_from_checkpoint=True), or save this model by save_compact()."
             )
         return self.save_compact(output_dir, overwrite=overwrite, stock=stock, probe=probe)
 
     def save_compact(self, output_dir: str | Path, **options: Any) -> Path:
-        """Merge the adapters, if there are any, and save the compact model on rank 0; return its folder.
-
-        Args:
-            output_dir: Folder of the compact model.
-            options: Keyword arguments of :func:`gating.save_compact`.
-
-        Raises:
-            OperationError: The closed units have not been removed.
-        """
+        """Save the model of :meth:`compact` on rank 0 by :func:`gating.save_compact`; return its folder."""
         model = base_model(self.compact())
         if self.args.should_save:
             save_compact(model, output_dir, **{"tokenizer": self._saved_beside, **options})
@@ -296,11 +273,7 @@ class GatedTrainerMixin(GatedPhases):
         return Path(output_dir)
 
     def compact(self) -> nn.Module:
-        """Merge the adapters, if there are any, and return the compact model in evaluation mode.
-
-        Raises:
-            OperationError: The closed units have not been removed.
-        """
+        """Return the compact model in evaluation mode, its adapters merged; ``OperationError`` before the removal."""
         if self.search is not None:
             raise OperationError("The model still has gates: call finalize() before it is saved as a compact model.")
         self._use_model(merged(without_autocast(self.model)))
@@ -325,9 +298,7 @@ class GatedTrainerMixin(GatedPhases):
     def _recover(self, checkpoint: Path | None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train the compact model as any other trainer does."""
         if not self._recovery_steps:
-            raise OperationError(
-                "No step is left: with recovery=0, the default with gates on heads alone, all steps are the search."
-            )
+            raise OperationError("No step is left: with recovery=0, all steps are the search.")
         # The order of the data and dropout do not depend on what this process did before.
         set_seed(self.args.seed)
         if checkpoint is not None:
@@ -338,9 +309,4 @@ class GatedTrainerMixin(GatedPhases):
 
 
 class GatedTrainer(GatedTrainerMixin, Trainer):
-    """transformers' Trainer with gates: search, removal of heads, and recovery.
-
-    Example::
-
-        GatedTrainer(model=model, args=args, train_dataset=train, num_heads=18).train_and_compact("compact")
-    """
+    """transformers' Trainer with gates: search, removal of heads, and recovery."""

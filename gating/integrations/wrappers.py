@@ -9,7 +9,6 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils.import_utils import is_peft_available
 
 from gating.errors import InputError
 from gating.gates import HeadGates
@@ -32,15 +31,11 @@ __all__ = [
 
 
 def base_model(model: nn.Module) -> PreTrainedModel:
-    """Return the model of transformers in one that may have adapters of PEFT, or in one of sentence-transformers.
-
-    Raises:
-        InputError: There is none, or it has adapters that are not those of a ``PeftModel`` around it.
-    """
+    """Return the model of transformers in one that may have adapters of PEFT, or in one of sentence-transformers."""
     if is_sentence_model(model):
         base = _holder_of(model).model
     else:
-        base = model.get_base_model() if _is_wrapped(model) else model  # type: ignore[operator]
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     if not isinstance(base, PreTrainedModel):
         raise InputError(f"Gates are put on models of transformers, got a {type(base).__name__}.")
     if getattr(base, "_hf_peft_config_loaded", False):
@@ -49,12 +44,8 @@ def base_model(model: nn.Module) -> PreTrainedModel:
 
 
 def adapter_config(model: nn.Module) -> Any:
-    """Return the configuration of a model's adapter, for a new one; None if it has none.
-
-    Raises:
-        InputError: The model has several adapters, or one that cannot be merged.
-    """
-    if not _is_wrapped(model):
+    """Return the configuration of a model's adapter, for a new one; None if it has none."""
+    if not hasattr(model, "get_base_model"):
         return None
     configs: dict[str, Any] = model.peft_config  # type: ignore[assignment]
     config = next(iter(configs.values()))
@@ -63,12 +54,12 @@ def adapter_config(model: nn.Module) -> Any:
             f"The adapters {', '.join(configs)} cannot be merged into the weights, which the removal of heads needs: "
             "train with one of a kind that can, such as LoRA."
         )
-    return deepcopy(config)
+    return config
 
 
 def merged(model: nn.Module) -> PreTrainedModel:
     """Merge the adapters of a model into its weights, in place, and return the model without them."""
-    return base_model(merge_adapters(model) if _is_wrapped(model) else model)
+    return base_model(merge_adapters(model) if hasattr(model, "get_base_model") else model)
 
 
 def with_new_adapters(model: PreTrainedModel, config: Any) -> nn.Module:
@@ -86,9 +77,8 @@ def with_new_adapters(model: PreTrainedModel, config: Any) -> nn.Module:
 def without_autocast(model: nn.Module) -> nn.Module:
     """Restore the forward pass that accelerate has replaced for mixed precision, in place, and return the model.
 
-    Masked and compact outputs are compared in the precision of the weights, and the compact model has a class of its
-    own. Accelerate's ``unwrap_model`` would also remove the decorators of transformers from the forward pass, and leave
-    a mark that keeps the model out of mixed precision in the next training.
+    Masked and compact outputs are compared in the precision of the weights. Accelerate's ``unwrap_model`` would also
+    remove the decorators of transformers, and leave a mark that keeps the model out of mixed precision later.
     """
     original = model.__dict__.pop("_original_forward", None)
     if original is not None:
@@ -117,14 +107,6 @@ def own_names(model: nn.Module) -> Iterator[None]:
             base._weight_conversions = conversions
 
 
-def _is_wrapped(model: nn.Module) -> bool:
-    if not is_peft_available():
-        return False
-    from peft import PeftModel
-
-    return isinstance(model, PeftModel)
-
-
 def is_sentence_model(model: object) -> TypeGuard[nn.Module]:
     """Return whether an object is a model of sentence-transformers; the package is not imported."""
     package = sys.modules.get("sentence_transformers.base.model")
@@ -132,11 +114,7 @@ def is_sentence_model(model: object) -> TypeGuard[nn.Module]:
 
 
 def _holder_of(model: nn.Module) -> Any:
-    """Return the module of a model of sentence-transformers that has the transformer as its ``model``.
-
-    Raises:
-        InputError: There is none, or there are several.
-    """
+    """Return the module of a model of sentence-transformers that has the transformer as its ``model``."""
     from sentence_transformers.base.modules import Transformer
 
     found = [module for module in model.modules() if isinstance(module, Transformer)]
@@ -151,9 +129,8 @@ def _holder_of(model: nn.Module) -> Any:
 def hook_passes(losses: Mapping[str, nn.Module], model: nn.Module, gates: HeadGates) -> None:
     """Begin a pass of gates with each call of a loss, so that all texts of a step meet the same sample.
 
-    The package calls ``forward`` of the transformer, which skips the hooks of the gates. Losses that cache gradients
-    compute each embedding a second time, in the backward pass, with the same random numbers: with those, each call of
-    the transformer is a pass.
+    The package skips the hooks of the gates. With losses that cache gradients, which compute each embedding a second
+    time in the backward pass, each call of the transformer is a pass.
     """
     holders = list(losses.values())
     if any(getattr(module, "uses_gradient_cache", False) for loss in holders for module in loss.modules()):

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from gating.errors import InputError, explain, is_input_error, loading, shorten
 from gating.loader.checksums import digest_file
 from gating.serving.contexts import settings_of
-from gating.serving.formats import FORMATS
+from gating.serving.formats import check_packages
 from gating.tracking.progress import Progress
 
 __all__ = ["unpack_gguf"]
@@ -39,7 +39,7 @@ def unpack_gguf(file: Path) -> Path:
         ImportError: The package gguf is not installed.
         ValueError: It is no GGUF file, or transformers would read it otherwise than llama.cpp.
     """
-    FORMATS["gguf"].check_packages()
+    check_packages("gguf")
     stat = file.stat()
     return _unpack(file.resolve(), stat.st_size, stat.st_mtime_ns)
 

@@ -14,7 +14,7 @@ from gating.run.build import trains_weights
 from gating.run.folder import Phase
 from gating.run.run import Run
 from gating.run.settings import Settings
-from gating.serving.formats import FORMATS, export_compact
+from gating.serving.formats import FORMATS, check_packages, export_compact
 from gating.serving.graphs.runtime import GraphModel
 from gating.tracking.progress import Progress
 
@@ -30,9 +30,9 @@ def check_exports(settings: Settings, model: PreTrainedModel) -> None:
         InputError: The model is cut over several processes, or the runtime does not run such models.
     """
     for name in settings.exports:
-        format = FORMATS[name.partition("-")[0]]
-        format.check_packages()
-        reason = format.reason_against(model)
+        format = name.partition("-")[0]
+        check_packages(format)
+        reason = FORMATS[format].reason_against(model)
         if settings.trainer.get("strategy") == "fsdp":
             reason = "trainer=fsdp leaves the model in parts, to be exported later with head-gating export."
         if reason:

@@ -63,7 +63,7 @@ def prepare(settings: Settings, folder: RunFolder) -> Run:
     if objects.distillation is not None and state.teacher is None:
         from gating.teachers.teacher import check_outputs
 
-        check_outputs(state.model, data.module.probe_batch(), distillation=objects.distillation)
+        check_outputs(state.model, data.module.timing_batch("max"), distillation=objects.distillation)
         reshard(state.model)
     state.search_steps = planned_search_steps(settings, objects, total_steps=steps)
     started = time.monotonic()
@@ -169,7 +169,7 @@ def _load_models(
     else:
         model = objects.source.load(auto_class, **config)
     if objects.discovers:
-        gates = objects.gates_without_model(model, probe=data.module.probe_batch())
+        gates = objects.gates_without_model(model, probe=data.module.timing_batch("max"))
         if objects.objective is not None:
             objects.objective.check(gates)
     if settings.gradient_checkpointing:
@@ -183,7 +183,7 @@ def _load_models(
         with loading(f"distillation.teacher={objects.teacher.title}", remedy="Name a model of this task."):
             loaded = load_teacher(objects.teacher, auto_class, is_sharded=devices.is_sharded)
         state.teacher = Teacher(loaded, distillation=objects.distillation)
-        state.teacher.check(model, data.module.probe_batch(), tokenizer=data.processor)
+        state.teacher.check(model, data.module.timing_batch("max"), tokenizer=data.processor)
         for each in (model, loaded):
             reshard(each)
     if not devices.is_sharded:

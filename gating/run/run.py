@@ -174,4 +174,4 @@ class Run:
     def probe_batch(self) -> dict[str, Any]:
         """Return eight long examples of the validation data without labels, on the model's device."""
         device = self.state.model.device
-        return {name: tensor.to(device) for name, tensor in self.data.module.probe_batch().items()}
+        return {name: tensor.to(device) for name, tensor in self.data.module.timing_batch("max").items()}

@@ -28,20 +28,10 @@ __all__ = ["as_converted", "copy_in_float32", "with_dummy_heads"]
 def with_dummy_heads(model: PreTrainedModel, names: Collection[str] | None = None) -> PreTrainedModel:
     """Return a copy of a compact model in which each self-attention block has at least one key-value group.
 
-    An emptied block gets the first head of the original model again, with its own key and value: its weights and biases
-    are zero, and so are its columns of the output projection, whose bias stays. A layer that uses the keys of another
-    one gets a head for each of them. Outputs are equal, and no head is counted as kept.
-
-    Args:
-        model: The model, whole and without adapters; it stays as it is, and shares all other tensors with the copy.
-        names: Names of the emptied self-attention blocks to change, as
-            :func:`~gating.discovery.find.find_attention_blocks` has them; all of them by default.
-
-    Returns:
-        The copy, in evaluation mode; the model itself if no block is to change.
-
-    Raises:
-        ValueError: The model has adapters or is sharded.
+    An emptied block gets the first head of the original model again, with its own key and value: its weights and
+    biases are zero, and so are its columns of the output projection, whose bias stays. A layer that uses the keys of
+    another one gets a head for each of them. Outputs are equal, and no head is counted as kept. The model stays as it
+    is, and shares all other tensors with the copy. ``names`` are the emptied blocks to change; by default all.
     """
     check_whole(model, remedy="gather it first, or load the compact folder in one process")
     check_no_adapters(model)

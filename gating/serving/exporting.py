@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from transformers import AutoProcessor, PreTrainedModel
@@ -13,11 +14,11 @@ from gating.compact.files import find_folder
 from gating.compact.load import load_compact
 from gating.compact.recipe import processor_folder
 from gating.compact.save import check_model
-from gating.errors import InputError, OperationError, UserError, explain, loading, shorten
+from gating.errors import InputError, loading
 from gating.loader.integrity import check_finite
 from gating.proof.outputs import evaluating
 from gating.report.results import Runtime
-from gating.serving.formats import FORMATS, load_function
+from gating.serving.formats import FORMATS, check_packages
 from gating.storage.files import check_free, replacing_folder
 from gating.vocabulary import check_vocabulary
 
@@ -28,7 +29,6 @@ __all__ = [
     "load_model",
     "load_processor",
     "megabytes_of",
-    "reporting_failure",
     "special_tokens",
     "writes_text",
 ]
@@ -44,11 +44,9 @@ def exporting(
 ) -> Iterator[tuple[PreTrainedModel, Path | None, Path]]:
     """Load a model, and yield it with the folder of its processor, if any, and a new one that becomes the export.
 
-    In the block the model is in evaluation mode; afterwards each of its modules has its own mode again. After an error
-    in the block, nothing is written. The arguments and errors are those of
-    :func:`~gating.serving.formats.export_compact`.
+    In the block the model is in evaluation mode. After an error in the block, nothing is written.
     """
-    FORMATS[format].check_packages()
+    check_packages(format)
     # It is checked again when it is written; loading a model may take long.
     check_free(place, overwrite=overwrite)
     model, origin = load_model(model_or_directory, format=format)
@@ -57,12 +55,7 @@ def exporting(
 
 
 def load_model(model_or_directory: Exportable, *, format: str) -> tuple[PreTrainedModel, Path | None]:
-    """Return a model, and the folder with its processor if it is loaded from one.
-
-    Raises:
-        ValueError: The model still has gates or adapters, its weights are NaN or infinite, or the runtime of the format
-            does not run it; then the message names the reason and the formats that take the model.
-    """
+    """Return a model that the runtime of a format runs, and the folder with its processor if it is loaded from one."""
     folder = None
     if isinstance(model_or_directory, PreTrainedModel):
         model = model_or_directory
@@ -110,20 +103,6 @@ def writes_text(model: PreTrainedModel) -> bool:
     return bool(model.can_generate()) and reads_text and not model.config.is_encoder_decoder
 
 
-@contextmanager
-def reporting_failure(model: PreTrainedModel, target: str) -> Iterator[None]:
-    """Turn errors of an exporter or runtime into one sentence with the target; those of users and files stay."""
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, (UserError, OSError)):
-            raise
-        reason = f"{type(error).__name__}: {shorten(explain(error).rstrip('.'), most=300)}"
-        raise OperationError(
-            f"{type(model).__name__} cannot be exported to {target} ({reason}). Nothing was written."
-        ) from error
-
-
 def megabytes_of(folder: Path) -> float:
     """Return the size of all files of a folder, in millions of bytes."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
@@ -134,19 +113,9 @@ def find_runtimes(
 ) -> list[Runtime]:
     """Return the runtimes of serving, with a command or the reason for which they do not run a model.
 
-    Nothing is exported: an export is checked when it is written.
-
-    Args:
-        model: The model, compact or dense.
-        folder: Folder of its run, or its own, for the commands.
-        compact: Its own folder if that is a stock model, which vLLM serves as it is.
-        exports: Places of exports by their names, such as ``onnx-int8``; those that exist are named with their runtime.
-
-    Example:
-        >>> from transformers import BertConfig, BertModel
-        >>> model = BertModel(BertConfig(hidden_size=8, num_attention_heads=4, num_hidden_layers=2, vocab_size=10))
-        >>> [runtime.name for runtime in find_runtimes(model, Path("run")) if runtime.command]
-        ['ONNX Runtime', 'OpenVINO']
+    Nothing is exported: an export is checked when it is written. The commands name ``folder``, that of the model or its
+    run; ``compact`` is that of a stock model, which vLLM serves as it is. Of the places of ``exports``, by names such
+    as ``onnx-int8``, those that exist are named with their runtime.
     """
     command = f"head-gating export {shlex.quote(str(folder))} --format "
     runtimes = []
@@ -157,7 +126,7 @@ def find_runtimes(
         elif made := tuple(place for place in places if place.exists()):
             runtimes.append(Runtime(row.runtime, "", exports=made))
         elif format == "vllm" and compact is not None:
-            runtimes.append(Runtime(row.runtime, load_function("gating.serving.vllm:serve_stock")(model, compact)))
+            runtimes.append(Runtime(row.runtime, resolve_name("gating.serving.vllm:serve_stock")(model, compact)))
         else:
             runtimes.append(Runtime(row.runtime, f"{command}{format}"))
     return runtimes

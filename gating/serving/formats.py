@@ -1,11 +1,11 @@
 """The formats of exported models, one row each."""
 
-import importlib
 import importlib.util
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from gating.errors import InputError, MissingPackageError
@@ -14,7 +14,7 @@ from gating.errors import InputError, MissingPackageError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["FORMATS", "ServingFormat", "ServingReport", "export_compact", "load_function"]
+__all__ = ["FORMATS", "ServingFormat", "ServingReport", "check_packages", "export_compact"]
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,7 @@ class ServingFormat:
             all.
         ending: Ending of the default name of a file; the name of a folder ends with that of the format.
         options: Names of the function's options beside ``overwrite``.
-        packages: Packages that the export needs.
-        extra: The extra of this package that has them.
+        packages: Packages that the export needs, which are in the extra with the name of the format.
     """
 
     runtime: str
@@ -61,29 +60,15 @@ class ServingFormat:
     ending: str = ""
     options: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
-    extra: str = ""
-
-    def check_packages(self) -> None:
-        """Raise ``ImportError`` with the extra to install if a package is missing."""
-        for package in self.packages:
-            if importlib.util.find_spec(package) is None:
-                raise MissingPackageError(f"The package {package} is needed: pip install 'head-gating[{self.extra}]'")
 
     def reason_against(self, model: "PreTrainedModel") -> str:
         """Return the reason for which the runtime does not run a model, as a sentence; an empty one if it does."""
         try:
             if self.check:
-                load_function(self.check)(model)
+                resolve_name(self.check)(model)
         except InputError as error:
             return str(error)
         return ""
-
-
-def load_function(place: str) -> Callable[..., Any]:
-    """Return the function of a place such as ``gating.serving.vllm:check_vllm``."""
-    module, _, name = place.partition(":")
-    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    return function
 
 
 FORMATS: Mapping[str, ServingFormat] = {
@@ -93,7 +78,6 @@ FORMATS: Mapping[str, ServingFormat] = {
         exporter="gating.serving.graphs.graph_export:export_onnx",
         options=("int8",),
         packages=("onnx", "onnxscript", "onnxruntime", "transformers.exporters"),
-        extra="onnx",
     ),
     "openvino": ServingFormat(
         runtime="OpenVINO",
@@ -101,7 +85,6 @@ FORMATS: Mapping[str, ServingFormat] = {
         exporter="gating.serving.graphs.graph_export:export_openvino",
         options=("int8",),
         packages=("openvino", "nncf", "transformers.exporters"),
-        extra="openvino",
     ),
     "gguf": ServingFormat(
         runtime="llama.cpp",
@@ -111,7 +94,6 @@ FORMATS: Mapping[str, ServingFormat] = {
         ending=".gguf",
         options=("dtype", "tokenizer_from", "pre_tokenizer"),
         packages=("gguf",),
-        extra="gguf",
     ),
     "vllm": ServingFormat(
         runtime="vLLM",
@@ -120,6 +102,13 @@ FORMATS: Mapping[str, ServingFormat] = {
         check="gating.serving.vllm:check_vllm",
     ),
 }
+
+
+def check_packages(format: str) -> None:
+    """Raise ``ImportError`` with the extra to install if a package for a format is missing."""
+    for package in FORMATS[format].packages:
+        if importlib.util.find_spec(package) is None:
+            raise MissingPackageError(f"The package {package} is needed: pip install 'head-gating[{format}]'")
 
 
 def export_compact(
@@ -148,7 +137,7 @@ def export_compact(
         ValueError: The format or the option is unknown, the model is not ready to be exported, or the runtime has no
             such models.
         FileExistsError: The path exists and ``overwrite`` is false.
-        RuntimeError: The export fails, or the runtime gives other results. Nothing is written.
+        RuntimeError: The runtime gives other results. Nothing is written, as after an error of an exporter.
     """
     if format not in FORMATS:
         raise InputError(f"format={format!r} is not a format of exports: give one of {', '.join(FORMATS)}.")
@@ -156,5 +145,5 @@ def export_compact(
     given = {name: value for name, value in options.items() if value is not None and value is not False}
     for name in given.keys() - set(row.options):
         raise InputError(f"format={format!r} has no option {name}: leave it out.")
-    row.check_packages()
-    return load_function(row.exporter)(model_or_directory, save_path, overwrite=overwrite, **given)
+    check_packages(format)
+    return resolve_name(row.exporter)(model_or_directory, save_path, overwrite=overwrite, **given)

@@ -88,19 +88,9 @@ def check_tokens(
     """Compare the tokens that a runtime wrote with the model's own choice after the same text.
 
     Two logits may be nearly equal, so that another order of summation decides for the other token; all later tokens are
-    then compared after that one.
-
-    Args:
-        model: The model that was exported.
-        prompts: Tokens of each prompt.
-        written: Tokens that the runtime wrote after each prompt.
-        never_written: Tokens that the runtime leaves out, such as those that end a text.
-        tolerance: Largest gap of logits, as a share of the largest logit; None for no limit. Of a model in 16 bits, the
-            rounding of its own arithmetic is allowed, too.
-        runtime: Name of the runtime, for messages.
-
-    Raises:
-        RuntimeError: The runtime wrote a token whose logit is smaller than the tolerance allows.
+    then compared after that one. ``tolerance`` is the largest gap of logits, as a share of the largest logit; None for
+    no limit. Of a model in 16 bits, the rounding of its own arithmetic is allowed, too. ``never_written`` are tokens
+    that the runtime leaves out, such as those that end a text.
     """
     # The logits of all tokens take memory.
     keeps = "logits_to_keep" in inspect.signature(model.forward).parameters

@@ -36,8 +36,7 @@ def export_vllm(
     """Save a decoder as a folder that vLLM serves, and compare the outputs of the folder with those of the model.
 
     A model that a configuration describes is saved as a dense one. Another one is saved as a compact folder whose
-    ``config.json`` has the head counts of each layer, and whose layers without heads have one that does nothing. The
-    tokenizer in a folder is copied. Arguments and errors are those of :func:`~gating.serving.formats.export_compact`.
+    ``config.json`` has the head counts of each layer, and whose layers without heads have one that does nothing.
     """
     place = Path(save_path)
     with exporting(model_or_directory, place, format="vllm", overwrite=overwrite) as (model, source, folder):

@@ -1,4 +1,4 @@
-"""Tasks that a model is trained for, one per module."""
+"""Tasks that a model is trained for."""
 
 import lazy_loader
 

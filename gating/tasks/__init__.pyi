@@ -1,13 +1,12 @@
-"""Tasks that a model is trained for, one per module, imported when they are first used."""
+"""Tasks that a model is trained for, imported when they are first used."""
 
+from .blocks import MaskedLM
 from .causal_lm import CausalLM
 from .embedding import Embedding
 from .image_classification import ImageClassification
-from .masked_lm import MaskedLM
 from .question_answering import QuestionAnswering
-from .regression import Regression
 from .seq2seq import Seq2Seq
-from .sequence_classification import SequenceClassification
+from .sequence_classification import Regression, SequenceClassification
 from .token_classification import TokenClassification
 
 __all__ = [

@@ -1,14 +1,18 @@
-"""Language models of blocks of text, masked or causal: blocks of tokens of equal length, and their metrics."""
+"""Language models of blocks of text: blocks of tokens of equal length, their metrics, and masked language models."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 from datasets import Dataset, DatasetDict
+from pydantic import Field
+from torch import Tensor
 from torchmetrics import MetricCollection
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForMaskedLM, DataCollatorForLanguageModeling, PreTrainedModel, PreTrainedTokenizerBase
 
 from gating.data.columns import find_column, take_columns
 from gating.data.examples import Batch, Examples
@@ -17,7 +21,7 @@ from gating.errors import InputError
 from gating.tasks.base import Prepared, TextTask
 from gating.tasks.metrics.texts import TOKEN_SCORES, build_token_metrics, update_token_metrics
 
-__all__ = ["BlockTask", "cut_into_blocks"]
+__all__ = ["BlockTask", "MaskedLM", "cut_into_blocks"]
 
 TokenIds = np.ndarray[Any, np.dtype[np.int32]]
 
@@ -79,16 +83,58 @@ class BlockTask(TextTask):
         update_token_metrics(metrics.values(), outputs["logits"][:, : labels.shape[1]], labels)
 
 
+class MaskedLM(BlockTask):
+    """Prediction of masked tokens, in blocks of text."""
+
+    auto_class = AutoModelForMaskedLM
+    with_ends, shift = False, 0
+
+    def __init__(
+        self,
+        hidden: Annotated[float, Field(gt=0, lt=1)] = 0.15,
+        metrics: Sequence[str] | None = None,
+        score: str | None = None,
+    ) -> None:
+        """Store the share of tokens to mask, and the metrics."""
+        super().__init__(metrics, score)
+        self._hidden = hidden
+
+    def collator(self, processor: PreTrainedTokenizerBase) -> "_MaskingCollator":
+        """Return the function that masks tokens and pads blocks."""
+        return _MaskingCollator(processor, hidden=self._hidden)
+
+
+class _MaskingCollator:
+    """Collator whose random masks depend on the content of the batch alone.
+
+    Each validation uses the same masks, and a resumed run the same as an uninterrupted one. In training, batches and so
+    masks differ in every epoch.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, hidden: float) -> None:
+        self._collate = DataCollatorForLanguageModeling(tokenizer, mlm_probability=hidden)
+
+    def __call__(self, blocks: list[dict[str, Any]]) -> dict[str, Tensor]:
+        seed = zlib.crc32(repr([list(block["input_ids"]) for block in blocks]).encode())
+        self._collate.generator = torch.Generator().manual_seed(seed)
+        batch = dict(self._collate([{"input_ids": block["input_ids"]} for block in blocks]))
+        if (batch["labels"] == -100).all():
+            # The loss over no targets would be NaN: the first word is masked.
+            tokenizer = self._collate.tokenizer
+            is_word = ~torch.isin(batch["input_ids"], torch.tensor(tokenizer.all_special_ids))
+            for row, place in is_word.nonzero()[:1].tolist():
+                batch["labels"][row, place] = batch["input_ids"][row, place]
+                batch["input_ids"][row, place] = tokenizer.mask_token_id
+        return batch
+
+
 def cut_into_blocks(
     splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, *, length: int, with_ends: bool
 ) -> DatasetDict:
-    """Tokenize the column ``text`` of every split, concatenate all texts, and cut the tokens into blocks.
+    """Tokenize the column ``text`` of every split, and cut all texts together into blocks, the column ``input_ids``.
 
     A block has ``length`` tokens. The last one of a split may be shorter; it is left out if it is a single token, since
     that predicts nothing. With ``with_ends``, each text but the last ends with the EOS token.
-
-    Returns:
-        The splits with one column, ``input_ids``.
     """
 
     def tokenize_batch(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:

@@ -37,17 +37,7 @@ class CausalLM(BlockTask):
         metrics: Sequence[str] | None = None,
         score: str | None = None,
     ) -> None:
-        """Store the settings of the samples that the finished model generates, and the metrics.
-
-        Args:
-            prompts: Texts to continue; the first tokens of validation blocks if None.
-            num_samples: Number of prompts taken from the validation data.
-            sample_length: Number of tokens to generate.
-            sample_seed: Random seed of the first sample; that of the next one is larger by one.
-            chat: Whether prompts are messages to a model that answers, in its chat template and without sampling.
-            metrics: ``perplexity``, ``accuracy``; both if None.
-            score: Name of the metric by which runs are compared; the first if None.
-        """
+        """Store the settings of samples, and the metrics; they are those of ``conf/task/causal_lm.yaml``."""
         if chat and not prompts:
             raise InputError("task.chat=true needs messages: give task.prompts, such as ['What is a llama?'].")
         super().__init__(metrics, score)
@@ -64,11 +54,7 @@ class CausalLM(BlockTask):
     def load_processor(
         self, source: ModelSource, meta_model: PreTrainedModel, splits: DatasetDict
     ) -> PreTrainedTokenizerBase:
-        """Load the tokenizer, or train one for a new model; it must fit the prompts.
-
-        Raises:
-            InputError: The model was trained as an encoder, which the default model is.
-        """
+        """Load the tokenizer, or train one for a new model; it must fit the prompts."""
         config = meta_model.config
         if isinstance(source, Pretrained) and self.config(meta_model) and getattr(config, "is_decoder", None) is False:
             raise InputError(

@@ -59,20 +59,7 @@ class Embedding(MetricTask):
         metrics: Sequence[str] | None = None,
         score: str | None = None,
     ) -> None:
-        """Store the loss and the metrics.
-
-        Args:
-            loss: ``distance`` to the embeddings of a teacher, or of pairs: ``cosine`` with a score for each, and
-                ``multiple_negatives`` of pairs that belong together; by the columns of the training data if None.
-            teacher: Folder or hub name of the model that embeddings are compared with: the dense model of the run if
-                None, and ``none`` for no teacher.
-            teacher_revision: Branch, tag or commit of ``teacher`` on the hub.
-            similarity_weight: Weight of the similarities within a batch in the distance to a teacher.
-            negations: Number of negations of English training texts that are added for each training example, to be
-                compared with the teacher.
-            metrics: Names of metrics; all that the data allow if None.
-            score: Name of the metric by which runs are compared; the first if None.
-        """
+        """Store the loss and the metrics; the settings are those of ``conf/task/embedding.yaml``."""
         super().__init__(metrics, score)
         self._loss, self._teacher = loss, teacher
         self._teacher_revision, self._negations = teacher_revision, negations

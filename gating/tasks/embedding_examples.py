@@ -57,18 +57,8 @@ def read_examples(
 ) -> DatasetDict:
     """Return the columns ``text``, ``text_pair`` and ``score`` of each split, as far as it has them.
 
-    Splits may have different columns. With ``loss="distance"``, training pairs need no score: their texts are in the
-    same batch, where the similarity that a teacher finds is learned.
-
-    Args:
-        splits: The data.
-        text: Name of the column of texts; one of the usual names if None, as for the next two.
-        text_pair: Name of the column of second texts.
-        label: Name of the column of scores.
-        loss: Name of the loss; None for the one that fits the training data.
-
-    Raises:
-        ValueError: A column is missing, a text is empty, or a score is no number.
+    Splits may have different columns; those that are not given have usual names. With ``loss="distance"``, training
+    pairs need no score: their texts are in the same batch, where the similarity that a teacher finds is learned.
     """
     # Some splits may have single texts, but not all of them where second ones are named.
     named = {text_pair, str(text_pair).split(".")[0]}  # It may be a field, such as translation.de.

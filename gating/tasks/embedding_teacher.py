@@ -28,16 +28,7 @@ _BATCH = 512
 
 
 def load_sentence_model(name: str, *, revision: str = "main", setting: str) -> Any:
-    """Return the ``SentenceTransformer`` in a folder or on the hub, on the CPU, in full precision.
-
-    Args:
-        name: A folder, a name on the hub, or ``package://NAME/FOLDER``.
-        revision: Branch, tag or commit on the hub.
-        setting: Name of the setting that gives the name, for messages.
-
-    Raises:
-        InputError: The model cannot be loaded, or is no transformer with a pooling.
-    """
+    """Return the ``SentenceTransformer`` in a folder or on the hub, on the CPU, in full precision."""
     with loading(f"{setting}={name}", remedy="Name a model of sentence-transformers, or another encoder."):
         place = locate(name, revision=revision)
         if has_manifest(Path(place)):
@@ -59,12 +50,8 @@ def add_embeddings(
 ) -> DatasetDict:
     """Return tokenized splits with the column ``task_embeddings``: a teacher's embeddings of the column ``text``.
 
-    Args:
-        splits: Splits with texts.
-        tokens: The same rows, tokenized.
-        teacher: A ``SentenceTransformer``, which truncates texts to ``max_length`` tokens, too.
-        max_length: Number of tokens.
-        pairs: Whether to add also ``task_pair_embeddings`` of the column ``text_pair`` of training data that has one.
+    The teacher truncates texts to ``max_length`` tokens, too. With ``pairs``, training data also gets
+    ``task_pair_embeddings`` of the column ``text_pair``.
     """
     digest = _digest(teacher)
     own_length = teacher.max_seq_length

@@ -44,7 +44,7 @@ class ImageClassification(ClassTask):
             "image": find_column(examples.splits, image_column, _IMAGE_COLUMNS),
             "label": find_column(examples.splits, label_column, (*LABEL_COLUMNS, "fine_label")),
         }
-        labeled = self.encode(take_columns(examples.splits, columns), examples.metrics)
+        labeled = self.encode(take_columns(examples.splits, columns), examples)
         check_no_nulls(labeled.splits, ["image"])
         channels = getattr(vision_config(meta_model), "num_channels", 3)
         transformed = {

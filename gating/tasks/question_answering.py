@@ -7,10 +7,13 @@ from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
-from datasets import DatasetDict, Features, List, Value, concatenate_datasets
+from datasets import Dataset, DatasetDict, Features, List, Value, concatenate_datasets
 from pydantic import Field
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.functional.text import squad
+from torchmetrics.utilities import dim_zero_cat
 from transformers import (
     AutoModelForQuestionAnswering,
     DataCollatorWithPadding,
@@ -24,9 +27,8 @@ from gating.data.tokens import check_no_nulls, check_texts, special_token_ids, t
 from gating.errors import InputError, shorten
 from gating.report.score import Score
 from gating.tasks.base import Prepared, TextTask
-from gating.tasks.metrics.answers import AnswerScores, best_spans
 
-__all__ = ["QuestionAnswering", "make_windows", "read_answers"]
+__all__ = ["AnswerScores", "QuestionAnswering", "best_spans", "make_windows", "read_answers"]
 
 _ANSWERS = Features({"text": List(Value("string")), "answer_start": List(Value("int64"))})
 # Number of characters by which answer_start may be off, as it is in some rows of SQuAD.
@@ -43,12 +45,7 @@ class QuestionAnswering(TextTask):
         max_answer_length: Annotated[int, Field(ge=1)] = 30,
         score: Literal["f1", "exact_match"] | None = None,
     ) -> None:
-        """Store the maximum length of predicted answers.
-
-        Args:
-            max_answer_length: Number of tokens.
-            score: The metric by which runs are compared; ``f1`` if None.
-        """
+        """Store the largest number of tokens of an answer, and the metric by which runs are compared."""
         self._max_answer_length = max_answer_length
         self._score = score
 
@@ -129,9 +126,7 @@ def _tokenize(splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_lengt
 def read_answers(splits: DatasetDict) -> DatasetDict:
     """Check the column ``answers``: lists ``text`` and ``answer_start``, which are empty without an answer.
 
-    Raises:
-        ValueError: Answers have another form, or are not near their place in the column ``context``: a model would
-            learn other words.
+    Where they are not near their place in the column ``context``, a model would learn other words.
     """
     read = {}
     for split, table in splits.items():
@@ -215,3 +210,72 @@ def _find_answer(answers: Mapping[str, Sequence[Any]], offsets: Sequence[tuple[i
         return None
     touched = [token for token in inside if offsets[token][0] < stop and offsets[token][1] > start]
     return (touched[0], touched[-1]) if touched else None
+
+
+def best_spans(
+    start_logits: Tensor, end_logits: Tensor, *, offsets: Tensor, cls_index: Tensor, max_length: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the span of each window with the largest sum of the logits, ``[windows, length]``, of its two ends.
+
+    It is given by its score, ``[windows]``, minus infinity if a window has no token of the context; by its characters
+    ``(start, stop)``, ``[windows, 2]``; and by the score of no answer, that of the token ``cls_index``, ``[windows]``.
+    ``offsets`` are the characters of each token, ``[windows, length, 2]``, -1 outside the context.
+    """
+    no_answer = (start_logits + end_logits).gather(1, cls_index[:, None])[:, 0]
+    outside = offsets[..., 0] < 0
+    starts = start_logits.masked_fill(outside, -torch.inf)
+    ends = end_logits.masked_fill(outside, -torch.inf)
+    scores = starts[:, :, None] + ends[:, None, :]
+    allowed = torch.ones_like(scores[0], dtype=torch.bool).triu().tril(max_length - 1)
+    best, place = scores.masked_fill(~allowed, -torch.inf).flatten(1).max(1)
+    first, last = place // scores.shape[2], place % scores.shape[2]
+    rows = torch.arange(len(offsets), device=offsets.device)
+    characters = torch.stack([offsets[rows, first, 0], offsets[rows, last, 1]], dim=1)
+    return best, characters, no_answer
+
+
+class AnswerScores(Metric):
+    """Exact match and F1 of answers, from 0 to 1; an answer is the best span over all windows of its context."""
+
+    higher_is_better = True
+    full_state_update = False
+    examples: list[Tensor]
+    scores: list[Tensor]
+    characters: list[Tensor]
+    no_answer: list[Tensor]
+
+    def __init__(self, references: Dataset, *, unanswerable: bool) -> None:
+        """Store the columns ``context`` and ``answers`` of all examples, and whether no answer is a valid one."""
+        super().__init__()
+        self.formats = {name: Score(name) for name in ("exact_match", "f1")}
+        self._references = references
+        self._unanswerable = unanswerable
+        for name in ("examples", "scores", "characters", "no_answer"):
+            self.add_state(name, [], dist_reduce_fx="cat")
+
+    def update(self, examples: Tensor, scores: Tensor, characters: Tensor, no_answer: Tensor) -> None:
+        """Add windows: the numbers of their examples, shape ``(windows,)``, and the results of :func:`best_spans`."""
+        self.examples.append(examples)
+        self.scores.append(scores)
+        self.characters.append(characters)
+        self.no_answer.append(no_answer)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return ``exact_match`` and ``f1``."""
+        best: dict[int, tuple[float, list[int]]] = {}
+        null: dict[int, float] = {}
+        states = (self.examples, self.scores, self.characters, self.no_answer)
+        for number, score, characters, no_answer in zip(*(dim_zero_cat(s).tolist() for s in states), strict=True):
+            best[number] = max(best.get(number, (score, characters)), (score, characters))
+            # There is no answer only if all windows prefer that.
+            null[number] = min(null.get(number, no_answer), no_answer)
+        predictions, targets = list[dict[str, str]](), list[dict[str, Any]]()
+        for number, (score, (start, stop)) in best.items():
+            row = self._references[number]
+            is_empty = score == -torch.inf or (self._unanswerable and null[number] > score)
+            # The correct answer to an unanswerable question is the empty text.
+            answers = row["answers"] if row["answers"]["text"] else {"text": [""], "answer_start": [0]}
+            predictions.append({"id": str(number), "prediction_text": "" if is_empty else row["context"][start:stop]})
+            targets.append({"id": str(number), "answers": answers})
+        # torchmetrics returns percentages.
+        return {name: value / 100 for name, value in squad(predictions, targets).items()}

@@ -50,18 +50,7 @@ class Seq2Seq(TextTask):
         metrics: Metrics | None = None,
         score: str | None = None,
     ) -> None:
-        """Store the settings of generation, and the metrics.
-
-        Args:
-            prefix: Prefix of every source, such as T5's ``translate English to German: ``.
-            num_beams: Number of beams of beam search; 1 for greedy decoding.
-            num_samples: Number of samples for the report.
-            source_language: Code of the source language for the tokenizer of mBART, NLLB or M2M100, such as ``en_XX``.
-            target_language: Code of the target language.
-            metrics: ``bleu`` and ``chrf`` of texts, ``perplexity`` and ``accuracy`` of tokens, or metrics of texts, or
-                their classes by name; these four if None.
-            score: Name of the metric by which runs are compared; the first if None.
-        """
+        """Store the settings of generation, and the metrics; they are those of ``conf/task/seq2seq.yaml``."""
         super().__init__(metrics, score)
         self._prefix = prefix
         self._num_beams = num_beams

@@ -14,7 +14,7 @@ from sentence_transformers.sentence_transformer import losses
 from sentence_transformers.sentence_transformer.modules import Router, Transformer
 
 import gating
-from gating.errors import InputError, MissingPackageError, OperationError
+from gating.errors import InputError, OperationError
 from gating.structure.layers import count_units
 from tests.integrations.conftest import CHECKPOINTING, weights_of
 from tests.integrations.sentence_models import (
@@ -213,10 +213,3 @@ def test_models_that_gates_cannot_be_put_on_are_refused(tmp_path):
     model[0].model = get_peft_model(model[0].model, LoraConfig(r=2, target_modules=["query", "value"]))
     with pytest.raises(InputError, match=r"got a PeftModel"):
         make_trainer(tmp_path, model)
-
-
-def test_a_missing_package_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
-    monkeypatch.delitem(sys.modules, "gating.integrations.sentence_trainers", raising=False)
-    with pytest.raises(MissingPackageError, match=r"head-gating\[embeddings\]"):
-        _ = gating.integrations.GatedSentenceTransformerTrainer

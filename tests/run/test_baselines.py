@@ -15,8 +15,8 @@ import train
 from gating.report.score import Score
 from gating.tasks import Regression, SequenceClassification, TokenClassification
 from gating.tasks.base import Baseline, Task
-from gating.tasks.metrics.answers import AnswerScores
 from gating.tasks.metrics.labels import log_frequencies
+from gating.tasks.question_answering import AnswerScores
 from gating.training.evaluation import Tally, to_number
 from tests.support.metrics import class_metrics, number_metrics
 from tests.support.tiny_run import WORDS, compose_settings, make_inputs, write_table

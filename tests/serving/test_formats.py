@@ -1,6 +1,7 @@
 """The table of formats: options, packages, and the command."""
 
 import sys
+from pkgutil import resolve_name
 
 import pytest
 
@@ -44,7 +45,7 @@ def test_missing_packages_are_named_with_their_extra(format, package, extra, com
 def test_every_row_names_a_function_with_its_options():
     pytest.importorskip("gguf", reason="the packages of the exports are not installed")
     for row in formats.FORMATS.values():
-        accepted = formats.load_function(row.exporter).__kwdefaults__.keys()
+        accepted = resolve_name(row.exporter).__kwdefaults__.keys()
         assert {*row.options, "overwrite"} <= accepted, row
 
 

@@ -202,7 +202,7 @@ def test_an_export_with_other_results_is_not_written(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="other tokens than the model"):
         gating.export_onnx(make_decoder("Llama", num_hidden_layers=1), tmp_path / "exported")
     monkeypatch.setattr(graph_export, "export_graph", lambda *_: {}["missing"])
-    with pytest.raises(RuntimeError, match=r"BertForSequenceClassification cannot be exported .*KeyError"):
+    with pytest.raises(KeyError, match="missing"):
         gating.export_onnx(uneven("bert"), tmp_path / "exported")
     assert not list(tmp_path.iterdir())
 

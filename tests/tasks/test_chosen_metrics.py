@@ -17,7 +17,6 @@ from gating.errors import InputError
 from gating.report.score import Score
 from gating.tasks.metrics.choice import ChosenMetrics
 from gating.tasks.metrics.labels import CLASS_METRICS, NUMBER_METRICS, build_class_metrics, build_number_metrics
-from gating.tasks.metrics.tags import TAG_METRICS, build_tag_metrics
 from gating.tasks.metrics.texts import (
     TEXT_METRICS,
     TOKEN_SCORES,
@@ -25,6 +24,7 @@ from gating.tasks.metrics.texts import (
     build_token_metrics,
     update_token_metrics,
 )
+from gating.tasks.token_classification import TAG_METRICS, build_tag_metrics
 from tests.support.tiny_run import compose_settings
 
 sklearn = pytest.importorskip("sklearn.metrics", reason="scikit-learn is not installed")

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, BertConfig, BertForQuestionAnswering, Pr
 
 from gating.data.sources import Examples
 from gating.tasks import QuestionAnswering
-from gating.tasks.metrics.answers import AnswerScores, best_spans
+from gating.tasks.question_answering import AnswerScores, best_spans
 from tests.support.tiny_run import make_model_folder
 
 CONTEXT = " ".join(f"word{i}" for i in range(1, 31))

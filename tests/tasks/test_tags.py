@@ -7,8 +7,7 @@ import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from torchmetrics import MetricCollection
 
-from gating.tasks.metrics.tags import SpanScore, find_spans, mark_spans
-from gating.tasks.token_classification import encode_tags
+from gating.tasks.token_classification import SpanScore, encode_tags, find_spans, mark_spans
 
 
 def splits(**columns) -> DatasetDict:

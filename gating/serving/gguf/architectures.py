@@ -63,11 +63,7 @@ _YARN_DEFAULTS = ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscal
 
 
 def find_architecture(model: PreTrainedModel) -> Architecture:
-    """Return the architecture of llama.cpp for a decoder.
-
-    Raises:
-        ValueError: llama.cpp has none; the message names the reason and another export.
-    """
+    """Return the architecture of llama.cpp for a decoder; raise ``InputError`` with the reason if it has none."""
     sizes, config, name = sizes_of(model), model.config, type(model).__name__
     if config.model_type not in _FAMILIES or not name.endswith("ForCausalLM"):
         raise _refusal(

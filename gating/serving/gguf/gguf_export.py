@@ -71,18 +71,11 @@ def export_gguf(
     Args:
         model_or_directory: A model of LLaMA, Mistral, Qwen2 or Qwen3, its compact folder, or its name on the hub.
         save_path: Path of the file; it is written whole or not at all.
-        dtype: Type of the matrices: ``f32``, ``f16``, ``bf16``, or ``q8_0`` with 8 bits. llama.cpp's
-            ``llama-quantize`` makes others of these files.
-        tokenizer: Tokenizer of a model; by default the one in the model's folder. Without any, the file has
-            placeholders, so that it reads and writes numbers of tokens only.
+        dtype: Type of the matrices: ``f32``, ``f16``, ``bf16``, or ``q8_0`` with 8 bits.
+        tokenizer: Tokenizer of a model; by default the one in its folder. Without any, the file has placeholders.
         tokenizer_from: GGUF file whose tokenizer is copied, such as that of the dense model.
         pre_tokenizer: llama.cpp's name of the pre-tokenizer; by default found by its regular expression.
         overwrite: Whether a file at this path may be renamed, to ``model.1.gguf`` and so on.
-
-    Raises:
-        ValueError: llama.cpp has no architecture or no tokenizer of this kind; the message names another export.
-        FileExistsError: The file exists and ``overwrite`` is false.
-        RuntimeError: llama.cpp does not load the file, or writes other tokens. Nothing is written.
     """
     if dtype not in TOLERANCES:
         raise InputError(f"dtype={dtype!r} is not a type of GGUF files: give one of {', '.join(TOLERANCES)}.")
@@ -118,11 +111,7 @@ def export_gguf(
 
 
 def _check(model: PreTrainedModel, file: Path, *, dtype: GgufType, tokenizer: Any, is_copied: bool) -> list[str]:
-    """Compare llama.cpp with a model and its tokenizer, and return the result as sentences.
-
-    Raises:
-        RuntimeError: Its tokens are not those of the model or of the tokenizer.
-    """
+    """Compare llama.cpp with a model and its tokenizer, and return the result as sentences."""
     if find_spec("xllamacpp") is None:
         return ["Not checked: for a check in llama.cpp, pip install xllamacpp"]
     context = context_length(model.config)[0]
@@ -161,9 +150,6 @@ def run_llama_cpp(
     """Return the greedy tokens that llama.cpp writes after prompts, and the tokens that it reads in texts.
 
     Its cache is float32 and its attention the plain one, so that its logits are the model's up to rounding.
-
-    Raises:
-        RuntimeError: llama.cpp does not load the file, or fails.
     """
     task = {"file": str(file), "prompts": prompts, "count": count, "context": context, "texts": texts}
     command = [sys.executable, str(_WORKER)]

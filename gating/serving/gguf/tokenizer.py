@@ -39,13 +39,9 @@ def add_tokenizer(
     vocab_size: int,
     pre_tokenizer: str | None = None,
 ) -> None:
-    """Add the byte-level BPE of a folder's ``tokenizer.json`` to a file, with the special tokens of a model's settings.
+    """Add the byte-level BPE of a ``tokenizer.json`` to a file, with the special tokens of a model's settings.
 
-    Rows of the input embedding beyond the tokens, up to ``vocab_size``, get placeholders. llama.cpp's name of the
-    ``pre_tokenizer`` is found by its regular expression unless it is given.
-
-    Raises:
-        ValueError: The tokenizer is of another kind, or has a regular expression that llama.cpp has no name for.
+    Rows of the input embedding beyond the tokens, up to ``vocab_size``, get placeholders.
     """
     table = read_table(folder / "tokenizer.json")
     parts = table.get("model") or {}
@@ -77,11 +73,7 @@ def add_tokenizer(
 
 
 def copy_tokenizer(writer: gguf.GGUFWriter, source: str | os.PathLike[str], *, vocab_size: int) -> None:
-    """Copy the tokenizer of another GGUF file, such as that of the dense model.
-
-    Raises:
-        ValueError: The file is not GGUF, or has another number of tokens.
-    """
+    """Copy the tokenizer of another GGUF file, such as that of the dense model."""
     with loading(f"tokenizer_from={source}", remedy="Give a GGUF file of the dense model."):
         fields = gguf.GGUFReader(source).fields
     tokens = fields.get("tokenizer.ggml.tokens")

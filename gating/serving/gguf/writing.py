@@ -42,17 +42,7 @@ def write_gguf(
 ) -> None:
     """Write a decoder with attention in all layers that need it as a GGUF file, whose vectors are float32.
 
-    Args:
-        model: The decoder.
-        architecture: Its architecture in llama.cpp.
-        file: The new file.
-        dtype: Type of the matrices.
-        tokenizer: Folder with its tokenizer; with neither folder nor file, tokens are placeholders.
-        tokenizer_from: GGUF file whose tokenizer is copied instead.
-        pre_tokenizer: llama.cpp's name of the pre-tokenizer; found by its regular expression when left out.
-
-    Raises:
-        ValueError: The tokenizer cannot be converted, or is of another model.
+    The tokenizer is that of a folder or that of another file; with neither, tokens are placeholders.
     """
     writer = gguf.GGUFWriter(file, architecture.name)
     try:
@@ -133,10 +123,9 @@ def _type_of(tensor: Tensor, dtype: Type) -> Type:
 
 
 def _widths_in_file(architecture: Architecture, sizes: DecoderSizes) -> list[int]:
-    """Return the number of neurons of each layer in the file; more dummy ones make them equal where they have to be.
+    """Return the number of neurons of each layer in the file: whole blocks, and equal ones where they have to be.
 
-    Dummy ones without weights fill the last block up. A layer without neurons has a block of them, too: llama.cpp
-    would leave it out with its attention.
+    A layer without neurons has a block of dummy ones, too: llama.cpp would leave it out with its attention.
     """
     widths = [max(_BLOCK, width + -width % _BLOCK) for width in sizes.num_neurons]
     return widths if "neurons" in architecture.sizes_per_layer else [max(widths)] * len(widths)
@@ -202,22 +191,12 @@ def _filled(tensor: Tensor, size: int, dim: int) -> Tensor:
 
 
 def _in_pairs(rows: Tensor, head_dim: int) -> Tensor:
-    """Return the rows of heads with the two halves of each head interleaved.
-
-    Args:
-        rows: Weight, ``[heads * head_dim, in_features]``, or bias, ``[heads * head_dim]``.
-        head_dim: Width of a head.
-    """
+    """Return the rows of heads, ``[heads * head_dim, ...]``, with the two halves of each head interleaved."""
     return rows.reshape(-1, 2, head_dim // 2, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
 
 
 def _llama3_factors(config: Any, head_dim: int) -> Tensor:
-    """Return the factors by which LLaMA 3 divides the frequencies of its rotary embeddings, ``[head_dim / 2]``.
-
-    Args:
-        config: Configuration whose ``rope_parameters`` are of the type ``llama3``.
-        head_dim: Width of a head.
-    """
+    """Return the factors by which LLaMA 3 divides the frequencies of rotary embeddings, ``[head_dim / 2]``."""
     frequencies: Tensor = ROPE_INIT_FUNCTIONS["llama3"](config, device=torch.device("cpu"))[0]
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim
     unscaled: Tensor = torch.pow(float(config.rope_parameters["rope_theta"]), -exponents)

@@ -45,12 +45,7 @@ def check_graph(
     """Compare a graph with a model: a decoder token by token, alone and in a padded batch, others on padded batches.
 
     With ``int8``, weights are 8-bit integers: the difference is reported, and only numbers that are not finite fail.
-
-    Returns:
-        The largest relative difference, None for a decoder, and sentences for people.
-
-    Raises:
-        RuntimeError: The results differ.
+    Return the largest relative difference, None for a decoder, and sentences for people.
     """
     if writes_text(model):
         return None, _check_tokens(model, graph, processor, f"{runtime} with 8-bit weights" if int8 else runtime, int8)
@@ -212,12 +207,7 @@ def _width(model: PreTrainedModel, row: Mapping[str, Tensor], prefix: str) -> in
 
 
 def real_positions(output: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-    """Return an output without its padding positions.
-
-    Args:
-        output: Output of a model, ``[batch, length, ...]`` if it has one vector for each token.
-        batch: The model's inputs, with their masks.
-    """
+    """Return an output, ``[batch, length, ...]`` with a vector for each token, without its padding positions."""
     for name in _MASKS:
         if name in batch and output.shape[:2] == batch[name].shape:
             return output[batch[name].bool()]

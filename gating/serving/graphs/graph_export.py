@@ -23,14 +23,7 @@ from gating.proof.probe import make_probe
 from gating.report.metadata import is_sentence_folder
 from gating.serving.contexts import checked_context
 from gating.serving.copies import as_converted, copy_in_float32, with_dummy_heads
-from gating.serving.exporting import (
-    Exportable,
-    exporting,
-    load_processor,
-    megabytes_of,
-    reporting_failure,
-    writes_text,
-)
+from gating.serving.exporting import Exportable, exporting, load_processor, megabytes_of, writes_text
 from gating.serving.formats import FORMATS, ServingReport
 from gating.serving.graphs.check import batch_to_trace, check_graph, input_names
 from gating.serving.graphs.runtime import GraphModel
@@ -75,7 +68,7 @@ def export_onnx(
     Raises:
         ImportError: A package of the export is not installed.
         FileExistsError: The folder is not empty and ``overwrite`` is false.
-        RuntimeError: The model cannot be exported, or its results differ afterwards. Nothing is written.
+        RuntimeError: The results differ. Nothing is written, as after an error of the exporter.
     """
     return _export(model_or_directory, Path(save_directory), "onnx", tokenizer, int8=int8, overwrite=overwrite)
 
@@ -134,7 +127,7 @@ def _write_checked(
         head = SentenceHead.load(sentences_from)
         pool(reference, head)
         pool(copied, head)
-    with quiet_exporters(), reporting_failure(model, runtime):
+    with quiet_exporters():
         if writes_text(model):
             step, batch = decoding_step(copied)
         else:

@@ -30,11 +30,7 @@ _EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
 
 
 def find_graph(folder: str | os.PathLike[str]) -> Path:
-    """Return the file of the graph in the folder of an export.
-
-    Raises:
-        ValueError: There is none.
-    """
+    """Return the file of the graph in the folder of an export."""
     found = [*Path(folder).rglob("model.onnx"), *Path(folder).rglob("openvino_model.xml")]
     if not found:
         raise InputError(f"{folder} has no graph, such as model.onnx: export the model again.")
@@ -123,11 +119,7 @@ class GraphModel(nn.Module):
     def __init__(
         self, config: PreTrainedConfig, folder: str | os.PathLike[str], *, num_threads: int | None = None
     ) -> None:
-        """Load the graph in the folder of an export; ``num_threads`` is by default that of the runtime.
-
-        Raises:
-            ValueError: The graph cannot be loaded.
-        """
+        """Load the graph in the folder of an export; ``num_threads`` is by default that of the runtime."""
         super().__init__()
         self.config = config
         path = find_graph(folder)
@@ -142,17 +134,10 @@ class GraphModel(nn.Module):
         }
 
     def forward(self, **inputs: Tensor) -> Any:
-        """Run the graph, a decoder without a cached text before.
+        """Return the outputs of the graph by name, such as ``logits``, of a decoder without a cached text before.
 
-        Args:
-            **inputs: Inputs of the model. Others, such as labels, are ignored; masks of tokens default to 1 everywhere,
-                token types to 0, and positions to those of real tokens, as in the model.
-
-        Returns:
-            The outputs by name, such as ``logits`` of shape ``(batch, ...)``.
-
-        Raises:
-            ValueError: An input of the graph is missing.
+        Inputs that the graph has not, such as labels, are ignored; masks of tokens default to 1 everywhere, token types
+        to 0, and positions to those of real tokens, as in the model.
         """
         given = {name: tensor.cpu().numpy() for name, tensor in inputs.items() if isinstance(tensor, Tensor)}
         self._session.start(len(next(iter(given.values()))))
@@ -172,13 +157,7 @@ class GraphModel(nn.Module):
         return np.ones_like(ids) if name.endswith("attention_mask") else np.zeros_like(ids)
 
     def write(self, prompts: Sequence[Sequence[int]], count: int, *, pad_token_id: int) -> list[list[int]]:
-        """Return the tokens with the largest logits after each prompt, which are padded on the left.
-
-        Args:
-            prompts: Tokens of each prompt.
-            count: Number of tokens to write, also after a token that ends texts.
-            pad_token_id: Token of the padding.
-        """
+        """Return ``count`` tokens with the largest logits after each prompt, which are padded on the left."""
         longest = max(map(len, prompts))
         tokens = np.array([[pad_token_id] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
         mask = np.array([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])

@@ -58,12 +58,10 @@ class ChosenMetrics:
         make: Callable[[str], tuple[Metric, Score]],
         arguments: Mapping[str, Any] | None = None,
     ) -> tuple[MetricCollection, Score]:
-        """Return the metrics, and the score by which runs are compared.
+        """Return the metrics, by default those of ``default``, and the score by which runs are compared.
 
-        Args:
-            default: Names of the metrics if none are chosen.
-            make: Function from a known name to the metric and its score.
-            arguments: Values of the arguments that come from the data, for the classes that take them.
+        ``make`` is a function from a known name to the metric and its score; ``arguments`` are values from the data,
+        for the classes that take them.
         """
         made = {
             name: make(name) if choice is None else _create(name, choice, arguments or {})

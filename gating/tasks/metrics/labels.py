@@ -114,12 +114,7 @@ def log_frequencies(numbers: Iterable[int], num_classes: int) -> Tensor:
 
 
 def class_config(label_names: Sequence[str]) -> dict[str, Any]:
-    """Return the configuration values that describe classes.
-
-    Example:
-        >>> class_config(["bad", "good"])
-        {'num_labels': 2, 'id2label': {0: 'bad', 1: 'good'}, 'label2id': {'bad': 0, 'good': 1}}
-    """
+    """Return the configuration values that describe classes."""
     return {
         "num_labels": len(label_names),
         "id2label": dict(enumerate(label_names)),
