@@ -20,6 +20,8 @@ from gating.loader.replaced import original_class
 
 __all__ = [
     "AttentionSpec",
+    "BY_COUNT",
+    "CONTEXT",
     "ExpertsSpec",
     "FeedForwardSpec",
     "Projections",
@@ -32,7 +34,6 @@ __all__ = [
     "Side",
     "UpLayout",
     "check_row",
-    "context_spec",
     "has_variable",
     "num_inputs",
     "num_outputs",
@@ -48,6 +49,10 @@ UpLayout = Literal["plain", "halves", "pairs"]
 Side = Literal["inputs", "outputs"]
 # A block that returns anything else keeps a head without effect when it has lost all of them.
 RETURNS = (*FORMS, "other")
+
+
+# In place of the name of an attribute with the width of a head, where a class has one for the number of heads alone.
+BY_COUNT = "by_count"
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,8 @@ class AttentionSpec:
             as those of an output gate. With ``has_state``, ``q`` stands for what each head has for itself and ``k`` for
             what a group shares, in ``kkq`` one kind after another, in ``gkkqq`` and ``gqq`` one group.
         output_projection: Path of the linear layer that mixes the heads; its input is ``[..., num_heads * head_dim]``.
-        head_dim: Name of the attribute with the width of one head in the input of the output projection, or that width.
+        head_dim: Name of the attribute with the width of one head in the input of the output projection, or that width;
+            with ``by_count``, it is that of the input over the number of heads.
         returns: Return value: ``pair`` for ``(output, attention probabilities)``, ``context`` for the same with the
             output projection outside, ``tensor`` for the output alone, ``other`` for anything else: a block without any
             kept head then has one whose columns of the output projection are zero.
@@ -120,10 +126,6 @@ class AttentionSpec:
     def keeps_key_value_heads(self) -> bool:
         """Whether all key-value heads stay, because other layers use them, too."""
         return self.lends or "k" in self.borrowed
-
-    def width_of_head(self, module: nn.Module) -> int | None:
-        """Return the width of one head of a module; None if the module has no such attribute."""
-        return self.head_dim if isinstance(self.head_dim, int) else getattr(module, self.head_dim, None)
 
 
 @dataclass(frozen=True)
@@ -222,23 +224,8 @@ Q_K_V_PROJ: Projections = (("q_proj", "q"), ("k_proj", "k"), ("v_proj", "v"))
 QUERY_KEY_VALUE: Projections = (("query", "q"), ("key", "k"), ("value", "v"))
 
 
-def context_spec(
-    projections: Projections = QUERY_KEY_VALUE,
-    *,
-    is_cross_attention: bool = False,
-    per_head: tuple[tuple[str, int], ...] = (),
-    per_head_inputs: tuple[tuple[str, int], ...] = (),
-) -> AttentionSpec:
-    """Return the spec of attention with the output projection in a sibling module, as in BERT."""
-    return AttentionSpec(
-        projections,
-        "^output.dense",
-        head_dim="attention_head_size",
-        returns="context",
-        is_cross_attention=is_cross_attention,
-        per_head=per_head,
-        per_head_inputs=per_head_inputs,
-    )
+# The output projection is in a sibling module, as in BERT.
+CONTEXT = AttentionSpec(QUERY_KEY_VALUE, "^output.dense", head_dim="attention_head_size", returns="context")
 
 
 def has_variable(module: nn.Module, name: str) -> bool:

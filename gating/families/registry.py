@@ -7,12 +7,13 @@ file of this folder, and a tiny model to ``tests/support/family_models.py``.
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 from torch import nn
 
-from gating.families.layouts import Q_K_V_PROJ, AttentionSpec, Row, check_row, context_spec, read_spec
+from gating.families.layouts import CONTEXT, Q_K_V_PROJ, AttentionSpec, Row, check_row, read_spec
 from gating.families.media import DETECTION_FAMILIES, MEDIA_FAMILIES
 from gating.families.text import SPECIAL_FAMILIES, TEXT_FAMILIES
 from gating.loader.replaced import original_class
@@ -86,9 +87,9 @@ _SHIPPED: dict[str, Row] = {
     ),
     _any_of("Kimi_K25Vision MuseGlimmerVision MuseSparkVision"): AttentionSpec(Q_K_V_PROJ, "proj", returns="tensor"),
     _any_of(_FUSED_VISION): AttentionSpec((("qkv", "qkv"),), "proj", returns="tensor"),
-    _any_of(_WITH_OUTPUT_BESIDE): context_spec(),
-    _any_of(_BERT_LIKE, "SelfAttention"): context_spec(),
-    _any_of(f"{_BERT_LIKE} BridgeTower", "CrossAttention"): context_spec(is_cross_attention=True),
+    _any_of(_WITH_OUTPUT_BESIDE): CONTEXT,
+    _any_of(_BERT_LIKE, "SelfAttention"): CONTEXT,
+    _any_of(f"{_BERT_LIKE} BridgeTower", "CrossAttention"): replace(CONTEXT, is_cross_attention=True),
     **TEXT_FAMILIES,
     **MEDIA_FAMILIES,
     **SPECIAL_FAMILIES,

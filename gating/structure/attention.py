@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gating.errors import InputError
-from gating.families.layouts import AttentionSpec, RowLayout, has_variable, num_inputs, num_outputs
+from gating.families.layouts import BY_COUNT, AttentionSpec, RowLayout, has_variable, num_inputs, num_outputs
 from gating.families.registry import find_spec, registered_spec
 from gating.loader.emptied import FORMS
 from gating.loader.modeling import base_prefix
@@ -101,10 +101,21 @@ class AttentionBlock(Block):
         except AttributeError:
             return False
 
+    def width_of_head(self) -> int | None:
+        """Return the width of one head in the input of the output projection; None if the module does not tell it."""
+        module, width = self.module, self.spec.head_dim
+        if width != BY_COUNT:
+            return width if isinstance(width, int) else getattr(module, width, None)
+        if hasattr(module, "head_slots"):
+            number = len(module.head_slots)
+        else:
+            number = next((getattr(*self.locate(path)) for path in self.spec.head_counts if self.has(path)), 0)
+        return num_inputs(self.output_projection) // number if number else None
+
     def counted(self) -> "AttentionBlock":
         """Return the block with the heads that its module has, or those that an earlier removal has noted there."""
         module: Any = self.module
-        block = replace(self, head_dim=int(self.spec.width_of_head(module) or 0))
+        block = replace(self, head_dim=int(self.width_of_head() or 0))
         if hasattr(module, "head_slots"):
             slots, heads, num_before = tuple(module.head_slots), tuple(module.head_ids), module.num_heads_before
         else:
@@ -321,7 +332,7 @@ def _fits(block: AttentionBlock, name: str) -> bool:
         return True
     layouts = {kind for _, layout in block.projections() for kind in layout}.union(spec.borrowed)
     needed = {"q", "k"} if spec.has_state else {"q", "k", "v"}
-    fits = needed <= layouts and block.has(spec.output_projection) and spec.width_of_head(module) is not None
+    fits = needed <= layouts and block.has(spec.output_projection) and block.width_of_head() is not None
     if not fits and find_spec(module, shipped_only=True) != spec:
         paths = [*(path for path, _ in spec.projections), spec.output_projection, spec.head_dim]
         missing = [path for path in paths if isinstance(path, str) and not block.has(path)]
