@@ -71,15 +71,9 @@ def check_vocabulary(tokenizer: Any, *, size: int | None, name: str) -> None:
 
 
 def check_known(tokenizer: Any, ids: Tensor, *, name: str) -> None:
-    """Check that a tokenizer knows most of the texts that it has encoded.
+    """Raise ``InputError`` for a tokenizer to which over a third of the tokens of texts, ``[num_tokens]``, are unknown.
 
-    Args:
-        tokenizer: The tokenizer.
-        ids: Tokens of the texts, ``[num_tokens]``.
-        name: Name of the texts, for the message.
-
-    Raises:
-        InputError: More than a third of the tokens are unknown; special tokens are not counted.
+    Special tokens are not counted.
     """
     share = _unknown_share(tokenizer, ids)
     if share is not None and share > _MOST_UNKNOWN:

@@ -59,13 +59,7 @@ def discover_layouts(
     """Set the spec of the modules that look like blocks with a unit and have no spec yet, in place.
 
     Candidate layouts are tried on the probe, or on a batch that is made for the model. Of two feed-forward blocks in
-    one module, only one is found.
-
-    Returns:
-        For each module that looks like such a block although every candidate layout fails, the reason.
-
-    Raises:
-        ValueError: The model has adapters, or does not run on the probe.
+    one module, only one is found. Return the reasons for modules that look like such a block although all layouts fail.
     """
     if unit == "neurons":
         guesses: Guesses = {module: specs for _, module, specs in unknown_feed_forward(model)}
@@ -152,11 +146,8 @@ def _own(blocks: Iterator[Any], modules: Sequence[nn.Module]) -> list[Any]:
 
 
 def _try_heads(model: nn.Module, modules: Sequence[nn.Module], probe: Mapping[str, Tensor]) -> None:
-    """Remove some heads, compare with masking them, and undo the removal; find out whether a block may lose all.
-
-    The first group of heads tells layouts apart: the values of the last one are at the end of a fused projection in
-    every layout.
-    """
+    """Remove some heads, compare with masking them, and undo the removal; find out whether a block may lose all."""
+    # The first heads tell layouts apart: values of the last ones are at the end of a fused projection in all layouts.
     blocks: list[AttentionBlock] = _own(iter_attention_blocks(model), modules)
     # Removing a single group would empty the block; its first query head is enough.
     sizes = [block.queries_per_key if block.num_key_value_heads > 1 else 1 for block in blocks]
@@ -171,10 +162,8 @@ def _try_heads(model: nn.Module, modules: Sequence[nn.Module], probe: Mapping[st
 
 
 def _try_neurons(model: nn.Module, modules: Sequence[nn.Module], probe: Mapping[str, Tensor]) -> None:
-    """Remove every other neuron, compare with masking them, and undo the removal.
-
-    What neurons have in common, such as their mean or their largest value, differs without half of them.
-    """
+    """Remove every other neuron, compare with masking them, and undo the removal."""
+    # What neurons have in common, such as their mean or their largest value, differs without half of them.
     found: list[FeedForwardBlock] = _own(iter_feed_forward_blocks(model), modules)
     blocks: list[Block] = [block.regrouped(1) for block in found]
     try_removal(model, blocks, {block.name: block.unit_ids[1::2] for block in blocks}, probe=probe)

@@ -156,10 +156,7 @@ def attention_lookalikes(
 ) -> Iterator[Lookalike]:
     """Yield the modules that look like attention, without those around or inside of others or of known ones.
 
-    Args:
-        model: The model.
-        known: The modules that have a block.
-        problems: Why discovery has not accepted its finding in some modules; None if it has not searched.
+    ``problems`` says why discovery has not accepted its finding in some modules; it is None if it has not searched.
     """
     inside = {part for module in known for part in module.modules()}
     candidates = {
@@ -186,10 +183,7 @@ def _looks_like_attention(module: nn.Module) -> bool:
 
 
 def feed_forward_lookalikes(model: nn.Module, *, problems: Mapping[nn.Module, str] | None) -> Iterator[Lookalike]:
-    """Yield the modules whose class is named so and has layers, or that map to a larger width and back.
-
-    The arguments are those of :func:`attention_lookalikes`.
-    """
+    """Yield the modules whose class is named so and has layers, or that map to a larger width and back."""
     for name, module, guesses in unknown_feed_forward(model):
         num_weights = sum(map(_is_linear, module.children()))
         num_weights += sum(parameter.dim() == 3 for parameter in module.parameters(recurse=False))

@@ -77,9 +77,6 @@ def find_feed_forward_spec(module: nn.Module) -> FeedForwardSpec | None:
 
     An attribute ``feed_forward_spec`` of the module, where discovery stores its findings, takes precedence over rows
     that the user registered for its class, and those over common names of projections with fitting widths.
-
-    Raises:
-        ValueError: A registered spec does not fit the module.
     """
     own: Any = getattr(module, "feed_forward_spec", None)
     if isinstance(own, dict):
@@ -113,12 +110,7 @@ def _find_registered(owner_class: type) -> FeedForwardSpec | None:
 
 
 def rows_of_layout(layout: UpLayout, positions: Sequence[int], width: int) -> list[int]:
-    """Return the output rows of an up projection for the neurons at some of ``width`` positions.
-
-    Example:
-        >>> rows_of_layout("halves", [0, 2], 4)
-        [0, 2, 4, 6]
-    """
+    """Return the output rows of an up projection for the neurons at some of ``width`` positions."""
     if layout == "halves":
         return [*positions, *(width + position for position in positions)]
     if layout == "pairs":

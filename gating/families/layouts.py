@@ -190,11 +190,7 @@ class ExpertsSpec(FeedForwardSpec):
 
 
 def read_spec(values: Any, spec_class: Any) -> Any:
-    """Return a layout from the plain values in the record of a folder.
-
-    Raises:
-        ValueError: It has other fields than a layout, or paths that are none.
-    """
+    """Return a layout from the plain values in the record of a folder; raise ``InputError`` if they are none."""
     known = {key: freeze(value) for key, value in values.items()}
     for text in _texts([value for name, value in known.items() if name != "returns"]):
         if not re.fullmatch(r"\^?([A-Za-z][A-Za-z0-9]*(_[A-Za-z0-9]+)*_?|\d+)(\.(\w*[A-Za-z0-9]|\d+))*", text):

@@ -127,11 +127,8 @@ def _scaled(base: Any) -> dict[str, Any]:
 
 
 def _can_gate_weight(projection: nn.Module) -> bool:
-    """Return whether to scale the weight of a layer, not its input.
-
-    Adapters see the same features as their layer, so that features are scaled where a layer has any. For a frozen
-    weight, the gradient of the scale would be the only reason to compute that of the weight.
-    """
+    """Return whether to scale the weight of a layer, not its input."""
+    # Adapters see the features, too. For a frozen weight, only that of the scale would need its gradient.
     weight = projection._parameters.get("weight")
     return type(projection) in (nn.Linear, Conv1D) and weight is not None and weight.requires_grad
 
@@ -146,12 +143,9 @@ def check_not_gated(blocks: Sequence[Block]) -> None:
 
 
 def freeze(model: nn.Module) -> frozenset[str]:
-    """Freeze the weights of a model, in place, before gates are put on it; gates that it has already stay trainable.
+    """Freeze the weights of a model, in place, before gates are put on it, and return the names for :func:`unfreeze`.
 
-    Gates on frozen weights scale the features: where a weight is scaled, its gradient is computed for the gates alone.
-
-    Returns:
-        The names of the parameters that were trainable, for :func:`unfreeze`.
+    Gates that it has already stay trainable.
     """
     parameters = {
         name: parameter

@@ -130,15 +130,6 @@ def create_gates(
 
     An objective's ``check`` needs no more than these. The arguments and errors are those of :func:`inject_gates`; the
     model may be on the meta device.
-
-    Example:
-        >>> from transformers import BertConfig, BertModel
-        >>> config = BertConfig(hidden_size=8, num_hidden_layers=2, num_attention_heads=4, intermediate_size=8)
-        >>> model = BertModel(config)
-        >>> create_gates(model, exclude=["encoder.layer.0.attention.self"])
-        HeadGates(4 heads in 1 attention blocks)
-        >>> hasattr(model, "head_gates")
-        False
     """
     if hasattr(model, CHILD_NAME):
         raise InputError(f"{type(model).__name__} has gates already; call model.{CHILD_NAME}.remove() first.")
@@ -173,11 +164,8 @@ def _check_exclude(found: list[Block], others: list[str], exclude: Collection[st
 
 
 def _prove_foreign_blocks(model: nn.Module, blocks: list[Block], *, probe: Mapping[str, Tensor] | None) -> None:
-    """Raise ``InputError`` if a block of a class outside of transformers, or with a registered layout, is another one.
-
-    Names of layers do not show all that a class computes. Without this trial, the error would come at the end of
-    training. Discovery has tried the layouts that it has found.
-    """
+    """Raise ``InputError`` if a block of a class outside of transformers, or of a registered layout, is another one."""
+    # Names of layers do not show all that a class computes. Without this trial, the error would end the training.
     is_possible = probe is not None or isinstance(model, PreTrainedModel)
     has_adapters = any(without_adapter(module) is not module for module in model.modules())
     # A sharded model is proven as it loses its neurons.

@@ -125,12 +125,10 @@ class PassValues:
         return self._lacks_graph() or self._made_with != (self._gates.training, self._gates.log_alpha._version)
 
     def _make_late(self) -> None:
-        """Make values without a pass, perhaps inside of a checkpoint.
-
-        The checkpoint runs its function again, but makes no new values. So this must not change the things that the
-        checkpoint compares: the state of the random numbers and the tensors saved for the backward pass. Its seed comes
-        from that state and a counter, since passes without other random numbers leave the state as it is.
-        """
+        """Make values without a pass, perhaps inside of a checkpoint."""
+        # A checkpoint runs its function again, but makes no new values. What it compares must stay: the state of the
+        # random numbers and the tensors saved for the backward pass. A pass without other random numbers leaves that
+        # state as it is, so that the seed comes from a counter, too.
         device = self._gates.log_alpha.device
         save_as_they_are = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
         with save_as_they_are, _fork_rng(device):

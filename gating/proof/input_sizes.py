@@ -134,14 +134,9 @@ def make_tokens(request: Request, *, decoder: bool = False) -> Tensor:
 
 
 def splice(tokens: Tensor, placeholders: Mapping[int, tuple[int, int]]) -> tuple[Tensor, Tensor]:
-    """Insert runs of placeholder tokens, of a number and a type each, behind the first token of each example.
+    """Return tokens and token types, ``[batch_size, new_length]``, with placeholders behind each first token.
 
-    Returns:
-        Tokens and token types, ``[batch_size, new_length]``.
-
-    Example:
-        >>> splice(torch.tensor([[5, 6]]), {9: (2, 1)})
-        (tensor([[5, 9, 9, 6]]), tensor([[0, 1, 1, 0]]))
+    Each placeholder token has the length of its run and its token type.
     """
     rows = len(tokens)
     parts, types = [tokens[:, :1]], [torch.zeros(rows, 1, dtype=torch.long)]

@@ -157,10 +157,8 @@ class MaskedOutputs:
     def _without_effect(
         self, run: Callable[[Sequence[Tensor]], list[Tensor]], outputs: list[Tensor], tolerance: float
     ) -> Iterator[str]:
-        """Yield the names of the blocks that lose units, and whose features do not change the outputs.
-
-        Tried by exchanging the kept and the removed units of a block, unless an estimate shows the change.
-        """
+        """Yield the names of the blocks that lose units, and whose features do not change the outputs."""
+        # Kept and removed units are exchanged, unless an estimate shows already that this changes the outputs.
         exchanged = [(factor == 0).to(factor) for factor in self._factors]
         estimates = _estimate_changes(run, self._factors, exchanged, outputs)
         for index, other in enumerate(exchanged):
@@ -181,9 +179,7 @@ def _estimate_changes(
 ) -> list[float]:
     """Estimate to first order how much exchanging the units of each block would change the outputs.
 
-    Returns:
-        For each block about the root mean square of the change, relative to the largest output; zero where there is no
-        gradient.
+    It is about the root mean square of the change, relative to the largest output; zero where there is no gradient.
     """
     leaves = [factor.detach().clone().requires_grad_() for factor in factors]
     try:

@@ -26,18 +26,10 @@ def make_probe(model: nn.Module, *, batch_size: int = 2, length: int = 12) -> di
 
     Models of several kinds of input, such as texts and images, get all of them, with placeholder tokens in the text
     where the model asks for them. Of several forms that an input may have, the first that the model runs on is taken.
-
-    Args:
-        model: The model to feed.
-        batch_size: Number of examples.
-        length: Number of tokens or audio frames of each example.
-
-    Returns:
-        The inputs by argument name, on the model's device: tokens ``[batch_size, length]``, images
-        ``[batch_size, channels, height, width]``, spectrograms or waveforms.
+    An example has ``length`` tokens, or frames of sound.
 
     Raises:
-        ValueError: The inputs of the model are unknown, its configuration lacks their sizes, or it runs on none of the
+        InputError: The inputs of the model are unknown, its configuration lacks their sizes, or it runs on none of the
             batches that were made.
     """
     batches = _candidates(model, batch_size=batch_size, length=length)
@@ -48,17 +40,10 @@ def make_probe(model: nn.Module, *, batch_size: int = 2, length: int = 12) -> di
 
 
 def run_probe(model: nn.Module, probe: Mapping[str, Tensor] | None = None) -> tuple[Mapping[str, Tensor], list[Tensor]]:
-    """Run a model on a batch, or on a random one that is made for it.
-
-    Args:
-        model: The model.
-        probe: A batch as the model's keyword arguments; made from the model's configuration when left out.
-
-    Returns:
-        The batch, and its :func:`forward_outputs`.
+    """Run a model on a batch, or on a random one that is made for it; return the batch, and its outputs.
 
     Raises:
-        ValueError: No batch can be made, or the model does not run on it, or has no weights yet.
+        InputError: No batch can be made, or the model does not run on it, or has no weights yet.
     """
     if not isinstance(probe, Mapping | None):
         raise _unusable(model, f"takes no probe of type {type(probe).__name__}")

@@ -16,11 +16,8 @@ __all__ = ["apply_proven", "check_proven", "try_removal"]
 def apply_proven(model: nn.Module, edits: Sequence[Edit], masked: MaskedOutputs) -> tuple[list[Undo], float]:
     """Apply the edits of a removal, in place, and undo them unless the outputs equal those recorded with masked units.
 
-    Returns:
-        The functions for :func:`~gating.structure.edits.undo_edits`, and the largest relative difference of outputs.
-
-    Raises:
-        LayoutError: The outputs differ, or the model does not run any more. The model is bit for bit as before then.
+    Return the functions that undo them, and the largest relative difference of outputs. On a ``LayoutError``, because
+    the outputs differ or the model does not run any more, it is bit for bit as before.
     """
     done = apply_edits(edits)
     try:
@@ -57,15 +54,8 @@ def try_removal(
 ) -> None:
     """Apply a removal, if it changes anything, compare the outputs with those of masked units, and undo it.
 
-    Args:
-        model: The model, which stays bit for bit as it is.
-        blocks: The changed blocks.
-        kept: For the name of each block, the original numbers of the units (heads, groups of neurons) to keep.
-        probe: The batch to compare on; made from the model's configuration when left out.
-        must_matter: Whether it is an error if the outputs depend on none of the blocks.
-
-    Raises:
-        ValueError: The outputs differ, or the model does not run on the probe, before or after the removal.
+    ``kept`` has the numbers of the units to keep by the names of the blocks. With ``must_matter``, it is an error if
+    the outputs depend on none of the blocks, as it is if they differ.
     """
     edits = [edit for block in blocks for edit in block.plan_removal(kept[block.name])]
     if not edits:

@@ -101,7 +101,7 @@ class AttentionBlock(Block):
         except AttributeError:
             return False
 
-    def width_of_head(self) -> int | None:
+    def _width_of_head(self) -> int | None:
         """Return the width of one head in the input of the output projection; None if the module does not tell it."""
         module, width = self.module, self.spec.head_dim
         if width != BY_COUNT:
@@ -115,7 +115,7 @@ class AttentionBlock(Block):
     def counted(self) -> "AttentionBlock":
         """Return the block with the heads that its module has, or those that an earlier removal has noted there."""
         module: Any = self.module
-        block = replace(self, head_dim=int(self.width_of_head() or 0))
+        block = replace(self, head_dim=int(self._width_of_head() or 0))
         if hasattr(module, "head_slots"):
             slots, heads, num_before = tuple(module.head_slots), tuple(module.head_ids), module.num_heads_before
         else:
@@ -332,7 +332,7 @@ def _fits(block: AttentionBlock, name: str) -> bool:
         return True
     layouts = {kind for _, layout in block.projections() for kind in layout}.union(spec.borrowed)
     needed = {"q", "k"} if spec.has_state else {"q", "k", "v"}
-    fits = needed <= layouts and block.has(spec.output_projection) and block.width_of_head() is not None
+    fits = needed <= layouts and block.has(spec.output_projection) and block._width_of_head() is not None
     if not fits and find_spec(module, shipped_only=True) != spec:
         paths = [*(path for path, _ in spec.projections), spec.output_projection, spec.head_dim]
         missing = [path for path in paths if isinstance(path, str) and not block.has(path)]

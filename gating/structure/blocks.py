@@ -162,21 +162,13 @@ class Block(ABC):
 
     @abstractmethod
     def plan_removal(self, kept: Collection[int]) -> list[Edit]:
-        """Plan the removal of all units except the kept ones, given by their original numbers.
-
-        Returns:
-            Edits to apply in order; none if every unit is kept.
-        """
+        """Plan the removal of all units except the kept ones, given by their original numbers; no edits if all are."""
 
 
 def tower_of(name: str) -> str:
     """Return the tower of a block: ``language``, ``vision``, ``audio``, or else the first part of its name.
 
     Layers without a name of their own are those of the language model.
-
-    Example:
-        >>> tower_of("vision_tower.vision_model.encoder.layers.0.self_attn"), tower_of("layers.0.self_attn")
-        ('vision', 'language')
     """
     for part in name.split("."):
         for tower, pattern in _TOWERS.items():
@@ -222,11 +214,7 @@ def share_specs(model: nn.Module, other: nn.Module) -> None:
 
 
 def whole_number(value: Any) -> int:
-    """Return an integer, also of NumPy or PyTorch, as a Python integer.
-
-    Raises:
-        TypeError: The value is not an integer; booleans are not.
-    """
+    """Return an integer, also of NumPy or PyTorch, as a Python integer; raise ``TypeError`` for others and booleans."""
     if isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool"):
         raise InputTypeError("a boolean is not a whole number")
     return operator.index(value)

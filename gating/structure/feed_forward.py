@@ -294,13 +294,7 @@ def iter_feed_forward_blocks(model: nn.Module, *, group_size: int | None = None)
     """Yield the feed-forward blocks of a model with a known layout, in the order of modules.
 
     Nothing is checked: :func:`~gating.discovery.find.find_feed_forward_blocks` refuses blocks that cannot lose neurons.
-
-    Args:
-        model: Any module.
-        group_size: Number of neurons in a group; if left out, that of an earlier removal, or 64.
-
-    Raises:
-        ValueError: ``group_size`` does not fit an earlier removal.
+    Without a size, groups are those of an earlier removal, or have 64 neurons.
     """
     prefix = base_prefix(model)
     owners = [

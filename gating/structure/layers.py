@@ -120,12 +120,7 @@ def kept_layers(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def dense_name(record: Mapping[str, Any], name: str) -> str:
-    """Return the name of a block in the original model, from its name in one that layers have left.
-
-    Example:
-        >>> dense_name({"kept": {"encoder.layer": [0, 3]}}, "encoder.layer.1.attention.self")
-        'encoder.layer.3.attention.self'
-    """
+    """Return the name of a block in the original model, from its name in one that layers have left."""
     for path, kept in record.get("kept", {}).items():
         if found := re.match(rf"{re.escape(path)}\.(\d+)(?=\.|$)", name):
             return f"{path}.{kept[int(found[1])]}{name[found.end() :]}"
