@@ -13,26 +13,23 @@ from datasets.fingerprint import Hasher
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from gating.errors import InputError, loading, shorten
-from gating.models.sources import ModelSource, NewModel
+from gating.models.sources import ModelSource
 from gating.tracking.progress import Progress, advance
-from gating.vocabulary import check_known, check_vocabulary, vocabulary_size
+from gating.vocabulary import check_known, check_vocabulary
 
 # Number of tokens that tell whether a tokenizer knows the texts.
 _CHECKED = 10_000_000
 
 
-def load_tokenizer(
-    source: ModelSource, *, after_space: bool = False, meta_model: PreTrainedModel | None = None
-) -> PreTrainedTokenizerBase:
+def load_tokenizer(source: ModelSource, *, after_space: bool = False) -> PreTrainedTokenizerBase:
     """Load a model's tokenizer; it pads with its EOS token if it has no padding token, as those of decoders.
 
     Args:
         source: The source of the model.
         after_space: Whether to tokenize every text as if it followed a space, if the tokenizer distinguishes.
-        meta_model: The model without weights, whose vocabulary the tokenizer must fit; None to leave that out.
 
     Raises:
-        ValueError: The model is new and has no tokenizer, or the tokenizer cannot be loaded or is not the model's.
+        ValueError: The model is new and has no tokenizer, or the tokenizer has no tokens for texts or cannot be loaded.
     """
     if source.processor is None:
         raise InputError(f"The {source.title} has no tokenizer: give one with model.tokenizer=FOLDER_OR_HUB_NAME.")
@@ -41,9 +38,7 @@ def load_tokenizer(
         tokenizer: PreTrainedTokenizerBase = load()
         if after_space and getattr(tokenizer, "add_prefix_space", True) is False:
             tokenizer = load(add_prefix_space=True)
-    # A new model has learned nothing from another tokenizer.
-    size = None if meta_model is None or isinstance(source, NewModel) else vocabulary_size(meta_model)
-    check_vocabulary(tokenizer, size=size, name=str(source.processor))
+    check_vocabulary(tokenizer, name=str(source.processor))
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise InputError(f"The tokenizer in {source.processor} needs a pad_token: set it, and save it again.")
