@@ -13,8 +13,8 @@ from transformers.pytorch_utils import Conv1D
 
 from gating.discovery.refusals import why_mixed, why_not_attention
 from gating.errors import InputError, RemedyWarning
-from gating.families.feed_forward import find_feed_forward_spec
 from gating.families.layouts import FeedForwardSpec, num_inputs, num_outputs, without_adapter
+from gating.families.registry import find_feed_forward_spec
 from gating.loader.modeling import base_prefix
 from gating.structure.attention import iter_attention_blocks
 from gating.structure.blocks import Block, tower_of
@@ -37,7 +37,7 @@ __all__ = [
 _MOST_SHOWN = 4
 # The name of a module, the module, and the reason why it has no block.
 Lookalike = tuple[str, nn.Module, str]
-UNREGISTERED = "its layers are not registered; discover=True may find their layout"
+UNREGISTERED = "its layers fit no registered layout; discover=True may find theirs"
 _NOT_FOUND = "discovery finds no layers in it whose names or widths it knows"
 # Names of projections in modules whose class has another name.
 _PROJECTIONS = (

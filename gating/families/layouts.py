@@ -14,7 +14,6 @@ from transformers.pytorch_utils import Conv1D
 
 from gating.errors import InputError
 from gating.loader.classes import freeze
-from gating.loader.emptied import FORMS
 from gating.loader.parts import PARTS
 from gating.loader.replaced import original_class
 
@@ -28,12 +27,10 @@ __all__ = [
     "QUERY_KEY_VALUE",
     "Q_K_V",
     "Q_K_V_PROJ",
-    "RETURNS",
     "Row",
     "RowLayout",
     "Side",
     "UpLayout",
-    "check_row",
     "has_variable",
     "num_inputs",
     "num_outputs",
@@ -47,8 +44,6 @@ __all__ = [
 RowLayout = Literal["q", "k", "v", "kv", "qkv", "hqkv", "gqkv", "hkv", "pqvk", "kkq", "gkkqq", "gqq"]
 UpLayout = Literal["plain", "halves", "pairs"]
 Side = Literal["inputs", "outputs"]
-# A block that returns anything else keeps a head without effect when it has lost all of them.
-RETURNS = (*FORMS, "other")
 
 
 # In place of the name of an attribute with the width of a head, where a class has one for the number of heads alone.
@@ -78,7 +73,8 @@ class AttentionSpec:
             kept head then has one whose columns of the output projection are zero.
         head_counts: Paths of attributes with the number of heads; those of the parent only while there are heads.
         head_widths: Attributes with ``num_heads * head_dim``.
-        is_cross_attention: Whether keys and values come from another sequence; names such as ``encoder_attn`` tell it.
+        is_cross_attention: Whether keys and values come from another sequence; names such as ``encoder_attn`` tell it,
+            and those of classes with ``Cross``.
         per_head: Pairs ``(path, dim)`` of parameters with entries for each head along ``dim``, or of lists of modules.
         per_key_value_head: The same for each key-value head.
         per_head_inputs: Pairs ``(argument, dim)`` of arguments of ``forward`` with an entry for each head of the
@@ -228,17 +224,6 @@ def has_variable(module: nn.Module, name: str) -> bool:
     """Return whether the ``forward`` of a module's class has an argument or variable, by which versions differ."""
     forward: Any = inspect.unwrap(original_class(type(module)).forward)
     return name in forward.__code__.co_varnames
-
-
-def check_row(class_name: Any, projections: Any, *, returns: Any = "pair") -> None:
-    """Raise an error for a row of a registry whose pattern, pairs or return value cannot be read."""
-    re.compile(class_name)
-    is_list = isinstance(projections, (tuple, list))
-    if returns not in RETURNS or not (is_list and all(isinstance(one, tuple) and len(one) == 2 for one in projections)):
-        raise InputError(
-            f"The spec for {class_name} has returns={returns!r} and the projections {projections!r}: give one of "
-            f"{', '.join(RETURNS)}, and pairs such as ('q_proj', 'q') or ('fc1', 'plain')."
-        )
 
 
 def size_names(linear: nn.Module, side: Side) -> list[str]:

@@ -149,7 +149,7 @@ MEDIA_FAMILIES: dict[str, Row] = {
     ),
     "Gemma4AudioAttention": AttentionSpec((*_LINEAR_PARTS, ("relative_k_proj", "q")), "post.linear"),
     "MultiheadAttention": _multihead,
-    "XCLIPCrossAttention": AttentionSpec(Q_K_V_PROJ, "proj", returns="tensor", is_cross_attention=True),
+    "XCLIPCrossAttention": AttentionSpec(Q_K_V_PROJ, "proj", returns="tensor"),
     "(Gemma3n|Gemma4)TextAttention": _gemma,
     "ChameleonAttention": AttentionSpec(
         Q_K_V_PROJ,
@@ -198,8 +198,7 @@ _CONTENT: Projections = (
     ("v_proj", "v"),
 )
 DETECTION_FAMILIES: dict[str, Row] = {
-    "ConditionalDetrDecoderSelfAttention": AttentionSpec(_CONTENT, "o_proj"),
-    "ConditionalDetrDecoderCrossAttention": AttentionSpec(_CONTENT, "o_proj", is_cross_attention=True),
+    "ConditionalDetrDecoder(Self|Cross)Attention": AttentionSpec(_CONTENT, "o_proj"),
     "(Detr|TableTransformer)Attention": AttentionSpec(Q_K_V_PROJ, "out_proj", forward=detr_forward),
     "DabDetrAttention": _dab,
     "(DeformableDetr|RTDetr|RTDetrV2|GroundingDino|MMGroundingDino|OmDetTurbo|LwDetr|RfDetr|PPDocLayoutV[234]|"

@@ -213,8 +213,8 @@ class AttentionBlock(Block):
 
     @property
     def is_cross_attention(self) -> bool:
-        """Whether keys and values come from another sequence."""
-        named_so = bool(_CROSS_ATTENTION.search(self.name))
+        """Whether keys and values come from another sequence: the layout, a name or an attribute tells it."""
+        named_so = "Cross" in type(self.module).__name__ or _CROSS_ATTENTION.search(self.name) is not None
         return self.spec.is_cross_attention or named_so or bool(getattr(self.module, "is_cross_attention", False))
 
     @property
@@ -320,24 +320,16 @@ def iter_attention_blocks(model: nn.Module) -> Iterator[AttentionBlock]:
         name = full_name.removeprefix(prefix)
         layer_idx = layer_number(name, default=order)
         block = AttentionBlock(name=name, layer_idx=layer_idx, module=module, parent=parent, spec=spec)
-        if _fits(block, full_name):
+        if _fits(block):
             yield block.counted()
             order += 1
 
 
-def _fits(block: AttentionBlock, name: str) -> bool:
-    """Return whether a spec fits a module: other classes may have the same name. A spec of the user has to fit."""
+def _fits(block: AttentionBlock) -> bool:
+    """Return whether a spec fits a module: other classes may have the same name."""
     module, spec = block.module, block.spec
     if hasattr(module, "head_slots"):
         return True
     layouts = {kind for _, layout in block.projections() for kind in layout}.union(spec.borrowed)
     needed = {"q", "k"} if spec.has_state else {"q", "k", "v"}
-    fits = needed <= layouts and block.has(spec.output_projection) and block._width_of_head() is not None
-    if not fits and find_spec(module, shipped_only=True) != spec:
-        paths = [*(path for path, _ in spec.projections), spec.output_projection, spec.head_dim]
-        missing = [path for path in paths if isinstance(path, str) and not block.has(path)]
-        raise InputError(
-            f"The spec of {type(module).__name__} does not fit {name}: "
-            + (f"it has no {missing[0]!r}." if missing else "its projections do not make queries, keys and values.")
-        )
-    return fits
+    return needed <= layouts and block.has(spec.output_projection) and block._width_of_head() is not None

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from gating.errors import InputError
-from gating.families.feed_forward import find_feed_forward_spec, registered_feed_forward_spec, rows_of_layout
 from gating.families.layouts import ExpertsSpec, FeedForwardSpec, UpLayout, num_inputs, num_outputs, without_adapter
+from gating.families.registry import find_feed_forward_spec, registered_feed_forward_spec, rows_of_layout
 from gating.loader.modeling import base_prefix
 from gating.loader.views import ConfigView
 from gating.structure.blocks import Block, layer_number, whole_number

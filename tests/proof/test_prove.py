@@ -7,7 +7,7 @@ import torch
 
 import gating
 from gating.errors import InputError, LayoutError, OperationError
-from gating.families import feed_forward
+from gating.families import registry
 from gating.proof import masked
 from tests.support.family_models import FAMILIES
 from tests.support.tiny_models import assert_same_state, state_of
@@ -75,7 +75,7 @@ def test_a_lack_of_memory_reaches_the_caller(gated, where, monkeypatch):
 
 @pytest.mark.parametrize("change", [gating.prune_layers, partial(gating.find_feed_forward_blocks, discover=True)])
 def test_a_lack_of_memory_is_no_wrong_layout(bert, change, monkeypatch):
-    monkeypatch.setattr(feed_forward, "_SHIPPED", ())
+    monkeypatch.setattr(registry, "_FEED_FORWARD", ())
     monkeypatch.setattr(masked.ExpectedOutputs, "difference", _out_of_memory)
     with pytest.raises(torch.OutOfMemoryError):
         change(bert, *([[1]] if change is gating.prune_layers else []))
