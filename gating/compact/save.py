@@ -29,9 +29,9 @@ from gating.loader.integrity import check_finite, write_checksums
 from gating.loader.modeling import canary_outputs
 from gating.loader.saving import become_compact, has_lost_units
 from gating.proof.conditions import check_has_values, check_no_adapters, check_not_wrapped, check_savable
-from gating.proof.masked import ExpectedOutputs
 from gating.proof.outputs import evaluating, max_relative_difference, tolerance_for
 from gating.proof.probe import make_probe
+from gating.proof.prove import ExpectedOutputs
 from gating.report.card import write_card
 from gating.report.rows import CompactReport
 from gating.storage.files import replacing_folder
