@@ -16,7 +16,6 @@ class Unit:
     """Words for a unit in reports and messages, and settings of its gates in a search.
 
     Attributes:
-        singular: One of them, such as ``head``.
         label: Its blocks in messages, such as ``attention``.
         expected: Name in the logs of the expected number of open units.
         open: Likewise of the number of open units.
@@ -28,7 +27,6 @@ class Unit:
         recovery: Share of the steps of a training after the removal that no setting gives, likewise.
     """
 
-    singular: str
     label: str
     expected: str
     open: str
@@ -42,7 +40,6 @@ class Unit:
 # Each unit by its name, in the order of their gates.
 UNITS: dict[UnitName, Unit] = {
     "heads": Unit(
-        singular="head",
         label="attention",
         expected="gates/expected_open",
         open="gates/open",
@@ -50,7 +47,6 @@ UNITS: dict[UnitName, Unit] = {
         block="gates/layer_{:02d}/open",
     ),
     "neurons": Unit(
-        singular="neuron",
         label="feed-forward",
         expected="gates/neurons/expected",
         open="gates/neurons/open",

@@ -88,31 +88,25 @@ def group_ungated(
     return [UngatedModules(class_name, tuple(names), reason, unit) for (class_name, reason), names in found.items()]
 
 
-def ungated_warning(model: nn.Module, ungated: Sequence[UngatedModules]) -> RemedyWarning:
+def ungated_warning(ungated: Sequence[UngatedModules]) -> RemedyWarning:
     """Return the warning about modules without gates."""
-    sentences = [
-        _sentence(model, [one for one in ungated if one.unit == unit])
-        for unit in dict.fromkeys(one.unit for one in ungated)
-    ]
+    units = " or ".join(dict.fromkeys(one.unit for one in ungated))
     name, others = ungated[0].names[0], "or patterns with *, or the towers to gate in"
     return RemedyWarning(
-        f"{' '.join(sentences)} If that is meant, name them ",
+        f"Some modules get no gates, so they keep all {units}: {_clauses(ungated)}. If that is meant, name them ",
         python=f"in exclude, such as exclude=[{name!r}] {others} towers.",
         command=f"in gates.exclude, such as gates.exclude=['{name}'] {others} gates.towers.",
     )
 
 
-def _sentence(model: nn.Module, ungated: Sequence[UngatedModules]) -> str:
-    number, unit = sum(len(one.names) for one in ungated), ungated[0].unit
-    shown = "; ".join(str(one) for one in ungated[:_MOST_SHOWN])
-    more = f"; and {len(ungated) - _MOST_SHOWN} more classes" if len(ungated) > _MOST_SHOWN else ""
-    modules = f"{number} {UNITS[unit].label} modules of {type(model).__name__}"
-    return f"{modules} get no gates, so they keep all {unit}: {shown}{more}."
+def _clauses(ungated: Sequence[UngatedModules]) -> str:
+    more = [f"and {len(ungated) - _MOST_SHOWN} more classes"] if len(ungated) > _MOST_SHOWN else []
+    return "; ".join([*map(str, ungated[:_MOST_SHOWN]), *more])
 
 
 def explain_none(model: nn.Module, ungated: Sequence[UngatedModules], *, unit: UnitName, searched: bool) -> InputError:
     """Return the error for a model without any block that can lose units, in which discovery may have searched."""
-    found = "; ".join(f"in {one}" for one in ungated[:_MOST_SHOWN]) or f"no {UNITS[unit].label} block of it is known"
+    found = _clauses(ungated) or f"no {UNITS[unit].label} block of it is known"
     problem = f"{unit.capitalize()} cannot be removed from {type(model).__name__}: {found}."
     if ungated and all(one.reason != UNREGISTERED for one in ungated):
         return InputError(problem)

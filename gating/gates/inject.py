@@ -110,7 +110,7 @@ def inject_gates(
     _prove_foreign_blocks(model, blocks, probe=probe)
     gates.attach(model, blocks)
     if gates.ungated:
-        warnings.warn(ungated_warning(model, gates.ungated), stacklevel=3)
+        warnings.warn(ungated_warning(gates.ungated), stacklevel=3)
     return gates
 
 
@@ -147,8 +147,8 @@ def create_gates(
         block for block in found if block.unit_ids and not is_left_out(block.name, exclude=exclude, towers=wanted)
     ]
     if not blocks:
-        units_found = {f"{UNITS[block.unit].label} {UNITS[block.unit].singular}" for block in found}
-        raise InputError(f"No {' or '.join(sorted(units_found))} of {type(model).__name__} is left to put a gate on.")
+        units_found = " or ".join(sorted({block.unit for block in found}))
+        raise InputError(f"No {units_found} of {type(model).__name__} are left to put a gate on.")
     check_not_gated(blocks)
     gates = HeadGates(blocks, group_queries=group_queries, **distribution)
     gates.ungated = tuple(without_left_out(ungated, exclude=exclude, towers=wanted))
@@ -174,7 +174,7 @@ def _prove_foreign_blocks(model: nn.Module, blocks: list[Block], *, probe: Mappi
         return
     for unit in UNITS:
         foreign = [block for block in blocks if block.unit == unit and block.is_foreign]
-        if foreign and foreign[0].is_tried_if_it_runs and probe is None and not _runs(model):
+        if foreign and probe is None and not _runs(model):
             continue
         kept = {block.name: block.all_but_some() for block in foreign}
         try_removal(model, foreign, kept, probe=probe, must_matter=False)

@@ -317,10 +317,9 @@ def _wrong_layout(model: nn.Module, blocks: Sequence[Block], problem: str) -> La
     guessed = {type(block.module).__name__ for block in blocks if block.is_guessed}
     classes = ", ".join(sorted(guessed or {type(block.module).__name__ for block in blocks}))
     start = "The layout that discovery guessed is wrong: without" if guessed else "Without"
-    register = " or ".join(sorted({f"gating.{block.registered_by}" for block in blocks}))
     row = "" if guessed else "The layout is another one than that of its row in the registry. "
     return LayoutError(
         f"{start} its removed {units}, {type(model).__name__} differs from the model with these {units} masked: "
-        f"{problem}. {row}If they are independent of each other, describe the layout of {classes} with {register}. "
-        "Nothing was changed."
+        f"{problem}. {row}If they are independent of each other, describe the layout of {classes} with "
+        "gating.register_attention_spec or gating.register_feed_forward_spec. Nothing was changed."
     )

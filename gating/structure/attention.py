@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gating.errors import InputError
 from gating.families.layouts import BY_COUNT, AttentionSpec, RowLayout, has_variable, num_inputs, num_outputs
 from gating.families.registry import find_spec, registered_spec
 from gating.loader.emptied import FORMS
@@ -27,9 +26,7 @@ from gating.structure.edits import Edit
 from gating.structure.hooks import Handle, Hooks, hook_input, with_forward
 from gating.structure.sizes import GateSize, head_norms, head_sizes, token_counter
 
-__all__ = ["AttentionBlock", "AttentionKind", "iter_attention_blocks"]
-
-AttentionKind = Literal["encoder", "decoder", "cross", "self"]
+__all__ = ["AttentionBlock", "iter_attention_blocks"]
 
 _CROSS_ATTENTION = re.compile(r"(^|\.)(encoder_attn|EncDecAttention|cross_?attention|cross_?attn)(\.|$)", re.I)
 _TOWER = re.compile(r"(?:^|\.)(?:\w+_)?(encoder|decoder)(?:\.|$)")
@@ -51,10 +48,7 @@ class AttentionBlock(Block):
     """
 
     unit = "heads"
-    registered_by = "register_attention_spec"
     stored_as = "attention_spec"
-    # A user may register the layout of a model for which no batch can be made.
-    is_tried_if_it_runs = True
 
     parent: nn.Module
     num_key_value_heads: int = 0
@@ -103,7 +97,8 @@ class AttentionBlock(Block):
 
     def _width_of_head(self) -> int | None:
         """Return the width of one head in the input of the output projection; None if the module does not tell it."""
-        module, width = self.module, self.spec.head_dim
+        module: Any = self.module
+        width = self.spec.head_dim
         if width != BY_COUNT:
             return width if isinstance(width, int) else getattr(module, width, None)
         if hasattr(module, "head_slots"):
@@ -141,14 +136,7 @@ class AttentionBlock(Block):
     @property
     def queries_per_key(self) -> int:
         """Number of query heads, padding included, that share one key-value head."""
-        number, rest = divmod(len(self.head_slots), self.num_key_value_heads)
-        if rest:
-            raise InputError(
-                f"{self.name} has {len(self.head_slots)} query heads for {self.num_key_value_heads} key-value heads, "
-                "which cannot be shared out evenly: correct num_attention_heads or num_key_value_heads in the model's "
-                "configuration."
-            )
-        return number
+        return len(self.head_slots) // self.num_key_value_heads
 
     @property
     def num_heads(self) -> int:
@@ -218,7 +206,7 @@ class AttentionBlock(Block):
         return self.spec.is_cross_attention or named_so or bool(getattr(self.module, "is_cross_attention", False))
 
     @property
-    def kind(self) -> AttentionKind:
+    def kind(self) -> Literal["encoder", "decoder", "cross", "self"]:
         """Kind of attention: ``cross``, or self-attention of the ``encoder``, the ``decoder`` or neither (``self``).
 
         The name of the outermost module decides: a decoder made of a BERT has an encoder inside.
@@ -250,9 +238,6 @@ class AttentionBlock(Block):
 
         Args:
             group_queries: Whether the query heads that share keys and values get one gate.
-
-        Raises:
-            InputError: Query heads cannot be shared out evenly among the key-value heads.
         """
         size = self.queries_per_key if group_queries and self.num_key_value_heads > 1 else 1
         starts = range(0, len(self.head_slots), size)

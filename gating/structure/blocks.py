@@ -35,17 +35,13 @@ class Block(ABC):
         module: The module that holds all of the weights of the block's units.
         spec: The layout of its weights.
         unit: Name of the unit, ``heads`` or ``neurons``.
-        registered_by: Name of the public function that registers a layout of such blocks.
         stored_as: Attribute of the module with a layout that discovery has found, or that a compact folder has.
         gates_weight: Whether the weight that meets the features may be scaled in their place.
-        is_tried_if_it_runs: Whether a foreign block gets gates untried if the model runs on no batch made for it.
     """
 
     unit: ClassVar[str]
-    registered_by: ClassVar[str]
     stored_as: ClassVar[str]
     gates_weight: ClassVar[bool] = False
-    is_tried_if_it_runs: ClassVar[bool] = False
 
     name: str
     layer_idx: int
@@ -148,10 +144,6 @@ class Block(ABC):
     @abstractmethod
     def norms(self) -> Tensor:
         """Return the L1 norm of the weights of each slot, without biases, ``[num_slots]``; zero for padding."""
-
-    def describe_gates(self, num_gates: int) -> str:
-        """Return the description in ``print(model)``: the number of units, and that of gates if it is another."""
-        return f"num_{self.unit}={self.size}" + ("" if num_gates == self.size else f", num_gates={num_gates}")
 
     def all_but_some(self) -> tuple[int, ...]:
         """Return the units that stay in the trial removal of a foreign block: all but those of its first gate.

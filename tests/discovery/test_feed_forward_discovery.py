@@ -314,7 +314,7 @@ def _tokens():
 def test_a_model_of_the_user():
     model = Custom(PreTrainedConfig())
     # The model never calls its experts.
-    with pytest.warns(UserWarning, match="feed-forward modules"):
+    with pytest.warns(UserWarning, match="keep all neurons"):
         blocks = gating.find_feed_forward_blocks(model, group_size=32, discover=True, probe=_tokens())
     assert [block.name for block in blocks] == [f"layers.{number}.mlp.3" for number in range(3)]
     # A batch that was made and not used up left the whole model in evaluation, or brought the modes back at any time.
