@@ -14,9 +14,8 @@ from .compact.load import load_compact
 from .compact.recipe_save import save_recipe
 from .compact.save import save_compact
 from .discovery.find import find_attention_blocks, find_feed_forward_blocks
-from .families.feed_forward import register_feed_forward_spec
 from .families.layouts import AttentionSpec, FeedForwardSpec
-from .families.registry import register_attention_spec
+from .families.registry import register_attention_spec, register_feed_forward_spec
 from .gates import HeadGates, inject_gates
 from .integrations.prune import prune
 from .objectives import (

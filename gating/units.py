@@ -16,7 +16,6 @@ class Unit:
     """Words for a unit in reports and messages, and settings of its gates in a search.
 
     Attributes:
-        singular: One of them, such as ``head``.
         label: Its blocks in messages, such as ``attention``.
         expected: Name in the logs of the expected number of open units.
         open: Likewise of the number of open units.
@@ -28,7 +27,6 @@ class Unit:
         recovery: Share of the steps of a training after the removal that no setting gives, likewise.
     """
 
-    singular: str
     label: str
     expected: str
     open: str
@@ -42,7 +40,6 @@ class Unit:
 # Each unit by its name, in the order of their gates.
 UNITS: dict[UnitName, Unit] = {
     "heads": Unit(
-        singular="head",
         label="attention",
         expected="gates/expected_open",
         open="gates/open",
@@ -50,7 +47,6 @@ UNITS: dict[UnitName, Unit] = {
         block="gates/layer_{:02d}/open",
     ),
     "neurons": Unit(
-        singular="neuron",
         label="feed-forward",
         expected="gates/neurons/expected",
         open="gates/neurons/open",
@@ -66,15 +62,7 @@ UNITS: dict[UnitName, Unit] = {
 
 
 def check_units(units: Collection[str] | str) -> tuple[UnitName, ...]:
-    """Return the names of units in the order of the table: ``heads`` first.
-
-    Raises:
-        InputError: A kind is unknown, or there is none.
-
-    Example:
-        >>> check_units("neurons")
-        ('neurons',)
-    """
+    """Return the names of units in the order of the table, ``heads`` first; raise ``InputError`` for any other."""
     given = units if isinstance(units, Collection) and not isinstance(units, str) else [units]
     if not given or any(unit not in list(UNITS) for unit in given):
         raise InputError(f"units={units!r} must be {', '.join(UNITS)} or both, as in units=['heads', 'neurons'].")
@@ -84,18 +72,7 @@ def check_units(units: Collection[str] | str) -> tuple[UnitName, ...]:
 def planned_recovery(units: Collection[str] | str, *, is_needed: bool) -> float:
     """Return the share of the steps of a training after the removal of some units, unless a setting gives it.
 
-    Args:
-        units: The units with gates.
-        is_needed: Whether there is one in any case: the search freezes the weights, or something acts in it alone, as
-            early stopping and the choice of the best weights do.
-
-    Raises:
-        InputError: A unit is unknown, or there is none.
-
-    Example:
-        >>> [planned_recovery(units, is_needed=False) for units in ("heads", ["heads", "neurons"])]
-        [0.0, 0.25]
-        >>> planned_recovery("heads", is_needed=True)
-        0.25
+    Some is needed in any case where the search freezes the weights, or something acts in such a training alone, as
+    early stopping and the choice of the best weights do.
     """
     return max(UNITS[unit].recovery for unit in (UNITS if is_needed else check_units(units)))

@@ -1,51 +1,24 @@
 """Refusal of tokenizers that cannot be those of a model: made up for missing files, or of other texts."""
 
-from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from gating.errors import RemedyError
 
-__all__ = ["check_known", "check_vocabulary", "vocabulary_size"]
+__all__ = ["check_known", "check_vocabulary"]
 
 # Larger shares of unknown tokens leave nothing to learn from.
 _MOST_UNKNOWN = 1 / 3
-# A vocabulary this many times smaller than the embedding must at least have all letters and digits.
-_FAR_SMALLER = 100
 # Special tokens alone are never so many.
 _FEW = 1000
-_LETTERS = "a b c d e f g h i j k l m n o p q r s t u v w x y z 0 1 2 3 4 5 6 7 8 9"
 
 
-def vocabulary_size(model: PreTrainedModel) -> int | None:
-    """Return the number of tokens of a model: rows of its embedding, else the setting; None if it has none."""
-    with suppress(NotImplementedError, AttributeError):
-        rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
-        if isinstance(rows, int):
-            return rows
-    try:
-        size = getattr(model.config.get_text_config(), "vocab_size", None)
-    except ValueError:  # It has several parts for texts.
-        return None
-    return size if isinstance(size, int) else None
+def check_vocabulary(tokenizer: Any, *, name: str) -> None:
+    """Raise ``InputError`` for a tokenizer, or a processor with one, of special tokens alone; others pass.
 
-
-def check_vocabulary(tokenizer: Any, *, size: int | None, name: str) -> None:
-    """Check that a tokenizer has tokens, and not far fewer than its model.
-
-    transformers makes up a tokenizer of special tokens alone for a folder without the files of one. Padded embeddings,
-    bytes and characters as tokens, and small vocabularies pass.
-
-    Args:
-        tokenizer: A tokenizer, or a processor with one; others pass.
-        size: Number of tokens of the model; None if it is unknown or was not learned with a tokenizer.
-        name: Where the tokenizer comes from, for the message.
-
-    Raises:
-        InputError: It has special tokens alone, or it knows few of the letters and is far too small.
+    transformers makes up such a one for a folder without the files of a tokenizer.
     """
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
     if not hasattr(tokenizer, "all_special_ids") or not callable(tokenizer):
@@ -59,27 +32,12 @@ def check_vocabulary(tokenizer: Any, *, size: int | None, name: str) -> None:
             python="Load the right tokenizer, and save it beside the model.",
             command="Save the right tokenizer there, or name one with model.tokenizer=FOLDER_OR_HUB_NAME.",
         )
-    if size is None or number * _FAR_SMALLER >= size:
-        return
-    share = _unknown_share(tokenizer, torch.tensor(tokenizer(_LETTERS)["input_ids"], dtype=torch.int64))
-    if share is None or share > _MOST_UNKNOWN:
-        raise RemedyError(
-            f"The tokenizer of {name} has {number} tokens, and the model {size}: it is not the model's. ",
-            python="Load the right tokenizer.",
-            command="Name the right one with model.tokenizer=FOLDER_OR_HUB_NAME.",
-        )
 
 
 def check_known(tokenizer: Any, ids: Tensor, *, name: str) -> None:
-    """Check that a tokenizer knows most of the texts that it has encoded.
+    """Raise ``InputError`` for a tokenizer to which over a third of the tokens of texts, ``[num_tokens]``, are unknown.
 
-    Args:
-        tokenizer: The tokenizer.
-        ids: Tokens of the texts, ``[num_tokens]``.
-        name: Name of the texts, for the message.
-
-    Raises:
-        InputError: More than a third of the tokens are unknown; special tokens are not counted.
+    Special tokens are not counted.
     """
     share = _unknown_share(tokenizer, ids)
     if share is not None and share > _MOST_UNKNOWN:

@@ -75,10 +75,9 @@ def _quick_runs(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _registered_specs() -> Iterator[None]:
     """Forget the layouts that a test has registered: other tests, also of pages, use the same names of classes."""
-    before = dict(families._REGISTERED)
+    before = {unit: dict(rows) for unit, rows in families._REGISTERED.items()}
     yield
     if before != families._REGISTERED:
-        families._REGISTERED.clear()
         families._REGISTERED.update(before)
         families._find_row.cache_clear()
 

@@ -216,7 +216,7 @@ CALLS: dict[str, tuple[Callable, str]] = {
     "a step, not a share": (lambda _, gates: gating.Search(gates, gating.FixedPrice()).update(7), "progress=7"),
     "a price as text": (lambda *_: gating.FixedPrice(price="1"), "'1'"),
     "an endless temperature": (lambda *_: gating.TopK(initial_temperature=float("inf")), "inf"),
-    "a quantized model": (lambda model, _: gating.prune_heads(quantized(ungated(model)), {0: [1]}), "int8"),
+    "a quantized model": (lambda model, _: gating.prune_heads(quantized(ungated(model)), {0: [1]}), "quantized"),
     "a wrapped model in a folder": (
         lambda model, _: gating.save_compact(wrapped(ungated(model)), "saved"),
         "model.module",

@@ -14,8 +14,8 @@ import gating
 from benchmarks.census.models import looks_like_attention
 from gating.discovery.find import search_blocks
 from gating.discovery.ungated import UngatedModules
-from gating.proof.masked import factors_of, features_scaled
 from gating.proof.outputs import forward_outputs, max_relative_difference
+from gating.proof.prove import factors_of, features_scaled
 from gating.structure.attention import AttentionBlock
 from gating.structure.blocks import Block
 

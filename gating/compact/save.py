@@ -28,10 +28,10 @@ from gating.loader.composing import write_code
 from gating.loader.integrity import check_finite, write_checksums
 from gating.loader.modeling import canary_outputs
 from gating.loader.saving import become_compact, has_lost_units
-from gating.proof.conditions import check_has_values, check_no_adapters, check_not_wrapped, check_savable
-from gating.proof.masked import ExpectedOutputs
+from gating.proof.conditions import check_has_values, check_no_adapters, check_not_wrapped
 from gating.proof.outputs import evaluating, max_relative_difference, tolerance_for
 from gating.proof.probe import make_probe
+from gating.proof.prove import ExpectedOutputs
 from gating.report.card import write_card
 from gating.report.rows import CompactReport
 from gating.storage.files import replacing_folder
@@ -152,7 +152,7 @@ def check_model(model: PreTrainedModel) -> None:
 
     Raises:
         TypeError: It is not a model of transformers.
-        ValueError: It is wrapped, or has gates, adapters or packed weights, or no values.
+        ValueError: It is wrapped, or has gates or adapters, or no values.
     """
     if not isinstance(model, PreTrainedModel):
         if isinstance(model, nn.Module):
@@ -163,7 +163,6 @@ def check_model(model: PreTrainedModel) -> None:
         raise InputError("The model still has gates: call gating.finalize(model, gates) before saving it.")
     check_no_adapters(model)
     check_has_values(model)
-    check_savable(model)
 
 
 def compact_copy(model: PreTrainedModel) -> PreTrainedModel:

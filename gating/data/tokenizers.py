@@ -37,7 +37,7 @@ def load_or_train_tokenizer(
             _texts(splits["train"]), size, show_progress=False
         )
         return other
-    tokenizer = load_tokenizer(source, meta_model=meta_model)
+    tokenizer = load_tokenizer(source)
     if len(tokenizer) > size:
         raise InputError(
             f"The tokenizer {source.processor} has {len(tokenizer)} tokens, and the {source.title} has "

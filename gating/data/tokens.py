@@ -13,21 +13,18 @@ from datasets.fingerprint import Hasher
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from gating.errors import InputError, loading, shorten
-from gating.models.sources import ModelSource, NewModel
+from gating.models.sources import ModelSource
 from gating.tracking.progress import Progress, advance
-from gating.vocabulary import check_known, check_vocabulary, vocabulary_size
+from gating.vocabulary import check_known, check_vocabulary
 
 # Number of tokens that tell whether a tokenizer knows the texts.
 _CHECKED = 10_000_000
 
 
-def load_tokenizer(
-    source: ModelSource, *, after_space: bool = False, meta_model: PreTrainedModel | None = None
-) -> PreTrainedTokenizerBase:
+def load_tokenizer(source: ModelSource, *, after_space: bool = False) -> PreTrainedTokenizerBase:
     """Load a model's tokenizer; it pads with its EOS token if it has no padding token, as those of decoders.
 
-    With ``after_space``, every text is tokenized as if it followed a space. With ``meta_model``, the model without
-    weights, the vocabulary must fit the model's.
+    With ``after_space``, every text is tokenized as if it followed a space.
     """
     if source.processor is None:
         raise InputError(f"The {source.title} has no tokenizer: give one with model.tokenizer=FOLDER_OR_HUB_NAME.")
@@ -36,9 +33,7 @@ def load_tokenizer(
         tokenizer: PreTrainedTokenizerBase = load()
         if after_space and getattr(tokenizer, "add_prefix_space", True) is False:
             tokenizer = load(add_prefix_space=True)
-    # A new model has learned nothing from another tokenizer.
-    size = None if meta_model is None or isinstance(source, NewModel) else vocabulary_size(meta_model)
-    check_vocabulary(tokenizer, size=size, name=str(source.processor))
+    check_vocabulary(tokenizer, name=str(source.processor))
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise InputError(f"The tokenizer in {source.processor} needs a pad_token: set it, and save it again.")

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gating.discovery.refusals import sort_blocks, why_not_attention, why_not_editable
+from gating.discovery.refusals import sort_blocks, why_not_attention
 from gating.discovery.ungated import unknown_feed_forward
 from gating.errors import InputError
 from gating.families.layouts import AttentionSpec, RowLayout, num_inputs, num_outputs
-from gating.families.registry import find_spec
+from gating.families.registry import find_spec, linear_at
 from gating.proof.conditions import check_no_adapters
 from gating.proof.outputs import OUT_OF_MEMORY
 from gating.proof.probe import run_probe
@@ -59,13 +59,7 @@ def discover_layouts(
     """Set the spec of the modules that look like blocks with a unit and have no spec yet, in place.
 
     Candidate layouts are tried on the probe, or on a batch that is made for the model. Of two feed-forward blocks in
-    one module, only one is found.
-
-    Returns:
-        For each module that looks like such a block although every candidate layout fails, the reason.
-
-    Raises:
-        ValueError: The model has adapters, or does not run on the probe.
+    one module, only one is found. Return the reasons for modules that look like such a block although all layouts fail.
     """
     if unit == "neurons":
         guesses: Guesses = {module: specs for _, module, specs in unknown_feed_forward(model)}
@@ -152,11 +146,8 @@ def _own(blocks: Iterator[Any], modules: Sequence[nn.Module]) -> list[Any]:
 
 
 def _try_heads(model: nn.Module, modules: Sequence[nn.Module], probe: Mapping[str, Tensor]) -> None:
-    """Remove some heads, compare with masking them, and undo the removal; find out whether a block may lose all.
-
-    The first group of heads tells layouts apart: the values of the last one are at the end of a fused projection in
-    every layout.
-    """
+    """Remove some heads, compare with masking them, and undo the removal; find out whether a block may lose all."""
+    # The first heads tell layouts apart: values of the last ones are at the end of a fused projection in all layouts.
     blocks: list[AttentionBlock] = _own(iter_attention_blocks(model), modules)
     # Removing a single group would empty the block; its first query head is enough.
     sizes = [block.queries_per_key if block.num_key_value_heads > 1 else 1 for block in blocks]
@@ -171,10 +162,8 @@ def _try_heads(model: nn.Module, modules: Sequence[nn.Module], probe: Mapping[st
 
 
 def _try_neurons(model: nn.Module, modules: Sequence[nn.Module], probe: Mapping[str, Tensor]) -> None:
-    """Remove every other neuron, compare with masking them, and undo the removal.
-
-    What neurons have in common, such as their mean or their largest value, differs without half of them.
-    """
+    """Remove every other neuron, compare with masking them, and undo the removal."""
+    # What neurons have in common, such as their mean or their largest value, differs without half of them.
     found: list[FeedForwardBlock] = _own(iter_feed_forward_blocks(model), modules)
     blocks: list[Block] = [block.regrouped(1) for block in found]
     try_removal(model, blocks, {block.name: block.unit_ids[1::2] for block in blocks}, probe=probe)
@@ -183,8 +172,8 @@ def _try_neurons(model: nn.Module, modules: Sequence[nn.Module], probe: Mapping[
 def _guess_attention(module: nn.Module, parent: nn.Module) -> Iterator[AttentionSpec]:
     """Yield candidate specs of a module, the simplest first; none if it does not look like attention."""
     head_dim_name = next((name for name in _HEAD_DIMS if isinstance(getattr(module, name, None), int)), None)
-    output_path = next((name for name in _OUTPUTS if _is_linear(module, name)), None)
-    if output_path is None and _is_linear(parent, "output.dense"):
+    output_path = next((name for name in _OUTPUTS if linear_at(module, name)), None)
+    if output_path is None and linear_at(parent, "output.dense"):
         output_path = "^output.dense"
     if head_dim_name is None or output_path is None:
         return
@@ -207,7 +196,7 @@ def _guess_attention(module: nn.Module, parent: nn.Module) -> Iterator[Attention
 
 def _guess_projections(module: nn.Module, num_heads: int, head_dim: int) -> Iterator[tuple[tuple[str, RowLayout], ...]]:
     for query, key, value in _TRIPLES:
-        if all(_is_linear(module, name) for name in (query, key, value)):
+        if all(linear_at(module, name) for name in (query, key, value)):
             rows = [num_outputs(module.get_submodule(name)) for name in (query, key, value)]
             groups = rows[1] // head_dim
             is_whole = rows == [num_heads * head_dim, groups * head_dim, groups * head_dim]
@@ -215,18 +204,9 @@ def _guess_projections(module: nn.Module, num_heads: int, head_dim: int) -> Iter
                 yield (query, "q"), (key, "k"), (value, "v")
             return
     for name in _FUSED:
-        if _is_linear(module, name):
+        if linear_at(module, name):
             groups, rest = divmod(num_outputs(module.get_submodule(name)) - num_heads * head_dim, 2 * head_dim)
             if groups > 0 and rest == 0 and num_heads % groups == 0:
                 for layout in _FUSED_LAYOUTS[groups < num_heads]:
                     yield ((name, layout),)
             return
-
-
-def _is_linear(module: nn.Module, path: str) -> bool:
-    try:
-        child = module.get_submodule(path)
-    except AttributeError:
-        return False
-    # Quantized layers, too: the error about them comes later.
-    return why_not_editable(child) is None or hasattr(child, "weight")

@@ -23,9 +23,9 @@ from gating.structure.attention import AttentionBlock
 from gating.structure.blocks import Block
 from gating.structure.feed_forward import FeedForwardBlock
 from gating.structure.layers import iter_blocks
-from gating.units import UnitName, check_units
+from gating.units import UnitName
 
-__all__ = ["find_attention_blocks", "find_blocks", "find_feed_forward_blocks", "search_blocks"]
+__all__ = ["find_attention_blocks", "find_feed_forward_blocks", "search_blocks"]
 
 AnyBlock = TypeVar("AnyBlock", bound=Block)
 
@@ -66,11 +66,10 @@ def find_attention_blocks(
         [('encoder.layer.0.attention.self', (0, 1, 2, 3)), ('encoder.layer.1.attention.self', (0, 1, 2, 3))]
     """
     blocks, ungated = search_blocks(model, "heads", discover=discover, probe=probe)
-    return _chosen(model, blocks, ungated, exclude=exclude, towers=towers)
+    return _chosen(blocks, ungated, exclude=exclude, towers=towers)
 
 
 def _chosen(
-    model: nn.Module,
     blocks: Sequence[AnyBlock],
     ungated: Sequence[UngatedModules],
     *,
@@ -81,7 +80,7 @@ def _chosen(
     wanted = check_towers([*(block.name for block in blocks), *(name for one in ungated for name in one.names)], towers)
     ungated = without_left_out(ungated, exclude=exclude, towers=wanted)
     if ungated:
-        warnings.warn(ungated_warning(model, ungated), stacklevel=3)
+        warnings.warn(ungated_warning(ungated), stacklevel=3)
     return [block for block in blocks if not is_left_out(block.name, exclude=exclude, towers=wanted)]
 
 
@@ -121,7 +120,7 @@ def find_feed_forward_blocks(
         [('encoder.layer.0.output.dense', (64, 32))]
     """
     blocks, ungated = search_blocks(model, "neurons", group_size=group_size, discover=discover, probe=probe)
-    return _chosen(model, blocks, ungated, exclude=exclude, towers=towers)
+    return _chosen(blocks, ungated, exclude=exclude, towers=towers)
 
 
 def search_blocks(
@@ -154,11 +153,3 @@ def search_blocks(
     if not blocks:
         raise explain_none(model, ungated, unit=unit, searched=discover)
     return blocks, ungated
-
-
-def find_blocks(model: nn.Module, *, units: UnitName | Collection[UnitName] = "heads", **options: Any) -> list[Block]:
-    """Find the blocks of a model with some kinds of units: attention blocks first, then feed-forward blocks.
-
-    The options are those of :func:`search_blocks`; there is no warning about other modules.
-    """
-    return [block for unit in check_units(units) for block in search_blocks(model, unit, **options)[0]]

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from types import MethodType
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -26,6 +25,7 @@ _LATENT = ("kv_a_proj_with_mqa", "kv_lora_rank", "kv_b_proj", "q_a_proj")
 _OUTPUTS = ("o_proj", "out_proj", "dense", "projection_layer", "proj")
 _NORMS_OF_HEADS = re.compile(r"(q|k|query|key)_?(layer)?_?(norm|layernorm|ln)|inner_attn_ln|attn_sub_norm")
 _BETWEEN = re.compile(r"(?i)((ffn|mlp|inner|mid|intermediate|sub)\w*(norm|ln)|\w*conv\w*)")
+_NOT_PLAIN = "is quantized, distributed, parametrized or of another class: do that after the removal"
 # In BERT-like models, the smallest module with both projections is the whole layer.
 _ATTENTION = re.compile(r"(?i)att(entio)?n")
 
@@ -60,8 +60,8 @@ def _check_editable(block: Block) -> None:
     """Raise ``InputError`` for a block whose projections cannot lose rows or columns."""
     if isinstance(block, ExpertsBlock):
         names = [*(name for name, _ in block.spec.ups), block.spec.down]
-        weights = (block.module._parameters[name] for name in names)
-        reasons = [_why_not_gated(block), *(_why_not_divisible(weight) for weight in weights)]
+        is_plain = all(_is_plain(block.module._parameters[name]) for name in names)
+        reasons = [_why_not_gated(block), None if is_plain else f"a weight of the experts {_NOT_PLAIN}"]
     else:
         reasons = [why_not_editable(without_adapter(linear)) for linear in block.layers()]
     for reason in filter(None, reasons):
@@ -83,33 +83,18 @@ def _check_not_shared(blocks: Sequence[Block]) -> None:
 
 def why_not_editable(linear: nn.Module) -> str | None:
     """Return the reason for which rows or columns of a layer cannot be removed, or None."""
-    kind = type(linear).__name__
-    weight = getattr(linear, parameter_names(linear)[0], None)
-    if isinstance(weight, MethodType):
-        return f"a projection is quantized ({type(linear).__module__}.{kind}): do that after the removal"
-    if reason := _why_quantized(weight):
-        return reason
+    weight, bias = (getattr(linear, name, None) for name in parameter_names(linear))
     is_channelwise = isinstance(linear, nn.Conv1d) and linear.groups == linear.in_channels == linear.out_channels
-    if not isinstance(linear, (nn.Linear, Conv1D, nn.MultiheadAttention)) and not is_channelwise:
-        return f"{kind} is neither nn.Linear nor Conv1D: quantize or replace layers after the removal"
-    bias = getattr(linear, parameter_names(linear)[1], None)
-    return _why_not_divisible(weight) or (None if bias is None else _why_not_divisible(bias, name="bias"))
-
-
-def _why_not_divisible(weight: Any, *, name: str = "weight") -> str | None:
-    """Return the reason for which entries of a weight, or of another parameter, cannot be removed, or None."""
-    if type(weight) is nn.Parameter or is_shard(weight):
-        return _why_quantized(weight)
-    return (
-        f"the {name} of a projection is not a plain parameter but {type(weight).__name__} (quantized, distributed, "
-        "parametrized): do that after the removal"
-    )
-
-
-def _why_quantized(weight: Any) -> str | None:
-    if not isinstance(weight, Tensor) or (weight.is_floating_point() and weight.element_size() > 1):
+    is_known = isinstance(linear, (nn.Linear, Conv1D, nn.MultiheadAttention)) or is_channelwise
+    if is_known and _is_plain(weight) and (bias is None or _is_plain(bias)):
         return None
-    return f"a projection is quantized ({weight.dtype} weights): do that after the removal"
+    return f"a projection ({type(linear).__module__}.{type(linear).__name__}) {_NOT_PLAIN}"
+
+
+def _is_plain(weight: Any) -> bool:
+    """Return whether entries of a parameter can be removed: it is no other class of tensors, and not packed."""
+    is_parameter = type(weight) is nn.Parameter or is_shard(weight)
+    return is_parameter and weight.is_floating_point() and weight.element_size() > 1
 
 
 def _why_not_gated(experts: ExpertsBlock) -> str | None:

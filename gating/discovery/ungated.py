@@ -13,8 +13,8 @@ from transformers.pytorch_utils import Conv1D
 
 from gating.discovery.refusals import why_mixed, why_not_attention
 from gating.errors import InputError, RemedyWarning
-from gating.families.feed_forward import find_feed_forward_spec
 from gating.families.layouts import FeedForwardSpec, num_inputs, num_outputs, without_adapter
+from gating.families.registry import find_feed_forward_spec
 from gating.loader.modeling import base_prefix
 from gating.structure.attention import iter_attention_blocks
 from gating.structure.blocks import Block, tower_of
@@ -37,7 +37,7 @@ __all__ = [
 _MOST_SHOWN = 4
 # The name of a module, the module, and the reason why it has no block.
 Lookalike = tuple[str, nn.Module, str]
-UNREGISTERED = "its layers are not registered; discover=True may find their layout"
+UNREGISTERED = "its layers fit no registered layout; discover=True may find theirs"
 _NOT_FOUND = "discovery finds no layers in it whose names or widths it knows"
 # Names of projections in modules whose class has another name.
 _PROJECTIONS = (
@@ -88,31 +88,25 @@ def group_ungated(
     return [UngatedModules(class_name, tuple(names), reason, unit) for (class_name, reason), names in found.items()]
 
 
-def ungated_warning(model: nn.Module, ungated: Sequence[UngatedModules]) -> RemedyWarning:
+def ungated_warning(ungated: Sequence[UngatedModules]) -> RemedyWarning:
     """Return the warning about modules without gates."""
-    sentences = [
-        _sentence(model, [one for one in ungated if one.unit == unit])
-        for unit in dict.fromkeys(one.unit for one in ungated)
-    ]
+    units = " or ".join(dict.fromkeys(one.unit for one in ungated))
     name, others = ungated[0].names[0], "or patterns with *, or the towers to gate in"
     return RemedyWarning(
-        f"{' '.join(sentences)} If that is meant, name them ",
+        f"Some modules get no gates, so they keep all {units}: {_clauses(ungated)}. If that is meant, name them ",
         python=f"in exclude, such as exclude=[{name!r}] {others} towers.",
         command=f"in gates.exclude, such as gates.exclude=['{name}'] {others} gates.towers.",
     )
 
 
-def _sentence(model: nn.Module, ungated: Sequence[UngatedModules]) -> str:
-    number, unit = sum(len(one.names) for one in ungated), ungated[0].unit
-    shown = "; ".join(str(one) for one in ungated[:_MOST_SHOWN])
-    more = f"; and {len(ungated) - _MOST_SHOWN} more classes" if len(ungated) > _MOST_SHOWN else ""
-    modules = f"{number} {UNITS[unit].label} modules of {type(model).__name__}"
-    return f"{modules} get no gates, so they keep all {unit}: {shown}{more}."
+def _clauses(ungated: Sequence[UngatedModules]) -> str:
+    more = [f"and {len(ungated) - _MOST_SHOWN} more classes"] if len(ungated) > _MOST_SHOWN else []
+    return "; ".join([*map(str, ungated[:_MOST_SHOWN]), *more])
 
 
 def explain_none(model: nn.Module, ungated: Sequence[UngatedModules], *, unit: UnitName, searched: bool) -> InputError:
     """Return the error for a model without any block that can lose units, in which discovery may have searched."""
-    found = "; ".join(f"in {one}" for one in ungated[:_MOST_SHOWN]) or f"no {UNITS[unit].label} block of it is known"
+    found = _clauses(ungated) or f"no {UNITS[unit].label} block of it is known"
     problem = f"{unit.capitalize()} cannot be removed from {type(model).__name__}: {found}."
     if ungated and all(one.reason != UNREGISTERED for one in ungated):
         return InputError(problem)
@@ -156,10 +150,7 @@ def attention_lookalikes(
 ) -> Iterator[Lookalike]:
     """Yield the modules that look like attention, without those around or inside of others or of known ones.
 
-    Args:
-        model: The model.
-        known: The modules that have a block.
-        problems: Why discovery has not accepted its finding in some modules; None if it has not searched.
+    ``problems`` says why discovery has not accepted its finding in some modules; it is None if it has not searched.
     """
     inside = {part for module in known for part in module.modules()}
     candidates = {
@@ -186,10 +177,7 @@ def _looks_like_attention(module: nn.Module) -> bool:
 
 
 def feed_forward_lookalikes(model: nn.Module, *, problems: Mapping[nn.Module, str] | None) -> Iterator[Lookalike]:
-    """Yield the modules whose class is named so and has layers, or that map to a larger width and back.
-
-    The arguments are those of :func:`attention_lookalikes`.
-    """
+    """Yield the modules whose class is named so and has layers, or that map to a larger width and back."""
     for name, module, guesses in unknown_feed_forward(model):
         num_weights = sum(map(_is_linear, module.children()))
         num_weights += sum(parameter.dim() == 3 for parameter in module.parameters(recurse=False))

@@ -14,25 +14,23 @@ from transformers.pytorch_utils import Conv1D
 
 from gating.errors import InputError
 from gating.loader.classes import freeze
-from gating.loader.emptied import FORMS
 from gating.loader.parts import PARTS
 from gating.loader.replaced import original_class
 
 __all__ = [
     "AttentionSpec",
+    "BY_COUNT",
+    "CONTEXT",
     "ExpertsSpec",
     "FeedForwardSpec",
     "Projections",
     "QUERY_KEY_VALUE",
     "Q_K_V",
     "Q_K_V_PROJ",
-    "RETURNS",
     "Row",
     "RowLayout",
     "Side",
     "UpLayout",
-    "check_row",
-    "context_spec",
     "has_variable",
     "num_inputs",
     "num_outputs",
@@ -46,8 +44,10 @@ __all__ = [
 RowLayout = Literal["q", "k", "v", "kv", "qkv", "hqkv", "gqkv", "hkv", "pqvk", "kkq", "gkkqq", "gqq"]
 UpLayout = Literal["plain", "halves", "pairs"]
 Side = Literal["inputs", "outputs"]
-# A block that returns anything else keeps a head without effect when it has lost all of them.
-RETURNS = (*FORMS, "other")
+
+
+# In place of the name of an attribute with the width of a head, where a class has one for the number of heads alone.
+BY_COUNT = "by_count"
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,15 @@ class AttentionSpec:
             as those of an output gate. With ``has_state``, ``q`` stands for what each head has for itself and ``k`` for
             what a group shares, in ``kkq`` one kind after another, in ``gkkqq`` and ``gqq`` one group.
         output_projection: Path of the linear layer that mixes the heads; its input is ``[..., num_heads * head_dim]``.
-        head_dim: Name of the attribute with the width of one head in the input of the output projection, or that width.
+        head_dim: Name of the attribute with the width of one head in the input of the output projection, or that width;
+            with ``by_count``, it is that of the input over the number of heads.
         returns: Return value: ``pair`` for ``(output, attention probabilities)``, ``context`` for the same with the
             output projection outside, ``tensor`` for the output alone, ``other`` for anything else: a block without any
             kept head then has one whose columns of the output projection are zero.
         head_counts: Paths of attributes with the number of heads; those of the parent only while there are heads.
         head_widths: Attributes with ``num_heads * head_dim``.
-        is_cross_attention: Whether keys and values come from another sequence; names such as ``encoder_attn`` tell it.
+        is_cross_attention: Whether keys and values come from another sequence; names such as ``encoder_attn`` tell it,
+            and those of classes with ``Cross``.
         per_head: Pairs ``(path, dim)`` of parameters with entries for each head along ``dim``, or of lists of modules.
         per_key_value_head: The same for each key-value head.
         per_head_inputs: Pairs ``(argument, dim)`` of arguments of ``forward`` with an entry for each head of the
@@ -120,10 +122,6 @@ class AttentionSpec:
     def keeps_key_value_heads(self) -> bool:
         """Whether all key-value heads stay, because other layers use them, too."""
         return self.lends or "k" in self.borrowed
-
-    def width_of_head(self, module: nn.Module) -> int | None:
-        """Return the width of one head of a module; None if the module has no such attribute."""
-        return self.head_dim if isinstance(self.head_dim, int) else getattr(module, self.head_dim, None)
 
 
 @dataclass(frozen=True)
@@ -188,11 +186,7 @@ class ExpertsSpec(FeedForwardSpec):
 
 
 def read_spec(values: Any, spec_class: Any) -> Any:
-    """Return a layout from the plain values in the record of a folder.
-
-    Raises:
-        ValueError: It has other fields than a layout, or paths that are none.
-    """
+    """Return a layout from the plain values in the record of a folder; raise ``InputError`` if they are none."""
     known = {key: freeze(value) for key, value in values.items()}
     for text in _texts([value for name, value in known.items() if name != "returns"]):
         if not re.fullmatch(r"\^?([A-Za-z][A-Za-z0-9]*(_[A-Za-z0-9]+)*_?|\d+)(\.(\w*[A-Za-z0-9]|\d+))*", text):
@@ -222,40 +216,14 @@ Q_K_V_PROJ: Projections = (("q_proj", "q"), ("k_proj", "k"), ("v_proj", "v"))
 QUERY_KEY_VALUE: Projections = (("query", "q"), ("key", "k"), ("value", "v"))
 
 
-def context_spec(
-    projections: Projections = QUERY_KEY_VALUE,
-    *,
-    is_cross_attention: bool = False,
-    per_head: tuple[tuple[str, int], ...] = (),
-    per_head_inputs: tuple[tuple[str, int], ...] = (),
-) -> AttentionSpec:
-    """Return the spec of attention with the output projection in a sibling module, as in BERT."""
-    return AttentionSpec(
-        projections,
-        "^output.dense",
-        head_dim="attention_head_size",
-        returns="context",
-        is_cross_attention=is_cross_attention,
-        per_head=per_head,
-        per_head_inputs=per_head_inputs,
-    )
+# The output projection is in a sibling module, as in BERT.
+CONTEXT = AttentionSpec(QUERY_KEY_VALUE, "^output.dense", head_dim="attention_head_size", returns="context")
 
 
 def has_variable(module: nn.Module, name: str) -> bool:
     """Return whether the ``forward`` of a module's class has an argument or variable, by which versions differ."""
     forward: Any = inspect.unwrap(original_class(type(module)).forward)
     return name in forward.__code__.co_varnames
-
-
-def check_row(class_name: Any, projections: Any, *, returns: Any = "pair") -> None:
-    """Raise an error for a row of a registry whose pattern, pairs or return value cannot be read."""
-    re.compile(class_name)
-    is_list = isinstance(projections, (tuple, list))
-    if returns not in RETURNS or not (is_list and all(isinstance(one, tuple) and len(one) == 2 for one in projections)):
-        raise InputError(
-            f"The spec for {class_name} has returns={returns!r} and the projections {projections!r}: give one of "
-            f"{', '.join(RETURNS)}, and pairs such as ('q_proj', 'q') or ('fc1', 'plain')."
-        )
 
 
 def size_names(linear: nn.Module, side: Side) -> list[str]:

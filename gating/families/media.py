@@ -1,17 +1,19 @@
 """Attention classes of models of images, videos and sound, and of the towers of models of several of them."""
 
+from dataclasses import replace
 from typing import Any, get_args
 
 from torch import nn
 
 from gating.families.layouts import (
+    BY_COUNT,
+    CONTEXT,
     Q_K_V,
     Q_K_V_PROJ,
     QUERY_KEY_VALUE,
     AttentionSpec,
     Projections,
     Row,
-    context_spec,
     has_variable,
 )
 from gating.loader.forwards_images import (
@@ -32,33 +34,6 @@ from gating.loader.replaced import original_class
 __all__ = ["DETECTION_FAMILIES", "MEDIA_FAMILIES"]
 
 _DAB_PARTS = ("query_content", "query_pos", "key_content", "key_pos", "value", "query_pos_sine")
-
-
-def _timesformer(module: Any) -> AttentionSpec:
-    """Return the spec for TimeSformer, which has an attribute for the number of heads and one for their scale."""
-    width = round(module.scale**-2)
-    return AttentionSpec(
-        (("qkv", "qkv"),), "^output.dense", head_dim=width, returns="context", forward=timesformer_forward
-    )
-
-
-def _two_way(module: Any) -> AttentionSpec:
-    """Return the spec for the mask decoder of SAM, where the width of all heads together has an attribute."""
-    num_heads = getattr(module, "num_heads_before", module.num_attention_heads)
-    return AttentionSpec(Q_K_V_PROJ, "out_proj", head_dim=int(module.internal_dim) // num_heads)
-
-
-def _fused(module: Any, count: str, forward: Any = None, *, returns: str = "pair") -> AttentionSpec:
-    """Return the spec for a class without an attribute for the width of a head, only for their number."""
-    width = module.proj.weight.shape[0] // getattr(module, "num_heads_before", getattr(module, count))
-    return AttentionSpec(
-        (("qkv", "qkv"),),
-        "proj",
-        head_dim=int(width),
-        returns="other" if forward else returns,
-        head_counts=(count,),
-        forward=forward,
-    )
 
 
 def _multihead(module: nn.Module) -> AttentionSpec:
@@ -111,19 +86,21 @@ def _sound(module: Any) -> AttentionSpec:
 
 _CONFORMER: Projections = (("linear_q", "q"), ("linear_k", "k"), ("linear_v", "v"), ("linear_pos", "q"))
 _LINEAR_PARTS: Projections = (("q_proj.linear", "q"), ("k_proj.linear", "k"), ("v_proj.linear", "v"))
+_FUSED = AttentionSpec((("qkv", "qkv"),), "proj", head_dim=BY_COUNT)
 MEDIA_FAMILIES: dict[str, Row] = {
     "(Aimv2|AltCLIP|CLIPSeg|GitVision|Idefics[23]?Vision|Kosmos2Vision|Ovis2Vision|Owlv2|OwlViT|Siglip2?|SmolVLMVision|"
     "VJEPA2PoolerSelf|XCLIP)Attention": _tower,
     "(Data2VecAudio|Hubert|PatchTST|SEW|UniSpeech|UniSpeechSat|Wav2Vec2)Attention": _sound,
     # In older versions, its biases are parameters of their own.
-    "VideoMAESelfAttention": context_spec(per_head=(("q_bias", 0), ("v_bias", 0))),
+    "VideoMAESelfAttention": replace(CONTEXT, per_head=(("q_bias", 0), ("v_bias", 0))),
     # The layer's and the encoder's table of position biases both come in through the mask.
     "BeitAttention": AttentionSpec(Q_K_V_PROJ, "o_proj", per_head_inputs=(("attention_mask", 1),)),
     "SwinAttention": AttentionSpec(
         Q_K_V_PROJ, "o_proj", per_head=(("relative_position_bias.relative_position_bias_table", 1),)
     ),
     # A table of biases in the layer, or one in the encoder for all layers.
-    "(Beit|Data2VecVision)(Sdpa)?SelfAttention": context_spec(
+    "(Beit|Data2VecVision)(Sdpa)?SelfAttention": replace(
+        CONTEXT,
         per_head=(("relative_position_bias.relative_position_bias_table", 1),),
         per_head_inputs=(("relative_position_bias", 1),),
     ),
@@ -140,24 +117,21 @@ MEDIA_FAMILIES: dict[str, Row] = {
     "Qwen2_5OmniVisionAttention": AttentionSpec(Q_K_V, "proj", returns="tensor"),
     "Gemma4VisionAttention": AttentionSpec(_LINEAR_PARTS, "o_proj.linear"),
     "Kosmos2_5VisionAttention": AttentionSpec(QUERY_KEY_VALUE, "output", head_widths=("inner_dim",)),
-    "(Sam|SamHQ|GotOcr2|PPFormulaNet|SLANeXt|UnlimitedOcrSam|DeepseekOcr2Sam)VisionAttention": lambda module: _fused(
-        module, "num_attention_heads"
+    "(Sam|SamHQ|GotOcr2|PPFormulaNet|SLANeXt|UnlimitedOcrSam|DeepseekOcr2Sam)VisionAttention": _FUSED,
+    "VitDetAttention": replace(_FUSED, returns="other"),
+    "TimesformerSelfAttention": replace(
+        _FUSED, output_projection="^output.dense", returns="context", forward=timesformer_forward
     ),
-    "VitDetAttention": lambda module: _fused(module, "num_heads", returns="other"),
-    "TimesformerSelfAttention": _timesformer,
-    "(Sam|SamHQ)Attention": _two_way,
+    "(Sam|SamHQ)Attention": AttentionSpec(Q_K_V_PROJ, "out_proj", head_dim=BY_COUNT),
     "Exaone4_5_VisionAttention": AttentionSpec(
         (("qkv", "qkv"),), "proj", returns="tensor", head_widths=("q_dim",), key_widths=("kv_dim",)
     ),
-    "Pix2StructVisionAttention": AttentionSpec(
-        QUERY_KEY_VALUE, "output", head_dim="key_value_proj_dim", head_widths=("inner_dim",)
+    "Florence2VisionWindowAttention": replace(_FUSED, returns="other", forward=window_forward),
+    "Florence2VisionChannelAttention": replace(
+        _FUSED, returns="other", head_counts=("groups",), forward=channel_forward
     ),
-    "Florence2VisionWindowAttention": lambda module: _fused(module, "num_heads", window_forward),
-    "Florence2VisionChannelAttention": lambda module: _fused(module, "groups", channel_forward),
     "VJEPA2RopeAttention": AttentionSpec(QUERY_KEY_VALUE, "proj", head_dim="attention_head_size"),
-    "MobileViTSelfAttention": AttentionSpec(
-        QUERY_KEY_VALUE, "^output.dense", head_dim="attention_head_size", returns="other"
-    ),
+    "MobileViTSelfAttention": replace(CONTEXT, returns="other"),
     "(Wav2Vec2Bert|Wav2Vec2Conformer|SeamlessM4TConformer)SelfAttention": _conformer,
     "WavLMAttention": AttentionSpec(
         Q_K_V_PROJ,
@@ -175,22 +149,13 @@ MEDIA_FAMILIES: dict[str, Row] = {
     ),
     "Gemma4AudioAttention": AttentionSpec((*_LINEAR_PARTS, ("relative_k_proj", "q")), "post.linear"),
     "MultiheadAttention": _multihead,
-    "XCLIPCrossAttention": AttentionSpec(Q_K_V_PROJ, "proj", returns="tensor", is_cross_attention=True),
+    "XCLIPCrossAttention": AttentionSpec(Q_K_V_PROJ, "proj", returns="tensor"),
     "(Gemma3n|Gemma4)TextAttention": _gemma,
     "ChameleonAttention": AttentionSpec(
         Q_K_V_PROJ,
         "o_proj",
         per_head=(("q_norm.weight", 0), ("q_norm.bias", 0)),
         per_key_value_head=(("k_norm.weight", 0), ("k_norm.bias", 0)),
-    ),
-    # One table of position biases, in the first layer, serves the whole stack, as in T5.
-    "Pix2StructTextAttention": AttentionSpec(
-        QUERY_KEY_VALUE,
-        "output",
-        head_dim="key_value_proj_dim",
-        head_widths=("inner_dim",),
-        returns="other",
-        shares_bias=True,
     ),
     "TrOCRAttention": AttentionSpec(Q_K_V_PROJ, "out_proj", forward=trocr_forward),
 }
@@ -214,17 +179,6 @@ def _dab(module: Any) -> AttentionSpec:
     )
 
 
-def _deformable(module: Any) -> AttentionSpec:
-    """Return the spec for deformable attention, where a head reads its values at points of its own, with weights."""
-    num_heads = getattr(module, "num_heads_before", module.n_heads)
-    return AttentionSpec(
-        (("sampling_offsets", "q"), ("attention_weights", "k"), ("value_proj", "v")),
-        "output_proj",
-        head_dim=int(module.output_proj.weight.shape[0]) // num_heads,
-        head_widths=("d_model",),
-    )
-
-
 def _hiera(module: Any) -> AttentionSpec:
     """Return the spec for Hiera; attention that merges queries shortens the sequence, so that a block keeps a head."""
     return AttentionSpec(
@@ -233,13 +187,6 @@ def _hiera(module: Any) -> AttentionSpec:
         returns="pair" if module.query_stride == 1 else "other",
         head_widths=("hidden_size_output",),
     )
-
-
-def _mgp(module: Any) -> AttentionSpec:
-    """Return the spec for MGP-STR, which has an attribute for the number of heads only."""
-    num_heads = getattr(module, "num_heads_before", module.num_heads)
-    width = int(module.proj.weight.shape[0]) // num_heads
-    return AttentionSpec((("qkv", "qkv"),), "proj", head_dim=width, forward=mgp_forward)
 
 
 _CONTENT: Projections = (
@@ -251,12 +198,17 @@ _CONTENT: Projections = (
     ("v_proj", "v"),
 )
 DETECTION_FAMILIES: dict[str, Row] = {
-    "ConditionalDetrDecoderSelfAttention": AttentionSpec(_CONTENT, "o_proj"),
-    "ConditionalDetrDecoderCrossAttention": AttentionSpec(_CONTENT, "o_proj", is_cross_attention=True),
+    "ConditionalDetrDecoder(Self|Cross)Attention": AttentionSpec(_CONTENT, "o_proj"),
     "(Detr|TableTransformer)Attention": AttentionSpec(Q_K_V_PROJ, "out_proj", forward=detr_forward),
     "DabDetrAttention": _dab,
     "(DeformableDetr|RTDetr|RTDetrV2|GroundingDino|MMGroundingDino|OmDetTurbo|LwDetr|RfDetr|PPDocLayoutV[234]|"
-    "(Mask2Former|OneFormer)PixelDecoderEncoder)MultiscaleDeformableAttention": _deformable,
+    "(Mask2Former|OneFormer)PixelDecoderEncoder)MultiscaleDeformableAttention": AttentionSpec(
+        # A head reads its values at points of its own, with weights.
+        (("sampling_offsets", "q"), ("attention_weights", "k"), ("value_proj", "v")),
+        "output_proj",
+        head_dim=BY_COUNT,
+        head_widths=("d_model",),
+    ),
     "(GroundingDino|MMGroundingDino|OmDetTurbo|ZoeDepth)MultiheadAttention": AttentionSpec(
         QUERY_KEY_VALUE,
         "out_proj",
@@ -283,12 +235,14 @@ DETECTION_FAMILIES: dict[str, Row] = {
         if has_variable(module, "embed_dim")
         else AttentionSpec(Q_K_V_PROJ, "out_proj", per_head_inputs=(("attention_mask", 1),))
     ),
-    "(Swin|DonutSwin|ClapAudio|MaskFormerSwin)SelfAttention": context_spec(
-        per_head=(("relative_position_bias_table", 1),)
+    "(Swin|DonutSwin|ClapAudio|MaskFormerSwin)SelfAttention": replace(
+        CONTEXT, per_head=(("relative_position_bias_table", 1),)
     ),
-    "(Swinv2|Swin2SR)SelfAttention": context_spec(
-        (*QUERY_KEY_VALUE, ("continuous_position_bias_mlp.2", "q")), per_head=(("logit_scale", 0),)
+    "(Swinv2|Swin2SR)SelfAttention": replace(
+        CONTEXT,
+        projections=(*QUERY_KEY_VALUE, ("continuous_position_bias_mlp.2", "q")),
+        per_head=(("logit_scale", 0),),
     ),
     "HieraMaskUnitAttention": _hiera,
-    "MgpstrAttention": _mgp,
+    "MgpstrAttention": replace(_FUSED, forward=mgp_forward),
 }

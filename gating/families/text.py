@@ -6,6 +6,8 @@ from typing import Any
 from torch import nn
 
 from gating.families.layouts import (
+    BY_COUNT,
+    CONTEXT,
     Q_K_V,
     Q_K_V_PROJ,
     QUERY_KEY_VALUE,
@@ -13,9 +15,7 @@ from gating.families.layouts import (
     Projections,
     Row,
     RowLayout,
-    context_spec,
     has_variable,
-    num_outputs,
 )
 from gating.loader.forwards_texts import fsmt_forward, led_forward, longformer_forward
 
@@ -31,7 +31,8 @@ def _deberta(module: nn.Module) -> AttentionSpec:
     first: Projections = (("in_proj", "hqkv"), ("pos_proj", "k"), ("pos_q_proj", "q"))
     second: Projections = (("query_proj", "q"), ("key_proj", "k"), ("value_proj", "v"))
     second += (("pos_key_proj", "k"), ("pos_query_proj", "q"))
-    spec = context_spec(first if hasattr(module, "in_proj") else second, per_head=(("q_bias", 0), ("v_bias", 0)))
+    projections = first if hasattr(module, "in_proj") else second
+    spec = replace(CONTEXT, projections=projections, per_head=(("q_bias", 0), ("v_bias", 0)))
     # The class of SEW-D has the same name; in older versions, it returns its features alone.
     is_alone = ".sew_d." in type(module).__module__ and has_variable(module, "output_attentions")
     return replace(spec, returns="other") if is_alone else spec
@@ -81,6 +82,8 @@ _LATENT_PROJECTIONS: Projections = (
 _LATENT = AttentionSpec(
     _LATENT_PROJECTIONS, "o_proj", head_dim="v_head_dim", key_dim="qk_head_dim", per_head=(("sinks", 0),)
 )
+_T5 = AttentionSpec(Q_K_V, "o", head_dim="key_value_proj_dim", head_widths=("inner_dim",))
+_PIX2STRUCT = replace(_T5, projections=QUERY_KEY_VALUE, output_projection="output")
 TEXT_FAMILIES: dict[str, Row] = {
     "DistilBertSelfAttention": AttentionSpec(
         (("q_lin", "q"), ("k_lin", "k"), ("v_lin", "v")), "out_lin", head_dim="attention_head_size"
@@ -159,16 +162,10 @@ TEXT_FAMILIES: dict[str, Row] = {
         has_state=True,
     ),
     # One table of position biases, in the first layer, serves a whole stack.
-    "(M?T5|LongT5|SwitchTransformers|Udop|Pop2Piano)Attention": AttentionSpec(
-        Q_K_V, "o", head_dim="key_value_proj_dim", head_widths=("inner_dim",), returns="other", shares_bias=True
-    ),
-    "UMT5Attention": AttentionSpec(
-        Q_K_V,
-        "o",
-        head_dim="key_value_proj_dim",
-        head_widths=("inner_dim",),
-        per_head=(("relative_attention_bias.weight", 1),),
-    ),
+    "(M?T5|LongT5|SwitchTransformers|Udop|Pop2Piano)Attention": replace(_T5, returns="other", shares_bias=True),
+    "Pix2StructTextAttention": replace(_PIX2STRUCT, returns="other", shares_bias=True),
+    "Pix2StructVisionAttention": _PIX2STRUCT,
+    "UMT5Attention": replace(_T5, per_head=(("relative_attention_bias.weight", 1),)),
 }
 
 
@@ -202,11 +199,10 @@ def _short_name(module: Any) -> AttentionSpec | None:
     """Return the spec for a class of transformers with a name that many packages use."""
     model = type(module).__module__.removeprefix("transformers.models.").partition(".")[0]
     if model == "openai":
-        width = num_outputs(module.c_proj) // getattr(module, "num_heads_before", module.n_head)
         return AttentionSpec(
             (("c_attn", "qkv"),),
             "c_proj",
-            head_dim=int(width),
+            head_dim=BY_COUNT,
             returns="other",
             head_counts=("n_head",),
             head_widths=("split_size",),
@@ -228,9 +224,7 @@ SPECIAL_FAMILIES: dict[str, Row] = {
     "LongformerSelfAttention": AttentionSpec(_WINDOWED, "^output.dense", returns="other", forward=longformer_forward),
     "LEDEncoderSelfAttention": AttentionSpec(_WINDOWED, "^output", returns="other", forward=longformer_forward),
     "LEDDecoderAttention": AttentionSpec(Q_K_V_PROJ, "out_proj", returns="other", forward=led_forward),
-    "BigBirdPegasusSelfAttention": AttentionSpec(
-        QUERY_KEY_VALUE, "^output", head_dim="attention_head_size", returns="context"
-    ),
+    "BigBirdPegasusSelfAttention": replace(CONTEXT, output_projection="^output"),
     "BloomAttention": _bloom,
     "MptAttention": AttentionSpec((("Wqkv", "qkv"),), "out_proj", per_head_inputs=(("position_bias", 0),)),
     # In older versions, the number of its parts is no attribute.
@@ -254,27 +248,21 @@ SPECIAL_FAMILIES: dict[str, Row] = {
     ),
     "(Attention|MultiHeadAttention)": _short_name,
     # The positions of the model's table serve all layers.
-    "(LayoutLMv3|PPDocLayoutV2ReadingOrder)SelfAttention": AttentionSpec(
-        QUERY_KEY_VALUE,
-        "^output.dense",
-        head_dim="attention_head_size",
-        returns="context",
+    "(LayoutLMv3|PPDocLayoutV2ReadingOrder)SelfAttention": replace(
+        CONTEXT,
         # The latter two are those of older versions.
         per_head_inputs=(("position_bias", 1), ("rel_pos", 1), ("rel_2d_pos", 1)),
     ),
-    "LayoutLMv2SelfAttention": AttentionSpec(
-        (*QUERY_KEY_VALUE, ("qkv_linear", "qkv")),
-        "^output.dense",
-        head_dim="attention_head_size",
-        returns="context",
+    "LayoutLMv2SelfAttention": replace(
+        CONTEXT,
+        projections=(*QUERY_KEY_VALUE, ("qkv_linear", "qkv")),
         per_head=(("q_bias", 2), ("v_bias", 2)),
         per_head_inputs=(("rel_pos", 1), ("rel_2d_pos", 1)),
     ),
     # Texts and their layout attend by the sum of their scores; heads of the layout are narrower.
-    "LiltSelfAttention": AttentionSpec(
-        (*QUERY_KEY_VALUE, ("layout_query", "q"), ("layout_key", "k"), ("layout_value", "v")),
-        "^output.dense",
-        head_dim="attention_head_size",
+    "LiltSelfAttention": replace(
+        CONTEXT,
+        projections=(*QUERY_KEY_VALUE, ("layout_query", "q"), ("layout_key", "k"), ("layout_value", "v")),
         returns="other",
         other_outputs=("^layout_output.dense",),
     ),

@@ -25,46 +25,43 @@ class Attachment:
     Attributes:
         model: The model, which has the gates as its submodule ``head_gates``.
         projections: The output projection of each gated block, which has its gates as a submodule ``gate``.
-        gate_handles: Handles of the hooks that scale the inputs of the projections.
-        other_handles: Handles of all other hooks to remove with the gates.
+        handles: Handles of all hooks to remove with the gates.
     """
 
-    def __init__(self, model: nn.Module, gates: nn.Module) -> None:
-        """Make gates a submodule of a model, in place."""
+    def __init__(self, model: nn.Module, gates: nn.Module, values: PassValues, blocks: Sequence[Block]) -> None:
+        """Make gates a submodule of a model, in place, with hooks on the model and on each output projection."""
         self.model = model
         self.projections: list[nn.Module] = []
-        self.gate_handles: list[Handle] = []
-        self.other_handles: list[Handle] = []
+        self.handles: list[Handle] = []
         model.add_module(CHILD_NAME, gates)
         gates.train(model.training)
+        self._hook_passes(values)
+        self._hook_blocks(values, blocks)
 
-    def hook_passes(self, values: PassValues) -> None:
+    def _hook_passes(self, values: PassValues) -> None:
         """Make the gate values before each forward pass of the model."""
         # The base model may be called alone. Not all models with a task head call it: some call a part of it only.
         base = getattr(self.model, "base_model", self.model)
-        self.other_handles += [
-            base.register_forward_pre_hook(values.begin_base_pass),
-            base.register_forward_hook(values.end_pass, always_call=True),
-        ]
+        begins = {base: values.begin_base_pass}
         if base is not self.model:
-            self.other_handles += [
-                self.model.register_forward_pre_hook(values.begin_pass),
-                self.model.register_forward_hook(values.end_pass, always_call=True),
-            ]
+            begins[self.model] = values.begin_pass
+        for module, begin in begins.items():
+            self.handles.append(module.register_forward_pre_hook(begin))
+            self.handles.append(module.register_forward_hook(values.end_pass, always_call=True))
 
-    def hook_blocks(self, values: PassValues, blocks: Sequence[Block], num_gates: Sequence[int]) -> None:
+    def _hook_blocks(self, values: PassValues, blocks: Sequence[Block]) -> None:
         """Scale the features of each block by its gates, or the weight that they meet where that is cheaper."""
-        for index, (block, size) in enumerate(zip(blocks, num_gates, strict=True)):
+        for index, block in enumerate(blocks):
             projection = block.output_projection
-            gate = BlockGate(values, index, shown=block.describe_gates(size)).train(self.model.training)
+            gate = BlockGate(values, index).train(self.model.training)
             projection.add_module("gate", gate)
             self.projections.append(projection)
             by_weight = block.gates_weight and _can_gate_weight(projection)
-            self.gate_handles.append(WeightGate(projection) if by_weight else block.hook_features(gate))
+            self.handles.append(WeightGate(projection) if by_weight else block.hook_features(gate))
 
     def remove(self) -> None:
         """Remove all submodules and hooks from the model, in place."""
-        for handle in (*self.gate_handles, *self.other_handles):
+        for handle in self.handles:
             handle.remove()
         delattr(self.model, CHILD_NAME)
         for projection in self.projections:
@@ -77,20 +74,15 @@ class BlockGate(nn.Module):
     A module, not a closure: ``print(model)`` shows it, and a copy of the model has its own.
     """
 
-    def __init__(self, pass_values: PassValues, block_index: int, *, shown: str) -> None:
-        """Take the values of all gates, the position of the block among theirs, and the text of ``print(model)``."""
+    def __init__(self, pass_values: PassValues, block_index: int) -> None:
+        """Take the values of all gates, and the position of the block among theirs."""
         super().__init__()
         self.pass_values = pass_values
         self.block_index = block_index
-        self.shown = shown
 
     def forward(self, features: Tensor) -> Tensor:
         """Scale features of heads or neurons, or the columns of a weight that they meet: ``[..., num_features]``."""
         return features * self.pass_values.scaling(self.block_index, features)
-
-    def extra_repr(self) -> str:
-        """Return the description."""
-        return self.shown
 
 
 class WeightGate:
@@ -127,11 +119,8 @@ def _scaled(base: Any) -> dict[str, Any]:
 
 
 def _can_gate_weight(projection: nn.Module) -> bool:
-    """Return whether to scale the weight of a layer, not its input.
-
-    Adapters see the same features as their layer, so that features are scaled where a layer has any. For a frozen
-    weight, the gradient of the scale would be the only reason to compute that of the weight.
-    """
+    """Return whether to scale the weight of a layer, not its input."""
+    # Adapters see the features, too. For a frozen weight, only that of the scale would need its gradient.
     weight = projection._parameters.get("weight")
     return type(projection) in (nn.Linear, Conv1D) and weight is not None and weight.requires_grad
 
@@ -146,12 +135,9 @@ def check_not_gated(blocks: Sequence[Block]) -> None:
 
 
 def freeze(model: nn.Module) -> frozenset[str]:
-    """Freeze the weights of a model, in place, before gates are put on it; gates that it has already stay trainable.
+    """Freeze the weights of a model, in place, before gates are put on it, and return the names for :func:`unfreeze`.
 
-    Gates on frozen weights scale the features: where a weight is scaled, its gradient is computed for the gates alone.
-
-    Returns:
-        The names of the parameters that were trainable, for :func:`unfreeze`.
+    Gates that it has already stay trainable.
     """
     parameters = {
         name: parameter

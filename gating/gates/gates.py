@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gating.discovery.find import find_blocks
 from gating.discovery.ungated import UngatedModules
 from gating.errors import OperationError
 from gating.gates import hard_concrete
@@ -18,6 +17,7 @@ from gating.gates.hard_concrete import GateSampler
 from gating.gates.pass_values import PassValues
 from gating.structure.blocks import Block
 from gating.structure.hooks import Handle
+from gating.structure.layers import iter_blocks
 from gating.units import UNITS, UnitName
 
 __all__ = ["HeadGates"]
@@ -204,9 +204,7 @@ class HeadGates(GatedUnits):
 
     def attach(self, model: nn.Module, blocks: Sequence[Block]) -> None:
         """Put the gates into a model, in place: hooks on every output projection and on the model."""
-        self.attachment = Attachment(model, self)
-        self.attachment.hook_passes(self.pass_values)
-        self.attachment.hook_blocks(self.pass_values, blocks, self.block_sizes)
+        self.attachment = Attachment(model, self, self.pass_values, blocks)
 
     @contextmanager
     def detached(self) -> Iterator[nn.Module]:
@@ -235,12 +233,12 @@ class HeadGates(GatedUnits):
             OperationError: No model is given, and the gates are not attached to one.
         """
         model = self._present_attachment().model if model is None else model
-        blocks = {block.name: block for block in find_blocks(model, units=self.units, group_size=self.group_size)}
+        blocks = {block.name: block for block in iter_blocks(model, *self.units, group_size=self.group_size)}
         return [blocks[name] for name in self.block_names]
 
     def keep_until_removed(self, handle: Handle) -> None:
         """Keep a hook of the model until :meth:`remove` is called, which removes it, too."""
-        self._present_attachment().other_handles.append(handle)
+        self._present_attachment().handles.append(handle)
 
     def remove(self) -> None:
         """Remove gates and hooks from the model, in place. Gate values are lost, not folded."""

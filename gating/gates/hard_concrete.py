@@ -4,7 +4,8 @@ A gate value ``z`` in [0, 1] is drawn from a binary concrete variable that is st
 clipped, so that exact zeros and ones have positive probability while the gradient reaches the parameter ``log_alpha``.
 
 Tensors may have any shape. Results are float32, also under autocast: in half precision the noise would round to 1 and
-its log-odds to infinity.
+its log-odds to infinity. The ``temperature`` is ``beta``: lower is closer to a Bernoulli variable. ``stretch_limits``
+are ``(gamma, zeta)`` with ``gamma < 0`` and ``zeta > 1``.
 """
 
 import math
@@ -53,18 +54,8 @@ def sample(
     *,
     temperature: float = DEFAULT_TEMPERATURE,
     stretch_limits: tuple[float, float] = DEFAULT_STRETCH_LIMITS,
-    generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Draw one hard-concrete value for each parameter (paper, equations 10 and 11).
-
-    Args:
-        log_alpha: Location of each gate, any shape.
-        temperature: ``beta``; lower is closer to a Bernoulli variable.
-        stretch_limits: ``(gamma, zeta)`` with ``gamma < 0`` and ``zeta > 1``.
-        generator: Generator of the noise; the default generator of the device if left out.
-
-    Returns:
-        Values in [0, 1] of the same shape, float32; differentiable with respect to ``log_alpha``.
+    """Draw one hard-concrete value in [0, 1] for each location; differentiable (paper, equations 10 and 11).
 
     Example:
         >>> values = sample(torch.tensor([-20.0, 20.0]))
@@ -72,7 +63,7 @@ def sample(
         [0.0, 1.0]
     """
     with _full_precision(log_alpha):
-        noise = torch.rand(log_alpha.shape, device=log_alpha.device, dtype=torch.float32, generator=generator)
+        noise = torch.rand(log_alpha.shape, device=log_alpha.device, dtype=torch.float32)
         log_odds = torch.logit(noise, eps=1e-6)
         return _stretch((log_odds + log_alpha.float()) / temperature, stretch_limits)
 
@@ -80,12 +71,7 @@ def sample(
 def deterministic(log_alpha: Tensor, *, stretch_limits: tuple[float, float] = DEFAULT_STRETCH_LIMITS) -> Tensor:
     """Return the deterministic value for evaluation (paper, equation 13).
 
-    Args:
-        log_alpha: Location of each gate, any shape.
-        stretch_limits: ``(gamma, zeta)``.
-
-    Returns:
-        ``min(1, max(0, sigmoid(log_alpha) (zeta - gamma) + gamma))`` of the same shape, float32.
+    It is ``min(1, max(0, sigmoid(log_alpha) (zeta - gamma) + gamma))``.
 
     Example:
         >>> deterministic(torch.tensor([-3.0, 0.0, 3.0])).tolist()
@@ -103,13 +89,7 @@ def prob_open(
 ) -> Tensor:
     """Return the probability that a gate is not exactly zero (paper, equation 12).
 
-    Args:
-        log_alpha: Location of each gate, any shape.
-        temperature: ``beta``.
-        stretch_limits: ``(gamma, zeta)``.
-
-    Returns:
-        ``sigmoid(log_alpha - beta log(-gamma / zeta))`` of the same shape, float32.
+    It is ``sigmoid(log_alpha - beta log(-gamma / zeta))``.
 
     Example:
         >>> prob_open(torch.tensor([-20.0, 20.0])).round().tolist()
@@ -126,9 +106,6 @@ def log_alpha_for(
     stretch_limits: tuple[float, float] = DEFAULT_STRETCH_LIMITS,
 ) -> float:
     """Return the ``log_alpha`` at which a gate is open with probability ``prob``: the inverse of :func:`prob_open`.
-
-    Raises:
-        InputError: ``prob`` is not strictly between 0 and 1.
 
     Example:
         >>> round(prob_open(torch.tensor(log_alpha_for(0.98))).item(), 4)

@@ -110,7 +110,7 @@ def inject_gates(
     _prove_foreign_blocks(model, blocks, probe=probe)
     gates.attach(model, blocks)
     if gates.ungated:
-        warnings.warn(ungated_warning(model, gates.ungated), stacklevel=3)
+        warnings.warn(ungated_warning(gates.ungated), stacklevel=3)
     return gates
 
 
@@ -130,15 +130,6 @@ def create_gates(
 
     An objective's ``check`` needs no more than these. The arguments and errors are those of :func:`inject_gates`; the
     model may be on the meta device.
-
-    Example:
-        >>> from transformers import BertConfig, BertModel
-        >>> config = BertConfig(hidden_size=8, num_hidden_layers=2, num_attention_heads=4, intermediate_size=8)
-        >>> model = BertModel(config)
-        >>> create_gates(model, exclude=["encoder.layer.0.attention.self"])
-        HeadGates(4 heads in 1 attention blocks)
-        >>> hasattr(model, "head_gates")
-        False
     """
     if hasattr(model, CHILD_NAME):
         raise InputError(f"{type(model).__name__} has gates already; call model.{CHILD_NAME}.remove() first.")
@@ -156,8 +147,8 @@ def create_gates(
         block for block in found if block.unit_ids and not is_left_out(block.name, exclude=exclude, towers=wanted)
     ]
     if not blocks:
-        units_found = {f"{UNITS[block.unit].label} {UNITS[block.unit].singular}" for block in found}
-        raise InputError(f"No {' or '.join(sorted(units_found))} of {type(model).__name__} is left to put a gate on.")
+        units_found = " or ".join(sorted({block.unit for block in found}))
+        raise InputError(f"No {units_found} of {type(model).__name__} are left to put a gate on.")
     check_not_gated(blocks)
     gates = HeadGates(blocks, group_queries=group_queries, **distribution)
     gates.ungated = tuple(without_left_out(ungated, exclude=exclude, towers=wanted))
@@ -173,11 +164,8 @@ def _check_exclude(found: list[Block], others: list[str], exclude: Collection[st
 
 
 def _prove_foreign_blocks(model: nn.Module, blocks: list[Block], *, probe: Mapping[str, Tensor] | None) -> None:
-    """Raise ``InputError`` if a block of a class outside of transformers, or with a registered layout, is another one.
-
-    Names of layers do not show all that a class computes. Without this trial, the error would come at the end of
-    training. Discovery has tried the layouts that it has found.
-    """
+    """Raise ``InputError`` if a block of a class outside of transformers, or of a registered layout, is another one."""
+    # Names of layers do not show all that a class computes. Without this trial, the error would end the training.
     is_possible = probe is not None or isinstance(model, PreTrainedModel)
     has_adapters = any(without_adapter(module) is not module for module in model.modules())
     # A sharded model is proven as it loses its neurons.
@@ -186,7 +174,7 @@ def _prove_foreign_blocks(model: nn.Module, blocks: list[Block], *, probe: Mappi
         return
     for unit in UNITS:
         foreign = [block for block in blocks if block.unit == unit and block.is_foreign]
-        if foreign and foreign[0].is_tried_if_it_runs and probe is None and not _runs(model):
+        if foreign and probe is None and not _runs(model):
             continue
         kept = {block.name: block.all_but_some() for block in foreign}
         try_removal(model, foreign, kept, probe=probe, must_matter=False)

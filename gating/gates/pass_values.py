@@ -1,6 +1,5 @@
 """The gate values of one forward pass, and whether they are still valid."""
 
-import sys
 import weakref
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -8,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import CheckpointFunction
 
 from gating.errors import OperationError
 
@@ -41,8 +39,7 @@ class PassValues:
         self._made_with: tuple[bool, int] | None = None
         self._graph: _Graph | None = None
         self._earlier_graphs: list[weakref.ref[_Graph]] = []
-        # Whether the current pass began with gradients; None outside of passes.
-        self._pass_learns: bool | None = None
+        self._is_in_pass = False
         # Whether the model has made the values for the pass of its base model, which comes next.
         self._is_made_for_base = False
         self._made_without_gradients = False
@@ -56,7 +53,7 @@ class PassValues:
             OperationError: A checkpoint computes activations of an earlier pass again, or would give gates no gradient.
         """
         if torch.compiler.is_compiling():
-            if self._pass_learns is None:
+            if not self._is_in_pass:
                 self._renew_outside_of_graph()
         elif torch._C._current_graph_task_id() != -1:
             # A backward pass is running, in which checkpoints compute activations again.
@@ -85,7 +82,7 @@ class PassValues:
     def end_pass(self, *_: object) -> None:
         """Leave the pass, also after an error; a hook of the model and of its base model."""
         self._is_made_for_base = False
-        self._pass_learns = None
+        self._is_in_pass = False
 
     def invalidate(self) -> None:
         """Discard the values, since their distribution has changed."""
@@ -98,7 +95,7 @@ class PassValues:
 
     def _begin(self) -> None:
         self._make()
-        self._pass_learns = torch.is_grad_enabled()
+        self._is_in_pass = True
 
     def _make(self) -> None:
         self._scales, self._by_block = self._gates.feature_scales(), {}
@@ -114,8 +111,6 @@ class PassValues:
     def _renew_if_stale(self) -> None:
         if self._is_stale():
             self._make_late()
-        if not torch.is_grad_enabled():
-            self._check_not_reentrant()
 
     # A compiled graph cannot depend on versions of parameters and on backward passes.
     _renew_outside_of_graph = torch.compiler.disable(_renew_if_stale)
@@ -130,12 +125,10 @@ class PassValues:
         return self._lacks_graph() or self._made_with != (self._gates.training, self._gates.log_alpha._version)
 
     def _make_late(self) -> None:
-        """Make values without a pass, perhaps inside of a checkpoint.
-
-        The checkpoint runs its function again, but makes no new values. So this must not change the things that the
-        checkpoint compares: the state of the random numbers and the tensors saved for the backward pass. Its seed comes
-        from that state and a counter, since passes without other random numbers leave the state as it is.
-        """
+        """Make values without a pass, perhaps inside of a checkpoint."""
+        # A checkpoint runs its function again, but makes no new values. What it compares must stay: the state of the
+        # random numbers and the tensors saved for the backward pass. A pass without other random numbers leaves that
+        # state as it is, so that the seed comes from a counter, too.
         device = self._gates.log_alpha.device
         save_as_they_are = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
         with save_as_they_are, _fork_rng(device):
@@ -167,23 +160,6 @@ class PassValues:
                 "call backward() after each forward pass, or disable gradient checkpointing."
             )
 
-    def _check_not_reentrant(self) -> None:
-        """Raise ``OperationError`` if a part of a pass with gradients is inside of a reentrant checkpoint.
-
-        The backward pass of such a checkpoint ends at its inputs, and the gates are not among them: they would get no
-        gradient. A whole pass inside of one makes its values again in the backward pass.
-        """
-        context = None if self._pass_learns is False else _reentrant_context()
-        # Gradients are off inside. A pass records whether they are on outside; without one, only the inputs show it.
-        if context is None or not (self._pass_learns or context.next_functions):
-            return
-        with torch.enable_grad():
-            learns = self._gates.values().requires_grad
-        if learns:
-            raise OperationError(
-                "Reentrant gradient checkpointing gives the gates no gradient: enable it with use_reentrant=False."
-            )
-
 
 class _Graph:
     """Whether the backward pass of the values has run; alive as long as the graph, whose hook holds it."""
@@ -193,19 +169,6 @@ class _Graph:
 
     def mark_used(self, _: Tensor) -> None:
         self.is_used = True
-
-
-def _reentrant_context() -> Any:
-    """Return the context of the outermost reentrant checkpoint that runs its function for the first time, or None.
-
-    The context is the only record of whether gradients are enabled outside of the checkpoint, and torch keeps it in a
-    local variable of this function alone. So it is read from the frames.
-    """
-    frame, found = sys._getframe().f_back, None
-    while frame is not None:
-        found = frame.f_locals["ctx"] if frame.f_code is CheckpointFunction.forward.__code__ else found
-        frame = frame.f_back
-    return found
 
 
 def _fork_rng(device: torch.device) -> AbstractContextManager[None]:

@@ -12,7 +12,6 @@ __all__ = [
     "check_has_values",
     "check_no_adapters",
     "check_not_wrapped",
-    "check_savable",
     "check_stays",
     "check_whole",
     "is_shard",
@@ -20,13 +19,7 @@ __all__ = [
     "part_of_transformers",
 ]
 
-_WRAPPERS = {
-    "DataParallel": "pass model.module",
-    "DistributedDataParallel": "pass model.module, before it is wrapped if you can",
-    "FullyShardedDataParallel": "pass model.module, before it is wrapped if you can",
-    "OptimizedModule": "pass model._orig_mod, and compile the result again",
-    "PeftModel": "pass model.get_base_model() to put gates on it; to prune it, model.merge_and_unload()",
-}
+_WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule", "PeftModel")
 
 
 def check_not_wrapped(model: nn.Module) -> None:
@@ -35,7 +28,10 @@ def check_not_wrapped(model: nn.Module) -> None:
         raise InputTypeError(f"The model must be a torch.nn.Module, got a {type(model).__name__}.")
     for ancestor in type(model).__mro__:
         if ancestor.__name__ in _WRAPPERS:
-            raise InputError(f"The model is wrapped in {ancestor.__name__}: {_WRAPPERS[ancestor.__name__]}.")
+            raise InputError(
+                f"The model is wrapped in {ancestor.__name__}: pass the one inside, model.module, model._orig_mod or "
+                "model.get_base_model(); adapters are merged by model.merge_and_unload()."
+            )
     # Such a pass hides a new forward of the module's class, and weights that are offloaded are on the meta device.
     if any(hasattr(module, "_hf_hook") for module in model.modules()):
         raise InputError(
@@ -106,13 +102,3 @@ def check_has_values(model: nn.Module) -> None:
         raise InputError(
             f"{type(model).__name__} has no values yet: {name} is on the meta device. Load its weights first."
         )
-
-
-def check_savable(model: nn.Module) -> None:
-    """Raise ``ValueError`` for a model with packed weights, as from ``quantize_dynamic``: files hold tensors."""
-    for name, module in model.named_modules():
-        if type(module).__module__.startswith("torch.ao.nn.quantized"):
-            raise InputError(
-                f"{name} is quantized ({type(module).__module__}.{type(module).__name__}), with packed weights that "
-                "are not tensors: save the model before, and quantize the model that load_compact returns."
-            )

@@ -14,7 +14,6 @@ __all__ = [
     "Request",
     "Variant",
     "accepted_arguments",
-    "find_setting",
     "make_tokens",
     "nested_configs",
     "required_arguments",
@@ -46,9 +45,15 @@ class Request:
         """Names of the arguments of ``forward``."""
         return accepted_arguments(self.model.forward)
 
-    def setting(self, *names: str, tower: str = "") -> Any:
-        """Return the first of some settings that the configuration has, first those of a tower; None without one."""
-        return find_setting(self.model.config, *names, tower=tower)
+    def setting(self, *names: str, tower: str = "", config: PreTrainedConfig | None = None) -> Any:
+        """Return the first of some settings that the model's configuration, or one inside it, has; None without one.
+
+        A configuration inside whose name has the ``tower`` in it is asked first.
+        """
+        levels = list(nested_configs(self.model.config if config is None else config))
+        ordered = [one for path, one in levels if tower and tower in path] + [one for _, one in levels]
+        values = (getattr(one, name, None) for one in ordered for name in names)
+        return next((value for value in values if value is not None), None)
 
     def random(self, *shape: int) -> Tensor:
         """Return normally distributed values."""
@@ -68,21 +73,6 @@ def required_arguments(function: Any) -> set[str]:
     """Return the names of a function's arguments without a default."""
     parameters = inspect.signature(function).parameters.items()
     return {name for name, one in parameters if one.default is one.empty and one.kind not in _ANY}
-
-
-def find_setting(config: PreTrainedConfig, *names: str, tower: str = "") -> Any:
-    """Return the first of some settings that a configuration, or one inside it, has; None without one.
-
-    A configuration inside whose name has the ``tower`` in it is asked first.
-    """
-    levels = list(nested_configs(config))
-    ordered = [one for path, one in levels if tower and tower in path] + [one for _, one in levels]
-    for one in ordered:
-        for name in names:
-            value = getattr(one, name, None)
-            if value is not None:
-                return value
-    return None
 
 
 def nested_configs(config: PreTrainedConfig, path: str = "") -> Iterator[tuple[str, PreTrainedConfig]]:
@@ -116,7 +106,9 @@ def make_tokens(request: Request, *, decoder: bool = False) -> Tensor:
     # Some families number positions from the padding index on.
     length = min(request.length, max(1, positions - 4))
     # Models of characters have no vocabulary.
-    vocabulary = find_setting(config, "vocab_size") or request.setting("vocab_size", "text_vocab_size") or _UNICODE
+    vocabulary = (
+        request.setting("vocab_size", config=config) or request.setting("vocab_size", "text_vocab_size") or _UNICODE
+    )
     tokens = request.integers(min(3, vocabulary - 1), vocabulary, request.batch_size, length)
     for name in (name for names, _ in PLACEHOLDERS.values() for name in names):
         # Tokens that stand for other inputs.
@@ -134,14 +126,9 @@ def make_tokens(request: Request, *, decoder: bool = False) -> Tensor:
 
 
 def splice(tokens: Tensor, placeholders: Mapping[int, tuple[int, int]]) -> tuple[Tensor, Tensor]:
-    """Insert runs of placeholder tokens, of a number and a type each, behind the first token of each example.
+    """Return tokens and token types, ``[batch_size, new_length]``, with placeholders behind each first token.
 
-    Returns:
-        Tokens and token types, ``[batch_size, new_length]``.
-
-    Example:
-        >>> splice(torch.tensor([[5, 6]]), {9: (2, 1)})
-        (tensor([[5, 9, 9, 6]]), tensor([[0, 1, 1, 0]]))
+    Each placeholder token has the length of its run and its token type.
     """
     rows = len(tokens)
     parts, types = [tokens[:, :1]], [torch.zeros(rows, 1, dtype=torch.long)]

@@ -52,8 +52,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def cached_outputs(model: nn.Module, probe: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:
     """Return a decoder's logits for the last token of a batch: from one forward pass, and from a step with a cache.
 
-    Returns:
-        Two tensors ``[batch, vocab]`` that should be equal, or None for a model without a cache.
+    They should be equal, ``[batch, vocab]``; None for a model without a cache.
     """
     name = "decoder_input_ids" if "decoder_input_ids" in probe else "input_ids"
     if name not in probe or not (isinstance(model, PreTrainedModel) and model.can_generate()):
@@ -73,10 +72,6 @@ def max_relative_difference(expected: list[Tensor], actual: list[Tensor]) -> flo
     """Return the largest difference between two lists of tensors, relative to the largest value of each tensor.
 
     It is infinite for other shapes and for NaN. Infinite values, as of tokens that cannot be chosen, have to be equal.
-
-    Example:
-        >>> max_relative_difference([torch.tensor([4.0, 1.0])], [torch.tensor([4.0, 2.0])])
-        0.25
     """
     if [t.shape for t in expected] != [t.shape for t in actual]:
         return float("inf")
@@ -109,10 +104,8 @@ def _largest(tensor: Tensor) -> Tensor:
 
 
 def tolerance_for(dtype: torch.dtype) -> float:
-    """Return the relative error that another order of summation may cause: a hundred roundings, of 16 bits four.
-
-    A hundred roundings of 16 bits, 0.8 for bfloat16, would hide any mistake.
-    """
+    """Return the relative error that another order of summation may cause: a hundred roundings, of 16 bits four."""
+    # A hundred roundings of 16 bits, 0.8 for bfloat16, would hide any mistake.
     eps = torch.finfo(dtype).eps
     return (4 if eps > _COARSE else 100) * eps
 
@@ -123,14 +116,10 @@ def rounding_of(outputs: list[Tensor]) -> float:
 
 
 def rounding_tolerance(outputs: list[Tensor], perturbed: list[Tensor]) -> float:
-    """Return the largest relative difference between two computations of a model's outputs that rounding explains.
+    """Return the largest relative difference that rounding explains, from outputs with features one rounding lower.
 
     Models that amplify rounding, such as T5 with its unscaled attention logits, get a wider tolerance, in 16 bits up to
     a hundred roundings.
-
-    Args:
-        outputs: Outputs of the model.
-        perturbed: Its outputs where features are lower by one rounding.
     """
     sensitivity, rounding = max_relative_difference(outputs, perturbed), rounding_of(outputs)
     amplified = min(4 * sensitivity, 100 * rounding) if rounding > _COARSE else 30 * min(1e-4, sensitivity)

@@ -10,9 +10,8 @@ from transformers import PreTrainedModel
 
 from gating.errors import InputError, UserError
 from gating.families.layouts import without_adapter
-from gating.proof.masked import MaskedOutputs
 from gating.proof.outputs import forward_outputs, max_relative_difference, tolerance_for
-from gating.proof.prove import check_proven
+from gating.proof.prove import MaskedOutputs, check_proven
 from gating.pruning.layers import drop_layers
 from gating.structure.edits import Edit, Undo, apply_edits, undo_edits, whole
 from gating.structure.layers import LayerList, find_layer_lists

@@ -17,8 +17,7 @@ from gating.loader.saving import become_compact
 from gating.objectives.base import Objective, check_objective
 from gating.objectives.budget import HeadBudget
 from gating.proof.conditions import check_has_values, check_no_adapters, check_whole
-from gating.proof.masked import MaskedOutputs
-from gating.proof.prove import apply_proven
+from gating.proof.prove import MaskedOutputs, apply_proven
 from gating.pruning.empty_layers import remove_empty_layers
 from gating.pruning.plan import folded_values, plan_finalizing
 from gating.pruning.prune_report import PruneReport, UnitCounts

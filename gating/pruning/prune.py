@@ -14,8 +14,7 @@ from gating.gates import HeadGates
 from gating.gates.attachment import check_not_gated
 from gating.loader.saving import become_compact
 from gating.proof.conditions import check_no_adapters, check_not_wrapped, check_whole
-from gating.proof.masked import MaskedOutputs, factors_of
-from gating.proof.prove import apply_proven
+from gating.proof.prove import MaskedOutputs, apply_proven, factors_of
 from gating.pruning.plan import kept_units, plan_pruning
 from gating.pruning.prune_report import PruneReport, UnitCounts
 from gating.structure.attention import iter_attention_blocks

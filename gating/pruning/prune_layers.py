@@ -11,9 +11,9 @@ from transformers import PreTrainedModel
 from gating.errors import InputError, LayoutError
 from gating.loader.saving import become_compact
 from gating.proof.conditions import check_no_adapters
-from gating.proof.masked import ExpectedOutputs, find_problem_with_cache
 from gating.proof.outputs import OUT_OF_MEMORY, forward_outputs, rounding_of, rounding_tolerance
 from gating.proof.probe import run_probe
+from gating.proof.prove import ExpectedOutputs, find_problem_with_cache
 from gating.pruning.empty_layers import passed_states, transformers_in
 from gating.pruning.layers import drop_layers
 from gating.pruning.prune import check_can_change, read_numbers

@@ -78,7 +78,7 @@ def load_processor(folder: Path | None) -> Any:
         return None
     with loading(str(folder), remedy="Export the model again."):
         processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
-    check_vocabulary(processor, size=None, name=str(folder))
+    check_vocabulary(processor, name=str(folder))
     return processor
 
 

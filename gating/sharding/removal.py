@@ -13,8 +13,7 @@ from gating.errors import InputError, OperationError, UserError
 from gating.gates import HeadGates
 from gating.loader.saving import become_compact
 from gating.objectives.base import Objective
-from gating.proof.masked import MaskedOutputs
-from gating.proof.prove import check_proven
+from gating.proof.prove import MaskedOutputs, check_proven
 from gating.pruning.empty_layers import empty_lists, layer_list, passing_layers, plan_biases, staying_layers
 from gating.pruning.finalize import FinalizeReport, check_own_gates, checked_gate_values
 from gating.pruning.layers import drop_layers

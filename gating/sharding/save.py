@@ -25,7 +25,7 @@ from gating.loader.composing import write_code
 from gating.loader.integrity import write_checksums
 from gating.loader.saving import auto_places, become_compact, compact_class, has_lost_units
 from gating.proof.conditions import check_no_adapters
-from gating.proof.masked import ExpectedOutputs
+from gating.proof.prove import ExpectedOutputs
 from gating.report.card import write_card
 from gating.report.rows import CompactReport
 from gating.sharding.copies import meta_copy, tensors_of, whole_class

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gating.errors import InputError
-from gating.families.layouts import AttentionSpec, RowLayout, has_variable, num_inputs, num_outputs
+from gating.families.layouts import BY_COUNT, AttentionSpec, RowLayout, has_variable, num_inputs, num_outputs
 from gating.families.registry import find_spec, registered_spec
 from gating.loader.emptied import FORMS
 from gating.loader.modeling import base_prefix
@@ -27,9 +26,7 @@ from gating.structure.edits import Edit
 from gating.structure.hooks import Handle, Hooks, hook_input, with_forward
 from gating.structure.sizes import GateSize, head_norms, head_sizes, token_counter
 
-__all__ = ["AttentionBlock", "AttentionKind", "iter_attention_blocks"]
-
-AttentionKind = Literal["encoder", "decoder", "cross", "self"]
+__all__ = ["AttentionBlock", "iter_attention_blocks"]
 
 _CROSS_ATTENTION = re.compile(r"(^|\.)(encoder_attn|EncDecAttention|cross_?attention|cross_?attn)(\.|$)", re.I)
 _TOWER = re.compile(r"(?:^|\.)(?:\w+_)?(encoder|decoder)(?:\.|$)")
@@ -51,10 +48,7 @@ class AttentionBlock(Block):
     """
 
     unit = "heads"
-    registered_by = "register_attention_spec"
     stored_as = "attention_spec"
-    # A user may register the layout of a model for which no batch can be made.
-    is_tried_if_it_runs = True
 
     parent: nn.Module
     num_key_value_heads: int = 0
@@ -101,10 +95,22 @@ class AttentionBlock(Block):
         except AttributeError:
             return False
 
+    def _width_of_head(self) -> int | None:
+        """Return the width of one head in the input of the output projection; None if the module does not tell it."""
+        module: Any = self.module
+        width = self.spec.head_dim
+        if width != BY_COUNT:
+            return width if isinstance(width, int) else getattr(module, width, None)
+        if hasattr(module, "head_slots"):
+            number = len(module.head_slots)
+        else:
+            number = next((getattr(*self.locate(path)) for path in self.spec.head_counts if self.has(path)), 0)
+        return num_inputs(self.output_projection) // number if number else None
+
     def counted(self) -> "AttentionBlock":
         """Return the block with the heads that its module has, or those that an earlier removal has noted there."""
         module: Any = self.module
-        block = replace(self, head_dim=int(self.spec.width_of_head(module) or 0))
+        block = replace(self, head_dim=int(self._width_of_head() or 0))
         if hasattr(module, "head_slots"):
             slots, heads, num_before = tuple(module.head_slots), tuple(module.head_ids), module.num_heads_before
         else:
@@ -130,14 +136,7 @@ class AttentionBlock(Block):
     @property
     def queries_per_key(self) -> int:
         """Number of query heads, padding included, that share one key-value head."""
-        number, rest = divmod(len(self.head_slots), self.num_key_value_heads)
-        if rest:
-            raise InputError(
-                f"{self.name} has {len(self.head_slots)} query heads for {self.num_key_value_heads} key-value heads, "
-                "which cannot be shared out evenly: correct num_attention_heads or num_key_value_heads in the model's "
-                "configuration."
-            )
-        return number
+        return len(self.head_slots) // self.num_key_value_heads
 
     @property
     def num_heads(self) -> int:
@@ -202,12 +201,12 @@ class AttentionBlock(Block):
 
     @property
     def is_cross_attention(self) -> bool:
-        """Whether keys and values come from another sequence."""
-        named_so = bool(_CROSS_ATTENTION.search(self.name))
+        """Whether keys and values come from another sequence: the layout, a name or an attribute tells it."""
+        named_so = "Cross" in type(self.module).__name__ or _CROSS_ATTENTION.search(self.name) is not None
         return self.spec.is_cross_attention or named_so or bool(getattr(self.module, "is_cross_attention", False))
 
     @property
-    def kind(self) -> AttentionKind:
+    def kind(self) -> Literal["encoder", "decoder", "cross", "self"]:
         """Kind of attention: ``cross``, or self-attention of the ``encoder``, the ``decoder`` or neither (``self``).
 
         The name of the outermost module decides: a decoder made of a BERT has an encoder inside.
@@ -239,9 +238,6 @@ class AttentionBlock(Block):
 
         Args:
             group_queries: Whether the query heads that share keys and values get one gate.
-
-        Raises:
-            InputError: Query heads cannot be shared out evenly among the key-value heads.
         """
         size = self.queries_per_key if group_queries and self.num_key_value_heads > 1 else 1
         starts = range(0, len(self.head_slots), size)
@@ -309,24 +305,16 @@ def iter_attention_blocks(model: nn.Module) -> Iterator[AttentionBlock]:
         name = full_name.removeprefix(prefix)
         layer_idx = layer_number(name, default=order)
         block = AttentionBlock(name=name, layer_idx=layer_idx, module=module, parent=parent, spec=spec)
-        if _fits(block, full_name):
+        if _fits(block):
             yield block.counted()
             order += 1
 
 
-def _fits(block: AttentionBlock, name: str) -> bool:
-    """Return whether a spec fits a module: other classes may have the same name. A spec of the user has to fit."""
+def _fits(block: AttentionBlock) -> bool:
+    """Return whether a spec fits a module: other classes may have the same name."""
     module, spec = block.module, block.spec
     if hasattr(module, "head_slots"):
         return True
     layouts = {kind for _, layout in block.projections() for kind in layout}.union(spec.borrowed)
     needed = {"q", "k"} if spec.has_state else {"q", "k", "v"}
-    fits = needed <= layouts and block.has(spec.output_projection) and spec.width_of_head(module) is not None
-    if not fits and find_spec(module, shipped_only=True) != spec:
-        paths = [*(path for path, _ in spec.projections), spec.output_projection, spec.head_dim]
-        missing = [path for path in paths if isinstance(path, str) and not block.has(path)]
-        raise InputError(
-            f"The spec of {type(module).__name__} does not fit {name}: "
-            + (f"it has no {missing[0]!r}." if missing else "its projections do not make queries, keys and values.")
-        )
-    return fits
+    return needed <= layouts and block.has(spec.output_projection) and block._width_of_head() is not None

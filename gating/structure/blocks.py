@@ -35,17 +35,13 @@ class Block(ABC):
         module: The module that holds all of the weights of the block's units.
         spec: The layout of its weights.
         unit: Name of the unit, ``heads`` or ``neurons``.
-        registered_by: Name of the public function that registers a layout of such blocks.
         stored_as: Attribute of the module with a layout that discovery has found, or that a compact folder has.
         gates_weight: Whether the weight that meets the features may be scaled in their place.
-        is_tried_if_it_runs: Whether a foreign block gets gates untried if the model runs on no batch made for it.
     """
 
     unit: ClassVar[str]
-    registered_by: ClassVar[str]
     stored_as: ClassVar[str]
     gates_weight: ClassVar[bool] = False
-    is_tried_if_it_runs: ClassVar[bool] = False
 
     name: str
     layer_idx: int
@@ -149,10 +145,6 @@ class Block(ABC):
     def norms(self) -> Tensor:
         """Return the L1 norm of the weights of each slot, without biases, ``[num_slots]``; zero for padding."""
 
-    def describe_gates(self, num_gates: int) -> str:
-        """Return the description in ``print(model)``: the number of units, and that of gates if it is another."""
-        return f"num_{self.unit}={self.size}" + ("" if num_gates == self.size else f", num_gates={num_gates}")
-
     def all_but_some(self) -> tuple[int, ...]:
         """Return the units that stay in the trial removal of a foreign block: all but those of its first gate.
 
@@ -162,21 +154,13 @@ class Block(ABC):
 
     @abstractmethod
     def plan_removal(self, kept: Collection[int]) -> list[Edit]:
-        """Plan the removal of all units except the kept ones, given by their original numbers.
-
-        Returns:
-            Edits to apply in order; none if every unit is kept.
-        """
+        """Plan the removal of all units except the kept ones, given by their original numbers; no edits if all are."""
 
 
 def tower_of(name: str) -> str:
     """Return the tower of a block: ``language``, ``vision``, ``audio``, or else the first part of its name.
 
     Layers without a name of their own are those of the language model.
-
-    Example:
-        >>> tower_of("vision_tower.vision_model.encoder.layers.0.self_attn"), tower_of("layers.0.self_attn")
-        ('vision', 'language')
     """
     for part in name.split("."):
         for tower, pattern in _TOWERS.items():
@@ -222,11 +206,7 @@ def share_specs(model: nn.Module, other: nn.Module) -> None:
 
 
 def whole_number(value: Any) -> int:
-    """Return an integer, also of NumPy or PyTorch, as a Python integer.
-
-    Raises:
-        TypeError: The value is not an integer; booleans are not.
-    """
+    """Return an integer, also of NumPy or PyTorch, as a Python integer; raise ``TypeError`` for others and booleans."""
     if isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool"):
         raise InputTypeError("a boolean is not a whole number")
     return operator.index(value)

@@ -39,12 +39,7 @@ ABSENT: Final = object()
 def positions(runs: Sequence[int], width: int = 1) -> Tensor:
     """Return the positions of inputs or outputs in runs of one width, such as those of some heads.
 
-    Returns:
-        Positions, ``[len(runs) * width]``, on the CPU even where models are built on meta.
-
-    Example:
-        >>> positions([0, 2], width=2)
-        tensor([0, 1, 4, 5])
+    The result is ``[len(runs) * width]``, on the CPU even where models are built on meta.
     """
     starts = torch.tensor(runs, dtype=torch.long, device="cpu").unsqueeze(1) * width
     return (starts + torch.arange(width, device="cpu")).flatten()
@@ -102,11 +97,8 @@ class Edit:
         return undo
 
     def _restoring(self, before: nn.Parameter, kept: Tensor, lost: Tensor) -> Undo:
-        """Return an undo that holds only the entries that are lost, at positions in the former parameter.
-
-        The former parameter is released at once: cutting BERT-base takes 3 MB beyond the model. Keeping all former
-        parameters until the proof would take the attention weights once more, 113 MB, a quarter of the model.
-        """
+        """Return an undo that holds only the entries that are lost, at positions in the former parameter."""
+        # Keeping former parameters until the proof would take the attention weights of BERT-base once more, 113 MB.
         size, entries = before.shape[self.dim], before.detach().index_select(self.dim, lost)
         # A parameter in use elsewhere, as by an optimizer, comes back itself.
         former, with_gradient = weakref.ref(before), before if before.grad is not None else None
@@ -148,10 +140,9 @@ def plan_entries(owner: nn.Module, name: str, kept: Sequence[int], *, dim: int, 
 
 
 def apply_edits(edits: Iterable[Edit]) -> list[Undo]:
-    """Apply edits in place, in order; after an error, the model is as before.
+    """Apply edits in place, in order, and return the functions for :func:`undo_edits`, which hold removed entries.
 
-    Returns:
-        The functions for :func:`undo_edits`. Dropping them frees the memory of the removed entries.
+    After an error, the model is as before.
     """
     done: list[Undo] = []
     try:
@@ -183,12 +174,7 @@ def own_part(tensor: Tensor) -> Tensor:
 
 
 def fill(parameter: Tensor, values: Tensor) -> None:
-    """Give a parameter the values of a tensor of its shape, in place; one that is cut gets its part in each process.
-
-    Args:
-        parameter: The parameter, which FSDP2 may have cut over several processes.
-        values: A plain tensor, equal in all of them.
-    """
+    """Give a parameter the values of a plain tensor, in place; one that FSDP2 has cut gets its part in each process."""
     target: Any = parameter
     if hasattr(target, "full_tensor"):
         # Not at the top: some builds of torch have no distributed tensors.

@@ -91,11 +91,8 @@ def _replace_output(
 
 
 def _activation(module: nn.Module) -> str | None:
-    """Return the name of the function with the features as output, or None.
-
-    A class with an ``_apply_gate`` of its own calls it in each implementation, and its activation in general not as the
-    last step. The others inherit that of transformers, which only some implementations call.
-    """
+    """Return the name of the function with the features as output, or None."""
+    # A class calls an ``_apply_gate`` of its own in each implementation, that of transformers only in some of them.
     gate = getattr(type(module), "_apply_gate", None)
     if gate is not None and gate.__module__ != "transformers.integrations.moe":
         return "_apply_gate"

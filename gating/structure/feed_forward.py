@@ -5,19 +5,19 @@ down projection there must be nothing but an activation, a product with the gate
 """
 
 from collections.abc import Callable, Collection, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gating.errors import InputError
-from gating.families.feed_forward import find_feed_forward_spec, registered_feed_forward_spec, rows_of_layout
 from gating.families.layouts import ExpertsSpec, FeedForwardSpec, UpLayout, num_inputs, num_outputs, without_adapter
+from gating.families.registry import find_feed_forward_spec, registered_feed_forward_spec, rows_of_layout
 from gating.loader.modeling import base_prefix
 from gating.loader.views import ConfigView
-from gating.structure.blocks import Block, layer_number, whole_number
+from gating.structure.blocks import Block, layer_number
 from gating.structure.edits import Edit, plan_cut, positions
 from gating.structure.experts import GROUP_FACTOR, find_experts_spec, hook_activation
 from gating.structure.hooks import Handle
@@ -49,7 +49,6 @@ class FeedForwardBlock(Block):
     group_ids: tuple[int, ...]
 
     unit = "neurons"
-    registered_by = "register_feed_forward_spec"
     stored_as = "feed_forward_spec"
     gates_weight = True
     kind = "feed_forward"
@@ -142,7 +141,8 @@ class FeedForwardBlock(Block):
         Raises:
             ValueError: The size is not positive, or neurons were removed in groups that it does not divide.
         """
-        group_size = _check_group_size(group_size)
+        if not isinstance(group_size, Integral) or group_size < 1:
+            raise InputError(f"group_size={group_size!r} must be a positive whole number of neurons, such as 64.")
         if group_size == self.group_size:
             return self
         if len(self.group_ids) == self.num_numbers:
@@ -282,25 +282,11 @@ class ExpertsBlock(FeedForwardBlock):
         return edits
 
 
-def _check_group_size(group_size: Any) -> int:
-    with suppress(TypeError):
-        number = whole_number(group_size)
-        if number > 0:
-            return number
-    raise InputError(f"group_size={group_size!r} must be a positive whole number of neurons, such as 64.")
-
-
 def iter_feed_forward_blocks(model: nn.Module, *, group_size: int | None = None) -> Iterator[FeedForwardBlock]:
     """Yield the feed-forward blocks of a model with a known layout, in the order of modules.
 
     Nothing is checked: :func:`~gating.discovery.find.find_feed_forward_blocks` refuses blocks that cannot lose neurons.
-
-    Args:
-        model: Any module.
-        group_size: Number of neurons in a group; if left out, that of an earlier removal, or 64.
-
-    Raises:
-        ValueError: ``group_size`` does not fit an earlier removal.
+    Without a size, groups are those of an earlier removal, or have 64 neurons.
     """
     prefix = base_prefix(model)
     owners = [

@@ -12,7 +12,7 @@ from gating.loader.checksums import RECORD_KEY
 from gating.loader.modeling import base_prefix
 from gating.loader.record import LAYERS_KEY
 from gating.structure.attention import iter_attention_blocks
-from gating.structure.blocks import Block
+from gating.structure.blocks import Block, layer_number
 from gating.structure.feed_forward import iter_feed_forward_blocks
 from gating.units import UnitName
 
@@ -120,12 +120,7 @@ def kept_layers(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def dense_name(record: Mapping[str, Any], name: str) -> str:
-    """Return the name of a block in the original model, from its name in one that layers have left.
-
-    Example:
-        >>> dense_name({"kept": {"encoder.layer": [0, 3]}}, "encoder.layer.1.attention.self")
-        'encoder.layer.3.attention.self'
-    """
+    """Return the name of a block in the original model, from its name in one that layers have left."""
     for path, kept in record.get("kept", {}).items():
         if found := re.match(rf"{re.escape(path)}\.(\d+)(?=\.|$)", name):
             return f"{path}.{kept[int(found[1])]}{name[found.end() :]}"
@@ -148,8 +143,7 @@ def original_rows(
     paths: dict[str, int] = {}
 
     def place(row: tuple[str, Value]) -> tuple[int, int]:
-        number = re.search(r"(?:^|\.)(\d+)(?:\.|$)", row[0])
-        path = row[0][: number.start()] if number else row[0]
-        return paths.setdefault(path, len(paths)), int(number[1]) if number else 0
+        path = re.split(r"(?:^|\.)\d+(?:\.|$)", row[0], maxsplit=1)[0]
+        return paths.setdefault(path, len(paths)), layer_number(row[0], default=0)
 
     yield from sorted([*named, *gone], key=place) if gone else named

@@ -46,13 +46,7 @@ class GateSize:
     def macs(self, num_tokens: float = NUM_TOKENS, num_keys: float | None = None) -> float:
         """Return the multiply-accumulates of one example: projections, and the two products of attention.
 
-        Args:
-            num_tokens: Number of tokens, or of queries.
-            num_keys: Number of keys that each query attends to; ``num_tokens`` if left out.
-
-        Example:
-            >>> GateSize(1, 64, 4 * 64 * 768, 0, num_pair_features=2 * 64).macs(128)
-            27262976
+        Each token is a query; it attends to ``num_keys`` keys, or to as many as there are tokens.
         """
         if self.state_size:
             # Each token reads the state twice and changes it once.
@@ -92,13 +86,10 @@ def head_sizes(block: Any, slots: Sequence[int]) -> GateSize:
 
 
 def head_norms(block: Any) -> Tensor:
-    """Return the L1 norm of the weights of each head of a block, without biases.
+    """Return the L1 norm of the weights of each head slot of a block, without biases: ``[num_slots]``, float32.
 
     These are the head's rows of the query, key and value projections and its columns of the output projection. Shared
     keys and values count in equal parts for the query heads that share them.
-
-    Returns:
-        Norm of each of ``block.head_slots``, ``[num_slots]``, float32.
     """
     slots, groups = range(len(block.head_slots)), range(block.num_key_value_heads)
     size = block.queries_per_key
@@ -113,12 +104,9 @@ def head_norms(block: Any) -> Tensor:
 
 
 def neuron_norms(block: Any) -> Tensor:
-    """Return the L1 norm of the weights of each neuron of a block, without biases.
+    """Return the L1 norm of the weights of each present neuron, without biases: ``[num_neurons]``, float32.
 
     These are the neuron's rows of the up projections and its column of the down projection; of all experts, if any.
-
-    Returns:
-        Norm of each present neuron, ``[num_neurons]``, float32.
     """
     down, *ups = block.weights()
     norms = _sums(*down[:2])

@@ -83,7 +83,7 @@ class Embedding(MetricTask):
         place = locate(source.name, revision=source.revision)
         if Path(place).is_dir() and RECORD_KEY in read_config(Path(place)):
             self._head = SentenceHead.load(Path(place))
-            return load_tokenizer(source, meta_model=meta_model)
+            return load_tokenizer(source)
         model = load_sentence_model(source.name, revision=source.revision, setting="model.name")
         self._head = SentenceHead(list(model)[1:])
         return SentenceProcessor(model)

@@ -41,7 +41,7 @@ def load_sentence_model(name: str, *, revision: str = "main", setting: str) -> A
         )
         if model.transformers_model is None or len(model) == 1:
             raise InputError(f"{setting}={name} is no transformer with a pooling, which embeddings need.")
-    check_vocabulary(model.tokenizer, size=None, name=f"{setting}={name}")
+    check_vocabulary(model.tokenizer, name=f"{setting}={name}")
     return model.eval()
 
 

@@ -58,7 +58,7 @@ class TokenClassification(MetricTask):
         self, source: ModelSource, meta_model: PreTrainedModel, splits: DatasetDict
     ) -> PreTrainedTokenizerBase:
         """Load a tokenizer that tokenizes every word as if it followed a space."""
-        return load_tokenizer(source, after_space=True, meta_model=meta_model)
+        return load_tokenizer(source, after_space=True)
 
     def prepare(
         self,

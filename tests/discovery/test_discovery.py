@@ -13,10 +13,10 @@ from transformers import (
 from transformers.models.stablelm.modeling_stablelm import StableLmAttention, StableLmRotaryEmbedding
 
 import gating
-from gating.discovery.find import find_blocks
 from gating.loader.checksums import RECORD_KEY
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
+from gating.structure.layers import iter_blocks
 from tests.support.family_models import FAMILIES, GROUPED, TEXT, VISION, Family
 
 
@@ -63,7 +63,7 @@ def test_layouts_of_discovery_are_guessed_and_those_of_records_are_not(tmp_path)
     gating.prune_neurons(model, {0: range(6), 1: [0]}, group_size=8)
     gating.save_compact(model, tmp_path / "compact")
     for each in (model, gating.load_compact(tmp_path / "compact")):
-        blocks = find_blocks(each, units=("heads", "neurons"), group_size=None)
+        blocks = list(iter_blocks(each, "heads", "neurons", group_size=None))
         assert len(blocks) == 6
         assert not any(block.is_guessed for block in blocks)
 

@@ -8,7 +8,7 @@ from transformers.pytorch_utils import Conv1D
 
 import gating
 from gating.discovery.discover import discover_layouts
-from gating.families import feed_forward as feed_forward_specs
+from gating.families import registry as families
 from gating.loader.checksums import RECORD_KEY
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
@@ -60,7 +60,7 @@ def _layouts(model):
 
 @pytest.fixture
 def without_names(monkeypatch):
-    monkeypatch.setattr(feed_forward_specs, "_SHIPPED", ())
+    monkeypatch.setattr(families, "_FEED_FORWARD", ())
 
 
 @pytest.mark.parametrize("name", SAMPLE)
@@ -69,7 +69,7 @@ def test_widths_of_layers_find_the_blocks_that_names_find(name, monkeypatch):
     by_names = _layouts(model)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     random_state = torch.get_rng_state()
-    monkeypatch.setattr(feed_forward_specs, "_SHIPPED", ())
+    monkeypatch.setattr(families, "_FEED_FORWARD", ())
     assert not _layouts(model)
     with torch.inference_mode():
         assert not discover_layouts(model, "neurons")
@@ -250,7 +250,7 @@ def test_adapters_are_no_blocks_and_must_be_merged(monkeypatch):
     known.lm_head = Adapted(known.lm_head)
     assert len(gating.find_feed_forward_blocks(known, discover=True)) == 3
     unknown.model.layers[0].feed_forward.w1 = Adapted(unknown.model.layers[0].feed_forward.w1)
-    monkeypatch.setattr(feed_forward_specs, "_SHIPPED", ())
+    monkeypatch.setattr(families, "_FEED_FORWARD", ())
     with pytest.raises(ValueError, match=r"w1 has an adapter .*merge"):
         gating.find_feed_forward_blocks(unknown, discover=True)
 
@@ -314,7 +314,7 @@ def _tokens():
 def test_a_model_of_the_user():
     model = Custom(PreTrainedConfig())
     # The model never calls its experts.
-    with pytest.warns(UserWarning, match="feed-forward modules"):
+    with pytest.warns(UserWarning, match="keep all neurons"):
         blocks = gating.find_feed_forward_blocks(model, group_size=32, discover=True, probe=_tokens())
     assert [block.name for block in blocks] == [f"layers.{number}.mlp.3" for number in range(3)]
     # A batch that was made and not used up left the whole model in evaluation, or brought the modes back at any time.

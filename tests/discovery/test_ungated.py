@@ -57,7 +57,7 @@ def test_a_tower_without_gates_is_named_with_the_reason(towers, function):
     with pytest.warns(RemedyWarning, match="vision_tower.0") as caught:
         function(towers)
     message = str(caught[0].message)
-    assert "(OddAttention): its layers are not registered; discover=True may find their layout" in message
+    assert "(OddAttention): its layers fit no registered layout; discover=True may find theirs" in message
     assert "exclude=['vision_tower.0']" in message
     assert "gates.towers" in str(caught[0].message.in_command)
 

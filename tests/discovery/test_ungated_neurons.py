@@ -72,11 +72,11 @@ def towers():
     "function", [gating.find_feed_forward_blocks, lambda model: gating.inject_gates(model, units="neurons")]
 )
 def test_modules_without_gates_are_named_with_the_reason(towers, function):
-    with pytest.warns(RemedyWarning, match="feed-forward modules") as caught:
+    with pytest.warns(RemedyWarning, match="keep all neurons") as caught:
         function(towers)
     message = str(caught[0].message)
-    assert "vision_tower.0 and 1 more (OddMLP): its layers are not registered; discover=True" in message
-    assert "vision_tower.2 (Projector): its layers are not registered" in message
+    assert "vision_tower.0 and 1 more (OddMLP): its layers fit no registered layout; discover=True" in message
+    assert "vision_tower.2 (Projector): its layers fit no registered layout" in message
     assert "vision_tower.3 (NarrowMLP): " in message
     assert "exclude=['vision_tower.0']" in message
 

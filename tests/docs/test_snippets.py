@@ -10,7 +10,6 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep
 
 from gating.__main__ import _parser
-from gating.families import feed_forward as feed_forward_specs
 from gating.families import registry as families
 from tests.docs.pages import PAGES, blocks_of, commands_of, write_files
 from tests.docs.setups import SETUPS
@@ -58,15 +57,13 @@ def folder(tmp_path, monkeypatch):
     """A folder to run a page in, from which modules are imported; what its code registers is forgotten afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    for module in (families, feed_forward_specs):
-        monkeypatch.setattr(module, "_REGISTERED", dict(module._REGISTERED))
+    monkeypatch.setattr(families, "_REGISTERED", {unit: dict(rows) for unit, rows in families._REGISTERED.items()})
     before = set(sys.modules)
     yield tmp_path
     for name in set(sys.modules) - before:
         if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
             del sys.modules[name]
     families._find_row.cache_clear()
-    feed_forward_specs._find_registered.cache_clear()
 
 
 @pytest.fixture

@@ -95,7 +95,7 @@ def test_a_foreign_attention_class_is_tried(bert):
 
 def test_a_registered_layout_is_tried(monkeypatch):
     wrong = gating.AttentionSpec((("query_key_value", "qkv"),), "dense", head_dim="head_size")
-    monkeypatch.setattr(families, "_REGISTERED", {"GPTNeoXAttention": wrong})
+    monkeypatch.setitem(families._REGISTERED, "heads", {"GPTNeoXAttention": wrong})
     monkeypatch.setattr(families, "_find_row", lru_cache(families._find_row.__wrapped__))
     with pytest.raises(ValueError, match="registry") as raised:
         gating.inject_gates(FAMILIES["gpt_neox"].build())

@@ -99,24 +99,6 @@ def test_a_pass_that_failed_leaves_no_trace():
     assert not gates.pass_values._is_made_for_base
 
 
-@pytest.mark.parametrize("family", ["bert", "distilbert", "vit"])
-@pytest.mark.parametrize("inputs_learn", [False, True])
-def test_reentrant_checkpoints_which_would_leave_gates_without_gradient_are_refused(family, inputs_learn):
-    model = build(family)
-    gates = gating.inject_gates(model)
-    batch = batch_for(model)
-    enable_checkpointing(model.train(), {"use_reentrant": True})
-    if inputs_learn:
-        model.enable_input_require_grads()
-    with pytest.raises(RuntimeError, match="use_reentrant=False"):
-        model(**batch)
-    with torch.no_grad():
-        model(**batch)
-    enable_checkpointing(model, {"use_reentrant": False})
-    model(**batch).logits.sum().backward()
-    assert gates.log_alpha.grad.abs().sum() > 0
-
-
 def call_text_features(model, batch):
     return model.get_text_features(input_ids=batch["input_ids"]).pooler_output
 
@@ -131,26 +113,11 @@ def call_layer(model, batch):
     )
 
 
-PARTS = [("clip", call_text_features), ("t5", call_encoder), ("bart", call_encoder), ("bert", call_layer)]
-
-
-@pytest.mark.parametrize(("family", "call"), PARTS)
-@pytest.mark.parametrize("after_pass", [False, True])
-def test_reentrant_checkpoints_are_refused_in_parts_of_a_model_that_are_called_alone(family, call, after_pass):
-    model = FAMILIES[family].build()
-    gating.inject_gates(model)
-    batch = make_probe(model)
-    enable_checkpointing(model.train(), {"use_reentrant": True})
-    model.enable_input_require_grads()
-    if after_pass:
-        with torch.no_grad():
-            model(**batch)
-    with pytest.raises(RuntimeError, match="use_reentrant=False"):
-        call(model, batch)
+PARTS = [("clip", call_text_features), ("t5", call_encoder), ("bart", call_encoder)]
 
 
 @pytest.mark.parametrize("num_calls", [1, 2])
-@pytest.mark.parametrize(("family", "call"), PARTS[:-1])
+@pytest.mark.parametrize(("family", "call"), PARTS)
 def test_checkpoints_in_parts_that_are_called_alone_change_no_gradient(family, call, num_calls):
     gradients = []
     for checkpointed in (False, True):
@@ -185,8 +152,8 @@ def test_a_part_without_gradients_may_be_in_a_reentrant_checkpoint():
         call_layer(model, {})
         with pytest.raises(ValueError, match="input_ids"):
             model()
-    with pytest.raises(RuntimeError, match="gradient"):
-        call_layer(model, {})
+    with pytest.raises(RuntimeError):
+        call_layer(model, {}).sum().backward()
 
 
 @pytest.mark.parametrize("part", ["", "bert"])

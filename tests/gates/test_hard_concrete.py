@@ -17,7 +17,8 @@ def test_defaults_are_those_of_the_paper():
 
 @pytest.mark.parametrize("log_alpha", [-1.5, -0.3, 0.0, 0.7, 1.9])
 def test_sample_is_equations_10_and_11_for_the_same_noise(log_alpha):
-    values = hard_concrete.sample(torch.full((50,), log_alpha), generator=torch.Generator().manual_seed(3))
+    torch.manual_seed(3)
+    values = hard_concrete.sample(torch.full((50,), log_alpha))
     noise = torch.rand(50, generator=torch.Generator().manual_seed(3)).tolist()
     for value, u in zip(values.tolist(), noise, strict=True):
         s = 1 / (1 + math.exp(-(math.log(u) - math.log(1 - u) + log_alpha) / BETA))
@@ -62,9 +63,8 @@ def test_prob_open_of_known_values():
 def test_the_frequency_of_open_samples_is_prob_open(log_alpha, temperature, limits):
     count = 200_000
     options = {"temperature": temperature, "stretch_limits": limits}
-    values = hard_concrete.sample(
-        torch.full((count,), log_alpha), generator=torch.Generator().manual_seed(0), **options
-    )
+    torch.manual_seed(0)
+    values = hard_concrete.sample(torch.full((count,), log_alpha), **options)
     prob = hard_concrete.prob_open(torch.tensor(log_alpha), **options).item()
     # Four standard errors of a frequency.
     tolerance = 4 * math.sqrt(prob * (1 - prob) / count) + 1e-6
@@ -72,7 +72,8 @@ def test_the_frequency_of_open_samples_is_prob_open(log_alpha, temperature, limi
 
 
 def test_samples_have_exact_zeros_and_ones_and_values_between():
-    values = hard_concrete.sample(torch.zeros(10_000), generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    values = hard_concrete.sample(torch.zeros(10_000))
     assert (values == 0).any()
     assert (values == 1).any()
     assert ((values > 0) & (values < 1)).any()
@@ -122,7 +123,8 @@ def test_sample_is_finite_at_the_ends_of_the_noise(monkeypatch):
 
 def test_gradient_of_a_sample_reaches_log_alpha_through_values_between_zero_and_one():
     log_alpha = torch.zeros(1000, requires_grad=True)
-    values = hard_concrete.sample(log_alpha, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    values = hard_concrete.sample(log_alpha)
     values.sum().backward()
     between = (values > 0) & (values < 1)
     assert (log_alpha.grad[between] > 0).all()

@@ -7,8 +7,8 @@ import torch
 
 import gating
 from gating.errors import InputError, LayoutError, OperationError
-from gating.families import feed_forward
-from gating.proof import masked
+from gating.families import registry
+from gating.proof import prove
 from tests.support.family_models import FAMILIES
 from tests.support.tiny_models import assert_same_state, state_of
 
@@ -34,7 +34,7 @@ def test_a_difference_with_a_cache_alone_undoes_the_removal(gated, with_gates, m
     state = state_of(model)
     # The masked model agrees with its cache, the compact one does not.
     pairs = iter([(ONE, ONE), (ONE, 2 * ONE)])
-    monkeypatch.setattr(masked, "cached_outputs", lambda *_: next(pairs))
+    monkeypatch.setattr(prove, "cached_outputs", lambda *_: next(pairs))
     with pytest.raises(LayoutError, match=r"1\.0e"):
         change()
     assert_same_state(model, state)
@@ -42,7 +42,7 @@ def test_a_difference_with_a_cache_alone_undoes_the_removal(gated, with_gates, m
 
 
 def test_a_cache_that_differs_in_the_masked_model_proves_nothing(gated, monkeypatch):
-    monkeypatch.setattr(masked, "cached_outputs", lambda *_: (ONE, 2 * ONE))
+    monkeypatch.setattr(prove, "cached_outputs", lambda *_: (ONE, 2 * ONE))
     assert gating.finalize(*gated).num_heads < gated[0].config.num_attention_heads * gated[0].config.num_hidden_layers
 
 
@@ -62,12 +62,12 @@ def test_a_lack_of_memory_reaches_the_caller(gated, where, monkeypatch):
     if where == "gradients":
         monkeypatch.setattr(torch.autograd, "grad", _out_of_memory)
     elif where == "cache":
-        monkeypatch.setattr(masked, "cached_outputs", _out_of_memory)
+        monkeypatch.setattr(prove, "cached_outputs", _out_of_memory)
     else:
         # The outputs do not depend on this layer, so that the model's own batch is tried, too.
         model.model.layers[0].self_attn.o_proj.weight.data.zero_()
-        state, run = state_of(model), masked.run_probe
-        monkeypatch.setattr(masked, "run_probe", lambda model, probe: (run if probe else _out_of_memory)(model, probe))
+        state, run = state_of(model), prove.run_probe
+        monkeypatch.setattr(prove, "run_probe", lambda model, probe: (run if probe else _out_of_memory)(model, probe))
     with pytest.raises(torch.OutOfMemoryError):
         gating.finalize(model, gates, probe=probe)
     assert_same_state(model, state)
@@ -75,7 +75,7 @@ def test_a_lack_of_memory_reaches_the_caller(gated, where, monkeypatch):
 
 @pytest.mark.parametrize("change", [gating.prune_layers, partial(gating.find_feed_forward_blocks, discover=True)])
 def test_a_lack_of_memory_is_no_wrong_layout(bert, change, monkeypatch):
-    monkeypatch.setattr(feed_forward, "_SHIPPED", ())
-    monkeypatch.setattr(masked.ExpectedOutputs, "difference", _out_of_memory)
+    monkeypatch.setattr(registry, "_FEED_FORWARD", ())
+    monkeypatch.setattr(prove.ExpectedOutputs, "difference", _out_of_memory)
     with pytest.raises(torch.OutOfMemoryError):
         change(bert, *([[1]] if change is gating.prune_layers else []))

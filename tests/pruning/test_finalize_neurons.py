@@ -8,7 +8,7 @@ import torch
 import gating
 from gating.errors import OperationError
 from gating.proof import prove
-from gating.proof.masked import ExpectedOutputs
+from gating.proof.prove import ExpectedOutputs
 from gating.pruning.finalize import decide_gate_values
 from gating.structure.edits import apply_edits
 from tests.support.tiny_models import assert_same_state, batch_for, hooks_of, logits_of, state_of

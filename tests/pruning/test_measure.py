@@ -8,7 +8,6 @@ from safetensors.torch import save_file
 from torch import nn
 
 import gating
-from gating.discovery.find import find_blocks
 from gating.gates import create_gates
 from gating.proof.probe import make_probe
 from gating.pruning.measure import (
@@ -17,7 +16,7 @@ from gating.pruning.measure import (
     measure_macs,
     weight_megabytes,
 )
-from gating.structure.layers import count_units
+from gating.structure.layers import count_units, iter_blocks
 from tests.support.family_models import FAMILIES
 from tests.support.tiny_models import batch_for
 from tests.support.versions import HAS_GROUPED_MM, run_experts_on_cpu
@@ -49,7 +48,7 @@ def test_half_precision_takes_half_the_space(bert):
 def test_multiply_accumulates_fall_by_those_of_the_removed_gates(bert):
     batch = batch_for(bert)
     gates = create_gates(bert, units=("heads", "neurons"), group_size=8)
-    of_gates = measure_macs(bert, gates, find_blocks(bert, units=("heads", "neurons"), group_size=8), batch)
+    of_gates = measure_macs(bert, gates, list(iter_blocks(bert, "heads", "neurons", group_size=8)), batch)
     dense = count_macs(bert, batch)
     assert float(of_gates.sum()) < dense
     compact = copy.deepcopy(bert)
@@ -97,7 +96,7 @@ def test_experts_count_by_the_tokens_that_they_get(family):
     assert len(set(counts)) == 1
     run_experts_on_cpu(model)
     gates = create_gates(model, units="neurons", group_size=8)
-    of_gates = measure_macs(model, gates, find_blocks(model, units="neurons", group_size=8), batch)
+    of_gates = measure_macs(model, gates, list(iter_blocks(model, "neurons", group_size=8)), batch)
     gating.prune_neurons(model, {0: [0, 2]}, group_size=8)
     assert counts[0] - count_macs(model, batch) == float(of_gates[[0, 2]].sum())
 
@@ -143,7 +142,7 @@ def test_neurons_are_counted_before_and_after_removal(bert):
 def counted(name, batch=None, **options):
     model = FAMILIES[name].build()
     gates = create_gates(model, units=["heads", "neurons"], group_size=8, **options)
-    blocks = find_blocks(model, units=["heads", "neurons"], group_size=8)
+    blocks = list(iter_blocks(model, "heads", "neurons", group_size=8))
     macs = measure_macs(model, gates, blocks, make_probe(model) if batch is None else batch)
     return model, gates, dict(zip(gates.block_names, macs.split(gates.block_sizes), strict=True))
 

@@ -21,7 +21,7 @@ from gating.data.sources import load_files
 from gating.data.tokenizers import train_tokenizer
 from gating.data.tokens import truncation_length
 from gating.families import registry as families
-from gating.families.layouts import context_spec
+from gating.families.layouts import CONTEXT
 from gating.models.adapters import LoRA
 from tests.run.test_train import run_here, setting
 
@@ -51,7 +51,7 @@ def test_a_model_whose_attention_was_discovered_is_exported(inputs, tmp_path):
 
 @pytest.mark.runs
 def test_a_layer_that_needs_a_head_is_counted_without_one(inputs, tmp_path, monkeypatch, request):
-    monkeypatch.setattr(families, "_REGISTERED", {"BertSelfAttention": replace(context_spec(), returns="other")})
+    monkeypatch.setitem(families._REGISTERED, "heads", {"BertSelfAttention": replace(CONTEXT, returns="other")})
     families._find_row.cache_clear()
     request.addfinalizer(families._find_row.cache_clear)
     sizes = {

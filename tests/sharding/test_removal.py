@@ -8,7 +8,7 @@ import torch.distributed
 
 import gating
 from gating.errors import InputError, OperationError
-from gating.proof.masked import ExpectedOutputs
+from gating.proof.prove import ExpectedOutputs
 from gating.sharding import finalize_sharded, is_sharded, shard_model
 from tests.sharding.models import build, choose, gate, remove_both, state_of
 from tests.support.in_ranks import run_in_ranks

@@ -9,7 +9,6 @@ from torch import nn
 
 import gating
 from gating.compact.stock import stock_model
-from gating.discovery.find import find_blocks
 from gating.gates import create_gates
 from gating.objectives.rankings.ranking import Magnitude
 from gating.objectives.rankings.sensitivity import Importance
@@ -17,6 +16,7 @@ from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
 from gating.pruning.measure import measure_macs
 from gating.structure.feed_forward import ExpertsBlock
+from gating.structure.layers import iter_blocks
 from tests.support.expert_models import EXPERTS
 from tests.support.masked_models import check_generation, compact, finalized, make_pattern, prune, without_gradient
 from tests.support.tiers import tiered
@@ -85,7 +85,7 @@ def test_gates_leave_no_trace_when_they_are_removed(name):
     model = EXPERTS[name].build()
     text, attributes = str(model), {name: dict(vars(module)) for name, module in model.named_modules()}
     gates = gating.inject_gates(model, units="neurons", group_size=8)
-    assert "num_gates=6" in str(model)
+    assert "(gate): BlockGate()" in str(model)
     gates.remove()
     assert str(model) == text
     for name, module in model.named_modules():
@@ -164,7 +164,7 @@ def test_sizes_of_gates_count_all_parameters_and_the_experts_of_a_token(name, pe
     model = EXPERTS[name].build()
     gates, blocks = (
         create_gates(model, units="neurons", group_size=8),
-        find_blocks(model, units="neurons", group_size=8),
+        list(iter_blocks(model, "neurons", group_size=8)),
     )
     index = next(i for i, block in enumerate(blocks) if isinstance(block, ExpertsBlock))
     first = sum(gates.block_sizes[:index])

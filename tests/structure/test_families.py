@@ -44,8 +44,8 @@ GENERATIVE = [name for name, family in FAMILIES.items() if family.generates]
 # Attention without gates, by the class and a part of the reason.
 UNGATED = {
     "kosmos_2": {"KosmosTextAttention": "inner_attn_ln normalizes across all heads"},
-    "chameleon": {"ChameleonVQVAEEncoderAttnBlock": "not registered"},
-    "groupvit": {"GroupViTAssignAttention": "not registered"},
+    "chameleon": {"ChameleonVQVAEEncoderAttnBlock": "no registered layout"},
+    "groupvit": {"GroupViTAssignAttention": "no registered layout"},
 }
 # Classes without gates in older versions, where their layout is another one.
 UNGATED_IN_OLDER = {

@@ -5,11 +5,11 @@ from itertools import product
 import pytest
 
 import gating
-from gating.discovery.find import find_blocks
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
 from gating.pruning.plan import plan_pruning
 from gating.structure.edits import apply_edits, undo_edits
+from gating.structure.layers import iter_blocks
 from tests.support.family_models import FAMILIES as ALL_FAMILIES
 from tests.support.masked_models import (
     TOLERANCE,
@@ -67,7 +67,7 @@ def test_a_removal_is_undone_bit_for_bit(name: str) -> None:
     model = FAMILIES[name].build()
     state, text, classes = state_of(model), str(model), [type(module) for module in model.modules()]
     attributes = {name: set(vars(module)) for name, module in model.named_modules()}
-    blocks = find_blocks(model, units=BOTH, group_size=7)
+    blocks = list(iter_blocks(model, *BOTH, group_size=7))
     # Emptied, uneven, emptied, uneven, ...
     kept = {block.name: set(block.unit_ids[1::2] if index % 2 else ()) for index, block in enumerate(blocks)}
     done = apply_edits(plan_pruning(model, blocks, kept))

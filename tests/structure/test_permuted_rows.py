@@ -85,13 +85,12 @@ UNKNOWN = {"Step3p7VisionAttention": "out_proj", "GradiumPhononTTSAttention": "o
 @pytest.fixture(scope="module", autouse=True)
 def described() -> Iterator[None]:
     """Describe the classes that the registry lacks, as a user would."""
-    before = dict(families._REGISTERED)
+    before = dict(families._REGISTERED["heads"])
     for name, output in UNKNOWN.items():
         rows = tuple((f"{one}_proj", one) for one in "qkv")
         gating.register_attention_spec(name, gating.AttentionSpec(rows, output))
     yield
-    families._REGISTERED.clear()
-    families._REGISTERED.update(before)
+    families._REGISTERED["heads"] = before
 
 
 def build(name: str) -> PreTrainedModel:

@@ -7,7 +7,7 @@ import pytest
 import gating
 from gating import AttentionSpec, FeedForwardSpec
 from gating.families import registry as families
-from gating.families.layouts import RETURNS
+from gating.loader.emptied import FORMS
 from tests.support.family_models import ZOO
 from tests.support.tiers import REPRESENTATIVES
 
@@ -33,7 +33,7 @@ def test_representatives_have_every_row_layout_return_form_and_borrowed_projecti
             found |= {("rows", layout) for path, layout in block.spec.projections if block.has(path)}
     types = get_type_hints(AttentionSpec)
     expected = {("rows", layout) for layout in layouts_of(types["projections"])}
-    expected |= {("returns", form) for form in RETURNS}
+    expected |= {("returns", form) for form in (*FORMS, "other")}
     expected |= {("borrowed", which) for which in get_args(types["borrowed"])}
     # Rows of the tables, too, or a form that only a table names would be of nobody.
     for row in families._SHIPPED.values():

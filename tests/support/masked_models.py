@@ -9,9 +9,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import gating
-from gating.proof.masked import factors_of, features_scaled
 from gating.proof.outputs import forward_outputs
 from gating.proof.probe import make_probe
+from gating.proof.prove import factors_of, features_scaled
 from gating.structure.blocks import Block
 from gating.structure.feed_forward import FeedForwardBlock
 from tests.support.family_models import Family
