@@ -5,7 +5,7 @@ Budgets are met exactly: ``ExactBudget``, and ``DeterministicBudget`` for frozen
 """
 
 from .base import KeepsBudget, NoObjective, Objective
-from .budget import HeadBudget, resolve_budget
+from .budget import HeadBudget
 from .budgets.exact import ExactBudget
 from .budgets.frozen import DeterministicBudget
 from .expected_count import ExpectedCount
@@ -34,5 +34,4 @@ __all__ = [
     "RandomOrder",
     "Ranking",
     "TopK",
-    "resolve_budget",
 ]

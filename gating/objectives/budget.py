@@ -45,6 +45,8 @@ class HeadBudget:
     def __post_init__(self) -> None:
         if not isinstance(self.min_per_layer, int) or self.min_per_layer < 0:
             raise InputError(f"min_per_layer={self.min_per_layer} must be a whole number of heads, 0 or more.")
+        if not isinstance(self.uniform, bool):
+            raise InputError(f"uniform={self.uniform} must be true or false.")
         check_cost(self.cost)
 
     def __str__(self) -> str:

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from gating.gates import HeadGates, hard_concrete
 from gating.gates.hard_concrete import GateSampler
-from gating.objectives.base import HostNumbers, takes_budget
 from gating.objectives.budgets.exact import ExactBudget
 from gating.objectives.parts import sizes_of
 from gating.objectives.rankings.ranking import Ranking
@@ -37,8 +36,7 @@ class SharpenedGates(GateSampler):
 
     def __init__(self, gates: HeadGates) -> None:
         """Start with every gate at 1."""
-        super().__init__()
-        self._phase = HostNumbers([_RANKED])
+        super().__init__([_RANKED])
         self.register_buffer("mask", torch.ones_like(gates.log_alpha, requires_grad=False))
         self.strength = nn.Parameter(torch.zeros_like(gates.log_alpha))
         self._threshold = hard_concrete.open_threshold(gates.temperature, gates.stretch_limits)
@@ -54,11 +52,11 @@ class SharpenedGates(GateSampler):
     @property
     def phase(self) -> float:
         """The phase of the gates."""
-        return self._phase.values[0]
+        return self.numbers[0]
 
     @phase.setter
     def phase(self, phase: float) -> None:
-        self._phase.values[0] = phase
+        self.numbers[0] = phase
 
     def values(self, log_alpha: Tensor) -> Tensor:
         """Return the values: ones, shares of the budget, or learned ones and zeros."""
@@ -98,7 +96,6 @@ class DeterministicBudget(ExactBudget):
     # Frozen weights leave the loss where it is.
     _follows_loss = False
 
-    @takes_budget
     def __init__(self, *, ranking: Ranking | None = None, **budget: Any) -> None:  # noqa: D417
         """Set the budget; the other arguments are those of :class:`~gating.objectives.ExactBudget`.
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from gating.gates import HeadGates
-from gating.objectives.base import KeepsBudget, takes_budget
+from gating.objectives.base import KeepsBudget
 from gating.objectives.expected_count import EqualLayers
 
 __all__ = ["Lagrangian"]
@@ -33,7 +33,6 @@ class Lagrangian(KeepsBudget):
     target_sparsity: Tensor
     _weights: Tensor
 
-    @takes_budget
     def __init__(self, **budget: Any) -> None:
         """Set the target; the arguments are those of :class:`~gating.objectives.ExactBudget`.
 

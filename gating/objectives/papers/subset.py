@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from gating.errors import InputError
 from gating.gates import HeadGates
 from gating.gates.hard_concrete import GateSampler, are_numbers
-from gating.objectives.base import HostNumbers, KeepsBudget, takes_budget
+from gating.objectives.base import KeepsBudget
 from gating.objectives.expected_count import EqualLayers, solve_offset
 from gating.objectives.parts import Part, chosen
 
@@ -39,7 +39,6 @@ class TopK(KeepsBudget):
     :func:`soft_knapsack`, since items of different costs cannot be counted.
     """
 
-    @takes_budget
     def __init__(  # noqa: D417 - the others are those of ExactBudget
         self,
         *,
@@ -88,7 +87,7 @@ class TopK(KeepsBudget):
         sampler = StraightThroughTopK(self._parts)
         if self._variant == "gumbel":
             sampler = GumbelTopK(self._parts, scale=self._scale, temperature=self._temperature(0.0))
-        sampler.limits.values = self._numbers(0.0)
+        sampler.numbers = self._numbers(0.0)
         gates.sampler = sampler.to(gates.log_alpha.device)
         if self._budget.uniform:
             gates.constraint = EqualLayers(self._parts).to(gates.log_alpha.device)
@@ -100,11 +99,11 @@ class TopK(KeepsBudget):
         sampler = self._sampler_of(gates)
         if isinstance(sampler, GumbelTopK):
             sampler.temperature.fill_(self._temperature(progress))
-        sampler.limits.values = self._numbers(progress)
+        sampler.numbers = self._numbers(progress)
 
     def target(self, gates: HeadGates) -> float:
         """Return the number of open heads or neurons; with gates on both, the share of cost that may be open."""
-        return self._amount(self._sampler_of(gates).limits.values)
+        return self._amount(self._sampler_of(gates).numbers)
 
     def _numbers(self, progress: float) -> list[float]:
         limits = zip(self._parts, self._limits(progress), strict=True)
@@ -128,13 +127,12 @@ class StraightThroughTopK(GateSampler):
     1308.3432).
 
     Attributes:
-        limits: Number of open heads or neurons, or share of cost that may be open, of each part.
+        numbers: Number of open heads or neurons, or share of cost that may be open, of each part.
     """
 
     def __init__(self, parts: Sequence[Part]) -> None:
         """Set the parts, whose limits are the first numbers."""
-        super().__init__()
-        self.limits = HostNumbers([part.limit for part in parts])
+        super().__init__([part.limit for part in parts])
         self._parts = parts
 
     def sample(self, log_alpha: Tensor) -> Tensor:
@@ -143,7 +141,7 @@ class StraightThroughTopK(GateSampler):
 
     def values(self, log_alpha: Tensor) -> Tensor:
         """Return the mask: ones and zeros."""
-        return chosen(self._parts, log_alpha, self.limits.values).float()
+        return chosen(self._parts, log_alpha, self.numbers).float()
 
 
 class GumbelTopK(StraightThroughTopK):
@@ -178,7 +176,7 @@ class GumbelTopK(StraightThroughTopK):
 
     def _relax(self, log_alpha: Tensor, temperature: Tensor, *, has_noise: bool) -> Tensor:
         drawn = torch.zeros_like(log_alpha, requires_grad=False)
-        for part, limit in zip(self._parts, self.limits.values, strict=True):
+        for part, limit in zip(self._parts, self.numbers, strict=True):
             own = torch.tensor(part.gates, device=log_alpha.device)
             locations = log_alpha[own]
             if has_noise and locations.requires_grad:

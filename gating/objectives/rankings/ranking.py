@@ -9,7 +9,7 @@ from torch import Tensor, distributed
 from gating.errors import InputError
 from gating.gates import HeadGates
 from gating.gates.hard_concrete import GateSampler, are_numbers
-from gating.objectives.base import HostNumbers, KeepsBudget, OfOneSearch, takes_budget
+from gating.objectives.base import KeepsBudget, OfOneSearch
 from gating.objectives.parts import COST, Part, chosen, sizes_of
 
 __all__ = ["IterativePruning", "Magnitude", "MaskSampler", "RandomOrder", "Ranking", "per_size"]
@@ -98,16 +98,15 @@ class MaskSampler(GateSampler):
 
     Attributes:
         mask: One for open gates, zero for closed ones, ``[num_gates]``.
-        limits: Number of open heads or neurons, or share of the cost of open gates, of each part.
+        numbers: Number of open heads or neurons, or share of the cost of open gates, of each part.
     """
 
     mask: Tensor
 
-    def __init__(self, gates: HeadGates, limits: Sequence[float]) -> None:
-        """Start with every gate open; ``limits`` are the numbers or shares of them."""
-        super().__init__()
+    def __init__(self, gates: HeadGates, numbers: Sequence[float]) -> None:
+        """Start with every gate open; the ``numbers`` or shares are those of all gates."""
+        super().__init__(numbers)
         self.register_buffer("mask", torch.ones_like(gates.log_alpha, requires_grad=False))
-        self.limits = HostNumbers(limits)
 
     def values(self, log_alpha: Tensor) -> Tensor:
         """Return the mask."""
@@ -131,7 +130,6 @@ class IterativePruning(KeepsBudget):
         3
     """
 
-    @takes_budget
     def __init__(self, ranking: Ranking, *, share_per_round: float = 0.1, **budget: Any) -> None:  # noqa: D417
         """Set ranking and budget; the other arguments are those of :class:`~gating.objectives.ExactBudget`.
 
@@ -165,16 +163,16 @@ class IterativePruning(KeepsBudget):
         gates.renew_values()
         sampler = self._sampler_of(gates)
         left = [self._left(part, limit) for part, limit in zip(self._parts, self._limits(progress), strict=True)]
-        if self._amount(left) < self._amount(sampler.limits.values):
+        if self._amount(left) < self._amount(sampler.numbers):
             sampler.mask.copy_(chosen(self._parts, self._scores(gates, self._parts), left))
-            sampler.limits.values = left
+            sampler.numbers = left
             self.ranking.start_over(gates)
         elif progress <= self._schedule.earliest < self._schedule.end:
             self.ranking.start_over(gates)
 
     def target(self, gates: HeadGates) -> float:
         """Return the number of open heads or neurons; with gates on both, the share of cost that may be open."""
-        return self._amount(self._sampler_of(gates).limits.values)
+        return self._amount(self._sampler_of(gates).numbers)
 
     def _left(self, part: Part, wanted: float) -> float:
         """Return the heads, neurons or share of cost of a part that are open after the rounds that are due by now."""
