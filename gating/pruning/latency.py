@@ -186,16 +186,6 @@ class CopyTimer:
         """The timed batch and the error that was reached, such as ``8 x 107 tokens, ± 0.6 %``."""
         return f"{self._of_batch}, {margin(self.error)}"
 
-    def shortfall(self, setting: str) -> str | None:
-        """Return the sentence that the timings are less exact than wanted, and which setting helps; None if not."""
-        if not self.timed or self.error <= self.precision:
-            return None
-        repeats = min(found.repeats for found in self.timed)
-        return (
-            f"The timings are less exact than wanted, {margin(self.error)} in place of {margin(self.precision)}, "
-            f"after {repeats} repeat(s): give a larger {setting}, or time on a machine that is less busy."
-        )
-
     @torch.no_grad()
     def time_kept(self, gates: HeadGates, kept: Tensor, *, share: float) -> LatencyComparison:
         """Time a copy of the model with some gates kept, without empty layers, and the model in turns.

@@ -260,8 +260,8 @@ def budget_for_speedup(
             its rows if all of them would take too long.
         speedup: Time of the dense model over that of the compact one, above 1.
         units: Units that will have gates, as in :func:`gating.inject_gates`.
-        max_seconds: Seconds that all timings may take together; passes that are needed in any case can exceed it. A
-            warning has the error that was reached if they were too few.
+        max_seconds: Seconds that all timings may take together; passes that are needed in any case can exceed it. The
+            error that was reached is printed.
         gate_options: Its other arguments.
 
     Raises:
@@ -278,8 +278,6 @@ def budget_for_speedup(
     objective = ExactBudget()
     objective.take_measured({"keep": costs.keep_for(speedup, gates), "cost": costs.rates(gates)})
     print(f"{speedup} times as fast ({timer.words}): ExactBudget({objective.extra_repr()})", flush=True)
-    if shortfall := timer.shortfall("max_seconds of gating.budget_for_speedup"):
-        warnings.warn(shortfall, stacklevel=2)
     return objective
 
 
