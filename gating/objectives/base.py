@@ -217,7 +217,7 @@ class KeepsBudget(Objective):
 
     def shows_cost(self, gates: HeadGates) -> bool:
         """Return whether the budget is a share of cost, and open gates are shown as one."""
-        return self._budget.shows_cost(gates)
+        return super().shows_cost(gates) or self._budget.is_of_cost(gates)
 
     def _scores(self, gates: HeadGates, parts: Sequence[Part]) -> Tensor:
         """Return the score of one unit of size of each gate, ``[num_gates]``."""

@@ -94,11 +94,6 @@ class HeadBudget:
 
     def check(self, gates: HeadGates) -> None:
         """Raise the errors of :meth:`parts`, except that a cost of latency may be timed later."""
-        if not self._is_one_share and (self.cost == "cache" or (self.cost == "latency" and len(gates.units) == 1)):
-            raise InputError(
-                f"cost={self.cost} is the cost of one share to keep, and this budget is {self}: give keep=0.5, for "
-                "example, instead, or leave cost out."
-            )
         (replace(self, cost="macs") if self.cost == "latency" else self).parts(gates)
 
     def choose(self, gates: HeadGates, scores: Tensor) -> Tensor:
@@ -125,13 +120,9 @@ class HeadBudget:
         (part,) = self._parts(gates, COST)
         return part.smallest
 
-    def shows_cost(self, gates: HeadGates) -> bool:
-        """Return whether the budget is shown as a share of cost, not as a number of the only unit."""
-        return len(gates.units) > 1 or (self._is_one_share and is_share_of_cost(gates, self.cost))
-
-    @property
-    def _is_one_share(self) -> bool:
-        return not self.numbers and not isinstance(self.keep, Mapping)
+    def is_of_cost(self, gates: HeadGates) -> bool:
+        """Return whether the budget is one share of the cost, also of the only unit."""
+        return not self.numbers and not isinstance(self.keep, Mapping) and is_share_of_cost(gates, self.cost)
 
     def _checked_share(self, gates: HeadGates) -> Share | None:
         """Return the share to keep; None if numbers are given, and all units with a number have gates."""

@@ -45,14 +45,12 @@ def _open_by_block(gates: HeadGates) -> dict[str, float]:
     """Return the number of open units of each block, and of heads of each kind or tower if several."""
     metrics: dict[str, float] = {}
     positions, groups = Counter[str](), Counter[str]()
-    for unit, group, num_open in zip(
-        gates.block_units, gates.block_groups, gates.open_by_block().values(), strict=True
-    ):
-        names = UNITS[unit]
-        metrics[names.block.format(positions[unit])] = float(num_open)
-        positions[unit] += 1
+    for block, num_open in zip(gates.gated_blocks(), gates.open_by_block().values(), strict=True):
+        names = UNITS[block.unit]
+        metrics[names.block.format(positions[block.unit])] = float(num_open)
+        positions[block.unit] += 1
         if not names.is_weighed:
-            groups[group] += num_open
+            groups[block.group] += num_open
     if len(groups) > 1:
         metrics |= {f"gates/{group}/open": float(num_open) for group, num_open in groups.items()}
     return metrics

@@ -4,14 +4,15 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import accumulate, pairwise
-from typing import Literal, NamedTuple
+from itertools import accumulate
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from gating.errors import InputError
 from gating.gates import HeadGates
+from gating.gates.counts import GatedBlock
 from gating.objectives.choose import choose, least_size, sums_of_layers
 from gating.units import UNITS, UnitName
 
@@ -217,8 +218,8 @@ def parts_of(
     Raises:
         InputError: A block has fewer units than its minimum, or equal layers are asked for and differ.
     """
-    groups: dict[str | None, list[_Block]] = {}
-    for block in _blocks_of(gates):
+    groups: dict[str | None, list[GatedBlock]] = {}
+    for block in gates.gated_blocks():
         if unit in (COST, block.unit):
             group = {"kind": block.kind, "tower": block.tower, None: None}[by]
             groups.setdefault(group, []).append(block)
@@ -244,7 +245,7 @@ def parts_of(
     return parts
 
 
-def _least_of(block: "_Block", gates: HeadGates, min_per_layer: int) -> int:
+def _least_of(block: GatedBlock, gates: HeadGates, min_per_layer: int) -> int:
     least = min_per_layer if block.unit == "heads" else 0
     present = sum(gates.units_per_gate[gate] for gate in block.gates)
     if present < least:
@@ -252,23 +253,7 @@ def _least_of(block: "_Block", gates: HeadGates, min_per_layer: int) -> int:
     return least
 
 
-class _Block(NamedTuple):
-    name: str
-    kind: str
-    unit: UnitName
-    tower: str
-    gates: range
-
-
-def _blocks_of(gates: HeadGates) -> Iterator[_Block]:
-    bounds = pairwise(accumulate(gates.block_sizes, initial=0))
-    for name, kind, unit, tower, (start, end) in zip(
-        gates.block_names, gates.block_kinds, gates.block_units, gates.block_towers, bounds, strict=True
-    ):
-        yield _Block(name, kind, unit, tower, range(start, end))
-
-
-def _matrices(blocks: Sequence[_Block], units: Sequence[int]) -> Iterator[Tensor]:
+def _matrices(blocks: Sequence[GatedBlock], units: Sequence[int]) -> Iterator[Tensor]:
     """Yield the positions of the gates of each kind and size, ``[num_layers, num_gates_per_layer]``.
 
     Raises:

@@ -1,6 +1,5 @@
 """The plan of sharding: modules that are gathered together, and the cutting of their parameters over all processes."""
 
-import inspect
 import os
 import re
 from collections import Counter
@@ -11,20 +10,28 @@ from typing import Any
 
 import torch
 import torch.distributed
-import transformers
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 from transformers.distributed.configuration_utils import DistributedConfig
 
-from gating.errors import InputError
+from gating.errors import OperationError
 from gating.loader.sharded import indivisible_left_out
 from gating.proof.conditions import is_sharded
 from gating.structure.blocks import Block
 from gating.structure.edits import fill, whole
 from gating.structure.layers import iter_blocks
 
-__all__ = ["gathered_root", "is_sharded", "merge_adapters", "on_own_device", "reshard", "shard_model", "sharding_of"]
+__all__ = [
+    "check_same",
+    "gathered_root",
+    "is_sharded",
+    "merge_adapters",
+    "on_own_device",
+    "reshard",
+    "shard_model",
+    "sharding_of",
+]
 
 # transformers' names for modules whose parameters are freed after their forward pass, and those that keep them until
 # the backward pass.
@@ -68,19 +75,12 @@ def sharding_of(model: PreTrainedModel, num_processes: int) -> DistributedConfig
         model: The model, which may be on the meta device.
         num_processes: Number of processes.
 
-    Raises:
-        InputError: The installed transformers has no such settings.
-
     Example:
         >>> from transformers import BertConfig, BertModel
         >>> sharding_of(BertModel(BertConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=2)), 2).fsdp_plan
         {'encoder.layer.*': 'free_full_weight', 'embeddings.word_embeddings': 'free_full_weight'}
     """
     plan = dict.fromkeys((re.sub(r"\.\d+(?=\.|$)", ".*", name) for name in _layers(model)), _FREED)
-    if "fsdp_size" not in inspect.signature(DistributedConfig).parameters:
-        raise InputError(
-            f"transformers {transformers.__version__} cannot cut a model over processes: install a newer one."
-        )
     return DistributedConfig(fsdp_size=num_processes, fsdp_plan=_OnlyPlan(plan | _embeddings(model)))
 
 
@@ -145,6 +145,23 @@ def gathered_root(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         reshard(model)
+
+
+def check_same(tensor: Tensor, name: str) -> None:
+    """Raise ``OperationError`` unless a tensor of the gates is bit-identical in all processes."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    minimum, maximum = tensor.detach().clone(), tensor.detach().clone()
+    torch.distributed.all_reduce(minimum, torch.distributed.ReduceOp.MIN)
+    torch.distributed.all_reduce(maximum, torch.distributed.ReduceOp.MAX)
+    # NaN never equals NaN; it is reported as such later.
+    if not torch.equal(minimum.nan_to_num(), maximum.nan_to_num()):
+        difference = float((maximum - minimum).abs().max())
+        raise OperationError(
+            f"{name} has drifted apart between the processes, by up to {difference:.1e}, so they would not keep the "
+            "same units. Average all gradients over the processes: in a loop of your own with "
+            "gating.sharding.average_gradients. Nothing was changed."
+        )
 
 
 def _layers(model: PreTrainedModel) -> list[str]:

@@ -15,13 +15,14 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from torch import Tensor, nn
 
-from gating.distributed.collectives import all_reduce_max, check_same
+from gating.distributed.collectives import all_reduce_max
 from gating.errors import OperationError
 from gating.objectives.gate_metrics import metrics_of, quantity_of
 from gating.objectives.search import Search
 from gating.report.figures import gates_figure
 from gating.report.results import History, Observation
 from gating.report.summary import Summary
+from gating.sharding.plan import check_same
 from gating.storage.files import found_checkpoints
 from gating.structure.edits import own_part
 from gating.structure.layers import count_units
