@@ -79,8 +79,8 @@ def _cached_values(gates: HeadGates) -> Tensor:
     for block in gates.gated_blocks():
         if block.kind == "encoder" or not any(values[gate] for gate in block.gates):
             raise InputError(
-                f"cost=cache has no cost for {block.name}: a gate on its {block.unit} has no keys and values of its own "
-                "for later tokens. Leave it out with exclude=[...] or units=heads of the gates, gate grouped queries "
-                "together (group_queries), or give another cost."
+                f"cost=cache has no cost for {block.name}: a gate on its {block.unit} has no keys and values of its "
+                "own for later tokens. Leave it out with exclude=[...] or units=heads of the gates, gate grouped "
+                "queries together (group_queries), or give another cost."
             )
     return torch.tensor(values, dtype=torch.float64, device="cpu")

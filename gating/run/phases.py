@@ -21,8 +21,8 @@ from gating.models.sources import ModelSource, load_sharded, make_meta_model
 from gating.objectives import KeepsBudget, Objective
 from gating.objectives.search import Search
 from gating.pruning.finalize import finalize
+from gating.pruning.plan import remove_recorded
 from gating.pruning.prune_report import unproven_note
-from gating.pruning.repeat import remove_recorded
 from gating.report.summary import Stage
 from gating.run.build import teacher_in, teaches_itself
 from gating.run.data import set_measured_macs
