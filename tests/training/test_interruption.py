@@ -113,7 +113,7 @@ def test_early_stopping_ends_the_recovery_and_the_run_goes_on(inputs, tmp_path, 
     with at_batch(10, interrupt), pytest.raises(Interrupted):
         run_in(tmp_path / "often", inputs, *settings)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gating.run.execute.export", lambda run: interrupt())
+        patch.setattr("gating.run.execute.export", lambda *_, **__: interrupt())
         with pytest.raises(Interrupted):
             run_in(tmp_path / "often", inputs, *settings, "resume=auto")
     with at_batch(99, interrupt) as steps:
