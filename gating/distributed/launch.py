@@ -54,10 +54,6 @@ def check_devices(trainer: Mapping[str, Any]) -> Devices:
         InputError: The strategy stops its processes after each phase, or shards weights in another way than FSDP2;
             Lightning refuses the settings; devices are missing; or the world size differs from the number of processes
             already started.
-
-    Example:
-        >>> check_devices({"accelerator": "cpu", "devices": 2, "strategy": "ddp"})
-        Devices(num_processes=2, root=device(type='cpu'), is_sharded=False)
     """
     _check_strategy(trainer.get("strategy", "auto"))
     is_sharded = trainer.get("strategy") == _SHARDED

@@ -9,7 +9,8 @@ from .budget import HeadBudget
 from .exact import DeterministicBudget, ExactBudget
 from .expected_count import ExpectedCount
 from .penalties import FixedPrice, Lagrangian
-from .rankings import Fisher, Importance, IterativePruning, Magnitude, RandomOrder, Ranking
+from .rankings import Fisher, Importance, Magnitude, RandomOrder, Ranking
+from .rounds import IterativePruning
 from .schedule import BudgetSchedule
 from .subset import TopK
 

@@ -97,15 +97,7 @@ class HeadBudget:
         (replace(self, cost="macs") if self.cost == "latency" else self).parts(gates)
 
     def choose(self, gates: HeadGates, scores: Tensor) -> Tensor:
-        """Return the gates with the largest scores that meet the budget: exactly, or up to a share of cost.
-
-        Args:
-            gates: The gates.
-            scores: Score of one unit of each gate, ``[num_gates]``, or per cost.
-
-        Returns:
-            Boolean tensor, ``[num_gates]``.
-        """
+        """Return the mask, ``[num_gates]``, of the gates with the largest scores that meet the budget."""
         return chosen(self.parts(gates), scores)
 
     def with_keep(self, keep: float, gates: HeadGates) -> "HeadBudget":
@@ -155,22 +147,7 @@ class HeadBudget:
 def resolve_budget(
     number: int | None, keep: float | None, *, total: int, kind: str | None = None, unit: UnitName = "heads"
 ) -> int:
-    """Return a budget as a number of units.
-
-    Args:
-        number: Number to keep.
-        keep: Share to keep, instead; rounded to the nearest number, at least one.
-        total: Number of units of the model, or of the kind.
-        kind: Kind of blocks of the budget, for the error message; None for a whole model.
-        unit: Name of the unit, for the error message.
-
-    Raises:
-        InputError: Both or neither were given, or the budget is not between one and all of them.
-
-    Example:
-        >>> resolve_budget(None, 0.25, total=72)
-        18
-    """
+    """Return a number or share to keep as a number of units, at least one; raise ``InputError`` if it is none."""
     if (number is None) == (keep is None):
         raise InputError(f"Give either num_{unit} or keep: got num_{unit}={number} and keep={keep}.")
     of_kind = f".{kind}" if kind else ""

@@ -39,12 +39,6 @@ def check_cost(cost: Costs) -> None:
 def gate_costs(gates: HeadGates, cost: Costs) -> Tensor:
     """Return the cost of each gate's units, ``[num_gates]``, float64, on the CPU; 0 for padding.
 
-    Args:
-        gates: The gates.
-        cost: ``macs``: multiply-accumulates of one example; ``parameters``; ``cache``: values that are cached for each
-            token in generation; or the cost of a multiply-accumulate of each unit, such as ``{"heads": 2.1e-11,
-            "neurons": 1.4e-11}`` in seconds.
-
     Raises:
         InputError: ``cost`` is ``latency``, for which a device must have been timed, or lacks a unit; or it is
             ``cache``, and a block keeps none.

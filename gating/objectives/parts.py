@@ -64,19 +64,11 @@ class Part:
         return 1.0 if self.unit == COST else sum(self.sizes)
 
     def choose(self, scores: Tensor, limit: float | None = None) -> Tensor:
-        """Return the best gates within the limit, a boolean tensor ``[num_gates_of_part]``.
+        """Return the best gates within the limit, or another one, a boolean tensor ``[num_gates_of_part]``.
 
-        Gates that their layers need come first, then all others down the scores while they fit. Scores are per unit of
-        size: without minima this is the fractional optimum but for gates that do not fit, and no other fits the rest.
-
-        Args:
-            scores: Score of one unit of size of each gate of the part, such as ``log_alpha``.
-            limit: Another limit than that of the part; a number is met if these gates can keep it.
-
-        Example:
-            >>> part = Part("heads", None, (0, 1, 2, 3), (2, 1, 1, 2), 3, (2, 1, 1, 2), (0,) * 4, (0,))
-            >>> part.choose(torch.tensor([0.3, 0.9, 0.8, 0.1])).tolist()
-            [True, True, False, False]
+        Gates that their layers need come first, then all others down the scores, which are per unit of size, while they
+        fit. Without minima this is the fractional optimum but for gates that do not fit, and no other fits the rest. A
+        number is met if these gates can keep it.
         """
         limit = self.limit if limit is None else limit
         kept, needed = self._choose(scores, limit), 0.0
@@ -173,12 +165,7 @@ def amount_of(parts: Sequence[Part], numbers: Sequence[float]) -> float:
 
 
 def sizes_of(parts: Sequence[Part], *, like: Tensor) -> Tensor:
-    """Return the size of each gate in the limit of its part, ``[num_gates]``, float64, on the CPU.
-
-    Args:
-        parts: Parts that together have every gate once.
-        like: A tensor of the shape of the result.
-    """
+    """Return the size of each gate in the limit of its part, ``[num_gates]``, float64, on the CPU."""
     sizes = torch.zeros(like.shape, dtype=torch.float64, device="cpu")
     for part in parts:
         sizes[list(part.gates)] = torch.tensor(part.sizes, dtype=torch.float64, device="cpu")
@@ -206,14 +193,8 @@ def parts_of(
 ) -> list[Part]:
     """Return the parts of the gates with a unit, which have no limit yet, in the order of their first blocks.
 
-    Args:
-        gates: The gates.
-        unit: Unit of the limits, or ``cost`` of all units.
-        shares: Share of each gate in the cost of all, if there are several units or the limit is one of cost.
-        emptied: Share that each block has in it without any gate; empty if none has any.
-        by: Whether each kind of blocks is a part, such as ``encoder`` or ``feed_forward``, or each tower of the model.
-        min_per_layer: Least number of units that each block keeps, of units that have a minimum.
-        uniform: Whether all blocks of a kind keep equally many.
+    The ``unit`` may be ``cost`` of all units; ``shares`` are those of each gate in the cost of all, and ``emptied``
+    those that each block has without any gate.
 
     Raises:
         InputError: A block has fewer units than its minimum, or equal layers are asked for and differ.

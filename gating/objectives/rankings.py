@@ -1,24 +1,20 @@
-"""Rankings of heads and neurons, and the objective whose rounds close those that rank lowest."""
+"""Rankings of heads and neurons: by weights, at random, and by the sensitivity of the loss to each gate."""
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, distributed, nn
 
 from gating.errors import InputError
 from gating.gates import HeadGates
-from gating.gates.hard_concrete import GateSampler, are_numbers
-from gating.objectives.base import KeepsBudget, OfOneSearch
-from gating.objectives.parts import COST, Part, chosen, sizes_of
+from gating.objectives.base import OfOneSearch
 
 __all__ = [
     "Fisher",
     "Importance",
-    "IterativePruning",
     "Magnitude",
-    "MaskSampler",
     "RandomOrder",
     "Ranking",
     "derivatives",
@@ -27,7 +23,7 @@ __all__ = [
 
 
 class Ranking(OfOneSearch):
-    """Base class of rankings of heads and neurons for :class:`IterativePruning` and :class:`DeterministicBudget`.
+    """Base class of rankings of heads and neurons for :class:`~gating.objectives.IterativePruning` and others.
 
     A ranking is a module, so that its buffers are in checkpoints. A subclass overrides :meth:`scores`, and the others
     if it has statistics.
@@ -104,110 +100,6 @@ def per_size(totals: Tensor, gates: HeadGates, sizes: Tensor | None) -> Tensor:
     return totals / sizes.masked_fill(sizes == 0, 1).to(totals.device, totals.dtype)
 
 
-class MaskSampler(GateSampler):
-    """A sampler that returns the mask of an objective, in training and in evaluation.
-
-    Attributes:
-        mask: One for open gates, zero for closed ones, ``[num_gates]``.
-        numbers: Number of open heads or neurons, or share of the cost of open gates, of each part.
-    """
-
-    mask: Tensor
-
-    def __init__(self, gates: HeadGates, numbers: Sequence[float]) -> None:
-        """Start with every gate open; the ``numbers`` or shares are those of all gates."""
-        super().__init__(numbers)
-        self.register_buffer("mask", torch.ones_like(gates.log_alpha, requires_grad=False))
-
-    def values(self, log_alpha: Tensor) -> Tensor:
-        """Return the mask."""
-        return self.mask
-
-
-class IterativePruning(KeepsBudget):
-    """An objective that permanently closes the heads and neurons with the lowest rank in rounds (Michel et al. 2019).
-
-    Gates are open or closed; weights are trained between the rounds. Each round closes the same share of all heads or
-    neurons, or of their cost, 10 % in the paper, and the last round the rest above the budget, so that it is met.
-
-    Example:
-        >>> from gating import Magnitude, inject_gates
-        >>> from transformers import BertConfig, BertModel
-        >>> model = BertModel(BertConfig(hidden_size=8, num_attention_heads=4, num_hidden_layers=2, vocab_size=10))
-        >>> gates, objective = inject_gates(model), IterativePruning(Magnitude(), num_heads=3)
-        >>> objective.attach(gates)
-        >>> objective.update(gates, 1.0)
-        >>> gates.num_open()
-        3
-    """
-
-    def __init__(self, ranking: Ranking, *, share_per_round: float = 0.1, **budget: Any) -> None:  # noqa: D417
-        """Set ranking and budget; the other arguments are those of :class:`~gating.objectives.ExactBudget`.
-
-        The schedule has the times of the rounds.
-
-        Args:
-            ranking: Ranking of the heads and neurons, such as :class:`Importance`.
-            share_per_round: Share of all heads or neurons, or of their cost, that each round closes.
-
-        Raises:
-            InputError: ``share_per_round`` is out of range, or the schedule ends before the first batch.
-        """
-        super().__init__(**budget)
-        self.ranking = ranking
-        self._share_per_round = share_per_round
-        if not (are_numbers(share_per_round) and 0 < share_per_round <= 1):
-            raise InputError(f"share_per_round={share_per_round!r} is not a share: give more than 0 and at most 1.")
-        if self._schedule.end == 0:
-            raise InputError("schedule.end=0 leaves no batch to rank heads by: give a number above 0.")
-
-    def attach(self, gates: HeadGates) -> None:
-        """Open every gate; a mask gives their values from now on, and ``log_alpha`` is not trained."""
-        super().attach(gates)
-        gates.log_alpha.requires_grad_(False)
-        gates.sampler = MaskSampler(gates, [part.total for part in self._parts])
-        self.ranking.attach(gates)
-
-    def update(self, gates: HeadGates, progress: float) -> None:
-        """Close gates if a round is due at this share of the search."""
-        super().update(gates, progress)
-        gates.renew_values()
-        sampler = self._sampler_of(gates)
-        left = [self._left(part, limit) for part, limit in zip(self._parts, self._limits(progress), strict=True)]
-        if self._amount(left) < self._amount(sampler.numbers):
-            sampler.mask.copy_(chosen(self._parts, self._scores(gates, self._parts), left))
-            sampler.numbers = left
-            self.ranking.start_over(gates)
-        elif progress <= self._schedule.earliest < self._schedule.end:
-            self.ranking.start_over(gates)
-
-    def target(self, gates: HeadGates) -> float:
-        """Return the number of open heads or neurons; with gates on both, the share of cost that may be open."""
-        return self._amount(self._sampler_of(gates).numbers)
-
-    def _left(self, part: Part, wanted: float) -> float:
-        """Return the heads, neurons or share of cost of a part that are open after the rounds that are due by now."""
-        if wanted <= part.limit:
-            return part.limit
-        size = self._share_per_round if part.unit == COST else max(1, round(self._share_per_round * part.total))
-        # Rounding in the schedule must not delay a round.
-        num_rounds = int((part.total - wanted) / size + 1e-6)
-        return part.nearest(max(part.limit, part.total - num_rounds * size))
-
-    @torch.no_grad()
-    def _scores(self, gates: HeadGates, parts: Sequence[Part]) -> Tensor:
-        is_open = self._sampler_of(gates).mask > 0
-        scores = self.ranking.scores_of_all(gates, sizes_of(parts, like=gates.log_alpha))
-        # Closed gates rank below all open ones, but can be chosen: if gates have different numbers of heads, one may
-        # have to open again to meet the number.
-        return torch.where(is_open, scores, scores - (scores.max() - scores.min() + 1))
-
-    def _sampler_of(self, gates: HeadGates) -> MaskSampler:
-        self.check_search(gates)
-        assert isinstance(gates.sampler, MaskSampler)
-        return gates.sampler
-
-
 class Importance(Ranking):
     """A ranking by the expected sensitivity of the loss to each head, normalized in each layer.
 
@@ -266,10 +158,9 @@ class Importance(Ranking):
         """Return the absolute derivative of each example's loss by each gate of a block, summed, ``[num_gates]``.
 
         With ``xi_h`` the mask variable that multiplies the output ``Att_h(x)`` of a head, the importance is ``I_h = E_x
-        |dL(x) / d xi_h| = E_x |Att_h(x)^T dL(x) / d Att_h(x)|`` (paper, equation 2 and the one below it), so the
-        absolute value is taken for each example. The authors' program takes it for each token, and the one in
-        transformers' examples for each batch. The mean differs from the sum by a factor that the normalization cancels.
-        The arguments are those of :func:`derivatives`.
+        |dL(x) / d xi_h| = E_x |Att_h(x)^T dL(x) / d Att_h(x)|`` (paper, equation 2 and the one below it). The authors'
+        program takes the absolute value for each token, the one in transformers' examples for each batch. The
+        normalization cancels the factor of the mean.
         """
         per_example = derivatives(head_outputs, gradient, num_gates, widths).sum(dim=1)
         # Gradients are infinite at steps that a gradient scaler skips.
@@ -331,15 +222,8 @@ class Fisher(Importance):
 def derivatives(head_outputs: Tensor, gradient: Tensor, num_gates: int, widths: Sequence[int] = ()) -> Tensor:
     """Return the part of each position in the derivative of the loss by each gate, ``[batch, positions, num_gates]``.
 
-    Args:
-        head_outputs: Input of an output or down projection, ``[batch, ..., features]``; without positions, it has one.
-        gradient: Gradient of the loss with respect to this input, of the same shape.
-        num_gates: Number of gates of the block; each multiplies an equal part of the last dimension.
-        widths: Features of each gate if they differ.
-
-    Example:
-        >>> derivatives(torch.tensor([[1.0, 2.0, 3.0, 4.0]]), torch.tensor([[1.0, 0.0, -1.0, 0.0]]), 2)
-        tensor([[[ 1., -3.]]])
+    Both tensors are ``[batch, ..., features]``, at the input of an output or down projection. Each gate multiplies an
+    equal part of the features, or those of its width.
     """
     products = (head_outputs.float() * gradient.float()).reshape(len(head_outputs), -1, head_outputs.shape[-1])
     if len(set(widths)) > 1:
@@ -349,10 +233,7 @@ def derivatives(head_outputs: Tensor, gradient: Tensor, num_gates: int, widths: 
 
 
 class _SensitivityHook(nn.Module):
-    """A hook on the outputs of heads or neurons that adds their sensitivity to the ranking in the backward pass.
-
-    A module, not a closure: a copy of the model has its own.
-    """
+    """A hook that adds the sensitivity of heads or neurons to the ranking; a module: a copied model has its own."""
 
     ranking: Importance
     gates: HeadGates

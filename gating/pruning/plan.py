@@ -53,12 +53,7 @@ def plan_finalizing(model: nn.Module, blocks: Sequence[Block], values: Sequence[
 
 
 def _plan_scaling(block: Block, scale: Tensor) -> list[Edit]:
-    """Plan to give a block the outputs that it has if its features, which gates multiply, are multiplied by ``scale``.
-
-    Args:
-        block: The block.
-        scale: Factors, ``[sum(slot_widths)]``. Nothing is planned if all are 1.
-    """
+    """Plan to multiply the features of a block, which gates multiply, by a scale, ``[sum(slot_widths)]``."""
     module, name, dim = block.input_weight
     if (scale == 1).all():
         return []
@@ -126,13 +121,8 @@ def remove_recorded(
 ) -> None:
     """Remove the units and layers from a model that are not in the record of a compact model made from it, in place.
 
-    Without factors, the weights that stay are not those of the compact model, which the caller loads.
-
-    Args:
-        model: The dense model, or one that had lost fewer, without gates and adapters; it may be on the meta device.
-        record: The record in the configuration of the compact model.
-        folded: Factors of the kept units of each block, ``[num_kept]``, which are folded in; all 1 in blocks that are
-            left out. Names are those in the dense model.
+    The model is the dense one, or one that had lost fewer. Factors, ``[num_kept]``, are by the names of blocks in the
+    dense model, and 1 where they are left out: then the weights that stay are not those of the compact model.
 
     Raises:
         InputError: The record is that of another model; nothing is removed.

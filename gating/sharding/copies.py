@@ -97,11 +97,8 @@ def shard_copy(
 ) -> None:
     """Cut a copy over the same processes as a model, and put shards and buffers into it, in place.
 
-    Args:
-        copy: The copy of :func:`meta_copy`, perhaps without some of its heads.
-        model: The sharded model.
-        tensors: A shard for each parameter of the copy, and its buffers; others are ignored.
-        fresh: Whether parameters of other shapes, which are loaded later, get shards without values.
+    The ``tensors`` are a shard for each parameter of the copy, and its buffers. With ``fresh``, parameters of other
+    shapes, which are loaded later, get shards without values.
     """
     fitting = {name: _fitting(tensors, name, empty, copy, fresh) for name, empty in copy.state_dict().items()}
     tensors = {**tensors, **fitting}
