@@ -7,7 +7,7 @@ import pytest
 
 import gating
 from gating.errors import explain, is_input_error
-from gating.objectives import resolve_budget
+from gating.objectives.budget import resolve_budget
 
 
 def caught(function, *args, **kwargs):

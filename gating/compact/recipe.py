@@ -40,7 +40,7 @@ from gating.loader.integrity import check_finite
 from gating.loader.record import LAYERS_KEY, dense_config
 from gating.loader.record_checks import check_fits, check_record
 from gating.pruning.layers import changed
-from gating.pruning.repeat import remove_recorded
+from gating.pruning.plan import remove_recorded
 from gating.storage.hub import RECIPE_FILES
 
 __all__ = [

@@ -5,10 +5,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed
 from lightning_fabric.utilities import rank_zero_only
-from torch import Tensor
 
 from gating.distributed.watchdog import find_lost_process
-from gating.errors import OperationError
 
 Value = TypeVar("Value")
 
@@ -71,26 +69,6 @@ def _all_reduce(values: tuple[int, ...], operation: Any) -> tuple[int, ...]:
     reduced = torch.tensor(values, device=device)
     torch.distributed.all_reduce(reduced, operation)
     return tuple(reduced.tolist())
-
-
-def check_same(tensor: Tensor, name: str) -> None:
-    """Check that a tensor, of the same shape in all ranks, is bit-identical in them.
-
-    Raises:
-        OperationError: The tensor differs between ranks.
-    """
-    if not is_distributed():
-        return
-    minimum, maximum = tensor.detach().clone(), tensor.detach().clone()
-    torch.distributed.all_reduce(minimum, torch.distributed.ReduceOp.MIN)
-    torch.distributed.all_reduce(maximum, torch.distributed.ReduceOp.MAX)
-    # NaN never equals NaN; DivergenceStop reports it.
-    if not torch.equal(minimum.nan_to_num(), maximum.nan_to_num()):
-        difference = float((maximum - minimum).abs().max())
-        raise OperationError(
-            f"{name} has drifted apart between the processes, by up to {difference:.1e}: they have not trained the "
-            "same model. Does the trainer's strategy average all gradients?"
-        )
 
 
 def is_lost_connection(error: BaseException) -> bool:

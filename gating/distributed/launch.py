@@ -51,20 +51,10 @@ def check_devices(trainer: Mapping[str, Any]) -> Devices:
     """Check the trainer's settings, and return the devices that they choose.
 
     Raises:
-        InputError: A setting would change the steps of a phase; the strategy stops its processes after each phase, or
-            shards weights in another way than FSDP2; Lightning refuses the settings; devices are missing; or the world
-            size differs from the number of processes already started.
-
-    Example:
-        >>> check_devices({"accelerator": "cpu", "devices": 2, "strategy": "ddp"})
-        Devices(num_processes=2, root=device(type='cpu'), is_sharded=False)
+        InputError: The strategy stops its processes after each phase, or shards weights in another way than FSDP2;
+            Lightning refuses the settings; devices are missing; or the world size differs from the number of processes
+            already started.
     """
-    for name in ("fast_dev_run", "overfit_batches"):
-        if trainer.get(name):
-            raise InputError(
-                f"trainer.{name}={trainer[name]} replaces the number of steps of each phase, after which heads are "
-                "removed; use debug=fast for a quick run."
-            )
     _check_strategy(trainer.get("strategy", "auto"))
     is_sharded = trainer.get("strategy") == _SHARDED
     precision = str(trainer.get("precision", "32-true"))
@@ -85,11 +75,6 @@ def check_devices(trainer: Mapping[str, Any]) -> Devices:
         raise InputError(
             f"trainer=fsdp cuts the model over several processes, and trainer.devices={trainer['devices']} starts one: "
             "give trainer.devices=2 or more, or use trainer=gpu, or trainer=default on a CPU."
-        )
-    if is_sharded and trainer["accelerator"] == "cpu" and torch.accelerator.is_available():
-        raise InputError(
-            "trainer.accelerator=cpu: transformers puts shards on this machine's GPU. Leave it out, or hide the GPU "
-            "from this command with CUDA_VISIBLE_DEVICES=-1."
         )
     return Devices(num_processes, tried.strategy.root_device, is_sharded)
 

@@ -1,6 +1,8 @@
 """Numbers and costs of the units that gates stand for, and a table of them."""
 
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,7 +11,23 @@ from gating.gates.hard_concrete import FullPrecision
 from gating.structure.blocks import Block, group_labels
 from gating.units import UNITS, UnitName, check_units
 
-__all__ = ["GatedUnits", "table_of"]
+__all__ = ["GatedBlock", "GatedUnits", "table_of"]
+
+
+class GatedBlock(NamedTuple):
+    """A block with gates.
+
+    Attributes:
+        group: Its tower in a model with several, else its kind.
+        gates: Positions of its gates among all gates.
+    """
+
+    name: str
+    kind: str
+    unit: UnitName
+    tower: str
+    group: str
+    gates: range
 
 
 class GatedUnits(FullPrecision):
@@ -44,6 +62,13 @@ class GatedUnits(FullPrecision):
         parameters, macs = zip(*((size.num_parameters, size.macs()) for size in self.gate_sizes), strict=True)
         self.parameters_per_gate = torch.tensor(parameters, dtype=torch.float64, device="cpu")
         self.macs_per_gate = torch.tensor(macs, dtype=torch.float64, device="cpu")
+
+    def gated_blocks(self) -> list[GatedBlock]:
+        """Return the blocks with gates, in their order."""
+        bounds = pairwise(accumulate(self.block_sizes, initial=0))
+        places = (range(start, end) for start, end in bounds)
+        names = self.block_names, self.block_kinds, self.block_units, self.block_towers, self.block_groups
+        return [GatedBlock(*one) for one in zip(*names, places, strict=True)]
 
     def total(self, unit: UnitName) -> int:
         """Return the number of gated units."""

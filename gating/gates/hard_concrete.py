@@ -9,7 +9,7 @@ are ``(gamma, zeta)`` with ``gamma < 0`` and ``zeta > 1``.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import SupportsFloat
 
 import torch
@@ -152,7 +152,24 @@ class GateSampler(FullPrecision):
 
     A sampler is a submodule of the gates, so that its buffers are in checkpoints. Each method takes the locations,
     ``[num_gates]``, and returns a float32 tensor of the same shape; a sampler without noise has :meth:`values` alone.
+
+    Attributes:
+        numbers: Numbers such as those of open heads, in checkpoints, too. They are in host memory: each step would wait
+            for a buffer on the device.
     """
+
+    def __init__(self, numbers: Sequence[float] = ()) -> None:
+        """Set the first numbers."""
+        super().__init__()
+        self.numbers = list(numbers)
+
+    def get_extra_state(self) -> Tensor:
+        """Return the numbers for a checkpoint."""
+        return torch.tensor(self.numbers, dtype=torch.float64, device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Load the numbers from a checkpoint."""
+        self.numbers = state.tolist()
 
     def values(self, log_alpha: Tensor) -> Tensor:
         """Return the deterministic values for evaluation."""

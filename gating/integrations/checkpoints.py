@@ -18,7 +18,7 @@ from gating.errors import InputError, MissingFileError
 from gating.gates import HeadGates
 from gating.integrations.wrappers import merged
 from gating.loader.checksums import RECORD_KEY
-from gating.pruning.repeat import remove_recorded
+from gating.pruning.plan import remove_recorded
 from gating.storage.files import move_aside, replacing_file
 
 __all__ = ["find_checkpoint", "load_start", "read_state", "recovery_args", "save_start", "set_aside", "write_state"]

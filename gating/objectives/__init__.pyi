@@ -1,20 +1,18 @@
 """Objectives that choose the gates to close, imported when they are first used.
 
-Budgets are met exactly: ``ExactBudget``, and ``DeterministicBudget`` for frozen weights (``budgets``). Objectives of
-``papers`` and ``rankings`` are to compare with.
+Budgets are met exactly: ``ExactBudget``, and ``DeterministicBudget`` for frozen weights. Objectives of papers
+(``penalties``, ``subset``) and ``rankings`` are to compare with.
 """
 
 from .base import KeepsBudget, NoObjective, Objective
-from .budget import HeadBudget, resolve_budget
-from .budgets.exact import ExactBudget
-from .budgets.frozen import DeterministicBudget
+from .budget import HeadBudget
+from .exact import DeterministicBudget, ExactBudget
 from .expected_count import ExpectedCount
-from .papers.fixed_price import FixedPrice
-from .papers.lagrangian import Lagrangian
-from .papers.subset import TopK
-from .rankings.ranking import IterativePruning, Magnitude, RandomOrder, Ranking
-from .rankings.sensitivity import Fisher, Importance
+from .penalties import FixedPrice, Lagrangian
+from .rankings import Fisher, Importance, Magnitude, RandomOrder, Ranking
+from .rounds import IterativePruning
 from .schedule import BudgetSchedule
+from .subset import TopK
 
 __all__ = [
     "BudgetSchedule",
@@ -34,5 +32,4 @@ __all__ = [
     "RandomOrder",
     "Ranking",
     "TopK",
-    "resolve_budget",
 ]

@@ -1,16 +1,15 @@
 """The base classes of objectives, which decide the gates that close: any, and those with a budget; and their state."""
 
-import inspect
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gating.errors import InputError, OperationError, RemedyWarning
+from gating.errors import OperationError, RemedyWarning
 from gating.gates import HeadGates
 from gating.gates.hard_concrete import FullPrecision
 from gating.objectives.budget import DEFAULT_KEEP, HeadBudget
@@ -19,13 +18,10 @@ from gating.objectives.parts import Part, amount_of, chosen
 from gating.objectives.schedule import BudgetSchedule, DescentStart
 
 __all__ = [
-    "HostNumbers",
     "KeepsBudget",
     "NoObjective",
     "Objective",
     "OfOneSearch",
-    "check_objective",
-    "takes_budget",
 ]
 
 
@@ -129,38 +125,6 @@ class NoObjective(Objective):
         return torch.ones_like(gates.log_alpha, dtype=torch.bool)
 
 
-class HostNumbers(nn.Module):
-    """Numbers such as those of open heads, in host memory, that are in checkpoints, too.
-
-    A buffer would be on the device, and each step would wait for it.
-
-    Attributes:
-        values: The numbers.
-    """
-
-    def __init__(self, values: Sequence[float]) -> None:
-        """Set the first numbers."""
-        super().__init__()
-        self.values = list(values)
-
-    def get_extra_state(self) -> Tensor:
-        """Return the numbers for a checkpoint."""
-        return torch.tensor(self.values, dtype=torch.float64, device="cpu")
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Load the numbers from a checkpoint."""
-        self.values = state.tolist()
-
-
-def check_objective(objective: Any) -> None:
-    """Raise ``InputError`` for anything but an objective, such as its class."""
-    if not isinstance(objective, Objective):
-        raise InputError(
-            f"objective={objective!r} is no objective: give one, such as gating.ExactBudget(num_heads=18); a class of "
-            "your own is a subclass of gating.Objective."
-        )
-
-
 class KeepsBudget(Objective):
     """An objective that keeps the gates with the largest scores, ``log_alpha`` by default, that meet a budget.
 
@@ -253,7 +217,7 @@ class KeepsBudget(Objective):
 
     def shows_cost(self, gates: HeadGates) -> bool:
         """Return whether the budget is a share of cost, and open gates are shown as one."""
-        return self._budget.shows_cost(gates)
+        return super().shows_cost(gates) or self._budget.is_of_cost(gates)
 
     def _scores(self, gates: HeadGates, parts: Sequence[Part]) -> Tensor:
         """Return the score of one unit of size of each gate, ``[num_gates]``."""
@@ -271,14 +235,3 @@ class KeepsBudget(Objective):
 
     def _amount(self, numbers: Sequence[float]) -> float:
         return amount_of(self._parts, numbers)
-
-
-def takes_budget(init: Callable[..., None]) -> Callable[..., None]:
-    """Show the arguments of :class:`KeepsBudget` in place of ``**budget`` in the signature of a constructor."""
-    shared = inspect.signature(KeepsBudget.__init__)
-    own = [one for one in inspect.signature(init).parameters.values() if one.kind is not one.VAR_KEYWORD]
-    others = [one for name, one in shared.parameters.items() if name not in {one.name for one in own}]
-    signature = shared.replace(parameters=sorted([*own, *others], key=lambda one: one.kind))
-    types: dict[str, Any] = {one.name: one.annotation for one in signature.parameters.values() if one.name != "self"}
-    init.__signature__, init.__annotations__ = signature, {**types, "return": None}  # type: ignore[attr-defined]
-    return init

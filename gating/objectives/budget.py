@@ -45,6 +45,8 @@ class HeadBudget:
     def __post_init__(self) -> None:
         if not isinstance(self.min_per_layer, int) or self.min_per_layer < 0:
             raise InputError(f"min_per_layer={self.min_per_layer} must be a whole number of heads, 0 or more.")
+        if not isinstance(self.uniform, bool):
+            raise InputError(f"uniform={self.uniform} must be true or false.")
         check_cost(self.cost)
 
     def __str__(self) -> str:
@@ -92,23 +94,10 @@ class HeadBudget:
 
     def check(self, gates: HeadGates) -> None:
         """Raise the errors of :meth:`parts`, except that a cost of latency may be timed later."""
-        if not self._is_one_share and (self.cost == "cache" or (self.cost == "latency" and len(gates.units) == 1)):
-            raise InputError(
-                f"cost={self.cost} is the cost of one share to keep, and this budget is {self}: give keep=0.5, for "
-                "example, instead, or leave cost out."
-            )
         (replace(self, cost="macs") if self.cost == "latency" else self).parts(gates)
 
     def choose(self, gates: HeadGates, scores: Tensor) -> Tensor:
-        """Return the gates with the largest scores that meet the budget: exactly, or up to a share of cost.
-
-        Args:
-            gates: The gates.
-            scores: Score of one unit of each gate, ``[num_gates]``, or per cost.
-
-        Returns:
-            Boolean tensor, ``[num_gates]``.
-        """
+        """Return the mask, ``[num_gates]``, of the gates with the largest scores that meet the budget."""
         return chosen(self.parts(gates), scores)
 
     def with_keep(self, keep: float, gates: HeadGates) -> "HeadBudget":
@@ -123,13 +112,9 @@ class HeadBudget:
         (part,) = self._parts(gates, COST)
         return part.smallest
 
-    def shows_cost(self, gates: HeadGates) -> bool:
-        """Return whether the budget is shown as a share of cost, not as a number of the only unit."""
-        return len(gates.units) > 1 or (self._is_one_share and is_share_of_cost(gates, self.cost))
-
-    @property
-    def _is_one_share(self) -> bool:
-        return not self.numbers and not isinstance(self.keep, Mapping)
+    def is_of_cost(self, gates: HeadGates) -> bool:
+        """Return whether the budget is one share of the cost, also of the only unit."""
+        return not self.numbers and not isinstance(self.keep, Mapping) and is_share_of_cost(gates, self.cost)
 
     def _checked_share(self, gates: HeadGates) -> Share | None:
         """Return the share to keep; None if numbers are given, and all units with a number have gates."""
@@ -162,22 +147,7 @@ class HeadBudget:
 def resolve_budget(
     number: int | None, keep: float | None, *, total: int, kind: str | None = None, unit: UnitName = "heads"
 ) -> int:
-    """Return a budget as a number of units.
-
-    Args:
-        number: Number to keep.
-        keep: Share to keep, instead; rounded to the nearest number, at least one.
-        total: Number of units of the model, or of the kind.
-        kind: Kind of blocks of the budget, for the error message; None for a whole model.
-        unit: Name of the unit, for the error message.
-
-    Raises:
-        InputError: Both or neither were given, or the budget is not between one and all of them.
-
-    Example:
-        >>> resolve_budget(None, 0.25, total=72)
-        18
-    """
+    """Return a number or share to keep as a number of units, at least one; raise ``InputError`` if it is none."""
     if (number is None) == (keep is None):
         raise InputError(f"Give either num_{unit} or keep: got num_{unit}={number} and keep={keep}.")
     of_kind = f".{kind}" if kind else ""

@@ -23,14 +23,9 @@ def choose(
 ) -> list[int]:
     """Return the positions of the items with the largest scores: minima of layers first, then while there is room.
 
-    Args:
-        scores: Score of one unit of size of each item, ``[num_items]``.
-        sizes: Size of each item; items of size zero are not chosen.
-        limit: Largest sum of sizes.
-        layers: Number of each item's layer.
-        least: Least number of units of each layer.
-        units: Number of units of each item.
-        is_met: Whether the sum of sizes is the limit, a number that some choice has.
+    Scores, ``[num_items]``, are per unit of size; items of size zero are not chosen. Each layer keeps its ``least``
+    number of units. The sum of sizes stays within the limit, or is the limit if ``is_met``, a number that some choice
+    has.
     """
     order = [item for item in scores.detach().argsort(descending=True, stable=True).tolist() if sizes[item]]
     # Items of one size meet each number that they can.
@@ -61,15 +56,9 @@ def choose(
 
 
 def least_size(items: Iterable[tuple[int, float, int]], least: Sequence[int]) -> float:
-    """Return the least sum of sizes of items with which each layer has its minimum of units; infinite without one.
+    """Return the least sum of sizes with which each layer has its minimum of units; infinite without one.
 
-    Args:
-        items: Layer, size and number of units of each item.
-        least: Least number of units of each layer.
-
-    Example:
-        >>> least_size([(0, 4.0, 4), (0, 1.0, 1), (0, 1.0, 1)], [2])
-        2.0
+    Items are the layer, size and number of units of each.
     """
     best = [[0.0] + [math.inf] * max(0, need) for need in least]
     for layer, size, units in items:

@@ -1,7 +1,7 @@
 """Costs of gates: multiply-accumulates, parameters, the key-value cache, or a device's time for each."""
 
+import math
 from collections.abc import Mapping
-from itertools import accumulate, pairwise
 from typing import Literal
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gating.errors import InputError, RemedyError
 from gating.gates import HeadGates
+from gating.gates.hard_concrete import are_numbers
 from gating.units import UNITS
 
 __all__ = ["Costs", "check_cost", "gate_costs", "is_share_of_cost"]
@@ -24,7 +25,8 @@ def is_share_of_cost(gates: HeadGates, cost: Costs) -> bool:
 def check_cost(cost: Costs) -> None:
     """Raise ``InputError`` unless a cost has a known name, or rates that are finite, not negative, and not all zero."""
     if isinstance(cost, Mapping):
-        is_valid = all(map(_is_rate, cost.items())) and any(cost.values())
+        are_rates = all(are_numbers(rate) and 0 <= rate < math.inf for rate in cost.values())
+        is_valid = are_rates and cost.keys() <= UNITS.keys() and any(cost.values())
     else:
         is_valid = cost in ("macs", "parameters", "latency", "cache")
     if not is_valid:
@@ -34,19 +36,8 @@ def check_cost(cost: Costs) -> None:
         )
 
 
-def _is_rate(item: tuple[object, object]) -> bool:
-    unit, rate = item
-    return unit in UNITS and isinstance(rate, (int, float)) and not isinstance(rate, bool) and 0 <= rate < float("inf")
-
-
 def gate_costs(gates: HeadGates, cost: Costs) -> Tensor:
     """Return the cost of each gate's units, ``[num_gates]``, float64, on the CPU; 0 for padding.
-
-    Args:
-        gates: The gates.
-        cost: ``macs``: multiply-accumulates of one example; ``parameters``; ``cache``: values that are cached for each
-            token in generation; or the cost of a multiply-accumulate of each unit, such as ``{"heads": 2.1e-11,
-            "neurons": 1.4e-11}`` in seconds.
 
     Raises:
         InputError: ``cost`` is ``latency``, for which a device must have been timed, or lacks a unit; or it is
@@ -79,14 +70,11 @@ def _cached_values(gates: HeadGates) -> Tensor:
         InputError: A gated block caches nothing, or a gate of it frees nothing.
     """
     values = [float(size.num_cached) if size.num_units else 0.0 for size in gates.gate_sizes]
-    bounds = pairwise(accumulate(gates.block_sizes, initial=0))
-    for name, unit, kind, (start, end) in zip(
-        gates.block_names, gates.block_units, gates.block_kinds, bounds, strict=True
-    ):
-        if kind == "encoder" or not any(values[start:end]):
+    for block in gates.gated_blocks():
+        if block.kind == "encoder" or not any(values[gate] for gate in block.gates):
             raise InputError(
-                f"cost=cache has no cost for {name}: a gate on its {unit} has no keys and values of its own for later "
-                "tokens. Leave it out with exclude=[...] or units=heads of the gates, gate grouped queries together "
-                "(group_queries), or give another cost."
+                f"cost=cache has no cost for {block.name}: a gate on its {block.unit} has no keys and values of its "
+                "own for later tokens. Leave it out with exclude=[...] or units=heads of the gates, gate grouped "
+                "queries together (group_queries), or give another cost."
             )
     return torch.tensor(values, dtype=torch.float64, device="cpu")

@@ -122,24 +122,13 @@ def distillation_loss(
     counted: Tensor | None = None,
     problem: str | None = None,
 ) -> Tensor:
-    """Return the distance between a student's and a teacher's logits, a scalar.
+    """Return the distance between a student's and a teacher's logits, ``[..., classes]``, a scalar.
 
-    ``temperature^2 KL(softmax(teacher / temperature) || softmax(student / temperature))``, averaged over all dimensions
-    except the classes; the factor makes the gradients' magnitude independent of the temperature (section 2 of the
-    paper). For regression, or a single logit, the mean squared error; for several labels of one example, the same
-    distance of the probabilities that each label is there and is not, averaged over labels, too.
-
-    Args:
-        student: Logits, ``[..., classes]``; differentiable.
-        teacher: Logits of the same shape.
-        temperature: Softmax temperature.
-        counted: Boolean mask of the positions to average over, ``[...]``; None for all. Without any, the distance is 0.
-        problem: ``regression``, ``multi_label_classification``, or anything else for classes.
-
-    Example:
-        >>> logits = torch.tensor([[0.0, 2.0]])
-        >>> distillation_loss(logits, logits, temperature=2.0)
-        tensor(0.)
+    ``temperature^2 KL(softmax(teacher / temperature) || softmax(student / temperature))``, averaged over all positions,
+    or those of the mask ``counted``, ``[...]``; the factor makes the gradients' magnitude independent of the
+    temperature (section 2 of the paper). For regression, or a single logit, the mean squared error; for several labels
+    of one example, the same distance of the probabilities that each label is there and is not, averaged over labels,
+    too.
     """
     with torch.autocast(device_type=student.device.type, enabled=False):
         if problem == "multi_label_classification":
@@ -153,22 +142,12 @@ def distillation_loss(
 
 
 def hidden_loss(student: Tensor, teacher: Tensor, *, counted: Tensor | None = None) -> Tensor:
-    """Return the distance between hidden states of a student and a teacher, a scalar.
+    """Return the distance between hidden states of a student and a teacher, ``[batch, length, width]``, a scalar.
 
     The squared error of each position, relative to the teacher's squared norm there, averaged over the positions of
-    each example, and then over examples, so that a batch may be divided among processes. Being relative, the weight of
-    the distance means the same for every family and layer, and the few tokens of a decoder with very large states (Sun
-    et al. 2024, arXiv 2402.17762) do not outweigh all others.
-
-    Args:
-        student: Hidden states, ``[batch, length, width]``; differentiable.
-        teacher: Hidden states of the same shape.
-        counted: Mask of the positions to average over, ``[batch, length]``; None for all.
-
-    Example:
-        >>> states = torch.ones(1, 2, 3)
-        >>> hidden_loss(1.5 * states, states, counted=torch.tensor([[1, 0]]))
-        tensor(0.2500)
+    each example, or those of the mask ``counted``, and then over examples, so that a batch may be divided among
+    processes. Being relative, its weight means the same for every family and layer, and the few tokens of a decoder
+    with very large states (Sun et al. 2024, arXiv 2402.17762) do not outweigh all others.
     """
     with torch.autocast(device_type=student.device.type, enabled=False):
         student, teacher = student.float(), teacher.float()
@@ -243,19 +222,9 @@ def softmax_divergence(
 ) -> Tensor:
     """Return the sum over positions of ``KL(softmax(teacher / temperature) || softmax(student / temperature))``.
 
-    Logits are compared in float32, some rows at a time, forward and backward: beside the logits themselves, only the
-    gradient of the student's is as large as they are.
-
-    Args:
-        student: Logits, ``[..., classes]``; differentiable.
-        teacher: Logits of the same shape, which have no gradient.
-        temperature: Softmax temperature.
-        counted: Boolean mask of the positions to count, ``[...]``; None for all.
-
-    Example:
-        >>> logits = torch.tensor([[0.0, 2.0], [1.0, 0.0]])
-        >>> softmax_divergence(logits, logits.flip(1), counted=torch.tensor([True, False]))
-        tensor(1.5232)
+    Logits, ``[..., classes]``, are compared in float32, some rows at a time, forward and backward: beside the logits
+    themselves, only the gradient of the student's is as large as they are. Positions outside of the mask ``counted``,
+    ``[...]``, do not count.
     """
     flat = [logits.reshape(-1, logits.shape[-1]) for logits in (student, teacher.detach())]
     rows = None if counted is None else counted.flatten().nonzero().flatten()

@@ -21,19 +21,12 @@ class ExpectedCount(nn.Module):
 
     With ``p_i(c) = sigmoid(log_alpha_i - c - beta log(-gamma / zeta))`` and ``w_i`` the weight of a gate, the offset
     ``c`` solves ``sum_i w_i p_i(c) = target``. It is the Lagrange multiplier of the budget, solved for instead of
-    learned: gates compete, since one can open only as others close. Weights are numbers of heads, or the neurons or
-    the cost of each gate over their mean. Gates of several parts have an offset for each.
+    learned: gates compete, since one can open only as others close. Weights are numbers of heads, or the neurons or the
+    cost of each gate over their mean. Gates of several parts have an offset for each.
 
     Attributes:
         target: Expected sum of the weights of the open gates of each part, a buffer, ``[num_parts]``.
-        weights: Weight of each gate, ``[num_gates]``.
         sharpness: Factor of ``log_alpha`` before the shift, a scalar buffer; a large one leaves no gate undecided.
-
-    Example:
-        >>> budget = ExpectedCount([1.5], temperature=2 / 3, stretch_limits=(-0.1, 1.1))
-        >>> shifted = budget(torch.tensor([-1.0, 0.0, 2.0]))
-        >>> round(hard_concrete.prob_open(shifted).sum().item(), 3)
-        1.5
     """
 
     target: Tensor
@@ -50,15 +43,7 @@ class ExpectedCount(nn.Module):
         weights: Sequence[float] = (1,),
         part_of_gate: Sequence[int] = (0,),
     ) -> None:
-        """Set the targets.
-
-        Args:
-            target: Expected sum of the weights of open gates, for each part.
-            temperature: ``beta`` of the gates.
-            stretch_limits: ``(gamma, zeta)`` of the gates.
-            weights: Weight of each gate, or one weight for all.
-            part_of_gate: Number of the part of each gate, if there are several.
-        """
+        """Set the targets; ``weights`` and ``part_of_gate`` are those of each gate, or one for all."""
         super().__init__()
         self.register_buffer("weights", torch.tensor(weights, dtype=torch.float32), persistent=False)
         self.register_buffer("target", torch.tensor(target, dtype=torch.float32))
@@ -121,18 +106,7 @@ def solve_offset(logits: Tensor, weights: Tensor, target: Tensor) -> Tensor:
     """Solve ``sum_i w_i sigmoid(logit_i - c) = target`` for ``c``: a search without gradient, then one Newton step.
 
     The derivative of the Newton step, ``dc / d logit_i = w_i p_i' / sum_j w_j p_j'``, is that of the implicit function.
-
-    Args:
-        logits: Shape ``[num_gates]``, any floating dtype.
-        weights: Weight of each gate, ``[num_gates]``, or one weight for all, ``[1]``.
-        target: A number between zero and the sum of the weights, a scalar or ``[1]``.
-
-    Returns:
-        ``c``, of the shape of ``target``; differentiable with respect to the logits.
-
-    Example:
-        >>> round(solve_offset(torch.full((4,), 3.0), torch.ones(1), torch.tensor(2.0)).item(), 3)
-        3.0
+    The target is a scalar or ``[1]``, between zero and the sum of the weights, ``[num_gates]`` or ``[1]``.
     """
     start = _search(logits.detach(), weights, target)
     probs = torch.sigmoid(logits - start)

@@ -1,6 +1,5 @@
 """Parameter groups of an optimizer: weights with and without decay, gates, and multipliers."""
 
-from collections.abc import Collection
 from typing import Any
 
 from torch import nn
@@ -8,27 +7,12 @@ from transformers.trainer_pt_utils import get_parameter_names
 
 from gating.gates import HeadGates
 from gating.objectives.base import Objective
-from gating.units import UNITS, UnitName
+from gating.units import UNITS
 
-__all__ = ["default_gate_lr", "gate_groups", "parameter_groups"]
+__all__ = ["gate_groups", "parameter_groups"]
 
 # Parameters that transformers' Trainer trains without weight decay.
 _WITHOUT_DECAY = (r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)")
-
-
-def default_gate_lr(units: Collection[UnitName]) -> float:
-    """Return the learning rate of gates: 0.1 on heads alone, 0.2 with gates on neurons.
-
-    It is about a thousand times that of the weights, or no gate would close in a run.
-
-    Args:
-        units: Kinds of units that have gates.
-
-    Example:
-        >>> default_gate_lr(["heads"]), default_gate_lr(["heads", "neurons"])
-        (0.1, 0.2)
-    """
-    return max(UNITS[unit].gate_lr for unit in units)
 
 
 def parameter_groups(
@@ -53,7 +37,8 @@ def parameter_groups(
         weight_decay: Weight decay of the weights; gates and multipliers have none.
         gates: The model's gates.
         objective: The objective, whose multipliers, if any, are trained.
-        gate_lr: Learning rate of the gates; None for :func:`default_gate_lr`.
+        gate_lr: Learning rate of the gates; by default 0.1 on heads alone, 0.2 with gates on neurons. It is about a
+            thousand times that of the weights, or no gate would close in a run.
         multiplier_lr: Learning rate of the multipliers.
 
     Example:
@@ -98,7 +83,7 @@ def gate_groups(
         {
             "name": "gates",
             "params": list(gates.parameters()),
-            "lr": default_gate_lr(gates.units) if gate_lr is None else gate_lr,
+            "lr": max(UNITS[unit].gate_lr for unit in gates.units) if gate_lr is None else gate_lr,
             "weight_decay": 0.0,
         },
         {

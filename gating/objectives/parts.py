@@ -4,14 +4,15 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import accumulate, pairwise
-from typing import Literal, NamedTuple
+from itertools import accumulate
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from gating.errors import InputError
 from gating.gates import HeadGates
+from gating.gates.counts import GatedBlock
 from gating.objectives.choose import choose, least_size, sums_of_layers
 from gating.units import UNITS, UnitName
 
@@ -63,19 +64,11 @@ class Part:
         return 1.0 if self.unit == COST else sum(self.sizes)
 
     def choose(self, scores: Tensor, limit: float | None = None) -> Tensor:
-        """Return the best gates within the limit, a boolean tensor ``[num_gates_of_part]``.
+        """Return the best gates within the limit, or another one, a boolean tensor ``[num_gates_of_part]``.
 
-        Gates that their layers need come first, then all others down the scores while they fit. Scores are per unit of
-        size: without minima this is the fractional optimum but for gates that do not fit, and no other fits the rest.
-
-        Args:
-            scores: Score of one unit of size of each gate of the part, such as ``log_alpha``.
-            limit: Another limit than that of the part; a number is met if these gates can keep it.
-
-        Example:
-            >>> part = Part("heads", None, (0, 1, 2, 3), (2, 1, 1, 2), 3, (2, 1, 1, 2), (0,) * 4, (0,))
-            >>> part.choose(torch.tensor([0.3, 0.9, 0.8, 0.1])).tolist()
-            [True, True, False, False]
+        Gates that their layers need come first, then all others down the scores, which are per unit of size, while they
+        fit. Without minima this is the fractional optimum but for gates that do not fit, and no other fits the rest. A
+        number is met if these gates can keep it.
         """
         limit = self.limit if limit is None else limit
         kept, needed = self._choose(scores, limit), 0.0
@@ -172,12 +165,7 @@ def amount_of(parts: Sequence[Part], numbers: Sequence[float]) -> float:
 
 
 def sizes_of(parts: Sequence[Part], *, like: Tensor) -> Tensor:
-    """Return the size of each gate in the limit of its part, ``[num_gates]``, float64, on the CPU.
-
-    Args:
-        parts: Parts that together have every gate once.
-        like: A tensor of the shape of the result.
-    """
+    """Return the size of each gate in the limit of its part, ``[num_gates]``, float64, on the CPU."""
     sizes = torch.zeros(like.shape, dtype=torch.float64, device="cpu")
     for part in parts:
         sizes[list(part.gates)] = torch.tensor(part.sizes, dtype=torch.float64, device="cpu")
@@ -205,20 +193,14 @@ def parts_of(
 ) -> list[Part]:
     """Return the parts of the gates with a unit, which have no limit yet, in the order of their first blocks.
 
-    Args:
-        gates: The gates.
-        unit: Unit of the limits, or ``cost`` of all units.
-        shares: Share of each gate in the cost of all, if there are several units or the limit is one of cost.
-        emptied: Share that each block has in it without any gate; empty if none has any.
-        by: Whether each kind of blocks is a part, such as ``encoder`` or ``feed_forward``, or each tower of the model.
-        min_per_layer: Least number of units that each block keeps, of units that have a minimum.
-        uniform: Whether all blocks of a kind keep equally many.
+    The ``unit`` may be ``cost`` of all units; ``shares`` are those of each gate in the cost of all, and ``emptied``
+    those that each block has without any gate.
 
     Raises:
         InputError: A block has fewer units than its minimum, or equal layers are asked for and differ.
     """
-    groups: dict[str | None, list[_Block]] = {}
-    for block in _blocks_of(gates):
+    groups: dict[str | None, list[GatedBlock]] = {}
+    for block in gates.gated_blocks():
         if unit in (COST, block.unit):
             group = {"kind": block.kind, "tower": block.tower, None: None}[by]
             groups.setdefault(group, []).append(block)
@@ -244,7 +226,7 @@ def parts_of(
     return parts
 
 
-def _least_of(block: "_Block", gates: HeadGates, min_per_layer: int) -> int:
+def _least_of(block: GatedBlock, gates: HeadGates, min_per_layer: int) -> int:
     least = min_per_layer if block.unit == "heads" else 0
     present = sum(gates.units_per_gate[gate] for gate in block.gates)
     if present < least:
@@ -252,23 +234,7 @@ def _least_of(block: "_Block", gates: HeadGates, min_per_layer: int) -> int:
     return least
 
 
-class _Block(NamedTuple):
-    name: str
-    kind: str
-    unit: UnitName
-    tower: str
-    gates: range
-
-
-def _blocks_of(gates: HeadGates) -> Iterator[_Block]:
-    bounds = pairwise(accumulate(gates.block_sizes, initial=0))
-    for name, kind, unit, tower, (start, end) in zip(
-        gates.block_names, gates.block_kinds, gates.block_units, gates.block_towers, bounds, strict=True
-    ):
-        yield _Block(name, kind, unit, tower, range(start, end))
-
-
-def _matrices(blocks: Sequence[_Block], units: Sequence[int]) -> Iterator[Tensor]:
+def _matrices(blocks: Sequence[GatedBlock], units: Sequence[int]) -> Iterator[Tensor]:
     """Yield the positions of the gates of each kind and size, ``[num_layers, num_gates_per_layer]``.
 
     Raises:

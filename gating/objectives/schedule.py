@@ -78,11 +78,6 @@ class DescentStart(FullPrecision):
     The loss has fallen if the mean of the first 10 batches exceeds that of the last 20 by more than the standard
     deviation of the latter, whatever the scale of the loss. Heads that close while a model is still guessing are chosen
     by noise: on pairs of sentences a model may need a fourth of a short search until it does better.
-
-    Attributes:
-        losses: Losses of the first and of the last batches, ``[30]``, float32.
-        num_seen: Number of losses so far.
-        begun_at: Share of the search at which the descent began; None before.
     """
 
     losses: Tensor

@@ -11,7 +11,7 @@ from torch import Tensor
 from gating.errors import InputError
 from gating.gates import HeadGates
 from gating.gates.hard_concrete import are_numbers
-from gating.objectives.base import KeepsBudget, Objective, check_objective
+from gating.objectives.base import KeepsBudget, Objective
 from gating.objectives.gate_metrics import gate_metrics, quantity_of, share_undecided
 from gating.objectives.parts import COST
 
@@ -51,14 +51,13 @@ class Convergence:
         """Forget all checks, as at the start of a search."""
         self._kept: list[bool] = []
         self._num_unchanged = 0
-        self._search_number: int | None = None
 
     @torch.no_grad()
     def update(self, gates: HeadGates, kept: Tensor | None = None) -> str | None:
         """Check the gates once.
 
         This synchronizes with the device: call it every few steps. Processes with the same gates get the same
-        result. The first check in another search begins anew.
+        result.
 
         Args:
             gates: The gates in training.
@@ -68,9 +67,6 @@ class Convergence:
         Returns:
             The reason to end the search, as a sentence for the log; None to continue.
         """
-        if self._search_number not in (None, gates.search_number):
-            self.begin()
-        self._search_number = gates.search_number
         values = gates.values()
         is_open = values > 0
         now = (is_open if kept is None else kept).tolist()
@@ -98,7 +94,7 @@ class Convergence:
         kept, num_unchanged = state["kept"], state["num_unchanged"]
         assert isinstance(kept, list)
         assert isinstance(num_unchanged, int)
-        self._kept, self._num_unchanged, self._search_number = list(kept), num_unchanged, None
+        self._kept, self._num_unchanged = list(kept), num_unchanged
 
 
 class Search:
@@ -142,9 +138,8 @@ class Search:
             convergence: Criterion that ends the search early, if :meth:`check_end` is called.
 
         Raises:
-            InputError: The objective is none, or does not fit the gates.
+            InputError: The objective does not fit the gates.
         """
-        check_objective(objective)
         self.gates, self.objective, self.convergence = gates, objective, convergence
         self.begin()
 
@@ -225,8 +220,9 @@ class Search:
         """
         if step >= num_steps:
             self.reason = "all its steps were taken"
-        elif self._can_converge and is_due and step >= _EARLIEST_END * num_steps:
-            if step != self._checked_step and self.convergence is not None:
+        elif self.convergence is not None and is_due and step >= _EARLIEST_END * num_steps:
+            # An unchanged choice is no end where the values of open gates are learned after it.
+            if step != self._checked_step and not self.objective.learns_values:
                 self.reason = self.convergence.update(self.gates, self.objective.kept(self.gates))
             self._checked_step = step
         return self.reason
@@ -240,11 +236,6 @@ class Search:
         """
         self.update(1.0)
         return self.objective.kept(self.gates)
-
-    @property
-    def _can_converge(self) -> bool:
-        """Whether an unchanged choice ends the search: not if the values of open gates are learned after it."""
-        return self.convergence is not None and not self.objective.learns_values
 
     def state_dict(self, *, modules: bool = True) -> dict[str, Any]:
         """Return the state for a checkpoint.
@@ -262,7 +253,10 @@ class Search:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the state of a checkpoint of this search, also its budget if that was measured again."""
-        self.take_measured(state.get("measured"))
+        objective, measured = self.objective, state.get("measured")
+        if isinstance(objective, KeepsBudget) and objective.measured and measured not in (None, objective.measured):
+            objective.take_measured(measured)
+            self.begin()
         for name, part in self._modules().items():
             if name in state:
                 part.load_state_dict(state[name])
@@ -270,25 +264,6 @@ class Search:
             self.convergence.load_state_dict(state["convergence"])
         self.reason, self._checked_step = state["reason"], state["checked_step"]
         self.gates.renew_values()
-
-    def take_measured(self, before: Mapping[str, Any] | None) -> bool:
-        """Give an objective whose budget was measured again the share and costs of the search that is resumed.
-
-        Args:
-            before: ``keep`` and ``cost`` of that search; others are not read.
-
-        Returns:
-            Whether they replace others. The search begins anew then, as :meth:`begin` does.
-        """
-        objective = self.objective
-        if not isinstance(objective, KeepsBudget) or objective.measured is None:
-            return False
-        taken = before and {name: before.get(name) for name in objective.measured}
-        if not taken or taken == objective.measured or not isinstance(taken["cost"], Mapping):
-            return False
-        objective.take_measured(taken)
-        self.begin()
-        return True
 
     def _modules(self) -> dict[str, Any]:
         """Return the parts of the search that have tensors."""

@@ -35,13 +35,7 @@ def remove_empty_layers(model: nn.Module, masked: MaskedOutputs) -> list[Undo]:
     Such a layer passes its input on, as in models whose norms come before the blocks; the biases that it adds go to the
     layer before it. The outputs are compared with those of the masked model again. Layers stay, empty, where the
     outputs would differ, where no configuration describes the model without them, or where no layer would be left.
-
-    Args:
-        model: The model; after an error, it has all of its layers.
-        masked: The outputs that the removal was compared with.
-
-    Returns:
-        The functions for :func:`~gating.structure.edits.undo_edits`.
+    After an error, the model has all of its layers. The result undoes it.
     """
     done: list[Undo] = []
     try:
@@ -63,11 +57,7 @@ def remove_empty_layers(model: nn.Module, masked: MaskedOutputs) -> list[Undo]:
 def drop_passing_layers(model: nn.Module, batch: Mapping[str, Tensor]) -> None:
     """Take the layers that :func:`remove_empty_layers` would take out of a copy that is only timed, without a proof.
 
-    Biases of these layers are lost.
-
-    Args:
-        model: The copy, which has lost units; it is changed in place.
-        batch: Keyword arguments of the model, for a pass that shows which layers pass their inputs on.
+    A pass of the batch shows which layers pass their inputs on. Biases of these layers are lost.
     """
     for transformer in transformers_in(model):
         for name in empty_lists(transformer):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gating.errors import InputError, InputTypeError, RemedyWarning
 from gating.gates import HeadGates
 from gating.loader.saving import become_compact
-from gating.objectives.base import Objective, check_objective
+from gating.objectives.base import Objective
 from gating.objectives.budget import HeadBudget
 from gating.proof.conditions import check_has_values, check_no_adapters, check_whole
 from gating.proof.prove import MaskedOutputs, apply_proven
@@ -205,7 +205,6 @@ def _choice_of(objective: Objective | None, gates: HeadGates, numbers: Mapping[U
     objective = gates.objective if objective is None else objective
     if objective is None:
         return None
-    check_objective(objective)
     chosen = objective.kept(gates)
     if chosen is None or (numbers and not gates.values().any() and math.isnan(objective.target(gates))):
         return None  # A price on gates sets no number.

@@ -95,16 +95,8 @@ class TimeBudget:
     ) -> dict[str, Tensor]:
         """Return a batch with as many of its rows as can be timed, all if possible; the last rows stay.
 
-        The first call sets the time, and the number of rows for later calls: all timings of a run have one shape.
-
-        Args:
-            model: The dense model.
-            batch: Its keyword arguments.
-            passes: Number of forward passes that the timings need to be exact.
-            run_seconds: Function from the seconds of a pass of the batch to those of the run.
-
-        Raises:
-            InputError: The batch has no tensors.
+        The first call sets the time, of a run whose seconds follow from those of a pass, and the number of rows for
+        later calls: all timings of a run have one shape. Timings are exact with some ``passes``.
         """
         sizes = {tensor.shape[0] for tensor in batch.values() if isinstance(tensor, Tensor) and tensor.ndim}
         if not sizes:
@@ -151,14 +143,7 @@ class CopyTimer:
     repeats, precision = 15, 0.007
 
     def __init__(self, model: nn.Module, batch: Mapping[str, Tensor], *, seconds: float, length: str = "") -> None:
-        """Store the dense model, the batch and the time.
-
-        Args:
-            model: The dense model.
-            batch: Keyword arguments of the model, on its device.
-            seconds: The time for all copies; passes that are needed in any case can exceed it.
-            length: Words for the length of the texts, such as ``p95``.
-        """
+        """Store the dense model, a batch on its device, the seconds for all copies, and words for the length."""
         self._model, self._batch, self._of_batch = model, batch, describe_batch(batch, length=length)
         self._end = time.perf_counter() + seconds
         self.timed: list[LatencyComparison] = []
@@ -186,25 +171,9 @@ class CopyTimer:
         """The timed batch and the error that was reached, such as ``8 x 107 tokens, ± 0.6 %``."""
         return f"{self._of_batch}, {margin(self.error)}"
 
-    def shortfall(self, setting: str) -> str | None:
-        """Return the sentence that the timings are less exact than wanted, and which setting helps; None if not."""
-        if not self.timed or self.error <= self.precision:
-            return None
-        repeats = min(found.repeats for found in self.timed)
-        return (
-            f"The timings are less exact than wanted, {margin(self.error)} in place of {margin(self.precision)}, "
-            f"after {repeats} repeat(s): give a larger {setting}, or time on a machine that is less busy."
-        )
-
     @torch.no_grad()
     def time_kept(self, gates: HeadGates, kept: Tensor, *, share: float) -> LatencyComparison:
-        """Time a copy of the model with some gates kept, without empty layers, and the model in turns.
-
-        Args:
-            gates: Gates for the model, which are not attached to it now.
-            kept: Mask of the gates to keep, ``[num_gates]``.
-            share: The share of the time that is left which the copy may take.
-        """
+        """Time a copy of the model with some gates kept, without empty layers, and the model in turns."""
         compact = remove_in_copy(self._model, gates, kept)
         drop_passing_layers(compact, self._batch)
         return self.time(compact, share=share)
@@ -213,11 +182,7 @@ class CopyTimer:
         """Time a copy and the model in turns, in evaluation mode and without gradients.
 
         A busy machine slows both of them. The timings continue until the speedup is precise, or have eight times their
-        least number, or until the time is over; one pass of the copy is timed in any case.
-
-        Args:
-            compact: The copy, on the device of the model.
-            share: The share of the time that is left which it may take.
+        least number, or until the share of the time that is left is over; one pass of the copy is timed in any case.
         """
         seconds, before = share * self.left, self.timed[-1].before if self.timed else 0.0
         with evaluating(self._model), evaluating(compact):

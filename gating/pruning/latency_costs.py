@@ -86,9 +86,6 @@ class LatencyCosts:
 
         The search is expected to leave something in each block as long as a twentieth of the units is left, and in
         proportionally fewer below.
-
-        Raises:
-            InputError: The speedup cannot be reached, and the message names the largest one; or the timings are noise.
         """
         least = HeadBudget(keep=1.0, cost=self.rates(gates)).least_share(gates)
         # A speedup that the noise of the timings may hide is not refused: choices are timed after the search.
@@ -141,11 +138,6 @@ def _fit(points: Sequence[Sequence[float]], times: Sequence[float], *, error: fl
     Errors are relative. Noise is easily taken for the time of open blocks, since few copies differ in nothing else. So
     these have a prior of 0.03 for the blocks of a unit, with the weight of ``(error / 0.03)^2`` in the sum of squares:
     exact timings hardly feel it.
-
-    Args:
-        points: Share that each copy has of each amount, from 0 to 1: of units first, then as many of open blocks.
-        times: Relative time of each copy.
-        error: Relative standard error of a time.
     """
     rows = torch.tensor([[1.0, *point] for point in points], dtype=torch.float64)
     rows /= torch.tensor(times, dtype=torch.float64).unsqueeze(1)
@@ -260,8 +252,8 @@ def budget_for_speedup(
             its rows if all of them would take too long.
         speedup: Time of the dense model over that of the compact one, above 1.
         units: Units that will have gates, as in :func:`gating.inject_gates`.
-        max_seconds: Seconds that all timings may take together; passes that are needed in any case can exceed it. A
-            warning has the error that was reached if they were too few.
+        max_seconds: Seconds that all timings may take together; passes that are needed in any case can exceed it. The
+            error that was reached is printed.
         gate_options: Its other arguments.
 
     Raises:
@@ -278,8 +270,6 @@ def budget_for_speedup(
     objective = ExactBudget()
     objective.take_measured({"keep": costs.keep_for(speedup, gates), "cost": costs.rates(gates)})
     print(f"{speedup} times as fast ({timer.words}): ExactBudget({objective.extra_repr()})", flush=True)
-    if shortfall := timer.shortfall("max_seconds of gating.budget_for_speedup"):
-        warnings.warn(shortfall, stacklevel=2)
     return objective
 
 
@@ -292,24 +282,11 @@ def kept_for_speedup(
 ) -> Tensor:
     """Return the choice of gates with which the compact model is measured to have a speedup.
 
-    Latency is linear in the kept units and open blocks only roughly. So copies with the chosen gates are timed, and the
-    budget is moved until the speedup is right; a warning names the one that was reached if it is further away than 5
-    percent. A smaller difference than that ends the search if it is no larger than the error of the timing, and so does
-    the end of the time.
-
-    Args:
-        choose: Function from a share of the cost to the mask of the gates to keep, ``[num_gates]``.
-        measure: Function from a mask to the speedup that it reaches, its relative standard error, and whether the time
-            is over.
-        speedup: Time of the dense model over that of the compact one.
-        keep: The share to begin with.
-
-    Example:
-        >>> import torch
-        >>> choose = lambda share: torch.arange(48) < share * 48
-        >>> speedup_of = lambda kept: (1 / (0.2 + 0.8 * kept.float().mean().item()), 0.0, False)
-        >>> kept_for_speedup(choose, speedup_of, speedup=2.0, keep=0.6).sum().item()
-        18
+    Latency is linear in the kept units and open blocks only roughly. So copies with the gates that ``choose`` keeps for
+    a share of the cost are timed, and the share is moved until the speedup is right; a warning names the one that was
+    reached if it is further away than 5 percent. A smaller difference than that ends the search if it is no larger than
+    the error of the timing, and so does the end of the time. ``measure`` returns the speedup of a mask, its relative
+    standard error, and whether the time is over.
     """
     # Relative times of the nearest shares that are too fast and too slow.
     fast, slow = (0.0, 0.0), (1.0, 1.0)

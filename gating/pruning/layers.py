@@ -47,15 +47,7 @@ def drop_layers(model: PreTrainedModel, layers: LayerList, kept: Sequence[int]) 
     """Take all layers but the kept ones out of a list, in place, without a comparison of outputs.
 
     The settings that describe the model without them are those with which its class builds the same modules, with
-    parameters of the same shapes and layers with the same attributes, but for their numbers.
-
-    Args:
-        model: The model, which may be on the meta device.
-        layers: One of its lists of layers.
-        kept: Numbers of the layers that stay, in ascending order.
-
-    Returns:
-        The functions for :func:`~gating.structure.edits.undo_edits`.
+    parameters of the same shapes and layers with the same attributes, but for their numbers. The result undoes it.
 
     Raises:
         InputError: No settings describe the model without the layers. It is as before.
@@ -123,17 +115,7 @@ def _former_names(model: nn.Module, layers: LayerList, kept: Sequence[int]) -> d
 def _plan(
     model: nn.Module, before: nn.Module, built: nn.Module, former: Mapping[str, tuple[str, int, int]]
 ) -> list[Edit]:
-    """Plan to give modules the attributes and settings of a model that was built without some layers.
-
-    Args:
-        model: The model that layers have left already.
-        before: The whole model as its class builds it.
-        built: The model without the layers as its class builds it.
-        former: The former names of its modules.
-
-    Raises:
-        ValueError: The two have other modules, or parameters of other shapes, or layers that compute something else.
-    """
+    """Plan to give a model without layers what its class builds; ``ValueError`` if this computes something else."""
     shapes, needed = ({n: tuple(t.shape) for n, t in one.state_dict().items()} for one in (model, built))
     if differing := sorted(n for n in shapes.keys() | needed.keys() if shapes.get(n) != needed.get(n)):
         raise ValueError(
@@ -218,13 +200,7 @@ def build_recorded(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrain
 def build_original(
     model: PreTrainedModel, config: PreTrainedConfig, *, device: str | torch.device = "meta"
 ) -> PreTrainedModel:
-    """Build the dense model of a configuration with a record: all heads and neurons, and random weights.
-
-    Args:
-        model: The compact or stock model, whose dtype it gets.
-        config: The configuration of the compact model, or that of :func:`~gating.compact.stock.read_original`.
-        device: Its device; on ``meta``, it has no weights.
-    """
+    """Build the dense model of a configuration with a record: all heads and neurons, and random weights."""
     former = getattr(config, RECORD_KEY, {}).get(LAYERS_KEY, {}).get("config", {})
     with torch.device(device):
         original = changed(dense_config(config), former)
@@ -237,11 +213,6 @@ def settings_without_layers(config: PreTrainedConfig, kept: Sequence[int], *, nu
     """Yield settings that may describe a model of which some layers are left, the likeliest first.
 
     A number of layers is found by its value, lists by their length; only a model that is built tells the right ones.
-
-    Args:
-        config: The configuration.
-        kept: Numbers of the layers that stay in a list.
-        num_layers: Number of layers in the list before.
     """
     for path, part in nested_configs(config):
         fields = {name: value for name, value in vars(part).items() if name != RECORD_KEY and name[0] != "_"}

@@ -37,10 +37,6 @@ def count_macs(model: nn.Module, batch: Mapping[str, Tensor]) -> int:
     """Return the multiply-accumulates of an average example of a batch, counted in a forward pass.
 
     Those of matrix products, convolutions and attention count; attention with all pairs of positions, also masked ones.
-
-    Args:
-        model: The model.
-        batch: Keyword arguments of the model, with the examples in the first dimension.
     """
     counter = _MacCounter()
     with counter:
@@ -111,18 +107,9 @@ def weight_megabytes(model: nn.Module) -> float:
 def measure_macs(model: nn.Module, gates: HeadGates, blocks: Sequence[Block], batch: Mapping[str, Tensor]) -> Tensor:
     """Return the multiply-accumulates of each gate's units for one example, for :meth:`HeadGates.set_macs`.
 
-    Tokens are counted in the calls of each block, so that patches of images, windows, the texts of encoder and decoder,
-    and modules that serve several layers have their real numbers. Blocks that the batch does not reach keep the number
-    they have.
-
-    Args:
-        model: The model; it computes one forward pass.
-        gates: Its gates, which need not be attached.
-        blocks: The blocks of the gates, in their order.
-        batch: Keyword arguments of the model; examples of a typical length.
-
-    Returns:
-        Tensor of shape ``[num_gates]``, float64.
+    Tokens are counted in the calls of each block in one forward pass, so that patches of images, windows, the texts of
+    encoder and decoder, and modules that serve several layers have their real numbers. Blocks that the batch does not
+    reach keep the number they have. The result is float64, ``[num_gates]``.
     """
     calls = [{"tokens": 0.0, "keys": 0.0} for _ in blocks]
     handles = [handle for block, counts in zip(blocks, calls, strict=True) for handle in block.hook_calls(counts)]

@@ -170,12 +170,6 @@ def _read_request(
 def read_numbers(given: Any, total: int, *, what: str, place: str) -> set[int]:
     """Return the numbers of units, or of layers, as Python integers; integers of NumPy and PyTorch are accepted.
 
-    Args:
-        given: An iterable of numbers; layers may be negative, counted from the last one.
-        total: Number of those that there are.
-        what: Name of one of them, such as ``head``.
-        place: Where they are, for the message.
-
     Raises:
         TypeError: One is not a whole number.
         InputError: One does not exist.
@@ -208,13 +202,7 @@ def _find_block(blocks: Sequence[Block], ungated: Sequence[object], layer: Any) 
 
 
 def remove_in_copy(model: Model, gates: HeadGates, kept: Tensor) -> Model:
-    """Return a copy of a model without gates from which the units of all gates but the kept ones are removed.
-
-    Args:
-        model: The model, which may be on the meta device; unchanged.
-        gates: The gates, which are not attached.
-        kept: Mask of the gates to keep, ``[num_gates]``.
-    """
+    """Return a copy of a model without gates from which the units of all gates but the kept ones are removed."""
     compact = deepcopy(model)
     gated = gates.blocks(compact)
     apply_edits(plan_pruning(compact, gated, kept_units(gated, kept.cpu().split(gates.block_sizes))))

@@ -7,7 +7,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gating.objectives.gate_metrics import Quantity
 from gating.report.rows import CompactReport, KeptHeads, KeptNeurons
 from gating.report.score import Score
 from gating.report.summary import Stage, Summary
@@ -50,7 +49,7 @@ class History:
     observations: list[Observation] = field(default_factory=list)
     gate_values: dict[str, list[float]] = field(default_factory=dict)
     folded: dict[str, list[float]] = field(default_factory=dict)
-    quantity: Quantity = "heads"
+    quantity: str = "heads"
     spent: dict[str, float] = field(default_factory=dict)
 
     def state_dict(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from gating.compact.save import save_compact
 from gating.compact.stock import StockError
 from gating.distributed.collectives import is_rank_zero
 from gating.loader.checksums import RECORD_KEY
+from gating.loader.integrity import check_finite
 from gating.models.sources import short_name
 from gating.report.card import usage_code
 from gating.report.metadata import describe_data
@@ -28,7 +29,7 @@ from gating.run.prepare import prepare
 from gating.run.run import Run
 from gating.run.settings import Settings
 from gating.serving.exporting import find_runtimes
-from gating.sharding.copies import gather_model, meta_copy
+from gating.sharding.copies import gather_model, has_room_for
 from gating.storage.hub import upload
 from gating.structure.blocks import share_specs
 from gating.structure.layers import count_units
@@ -68,49 +69,37 @@ def finish(run: Run) -> None:
     title = compact if run.objects.objective else "dense"
     run.evaluate(Stage.COMPACT, title, splits=run.data.module.splits[1:])
     run.state.teacher = None  # Its memory is needed now.
-    if gather(run) and not is_rank_zero():
+    has_room = gather(run)
+    if not is_rank_zero():
         return
-    export(run)
+    export(run, has_room=has_room)
     if run.settings.exports or run.settings.freezes(Phase.SEARCH):
         from gating.run.exports import export_formats, write_recipe
 
-        write_recipe(run)
+        write_recipe(run, has_room=has_room)
         export_formats(run)
     report(run)
 
 
 def gather(run: Run) -> bool:
-    """Make a sharded model whole on rank 0, if its memory has room; return whether it is. Called by all ranks.
+    """Make a sharded model whole on rank 0; return whether there is room for copies of it. Called by all ranks.
 
-    A model that no process has cut stays as it is.
+    A model that no process has cut stays as it is. Without room, the whole model stays in the memory of the CPU.
     """
     state = run.state
     if not run.is_sharded:
         return True
-    from gating.sharding.save import has_room_for
-
-    if has_room_for(state.model):
-        device = state.model.device
-        whole = gather_model(state.model)
-        if whole is not None:
-            state.model = whole.to(device)  # type: ignore[arg-type]
-        return True
-    return False
+    has_room, device = has_room_for(state.model), state.model.device
+    whole = gather_model(state.model)
+    if whole is not None:
+        state.model = whole.to(device) if has_room else whole  # type: ignore[arg-type]
+    return has_room
 
 
-def export(run: Run) -> None:
-    """Time the compact model against the dense one, and save it. Called by all ranks if the model is sharded still."""
+def export(run: Run, *, has_room: bool) -> None:
+    """Time the compact model against the dense one, and save it; without room for copies, it is only saved."""
     state = run.state
-    if run.is_sharded:
-        _export_shards(run)
-        return
-    with state.summary.timed("latency"):
-        dense = type(state.model)._from_config(run.dense_config).to(state.model.device, state.model.dtype)
-        share_specs(state.model, dense)
-        elapsed = time.monotonic() - run.started
-        latencies = run.timing.compare(dense, state.model, run_seconds=elapsed)
-    state.summary.latency, state.summary.short_latency = latencies
-    state.summary.compare_models(dense, state.model, run.timing.batch(state.model.device))
+    _compare(run, has_room=has_room)
     save = partial(
         save_compact,
         state.model,
@@ -119,6 +108,14 @@ def export(run: Run) -> None:
         report=_compact_report(run),
         overwrite=True,
     )
+    if not has_room:
+        print(
+            "The memory of the first process has no room for copies of the model: it is not timed, and it is saved as "
+            "a compact folder without loading it for a check."
+        )
+        check_finite(state.model, type(state.model).__name__)
+        save(stock=False, verify=False)
+        return
     try:
         save(stock=True if run.objects.budget["uniform"] else None)
     except StockError as error:
@@ -126,26 +123,21 @@ def export(run: Run) -> None:
         save(stock=False)
 
 
-def _export_shards(run: Run) -> None:
-    """Save a model that is larger than the memory of one process, which cannot time it either."""
+def _compare(run: Run, *, has_room: bool) -> None:
+    """Measure the sizes of the compact and the dense model, and with room for both their times."""
     state = run.state
-    with torch.device("meta"):
-        dense = type(meta_copy(state.model))._from_config(run.dense_config)
-    state.summary.compare_models(dense, meta_copy(state.model))
-    if is_rank_zero():
-        print("The model has no room in the memory of one process: it is saved in parts, and not timed.")
-        if run.objects.budget["uniform"]:
-            print("It is saved as a compact folder, not as a stock model of transformers, which is made from it whole.")
-    from gating.sharding.save import save_sharded
-
-    save_sharded(
-        state.model,
-        run.folder.compact,
-        tokenizer=run.data.processor,
-        report=_compact_report(run),
-        overwrite=True,
-        probe=run.probe_batch(),
-    )
+    if not has_room:
+        with torch.device("meta"):
+            dense = type(state.model)._from_config(run.dense_config)
+        state.summary.compare_models(dense, state.model)
+        return
+    with state.summary.timed("latency"):
+        dense = type(state.model)._from_config(run.dense_config).to(state.model.device, state.model.dtype)
+        share_specs(state.model, dense)
+        elapsed = time.monotonic() - run.started
+        latencies = run.timing.compare(dense, state.model, run_seconds=elapsed)
+    state.summary.latency, state.summary.short_latency = latencies
+    state.summary.compare_models(dense, state.model, run.timing.batch(state.model.device))
 
 
 def _compact_report(run: Run) -> CompactReport:
@@ -161,11 +153,9 @@ def _compact_report(run: Run) -> CompactReport:
 def report(run: Run) -> None:
     """Write the page, the figures and the metrics of a run, and print them.
 
-    The metrics come last: a folder with metrics is finished. Called by all ranks if the model is sharded still.
+    The metrics come last: a folder with metrics is finished.
     """
     samples = _samples(run)
-    if not is_rank_zero():
-        return
     state, place, results = run.state, run.folder, _results_of(run, samples)
     log_outcome(run.loggers, state.summary.flat())
     print_report(Console(), results.kept, results.report, neurons=results.neurons)
@@ -193,7 +183,6 @@ def report(run: Run) -> None:
 def _results_of(run: Run, samples: list[Sample]) -> RunResults:
     state, score = run.state, run.data.prepared.score
     is_stock, compact = RECORD_KEY not in read_config(run.folder.compact), run.folder.compact
-    model = meta_copy(state.model) if run.is_sharded else state.model
     exports = {str(name): run.folder.export(name) for name in run.settings.exports}
     return RunResults(
         title=redact(f"{short_name(run.objects.source)} on {describe_data(run.settings.data).name}"),
@@ -207,8 +196,8 @@ def _results_of(run: Run, samples: list[Sample]) -> RunResults:
         total_steps=state.search_steps + run.recovery_steps,
         config=(run.folder.path / CONFIG).read_text(encoding="utf-8"),
         compact=compact,
-        usage=usage_code(model, compact, place=str(compact), stock=is_stock),
-        runtimes=find_runtimes(model, run.folder.path, compact=compact if is_stock else None, exports=exports),
+        usage=usage_code(state.model, compact, place=str(compact), stock=is_stock),
+        runtimes=find_runtimes(state.model, run.folder.path, compact=compact if is_stock else None, exports=exports),
         samples=samples,
         date=date.today().isoformat(),
         log=read_log(run.folder.path),

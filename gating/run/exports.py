@@ -34,7 +34,7 @@ def check_exports(settings: Settings, model: PreTrainedModel) -> None:
         check_packages(format)
         reason = FORMATS[format].reason_against(model)
         if settings.trainer.get("strategy") == "fsdp":
-            reason = "trainer=fsdp leaves the model in parts, to be exported later with head-gating export."
+            reason = "a run with trainer=fsdp exports nothing: use head-gating export on its compact folder."
         if reason:
             raise InputError(f"exports=[{name}]: {reason} Leave {name} out.")
 
@@ -73,13 +73,13 @@ def _export(run: Run, name: str) -> None:
         run.state.summary.add_metrics(Stage(name), name, split, values)
 
 
-def write_recipe(run: Run) -> None:
+def write_recipe(run: Run, *, has_room: bool) -> None:
     """Write the recipe of a run whose weights were never trained; where none can be made, print the reason."""
     if not run.settings.freezes(Phase.SEARCH) or (not run.settings.freezes(Phase.RECOVERY) and run.recovery_steps):
         return  # Trained weights were asked for.
     source, reason = run.objects.source, ""
-    if run.is_sharded:
-        reason = "the model is in parts"
+    if not has_room:
+        reason = "the memory has no room for a second copy of the model"
     elif not isinstance(run.objects.adapters, NoAdapters) or trains_weights(run.settings, run.objects, Phase.SEARCH):
         reason = "adapters were trained, which are merged into the weights"
     elif not isinstance(source, Pretrained) or source.name.startswith(PACKAGE):

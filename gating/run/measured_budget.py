@@ -1,8 +1,8 @@
 """Budgets that are measured on the device: speedups, and the latency of units and blocks."""
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -91,14 +91,11 @@ def _measure(
 def _timer(
     model: PreTrainedModel, batch: Mapping[str, Tensor], timing: RunTiming, *, title: str, share: float
 ) -> Iterator[CopyTimer]:
-    """Time copies of a model in a ``with`` block, and print at its end if they were not exact."""
+    """Time copies of a model in a ``with`` block."""
     with timing.stage(share=share) as seconds:
         shape = describe_batch(batch, length=timing.length)
         print(f"{title}: {shape}, for at most {seconds:.0f} s ...", flush=True)
-        timer = CopyTimer(model, batch, seconds=seconds, length=timing.length)
-        yield timer
-    if shortfall := timer.shortfall("latency.max_seconds"):
-        print(shortfall, flush=True)
+        yield CopyTimer(model, batch, seconds=seconds, length=timing.length)
 
 
 def kept_at_speedup(run: Run, objective: KeepsBudget, gates: HeadGates) -> Tensor:
@@ -112,13 +109,14 @@ def kept_at_speedup(run: Run, objective: KeepsBudget, gates: HeadGates) -> Tenso
     choose = partial(objective.kept_at, gates)
     # One process times a whole model of the shapes of one that is cut over several.
     whole = untrained_copy(run.state.model) if run.is_sharded and is_rank_zero() else None
+    without_gates: Callable[[], Any] = gates.detached if whole is None else partial(nullcontext, whole)
     with ExitStack() as stack:
-        timer = stack.enter_context(_timer_after_search(run, gates, whole, speedup)) if is_rank_zero() else None
+        timer = stack.enter_context(_timer_after_search(run, without_gates, speedup)) if is_rank_zero() else None
 
         def measure(kept: Tensor) -> tuple[float, float, bool]:
             reached = 0.0, 0.0, True
             if timer is not None:
-                with _without_gates(run, gates, whole):
+                with without_gates():
                     found = timer.time_kept(gates, kept, share=_SHARE_OF_CHOICE)
                 reached = found.speedup, found.error, timer.affordable <= 1
             return broadcast(reached)
@@ -128,26 +126,17 @@ def kept_at_speedup(run: Run, objective: KeepsBudget, gates: HeadGates) -> Tenso
 
 
 @contextmanager
-def _timer_after_search(
-    run: Run, gates: HeadGates, whole: PreTrainedModel | None, speedup: float
-) -> Iterator[CopyTimer]:
-    """Time choices of gates in a ``with`` block, and print the closest one at its end."""
+def _timer_after_search(run: Run, without_gates: Callable[[], Any], speedup: float) -> Iterator[CopyTimer]:
+    """Time choices of gates in a ``with`` block, and print the closest one at its end.
+
+    ``without_gates`` takes the gates out of the model in another ``with`` block, whose value is the model.
+    """
     timing, elapsed = run.timing, time.monotonic() - run.started
     with run.state.summary.timed("latency"):
-        with _without_gates(run, gates, whole) as model:
+        with without_gates() as model:
             batch = timing.fitted_batch(model, passes=NUM_PASSES, run_seconds=lambda _: elapsed)
         title = f"Compact copies are timed until one is {speedup} times as fast"
         with _timer(model, batch, timing, title=title, share=_SHARE_AFTER) as timer:
             yield timer
     closest = min(timer.timed, key=lambda found: abs(found.speedup / speedup - 1))
     print(f"The choice is {closest.speedup:.2f} times as fast ({timer.words}).", flush=True)
-
-
-@contextmanager
-def _without_gates(run: Run, gates: HeadGates, whole: PreTrainedModel | None) -> Iterator[PreTrainedModel]:
-    """Yield the model of a run without its gates in a ``with`` block, or a whole model in place of a sharded one."""
-    if whole is not None:
-        yield whole
-    else:
-        with gates.detached():
-            yield run.state.model

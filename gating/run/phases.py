@@ -14,15 +14,15 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from gating.distributed.collectives import broadcast, check_same, is_rank_zero
+from gating.distributed.collectives import broadcast, is_rank_zero
 from gating.errors import RemedyWarning
 from gating.loader.checksums import RECORD_KEY
 from gating.models.sources import ModelSource, load_sharded, make_meta_model
 from gating.objectives import KeepsBudget, Objective
 from gating.objectives.search import Search
 from gating.pruning.finalize import finalize
+from gating.pruning.plan import remove_recorded
 from gating.pruning.prune_report import unproven_note
-from gating.pruning.repeat import remove_recorded
 from gating.report.summary import Stage
 from gating.run.build import teacher_in, teaches_itself
 from gating.run.data import set_measured_macs
@@ -30,6 +30,7 @@ from gating.run.folder import Phase
 from gating.run.phase import train_phase
 from gating.run.run import Run
 from gating.sharding.copies import copy_sharded, gather_model, meta_copy, shard_copy, tensors_of
+from gating.sharding.plan import check_same
 from gating.storage.files import checkpoint_path, replacing_folder
 from gating.structure.layers import count_units
 from gating.tasks.base import HasLoss

@@ -1,8 +1,7 @@
 """Public names of sharding, imported when they are first used."""
 
 from .copies import gather_model
-from .gradients import average_gradients, clip_gradients
-from .plan import is_sharded, reshard, shard_model, sharding_of
+from .plan import average_gradients, clip_gradients, is_sharded, reshard, shard_model, sharding_of
 from .removal import finalize_sharded
 
 __all__ = [

@@ -1,7 +1,9 @@
 """Copies of a sharded model: on the meta device, cut over the same processes, and whole; and its new weights."""
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from copy import deepcopy
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -23,11 +25,16 @@ __all__ = [
     "initialize_missing",
     "meta_copy",
     "gather_model",
+    "has_room_for",
     "shard_like",
     "shard_copy",
     "tensors_of",
     "untrained_copy",
 ]
+
+# A whole model is held three times at the end of a run: to save it, to load it for a check, and dense for timings.
+_COPIES = 3
+_MEMORY, _GROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 
 def whole_class(model: PreTrainedModel) -> type[PreTrainedModel]:
@@ -90,11 +97,8 @@ def shard_copy(
 ) -> None:
     """Cut a copy over the same processes as a model, and put shards and buffers into it, in place.
 
-    Args:
-        copy: The copy of :func:`meta_copy`, perhaps without some of its heads.
-        model: The sharded model.
-        tensors: A shard for each parameter of the copy, and its buffers; others are ignored.
-        fresh: Whether parameters of other shapes, which are loaded later, get shards without values.
+    The ``tensors`` are a shard for each parameter of the copy, and its buffers. With ``fresh``, parameters of other
+    shapes, which are loaded later, get shards without values.
     """
     fitting = {name: _fitting(tensors, name, empty, copy, fresh) for name, empty in copy.state_dict().items()}
     tensors = {**tensors, **fitting}
@@ -163,6 +167,39 @@ def gather_model(model: PreTrainedModel) -> PreTrainedModel | None:
     copy = meta_copy(model)
     _put(copy, state)
     return copy
+
+
+def has_room_for(model: PreTrainedModel) -> bool:
+    """Return whether rank 0 and its GPU have room for whole copies of a sharded model; the same in all processes."""
+    answer = [False]
+    if torch.distributed.get_rank() == 0:
+        size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+        answer = [_COPIES * size <= min(_free_bytes(), _free_bytes_of(model.device))]
+    torch.distributed.broadcast_object_list(answer)
+    return answer[0]
+
+
+def _free_bytes() -> float:
+    """Return the bytes of memory that can be allocated; infinity where the system does not say."""
+    limits = [float("inf")]
+    with suppress(OSError):
+        lines = _MEMORY.read_text(encoding="ascii").splitlines()
+        limits += [1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
+    with suppress(OSError, ValueError):
+        # This is the limit of a container or a job.
+        limit, used = ((_GROUP / name).read_text(encoding="ascii") for name in ("memory.max", "memory.current"))
+        limits.append(float(int(limit) - int(used)))
+    return min(limits)
+
+
+def _free_bytes_of(device: torch.device) -> float:
+    """Return the bytes that can be allocated on an accelerator; infinity for the CPU, which is counted already."""
+    if device.type == "cpu":
+        return float("inf")
+    module = torch.get_device_module(device)
+    # What torch keeps for later counts as used.
+    module.empty_cache()
+    return float(module.mem_get_info(device)[0])
 
 
 @torch.no_grad()

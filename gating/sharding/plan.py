@@ -1,30 +1,40 @@
-"""The plan of sharding: modules that are gathered together, and the cutting of their parameters over all processes."""
+"""How a model is cut over all processes, and trained with gates: groups of parameters, and their gradients."""
 
-import inspect
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed
-import transformers
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.distributed.configuration_utils import DistributedConfig
 
-from gating.errors import InputError
+from gating.errors import OperationError
 from gating.loader.sharded import indivisible_left_out
 from gating.proof.conditions import is_sharded
 from gating.structure.blocks import Block
 from gating.structure.edits import fill, whole
 from gating.structure.layers import iter_blocks
 
-__all__ = ["gathered_root", "is_sharded", "merge_adapters", "on_own_device", "reshard", "shard_model", "sharding_of"]
+__all__ = [
+    "average_gradients",
+    "check_same",
+    "clip_gradients",
+    "gathered_root",
+    "is_sharded",
+    "merge_adapters",
+    "on_own_device",
+    "reshard",
+    "shard_model",
+    "sharding_of",
+]
 
 # transformers' names for modules whose parameters are freed after their forward pass, and those that keep them until
 # the backward pass.
@@ -68,19 +78,12 @@ def sharding_of(model: PreTrainedModel, num_processes: int) -> DistributedConfig
         model: The model, which may be on the meta device.
         num_processes: Number of processes.
 
-    Raises:
-        InputError: The installed transformers has no such settings.
-
     Example:
         >>> from transformers import BertConfig, BertModel
         >>> sharding_of(BertModel(BertConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=2)), 2).fsdp_plan
         {'encoder.layer.*': 'free_full_weight', 'embeddings.word_embeddings': 'free_full_weight'}
     """
     plan = dict.fromkeys((re.sub(r"\.\d+(?=\.|$)", ".*", name) for name in _layers(model)), _FREED)
-    if "fsdp_size" not in inspect.signature(DistributedConfig).parameters:
-        raise InputError(
-            f"transformers {transformers.__version__} cannot cut a model over processes: install a newer one."
-        )
     return DistributedConfig(fsdp_size=num_processes, fsdp_plan=_OnlyPlan(plan | _embeddings(model)))
 
 
@@ -147,6 +150,23 @@ def gathered_root(model: nn.Module) -> Iterator[None]:
         reshard(model)
 
 
+def check_same(tensor: Tensor, name: str) -> None:
+    """Raise ``OperationError`` unless a tensor of the gates is bit-identical in all processes."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    minimum, maximum = tensor.detach().clone(), tensor.detach().clone()
+    torch.distributed.all_reduce(minimum, torch.distributed.ReduceOp.MIN)
+    torch.distributed.all_reduce(maximum, torch.distributed.ReduceOp.MAX)
+    # NaN never equals NaN; it is reported as such later.
+    if not torch.equal(minimum.nan_to_num(), maximum.nan_to_num()):
+        difference = float((maximum - minimum).abs().max())
+        raise OperationError(
+            f"{name} has drifted apart between the processes, by up to {difference:.1e}, so they would not keep the "
+            "same units. Average all gradients over the processes: in a loop of your own with "
+            "gating.sharding.average_gradients. Nothing was changed."
+        )
+
+
 def _layers(model: PreTrainedModel) -> list[str]:
     """Return the innermost elements of lists of modules that hold an attention or feed-forward block."""
     names = {id(module): name for name, module in model.named_modules()}
@@ -174,3 +194,60 @@ def _embeddings(model: PreTrainedModel) -> dict[str, str]:
         # Models may read the weight of other classes without a call of the module.
         if id(module) in styles and type(module) in (nn.Embedding, nn.Linear) and owners[id(module.weight)] == 1
     }
+
+
+@torch.no_grad()
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Average the gradients of parameters that are whole in every process over all processes, in place.
+
+    These are gates, multipliers and adapters; FSDP2 averages those of the parameters that it has cut. To call once
+    before each optimizer step.
+
+    Args:
+        parameters: All trained parameters.
+    """
+    gradients = [grad for grad in _gradients(parameters) if not isinstance(grad, DTensor)]
+    if not gradients:
+        return
+    flat = torch.cat([grad.flatten() for grad in gradients]).div_(torch.distributed.get_world_size())
+    torch.distributed.all_reduce(flat)
+    for grad, averaged in zip(gradients, flat.split([grad.numel() for grad in gradients]), strict=True):
+        grad.copy_(averaged.view_as(grad))
+
+
+@torch.no_grad()
+def clip_gradients(
+    parameters: Iterable[nn.Parameter], *, max_norm: float | None = None, max_value: float | None = None
+) -> None:
+    """Limit the norm of all gradients together, or the size of each entry, in place.
+
+    ``torch.nn.utils.clip_grad_norm_`` takes either shards or whole gradients, not both.
+
+    Args:
+        parameters: All trained parameters, after :func:`average_gradients`.
+        max_norm: Largest L2 norm.
+        max_value: Largest absolute value of an entry.
+    """
+    gradients = list(_gradients(parameters))
+    shards = [grad for grad in gradients if isinstance(grad, DTensor)]
+    others = [grad for grad in gradients if not isinstance(grad, DTensor)]
+    local = [*(grad.to_local() for grad in shards), *others]
+    if max_value is not None:
+        for grad in local:
+            grad.clamp_(-max_value, max_value)
+    if max_norm is not None and gradients:
+        squares = sum((_square(shard.to_local()) for shard in shards), torch.zeros((), device=local[0].device))
+        torch.distributed.all_reduce(squares)
+        norm = (squares + sum(_square(grad) for grad in others)).sqrt()
+        # clip_grad_norm_ does the same.
+        factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+        for grad in local:
+            grad.mul_(factor.to(grad.dtype))
+
+
+def _gradients(parameters: Iterable[nn.Parameter]) -> Iterator[Tensor]:
+    return (parameter.grad for parameter in parameters if parameter.grad is not None)
+
+
+def _square(tensor: Tensor) -> Tensor:
+    return tensor.float().square().sum()

@@ -9,7 +9,7 @@ import torch.distributed
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from gating.errors import InputError, OperationError, UserError
+from gating.errors import InputError, UserError
 from gating.gates import HeadGates
 from gating.loader.saving import become_compact
 from gating.objectives.base import Objective
@@ -20,7 +20,7 @@ from gating.pruning.layers import drop_layers
 from gating.pruning.plan import folded_values, plan_finalizing
 from gating.pruning.prune_report import UnitCounts
 from gating.sharding.copies import meta_copy, shard_copy, shard_like, tensors_of
-from gating.sharding.plan import is_sharded, reshard
+from gating.sharding.plan import check_same, is_sharded, reshard
 from gating.structure.edits import Edit, whole
 
 __all__ = ["finalize_sharded"]
@@ -66,7 +66,7 @@ def finalize_sharded(
     check_own_gates(model, gates)
     reshard(model)
     values = checked_gate_values(model, gates, objective, num_heads=num_heads, num_neurons=num_neurons, kept=kept)
-    check_decided_alike(values)
+    check_same(values, "The value of the gates")
     by_block = values.split(gates.block_sizes)
     gated, before = gates.blocks(), UnitCounts.of(model)
     largest = partial(_largest_of_all, device=values.device)
@@ -91,20 +91,6 @@ def finalize_sharded(
         compact = _without_empty_layers(compact, masked)
     gates.remove()
     return compact, report.without_layers(compact)
-
-
-def check_decided_alike(values: Tensor) -> None:
-    """Raise ``OperationError`` unless all processes have the same values of the gates."""
-    largest, negated = values.detach().clone(), -values.detach()
-    for bound in (largest, negated):
-        torch.distributed.all_reduce(bound, torch.distributed.ReduceOp.MAX)
-    # NaN is reported as such later.
-    if not torch.equal(largest.nan_to_num(), -negated.nan_to_num()):
-        difference = float((largest + negated).max())
-        raise OperationError(
-            f"The processes would not keep the same units: their gates differ by up to {difference:.1e}. Average the "
-            "gradients of the gates over all processes, with gating.sharding.average_gradients. Nothing was changed."
-        )
 
 
 def _largest_of_all(number: float, device: torch.device) -> float:

@@ -15,13 +15,14 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from torch import Tensor, nn
 
-from gating.distributed.collectives import all_reduce_max, check_same
+from gating.distributed.collectives import all_reduce_max
 from gating.errors import OperationError
-from gating.objectives.gate_metrics import open_amounts, quantity_of, spent_by_unit
+from gating.objectives.gate_metrics import metrics_of, quantity_of
 from gating.objectives.search import Search
 from gating.report.figures import gates_figure
 from gating.report.results import History, Observation
 from gating.report.summary import Summary
+from gating.sharding.plan import check_same
 from gating.storage.files import found_checkpoints
 from gating.structure.edits import own_part
 from gating.structure.layers import count_units
@@ -58,11 +59,10 @@ class GateMonitor(Callback):
             kept = sum(history.spent.values()) if has_cost else count_units(pl_module.model, history.quantity)
             history.observations.append(Observation(step, metric, kept, kept, kept))
             return
-        gates, objective = search.gates, search.objective
-        check_same(gates.log_alpha, "The location of the gates")
-        history.quantity = quantity_of(gates, objective)
-        amounts = open_amounts(gates, objective)
-        history.observations.append(Observation(step, metric, *amounts, objective.target(gates)))
+        check_same(search.gates.log_alpha, "The location of the gates")
+        history.quantity, metrics = quantity_of(search.gates, search.objective), search.metrics()
+        amounts = (metrics[name] for name in metrics_of(history.quantity))
+        history.observations.append(Observation(step, metric, *amounts))
         if trainer.is_global_zero:
             _log_figure(trainer, search, step=step)
 
@@ -101,7 +101,7 @@ def log_kept_heads(
         logger.save()
     history.quantity = quantity_of(gates, search.objective)
     if history.quantity == "cost":
-        history.spent = spent_by_unit(gates, search.objective, gates.values() > 0 if kept is None else kept)
+        history.spent = {unit: metrics[f"gates/cost/{unit}"] for unit in gates.units}
 
 
 def _log_figure(trainer: pl.Trainer, search: Search, *, step: int) -> None:

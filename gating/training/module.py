@@ -91,7 +91,7 @@ class FineTuning(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Average the gradients that FSDP2 leaves out, once for each step."""
         if is_sharded(self.model):
-            from gating.sharding.gradients import average_gradients
+            from gating.sharding.plan import average_gradients
 
             average_gradients(self.parameters())
 
@@ -106,7 +106,7 @@ class FineTuning(pl.LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_val:
             limit = "max_value" if gradient_clip_algorithm == "value" else "max_norm"
-            from gating.sharding.gradients import clip_gradients
+            from gating.sharding.plan import clip_gradients
 
             clip_gradients(self.parameters(), **{limit: float(gradient_clip_val)})
 

@@ -12,7 +12,7 @@ from gating.distributed.collectives import all_reduce_max
 from gating.errors import InputError
 from gating.gates import HeadGates
 from gating.objectives import Objective
-from gating.objectives.gate_metrics import open_amounts, quantity_of
+from gating.objectives.gate_metrics import gate_metrics, metrics_of, quantity_of
 from gating.tasks.base import Prepared
 from gating.tracking.progress import Progress, tell
 from gating.training.checkpoints import RunCheckpoint
@@ -92,8 +92,8 @@ def describe_open(gates: HeadGates) -> str:
 
 def describe_progress(gates: HeadGates, objective: Objective) -> str:
     """Return the expected amount of open units and its target, as in ``heads 40.3 → 18``."""
-    quantity, target = quantity_of(gates, objective), objective.target(gates)
-    expected, _ = open_amounts(gates, objective)
+    quantity, metrics = quantity_of(gates, objective), gate_metrics(gates, objective)
+    expected, _, target = (float(metrics[name]) for name in metrics_of(quantity))
     now, goal = (f"{expected:.1f}", f"{target:.0f}") if quantity != "cost" else (f"{expected:.1%}", f"{target:.1%}")
     return f"{quantity} {now}" + (f" → {goal}" if target == target else "")
 

@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import gating
 from gating.gates.attachment import freeze, unfreeze
-from gating.objectives.rankings.sensitivity import derivatives
+from gating.objectives.rankings import derivatives
 from gating.teachers.teacher import OpenTeacher
 from tests.support.tiny_models import randomize
 from tests.support.versions import enable_checkpointing

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import gating
-from gating.objectives.gate_metrics import gate_metrics, open_amounts, spent_by_unit
+from gating.objectives.gate_metrics import gate_metrics, metrics_of, quantity_of
 from gating.report.results import History
 from gating.training.callbacks import log_kept_heads
 from gating.training.progress import describe_open, describe_progress
@@ -71,9 +71,9 @@ def test_both_have_shares_of_the_cost(bert):
 
 def test_all_gates_cost_everything(bert):
     gates = gating.inject_gates(bert, units=("heads", "neurons"))
-    spent = spent_by_unit(gates, Objective(), torch.ones(len(gates.log_alpha), dtype=torch.bool))
-    assert sum(spent.values()) == pytest.approx(1)
-    assert min(spent.values()) > 0
+    metrics = gate_metrics(gates, Objective())
+    assert metrics["gates/cost/open"] == pytest.approx(1)
+    assert min(metrics["gates/cost/heads"], metrics["gates/cost/neurons"]) > 0
 
 
 @pytest.mark.parametrize("cost", ["parameters", {"heads": 3.0, "neurons": 1.0}])
@@ -82,8 +82,9 @@ def test_costs_are_those_of_the_objective(bert, cost):
     numbers = gates.parameters_per_gate if cost == "parameters" else gates.macs_per_gate
     rates = torch.tensor([3.0 if heads and cost != "parameters" else 1.0 for heads in gates.counts["heads"]])
     costs = numbers * rates
-    spent = spent_by_unit(gates, Objective(cost=cost), gates.values() > 0)
-    assert spent == {"heads": pytest.approx(float(costs[:4].sum() / costs.sum())), "neurons": 0}
+    metrics = gate_metrics(gates, Objective(cost=cost))
+    assert metrics["gates/cost/heads"] == pytest.approx(float(costs[:4].sum() / costs.sum()))
+    assert metrics["gates/cost/neurons"] == 0
 
 
 def test_kinds_of_attention_have_no_feed_forward_among_them():
@@ -128,7 +129,8 @@ def test_the_last_row_has_the_kept_units(bert):
 )
 def test_amounts_are_described_by_their_quantity(bert, units, amounts, open_units, progress):
     gates = opened(bert, {0: 4, 1: 2}, units=units)
-    found = open_amounts(gates, Objective())
+    metrics = gate_metrics(gates, Objective())
+    found = [float(metrics[name]) for name in metrics_of(quantity_of(gates, Objective()))]
     assert found[0] == pytest.approx(found[1], rel=0.01)
     assert amounts is None or found[1] == amounts[1]
     assert describe_open(gates) == open_units

@@ -8,7 +8,7 @@ from torch import nn
 
 import gating
 from gating.objectives import Fisher, Importance
-from gating.objectives.rankings.ranking import MaskSampler
+from gating.objectives.rounds import MaskSampler
 from gating.proof.probe import make_probe
 from tests.support.family_models import FAMILIES
 from tests.support.tiny_models import batch_for

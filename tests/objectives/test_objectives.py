@@ -14,8 +14,8 @@ from gating.objectives import (
     ExactBudget,
     ExpectedCount,
     FixedPrice,
-    resolve_budget,
 )
+from gating.objectives.budget import resolve_budget
 from tests.support.gated import num_kept
 
 OPTIONS = {"temperature": 2 / 3, "stretch_limits": (-0.1, 1.1)}

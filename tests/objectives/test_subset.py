@@ -7,7 +7,7 @@ import torch
 
 import gating
 from gating.objectives import HeadBudget
-from gating.objectives.papers.subset import GumbelTopK, StraightThroughTopK, gumbel_noise, soft_knapsack, soft_top_k
+from gating.objectives.subset import GumbelTopK, StraightThroughTopK, gumbel_noise, soft_knapsack, soft_top_k
 from gating.training.optimizers import AdamW
 from tests.support.family_models import FAMILIES
 

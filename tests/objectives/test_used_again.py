@@ -117,14 +117,6 @@ def test_a_copy_of_model_and_objective_is_trained_on():
     assert torch.equal(model.head_gates.values(), other.head_gates.values())
 
 
-def test_a_criterion_begins_anew_with_other_gates():
-    gates = [gating.inject_gates(build("bert")) for _ in range(2)]
-    convergence = gating.Convergence(patience=1)
-    assert convergence.update(gates[0]) is None
-    assert convergence.update(gates[1]) is None
-    assert convergence.update(gates[1]) is not None
-
-
 def test_a_budget_by_cost_is_resolved_for_each_model():
     objective = gating.ExactBudget(keep=0.5)
     for model in ("bert", "bert"):

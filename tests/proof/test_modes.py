@@ -50,7 +50,6 @@ def make_canary(model, folder):
 
 
 @pytest.mark.parametrize("works", [time, measure, score, export, export_gguf, make_canary])
-@pytest.mark.filterwarnings("ignore:The timings are less exact")
 def test_each_module_keeps_its_mode(bert, works, tmp_path):
     bert.train()
     frozen = bert.base_model.embeddings.eval()

@@ -15,7 +15,7 @@ from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
 from gating.pruning import empty_layers
 from gating.pruning.layers import build_original
-from gating.pruning.repeat import remove_recorded
+from gating.pruning.plan import remove_recorded
 from gating.report.rows import heads_per_layer, layers_left, neurons_per_layer
 from gating.structure.layers import find_layer_lists
 from tests.support.family_models import FAMILIES

@@ -8,8 +8,8 @@ from transformers.modeling_utils import _CAN_RECORD_REGISTRY
 import gating
 from gating.errors import InputError
 from gating.loader.saving import compact_class
+from gating.pruning.plan import remove_recorded
 from gating.pruning.prune_report import num_parameters
-from gating.pruning.repeat import remove_recorded
 from tests.support.tiny_models import assert_same_state, batch_for, build, state_of
 
 NAME = "encoder.layer.1.attention.self"

@@ -146,7 +146,7 @@ def test_the_best_weights_survive_a_return_to_an_earlier_checkpoint(inputs, tmp_
 def test_an_interruption_after_the_last_step_does_not_lose_them(inputs, tmp_path):
     with scored({8: 0.5}):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("gating.run.execute.export", lambda run: interrupt())
+            patch.setattr("gating.run.execute.export", lambda *_, **__: interrupt())
             with pytest.raises(Interrupted):
                 run_in(tmp_path / "run", inputs)
         run_in(tmp_path / "run", inputs, "resume=auto")

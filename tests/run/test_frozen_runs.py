@@ -91,19 +91,19 @@ def test_a_resumed_run_renames_its_earlier_recipe(inputs, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    ("source", "adapters", "is_sharded", "reason"),
+    ("source", "adapters", "has_room", "reason"),
     [
-        (Pretrained("package://some_package/model"), NoAdapters(), False, "package://some_package/model is no folder"),
-        (Pretrained("user/name"), LoRA(), False, "adapters were trained"),
-        (Pretrained("user/name"), NoAdapters(), True, "the model is in parts"),
+        (Pretrained("package://some_package/model"), NoAdapters(), True, "package://some_package/model is no folder"),
+        (Pretrained("user/name"), LoRA(), True, "adapters were trained"),
+        (Pretrained("user/name"), NoAdapters(), False, "the memory has no room"),
     ],
 )
-def test_runs_without_a_recipe_say_why(source, adapters, is_sharded, reason, tmp_path, capsys):
+def test_runs_without_a_recipe_say_why(source, adapters, has_room, reason, tmp_path, capsys):
     objects = SimpleNamespace(source=source, adapters=adapters)
     settings = SimpleNamespace(freezes=lambda _: True)
     folder = SimpleNamespace(path=tmp_path, recipe=tmp_path / "recipe")
-    run = SimpleNamespace(objects=objects, settings=settings, is_sharded=is_sharded, recovery_steps=0, folder=folder)
-    exports.write_recipe(run)
+    run = SimpleNamespace(objects=objects, settings=settings, recovery_steps=0, folder=folder)
+    exports.write_recipe(run, has_room=has_room)
     assert f"No recipe is written beside the compact model: {reason}" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 

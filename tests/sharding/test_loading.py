@@ -1,4 +1,4 @@
-"""Sharded models that are loaded, saved in parts, and gathered: the same as in one process."""
+"""Sharded models that are loaded and gathered: the same as in one process."""
 
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,9 @@ from gating.errors import InputError
 from gating.models.adapters import LoRA
 from gating.models.sources import NewModel, Pretrained, load_sharded, make_meta_model
 from gating.run.prepare import _check_no_layerdrop
-from gating.sharding import finalize_sharded, gather_model, shard_model
+from gating.sharding import gather_model, shard_model
 from gating.sharding.copies import copy_sharded
-from gating.sharding.save import save_sharded
-from tests.sharding.models import build, choose, differences, gate, state_of
+from tests.sharding.models import build, differences, state_of
 from tests.support.in_ranks import run_in_ranks
 
 pytestmark = pytest.mark.processes
@@ -60,33 +59,6 @@ def test_loaded_in_shards_is_loaded_whole(num_ranks, tmp_path):
         (model.bert if family == "bert" else model).save_pretrained(tmp_path / family)
     for found in run_in_ranks(load_both, tmp_path, num_ranks=num_ranks):
         assert found == {case: [[], True, True] for case in [*CASES, "new"]}
-
-
-def save_in_parts(folder: Path, family: str) -> str:
-    model = shard_model(build(family))
-    gates = gate(model, ["heads", "neurons"])
-    compact, _ = finalize_sharded(model, gates, kept=choose(gates))
-    save_sharded(compact, folder / "parts", max_file_size="30KB")
-    try:
-        save_sharded(compact, folder / "parts")
-    except OSError as error:
-        return str(error)
-    except RuntimeError as error:
-        return str(error)
-    return "no error"
-
-
-@pytest.mark.parametrize("family", ["llama", "t5", "bert"])
-def test_a_model_saved_in_parts_loads_like_one_that_was_saved_whole(family, tmp_path):
-    said = run_in_ranks(save_in_parts, tmp_path, family)
-    assert all("exists already" in message for message in said)
-    one = build(family)
-    gates = gate(one, ["heads", "neurons"])
-    gating.finalize(one, gates, kept=choose(gates))
-    loaded = gating.load_compact(tmp_path / "parts")
-    assert differences(one, loaded) == []
-    assert len(list((tmp_path / "parts").glob("*.safetensors"))) > 2
-    assert loaded.config.head_gating == one.config.head_gating
 
 
 def adapt(is_sharded: bool, num_steps: int = 2) -> dict[str, torch.Tensor]:

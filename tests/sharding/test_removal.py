@@ -85,7 +85,7 @@ def refuse(what: str) -> list[Any]:
     [
         ("prune", "The model is sharded (FSDPModule): prune the model before fully_shard."),
         ("whole", "call gating.sharding.finalize_sharded(model, gates)"),
-        ("drifted", "The processes would not keep the same units: their gates differ by up to"),
+        ("drifted", "The value of the gates has drifted apart between the processes, by up to"),
         ("proof", "differs from the model with these heads masked: outputs differ by 1.0e+00"),
         ("nothing", "kept is false for every gate"),
     ],

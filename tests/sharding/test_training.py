@@ -9,7 +9,7 @@ from torch import Tensor
 
 import gating
 from gating.errors import OperationError
-from gating.objectives.rankings.ranking import Magnitude
+from gating.objectives.rankings import Magnitude
 from gating.sharding import average_gradients, clip_gradients, finalize_sharded, shard_model
 from gating.sharding.plan import gathered_root, reshard, sharding_of
 from gating.structure.edits import whole

@@ -10,8 +10,7 @@ from torch import nn
 import gating
 from gating.compact.stock import stock_model
 from gating.gates import create_gates
-from gating.objectives.rankings.ranking import Magnitude
-from gating.objectives.rankings.sensitivity import Importance
+from gating.objectives.rankings import Importance, Magnitude
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
 from gating.pruning.measure import measure_macs

@@ -37,7 +37,7 @@ def sharded(num_ranks: int) -> list[str]:
     ]
 
 
-def fit(settings: list[str], folder: Path, happens: str = "", whole_fits: bool = True) -> str:
+def fit(settings: list[str], folder: Path, happens: str = "", has_room: bool = True) -> str:
     """Run in this rank as the command does, and return what it prints.
 
     Args:
@@ -45,15 +45,15 @@ def fit(settings: list[str], folder: Path, happens: str = "", whole_fits: bool =
         folder: The working folder.
         happens: ``RANK PLACE NUMBER``: this rank is killed at a training batch (``batch``) or in the middle of writing
             a checkpoint (``write``), counted from 1; or at the ``removal``, or the ``export``.
-        whole_fits: Whether rank 0 says that it has room for the whole model.
+        has_room: Whether rank 0 says that it has room for copies of the whole model.
     """
     os.chdir(folder)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
         if happens:
             _let_it_happen(patch, *happens.split())
-        if not whole_fits:
-            patch.setattr("gating.sharding.save.has_room_for", lambda _: False)
+        if not has_room:
+            patch.setattr("gating.run.execute.has_room_for", lambda _: False)
         train.guarded_run(compose_settings([*settings, "logger=csv"]))
     return out.getvalue()
 
@@ -90,18 +90,18 @@ _OF_THE_FORM = (
 
 
 def run_both(
-    settings: list[str], folder: Path, *, num_ranks: int = 2, whole_fits: bool = True
+    settings: list[str], folder: Path, *, num_ranks: int = 2, has_room: bool = True
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Run in one process and in several, and return the results of both."""
     run_in_ranks(fit, [*settings, *ONE], folder, num_ranks=1)
-    run_in_ranks(fit, [*settings, *sharded(num_ranks)], folder, "", whole_fits, num_ranks=num_ranks)
+    run_in_ranks(fit, [*settings, *sharded(num_ranks)], folder, "", has_room, num_ranks=num_ranks)
     return results(folder / "one"), results(folder / "out")
 
 
 def results(folder: Path) -> dict[str, Any]:
     """Return weights, record and metrics of a finished run."""
     numbers = json.loads((folder / "metrics.json").read_text())
-    # A model that is saved in parts is no stock model, as that of one process may be.
+    # A model without room for copies is saved as no stock model, as that of one process may be.
     places = [folder / "compact" / name for name in ("head_gating.json", "config.json")]
     tables = [json.loads(place.read_text()) for place in places]
     config = next(table for table in tables if "head_gating" in table)

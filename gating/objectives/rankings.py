@@ -1,4 +1,4 @@
-"""Rankings by the sensitivity of the loss to each gate: Michel et al. 2019, and the Fisher information."""
+"""Rankings of heads and neurons: by weights, at random, and by the sensitivity of the loss to each gate."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -9,9 +9,95 @@ from torch import Tensor, distributed, nn
 
 from gating.errors import InputError
 from gating.gates import HeadGates
-from gating.objectives.rankings.ranking import Ranking, per_size
+from gating.objectives.base import OfOneSearch
 
-__all__ = ["Fisher", "Importance", "derivatives"]
+__all__ = [
+    "Fisher",
+    "Importance",
+    "Magnitude",
+    "RandomOrder",
+    "Ranking",
+    "derivatives",
+    "per_size",
+]
+
+
+class Ranking(OfOneSearch):
+    """Base class of rankings of heads and neurons for :class:`~gating.objectives.IterativePruning` and others.
+
+    A ranking is a module, so that its buffers are in checkpoints. A subclass overrides :meth:`scores`, and the others
+    if it has statistics.
+
+    Attributes:
+        is_measuring: Whether statistics are collected; objectives that have ranked end it, since it takes time.
+    """
+
+    is_measuring = True
+
+    def attach(self, gates: HeadGates) -> None:
+        """Connect to the gates before training, and begin anew."""
+        self._search_number = gates.search_number
+        self.is_measuring = True
+
+    def scores(self, gates: HeadGates, sizes: Tensor | None = None) -> Tensor:
+        """Return a score per size for each gate, ``[num_gates]``; those with low scores close first.
+
+        Args:
+            gates: The gates.
+            sizes: Share of each gate in the budget, ``[num_gates]``: its units, or its share of the cost for which
+                gates compete; 0 for padding. Units if left out.
+        """
+        raise NotImplementedError
+
+    def scores_of_all(self, gates: HeadGates, sizes: Tensor) -> Tensor:
+        """Return the sum of the scores of all processes, which have different batches but must decide alike."""
+        scores = self.scores(gates, sizes)
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.all_reduce(scores)
+        return scores
+
+    def start_over(self, gates: HeadGates) -> None:
+        """Discard all statistics, since a round has ended or the first one begins."""
+
+
+class Magnitude(Ranking):
+    """A ranking by the L1 norm of the weights of each head, or group of neurons, at the time of a round.
+
+    ``torch.nn.utils.prune.ln_structured`` with ``n=1`` ranks the rows of one layer in this way; this class ranks the
+    heads and neurons of all layers, without normalization. Beside neurons it is the mean of the weights, whatever they
+    cost: norms are no parts of a loss, and so alike that per cost nearly all heads would go, or none.
+    """
+
+    @torch.no_grad()
+    def scores(self, gates: HeadGates, sizes: Tensor | None = None) -> Tensor:
+        """Return the mean norm of each gate's units, ``[num_gates]``; with gates on neurons, that of its weights."""
+        device = gates.log_alpha.device
+        norms = [
+            block.norms().view(size, -1).sum(dim=1).to(device)
+            for block, size in zip(gates.blocks(), gates.block_sizes, strict=True)
+        ]
+        return per_size(torch.cat(norms), gates, gates.parameters_per_gate if "neurons" in gates.units else None)
+
+
+class RandomOrder(Ranking):
+    """A random ranking that depends on its seed alone, the baseline of all other rankings."""
+
+    def __init__(self, *, seed: int = 0) -> None:
+        """Set the seed, an integer."""
+        super().__init__()
+        self._seed = torch.Generator().manual_seed(seed).initial_seed()
+
+    def scores(self, gates: HeadGates, sizes: Tensor | None = None) -> Tensor:
+        """Return a random number from 0 to 1 for each gate, ``[num_gates]``, the same at every call."""
+        generator = torch.Generator().manual_seed(self._seed)
+        return torch.rand(gates.log_alpha.numel(), generator=generator, device="cpu").to(gates.log_alpha.device)
+
+
+def per_size(totals: Tensor, gates: HeadGates, sizes: Tensor | None) -> Tensor:
+    """Divide totals of gates by their sizes, or by their numbers of units without sizes, ``[num_gates]``."""
+    if sizes is None:
+        sizes = torch.tensor(gates.units_per_gate, device="cpu")
+    return totals / sizes.masked_fill(sizes == 0, 1).to(totals.device, totals.dtype)
 
 
 class Importance(Ranking):
@@ -72,10 +158,9 @@ class Importance(Ranking):
         """Return the absolute derivative of each example's loss by each gate of a block, summed, ``[num_gates]``.
 
         With ``xi_h`` the mask variable that multiplies the output ``Att_h(x)`` of a head, the importance is ``I_h = E_x
-        |dL(x) / d xi_h| = E_x |Att_h(x)^T dL(x) / d Att_h(x)|`` (paper, equation 2 and the one below it), so the
-        absolute value is taken for each example. The authors' program takes it for each token, and the one in
-        transformers' examples for each batch. The mean differs from the sum by a factor that the normalization cancels.
-        The arguments are those of :func:`derivatives`.
+        |dL(x) / d xi_h| = E_x |Att_h(x)^T dL(x) / d Att_h(x)|`` (paper, equation 2 and the one below it). The authors'
+        program takes the absolute value for each token, the one in transformers' examples for each batch. The
+        normalization cancels the factor of the mean.
         """
         per_example = derivatives(head_outputs, gradient, num_gates, widths).sum(dim=1)
         # Gradients are infinite at steps that a gradient scaler skips.
@@ -137,15 +222,8 @@ class Fisher(Importance):
 def derivatives(head_outputs: Tensor, gradient: Tensor, num_gates: int, widths: Sequence[int] = ()) -> Tensor:
     """Return the part of each position in the derivative of the loss by each gate, ``[batch, positions, num_gates]``.
 
-    Args:
-        head_outputs: Input of an output or down projection, ``[batch, ..., features]``; without positions, it has one.
-        gradient: Gradient of the loss with respect to this input, of the same shape.
-        num_gates: Number of gates of the block; each multiplies an equal part of the last dimension.
-        widths: Features of each gate if they differ.
-
-    Example:
-        >>> derivatives(torch.tensor([[1.0, 2.0, 3.0, 4.0]]), torch.tensor([[1.0, 0.0, -1.0, 0.0]]), 2)
-        tensor([[[ 1., -3.]]])
+    Both tensors are ``[batch, ..., features]``, at the input of an output or down projection. Each gate multiplies an
+    equal part of the features, or those of its width.
     """
     products = (head_outputs.float() * gradient.float()).reshape(len(head_outputs), -1, head_outputs.shape[-1])
     if len(set(widths)) > 1:
@@ -155,10 +233,7 @@ def derivatives(head_outputs: Tensor, gradient: Tensor, num_gates: int, widths: 
 
 
 class _SensitivityHook(nn.Module):
-    """A hook on the outputs of heads or neurons that adds their sensitivity to the ranking in the backward pass.
-
-    A module, not a closure: a copy of the model has its own.
-    """
+    """A hook that adds the sensitivity of heads or neurons to the ranking; a module: a copied model has its own."""
 
     ranking: Importance
     gates: HeadGates

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from gating.errors import InputError
 from gating.gates import HeadGates
 from gating.gates.hard_concrete import GateSampler, are_numbers
-from gating.objectives.base import HostNumbers, KeepsBudget, takes_budget
+from gating.objectives.base import KeepsBudget
 from gating.objectives.expected_count import EqualLayers, solve_offset
 from gating.objectives.parts import Part, chosen
 
@@ -39,7 +39,6 @@ class TopK(KeepsBudget):
     :func:`soft_knapsack`, since items of different costs cannot be counted.
     """
 
-    @takes_budget
     def __init__(  # noqa: D417 - the others are those of ExactBudget
         self,
         *,
@@ -88,7 +87,7 @@ class TopK(KeepsBudget):
         sampler = StraightThroughTopK(self._parts)
         if self._variant == "gumbel":
             sampler = GumbelTopK(self._parts, scale=self._scale, temperature=self._temperature(0.0))
-        sampler.limits.values = self._numbers(0.0)
+        sampler.numbers = self._numbers(0.0)
         gates.sampler = sampler.to(gates.log_alpha.device)
         if self._budget.uniform:
             gates.constraint = EqualLayers(self._parts).to(gates.log_alpha.device)
@@ -100,11 +99,11 @@ class TopK(KeepsBudget):
         sampler = self._sampler_of(gates)
         if isinstance(sampler, GumbelTopK):
             sampler.temperature.fill_(self._temperature(progress))
-        sampler.limits.values = self._numbers(progress)
+        sampler.numbers = self._numbers(progress)
 
     def target(self, gates: HeadGates) -> float:
         """Return the number of open heads or neurons; with gates on both, the share of cost that may be open."""
-        return self._amount(self._sampler_of(gates).limits.values)
+        return self._amount(self._sampler_of(gates).numbers)
 
     def _numbers(self, progress: float) -> list[float]:
         limits = zip(self._parts, self._limits(progress), strict=True)
@@ -125,16 +124,12 @@ class StraightThroughTopK(GateSampler):
     """A sampler that opens the gates with the largest ``log_alpha``, with the gradient of ``log_alpha`` itself.
 
     Closed gates get a gradient, too, and may open again (straight-through estimator, Bengio et al. 2013, arXiv
-    1308.3432).
-
-    Attributes:
-        limits: Number of open heads or neurons, or share of cost that may be open, of each part.
+    1308.3432). The ``numbers`` are those of open units, or shares of cost, of each part.
     """
 
     def __init__(self, parts: Sequence[Part]) -> None:
         """Set the parts, whose limits are the first numbers."""
-        super().__init__()
-        self.limits = HostNumbers([part.limit for part in parts])
+        super().__init__([part.limit for part in parts])
         self._parts = parts
 
     def sample(self, log_alpha: Tensor) -> Tensor:
@@ -143,21 +138,16 @@ class StraightThroughTopK(GateSampler):
 
     def values(self, log_alpha: Tensor) -> Tensor:
         """Return the mask: ones and zeros."""
-        return chosen(self._parts, log_alpha, self.limits.values).float()
+        return chosen(self._parts, log_alpha, self.numbers).float()
 
 
 class GumbelTopK(StraightThroughTopK):
     """A sampler that draws a relaxed subset of exactly k heads in training and uses the k largest in evaluation.
 
-    A draw is ``soft_top_k(w + gumbel noise, k, temperature)`` with the importance variables ``w = scale * log_alpha``.
-    For neurons and for a share of cost, it is :func:`soft_knapsack` of the same.
-
-    With many draws and a low temperature the gradient of the iterated softmax explodes (to 1e15 for 70 of 72 heads at
-    0.01). Clipping the gradients of a whole model together would then shrink all others to nothing, so the norm of this
-    gradient is bounded by 1.
-
-    Attributes:
-        temperature: Temperature of the relaxation, a scalar buffer.
+    A draw is ``soft_top_k(w + gumbel noise, k, temperature)`` with the importance variables ``w = scale * log_alpha``;
+    for neurons and for a share of cost, it is :func:`soft_knapsack` of the same. With many draws and a low temperature
+    the gradient of the iterated softmax explodes (to 1e15 for 70 of 72 heads at 0.01). Clipping all gradients together
+    would then shrink the others to nothing, so the norm of this gradient is bounded by 1.
     """
 
     temperature: Tensor
@@ -178,7 +168,7 @@ class GumbelTopK(StraightThroughTopK):
 
     def _relax(self, log_alpha: Tensor, temperature: Tensor, *, has_noise: bool) -> Tensor:
         drawn = torch.zeros_like(log_alpha, requires_grad=False)
-        for part, limit in zip(self._parts, self.limits.values, strict=True):
+        for part, limit in zip(self._parts, self.numbers, strict=True):
             own = torch.tensor(part.gates, device=log_alpha.device)
             locations = log_alpha[own]
             if has_noise and locations.requires_grad:
@@ -203,21 +193,10 @@ def _relaxed(part: Part, scores: Tensor, limit: float, temperature: Tensor) -> T
 def soft_top_k(scores: Tensor, k: int, temperature: Tensor | float) -> Tensor:
     """Return a differentiable relaxation of "the k largest" that sums to k (Xie and Ermon 2019, arXiv 1901.10517).
 
-    The k-fold softmax: ``p_1 = softmax(r_1 / t)``, ``r_{j+1} = r_j + log(1 - p_j)``, with the result ``p_1 + ... +
-    p_k``. Each step lowers the scores of entries that are already drawn. As ``t`` approaches zero, the result becomes
-    the indicator of the k largest; for large ``t`` each entry is ``k / n``.
-
-    Args:
-        scores: ``r_1``, shape ``[n]``; entries of minus infinity are never drawn.
-        k: Number of entries to draw.
-        temperature: ``t``.
-
-    Returns:
-        Shape ``[n]``, float32.
-
-    Example:
-        >>> soft_top_k(torch.tensor([3.0, 1.0, 2.0]), 2, 0.01).round().tolist()
-        [1.0, 0.0, 1.0]
+    The k-fold softmax of scores ``r_1`` ``[n]`` with temperature ``t``: ``p_1 = softmax(r_1 / t)``, ``r_{j+1} = r_j +
+    log(1 - p_j)``, with the result ``p_1 + ... + p_k``, float32. Each step lowers the scores of entries that are
+    already drawn; those of minus infinity are never drawn. As ``t`` approaches zero, the result becomes the indicator
+    of the k largest; for large ``t`` each entry is ``k / n``.
     """
     with torch.autocast(device_type=scores.device.type, enabled=False):
         # In double precision, as in the authors' program: drawn entries must fall below all others.
@@ -234,25 +213,11 @@ def soft_top_k(scores: Tensor, k: int, temperature: Tensor | float) -> Tensor:
 def soft_knapsack(scores: Tensor, weights: Tensor, budget: Tensor, temperature: Tensor | float) -> Tensor:
     """Return a differentiable relaxation of "the best items within a budget", whose weights sum to the budget.
 
-    The fractional knapsack with an entropy: the ``p`` in [0, 1] with ``sum_i w_i p_i = budget`` that maximize
-    ``sum_i w_i (r_i p_i + t H(p_i))``, with scores ``r`` per unit of weight and ``H`` the entropy of a Bernoulli
-    variable. These are ``p_i = sigmoid((r_i - c) / t)`` with the multiplier ``c`` of the budget. As ``t`` approaches
-    zero, the items with the largest scores get 1 until the budget is used, and one of them a fraction; for large ``t``
-    all items get the same share. With equal weights, both limits are those of :func:`soft_top_k`.
-
-    Args:
-        scores: ``r``, shape ``[n]``.
-        weights: ``w``, shape ``[n]``; items of weight zero are never drawn.
-        budget: A scalar from zero to the sum of the weights.
-        temperature: ``t``.
-
-    Returns:
-        Shape ``[n]``, float32.
-
-    Example:
-        >>> scores, weights = torch.tensor([3.0, 1.0, 2.0]), torch.tensor([2.0, 1.0, 1.0])
-        >>> soft_knapsack(scores, weights, torch.tensor(2.5), 0.01).mul(4).round().tolist()
-        [4.0, 0.0, 2.0]
+    The fractional knapsack with an entropy: the ``p`` in [0, 1] with ``sum_i w_i p_i = budget`` that maximize ``sum_i
+    w_i (r_i p_i + t H(p_i))``, with scores ``r`` per unit of weight, ``[n]``, and ``H`` the entropy of a Bernoulli
+    variable. These are ``p_i = sigmoid((r_i - c) / t)`` with the multiplier ``c`` of the budget, float32. As ``t``
+    approaches zero, the items with the largest scores get 1 until the budget is used, and one of them a fraction; for
+    large ``t`` all items get the same share. With equal weights, both limits are those of :func:`soft_top_k`.
     """
     with torch.autocast(device_type=scores.device.type, enabled=False):
         precise = scores.to(torch.float32 if scores.device.type == "mps" else torch.float64)

@@ -1,4 +1,4 @@
-"""Gates without noise, for frozen weights: soft at first, then sharper, then open or closed with learned values."""
+"""Budgets that are met exactly: with hard-concrete gates, and without noise for frozen weights."""
 
 from typing import Any
 
@@ -7,20 +7,121 @@ from torch import Tensor, nn
 
 from gating.gates import HeadGates, hard_concrete
 from gating.gates.hard_concrete import GateSampler
-from gating.objectives.base import HostNumbers, takes_budget
-from gating.objectives.budgets.exact import ExactBudget
-from gating.objectives.parts import sizes_of
-from gating.objectives.rankings.ranking import Ranking
-from gating.objectives.rankings.sensitivity import Fisher
+from gating.objectives.base import KeepsBudget
+from gating.objectives.expected_count import EqualLayers, ExpectedCount
+from gating.objectives.parts import Part, sizes_of
+from gating.objectives.rankings import Fisher, Ranking
+from gating.objectives.schedule import DescentStart
 
-__all__ = ["DeterministicBudget", "SharpenedGates"]
+__all__ = ["DeterministicBudget", "ExactBudget", "SharpenedGates"]
 
+# Expected share of open gates while the descent waits: so near to 1 that no gate is drawn below 1, which would disturb
+# the training of the weights, and none moves. Sigmoids never sum to all heads.
+_ALL_OPEN = 1 - 1e-6
+# Expected share of open gates as the descent begins. Gates start with a probability of 0.98.
+_INITIAL = 0.98
+# Sharpness from the end of the descent on: gates are open or closed, and weights are trained without their noise.
+_SHARP = 1000.0
 # Factor of the locations at the end of the descent; it grows from 1 as a geometric series.
 _SHARPEST = 30.0
 # Logarithm of a learned value over its parameter: with the rate 0.1 of gates, a step changes a value by about 2 %.
-_SCALE = 0.2
+_LOG_OF_STRENGTH = 0.2
 # Phases of the gates: all at 1; between 0 and 1; open with a learned value, or closed.
 _RANKED, _SHARED, _DECIDED = 0, 1, 2
+
+
+class ExactBudget(KeepsBudget):
+    """An objective that keeps exactly the given number of heads or neurons, without a hyperparameter.
+
+    Instead of a price on open gates, the expected number of open gates is held at a scheduled budget at every step
+    (:class:`~gating.objectives.expected_count.ExpectedCount`). At the end the heads with the largest ``log_alpha``
+    stay. If each kind of attention has a budget, heads compete within their kind. Heads and neurons with a number each
+    compete among themselves; for a share of the cost of both they compete with each other, and the kept gates leave no
+    room for another one (:meth:`Part.choose <gating.objectives.parts.Part.choose>`).
+
+    An objective that observes the losses of training follows them, unless the schedule has a fixed start. All gates
+    rest at 1 until the loss has fallen (:class:`~gating.objectives.schedule.DescentStart`): heads that close while a
+    model still guesses are chosen by noise, and the noise of gates delays the model. At the end of such a descent each
+    gate is decided, 1 or 0, and weights are trained without noise again.
+
+    Example:
+        >>> from gating import inject_gates
+        >>> from transformers import BertConfig, BertModel
+        >>> model = BertModel(BertConfig(hidden_size=8, num_attention_heads=4, num_hidden_layers=2, vocab_size=10))
+        >>> gates, objective = inject_gates(model), ExactBudget(num_heads=3)
+        >>> objective.attach(gates)
+        >>> objective.update(gates, 1.0)
+        >>> round(gates.expected_open().item(), 3), objective.kept(gates).sum().item()
+        (3.0, 3)
+    """
+
+    def attach(self, gates: HeadGates) -> None:
+        """Let the gates compete for the budget, in a search that begins."""
+        super().attach(gates)
+        device = gates.log_alpha.device
+        if self._follows_loss:
+            self._start = DescentStart()
+            if not gates.log_alpha.is_meta:
+                self._start.to(device)
+        count = _expected_count(gates, self._parts)
+        constraint = nn.Sequential(EqualLayers(self._parts), count) if self._budget.uniform else count
+        gates.constraint = constraint.to(device)
+
+    def update(self, gates: HeadGates, progress: float) -> None:
+        """Set the expected number of open heads or neurons, or the share of cost, for this share of the search."""
+        super().update(gates, progress)
+        gates.renew_values()
+        start = None if self._start is None else self._start.update(self._schedule, progress)
+        waits = self._start is not None and start is None
+        limits = [part.total for part in self._parts] if waits else self._limits(progress, total=_INITIAL, start=start)
+        count = _count_of(gates)
+        for place, (part, limit) in enumerate(zip(self._parts, limits, strict=True)):
+            count.target[place] = min(limit, _ALL_OPEN * part.total) * _scale(part)
+        count.sharpness.fill_(self._sharpness(progress))
+
+    def observe(self, loss: Tensor) -> None:
+        """Add the loss of a training batch, a scalar, which the start of the descent follows."""
+        if self._start is not None:
+            self._start.observe(loss)
+
+    def target(self, gates: HeadGates) -> float:
+        """Return the expected number of open heads or neurons; with gates on both, the expected share of cost."""
+        self.check_search(gates)
+        targets = _count_of(gates).target.tolist()
+        return self._amount([float(one) / _scale(part) for part, one in zip(self._parts, targets, strict=True)])
+
+    @property
+    def _follows_loss(self) -> bool:
+        return self._schedule.start is None
+
+    def _sharpness(self, progress: float) -> float:
+        """Return the factor of the locations at this share of the search."""
+        decides = self._start is not None and self._start.followed_loss(self._schedule)
+        return _SHARP if decides and progress >= self._schedule.end else 1.0
+
+
+def _expected_count(gates: HeadGates, parts: list[Part]) -> ExpectedCount:
+    weights, numbers = [0.0] * gates.log_alpha.numel(), [0] * gates.log_alpha.numel()
+    for number, part in enumerate(parts):
+        for gate, size in zip(part.gates, part.sizes, strict=True):
+            weights[gate], numbers[gate] = size * _scale(part), number
+    return ExpectedCount(
+        [_INITIAL * part.total * _scale(part) for part in parts],
+        temperature=gates.temperature,
+        stretch_limits=gates.stretch_limits,
+        weights=weights,
+        part_of_gate=numbers,
+    )
+
+
+def _scale(part: Part) -> float:
+    """Return the factor with which the weights of units that are weighed are 1 in the mean, as those of heads are."""
+    return len(part.sizes) / part.total if part.is_weighed else 1
+
+
+def _count_of(gates: HeadGates) -> ExpectedCount:
+    assert gates.constraint is not None
+    return next(module for module in gates.constraint.modules() if isinstance(module, ExpectedCount))
 
 
 class SharpenedGates(GateSampler):
@@ -37,8 +138,7 @@ class SharpenedGates(GateSampler):
 
     def __init__(self, gates: HeadGates) -> None:
         """Start with every gate at 1."""
-        super().__init__()
-        self._phase = HostNumbers([_RANKED])
+        super().__init__([_RANKED])
         self.register_buffer("mask", torch.ones_like(gates.log_alpha, requires_grad=False))
         self.strength = nn.Parameter(torch.zeros_like(gates.log_alpha))
         self._threshold = hard_concrete.open_threshold(gates.temperature, gates.stretch_limits)
@@ -54,11 +154,11 @@ class SharpenedGates(GateSampler):
     @property
     def phase(self) -> float:
         """The phase of the gates."""
-        return self._phase.values[0]
+        return self.numbers[0]
 
     @phase.setter
     def phase(self, phase: float) -> None:
-        self._phase.values[0] = phase
+        self.numbers[0] = phase
 
     def values(self, log_alpha: Tensor) -> Tensor:
         """Return the values: ones, shares of the budget, or learned ones and zeros."""
@@ -67,7 +167,7 @@ class SharpenedGates(GateSampler):
             if self.phase == _SHARED:
                 values = torch.sigmoid(log_alpha.float() - self._threshold)
             elif self.phase == _DECIDED:
-                values = self.mask * (_SCALE * self.strength).exp()
+                values = self.mask * (_LOG_OF_STRENGTH * self.strength).exp()
             # Processes exchange the gradients of all parameters in each step.
             return values + 0.0 * (log_alpha + self.strength)
 
@@ -98,7 +198,6 @@ class DeterministicBudget(ExactBudget):
     # Frozen weights leave the loss where it is.
     _follows_loss = False
 
-    @takes_budget
     def __init__(self, *, ranking: Ranking | None = None, **budget: Any) -> None:  # noqa: D417
         """Set the budget; the other arguments are those of :class:`~gating.objectives.ExactBudget`.
 

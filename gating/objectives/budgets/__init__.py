@@ -1,1 +1,0 @@
-"""Budgets that are met exactly: with hard-concrete gates, and without noise for frozen weights."""
