@@ -12,7 +12,7 @@ from datasets import Dataset
 from gating.errors import InputError
 from gating.run.folder import INPUTS
 from gating.run.settings import Settings
-from gating.storage.identity import find_difference, folder_digests, leaves, table_digests
+from gating.storage.identity import folder_digests, leaves, table_digests
 
 _log = logging.getLogger(__name__)
 
@@ -56,9 +56,7 @@ def check_inputs(
     changed = [places.get(f"data.{split}", f"the {split} data") for split in splits]
     changed += ["the classes"] if before["classes"] != inputs["classes"] else []
     common = before["folders"].keys() & inputs["folders"].keys()
-    changed += [
-        places[name] for name in sorted(common) if find_difference(before["folders"][name], inputs["folders"][name])
-    ]
+    changed += [places[name] for name in sorted(common) if before["folders"][name] != inputs["folders"][name]]
     if not changed:
         return
     problem = f"the contents of {' and '.join(changed)} differ from those in {folder / INPUTS}"

@@ -16,9 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from gating.errors import InputError, explain, nearest_name
+from gating.errors import InputError, explain, nearest_name, shorten
 from gating.run.folder import CONFIG, Phase, is_finished, is_run, relocated, stored_settings
-from gating.storage.identity import check_same_settings, leaves
+from gating.storage.identity import leaves
 from gating.tracking.redaction import HIDDEN, redact_settings
 from gating.units import planned_recovery
 
@@ -41,6 +41,11 @@ _WITHOUT_EFFECT = {
     # Where these change what is evaluated, as under a limit of batches or in blocks of a text, its counts differ.
     "examples": ("data.batch_size", "data.eval_batch_size", "data.num_workers", "data.max_length", "data.stride"),
 }
+# In these settings, 1 is one batch and 1.0 is all of them; 1 and 1.0 are the same value of any other setting.
+_NUMBERS_OR_SHARES = (
+    *("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches"),
+    *("overfit_batches", "val_check_interval"),
+)
 # Callbacks of Lightning that change what is trained, or when it ends.
 _DECIDING = re.compile(r"EarlyStopping|WeightAveraging|GradientAccumulationScheduler")
 # Code that a folder from somebody else may name; all other code is named by the command.
@@ -286,11 +291,12 @@ def _check_same(stored: Mapping[str, Any], settings: Settings, folder: Path) -> 
     }
     # A secret is given again.
     free |= moved | {name for name, value in old.items() if value == HIDDEN}
-    names = sorted((old | new).keys() - free)
-    check_same_settings(
-        {name: old.get(name) for name in names},
-        {name: new.get(name) for name in names},
-        stored=f"The run in {folder} has",
-        present="this command",
-        remedy="Leave it unchanged, or begin another run in another output_dir.",
-    )
+    for name in sorted((old | new).keys() - free):
+        one, other = old.get(name), new.get(name)
+        is_share = name.rpartition(".")[2] in _NUMBERS_OR_SHARES
+        if one != other or (is_share and isinstance(one, float) != isinstance(other, float)):
+            before, now = (shorten(str(value), most=200) for value in (one, other))
+            raise InputError(
+                f"The run in {folder} has {name}={before}, and this command {name}={now}: it is resumed with the "
+                "settings that it began with. Leave it unchanged, or begin another run in another output_dir."
+            )
