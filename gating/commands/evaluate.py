@@ -31,7 +31,7 @@ from gating.pruning.latency import margin
 from gating.pruning.layers import build_original
 from gating.report.score import Score
 from gating.report.summary import Stage, Summary
-from gating.run.build import RunObjects, build_objects, naming_settings
+from gating.run.build import RunObjects, build_objects
 from gating.run.data import RunData, encode_examples, load_examples
 from gating.run.folder import find_model, stored_settings
 from gating.run.inputs import data_differ, read_inputs
@@ -83,30 +83,29 @@ def evaluate_folder(folder: str, overrides: Sequence[str], *, split: str | None 
     quiet_libraries()
     place, run_folder = find_model(folder)
     settings = evaluation_settings(str(place or folder), overrides, run_folder=run_folder, split=split)
-    with naming_settings(settings.model_dump()):
-        device = check_devices(settings.trainer).root
-        # Wrong settings are refused before anything is downloaded.
-        objects = build_objects(settings)
-        place = place or Path(locate(folder))
-        place = place if place.is_dir() else Path(snapshot_download(str(place)))
-        examples, split = load_split(settings, objects, split)
-        objects, model, data = load_evaluation(settings, objects, place, examples, split=split)
-        if run_folder is not None:
-            _warn_of_changes(run_folder, override_names(overrides), examples, split=split)
-        timing = RunTiming(objects.latency, data.module, split)
-        timing.check(model)
-        model.to(device)  # type: ignore[arg-type]
-        summary, prepared = Summary(), data.prepared
-        score = prepared.final_score or prepared.score
-        with summary.timed("evaluate"):
-            values, tally = data.evaluate(
-                model, split, task=objects.task, metrics=prepared.all_metrics, title=f"evaluating: {split}"
-            )
-        summary.add_metrics(Stage.COMPACT, "model", split, values)
-        original = read_original(model, place)
-        dense = model if original is None else build_original(model, original, device=device)
-        summary.compare_models(dense, model, timing.batch(device))
-        summary.latency, summary.short_latency = timing.compare(dense, model, run_seconds=summary.seconds["evaluate"])
+    device = check_devices(settings.trainer).root
+    # Wrong settings are refused before anything is downloaded.
+    objects = build_objects(settings)
+    place = place or Path(locate(folder))
+    place = place if place.is_dir() else Path(snapshot_download(str(place)))
+    examples, split = load_split(settings, objects, split)
+    objects, model, data = load_evaluation(settings, objects, place, examples, split=split)
+    if run_folder is not None:
+        _warn_of_changes(run_folder, override_names(overrides), examples, split=split)
+    timing = RunTiming(objects.latency, data.module, split)
+    timing.check(model)
+    model.to(device)  # type: ignore[arg-type]
+    summary, prepared = Summary(), data.prepared
+    score = prepared.final_score or prepared.score
+    with summary.timed("evaluate"):
+        values, tally = data.evaluate(
+            model, split, task=objects.task, metrics=prepared.all_metrics, title=f"evaluating: {split}"
+        )
+    summary.add_metrics(Stage.COMPACT, "model", split, values)
+    original = read_original(model, place)
+    dense = model if original is None else build_original(model, original, device=device)
+    summary.compare_models(dense, model, timing.batch(device))
+    summary.latency, summary.short_latency = timing.compare(dense, model, run_seconds=summary.seconds["evaluate"])
     limit = f"trainer.{_LIMITS[split]}={settings.trainer[_LIMITS[split]]}" if data.is_part(split) else None
     numbers = {
         "model": folder,

@@ -1,11 +1,8 @@
-"""The objects of a run, built from its settings: each checks its own, and an error names ``group.setting=value``."""
+"""The objects of a run, built from its settings: each checks its own, and an error names the setting and its value."""
 
 import inspect
-import re
 import typing
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -30,7 +27,6 @@ from gating.objectives.search import Convergence
 from gating.run.folder import Phase
 from gating.run.settings import Settings, is_dense
 from gating.run.timing import LatencySettings
-from gating.storage.identity import leaves
 from gating.tasks.base import Task
 from gating.training.optimizers import OptimizerSettings
 
@@ -304,23 +300,3 @@ def teaches_itself(settings: Settings, objects: RunObjects) -> bool:
     """Return whether the gates learn from the model with all of them open: its weights are frozen in the search."""
     is_alone = objects.distillation is not None and objects.teacher is None
     return is_alone and objects.objective is not None and settings.freezes(Phase.SEARCH)
-
-
-@contextmanager
-def naming_settings(settings: Mapping[str, Any]) -> Iterator[None]:
-    """Give errors in a ``with`` block a message for a command, with dotted names of settings."""
-    try:
-        yield
-    except (ValueError, TypeError) as error:
-        sentence = explain(error)
-        places = defaultdict[str, list[str]](list)
-        for name, value in leaves(settings):
-            for short in {name.partition(".")[2], name.rpartition(".")[2]} - {"", name}:
-                places[f"{short}={value}"].append(f"{name}={value}")
-        for short, (full, *others) in places.items():
-            if not others:
-                # A name does not count inside a path or another name.
-                named = re.compile(rf"(?<![^\s(]){re.escape(short)}(?![^\s,.:;)])")
-                sentence = full.join(named.split(sentence))
-        error.in_command = sentence  # type: ignore[union-attr]
-        raise

@@ -21,7 +21,6 @@ from gating.report.page import write_page
 from gating.report.results import RunResults
 from gating.report.rows import CompactReport, heads_per_layer, neurons_per_layer, print_report
 from gating.report.summary import Stage
-from gating.run.build import naming_settings
 from gating.run.folder import CONFIG, METRICS, Phase, RunFolder
 from gating.run.phases import recover, remove, search, teach
 from gating.run.prepare import prepare
@@ -50,16 +49,15 @@ def execute(settings: Settings, folder: RunFolder) -> None:
         InputError: The settings do not fit the data, the model or the machine.
     """
     quiet_libraries()
-    with naming_settings(settings.model_dump()):
-        with Progress("Preparation"):
-            run = prepare(settings, folder)
-        if is_rank_zero():
-            title, heads = run.objects.source.title, count_units(run.state.model, "heads")
-            print(f"{title}: {heads} heads, {run.total_steps} steps in {folder.path}")
-        steps = {"Teacher": teach, "Search": search, "Removal": remove, "Recovery": recover, "The end": finish}
-        for title, step in steps.items():
-            with Progress(title):
-                step(run)
+    with Progress("Preparation"):
+        run = prepare(settings, folder)
+    if is_rank_zero():
+        title, heads = run.objects.source.title, count_units(run.state.model, "heads")
+        print(f"{title}: {heads} heads, {run.total_steps} steps in {folder.path}")
+    steps = {"Teacher": teach, "Search": search, "Removal": remove, "Recovery": recover, "The end": finish}
+    for title, step in steps.items():
+        with Progress(title):
+            step(run)
 
 
 def finish(run: Run) -> None:
