@@ -98,9 +98,10 @@ def evaluate_folder(folder: str, overrides: Sequence[str], *, split: str | None 
     summary, prepared = Summary(), data.prepared
     score = prepared.final_score or prepared.score
     with summary.timed("evaluate"):
-        values, tally = data.evaluate(
+        found = data.evaluate(
             model, split, task=objects.task, metrics=prepared.all_metrics, title=f"evaluating: {split}"
         )
+    values, num_examples = found.metrics, found.count()[0]
     summary.add_metrics(Stage.COMPACT, "model", split, values)
     original = read_original(model, place)
     dense = model if original is None else build_original(model, original, device=device)
@@ -110,7 +111,7 @@ def evaluate_folder(folder: str, overrides: Sequence[str], *, split: str | None 
     numbers = {
         "model": folder,
         "split": split,
-        "num_examples": tally.count()[0],
+        "num_examples": num_examples,
         "limit": limit,
         "metric": score.name,
         "metrics": {name: finite_number(value) for name, value in values.items()},
@@ -122,7 +123,7 @@ def evaluate_folder(folder: str, overrides: Sequence[str], *, split: str | None 
     if not _is_compact(summary):
         numbers = {name: value for name, value in numbers.items() if not re.search("_before$|^speedup", name)}
     part = "" if limit is None else f", a part of them by {limit}"
-    title = f"{folder} on {tally.count()[0]:,} {split} examples{part} ({device}):"
+    title = f"{folder} on {num_examples:,} {split} examples{part} ({device}):"
     formats = {score.name: score}
     for metric in prepared.all_metrics.values():
         formats |= getattr(metric, "formats", {})

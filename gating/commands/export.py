@@ -57,14 +57,14 @@ def compare_accuracy(folder: str, exported: Path) -> str:
     objects, model, data = load_evaluation(settings, objects, place, examples, split=split)
     score = data.prepared.score
     # A graph only predicts the next token: metrics that need generated text are left out.
-    (floats, _), (integers, tally) = (
+    floats, integers = (
         data.evaluate(
             module, split, task=objects.task, metrics=data.prepared.metrics, title=f"{split}, {weights} weights"
         )
         for weights, module in (("float", model), ("8-bit", GraphModel(model.config, exported)))
     )
-    before, after = floats[score.name], integers[score.name]
+    before, after = floats.metrics[score.name], integers.metrics[score.name]
     return (
         f"{split} {score.name}: {score.show(before)} with float weights, {score.show(after)} with 8-bit weights "
-        f"({score.change(after, before):+.2f}{score.points}) on {tally.count()[0]:,} examples"
+        f"({score.change(after, before):+.2f}{score.points}) on {integers.count()[0]:,} examples"
     )

@@ -69,8 +69,8 @@ def _export(run: Run, name: str) -> None:
         # The other processes have ended.
         metric.distributed_available_fn = lambda: False
     for split in (split for split in data.module.splits[1:] if data.num_evaluated[split]):
-        values, _ = data.evaluate(graph, split, task=run.objects.task, metrics=metrics, title=f"{name}: {split}")
-        run.state.summary.add_metrics(Stage(name), name, split, values)
+        found = data.evaluate(graph, split, task=run.objects.task, metrics=metrics, title=f"{name}: {split}")
+        run.state.summary.add_metrics(Stage(name), name, split, found.metrics)
 
 
 def write_recipe(run: Run) -> None:

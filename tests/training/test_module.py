@@ -173,7 +173,7 @@ def test_evaluation_uses_deterministic_gates_and_restores_the_mode(folder):
     module = make_module(folder)
     module.train()
     metrics = class_metrics(["accuracy"], num_classes=2)
-    results = {evaluate(module.model, [BATCH], task=TASK, metrics=metrics)["accuracy"] for _ in range(3)}
+    results = {evaluate(module.model, [BATCH], task=TASK, metrics=metrics).metrics["accuracy"] for _ in range(3)}
     assert len(results) == 1
     assert module.model.training
 
