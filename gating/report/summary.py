@@ -5,7 +5,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from enum import Enum
@@ -158,15 +158,8 @@ class Summary:
             limit = f"trainer.limit_{name}_batches"
             self.parts.append(f"Of the {split} data, {num_examples:,} examples were evaluated ({limit}).")
 
-    def doubt(self, score: Score, *, seen: Sequence[float] = ()) -> str | None:
-        """Return a warning about the final value of a metric on validation or else test data, if there is cause.
-
-        Args:
-            score: The metric.
-            seen: Its values during the search.
-        """
-        if fall := self._fall(score, seen):
-            return fall
+    def doubt(self, score: Score) -> str | None:
+        """Return a warning about the final value of a metric on validation or else test data, if there is cause."""
         final, baseline = self.metrics.get(Stage.COMPACT, {}), self.metrics.get(Stage.BASELINE, {})
         for prefix in _SPLITS.values():
             if (name := f"{prefix}/{score.name}") in final:
@@ -174,24 +167,6 @@ class Summary:
                 doubt = score.doubt(final[name], baseline.get(name, math.nan), num_targets=number)
                 return doubt and f"The {name} is {doubt}."
         return None
-
-    def _fall(self, score: Score, seen: Sequence[float]) -> str | None:
-        """Return a warning if half of the lead of the dense model, or else of the best one seen, was lost."""
-        final, dense = self.score_of(Stage.COMPACT, score), self.score_of(Stage.DENSE, score)
-        best = max((value for value in seen if value == value), key=lambda value: score.gain(value, 0), default=None)
-        whose, before = ("the dense model's", dense) if dense is not None else ("the search's best,", best)
-        if final is None or before is None or not self.search:
-            return None
-        baseline = self.score_of(Stage.BASELINE, score)
-        lead = abs(before) if baseline is None else score.gain(before, baseline)
-        chance = score.chance(final, before, num_targets=self.counts[f"num_targets/{_SPLITS['validation']}"])
-        if not (lead > 0 and score.gain(before, final) > max(lead / 2, chance)):
-            return None
-        return (
-            f"The val/{score.name} is {score.show(final)}, far worse than {whose} {score.show(before)}: too much was "
-            "removed, or the run was too short. Keep more (objective.num_heads, objective.keep), or train longer "
-            "(trainer.max_steps, recovery)."
-        )
 
     def compare_models(self, dense: nn.Module, compact: nn.Module, batch: Mapping[str, Tensor] | None = None) -> None:
         """Record the sizes of two models; multiply-accumulates only if there is a batch to count them with."""

@@ -147,13 +147,10 @@ class Run:
             self._warn_if_doubtful(prepared.final_score or prepared.score)
 
     def _warn_if_doubtful(self, score: Score) -> None:
-        """Print a warning if the final score has fallen far or beats no baseline, and keep it with the measurements."""
-        summary, observations = self.state.summary, self.state.history.observations
-        is_same = score == self.data.prepared.score
-        seen = [one.metric for one in observations if is_same and one.step <= self.state.search_steps]
-        doubt = summary.doubt(score, seen=seen)
+        """Print a warning if the final score beats no baseline, and keep it with the measurements."""
+        doubt = self.state.summary.doubt(score)
         if doubt is not None:
-            summary.warnings.append(doubt)
+            self.state.summary.warnings.append(doubt)
             if is_rank_zero():
                 print(f"warning: {doubt}")
 
