@@ -3,7 +3,7 @@
 import json
 import time
 from dataclasses import replace
-from datetime import date, timedelta
+from datetime import date
 from functools import partial
 
 import torch
@@ -172,10 +172,6 @@ def report(run: Run) -> None:
     _show_samples(run, samples)
     write_page(place.report / "index.html", results, gates_file=place.report / "gates.png")
     state.summary.write(place.path / METRICS, score=results.final_score, seed=run.settings.seed)
-    seconds = sorted(state.summary.all_seconds().items(), key=lambda stage: -stage[1])
-    total = sum(duration for _, duration in seconds)
-    shares = ", ".join(f"{stage} {duration / total:.0%}" for stage, duration in seconds)
-    print(f"Of {timedelta(seconds=round(total))} hours: {shares}.")
     runtimes = [runtime.name for runtime in results.runtimes if not runtime.reason]
     print(f"The model runs in transformers, {', '.join(runtimes)}; the commands are in the report.")
     print(

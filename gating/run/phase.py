@@ -94,8 +94,7 @@ def _report_end(run: Run, phase: Phase, trainer: pl.Trainer, module: FineTuning,
         print(f"{phase} ended after {trainer.global_step} of {trainer.max_steps} steps: {reason}.")
     if best is not None and best.step is not None:
         print(
-            f"{phase} keeps the weights after step {kept} of {last}: validation {module.score.name} {best.score:.4f}, "
-            f"the best of {best.num_validations}."
+            f"{phase} keeps the weights after step {kept} of {last}: validation {module.score.name} {best.score:.4f}."
         )
 
 

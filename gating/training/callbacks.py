@@ -30,7 +30,7 @@ from gating.training.module import FineTuning
 from gating.units import UNITS
 
 # What a checkpoint has of the best weights.
-_SAVED = ("step", "score", "num_validations", "weights")
+_SAVED = ("step", "score", "weights")
 
 
 class GateMonitor(Callback):
@@ -135,13 +135,11 @@ class BestWeights(Callback):
     Attributes:
         step: Step of the run with the best score; None before a validation.
         score: The best score.
-        num_validations: Number of validations.
     """
 
     def __init__(self) -> None:
         self.step: int | None = None
         self.score = math.nan
-        self.num_validations = 0
         self.weights: dict[str, Tensor] = {}
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any, **__: Any) -> None:
@@ -158,7 +156,6 @@ class BestWeights(Callback):
 
     def consider(self, module: FineTuning, score: float, *, step: int) -> None:
         """Copy the weights of a module if their score after a step of the run is the best so far; NaN is the worst."""
-        self.num_validations += 1
         sign = 1 if module.score.higher_is_better else -1
         if self.step is None or math.isnan(self.score) or sign * score >= sign * self.score:
             self.step, self.score = step, score
