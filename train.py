@@ -82,10 +82,10 @@ def run_job(cfg: DictConfig, overrides: Sequence[str], *, job: int, sweep: Path)
 def guarded_run(cfg: Mapping[str, Any], overrides: Sequence[str] = ()) -> float | None:
     """Run, with one sentence and an exit code after errors and signals; return the number to optimize."""
 
-    def ending() -> AbstractContextManager[None]:
+    def ending(folder: RunFolder) -> AbstractContextManager[None]:
         from gating.run.ending import handling_errors
 
-        return handling_errors()
+        return handling_errors(folder)
 
     try:
         return run(cfg, overrides, ending=ending)
@@ -98,7 +98,7 @@ def run(
     cfg: Mapping[str, Any],
     overrides: Sequence[str] = (),
     *,
-    ending: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ending: Callable[[RunFolder], AbstractContextManager[Any]] = nullcontext,
 ) -> float | None:
     """Execute the run of a configuration; return the number to optimize.
 
@@ -109,15 +109,15 @@ def run(
     """
     settings = read_settings(cfg, overrides)
     with RunFolder(
-        settings.folder,
-        checkpoints=settings.checkpoints,
+        Path(settings.output_dir),
+        checkpoints=Path(settings.paths["checkpoints"]),
         resumes=settings.resume is not None,
         overwrite=settings.overwrite,
     ) as folder:
         if folder.resumes and is_finished(folder.path):
             print(f"The run in {folder.path} is finished; there is nothing to resume.")
             return result_of(folder.path, settings.optimized_metric)
-        with ending():
+        with ending(folder):
             from gating.run.execute import execute
 
             execute(settings, folder)

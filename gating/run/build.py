@@ -85,11 +85,6 @@ class RunObjects:
     make_gates: "partial[HeadGates]"
     make_loggers: Callable[..., list[Logger]]
 
-    @property
-    def discovers(self) -> bool:
-        """Whether attention blocks are discovered, which takes the weights of the model."""
-        return bool(self.make_gates.keywords.get("discover"))
-
     def with_budget(self, objective: Mapping[str, Any]) -> "RunObjects":
         """Return the same objects with an objective whose budget was measured, by its settings."""
         measured = _build_objective({**objective, "speedup": None})

@@ -89,7 +89,7 @@ def write_recipe(run: Run) -> None:
             with run.state.summary.timed("recipe"):
                 place = save_recipe(
                     run.state.model,
-                    run.folder.recipe,
+                    run.folder.path / "recipe",
                     base=locate(source.name, revision=source.revision),
                     revision=source.revision,
                     folded=run.state.history.folded,

@@ -26,11 +26,11 @@ from gating.pruning.repeat import remove_recorded
 from gating.report.summary import Stage
 from gating.run.build import teacher_in, teaches_itself
 from gating.run.data import set_measured_macs
-from gating.run.folder import Phase
+from gating.run.folder import TEACHER, Phase
 from gating.run.phase import train_phase
 from gating.run.run import Run
 from gating.sharding.copies import copy_sharded, gather_model, meta_copy, shard_copy, tensors_of
-from gating.storage.files import checkpoint_path, replacing_folder
+from gating.storage.files import checkpoint_path, move_aside, replacing_folder
 from gating.structure.layers import count_units
 from gating.tasks.base import HasLoss
 from gating.tracking.verbosity import printed_warnings
@@ -43,7 +43,7 @@ def teach(run: Run) -> None:
 
     It has as many steps as the run.
     """
-    state, folder = run.state, run.folder.teacher
+    state, folder = run.state, run.folder.path / TEACHER
     if run.objects.distillation is None or teaches_itself(run.settings, run.objects):
         return
     from gating.teachers.teacher import Teacher
@@ -201,7 +201,8 @@ def _load_removed(run: Run) -> bool:
     if path is None:
         if is_rank_zero() and run.folder.resumes:
             # Recovery starts again, too; its old checkpoints are of a model that no longer exists.
-            run.folder.discard_after_search()
+            for later in (Phase.REMOVED, Phase.RECOVERY):
+                move_aside(run.folder.of_phase(later))
         return False
     checkpoint = read_checkpoint(path)
     if run.is_sharded:

@@ -14,7 +14,7 @@ from gating.models.sources import enable_gradient_checkpointing, load_sharded, m
 from gating.run.build import RunObjects, build_objects, build_phase, trains_weights
 from gating.run.data import RunData, encode_examples, load_examples
 from gating.run.folder import Phase, RunFolder
-from gating.run.inputs import check_inputs, check_outside, describe_inputs, read_inputs
+from gating.run.inputs import check_inputs, describe_inputs, read_inputs
 from gating.run.phases import load_teacher
 from gating.run.run import Run, RunState
 from gating.run.settings import Settings
@@ -50,9 +50,7 @@ def prepare(settings: Settings, folder: RunFolder) -> Run:
         classes=list(data.prepared.config.get("id2label", {}).values()),
     )
     before = read_inputs(folder.path) if folder.resumes else None
-    if before is None:
-        check_outside(folder.path, inputs)
-    elif is_rank_zero():
+    if before is not None and is_rank_zero():
         check_inputs(folder.path, before, inputs, allow_changed=objects.data.allow_changed)
     timing = RunTiming(objects.latency, data.module)
     timing.check(meta_model)
@@ -132,7 +130,7 @@ def _check_meta_model(settings: Settings, objects: RunObjects) -> PreTrainedMode
             "gradient_checkpointing=true cannot be combined with compile=true: torch does not support gates in both; "
             "choose one of them."
         )
-    if objects.discovers:
+    if settings.gates.get("discover"):
         return meta_model  # Discovery runs the model, which needs weights.
     if objects.objective is None:
         search_blocks(meta_model, "heads")
@@ -168,7 +166,7 @@ def _load_models(
         model = load_sharded(objects.source, auto_class, meta_model, **config)
     else:
         model = objects.source.load(auto_class, **config)
-    if objects.discovers:
+    if settings.gates.get("discover"):
         gates = objects.gates_without_model(model, probe=data.module.probe_batch())
         if objects.objective is not None:
             objects.objective.check(gates)

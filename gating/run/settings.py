@@ -99,16 +99,6 @@ class Settings(BaseModel):
     sweep: _Sweep = _Sweep()
 
     @property
-    def folder(self) -> Path:
-        """Folder of the run."""
-        return Path(self.output_dir)
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder with one folder of checkpoints for each phase; inside that of the run by default."""
-        return Path(self.paths["checkpoints"])
-
-    @property
     def planned_recovery(self) -> float:
         """Share of the steps after the removal, by default that of the units with gates."""
         if self.recovery is not None:
@@ -155,7 +145,7 @@ def read_settings(cfg: DictConfig | Mapping[str, Any], overrides: Sequence[str] 
     if settings.resume == "auto":
         if not has_own_folder:
             raise InputError("resume=auto needs a folder that the next command finds again: add output_dir=FOLDER.")
-        folder = settings.folder if is_run(settings.folder) else None
+        folder = Path(settings.output_dir) if is_run(Path(settings.output_dir)) else None
     if folder is not None and not is_finished(folder):
         _check_same(stored or stored_settings(folder), settings, folder)
     return settings
