@@ -30,7 +30,7 @@ from gating.models.pretrained import Pretrained
 from gating.pruning.latency import margin
 from gating.pruning.layers import build_original
 from gating.report.score import Score
-from gating.report.summary import Stage, Summary
+from gating.report.summary import Summary
 from gating.run.build import RunObjects, build_objects
 from gating.run.data import RunData, encode_examples, load_examples
 from gating.run.folder import find_model, stored_settings
@@ -102,7 +102,7 @@ def evaluate_folder(folder: str, overrides: Sequence[str], *, split: str | None 
             model, split, task=objects.task, metrics=prepared.all_metrics, title=f"evaluating: {split}"
         )
     values, num_examples = found.metrics, found.count()[0]
-    summary.add_metrics(Stage.COMPACT, "model", split, values)
+    summary.add_metrics("compact", "model", split, values)
     original = read_original(model, place)
     dense = model if original is None else build_original(model, original, device=device)
     summary.compare_models(dense, model, timing.batch(device))

@@ -2,7 +2,7 @@
 
 import inspect
 import typing
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from pytorch_lightning.loggers import Logger
 from transformers import PreTrainedModel
 
 from gating.data.datamodule import ExampleDataModule
-from gating.errors import InputError, explain, is_input_error, nearest_name
+from gating.errors import InputError, explain, is_input_error
 from gating.gates import HeadGates, create_gates, inject_gates
 from gating.models.adapters import Adapters, NoAdapters
 from gating.models.sources import ModelSource, Pretrained
@@ -192,11 +192,8 @@ def locate_target(target: object, name: str) -> Any:
     return found
 
 
-def _check_arguments(name: str, values: Mapping[str, Any], *, is_whole: bool, others: Collection[str] = ()) -> None:
-    """Raise ``InputError`` for settings that a target, or one inside, does not take or needs.
-
-    ``others`` are names of the group that something else takes.
-    """
+def _check_arguments(name: str, values: Mapping[str, Any], *, is_whole: bool) -> None:
+    """Raise ``InputError`` for settings that a target, or one inside, does not take or needs."""
     if not isinstance(values, Mapping):
         raise InputError(f"{name}={values} cannot be used: give a table with _target_.")
     target = locate_target(values.get("_target_"), name)
@@ -204,9 +201,7 @@ def _check_arguments(name: str, values: Mapping[str, Any], *, is_whole: bool, ot
     try:
         (signature.bind if is_whole else signature.bind_partial)(*values.get("_args_", ()), **given)
     except TypeError as error:
-        unknown = min(given.keys() - signature.parameters.keys(), default="")
-        hint = nearest_name(unknown, sorted({*signature.parameters, *others}), prefix=f"{name}.") if unknown else ""
-        raise InputError(f"{name}{'.' * bool(unknown)}{unknown} cannot be used: {error}. {hint}".rstrip()) from None
+        raise InputError(f"{name} cannot be used: {error}.") from None
     types = _types_of(target) if str(values["_target_"]).startswith("gating.") else {}
     for key, value in given.items():
         if isinstance(value, Mapping) and "_target_" in value:
@@ -263,13 +258,12 @@ def _with_partial_metrics(task: Mapping[str, Any]) -> dict[str, Any]:
 
 def _split_data(values: Mapping[str, Any], task: Task) -> DataSettings:
     """Divide the settings of the data among source, task and batches; null is left to the task or another one."""
-    left, others = dict(values), ["about", "allow_changed"]
+    left = dict(values)
     about, allow_changed = left.pop("about", None), bool(left.pop("allow_changed", False))
     taken = []
     for function in (ExampleDataModule, task.prepare):
         types, parameters = _types_of(function), inspect.signature(function).parameters
         own = [key for key, parameter in parameters.items() if parameter.kind == parameter.KEYWORD_ONLY]
-        others += own
         taken.append({key: left.pop(key) for key in own if key in left})
         for key, value in taken[-1].items():
             if value is not None and key in types:
@@ -277,7 +271,7 @@ def _split_data(values: Mapping[str, Any], task: Task) -> DataSettings:
     batching, preparation = ({key: value for key, value in part.items() if value is not None} for part in taken)
     parameters = inspect.signature(locate_target(left.get("_target_"), "data")).parameters
     source = {key: value for key, value in left.items() if value is not None or key in parameters}
-    _check_arguments("data", source, is_whole=True, others=others)
+    _check_arguments("data", source, is_whole=True)
     return DataSettings(source, preparation, batching, about, allow_changed)
 
 

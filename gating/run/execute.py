@@ -20,7 +20,6 @@ from gating.report.metadata import describe_data
 from gating.report.page import write_page
 from gating.report.results import RunResults
 from gating.report.rows import CompactReport, heads_per_layer, neurons_per_layer, print_report
-from gating.report.summary import Stage
 from gating.run.folder import CONFIG, METRICS, Phase, RunFolder
 from gating.run.phases import recover, remove, search, teach
 from gating.run.prepare import prepare
@@ -64,7 +63,7 @@ def finish(run: Run) -> None:
     """Evaluate the model, save it, and write its exports and the report."""
     compact = "compact, after recovery" if run.recovery_steps else "compact, without recovery"
     title = compact if run.objects.objective else "dense"
-    run.evaluate(Stage.COMPACT, title, splits=run.data.module.splits[1:])
+    run.evaluate("compact", title, splits=run.data.module.splits[1:])
     run.state.teacher = None  # Its memory is needed now.
     if gather(run) and not is_rank_zero():
         return

@@ -9,7 +9,6 @@ from gating.errors import InputError, explain
 from gating.models.adapters import NoAdapters
 from gating.models.hub import PACKAGE, locate
 from gating.models.sources import Pretrained
-from gating.report.summary import Stage
 from gating.run.build import trains_weights
 from gating.run.folder import Phase
 from gating.run.run import Run
@@ -70,7 +69,7 @@ def _export(run: Run, name: str) -> None:
         metric.distributed_available_fn = lambda: False
     for split in (split for split in data.module.splits[1:] if data.num_evaluated[split]):
         found = data.evaluate(graph, split, task=run.objects.task, metrics=metrics, title=f"{name}: {split}")
-        run.state.summary.add_metrics(Stage(name), name, split, found.metrics)
+        run.state.summary.add_metrics(name, name, split, found.metrics)
 
 
 def write_recipe(run: Run) -> None:

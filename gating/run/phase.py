@@ -11,7 +11,6 @@ from transformers import PreTrainedModel
 
 from gating.distributed.collectives import is_rank_zero
 from gating.objectives.search import Search
-from gating.report.summary import Stage
 from gating.run.build import PhaseObjects, build_phase
 from gating.run.folder import Phase
 from gating.run.run import Run
@@ -65,7 +64,7 @@ def train_phase(
     run.data.module.start_after(first_step * run.settings.trainer["accumulate_grad_batches"])
     if best is not None and checkpoint is None and phase == Phase.RECOVERY:
         # Few steps of recovery, on examples that the search has seen, can also make a model worse.
-        removed = run.state.summary.score_of(Stage.REMOVED, module.score)
+        removed = run.state.summary.score_of("removed", module.score)
         if removed is not None:
             best.consider(module, removed, step=first_step)
     # A plain string, because checkpoints hold no classes.

@@ -23,7 +23,6 @@ from gating.objectives.search import Search
 from gating.pruning.finalize import finalize
 from gating.pruning.prune_report import unproven_note
 from gating.pruning.repeat import remove_recorded
-from gating.report.summary import Stage
 from gating.run.build import teacher_in, teaches_itself
 from gating.run.data import set_measured_macs
 from gating.run.folder import TEACHER, Phase
@@ -64,7 +63,7 @@ def teach(run: Run) -> None:
                     whole.save_pretrained(new)
                     run.data.processor.save_pretrained(new)
         teacher.to(state.model.device)  # type: ignore[arg-type]
-        run.evaluate(Stage.DENSE, "dense teacher", splits=run.data.module.splits[1:], model=teacher)
+        run.evaluate("dense", "dense teacher", splits=run.data.module.splits[1:], model=teacher)
         state.teacher = Teacher(teacher, distillation=run.objects.distillation)
 
 
@@ -83,7 +82,7 @@ def search(run: Run) -> None:
             train_phase(run, Phase.DENSE, steps=run.total_steps)
     elif not _load_removed(run):
         if isinstance(run.objects.task, HasLoss) or run.settings.freezes(Phase.SEARCH):
-            run.evaluate(Stage.DENSE, "dense", splits=run.data.module.splits[1:])
+            run.evaluate("dense", "dense", splits=run.data.module.splits[1:])
             if not run.is_sharded:
                 state.summary.dense_samples = run.write_samples()
         with run.adapted(state.model, Phase.SEARCH):
@@ -117,7 +116,7 @@ def _search(run: Run, objective: Objective) -> Search:
         print(f"The search ended after {state.search_steps} of {planned} steps: {reason}.")
     search.update(1.0)
     state.history.gate_values = {name: values.tolist() for name, values in gates.by_block().items()}
-    run.evaluate(Stage.SEARCH, "gates, end of search")
+    run.evaluate("search", "gates, end of search")
     return search
 
 
@@ -152,7 +151,7 @@ def remove(run: Run) -> None:
     state.summary.warnings += sentences
     state.history.folded = {name: list(values) for name, values in finalized.folded.items()}
     state.search = None
-    run.evaluate(Stage.REMOVED, "after removal")
+    run.evaluate("removed", "after removal")
     _save_removed(run)
 
 

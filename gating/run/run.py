@@ -126,7 +126,7 @@ class Run:
         """Add the metrics of a model, by default the run's, to the summary; of test data at the end of the run only."""
         # The removal changes no output, so that slow metrics can wait for it.
         prepared = self.data.prepared
-        metrics = prepared.metrics if stage == Stage.SEARCH else prepared.all_metrics
+        metrics = prepared.metrics if stage == "search" else prepared.all_metrics
         with self.state.summary.timed("evaluate"):
             for split in (split for split in splits if self.data.num_evaluated[split]):
                 found = self.data.evaluate(
@@ -134,16 +134,16 @@ class Run:
                     split,
                     task=self.objects.task,
                     metrics=metrics,
-                    baseline=prepared.baseline if stage == Stage.COMPACT else None,
+                    baseline=prepared.baseline if stage == "compact" else None,
                     title=f"{title}: {split}",
                 )
                 self.state.summary.add_metrics(stage, title, split, found.metrics)
-                if stage == Stage.COMPACT:
+                if stage == "compact":
                     self.state.summary.add_counts(split, *found.count(), is_part=self.data.is_part(split))
                     if (baseline := prepared.baseline) is not None:
                         name = f"baseline: {baseline.name}"
-                        self.state.summary.add_metrics(Stage.BASELINE, name, split, found.of_baseline)
-        if stage == Stage.COMPACT:
+                        self.state.summary.add_metrics("baseline", name, split, found.of_baseline)
+        if stage == "compact":
             self._warn_if_doubtful(prepared.final_score or prepared.score)
 
     def _warn_if_doubtful(self, score: Score) -> None:

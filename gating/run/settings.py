@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from gating.errors import InputError, explain, nearest_name, shorten
+from gating.errors import InputError, explain, shorten
 from gating.run.folder import CONFIG, Phase, is_finished, is_run, relocated, stored_settings
 from gating.storage.identity import leaves
 from gating.tracking.redaction import HIDDEN, redact_settings
@@ -185,13 +185,10 @@ def _validate(values: Mapping[str, Any]) -> Settings:
         # The member of a union that was read furthest tells most.
         problem = max(error.errors(), key=lambda one: len(one["loc"]))
         name = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            known = list(Settings.model_fields)
-            raise InputError(f"There is no setting {name}. {nearest_name(name, known)}") from None
-        if problem["type"] == "missing":
-            raise InputError(f"{name} is missing, which every run needs: leave ~{name} out of the command.") from None
+        # The input of a setting that is missing is all settings.
+        shown = name if problem["type"] == "missing" else f"{name}={problem['input']}"
         reason = problem["msg"]
-        raise InputError(f"{name}={problem['input']} cannot be used: {reason[:1].lower()}{reason[1:]}.") from None
+        raise InputError(f"{shown} cannot be used: {reason[:1].lower()}{reason[1:]}.") from None
 
 
 def _named_run(values: Mapping[str, Any], *, has_own_folder: bool) -> Path:
