@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import pytorch_lightning as pl
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from lightning_fabric.utilities.exceptions import MisconfigurationException
@@ -28,7 +27,6 @@ from gating.run.folder import Phase
 from gating.run.settings import Settings, is_dense
 from gating.run.timing import LatencySettings
 from gating.tasks.base import Task
-from gating.training.optimizers import OptimizerSettings
 
 if TYPE_CHECKING:
     from gating.objectives.distillation import Distillation
@@ -36,16 +34,6 @@ if TYPE_CHECKING:
 # Errors that constructors of other packages raise for invalid arguments.
 _REFUSALS = (ValueError, TypeError, ImportError, MisconfigurationException)
 _KINDS = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
-
-
-@dataclass(frozen=True)
-class PhaseObjects:
-    """Objects of one training phase, built anew for each; the trainer is a function of the run's arguments."""
-
-    optimizer: OptimizerSettings
-    scheduler: Any
-    callbacks: tuple[Callback, ...]
-    make_trainer: Callable[..., pl.Trainer]
 
 
 @dataclass(frozen=True)
@@ -134,15 +122,10 @@ def build_objects(settings: Settings) -> RunObjects:
     )
 
 
-def build_phase(settings: Settings) -> PhaseObjects:
-    """Return the objects of one training phase; the errors are those of :func:`build_objects`."""
+def build_callbacks(settings: Settings) -> list[Callback]:
+    """Return the chosen callbacks, new ones at each call; the errors are those of :func:`build_objects`."""
     callbacks = {name: callback for name, callback in settings.callbacks.items() if callback is not None}
-    return PhaseObjects(
-        optimizer=build("optimizer", settings.optimizer),
-        scheduler=build("scheduler", settings.scheduler),
-        callbacks=tuple(build(f"callbacks.{name}", callback) for name, callback in callbacks.items()),
-        make_trainer=build("trainer", settings.trainer, partial=True),
-    )
+    return [build(f"callbacks.{name}", callback) for name, callback in callbacks.items()]
 
 
 def build(name: str, values: Mapping[str, Any], *, partial: bool = False) -> Any:

@@ -11,7 +11,7 @@ from gating.distributed.launch import Devices, check_devices, start_processes
 from gating.errors import InputError, loading
 from gating.models.adapters import NoAdapters, check_adapters
 from gating.models.sources import enable_gradient_checkpointing, load_sharded, make_meta_model
-from gating.run.build import RunObjects, build_objects, build_phase, trains_weights
+from gating.run.build import RunObjects, build, build_callbacks, build_objects, trains_weights
 from gating.run.data import RunData, encode_examples, load_examples
 from gating.run.folder import Phase, RunFolder
 from gating.run.inputs import check_inputs, describe_inputs, read_inputs
@@ -39,7 +39,11 @@ def prepare(settings: Settings, folder: RunFolder) -> Run:
     _check_settings(settings, devices)
     objects = build_objects(settings)
     check_dtype(settings, objects)
-    callbacks = build_phase(settings).callbacks
+    callbacks = build_callbacks(settings)
+    # Each phase builds its own: these are checks.
+    build("optimizer", settings.optimizer)
+    build("scheduler", settings.scheduler)
+    build("trainer", settings.trainer, partial=True)
     pl.seed_everything(settings.seed, verbose=False)
     meta_model = _check_meta_model(settings, objects)
     examples = load_examples(settings, objects)

@@ -34,11 +34,14 @@ _SAVED = ("step", "score", "weights")
 
 
 class GateMonitor(Callback):
-    """Callback that logs the gates' state at every logged step, and a figure of them at every validation."""
+    """Callback that logs the gates' state at every logged step, and a figure of them at every validation.
 
-    def __init__(self, history: History) -> None:
-        """Args: ``history`` collects the state at each validation."""
-        self.history = history
+    Checkpoints get the history of the run and the seconds of its stages so far, of which a resumed run reports the sum.
+    """
+
+    def __init__(self, history: History, summary: Summary) -> None:
+        """Args: ``history`` collects the state at each validation, and ``summary`` has the seconds."""
+        self.history, self._summary = history, summary
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any, **__: Any) -> None:
         """Log the numbers of open gates."""
@@ -67,28 +70,14 @@ class GateMonitor(Callback):
             _log_figure(trainer, search, step=step)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the history for a checkpoint."""
-        return self.history.state_dict()
+        """Return history and seconds for a checkpoint."""
+        return {**self.history.state_dict(), "seconds": self._summary.all_seconds()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load the history from a checkpoint."""
-        self.history.load_state_dict(state_dict)
-
-
-class RunClock(Callback):
-    """Callback that saves the seconds of a run's stages in each checkpoint, so that a resumed run reports the sum."""
-
-    def __init__(self, summary: Summary) -> None:
-        """Args: ``summary`` has the seconds, those of the current phase so far among them."""
-        self._summary = summary
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the seconds so far for a checkpoint."""
-        return {"seconds": self._summary.all_seconds()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load the seconds of earlier processes from a checkpoint."""
-        self._summary.earlier_seconds = dict(state_dict["seconds"])
+        """Load history and seconds from a checkpoint."""
+        state = dict(state_dict)
+        self._summary.earlier_seconds = state.pop("seconds")
+        self.history.load_state_dict(state)
 
 
 def log_kept_heads(
