@@ -53,14 +53,6 @@ _TRUSTED = ("gating.", "torch.optim.", "pytorch_lightning.")
 _CODE = re.compile(r".*\b(_target_|trust_remote_code|auto_map|code_revision|use_safetensors)(\..*)?")
 
 
-class _Sweep(BaseModel):
-    """Settings of the end of a sweep."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    max_drop: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
-
-
 class Settings(BaseModel):
     """Settings of one run; conf/config.yaml describes each. Groups are tables of plain values.
 
@@ -96,7 +88,7 @@ class Settings(BaseModel):
     callbacks: Group
     logger: Group
     paths: dict[str, str]
-    sweep: _Sweep = _Sweep()
+    sweep: dict[Literal["max_drop"], Annotated[float, Field(ge=0, allow_inf_nan=False)]] = {"max_drop": 1.0}
 
     @property
     def planned_recovery(self) -> float:
