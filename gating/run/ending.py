@@ -14,7 +14,6 @@ from gating.distributed.watchdog import LostProcess, exit_on_lost_process, find_
 from gating.errors import explain, is_input_error
 from gating.run.folder import RunFolder
 from gating.tracking.loggers import close_wandb
-from gating.tracking.progress import Progress
 from gating.training.callbacks import DivergedError
 from gating.training.signals import Stopped, stop_on_signals
 
@@ -69,7 +68,7 @@ def _print_error(error: Exception, folder: RunFolder) -> bool:
 def _finish_wandb(*, failed: bool) -> None:
     parts: list[Path] = []
     try:
-        with stop_on_signals(), Progress("The end of the records"):
+        with stop_on_signals():
             parts = close_wandb(failed=failed)
     except Stopped as stopped:
         # Everything is written; `wandb sync` uploads the rest.

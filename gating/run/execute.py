@@ -32,7 +32,6 @@ from gating.structure.blocks import share_specs
 from gating.structure.layers import count_units
 from gating.tasks.base import Sample
 from gating.tracking.loggers import log_outcome, log_samples, read_log
-from gating.tracking.progress import Progress
 from gating.tracking.redaction import redact
 from gating.tracking.verbosity import quiet_libraries
 
@@ -48,15 +47,12 @@ def execute(settings: Settings, folder: RunFolder) -> None:
         InputError: The settings do not fit the data, the model or the machine.
     """
     quiet_libraries()
-    with Progress("Preparation"):
-        run = prepare(settings, folder)
+    run = prepare(settings, folder)
     if is_rank_zero():
         title, heads = run.objects.source.title, count_units(run.state.model, "heads")
         print(f"{title}: {heads} heads, {run.total_steps} steps in {folder.path}")
-    steps = {"Teacher": teach, "Search": search, "Removal": remove, "Recovery": recover, "The end": finish}
-    for title, step in steps.items():
-        with Progress(title):
-            step(run)
+    for step in (teach, search, remove, recover, finish):
+        step(run)
 
 
 def finish(run: Run) -> None:

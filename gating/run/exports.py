@@ -15,7 +15,6 @@ from gating.run.run import Run
 from gating.run.settings import Settings
 from gating.serving.formats import FORMATS, export_compact
 from gating.serving.graphs.runtime import GraphModel
-from gating.tracking.progress import Progress
 
 # Options of exports by the part of their names after the format.
 _OPTIONS: dict[str, dict[str, Any]] = {"": {}, "int8": {"int8": True}, "q8_0": {"dtype": "q8_0"}}
@@ -45,7 +44,7 @@ def export_formats(run: Run) -> None:
     """
     for name in run.settings.exports:
         try:
-            with run.state.summary.timed("exports"), Progress(f"Export to {name}"):
+            with run.state.summary.timed("exports"):
                 _export(run, name)
         except Exception as error:  # Runtimes raise errors of any class.
             warning = f"The export to {name} failed: {explain(error)}"

@@ -24,7 +24,6 @@ from gating.sharding.plan import reshard
 from gating.storage.hub import check_login
 from gating.tasks.base import HasLoss
 from gating.tracking.loggers import resolve_mode
-from gating.tracking.progress import Progress
 from gating.training.evaluation import count_steps
 from gating.training.progress import check_monitors
 
@@ -60,8 +59,9 @@ def prepare(settings: Settings, folder: RunFolder) -> Run:
     timing.check(meta_model)
     check_monitors(callbacks, data.prepared)
     steps = count_steps(settings.trainer, num_batches=data.module.num_batches())
-    with Progress(f"Loading {objects.source.title}"):
-        state = _load_models(settings, objects, data, meta_model, devices=devices)
+    if is_rank_zero():
+        print(f"Loading {objects.source.title} ...", flush=True)
+    state = _load_models(settings, objects, data, meta_model, devices=devices)
     if objects.distillation is not None and state.teacher is None:
         from gating.teachers.teacher import check_outputs
 
