@@ -16,6 +16,7 @@ from gating.distributed.collectives import is_rank_zero
 from gating.loader.checksums import RECORD_KEY
 from gating.models.sources import short_name
 from gating.report.card import usage_code
+from gating.report.figures import final_gates
 from gating.report.metadata import describe_data
 from gating.report.page import write_page
 from gating.report.results import RunResults
@@ -31,7 +32,7 @@ from gating.storage.hub import upload
 from gating.structure.blocks import share_specs
 from gating.structure.layers import count_units
 from gating.tasks.base import Sample
-from gating.tracking.loggers import log_outcome, log_samples, read_log
+from gating.tracking.loggers import log_figure, log_outcome, log_samples, read_log
 from gating.tracking.redaction import redact
 from gating.tracking.verbosity import quiet_libraries
 
@@ -161,6 +162,8 @@ def report(run: Run) -> None:
         return
     state, place, results = run.state, run.folder, _results_of(run, samples)
     log_outcome(run.loggers, state.summary.flat())
+    if state.history.gate_values:
+        log_figure(run.loggers, "gates", final_gates(results), step=results.total_steps)
     print_report(Console(), results.kept, results.report, neurons=results.neurons)
     if not results.is_dense and not results.reference:
         print("This run has no dense one beside it; for one: python train.py <the same settings> objective=none")

@@ -12,29 +12,26 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.loggers import Logger
 from torch import Tensor, nn
 
 from gating.distributed.collectives import all_reduce_max, check_same
 from gating.errors import OperationError
 from gating.objectives.gate_metrics import open_amounts, quantity_of, spent_by_unit
 from gating.objectives.search import Search
-from gating.report.figures import gates_figure
 from gating.report.results import History, Observation
 from gating.report.summary import Summary
 from gating.storage.files import found_checkpoints
 from gating.structure.edits import own_part
 from gating.structure.layers import count_units
-from gating.tracking.loggers import log_figure
 from gating.training.module import FineTuning
-from gating.units import UNITS
 
 # What a checkpoint has of the best weights.
 _SAVED = ("step", "score", "weights")
 
 
 class GateMonitor(Callback):
-    """Callback that logs the gates' state at every logged step, and a figure of them at every validation.
+    """Callback that logs the gates' state at every logged step, and adds it to the history at every validation.
 
     Checkpoints get the history of the run and the seconds of its stages so far, of which a resumed run reports the sum.
     """
@@ -50,7 +47,7 @@ class GateMonitor(Callback):
             pl_module.log_dict(pl_module.search.metrics())
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Add the state to the history, and log a figure of the gates."""
+        """Add the state to the history."""
         assert isinstance(pl_module, FineTuning)
         if trainer.sanity_checking:
             return
@@ -66,8 +63,6 @@ class GateMonitor(Callback):
         history.quantity = quantity_of(gates, objective)
         amounts = open_amounts(gates, objective)
         history.observations.append(Observation(step, metric, *amounts, objective.target(gates)))
-        if trainer.is_global_zero:
-            _log_figure(trainer, search, step=step)
 
     def state_dict(self) -> dict[str, Any]:
         """Return history and seconds for a checkpoint."""
@@ -91,27 +86,6 @@ def log_kept_heads(
     history.quantity = quantity_of(gates, search.objective)
     if history.quantity == "cost":
         history.spent = spent_by_unit(gates, search.objective, gates.values() > 0 if kept is None else kept)
-
-
-def _log_figure(trainer: pl.Trainer, search: Search, *, step: int) -> None:
-    """Log a figure of the gates to W&B and TensorBoard: the widths of blocks of many small units, and other gates."""
-    gates = search.gates
-    loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger | TensorBoardLogger)]
-    if not loggers:
-        return
-    heads, neurons = {}, []
-    counts = torch.tensor(gates.units_per_gate).split(gates.block_sizes)
-    blocks = zip(gates.block_units, gates.by_block().items(), gates.open_by_block().values(), counts, strict=True)
-    for unit, (name, values), num_open, numbers in blocks:
-        if UNITS[unit].is_weighed:
-            neurons.append((name, num_open, int(numbers.sum())))
-        else:
-            heads[name] = values.tolist()
-    title = f"Gates after {step} steps: {gates.num_open()} heads open"
-    figure = gates_figure(heads, title=title, neurons=neurons)
-    name = "gates/units" if neurons else "gates/heads"
-    for logger in loggers:
-        log_figure(logger, name, figure, step=step)
 
 
 class BestWeights(Callback):
