@@ -45,11 +45,7 @@ REFUSED = {
     "train.py output_dir=tests": "output_dir=",
     "train.py resume=nowhere": "no run in",
     "gating train sweep=heads": "add -m",
-    "train.py objective.num_heads=12,24": "add -m",
-    "train.py --num_heads 18": "NAME=VALUE",
-    "train.py optimizer.lr 3e-4": "NAME=VALUE",
-    "train.py num_heads=18": "Did you mean objective.num_heads?",
-    "train.py data.train=x.csv": "setting of data=files or",
+    "train.py objective.num_heads=12,24": "--multirun",
 }
 
 
