@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from gating.data.datamodule import ExampleDataModule
 from gating.errors import InputError, explain, is_input_error
-from gating.gates import HeadGates, create_gates
+from gating.gates import HeadGates, create_gates, inject_gates
 from gating.models.adapters import Adapters, NoAdapters
 from gating.models.sources import ModelSource, Pretrained
 from gating.objectives import Objective
@@ -82,9 +82,15 @@ class RunObjects:
         """Return the gates that the model, which may be on the meta device, would have, and leave none in it.
 
         Raises:
-            InputError: The model cannot have these gates.
+            InputError: The model cannot have these gates, or a function of the user returns none.
         """
-        return create_gates(model, **keywords, **self.make_gates.keywords)
+        if self.make_gates.func is inject_gates:
+            return create_gates(model, **keywords, **self.make_gates.keywords)
+        gates = self.make_gates(model, **keywords)
+        if not isinstance(gates, HeadGates):
+            raise InputError(f"gates._target_ must return HeadGates, got a {type(gates).__name__}.")
+        gates.remove()
+        return gates
 
 
 def build_objects(settings: Settings) -> RunObjects:
