@@ -6,12 +6,9 @@ Hydra composes the settings from conf/ and the command line; gating/run/execute.
 of a run import torch, which takes seconds: mistakes that the settings and the folder show are told before.
 """
 
-import difflib
-import re
 import sys
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +20,6 @@ if problem := missing_extra("head-gating train"):
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -34,11 +29,6 @@ from gating.run.sweep.plugins import register_sweeper
 from gating.tracking.redaction import redact_output
 
 CONF = Path(__file__).resolve().parent / "conf"
-# Options of Hydra, of which argparse takes beginnings.
-_OPTIONS = (
-    *("--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--info"),
-    *("--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun"),
-)
 
 register_sweeper()
 
@@ -82,10 +72,10 @@ def run_job(cfg: DictConfig, overrides: Sequence[str], *, job: int, sweep: Path)
 def guarded_run(cfg: Mapping[str, Any], overrides: Sequence[str] = ()) -> float | None:
     """Run, with one sentence and an exit code after errors and signals; return the number to optimize."""
 
-    def ending() -> AbstractContextManager[None]:
+    def ending(folder: RunFolder) -> AbstractContextManager[None]:
         from gating.run.ending import handling_errors
 
-        return handling_errors()
+        return handling_errors(folder)
 
     try:
         return run(cfg, overrides, ending=ending)
@@ -98,7 +88,7 @@ def run(
     cfg: Mapping[str, Any],
     overrides: Sequence[str] = (),
     *,
-    ending: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ending: Callable[[RunFolder], AbstractContextManager[Any]] = nullcontext,
 ) -> float | None:
     """Execute the run of a configuration; return the number to optimize.
 
@@ -109,15 +99,15 @@ def run(
     """
     settings = read_settings(cfg, overrides)
     with RunFolder(
-        settings.folder,
-        checkpoints=settings.checkpoints,
+        Path(settings.output_dir),
+        checkpoints=Path(settings.paths["checkpoints"]),
         resumes=settings.resume is not None,
         overwrite=settings.overwrite,
     ) as folder:
         if folder.resumes and is_finished(folder.path):
             print(f"The run in {folder.path} is finished; there is nothing to resume.")
             return result_of(folder.path, settings.optimized_metric)
-        with ending():
+        with ending(folder):
             from gating.run.execute import execute
 
             execute(settings, folder)
@@ -125,45 +115,12 @@ def run(
 
 
 def find_mistake(arguments: Sequence[str]) -> str | None:
-    """Return what is wrong with the form of a command's arguments, where Hydra would print its usage; None if nothing.
-
-    >>> find_mistake(["--num_heads", "18"])
-    '--num_heads is no option: settings are NAME=VALUE, as in objective.num_heads=18.'
-    """
-    for before, argument in zip(["", *arguments], arguments, strict=False):
-        name, equals, _ = argument.partition("=")
-        if name.startswith("--") and not any(option.startswith(name) for option in _OPTIONS):
-            return f"{name} is no option: settings are NAME=VALUE, as in objective.num_heads=18."
-        if not equals and not argument.startswith(("-", "~")) and not before.startswith("-"):
-            return f"{argument} has no value: settings are NAME=VALUE, as in objective.num_heads=18."
+    """Return which argument runs several jobs without ``-m``, of which Hydra would run one; None if there is none."""
     multirun = ("--multirun", "-m", "hydra.mode=MULTIRUN")
-    if not any(one in multirun or (one[:3] == "--m" and multirun[0].startswith(one)) for one in arguments):
-        parser = OverridesParser.create()
-        for argument in arguments:
-            if argument.startswith(("sweep=", "hparams_search=")):
-                return f"{argument} runs several jobs: add -m, as in python train.py -m {argument}."
-            with suppress(HydraException):
-                if parser.parse_override(argument).is_sweep_override():
-                    return f"{argument} has several values: add -m for a run with each of them; a list is [A,B]."
-    return None
-
-
-def find_hint(refusal: BaseException | None) -> str | None:
-    """Return which setting, or which option, may have been meant by one that Hydra has refused; None without a hint."""
-    refused = re.match(r"Could not override '([\w.]+)'", str(refusal))
-    if not isinstance(refusal, HydraException) or refused is None:
+    if any(one in multirun or (one[:3] == "--m" and multirun[0].startswith(one)) for one in arguments):
         return None
-    options = defaultdict[str, list[str]](list)
-    for file in sorted(CONF.glob("*/*.yaml")):
-        for setting in OmegaConf.load(file):
-            options[f"{file.parent.name}.{setting!s}"].append(f"{file.parent.name}={file.stem}")
-    name, groups = refused[1], [path.name for path in CONF.iterdir() if path.is_dir()]
-    if name in options:
-        return f"{name} is a setting of {' or '.join(options[name])}, which the command does not have."
-    same = [one for one in options if one.endswith((f".{name}", f"_{name}"))]
-    known = [*map(str, OmegaConf.load(CONF / "config.yaml")), *groups, *options]
-    meant = same or difflib.get_close_matches(name, known, n=1)
-    return f"Did you mean {' or '.join(meant)}?" if meant else None
+    chosen = (one for one in arguments if one.startswith(("sweep=", "hparams_search=")))
+    return next((f"{one} runs several jobs: add -m, as in python train.py -m {one}." for one in chosen), None)
 
 
 def command_line() -> None:
@@ -172,12 +129,7 @@ def command_line() -> None:
     redact_output()
     if problem := find_mistake(sys.argv[1:]):
         sys.exit(f"error: {problem}")
-    try:
-        main()
-    except SystemExit as end:
-        if hint := find_hint(end.__context__):
-            print(hint, file=sys.stderr)
-        raise
+    main()
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from gating.data.tokens import load_tokenizer
 from gating.distributed.launch import check_devices
 from gating.errors import explain, is_input_error
 from gating.models.sources import Pretrained, make_meta_model
-from gating.run.build import build_objects, build_phase
+from gating.run.build import build, build_callbacks, build_objects
 from gating.run.settings import read_settings
 from gating.tasks.sequence_classification import SequenceClassification
 from tests.support.family_models import FAMILIES
@@ -249,6 +249,9 @@ def test_settings(place: Path, inputs: list[str]) -> None:
         read = read_settings(composed)
         check_devices(read.trainer)
         build_objects(read)
-        build_phase(read)
+        build_callbacks(read)
+        build("optimizer", read.optimizer)
+        build("scheduler", read.scheduler)
+        build("trainer", read.trainer, partial=True)
 
     endures(st.lists(change, min_size=1, max_size=2), attempt)

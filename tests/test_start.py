@@ -40,16 +40,12 @@ REFUSED = {
     "train.py objektive=budget": "objektive",
     "train.py objective=budgets": "budgets",
     "train.py objective.num_head=18": "+objective.num_head=18",
-    "train.py +overwrit=true": "Did you mean overwrite?",
+    "train.py +overwrit=true": "overwrit=",
     "train.py seed=-1": "seed=-1",
     "train.py output_dir=tests": "output_dir=",
     "train.py resume=nowhere": "no run in",
     "gating train sweep=heads": "add -m",
-    "train.py objective.num_heads=12,24": "add -m",
-    "train.py --num_heads 18": "NAME=VALUE",
-    "train.py optimizer.lr 3e-4": "NAME=VALUE",
-    "train.py num_heads=18": "Did you mean objective.num_heads?",
-    "train.py data.train=x.csv": "setting of data=files or",
+    "train.py objective.num_heads=12,24": "--multirun",
 }
 
 

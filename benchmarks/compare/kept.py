@@ -70,8 +70,8 @@ def measure(run: Path, dense_run: Path, row: Row) -> list[dict[str, Any]]:
         with tempfile.TemporaryDirectory() as folder:
             report = gating.export_onnx(run / "compact", Path(folder) / "int8", int8=True)
             exported: Any = GraphModel(model.config, report.path)
-            values, _ = data.evaluate(exported, "test", task=objects.task, metrics=data.prepared.metrics, title=name)
-            score = {f"test/{row['metric']}": values[row["metric"]], "megabytes": report.megabytes}
+            found = data.evaluate(exported, "test", task=objects.task, metrics=data.prepared.metrics, title=name)
+            score = {f"test/{row['metric']}": found.metrics[row["metric"]], "megabytes": report.megabytes}
             rows.append({**rows[0], "method": name, **score, **_speeds(dense, graph(report.path), data)})
     for each in rows:
         print(f"{each['data']} {each['method']} {each['speedup']:.2f}x {each['speedup_short']:.2f}x", flush=True)

@@ -29,8 +29,8 @@ from gating.models.pretrained import Pretrained
 from gating.pruning.latency import margin
 from gating.pruning.layers import build_original
 from gating.report.score import Score
-from gating.report.summary import Stage, Summary
-from gating.run.build import RunObjects, build_objects, naming_settings
+from gating.report.summary import Summary
+from gating.run.build import RunObjects, build_objects
 from gating.run.data import RunData, encode_examples, load_examples
 from gating.run.folder import find_model, stored_settings
 from gating.run.inputs import data_differ, read_inputs
@@ -82,35 +82,35 @@ def evaluate_folder(folder: str, overrides: Sequence[str], *, split: str | None 
     quiet_libraries()
     place, run_folder = find_model(folder)
     settings = evaluation_settings(str(place or folder), overrides, run_folder=run_folder, split=split)
-    with naming_settings(settings.model_dump()):
-        device = check_devices(settings.trainer).root
-        # Wrong settings are refused before anything is downloaded.
-        objects = build_objects(settings)
-        place = place or Path(locate(folder))
-        place = place if place.is_dir() else Path(snapshot_download(str(place)))
-        examples, split = load_split(settings, objects, split)
-        objects, model, data = load_evaluation(settings, objects, place, examples, split=split)
-        if run_folder is not None:
-            _warn_of_changes(run_folder, override_names(overrides), examples, split=split)
-        timing = RunTiming(objects.latency, data.module, split)
-        timing.check(model)
-        model.to(device)  # type: ignore[arg-type]
-        summary, prepared = Summary(), data.prepared
-        score = prepared.final_score or prepared.score
-        with summary.timed("evaluate"):
-            values, tally = data.evaluate(
-                model, split, task=objects.task, metrics=prepared.all_metrics, title=f"evaluating: {split}"
-            )
-        summary.add_metrics(Stage.COMPACT, "model", split, values)
-        original = read_original(model, place)
-        dense = model if original is None else build_original(model, original, device=device)
-        summary.compare_models(dense, model, timing.batch(device))
-        summary.latency, summary.short_latency = timing.compare(dense, model, run_seconds=summary.seconds["evaluate"])
+    device = check_devices(settings.trainer).root
+    # Wrong settings are refused before anything is downloaded.
+    objects = build_objects(settings)
+    place = place or Path(locate(folder))
+    place = place if place.is_dir() else Path(snapshot_download(str(place)))
+    examples, split = load_split(settings, objects, split)
+    objects, model, data = load_evaluation(settings, objects, place, examples, split=split)
+    if run_folder is not None:
+        _warn_of_changes(run_folder, override_names(overrides), examples, split=split)
+    timing = RunTiming(objects.latency, data.module, split)
+    timing.check(model)
+    model.to(device)  # type: ignore[arg-type]
+    summary, prepared = Summary(), data.prepared
+    score = prepared.final_score or prepared.score
+    with summary.timed("evaluate"):
+        found = data.evaluate(
+            model, split, task=objects.task, metrics=prepared.all_metrics, title=f"evaluating: {split}"
+        )
+    values, num_examples = found.metrics, found.count()[0]
+    summary.add_metrics("compact", "model", split, values)
+    original = read_original(model, place)
+    dense = model if original is None else build_original(model, original, device=device)
+    summary.compare_models(dense, model, timing.batch(device))
+    summary.latency, summary.short_latency = timing.compare(dense, model, run_seconds=summary.seconds["evaluate"])
     limit = f"trainer.{_LIMITS[split]}={settings.trainer[_LIMITS[split]]}" if data.is_part(split) else None
     numbers = {
         "model": folder,
         "split": split,
-        "num_examples": tally.count()[0],
+        "num_examples": num_examples,
         "limit": limit,
         "metric": score.name,
         "metrics": {name: finite_number(value) for name, value in values.items()},
@@ -122,7 +122,7 @@ def evaluate_folder(folder: str, overrides: Sequence[str], *, split: str | None 
     if not _is_compact(summary):
         numbers = {name: value for name, value in numbers.items() if not re.search("_before$|^speedup", name)}
     part = "" if limit is None else f", a part of them by {limit}"
-    title = f"{folder} on {tally.count()[0]:,} {split} examples{part} ({device}):"
+    title = f"{folder} on {num_examples:,} {split} examples{part} ({device}):"
     formats = {score.name: score}
     for metric in prepared.all_metrics.values():
         formats |= getattr(metric, "formats", {})

@@ -7,7 +7,6 @@ from gating.compact.files import find_folder
 from gating.errors import InputError, UserError, explain
 from gating.run.folder import find_model
 from gating.serving.formats import FORMATS, export_compact
-from gating.tracking.progress import Progress
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -17,12 +16,10 @@ def run(arguments: argparse.Namespace) -> None:
     # The export of user/name lies in the current folder.
     name = place.rstrip("/") if source == Path(place) else Path(place).name
     ending = FORMATS[arguments.format].ending or f"-{arguments.format}{'-int8' if arguments.int8 else ''}"
-    title = f"Exporting to {FORMATS[arguments.format].runtime}"
-    print(f"{title} ...", flush=True)
+    print(f"Exporting to {FORMATS[arguments.format].runtime} ...", flush=True)
     options = ("overwrite", "dtype", "int8", "tokenizer_from", "pre_tokenizer")
     given = {option: getattr(arguments, option) for option in options}
-    with Progress(title):
-        report = export_compact(source, arguments.output or f"{name}{ending}", format=arguments.format, **given)
+    report = export_compact(source, arguments.output or f"{name}{ending}", format=arguments.format, **given)
     print("\n".join((f"{report.path}: {report.megabytes:,.1f} MB", *report.sentences)))
     if arguments.int8:
         try:  # The export is written.
@@ -57,14 +54,14 @@ def compare_accuracy(folder: str, exported: Path) -> str:
     objects, model, data = load_evaluation(settings, objects, place, examples, split=split)
     score = data.prepared.score
     # A graph only predicts the next token: metrics that need generated text are left out.
-    (floats, _), (integers, tally) = (
+    floats, integers = (
         data.evaluate(
             module, split, task=objects.task, metrics=data.prepared.metrics, title=f"{split}, {weights} weights"
         )
         for weights, module in (("float", model), ("8-bit", GraphModel(model.config, exported)))
     )
-    before, after = floats[score.name], integers[score.name]
+    before, after = floats.metrics[score.name], integers.metrics[score.name]
     return (
         f"{split} {score.name}: {score.show(before)} with float weights, {score.show(after)} with 8-bit weights "
-        f"({score.change(after, before):+.2f}{score.points}) on {tally.count()[0]:,} examples"
+        f"({score.change(after, before):+.2f}{score.points}) on {integers.count()[0]:,} examples"
     )

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTr
 
 from gating.errors import InputError, loading, shorten
 from gating.models.sources import ModelSource
-from gating.tracking.progress import Progress, advance
+from gating.tracking.progress import bar
 from gating.vocabulary import check_known, check_vocabulary
 
 # Number of tokens that tell whether a tokenizer knows the texts.
@@ -63,16 +63,26 @@ def tokenize(splits: DatasetDict, function: Callable[..., Any], *, tokenizer: Pr
     """Map every split in batches to columns of tokens alone, or load the result from the cache of an earlier run."""
 
     def counted(batch: dict[str, list[Any]]) -> Any:
-        tokens = function(batch)
-        advance(len(next(iter(batch.values()))))
-        return tokens
+        progress.update(len(next(iter(batch.values()))))
+        return function(batch)
 
     # The cache of datasets has no tables in memory. Names for all splits come before the tokenizer is called, which
     # changes it in some versions of transformers.
-    names = {split: cache_file(Hasher.hash((table._fingerprint, function))) for split, table in splits.items()}
+    names = {split: Hasher.hash((table._fingerprint, function)) for split, table in splits.items()}
     columns = next(iter(splits.values())).column_names
-    with Progress("Tokenizing", sum(map(len, splits.values())), unit="rows"):
-        tokens: DatasetDict = splits.map(counted, batched=True, remove_columns=columns, cache_file_names=names)
+    with bar(title="Tokenizing", total=sum(map(len, splits.values())), unit="rows") as progress:
+        tokens = DatasetDict(
+            {
+                split: table.map(
+                    counted,
+                    batched=True,
+                    remove_columns=columns,
+                    new_fingerprint=names[split],
+                    cache_file_name=cache_file(names[split]),
+                )
+                for split, table in splits.items()
+            }
+        )
     if "train" in tokens:
         ids = pc.list_flatten(tokens["train"].with_format("arrow")["input_ids"][:])[:_CHECKED]
         check_known(tokenizer, torch.from_numpy(ids.cast("int64").to_numpy().copy()), name="training data")

@@ -18,7 +18,6 @@ from gating.errors import InputError, explain, is_input_error, loading, shorten
 from gating.loader.checksums import digest_file
 from gating.serving.contexts import settings_of
 from gating.serving.formats import check_packages
-from gating.tracking.progress import Progress
 
 __all__ = ["unpack_gguf"]
 
@@ -47,20 +46,17 @@ def unpack_gguf(file: Path) -> Path:
 @lru_cache
 def _unpack(file: Path, _size: int, _changed: int) -> Path:
     cache = cached_assets_path("head-gating", namespace="gguf", subfolder="checked")
-    with Progress(f"Reading {file.name}"):
-        folder = cache / digest_file(file)[:16]
-        with FileLock(f"{folder}.lock"), tempfile.TemporaryDirectory(dir=cache) as scratch:
-            if not folder.is_dir():
-                try:
-                    _write(file, Path(scratch) / "new")
-                except Exception as error:  # transformers raises errors of many classes for what it does not know.
-                    if is_input_error(error):
-                        raise
-                    reason = shorten(f"{type(error).__name__}: {explain(error)}".rstrip("."), most=300)
-                    raise InputError(
-                        f"transformers does not read the GGUF file {file} ({reason}). {_REMEDY}"
-                    ) from error
-                (Path(scratch) / "new").rename(folder)
+    folder = cache / digest_file(file)[:16]
+    with FileLock(f"{folder}.lock"), tempfile.TemporaryDirectory(dir=cache) as scratch:
+        if not folder.is_dir():
+            try:
+                _write(file, Path(scratch) / "new")
+            except Exception as error:  # transformers raises errors of many classes for what it does not know.
+                if is_input_error(error):
+                    raise
+                reason = shorten(f"{type(error).__name__}: {explain(error)}".rstrip("."), most=300)
+                raise InputError(f"transformers does not read the GGUF file {file} ({reason}). {_REMEDY}") from error
+            (Path(scratch) / "new").rename(folder)
     return folder
 
 

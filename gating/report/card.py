@@ -9,10 +9,8 @@ from transformers import PreTrainedModel
 
 from gating.loader.record import auto_classes
 from gating.proof.probe import make_probe
-from gating.pruning.layers import build_original
-from gating.pruning.measure import cache_bytes_per_token
 from gating.report.metadata import TAG, base_of, is_sentence_folder, task_of
-from gating.report.rows import CompactReport, Row, heads_per_layer, layers_left, neurons_per_layer, size_rows
+from gating.report.rows import CompactReport, heads_per_layer, layers_left, neurons_per_layer
 
 # Auto classes whose models have another one, of a clearer name; BART is among the masked language models, too.
 _VAGUE = ("AutoModelForMaskedLM", "AutoModelForTextEncoding", "AutoModelForPreTraining")
@@ -48,7 +46,7 @@ def write_card(
     Args:
         path: Path of the README.md.
         model: The compact model.
-        report: Measurements for the card; without sizes among them, it has the numbers of heads and neurons.
+        report: Measurements for the card.
         stock: Whether the folder holds a stock model, which loads without further code.
         repo_id: Name on the hub that the model is uploaded to; then the license of the base model is looked up there.
     """
@@ -63,7 +61,6 @@ def write_card(
         report=report,
         notes=[*report.notes, *map("Warning: {}".format, report.warnings), *filter(None, [layers_left(model)])],
         units="heads" if has_all_neurons else "neurons" if has_all_heads else "heads and neurons",
-        sizes=report.rows or _recorded_rows(model),
         heads=heads,
         neurons=[] if has_all_neurons else neurons,
         usage=usage_code(model, path.parent, place=place, stock=stock),
@@ -158,17 +155,6 @@ def _example(model: PreTrainedModel, folder: Path, task: str) -> str | None:
         return None
     # Probes are shorter for models with fewer positions.
     return "text" if probe.keys() <= takes and probe["input_ids"].shape[1] == _LENGTH else None
-
-
-def _recorded_rows(model: PreTrainedModel) -> list[Row]:
-    """Return the heads, neurons and bytes of the key-value cache before and after, where there are fewer now."""
-    heads, neurons, original = heads_per_layer(model), neurons_per_layer(model), build_original(model, model.config)
-    sizes: dict[str, tuple[float, float]] = {
-        "heads": (sum(before for *_, before in heads), sum(len(kept) for _, kept, _ in heads)),
-        "neurons": (sum(before for *_, before in neurons), sum(kept for _, kept, _ in neurons)),
-        "cache": (cache_bytes_per_token(original), cache_bytes_per_token(model)),
-    }
-    return size_rows({name: (before, after) for name, (before, after) in sizes.items() if after < before}, {})
 
 
 def _auto_suffix(model: PreTrainedModel) -> str:

@@ -21,7 +21,6 @@ from gating.objectives.gate_metrics import metrics_of
 from gating.report.results import RunResults
 from gating.report.rows import KeptNeurons
 from gating.report.score import Score
-from gating.report.summary import Stage
 
 # Inches of a row of a map, and of a head in it.
 _ROW, _HEAD = 0.36, 0.42
@@ -125,10 +124,10 @@ def course_figures(results: RunResults) -> dict[str, Figure]:
     """Draw the score, the open units of a search, and the losses if any were logged, over the steps, by their names."""
     score, total = results.score, results.total_steps
     observations = results.history.observations
-    removal = [(results.search_steps, results.validation_at(stage)) for stage in (Stage.SEARCH, Stage.REMOVED)]
+    removal = [(results.search_steps, at) for at in (results.validation_at("search"), results.validation_at("removed"))]
     series: dict[str, Points] = {
         f"validation {score.name}": sorted([*((one.step, one.metric) for one in observations), *removal], key=_STEP),
-        "final model": [(total, results.validation_at(Stage.COMPACT))],
+        "final model": [(total, results.validation_at("compact"))],
         "dense reference": [(step, results.reference.get(f"val/{score.name}", math.nan)) for step in (0, total)],
     }
     figures = {score.name.capitalize(): _chart(results, series, scale=score.scale, unit=score.unit, score=score)}

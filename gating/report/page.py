@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from gating.report.figures import as_source, course_figures, final_gates
 from gating.report.results import RunResults
 from gating.report.rows import SHOWN, quotient, show_number, show_share
-from gating.report.summary import Stage, machine, versions
+from gating.report.summary import machine, versions
 from gating.storage.files import replacing_file
 from gating.units import UNITS
 
@@ -36,7 +36,6 @@ def write_page(path: Path, results: RunResults, *, gates_file: Path) -> None:
     gates = final_gates(results) if results.history.gate_values else None
     text = environment.get_template("page.html.j2").render(
         run=results,
-        Stage=Stage,
         units={name: SHOWN[name][0] for name in (*UNITS, "layers", "parameters")},
         gates="" if gates is None else as_source(gates),
         course={name: as_source(figure) for name, figure in course_figures(results).items()},

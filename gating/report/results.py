@@ -126,12 +126,12 @@ class RunResults:
     @property
     def final(self) -> Mapping[str, float]:
         """Metrics of the final model."""
-        return self.summary.metrics.get(Stage.COMPACT, {})
+        return self.summary.metrics.get("compact", {})
 
     @property
     def reference(self) -> Mapping[str, float]:
         """Metrics of the dense model: the teacher, or this one before a search on embeddings or frozen weights."""
-        return self.summary.metrics.get(Stage.DENSE, {})
+        return self.summary.metrics.get("dense", {})
 
     @cached_property
     def report(self) -> CompactReport:

@@ -5,13 +5,12 @@ import math
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from enum import Enum
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -27,6 +26,9 @@ from gating.storage.files import replacing_file
 from gating.structure.layers import count_layers, count_units
 from gating.units import UNITS
 
+# Stages of a run at which the model is evaluated, which are prefixes of names in ``metrics.json``; a dense model is the
+# teacher, or that of a dense run. Exports have their own names, and a prediction without a model is "baseline".
+Stage = Literal["search", "removed", "compact", "dense"]
 # Prefixes of the splits in metric names, as in the logs.
 _SPLITS = {"validation": "val", "test": "test"}
 # Names in metrics.json of sizes other than numbers of units.
@@ -44,24 +46,6 @@ def machine() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"{platform.machine()} CPU with {os.cpu_count()} cores"
-
-
-class Stage(str, Enum):
-    """Stages of a run at which metrics are measured; the values are prefixes of names in ``metrics.json``."""
-
-    SEARCH = "search"
-    REMOVED = "removed"
-    COMPACT = "compact"
-    # The teacher, or the model of a dense run.
-    DENSE = "dense"
-    ONNX = "onnx"
-    ONNX_INT8 = "onnx-int8"
-    OPENVINO = "openvino"
-    OPENVINO_INT8 = "openvino-int8"
-    # The baseline is a prediction without a model.
-    BASELINE = "baseline"
-
-    __str__ = str.__str__
 
 
 @dataclass
@@ -137,18 +121,15 @@ class Summary:
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - self._started.pop(name)
 
-    def add_metrics(self, stage: Stage, title: str, split: str, values: Mapping[str, float]) -> None:
-        """Record the metrics of a stage on a split."""
-        # Plain strings, because checkpoints hold no classes.
-        name = stage.value
-        self.titles[name] = title
-        self.metrics.setdefault(name, {}).update(
-            {f"{_SPLITS[split]}/{metric}": value for metric, value in values.items()}
-        )
+    def add_metrics(self, stage: str, title: str, split: str, values: Mapping[str, float]) -> None:
+        """Record the metrics of a stage, an export or the baseline on a split."""
+        self.titles[stage] = title
+        named = {f"{_SPLITS[split]}/{metric}": value for metric, value in values.items()}
+        self.metrics.setdefault(stage, {}).update(named)
 
     def score_of(self, stage: Stage, score: Score) -> float | None:
         """Return the validation score of a stage; None without one."""
-        return self.metrics.get(stage.value, {}).get(f"{_SPLITS['validation']}/{score.name}")
+        return self.metrics.get(stage, {}).get(f"{_SPLITS['validation']}/{score.name}")
 
     def add_counts(self, split: str, num_examples: int, num_targets: int, *, is_part: bool) -> None:
         """Record how much of a split the final metrics are of."""
@@ -158,40 +139,15 @@ class Summary:
             limit = f"trainer.limit_{name}_batches"
             self.parts.append(f"Of the {split} data, {num_examples:,} examples were evaluated ({limit}).")
 
-    def doubt(self, score: Score, *, seen: Sequence[float] = ()) -> str | None:
-        """Return a warning about the final value of a metric on validation or else test data, if there is cause.
-
-        Args:
-            score: The metric.
-            seen: Its values during the search.
-        """
-        if fall := self._fall(score, seen):
-            return fall
-        final, baseline = self.metrics.get(Stage.COMPACT, {}), self.metrics.get(Stage.BASELINE, {})
+    def doubt(self, score: Score) -> str | None:
+        """Return a warning about the final value of a metric on validation or else test data, if there is cause."""
+        final, baseline = self.metrics.get("compact", {}), self.metrics.get("baseline", {})
         for prefix in _SPLITS.values():
             if (name := f"{prefix}/{score.name}") in final:
                 number = self.counts[f"num_targets/{prefix}"]
                 doubt = score.doubt(final[name], baseline.get(name, math.nan), num_targets=number)
                 return doubt and f"The {name} is {doubt}."
         return None
-
-    def _fall(self, score: Score, seen: Sequence[float]) -> str | None:
-        """Return a warning if half of the lead of the dense model, or else of the best one seen, was lost."""
-        final, dense = self.score_of(Stage.COMPACT, score), self.score_of(Stage.DENSE, score)
-        best = max((value for value in seen if value == value), key=lambda value: score.gain(value, 0), default=None)
-        whose, before = ("the dense model's", dense) if dense is not None else ("the search's best,", best)
-        if final is None or before is None or not self.search:
-            return None
-        baseline = self.score_of(Stage.BASELINE, score)
-        lead = abs(before) if baseline is None else score.gain(before, baseline)
-        chance = score.chance(final, before, num_targets=self.counts[f"num_targets/{_SPLITS['validation']}"])
-        if not (lead > 0 and score.gain(before, final) > max(lead / 2, chance)):
-            return None
-        return (
-            f"The val/{score.name} is {score.show(final)}, far worse than {whose} {score.show(before)}: too much was "
-            "removed, or the run was too short. Keep more (objective.num_heads, objective.keep), or train longer "
-            "(trainer.max_steps, recovery)."
-        )
 
     def compare_models(self, dense: nn.Module, compact: nn.Module, batch: Mapping[str, Tensor] | None = None) -> None:
         """Record the sizes of two models; multiply-accumulates only if there is a batch to count them with."""
@@ -227,7 +183,7 @@ class Summary:
 
     def _scores(self) -> list[tuple[str, str, float]]:
         """Return the finite metrics of the compact model: split, name and value."""
-        final = self.metrics.get(Stage.COMPACT, {})
+        final = self.metrics.get("compact", {})
         return [
             (split, name.removeprefix(f"{prefix}/"), value)
             for split, prefix in _SPLITS.items()
@@ -259,10 +215,10 @@ class Summary:
         for batch, times in self.latencies.items():
             values = (times.speedup, 1e3 * times.before, 1e3 * times.after, times.error)
             numbers |= {name.format(batch): value for name, value in zip(_LATENCY, values, strict=True)}
-        final = self.metrics.get(Stage.COMPACT, {})
+        final = self.metrics.get("compact", {})
         numbers |= final
-        renamed = {} if self.search else {Stage.COMPACT: Stage.DENSE}
-        stages = {renamed.get(Stage(stage), stage): values for stage, values in self.metrics.items()}
+        renamed = {} if self.search else {"compact": "dense"}
+        stages = {renamed.get(stage, stage): values for stage, values in self.metrics.items()}
         numbers |= {f"{stage}/{name}": value for stage, values in stages.items() for name, value in values.items()}
         seconds = {f"seconds/{stage}": seconds for stage, seconds in self.all_seconds().items()}
         return numbers | self.counts | seconds
@@ -285,7 +241,7 @@ class Summary:
             "metric": score.name,
             "score": {name: value for name, value in asdict(score).items() if name != "name"},
             "seed": seed,
-            "baseline": self.titles.get(Stage.BASELINE, "none").removeprefix("baseline: "),
+            "baseline": self.titles.get("baseline", "none").removeprefix("baseline: "),
             "warnings": self.warnings,
             "machine": machine(),
             "threads": torch.get_num_threads(),

@@ -1,16 +1,12 @@
-"""The objects of a run, built from its settings: each checks its own, and an error names ``group.setting=value``."""
+"""The objects of a run, built from its settings: each checks its own, and an error names the setting and its value."""
 
 import inspect
-import re
 import typing
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import pytorch_lightning as pl
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from lightning_fabric.utilities.exceptions import MisconfigurationException
@@ -21,7 +17,7 @@ from pytorch_lightning.loggers import Logger
 from transformers import PreTrainedModel
 
 from gating.data.datamodule import ExampleDataModule
-from gating.errors import InputError, explain, is_input_error, nearest_name
+from gating.errors import InputError, explain, is_input_error
 from gating.gates import HeadGates, create_gates, inject_gates
 from gating.models.adapters import Adapters, NoAdapters
 from gating.models.sources import ModelSource, Pretrained
@@ -30,9 +26,7 @@ from gating.objectives.search import Convergence
 from gating.run.folder import Phase
 from gating.run.settings import Settings, is_dense
 from gating.run.timing import LatencySettings
-from gating.storage.identity import leaves
 from gating.tasks.base import Task
-from gating.training.optimizers import OptimizerSettings
 
 if TYPE_CHECKING:
     from gating.objectives.distillation import Distillation
@@ -40,16 +34,6 @@ if TYPE_CHECKING:
 # Errors that constructors of other packages raise for invalid arguments.
 _REFUSALS = (ValueError, TypeError, ImportError, MisconfigurationException)
 _KINDS = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
-
-
-@dataclass(frozen=True)
-class PhaseObjects:
-    """Objects of one training phase, built anew for each; the trainer is a function of the run's arguments."""
-
-    optimizer: OptimizerSettings
-    scheduler: Any
-    callbacks: tuple[Callback, ...]
-    make_trainer: Callable[..., pl.Trainer]
 
 
 @dataclass(frozen=True)
@@ -88,11 +72,6 @@ class RunObjects:
     data: DataSettings
     make_gates: "partial[HeadGates]"
     make_loggers: Callable[..., list[Logger]]
-
-    @property
-    def discovers(self) -> bool:
-        """Whether attention blocks are discovered, which takes the weights of the model."""
-        return bool(self.make_gates.keywords.get("discover"))
 
     def with_budget(self, objective: Mapping[str, Any]) -> "RunObjects":
         """Return the same objects with an objective whose budget was measured, by its settings."""
@@ -143,15 +122,10 @@ def build_objects(settings: Settings) -> RunObjects:
     )
 
 
-def build_phase(settings: Settings) -> PhaseObjects:
-    """Return the objects of one training phase; the errors are those of :func:`build_objects`."""
+def build_callbacks(settings: Settings) -> list[Callback]:
+    """Return the chosen callbacks, new ones at each call; the errors are those of :func:`build_objects`."""
     callbacks = {name: callback for name, callback in settings.callbacks.items() if callback is not None}
-    return PhaseObjects(
-        optimizer=build("optimizer", settings.optimizer),
-        scheduler=build("scheduler", settings.scheduler),
-        callbacks=tuple(build(f"callbacks.{name}", callback) for name, callback in callbacks.items()),
-        make_trainer=build("trainer", settings.trainer, partial=True),
-    )
+    return [build(f"callbacks.{name}", callback) for name, callback in callbacks.items()]
 
 
 def build(name: str, values: Mapping[str, Any], *, partial: bool = False) -> Any:
@@ -201,11 +175,8 @@ def locate_target(target: object, name: str) -> Any:
     return found
 
 
-def _check_arguments(name: str, values: Mapping[str, Any], *, is_whole: bool, others: Collection[str] = ()) -> None:
-    """Raise ``InputError`` for settings that a target, or one inside, does not take or needs.
-
-    ``others`` are names of the group that something else takes.
-    """
+def _check_arguments(name: str, values: Mapping[str, Any], *, is_whole: bool) -> None:
+    """Raise ``InputError`` for settings that a target, or one inside, does not take or needs."""
     if not isinstance(values, Mapping):
         raise InputError(f"{name}={values} cannot be used: give a table with _target_.")
     target = locate_target(values.get("_target_"), name)
@@ -213,9 +184,7 @@ def _check_arguments(name: str, values: Mapping[str, Any], *, is_whole: bool, ot
     try:
         (signature.bind if is_whole else signature.bind_partial)(*values.get("_args_", ()), **given)
     except TypeError as error:
-        unknown = min(given.keys() - signature.parameters.keys(), default="")
-        hint = nearest_name(unknown, sorted({*signature.parameters, *others}), prefix=f"{name}.") if unknown else ""
-        raise InputError(f"{name}{'.' * bool(unknown)}{unknown} cannot be used: {error}. {hint}".rstrip()) from None
+        raise InputError(f"{name} cannot be used: {error}.") from None
     types = _types_of(target) if str(values["_target_"]).startswith("gating.") else {}
     for key, value in given.items():
         if isinstance(value, Mapping) and "_target_" in value:
@@ -272,13 +241,12 @@ def _with_partial_metrics(task: Mapping[str, Any]) -> dict[str, Any]:
 
 def _split_data(values: Mapping[str, Any], task: Task) -> DataSettings:
     """Divide the settings of the data among source, task and batches; null is left to the task or another one."""
-    left, others = dict(values), ["about", "allow_changed"]
+    left = dict(values)
     about, allow_changed = left.pop("about", None), bool(left.pop("allow_changed", False))
     taken = []
     for function in (ExampleDataModule, task.prepare):
         types, parameters = _types_of(function), inspect.signature(function).parameters
         own = [key for key, parameter in parameters.items() if parameter.kind == parameter.KEYWORD_ONLY]
-        others += own
         taken.append({key: left.pop(key) for key in own if key in left})
         for key, value in taken[-1].items():
             if value is not None and key in types:
@@ -286,7 +254,7 @@ def _split_data(values: Mapping[str, Any], task: Task) -> DataSettings:
     batching, preparation = ({key: value for key, value in part.items() if value is not None} for part in taken)
     parameters = inspect.signature(locate_target(left.get("_target_"), "data")).parameters
     source = {key: value for key, value in left.items() if value is not None or key in parameters}
-    _check_arguments("data", source, is_whole=True, others=others)
+    _check_arguments("data", source, is_whole=True)
     return DataSettings(source, preparation, batching, about, allow_changed)
 
 
@@ -304,23 +272,3 @@ def teaches_itself(settings: Settings, objects: RunObjects) -> bool:
     """Return whether the gates learn from the model with all of them open: its weights are frozen in the search."""
     is_alone = objects.distillation is not None and objects.teacher is None
     return is_alone and objects.objective is not None and settings.freezes(Phase.SEARCH)
-
-
-@contextmanager
-def naming_settings(settings: Mapping[str, Any]) -> Iterator[None]:
-    """Give errors in a ``with`` block a message for a command, with dotted names of settings."""
-    try:
-        yield
-    except (ValueError, TypeError) as error:
-        sentence = explain(error)
-        places = defaultdict[str, list[str]](list)
-        for name, value in leaves(settings):
-            for short in {name.partition(".")[2], name.rpartition(".")[2]} - {"", name}:
-                places[f"{short}={value}"].append(f"{name}={value}")
-        for short, (full, *others) in places.items():
-            if not others:
-                # A name does not count inside a path or another name.
-                named = re.compile(rf"(?<![^\s(]){re.escape(short)}(?![^\s,.:;)])")
-                sentence = full.join(named.split(sentence))
-        error.in_command = sentence  # type: ignore[union-attr]
-        raise

@@ -21,8 +21,8 @@ from gating.run.build import RunObjects, load_source
 from gating.run.settings import Settings
 from gating.sharding.plan import reshard
 from gating.tasks.base import Baseline, HasLoss, Prepared, Task
-from gating.tracking.progress import Progress, watched
-from gating.training.evaluation import Tally, count_evaluated, evaluate
+from gating.tracking.progress import bar
+from gating.training.evaluation import Evaluation, count_evaluated, evaluate
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,11 @@ class RunData:
         metrics: MetricCollection,
         baseline: Baseline | None = None,
         title: str,
-    ) -> tuple[dict[str, float], Tally]:
-        """Return the metrics of a model on a split, and the tally of its targets, with a baseline's metrics."""
+    ) -> Evaluation:
+        """Return the metrics of a model, and of a baseline if one is given, on a split."""
         total = self.num_evaluated[split]
-        batches = islice(self.module.evaluation_dataloader(split), total)
-        tally = Tally(task, metrics, baseline, model=model)
-        counted = tally.watch(watched(batches, title=title, total=total, unit="batches"))
-        return evaluate(model, counted, task=task, metrics=metrics), tally
+        batches = bar(islice(self.module.evaluation_dataloader(split), total), title=title, total=total, unit="batches")
+        return evaluate(model, batches, task=task, metrics=metrics, baseline=baseline)
 
 
 def set_measured_macs(gates: HeadGates, model: PreTrainedModel, data: RunData) -> None:
@@ -83,8 +81,7 @@ def load_examples(settings: Settings, objects: RunObjects, *, needs_train: bool 
         InputError: The source rejects its settings, or returns no examples.
     """
     data, task = objects.data, objects.task
-    with Progress("Reading the data"):
-        examples = as_examples(load_source(data), target=data.source["_target_"], needs_train=needs_train)
+    examples = as_examples(load_source(data), target=data.source["_target_"], needs_train=needs_train)
     if "train" not in examples.splits:
         return examples
     has_classes = getattr(task, "has_classes", False)

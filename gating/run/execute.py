@@ -3,7 +3,7 @@
 import json
 import time
 from dataclasses import replace
-from datetime import date, timedelta
+from datetime import date
 from functools import partial
 
 import torch
@@ -17,12 +17,11 @@ from gating.loader.checksums import RECORD_KEY
 from gating.loader.integrity import check_finite
 from gating.models.sources import short_name
 from gating.report.card import usage_code
+from gating.report.figures import final_gates
 from gating.report.metadata import describe_data
 from gating.report.page import write_page
 from gating.report.results import RunResults
 from gating.report.rows import CompactReport, heads_per_layer, neurons_per_layer, print_report
-from gating.report.summary import Stage
-from gating.run.build import naming_settings
 from gating.run.folder import CONFIG, METRICS, Phase, RunFolder
 from gating.run.phases import recover, remove, search, teach
 from gating.run.prepare import prepare
@@ -34,8 +33,7 @@ from gating.storage.hub import upload
 from gating.structure.blocks import share_specs
 from gating.structure.layers import count_units
 from gating.tasks.base import Sample
-from gating.tracking.loggers import log_outcome, log_samples, read_log
-from gating.tracking.progress import Progress
+from gating.tracking.loggers import log_figure, log_outcome, log_samples, read_log
 from gating.tracking.redaction import redact
 from gating.tracking.verbosity import quiet_libraries
 
@@ -51,23 +49,19 @@ def execute(settings: Settings, folder: RunFolder) -> None:
         InputError: The settings do not fit the data, the model or the machine.
     """
     quiet_libraries()
-    with naming_settings(settings.model_dump()):
-        with Progress("Preparation"):
-            run = prepare(settings, folder)
-        if is_rank_zero():
-            title, heads = run.objects.source.title, count_units(run.state.model, "heads")
-            print(f"{title}: {heads} heads, {run.total_steps} steps in {folder.path}")
-        steps = {"Teacher": teach, "Search": search, "Removal": remove, "Recovery": recover, "The end": finish}
-        for title, step in steps.items():
-            with Progress(title):
-                step(run)
+    run = prepare(settings, folder)
+    if is_rank_zero():
+        title, heads = run.objects.source.title, count_units(run.state.model, "heads")
+        print(f"{title}: {heads} heads, {run.total_steps} steps in {folder.path}")
+    for step in (teach, search, remove, recover, finish):
+        step(run)
 
 
 def finish(run: Run) -> None:
     """Evaluate the model, save it, and write its exports and the report."""
     compact = "compact, after recovery" if run.recovery_steps else "compact, without recovery"
     title = compact if run.objects.objective else "dense"
-    run.evaluate(Stage.COMPACT, title, splits=run.data.module.splits[1:])
+    run.evaluate("compact", title, splits=run.data.module.splits[1:])
     run.state.teacher = None  # Its memory is needed now.
     has_room = gather(run)
     if not is_rank_zero():
@@ -158,16 +152,14 @@ def report(run: Run) -> None:
     samples = _samples(run)
     state, place, results = run.state, run.folder, _results_of(run, samples)
     log_outcome(run.loggers, state.summary.flat())
+    if state.history.gate_values:
+        log_figure(run.loggers, "gates", final_gates(results), step=results.total_steps)
     print_report(Console(), results.kept, results.report, neurons=results.neurons)
     if not results.is_dense and not results.reference:
         print("This run has no dense one beside it; for one: python train.py <the same settings> objective=none")
     _show_samples(run, samples)
     write_page(place.report / "index.html", results, gates_file=place.report / "gates.png")
     state.summary.write(place.path / METRICS, score=results.final_score, seed=run.settings.seed)
-    seconds = sorted(state.summary.all_seconds().items(), key=lambda stage: -stage[1])
-    total = sum(duration for _, duration in seconds)
-    shares = ", ".join(f"{stage} {duration / total:.0%}" for stage, duration in seconds)
-    print(f"Of {timedelta(seconds=round(total))} hours: {shares}.")
     runtimes = [runtime.name for runtime in results.runtimes if not runtime.reason]
     print(f"The model runs in transformers, {', '.join(runtimes)}; the commands are in the report.")
     print(

@@ -9,14 +9,12 @@ from gating.errors import InputError, explain
 from gating.models.adapters import NoAdapters
 from gating.models.hub import PACKAGE, locate
 from gating.models.sources import Pretrained
-from gating.report.summary import Stage
 from gating.run.build import trains_weights
 from gating.run.folder import Phase
 from gating.run.run import Run
 from gating.run.settings import Settings
 from gating.serving.formats import FORMATS, check_packages, export_compact
 from gating.serving.graphs.runtime import GraphModel
-from gating.tracking.progress import Progress
 
 # Options of exports by the part of their names after the format.
 _OPTIONS: dict[str, dict[str, Any]] = {"": {}, "int8": {"int8": True}, "q8_0": {"dtype": "q8_0"}}
@@ -46,7 +44,7 @@ def export_formats(run: Run) -> None:
     """
     for name in run.settings.exports:
         try:
-            with run.state.summary.timed("exports"), Progress(f"Export to {name}"):
+            with run.state.summary.timed("exports"):
                 _export(run, name)
         except Exception as error:  # Runtimes raise errors of any class.
             warning = f"The export to {name} failed: {explain(error)}"
@@ -69,8 +67,8 @@ def _export(run: Run, name: str) -> None:
         # The other processes have ended.
         metric.distributed_available_fn = lambda: False
     for split in (split for split in data.module.splits[1:] if data.num_evaluated[split]):
-        values, _ = data.evaluate(graph, split, task=run.objects.task, metrics=metrics, title=f"{name}: {split}")
-        run.state.summary.add_metrics(Stage(name), name, split, values)
+        found = data.evaluate(graph, split, task=run.objects.task, metrics=metrics, title=f"{name}: {split}")
+        run.state.summary.add_metrics(name, name, split, found.metrics)
 
 
 def write_recipe(run: Run, *, has_room: bool) -> None:
@@ -89,7 +87,7 @@ def write_recipe(run: Run, *, has_room: bool) -> None:
             with run.state.summary.timed("recipe"):
                 place = save_recipe(
                     run.state.model,
-                    run.folder.recipe,
+                    run.folder.path / "recipe",
                     base=locate(source.name, revision=source.revision),
                     revision=source.revision,
                     folded=run.state.history.folded,

@@ -52,11 +52,11 @@ _MOVES_OPEN_FILES = os.name != "nt"
 _FORMAT = 1
 # Its data, model and teacher by their content, and its measured budget.
 INPUTS = "inputs.json"
+# The dense model that it trains to distill from.
+TEACHER = "teacher"
 CHECKPOINTS = "checkpoints"
 # Environment variables with the rank of a process, as Lightning reads them.
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
-# The folder of the run in this process, for messages after an error.
-_current: "RunFolder | None" = None
 
 
 def is_run(folder: Path) -> bool:
@@ -122,14 +122,11 @@ class RunFolder:
             for setting, place in (("output_dir", self.path), ("paths.checkpoints", self.checkpoints)):
                 check_free(place, overwrite=self._overwrite, setting=setting)
         self._lock()
-        self.follow((self.path, self.checkpoints, self.resumes))
         return self
 
     def follow(self, place: tuple[Path, Path, bool]) -> None:
-        """Take over folder, checkpoints and whether the run resumes from rank 0; they name the run after an error."""
-        global _current
+        """Take over folder, checkpoints and whether the run resumes from rank 0."""
         self.path, self.checkpoints, self.resumes = place
-        _current = self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -161,16 +158,6 @@ class RunFolder:
         return self.path / "compact"
 
     @property
-    def recipe(self) -> Path:
-        """Folder of the recipe, which a run on frozen weights writes."""
-        return self.path / "recipe"
-
-    @property
-    def teacher(self) -> Path:
-        """Folder of the dense model that this run trains to distill from."""
-        return self.path / "teacher"
-
-    @property
     def report(self) -> Path:
         """Folder of the page, the pictures and the samples."""
         return self.path / "report"
@@ -197,16 +184,19 @@ class RunFolder:
         write_atomically(self.path / INPUTS, json.dumps(inputs, indent=1, ensure_ascii=False) + "\n")
         write_atomically(self.path / CONFIG, config)
 
-    def discard_after_search(self) -> None:
-        """Rename the checkpoints of the removal and the recovery, which begin again."""
-        for later in (Phase.REMOVED, Phase.RECOVERY):
-            move_aside(self.of_phase(later))
-
     @property
     def saved(self) -> list[Path]:
         """The checkpoints of all phases, and the parts that a killed process has left."""
         folders = [self.of_phase(phase) for phase in Phase]
         return [path for one in folders for path in (*found_checkpoints(one), *unfinished_checkpoints(one))]
+
+    def how_to_resume(self) -> str:
+        """Return the line that says how to resume the run; an empty text if there is nothing to resume."""
+        if not is_run(self.path) or is_finished(self.path):
+            return ""
+        if (self.path / TEACHER).is_dir() or self.saved:
+            return f"Resume the run: python train.py resume={shlex.quote(str(self.path))}"
+        return ""
 
     def end(self, *, keep_checkpoints: bool) -> str:
         """Remove the checkpoints of a finished run, unless they are kept; return a sentence on their space, if any."""
@@ -260,15 +250,6 @@ def relocated(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
         return f"{folder}{value[len(before) :]}" if is_inside else value
 
     return cast(dict[str, Any], moved(settings))
-
-
-def how_to_resume() -> str | None:
-    """Return the line that says how to resume the run of this process; None if there is nothing to resume."""
-    if _current is None or not is_run(_current.path) or is_finished(_current.path):
-        return None
-    if _current.teacher.is_dir() or _current.saved:
-        return f"Resume the run: python train.py resume={shlex.quote(str(_current.path))}"
-    return None
 
 
 def result_of(folder: Path, name: str | None) -> float | None:

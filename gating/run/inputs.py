@@ -12,7 +12,7 @@ from datasets import Dataset
 from gating.errors import InputError
 from gating.run.folder import INPUTS
 from gating.run.settings import Settings
-from gating.storage.identity import find_difference, folder_digests, leaves, table_digests
+from gating.storage.identity import folder_digests, leaves, table_digests
 
 _log = logging.getLogger(__name__)
 
@@ -24,9 +24,7 @@ def describe_inputs(settings: Settings, splits: Mapping[str, Dataset], *, classe
     """
     groups = {"model": settings.model, "distillation": settings.distillation, "task": settings.task}
     folders = {name: Path(value) for name, value in leaves(groups) if isinstance(value, str) and os.path.isabs(value)}
-    files = {f"data.{split}": settings.data.get(split) for split in splits}
     return {
-        "places": {name: str(place) for name, place in {**files, **folders}.items() if isinstance(place, str | Path)},
         "examples": {split: table_digests(table) for split, table in splits.items()},
         "classes": None if classes is None else [str(name) for name in classes],
         "folders": {name: folder_digests(path) for name, path in folders.items() if path.is_dir()},
@@ -51,14 +49,11 @@ def check_inputs(
     Raises:
         InputError: Something differs, or there is no record to compare with.
     """
-    places = {name: f"{name}={place}" for name, place in inputs["places"].items()}
-    splits = [split for split in {**before["examples"], **inputs["examples"]} if data_differ(before, inputs, split)]
-    changed = [places.get(f"data.{split}", f"the {split} data") for split in splits]
+    splits = {**before["examples"], **inputs["examples"]}
+    changed = [f"data.{split}" for split in splits if data_differ(before, inputs, split)]
     changed += ["the classes"] if before["classes"] != inputs["classes"] else []
     common = before["folders"].keys() & inputs["folders"].keys()
-    changed += [
-        places[name] for name in sorted(common) if find_difference(before["folders"][name], inputs["folders"][name])
-    ]
+    changed += [name for name in sorted(common) if before["folders"][name] != inputs["folders"][name]]
     if not changed:
         return
     problem = f"the contents of {' and '.join(changed)} differ from those in {folder / INPUTS}"
@@ -70,13 +65,6 @@ def check_inputs(
             "go on with data.allow_changed=true."
         )
     _log.warning(f"The run in {folder} goes on with data.allow_changed=true: {problem}.")
-
-
-def check_outside(folder: Path, inputs: Mapping[str, Any]) -> None:
-    """Raise ``InputError`` for data or a model in the folder of a new run, where it would be another one later."""
-    for name, place in inputs["places"].items():
-        if Path(place).is_relative_to(folder.absolute()):
-            raise InputError(f"{name}={place} is in output_dir={folder}, which overwrite=true renames: choose another.")
 
 
 def data_differ(before: Mapping[str, Any], inputs: Mapping[str, Any], split: str) -> bool:

@@ -70,15 +70,6 @@ def _measure(
     batch = timing.fitted_batch(model, passes=NUM_PASSES, run_seconds=lambda one_pass: num_passes * one_pass)
     with _timer(model, batch, timing, title="Compact copies are timed on this device", share=_SHARE_BEFORE) as timer:
         costs = measure_latency_costs(gates, timer)
-    # Each share is fitted by itself: those of their sum are shown, which add up.
-    blocks = sum(costs.blocks.values())
-    percent = 100 / (costs.fixed + sum(costs.shares.values()) + blocks)
-    shown = [round(percent * share) for share in (*costs.shares.values(), blocks)]
-    shares = ", ".join(f"{number}% are its gated {unit}" for unit, number in zip(costs.shares, shown, strict=False))
-    print(
-        f"Of the model's time here, {shares}, {shown[-1]}% their blocks, whatever is left in them, "
-        f"{max(0, 100 - sum(shown))}% the rest ({timer.words})."
-    )
     budget: dict[str, Any] = {"cost": costs.rates(gates)}
     if speedup:
         budget["keep"] = costs.keep_for(speedup, gates)

@@ -11,11 +11,12 @@ from transformers import PreTrainedModel
 
 from gating.distributed.collectives import is_rank_zero
 from gating.objectives.search import Search
-from gating.report.summary import Stage
-from gating.run.build import PhaseObjects, build_phase
+from gating.report.results import History
+from gating.run.build import build, build_callbacks
 from gating.run.folder import Phase
 from gating.run.run import Run
-from gating.training.callbacks import BestWeights, DivergenceStop, GateMonitor, RunClock
+from gating.run.settings import Settings
+from gating.training.callbacks import BestWeights, DivergenceStop, GateMonitor
 from gating.training.checkpoints import AtomicCheckpointIO, RunCheckpoint, ShardedStrategy
 from gating.training.evaluation import validation_interval
 from gating.training.module import FineTuning
@@ -53,11 +54,10 @@ def train_phase(
     Raises:
         Unfinished: Training ended before the last step.
     """
-    objects = build_phase(run.settings)
-    module = _build_module(run, objects, first_step=first_step, search=search, model=model or run.state.model)
+    module = _build_module(run, first_step=first_step, search=search, model=model or run.state.model)
     # A search ends with its last gates, which have reached the budget.
     best = BestWeights() if run.settings.recovery_keep == "best" and phase != Phase.SEARCH else None
-    trainer = _build_trainer(run, phase, objects, steps=steps, callbacks=[best] if best else [])
+    trainer = _build_trainer(run, phase, steps=steps, own=[best] if best else [])
     checkpoint = run.last_checkpoint(phase)
     if checkpoint is not None and is_rank_zero():
         print(f"{phase} resumes from {checkpoint}")
@@ -65,7 +65,7 @@ def train_phase(
     run.data.module.start_after(first_step * run.settings.trainer["accumulate_grad_batches"])
     if best is not None and checkpoint is None and phase == Phase.RECOVERY:
         # Few steps of recovery, on examples that the search has seen, can also make a model worse.
-        removed = run.state.summary.score_of(Stage.REMOVED, module.score)
+        removed = run.state.summary.score_of("removed", module.score)
         if removed is not None:
             best.consider(module, removed, step=first_step)
     # A plain string, because checkpoints hold no classes.
@@ -94,21 +94,18 @@ def _report_end(run: Run, phase: Phase, trainer: pl.Trainer, module: FineTuning,
         print(f"{phase} ended after {trainer.global_step} of {trainer.max_steps} steps: {reason}.")
     if best is not None and best.step is not None:
         print(
-            f"{phase} keeps the weights after step {kept} of {last}: validation {module.score.name} {best.score:.4f}, "
-            f"the best of {best.num_validations}."
+            f"{phase} keeps the weights after step {kept} of {last}: validation {module.score.name} {best.score:.4f}."
         )
 
 
-def _build_module(
-    run: Run, objects: PhaseObjects, *, first_step: int, search: Search | None, model: PreTrainedModel
-) -> FineTuning:
+def _build_module(run: Run, *, first_step: int, search: Search | None, model: PreTrainedModel) -> FineTuning:
     return FineTuning(
         model,
         task=run.objects.task,
         metrics=run.data.prepared.metrics,
         score=run.data.prepared.score,
-        optimizer=objects.optimizer,
-        scheduler=_scheduler_of(run, objects),
+        optimizer=build("optimizer", run.settings.optimizer),
+        scheduler=_scheduler_of(run.settings),
         total_steps=run.total_steps,
         first_step=first_step,
         search=search,
@@ -118,25 +115,24 @@ def _build_module(
     )
 
 
-def _scheduler_of(run: Run, objects: PhaseObjects) -> Any:
+def _scheduler_of(settings: Settings) -> Any:
     """Return the schedule of a phase: without a planned recovery the training of weights goes on after the search."""
-    settings, scheduler = run.settings, objects.scheduler
+    scheduler = build("scheduler", settings.scheduler)
     if settings.planned_recovery or settings.freezes(Phase.SEARCH) or not isinstance(scheduler, WarmupSchedule):
         return scheduler
     return replace(scheduler, restart=False)
 
 
-def _build_trainer(
-    run: Run, phase: Phase, objects: PhaseObjects, *, steps: int, callbacks: Sequence[Callback]
-) -> pl.Trainer:
-    is_teacher = phase == Phase.TEACHER
-    has_checkpoints = any(isinstance(callback, Checkpoint) for callback in objects.callbacks)
-    return objects.make_trainer(
+def _build_trainer(run: Run, phase: Phase, *, steps: int, own: Sequence[Callback]) -> pl.Trainer:
+    is_teacher, chosen = phase == Phase.TEACHER, build_callbacks(run.settings)
+    has_checkpoints = any(isinstance(callback, Checkpoint) for callback in chosen)
+    make_trainer = build("trainer", run.settings.trainer, partial=True)
+    trainer: pl.Trainer = make_trainer(
         max_epochs=-1,
         max_steps=steps,
         # Logs count the steps of the run, without a teacher's.
         logger=False if is_teacher else run.loggers,
-        callbacks=_callbacks_of_phase(run, phase, [*callbacks, *objects.callbacks]),
+        callbacks=_callbacks_of_phase(run, phase, [*own, *chosen]),
         max_time=None,
         enable_checkpointing=has_checkpoints and not is_teacher,
         default_root_dir=run.folder.of_phase(phase),
@@ -144,13 +140,11 @@ def _build_trainer(
         use_distributed_sampler=False,
         **({"strategy": ShardedStrategy(torch.distributed.get_world_size())} if run.is_sharded else {}),
     )
+    return trainer
 
 
 def _callbacks_of_phase(run: Run, phase: Phase, chosen: Sequence[Callback]) -> list[Callback]:
-    """Return the callbacks of a phase in the order in which Lightning calls them.
-
-    The training of a teacher is not part of the run's history.
-    """
+    """Return the callbacks of a phase in the order in which Lightning calls them."""
     trainer = run.settings.trainer
     if phase == Phase.SEARCH:
         # It ends by its own criterion; before that, its gates have not reached the budget.
@@ -160,9 +154,10 @@ def _callbacks_of_phase(run: Run, phase: Phase, chosen: Sequence[Callback]) -> l
     checkpoints = [callback for kind in own for callback in chosen if isinstance(callback, kind)]
     others = [callback for callback in chosen if not isinstance(callback, own)]
     bar = [PhaseProgressBar(phase)] if trainer.get("enable_progress_bar", True) else []
-    always = [*checkpoints, *bar, RunClock(run.state.summary), DivergenceStop(run.folder.of_phase(phase))]
+    # A teacher is not part of the run's history.
+    history = History() if phase == Phase.TEACHER else run.state.history
+    monitor = GateMonitor(history, run.state.summary)
+    always = [*checkpoints, *bar, monitor, DivergenceStop(run.folder.of_phase(phase))]
     # Last, because it acts on stops that other callbacks request.
     end = InterruptOnStop(phase, max_time=trainer.get("max_time"), started=run.started)
-    if phase == Phase.TEACHER:
-        return [*always, end]
-    return [*always, GateMonitor(run.state.history), *others, end]
+    return [*always, *([] if phase == Phase.TEACHER else others), end]

@@ -23,15 +23,14 @@ from gating.objectives.search import Search
 from gating.pruning.finalize import finalize
 from gating.pruning.plan import remove_recorded
 from gating.pruning.prune_report import unproven_note
-from gating.report.summary import Stage
 from gating.run.build import teacher_in, teaches_itself
 from gating.run.data import set_measured_macs
-from gating.run.folder import Phase
+from gating.run.folder import TEACHER, Phase
 from gating.run.phase import train_phase
 from gating.run.run import Run
 from gating.sharding.copies import copy_sharded, gather_model, meta_copy, shard_copy, tensors_of
 from gating.sharding.plan import check_same
-from gating.storage.files import checkpoint_path, replacing_folder
+from gating.storage.files import checkpoint_path, move_aside, replacing_folder
 from gating.structure.layers import count_units
 from gating.tasks.base import HasLoss
 from gating.tracking.verbosity import printed_warnings
@@ -44,7 +43,7 @@ def teach(run: Run) -> None:
 
     It has as many steps as the run.
     """
-    state, folder = run.state, run.folder.teacher
+    state, folder = run.state, run.folder.path / TEACHER
     if run.objects.distillation is None or teaches_itself(run.settings, run.objects):
         return
     from gating.teachers.teacher import Teacher
@@ -65,7 +64,7 @@ def teach(run: Run) -> None:
                     whole.save_pretrained(new)
                     run.data.processor.save_pretrained(new)
         teacher.to(state.model.device)  # type: ignore[arg-type]
-        run.evaluate(Stage.DENSE, "dense teacher", splits=run.data.module.splits[1:], model=teacher)
+        run.evaluate("dense", "dense teacher", splits=run.data.module.splits[1:], model=teacher)
         state.teacher = Teacher(teacher, distillation=run.objects.distillation)
 
 
@@ -84,7 +83,7 @@ def search(run: Run) -> None:
             train_phase(run, Phase.DENSE, steps=run.total_steps)
     elif not _load_removed(run):
         if isinstance(run.objects.task, HasLoss) or run.settings.freezes(Phase.SEARCH):
-            run.evaluate(Stage.DENSE, "dense", splits=run.data.module.splits[1:])
+            run.evaluate("dense", "dense", splits=run.data.module.splits[1:])
             if not run.is_sharded:
                 state.summary.dense_samples = run.write_samples()
         with run.adapted(state.model, Phase.SEARCH):
@@ -118,7 +117,7 @@ def _search(run: Run, objective: Objective) -> Search:
         print(f"The search ended after {state.search_steps} of {planned} steps: {reason}.")
     search.update(1.0)
     state.history.gate_values = {name: values.tolist() for name, values in gates.by_block().items()}
-    run.evaluate(Stage.SEARCH, "gates, end of search")
+    run.evaluate("search", "gates, end of search")
     return search
 
 
@@ -153,7 +152,7 @@ def remove(run: Run) -> None:
     state.summary.warnings += sentences
     state.history.folded = {name: list(values) for name, values in finalized.folded.items()}
     state.search = None
-    run.evaluate(Stage.REMOVED, "after removal")
+    run.evaluate("removed", "after removal")
     _save_removed(run)
 
 
@@ -202,7 +201,8 @@ def _load_removed(run: Run) -> bool:
     if path is None:
         if is_rank_zero() and run.folder.resumes:
             # Recovery starts again, too; its old checkpoints are of a model that no longer exists.
-            run.folder.discard_after_search()
+            for later in (Phase.REMOVED, Phase.RECOVERY):
+                move_aside(run.folder.of_phase(later))
         return False
     checkpoint = read_checkpoint(path)
     if run.is_sharded:

@@ -11,10 +11,10 @@ from gating.distributed.launch import Devices, check_devices, start_processes
 from gating.errors import InputError, loading
 from gating.models.adapters import NoAdapters, check_adapters
 from gating.models.sources import enable_gradient_checkpointing, load_sharded, make_meta_model
-from gating.run.build import RunObjects, build_objects, build_phase, trains_weights
+from gating.run.build import RunObjects, build, build_callbacks, build_objects, trains_weights
 from gating.run.data import RunData, encode_examples, load_examples
 from gating.run.folder import Phase, RunFolder
-from gating.run.inputs import check_inputs, check_outside, describe_inputs, read_inputs
+from gating.run.inputs import check_inputs, describe_inputs, read_inputs
 from gating.run.phases import load_teacher
 from gating.run.run import Run, RunState
 from gating.run.settings import Settings
@@ -24,7 +24,6 @@ from gating.sharding.plan import reshard
 from gating.storage.hub import check_login
 from gating.tasks.base import HasLoss
 from gating.tracking.loggers import resolve_mode
-from gating.tracking.progress import Progress
 from gating.training.evaluation import count_steps
 from gating.training.progress import check_monitors
 
@@ -39,7 +38,11 @@ def prepare(settings: Settings, folder: RunFolder) -> Run:
     _check_settings(settings, devices)
     objects = build_objects(settings)
     check_dtype(settings, objects)
-    callbacks = build_phase(settings).callbacks
+    callbacks = build_callbacks(settings)
+    # Each phase builds its own: these are checks.
+    build("optimizer", settings.optimizer)
+    build("scheduler", settings.scheduler)
+    build("trainer", settings.trainer, partial=True)
     pl.seed_everything(settings.seed, verbose=False)
     meta_model = _check_meta_model(settings, objects)
     examples = load_examples(settings, objects)
@@ -50,16 +53,15 @@ def prepare(settings: Settings, folder: RunFolder) -> Run:
         classes=list(data.prepared.config.get("id2label", {}).values()),
     )
     before = read_inputs(folder.path) if folder.resumes else None
-    if before is None:
-        check_outside(folder.path, inputs)
-    elif is_rank_zero():
+    if before is not None and is_rank_zero():
         check_inputs(folder.path, before, inputs, allow_changed=objects.data.allow_changed)
     timing = RunTiming(objects.latency, data.module)
     timing.check(meta_model)
     check_monitors(callbacks, data.prepared)
     steps = count_steps(settings.trainer, num_batches=data.module.num_batches())
-    with Progress(f"Loading {objects.source.title}"):
-        state = _load_models(settings, objects, data, meta_model, devices=devices)
+    if is_rank_zero():
+        print(f"Loading {objects.source.title} ...", flush=True)
+    state = _load_models(settings, objects, data, meta_model, devices=devices)
     if objects.distillation is not None and state.teacher is None:
         from gating.teachers.teacher import check_outputs
 
@@ -132,7 +134,7 @@ def _check_meta_model(settings: Settings, objects: RunObjects) -> PreTrainedMode
             "gradient_checkpointing=true cannot be combined with compile=true: torch does not support gates in both; "
             "choose one of them."
         )
-    if objects.discovers:
+    if settings.gates.get("discover"):
         return meta_model  # Discovery runs the model, which needs weights.
     if objects.objective is None:
         search_blocks(meta_model, "heads")
@@ -168,7 +170,7 @@ def _load_models(
         model = load_sharded(objects.source, auto_class, meta_model, **config)
     else:
         model = objects.source.load(auto_class, **config)
-    if objects.discovers:
+    if settings.gates.get("discover"):
         gates = objects.gates_without_model(model, probe=data.module.timing_batch("max"))
         if objects.objective is not None:
             objects.objective.check(gates)

@@ -27,7 +27,6 @@ from gating.sharding.plan import gathered_root, is_sharded, reshard
 from gating.storage.files import found_checkpoints
 from gating.tasks.base import Sample, WritesText
 from gating.training.checkpoints import why_unusable
-from gating.training.evaluation import Tally
 
 if TYPE_CHECKING:
     from gating.teachers.teacher import Teacher
@@ -127,39 +126,31 @@ class Run:
         """Add the metrics of a model, by default the run's, to the summary; of test data at the end of the run only."""
         # The removal changes no output, so that slow metrics can wait for it.
         prepared = self.data.prepared
-        metrics = prepared.metrics if stage == Stage.SEARCH else prepared.all_metrics
+        metrics = prepared.metrics if stage == "search" else prepared.all_metrics
         with self.state.summary.timed("evaluate"):
             for split in (split for split in splits if self.data.num_evaluated[split]):
-                values, tally = self.data.evaluate(
+                found = self.data.evaluate(
                     model or self.state.model,
                     split,
                     task=self.objects.task,
                     metrics=metrics,
-                    baseline=prepared.baseline if stage == Stage.COMPACT else None,
+                    baseline=prepared.baseline if stage == "compact" else None,
                     title=f"{title}: {split}",
                 )
-                self.state.summary.add_metrics(stage, title, split, values)
-                if stage == Stage.COMPACT:
-                    self._add_counts(split, tally)
-        if stage == Stage.COMPACT:
+                self.state.summary.add_metrics(stage, title, split, found.metrics)
+                if stage == "compact":
+                    self.state.summary.add_counts(split, *found.count(), is_part=self.data.is_part(split))
+                    if (baseline := prepared.baseline) is not None:
+                        name = f"baseline: {baseline.name}"
+                        self.state.summary.add_metrics("baseline", name, split, found.of_baseline)
+        if stage == "compact":
             self._warn_if_doubtful(prepared.final_score or prepared.score)
 
-    def _add_counts(self, split: str, tally: Tally) -> None:
-        """Add the number of evaluated examples and the metrics of the baseline on them to the summary."""
-        summary, baseline = self.state.summary, self.data.prepared.baseline
-        num_examples, num_targets = tally.count()
-        summary.add_counts(split, num_examples, num_targets, is_part=self.data.is_part(split))
-        if baseline is not None:
-            summary.add_metrics(Stage.BASELINE, f"baseline: {baseline.name}", split, tally.of_baseline())
-
     def _warn_if_doubtful(self, score: Score) -> None:
-        """Print a warning if the final score has fallen far or beats no baseline, and keep it with the measurements."""
-        summary, observations = self.state.summary, self.state.history.observations
-        is_same = score == self.data.prepared.score
-        seen = [one.metric for one in observations if is_same and one.step <= self.state.search_steps]
-        doubt = summary.doubt(score, seen=seen)
+        """Print a warning if the final score beats no baseline, and keep it with the measurements."""
+        doubt = self.state.summary.doubt(score)
         if doubt is not None:
-            summary.warnings.append(doubt)
+            self.state.summary.warnings.append(doubt)
             if is_rank_zero():
                 print(f"warning: {doubt}")
 

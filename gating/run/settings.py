@@ -16,9 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from gating.errors import InputError, explain, nearest_name
+from gating.errors import InputError, explain, shorten
 from gating.run.folder import CONFIG, Phase, is_finished, is_run, relocated, stored_settings
-from gating.storage.identity import check_same_settings, leaves
+from gating.storage.identity import leaves
 from gating.tracking.redaction import HIDDEN, redact_settings
 from gating.units import planned_recovery
 
@@ -41,19 +41,16 @@ _WITHOUT_EFFECT = {
     # Where these change what is evaluated, as under a limit of batches or in blocks of a text, its counts differ.
     "examples": ("data.batch_size", "data.eval_batch_size", "data.num_workers", "data.max_length", "data.stride"),
 }
+# In these settings, 1 is one batch and 1.0 is all of them; 1 and 1.0 are the same value of any other setting.
+_NUMBERS_OR_SHARES = (
+    *("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches"),
+    *("overfit_batches", "val_check_interval"),
+)
 # Callbacks of Lightning that change what is trained, or when it ends.
 _DECIDING = re.compile(r"EarlyStopping|WeightAveraging|GradientAccumulationScheduler")
 # Code that a folder from somebody else may name; all other code is named by the command.
 _TRUSTED = ("gating.", "torch.optim.", "pytorch_lightning.")
 _CODE = re.compile(r".*\b(_target_|trust_remote_code|auto_map|code_revision|use_safetensors)(\..*)?")
-
-
-class _Sweep(BaseModel):
-    """Settings of the end of a sweep."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    max_drop: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
 
 
 class Settings(BaseModel):
@@ -91,17 +88,7 @@ class Settings(BaseModel):
     callbacks: Group
     logger: Group
     paths: dict[str, str]
-    sweep: _Sweep = _Sweep()
-
-    @property
-    def folder(self) -> Path:
-        """Folder of the run."""
-        return Path(self.output_dir)
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder with one folder of checkpoints for each phase; inside that of the run by default."""
-        return Path(self.paths["checkpoints"])
+    sweep: dict[Literal["max_drop"], Annotated[float, Field(ge=0, allow_inf_nan=False)]] = {"max_drop": 1.0}
 
     @property
     def planned_recovery(self) -> float:
@@ -150,7 +137,7 @@ def read_settings(cfg: DictConfig | Mapping[str, Any], overrides: Sequence[str] 
     if settings.resume == "auto":
         if not has_own_folder:
             raise InputError("resume=auto needs a folder that the next command finds again: add output_dir=FOLDER.")
-        folder = settings.folder if is_run(settings.folder) else None
+        folder = Path(settings.output_dir) if is_run(Path(settings.output_dir)) else None
     if folder is not None and not is_finished(folder):
         _check_same(stored or stored_settings(folder), settings, folder)
     return settings
@@ -190,13 +177,10 @@ def _validate(values: Mapping[str, Any]) -> Settings:
         # The member of a union that was read furthest tells most.
         problem = max(error.errors(), key=lambda one: len(one["loc"]))
         name = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            known = list(Settings.model_fields)
-            raise InputError(f"There is no setting {name}. {nearest_name(name, known)}") from None
-        if problem["type"] == "missing":
-            raise InputError(f"{name} is missing, which every run needs: leave ~{name} out of the command.") from None
+        # The input of a setting that is missing is all settings.
+        shown = name if problem["type"] == "missing" else f"{name}={problem['input']}"
         reason = problem["msg"]
-        raise InputError(f"{name}={problem['input']} cannot be used: {reason[:1].lower()}{reason[1:]}.") from None
+        raise InputError(f"{shown} cannot be used: {reason[:1].lower()}{reason[1:]}.") from None
 
 
 def _named_run(values: Mapping[str, Any], *, has_own_folder: bool) -> Path:
@@ -286,11 +270,12 @@ def _check_same(stored: Mapping[str, Any], settings: Settings, folder: Path) -> 
     }
     # A secret is given again.
     free |= moved | {name for name, value in old.items() if value == HIDDEN}
-    names = sorted((old | new).keys() - free)
-    check_same_settings(
-        {name: old.get(name) for name in names},
-        {name: new.get(name) for name in names},
-        stored=f"The run in {folder} has",
-        present="this command",
-        remedy="Leave it unchanged, or begin another run in another output_dir.",
-    )
+    for name in sorted((old | new).keys() - free):
+        one, other = old.get(name), new.get(name)
+        is_share = name.rpartition(".")[2] in _NUMBERS_OR_SHARES
+        if one != other or (is_share and isinstance(one, float) != isinstance(other, float)):
+            before, now = (shorten(str(value), most=200) for value in (one, other))
+            raise InputError(
+                f"The run in {folder} has {name}={before}, and this command {name}={now}: it is resumed with the "
+                "settings that it began with. Leave it unchanged, or begin another run in another output_dir."
+            )

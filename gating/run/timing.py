@@ -16,7 +16,6 @@ from gating.data.tokens import truncation_length
 from gating.distributed.collectives import world_size
 from gating.errors import InputError
 from gating.pruning.latency import CopyTimer, LatencyComparison, TimeBudget, describe_batch
-from gating.tracking.progress import Progress
 
 _NUM_PASSES = 30  # with which the timings of two shapes are exact
 # Largest number of seconds of a stage where other processes wait, whose connections end after ten minutes.
@@ -64,7 +63,7 @@ class RunTiming:
     def stage(self, *, share: float = 1.0) -> Iterator[float]:
         """Take a share of the time that is left, in a ``with`` block; see :meth:`TimeBudget.stage`."""
         longest = _LONGEST_WAIT_S if world_size() > 1 else math.inf
-        with self.budget.stage(share=share, longest=longest) as seconds, Progress("Timing", seconds=seconds):
+        with self.budget.stage(share=share, longest=longest) as seconds:
             yield seconds
 
     @property

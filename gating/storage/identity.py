@@ -1,4 +1,4 @@
-"""Digests of data sets, files and folders, and the comparison of settings, for trainings that are resumed."""
+"""Digests of data sets, files and folders, and the values of nested settings, for trainings that are resumed."""
 
 import hashlib
 import importlib
@@ -6,17 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gating.errors import InputError, shorten
-
 # Rows and bytes that are hashed at once; of larger columns and files, evenly spread ones are, about a second of work.
 _ROWS, _BLOCK, _MOST_BYTES, _MOST_FILES = 10_000, 2**20, 2**30, 20_000
 _OF_MODELS = {".json", ".safetensors", ".bin", ".pt", ".txt", ".model", ".tiktoken", ".jinja", ".py"}
 _OF_TRAINING = {"trainer_state.json", "training_args.bin", "optimizer.pt", "scheduler.pt"}
-# In these settings, 1 is one batch and 1.0 is all of them; 1 and 1.0 are the same value of any other setting.
-_NUMBERS_OR_SHARES = (
-    *("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches"),
-    *("overfit_batches", "val_check_interval"),
-)
 
 
 def table_digests(table: Any) -> dict[str, str | int]:
@@ -58,46 +51,6 @@ def _column_digest(column: Any) -> str:
         for batch in pa.concat_tables([rows, rows.slice(0, 0)]).combine_chunks().to_batches():
             digest.update(batch.serialize())
     return digest.hexdigest()
-
-
-def check_same_settings(
-    before: Mapping[str, Any],
-    now: Mapping[str, Any],
-    *,
-    stored: str,
-    present: str,
-    remedy: str,
-) -> None:
-    """Raise ``InputError`` if a setting that changes the result differs.
-
-    Example:
-        >>> check_same_settings(
-        ...     {"seed": 0}, {"seed": 1}, stored="The run in x has", present="this command", remedy="Leave it out."
-        ... )  # doctest: +IGNORE_EXCEPTION_DETAIL
-        Traceback (most recent call last):
-        InputError: The run in x has seed=0, and this command seed=1
-    """
-    changed = find_difference(before, now)
-    if changed is not None:
-        name, *values = changed
-        one, other = (shorten(str(value), most=200) for value in values)
-        raise InputError(
-            f"{stored} {name}={one}, and {present} {name}={other}: it is resumed with the settings that it began with. "
-            f"{remedy}"
-        )
-
-
-def find_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
-    """Return the first setting that differs: its dotted name and both values, None if it is missing."""
-    old, new = dict(leaves(before)), dict(leaves(now))
-    for name in old | new:
-        one, other = old.get(name), new.get(name)
-        if one != one and other != other:  # NaN equals itself here.
-            continue
-        is_share = name.rpartition(".")[2] in _NUMBERS_OR_SHARES
-        if one != other or (is_share and isinstance(one, float) != isinstance(other, float)):
-            return name, one, other
-    return None
 
 
 def leaves(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

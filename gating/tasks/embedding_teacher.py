@@ -17,7 +17,7 @@ from gating.compact.files import check_manifest, digest_tensors, has_manifest
 from gating.data.tokens import cache_file
 from gating.errors import InputError, loading
 from gating.models.hub import locate
-from gating.tracking.progress import Progress
+from gating.tracking.progress import bar
 from gating.vocabulary import check_vocabulary
 
 __all__ = ["add_embeddings", "load_sentence_model"]
@@ -86,7 +86,7 @@ def _embed(texts: list[Any], column: str, teacher: Any, *, key: tuple[str, int])
         progress.update(len(rows))
         return {column: (vectors / lengths).astype(np.float32)}
 
-    with Progress("Embeddings of the teacher", len(texts), unit="texts") as progress:
+    with bar(title="Embeddings of the teacher", total=len(texts), unit="texts") as progress:
         return Dataset.from_dict({"row": range(len(texts))}).map(
             embed,
             batched=True,

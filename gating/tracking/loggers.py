@@ -166,12 +166,14 @@ def log_samples(loggers: list[Logger], samples: list[dict[str, str]]) -> None:
             logger.save()
 
 
-def log_figure(logger: Logger, name: str, figure: Figure, *, step: int) -> None:
-    """Log a figure as an image to W&B or TensorBoard."""
-    if isinstance(logger, WandbLogger):
-        logger.log_image(name, [figure], step=step)
-    elif isinstance(logger, TensorBoardLogger):
-        _tolerant(logger, logger.experiment.add_figure)(name, figure, global_step=step)
+def log_figure(loggers: list[Logger], name: str, figure: Figure, *, step: int) -> None:
+    """Log a figure as an image to W&B and TensorBoard."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_image(name, [figure], step=step)
+        elif isinstance(logger, TensorBoardLogger):
+            _tolerant(logger, logger.experiment.add_figure)(name, figure, global_step=step)
+            logger.save()
 
 
 def close_wandb(*, failed: bool) -> list[Path]:

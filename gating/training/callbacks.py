@@ -12,34 +12,34 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.loggers import Logger
 from torch import Tensor, nn
 
 from gating.distributed.collectives import all_reduce_max
 from gating.errors import OperationError
 from gating.objectives.gate_metrics import metrics_of, quantity_of
 from gating.objectives.search import Search
-from gating.report.figures import gates_figure
 from gating.report.results import History, Observation
 from gating.report.summary import Summary
 from gating.sharding.plan import check_same
 from gating.storage.files import found_checkpoints
 from gating.structure.edits import own_part
 from gating.structure.layers import count_units
-from gating.tracking.loggers import log_figure
 from gating.training.module import FineTuning
-from gating.units import UNITS
 
 # What a checkpoint has of the best weights.
-_SAVED = ("step", "score", "num_validations", "weights")
+_SAVED = ("step", "score", "weights")
 
 
 class GateMonitor(Callback):
-    """Callback that logs the gates' state at every logged step, and a figure of them at every validation."""
+    """Callback that logs the gates' state at every logged step, and adds it to the history at every validation.
 
-    def __init__(self, history: History) -> None:
-        """Args: ``history`` collects the state at each validation."""
-        self.history = history
+    Checkpoints get the history of the run and the seconds of its stages so far, of which a resumed run reports the sum.
+    """
+
+    def __init__(self, history: History, summary: Summary) -> None:
+        """Args: ``history`` collects the state at each validation, and ``summary`` has the seconds."""
+        self.history, self._summary = history, summary
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any, **__: Any) -> None:
         """Log the numbers of open gates."""
@@ -48,7 +48,7 @@ class GateMonitor(Callback):
             pl_module.log_dict(pl_module.search.metrics())
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Add the state to the history, and log a figure of the gates."""
+        """Add the state to the history."""
         assert isinstance(pl_module, FineTuning)
         if trainer.sanity_checking:
             return
@@ -63,32 +63,16 @@ class GateMonitor(Callback):
         history.quantity, metrics = quantity_of(search.gates, search.objective), search.metrics()
         amounts = (metrics[name] for name in metrics_of(history.quantity))
         history.observations.append(Observation(step, metric, *amounts))
-        if trainer.is_global_zero:
-            _log_figure(trainer, search, step=step)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the history for a checkpoint."""
-        return self.history.state_dict()
+        """Return history and seconds for a checkpoint."""
+        return {**self.history.state_dict(), "seconds": self._summary.all_seconds()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load the history from a checkpoint."""
-        self.history.load_state_dict(state_dict)
-
-
-class RunClock(Callback):
-    """Callback that saves the seconds of a run's stages in each checkpoint, so that a resumed run reports the sum."""
-
-    def __init__(self, summary: Summary) -> None:
-        """Args: ``summary`` has the seconds, those of the current phase so far among them."""
-        self._summary = summary
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the seconds so far for a checkpoint."""
-        return {"seconds": self._summary.all_seconds()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load the seconds of earlier processes from a checkpoint."""
-        self._summary.earlier_seconds = dict(state_dict["seconds"])
+        """Load history and seconds from a checkpoint."""
+        state = dict(state_dict)
+        self._summary.earlier_seconds = state.pop("seconds")
+        self.history.load_state_dict(state)
 
 
 def log_kept_heads(
@@ -104,27 +88,6 @@ def log_kept_heads(
         history.spent = {unit: metrics[f"gates/cost/{unit}"] for unit in gates.units}
 
 
-def _log_figure(trainer: pl.Trainer, search: Search, *, step: int) -> None:
-    """Log a figure of the gates to W&B and TensorBoard: the widths of blocks of many small units, and other gates."""
-    gates = search.gates
-    loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger | TensorBoardLogger)]
-    if not loggers:
-        return
-    heads, neurons = {}, []
-    counts = torch.tensor(gates.units_per_gate).split(gates.block_sizes)
-    blocks = zip(gates.block_units, gates.by_block().items(), gates.open_by_block().values(), counts, strict=True)
-    for unit, (name, values), num_open, numbers in blocks:
-        if UNITS[unit].is_weighed:
-            neurons.append((name, num_open, int(numbers.sum())))
-        else:
-            heads[name] = values.tolist()
-    title = f"Gates after {step} steps: {gates.num_open()} heads open"
-    figure = gates_figure(heads, title=title, neurons=neurons)
-    name = "gates/units" if neurons else "gates/heads"
-    for logger in loggers:
-        log_figure(logger, name, figure, step=step)
-
-
 class BestWeights(Callback):
     """Callback that copies the trained weights at each validation with the best score so far.
 
@@ -135,13 +98,11 @@ class BestWeights(Callback):
     Attributes:
         step: Step of the run with the best score; None before a validation.
         score: The best score.
-        num_validations: Number of validations.
     """
 
     def __init__(self) -> None:
         self.step: int | None = None
         self.score = math.nan
-        self.num_validations = 0
         self.weights: dict[str, Tensor] = {}
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any, **__: Any) -> None:
@@ -158,7 +119,6 @@ class BestWeights(Callback):
 
     def consider(self, module: FineTuning, score: float, *, step: int) -> None:
         """Copy the weights of a module if their score after a step of the run is the best so far; NaN is the worst."""
-        self.num_validations += 1
         sign = 1 if module.score.higher_is_better else -1
         if self.step is None or math.isnan(self.score) or sign * score >= sign * self.score:
             self.step, self.score = step, score

@@ -1,8 +1,9 @@
 """Evaluation of a model outside of training."""
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,23 @@ from gating.sharding.plan import gathered_root
 from gating.tasks.base import Baseline, Task
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """The metrics of a model, those of a baseline on the same examples, and how much this process has evaluated."""
+
+    metrics: dict[str, float]
+    of_baseline: dict[str, float]
+    num_rows: int
+    num_targets: int
+    # Numbers of the examples, where several windows are one.
+    examples: set[int]
+
+    def count(self) -> tuple[int, int]:
+        """Return the number of examples and of targets, such as tokens, over all ranks."""
+        examples = set[int]().union(*gather_objects(self.examples))
+        return len(examples) or all_reduce_sum(self.num_rows), len(examples) or all_reduce_sum(self.num_targets)
+
+
 @torch.no_grad()
 def evaluate(
     model: PreTrainedModel,
@@ -27,7 +45,8 @@ def evaluate(
     *,
     task: Task,
     metrics: MetricCollection,
-) -> dict[str, float]:
+    baseline: Baseline | None = None,
+) -> Evaluation:
     """Return the metrics of a model in evaluation mode, with gates at their deterministic values.
 
     Args:
@@ -35,63 +54,41 @@ def evaluate(
         batches: Batches with labels.
         task: Task that updates the metrics from model outputs.
         metrics: Metrics of the task; not modified.
+        baseline: A prediction without a model, which gets the same metrics.
     """
-    metrics = metrics.clone().to(model.device)
+    ours, its = metrics.clone().to(model.device), metrics.clone().to(model.device)
+    of_baseline = {name: MetricCollection({name: metric}) for name, metric in its.items()}
+    rows = targets = 0
+    examples = set[int]()
     with gathered_root(model), evaluating(model):
         for batch in batches:
-            on_device = move_data_to_device(batch, model.device)
-            task.update(metrics, on_device, outputs=model(**model_inputs(on_device)), model=model)
-    return {name: to_number(value) for name, value in metrics.compute().items()}
-
-
-class Tally:
-    """The number of evaluated examples, and the metrics of a baseline on them."""
-
-    def __init__(
-        self, task: Task, metrics: MetricCollection, baseline: Baseline | None, *, model: PreTrainedModel
-    ) -> None:
-        """Begin with no example; the metrics are those of the task, and not modified."""
-        self._task, self._baseline, self._model = task, baseline, model
-        self._metrics = {name: MetricCollection({name: one}) for name, one in metrics.clone().to(model.device).items()}
-        self._rows = self._targets = 0
-        self._examples = set[int]()
-
-    def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Yield batches as they are, and count them."""
-        for batch in batches:
-            self._targets += num_targets(batch)
-            self._rows += num_rows(batch)
+            rows, targets = rows + num_rows(batch), targets + num_targets(batch)
             if "metric_example" in batch:
-                # Several windows are one example.
-                self._examples.update(batch["metric_example"].tolist())
-            if self._baseline is not None:
-                self._add(self._baseline, move_data_to_device(batch, self._model.device))
-            yield batch
+                examples.update(batch["metric_example"].tolist())
+            on_device = move_data_to_device(batch, model.device)
+            task.update(ours, on_device, outputs=model(**model_inputs(on_device)), model=model)
+            if baseline is not None:
+                outputs = baseline.outputs(on_device["labels"])
+                for name, metric in list(of_baseline.items()):
+                    try:
+                        task.update(metric, on_device, outputs=outputs, model=model)
+                    except Exception:  # Metrics of users raise errors of any class, and need not score constants.
+                        del of_baseline[name]
+    values = {name: to_number(value) for name, value in ours.compute().items()}
+    return Evaluation(values, _baseline_values(baseline, of_baseline.values()), rows, targets, examples)
 
-    def _add(self, baseline: Baseline, batch: Batch) -> None:
-        outputs = baseline.outputs(batch["labels"])
-        for name, metric in list(self._metrics.items()):
-            try:
-                self._task.update(metric, batch, outputs=outputs, model=self._model)
-            except Exception:  # Metrics of users raise errors of any class, and need not score constants.
-                del self._metrics[name]
 
-    def count(self) -> tuple[int, int]:
-        """Return the number of examples and of targets, such as tokens, over all ranks."""
-        examples = set[int]().union(*gather_objects(self._examples))
-        return len(examples) or all_reduce_sum(self._rows), len(examples) or all_reduce_sum(self._targets)
-
-    def of_baseline(self) -> dict[str, float]:
-        """Return the finite metrics of the baseline, over all ranks; empty without one."""
-        if self._baseline is None:
-            return {}
-        values = dict[str, float]()
-        for metric in self._metrics.values():
-            with suppress(Exception), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                values |= {name: to_number(value) for name, value in metric.compute().items()}
-        undefined = {name: value for name, value in self._baseline.undefined.items() if name in values}
-        return undefined | {name: value for name, value in values.items() if np.isfinite(value)}
+def _baseline_values(baseline: Baseline | None, metrics: Iterable[MetricCollection]) -> dict[str, float]:
+    """Return the finite metrics of the baseline, over all ranks; empty without one."""
+    if baseline is None:
+        return {}
+    values = dict[str, float]()
+    for metric in metrics:
+        with suppress(Exception), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            values |= {name: to_number(value) for name, value in metric.compute().items()}
+    undefined = {name: value for name, value in baseline.undefined.items() if name in values}
+    return undefined | {name: value for name, value in values.items() if np.isfinite(value)}
 
 
 def to_number(value: Tensor) -> float:

@@ -1,20 +1,22 @@
 """The progress of a phase of training, its interruption, and its end."""
 
 import math
+import sys
 import time
 from collections.abc import Iterable
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ProgressBar, Timer
+from tqdm import tqdm
 
-from gating.distributed.collectives import all_reduce_max
+from gating.distributed.collectives import all_reduce_max, is_rank_zero
 from gating.errors import InputError
 from gating.gates import HeadGates
 from gating.objectives import Objective
 from gating.objectives.gate_metrics import gate_metrics, metrics_of, quantity_of
 from gating.tasks.base import Prepared
-from gating.tracking.progress import Progress, tell
+from gating.tracking.progress import bar
 from gating.training.checkpoints import RunCheckpoint
 from gating.training.module import FineTuning
 from gating.training.signals import DeferredSignals, Stopped, Unfinished
@@ -30,57 +32,43 @@ class PhaseProgressBar(ProgressBar):
         """Args: ``phase`` is the displayed name."""
         super().__init__()
         self._phase = phase
-        self._steps: Progress | None = None
-        self._validation = Progress("")
+        self._steps: tqdm[Any] | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin to count steps."""
-        self._first = trainer.global_step
-        self._steps = Progress(self._phase, trainer.max_steps, unit="steps", done=self._first).start()
+        self._steps = bar(title=self._phase, total=trainer.max_steps, unit="steps", initial=trainer.global_step)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any, **__: Any) -> None:
         """Count a step; gradients may be accumulated over several batches."""
         assert self._steps is not None
         assert isinstance(pl_module, FineTuning)
-        status = None
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             status = f"loss {float(trainer.callback_metrics.get('train/loss', float('nan'))):.3f}"
             if (search := pl_module.search) is not None:
                 status += f", {describe_progress(search.gates, search.objective)}"
-        self._steps.update(trainer.global_step - self._steps.done, status=status)
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin to count batches of a validation."""
-        self._validation = Progress(f"{self._phase}: validation", int(sum(trainer.num_val_batches)), unit="batches")
-        self._validation.start()
-
-    def on_validation_batch_end(self, *_: Any, **__: Any) -> None:
-        """Count a batch of a validation."""
-        self._validation.update()
+            self._steps.set_postfix_str(status, refresh=False)
+        self._steps.update(trainer.global_step - self._steps.n)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Print the validation metric."""
+        """Print the validation metric above the bar."""
         assert isinstance(pl_module, FineTuning)
-        self._validation.stop()
-        if self._steps is None:
+        if self._steps is None or not is_rank_zero():
             return
         metric = pl_module.score.name
         value = float(trainer.callback_metrics[f"val/{metric}"])
         line = f"{self._phase} step {trainer.global_step}/{trainer.max_steps}: validation {metric} {value:.4f}"
         if pl_module.search is not None:
             line += f", {describe_open(pl_module.search.gates)} open"
-        if self._first < trainer.global_step < trainer.max_steps:
-            line += f", {self._steps.time_left()} left"
-        tell(line)
+        with tqdm.external_write_mode(file=sys.stdout):
+            print(line, flush=True)
 
     def disable(self) -> None:
         """Do nothing: only rank 0 shows the bar."""
 
     def _stop(self, *_: Any, **__: Any) -> None:
-        """Stop the bars, which restores the terminal."""
-        self._validation.stop()
+        """Stop the bar, which restores the terminal."""
         if self._steps is not None:
-            self._steps.stop()
+            self._steps.close()
 
     on_train_end = on_exception = _stop
 

@@ -59,7 +59,7 @@ def test_the_figure_shows_the_folded_factors_of_kept_heads(batch, tmp_path, monk
         with at_batch(batch, interrupt), pytest.raises(Interrupted):
             run_in(tmp_path / "run", inputs, "callbacks.checkpoint.every_n_steps=1")
     run_in(tmp_path / "run", inputs, *(["resume=auto"] if batch is not None else []))
-    ((values, options),) = maps
+    *_, (values, options) = maps  # that of the page, after that of the loggers
     (finalized,) = folded
     for name, heads in options["kept"].items():
         assert [values[name][head] for head in heads] == pytest.approx(finalized.folded[name])

@@ -8,8 +8,6 @@ import pytest
 from huggingface_hub import ModelCard, metadata_load
 from transformers import (
     AutoModelForSequenceClassification,
-    GPT2Config,
-    GPT2LMHeadModel,
 )
 
 import gating
@@ -159,10 +157,3 @@ def test_a_folder_is_no_base_model_but_its_card_may_name_one(dense, tmp_path, mo
     model = loaded(dense.rename("models/bert"))
     (tmp_path / "models").rename(tmp_path / "moved")
     assert metadata_of(model, tmp_path).base_model is None
-
-
-def test_the_card_of_a_decoder_has_its_cache_before_and_after(tmp_path):
-    sizes = {"vocab_size": 10, "n_embd": 32, "n_head": 4, "n_layer": 2}
-    model = GPT2LMHeadModel(GPT2Config(**sizes))
-    gating.prune_heads(model, {0: [0, 1], 1: [2]})
-    assert "| key-value cache (bytes per token) | 512 | 320 | 0.62 |" in card_of(model, tmp_path)

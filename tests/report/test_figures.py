@@ -9,7 +9,7 @@ import pytest
 from gating.report.figures import as_source, course_figures, final_gates, gates_figure
 from gating.report.results import History, Observation, RunResults
 from gating.report.score import Score
-from gating.report.summary import Stage, Summary
+from gating.report.summary import Summary
 
 ACCURACY = Score("accuracy")
 GATES = {"a": [0.0, 0.5, 1.0], "b": [1.0, 0.25]}
@@ -26,7 +26,7 @@ HISTORY = History([Observation(10, 0.8, 8.0, 8, 8.0), Observation(30, 0.9, 4.0, 
 
 def results(history=HISTORY, **changes):
     summary = Summary(sizes={"heads": (12, 4), "neurons": (228, 64)})
-    for stage, value in ((Stage.SEARCH, 0.85), (Stage.REMOVED, 0.7), (Stage.COMPACT, 0.9)):
+    for stage, value in (("search", 0.85), ("removed", 0.7), ("compact", 0.9)):
         summary.add_metrics(stage, stage, "validation", {"accuracy": value})
     contents = {"summary": summary, "log": LOG, "search_steps": 20, "total_steps": 30} | changes
     return RunResults(title="a run", history=history, score=ACCURACY, final_score=ACCURACY, **contents)

@@ -13,7 +13,7 @@ from gating.report import page
 from gating.report.page import write_page
 from gating.report.results import History, Observation, RunResults
 from gating.report.score import Score
-from gating.report.summary import Stage, Summary
+from gating.report.summary import Summary
 
 ACCURACY = Score("accuracy")
 HEADS = [f"encoder.layer.{layer}.attention.self" for layer in range(3)]
@@ -55,9 +55,9 @@ def summary(*, metric=0.91, has_search=True):
         seconds={"search": 812.44},
         search={"search_steps": 20, "search_ended": "all its steps were taken"} if has_search else {},
     )
-    for stage, title in ((Stage.REMOVED, "after removal"), (Stage.COMPACT, "compact, after recovery")):
+    for stage, title in (("removed", "after removal"), ("compact", "compact, after recovery")):
         one.add_metrics(stage, title, "validation", {"accuracy": metric})
-    one.add_metrics(Stage.COMPACT, "compact, after recovery", "test", {"accuracy": metric - 0.01})
+    one.add_metrics("compact", "compact, after recovery", "test", {"accuracy": metric - 0.01})
     return one
 
 

@@ -1,9 +1,7 @@
 """Sizes and work of the dense and the compact model in tables and in metrics.json."""
 
 import copy
-import math
 
-import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -12,7 +10,7 @@ from gating.pruning.latency import LatencyComparison
 from gating.pruning.measure import count_macs
 from gating.report.rows import latency_rows, size_rows
 from gating.report.score import Score
-from gating.report.summary import Stage, Summary
+from gating.report.summary import Summary
 from tests.support.tiny_models import batch_for
 
 
@@ -59,24 +57,3 @@ def test_a_ratio_is_that_of_the_numbers_beside_it(before, share):
     (row,) = latency_rows([times])
     first, second = (float(text.replace(",", "")) for text in (row.before, row.after))
     assert row.ratio in (f"{first / second:.2f}x as fast", "no difference")
-
-
-@pytest.mark.parametrize(
-    ("dense", "final", "baseline", "is_far"),
-    [
-        (0.9, 0.2, None, True),
-        (0.9, 0.6, 0.5, True),
-        (0.9, 0.8, 0.5, False),
-        (0.9, 0.6, None, False),
-        (0.5, 0.4, 0.5, False),
-    ],
-)
-@pytest.mark.parametrize("is_seen", [False, True])
-def test_a_score_that_has_lost_half_of_its_lead_is_warned_of(dense, final, baseline, is_far, is_seen):
-    summary, score = Summary(search={"search_steps": 9}, counts={"num_targets/val": 1000}), Score("accuracy")
-    stages = {Stage.COMPACT: final, Stage.BASELINE: baseline, Stage.DENSE: None if is_seen else dense}
-    for stage, value in stages.items():
-        if value is not None:
-            summary.add_metrics(stage, stage, "validation", {"accuracy": value})
-    doubt = summary.doubt(score, seen=[math.nan, 0.1, dense] if is_seen else [])
-    assert ("far worse" in (doubt or "")) == is_far

@@ -16,7 +16,7 @@ from gating.commands.evaluate import evaluate_folder
 from gating.embedding.parts import SentenceHead
 from gating.serving.graphs.runtime import GraphModel
 from tests.run.test_resume import assert_same_end, interrupt_again_and_again
-from tests.support.interruptions import end_of, run_in
+from tests.support.interruptions import run_in
 from tests.support.tiny_sentences import make_sentence_inputs, make_sentence_model, sentences_of, write_pairs
 from tests.support.two_processes import TWO, run_script
 from tests.support.warm_python import warm_python
@@ -234,14 +234,6 @@ def test_any_folder_of_sentence_transformers_is_evaluated(finished, inputs, tmp_
     positives = write_pairs(tmp_path / "positives.tsv", rows=16, scores=False)
     found, _ = evaluate_folder(str(finished), ["data=files", f"data.test={positives}"])
     assert set(found["metrics"]) == {"ndcg", "recall", "agreement", "cosine"}
-
-
-def test_a_model_in_the_folder_that_is_renamed_is_refused(inputs, tmp_path, capsys):
-    model = next(line for line in inputs if line.startswith("model.name=")).partition("=")[2]
-    place = Path(shutil.copytree(model, tmp_path / "run" / "model"))
-    assert end_of(tmp_path / "run", inputs, "overwrite=true", f"model.name={place}")
-    assert f"model.name={place} is in output_dir={tmp_path}/run, which overwrite=true" in capsys.readouterr().err
-    assert place.is_dir()
 
 
 def test_an_export_that_fails_leaves_the_run_finished(inputs, tmp_path, monkeypatch, capsys):

@@ -71,7 +71,7 @@ def test_changed_data_are_named_and_refused(split, begun, capsys):
     for end in (lambda: resume(begun), lambda: end_of(begun, settings(), "resume=auto")):
         assert end() == 1
         error = capsys.readouterr().err
-        assert f"the contents of data.{split}={path} differ" in error
+        assert f"the contents of data.{split} differ" in error
         assert "data.allow_changed=true" in error
     assert sorted(begun.rglob("*")) == before
 
@@ -102,8 +102,7 @@ def test_other_data_under_the_same_relative_path_are_refused(begun, tmp_path, mo
     monkeypatch.chdir(tmp_path / "second")
     change(Path("inputs/train.tsv"), "\tfirst", "\tsecond")
     assert end_of(begun, settings(), "resume=auto") == 1
-    error = capsys.readouterr().err
-    assert f"data.train={tmp_path}/second/inputs/train.tsv" in error
+    assert "the contents of data.train differ" in capsys.readouterr().err
 
 
 def test_copies_of_the_files_are_the_same_data(begun, tmp_path, monkeypatch):
@@ -117,7 +116,7 @@ def test_another_model_or_teacher_under_the_same_name_is_refused(begun, tmp_path
     shutil.rmtree(place)
     make_model_folder(place, seed=1)
     assert resume(begun) == 1
-    assert f"the contents of model.name={place} differ" in capsys.readouterr().err
+    assert "the contents of model.name differ" in capsys.readouterr().err
 
 
 def test_columns_of_other_names_are_other_data():
@@ -125,7 +124,7 @@ def test_columns_of_other_names_are_other_data():
     assert data_differ(*records, "test")
 
 
-NO_TABLE = '{"places": {}, "examples": {"test": [1]}, "folders": {}, "classes": null}'
+NO_TABLE = '{"examples": {"test": [1]}, "folders": {}, "classes": null}'
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"data": {}}', NO_TABLE])

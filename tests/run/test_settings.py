@@ -19,8 +19,8 @@ def test_settings_of_a_run_do_not_change(tmp_path):
     with pytest.raises(ValueError, match="frozen"):
         settings.seed = 5
     moved = settings.in_folder(tmp_path / "moved")
-    assert moved.checkpoints == tmp_path / "moved" / "checkpoints"
-    assert settings.folder == tmp_path / "out"
+    assert moved.paths["checkpoints"] == str(tmp_path / "moved" / "checkpoints")
+    assert settings.output_dir == str(tmp_path / "out")
 
 
 def test_given_settings_are_on_top_of_those_of_the_folder(moved):

@@ -144,7 +144,7 @@ def test_seeds_may_differ_where_they_draw_no_data(tmp_path):
     assert choose(placed).chosen is None
 
 
-def test_data_that_each_seed_draws_are_compared_seed_by_seed(tmp_path):
+def test_data_that_each_seed_draws_are_compared_as_a_set(tmp_path):
     runs = [run(name, speed, 0.9, seed=seed) for name, speed in (("dense", 1), ("a", 2)) for seed in (0, 1)]
     for one in runs:
         (tmp_path / one.folder).mkdir()
@@ -157,7 +157,7 @@ def test_data_that_each_seed_draws_are_compared_seed_by_seed(tmp_path):
     placed = [one._replace(folder=str(tmp_path / one.folder)) for one in runs]
     assert chosen(choose(placed)) == "a"
     (tmp_path / "a-1" / "inputs.json").write_text((tmp_path / "a-0" / "inputs.json").read_text())
-    assert "its validation examples of seed 1 differ from those of dense." in text_of(choose(placed))
+    assert "its validation examples differ from those of dense." in text_of(choose(placed))
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])

@@ -42,7 +42,7 @@ def test_the_dense_job_is_first_and_a_failed_job_does_not_prevent_the_decision(s
     assert dense["folders"] == [str(folder / "0")]
     assert dense["num_heads"] == 12
     assert (folder / "report" / "tradeoff.png").read_bytes().startswith(b"\x89PNG")
-    reason = "objective.num_heads=99 cannot be kept: this model has 12 heads, so give an integer from 1 to 12."
+    reason = "num_heads=99 cannot be kept: this model has 12 heads, so give an integer from 1 to 12."
     assert numbers["failed"] == {f"{folder}/2 (objective.num_heads=99)": reason}
 
 

@@ -28,7 +28,7 @@ def test_jobs_of_other_processes_are_decided_upon(launcher, inputs, tmp_path, mo
     command = ["-m", "sweep=reference", *LAUNCHERS[launcher], *inputs, "objective.num_heads=3,99", "output_dir=sweep"]
     process = run_command(command, cwd=tmp_path)
     assert process.returncode == 1, process.stderr
-    assert "  sweep/2 (objective.num_heads=99): objective.num_heads=99 cannot be kept" in process.stderr
+    assert "  sweep/2 (objective.num_heads=99): num_heads=99 cannot be kept" in process.stderr
     numbers = json.loads((tmp_path / "sweep" / "report" / "tradeoff.json").read_text())
     assert {run["budget"]: run["folders"] for run in numbers["runs"]} == {
         "dense": ["sweep/0"],

@@ -68,7 +68,7 @@ def test_perplexity_does_not_depend_on_batches(tokenizer, model, max_length):
     prepared = prepare(tokenizer, model, max_length=max_length)
     blocks = list(prepared.splits["validation"])
     batches = [prepared.collate(blocks[start : start + 2]) for start in range(0, len(blocks), 2)]
-    values = evaluate(model, batches, task=CausalLM(), metrics=prepared.all_metrics)
+    values = evaluate(model, batches, task=CausalLM(), metrics=prepared.all_metrics).metrics
     surprises, right = [], []
     for block in blocks:
         ids = block["input_ids"]

@@ -9,12 +9,12 @@ import torch
 from datasets import Dataset, DatasetDict
 from sentence_transformers import SentenceTransformer
 from tokenizers import normalizers, processors
+from tqdm import tqdm
 from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel
 
 from gating.errors import InputError
 from gating.tasks.embedding import Embedding
 from gating.tasks.embedding_teacher import add_embeddings, load_sentence_model
-from gating.tracking.progress import Progress
 from tests.support.tiny_sentences import make_sentence_model, sentences_of
 
 
@@ -42,11 +42,11 @@ def embeddings_of(teacher, texts: list[str], *, max_length: int = 8) -> np.ndarr
 
 
 def test_embeddings_are_those_of_encode_and_computed_once(tmp_path, encoded, monkeypatch):
-    texts, lines, update = sentences_of(9), [], Progress.update
-    monkeypatch.setattr(Progress, "update", lambda self, number: (update(self, number), lines.append(self.line())))
+    texts, counts, update = sentences_of(9), [], tqdm.update
+    monkeypatch.setattr(tqdm, "update", lambda self, number: (update(self, number), counts.append((self.desc, self.n))))
     teacher = load_sentence_model(str(make_sentence_model(tmp_path / "model")), setting="task.teacher")
     found = embeddings_of(teacher, texts, max_length=64)
-    assert lines[0].startswith("Embeddings of the teacher: 9 of 9 texts")
+    assert ("Embeddings of the teacher", 9) in [(name.removesuffix(": "), number) for name, number in counts if name]
     assert np.allclose(found, teacher.encode(texts), atol=1e-3)
     encoded.clear()
     assert np.array_equal(embeddings_of(teacher, texts, max_length=64), found)

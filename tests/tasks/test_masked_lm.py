@@ -67,7 +67,7 @@ def test_perplexity_is_that_of_the_masked_words(tokenizer, model):
     prepared = prepare(tokenizer, model, max_length=32)
     blocks = list(prepared.splits["validation"])
     batches = [prepared.collate(blocks[:2]), prepared.collate(blocks[2:])]
-    values = evaluate(model, batches, task=MaskedLM(), metrics=prepared.all_metrics)
+    values = evaluate(model, batches, task=MaskedLM(), metrics=prepared.all_metrics).metrics
     surprises = []
     for batch in batches:
         with torch.no_grad():

@@ -80,7 +80,7 @@ def test_scores_are_those_of_sacrebleu_on_generated_texts(tokenizer, model):
     prepared = prepare(tokenizer, model, task=task, max_target_length=6)
     rows = list(prepared.splits["validation"])
     batches = [prepared.collate(rows[:2]), prepared.collate(rows[2:])]
-    values = evaluate(model, batches, task=task, metrics=prepared.all_metrics)
+    values = evaluate(model, batches, task=task, metrics=prepared.all_metrics).metrics
     written, surprises = [], []
     for source, target in zip(SOURCES, TARGETS, strict=True):
         inputs = tokenizer(source, return_tensors="pt", return_token_type_ids=False)
@@ -94,7 +94,7 @@ def test_scores_are_those_of_sacrebleu_on_generated_texts(tokenizer, model):
     assert 100 * values["chrf"] == pytest.approx(sacrebleu.corpus_chrf(written, [TARGETS]).score)
     assert values["perplexity"] == pytest.approx(math.exp(sum(surprises) / len(surprises)), rel=1e-5)
     # During training no text is generated.
-    assert set(evaluate(model, batches, task=task, metrics=prepared.metrics)) == {"perplexity", "accuracy"}
+    assert set(evaluate(model, batches, task=task, metrics=prepared.metrics).metrics) == {"perplexity", "accuracy"}
 
 
 def test_samples_have_source_prediction_and_reference(tokenizer, model):

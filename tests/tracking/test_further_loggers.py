@@ -38,7 +38,7 @@ def test_a_run_has_curves_figures_and_settings(whole):
     events, logged = events_of(whole), curves(whole)
     assert [step for step, _ in logged["train/loss"]] == list(range(12))
     assert {"val/accuracy", "gates/open", "compact/num_heads", "compact/test/accuracy"} <= logged.keys()
-    assert [event.step for event in events.Images("gates/heads")] == [4, 8]
+    assert [event.step for event in events.Images("gates")] == [12]
     assert logged["compact/num_heads"][0][1] == 4
     hparams = PluginAccumulator(str(whole / "tensorboard")).Reload().PluginTagToContent("hparams")
     assert b"objective/num_heads" in hparams["_hparams_/session_start_info"]

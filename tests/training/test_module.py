@@ -13,6 +13,7 @@ import gating
 from gating.models.sources import enable_gradient_checkpointing
 from gating.report.results import History
 from gating.report.score import Score
+from gating.report.summary import Summary
 from gating.tasks import SequenceClassification
 from gating.training.callbacks import GateMonitor
 from gating.training.evaluation import evaluate
@@ -151,20 +152,22 @@ class StopAfter(pl.Callback):
         trainer.should_stop = trainer.global_step >= self.step
 
 
-def test_history_is_saved_in_checkpoints(folder):
+def test_history_and_seconds_are_saved_in_checkpoints(folder):
     history = History()
-    monitor = GateMonitor(history)
+    monitor = GateMonitor(history, Summary(seconds={"search": 2.0}))
     fit(make_module(folder), steps=4, callbacks=[monitor])
     assert [observation.step for observation in history.observations] == [2, 4]
-    other = GateMonitor(History())
+    summary = Summary()
+    other = GateMonitor(History(), summary)
     other.load_state_dict(monitor.state_dict())
     assert other.history == history
+    assert summary.all_seconds() == {"search": 2.0}
 
 
 def test_recovery_continues_the_step_count_of_the_search(folder):
     history = History()
     module = make_module(folder, gated=False, first_step=5)
-    fit(module, steps=2, callbacks=[GateMonitor(history)])
+    fit(module, steps=2, callbacks=[GateMonitor(history, Summary())])
     assert [observation.step for observation in history.observations] == [7]
     assert history.observations[0].open == 12
 
@@ -173,7 +176,7 @@ def test_evaluation_uses_deterministic_gates_and_restores_the_mode(folder):
     module = make_module(folder)
     module.train()
     metrics = class_metrics(["accuracy"], num_classes=2)
-    results = {evaluate(module.model, [BATCH], task=TASK, metrics=metrics)["accuracy"] for _ in range(3)}
+    results = {evaluate(module.model, [BATCH], task=TASK, metrics=metrics).metrics["accuracy"] for _ in range(3)}
     assert len(results) == 1
     assert module.model.training
 

@@ -18,7 +18,7 @@ from gating.errors import InputError
 from gating.pruning.latency import is_noise
 from gating.report.figures import score_limits
 from gating.report.score import Score
-from gating.run.sweep.results import FinishedRun, conditions_of, depends_on_seed, names_of
+from gating.run.sweep.results import FinishedRun, conditions_of, names_of
 from gating.storage.files import replacing_file
 
 _AXES = {"speedup": "speed-up", "work": "less work"}
@@ -130,9 +130,9 @@ def _candidates(runs: Sequence[FinishedRun], score: Score) -> list[Candidate]:
     groups: dict[str, list[FinishedRun]] = {}
     for run in sorted(runs, key=lambda run: _loss(score, run.number(f"val/{score.name}"))):
         groups.setdefault(run.group, []).append(run)
-    names, by_seed = names_of(runs), depends_on_seed(runs)
+    names = names_of(runs)
     return [
-        Candidate(names[group], tuple(alike), conditions_of(alike, by_seed=by_seed), *_means(alike, score))
+        Candidate(names[group], tuple(alike), conditions_of(alike), *_means(alike, score))
         for group, alike in groups.items()
     ]
 

@@ -116,7 +116,7 @@ def _record(sweep: Path, job: Job) -> None:
 
 
 def with_job_names(settings: Mapping[str, Any], *, sweep: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    """Return the settings of a job, with names after its overrides and its sweep's folder in those of the loggers."""
+    """Return the settings of a job, with names for W&B after its overrides and its sweep's folder."""
     place = sweep.absolute()
     names = {
         "name": shorten(redact(" ".join(own_overrides(sweep, overrides))), most=_MOST),
@@ -125,12 +125,5 @@ def with_job_names(settings: Mapping[str, Any], *, sweep: Path, overrides: Seque
         "tags": ["sweep"],
         "job_type": "dense" if is_dense(settings) else "search",
     }
-    return {**settings, "logger": _named(settings["logger"], names)}
-
-
-def _named(logger: Any, names: Mapping[str, Any]) -> Any:
-    """Return the settings of a logger, or of several by name, with the names of a job where they have none."""
-    if not isinstance(logger, Mapping):
-        return logger
-    given = {key: names.get(key) if value is None else value for key, value in logger.items()}
-    return {key: _named(value, names) if isinstance(value, Mapping) else value for key, value in given.items()}
+    given = {key: names.get(key) if value is None else value for key, value in settings["logger"].items()}
+    return {**settings, "logger": given}

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -100,17 +101,10 @@ def names_of(runs: Sequence[FinishedRun]) -> dict[str, str]:
     return names
 
 
-def depends_on_seed(runs: Sequence[FinishedRun]) -> bool:
-    """Return whether seeds may have drawn other examples: unless all are known and equal."""
-    first, *others = [_examples(run) for run in runs]
-    return not any(first.values()) or any(table != first for table in others)
-
-
-def conditions_of(runs: Sequence[FinishedRun], *, by_seed: bool) -> dict[str, Any]:
+def conditions_of(runs: Sequence[FinishedRun]) -> dict[str, Any]:
     """Return the conditions of a comparison of scores: of runs, which differ in their seed alone, with others.
 
     These are the steps, the dense model, the definition of the metric, and the data: settings, examples and counts.
-    With ``by_seed`` examples and counts are those of each seed, and the seeds are compared.
     """
     first = runs[0]
     limits = {name: first.settings["trainer"].get(name) for name in _OF_TRAINER}
@@ -125,28 +119,21 @@ def conditions_of(runs: Sequence[FinishedRun], *, by_seed: bool) -> dict[str, An
     if isinstance(task.get("metrics"), Mapping):
         found[f"task.metrics.{metric}"] = task["metrics"].get(metric)
     found["num_parameters_before"] = first.numbers.get("num_parameters_before")
-    seeds = [str(run.settings["data"].get("seed", run.settings["seed"])) for run in runs]
-    if by_seed:
-        found["seed"] = ",".join(sorted(set(seeds)))
-    recorded: dict[str, list[Any]] = {}
-    for run, seed in zip(runs, seeds, strict=True):
+    recorded = defaultdict[str, set[str]](set)
+    for run in runs:
         for name, value in _evaluated(run).items():
-            recorded.setdefault(f"{name} of seed {seed}" if by_seed else name, []).append(value)
-    # Files of one name in several folders, such as folds, may be other data.
-    texts = {name: sorted({json.dumps(value) for value in values}) for name, values in recorded.items()}
-    return found | {name: ", ".join(values) for name, values in texts.items()}
+            recorded[name].add(json.dumps(value))
+    return found | {name: ", ".join(sorted(texts)) for name, texts in recorded.items()}
 
 
 def _evaluated(run: FinishedRun) -> dict[str, Any]:
-    """Return a run's record of its data, and the counts of its evaluation."""
+    """Return digests of the examples of each split, the seed if they are not recorded, and the evaluated counts."""
     counts = [f"{name}/{split}" for name in ("num_examples", "num_targets") for split in ("val", "test")]
-    return _examples(run) | {name: run.numbers.get(name) for name in counts}
-
-
-def _examples(run: FinishedRun) -> dict[str, Any]:
-    """Return digests of the examples of each split; None for those that are not recorded."""
-    data = read_inputs(Path(run.folder))["examples"]
-    return {f"{split} examples": data.get(split) for split in _SPLITS}
+    # Files of one name in several folders, such as folds, may be other data.
+    data, settings = read_inputs(Path(run.folder))["examples"], run.settings
+    examples = {f"{split} examples": data.get(split) for split in _SPLITS}
+    drawn = examples if data else {"seed": settings["data"].get("seed", settings["seed"])}
+    return drawn | {name: run.numbers.get(name) for name in counts}
 
 
 def _effective(settings: Mapping[str, Any], *on: Literal["results", "dense run", "examples"]) -> dict[str, Any]:
