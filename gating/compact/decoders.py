@@ -14,7 +14,7 @@ import transformers
 from transformers import PreTrainedModel
 
 from gating.errors import InputError
-from gating.loader.checksums import CONFIG
+from gating.loader.modeling import CONFIG
 from gating.structure.attention import iter_attention_blocks
 from gating.structure.feed_forward import ExpertsBlock, iter_feed_forward_blocks
 

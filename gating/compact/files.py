@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gating.errors import DamageError, InputError, InputTypeError, MissingFileError, UnreachableError, loading
-from gating.loader.checksums import CHECKSUMS, CONFIG, GENERATION, INDEX, RECORD_KEY, WEIGHTS, digest_file, digest_table
+from gating.loader.modeling import CHECKSUMS, CONFIG, GENERATION, INDEX, RECORD_KEY, WEIGHTS, digest_file, digest_table
 from gating.storage.files import read_table
 from gating.storage.hub import RECORD_FILE, download, invalid_name, snapshot_of
 

@@ -20,8 +20,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from gating.compact.files import check_manifest, damaged_file, has_manifest, read_config, read_shapes, walk
 from gating.errors import InputError
-from gating.loader.checksums import CONFIG, PLAIN_LOADING, RECORD_KEY
 from gating.loader.integrity import REMEDY_OF_PLAIN_LOADING, mixed
+from gating.loader.modeling import CONFIG, PLAIN_LOADING, RECORD_KEY
 from gating.loader.record import auto_classes
 from gating.loader.saving import check_built
 

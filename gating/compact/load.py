@@ -12,8 +12,8 @@ from transformers import AutoConfig, PreTrainedModel
 from gating.compact.files import find_folder, read_config
 from gating.compact.limits import check_trust, checked_folder, model_class, remedy_of, without_load_report
 from gating.errors import InputError, InputTypeError, loading
-from gating.loader.checksums import RECORD_KEY
 from gating.loader.integrity import check_finite, load_whole
+from gating.loader.modeling import RECORD_KEY
 from gating.loader.record_checks import check_record
 from gating.loader.saving import SavedMixin, compact_class
 from gating.report.card import write_card

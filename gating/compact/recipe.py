@@ -35,8 +35,8 @@ from gating.compact.files import (
 )
 from gating.compact.limits import check_trust, checked_folder, model_class, without_load_report
 from gating.errors import InputError, loading
-from gating.loader.checksums import GENERATION, PLAIN_LOADING, RECORD_KEY
 from gating.loader.integrity import check_finite
+from gating.loader.modeling import GENERATION, PLAIN_LOADING, RECORD_KEY
 from gating.loader.record import LAYERS_KEY, dense_config
 from gating.loader.record_checks import check_fits, check_record
 from gating.pruning.layers import changed

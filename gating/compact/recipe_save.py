@@ -14,9 +14,8 @@ from gating.compact.files import digest_stored, read_config, write_manifest
 from gating.compact.recipe import Recipe, build_compact, digest_model, find_base
 from gating.compact.save import check_model, compact_copy, write_config
 from gating.errors import InputError
-from gating.loader.checksums import CONFIG, PLAIN_LOADING
 from gating.loader.integrity import REMEDY_OF_PLAIN_LOADING, check_finite
-from gating.loader.modeling import base_prefix
+from gating.loader.modeling import CONFIG, PLAIN_LOADING, base_prefix
 from gating.loader.record import dense_class
 from gating.pruning.prune_report import UnitCounts
 from gating.storage.files import replacing_folder

@@ -23,10 +23,9 @@ from gating.compact.files import write_manifest
 from gating.compact.load import load_compact
 from gating.compact.stock import StockError, may_be_stock, stock_model
 from gating.errors import InputError, InputTypeError, explain, shorten
-from gating.loader.checksums import CANARY, CONFIG, RECORD_KEY
 from gating.loader.composing import write_code
 from gating.loader.integrity import check_finite, write_checksums
-from gating.loader.modeling import canary_outputs
+from gating.loader.modeling import CANARY, CONFIG, RECORD_KEY, canary_outputs
 from gating.loader.saving import become_compact, has_lost_units
 from gating.proof.conditions import check_has_values, check_no_adapters, check_not_wrapped, check_savable
 from gating.proof.masked import ExpectedOutputs

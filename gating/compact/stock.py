@@ -21,7 +21,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, initialization
 from gating.compact.files import has_manifest, read_record
 from gating.compact.limits import bounded_building
 from gating.errors import RemedyError, loading
-from gating.loader.checksums import CHECKSUMS, RECORD_KEY
+from gating.loader.modeling import CHECKSUMS, RECORD_KEY
 from gating.loader.record import dense_class, dense_config
 from gating.loader.record_checks import check_record
 from gating.proof.input_sizes import nested_configs

@@ -15,7 +15,7 @@ from torch import nn
 from gating.families.layouts import Q_K_V_PROJ, AttentionSpec, Row, check_row, context_spec, read_spec
 from gating.families.media import DETECTION_FAMILIES, MEDIA_FAMILIES
 from gating.families.text import SPECIAL_FAMILIES, TEXT_FAMILIES
-from gating.loader.replaced import original_class
+from gating.loader.parts import original_class
 
 __all__ = ["find_spec", "register_attention_spec", "registered_spec"]
 

@@ -17,7 +17,7 @@ from gating.compact.save import save_compact
 from gating.errors import InputError, MissingFileError
 from gating.gates import HeadGates
 from gating.integrations.wrappers import merged
-from gating.loader.checksums import RECORD_KEY
+from gating.loader.modeling import RECORD_KEY
 from gating.pruning.repeat import remove_recorded
 from gating.storage.files import move_aside, replacing_file
 

@@ -9,15 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gating.loader.checksums import (
-    CHECKSUMS,
-    CONFIG,
-    GENERATION,
-    PLAIN_LOADING,
-    RECORD_KEY,
-    digest_file,
-    digest_table,
-)
+from gating.loader.modeling import CHECKSUMS, CONFIG, GENERATION, PLAIN_LOADING, RECORD_KEY, digest_file, digest_table
 
 __all__ = ["check_finite", "load_whole", "mixed", "write_checksums"]
 

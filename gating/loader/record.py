@@ -29,9 +29,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, initialization
 from transformers.models.auto import modeling_auto
 
-from gating.loader.checksums import RECORD_KEY
-from gating.loader.modeling import base_prefix
-from gating.loader.views import ConfigView
+from gating.loader.modeling import RECORD_KEY, base_prefix
+from gating.loader.parts import ConfigView
 
 __all__ = [
     "COUNTS",

@@ -12,10 +12,9 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from gating.loader.checksums import CANARY, CHECKSUMS, RECORD_KEY
+from gating.loader import forwards, forwards_images, parts  # noqa: F401 - they register what a record may name
 from gating.loader.integrity import DamageError, InputError
-from gating.loader.modeling import places_of
-from gating.loader.parts import PARTS
+from gating.loader.modeling import CANARY, CHECKSUMS, PARTS, RECORD_KEY, places_of
 from gating.loader.record import COUNTS, FORMAT, SPEC_NOTES, UNIT_NOTES, is_plain
 
 __all__ = ["check_fits", "check_record", "damaged"]

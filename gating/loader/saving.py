@@ -9,10 +9,9 @@ from torch import nn
 from transformers import PreTrainedModel, modeling_utils
 
 from gating.loader import modeling
-from gating.loader.checksums import RECORD_KEY
 from gating.loader.composing import MODULE, write_code
 from gating.loader.integrity import write_checksums
-from gating.loader.modeling import OF, CompactMixin
+from gating.loader.modeling import OF, RECORD_KEY, CompactMixin
 from gating.loader.record import LAYERS_KEY, auto_classes, dense_class, describe
 from gating.loader.record_checks import check_fits
 

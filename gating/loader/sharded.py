@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .classes import MIXINS
+from .modeling import MIXINS
 
 __all__ = ["Divisible", "indivisible_left_out", "is_indivisible"]
 

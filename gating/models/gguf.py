@@ -15,7 +15,7 @@ from huggingface_hub import cached_assets_path
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
 from gating.errors import InputError, explain, is_input_error, loading, shorten
-from gating.loader.checksums import digest_file
+from gating.loader.modeling import digest_file
 from gating.serving.contexts import settings_of
 from gating.serving.formats import FORMATS
 from gating.tracking.progress import Progress

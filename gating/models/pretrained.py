@@ -15,8 +15,8 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from gating.compact.files import check_manifest, has_manifest
 from gating.errors import InputError, loading, nearest_name, shorten
-from gating.loader.checksums import PLAIN_LOADING
 from gating.loader.integrity import REMEDY_OF_PLAIN_LOADING
+from gating.loader.modeling import PLAIN_LOADING
 from gating.models.hub import locate
 from gating.sharding.plan import on_own_device, sharding_of
 

@@ -13,7 +13,7 @@ from gating.compact.files import read_config
 from gating.compact.save import save_compact
 from gating.compact.stock import StockError
 from gating.distributed.collectives import is_rank_zero
-from gating.loader.checksums import RECORD_KEY
+from gating.loader.modeling import RECORD_KEY
 from gating.models.sources import short_name
 from gating.report.card import usage_code
 from gating.report.metadata import describe_data

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from gating.distributed.collectives import broadcast, check_same, is_rank_zero
 from gating.errors import RemedyWarning
-from gating.loader.checksums import RECORD_KEY
+from gating.loader.modeling import RECORD_KEY
 from gating.models.sources import ModelSource, load_sharded, make_meta_model
 from gating.objectives import KeepsBudget, Objective
 from gating.objectives.search import Search

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from gating.compact.decoders import check_layers, sizes_of
 from gating.compact.save import check_saved, save_compact
 from gating.compact.stock import StockError, stock_model
-from gating.loader.checksums import CONFIG, RECORD_KEY
+from gating.loader.modeling import CONFIG, RECORD_KEY
 from gating.serving.contexts import steady_context
 from gating.serving.copies import with_dummy_heads
 from gating.serving.exporting import Exportable, exporting, load_processor, megabytes_of

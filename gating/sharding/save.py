@@ -20,9 +20,9 @@ from gating.compact.decoders import write_layer_counts
 from gating.compact.files import write_manifest
 from gating.compact.save import SAVED_TOLERANCE, Processor, check_outputs
 from gating.errors import InputError, OperationError
-from gating.loader.checksums import INDEX
 from gating.loader.composing import write_code
 from gating.loader.integrity import write_checksums
+from gating.loader.modeling import INDEX
 from gating.loader.saving import auto_places, become_compact, compact_class, has_lost_units
 from gating.proof.conditions import check_no_adapters
 from gating.proof.masked import ExpectedOutputs

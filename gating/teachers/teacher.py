@@ -16,7 +16,7 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 from gating.compact.load import load_compact
 from gating.errors import InputError, RemedyError
 from gating.gates import HeadGates
-from gating.loader.checksums import RECORD_KEY
+from gating.loader.modeling import RECORD_KEY
 from gating.loader.record import LAYERS_KEY
 from gating.objectives.distillation import HIDDEN_STATES, IGNORED, LOGITS, Distillation
 from gating.proof.outputs import evaluating

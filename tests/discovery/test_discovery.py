@@ -14,7 +14,7 @@ from transformers.models.stablelm.modeling_stablelm import StableLmAttention, St
 
 import gating
 from gating.discovery.find import find_blocks
-from gating.loader.checksums import RECORD_KEY
+from gating.loader.modeling import RECORD_KEY
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
 from tests.support.family_models import FAMILIES, GROUPED, TEXT, VISION, Family
