@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from gating.errors import RemedyError
+from gating.errors import InputError
 
 __all__ = ["check_known", "check_vocabulary", "vocabulary_size"]
 
@@ -17,6 +17,7 @@ _MOST_UNKNOWN = 1 / 3
 _FAR_SMALLER = 100
 # Special tokens alone are never so many.
 _FEW = 1000
+_SETTING = " (in a command: model.tokenizer=FOLDER_OR_HUB_NAME)"
 _LETTERS = "a b c d e f g h i j k l m n o p q r s t u v w x y z 0 1 2 3 4 5 6 7 8 9"
 
 
@@ -53,20 +54,17 @@ def check_vocabulary(tokenizer: Any, *, size: int | None, name: str) -> None:
     number = len(tokenizer)
     # The only other token of those made up is the mark of a space. Of many, not all can be special.
     if number < _FEW and len(set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)) < 2:
-        raise RemedyError(
+        raise InputError(
             f"The tokenizer of {name} has no tokens for texts, only {number} special ones: its files, such as "
-            "tokenizer.json, are missing or empty. ",
-            python="Load the right tokenizer, and save it beside the model.",
-            command="Save the right tokenizer there, or name one with model.tokenizer=FOLDER_OR_HUB_NAME.",
+            f"tokenizer.json, are missing or empty. Save the right one there{_SETTING}."
         )
     if size is None or number * _FAR_SMALLER >= size:
         return
     share = _unknown_share(tokenizer, torch.tensor(tokenizer(_LETTERS)["input_ids"], dtype=torch.int64))
     if share is None or share > _MOST_UNKNOWN:
-        raise RemedyError(
-            f"The tokenizer of {name} has {number} tokens, and the model {size}: it is not the model's. ",
-            python="Load the right tokenizer.",
-            command="Name the right one with model.tokenizer=FOLDER_OR_HUB_NAME.",
+        raise InputError(
+            f"The tokenizer of {name} has {number} tokens, and the model {size}: it is not the model's. Load the right "
+            f"one{_SETTING}."
         )
 
 
@@ -83,12 +81,10 @@ def check_known(tokenizer: Any, ids: Tensor, *, name: str) -> None:
     """
     share = _unknown_share(tokenizer, ids)
     if share is not None and share > _MOST_UNKNOWN:
-        raise RemedyError(
+        raise InputError(
             f"The tokenizer ({type(tokenizer).__name__}, {len(tokenizer)} tokens) does not know {share:.0%} of the "
-            f"tokens of the {name}, which become {tokenizer.unk_token}: it is not made for such texts. ",
-            python="Load a tokenizer and a model of their language, and check the texts.",
-            command="Take a model of their language, or its own tokenizer with model.tokenizer=FOLDER_OR_HUB_NAME, and "
-            "check the column of the texts.",
+            f"tokens of the {name}, which become {tokenizer.unk_token}: it is not made for such texts. Take a model of "
+            f"their language, or its own tokenizer{_SETTING}, and check the column of the texts."
         )
 
 

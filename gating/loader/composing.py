@@ -65,7 +65,7 @@ def _read(path: Path, imports: dict[str, str]) -> Iterator[_Statement]:
     for number, node in enumerate(ast.parse("\n".join(lines)).body):
         # One blank line between definitions, and none between constants: what travels is to be read in few pages.
         gap = "" if lines[end] else "\n"
-        text, end = gap + "\n".join(lines[end : node.end_lineno]).strip("\n"), node.end_lineno
+        text, end = gap + "\n".join(lines[end : node.end_lineno]).strip("\n"), node.end_lineno or end
         names = {one.id for one in ast.walk(node) if isinstance(one, ast.Name)}
         if isinstance(node, ast.Import):
             imports |= {one.name: f"import {one.name}" for one in node.names}

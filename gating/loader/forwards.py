@@ -188,7 +188,7 @@ def wavlm_forward(
     size, length, _ = hidden_states.shape
     if position_bias is None:
         position_bias = self.compute_bias(length, length).repeat(size, 1, 1)
-    parts = hidden_states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+    (parts,) = split_heads(self, hidden_states)
     bias = position_bias.unflatten(0, (size, -1))
     if hasattr(self, "head_slots"):
         slots = list(self.head_slots)
@@ -198,16 +198,12 @@ def wavlm_forward(
     mask = (gate_a * (gate_b * self.gru_rel_pos_const - 1.0) + 2.0) * bias
     if attention_mask is not None:
         mask = mask.masked_fill(attention_mask.ne(1)[:, None, None], float("-inf"))
-    queries, keys, values = (
-        project(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        for project in (self.q_proj, self.k_proj, self.v_proj)
-    )
-    weights = torch.softmax(queries * self.scaling @ keys.transpose(-1, -2) + mask, dim=-1)
-    weights = functional.dropout(weights, self.dropout, training=self.training)
-    output = (weights @ values).transpose(1, 2).flatten(2)
+    projected = [project(hidden_states) for project in (self.q_proj, self.k_proj, self.v_proj)]
+    queries, keys, values = split_heads(self, *projected)
+    features, weights = attend_eagerly(self, queries, keys, values, mask, scaling=self.scaling, dropout=self.dropout)
     # The class returns means of all heads.
     probabilities = weights.mean(1, keepdim=True).expand_as(weights)
-    return self.out_proj(output), probabilities, position_bias
+    return self.out_proj(features.flatten(2)), probabilities, position_bias
 
 
 @part

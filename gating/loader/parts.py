@@ -9,7 +9,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -106,23 +106,11 @@ def replaced_forward(_base: type[nn.Module], forward: Callable[..., Any]) -> dic
     return {"forward": forward}
 
 
-@dataclass(frozen=True)
-class HeadMask:
-    """A forward pre-hook of an output projection that sets the outputs of some heads to zero.
-
-    Attributes:
-        is_kept: For each head with columns in the projection, whether its outputs stay.
-        head_dim: Width of one head.
-    """
-
-    is_kept: tuple[bool, ...]
-    head_dim: int
-
-    def __call__(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Mask the first input, ``[..., num_heads * head_dim]``."""
-        head_outputs, *rest = inputs
-        mask = head_outputs.new_tensor(self.is_kept).repeat_interleave(self.head_dim)
-        return (head_outputs * mask, *rest)
+def _mask(is_kept: tuple[bool, ...], head_dim: int, _: object, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Set outputs of heads in the first input of a projection, ``[..., num_heads * head_dim]``, to zero."""
+    head_outputs, *rest = inputs
+    mask = head_outputs.new_tensor(is_kept).repeat_interleave(head_dim)
+    return (head_outputs * mask, *rest)
 
 
 @part
@@ -131,7 +119,7 @@ def silenced(base: type[nn.Module], is_kept: tuple[bool, ...], head_dim: int) ->
 
     Their columns of the weight are zero and get a gradient of zero, so that training does not revive removed heads.
     """
-    mask = HeadMask(is_kept, head_dim)
+    mask = partial(_mask, is_kept, head_dim)
 
     def forward(self: Any, head_outputs: Tensor) -> object:
         return base.forward(self, mask(self, (head_outputs,))[0])
@@ -142,7 +130,7 @@ def silenced(base: type[nn.Module], is_kept: tuple[bool, ...], head_dim: int) ->
 @part
 def padded(base: type[nn.Module], is_kept: tuple[bool, ...], head_dim: int, projection: str) -> dict[str, Any]:
     """Return the members of a subclass of attention that masks the input of adapters of its output projection, too."""
-    mask = HeadMask(is_kept, head_dim)
+    mask = partial(_mask, is_kept, head_dim)
 
     def set_attribute(self: Any, name: str, value: Any) -> None:
         wraps_projection = name == projection and isinstance(value, nn.Module) and hasattr(value, "base_layer")

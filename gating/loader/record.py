@@ -75,11 +75,10 @@ def dense_config(config: PreTrainedConfig) -> PreTrainedConfig:
     return copied
 
 
-def build_dense(model: PreTrainedModel, *, plainly: bool = False) -> PreTrainedModel:
-    """Build the dense model of a compact one without memory; ``plainly`` from the configuration as it is written."""
+def build_dense(model: PreTrainedModel) -> PreTrainedModel:
+    """Build the dense model of a compact one without memory."""
     config = dense_config(model.config)
     with torch.device("meta"), initialization.no_init_weights():
-        config = type(config).from_dict(config.to_dict()) if plainly else config
         # Some classes want a dtype of torch in the configuration, as this gives it to them.
         built: PreTrainedModel = dense_class(model)._from_config(config, dtype=model.dtype)
     return built

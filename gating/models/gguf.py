@@ -32,12 +32,7 @@ def unpack_gguf(file: Path) -> Path:
     """Return the folder of the model in a GGUF file, with weights in float32 and the tokenizer.
 
     The file is read at the first call, and dequantized: the folder, in the cache of huggingface_hub, has the digest of
-    the file in its name, and later calls find it.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ImportError: The package gguf is not installed.
-        ValueError: It is no GGUF file, or transformers would read it otherwise than llama.cpp.
+    the file in its name, and later calls find it. What transformers would read otherwise than llama.cpp is refused.
     """
     FORMATS["gguf"].check_packages()
     stat = file.stat()

@@ -21,7 +21,7 @@ from pytorch_lightning.loggers import Logger
 from transformers import PreTrainedModel
 
 from gating.data.datamodule import ExampleDataModule
-from gating.errors import InputError, explain, is_input_error, nearest_name
+from gating.errors import InputError, explain, is_input_error
 from gating.gates import HeadGates, create_gates, inject_gates
 from gating.models.adapters import Adapters, NoAdapters
 from gating.models.sources import ModelSource, Pretrained
@@ -214,7 +214,7 @@ def _check_arguments(name: str, values: Mapping[str, Any], *, is_whole: bool, ot
         (signature.bind if is_whole else signature.bind_partial)(*values.get("_args_", ()), **given)
     except TypeError as error:
         unknown = min(given.keys() - signature.parameters.keys(), default="")
-        hint = nearest_name(unknown, sorted({*signature.parameters, *others}), prefix=f"{name}.") if unknown else ""
+        hint = f"There are {', '.join(sorted({*signature.parameters, *others}))}." if unknown else ""
         raise InputError(f"{name}{'.' * bool(unknown)}{unknown} cannot be used: {error}. {hint}".rstrip()) from None
     types = _types_of(target) if str(values["_target_"]).startswith("gating.") else {}
     for key, value in given.items():

@@ -122,7 +122,7 @@ def export(run: Run) -> None:
     try:
         save(stock=True if run.objects.budget["uniform"] else None)
     except StockError as error:
-        print(error.in_command)
+        print(error)
         save(stock=False)
 
 

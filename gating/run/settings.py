@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from gating.errors import InputError, explain, nearest_name
+from gating.errors import InputError, explain
 from gating.run.folder import CONFIG, Phase, is_finished, is_run, relocated, stored_settings
 from gating.storage.identity import check_same_settings, leaves
 from gating.tracking.redaction import HIDDEN, redact_settings
@@ -191,8 +191,8 @@ def _validate(values: Mapping[str, Any]) -> Settings:
         problem = max(error.errors(), key=lambda one: len(one["loc"]))
         name = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            known = list(Settings.model_fields)
-            raise InputError(f"There is no setting {name}. {nearest_name(name, known)}") from None
+            known = ", ".join(Settings.model_fields)
+            raise InputError(f"There is no setting {name}. There are {known}.") from None
         if problem["type"] == "missing":
             raise InputError(f"{name} is missing, which every run needs: leave ~{name} out of the command.") from None
         reason = problem["msg"]

@@ -16,14 +16,11 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from gating.compact.decoders import write_layer_counts
 from gating.compact.files import write_manifest
 from gating.compact.save import SAVED_TOLERANCE, Processor, check_outputs
 from gating.errors import InputError, OperationError
-from gating.loader.composing import write_code
-from gating.loader.integrity import write_checksums
 from gating.loader.modeling import INDEX
-from gating.loader.saving import auto_places, become_compact, compact_class, has_lost_units
+from gating.loader.saving import auto_places, become_compact, compact_class, has_lost_units, write_checksums
 from gating.proof.conditions import check_no_adapters
 from gating.proof.masked import ExpectedOutputs
 from gating.report.card import write_card
@@ -116,8 +113,6 @@ def save_sharded(
         if torch.distributed.get_rank() == 0:
             # This writes everything but the weights.
             copy.save_pretrained(folder, state_dict={})
-            if write_layer_counts(copy, folder):
-                write_code(copy, folder, has_layer_counts=True)
             if tokenizer is not None:
                 tokenizer.save_pretrained(folder)
             write_card(folder / "README.md", copy, report, False)

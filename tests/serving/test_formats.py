@@ -55,7 +55,7 @@ def test_the_command_exports_and_prints_the_check(compact, monkeypatch, capsys):
     assert f"{compact}.gguf: " in printed
     assert "Checked in llama.cpp: all 200 greedy tokens are the model's own" in printed
     assert f"llama-server -m {compact}.gguf" in printed
-    with pytest.raises(SystemExit, match=r"exists already.*pass --overwrite, which renames it"):
+    with pytest.raises(SystemExit, match=r"exists already.*--overwrite.*, which renames it"):
         run(monkeypatch, "export", compact, "--format", "gguf")
 
 
