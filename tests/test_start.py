@@ -40,7 +40,7 @@ REFUSED = {
     "train.py objektive=budget": "objektive",
     "train.py objective=budgets": "budgets",
     "train.py objective.num_head=18": "+objective.num_head=18",
-    "train.py +overwrit=true": "Did you mean overwrite?",
+    "train.py +overwrit=true": "There is no setting overwrit.",
     "train.py seed=-1": "seed=-1",
     "train.py output_dir=tests": "output_dir=",
     "train.py resume=nowhere": "no run in",

@@ -197,6 +197,17 @@ def _absurd_size(case: Case) -> None:
             config[name] = case.rng.choice(_ABSURD)
 
 
+def _other_heads(case: Case) -> None:
+    """Have the record keep other heads: one more, one less, one twice, in another order, beyond the last."""
+    with _config(case) as config:
+        units = config["head_gating"]["units"]
+        block = units[case.rng.choice([name for name in units if len(units[name].get("head_ids", ())) > 1])]
+        heads, total = block["head_ids"], block["num_heads_before"]
+        others = [heads[1:], [], [*heads, heads[-1]], heads[::-1], [*heads[:-1], total], [-1, *heads[1:]], [heads[0]]]
+        others += [list(range(total))] if len(heads) < total else []
+        block["head_ids"] = block["head_slots"] = case.rng.choice(others)
+
+
 def _lose_block(case: Case) -> None:
     """Remove or rename a module of the record."""
     with _config(case) as config:
@@ -247,6 +258,7 @@ DAMAGES: dict[str, Callable[[Case], object]] = {
     "a value of the record replaced, signed": _edit_record,
     "absurd sizes": _absurd_size,
     "absurd sizes, signed": _absurd_size,
+    "other heads, signed": _other_heads,
     "a block lost or renamed, signed": _lose_block,
     "config.json is no plain JSON": _no_json,
     "an index that leads elsewhere": _bad_index,

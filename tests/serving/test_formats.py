@@ -63,7 +63,7 @@ def test_the_command_names_options_of_its_own_in_remedies(compact, tmp_path, mon
     pytest.importorskip("gguf", reason="the package gguf is not installed")
     model = gating.load_compact(compact)
     folder = gating.save_compact(model, tmp_path / "other", tokenizer=make_tokenizer(regex=".+"))
-    with pytest.raises(SystemExit, match="Pass --tokenizer-from with a GGUF file of the dense model"):
+    with pytest.raises(SystemExit, match=r"\(--tokenizer-from\) with a GGUF file of the dense model"):
         run(monkeypatch, "export", folder, "--format", "gguf")
 
 
