@@ -31,7 +31,7 @@ SETTINGS = {
     "objective.num_heads=null objective.speedup=100": "cannot be reached",
     "objective.min_per_layer=2": "min_per_layer=2",
     "objective.num_heads=5 model.name=llama": "4 or 6",
-    "+overwrit=true": "overwrite?",
+    "+overwrit=true": "no setting overwrit",
     "recovery=1.5": "recovery=1.5",
     "recovery=null gates.units=both": "units='both'",
     "exports=[onxx]": "exports",

@@ -119,7 +119,7 @@ def test_no_secret_of_a_failed_job_is_kept(tmp_path, monkeypatch, capsys):
     (record,) = tmp_path.glob(".jobs/[0-9]*.json")
     assert "s3ntinel" not in record.read_text()
     assert "me:pass" not in record.read_text()
-    assert "no such file" in record.read_text()
+    assert "No such file" in record.read_text()
 
 
 class Remembering(Sweeper):
