@@ -13,20 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from gating.distributed import limit_spinning
-from gating.errors import UserError, explain, missing_extra
+from gating.errors import UserError, explain
 
-if problem := missing_extra("head-gating train"):
-    sys.exit(f"error: {problem}")
+try:
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+    from omegaconf import DictConfig, OmegaConf
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
-
-from gating.run.folder import RunFolder, is_finished, result_of
-from gating.run.settings import read_settings
-from gating.run.sweep.plugins import register_sweeper
-from gating.tracking.redaction import redact_output
+    from gating.run.folder import RunFolder, is_finished, result_of
+    from gating.run.settings import read_settings
+    from gating.run.sweep.plugins import register_sweeper
+    from gating.tracking.redaction import redact_output
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {error.name} is missing: pip install 'head-gating[train]'")
 
 CONF = Path(__file__).resolve().parent / "conf"
 

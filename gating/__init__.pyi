@@ -11,7 +11,7 @@ from . import serving as serving
 from . import sharding as sharding
 from . import structure as structure
 from .compact.load import load_compact
-from .compact.recipe_save import save_recipe
+from .compact.recipe import save_recipe
 from .compact.save import save_compact
 from .discovery.find import find_attention_blocks, find_feed_forward_blocks
 from .families.layouts import AttentionSpec, FeedForwardSpec

@@ -10,7 +10,7 @@ from pathlib import Path
 import gating
 from gating.commands.options import COMMANDS
 from gating.distributed import limit_spinning
-from gating.errors import UserError, explain, missing_extra
+from gating.errors import UserError, explain
 from gating.tracking.redaction import redact_output
 from gating.training.signals import stop_on_signals
 
@@ -39,7 +39,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if (error.name or "gating").startswith("gating"):
             raise
-        sys.exit(f"error: {missing_extra(f'head-gating {arguments.command}', missing=error.name)}")
+        sys.exit(f"error: {error.name} is missing: pip install 'head-gating[train]'")
     except (UserError, OSError) as error:
         sys.exit(f"error: {explain(error)}")
 

@@ -1,53 +1,37 @@
 """Errors that a user can mend, and their messages."""
 
-import difflib
-import errno
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
-from importlib.util import find_spec
-
-from gating.loader.integrity import DamageError, InputError, UserError
 
 __all__ = [
     "DamageError",
-    "FolderExistsError",
     "InputError",
     "InputTypeError",
     "LayoutError",
-    "MissingFileError",
     "MissingPackageError",
     "OperationError",
-    "RemedyError",
-    "RemedyWarning",
-    "UnreachableError",
     "UserError",
     "explain",
     "is_input_error",
     "loading",
-    "missing_extra",
-    "nearest_name",
     "shorten",
 ]
 
-# Packages of the extra "train" that do not come with torch and transformers.
-_TRAIN = (
-    *("hydra", "omegaconf", "pytorch_lightning", "torchmetrics", "datasets", "pyarrow", "wandb", "pydantic"),
-    *("matplotlib", "PIL", "sacrebleu"),
-)
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+class UserError(Exception):
+    """An error that the user can mend, as its message explains."""
 
 
-class MissingFileError(UserError, FileNotFoundError):
-    """A file or folder that does not exist."""
+class InputError(UserError, ValueError):
+    """A value that cannot be used."""
 
 
 class InputTypeError(UserError, TypeError):
     """A value of a type that cannot be used."""
 
 
-class FolderExistsError(UserError, FileExistsError):
-    """A file or folder that already exists."""
+class DamageError(InputError):
+    """A model folder with a damaged file, or with files that do not belong together."""
 
 
 class MissingPackageError(UserError, ImportError):
@@ -62,77 +46,13 @@ class LayoutError(InputError, OperationError):
     """A removal that was undone, because the layout of a class is another one than its description."""
 
 
-class UnreachableError(UserError, ConnectionError):
-    """A server that cannot be reached."""
-
-
-class _Remedy(Exception):  # noqa: N818 - one base of errors and warnings
-    """A message with a remedy for users of Python and another for users of the command line."""
-
-    in_command: str | None = None
-
-    def __init__(self, problem: str, *, python: str, command: str) -> None:
-        """Args: ``problem`` is the beginning of both messages, ``python`` and ``command`` are their ends."""
-        super().__init__(problem + python)
-        self.in_command = problem + command
-
-    def __reduce__(self) -> tuple[object, ...]:
-        """Keep both messages in copies."""
-        return partial(type(self), "", python=str(self), command=str(self.in_command)), ()
-
-
-class RemedyError(_Remedy, InputError):
-    """A value that cannot be used; the remedy is a parameter in Python and a setting in a command."""
-
-
-class RemedyWarning(_Remedy, UserWarning):
-    """A warning whose remedy is a parameter in Python and a setting in a command."""
-
-
 def explain(error: BaseException) -> str:
-    """Return the message of an error as one sentence for users of a command.
+    """Return the message of an error in one line.
 
-    Messages of the system get the name of the file, and a remedy.
-
-    >>> explain(OSError(errno.ENOSPC, "No space left on device", "a.txt"))
-    'a.txt cannot be written: no space left on device. Make room there.'
+    >>> explain(OSError("There is   no room.")), explain(TimeoutError())
+    ('There is no room.', 'TimeoutError')
     """
-    in_command: str | None = getattr(error, "in_command", None)
-    if in_command is not None:
-        return in_command
-    if not isinstance(error, OSError) or error.strerror is None:
-        return " ".join(str(error).split()) or type(error).__name__
-    use = "written" if error.errno in (*_FULL, errno.EROFS) else "used"
-    remedy = " Make room there." if error.errno in _FULL else ""
-    return f"{error.filename or 'A file'} cannot be {use}: {error.strerror[:1].lower()}{error.strerror[1:]}.{remedy}"
-
-
-def missing_extra(user: str, *, missing: str | None = None) -> str | None:
-    """Return the message that the extra ``train`` of this package is not installed, or None if it is.
-
-    Args:
-        user: The command that needs it.
-        missing: A package that is missing; by default the first of the extra's.
-    """
-    missing = missing or next((name for name in _TRAIN if find_spec(name) is None), None)
-    if missing is None:
-        return None
-    return f"{user} needs the extra 'train' ({missing} is missing): pip install 'head-gating[train]'"
-
-
-def nearest_name(name: str, names: Collection[str], *, prefix: str = "") -> str:
-    """Return a sentence with the name that was probably meant, or with all there are.
-
-    Args:
-        name: A name that is unknown.
-        names: Those that are known.
-        prefix: Beginning of the known name in the sentence, such as its group.
-
-    >>> nearest_name("lrr", ["betas", "lr"], prefix="optimizer."), nearest_name("x", ["betas", "lr"])
-    ('Did you mean optimizer.lr?', 'There are betas, lr.')
-    """
-    close = difflib.get_close_matches(name, names, n=1)
-    return f"Did you mean {prefix}{close[0]}?" if close else f"There are {', '.join(names)}."
+    return getattr(error, "in_command", None) or " ".join(str(error).split()) or type(error).__name__
 
 
 def shorten(text: str, *, most: int = 80) -> str:

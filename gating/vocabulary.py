@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gating.errors import RemedyError
+from gating.errors import InputError
 
 __all__ = ["check_known", "check_vocabulary"]
 
@@ -13,6 +13,7 @@ __all__ = ["check_known", "check_vocabulary"]
 _MOST_UNKNOWN = 1 / 3
 # Special tokens alone are never so many.
 _FEW = 1000
+_SETTING = " (in a command: model.tokenizer=FOLDER_OR_HUB_NAME)"
 
 
 def check_vocabulary(tokenizer: Any, *, name: str) -> None:
@@ -26,11 +27,9 @@ def check_vocabulary(tokenizer: Any, *, name: str) -> None:
     number = len(tokenizer)
     # The only other token of those made up is the mark of a space. Of many, not all can be special.
     if number < _FEW and len(set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)) < 2:
-        raise RemedyError(
+        raise InputError(
             f"The tokenizer of {name} has no tokens for texts, only {number} special ones: its files, such as "
-            "tokenizer.json, are missing or empty. ",
-            python="Load the right tokenizer, and save it beside the model.",
-            command="Save the right tokenizer there, or name one with model.tokenizer=FOLDER_OR_HUB_NAME.",
+            f"tokenizer.json, are missing or empty. Save the right one there{_SETTING}."
         )
 
 
@@ -41,12 +40,10 @@ def check_known(tokenizer: Any, ids: Tensor, *, name: str) -> None:
     """
     share = _unknown_share(tokenizer, ids)
     if share is not None and share > _MOST_UNKNOWN:
-        raise RemedyError(
+        raise InputError(
             f"The tokenizer ({type(tokenizer).__name__}, {len(tokenizer)} tokens) does not know {share:.0%} of the "
-            f"tokens of the {name}, which become {tokenizer.unk_token}: it is not made for such texts. ",
-            python="Load a tokenizer and a model of their language, and check the texts.",
-            command="Take a model of their language, or its own tokenizer with model.tokenizer=FOLDER_OR_HUB_NAME, and "
-            "check the column of the texts.",
+            f"tokens of the {name}, which become {tokenizer.unk_token}: it is not made for such texts. Take a model of "
+            f"their language, or its own tokenizer{_SETTING}, and check the column of the texts."
         )
 
 

@@ -1,6 +1,5 @@
 """Errors of users are distinguished from faults, and explained in one sentence."""
 
-import errno
 import json
 
 import pytest
@@ -54,16 +53,10 @@ def test_modules_that_merely_begin_like_this_package_are_not_it():
 @pytest.mark.parametrize(
     ("error", "sentence"),
     [
-        (
-            OSError(errno.ENOSPC, "No space left on device", "/d/f"),
-            "/d/f cannot be written: no space left on device. Make",
-        ),
-        (OSError(errno.EROFS, "Read-only file system", "/d/f"), "/d/f cannot be written: read-only file system."),
-        (OSError(errno.ENOSPC, "No space left on device"), "A file cannot be written: no space left on device."),
-        (PermissionError(errno.EACCES, "Permission denied", "/d/f"), "/d/f cannot be used: permission denied."),
         (FileNotFoundError("data.train=x: there is no such file."), "data.train=x: there is no such file."),
-        (ValueError("seed=-1 cannot be used."), "seed=-1 cannot be used."),
+        (ValueError("seed=-1 cannot\nbe used."), "seed=-1 cannot be used."),
+        (TimeoutError(), "TimeoutError"),
     ],
 )
-def test_errors_of_the_system_are_explained_in_a_sentence(error, sentence):
-    assert explain(error).startswith(sentence)
+def test_errors_are_explained_in_one_line(error, sentence):
+    assert explain(error) == sentence

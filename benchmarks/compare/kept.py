@@ -26,7 +26,7 @@ from benchmarks.compare.runs import folder_of
 from benchmarks.measuring import interleave, machine, ratio
 from benchmarks.serving.encoder import graph, pytorch
 from gating.commands.evaluate import evaluation_settings
-from gating.models.pretrained import Pretrained
+from gating.models.sources import Pretrained
 from gating.run.build import build_objects
 from gating.run.data import RunData, encode_examples, load_examples
 from gating.serving.graphs.runtime import GraphModel

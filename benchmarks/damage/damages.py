@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from safetensors.torch import load_file, save_file
 
 from gating.compact.files import write_manifest
-from gating.loader.integrity import write_checksums
+from gating.loader.saving import write_checksums
 
 _ABSURD = [-1, -(10**9), 10**9, 2**31, 10**12, 2**63, 10**30]
 _NASTY = [*_ABSURD, 0, 1, 3, 1.5, 1e300, True, None, "", "x", "../../etc/passwd", [], {}, [0, 0], [[]], {"0": 0}]

@@ -13,9 +13,9 @@ from transformers import PreTrainedModel
 from benchmarks.serving.models import FAMILIES, PATTERNS, make_case
 from benchmarks.serving.processes import ask
 from benchmarks.serving.runtimes import RUNTIMES, missing_package
-from gating.compact.decoders import sizes_of
 from gating.compact.save import save_compact
 from gating.errors import InputError, shorten
+from gating.serving.decoders import sizes_of
 from gating.serving.formats import export_compact
 from gating.serving.gguf.architectures import find_architecture
 from gating.serving.greedy import check_tokens, make_prompts

@@ -86,7 +86,7 @@ def example_record(_rows: object) -> list[str]:
 
 def example_code(_rows: object) -> list[str]:
     """Return the code that the same BERT needs, as it is in its folder."""
-    return ["```python", *compose(sorted(needed_parts(_example()))).splitlines(), "```"]
+    return ["```python", *compose(needed_parts(_example())).splitlines(), "```"]
 
 
 def _example() -> PreTrainedModel:

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from gating.errors import FolderExistsError, InputError
+from gating.errors import InputError
 from gating.run.sweep.choice import Choice, as_json, print_choice, write_picture
 from gating.run.sweep.results import FinishedRun, read_runs
 
@@ -18,7 +18,7 @@ def run(arguments: argparse.Namespace) -> None:
     """
     output = arguments.output
     if output is not None and output.exists() and not arguments.overwrite:
-        raise FolderExistsError(f"{output} exists already. Choose another place, or pass --overwrite.")
+        raise FileExistsError(f"{output} exists already. Choose another place, or pass --overwrite.")
     runs: dict[Path, FinishedRun] = {}
     failed: dict[str, str] = {}
     for folder in arguments.folders:

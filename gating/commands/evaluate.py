@@ -25,7 +25,7 @@ from gating.data.examples import Examples
 from gating.distributed.launch import check_devices
 from gating.errors import InputError, explain, shorten
 from gating.models.hub import locate
-from gating.models.pretrained import Pretrained
+from gating.models.sources import Pretrained
 from gating.pruning.latency import margin
 from gating.pruning.layers import build_original
 from gating.report.score import Score
@@ -194,7 +194,7 @@ def evaluation_settings(
         values["data"] |= {one: None for one in ("train", *_LIMITS) if one not in given}
     # One device evaluates, since batches of several processes are padded otherwise; no steps bound the examples.
     values["trainer"] |= {"devices": 1, "num_nodes": 1, "strategy": "auto", "max_steps": -1}
-    values["model"] = {"_target_": "gating.models.pretrained.Pretrained", "name": model}
+    values["model"] = {"_target_": "gating.models.sources.Pretrained", "name": model}
     return read_settings(values)
 
 

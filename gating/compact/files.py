@@ -21,8 +21,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from gating.errors import DamageError, InputError, InputTypeError, MissingFileError, UnreachableError, loading
-from gating.loader.checksums import CHECKSUMS, CONFIG, GENERATION, INDEX, RECORD_KEY, WEIGHTS, digest_file, digest_table
+from gating.errors import DamageError, InputError, InputTypeError, loading
+from gating.loader.modeling import CHECKSUMS, CONFIG, GENERATION, INDEX, RECORD_KEY, WEIGHTS, digest_file, digest_table
 from gating.storage.files import read_table
 from gating.storage.hub import RECORD_FILE, download, invalid_name, snapshot_of
 
@@ -33,7 +33,6 @@ __all__ = [
     "digest_stored",
     "digest_tensors",
     "find_folder",
-    "has_manifest",
     "open_tensors",
     "read_config",
     "read_json",
@@ -65,12 +64,7 @@ def find_folder(
 ) -> Path:
     """Return the folder of a model, which is downloaded if it is named ``user/name`` and no folder has this name.
 
-    Arguments are those of :func:`gating.load_compact`; the name of the base of a recipe may lack the user.
-
-    Raises:
-        TypeError: It is not a path.
-        FileNotFoundError: Neither a folder nor a model on the hub has this name, or the model lacks the revision.
-        ConnectionError: The hub cannot be reached or refuses access.
+    Arguments and errors are those of :func:`gating.load_compact`; the name of the base of a recipe may lack the user.
     """
     if not isinstance(name_or_path, str | os.PathLike):
         raise InputTypeError(f"Give the path of a folder, or a name on the hub, not a {type(name_or_path).__name__}.")
@@ -80,22 +74,17 @@ def find_folder(
         return folder
     try:
         return download(name, revision=revision, token=token, cache_dir=cache_dir)
-    except (MissingFileError, UnreachableError) as error:
+    except (FileNotFoundError, ConnectionError) as error:
         what = "base model" if is_base else "compact model in"
         message = f"There is no {what} {name}: {name} does not exist here, and {error}"
         raise type(error)(message) from error.__cause__
 
 
 def check_file(folder: Path, name: str) -> Path:
-    """Return the path of a file of a folder.
-
-    Raises:
-        FileNotFoundError: It does not exist.
-        ValueError: It is outside of the folder, or no regular file: reading a pipe or device may never end.
-    """
+    """Return the path of a file of a folder; reading a pipe or device, which is refused, may never end."""
     path = folder / name
     if not path.exists():
-        raise MissingFileError(f"{path} does not exist.")
+        raise FileNotFoundError(f"{path} does not exist.")
     home, place = folder.resolve(), path.resolve()
     # The hub's cache keeps the files of a repository beside its snapshots.
     snapshots = [parent for parent in home.parents if parent.name == "snapshots"]
@@ -107,17 +96,10 @@ def check_file(folder: Path, name: str) -> Path:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Return the content of a folder's ``config.json``.
-
-    Raises:
-        FileNotFoundError: The folder or the file does not exist.
-        ValueError: It is not a JSON object, is too large, or is a link out of the folder.
-    """
+    """Return the content of a folder's ``config.json``."""
     for path in (folder, folder / CONFIG):
         if not path.exists():
-            # A run has its model in a folder of this name.
-            hint = f" Did you mean {folder / 'compact'}?" if (folder / "compact" / CONFIG).exists() else ""
-            raise MissingFileError(f"There is no model in {folder}: {path} does not exist.{hint}")
+            raise FileNotFoundError(f"There is no model in {folder}: {path} does not exist.")
     return read_json(folder, CONFIG)
 
 
@@ -136,16 +118,11 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the files that transformers would load the weights from.
-
-    Raises:
-        FileNotFoundError: There are none in the safetensors format.
-        ValueError: The index names files of another format or outside of the folder.
-    """
+    """Return the files that transformers would load the weights from, in the safetensors format alone."""
     if os.path.lexists(folder / WEIGHTS):
         return [check_file(folder, WEIGHTS)]
     if not os.path.lexists(folder / INDEX):
-        raise MissingFileError(
+        raise FileNotFoundError(
             f"There are no weights in {folder}: {WEIGHTS} does not exist. Pickles are not read. In place of an export "
             "to another runtime, give the model that it was made from, such as RUN/compact."
         )
@@ -167,12 +144,7 @@ def open_tensors(path: Path) -> Iterator[Any]:
 
 
 def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the tensors in the weights of a folder, by name, from the headers of the files.
-
-    Raises:
-        FileNotFoundError: There are no weights.
-        ValueError: A file is damaged, not in the safetensors format or outside the folder.
-    """
+    """Return the shapes of the tensors in the weights of a folder, by name, from the headers of the files."""
     found: dict[str, tuple[int, ...]] = {}
     for path in weight_files(folder):
         with open_tensors(path) as file:
@@ -218,17 +190,10 @@ def _digest_record(described: Mapping[str, Any]) -> str:
     return digest_table({name: value for name, value in described.items() if name != CHECKSUMS})
 
 
-def has_manifest(folder: Path) -> bool:
-    """Return whether a folder has a ``head_gating.json``."""
-    return os.path.lexists(folder / RECORD_FILE)
-
-
 def read_record(folder: Path) -> dict[str, Any]:
-    """Return the content of a folder's ``head_gating.json``.
-
-    Raises:
-        ValueError: It is damaged, or differs from its own checksum.
-    """
+    """Return the content of a folder's ``head_gating.json``; an empty table if there is none."""
+    if not os.path.lexists(folder / RECORD_FILE):
+        return {}
     described = read_json(folder, RECORD_FILE)
     sums = described.get(CHECKSUMS, {})
     if not isinstance(sums, dict):
@@ -239,19 +204,13 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def check_manifest(folder: Path, described: Mapping[str, Any] | None = None) -> None:
-    """Compare the files of a folder with their checksums; warn if there are none for the model.
+    """Compare the files of a folder with the checksums beside them, and in its configuration, ``described``.
 
-    Args:
-        folder: The folder of a model.
-        described: The content of its configuration, if it is a compact folder with a record.
-
-    Raises:
-        FileNotFoundError: A file is missing.
-        ValueError: A file of the model, of its tokenizer or its modules, or the record, is not the one that was saved.
+    Warns if a folder that this package saved has none of the model.
     """
-    beside = read_record(folder).get(CHECKSUMS) if has_manifest(folder) else None
-    place, own = (RECORD_FILE, beside) if described is None else (CONFIG, described[RECORD_KEY].get(CHECKSUMS))
-    if own is None:
+    record, beside = (described or {}).get(RECORD_KEY), read_record(folder).get(CHECKSUMS)
+    place, own = (RECORD_FILE, beside) if record is None else (CONFIG, record.get(CHECKSUMS))
+    if own is None and (record is not None or os.path.lexists(folder / RECORD_FILE)):
         warnings.warn(
             f"{folder} has no checksums in a {place}, so damage to the files of this model is not noticed.",
             stacklevel=2,
@@ -278,20 +237,11 @@ def check_manifest(folder: Path, described: Mapping[str, Any] | None = None) -> 
             raise _changed(path, place if _OF_MODEL.fullmatch(name) else RECORD_FILE)
 
 
-def _changed(path: Path, place: str) -> InputError | MissingFileError:
+def _changed(path: Path, place: str) -> InputError | FileNotFoundError:
     """Return the error about a file that is missing, or differs from the checksum in the file ``place``."""
-    remedy = "Export the model again, or pass verify=False in Python"
-    if place == RECORD_FILE:
-        remedy += (
-            f"; or, if this is meant, delete {RECORD_FILE}, the record of the model that was saved. Save a model that "
-            "was trained again in another folder"
-        )
-    if not os.path.lexists(path):
-        return MissingFileError(f"{path} does not exist, and was saved with this model. {remedy}.")
-    return InputError(
-        f"{path} is not what was saved with this model: its checksum in {place} differs, so it is damaged, or was "
-        f"added, replaced, edited or trained further. {remedy}."
-    )
+    remedy = f", or, if the change is meant, delete {RECORD_FILE}" if place == RECORD_FILE else ""
+    text = f"{path} is not what was saved with this model, by {place}. Export it again, or pass verify=False{remedy}."
+    return InputError(text) if os.path.lexists(path) else FileNotFoundError(text)
 
 
 def digest_tensors(tensors: Iterable[tuple[str, Tensor]]) -> str:
@@ -305,12 +255,7 @@ def digest_tensors(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def digest_stored(folder: Path) -> str:
-    """Return the checksum of the weights in a folder, of all its safetensors files together.
-
-    Raises:
-        FileNotFoundError: There are no weights.
-        ValueError: A file is damaged, not in the safetensors format or outside the folder.
-    """
+    """Return the checksum of the weights in a folder, of all its safetensors files together."""
     with ExitStack() as stack:
         files = [stack.enter_context(open_tensors(path)) for path in weight_files(folder)]
         places = {name: file for file in files for name in file.keys()}  # noqa: SIM118

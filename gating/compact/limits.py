@@ -7,7 +7,7 @@ most a multiple of the weights beside the configuration, and compared with the h
 import math
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,14 +18,15 @@ from torch import Tensor, nn
 from torch.nn.modules import module as registration
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from gating.compact.files import check_manifest, damaged_file, has_manifest, read_config, read_shapes, walk
-from gating.errors import InputError
-from gating.loader.checksums import CONFIG, PLAIN_LOADING, RECORD_KEY
-from gating.loader.integrity import REMEDY_OF_PLAIN_LOADING, mixed
+from gating.compact.files import check_manifest, damaged_file, read_config, read_shapes, walk
+from gating.errors import DamageError, InputError, InputTypeError
+from gating.loader.modeling import CONFIG, PLAIN_LOADING, RECORD_KEY
 from gating.loader.record import auto_classes
-from gating.loader.saving import check_built
+from gating.loader.saving import REMEDY_OF_PLAIN_LOADING, check_built
+from gating.proof.conditions import check_has_values, check_no_adapters, check_not_wrapped
 
-__all__ = ["bounded_building", "check_trust", "checked_folder", "model_class", "remedy_of", "without_load_report"]
+__all__ = ["bounded_building", "check_finite", "check_model", "check_trust", "checked_folder", "load_whole"]
+__all__ += ["model_class", "without_load_report"]
 
 # Settings that make transformers load files other than those of a compact model.
 _FOREIGN = {
@@ -56,13 +57,6 @@ def check_trust(folder: Path, described: Mapping[str, Any]) -> None:
             )
         if re.search("(attn|experts)_implementation", name) and "/" in str(value):
             raise InputError(f"{folder}/config.json asks for a kernel from elsewhere, {name}={value!r}.")
-
-
-def remedy_of(described: Mapping[str, Any]) -> str:
-    """Return the remedy for a folder that does not load; another version of transformers may have written it."""
-    saved, installed = str(described.get("transformers_version"))[:20], transformers.__version__
-    other = f"It was saved with transformers {saved}, and {installed} is installed: install {saved}, or export again."
-    return "Export the model again." if saved in ("None", installed) else other
 
 
 def model_class(config: PreTrainedConfig, folder: Path) -> type[PreTrainedModel]:
@@ -96,10 +90,6 @@ def checked_folder(folder: Path, *, verify: bool, described: Mapping[str, Any] |
 
     With ``verify``, files are compared with their checksums. The configuration is that of the folder unless it is given
     as ``described``.
-
-    Raises:
-        FileNotFoundError: A file is missing.
-        ValueError: A file is damaged, or the files do not fit together.
     """
     config, stored = read_config(folder) if described is None else described, read_shapes(folder)
     # Configurations allocate tables of labels and layers when they are instantiated.
@@ -108,8 +98,8 @@ def checked_folder(folder: Path, *, verify: bool, described: Mapping[str, Any] |
         most = _most_parameters(len(stored)) if _LAYERS.search(last) else 2**63 - 1
         if type(value) is int and abs(value) > (_MAX_LABELS if last == "num_labels" else most):
             raise damaged_file(folder / CONFIG, f"{name}={value} cannot be of a model with {len(stored)} tensors")
-    if verify and (RECORD_KEY in config or has_manifest(folder)):
-        check_manifest(folder, config if RECORD_KEY in config else None)
+    if verify:
+        check_manifest(folder, config)
     token = check_built.set(partial(_check_fits, folder=folder, stored=stored))
     try:
         with bounded_building(folder / CONFIG, [math.prod(shape) for shape in stored.values()]):
@@ -136,12 +126,7 @@ def _check_fits(model: PreTrainedModel, *, folder: Path, stored: Mapping[str, tu
 
 @contextmanager
 def bounded_building(path: Path, sizes: list[int]) -> Iterator[None]:
-    """Raise an error as soon as a model under construction is far larger than the weights that it is to have.
-
-    Args:
-        path: The file that describes the model, for the error.
-        sizes: Numbers of elements of the tensors of the weights.
-    """
+    """Raise an error as soon as a model under construction is far larger than weights of these ``sizes``."""
     most_tensors, most_elements = _most_parameters(len(sizes)), _LARGER * sum(sizes) + 2**24
     thread, counts = threading.get_ident(), [0, 0]
 
@@ -167,3 +152,52 @@ def bounded_building(path: Path, sizes: list[int]) -> Iterator[None]:
 def _most_parameters(num_tensors: int) -> int:
     """Return the bound on parameters: layers without heads or neurons keep at least a quarter of their tensors."""
     return 4 * num_tensors + 100
+
+
+def load_whole(load: Callable[..., Any], folder: Path) -> Any:
+    """Load a model by some ``from_pretrained``; raise ``ValueError`` unless it takes up every tensor of its folder."""
+    # transformers would give missing weights new values; mismatches are allowed so that the error names the tensor.
+    model, found = load(ignore_mismatched_sizes=True, output_loading_info=True)
+    mismatched = [one if isinstance(one, str) else one[0] for one in found["mismatched_keys"]]
+    if others := [*mismatched, *found["missing_keys"], *found["unexpected_keys"]]:
+        raise mixed(folder, f"{min(others)} is another tensor in the weights than by config.json, or not in both")
+    return model
+
+
+def mixed(folder: Path, reason: str) -> DamageError:
+    """Return the error about files that do not belong together."""
+    return DamageError(f"{folder} is damaged or mixed from two models: {reason}. Export the model again.")
+
+
+def check_model(model: PreTrainedModel) -> None:
+    """Raise an error for a model that no folder can hold: it is wrapped, or has gates or adapters, or no values."""
+    if not isinstance(model, PreTrainedModel):
+        if isinstance(model, nn.Module):
+            check_not_wrapped(model)
+        own = " Call its save_pretrained(folder)." if hasattr(model, "save_pretrained") else ""
+        raise InputTypeError(f"Only models of transformers can be saved as a folder, got {type(model).__name__}.{own}")
+    if hasattr(model, "head_gates"):
+        raise InputError("The model still has gates: call gating.finalize(model, gates) before saving it.")
+    check_no_adapters(model)
+    check_has_values(model)
+
+
+def check_finite(model: Any, name: object) -> None:
+    """Raise ``ValueError`` if a weight of a model, called ``name`` in the message, is NaN or infinite."""
+    weights, stored = dict(model.named_parameters()), model.state_dict()
+    for key, tensor in (*weights.items(), *model.named_buffers()):
+        # Tables that no checkpoint has are without values in emptied blocks.
+        if key not in stored:
+            continue
+        # Types of a single byte are quantized; buffers may mask with infinity.
+        if tensor.is_meta or not tensor.is_floating_point() or tensor.element_size() == 1 or not tensor.numel():
+            continue
+        low, high = tensor.detach().aminmax()
+        if low.isnan() or (key in weights and (low.isinf() or high.isinf())):
+            is_half = str(tensor.dtype) == "torch.float16"
+            problem = (
+                f"{name}: {key} has values that are NaN or infinite, as after training that has diverged"
+                f"{', or as numbers beyond 65504 are in float16' * is_half}. Take an earlier checkpoint"
+                f"{' or another dtype' * is_half}"
+            )
+            raise InputError(f"{problem}, or pass verify=False in Python.")

@@ -10,16 +10,24 @@ from huggingface_hub import HfApi
 from transformers import AutoConfig, PreTrainedModel
 
 from gating.compact.files import find_folder, read_config
-from gating.compact.limits import check_trust, checked_folder, model_class, remedy_of, without_load_report
+from gating.compact.limits import (
+    check_finite,
+    check_trust,
+    checked_folder,
+    load_whole,
+    model_class,
+    without_load_report,
+)
 from gating.errors import InputError, InputTypeError, loading
-from gating.loader.checksums import RECORD_KEY
-from gating.loader.integrity import check_finite, load_whole
+from gating.loader.modeling import RECORD_KEY
 from gating.loader.record_checks import check_record
 from gating.loader.saving import SavedMixin, compact_class
 from gating.report.card import write_card
 from gating.storage.hub import RECIPE_FILES
 
 __all__ = ["load_compact"]
+
+_REMEDY = "Export the model again, or install the transformers_version in its config.json."
 
 
 @torch.inference_mode(mode=False)  # Inference tensors could not be trained.
@@ -88,7 +96,7 @@ def load_compact(
     if is_compact:
         check_record(described[RECORD_KEY])
     with (
-        loading(str(folder), remedy=remedy_of(described)),
+        loading(str(folder), remedy=_REMEDY),
         checked_folder(folder, verify=verify),
         without_load_report(),
     ):

@@ -4,8 +4,6 @@ For other versions of transformers, the record of a folder has a small batch, an
 had on it when it was saved. Floating-point inputs are stored as shapes and filled with a sine.
 """
 
-import copy
-import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -15,20 +13,16 @@ from typing import Any, Protocol
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from gating.compact.decoders import write_layer_counts
 from gating.compact.files import write_manifest
+from gating.compact.limits import check_finite, check_model
 from gating.compact.load import load_compact
 from gating.compact.stock import StockError, may_be_stock, stock_model
-from gating.errors import InputError, InputTypeError, explain, shorten
-from gating.loader.checksums import CANARY, CONFIG, RECORD_KEY
-from gating.loader.composing import write_code
-from gating.loader.integrity import check_finite, write_checksums
-from gating.loader.modeling import canary_outputs
-from gating.loader.saving import become_compact, has_lost_units
-from gating.proof.conditions import check_has_values, check_no_adapters, check_not_wrapped
+from gating.errors import InputError, explain, shorten
+from gating.loader.modeling import CANARY, canary_outputs
+from gating.loader.saving import compact_copy, has_lost_units, write_config
 from gating.proof.outputs import evaluating, max_relative_difference, tolerance_for
 from gating.proof.probe import make_probe
 from gating.proof.prove import ExpectedOutputs
@@ -37,16 +31,7 @@ from gating.report.rows import CompactReport
 from gating.storage.files import replacing_folder
 from gating.storage.hub import RECORD_FILE, check_upload, upload
 
-__all__ = [
-    "SAVED_TOLERANCE",
-    "Processor",
-    "check_model",
-    "check_outputs",
-    "check_saved",
-    "compact_copy",
-    "save_compact",
-    "write_config",
-]
+__all__ = ["SAVED_TOLERANCE", "Processor", "check_outputs", "check_saved", "save_compact"]
 
 # Largest relative difference: lost weights change outputs more, another attention kernel less.
 SAVED_TOLERANCE = 3e-3
@@ -129,10 +114,10 @@ def save_compact(
     for form in forms:
         try:
             with replacing_folder(place, overwrite=overwrite) as folder:
-                _write(model, folder, tokenizer, stock=form)
+                _write(model, folder, tokenizer, stock=form, verify=verify)
                 write_card(folder / "README.md", model, report, form, repo_id=repo_id)
-                if verify and (canary := check_saved(model, folder, probe=probe)) and not form:
-                    _add_canary(folder, canary)
+                if verify:
+                    check_saved(model, folder, probe=probe)
                 write_manifest(folder)
             break
         except InputError as error:
@@ -140,87 +125,35 @@ def save_compact(
                 continue
             if not form or isinstance(error, StockError):
                 raise
-            remedy = " Or save it with stock=False, as a compact folder."
-            raise StockError(str(error), python=remedy, command="") from error
+            raise StockError(f"{error} Or save it with stock=False, as a compact folder.") from error
     if repo_id is not None:
         upload(place, repo_id, private=private, token=token)
     return place
 
 
-def check_model(model: PreTrainedModel) -> None:
-    """Raise an error for a model that no folder can hold.
-
-    Raises:
-        TypeError: It is not a model of transformers.
-        ValueError: It is wrapped, or has gates or adapters, or no values.
-    """
-    if not isinstance(model, PreTrainedModel):
-        if isinstance(model, nn.Module):
-            check_not_wrapped(model)
-        own = " Call its save_pretrained(folder)." if hasattr(model, "save_pretrained") else ""
-        raise InputTypeError(f"Only models of transformers can be saved as a folder, got {type(model).__name__}.{own}")
-    if hasattr(model, "head_gates"):
-        raise InputError("The model still has gates: call gating.finalize(model, gates) before saving it.")
-    check_no_adapters(model)
-    check_has_values(model)
-
-
-def compact_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """Return a model with the modules of another one, but a compact class, and a configuration with its record."""
-    compact = copy.copy(model)
-    compact.config = copy.deepcopy(model.config)
-    become_compact(compact)
-    return compact
-
-
-def write_config(compact: PreTrainedModel, path: Path, **settings: Any) -> None:
-    """Write the configuration of a compact model, with its record and further settings, but no references to code."""
-    config = copy.deepcopy(compact.config)
-    vars(config).pop("auto_map", None)
-    for name, value in {"architectures": [type(compact).__name__], **settings}.items():
-        setattr(config, name, value)
-    path.write_text(config.to_json_string(), encoding="utf-8")
-
-
-def _write(model: PreTrainedModel, folder: Path, tokenizer: Processor | None, *, stock: bool) -> None:
-    """Write the files of a model and its tokenizer, but no card."""
-    dense = stock_model(model) if stock else None
+def _write(model: PreTrainedModel, folder: Path, tokenizer: Processor | None, *, stock: bool, verify: bool) -> None:
+    """Write the files of a model and its tokenizer, but no card; with ``verify``, a compact one gets a canary."""
     compact = compact_copy(model)
-    (dense or compact).save_pretrained(folder)
-    if dense is None and write_layer_counts(model, folder):
-        write_code(compact, folder, has_layer_counts=True)
-        write_checksums(folder)
-    elif dense is not None and has_lost_units(model):
-        write_config(compact, folder / RECORD_FILE)
+    if stock:
+        stock_model(model).save_pretrained(folder)
+        if has_lost_units(model):
+            write_config(compact, folder / RECORD_FILE)
+    else:
+        if verify and (canary := _make_canary(model)):
+            compact.config.head_gating[CANARY] = canary
+        compact.save_pretrained(folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
 
 
-def _add_canary(folder: Path, canary: Mapping[str, Any]) -> None:
-    """Add a batch and the outputs on it to the record of a folder."""
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    config[RECORD_KEY][CANARY] = canary
-    (folder / CONFIG).write_text(json.dumps(config), encoding="utf-8")
-    write_checksums(folder)
-
-
-def check_saved(
-    model: PreTrainedModel, folder: Path, *, probe: Mapping[str, Tensor] | None = None
-) -> dict[str, Any] | None:
+def check_saved(model: PreTrainedModel, folder: Path, *, probe: Mapping[str, Tensor] | None = None) -> None:
     """Load a model from the folder that it was just saved in, and compare weights and outputs.
 
     Equal weights are not enough: some families compute with buffers that are not saved, or with settings of the
     configuration. Equal outputs are not enough either: a batch may leave out a tower. Without a ``probe``, the batch is
     made from the configuration; if that is impossible for the family, weights alone are compared.
-
-    Returns:
-        A small batch and outputs for the record of the folder; None if the family has no such batch.
-
-    Raises:
-        ValueError: The folder does not load, the model does not accept the given probe, or outputs differ.
     """
     loaded = _load(model, folder)
-    canary = _make_canary(loaded)
     coarsest = max((parameter.dtype for parameter in model.parameters()), key=lambda dtype: torch.finfo(dtype).eps)
     tolerance = max(SAVED_TOLERANCE, tolerance_for(coarsest))
     _check_weights(model, loaded, tolerance)
@@ -229,7 +162,7 @@ def check_saved(
     except ValueError:
         if probe is not None:
             raise
-        return canary
+        return
     with suppress(ValueError, AttributeError):
         # Skip if equal: the setter overwrites every tower.
         if loaded.config._attn_implementation != model.config._attn_implementation:
@@ -238,7 +171,6 @@ def check_saved(
         if loaded.config._experts_implementation != model.config._experts_implementation:
             loaded.set_experts_implementation(model.config._experts_implementation)
     check_outputs(model, expected, expected.difference(loaded.to(model.device)))  # type: ignore[arg-type]
-    return canary
 
 
 def check_outputs(model: PreTrainedModel, expected: ExpectedOutputs, difference: float) -> None:

@@ -18,10 +18,10 @@ import torch
 import transformers
 from transformers import PreTrainedConfig, PreTrainedModel, initialization
 
-from gating.compact.files import has_manifest, read_record
+from gating.compact.files import read_record
 from gating.compact.limits import bounded_building
-from gating.errors import RemedyError, loading
-from gating.loader.checksums import CHECKSUMS, RECORD_KEY
+from gating.errors import InputError, loading
+from gating.loader.modeling import CHECKSUMS, RECORD_KEY
 from gating.loader.record import dense_class, dense_config
 from gating.loader.record_checks import check_record
 from gating.proof.input_sizes import nested_configs
@@ -43,23 +43,18 @@ _KEY_VALUE_HEADS = re.compile(r"(?i)(key_value|kv)_heads?$")
 _HAS_CHECKS = hasattr(PreTrainedConfig, "validate")
 
 
-class StockError(RemedyError):
+class StockError(InputError):
     """A compact model that no configuration of its dense architecture describes."""
 
 
 def read_original(model: PreTrainedModel, folder: Path | None = None) -> PreTrainedConfig | None:
     """Return the configuration of the original of a model, with the record of kept units; None if it has lost none.
 
-    Args:
-        model: A compact model, or a model loaded from a stock folder.
-        folder: The folder that it was loaded from, to look for a record there.
-
-    Raises:
-        ValueError: The record in the folder is damaged, or is that of a far larger model.
+    The record of a model from a stock folder is looked for in the folder that it was loaded from.
     """
     if hasattr(model.config, RECORD_KEY):
         return model.config
-    described = read_record(folder) if folder is not None and has_manifest(folder) else {}
+    described = read_record(folder) if folder is not None else {}
     # Other folders have the checksums only.
     if folder is None or not described.keys() - {CHECKSUMS}:
         return None
@@ -88,12 +83,7 @@ def stock_model(model: PreTrainedModel) -> PreTrainedModel:
     """Return a dense model with the weights of a compact one, for a folder that plain transformers loads.
 
     The result shares memory with the model, and its buffers that are not saved have no values: it is only to be saved.
-
-    Args:
-        model: A model whose layers keep equally many units of each kind; it stays as it is.
-
-    Raises:
-        StockError: The configuration class cannot describe the model; the message names the reason.
+    :class:`StockError` has the reason for which no configuration describes the model.
     """
     cls = dense_class(model)
     if getattr(transformers, cls.__name__, None) is not cls:
@@ -128,9 +118,8 @@ def stock_model(model: PreTrainedModel) -> PreTrainedModel:
 
 def _refusal(model: PreTrainedModel, reason: str) -> StockError:
     return StockError(
-        f"{type(model).__name__} cannot be saved as a stock model of transformers: {reason}.",
-        python=" Save it with stock=False, as a compact folder.",
-        command=" It is saved as a compact folder, which loads with trust_remote_code=True.",
+        f"{type(model).__name__} cannot be saved as a stock model of transformers: {reason}. A compact folder "
+        "(stock=False) loads with trust_remote_code=True."
     )
 
 

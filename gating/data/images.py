@@ -9,7 +9,7 @@ import PIL.Image
 from datasets import Dataset, Image
 from transformers import AutoImageProcessor, ImageProcessingMixin, PreTrainedConfig, PreTrainedModel
 
-from gating.errors import InputError, MissingFileError, loading
+from gating.errors import InputError, loading
 from gating.models.sources import ModelSource
 
 try:
@@ -53,7 +53,7 @@ def transform_images(table: Dataset, processor: Any, *, num_channels: int, where
     if getattr(feature, "dtype", "").endswith("string"):
         missing = next((path for path in table["image"] if not Path(path).is_file()), None)
         if missing is not None:
-            raise MissingFileError(f"The {where} data names the image {missing}: there is no such file.")
+            raise FileNotFoundError(f"The {where} data names the image {missing}: there is no such file.")
     with loading(f"The first image of the {where} data", remedy="Their column is data.image_column=..."):
         images = table if isinstance(feature, Image) else table.cast_column("image", Image())
         transformed = images.with_transform(_PixelTransform(processor, mode=_MODES.get(num_channels)))

@@ -15,7 +15,7 @@ from datasets import Dataset, DatasetDict
 from gating.data.examples import Examples
 from gating.data.tables import read_file, read_splits, read_texts
 from gating.distributed.collectives import is_rank_zero
-from gating.errors import InputError, MissingFileError, loading
+from gating.errors import InputError, loading
 from gating.models.hub import outage, package_folder
 
 # Classes in the order of their folders.
@@ -135,7 +135,7 @@ def load_hub(
     place = str(folder) if folder.exists() else path
     if not folder.exists():
         if path.startswith((".", "/", "~")):
-            raise MissingFileError(f"data.path={path}: there is no such folder.")
+            raise FileNotFoundError(f"data.path={path}: there is no such folder.")
         outage()
     wanted = {"train": train_split, "validation": validation_split, "test": test_split}
     remedy = "Splits are named by data.train_split, data.validation_split and data.test_split; null leaves one out."

@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 from datasets import Dataset, DatasetDict
 
-from gating.errors import InputError, MissingFileError, loading
+from gating.errors import InputError, loading
 from gating.storage.identity import file_digest
 
 # Extensions of files without columns.
@@ -29,7 +29,7 @@ def read_file(split: str, file: str) -> Dataset:
     setting, path = f"data.{split}={file}", Path(file).expanduser()
     ending = path.suffix.lower()
     if not path.is_file():
-        raise MissingFileError(f"{setting}: there is no such file.")
+        raise FileNotFoundError(f"{setting}: there is no such file.")
     if ending not in _BUILDERS:
         raise InputError(
             f"{setting}: cannot read {ending or 'a file without extension'} as a table; use {', '.join(_BUILDERS)}. "

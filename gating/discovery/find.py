@@ -56,7 +56,7 @@ def find_attention_blocks(
         ValueError: No attention class of the model is known, or its heads cannot be removed, or it lacks a tower.
 
     Warns:
-        RemedyWarning: Other modules look like attention, and neither ``exclude`` nor ``towers`` leaves them out. The
+        UserWarning: Other modules look like attention, and neither ``exclude`` nor ``towers`` leaves them out. The
             message names them with the reasons.
 
     Example:
@@ -110,7 +110,7 @@ def find_feed_forward_blocks(
         ValueError: The model has no known feed-forward block, or its neurons cannot be removed, or it lacks a tower.
 
     Warns:
-        RemedyWarning: Other modules look like feed-forward, or their neurons depend on each other, and neither
+        UserWarning: Other modules look like feed-forward, or their neurons depend on each other, and neither
             ``exclude`` nor ``towers`` leaves them out. The message names them with the reasons.
 
     Example:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from gating.discovery.refusals import why_mixed, why_not_attention
-from gating.errors import InputError, RemedyWarning
+from gating.errors import InputError
 from gating.families.layouts import FeedForwardSpec, num_inputs, num_outputs, without_adapter
 from gating.families.registry import find_feed_forward_spec
 from gating.loader.modeling import base_prefix
@@ -88,14 +88,13 @@ def group_ungated(
     return [UngatedModules(class_name, tuple(names), reason, unit) for (class_name, reason), names in found.items()]
 
 
-def ungated_warning(ungated: Sequence[UngatedModules]) -> RemedyWarning:
+def ungated_warning(ungated: Sequence[UngatedModules]) -> str:
     """Return the warning about modules without gates."""
     units = " or ".join(dict.fromkeys(one.unit for one in ungated))
-    name, others = ungated[0].names[0], "or patterns with *, or the towers to gate in"
-    return RemedyWarning(
-        f"Some modules get no gates, so they keep all {units}: {_clauses(ungated)}. If that is meant, name them ",
-        python=f"in exclude, such as exclude=[{name!r}] {others} towers.",
-        command=f"in gates.exclude, such as gates.exclude=['{name}'] {others} gates.towers.",
+    return (
+        f"Some modules get no gates, so they keep all {units}: {_clauses(ungated)}. If that is meant, name them in "
+        f"exclude, such as exclude=[{ungated[0].names[0]!r}] or patterns with *, or the towers to gate in towers "
+        "(settings gates.exclude and gates.towers)."
     )
 
 

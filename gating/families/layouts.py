@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from gating.errors import InputError
-from gating.loader.classes import freeze
-from gating.loader.parts import PARTS
-from gating.loader.replaced import original_class
+from gating.loader.modeling import PARTS, freeze
+from gating.loader.parts import original_class
 
 __all__ = [
     "AttentionSpec",

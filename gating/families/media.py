@@ -16,6 +16,7 @@ from gating.families.layouts import (
     Row,
     has_variable,
 )
+from gating.loader.forwards import rotary_forward, trocr_forward, wavlm_forward
 from gating.loader.forwards_images import (
     blip_2_forward,
     blip_vision_forward,
@@ -27,9 +28,7 @@ from gating.loader.forwards_images import (
     timesformer_forward,
     window_forward,
 )
-from gating.loader.forwards_sounds import rotary_forward, wavlm_forward
-from gating.loader.forwards_texts import trocr_forward
-from gating.loader.replaced import original_class
+from gating.loader.parts import original_class
 
 __all__ = ["DETECTION_FAMILIES", "MEDIA_FAMILIES"]
 

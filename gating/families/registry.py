@@ -27,7 +27,7 @@ from gating.families.layouts import (
 )
 from gating.families.media import DETECTION_FAMILIES, MEDIA_FAMILIES
 from gating.families.text import SPECIAL_FAMILIES, TEXT_FAMILIES
-from gating.loader.replaced import original_class
+from gating.loader.parts import original_class
 from gating.units import UnitName
 
 __all__ = [

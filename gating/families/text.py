@@ -17,7 +17,7 @@ from gating.families.layouts import (
     RowLayout,
     has_variable,
 )
-from gating.loader.forwards_texts import fsmt_forward, led_forward, longformer_forward
+from gating.loader.forwards import fsmt_forward, led_forward, longformer_forward
 
 __all__ = ["SPECIAL_FAMILIES", "TEXT_FAMILIES"]
 

@@ -9,8 +9,8 @@ from transformers.pytorch_utils import Conv1D
 
 from gating.errors import InputError
 from gating.gates.pass_values import PassValues
-from gating.loader.classes import subclass
-from gating.loader.replaced import original_class
+from gating.loader.modeling import subclass
+from gating.loader.parts import original_class
 from gating.structure.blocks import Block
 from gating.structure.hooks import Handle
 

@@ -17,7 +17,7 @@ from gating.discovery.ungated import (
     ungated_warning,
     without_left_out,
 )
-from gating.errors import InputError, nearest_name
+from gating.errors import InputError
 from gating.families.layouts import without_adapter
 from gating.gates import hard_concrete
 from gating.gates.attachment import CHILD_NAME, check_not_gated
@@ -83,7 +83,7 @@ def inject_gates(
             is unchanged.
 
     Warns:
-        RemedyWarning: Some modules look like attention, or with ``units`` like feed-forward, and get no gates, and
+        UserWarning: Some modules look like attention, or with ``units`` like feed-forward, and get no gates, and
             neither ``exclude`` nor ``towers`` leaves them out; they and the reasons are also the attribute ``ungated``
             of the gates.
 
@@ -160,7 +160,7 @@ def _check_exclude(found: list[Block], others: list[str], exclude: Collection[st
     names = [block.name for block in found]
     unknown = [one for one in exclude if not any(fnmatchcase(name, one) for name in (*names, *others))]
     if unknown:
-        raise InputError(f"There is no block {unknown[0]!r} to exclude. {nearest_name(unknown[0], names)}")
+        raise InputError(f"There is no block {unknown[0]!r} to exclude. There are {', '.join(names)}.")
 
 
 def _prove_foreign_blocks(model: nn.Module, blocks: list[Block], *, probe: Mapping[str, Tensor] | None) -> None:

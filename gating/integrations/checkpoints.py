@@ -14,10 +14,10 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from gating.compact.load import load_compact
 from gating.compact.save import save_compact
-from gating.errors import InputError, MissingFileError
+from gating.errors import InputError
 from gating.gates import HeadGates
 from gating.integrations.wrappers import merged
-from gating.loader.checksums import RECORD_KEY
+from gating.loader.modeling import RECORD_KEY
 from gating.pruning.plan import remove_recorded
 from gating.storage.files import move_aside, replacing_file
 
@@ -53,7 +53,7 @@ def find_checkpoint(resume: str | bool | None, output_dir: Path) -> tuple[Path |
     recovery = folder if (folder / _START).is_dir() else None
     last = _last_checkpoint(recovery or output_dir) if resume is True else Path(resume)
     if last is None and recovery is None:
-        raise MissingFileError(
+        raise FileNotFoundError(
             f"There is no checkpoint in args.output_dir={output_dir} to resume from: call train() without "
             "resume_from_checkpoint=True."
         )

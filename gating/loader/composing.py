@@ -1,89 +1,79 @@
-"""The file of code in a compact folder, composed of the parts that its model needs."""
+"""The file of code in a compact folder: the loader, and those of the parts that its model needs."""
 
 import ast
-import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from transformers import PreTrainedModel, conversion_mapping
 
-from gating.loader import permuted
-from gating.loader.checksums import RECORD_KEY
-from gating.loader.parts import PARTS
+from gating.loader.modeling import PARTS, RECORD_KEY
+from gating.loader.parts import permutes_rows
 from gating.loader.record import auto_classes, dense_class
 
 __all__ = ["MODULE", "compose", "needed_parts", "write_code"]
 
 MODULE = "modeling_compact"
-_HERE = Path(__file__).parent
+_FILES = [Path(__file__).with_name(f"{name}.py") for name in ("modeling", "parts", "forwards", "forwards_images")]
+
+
+class _Statement(NamedTuple):
+    """A statement of a file with the comments before it, the names that it defines, and those that it uses."""
+
+    text: str
+    defined: set[str]
+    used: set[str]
 
 
 def write_code(model: PreTrainedModel, folder: Path, *, has_layer_counts: bool = False) -> None:
     """Write the file of code into a folder that was just saved, whose configuration may have counts of layers."""
-    parts = needed_parts(model) | ({"layer_counts"} if has_layer_counts else set())
-    (folder / f"{MODULE}.py").write_text(compose(sorted(parts)), encoding="utf-8")
+    parts = needed_parts(model) | ({"WithoutLayerCounts"} if has_layer_counts else set())
+    (folder / f"{MODULE}.py").write_text(compose(parts), encoding="utf-8")
 
 
 def needed_parts(model: PreTrainedModel) -> set[str]:
-    """Return the names of the files of parts that a compact model needs."""
+    """Return the names of the parts that a compact model needs."""
     entries = (getattr(model.config, RECORD_KEY, None) or {}).get("modules", {}).values()
-    used = {value for entry in entries for one in entry.get("parts", ()) for value in one if isinstance(value, str)}
-    used |= {"ConfigView"} if any("config" in entry for entry in entries) else set()
-    names = {PARTS[name].__module__.rpartition(".")[2] for name in used & PARTS.keys()}
+    named = {value for entry in entries for one in entry.get("parts", ()) for value in one if isinstance(value, str)}
+    names = (named & PARTS.keys()) | ({"ConfigView"} if any("config" in entry for entry in entries) else set())
     if dense_class(model) not in auto_classes(type(model.config)).values():
         # In one process, transformers loads further folders of such a model with the class of the first one.
-        names |= {"emptied", "padding", "views"}
-    conversions = conversion_mapping.get_model_conversion_mapping(model, add_legacy=False)
-    if any(map(permuted.permutes_rows, conversions)):
-        names.add("permuted")
+        names |= {"emptied", "padded", "silenced", "ConfigView"}
+    if any(map(permutes_rows, conversion_mapping.get_model_conversion_mapping(model, add_legacy=False))):
+        names.add("RowsInPlace")
     return names
 
 
-def compose(parts: list[str]) -> str:
-    """Return one file of the loader and of some of its parts, by their names, with the files that these import."""
-    order: list[str] = []
-    for name in ("modeling", *parts):
-        _add(name, order)
-    # Parts register themselves with what is in this file; functions below need nothing at import.
-    order.sort(key=lambda name: (name != "classes", name == "modeling"))
-    heading, imports, bodies = "", set[str](), []
-    for name in order:
-        source = (_HERE / f"{name}.py").read_text(encoding="utf-8")
-        docstring, own_imports, body = _split(source)
-        heading = docstring if name == "modeling" else heading
-        imports |= own_imports
-        bodies.append(body)
-    return "\n\n".join([heading, _write_imports(imports), *bodies]) + "\n"
+def compose(parts: Iterable[str]) -> str:
+    """Return one file of the loader, of some parts by their names, and of all that these use."""
+    imports: dict[str, str] = {}
+    loader, *others = ([*_read(path, imports)] for path in _FILES)
+    statements = [one for found in others for one in found]
+    wanted, needed = {*parts}, set[str]()
+    while wanted - needed:
+        needed |= wanted
+        wanted = {name for one in statements if one.defined & needed for name in one.used}
+    chosen = [*loader, *(one for one in statements if one.defined & needed)]
+    lines = {imports[name] for one in chosen for name in one.used & imports.keys()}
+    heading = f'"""{ast.get_docstring(ast.parse(_FILES[0].read_text(encoding="utf-8")), clean=False)}"""'
+    return "\n".join([heading, "", _write_imports(lines), *(one.text for one in chosen)]) + "\n"
 
 
-def _add(name: str, order: list[str]) -> None:
-    """Add a file to those that are composed, after the files that it imports."""
-    if name in order:
-        return
-    for node in ast.parse((_HERE / f"{name}.py").read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.ImportFrom) and node.level:
-            _add(str(node.module), order)
-    order.append(name)
-
-
-def _split(source: str) -> tuple[str, set[str], str]:
-    """Return the docstring of a file, its absolute imports, and the rest but the names that it exports."""
-    lines, left, imports, docstring = source.splitlines(), set[int](), set[str](), ""
-    for number, node in enumerate(ast.parse(source).body):
-        place = range(node.lineno - 1, node.end_lineno or node.lineno)
-        text = "\n".join(lines[line] for line in place)
-        is_exports = isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__"
-        if number == 0:
-            docstring = text
-        elif isinstance(node, ast.Import):
-            imports.add(text)
+def _read(path: Path, imports: dict[str, str]) -> Iterator[_Statement]:
+    """Yield the statements of a file that travel; add its absolute imports to a table by the names that they give."""
+    lines, end = path.read_text(encoding="utf-8").splitlines(), 0
+    for number, node in enumerate(ast.parse("\n".join(lines)).body):
+        # One blank line between definitions, and none between constants: what travels is to be read in few pages.
+        gap = "" if lines[end] else "\n"
+        text, end = gap + "\n".join(lines[end : node.end_lineno]).strip("\n"), node.end_lineno or end
+        names = {one.id for one in ast.walk(node) if isinstance(one, ast.Name)}
+        if isinstance(node, ast.Import):
+            imports |= {one.name: f"import {one.name}" for one in node.names}
         elif isinstance(node, ast.ImportFrom):
-            imports |= {f"from {node.module} import {name.name}" for name in node.names if not node.level}
-        elif not is_exports:
-            continue
-        left |= set(place)
-    body = "\n".join(line for number, line in enumerate(lines) if number not in left)
-    # One blank line between definitions: what travels is to be read in few pages.
-    return docstring, imports, re.sub("\n{3,}", "\n\n", body).strip("\n")
+            imports |= {one.name: f"from {node.module} import {one.name}" for one in node.names if not node.level}
+        elif number and "__all__" not in names:
+            stored = {one.id for one in ast.walk(node) if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)}
+            yield _Statement(text, {node.name} if hasattr(node, "name") else stored, names)
 
 
 def _write_imports(lines: set[str]) -> str:

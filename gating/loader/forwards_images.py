@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .attend import attend, attend_eagerly, split_heads
-from .classes import part
+from .forwards import attend, attend_eagerly, split_heads
+from .modeling import part
 
 __all__ = [
     "blip_2_forward",

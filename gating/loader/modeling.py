@@ -5,6 +5,7 @@ parts of this file that change its class. Importing this file defines functions 
 """
 
 import copy
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -16,17 +17,80 @@ import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .checksums import CANARY, CHECKSUMS, CONFIG, PLAIN_LOADING, RECORD_KEY, changed_file
-from .classes import CLASSES, MIXINS, PARTS, freeze, subclass
-
 __all__ = [
-    "CompactMixin",
-    "apply_record",
-    "base_prefix",
-    "canary_outputs",
-    "compact_class",
-    "places_of",
+    *("CANARY", "CHECKSUMS", "CONFIG", "GENERATION", "INDEX", "MIXINS", "OF", "PARTS", "RECORD_KEY", "WEIGHTS"),
+    *("CompactMixin", "apply_record", "base_prefix", "canary_outputs", "changed_file", "compact_class", "digest_file"),
+    *("digest_table", "freeze", "part", "places_of", "subclass"),
 ]
+
+# Functions and classes that a record can name, and base classes of every compact model.
+PARTS: dict[str, Any] = {}
+MIXINS: list[type] = []
+CLASSES: dict[tuple[object, ...], type[Any]] = {}
+
+
+def part(function: Any) -> Any:
+    """Register a function or class under its name, so that records can name it."""
+    PARTS[function.__name__] = function
+    return function
+
+
+def subclass(base: type[nn.Module], *parts: tuple[Any, ...]) -> type[nn.Module]:
+    """Return the subclass of a class with the members that parts return: functions of it and of their arguments."""
+    base = getattr(base, "original_class", base)
+    key = (base, *parts)
+    if parts and key not in CLASSES:
+        members = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
+        # Pickle would look the class up by its name and find the base.
+        members |= {"original_class": base, "parts": parts, "__reduce_ex__": lambda self, _: (_new, key, vars(self))}
+        for make_members, *arguments in parts:
+            members |= make_members(base, *arguments)
+        CLASSES[key] = type(base.__name__, (base,), members)
+    return CLASSES.get(key, base)
+
+
+def _new(*key: Any) -> nn.Module:
+    cls = subclass(*key)
+    return cls.__new__(cls)
+
+
+def freeze(value: Any) -> Any:
+    """Return a value with tuples for lists."""
+    return tuple(map(freeze, value)) if isinstance(value, list) else value
+
+
+RECORD_KEY, CHECKSUMS, CANARY = "head_gating", "sha256", "canary"
+CONFIG, GENERATION = "config.json", "generation_config.json"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+PLAIN_LOADING = "transformers_weights"  # With this setting, a plain class refuses to load the weights.
+
+
+def changed_file(folder: Path, config: Mapping[str, Any]) -> str | None:
+    """Return the name of the first file of a folder that differs from the checksums in its configuration, or None."""
+    sums: dict[str, str] = config[RECORD_KEY].get(CHECKSUMS) or {}
+    # transformers prefers one file of weights to several, so that a new one would replace the saved ones.
+    present = {name for name in (CONFIG, WEIGHTS, INDEX, GENERATION) if (folder / name).exists()}
+    changed = (name for name in sorted({*sums, *present}) if sums.get(name) != digest_file(folder / name))
+    return next(changed, None) if sums else None
+
+
+def digest_file(path: Path) -> str:
+    """Return the checksum of a file; that of JSON does not depend on its layout, which git changes on some systems."""
+    if path.suffix == ".json":
+        return digest_table(json.loads(path.read_text(encoding="utf-8")))
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for block in iter(lambda: file.read(2**20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def digest_table(table: Any) -> str:
+    """Return the checksum of the content of a JSON file, without the checksums in a record."""
+    record = table.get(RECORD_KEY) if isinstance(table, dict) else None
+    table = {**table, RECORD_KEY: {**record, CHECKSUMS: None}} if isinstance(record, dict) else table
+    return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()
+
 
 OF = "__of__"  # Between the names of a model class and of a configuration class of another family.
 _EXPERTS = "_can_set_experts_implementation"  # It looks for a decorator in the file of a class.

@@ -29,9 +29,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, initialization
 from transformers.models.auto import modeling_auto
 
-from gating.loader.checksums import RECORD_KEY
-from gating.loader.modeling import base_prefix
-from gating.loader.views import ConfigView
+from gating.loader.modeling import RECORD_KEY, base_prefix
+from gating.loader.parts import ConfigView
 
 __all__ = [
     "COUNTS",
@@ -76,11 +75,10 @@ def dense_config(config: PreTrainedConfig) -> PreTrainedConfig:
     return copied
 
 
-def build_dense(model: PreTrainedModel, *, plainly: bool = False) -> PreTrainedModel:
-    """Build the dense model of a compact one without memory; ``plainly`` from the configuration as it is written."""
+def build_dense(model: PreTrainedModel) -> PreTrainedModel:
+    """Build the dense model of a compact one without memory."""
     config = dense_config(model.config)
     with torch.device("meta"), initialization.no_init_weights():
-        config = type(config).from_dict(config.to_dict()) if plainly else config
         # Some classes want a dtype of torch in the configuration, as this gives it to them.
         built: PreTrainedModel = dense_class(model)._from_config(config, dtype=model.dtype)
     return built

@@ -12,10 +12,9 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from gating.loader.checksums import CANARY, CHECKSUMS, RECORD_KEY
-from gating.loader.integrity import DamageError, InputError
-from gating.loader.modeling import places_of
-from gating.loader.parts import PARTS
+from gating.errors import DamageError, InputError
+from gating.loader import forwards, forwards_images, parts  # noqa: F401 - they register what a record may name
+from gating.loader.modeling import CANARY, CHECKSUMS, PARTS, RECORD_KEY, places_of
 from gating.loader.record import COUNTS, FORMAT, SPEC_NOTES, UNIT_NOTES, is_plain
 
 __all__ = ["check_fits", "check_record", "damaged"]
@@ -25,20 +24,8 @@ _PATH = rf"\^?({_NAME}|\d+)(\.({_NAME}|\d+))*"
 _SIZES = r"\[(\d{1,9}(, \d{1,9})*)?\]"
 _NUMBER = r"-?\d{1,9}(\.\d+)?([eE][+-]?\d+)?|true|false"
 _NUMBERS = rf"{_NUMBER}|\[(({_NUMBER})(, ({_NUMBER}))*)?\]"
-_FORWARDS = "|".join(re.escape(name) for name in PARTS if name.endswith("_forward") and name != "replaced_forward")
-_TRUTHS = r"\[(true|false)(, (true|false))*\]"
-# Patterns of the parts of a record in JSON.
-_PARTS = "|".join(
-    (
-        rf'\["emptied", "(pair|context|tensor)", "{_PATH}"\]',
-        r'\["shared_bias", \d{1,6}\]',
-        rf'\["sliced_inputs", \[(\["{_NAME}", [0-7]\](, )?)+\], \d{{1,6}}\]',
-        rf'\["padded", {_TRUTHS}, \d{{1,6}}, "{_PATH}"\]',
-        rf'\["silenced", {_TRUTHS}, \d{{1,6}}\]',
-        rf'\["replaced_forward", "({_FORWARDS})"\]',
-        r'\["narrow_conv1d"\]',
-    )
-)
+# A part in JSON, and its arguments: numbers, truths, names of others and paths, and lists of them.
+_PART = rf'\["({"|".join(PARTS)})"([\[\], ]|\b\d{{1,6}}\b|true|false|"{_PATH}")*\]'
 _VALUE = rf'({_NUMBER}|"[\w-]*"|null)'
 _MODULES = {
     "tensors": _SIZES,
@@ -47,7 +34,7 @@ _MODULES = {
     "counts": r"\d{1,6}",
     "config": rf'{_NUMBER}|"batched_mm"',
     "without": rf'"({_NAME}|\d+)"',
-    "parts": _PARTS,
+    "parts": _PART,
 }
 _UNITS = {
     **dict.fromkeys(UNIT_NOTES, rf"\d{{1,7}}|{_SIZES}"),
@@ -56,11 +43,10 @@ _UNITS = {
 }
 _LAYERS = {
     "kept": r"\[(\d{1,4}(, \d{1,4})*)?\]",
-    "config": rf"{_VALUE}|\[({_VALUE}(, {_VALUE})*)?\]",
+    # Numbers of layers are bounded: a configuration allocates for each.
+    "config": rf"(?!-?\d{{5}}){_VALUE}|\[({_VALUE}(, {_VALUE})*)?\]",
     **dict.fromkeys(("heads", "neurons"), r"[1-9]\d{0,6}"),
 }
-# A bound on the number of layers.
-_MOST_LAYERS = 4096
 
 
 def check_record(record: object) -> None:
@@ -73,30 +59,31 @@ def check_record(record: object) -> None:
             "that saved it"
         )
     _check_known("it", record, {"format", "modules", "units", "layers", CHECKSUMS, CANARY})
-    for kind, patterns in (("modules", _MODULES), ("units", _UNITS)):
-        for name, entry in _table(record.get(kind), kind).items():
+    tables = {kind: _table(record.get(kind), kind) for kind in ("modules", "units")}
+    tables["layers"] = {"layers": record.get("layers", {})}
+    for kind, patterns, names in (("modules", _MODULES, _NAME), ("units", _UNITS, _NAME), ("layers", _LAYERS, _PATH)):
+        for name, entry in tables[kind].items():
             _check_known(f"{kind} {name!r}", _table(entry, name), set(patterns))
-            for key, value, place in _values(entry, is_note=kind == "units"):
-                if not re.fullmatch(patterns[place], json.dumps(value)) or not re.fullmatch(_NAME, key):
+            for key, value, place in _values(name, entry, is_note=kind == "units"):
+                if not re.fullmatch(patterns[place], json.dumps(value)) or not re.fullmatch(names, key):
                     raise damaged(f"{name}.{key} cannot be {json.dumps(value)[:100]}")
-    _check_layers(_table(record.get("layers", {}), "layers"))
     for key in record.keys() & {CHECKSUMS, CANARY}:
         _table(record[key], key)
 
 
-def _values(entry: Mapping[str, Any], *, is_note: bool) -> Iterator[tuple[str, Any, str]]:
-    """Yield the name, the value and the kind of each value in an entry."""
+def _values(name: str, entry: Mapping[str, Any], *, is_note: bool) -> Iterator[tuple[str, Any, str]]:
+    """Yield the key, the value and the kind of each value in an entry of this name."""
     for kind, table in entry.items():
         if is_note:
             yield kind, table, kind
         elif kind in ("without", "parts"):
             if not isinstance(table, list):
-                raise damaged(f"{kind} is not a list")
+                raise damaged(f"{name}.{kind} is not a list")
             yield from ((kind, value, kind) for value in table)
         else:
-            yield from (
-                (name.lstrip("_") if kind == "config" else name, v, kind) for name, v in _table(table, kind).items()
-            )
+            # Only that of the kernels of experts is a private name.
+            named = _table(table, f"{name}.{kind}").items()
+            yield from ((key.lstrip("_") if value == "batched_mm" else key, value, kind) for key, value in named)
 
 
 def _table(value: object, name: str) -> dict[str, Any]:
@@ -110,19 +97,6 @@ def _check_known(name: str, table: Mapping[str, object], known: set[str]) -> Non
         raise damaged(f"{name} has {unknown[0]!r}, which this version does not know")
 
 
-def _check_layers(layers: Mapping[str, Any]) -> None:
-    """Raise ``ValueError`` for a table of layers that left with other entries, or numbers that no model has."""
-    _check_known("the table of layers", layers, set(_LAYERS))
-    for key, table in layers.items():
-        for name, value in _table(table, f"layers.{key}").items():
-            numbers = value if isinstance(value, list) else [value]
-            is_count = all(type(number) is int and 0 <= number < _MOST_LAYERS for number in numbers)
-            if not (re.fullmatch(_PATH, name) and re.fullmatch(_LAYERS[key], json.dumps(value))):
-                raise damaged(f"the table of layers has {key}.{name}={value!r}")
-            if not is_count and (key == "kept" or (key == "config" and type(value) is int)):
-                raise damaged(f"the table of layers has {key}.{name}={value!r}, more than a model has")
-
-
 def check_fits(model: PreTrainedModel, record: Mapping[str, Any]) -> None:
     """Raise ``ValueError`` if a record asks for more than a part of a dense model."""
     check_record(record)
@@ -133,9 +107,6 @@ def check_fits(model: PreTrainedModel, record: Mapping[str, Any]) -> None:
     for name in record["modules"].keys() & places.keys():
         for problem in _problems(modules[places[name]], record["modules"][name]):
             raise damaged(f"{name} of {type(model).__name__} {problem}")
-    for name in record["units"].keys() & places.keys():
-        if of_units := _problem_of_units(record["units"][name]):
-            raise damaged(f"{name} {of_units}")
 
 
 def _problems(module: nn.Module, entry: Mapping[str, Any]) -> Iterator[str]:
@@ -157,8 +128,6 @@ def _problems(module: nn.Module, entry: Mapping[str, Any]) -> Iterator[str]:
             is_kernel = key == "_experts_implementation" and isinstance(value, str) and hasattr(owner, key)
             if not is_kernel and not (is_plain(before) and _is_less(value, before)):
                 yield f"has {key}={before!r}, which cannot become {value!r}"
-    if "parts" in entry and any(part[0] == "narrow_conv1d" for part in entry["parts"]) and not hasattr(module, "nf"):
-        yield "is not of the kind of GPT-2"
 
 
 def _is_less(value: Any, before: Any) -> bool:
@@ -168,26 +137,6 @@ def _is_less(value: Any, before: Any) -> bool:
     if isinstance(before, bool):
         return type(value) is bool
     return type(value) is type(before) and 0 <= value <= max(1, before)
-
-
-def _problem_of_units(notes: Mapping[str, Any]) -> str | None:
-    """Return the problem of the notes on the units of a block, or None."""
-    for key, total in (
-        ("head_ids", "num_heads_before"),
-        ("head_slots", "num_heads_before"),
-        ("kept_groups", "width_before"),
-    ):
-        numbers = notes.get(key)
-        if numbers is None:
-            continue
-        most = notes.get(total)
-        if type(most) is not int or not isinstance(numbers, list) or numbers != sorted({*numbers}):
-            return f"has {key}={numbers} and {total}={most}"
-        size = notes.get("group_size", 1) if key == "kept_groups" else 1
-        if type(size) is not int or size < 1 or (numbers and numbers[-1] >= -(-most // size)):
-            return f"has {total}={most}, but {key} is {numbers}"
-    has_slots = {*notes.get("head_ids", ())} <= {*notes.get("head_slots", ())}
-    return None if has_slots else "notes heads of which it has no slots"
 
 
 def damaged(reason: str) -> DamageError:

@@ -15,7 +15,7 @@ from huggingface_hub import cached_assets_path
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
 from gating.errors import InputError, explain, is_input_error, loading, shorten
-from gating.loader.checksums import digest_file
+from gating.loader.modeling import digest_file
 from gating.serving.contexts import settings_of
 from gating.serving.formats import check_packages
 
@@ -31,12 +31,7 @@ def unpack_gguf(file: Path) -> Path:
     """Return the folder of the model in a GGUF file, with weights in float32 and the tokenizer.
 
     The file is read at the first call, and dequantized: the folder, in the cache of huggingface_hub, has the digest of
-    the file in its name, and later calls find it.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ImportError: The package gguf is not installed.
-        ValueError: It is no GGUF file, or transformers would read it otherwise than llama.cpp.
+    the file in its name, and later calls find it. What transformers would read otherwise than llama.cpp is refused.
     """
     check_packages("gguf")
     stat = file.stat()

@@ -9,7 +9,7 @@ import huggingface_hub
 import huggingface_hub.constants as hub
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from gating.errors import InputError, MissingFileError, MissingPackageError, UnreachableError
+from gating.errors import InputError, MissingPackageError
 from gating.storage.hub import invalid_name
 
 __all__ = ["PACKAGE", "is_gguf", "locate", "outage", "package_folder"]
@@ -30,18 +30,9 @@ def is_gguf(name: str) -> bool:
 def locate(name_or_path: str, *, revision: str = "main") -> str:
     """Return the argument of ``from_pretrained`` for a model: a folder, or a name on the hub.
 
-    If the hub cannot be reached, it is the folder in the local cache; for a GGUF file that of the unpacked model.
-
-    Args:
-        name_or_path: A folder, a GGUF file, ``package://NAME/INSIDE`` for either inside an installed package, or a name
-            on the hub.
-        revision: Branch, tag or commit on the hub.
-
-    Raises:
-        ImportError: The package is not installed.
-        FileNotFoundError: A path does not exist.
-        ValueError: The name is invalid on the hub.
-        ConnectionError: The hub cannot be reached, and the model is not in the local cache.
+    The model is a folder, a GGUF file, ``package://NAME/INSIDE`` for either inside an installed package, or a name on
+    the hub with a branch, tag or commit. If the hub cannot be reached, it is the folder in the local cache; for a GGUF
+    file that of the unpacked model.
     """
     if name_or_path.startswith(PACKAGE):
         package, _, inside = name_or_path.removeprefix(PACKAGE).partition("/")
@@ -55,7 +46,7 @@ def locate(name_or_path: str, *, revision: str = "main") -> str:
     if place.is_dir() or name_or_path.startswith(PACKAGE):
         return str(place)
     if name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1:
-        raise MissingFileError(f"The model folder {name_or_path} does not exist.")
+        raise FileNotFoundError(f"The model folder {name_or_path} does not exist.")
     reason = invalid_name(name_or_path)
     if reason is not None:
         raise InputError(f"{name_or_path!r} is neither an existing folder nor a valid name on the hub: {reason}.")
@@ -66,18 +57,14 @@ def locate(name_or_path: str, *, revision: str = "main") -> str:
         return huggingface_hub.snapshot_download(name_or_path, revision=revision, local_files_only=True)
     except LocalEntryNotFoundError:
         at = "" if revision == "main" else f" (revision {revision})"
-        raise UnreachableError(
+        raise ConnectionError(
             f"Cannot load the model {name_or_path!r}{at}: {hub.ENDPOINT} cannot be reached ({unreachable}), and it is "
             "not in the cache; connect to the internet, or give the path of a local folder or file instead."
         ) from None
 
 
 def package_folder(package: str) -> Path:
-    """Return the folder of an installed package without importing it.
-
-    Raises:
-        ImportError: The package is not installed.
-    """
+    """Return the folder of an installed package without importing it."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise MissingPackageError(

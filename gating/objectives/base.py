@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gating.errors import OperationError, RemedyWarning
+from gating.errors import OperationError
 from gating.gates import HeadGates
 from gating.gates.hard_concrete import FullPrecision
 from gating.objectives.budget import DEFAULT_KEEP, HeadBudget
@@ -195,9 +195,10 @@ class KeepsBudget(Objective):
         """Resolve the budget for these gates, in a search that begins."""
         self.check(gates)
         if not self._budget.numbers and self._budget.keep is None:
-            python, command = ("num_heads=, num_neurons= or keep=", "objective.num_heads or objective.keep")
-            problem = f"{type(self).__name__} has no budget, so {DEFAULT_KEEP:.0%} stays: give "
-            warnings.warn(RemedyWarning(problem, python=f"{python}.", command=f"{command}."), stacklevel=2)
+            wanted = "num_heads, num_neurons or keep (settings of objective in a command)"
+            warnings.warn(
+                f"{type(self).__name__} has no budget, so {DEFAULT_KEEP:.0%} stays: give {wanted}.", stacklevel=2
+            )
         parts = self._budget.parts(gates)
         super().attach(gates)
         self._parts = parts

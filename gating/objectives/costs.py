@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gating.errors import InputError, RemedyError
+from gating.errors import InputError
 from gating.gates import HeadGates
 from gating.gates.hard_concrete import are_numbers
 from gating.units import UNITS
@@ -44,10 +44,10 @@ def gate_costs(gates: HeadGates, cost: Costs) -> Tensor:
             ``cache``, and a block keeps none.
     """
     if cost == "latency":
-        raise RemedyError(
-            "cost=latency takes the time of a multiply-accumulate of heads and of neurons, which differs by device: ",
-            python="give the objective of gating.budget_for_speedup(model, batch, speedup=...), which measures it.",
-            command="give objective.cost=macs or objective.cost=parameters.",
+        raise InputError(
+            "cost=latency takes the time of a multiply-accumulate of heads and of neurons, which differs by device: "
+            "give the objective of gating.budget_for_speedup(model, batch, speedup=...), which measures it, or "
+            "cost=macs or cost=parameters."
         )
     if cost == "cache":
         return _cached_values(gates)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gating.errors import InputError, InputTypeError, RemedyWarning
+from gating.errors import InputError, InputTypeError
 from gating.gates import HeadGates
 from gating.loader.saving import become_compact
 from gating.objectives.base import Objective
@@ -246,12 +246,12 @@ def _warn_if_arbitrary(gates: HeadGates, kept: Tensor) -> None:
         are_few, are_alike = 2 * num_open <= num_kept, 2 * num_alike >= min(num_kept, num_removed)
         if not (are_few or are_alike or num_open > 2 * num_kept or mean_kept - mean_removed < _LEAST_GAP):
             continue
-        problem = (
+        price = "keep fewer, or lower a fixed price" if are_few else "use a larger learning rate of the gates"
+        warnings.warn(
             f"The choice of {unit} is nearly arbitrary: the gates to keep ({num_kept}) are at {mean_kept:.2f} "
             f"on average, those to remove ({num_removed}) at {mean_removed:.2f}, and {num_open} of all are "
-            "open. Unless they were chosen without gates, train "
+            f"open. Unless they were chosen without gates, train for more steps, or {price} (in a command: "
+            "trainer.max_steps, optimizer.gate_lr, objective.price); in a loop of your own, call the objective's "
+            "update before each step.",
+            stacklevel=5,
         )
-        price = "keep fewer, or lower a fixed price" if are_few else "with a larger learning rate of the gates"
-        python = f"for more steps, or {price}; in a loop of your own, call the objective's update before each."
-        command = f"longer (trainer.max_steps, or trainer.max_epochs), or {price} (optimizer.gate_lr, objective.price)."
-        warnings.warn(RemedyWarning(problem, python=python, command=command), stacklevel=5)

@@ -11,8 +11,7 @@ from torch import nn
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel, initialization
 
 from gating.errors import InputError, shorten
-from gating.loader.checksums import RECORD_KEY
-from gating.loader.modeling import base_prefix
+from gating.loader.modeling import RECORD_KEY, base_prefix
 from gating.loader.record import LAYERS_KEY, dense_class, dense_config, describe, renamed
 from gating.loader.saving import compact_class
 from gating.proof.input_sizes import nested_configs

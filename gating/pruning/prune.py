@@ -213,7 +213,7 @@ def silence_padding(model: nn.Module) -> None:
     """Set the output projection's columns of padding heads to zero again, in place.
 
     Training keeps these columns at zero, because their inputs are zero (see
-    :func:`~gating.loader.padding.silenced`). Call this function after other changes of the weights, such as a
+    :func:`~gating.loader.parts.silenced`). Call this function after other changes of the weights, such as a
     merged adapter.
 
     Args:

@@ -10,11 +10,11 @@ import torch
 from rich.console import Console
 
 from gating.compact.files import read_config
+from gating.compact.limits import check_finite
 from gating.compact.save import save_compact
 from gating.compact.stock import StockError
 from gating.distributed.collectives import is_rank_zero
-from gating.loader.checksums import RECORD_KEY
-from gating.loader.integrity import check_finite
+from gating.loader.modeling import RECORD_KEY
 from gating.models.sources import short_name
 from gating.report.card import usage_code
 from gating.report.figures import final_gates
@@ -113,7 +113,7 @@ def export(run: Run, *, has_room: bool) -> None:
     try:
         save(stock=True if run.objects.budget["uniform"] else None)
     except StockError as error:
-        print(error.in_command)
+        print(error)
         save(stock=False)
 
 

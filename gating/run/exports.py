@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from gating.compact.recipe_save import save_recipe
+from gating.compact.recipe import save_recipe
 from gating.errors import InputError, explain
 from gating.models.adapters import NoAdapters
 from gating.models.hub import PACKAGE, locate

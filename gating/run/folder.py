@@ -16,7 +16,7 @@ from typing import Any, cast
 from filelock import BaseFileLock
 from typing_extensions import Self
 
-from gating.errors import FolderExistsError, InputError, MissingFileError, nearest_name
+from gating.errors import InputError
 from gating.storage.files import (
     LOCK,
     check_free,
@@ -109,13 +109,13 @@ class RunFolder:
 
         Raises:
             InputError: Another process trains there.
-            FolderExistsError: A new run's folder is not empty, and ``overwrite`` is false.
+            FileExistsError: A new run's folder is not empty, and ``overwrite`` is false.
         """
         if any(os.environ.get(name, "0") != "0" for name in _RANKS):
             return self
         if not self.resumes:
             if is_run(self.path) and not is_finished(self.path) and not self._overwrite:
-                raise FolderExistsError(
+                raise FileExistsError(
                     f"output_dir={self.path} holds an unfinished run: resume=auto goes on with it, overwrite=true "
                     "renames it and begins again."
                 )
@@ -225,7 +225,7 @@ def stored_settings(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG
     if not path.is_file():
-        raise MissingFileError(f"There is no run in {folder} to resume: {path} does not exist.")
+        raise FileNotFoundError(f"There is no run in {folder} to resume: {path} does not exist.")
     from omegaconf import OmegaConf  # head-gating inspect has none.
 
     try:
@@ -261,7 +261,9 @@ def result_of(folder: Path, name: str | None) -> float | None:
     found = read_numbers(folder)
     numbers = {key: finite_number(value) for key, value in found.items() if type(value) in (int, float, type(None))}
     if name is not None and name not in numbers:
-        raise InputError(f"optimized_metric={name} is not in {folder / METRICS}. {nearest_name(name, sorted(numbers))}")
+        raise InputError(
+            f"optimized_metric={name} is not in {folder / METRICS}, which has {', '.join(sorted(numbers))}."
+        )
     return numbers.get(name or f"val/{found['metric']}")
 
 

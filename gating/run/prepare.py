@@ -21,7 +21,7 @@ from gating.run.settings import Settings
 from gating.run.timing import RunTiming
 from gating.sharding.copies import config_without_sharding
 from gating.sharding.plan import reshard
-from gating.storage.hub import check_login
+from gating.storage.hub import check_upload
 from gating.tasks.base import HasLoss
 from gating.tracking.loggers import resolve_mode
 from gating.training.evaluation import count_steps
@@ -97,9 +97,9 @@ def prepare(settings: Settings, folder: RunFolder) -> Run:
 
 
 def _check_settings(settings: Settings, devices: Devices) -> None:
-    """Check the logins for the hub and W&B, and settings that need a whole model."""
+    """Check the token for the hub, the login for W&B, and settings that need a whole model."""
     if is_rank_zero() and settings.push_to_hub is not None:
-        check_login(settings.push_to_hub, setting="push_to_hub")
+        check_upload(settings.push_to_hub, setting="push_to_hub")
     resolve_mode(settings.logger.get("mode", "disabled"))
     refused = {
         "compile=true": settings.compile,

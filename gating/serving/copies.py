@@ -13,8 +13,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from gating.families.layouts import num_inputs, num_outputs
-from gating.loader.checksums import RECORD_KEY
-from gating.loader.modeling import base_prefix
+from gating.loader.modeling import RECORD_KEY, base_prefix
 from gating.loader.record import describe, renamed
 from gating.proof.conditions import check_no_adapters, check_whole
 from gating.pruning.layers import build_recorded

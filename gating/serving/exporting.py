@@ -11,11 +11,10 @@ from typing import Any
 from transformers import AutoProcessor, PreTrainedModel
 
 from gating.compact.files import find_folder
+from gating.compact.limits import check_finite, check_model
 from gating.compact.load import load_compact
 from gating.compact.recipe import processor_folder
-from gating.compact.save import check_model
 from gating.errors import InputError, loading
-from gating.loader.integrity import check_finite
 from gating.proof.outputs import evaluating
 from gating.report.results import Runtime
 from gating.serving.formats import FORMATS, check_packages

@@ -11,12 +11,15 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from gating.compact.decoders import check_layers, sizes_of
+from gating.compact.files import write_manifest
 from gating.compact.save import check_saved, save_compact
 from gating.compact.stock import StockError, stock_model
-from gating.loader.checksums import CONFIG, RECORD_KEY
+from gating.loader.composing import write_code
+from gating.loader.modeling import CONFIG, RECORD_KEY
+from gating.loader.saving import compact_copy, write_checksums
 from gating.serving.contexts import steady_context
 from gating.serving.copies import with_dummy_heads
+from gating.serving.decoders import check_layers, sizes_of, write_layer_counts
 from gating.serving.exporting import Exportable, exporting, load_processor, megabytes_of
 from gating.serving.formats import ServingReport
 from gating.storage.files import read_table
@@ -41,8 +44,14 @@ def export_vllm(
     place = Path(save_path)
     with exporting(model_or_directory, place, format="vllm", overwrite=overwrite) as (model, source, folder):
         tokenizer = load_processor(source)
-        save_compact(with_dummy_heads(model), folder, tokenizer=tokenizer, verify=False)
+        served = with_dummy_heads(model)
+        save_compact(served, folder, tokenizer=tokenizer, verify=False)
         is_stock = RECORD_KEY not in read_table(folder / CONFIG)
+        if not is_stock and set(sizes_of(served).num_heads) != {model.config.num_attention_heads}:
+            write_layer_counts(served, folder)
+            write_code(compact_copy(served), folder, has_layer_counts=True)
+            write_checksums(folder)
+            write_manifest(folder)
         check_saved(model, folder)
         megabytes = megabytes_of(folder)
     sentences = _describe(model, place, is_stock=is_stock, has_tokenizer=tokenizer is not None)

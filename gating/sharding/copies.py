@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from gating.errors import OperationError
 from gating.gates.attachment import CHILD_NAME
-from gating.loader.sharded import indivisible_left_out, is_indivisible
+from gating.loader.saving import indivisible_left_out, is_indivisible
 from gating.structure.blocks import share_specs
 from gating.structure.edits import fill, whole
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers.distributed.configuration_utils import DistributedConfig
 
 from gating.errors import OperationError
-from gating.loader.sharded import indivisible_left_out
+from gating.loader.saving import indivisible_left_out
 from gating.proof.conditions import is_sharded
 from gating.structure.blocks import Block
 from gating.structure.edits import fill, whole

@@ -19,7 +19,7 @@ from typing import Any
 import filelock
 from safetensors import SafetensorError
 
-from gating.errors import FolderExistsError, InputError, UserError
+from gating.errors import InputError
 
 LOCK = ".lock"
 _log = logging.getLogger(__name__)
@@ -30,11 +30,8 @@ def replacing_file(target: Path, *, keep_old: bool = False) -> Iterator[Path]:
     """Yield the path of a new file that replaces the target when the block ends without an error.
 
     The target's name refers to the old file or to the new one at any time, also if the process is killed. The new file
-    is flushed to the disk before the block ends. With ``keep_old`` the old file is renamed (:func:`move_aside`).
-
-    Raises:
-        OSError: A file cannot be written, for example on a full disk, or read; ``filename`` is the target, or that
-            other file. The old file stays.
+    is flushed to the disk before the block ends. With ``keep_old`` the old file is renamed (:func:`move_aside`). Errors
+    of the system have the target as ``filename``, or the other file that could not be read.
     """
     new = target.with_name(f".{target.name}.{os.getpid()}.new")
     try:
@@ -76,10 +73,6 @@ def replacing_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
 
     The new folder is written beside the target under a hidden name. What is at the target is renamed once the new
     folder is on the disk (:func:`move_aside`); after an error nothing has changed.
-
-    Raises:
-        FileExistsError: There is something at the target and ``overwrite`` is false, or a part of its path is a file.
-        OSError: The folder cannot be written, for example on a full disk.
     """
     target = Path(os.path.abspath(target))
     check_free(target, overwrite=overwrite)
@@ -97,7 +90,8 @@ def replacing_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     except (OSError, SafetensorError) as error:
-        if isinstance(error, UserError):
+        # An error with a sentence of ours.
+        if isinstance(error, OSError) and error.errno is None:
             raise
         reason = getattr(error, "strerror", None) or str(error).rstrip(".")
         raise OSError(
@@ -128,36 +122,27 @@ def _flush(path: Path) -> None:
 
 
 def check_free(target: Path, *, overwrite: bool, setting: str = "") -> None:
-    """Check that a file or folder can be written at a place; a folder with nothing but a lock is empty.
+    """Raise ``FileExistsError`` unless a file or folder can be written at a place; one with only a lock is empty.
 
-    Args:
-        target: The place.
-        overwrite: Whether an earlier file or folder may be renamed.
-        setting: Name of the setting with this path, for messages.
-
-    Raises:
-        FileExistsError: There is something, or a part of the path is a file.
+    With ``overwrite``, an earlier one may be renamed. A ``setting`` with this path is named in messages.
     """
     shown = f"{setting}={target}" if setting else str(target)
     parent = next(place for place in (target, *target.absolute().parents) if os.path.lexists(place))
     if parent != target and not parent.is_dir():
-        raise FolderExistsError(f"{shown} cannot be written: {parent} is no folder. Choose another place.")
+        raise FileExistsError(f"{shown} cannot be written: {parent} is no folder. Choose another place.")
     if overwrite or not os.path.lexists(target):
         return
     if target.is_dir() and all(path.name == LOCK for path in target.iterdir()):
         return
-    problem = f"{shown} exists already{' and is not empty' * target.is_dir()}. Choose another place, or pass "
-    error = FolderExistsError(f"{problem}overwrite=True, which renames it.")
-    error.in_command = f"{problem}{'overwrite=true' if setting else '--overwrite'}, which renames it."
-    raise error
+    option = "overwrite=true" if setting else "overwrite=True (--overwrite)"
+    raise FileExistsError(
+        f"{shown} exists already{' and is not empty' * target.is_dir()}. Choose another place, or pass {option}, which "
+        "renames it."
+    )
 
 
 def move_aside(path: Path) -> Path | None:
-    """Rename a file or folder: ``run`` to ``run.1``, ``model.gguf`` to ``model.1.gguf``; empty folders are removed.
-
-    Returns:
-        The new path; None if there was nothing.
-    """
+    """Rename ``run`` to ``run.1``, ``a.gguf`` to ``a.1.gguf``; return the new path. An empty folder is removed."""
     if not os.path.lexists(path):
         return None
     if path.is_dir() and not path.is_symlink() and not any(path.iterdir()):
@@ -180,8 +165,7 @@ def _free_name(path: Path) -> Path:
 def take_lock(folder: Path, *, problem: str) -> filelock.BaseFileLock:
     """Return the lock of a folder, which is created if needed; the system releases it with this process.
 
-    Raises:
-        InputError: Another process has it, with ``problem`` as the message.
+    Raises ``InputError`` with ``problem`` as its message if another process has it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(folder / LOCK, is_singleton=True)

@@ -17,7 +17,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from gating.errors import InputError, MissingFileError, UnreachableError, explain, shorten
+from gating.errors import InputError, explain, shorten
 
 # Checksums of a folder, and the record of kept units in a stock folder, which has none in its configuration.
 RECORD_FILE = "head_gating.json"
@@ -69,16 +69,10 @@ def download(
     token: str | bool | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> Path:
-    """Download the configuration, weights and tokenizer of a model; no code and no pickles.
+    """Download the configuration, weights and tokenizer of a model, no code and no pickles; return the folder.
 
-    While the hub cannot be reached, the model is taken from the local cache.
-
-    Returns:
-        The folder in the cache.
-
-    Raises:
-        FileNotFoundError: The model or the revision does not exist.
-        ConnectionError: The hub cannot be reached or refuses access.
+    While the hub cannot be reached, the model is taken from the local cache. ``FileNotFoundError`` tells that there is
+    no such model or revision, ``ConnectionError`` anything else.
     """
     try:
         return Path(
@@ -94,11 +88,11 @@ def download(
     except Exception as error:  # The HTTP library, and so its errors, differ between versions of huggingface_hub.
         at = repo_id if revision is None else f"{repo_id} (revision {revision})"
         if hub.is_offline_mode():
-            raise UnreachableError(f"HF_HUB_OFFLINE is set, and {at} is not in the cache of the hub.") from error
+            raise ConnectionError(f"HF_HUB_OFFLINE is set, and {at} is not in the cache of the hub.") from error
         # Where the hub was not reached and the cache lacks the model, the cause tells why.
         cause = (error.__cause__ if isinstance(error, LocalEntryNotFoundError) else None) or error
         is_missing = isinstance(cause, (RepositoryNotFoundError, RevisionNotFoundError))
-        kind = MissingFileError if is_missing and not isinstance(cause, GatedRepoError) else UnreachableError
+        kind = FileNotFoundError if is_missing and not isinstance(cause, GatedRepoError) else ConnectionError
         raise kind(f"{at} cannot be downloaded from {hub.ENDPOINT}: {_reason(cause)}") from error
 
 
@@ -113,11 +107,7 @@ def cached_card(repo_id: str, *, online: bool = False) -> tuple[bool, Path | Non
 
 
 def check_upload(repo_id: str, *, token: str | bool | None = None, setting: str = "repo_id") -> None:
-    """Check, without a request, that the name of an upload is valid and that there is a token.
-
-    Raises:
-        ValueError: They are not; the message names the parameter or setting.
-    """
+    """Raise ``InputError`` unless the name of an upload is valid and there is a token; no request is made."""
     reason = invalid_name(repo_id)
     if reason is not None:
         raise InputError(f"{setting}={repo_id!r} is not a valid name on the hub: {reason}.")
@@ -127,31 +117,10 @@ def check_upload(repo_id: str, *, token: str | bool | None = None, setting: str 
         )
 
 
-def check_login(repo_id: str, *, setting: str) -> None:
-    """Check that the hub accepts the login, so that a run does not fail with its upload.
-
-    Raises:
-        ValueError: The name is invalid, or there is no token.
-        ConnectionError: The hub cannot be reached, or refuses the token.
-    """
-    check_upload(repo_id, setting=setting)
-    try:
-        huggingface_hub.HfApi().whoami()
-    except Exception as error:
-        raise UnreachableError(
-            f"Cannot upload to {repo_id}: {hub.ENDPOINT} does not accept the login ({_reason(error)}). Leave out "
-            f"{setting}, and upload the model later."
-        ) from error
-
-
 def upload(folder: Path, repo_id: str, *, private: bool | None = None, token: str | bool | None = None) -> str:
-    """Upload a folder, in place of files of the same names and all weights of an earlier upload.
+    """Upload a folder, in place of files of the same names and all weights of an earlier upload; return the address.
 
-    Returns:
-        The address of the repository.
-
-    Raises:
-        ConnectionError: The upload has failed.
+    A ``ConnectionError`` ends with the command for later.
     """
     api = huggingface_hub.HfApi(token=token)
     try:
@@ -164,7 +133,7 @@ def upload(folder: Path, repo_id: str, *, private: bool | None = None, token: st
         )
     except Exception as error:  # Any failure, of the storage behind the hub as well, leaves the folder to upload.
         command = f"hf upload {repo_id} {folder}{' --private' if private else ''}"
-        raise UnreachableError(
+        raise ConnectionError(
             f"The model is saved in {folder}, but it was not uploaded to {repo_id} ({_reason(error)}). Upload it later "
             f"with: {command}"
         ) from error

@@ -18,8 +18,8 @@ from torch.nn import functional
 
 from gating.families.layouts import BY_COUNT, AttentionSpec, RowLayout, has_variable, num_inputs, num_outputs
 from gating.families.registry import find_spec, registered_spec
-from gating.loader.emptied import FORMS
 from gating.loader.modeling import base_prefix
+from gating.loader.parts import FORMS
 from gating.structure.attention_removal import plan_head_removal
 from gating.structure.blocks import Block, layer_number
 from gating.structure.edits import Edit
@@ -182,7 +182,7 @@ class AttentionBlock(Block):
     def least_cache_width(self) -> int:
         """Number of values that a decoder caches for each token without any kept head: of a placeholder, or of a head.
 
-        The placeholder is that of :mod:`gating.loader.emptied`; the head is the one that a class needs.
+        The placeholder is that of :func:`gating.loader.parts.emptied`; the head is the one that a class needs.
         """
         if self.can_be_emptied:
             return 0 if self.spec.returns == "tensor" or "k" in self.spec.borrowed else 2

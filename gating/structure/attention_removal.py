@@ -14,13 +14,18 @@ from transformers.pytorch_utils import Conv1D
 
 from gating.errors import InputError
 from gating.families.layouts import RowLayout, num_outputs
-from gating.loader.biases import shared_bias, sliced_inputs
-from gating.loader.classes import subclass
-from gating.loader.conv1d import narrow_conv1d
-from gating.loader.emptied import emptied
-from gating.loader.padding import padded, silenced
-from gating.loader.replaced import original_class, replaced_forward
-from gating.loader.views import ConfigView
+from gating.loader.modeling import subclass
+from gating.loader.parts import (
+    ConfigView,
+    emptied,
+    narrow_conv1d,
+    original_class,
+    padded,
+    replaced_forward,
+    shared_bias,
+    silenced,
+    sliced_inputs,
+)
 from gating.structure.edits import ABSENT, Edit, plan_cut, plan_entries, positions
 from gating.structure.hooks import forget_forward
 

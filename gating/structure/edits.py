@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from gating.families.layouts import Side, parameter_names, size_names, weight_dim
-from gating.loader.classes import subclass
-from gating.loader.conv1d import narrow_conv1d
+from gating.loader.modeling import subclass
+from gating.loader.parts import narrow_conv1d
 
 __all__ = [
     "ABSENT",

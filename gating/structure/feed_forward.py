@@ -16,7 +16,7 @@ from gating.errors import InputError
 from gating.families.layouts import ExpertsSpec, FeedForwardSpec, UpLayout, num_inputs, num_outputs, without_adapter
 from gating.families.registry import find_feed_forward_spec, registered_feed_forward_spec, rows_of_layout
 from gating.loader.modeling import base_prefix
-from gating.loader.views import ConfigView
+from gating.loader.parts import ConfigView
 from gating.structure.blocks import Block, layer_number
 from gating.structure.edits import Edit, plan_cut, positions
 from gating.structure.experts import GROUP_FACTOR, find_experts_spec, hook_activation

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from gating.loader.classes import subclass
-from gating.loader.replaced import original_class, replaced_forward
+from gating.loader.modeling import subclass
+from gating.loader.parts import original_class, replaced_forward
 
 __all__ = ["Handle", "Hooks", "forget_forward", "hook_input", "with_forward"]
 

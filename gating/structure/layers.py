@@ -8,8 +8,7 @@ from typing import Any, TypeVar
 from torch import nn
 from transformers import PreTrainedModel
 
-from gating.loader.checksums import RECORD_KEY
-from gating.loader.modeling import base_prefix
+from gating.loader.modeling import RECORD_KEY, base_prefix
 from gating.loader.record import LAYERS_KEY
 from gating.structure.attention import iter_attention_blocks
 from gating.structure.blocks import Block, layer_number

@@ -20,7 +20,7 @@ from gating.data.tokens import load_tokenizer, truncation_length
 from gating.embedding.losses import EmbeddingDistance
 from gating.embedding.parts import SentenceHead, SentenceProcessor
 from gating.errors import InputError
-from gating.loader.checksums import RECORD_KEY
+from gating.loader.modeling import RECORD_KEY
 from gating.models.hub import locate
 from gating.models.sources import ModelSource, Pretrained
 from gating.tasks.base import MetricTask, Prepared

@@ -13,7 +13,7 @@ from datasets import Dataset, DatasetDict
 from datasets.fingerprint import Hasher
 from sentence_transformers import SentenceTransformer
 
-from gating.compact.files import check_manifest, digest_tensors, has_manifest
+from gating.compact.files import check_manifest, digest_tensors
 from gating.data.tokens import cache_file
 from gating.errors import InputError, loading
 from gating.models.hub import locate
@@ -31,8 +31,7 @@ def load_sentence_model(name: str, *, revision: str = "main", setting: str) -> A
     """Return the ``SentenceTransformer`` in a folder or on the hub, on the CPU, in full precision."""
     with loading(f"{setting}={name}", remedy="Name a model of sentence-transformers, or another encoder."):
         place = locate(name, revision=revision)
-        if has_manifest(Path(place)):
-            check_manifest(Path(place))
+        check_manifest(Path(place))
         model = SentenceTransformer(
             place,
             device="cpu",

@@ -14,9 +14,9 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from gating.compact.load import load_compact
-from gating.errors import InputError, RemedyError
+from gating.errors import InputError
 from gating.gates import HeadGates
-from gating.loader.checksums import RECORD_KEY
+from gating.loader.modeling import RECORD_KEY
 from gating.loader.record import LAYERS_KEY
 from gating.objectives.distillation import HIDDEN_STATES, IGNORED, LOGITS, Distillation
 from gating.proof.outputs import evaluating
@@ -140,8 +140,7 @@ class Teacher:
             tokenizer: The student's tokenizer, to compare with the one in the folder of the teacher, if it has one.
 
         Raises:
-            RemedyError: The teacher has other classes.
-            InputError: It is the same model, has another tokenizer, does not run on the batch, or has other outputs.
+            InputError: It has other classes or outputs, is the same model, has another tokenizer, or does not run.
         """
         _check_tokenizer(self.model, tokenizer)
         self._move_to(next(student.parameters()).device)
@@ -268,8 +267,7 @@ def _check_fits(
     """Check that a teacher has the same classes, and outputs of the same shapes, as a student.
 
     Raises:
-        RemedyError: The teacher has other classes.
-        InputError: It has weights of the student, does not run on the batch, or has other outputs.
+        InputError: It has other classes or outputs, or weights of the student, or does not run on the batch.
     """
     own = {id(parameter) for parameter in student.parameters()}
     if any(id(parameter) in own for parameter in teacher.parameters()):
@@ -281,11 +279,9 @@ def _check_fits(
     # By transformers, for a model without names.
     made_up = all(name == f"LABEL_{number}" for number, name in (ours or {}).items())
     if len(ours or ()) != len(theirs or ()) or (ours != theirs and not made_up):
-        raise RemedyError(
-            f"The teacher has the classes {_listed(theirs)}, this data has {_listed(ours)}. Fine-tune the "
-            "teacher on this data first",
-            python=".",
-            command=" (objective=none), or let this run do it: distillation.teacher=null.",
+        raise InputError(
+            f"The teacher has the classes {_listed(theirs)}, this data has {_listed(ours)}. Fine-tune the teacher on "
+            "this data first (in a command with objective=none), or let the run do it (distillation.teacher=null)."
         )
     expected: Any = check_outputs(student, batch, distillation=distillation)
     try:

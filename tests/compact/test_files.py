@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from gating.compact.files import check_manifest, read_config, read_shapes
-from gating.loader.integrity import write_checksums
+from gating.loader.saving import write_checksums
 
 
 @pytest.fixture

@@ -10,8 +10,7 @@ from torch import nn
 import gating
 from gating.compact.files import read_config
 from gating.compact.limits import checked_folder
-from gating.loader.integrity import write_checksums
-from gating.loader.saving import compact_class
+from gating.loader.saving import compact_class, write_checksums
 
 
 def build(folder, *, verify=True, **changes):

@@ -171,7 +171,7 @@ def test_checksums_of_the_folder_tell_a_change(made, tmp_path):
         path = folder / name
         content = path.read_bytes()
         path.write_bytes(content.replace(b"8", b"9", 1) if path.suffix == ".json" else content[:-4] + b"\0\0\0@")
-        refused(folder, f"{re.escape(str(path))} is not what was saved with this model: its checksum")
+        refused(folder, f"{re.escape(str(path))} is not what was saved with this model")
 
 
 def test_another_base_is_refused_unless_checks_are_off(made, tmp_path):

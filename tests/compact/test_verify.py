@@ -8,7 +8,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import gating
-from gating.loader.integrity import check_finite
+from gating.compact.limits import check_finite
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
 from tests.support.family_models import GROUPED, Family

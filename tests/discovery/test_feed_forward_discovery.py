@@ -9,7 +9,7 @@ from transformers.pytorch_utils import Conv1D
 import gating
 from gating.discovery.discover import discover_layouts
 from gating.families import registry as families
-from gating.loader.checksums import RECORD_KEY
+from gating.loader.modeling import RECORD_KEY
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
 from gating.structure.feed_forward import iter_feed_forward_blocks

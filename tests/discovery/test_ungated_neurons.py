@@ -9,7 +9,6 @@ from transformers import Gemma3nForCausalLM, Gemma3nTextConfig
 
 import gating
 from gating.discovery.find import search_blocks
-from gating.errors import RemedyWarning
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
 from tests.discovery.test_ungated import TwoTowers
@@ -72,7 +71,7 @@ def towers():
     "function", [gating.find_feed_forward_blocks, lambda model: gating.inject_gates(model, units="neurons")]
 )
 def test_modules_without_gates_are_named_with_the_reason(towers, function):
-    with pytest.warns(RemedyWarning, match="keep all neurons") as caught:
+    with pytest.warns(UserWarning, match="keep all neurons") as caught:
         function(towers)
     message = str(caught[0].message)
     assert "vision_tower.0 and 1 more (OddMLP): its layers fit no registered layout; discover=True" in message
@@ -126,7 +125,7 @@ def test_layers_of_all_towers_have_gates(name, classes):
 
 def test_neurons_behind_a_cutoff_by_their_mean_get_no_gates():
     model = Gemma3nForCausalLM(Gemma3nTextConfig(**SPARSE, activation_sparsity_pattern=[0.95, 0.95, 0.0, 0.0])).eval()
-    with pytest.warns(RemedyWarning, match="layers.0.mlp.down_proj"):
+    with pytest.warns(UserWarning, match="layers.0.mlp.down_proj"):
         gates = gating.inject_gates(model, units="neurons", group_size=8)
     assert gates.block_names == ["layers.2.mlp.down_proj", "layers.3.mlp.down_proj"]
     with torch.no_grad():

@@ -7,7 +7,7 @@ import torch
 from transformers import Trainer
 
 import gating
-from gating.errors import InputError, MissingFileError, OperationError
+from gating.errors import InputError, OperationError
 from gating.integrations.phases import check_trainer
 from tests.integrations.conftest import make_classifier, make_trainer
 
@@ -59,7 +59,7 @@ def test_a_folder_that_is_not_empty_is_refused_before_training(tmp_path):
 
 
 def test_checkpoints_of_other_trainers_are_refused(tmp_path):
-    with pytest.raises(MissingFileError, match="no checkpoint in"):
+    with pytest.raises(FileNotFoundError, match="no checkpoint in"):
         make_trainer(tmp_path / "none").train(resume_from_checkpoint=True)
     make_trainer(tmp_path, cls=Trainer, args={"max_steps": 4}).train()
     with pytest.raises(FileNotFoundError, match=r"gates\.pt"):

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 import gating
-from gating.errors import RemedyWarning
 from gating.gates import hard_concrete
 from gating.objectives import (
     BudgetSchedule,
@@ -102,7 +101,7 @@ def test_a_budget_is_a_number_or_a_share(num_heads, keep, expected):
 
 
 def test_a_budget_is_a_quarter_of_the_heads_by_default_with_a_warning(gates):
-    with pytest.warns(RemedyWarning, match="25% stays: give num_heads"):
+    with pytest.warns(UserWarning, match="25% stays: give num_heads"):
         search = gating.Search(gates, ExactBudget())
     assert search.kept().sum() == 3
 

@@ -38,7 +38,7 @@ def test_the_resume_command_is_printed_from_the_first_checkpoint_on(case, inputs
     with at_batch(batch, fail):
         assert end_of(tmp_path / "run", inputs, *(line.replace("PLACE", str(tmp_path)) for line in settings)) == 1
     error = capsys.readouterr().err
-    assert error.startswith("error: disk cannot be used: input/output error.\n")
+    assert error.startswith("error: [Errno 5] Input/output error: 'disk'\n")
     assert error.count(f"{GO_ON}{tmp_path}/run\n") == is_said
     assert GO_ON in error or not is_said
 

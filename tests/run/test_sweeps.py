@@ -65,12 +65,12 @@ def test_later_jobs_run_and_all_failures_are_listed(batches, tmp_path, monkeypat
     assert sweep(monkeypatch, tmp_path, "seed=0,1,2,3", *batches) == 1
     assert seeds == [0, 1, 2, 3]
     err = capsys.readouterr().err
-    assert err.count("error: data.tsv cannot be used: no such file.\n") == 2
+    assert err.count("error: [Errno 2] No such file: 'data.tsv'\n") == 2
     assert "Traceback" not in err
     assert err.splitlines()[-3:] == [
         "error: 2 job(s) of the sweep failed:",
-        f"  {tmp_path}/1 (seed=1): data.tsv cannot be used: no such file.",
-        f"  {tmp_path}/3 (seed=3): data.tsv cannot be used: no such file.",
+        f"  {tmp_path}/1 (seed=1): [Errno 2] No such file: 'data.tsv'",
+        f"  {tmp_path}/3 (seed=3): [Errno 2] No such file: 'data.tsv'",
     ]
 
 
@@ -119,7 +119,7 @@ def test_no_secret_of_a_failed_job_is_kept(tmp_path, monkeypatch, capsys):
     (record,) = tmp_path.glob(".jobs/[0-9]*.json")
     assert "s3ntinel" not in record.read_text()
     assert "me:pass" not in record.read_text()
-    assert "no such file" in record.read_text()
+    assert "No such file" in record.read_text()
 
 
 class Remembering(Sweeper):

@@ -27,6 +27,6 @@ def test_neurons_alone_give_a_stock_model_and_bert_heads_a_compact_one(tmp_path,
     run_here([*uniform, "gates.units=[heads,neurons]", *both], tmp_path / "both")
     printed = capsys.readouterr().out
     assert "no sizes in BertConfig give" in printed
-    assert "It is saved as a compact folder, which loads with trust_remote_code=True." in printed
+    assert "A compact folder (stock=False) loads with trust_remote_code=True." in printed
     loaded = gating.load_compact(tmp_path / "both" / "compact")
     assert [block.num_heads for block in gating.find_attention_blocks(loaded)] == [2] * 3

@@ -6,7 +6,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 
 import gating
-from gating.compact.decoders import sizes_of
+from gating.serving.decoders import sizes_of
 from gating.serving.greedy import TokenCheck, check_tokens, make_prompts
 from tests.serving.decoders import make_decoder, make_tokenizer, remove, write_greedily
 from tests.support.tiers import first_of

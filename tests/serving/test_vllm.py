@@ -83,9 +83,7 @@ def test_it_loads_generates_and_is_saved_again_as_any_compact_folder(name, expor
     assert texts(loaded) == texts(model)
     gating.prune_heads(loaded, {0: [gating.find_attention_blocks(loaded)[0].head_ids[0]]})
     again = gating.save_compact(loaded, tmp_path / "again")
-    config = json.loads((again / "config.json").read_text())
-    counts = [layer["num_attention_heads"] for layer in config["per_layer_config"].values()]
-    assert counts == [len(block.head_slots) for block in gating.find_attention_blocks(loaded)]
+    assert "per_layer_config" not in json.loads((again / "config.json").read_text())
 
 
 def test_plain_transformers_loads_and_saves_it(exported, tmp_path):

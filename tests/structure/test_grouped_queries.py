@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import gating
-from gating.loader.checksums import RECORD_KEY
+from gating.loader.modeling import RECORD_KEY
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
 from tests.support.family_models import FAMILIES

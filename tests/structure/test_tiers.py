@@ -7,7 +7,7 @@ import pytest
 import gating
 from gating import AttentionSpec, FeedForwardSpec
 from gating.families import registry as families
-from gating.loader.emptied import FORMS
+from gating.loader.parts import FORMS
 from tests.support.family_models import ZOO
 from tests.support.tiers import REPRESENTATIVES
 

@@ -84,8 +84,6 @@ _OF_THE_FORM = (
     "dtype",
     "sha256",
     "transformers_weights",
-    "per_layer_config",
-    "allow_global_per_layer_attribute_access",
 )
 
 

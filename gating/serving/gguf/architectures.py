@@ -10,9 +10,9 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from gating.compact.decoders import sizes_of
 from gating.errors import InputError
 from gating.serving.contexts import checked_context
+from gating.serving.decoders import sizes_of
 
 __all__ = ["Architecture", "blocks_to_fill", "context_length", "find_architecture", "rope_type"]
 

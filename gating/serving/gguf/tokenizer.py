@@ -8,7 +8,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedModel
 
 import gguf
-from gating.errors import InputError, RemedyError, loading
+from gating.errors import InputError, loading
 from gating.serving.exporting import special_tokens
 from gating.storage.files import read_table
 
@@ -141,13 +141,12 @@ def _pre_tokenizer_name(table: dict[str, Any], folder: Path) -> str:
             return "smollm"
     raise _refusal(
         f"The pre-tokenizer of {folder} ({', '.join(kinds)}) has no known name in llama.cpp.",
-        python=" Or pass pre_tokenizer with its name in llama.cpp, if it has one.",
-        command=" Or pass --pre-tokenizer with its name in llama.cpp, if it has one.",
+        " Or pass pre_tokenizer (--pre-tokenizer) with its name in llama.cpp, if it has one.",
     )
 
 
-def _refusal(problem: str, *, python: str = "", command: str = "") -> RemedyError:
-    remedy = "with a GGUF file of the dense model: removal of heads does not change its tokens."
-    return RemedyError(
-        problem, python=f" Pass tokenizer_from {remedy}{python}", command=f" Pass --tokenizer-from {remedy}{command}"
+def _refusal(problem: str, remedy: str = "") -> InputError:
+    return InputError(
+        f"{problem} Pass tokenizer_from (--tokenizer-from) with a GGUF file of the dense model: removal of heads does "
+        f"not change its tokens.{remedy}"
     )

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 import gguf
-from gating.compact.decoders import DecoderSizes, sizes_of
 from gating.errors import InputError
+from gating.serving.decoders import DecoderSizes, sizes_of
 from gating.serving.gguf.architectures import Architecture, context_length, rope_type
 from gating.serving.gguf.tokenizer import add_placeholders, add_tokenizer, copy_tokenizer
 from gguf import GGMLQuantizationType as Type

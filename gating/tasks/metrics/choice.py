@@ -8,7 +8,7 @@ from typing import Any
 
 from torchmetrics import Metric, MetricCollection
 
-from gating.errors import InputError, explain, nearest_name
+from gating.errors import InputError, explain
 from gating.report.score import Score
 
 __all__ = ["ChosenMetrics", "Metrics", "score_of"]
@@ -41,14 +41,11 @@ class ChosenMetrics:
         choices = dict(chosen) if isinstance(chosen, Mapping) else dict.fromkeys(chosen)
         for name, choice in choices.items():
             if choice is None and name not in self.known:
-                raise InputError(f"task.metrics has {name!r}. {nearest_name(name, self.known)}")
+                raise InputError(f"task.metrics has {name!r}. There are {', '.join(self.known)}.")
         if not choices:
             raise InputError(f"task.metrics is empty: give one or several of {', '.join(self.known)}.")
         if self.score is not None and self.score not in choices:
-            raise InputError(
-                f"task.score={self.score} is not among task.metrics=[{','.join(choices)}]. "
-                f"{nearest_name(self.score, choices)}"
-            )
+            raise InputError(f"task.score={self.score} is not among task.metrics=[{','.join(choices)}].")
         return choices
 
     def build(

@@ -1,8 +1,4 @@
-"""Sizes of decoders layer by layer, for runtimes that read them from files, and where vLLM looks for them.
-
-vLLM sizes the attention and the cache of a layer by ``per_layer_config`` in ``config.json``. transformers reads it,
-too, and says in a line of its log that the numbers of the whole model are not those of every layer.
-"""
+"""Sizes of decoders layer by layer, for runtimes that read them from files, and where vLLM looks for them."""
 
 import json
 import re
@@ -14,7 +10,7 @@ import transformers
 from transformers import PreTrainedModel
 
 from gating.errors import InputError
-from gating.loader.checksums import CONFIG
+from gating.loader.modeling import CONFIG
 from gating.structure.attention import iter_attention_blocks
 from gating.structure.feed_forward import ExpertsBlock, iter_feed_forward_blocks
 
@@ -85,24 +81,12 @@ def sizes_of(model: PreTrainedModel) -> DecoderSizes:
     )
 
 
-def write_layer_counts(model: PreTrainedModel, folder: Path) -> bool:
-    """Write the head counts of each layer into the configuration of a compact folder, if vLLM can run the model.
-
-    Returns whether the file has changed, so that its checksum is another one: not for models that are no decoders, have
-    all their heads, or a layer without any.
-    """
-    try:
-        check_layers(model)
-        sizes = sizes_of(model)
-    except InputError:
-        return False
-    if sizes.emptied or set(sizes.num_heads) == {model.config.num_attention_heads}:
-        return False
+def write_layer_counts(model: PreTrainedModel, folder: Path) -> None:
+    """Write the head counts of each layer into the configuration of a compact folder."""
     path = folder / CONFIG
     config = json.loads(path.read_text(encoding="utf-8"))
     config |= {"allow_global_per_layer_attribute_access": True, "per_layer_config": _counts(model)}
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    return True
 
 
 def check_layers(model: PreTrainedModel) -> None:

@@ -1,4 +1,4 @@
-"""Forward passes of models of text whose own code needs all heads: Longformer, LED, TrOCR and FSMT."""
+"""Forward passes of models of text and sound whose own code needs all heads, and the attention that they share."""
 
 from typing import Any
 
@@ -6,11 +6,48 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from transformers.cache_utils import EncoderDecoderCache
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .attend import attend_eagerly, split_heads
-from .classes import part
+from .modeling import part
 
-__all__ = ["fsmt_forward", "led_forward", "longformer_forward", "trocr_forward"]
+__all__ = ["attend", "attend_eagerly", "fsmt_forward", "led_forward", "longformer_forward", "rotary_forward"]
+__all__ += ["split_heads", "trocr_forward", "wavlm_forward"]
+
+
+def split_heads(module: Any, *projected: Tensor) -> list[Tensor]:
+    """Split features into heads, ``[batch, heads, length, head_dim]``."""
+    return [features.unflatten(-1, (-1, module.head_dim)).transpose(1, 2) for features in projected]
+
+
+def attend(
+    module: Any, queries: Tensor, keys: Tensor, values: Tensor, *, scaling: float, dropout: float = 0.0, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    """Attend by the implementation that a model is set to; return values as :func:`attend_eagerly`."""
+    function: Any = ALL_ATTENTION_FUNCTIONS.get(module.config._attn_implementation, attend_eagerly)
+    result: tuple[Tensor, Tensor | None] = function(
+        module, queries, keys, values, **{"attention_mask": None, **kwargs}, scaling=scaling, dropout=dropout
+    )
+    return result
+
+
+def attend_eagerly(
+    module: Any,
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float,
+    dropout: float = 0.0,
+    **_kwargs: object,
+) -> tuple[Tensor, Tensor]:
+    """Return the outputs of the heads, ``[batch, length, heads, head_dim]``, and the probabilities.
+
+    The ``dropout`` is that in training.
+    """
+    scores = queries * scaling @ keys.transpose(-1, -2)
+    probabilities = torch.softmax(scores if attention_mask is None else scores + attention_mask, dim=-1)
+    return (functional.dropout(probabilities, dropout, module.training) @ values).transpose(1, 2), probabilities
 
 
 @part
@@ -133,3 +170,62 @@ def _keys_and_values(module: Any, source: Tensor | None, cache: Any, hidden_stat
         if source is not None and has_both:
             cache.is_updated[module.layer_idx] = True
     return keys, values
+
+
+@part
+def wavlm_forward(
+    self: Any,
+    hidden_states: Tensor,
+    attention_mask: Tensor | None = None,
+    position_bias: Tensor | None = None,
+    **_kwargs: object,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Attend as WavLM, whose own code requires as many heads as fill its width.
+
+    The first layer computes the position bias of all original heads, ``[batch * heads, length, length]``. Each head
+    scales its part by gates that it computes from its own part of the input.
+    """
+    size, length, _ = hidden_states.shape
+    if position_bias is None:
+        position_bias = self.compute_bias(length, length).repeat(size, 1, 1)
+    (parts,) = split_heads(self, hidden_states)
+    bias = position_bias.unflatten(0, (size, -1))
+    if hasattr(self, "head_slots"):
+        slots = list(self.head_slots)
+        parts, bias = parts[:, slots], bias[:, slots]
+    gates = self.gru_rel_pos_linear(parts).unflatten(-1, (2, 4)).sum(-1).sigmoid()
+    gate_a, gate_b = gates.chunk(2, dim=-1)
+    mask = (gate_a * (gate_b * self.gru_rel_pos_const - 1.0) + 2.0) * bias
+    if attention_mask is not None:
+        mask = mask.masked_fill(attention_mask.ne(1)[:, None, None], float("-inf"))
+    projected = [project(hidden_states) for project in (self.q_proj, self.k_proj, self.v_proj)]
+    queries, keys, values = split_heads(self, *projected)
+    features, weights = attend_eagerly(self, queries, keys, values, mask, scaling=self.scaling, dropout=self.dropout)
+    # The class returns means of all heads.
+    probabilities = weights.mean(1, keepdim=True).expand_as(weights)
+    return self.out_proj(features.flatten(2)), probabilities, position_bias
+
+
+@part
+def rotary_forward(
+    self: Any,
+    hidden_states: Tensor,
+    attention_mask: Tensor | None = None,
+    relative_position_embeddings: Tensor | None = None,
+    **_kwargs: object,
+) -> tuple[Tensor, Tensor]:
+    """Attend as a conformer with rotary positions, whose own code rotates the input in as many parts as heads."""
+    assert relative_position_embeddings is not None
+    cos, sin = relative_position_embeddings[:, : hidden_states.shape[1], 0].transpose(1, 2)
+    parts = hidden_states.unflatten(-1, (-1, self.head_size)).transpose(1, 2)
+    begin, end = parts.chunk(2, dim=-1)
+    rotated = (parts * cos + torch.cat((-end, begin), -1) * sin).transpose(1, 2).flatten(2)
+    queries, keys, values = (
+        features.unflatten(-1, (-1, self.head_size)).transpose(1, 2)
+        for features in (self.linear_q(rotated), self.linear_k(rotated), self.linear_v(hidden_states))
+    )
+    # Older versions of transformers have no attribute for the scale.
+    scores = queries @ keys.transpose(-1, -2) * self.head_size**-0.5
+    probabilities = torch.softmax(scores if attention_mask is None else scores + attention_mask, dim=-1)
+    head_outputs = (self.dropout(probabilities) @ values).transpose(1, 2).flatten(2)
+    return self.linear_out(head_outputs), probabilities
