@@ -3,20 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = [
-    "DamageError",
-    "InputError",
-    "InputTypeError",
-    "LayoutError",
-    "MissingPackageError",
-    "OperationError",
-    "UserError",
-    "explain",
-    "is_input_error",
-    "loading",
-    "shorten",
-]
-
 
 class UserError(Exception):
     """An error that the user can mend, as its message explains."""

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 
 from gating.errors import InputError
 
-__all__ = ["UNITS", "Unit", "UnitName", "check_units", "planned_recovery"]
-
 # Name of a unit in settings: ``heads`` or ``neurons``.
 UnitName = str
 

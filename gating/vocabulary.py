@@ -7,8 +7,6 @@ from torch import Tensor
 
 from gating.errors import InputError
 
-__all__ = ["check_known", "check_vocabulary"]
-
 # Larger shares of unknown tokens leave nothing to learn from.
 _MOST_UNKNOWN = 1 / 3
 # Special tokens alone are never so many.

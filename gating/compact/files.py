@@ -26,23 +26,6 @@ from gating.loader.modeling import CHECKSUMS, CONFIG, GENERATION, INDEX, RECORD_
 from gating.storage.files import read_table
 from gating.storage.hub import RECORD_FILE, download, invalid_name, snapshot_of
 
-__all__ = [
-    "check_file",
-    "check_manifest",
-    "damaged_file",
-    "digest_stored",
-    "digest_tensors",
-    "find_folder",
-    "open_tensors",
-    "read_config",
-    "read_json",
-    "read_record",
-    "read_shapes",
-    "walk",
-    "weight_files",
-    "write_manifest",
-]
-
 _MAX_JSON_BYTES = 2**26
 # A difference in these files changes the model; transformers takes one file of weights before several.
 _OF_MODEL = re.compile(r"(config|generation_config|recipe)\.json|[\w.-]+\.safetensors(\.index\.json)?")

@@ -25,9 +25,6 @@ from gating.loader.record import auto_classes
 from gating.loader.saving import REMEDY_OF_PLAIN_LOADING, check_built
 from gating.proof.conditions import check_has_values, check_no_adapters, check_not_wrapped
 
-__all__ = ["bounded_building", "check_finite", "check_model", "check_trust", "checked_folder", "load_whole"]
-__all__ += ["model_class", "without_load_report"]
-
 # Settings that make transformers load files other than those of a compact model.
 _FOREIGN = {
     PLAIN_LOADING: "weights from another file",

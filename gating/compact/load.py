@@ -25,8 +25,6 @@ from gating.loader.saving import SavedMixin, compact_class
 from gating.report.card import write_card
 from gating.storage.hub import RECIPE_FILES
 
-__all__ = ["load_compact"]
-
 _REMEDY = "Export the model again, or install the transformers_version in its config.json."
 
 

@@ -54,8 +54,6 @@ from gating.storage.files import replacing_folder
 from gating.storage.hub import RECIPE_FILES, check_upload, snapshot_of, upload
 from gating.structure.layers import layers_record
 
-__all__ = ["Recipe", "find_base", "is_recipe", "load_recipe", "processor_folder", "save_recipe"]
-
 _TABLE, _TENSORS = RECIPE_FILES
 _FORMAT = 2
 _LAYER_NUMBER = re.compile(r"(^|\.)\d+\.")

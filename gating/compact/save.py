@@ -31,8 +31,6 @@ from gating.report.rows import CompactReport
 from gating.storage.files import replacing_folder
 from gating.storage.hub import RECORD_FILE, check_upload, upload
 
-__all__ = ["SAVED_TOLERANCE", "Processor", "check_outputs", "check_saved", "save_compact"]
-
 # Largest relative difference: lost weights change outputs more, another attention kernel less.
 SAVED_TOLERANCE = 3e-3
 # A bound on the integers of a stored batch, so that the record stays small.

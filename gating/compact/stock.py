@@ -31,8 +31,6 @@ from gating.structure.attention import AttentionBlock, iter_attention_blocks
 from gating.structure.feed_forward import FeedForwardBlock, iter_feed_forward_blocks
 from gating.structure.layers import iter_blocks
 
-__all__ = ["StockError", "may_be_stock", "read_original", "stock_model"]
-
 # Names of fields, in the configurations of transformers, with a number of neurons, with this number as a multiple of
 # the hidden size, and with a number of heads.
 _WIDTH = re.compile(r"(?i)intermediate|inner|ffn|ff\b|_ff|hidden_dim|mlp|feed_?forward")

@@ -30,8 +30,6 @@ from gating.structure.blocks import Block
 from gating.structure.feed_forward import FeedForwardBlock, iter_feed_forward_blocks
 from gating.units import UnitName
 
-__all__ = ["discover_layouts"]
-
 _TRIPLES = [
     ("q_proj", "k_proj", "v_proj"),
     ("query", "key", "value"),

@@ -25,8 +25,6 @@ from gating.structure.feed_forward import FeedForwardBlock
 from gating.structure.layers import iter_blocks
 from gating.units import UnitName
 
-__all__ = ["find_attention_blocks", "find_feed_forward_blocks", "search_blocks"]
-
 AnyBlock = TypeVar("AnyBlock", bound=Block)
 
 

@@ -15,8 +15,6 @@ from gating.structure.attention import AttentionBlock
 from gating.structure.blocks import Block
 from gating.structure.feed_forward import ExpertsBlock, FeedForwardBlock
 
-__all__ = ["sort_blocks", "why_dependent", "why_mixed", "why_not_attention", "why_not_editable"]
-
 AnyBlock = TypeVar("AnyBlock", bound=Block)
 # Implementations of experts in transformers that call the activation of the module.
 _IMPLEMENTATIONS = ("eager", "batched_mm", "grouped_mm")

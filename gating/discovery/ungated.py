@@ -21,19 +21,6 @@ from gating.structure.blocks import Block, tower_of
 from gating.structure.feed_forward import iter_feed_forward_blocks
 from gating.units import UNITS, UnitName
 
-__all__ = [
-    "UngatedModules",
-    "attention_lookalikes",
-    "check_towers",
-    "explain_none",
-    "feed_forward_lookalikes",
-    "group_ungated",
-    "is_left_out",
-    "ungated_warning",
-    "unknown_feed_forward",
-    "without_left_out",
-]
-
 _MOST_SHOWN = 4
 # The name of a module, the module, and the reason why it has no block.
 Lookalike = tuple[str, nn.Module, str]

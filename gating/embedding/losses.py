@@ -5,8 +5,6 @@ from sentence_transformers.sentence_transformer.losses import EmbedDistillLoss
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["EmbeddingDistance"]
-
 
 class EmbeddingDistance(EmbedDistillLoss):
     """The mean of ``1 - cosine``, plus the mean squared difference of the cosines between all texts of a batch.

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from gating.errors import InputError, loading
 
-__all__ = ["MODULES", "SentenceHead", "SentenceProcessor", "read_parts"]
-
 MODULES = "modules.json"
 _PACKAGE = "sentence_transformers."
 

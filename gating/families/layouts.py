@@ -16,30 +16,6 @@ from gating.errors import InputError
 from gating.loader.modeling import PARTS, freeze
 from gating.loader.parts import original_class
 
-__all__ = [
-    "AttentionSpec",
-    "BY_COUNT",
-    "CONTEXT",
-    "ExpertsSpec",
-    "FeedForwardSpec",
-    "Projections",
-    "QUERY_KEY_VALUE",
-    "Q_K_V",
-    "Q_K_V_PROJ",
-    "Row",
-    "RowLayout",
-    "Side",
-    "UpLayout",
-    "has_variable",
-    "num_inputs",
-    "num_outputs",
-    "parameter_names",
-    "read_spec",
-    "size_names",
-    "weight_dim",
-    "without_adapter",
-]
-
 RowLayout = Literal["q", "k", "v", "kv", "qkv", "hqkv", "gqkv", "hkv", "pqvk", "kkq", "gkkqq", "gqq"]
 UpLayout = Literal["plain", "halves", "pairs"]
 Side = Literal["inputs", "outputs"]

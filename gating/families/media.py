@@ -30,8 +30,6 @@ from gating.loader.forwards_images import (
 )
 from gating.loader.parts import original_class
 
-__all__ = ["DETECTION_FAMILIES", "MEDIA_FAMILIES"]
-
 _DAB_PARTS = ("query_content", "query_pos", "key_content", "key_pos", "value", "query_pos_sine")
 
 

@@ -30,18 +30,6 @@ from gating.families.text import SPECIAL_FAMILIES, TEXT_FAMILIES
 from gating.loader.parts import original_class
 from gating.units import UnitName
 
-__all__ = [
-    "find_feed_forward_spec",
-    "find_spec",
-    "fits",
-    "linear_at",
-    "register_attention_spec",
-    "register_feed_forward_spec",
-    "registered_feed_forward_spec",
-    "registered_spec",
-    "rows_of_layout",
-]
-
 # The rows of a query head may be followed by those of its output gate, as in Qwen3-Next.
 _WITH_O_PROJ = """
     Apertus Apertus1p5Text Arcee AriaText AST Bamba BltSelf CanaryCross CanarySelf Cohere2 Cohere2Moe CohereAsrCross

@@ -19,8 +19,6 @@ from gating.families.layouts import (
 )
 from gating.loader.forwards import fsmt_forward, led_forward, longformer_forward
 
-__all__ = ["SPECIAL_FAMILIES", "TEXT_FAMILIES"]
-
 _LATENT_LIKE = (
     "(DeepseekV2|DeepseekV3|DeepseekV32|Youtu|Glm4MoeLite|MiniCPM3|AXK1|AXK2|KimiLinear|BailingHybrid|Mistral4)"
 )

@@ -14,8 +14,6 @@ from gating.loader.parts import original_class
 from gating.structure.blocks import Block
 from gating.structure.hooks import Handle
 
-__all__ = ["Attachment", "CHILD_NAME", "check_not_gated", "freeze", "unfreeze"]
-
 CHILD_NAME = "head_gates"
 
 

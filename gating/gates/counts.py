@@ -11,8 +11,6 @@ from gating.gates.hard_concrete import FullPrecision
 from gating.structure.blocks import Block, group_labels
 from gating.units import UNITS, UnitName, check_units
 
-__all__ = ["GatedBlock", "GatedUnits", "table_of"]
-
 
 class GatedBlock(NamedTuple):
     """A block with gates.

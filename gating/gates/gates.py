@@ -20,8 +20,6 @@ from gating.structure.hooks import Handle
 from gating.structure.layers import iter_blocks
 from gating.units import UNITS, UnitName
 
-__all__ = ["HeadGates"]
-
 # Numbers of the searches of this process, so that an objective recognizes the gates of its own.
 _search_numbers = count(1)
 

@@ -17,20 +17,6 @@ from torch import Tensor, nn
 
 from gating.errors import InputError
 
-__all__ = [
-    "DEFAULT_STRETCH_LIMITS",
-    "DEFAULT_TEMPERATURE",
-    "FullPrecision",
-    "GateSampler",
-    "are_numbers",
-    "check_distribution",
-    "deterministic",
-    "log_alpha_for",
-    "open_threshold",
-    "prob_open",
-    "sample",
-]
-
 DEFAULT_TEMPERATURE = 2 / 3
 DEFAULT_STRETCH_LIMITS = (-0.1, 1.1)
 

@@ -29,8 +29,6 @@ from gating.structure.blocks import Block
 from gating.structure.feed_forward import DEFAULT_GROUP_SIZE
 from gating.units import UNITS, UnitName, check_units
 
-__all__ = ["create_gates", "inject_gates"]
-
 
 @torch.inference_mode(mode=False)  # Inference tensors could not be trained.
 def inject_gates(

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from gating.errors import OperationError
 
-__all__ = ["PassValues"]
-
 
 class PassValues:
     """The gate values that all blocks of a model use in one forward pass.

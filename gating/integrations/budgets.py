@@ -18,8 +18,6 @@ from gating.objectives import ExactBudget, Objective
 from gating.pruning.latency import MAX_SECONDS, CopyTimer, TimeBudget, describe_batch
 from gating.pruning.latency_costs import NUM_PASSES, budget_for_speedup, kept_for_speedup
 
-__all__ = ["check_budget", "kept_at_speedup", "measured_budget"]
-
 # Share of the time that is left after a search which each timed choice of gates may take.
 _SHARE_OF_CHOICE = 0.3
 

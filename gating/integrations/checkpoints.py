@@ -21,8 +21,6 @@ from gating.loader.modeling import RECORD_KEY
 from gating.pruning.plan import remove_recorded
 from gating.storage.files import move_aside, replacing_file
 
-__all__ = ["find_checkpoint", "load_start", "read_state", "recovery_args", "save_start", "set_aside", "write_state"]
-
 # Folder of the recovery in that of the search, and in it the compact model that it begins with.
 _RECOVERY, _START = "recovery", "start"
 # State of the gates, and of losses, in a checkpoint; in the folder of the recovery, what the compact model lacks.

@@ -32,8 +32,6 @@ from gating.objectives.parameter_groups import gate_groups
 from gating.objectives.search import Search
 from gating.teachers.teacher import Teacher
 
-__all__ = ["ClearedGradients", "GatedPhases", "TrainerSearchEnd", "check_trainer"]
-
 # The class may be any that is made from transformers' Trainer.
 _Base: Any = object
 # Names in the log of the numbers of one layer, of which a model has dozens.

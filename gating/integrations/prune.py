@@ -16,8 +16,6 @@ from gating.integrations.wrappers import base_model, is_sentence_model
 from gating.objectives.distillation import Distillation
 from gating.proof.outputs import evaluating
 
-__all__ = ["prune"]
-
 # Names of the columns of labels and scores.
 _LABELS = ("label", "labels", "score", "scores")
 # Examples of a step, least number of steps of a training, largest number of epochs above it, and tokens of a text.

@@ -4,8 +4,6 @@ from sentence_transformers import CrossEncoderTrainer, SentenceTransformerTraine
 
 from gating.integrations.trainer import GatedTrainerMixin
 
-__all__ = ["GatedCrossEncoderTrainer", "GatedSentenceTransformerTrainer"]
-
 
 class GatedSentenceTransformerTrainer(GatedTrainerMixin, SentenceTransformerTrainer):
     """sentence-transformers' trainer of embedding models with gates: search, removal of heads, and recovery.

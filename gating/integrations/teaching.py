@@ -15,8 +15,6 @@ from gating.objectives.distillation import IGNORED, LOGITS, Distillation
 from gating.proof.probe import make_probe
 from gating.teachers.teacher import Teacher
 
-__all__ = ["is_added_up", "taught_loss", "teacher_for"]
-
 # Of the trainers of TRL, only this one has the loss of its model, or one that is the same.
 _OF_LABELS = "SFTTrainer"
 

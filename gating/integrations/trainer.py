@@ -40,8 +40,6 @@ from gating.structure.layers import count_units
 from gating.teachers.teacher import OpenTeacher, Teacher
 from gating.units import planned_recovery
 
-__all__ = ["GatedTrainer", "GatedTrainerMixin"]
-
 
 class GatedTrainerMixin(GatedPhases):
     """Gates for transformers' Trainer and those made from it: ``class GatedSFT(GatedTrainerMixin, trl.SFTTrainer)``.

@@ -15,20 +15,6 @@ from gating.gates import HeadGates
 from gating.sharding.plan import merge_adapters
 from gating.structure.blocks import has_no_weight
 
-__all__ = [
-    "adapter_config",
-    "base_model",
-    "hook_passes",
-    "is_sentence_model",
-    "load_other_weights",
-    "merged",
-    "other_weights",
-    "own_names",
-    "use_model",
-    "with_new_adapters",
-    "without_autocast",
-]
-
 
 def base_model(model: nn.Module) -> PreTrainedModel:
     """Return the model of transformers in one that may have adapters of PEFT, or in one of sentence-transformers."""

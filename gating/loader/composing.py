@@ -11,8 +11,6 @@ from gating.loader.modeling import PARTS, RECORD_KEY
 from gating.loader.parts import permutes_rows
 from gating.loader.record import auto_classes, dense_class
 
-__all__ = ["MODULE", "compose", "needed_parts", "write_code"]
-
 MODULE = "modeling_compact"
 _FILES = [Path(__file__).with_name(f"{name}.py") for name in ("modeling", "parts", "forwards", "forwards_images")]
 
@@ -71,7 +69,7 @@ def _read(path: Path, imports: dict[str, str]) -> Iterator[_Statement]:
             imports |= {one.name: f"import {one.name}" for one in node.names}
         elif isinstance(node, ast.ImportFrom):
             imports |= {one.name: f"from {node.module} import {one.name}" for one in node.names if not node.level}
-        elif number and "__all__" not in names:
+        elif number:
             stored = {one.id for one in ast.walk(node) if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)}
             yield _Statement(text, {node.name} if hasattr(node, "name") else stored, names)
 

@@ -10,9 +10,6 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .modeling import part
 
-__all__ = ["attend", "attend_eagerly", "fsmt_forward", "led_forward", "longformer_forward", "rotary_forward"]
-__all__ += ["split_heads", "trocr_forward", "wavlm_forward"]
-
 
 def split_heads(module: Any, *projected: Tensor) -> list[Tensor]:
     """Split features into heads, ``[batch, heads, length, head_dim]``."""

@@ -9,18 +9,6 @@ from torch.nn import functional
 from .forwards import attend, attend_eagerly, split_heads
 from .modeling import part
 
-__all__ = [
-    "blip_2_forward",
-    "blip_vision_forward",
-    "channel_forward",
-    "detr_forward",
-    "group_vit_forward",
-    "mgp_forward",
-    "multihead_forward",
-    "timesformer_forward",
-    "window_forward",
-]
-
 
 @part
 def blip_vision_forward(self: Any, hidden_states: Tensor, **_kwargs: object) -> tuple[Tensor, Tensor]:

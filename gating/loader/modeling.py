@@ -17,12 +17,6 @@ import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-__all__ = [
-    *("CANARY", "CHECKSUMS", "CONFIG", "GENERATION", "INDEX", "MIXINS", "OF", "PARTS", "RECORD_KEY", "WEIGHTS"),
-    *("CompactMixin", "apply_record", "base_prefix", "canary_outputs", "changed_file", "compact_class", "digest_file"),
-    *("digest_table", "freeze", "part", "places_of", "subclass"),
-]
-
 # Functions and classes that a record can name, and base classes of every compact model.
 PARTS: dict[str, Any] = {}
 MIXINS: list[type] = []

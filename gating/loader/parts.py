@@ -19,11 +19,6 @@ from transformers import conversion_mapping
 
 from .modeling import MIXINS, part
 
-__all__ = [
-    *("FORMS", "ConfigView", "RowsInPlace", "emptied", "mixin", "narrow_conv1d", "original_class", "padded"),
-    *("permutes_rows", "replaced_forward", "shared_bias", "silenced", "sliced_inputs"),
-]
-
 
 def mixin(cls: type) -> type:
     """Register a base class of every compact model."""

@@ -32,20 +32,6 @@ from transformers.models.auto import modeling_auto
 from gating.loader.modeling import RECORD_KEY, base_prefix
 from gating.loader.parts import ConfigView
 
-__all__ = [
-    "COUNTS",
-    "FORMAT",
-    "LAYERS_KEY",
-    "SPEC_NOTES",
-    "UNIT_NOTES",
-    "build_dense",
-    "dense_class",
-    "dense_config",
-    "describe",
-    "is_plain",
-    "renamed",
-]
-
 FORMAT = 2
 # Key of the part about layers that left: ``kept`` has the original numbers of the present layers of each list,
 # ``config`` the former values of settings, ``heads`` and ``neurons`` the sizes of the blocks of layers that left.

@@ -17,8 +17,6 @@ from gating.loader import forwards, forwards_images, parts  # noqa: F401 - they 
 from gating.loader.modeling import CANARY, CHECKSUMS, PARTS, RECORD_KEY, places_of
 from gating.loader.record import COUNTS, FORMAT, SPEC_NOTES, UNIT_NOTES, is_plain
 
-__all__ = ["check_fits", "check_record", "damaged"]
-
 _NAME = r"[A-Za-z][A-Za-z0-9]*(_[A-Za-z0-9]+)*_?"
 _PATH = rf"\^?({_NAME}|\d+)(\.({_NAME}|\d+))*"
 _SIZES = r"\[(\d{1,9}(, \d{1,9})*)?\]"

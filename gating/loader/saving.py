@@ -19,11 +19,6 @@ from gating.loader.modeling import CHECKSUMS, CONFIG, GENERATION, OF, PLAIN_LOAD
 from gating.loader.record import LAYERS_KEY, auto_classes, dense_class, describe
 from gating.loader.record_checks import check_fits
 
-__all__ = [
-    *("REMEDY_OF_PLAIN_LOADING", "SavedMixin", "auto_places", "become_compact", "check_built", "compact_class"),
-    *("compact_copy", "has_lost_units", "indivisible_left_out", "is_indivisible", "write_checksums", "write_config"),
-]
-
 # A loader with checks of its own sets this to one that runs on each new model, before its weights are allocated.
 check_built: ContextVar[Callable[[PreTrainedModel], None] | None] = ContextVar("check_built", default=None)
 

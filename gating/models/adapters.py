@@ -24,8 +24,6 @@ from gating.sharding.plan import merge_adapters, reshard
 from gating.structure.attention import iter_attention_blocks
 from gating.structure.blocks import has_no_weight
 
-__all__ = ["Adapters", "LoRA", "NoAdapters", "check_adapters"]
-
 
 class NoAdapters:
     """Training of all weights of a model."""

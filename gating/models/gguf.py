@@ -19,8 +19,6 @@ from gating.loader.modeling import digest_file
 from gating.serving.contexts import settings_of
 from gating.serving.formats import check_packages
 
-__all__ = ["unpack_gguf"]
-
 # Tensors that follow from the configuration, and values that have no effect of their own.
 _COMPUTED = "rope_"
 _UNUSED_SCALING = ("rope.scaling.original_context_length", "rope.scaling.finetuned")

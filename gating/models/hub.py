@@ -12,8 +12,6 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from gating.errors import InputError, MissingPackageError
 from gating.storage.hub import invalid_name
 
-__all__ = ["PACKAGE", "is_gguf", "locate", "outage", "package_folder"]
-
 # Beginning of the names of models in installed packages.
 PACKAGE = "package://"
 _DEMO = "pip install 'head-gating[demo]'"

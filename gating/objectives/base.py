@@ -17,13 +17,6 @@ from gating.objectives.costs import Costs
 from gating.objectives.parts import Part, amount_of, chosen
 from gating.objectives.schedule import BudgetSchedule, DescentStart
 
-__all__ = [
-    "KeepsBudget",
-    "NoObjective",
-    "Objective",
-    "OfOneSearch",
-]
-
 
 class OfOneSearch(FullPrecision):
     """A module with the state of one search, which refuses the gates of another one."""

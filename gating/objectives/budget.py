@@ -13,8 +13,6 @@ from gating.objectives.costs import Costs, check_cost, gate_costs, is_share_of_c
 from gating.objectives.parts import COST, Part, chosen, parts_of
 from gating.units import UNITS, UnitName
 
-__all__ = ["DEFAULT_KEEP", "HeadBudget", "resolve_budget"]
-
 # Share of the heads, or of the cost, that a budget without any number keeps.
 DEFAULT_KEEP = 0.25
 

@@ -6,8 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor
 
-__all__ = ["choose", "least_size", "sums_of_layers"]
-
 # Shares of cost are rounded: a limit of all gates must hold all gates.
 _ROUNDING = 1e-9
 

@@ -12,8 +12,6 @@ from gating.gates import HeadGates
 from gating.gates.hard_concrete import are_numbers
 from gating.units import UNITS
 
-__all__ = ["Costs", "check_cost", "gate_costs", "is_share_of_cost"]
-
 Costs = Literal["macs", "parameters", "latency", "cache"] | Mapping[str, float]
 
 

@@ -13,16 +13,6 @@ from torch.nn import functional
 from gating.errors import InputError
 from gating.gates.hard_concrete import are_numbers
 
-__all__ = [
-    "Distillation",
-    "HIDDEN_STATES",
-    "IGNORED",
-    "LOGITS",
-    "distillation_loss",
-    "hidden_loss",
-    "softmax_divergence",
-]
-
 # Names of logits in model outputs; extractive question answering has two.
 LOGITS = ("logits", "start_logits", "end_logits")
 # Names of hidden states in model outputs, with the masks of their positions in a batch.

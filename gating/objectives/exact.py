@@ -13,8 +13,6 @@ from gating.objectives.parts import Part, sizes_of
 from gating.objectives.rankings import Fisher, Ranking
 from gating.objectives.schedule import DescentStart
 
-__all__ = ["DeterministicBudget", "ExactBudget", "SharpenedGates"]
-
 # Expected share of open gates while the descent waits: so near to 1 that no gate is drawn below 1, which would disturb
 # the training of the weights, and none moves. Sigmoids never sum to all heads.
 _ALL_OPEN = 1 - 1e-6

@@ -8,8 +8,6 @@ from torch import Tensor, nn
 from gating.gates import hard_concrete
 from gating.objectives.parts import Part, by_rank
 
-__all__ = ["EqualLayers", "ExpectedCount", "solve_offset"]
-
 # Intervals of the grids of the search for the offset, and number of grids; coarser ones where gates cost more time than
 # operations.
 _GRIDS, _GRIDS_OF_MANY = (100, 3), (16, 5)

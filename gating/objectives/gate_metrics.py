@@ -11,8 +11,6 @@ from gating.objectives.costs import gate_costs
 from gating.objectives.parts import COST
 from gating.units import UNITS
 
-__all__ = ["gate_metrics", "metrics_of", "quantity_of", "share_undecided"]
-
 
 @torch.no_grad()
 def gate_metrics(gates: HeadGates, objective: Objective) -> dict[str, float | Tensor]:

@@ -9,8 +9,6 @@ from gating.gates import HeadGates
 from gating.objectives.base import Objective
 from gating.units import UNITS
 
-__all__ = ["gate_groups", "parameter_groups"]
-
 # Parameters that transformers' Trainer trains without weight decay.
 _WITHOUT_DECAY = (r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)")
 

@@ -16,8 +16,6 @@ from gating.gates.counts import GatedBlock
 from gating.objectives.choose import choose, least_size, sums_of_layers
 from gating.units import UNITS, UnitName
 
-__all__ = ["COST", "Part", "amount_of", "by_rank", "chosen", "parts_of", "sizes_of"]
-
 # Stands in place of a unit's name for a limit that is a share of the cost of all units, for which they compete.
 COST = "cost"
 

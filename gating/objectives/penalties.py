@@ -14,8 +14,6 @@ from gating.objectives.budget import HeadBudget
 from gating.objectives.costs import Costs
 from gating.objectives.expected_count import EqualLayers
 
-__all__ = ["FixedPrice", "Lagrangian"]
-
 
 class FixedPrice(Objective):
     """An objective that adds ``price * expected share of open gates`` to the loss.

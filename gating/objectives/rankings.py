@@ -11,16 +11,6 @@ from gating.errors import InputError
 from gating.gates import HeadGates
 from gating.objectives.base import OfOneSearch
 
-__all__ = [
-    "Fisher",
-    "Importance",
-    "Magnitude",
-    "RandomOrder",
-    "Ranking",
-    "derivatives",
-    "per_size",
-]
-
 
 class Ranking(OfOneSearch):
     """Base class of rankings of heads and neurons for :class:`~gating.objectives.IterativePruning` and others.

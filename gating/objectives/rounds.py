@@ -13,8 +13,6 @@ from gating.objectives.base import KeepsBudget
 from gating.objectives.parts import COST, Part, chosen, sizes_of
 from gating.objectives.rankings import Ranking
 
-__all__ = ["IterativePruning", "MaskSampler"]
-
 
 class MaskSampler(GateSampler):
     """A sampler that returns the mask of an objective: one for open gates, zero for closed ones, ``[num_gates]``.

@@ -9,8 +9,6 @@ from torch import Tensor, distributed
 from gating.errors import InputError
 from gating.gates.hard_concrete import FullPrecision, are_numbers
 
-__all__ = ["BudgetSchedule", "DescentStart"]
-
 # Share of the search before which no descent begins by itself.
 _EARLIEST = 0.13
 # Numbers of batches whose losses are compared: the first of the search, and the last so far.

@@ -15,8 +15,6 @@ from gating.objectives.base import KeepsBudget, Objective
 from gating.objectives.gate_metrics import gate_metrics, quantity_of, share_undecided
 from gating.objectives.parts import COST
 
-__all__ = ["Convergence", "Search"]
-
 # Share of the search before which convergence does not end it: gates rest at first, because none is closing yet.
 _EARLIEST_END = 0.67
 # Rounding of shares that a loop computes.

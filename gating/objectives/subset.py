@@ -14,8 +14,6 @@ from gating.objectives.base import KeepsBudget
 from gating.objectives.expected_count import EqualLayers, solve_offset
 from gating.objectives.parts import Part, chosen
 
-__all__ = ["GumbelTopK", "StraightThroughTopK", "TopK", "gumbel_noise", "soft_knapsack", "soft_top_k"]
-
 
 class TopK(KeepsBudget):
     """Differentiable subset pruning: an objective with importance variables of the heads, exactly k of them open.

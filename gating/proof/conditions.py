@@ -8,17 +8,6 @@ from transformers import PreTrainedModel
 from gating.errors import InputError, InputTypeError
 from gating.families.layouts import without_adapter
 
-__all__ = [
-    "check_has_values",
-    "check_no_adapters",
-    "check_not_wrapped",
-    "check_stays",
-    "check_whole",
-    "is_shard",
-    "is_sharded",
-    "part_of_transformers",
-]
-
 _WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule", "PeftModel")
 
 

@@ -9,17 +9,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-__all__ = [
-    "PLACEHOLDERS",
-    "Request",
-    "Variant",
-    "accepted_arguments",
-    "make_tokens",
-    "nested_configs",
-    "required_arguments",
-    "splice",
-]
-
 # Inputs by argument name.
 Variant = dict[str, Tensor]
 

@@ -7,8 +7,6 @@ import torch
 
 from gating.proof.input_sizes import Request, Variant, make_tokens, required_arguments
 
-__all__ = ["OTHERS", "image_variants", "spectrogram_variants", "video_variants", "waveform_variants"]
-
 # Height and width where the configuration has none: models without a fixed size.
 _SIDE = 64
 

@@ -8,17 +8,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-__all__ = [
-    "OUT_OF_MEMORY",
-    "cached_outputs",
-    "evaluating",
-    "forward_outputs",
-    "max_relative_difference",
-    "rounding_of",
-    "rounding_tolerance",
-    "tolerance_for",
-]
-
 # Errors of the machine, which say nothing about a model.
 OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
 # Relative size of a rounding that is one of 16 bits.

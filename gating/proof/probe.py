@@ -23,8 +23,6 @@ from gating.proof.input_sizes import (
 from gating.proof.media import OTHERS, image_variants, spectrogram_variants, video_variants, waveform_variants
 from gating.proof.outputs import OUT_OF_MEMORY, evaluating, forward_outputs
 
-__all__ = ["make_probe", "run_probe"]
-
 Batch = TypeVar("Batch", bound=Mapping[str, Tensor])
 _TEXTS = {"input_ids", "decoder_input_ids"}
 # Suffix of classes that pool the state of one token.

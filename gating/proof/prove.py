@@ -21,17 +21,6 @@ from gating.proof.probe import run_probe
 from gating.structure.blocks import Block
 from gating.structure.edits import Edit, Undo, apply_edits, undo_edits
 
-__all__ = [
-    "ExpectedOutputs",
-    "MaskedOutputs",
-    "apply_proven",
-    "check_proven",
-    "factors_of",
-    "features_scaled",
-    "find_problem_with_cache",
-    "try_removal",
-]
-
 # A `with` block in which the features of each block are multiplied by the factors of its gates or units.
 Masking = Callable[[Sequence[Tensor]], AbstractContextManager[object]]
 

@@ -16,18 +16,6 @@ from gating.pruning.layers import drop_layers
 from gating.structure.edits import Edit, Undo, apply_edits, undo_edits, whole
 from gating.structure.layers import LayerList, find_layer_lists
 
-__all__ = [
-    "drop_passing_layers",
-    "empty_lists",
-    "layer_list",
-    "passed_states",
-    "passing_layers",
-    "plan_biases",
-    "remove_empty_layers",
-    "staying_layers",
-    "transformers_in",
-]
-
 
 def remove_empty_layers(model: nn.Module, masked: MaskedOutputs) -> list[Undo]:
     """Take the layers without any unit out of a model whose removal is proven, in place, where that is exact.

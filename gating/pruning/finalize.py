@@ -24,14 +24,6 @@ from gating.pruning.prune_report import PruneReport, UnitCounts
 from gating.structure.edits import Undo, undo_edits
 from gating.units import UnitName
 
-__all__ = [
-    "FinalizeReport",
-    "check_own_gates",
-    "checked_gate_values",
-    "decide_gate_values",
-    "finalize",
-]
-
 # Smallest difference between the mean values of kept and of removed gates that counts as a decision.
 _LEAST_GAP = 0.1
 # Probability to be open below which a gate was decided to be closed.

@@ -17,8 +17,6 @@ from gating.proof.outputs import evaluating
 from gating.pruning.empty_layers import drop_passing_layers
 from gating.pruning.prune import remove_in_copy
 
-__all__ = ["MAX_SECONDS", "CopyTimer", "LatencyComparison", "TimeBudget", "describe_batch", "is_noise", "margin"]
-
 # Timings take this share of a run, within limits in seconds.
 _SHARE_OF_RUN, _MIN_SECONDS, MAX_SECONDS = 0.05, 20.0, 120.0
 # A pass that takes less time is warmed up by another one: the first also fills caches and chooses kernels.

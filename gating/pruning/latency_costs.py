@@ -19,16 +19,6 @@ from gating.objectives import ExactBudget, HeadBudget
 from gating.pruning.latency import MAX_SECONDS, CopyTimer, TimeBudget, margin
 from gating.units import UnitName
 
-__all__ = [
-    "LatencyCosts",
-    "NUM_PASSES",
-    "budget_for_speedup",
-    "check_speedup",
-    "kept_for_speedup",
-    "measure_latency_costs",
-    "timed_shapes",
-]
-
 # Number of forward passes with which the fit and the search for gates after it are exact.
 NUM_PASSES = 100
 # Share of the dense latency that the open blocks of a unit are expected to take, and the largest error that counts.

@@ -19,16 +19,6 @@ from gating.structure.blocks import share_specs
 from gating.structure.edits import ABSENT, Edit, Undo, apply_edits, undo_edits
 from gating.structure.layers import LayerList, dense_name, find_layer_lists, layers_record
 
-__all__ = [
-    "Settings",
-    "build_original",
-    "build_recorded",
-    "changed",
-    "drop_layers",
-    "reread",
-    "settings_without_layers",
-]
-
 _PLAIN = (bool, int, float, str, type(None))
 # Values of settings of a configuration and of those in it, by dotted name.
 Settings = dict[str, Any]

@@ -15,14 +15,6 @@ from gating.proof.outputs import forward_outputs
 from gating.structure.attention import iter_attention_blocks
 from gating.structure.blocks import Block, group_labels
 
-__all__ = [
-    "cache_bytes_per_token",
-    "count_heads_by_kind",
-    "count_macs",
-    "measure_macs",
-    "weight_megabytes",
-]
-
 
 def count_heads_by_kind(model: nn.Module) -> dict[str, int]:
     """Return the number of heads of each tower of a model with several, else of each kind of attention."""

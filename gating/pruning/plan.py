@@ -21,8 +21,6 @@ from gating.structure.edits import ABSENT, Edit, apply_edits, positions, undo_ed
 from gating.structure.feed_forward import FeedForwardBlock
 from gating.structure.layers import dense_name, find_layer_lists, iter_blocks, layers_record
 
-__all__ = ["folded_values", "kept_units", "plan_finalizing", "plan_pruning", "remove_recorded"]
-
 
 def kept_units(blocks: Sequence[Block], kept: Sequence[Tensor]) -> dict[str, set[int]]:
     """Return the units of the kept gates of each block, by its name, from the mask of its gates."""

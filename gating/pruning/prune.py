@@ -22,8 +22,6 @@ from gating.structure.blocks import Block, whole_number
 from gating.structure.edits import Undo, apply_edits, fill, positions, undo_edits, whole
 from gating.units import UNITS
 
-__all__ = ["check_can_change", "prune_heads", "prune_neurons", "read_numbers", "remove_in_copy", "silence_padding"]
-
 Model = TypeVar("Model", bound=nn.Module)
 
 

@@ -22,8 +22,6 @@ from gating.structure.blocks import tower_of
 from gating.structure.edits import Undo, undo_edits
 from gating.structure.layers import LayerList, find_layer_lists, iter_blocks
 
-__all__ = ["prune_layers"]
-
 
 @torch.inference_mode(mode=False)
 def prune_layers(

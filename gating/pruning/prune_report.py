@@ -12,8 +12,6 @@ from gating.structure.feed_forward import FeedForwardBlock
 from gating.structure.layers import count_units, dense_name, iter_blocks, kept_layers, layers_record, original_rows
 from gating.units import UNITS, UnitName
 
-__all__ = ["PruneReport", "UnitCounts", "num_parameters", "unproven_note"]
-
 
 @dataclass(frozen=True)
 class UnitCounts:

@@ -3,8 +3,6 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-__all__ = ["CHANGING", "LONGEST_CHECKED", "boundaries", "checked_context", "settings_of", "steady_context"]
-
 # Longest text of a check, in tokens; attention takes memory by the square of it.
 LONGEST_CHECKED = 8192
 # Settings of configurations that name a length.

@@ -21,8 +21,6 @@ from gating.serving.contexts import CHANGING
 from gating.structure.attention import AttentionBlock, iter_attention_blocks
 from gating.structure.edits import apply_edits
 
-__all__ = ["as_converted", "copy_in_float32", "with_dummy_heads"]
-
 
 def with_dummy_heads(model: PreTrainedModel, names: Collection[str] | None = None) -> PreTrainedModel:
     """Return a copy of a compact model in which each self-attention block has at least one key-value group.

@@ -14,8 +14,6 @@ from gating.loader.modeling import CONFIG
 from gating.structure.attention import iter_attention_blocks
 from gating.structure.feed_forward import ExpertsBlock, iter_feed_forward_blocks
 
-__all__ = ["DecoderSizes", "check_layers", "sizes_of", "write_layer_counts"]
-
 
 @dataclass(frozen=True)
 class DecoderSizes:

@@ -21,17 +21,6 @@ from gating.serving.formats import FORMATS, check_packages
 from gating.storage.files import check_free, replacing_folder
 from gating.vocabulary import check_vocabulary
 
-__all__ = [
-    "Exportable",
-    "exporting",
-    "find_runtimes",
-    "load_model",
-    "load_processor",
-    "megabytes_of",
-    "special_tokens",
-    "writes_text",
-]
-
 # A compact model, its folder, or its name on the hub.
 Exportable = PreTrainedModel | str | os.PathLike[str]
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")

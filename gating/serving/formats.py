@@ -14,8 +14,6 @@ from gating.errors import InputError, MissingPackageError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["FORMATS", "ServingFormat", "ServingReport", "check_packages", "export_compact"]
-
 
 @dataclass(frozen=True)
 class ServingReport:

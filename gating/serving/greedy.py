@@ -12,8 +12,6 @@ from transformers import PreTrainedModel
 from gating.errors import OperationError
 from gating.serving.contexts import LONGEST_CHECKED, boundaries
 
-__all__ = ["NUM_NEW_TOKENS", "TOLERANCES", "TokenCheck", "check_tokens", "make_prompts"]
-
 NUM_NEW_TOKENS = 40
 # Lengths of the prompts, in tokens.
 _LENGTHS = (1, 3, 8, 13, 21)

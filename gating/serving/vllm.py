@@ -24,8 +24,6 @@ from gating.serving.exporting import Exportable, exporting, load_processor, mega
 from gating.serving.formats import ServingReport
 from gating.storage.files import read_table
 
-__all__ = ["check_vllm", "export_vllm", "serve_stock"]
-
 # vLLM's own classes of these read the width of a head; others, as Qwen2's, compute it from the number of heads.
 _READ_HEAD_DIM = frozenset({"llama", "mistral", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3"})
 

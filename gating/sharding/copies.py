@@ -19,19 +19,6 @@ from gating.loader.saving import indivisible_left_out, is_indivisible
 from gating.structure.blocks import share_specs
 from gating.structure.edits import fill, whole
 
-__all__ = [
-    "config_without_sharding",
-    "copy_sharded",
-    "initialize_missing",
-    "meta_copy",
-    "gather_model",
-    "has_room_for",
-    "shard_like",
-    "shard_copy",
-    "tensors_of",
-    "untrained_copy",
-]
-
 # A whole model is held three times at the end of a run: to save it, to load it for a check, and dense for timings.
 _COPIES = 3
 _MEMORY, _GROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")

@@ -18,23 +18,10 @@ from transformers.distributed.configuration_utils import DistributedConfig
 
 from gating.errors import OperationError
 from gating.loader.saving import indivisible_left_out
-from gating.proof.conditions import is_sharded
+from gating.proof.conditions import is_sharded as is_sharded
 from gating.structure.blocks import Block
 from gating.structure.edits import fill, whole
 from gating.structure.layers import iter_blocks
-
-__all__ = [
-    "average_gradients",
-    "check_same",
-    "clip_gradients",
-    "gathered_root",
-    "is_sharded",
-    "merge_adapters",
-    "on_own_device",
-    "reshard",
-    "shard_model",
-    "sharding_of",
-]
 
 # transformers' names for modules whose parameters are freed after their forward pass, and those that keep them until
 # the backward pass.

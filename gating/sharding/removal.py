@@ -23,8 +23,6 @@ from gating.sharding.copies import meta_copy, shard_copy, shard_like, tensors_of
 from gating.sharding.plan import check_same, is_sharded, reshard
 from gating.structure.edits import Edit, whole
 
-__all__ = ["finalize_sharded"]
-
 
 @torch.inference_mode(mode=False)
 def finalize_sharded(

@@ -26,8 +26,6 @@ from gating.structure.edits import Edit
 from gating.structure.hooks import Handle, Hooks, hook_input, with_forward
 from gating.structure.sizes import GateSize, head_norms, head_sizes, token_counter
 
-__all__ = ["AttentionBlock", "iter_attention_blocks"]
-
 _CROSS_ATTENTION = re.compile(r"(^|\.)(encoder_attn|EncDecAttention|cross_?attention|cross_?attn)(\.|$)", re.I)
 _TOWER = re.compile(r"(?:^|\.)(?:\w+_)?(encoder|decoder)(?:\.|$)")
 

@@ -29,8 +29,6 @@ from gating.loader.parts import (
 from gating.structure.edits import ABSENT, Edit, plan_cut, plan_entries, positions
 from gating.structure.hooks import forget_forward
 
-__all__ = ["plan_head_removal", "row_runs", "rows_of", "run_widths", "staying"]
-
 
 def _kinds_of(layout: RowLayout) -> str:
     """Return the kinds of heads with rows in a projection: ``q``, ``k`` and ``v``."""

@@ -16,8 +16,6 @@ from gating.structure.edits import Edit
 from gating.structure.hooks import Handle, hook_input
 from gating.structure.sizes import GateSize, token_counter
 
-__all__ = ["Block", "group_labels", "has_no_weight", "layer_number", "share_specs", "tower_of", "whole_number"]
-
 _TOWERS = {
     "vision": r"vision|visual|image|(^|_)vit($|_)|pixel|video",
     "audio": r"audio|speech|sound|acoustic",

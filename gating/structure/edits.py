@@ -17,20 +17,6 @@ from gating.families.layouts import Side, parameter_names, size_names, weight_di
 from gating.loader.modeling import subclass
 from gating.loader.parts import narrow_conv1d
 
-__all__ = [
-    "ABSENT",
-    "Edit",
-    "Undo",
-    "apply_edits",
-    "fill",
-    "own_part",
-    "plan_cut",
-    "plan_entries",
-    "positions",
-    "undo_edits",
-    "whole",
-]
-
 Undo = Callable[[], None]
 # The value of an attribute that does not exist.
 ABSENT: Final = object()

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from gating.families.layouts import ExpertsSpec, UpLayout
 from gating.structure.hooks import Handle, Hooks
 
-__all__ = ["GROUP_FACTOR", "find_experts_spec", "hook_activation"]
-
 # torch.nn.functional.grouped_mm needs strides of 16 bytes: 8 numbers of half precision.
 GROUP_FACTOR = 8
 

@@ -23,8 +23,6 @@ from gating.structure.experts import GROUP_FACTOR, find_experts_spec, hook_activ
 from gating.structure.hooks import Handle
 from gating.structure.sizes import GateSize, neuron_norms, token_counter, weight_matrix
 
-__all__ = ["DEFAULT_GROUP_SIZE", "ExpertsBlock", "FeedForwardBlock", "iter_feed_forward_blocks"]
-
 DEFAULT_GROUP_SIZE = 64
 # Names of settings with the number of experts that the router chooses.
 _PER_TOKEN = ("num_experts_per_tok", "moe_topk", "moe_top_k", "top_k_experts", "moe_k")

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from gating.loader.modeling import subclass
 from gating.loader.parts import original_class, replaced_forward
 
-__all__ = ["Handle", "Hooks", "forget_forward", "hook_input", "with_forward"]
-
 
 class Handle(Protocol):
     """A handle of a hook."""

@@ -15,18 +15,6 @@ from gating.structure.blocks import Block, layer_number
 from gating.structure.feed_forward import iter_feed_forward_blocks
 from gating.units import UnitName
 
-__all__ = [
-    "LayerList",
-    "count_layers",
-    "count_units",
-    "dense_name",
-    "find_layer_lists",
-    "iter_blocks",
-    "kept_layers",
-    "layers_record",
-    "original_rows",
-]
-
 Value = TypeVar("Value")
 
 

@@ -15,8 +15,6 @@ from gating.families.layouts import num_inputs, num_outputs, parameter_names, wi
 from gating.structure.attention_removal import row_runs, rows_of, run_widths
 from gating.structure.edits import positions, whole
 
-__all__ = ["NUM_TOKENS", "GateSize", "head_norms", "head_sizes", "neuron_norms", "token_counter", "weight_matrix"]
-
 # Length of an example for which multiply-accumulates are counted unless a run measures them on its data.
 NUM_TOKENS = 128
 

@@ -16,8 +16,6 @@ from gating.models.sources import ModelSource
 from gating.report.score import Score
 from gating.tasks.metrics.choice import ChosenMetrics, Metrics
 
-__all__ = ["Baseline", "HasLoss", "MetricTask", "Metrics", "Prepared", "Sample", "Task", "TextTask", "WritesText"]
-
 # A text that a model generated: ``prompt`` or ``source``, ``written``, and ``right`` if there is a reference.
 Sample = dict[str, str]
 

@@ -21,8 +21,6 @@ from gating.errors import InputError
 from gating.tasks.base import Prepared, TextTask
 from gating.tasks.metrics.texts import TOKEN_SCORES, build_token_metrics, update_token_metrics
 
-__all__ = ["BlockTask", "MaskedLM", "cut_into_blocks"]
-
 TokenIds = np.ndarray[Any, np.dtype[np.int32]]
 
 # Usual names of the column of texts, in order of precedence.

@@ -17,8 +17,6 @@ from gating.models.sources import ModelSource, Pretrained
 from gating.tasks.base import Sample
 from gating.tasks.blocks import BlockTask
 
-__all__ = ["CausalLM"]
-
 
 class CausalLM(BlockTask):
     """Prediction of the next token, in blocks of text."""

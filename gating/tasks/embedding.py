@@ -35,8 +35,6 @@ from gating.tasks.embedding_examples import (
 from gating.tasks.embedding_teacher import add_embeddings, load_sentence_model
 from gating.tasks.metrics.embeddings import METRICS, Embedded, build_embedding_metrics
 
-__all__ = ["Embedding"]
-
 Loss = Literal["distance", "cosine", "multiple_negatives"]
 
 # The loss of each kind of training data.

@@ -18,16 +18,6 @@ from gating.data.tokens import check_texts, encode_batch, tokenize
 from gating.errors import InputError
 from gating.tasks.embedding_teacher import EMBEDDINGS, PAIR_EMBEDDINGS
 
-__all__ = [
-    "Kind",
-    "add_negations",
-    "collate_pairs",
-    "kind_of",
-    "negate",
-    "read_examples",
-    "tokenize_examples",
-]
-
 Kind = Literal["texts", "scores", "positives"]
 
 # Usual names of the column of scores, in order of precedence; a label may also be a class.

@@ -20,8 +20,6 @@ from gating.models.hub import locate
 from gating.tracking.progress import bar
 from gating.vocabulary import check_vocabulary
 
-__all__ = ["add_embeddings", "load_sentence_model"]
-
 # Columns of the embeddings of texts and second texts.
 EMBEDDINGS, PAIR_EMBEDDINGS = "task_embeddings", "task_pair_embeddings"
 _BATCH = 512

@@ -14,8 +14,6 @@ from gating.models.sources import ModelSource
 from gating.tasks.base import Prepared
 from gating.tasks.sequence_classification import ClassTask
 
-__all__ = ["ImageClassification"]
-
 _IMAGE_COLUMNS = ("image", "img")
 
 

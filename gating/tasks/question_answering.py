@@ -28,8 +28,6 @@ from gating.errors import InputError, shorten
 from gating.report.score import Score
 from gating.tasks.base import Prepared, TextTask
 
-__all__ = ["AnswerScores", "QuestionAnswering", "best_spans", "make_windows", "read_answers"]
-
 _ANSWERS = Features({"text": List(Value("string")), "answer_start": List(Value("int64"))})
 # Number of characters by which answer_start may be off, as it is in some rows of SQuAD.
 _TOLERANCE = 3

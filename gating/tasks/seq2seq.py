@@ -15,10 +15,9 @@ from gating.data.examples import Batch, Examples
 from gating.data.tokens import check_texts, special_token_ids, tokenize, truncation_length
 from gating.errors import InputError
 from gating.models.sources import ModelSource
-from gating.tasks.base import Metrics, Prepared, Sample, TextTask
+from gating.tasks.base import Prepared, Sample, TextTask
+from gating.tasks.metrics.choice import Metrics
 from gating.tasks.metrics.texts import TEXT_METRICS, TOKEN_METRICS, build_text_metrics, update_token_metrics
-
-__all__ = ["Seq2Seq"]
 
 # Usual names of the columns of sources and targets, in order of precedence.
 _USUAL = (

@@ -30,8 +30,6 @@ from gating.tasks.metrics.labels import (
     log_frequencies,
 )
 
-__all__ = ["ClassTask", "LabeledTexts", "Regression", "SequenceClassification"]
-
 
 class ClassTask(MetricTask):
     """Base of tasks whose labels are classes, with the metrics of :mod:`gating.tasks.metrics.labels`."""

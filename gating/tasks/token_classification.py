@@ -29,16 +29,6 @@ from gating.tasks.base import Baseline, MetricTask, Prepared
 from gating.tasks.metrics.choice import ChosenMetrics
 from gating.tasks.metrics.labels import class_config, log_frequencies
 
-__all__ = [
-    "TAG_METRICS",
-    "SpanScore",
-    "TokenClassification",
-    "build_tag_metrics",
-    "encode_tags",
-    "find_spans",
-    "mark_spans",
-]
-
 _WORD_COLUMNS = ("tokens", "words", "text")
 _TAG_COLUMNS = ("ner_tags", "tags", "label", "labels", "pos_tags")
 _SPANS = ("f1", "precision", "recall")

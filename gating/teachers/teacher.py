@@ -21,8 +21,6 @@ from gating.loader.record import LAYERS_KEY
 from gating.objectives.distillation import HIDDEN_STATES, IGNORED, LOGITS, Distillation
 from gating.proof.outputs import evaluating
 
-__all__ = ["OpenTeacher", "Teacher", "check_outputs"]
-
 # With targets, a model would compute a loss that nobody reads.
 _TARGETS = ("labels", "shift_labels", "start_positions", "end_positions")
 

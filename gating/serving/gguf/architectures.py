@@ -14,8 +14,6 @@ from gating.errors import InputError
 from gating.serving.contexts import checked_context
 from gating.serving.decoders import sizes_of
 
-__all__ = ["Architecture", "blocks_to_fill", "context_length", "find_architecture", "rope_type"]
-
 
 @dataclass(frozen=True)
 class Architecture:

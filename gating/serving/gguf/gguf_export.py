@@ -26,8 +26,6 @@ from gating.serving.gguf.writing import write_gguf
 from gating.serving.greedy import TOLERANCES, check_tokens, make_prompts
 from gating.storage.files import check_free, replacing_file
 
-__all__ = ["Answer", "GgufType", "export_gguf", "run_llama_cpp"]
-
 _RUNTIME = "llama.cpp"
 _WORKER = Path(__file__).with_name("worker.py")
 

@@ -12,8 +12,6 @@ from gating.errors import InputError, loading
 from gating.serving.exporting import special_tokens
 from gating.storage.files import read_table
 
-__all__ = ["add_placeholders", "add_tokenizer", "copy_tokenizer", "tokens_never_written"]
-
 # The regular expressions by which tokenizers cut a text into words, and the names of llama.cpp for them.
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _LLAMA3 = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

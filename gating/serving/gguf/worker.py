@@ -10,8 +10,6 @@ import sys
 import urllib.request
 from typing import Any
 
-__all__: list[str] = []
-
 
 def _load(task: dict[str, Any]) -> Any:
     import xllamacpp

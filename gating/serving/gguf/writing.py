@@ -18,8 +18,6 @@ from gating.serving.gguf.architectures import Architecture, context_length, rope
 from gating.serving.gguf.tokenizer import add_placeholders, add_tokenizer, copy_tokenizer
 from gguf import GGMLQuantizationType as Type
 
-__all__ = ["write_gguf"]
-
 _TYPES = {
     "f32": (Type.F32, gguf.LlamaFileType.ALL_F32),
     "f16": (Type.F16, gguf.LlamaFileType.MOSTLY_F16),

@@ -21,8 +21,6 @@ from gating.serving.exporting import special_tokens, writes_text
 from gating.serving.graphs.runtime import GraphModel
 from gating.serving.greedy import TOLERANCES, check_tokens, make_prompts
 
-__all__ = ["batch_to_trace", "batches_to_check", "check_graph", "input_names"]
-
 Side = Literal["left", "right"]
 
 _MASKS = ("attention_mask", "decoder_attention_mask")

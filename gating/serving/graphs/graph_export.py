@@ -28,8 +28,6 @@ from gating.serving.formats import FORMATS, ServingReport
 from gating.serving.graphs.check import batch_to_trace, check_graph, input_names
 from gating.serving.graphs.runtime import GraphModel
 
-__all__ = ["export_onnx", "export_openvino"]
-
 GraphFormat = Literal["onnx", "openvino"]
 # Activations in groups of so many become 8-bit integers at run time, too: a fifth faster than floats.
 _ACTIVATIONS = "128"

@@ -15,8 +15,6 @@ from transformers.utils.generic import ModelOutput
 
 from gating.errors import InputError, loading
 
-__all__ = ["GraphModel", "find_graph"]
-
 # Shape of each input of a graph; None for dynamic sizes.
 _Axes = Mapping[str, Sequence[int | None]]
 

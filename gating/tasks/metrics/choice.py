@@ -11,8 +11,6 @@ from torchmetrics import Metric, MetricCollection
 from gating.errors import InputError, explain
 from gating.report.score import Score
 
-__all__ = ["ChosenMetrics", "Metrics", "score_of"]
-
 # Names; or by name a metric, or a class or function that returns one, or None for the task's metric of that name.
 Metrics = Sequence[str] | Mapping[str, Any]
 

@@ -17,8 +17,6 @@ from gating.errors import InputError
 from gating.report.score import Score
 from gating.tasks.metrics.choice import ChosenMetrics
 
-__all__ = ["METRICS", "Embedded", "EmbeddingScores", "build_embedding_metrics"]
-
 # Number of nearest texts that are compared.
 _NEAREST = 10
 

@@ -29,16 +29,6 @@ from torchmetrics.utilities import dim_zero_cat
 from gating.report.score import Score
 from gating.tasks.metrics.choice import ChosenMetrics
 
-__all__ = [
-    "CLASS_METRICS",
-    "NUMBER_METRICS",
-    "PRECISION",
-    "build_class_metrics",
-    "build_number_metrics",
-    "class_config",
-    "log_frequencies",
-]
-
 
 def _positive(metric: type[Any]) -> Callable[[int], Metric]:
     """Return a metric of the second of two classes, as in GLUE, NaN on data without it; of more classes, their mean."""

@@ -16,17 +16,6 @@ from gating.report.score import Score
 from gating.tasks.metrics.choice import ChosenMetrics
 from gating.tasks.metrics.labels import PRECISION
 
-__all__ = [
-    "TEXT_METRICS",
-    "TOKEN_METRICS",
-    "TOKEN_SCORES",
-    "SacreScore",
-    "TextMetrics",
-    "build_text_metrics",
-    "build_token_metrics",
-    "update_token_metrics",
-]
-
 TOKEN_SCORES = {
     "perplexity": Score("perplexity", scale=1, unit="", higher_is_better=False),
     "accuracy": Score("accuracy"),
