@@ -14,6 +14,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 
 import train
+from gating.run.folder import RunFolder
 from gating.run.sweep.jobs import jobs_of
 from gating.training.signals import Unfinished
 from tests.support.sweeps import write_run
@@ -41,7 +42,7 @@ def run_instead(monkeypatch: pytest.MonkeyPatch, action) -> list[int]:
 
     def run(cfg, *_, ending, **__):
         seeds.append(cfg["seed"])
-        with ending():
+        with ending(RunFolder(Path(cfg["output_dir"]), resumes=False)):
             value = action(cfg)
         shutil.copytree(before, cfg["output_dir"], dirs_exist_ok=True)
         return value

@@ -43,7 +43,13 @@ def embeddings_of(teacher, texts: list[str], *, max_length: int = 8) -> np.ndarr
 
 def test_embeddings_are_those_of_encode_and_computed_once(tmp_path, encoded, monkeypatch):
     texts, counts, update = sentences_of(9), [], tqdm.update
-    monkeypatch.setattr(tqdm, "update", lambda self, number: (update(self, number), counts.append((self.desc, self.n))))
+
+    def counted(self, number):
+        update(self, number)
+        # Bars that are not shown have no name.
+        counts.append((getattr(self, "desc", ""), self.n))
+
+    monkeypatch.setattr(tqdm, "update", counted)
     teacher = load_sentence_model(str(make_sentence_model(tmp_path / "model")), setting="task.teacher")
     found = embeddings_of(teacher, texts, max_length=64)
     assert ("Embeddings of the teacher", 9) in [(name.removesuffix(": "), number) for name, number in counts if name]
