@@ -47,14 +47,7 @@ def gates_figure(
     kept: Mapping[str, Sequence[int]] | None = None,
     neurons: Sequence[KeptNeurons] = (),
 ) -> Figure:
-    """Draw gate values of heads as a map, and the width of feed-forward blocks as bars.
-
-    Args:
-        values: Gate values of heads, by the attention block's name.
-        title: Title of the map.
-        kept: Indices of the heads to outline, by the block's name.
-        neurons: The kept neurons of each feed-forward block.
-    """
+    """Draw gate values of heads by block, the kept ones outlined, and the width of feed-forward blocks as bars."""
     widths = {"heads": _HEAD * max(map(len, values.values())) + 1.8} if values else {}
     if neurons:
         widths["neurons"] = 4.8 if values else 6.0
@@ -162,15 +155,7 @@ def _chart(
     unit: str = "",
     score: Score | None = None,
 ) -> Figure:
-    """Draw series over the steps of a run.
-
-    Args:
-        results: The results of the run.
-        series: Steps and values by label; those that are not finite are left out.
-        scale: Factor between a given and a drawn value.
-        unit: Unit of a drawn value.
-        score: The score that the values are of; others have an axis from 0.
-    """
+    """Draw series over the steps of a run, without values that are not finite; the axis begins at 0 without a score."""
     figure = Figure(figsize=(6, 3.2), layout="constrained")
     axes, drawn = figure.subplots(), []
     for label, points in series.items():
@@ -193,10 +178,9 @@ def _chart(
 
 
 def score_limits(values: Sequence[float], score: Score) -> tuple[float, float]:
-    """Return limits of an axis on which small differences of a score look small.
+    """Return limits of an axis on which small differences look small: ten points or a tenth of the score apart.
 
-    They are ten points of a percentage, or a tenth of another score, apart at least, and begin at 0 if the lowest value
-    is below half of the highest one.
+    They begin at 0 if the lowest value is below half of the highest one.
     """
     low, high = min(values), max(values)
     is_percent = score.unit.strip() == "%"
