@@ -6,7 +6,7 @@ import textwrap
 from pathlib import Path
 
 import yaml
-from gating.commands.options import COMMANDS
+from gating.__main__ import COMMANDS
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import Files
 from mkdocs.structure.pages import Page

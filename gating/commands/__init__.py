@@ -1,1 +1,1 @@
-"""Commands beside training: their options in one module, and a module that runs each."""
+"""Commands beside training: a module that runs each."""

@@ -10,12 +10,7 @@ from gating.run.sweep.results import FinishedRun, read_runs
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print the table of some runs and the recommended one, and write the picture.
-
-    Raises:
-        InputError: A folder holds no finished run, or the runs have different tasks or metrics.
-        FileExistsError: The file of the picture exists.
-    """
+    """Print the table of some runs and the recommended one, and write the picture."""
     output = arguments.output
     if output is not None and output.exists() and not arguments.overwrite:
         raise FileExistsError(f"{output} exists already. Choose another place, or pass --overwrite.")

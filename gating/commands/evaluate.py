@@ -53,11 +53,7 @@ _log = logging.getLogger(__name__)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Evaluate a model, and print its metrics.
-
-    Raises:
-        InputError: The model, the data and the settings do not fit each other.
-    """
+    """Evaluate a model, and print its metrics."""
     # Other output, such as how data was divided, is not part of the JSON.
     with redirect_stdout(sys.stderr if arguments.json else sys.stdout):
         numbers, text = evaluate_folder(arguments.folder, arguments.settings, split=arguments.split)
@@ -65,19 +61,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def evaluate_folder(folder: str, overrides: Sequence[str], *, split: str | None = None) -> tuple[dict[str, Any], str]:
-    """Evaluate a model on a data set.
+    """Return the metrics, sizes and latency of a model by the names in ``metrics.json``, and as lines.
 
-    Args:
-        folder: Folder of a model or of a finished run, or a name on the hub.
-        overrides: Settings of data, task, trainer and seed, in the words of Hydra.
-        split: ``validation`` or ``test``; test if the data has one if None.
-
-    Returns:
-        Metrics, sizes and latency by the names in ``metrics.json``, with model and split, where NaN is None; and the
-        same as lines.
-
-    Raises:
-        InputError: The model, the data and the settings do not fit each other.
+    The model is a folder, that of a finished run, or a name on the hub. The split is test by default, if there is one.
     """
     quiet_libraries()
     place, run_folder = find_model(folder)
@@ -147,17 +133,7 @@ def _is_compact(summary: Summary) -> bool:
 def evaluation_settings(
     model: str, overrides: Sequence[str], *, run_folder: Path | None, split: str | None
 ) -> Settings:
-    """Return the settings of an evaluation; files that the command gives are read without the others of a run.
-
-    Args:
-        model: Folder of the model.
-        overrides: Settings of the command, in the words of Hydra.
-        run_folder: Folder of the run that made the model, whose settings hold where the command gives none.
-        split: Name of the split; None for the last one.
-
-    Raises:
-        InputError: A setting cannot be used, or there is no data.
-    """
+    """Return the settings of a command, beside those of the run that made the model, if there is one."""
     names = override_names(overrides)
     for name in names:
         group, _, setting = name.partition(".")
@@ -221,11 +197,7 @@ def _of_run(composed: dict[str, Any], overrides: Sequence[str], *, run_folder: P
 
 
 def load_split(settings: Settings, objects: RunObjects, split: str | None) -> tuple[Examples, str]:
-    """Return the examples of an evaluation, and the name of their split; the last one if it is None.
-
-    Raises:
-        InputError: The data has not this split.
-    """
+    """Return the examples of an evaluation, and the name of their split; by default the last one."""
     examples = load_examples(settings, objects, needs_train=False)
     split = split or ("test" if "test" in examples.splits else "validation")
     if split not in examples.splits:
@@ -236,18 +208,7 @@ def load_split(settings: Settings, objects: RunObjects, split: str | None) -> tu
 def load_evaluation(
     settings: Settings, objects: RunObjects, place: Path, examples: Examples, *, split: str
 ) -> tuple[RunObjects, PreTrainedModel, RunData]:
-    """Load a model, and encode the examples of a split for it; return them with the objects of the settings.
-
-    Args:
-        settings: The settings.
-        objects: Their objects.
-        place: Local folder of the model.
-        examples: The examples.
-        split: Name of the split.
-
-    Raises:
-        InputError: The model is not of the task or of other classes.
-    """
+    """Load a model, and encode the examples of a split for it; return them with the objects of the settings."""
     model = load_compact(place)
     # The processor is beside the weights.
     objects = replace(objects, source=Pretrained(str(processor_folder(place))))

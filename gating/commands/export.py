@@ -29,15 +29,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def compare_accuracy(folder: str, exported: Path) -> str:
-    """Return a sentence with the metric of a model on the validation data of its run, and that of its 8-bit export.
-
-    Args:
-        folder: Folder of a finished run or of its compact model, as given to the export.
-        exported: Folder of an export with ``int8=True``.
-
-    Raises:
-        InputError: The folder is not that of a run; its data, or a package, may be missing as well.
-    """
+    """Return a sentence with the validation metric of a model of a run, and that of its 8-bit export."""
     place, run_folder = find_model(folder)
     if place is None or run_folder is None:
         raise InputError(f"{folder} is not in the folder of a run, which has data: export the run's own folder.")

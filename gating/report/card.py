@@ -41,14 +41,9 @@ def write_card(
     *,
     repo_id: str | None = None,
 ) -> None:
-    """Write a model card with the metadata that hubs read.
+    """Write a model card with the metadata that hubs read; a stock model loads without further code.
 
-    Args:
-        path: Path of the README.md.
-        model: The compact model.
-        report: Measurements for the card.
-        stock: Whether the folder holds a stock model, which loads without further code.
-        repo_id: Name on the hub that the model is uploaded to; then the license of the base model is looked up there.
+    The license of the base model is looked up on the hub for an upload alone, to ``repo_id``.
     """
     report, place = report or CompactReport(), repo_id or "."
     heads, neurons = heads_per_layer(model), neurons_per_layer(model)
@@ -73,14 +68,7 @@ def write_card(
 def _metadata(
     model: PreTrainedModel, report: CompactReport, *, folder: Path, repo_id: str | None = None
 ) -> ModelCardData:
-    """Return the metadata of a model card.
-
-    Args:
-        model: The compact model.
-        report: Its measurements; without data in it, the metadata has no results.
-        folder: Folder of the card.
-        repo_id: Name on the hub of an upload, for which the card of the base model may be downloaded for its license.
-    """
+    """Return the metadata of a card in a folder; without data in the report, it has no results."""
     base, licenses = base_of(model, online=repo_id is not None)
     is_sentences, data = is_sentence_folder(folder), report.data
     task = "sentence-similarity" if is_sentences else task_of(model)
@@ -113,14 +101,7 @@ def _metadata(
 
 
 def usage_code(model: PreTrainedModel, folder: Path, *, place: str, stock: bool) -> str:
-    """Return Python code that loads a model with its tokenizer or image processor, and predicts.
-
-    Args:
-        model: The compact model.
-        folder: Its folder.
-        place: The folder or the name on the hub that the code loads.
-        stock: Whether the folder holds a stock model, which loads without further code.
-    """
+    """Return Python code that loads a model from a folder or name with its tokenizer or processor, and predicts."""
     config, task = model.config, _auto_suffix(model)
     problem = getattr(config, "problem_type", None)
     return _render(

@@ -40,21 +40,9 @@ Points = Sequence[tuple[float, float]]
 
 # Names of blocks and metrics may have dollar signs, which would begin a formula.
 @rc_context({"text.parse_math": False})
-def gates_figure(
-    values: Mapping[str, Sequence[float]],
-    *,
-    title: str,
-    kept: Mapping[str, Sequence[int]] | None = None,
-    neurons: Sequence[KeptNeurons] = (),
-) -> Figure:
-    """Draw gate values of heads as a map, and the width of feed-forward blocks as bars.
-
-    Args:
-        values: Gate values of heads, by the attention block's name.
-        title: Title of the map.
-        kept: Indices of the heads to outline, by the block's name.
-        neurons: The kept neurons of each feed-forward block.
-    """
+def final_gates(results: RunResults) -> Figure:
+    """Draw the gates of heads at the end of a search, the kept ones outlined, and the widths that are left as bars."""
+    values, neurons = results.gate_values(), [] if results.history.quantity == "heads" else results.neurons
     widths = {"heads": _HEAD * max(map(len, values.values())) + 1.8} if values else {}
     if neurons:
         widths["neurons"] = 4.8 if values else 6.0
@@ -62,35 +50,21 @@ def gates_figure(
     figure = Figure(figsize=(sum(widths.values()), height), layout="constrained")
     axes = figure.subplot_mosaic([list(widths)], width_ratios=list(widths.values()))
     if values:
-        _draw_head_map(figure, axes["heads"], values, title=title, kept=kept or {})
+        _draw_head_map(figure, axes["heads"], values, kept={name: heads for name, heads, _ in results.kept})
     if neurons:
         _draw_widths(axes["neurons"], neurons)
     return figure
 
 
-def final_gates(results: RunResults) -> Figure:
-    """Draw the gates at the end of a search, with the kept heads outlined and the widths that are left."""
-    return gates_figure(
-        results.gate_values(),
-        title="Gate values; those of outlined heads are folded in",
-        kept={name: heads for name, heads, _ in results.kept},
-        neurons=[] if results.history.quantity == "heads" else results.neurons,
-    )
-
-
 def _draw_head_map(
-    figure: Figure,
-    axes: Axes,
-    values: Mapping[str, Sequence[float]],
-    *,
-    title: str,
-    kept: Mapping[str, Sequence[int]],
+    figure: Figure, axes: Axes, values: Mapping[str, Sequence[float]], *, kept: Mapping[str, Sequence[int]]
 ) -> None:
     """Draw gate values in [0, 1] as a heat map with a row for each attention block and a column for each head."""
     num_heads = max(len(row) for row in values.values())
     padded = [[*row, *[math.nan] * (num_heads - len(row))] for row in values.values()]
     # Lines make heads countable; the darker a square, the wider open its gate.
     mesh = axes.pcolormesh(padded, vmin=0, vmax=1, cmap="Blues", edgecolors="0.85", linewidth=1)
+    title = "Gate values; those of outlined heads are folded in"
     # Wrapped to the width of the map, above which it is centered.
     axes.set(title=textwrap.fill(title, width=8 + 4 * num_heads), xlabel="head", ylabel="layer")
     axes.set_xticks([head + 0.5 for head in range(num_heads)], map(str, range(num_heads)))
@@ -162,15 +136,7 @@ def _chart(
     unit: str = "",
     score: Score | None = None,
 ) -> Figure:
-    """Draw series over the steps of a run.
-
-    Args:
-        results: The results of the run.
-        series: Steps and values by label; those that are not finite are left out.
-        scale: Factor between a given and a drawn value.
-        unit: Unit of a drawn value.
-        score: The score that the values are of; others have an axis from 0.
-    """
+    """Draw series over the steps of a run, without values that are not finite; the axis begins at 0 without a score."""
     figure = Figure(figsize=(6, 3.2), layout="constrained")
     axes, drawn = figure.subplots(), []
     for label, points in series.items():
@@ -193,10 +159,9 @@ def _chart(
 
 
 def score_limits(values: Sequence[float], score: Score) -> tuple[float, float]:
-    """Return limits of an axis on which small differences of a score look small.
+    """Return limits of an axis on which small differences look small: ten points or a tenth of the score apart.
 
-    They are ten points of a percentage, or a tenth of another score, apart at least, and begin at 0 if the lowest value
-    is below half of the highest one.
+    They begin at 0 if the lowest value is below half of the highest one.
     """
     low, high = min(values), max(values)
     is_percent = score.unit.strip() == "%"

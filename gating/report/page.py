@@ -18,13 +18,7 @@ from gating.units import UNITS
 
 
 def write_page(path: Path, results: RunResults, *, gates_file: Path) -> None:
-    """Write the report of a run as one HTML file, whole or not at all; its folder is created if needed.
-
-    Args:
-        path: Path of the page.
-        results: The results of the run.
-        gates_file: Path of the picture of the gates by itself, which a search has.
-    """
+    """Write the report as one HTML file, whole or not at all, beside the picture of the gates, which a search has."""
     # Names, settings and samples come from users and models: everything is escaped.
     environment = Environment(
         loader=PackageLoader("gating", "report"),

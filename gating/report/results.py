@@ -16,13 +16,8 @@ from gating.report.summary import Stage, Summary
 class Observation:
     """The state of a run at one validation.
 
-    Attributes:
-        step: Optimizer steps of the run so far.
-        metric: Value of the task's metric on validation data.
-        expected_open: Expected number of open heads or neurons, or their expected share of cost
-            (:attr:`History.quantity`); in recovery, that of the kept ones.
-        open: Number of heads or neurons, or their share of cost, with a deterministic gate value above 0.
-        target: Number or share that the objective aims at; NaN for objectives without one.
+    ``expected_open`` and ``open`` are numbers of heads or neurons, or shares of cost (:attr:`History.quantity`); the
+    gates that are open have a deterministic value above 0. The target is NaN for objectives without one.
     """
 
     step: int
@@ -34,14 +29,11 @@ class Observation:
 
 @dataclass
 class History:
-    """Observations of a run over all its phases.
+    """Observations of a run over all its phases, and the gate values by block at the end of the search.
 
     Attributes:
-        observations: The run's state at each validation.
-        gate_values: Gate values by block, at the end of the search.
         folded: For each block, the factors multiplied into the output projection's columns of its kept heads, in their
             order, or of its kept groups of neurons; the probability of being open where a kept gate is closed.
-        quantity: The quantity of the observations.
         spent: With gates on heads and neurons, the share of the cost of all of them that the kept ones of each kind
             have, after the search.
     """
@@ -63,13 +55,9 @@ class History:
 
 
 class Runtime(NamedTuple):
-    """A runtime that a model is exported to.
+    """A runtime of exported models, with the command that serves or exports the model, or the reason for none.
 
-    Attributes:
-        name: Its name.
-        command: Command that serves the model or exports it; empty where the runtime does not run it.
-        reason: The reason for which it does not.
-        exports: Exports for it that have been written; they stand in place of the command, which does not replace them.
+    Exports that have been written stand in place of the command, which does not replace them.
     """
 
     name: str
@@ -82,23 +70,8 @@ class Runtime(NamedTuple):
 class RunResults:
     """The results of a run, and the ways to use its model.
 
-    Attributes:
-        title: Name of the model and the data.
-        history: Observations of the run.
-        score: Score of the observations.
-        final_score: Score of the tables and the headline.
-        summary: Measurements of the run.
-        kept: The kept heads of each attention block.
-        neurons: The kept neurons of each feed-forward block.
-        search_steps: Step at which units were removed; 0 in a dense run.
-        total_steps: Steps of the whole run.
-        log: Rows of its log: values by their names, and the number of the step by ``step``.
-        config: Settings of the run as YAML, without secrets.
-        compact: Folder of the compact model.
-        usage: Code that loads and uses it.
-        runtimes: Runtimes that run it, and those that do not.
-        samples: Texts that it generated, by label.
-        date: Date of the run.
+    Tables and headline have the ``final_score``, observations the ``score``. Units were removed at ``search_steps``,
+    which is 0 in a dense run. The log has the step of each row by ``step``; the config is YAML without secrets.
     """
 
     title: str

@@ -24,14 +24,7 @@ KeptNeurons = tuple[str, int, int]
 
 
 class Row(NamedTuple):
-    """One measured quantity before and after.
-
-    Attributes:
-        name: Name of the quantity, with its unit.
-        before: Formatted value of the dense model.
-        after: Formatted value of the compact model.
-        ratio: Formatted ratio of the two, as they are shown.
-    """
+    """One measured quantity, its unit in the name; the ratio is of the two values as they are shown."""
 
     name: str
     before: str

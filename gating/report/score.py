@@ -56,12 +56,9 @@ class Score:
         return value - other if self.higher_is_better else other - value
 
     def doubt(self, value: float, baseline: float, *, num_targets: int) -> str | None:
-        """Return why a value is no sign of learning, as the end of a sentence; None if it is one.
+        """Return why a value is no sign of learning from ``num_targets`` labels, as the end of a sentence, or None.
 
-        Args:
-            value: The value.
-            baseline: That of a prediction without a model; NaN without one.
-            num_targets: Number of labels that were compared with predictions.
+        The baseline is that of a prediction without a model; NaN without one.
         """
         if not math.isfinite(self.scale * value):
             return f"{NOT_FINITE}, as correlations, AUROC and F1 may be with equal labels or equal predictions"

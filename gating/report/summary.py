@@ -54,11 +54,7 @@ class Summary:
 
     Attributes:
         metrics: For each stage (``search``, ``removed``, ``compact``), the metrics by ``val/name`` and ``test/name``.
-        titles: Titles of the stages in tables.
-        seconds: Duration of each stage in this process, in seconds.
-        earlier_seconds: The same in earlier processes of a resumed run, up to the checkpoint that it continues.
-        latency: Latency of the dense and the compact model.
-        short_latency: That of one short text.
+        earlier_seconds: Seconds of stages in earlier processes of a resumed run, up to the checkpoint it continues.
         sizes: Heads, neurons, layers, multiply-accumulates of an example, parameters, megabytes and bytes of the
             key-value cache for a token, of the dense and the compact model; only those that the dense model has, and
             layers only if some have left.
@@ -68,7 +64,6 @@ class Summary:
         training: Step of the kept weights of the recovery or a dense run, and the reason for an early end.
         counts: Numbers of evaluated examples and of their targets, such as tokens, by ``num_examples/val`` and so on.
         parts: Sentences on splits of which a limit left out examples.
-        warnings: Warnings about the outcome, as sentences.
         dense_samples: Texts that the dense model wrote before the search, if its weights are frozen there.
     """
 
@@ -232,10 +227,7 @@ class Summary:
         }
 
     def write(self, path: Path, *, score: Score, seed: int) -> None:
-        """Save the numbers, the main metric and its format, the seed and the versions as JSON.
-
-        NaN is saved as null, for example the correlation with constant labels.
-        """
+        """Save numbers, main metric with its format, seed and versions as JSON; NaN, as of constant labels, as null."""
         about = {
             "format": 1,  # gating.run.folder refuses others.
             "metric": score.name,

@@ -49,15 +49,10 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class RunObjects:
-    """Objects that a run asks from its first check to its export.
+    """Objects that a run asks from its first check to its export; the objective is None in a dense run.
 
-    Attributes:
-        objective: Decides which heads are kept; None in a dense run.
-        budget: Its ``speedup``, ``keep``, ``cost`` and ``uniform``, on which the run acts; None for those it lacks.
-        source: Source of the model.
-        teacher: Source of the dense model to distill from; None where the run trains it.
-        make_gates: ``inject_gates``, as a function of the model.
-        make_loggers: The loggers, as a function of the run's folder and configuration.
+    ``budget`` has the ``speedup``, ``keep``, ``cost`` and ``uniform`` of the objective, None for those it lacks. The
+    teacher is None where the run trains it. ``make_loggers`` takes the run's folder and configuration.
     """
 
     task: Task
@@ -79,11 +74,7 @@ class RunObjects:
         return replace(self, objective=measured, budget=_budget_of(objective))
 
     def gates_without_model(self, model: PreTrainedModel, **keywords: Any) -> HeadGates:
-        """Return the gates that the model, which may be on the meta device, would have, and leave none in it.
-
-        Raises:
-            InputError: The model cannot have these gates, or a function of the user returns none.
-        """
+        """Return the gates that the model, which may be on the meta device, would have, and leave none in it."""
         if self.make_gates.func is inject_gates:
             return create_gates(model, **keywords, **self.make_gates.keywords)
         gates = self.make_gates(model, **keywords)
@@ -94,11 +85,7 @@ class RunObjects:
 
 
 def build_objects(settings: Settings) -> RunObjects:
-    """Return the objects of a run.
-
-    Raises:
-        InputError: A name is unknown, or a constructor rejects its settings.
-    """
+    """Return the objects of a run; ``InputError`` names a setting that cannot be used."""
     # distillation=none has no class, whatever an experiment says of a teacher.
     distillation = dict(settings.distillation) if settings.distillation.get("_target_") else {}
     teacher = distillation.pop("teacher", None)
@@ -129,15 +116,9 @@ def build_callbacks(settings: Settings) -> list[Callback]:
 
 
 def build(name: str, values: Mapping[str, Any], *, partial: bool = False) -> Any:
-    """Return the object that settings describe, or a function of its remaining arguments.
+    """Return the object that settings with ``_target_`` describe, or a function of its remaining arguments.
 
-    Args:
-        name: Name of the group, or of a setting in it.
-        values: The settings, with ``_target_``.
-        partial: Whether a run gives further arguments.
-
-    Raises:
-        InputError: A name is unknown, a value has another type, or the constructor rejects it.
+    ``InputError`` names the setting that is unknown, has another type or is rejected by the constructor.
     """
     _check_arguments(name, values, is_whole=not partial)
     try:
@@ -159,11 +140,7 @@ def load_source(data: DataSettings) -> Any:
 
 
 def locate_target(target: object, name: str) -> Any:
-    """Import the function or class that a setting names.
-
-    Raises:
-        InputError: It does not exist, or belongs to another package than it says.
-    """
+    """Import the function or class that a setting names, from no other package than it says."""
     try:
         found = get_object(str(target))
     except Exception as error:  # Whatever a module raises.

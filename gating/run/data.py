@@ -27,14 +27,7 @@ from gating.training.evaluation import Evaluation, count_evaluated, evaluate
 
 @dataclass(frozen=True)
 class RunData:
-    """Data of a run, ready to train on.
-
-    Attributes:
-        processor: Tokenizer or image processor.
-        prepared: Encoded examples and their metrics.
-        module: Lightning data module of the examples.
-        num_evaluated: Number of batches to evaluate, by split.
-    """
+    """Data of a run, ready to train on; ``num_evaluated`` is the number of batches to evaluate, by split."""
 
     processor: Processor
     prepared: Prepared
@@ -75,11 +68,7 @@ def set_measured_macs(gates: HeadGates, model: PreTrainedModel, data: RunData) -
 
 
 def load_examples(settings: Settings, objects: RunObjects, *, needs_train: bool = True) -> Examples:
-    """Load the examples, and draw missing splits from the training data, if there is any.
-
-    Raises:
-        InputError: The source rejects its settings, or returns no examples.
-    """
+    """Load the examples, and draw missing splits from the training data, if there is any."""
     data, task = objects.data, objects.task
     examples = as_examples(load_source(data), target=data.source["_target_"], needs_train=needs_train)
     if "train" not in examples.splits:
@@ -96,11 +85,7 @@ def encode_examples(
     *,
     num_processes: int = 1,
 ) -> RunData:
-    """Encode examples for the task and a model, which needs no weights; return them with their tokenizer or processor.
-
-    Raises:
-        InputError: The examples do not fit the task or the model.
-    """
+    """Encode examples for the task and a model, which needs no weights; return them with the processor."""
     task = objects.task
     if isinstance(task, HasLoss):
         examples = _draw_needed(examples, settings, num_processes=num_processes)

@@ -25,8 +25,7 @@ _PATIENCE_S = 2.0
 def handling_errors(folder: RunFolder) -> Iterator[None]:
     """Run a ``with`` block; close W&B and other processes at its end, and print how to resume after an error.
 
-    A user's error ends in one sentence and exit code 1, a signal in exit code 128 plus its number. Faults keep their
-    traceback.
+    A user's error ends in one sentence and exit code 1, a signal in 128 plus its number. Faults keep their traceback.
     """
     failed = True
     try:

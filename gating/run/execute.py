@@ -39,15 +39,7 @@ from gating.tracking.verbosity import quiet_libraries
 
 
 def execute(settings: Settings, folder: RunFolder) -> None:
-    """Execute a run in its folder, which holds the lock; one that was interrupted goes on.
-
-    Args:
-        settings: Its settings.
-        folder: Its folder.
-
-    Raises:
-        InputError: The settings do not fit the data, the model or the machine.
-    """
+    """Execute a run in its folder, which holds the lock; one that was interrupted goes on."""
     quiet_libraries()
     run = prepare(settings, folder)
     if is_rank_zero():
@@ -76,10 +68,7 @@ def finish(run: Run) -> None:
 
 
 def gather(run: Run) -> bool:
-    """Make a sharded model whole on rank 0; return whether there is room for copies of it. Called by all ranks.
-
-    A model that no process has cut stays as it is. Without room, the whole model stays in the memory of the CPU.
-    """
+    """Make a sharded model whole on the CPU of rank 0; return whether there is room for copies. Called by all ranks."""
     state = run.state
     if not run.is_sharded:
         return True
@@ -145,10 +134,7 @@ def _compact_report(run: Run) -> CompactReport:
 
 
 def report(run: Run) -> None:
-    """Write the page, the figures and the metrics of a run, and print them.
-
-    The metrics come last: a folder with metrics is finished.
-    """
+    """Print and write the results; the metrics come last, since a folder with metrics is finished."""
     samples = _samples(run)
     state, place, results = run.state, run.folder, _results_of(run, samples)
     log_outcome(run.loggers, state.summary.flat())

@@ -21,12 +21,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {"": {}, "int8": {"int8": True}, "q8_0": {
 
 
 def check_exports(settings: Settings, model: PreTrainedModel) -> None:
-    """Check that a run can export its model at its end.
-
-    Raises:
-        ImportError: A package for an export is missing.
-        InputError: The model is cut over several processes, or the runtime does not run such models.
-    """
+    """Raise ``ImportError`` or ``InputError`` if a run could not export its model at its end."""
     for name in settings.exports:
         format = name.partition("-")[0]
         check_packages(format)
@@ -38,10 +33,7 @@ def check_exports(settings: Settings, model: PreTrainedModel) -> None:
 
 
 def export_formats(run: Run) -> None:
-    """Export the compact model of a run to the formats in its settings, and evaluate the graphs.
-
-    A failure is printed as a warning: the compact model is saved.
-    """
+    """Export the compact model of a run and evaluate the graphs; a failure is a warning, since the model is saved."""
     for name in run.settings.exports:
         try:
             with run.state.summary.timed("exports"):

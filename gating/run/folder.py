@@ -70,11 +70,7 @@ def is_finished(folder: Path) -> bool:
 
 
 def find_model(folder: str) -> tuple[Path | None, Path | None]:
-    """Return the folder of a model, None if it is not a local one; and the folder of the run that made it, or None.
-
-    Raises:
-        InputError: The run has no model yet, or the folder is that of a sweep.
-    """
+    """Return the folder of a model, None if it is not a local one; and the folder of the run that made it, or None."""
     place = Path(folder).expanduser()
     if not place.is_dir():
         return None, None
@@ -89,13 +85,7 @@ def find_model(folder: str) -> tuple[Path | None, Path | None]:
 
 
 class RunFolder:
-    """The folder of one run, which a ``with`` block holds by its lock; other processes of the run only read it.
-
-    Attributes:
-        path: The folder.
-        checkpoints: Folder with one folder of checkpoints for each phase; inside ``path`` by default.
-        resumes: Whether an earlier process began the run.
-    """
+    """The folder of one run, which a ``with`` block holds by its lock; other processes of the run only read it."""
 
     def __init__(self, path: Path, *, checkpoints: Path | None = None, resumes: bool, overwrite: bool = False) -> None:
         """Describe a folder, without writing; with ``overwrite``, files in the place of a new run may be renamed."""
@@ -105,12 +95,7 @@ class RunFolder:
         self._locks: list[BaseFileLock] = []
 
     def __enter__(self) -> Self:
-        """Take the locks, before anything is loaded.
-
-        Raises:
-            InputError: Another process trains there.
-            FileExistsError: A new run's folder is not empty, and ``overwrite`` is false.
-        """
+        """Take the locks before anything is loaded; ``FileExistsError`` if a new run must not overwrite a folder."""
         if any(os.environ.get(name, "0") != "0" for name in _RANKS):
             return self
         if not self.resumes:
@@ -217,12 +202,7 @@ class RunFolder:
 
 
 def stored_settings(folder: Path) -> dict[str, Any]:
-    """Return the settings in the folder of a run as plain values, with its present place.
-
-    Raises:
-        FileNotFoundError: There is no run.
-        InputError: Its settings are damaged.
-    """
+    """Return a run's settings as plain values with its present place; ``FileNotFoundError`` if there is no run."""
     path = folder / CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"There is no run in {folder} to resume: {path} does not exist.")
@@ -253,11 +233,7 @@ def relocated(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def result_of(folder: Path, name: str | None) -> float | None:
-    """Return a number of a finished run by its name, None if it is not finite; by default its validation score.
-
-    Raises:
-        InputError: There is no such number, or ``metrics.json`` does not have the numbers of a run.
-    """
+    """Return a number of a finished run by its name, None if it is not finite; by default its validation score."""
     found = read_numbers(folder)
     numbers = {key: finite_number(value) for key, value in found.items() if type(value) in (int, float, type(None))}
     if name is not None and name not in numbers:
@@ -268,11 +244,7 @@ def result_of(folder: Path, name: str | None) -> float | None:
 
 
 def read_numbers(folder: Path) -> dict[str, Any]:
-    """Return ``metrics.json`` of a run's folder.
-
-    Raises:
-        InputError: It does not have the numbers of a run.
-    """
+    """Return ``metrics.json`` of a run's folder; ``InputError`` if it does not have the numbers of a run."""
     found = read_table(folder / METRICS)
     if found.get("format", _FORMAT) != _FORMAT:
         raise InputError(

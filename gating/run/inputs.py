@@ -18,10 +18,7 @@ _log = logging.getLogger(__name__)
 
 
 def describe_inputs(settings: Settings, splits: Mapping[str, Dataset], *, classes: Any) -> dict[str, Any]:
-    """Return digests of the data of a run by split, and of the folders of its model, tokenizer and teacher.
-
-    The splits are not encoded yet, so that data are the same whatever the tokenizer.
-    """
+    """Return digests of the splits, before a tokenizer has a part in them, and of the folders that a run reads."""
     groups = {"model": settings.model, "distillation": settings.distillation, "task": settings.task}
     folders = {name: Path(value) for name, value in leaves(groups) if isinstance(value, str) and os.path.isabs(value)}
     return {
@@ -44,11 +41,7 @@ def read_inputs(folder: Path) -> dict[str, Any]:
 def check_inputs(
     folder: Path, before: Mapping[str, Any], inputs: Mapping[str, Any], *, allow_changed: bool = False
 ) -> None:
-    """Check that a resumed run has the data, model and teacher that it began with.
-
-    Raises:
-        InputError: Something differs, or there is no record to compare with.
-    """
+    """Raise ``InputError`` if a run began with other data, another model or teacher, or has no record of them."""
     splits = {**before["examples"], **inputs["examples"]}
     changed = [f"data.{split}" for split in splits if data_differ(before, inputs, split)]
     changed += ["the classes"] if before["classes"] != inputs["classes"] else []

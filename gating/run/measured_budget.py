@@ -62,10 +62,7 @@ def measure_budget(
 def _measure(
     model: PreTrainedModel, gates: HeadGates, speedup: float | None, timing: RunTiming, *, num_examples: int
 ) -> dict[str, Any]:
-    """Return the settings of a budget that reaches a speedup, or whose cost is latency, and print how it was found.
-
-    This process trains on ``num_examples``.
-    """
+    """Return the settings of a budget for a run of ``num_examples`` in this process, and print how it was found."""
     num_passes = _PASSES_OF_STEP * num_examples / timing.settings.batch_size
     batch = timing.fitted_batch(model, passes=NUM_PASSES, run_seconds=lambda one_pass: num_passes * one_pass)
     with _timer(model, batch, timing, title="Compact copies are timed on this device", share=_SHARE_BEFORE) as timer:
@@ -90,10 +87,7 @@ def _timer(
 
 
 def kept_at_speedup(run: Run, objective: KeepsBudget, gates: HeadGates) -> Tensor:
-    """Return the gates that stay for the speedup of a run, equal on all ranks.
-
-    Compact copies are timed on rank 0, and the budget is moved until the choice has the speedup.
-    """
+    """Return the gates that stay for the speedup of a run, timed as compact copies on rank 0; equal on all ranks."""
     speedup = run.objects.budget["speedup"]
     assert speedup is not None
     # Rankings synchronize ranks, so that each chooses; some read the weights of the gated blocks.
@@ -118,10 +112,7 @@ def kept_at_speedup(run: Run, objective: KeepsBudget, gates: HeadGates) -> Tenso
 
 @contextmanager
 def _timer_after_search(run: Run, without_gates: Callable[[], Any], speedup: float) -> Iterator[CopyTimer]:
-    """Time choices of gates in a ``with`` block, and print the closest one at its end.
-
-    ``without_gates`` takes the gates out of the model in another ``with`` block, whose value is the model.
-    """
+    """Time choices of gates, with the model that ``without_gates`` yields, and print the closest one at the end."""
     timing, elapsed = run.timing, time.monotonic() - run.started
     with run.state.summary.timed("latency"):
         with without_gates() as model:

@@ -38,15 +38,7 @@ def train_phase(
     search: Search | None = None,
     model: PreTrainedModel | None = None,
 ) -> int:
-    """Train one phase of a run.
-
-    Args:
-        run: The run.
-        phase: The phase.
-        steps: Optimizer steps of the phase.
-        first_step: Steps of the run before the phase.
-        search: The search; None in the other phases.
-        model: The model; by default the run's.
+    """Train a model, by default the run's, for one phase, which begins after ``first_step`` steps of the run.
 
     Returns:
         The number of optimizer steps of the phase, including those before an interruption.

@@ -38,10 +38,7 @@ from gating.training.checkpoints import load_own_state, load_shards, read_checkp
 
 
 def teach(run: Run) -> None:
-    """Train a dense copy of the model to distill from, if no teacher is named; it is saved for other runs.
-
-    It has as many steps as the run.
-    """
+    """Train a dense copy of the model as long as the run, if no teacher is named; it is saved for other runs."""
     state, folder = run.state, run.folder.path / TEACHER
     if run.objects.distillation is None or teaches_itself(run.settings, run.objects):
         return
@@ -121,11 +118,7 @@ def _search(run: Run, objective: Objective) -> Search:
 
 
 def remove(run: Run) -> None:
-    """Remove the closed heads on every rank, check that no output changes, and save the result.
-
-    Raises:
-        OperationError: Gates differ between ranks, or outputs differ before and after the removal.
-    """
+    """Remove the closed heads on every rank, and save the result; ``OperationError`` if an output or a rank differs."""
     state, search = run.state, run.state.search
     if search is None:
         return  # A dense run, or one that was resumed after the removal.
@@ -173,10 +166,7 @@ def recover(run: Run) -> None:
 
 
 def _save_removed(run: Run) -> None:
-    """Save the model after the removal: its kept heads and neurons, its weights, and the state of the run.
-
-    Called by all ranks; those of a sharded model each save their shards.
-    """
+    """Save the model after the removal, with the state of the run; called by all ranks, which may have shards."""
     state = run.state
     if not (is_rank_zero() or run.is_sharded):
         return

@@ -29,11 +29,7 @@ from gating.training.progress import check_monitors
 
 
 def prepare(settings: Settings, folder: RunFolder) -> Run:
-    """Check and load everything, and return the run; no file of the run is written before the end.
-
-    Raises:
-        InputError: The settings do not fit the data, the model or the machine.
-    """
+    """Check and load everything, and return the run; no file of the run is written before the end."""
     devices = check_devices(settings.trainer)
     _check_settings(settings, devices)
     objects = build_objects(settings)
@@ -160,9 +156,9 @@ def _load_models(
     *,
     devices: Devices,
 ) -> RunState:
-    """Load the model, and a teacher if its folder or name is given, and start the other processes of the run.
+    """Load the model and a named teacher, and start the other processes: first if each loads its part, else last.
 
-    They start first if each loads its part; otherwise, errors of the model come before others are started.
+    So errors of a model that is loaded whole come before others are started.
     """
     auto_class, config = objects.task.auto_class, data.prepared.config
     if devices.is_sharded:

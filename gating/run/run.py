@@ -36,14 +36,8 @@ if TYPE_CHECKING:
 class RunState:
     """The part of a run that changes; the stages of a run write it.
 
-    Attributes:
-        model: The model, with fewer heads after the removal.
-        search_steps: Optimizer steps before the removal: as planned, and the actual number after the search; 0 in a
-            dense run.
-        teacher: Dense model to distill from; None without distillation, and before the run has trained it.
-        history: Observations at each validation.
-        summary: Measurements.
-        search: The search that has ended, whose closed gates are not removed yet; None before and after that.
+    ``search_steps`` is as planned until the search has ended, and 0 in a dense run. The teacher is None until the run
+    has trained it, and ``search`` unless it has ended and its closed gates are not removed yet.
     """
 
     model: PreTrainedModel
@@ -56,19 +50,9 @@ class RunState:
 
 @dataclass(frozen=True)
 class Run:
-    """A prepared run.
+    """A prepared run, with the configuration of the dense model and the loggers of all phases but the teacher's.
 
-    Attributes:
-        settings: Its settings.
-        objects: Objects that the settings describe.
-        folder: Its folder.
-        data: Its data.
-        dense_config: Configuration of the model with all heads.
-        total_steps: Optimizer steps of search and recovery together.
-        loggers: Loggers of all phases but the teacher's.
-        started: Start of this process's training, in seconds of ``time.monotonic``.
-        timing: The timed batches, and the seconds for them.
-        state: The part that changes.
+    ``total_steps`` are those of search and recovery together; ``started`` is in seconds of ``time.monotonic``.
     """
 
     settings: Settings
@@ -105,10 +89,9 @@ class Run:
 
     @contextmanager
     def adapted(self, model: PreTrainedModel, phase: Phase) -> Iterator[None]:
-        """Train a model in a ``with`` block: its adapters, if the run has any, which are merged at its end.
+        """Train a model with adapters, if any, which are merged at the end; its weights are frozen if the phase is.
 
-        Its weights are frozen if those of the phase are. Random numbers are seeded first: in a resumed run other
-        numbers were drawn before this phase.
+        Random numbers are seeded first: in a resumed run other numbers were drawn before this phase.
         """
         pl.seed_everything(self.settings.seed, verbose=False)
         # The parameters are frozen, not their gathered copies.

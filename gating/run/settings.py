@@ -54,10 +54,7 @@ _CODE = re.compile(r".*\b(_target_|trust_remote_code|auto_map|code_revision|use_
 
 
 class Settings(BaseModel):
-    """Settings of one run; conf/config.yaml describes each. Groups are tables of plain values.
-
-    ``output_dir`` is absolute, and so are the files and folders that exist.
-    """
+    """Settings of one run, described in conf/config.yaml; paths that exist and ``output_dir`` are absolute."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -114,16 +111,7 @@ class Settings(BaseModel):
 
 
 def read_settings(cfg: DictConfig | Mapping[str, Any], overrides: Sequence[str] = ()) -> Settings:
-    """Return the settings of a command; ``resume=DIR`` takes those that it does not give from the run in DIR.
-
-    Args:
-        cfg: The composed configuration.
-        overrides: Overrides of the command line.
-
-    Raises:
-        InputError: A setting is missing, unknown or of the wrong type, or differs from that of the resumed run.
-        FileNotFoundError: There is no such run.
-    """
+    """Return the settings of a command; ``resume=DIR`` takes those that it does not give from the run in DIR."""
     composed = OmegaConf.create(dict(cfg)) if not isinstance(cfg, DictConfig) else cfg
     has_own_folder = "${now:" not in str(OmegaConf.to_container(composed)["output_dir"])  # type: ignore[call-overload, index]
     named = composed.get("resume") not in (None, "auto")
@@ -210,11 +198,7 @@ def _with_overrides(stored: dict[str, Any], given: Mapping[str, Any], overrides:
 
 
 def _trusted(stored: dict[str, Any], folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    """Return the settings of a folder, maybe from somebody else, if they name no code but ours and Lightning's.
-
-    Raises:
-        InputError: The command must name the code again; or a setting was a secret, which no folder has.
-    """
+    """Return the settings of a folder, maybe from somebody else, if they name no code but ours and Lightning's."""
     given = override_names(overrides)
     for name, value in leaves(stored):
         harmless = name.endswith(".use_safetensors")

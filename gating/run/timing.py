@@ -42,13 +42,7 @@ class LatencySettings:
 
 @dataclass(frozen=True)
 class RunTiming:
-    """The batches that a run or a command times, and the time for it.
-
-    Attributes:
-        settings: Settings of the batch.
-        module: The data.
-        split: Split of the data.
-    """
+    """The batches of a split that a run or a command times, and the time for it."""
 
     settings: LatencySettings
     module: ExampleDataModule
@@ -86,12 +80,9 @@ class RunTiming:
     def fitted_batch(
         self, model: PreTrainedModel, *, passes: int, run_seconds: Callable[[float], float]
     ) -> dict[str, Any]:
-        """Return the batch with as many rows as can be timed, and print it if it has fewer than the settings ask for.
+        """Return the batch with the rows that fit ``passes`` exact forward passes, and print it if they are fewer.
 
-        Args:
-            model: The dense model.
-            passes: Number of forward passes with which the timings are exact.
-            run_seconds: Function from the seconds of a pass of the batch to those of the run.
+        ``run_seconds`` is a function from the seconds of a pass of the batch to those of the run.
         """
         batch = self.batch(model.device)
         is_first = self.budget.rows is None
@@ -108,11 +99,7 @@ class RunTiming:
     def compare(
         self, dense: PreTrainedModel, compact: PreTrainedModel, *, run_seconds: float
     ) -> tuple[LatencyComparison, LatencyComparison | None]:
-        """Time a compact model beside the dense one on the same device, in the rest of the time budget.
-
-        Returns:
-            The latency of the batch of the settings, and that of one text of median length; None if it is the same.
-        """
+        """Time the batch of the settings, and one text of median length if that is another, in the rest of the time."""
         batch = self.fitted_batch(dense, passes=_NUM_PASSES, run_seconds=lambda _: run_seconds)
         one = self.module.timing_batch(_SHORT_LENGTH, size=_SHORT_SIZE, split=self.split)
         is_short = describe_batch(one) == describe_batch(batch)

@@ -84,11 +84,7 @@ def build_loggers(
 
 
 def resolve_mode(mode: Mode) -> Mode:
-    """Return the W&B mode; ``auto`` becomes ``WANDB_MODE`` or, without it, online if an account is configured.
-
-    Raises:
-        InputError: The mode is ``online`` and no account is configured.
-    """
+    """Return the W&B mode; ``auto`` becomes ``WANDB_MODE`` or, without it, online if an account is configured."""
     asked = (os.environ.get("WANDB_MODE") or None) if mode == "auto" else mode
     if asked not in (None, "online"):
         return cast("Mode", asked)
@@ -177,10 +173,7 @@ def log_figure(loggers: list[Logger], name: str, figure: Figure, *, step: int) -
 
 
 def close_wandb(*, failed: bool) -> list[Path]:
-    """Finish the W&B run, if there is one, and return its folders, one for each process, the earliest first.
-
-    Lightning leaves runs open: the next job of a sweep would log to this one.
-    """
+    """Finish the W&B run and return its folders, one a process; else the next job of a sweep would log to it."""
     run = wandb.run
     if run is None:
         return []
@@ -202,10 +195,7 @@ def _reason(error: Exception) -> str:
 
 
 def read_log(folder: Path) -> list[dict[str, float]]:
-    """Return the values in a run's CSV files by name, a table for each step, in the order of steps.
-
-    A resumed run repeats the steps after its checkpoint: the last value of a name at a step counts.
-    """
+    """Return the values of a run's CSV files, a table for each step; where a resumed run repeats steps, the last."""
     steps: dict[float, dict[str, float]] = {}
     for _, path in sorted(_csv_files(folder).items()):
         with path.open(encoding="utf-8", newline="") as file:

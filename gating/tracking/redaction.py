@@ -71,10 +71,7 @@ def redact_file(path: Path) -> None:
 
 
 def redact_output() -> None:
-    """Redact everything printed from now on, also by libraries.
-
-    Output to a closed pipe or terminal, as after ``| head -1``, is dropped: it must not end a run of hours.
-    """
+    """Redact all that is printed from now on, and drop output to a closed pipe, which must not end a run of hours."""
     # A stream that was closed at the start, as by ``>&-``, is None; the next file would take its number.
     sys.stdout = _RedactingStream(sys.stdout or open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     sys.stderr = _RedactingStream(sys.stderr or open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115

@@ -32,10 +32,7 @@ _SAVED = ("step", "score", "weights")
 
 
 class GateMonitor(Callback):
-    """Callback that logs the gates' state at every logged step, and adds it to the history at every validation.
-
-    Checkpoints get the history of the run and the seconds of its stages so far, of which a resumed run reports the sum.
-    """
+    """Log the gates at each logged step; checkpoints get the history and the seconds of stages, for a resumed run."""
 
     def __init__(self, history: History, summary: Summary) -> None:
         """Args: ``history`` collects the state at each validation, and ``summary`` has the seconds."""
@@ -94,10 +91,6 @@ class BestWeights(Callback):
     The copy is in the memory of the CPU and in the phase's checkpoints, so that a resumed phase has it, also after a
     return to an earlier checkpoint. Of equal scores the later one is the best: its learning rate is lower. The last
     step of the phase is validated, too; :meth:`consider` takes the weights before its first step.
-
-    Attributes:
-        step: Step of the run with the best score; None before a validation.
-        score: The best score.
     """
 
     def __init__(self) -> None:
@@ -151,10 +144,9 @@ class DivergedError(OperationError):
 
 
 class DivergenceStop(Callback):
-    """Callback that stops training in all ranks when the loss is NaN or infinite.
+    """Stop training in all ranks when the loss is NaN or infinite.
 
-    On a GPU or with several ranks, where the check synchronizes, it runs only every ``log_every_n_steps``. Meanwhile
-    no checkpoint is saved: :class:`~gating.training.checkpoints.RunCheckpoint` checks the weights.
+    The check synchronizes a GPU or ranks, and runs only every ``log_every_n_steps`` there.
     """
 
     def __init__(self, checkpoints: Path) -> None:

@@ -63,10 +63,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def why_unusable(path: Path) -> str | None:
-    """Return why a checkpoint is damaged or not one of the phase that its folder is named after; None if it is intact.
-
-    A checkpoint is a zip archive, whose entries have checksums; that of a sharded model is a folder.
-    """
+    """Return why a checkpoint is damaged or not of the phase that its folder is named after; None if it is intact."""
     try:
         if not path.is_dir():
             with zipfile.ZipFile(path) as archive:
@@ -200,16 +197,7 @@ def _is_finite(module: nn.Module) -> bool:
 
 
 def save_shards(path: Path, state: dict[str, Any], metadata: dict[str, Any]) -> None:
-    """Write a checkpoint of all processes as a folder, in a file system that they share; called by all.
-
-    Args:
-        path: Path of the folder, which is replaced.
-        state: Nested tables of tensors and plain values, of which each process writes its own.
-        metadata: Plain values and tensors of rank 0.
-
-    Raises:
-        OSError: A process cannot write, for example on a full disk; earlier checkpoints stay.
-    """
+    """Write a checkpoint as a folder that all processes share: each its own state, and rank 0 the metadata."""
     own, is_first = path / f"rank-{torch.distributed.get_rank()}.pt", torch.distributed.get_rank() == 0
     if is_first and path.exists():
         shutil.rmtree(path)
@@ -221,11 +209,7 @@ def save_shards(path: Path, state: dict[str, Any], metadata: dict[str, Any]) -> 
 
 
 def load_shards(path: Path) -> dict[str, Any]:
-    """Return the shards of this process that :func:`save_shards` has saved, on the CPU, without running pickled code.
-
-    Raises:
-        InputError: The checkpoint is of another number of processes.
-    """
+    """Return the shards that :func:`save_shards` saved of this process, on the CPU, without running pickled code."""
     before, now = len(read_checkpoint(path)[_SIZES]), torch.distributed.get_world_size()
     if before != now:
         raise InputError(
@@ -253,8 +237,7 @@ def _cut_like(parameter: Any, value: Any) -> Any:
 class ShardedStrategy(ModelParallelStrategy):
     """Lightning's strategy for models that are cut over all processes, with checkpoints of :func:`save_shards`.
 
-    The processes have been started already. Buffers, which can differ between processes as the statistics of a ranking
-    do, are saved by each.
+    Buffers, such as the statistics of a ranking, can differ between processes, and each saves its own.
     """
 
     def __init__(self, num_processes: int) -> None:

@@ -47,15 +47,7 @@ def evaluate(
     metrics: MetricCollection,
     baseline: Baseline | None = None,
 ) -> Evaluation:
-    """Return the metrics of a model in evaluation mode, with gates at their deterministic values.
-
-    Args:
-        model: The model, on the device to use; each module keeps its mode.
-        batches: Batches with labels.
-        task: Task that updates the metrics from model outputs.
-        metrics: Metrics of the task; not modified.
-        baseline: A prediction without a model, which gets the same metrics.
-    """
+    """Return the metrics of a model, and of a prediction without one; gates have their deterministic values."""
     ours, its = metrics.clone().to(model.device), metrics.clone().to(model.device)
     of_baseline = {name: MetricCollection({name: metric}) for name, metric in its.items()}
     rows = targets = 0
@@ -103,15 +95,7 @@ def to_number(value: Tensor) -> float:
 
 
 def count_steps(trainer: Mapping[str, Any], *, num_batches: int) -> int:
-    """Return the number of optimizer steps of a whole run, search and recovery together.
-
-    Args:
-        trainer: Settings of the trainer: ``max_steps`` or, if that is -1, ``max_epochs``; ``limit_train_batches`` and
-            ``accumulate_grad_batches``.
-        num_batches: Batches of one rank in an epoch.
-
-    Raises:
-        InputError: The run would have no step.
+    """Return the number of optimizer steps of search and recovery together, from the batches of one rank in an epoch.
 
     Example:
         >>> settings = {"max_epochs": 3, "max_steps": -1, "limit_train_batches": 1.0, "accumulate_grad_batches": 2}
@@ -144,16 +128,7 @@ def _used_batches(limit: int | float, *, num_batches: int) -> int:
 
 
 def count_evaluated(trainer: Mapping[str, Any], split: str, *, num_batches: int) -> int:
-    """Return the number of batches of a split that are evaluated, during and at the end of phases.
-
-    Args:
-        trainer: Settings of the trainer: ``limit_val_batches`` and ``limit_test_batches``, numbers or fractions.
-        split: ``validation`` or ``test``.
-        num_batches: Number of batches of the split.
-
-    Raises:
-        InputError: The fraction is less than one batch, but not 0.
-    """
+    """Return the number of batches of a split that are evaluated under its limit, a number or a fraction."""
     name = {"validation": "limit_val_batches", "test": "limit_test_batches"}[split]
     limit = 1.0 if trainer.get(name) is None else trainer[name]
     used = _used_batches(limit, num_batches=num_batches)

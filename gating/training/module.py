@@ -41,21 +41,9 @@ class FineTuning(pl.LightningModule):
         seed: int = 0,
         compiler: str | None = None,
     ) -> None:
-        """Set up the training of one phase.
+        """Set up the training of one phase, which begins after ``first_step`` of ``total_steps`` steps of the run.
 
-        Args:
-            model: The model; with gates in a search.
-            task: Task that updates the metrics from model outputs.
-            metrics: Metrics of the task.
-            score: The metric to report.
-            optimizer: Optimizer settings.
-            scheduler: Learning rate schedule.
-            total_steps: Optimizer steps of the whole run, search and recovery.
-            first_step: Optimizer steps of the run before this phase.
-            search: The search in which its gates are trained; None for a model without gates.
-            teacher: Dense model for the same task to learn from; None to learn from the targets alone.
-            seed: Seed of dropout and of the gates' noise.
-            compiler: Backend of ``torch.compile`` for training steps, such as ``inductor``; None for eager mode.
+        ``compiler`` is a backend of ``torch.compile`` for training steps, such as ``inductor``; None for eager mode.
         """
         super().__init__()
         self.model, self.task, self.metrics, self.score = model, task, metrics, score
@@ -167,10 +155,7 @@ class FineTuning(pl.LightningModule):
         return loss
 
     def _weight_among_ranks(self, batch: Batch, count: Callable[[Batch], int]) -> float:
-        """Return the factor with which the mean of the losses of all ranks is that over all that is counted.
-
-        Ranks have different numbers of tokens; gradients, which are averaged over ranks, are then those of one process.
-        """
+        """Return the factor by which ranks, whose numbers of tokens differ, have the mean gradient of one process."""
         if self.trainer.world_size == 1:
             return 1.0
         own = count(batch)

@@ -44,13 +44,7 @@ class OptimizerSettings:
     def build(
         self, model: nn.Module, *, gates: HeadGates | None = None, objective: Objective | None = None
     ) -> torch.optim.Optimizer:
-        """Return an optimizer whose groups have a ``name``; those of the weights begin with ``weights``.
-
-        Args:
-            model: The model; only parameters that require gradients are trained.
-            gates: The model's gates.
-            objective: The objective, whose multipliers ascend.
-        """
+        """Return an optimizer whose groups have a ``name``; those of the weights begin with ``weights``."""
         groups = parameter_groups(
             model,
             lr=self.lr,
@@ -129,10 +123,7 @@ def _is_of_weights(group: dict[str, Any]) -> bool:
 
 
 class CombinedOptimizer(torch.optim.Optimizer):
-    """Optimizers of different parameters that step together and share one list of groups and one state.
-
-    Schedules, gradient clipping, mixed precision and checkpoints see one optimizer, so that a step counts once.
-    """
+    """Optimizers that share one list of groups and one state, so that a step of them all counts once in Lightning."""
 
     def __init__(self, *optimizers: torch.optim.Optimizer) -> None:
         """Args: ``optimizers`` are used by this one alone from now on."""
@@ -196,13 +187,7 @@ class WarmupSchedule:
         self._factor(lr=1.0, first_step=0, total_steps=10)
 
     def build(self, optimizer: torch.optim.Optimizer, *, first_step: int, total_steps: int) -> LambdaLR:
-        """Return the scheduler.
-
-        Args:
-            optimizer: An optimizer of :class:`OptimizerSettings`.
-            first_step: Optimizer steps of the run before this phase.
-            total_steps: Optimizer steps of the whole run.
-        """
+        """Return the scheduler of a phase that begins after ``first_step`` of ``total_steps`` steps of the run."""
         if self.restart:
             first_step, total_steps = 0, total_steps - first_step
         rates = [group["lr"] for group in optimizer.param_groups if _is_of_weights(group)]

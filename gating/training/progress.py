@@ -23,10 +23,7 @@ from gating.training.signals import DeferredSignals, Stopped, Unfinished
 
 
 class PhaseProgressBar(ProgressBar):
-    """Progress bar with steps, time left, loss and open units, and one line for each validation.
-
-    Lightning's own bars begin again with each epoch.
-    """
+    """Bar of a whole phase, where Lightning's begin again with each epoch, and one line for each validation."""
 
     def __init__(self, phase: str) -> None:
         """Args: ``phase`` is the displayed name."""
@@ -90,11 +87,10 @@ _STOPPED = "training was stopped from outside, perhaps by one of the callbacks"
 
 
 class InterruptOnStop(Callback):
-    """Callback that interrupts a run at a signal, at ``trainer.max_time``, and where another callback stops a phase.
+    """Interrupt a run at a signal, at ``trainer.max_time``, and where another callback stops a phase.
 
-    Lightning would end the epoch, from where a run cannot resume bit-exactly. Instead, a checkpoint is requested before
-    the next step, and the run is interrupted after it. A search that stops because its gates have converged is not
-    interrupted, nor is a phase that ``EarlyStopping`` ends: the run goes on to the next one.
+    Lightning would end the epoch, from where a run cannot resume bit-exactly. A checkpoint comes before the next step,
+    the interruption after it. After ``EarlyStopping``, or when the gates have converged, the run goes on instead.
     """
 
     def __init__(self, phase: str, *, max_time: Any, started: float) -> None:
@@ -159,21 +155,14 @@ class InterruptOnStop(Callback):
 
 
 def check_completed(trainer: pl.Trainer, *, phase: str) -> None:
-    """Check that a phase ended after its last step, because the gates have converged, or by early stopping.
-
-    Raises:
-        Unfinished: The phase ended early for another reason.
-    """
+    """Raise ``Unfinished`` if a phase ended early, but not by converged gates or early stopping."""
     step, num_steps = trainer.global_step, trainer.max_steps
     if step < num_steps and end_reason(trainer) is None:
         raise Unfinished(phase, step=step, num_steps=num_steps, reason=_STOPPED)
 
 
 def check_monitors(callbacks: Iterable[Callback], prepared: Prepared) -> None:
-    """Raise ``InputError`` if validation does not have a metric by which one of the callbacks stops early.
-
-    Lightning would raise an error after the search, hours later.
-    """
+    """Raise ``InputError`` if validation lacks a metric of early stopping: Lightning would do so after the search."""
     known = [f"val/{name}" for name in ("loss", *prepared.metrics.keys(keep_base=True))]
     if f"val/{prepared.score.name}" not in known:
         return  # Some metrics have several values, whose names are known after the first validation.

@@ -17,11 +17,7 @@ _STOPS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name)
 
 
 class Stopped(SystemExit):
-    """A signal stopped the process. A ``SystemExit``, so that no ``except Exception`` swallows it.
-
-    Attributes:
-        exit_code: Exit code of the process, 128 + signal number.
-    """
+    """A signal stopped the process. A ``SystemExit``, so that no ``except Exception`` swallows it."""
 
     def __init__(self, number: int, message: str | None = None) -> None:
         super().__init__(message or f"Stopped by {signal.Signals(number).name}")
@@ -38,11 +34,7 @@ class Unfinished(Stopped):
 
 @contextmanager
 def stop_on_signals() -> Iterator[None]:
-    """Raise :class:`Stopped` when one of the signals arrives within a ``with`` block.
-
-    Those that the parent process set to be ignored stay ignored, as under ``nohup``. Python runs signal handlers in the
-    main thread only; in other threads the block changes nothing.
-    """
+    """Raise :class:`Stopped` at a signal, in the main thread only; what is ignored stays so, as under ``nohup``."""
 
     def stop(number: int, _: FrameType | None) -> None:
         raise Stopped(number)
@@ -55,11 +47,7 @@ def stop_on_signals() -> Iterator[None]:
 
 
 class DeferredSignals:
-    """Signals received since creation; their handlers are replaced until :meth:`restore`.
-
-    Attributes:
-        number: Number of a signal that waits for the end of a step, or 0.
-    """
+    """Signals received since creation, the last one in ``number``; handlers are replaced until :meth:`restore`."""
 
     def __init__(self) -> None:
         self.number = 0

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 import gating
 import gating.integrations
-from gating.commands.options import COMMANDS
+from gating.__main__ import COMMANDS
 from tests.docs.pages import DOCS
 from tests.support.tiny_run import ROOT
 

@@ -42,7 +42,7 @@ def test_gates_of_groups_fold_one_value_into_each_of_their_heads():
 @pytest.mark.parametrize("batch", [None, 11], ids=["whole", "resumed in recovery"])
 def test_the_figure_shows_the_folded_factors_of_kept_heads(batch, tmp_path, monkeypatch):
     folded, maps = [], []
-    finalize, draw = gating.finalize, figures.gates_figure
+    finalize, draw = gating.finalize, figures._draw_head_map
 
     def remembered(model, gates, **options):
         with torch.no_grad():
@@ -50,17 +50,19 @@ def test_the_figure_shows_the_folded_factors_of_kept_heads(batch, tmp_path, monk
         folded.append(finalize(model, gates, **options))
         return folded[-1]
 
+    def noted(figure, axes, values, *, kept):
+        maps.append((values, kept))
+        draw(figure, axes, values, kept=kept)
+
     monkeypatch.setattr("gating.run.phases.finalize", remembered)
-    monkeypatch.setattr(
-        figures, "gates_figure", lambda values, **options: maps.append((values, options)) or draw(values, **options)
-    )
+    monkeypatch.setattr(figures, "_draw_head_map", noted)
     inputs = make_inputs(tmp_path)
     if batch is not None:
         with at_batch(batch, interrupt), pytest.raises(Interrupted):
             run_in(tmp_path / "run", inputs, "callbacks.checkpoint.every_n_steps=1")
     run_in(tmp_path / "run", inputs, *(["resume=auto"] if batch is not None else []))
-    *_, (values, options) = maps  # that of the page, after that of the loggers
+    *_, (values, kept) = maps  # that of the page, after that of the loggers
     (finalized,) = folded
-    for name, heads in options["kept"].items():
+    for name, heads in kept.items():
         assert [values[name][head] for head in heads] == pytest.approx(finalized.folded[name])
         assert all(values[name][head] > 0 for head in heads)

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from gating.report.figures import as_source, course_figures, final_gates, gates_figure
+from gating.report.figures import as_source, course_figures, final_gates
 from gating.report.results import History, Observation, RunResults
 from gating.report.score import Score
 from gating.report.summary import Summary
@@ -41,7 +41,8 @@ def lines_of(figure):
 
 
 def test_a_map_has_a_row_for_each_block_and_outlines_the_kept_heads():
-    axes = axes_of(gates_figure(GATES, title="Gates", kept={"a": [0, 2], "c": [1]}))["head"]
+    kept = [("a", [0, 2], 3), ("b", [], 2), ("c", [1], 2)]
+    axes = axes_of(final_gates(results(History([], GATES), kept=kept)))["head"]
     values = axes.collections[0].get_array()
     assert values.shape == (2, 3)
     assert values[0].tolist() == [0, 0.5, 1]
@@ -93,4 +94,5 @@ def test_names_with_signs_of_formulas_and_tags_stay_text():
     one = RunResults(title="", history=HISTORY, score=score, final_score=score, total_steps=30)
     source = as_source(course_figures(one)["$\\bad{<b>$"])
     assert base64.b64decode(source.partition(",")[2]).startswith(b"<?xml")
-    gates_figure({"$\\frac.0": [1.0]}, title="$\\frac$").savefig(io.BytesIO())
+    gates = results(History([], {"$\\frac.0": [1.0]}), kept=[("$\\frac.0", [0], 1)])
+    final_gates(gates).savefig(io.BytesIO())

@@ -31,17 +31,14 @@ _WIDTH = 1000
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """Runs that differ in nothing but their seed; several runs of one seed count as one.
+    """Runs that differ in nothing but their seed, the best first; several runs of one seed count as one.
 
     Attributes:
-        name: Their budget, and other settings in which they differ from other candidates.
-        runs: The runs, the one with the best validation score first.
         conditions: Values that must equal those of the dense runs to be compared with them, by name.
         loss: Mean validation score with the sign by which lower is better; infinity if it is unknown.
-        numbers: Means over the seeds, NaN if one is unknown: ``validation`` and ``test`` scores, their standard
-            deviations (``validation_std``), ``baseline`` and ``baseline_test``, the scores of a prediction without a
-            model, ``num_heads``, ``num_neurons``, ``speedup``, 1 within the noise of its timings, and ``work``,
-            the share of the dense model's multiply-accumulates or, where they are not counted, parameters.
+        numbers: Means over the seeds, NaN if one is unknown. ``validation_std`` is a standard deviation, ``baseline``
+            the score without a model, ``speedup`` 1 within the noise, and ``work`` the share of the dense model's
+            multiply-accumulates or, where they are not counted, parameters.
         has_learned: Whether the validation score is better than the baseline, if there is one, by more than chance.
     """
 
@@ -62,17 +59,8 @@ class Choice:
     """The choice among runs by their validation scores; test scores are not looked at.
 
     Runs that cannot be compared with the dense one, whose score is not finite, or does not beat the baseline by more
-    than chance, are never chosen.
-
-    Attributes:
-        score: The metric of the runs.
-        max_drop: Largest loss of validation score that is accepted, in the shown unit of the score.
-        search: Sentence on the best trial of an optimizing sweeper, in place of a recommendation; None without one.
-        axis: ``speedup`` if all runs were timed on one machine with inputs of one shape, else ``work``.
-        candidates: The candidates, dense ones first, then by speed.
-        dense: The best dense candidate; None without one.
-        front: Candidates that no other one exceeds in both validation score and speed.
-        chosen: The fastest candidate within ``max_drop`` of the dense one; None without one.
+    than chance, are never chosen. The axis is ``speedup`` if all were timed alike on one machine, else ``work``; the
+    front has the candidates that no other one exceeds in both score and speed. ``max_drop`` is in the shown unit.
     """
 
     def __init__(self, runs: Sequence[FinishedRun], *, max_drop: float, search: str | None = None) -> None:
@@ -236,10 +224,7 @@ def as_json(choice: Choice, *, failed: Mapping[str, str]) -> str:
 
 
 def print_choice(choice: Choice) -> None:
-    """Print a table of the candidates and the recommendation.
-
-    A star marks the front, an arrow the recommended candidate, and an exclamation mark those with warnings.
-    """
+    """Print the candidates, with a star at the front and an exclamation mark at warnings, and the recommendation."""
     console = Console() if sys.stdout.isatty() else Console(width=_WIDTH)
     table = Table(title=Text(f"{choice.score.name.capitalize()} by speed"), title_justify="left")
     for column in ("", "budget", "heads", "neurons", _AXES[choice.axis], "validation", "test", "folder"):
@@ -274,10 +259,7 @@ def write_picture(choice: Choice, path: Path) -> None:
 
 
 def draw_choice(choice: Choice) -> Figure:
-    """Draw the validation score of each candidate over its speed, with the front, the dense score and the limit.
-
-    Test scores are shown as small circles; they are no part of the choice.
-    """
+    """Draw the validation scores over the speed, with the front and the limit; small circles are the test scores."""
     figure = Figure(figsize=(7.5, 5.2), layout="constrained")
     axes, score = figure.subplots(), choice.score
     axes.set_xlabel(_LABELS[choice.axis])

@@ -57,12 +57,9 @@ def own_overrides(sweep: Path, overrides: Sequence[str]) -> list[str]:
 
 
 def begin_sweep(sweep: Path, *, swept: Sequence[str], goes_on: bool) -> None:
-    """Take a folder for the sweep of this process, and forget the records of an earlier one there.
+    """Take a folder for the sweep of this process, and record the names of the settings that vary.
 
-    Names of the settings that vary are recorded. Jobs of an earlier sweep may be there if they go on, or begin again.
-
-    Raises:
-        InputError: Another process uses the folder, or an earlier sweep is there that does not go on.
+    Jobs of an earlier sweep may be there if they go on, or begin again.
     """
     problem = f"{sweep} is in use by another process. Wait for its end, or choose another output_dir."
     _locks.append(take_lock(sweep, problem=problem))

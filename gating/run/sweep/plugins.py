@@ -66,10 +66,7 @@ def register_sweeper() -> None:
 
 
 class SweepReport(Callback):
-    """Shows the runs of a sweep, recommends one, and lists the failed jobs.
-
-    Hydra makes it for every command, and turns all its errors but ``SystemExit`` into warnings.
-    """
+    """Show the runs of a sweep. Hydra makes it for every command, and turns errors but ``SystemExit`` into warnings."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Take the folder of the sweep, or exit if another process has it or another sweep is there."""

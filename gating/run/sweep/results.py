@@ -48,22 +48,14 @@ class FinishedRun(NamedTuple):
 
 
 def read_run(folder: Path) -> FinishedRun:
-    """Return a finished run.
-
-    Raises:
-        InputError: There is no run, it is not finished, or its files are damaged.
-    """
+    """Return a finished run; ``InputError`` if there is none, or its files are damaged."""
     if not is_run(folder) or not is_finished(folder):
         raise InputError(f"{folder} has no finished run. If one has begun there: python train.py resume={folder}")
     return FinishedRun(str(folder), stored_settings(folder), read_numbers(folder))
 
 
 def read_runs(folder: Path) -> tuple[list[FinishedRun], dict[str, str]]:
-    """Return the finished runs of a sweep or of any folder of runs, and the other ones with the reasons.
-
-    Raises:
-        InputError: The folder is a run itself, which is not finished or is damaged.
-    """
+    """Return the finished runs of a sweep or of any folder of runs, and the other ones with the reasons."""
     found = [
         (f"{folder / job.folder} ({' '.join(own_overrides(folder, job.overrides))})", folder / job.folder, job.reason)
         for job in jobs_of(folder)
@@ -102,10 +94,7 @@ def names_of(runs: Sequence[FinishedRun]) -> dict[str, str]:
 
 
 def conditions_of(runs: Sequence[FinishedRun]) -> dict[str, Any]:
-    """Return the conditions of a comparison of scores: of runs, which differ in their seed alone, with others.
-
-    These are the steps, the dense model, the definition of the metric, and the data: settings, examples and counts.
-    """
+    """Return what scores depend on, of runs of several seeds: steps, dense model, metric, data and its counts."""
     first = runs[0]
     limits = {name: first.settings["trainer"].get(name) for name in _OF_TRAINER}
     found = _effective({"trainer": limits, "data": first.settings["data"]}, "results", "examples")
