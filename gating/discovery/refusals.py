@@ -31,9 +31,7 @@ _ATTENTION = re.compile(r"(?i)att(entio)?n")
 def sort_blocks(blocks: Iterable[AnyBlock]) -> tuple[list[AnyBlock], list[tuple[AnyBlock, str]]]:
     """Return the blocks that can lose units, and the others with the reasons why their units depend on each other.
 
-    Raises:
-        ValueError: A projection of a block cannot be edited, even once its adapters are merged, or is one of another
-            block, too, or experts compute their activation where gates do not reach it.
+    A block whose weights cannot be edited, or are those of another one, too, is a ``ValueError``.
     """
     usable: list[AnyBlock] = []
     refused: list[tuple[AnyBlock, str]] = []

@@ -39,14 +39,7 @@ _NAMED_SO = re.compile(r"MLP|Mlp|FeedForward|FFN|Ffn|Expert")
 
 @dataclass(frozen=True)
 class UngatedModules:
-    """Modules of one class that look like blocks with units and get no gates.
-
-    Attributes:
-        class_name: Name of their class.
-        names: Their names, relative to the model without its task head.
-        reason: Why their units have no gates.
-        unit: Name of the units that they keep all of.
-    """
+    """Modules of one class that look like blocks with a unit, and why they get no gates."""
 
     class_name: str
     names: tuple[str, ...]

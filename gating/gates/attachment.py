@@ -20,10 +20,7 @@ CHILD_NAME = "head_gates"
 class Attachment:
     """The submodules and hooks that gates have in one model.
 
-    Attributes:
-        model: The model, which has the gates as its submodule ``head_gates``.
-        projections: The output projection of each gated block, which has its gates as a submodule ``gate``.
-        handles: Handles of all hooks to remove with the gates.
+    The gates are its submodule ``head_gates``; the output projection of each block has its own as a submodule ``gate``.
     """
 
     def __init__(self, model: nn.Module, gates: nn.Module, values: PassValues, blocks: Sequence[Block]) -> None:

@@ -119,11 +119,8 @@ def remove_recorded(
 ) -> None:
     """Remove the units and layers from a model that are not in the record of a compact model made from it, in place.
 
-    The model is the dense one, or one that had lost fewer. Factors, ``[num_kept]``, are by the names of blocks in the
-    dense model, and 1 where they are left out: then the weights that stay are not those of the compact model.
-
-    Raises:
-        InputError: The record is that of another model; nothing is removed.
+    The model is the dense one, or one that had lost fewer; another is an ``InputError``, and loses nothing. Factors,
+    ``[num_kept]``, are by the names of blocks in the dense model, and 1 where they are left out.
     """
     prefix, own, layers = base_prefix(model), layers_record(model), record.get(LAYERS_KEY, {})
     units = {dense_name(layers, name): notes for name, notes in record["units"].items()}

@@ -35,13 +35,8 @@ def positions(runs: Sequence[int], width: int = 1) -> Tensor:
 class Edit:
     """A planned change of one attribute. All checks of a removal come before the first of its edits is applied.
 
-    Attributes:
-        owner: The object.
-        attribute: Name of the attribute.
-        value: Its new value; with :data:`ABSENT`, it is deleted.
-        kept: Positions of the entries that stay of a parameter along one dimension, in place of a value.
-        dim: The dimension.
-        factors: Factor of each of these entries, ``[len(kept)]``; all are 1 if left out.
+    The value :data:`ABSENT` deletes it. Of a parameter, the entries ``kept`` along ``dim`` stay, in place of a value;
+    each has a factor, ``[len(kept)]``, or 1.
     """
 
     owner: Any
