@@ -107,10 +107,7 @@ def _why_not_gated(experts: ExpertsBlock) -> str | None:
 
 
 def why_dependent(block: Block) -> str | None:
-    """Return the reason for which units of a block depend on each other, such as a norm over all of them, or None.
-
-    Neurons of experts never do.
-    """
+    """Return the reason for which units of a block depend on each other, such as a norm over all of them, or None."""
     if isinstance(block, AttentionBlock):
         return _why_heads_mixed(block.module, len(block.head_slots) * block.head_dim)
     if not isinstance(block, FeedForwardBlock) or isinstance(block, ExpertsBlock):
@@ -153,10 +150,7 @@ def why_mixed(module: nn.Module, width: int, hidden: int) -> str | None:
 
 
 def why_not_attention(module: nn.Module) -> str | None:
-    """Return the reason for which a module that mixes positions has no heads that discovery could find, or None.
-
-    The reason is found in the structure of the module, not in a list of families.
-    """
+    """Return the reason for which a module that mixes positions has no heads that discovery could find, or None."""
     if any(hasattr(module, name) for name in _LATENT):
         return (
             "the layout of this multi-head latent attention is unknown: describe its class with "

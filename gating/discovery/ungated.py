@@ -55,10 +55,7 @@ class UngatedModules:
 def group_ungated(
     model: nn.Module, refused: Sequence[tuple[Block, str]], lookalikes: Iterable[Lookalike], *, unit: UnitName
 ) -> list[UngatedModules]:
-    """Return the modules without gates, those of one class with one reason together.
-
-    They are those of the refused blocks, with the reasons, and the ``lookalikes``.
-    """
+    """Return the modules of refused blocks and lookalikes, those of one class with one reason together."""
     found: dict[tuple[str, str], list[str]] = {}
     for block, reason in refused:
         found.setdefault((type(block.module).__name__, reason), []).append(block.name)

@@ -64,10 +64,7 @@ class _WatchedLauncher(_SubprocessScriptLauncher):
 
 
 def find_lost_process(*, patience_s: float = 0.0) -> LostProcess | None:
-    """Return a process of the run that has died, or None.
-
-    Its exit code may follow the connection error within the patience.
-    """
+    """Return a dead process of the run, or None; its exit code may follow the connection error within the patience."""
     end = time.monotonic() + patience_s
     while True:
         for rank, process in _children.items():

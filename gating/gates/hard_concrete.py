@@ -49,10 +49,7 @@ def sample(
 
 
 def deterministic(log_alpha: Tensor, *, stretch_limits: tuple[float, float] = DEFAULT_STRETCH_LIMITS) -> Tensor:
-    """Return the deterministic value for evaluation (paper, equation 13).
-
-    It is ``min(1, max(0, sigmoid(log_alpha) (zeta - gamma) + gamma))``.
-    """
+    """Return ``min(1, max(0, sigmoid(log_alpha) (zeta - gamma) + gamma))``, for evaluation (paper, equation 13)."""
     with _full_precision(log_alpha):
         return _stretch(log_alpha.float(), stretch_limits)
 
@@ -63,10 +60,7 @@ def prob_open(
     temperature: float = DEFAULT_TEMPERATURE,
     stretch_limits: tuple[float, float] = DEFAULT_STRETCH_LIMITS,
 ) -> Tensor:
-    """Return the probability that a gate is not exactly zero (paper, equation 12).
-
-    It is ``sigmoid(log_alpha - beta log(-gamma / zeta))``.
-    """
+    """Return the probability not to be zero, ``sigmoid(log_alpha - beta log(-gamma / zeta))`` (paper, equation 12)."""
     with _full_precision(log_alpha):
         return torch.sigmoid(log_alpha.float() - open_threshold(temperature, stretch_limits))
 

@@ -269,8 +269,8 @@ def kept_for_speedup(
 
     Latency is linear in the kept units only roughly. So copies with the gates that ``choose`` keeps for a share of the
     cost are timed, and the share is moved until the difference is below 5 percent and the error of the timing, or the
-    time is over; a warning names a speedup that is further away than 5 percent. ``measure`` returns the speedup of a mask, its relative
-    standard error, and whether the time is over.
+    time is over; a warning names a speedup that is further away than 5 percent. ``measure`` returns the speedup of a
+    mask, its relative standard error, and whether the time is over.
     """
     # Relative times of the nearest shares that are too fast and too slow.
     fast, slow = (0.0, 0.0), (1.0, 1.0)

@@ -67,10 +67,7 @@ def _scaled(owner: nn.Module, name: str, factors: Tensor, dim: int) -> Edit:
 
 
 def folded_values(model: nn.Module, blocks: Sequence[Block], values: Sequence[Tensor]) -> dict[str, tuple[float, ...]]:
-    """Return the gate value of each kept unit, by the name of its block in the original model.
-
-    Model and blocks are those before the removal.
-    """
+    """Return the gate value of each unit that a removal will keep, by the name of its block in the original model."""
     record, folded = layers_record(model), {}
     for block, block_values in zip(blocks, values, strict=True):
         by_unit = dict(zip(block.slot_ids, _slot_values(block, block_values).tolist(), strict=True))

@@ -23,10 +23,7 @@ ABSENT: Final = object()
 
 
 def positions(runs: Sequence[int], width: int = 1) -> Tensor:
-    """Return the positions of inputs or outputs in runs of one width, such as those of some heads.
-
-    The result is ``[len(runs) * width]``, on the CPU even where models are built on meta.
-    """
+    """Return the positions in runs of one width, as those of heads, ``[len(runs) * width]``, on the CPU, not meta."""
     starts = torch.tensor(runs, dtype=torch.long, device="cpu").unsqueeze(1) * width
     return (starts + torch.arange(width, device="cpu")).flatten()
 
@@ -121,10 +118,7 @@ def plan_entries(owner: nn.Module, name: str, kept: Sequence[int], *, dim: int, 
 
 
 def apply_edits(edits: Iterable[Edit]) -> list[Undo]:
-    """Apply edits in place, in order, and return the functions for :func:`undo_edits`, which hold removed entries.
-
-    After an error, the model is as before.
-    """
+    """Apply edits in place, or none after an error, and return the functions for :func:`undo_edits`."""
     done: list[Undo] = []
     try:
         for edit in edits:

@@ -19,10 +19,7 @@ Value = TypeVar("Value")
 
 
 def iter_blocks(model: nn.Module, *units: UnitName, group_size: int | None = None) -> Iterator[Block]:
-    """Yield the blocks of a model with a known layout that have one of some units, or any; attention blocks first.
-
-    Nothing is checked; the arguments are those of ``iter_feed_forward_blocks``.
-    """
+    """Yield the blocks of a known layout that have one of some units, or any, unchecked; attention blocks first."""
     if not units or "heads" in units:
         yield from iter_attention_blocks(model)
     if not units or "neurons" in units:
