@@ -129,10 +129,7 @@ def search_blocks(
     discover: bool = False,
     probe: Mapping[str, Tensor] | None = None,
 ) -> tuple[list[Any], list[UngatedModules]]:
-    """Return the blocks of a model that can lose units, and the other modules that look like one, without a warning.
-
-    The arguments and errors are those of :func:`find_attention_blocks` and :func:`find_feed_forward_blocks`.
-    """
+    """Return the blocks of a model that can lose units, and the other modules that look like one, without a warning."""
     check_not_wrapped(model)
     problems = None
     if unit == "heads":

@@ -31,9 +31,7 @@ _ATTENTION = re.compile(r"(?i)att(entio)?n")
 def sort_blocks(blocks: Iterable[AnyBlock]) -> tuple[list[AnyBlock], list[tuple[AnyBlock, str]]]:
     """Return the blocks that can lose units, and the others with the reasons why their units depend on each other.
 
-    Raises:
-        ValueError: A projection of a block cannot be edited, even once its adapters are merged, or is one of another
-            block, too, or experts compute their activation where gates do not reach it.
+    A block whose weights cannot be edited, or are those of another one, too, is a ``ValueError``.
     """
     usable: list[AnyBlock] = []
     refused: list[tuple[AnyBlock, str]] = []
@@ -109,10 +107,7 @@ def _why_not_gated(experts: ExpertsBlock) -> str | None:
 
 
 def why_dependent(block: Block) -> str | None:
-    """Return the reason for which units of a block depend on each other, such as a norm over all of them, or None.
-
-    Neurons of experts never do.
-    """
+    """Return the reason for which units of a block depend on each other, such as a norm over all of them, or None."""
     if isinstance(block, AttentionBlock):
         return _why_heads_mixed(block.module, len(block.head_slots) * block.head_dim)
     if not isinstance(block, FeedForwardBlock) or isinstance(block, ExpertsBlock):
@@ -155,10 +150,7 @@ def why_mixed(module: nn.Module, width: int, hidden: int) -> str | None:
 
 
 def why_not_attention(module: nn.Module) -> str | None:
-    """Return the reason for which a module that mixes positions has no heads that discovery could find, or None.
-
-    The reason is found in the structure of the module, not in a list of families.
-    """
+    """Return the reason for which a module that mixes positions has no heads that discovery could find, or None."""
     if any(hasattr(module, name) for name in _LATENT):
         return (
             "the layout of this multi-head latent attention is unknown: describe its class with "

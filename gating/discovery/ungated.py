@@ -39,14 +39,7 @@ _NAMED_SO = re.compile(r"MLP|Mlp|FeedForward|FFN|Ffn|Expert")
 
 @dataclass(frozen=True)
 class UngatedModules:
-    """Modules of one class that look like blocks with units and get no gates.
-
-    Attributes:
-        class_name: Name of their class.
-        names: Their names, relative to the model without its task head.
-        reason: Why their units have no gates.
-        unit: Name of the units that they keep all of.
-    """
+    """Modules of one class that look like blocks with a unit, and why they get no gates."""
 
     class_name: str
     names: tuple[str, ...]
@@ -62,10 +55,7 @@ class UngatedModules:
 def group_ungated(
     model: nn.Module, refused: Sequence[tuple[Block, str]], lookalikes: Iterable[Lookalike], *, unit: UnitName
 ) -> list[UngatedModules]:
-    """Return the modules without gates, those of one class with one reason together.
-
-    They are those of the refused blocks, with the reasons, and the ``lookalikes``.
-    """
+    """Return the modules of refused blocks and lookalikes, those of one class with one reason together."""
     found: dict[tuple[str, str], list[str]] = {}
     for block, reason in refused:
         found.setdefault((type(block.module).__name__, reason), []).append(block.name)

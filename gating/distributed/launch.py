@@ -34,13 +34,7 @@ _are_stopped = False
 
 
 class Devices(NamedTuple):
-    """Devices of a run.
-
-    Attributes:
-        num_processes: World size.
-        root: Device on which this process trains.
-        is_sharded: Whether the model is cut over the processes, by FSDP2.
-    """
+    """Devices of a run; this process trains on ``root``, and FSDP2 cuts a model that ``is_sharded``."""
 
     num_processes: int
     root: torch.device
@@ -48,13 +42,7 @@ class Devices(NamedTuple):
 
 
 def check_devices(trainer: Mapping[str, Any]) -> Devices:
-    """Check the trainer's settings, and return the devices that they choose.
-
-    Raises:
-        InputError: The strategy stops its processes after each phase, or shards weights in another way than FSDP2;
-            Lightning refuses the settings; devices are missing; or the world size differs from the number of processes
-            already started.
-    """
+    """Check the trainer's settings, and return the devices that they choose."""
     _check_strategy(trainer.get("strategy", "auto"))
     is_sharded = trainer.get("strategy") == _SHARDED
     precision = str(trainer.get("precision", "32-true"))

@@ -28,12 +28,7 @@ _on_lost: "Callable[[LostProcess], None] | None" = None
 
 
 class LostProcess(NamedTuple):
-    """A process of the run that has died.
-
-    Attributes:
-        rank: Its rank.
-        ending: How it ended, such as ``was killed by SIGKILL``.
-    """
+    """A process of the run that has died, and how it ended, such as ``was killed by SIGKILL``."""
 
     rank: int
     ending: str
@@ -69,11 +64,7 @@ class _WatchedLauncher(_SubprocessScriptLauncher):
 
 
 def find_lost_process(*, patience_s: float = 0.0) -> LostProcess | None:
-    """Return a process of the run that has died; its exit code may follow the connection error within the patience.
-
-    Returns:
-        The process; None if no process has died, or another program started the processes.
-    """
+    """Return a dead process of the run, or None; its exit code may follow the connection error within the patience."""
     end = time.monotonic() + patience_s
     while True:
         for rank, process in _children.items():

@@ -18,13 +18,7 @@ CHILD_NAME = "head_gates"
 
 
 class Attachment:
-    """The submodules and hooks that gates have in one model.
-
-    Attributes:
-        model: The model, which has the gates as its submodule ``head_gates``.
-        projections: The output projection of each gated block, which has its gates as a submodule ``gate``.
-        handles: Handles of all hooks to remove with the gates.
-    """
+    """The parts of gates in one model: ``head_gates``, the ``gate`` of each output projection, and hooks."""
 
     def __init__(self, model: nn.Module, gates: nn.Module, values: PassValues, blocks: Sequence[Block]) -> None:
         """Make gates a submodule of a model, in place, with hooks on the model and on each output projection."""
@@ -133,10 +127,7 @@ def check_not_gated(blocks: Sequence[Block]) -> None:
 
 
 def freeze(model: nn.Module) -> frozenset[str]:
-    """Freeze the weights of a model, in place, before gates are put on it, and return the names for :func:`unfreeze`.
-
-    Gates that it has already stay trainable.
-    """
+    """Freeze the weights of a model but those of gates, in place, and return the names for :func:`unfreeze`."""
     parameters = {
         name: parameter
         for name, parameter in model.named_parameters()

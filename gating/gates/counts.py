@@ -13,12 +13,7 @@ from gating.units import UNITS, UnitName, check_units
 
 
 class GatedBlock(NamedTuple):
-    """A block with gates.
-
-    Attributes:
-        group: Its tower in a model with several, else its kind.
-        gates: Positions of its gates among all gates.
-    """
+    """A block with gates, whose group is its tower in a model with several, else its kind."""
 
     name: str
     kind: str

@@ -41,13 +41,7 @@ def sample(
     temperature: float = DEFAULT_TEMPERATURE,
     stretch_limits: tuple[float, float] = DEFAULT_STRETCH_LIMITS,
 ) -> Tensor:
-    """Draw one hard-concrete value in [0, 1] for each location; differentiable (paper, equations 10 and 11).
-
-    Example:
-        >>> values = sample(torch.tensor([-20.0, 20.0]))
-        >>> values.tolist()
-        [0.0, 1.0]
-    """
+    """Draw one hard-concrete value in [0, 1] for each location; differentiable (paper, equations 10 and 11)."""
     with _full_precision(log_alpha):
         noise = torch.rand(log_alpha.shape, device=log_alpha.device, dtype=torch.float32)
         log_odds = torch.logit(noise, eps=1e-6)
@@ -55,14 +49,7 @@ def sample(
 
 
 def deterministic(log_alpha: Tensor, *, stretch_limits: tuple[float, float] = DEFAULT_STRETCH_LIMITS) -> Tensor:
-    """Return the deterministic value for evaluation (paper, equation 13).
-
-    It is ``min(1, max(0, sigmoid(log_alpha) (zeta - gamma) + gamma))``.
-
-    Example:
-        >>> deterministic(torch.tensor([-3.0, 0.0, 3.0])).tolist()
-        [0.0, 0.5, 1.0]
-    """
+    """Return ``min(1, max(0, sigmoid(log_alpha) (zeta - gamma) + gamma))``, for evaluation (paper, equation 13)."""
     with _full_precision(log_alpha):
         return _stretch(log_alpha.float(), stretch_limits)
 
@@ -73,14 +60,7 @@ def prob_open(
     temperature: float = DEFAULT_TEMPERATURE,
     stretch_limits: tuple[float, float] = DEFAULT_STRETCH_LIMITS,
 ) -> Tensor:
-    """Return the probability that a gate is not exactly zero (paper, equation 12).
-
-    It is ``sigmoid(log_alpha - beta log(-gamma / zeta))``.
-
-    Example:
-        >>> prob_open(torch.tensor([-20.0, 20.0])).round().tolist()
-        [0.0, 1.0]
-    """
+    """Return the probability not to be zero, ``sigmoid(log_alpha - beta log(-gamma / zeta))`` (paper, equation 12)."""
     with _full_precision(log_alpha):
         return torch.sigmoid(log_alpha.float() - open_threshold(temperature, stretch_limits))
 
@@ -91,24 +71,14 @@ def log_alpha_for(
     temperature: float = DEFAULT_TEMPERATURE,
     stretch_limits: tuple[float, float] = DEFAULT_STRETCH_LIMITS,
 ) -> float:
-    """Return the ``log_alpha`` at which a gate is open with probability ``prob``: the inverse of :func:`prob_open`.
-
-    Example:
-        >>> round(prob_open(torch.tensor(log_alpha_for(0.98))).item(), 4)
-        0.98
-    """
+    """Return the ``log_alpha`` at which a gate is open with probability ``prob``: the inverse of :func:`prob_open`."""
     if not (are_numbers(prob) and 0 < prob < 1):
         raise InputError(f"The probability of an open gate must be between 0 and 1, both excluded; got {prob!r}.")
     return math.log(prob / (1 - prob)) + open_threshold(temperature, stretch_limits)
 
 
 def open_threshold(temperature: float, stretch_limits: tuple[float, float]) -> float:
-    """Return the ``log_alpha`` of a gate that is zero with probability one half: ``beta log(-gamma / zeta)``.
-
-    Example:
-        >>> prob_open(torch.tensor(open_threshold(2 / 3, (-0.1, 1.1)))).item()
-        0.5
-    """
+    """Return the ``log_alpha`` of a gate that is zero with probability one half: ``beta log(-gamma / zeta)``."""
     gamma, zeta = stretch_limits
     return temperature * math.log(-gamma / zeta)
 

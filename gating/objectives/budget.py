@@ -24,13 +24,8 @@ Share = float | Mapping[str, float]
 class HeadBudget:
     """The heads and neurons that an objective keeps.
 
-    With gates on one unit, ``keep`` is a share of its number. With gates on several, ``keep`` is a share of the cost of
-    all of them, for which they compete; numbers of heads and of neurons are exact, and a unit without a number keeps
-    all.
-
-    The attributes are arguments of :class:`~gating.objectives.ExactBudget`. A number or share for each kind of
-    attention, such as ``{"encoder": 12, "decoder": 8, "cross": 6}``, or for each tower of a model, such as
-    ``{"language": 64, "vision": 32}``, leaves those that it lacks whole.
+    With gates on several units, ``keep`` is a share of the cost of all; numbers are exact, and a unit without one keeps
+    all. A number or share for each kind of attention, or for each tower, leaves those that it lacks whole.
     """
 
     num_heads: Number | None = None
@@ -60,14 +55,10 @@ class HeadBudget:
         return {unit: number for unit, number in found.items() if number is not None}
 
     def parts(self, gates: HeadGates) -> list[Part]:
-        """Resolve the budget for some gates: return the parts that have a limit each, which together have every gate.
+        """Resolve the budget for some gates to parts with a limit each, which together have every gate.
 
-        All gates are one part, unless units have numbers, or the budget is one for each kind of attention. A share of
-        units is rounded to a number that the gates can keep.
-
-        Raises:
-            InputError: The budget is out of range, is for a unit without gates or for a kind of attention that the
-                model lacks, is not a multiple of the heads or neurons of a gate, or is too small for ``min_per_layer``.
+        A share of units is rounded to a number that the gates can keep. A budget that they cannot keep is an
+        ``InputError``.
         """
         keep = self._checked_share(gates)
         if keep is not None and not isinstance(keep, Mapping) and is_share_of_cost(gates, self.cost):
@@ -161,11 +152,7 @@ def resolve_budget(
 
 
 def _with_limit(part: Part, limit: float, budget: HeadBudget, *, is_number: bool = False) -> Part:
-    """Return a part with its limit; unless a number was asked for, the nearest that its gates can keep.
-
-    Raises:
-        InputError: They cannot keep this number, or so small a share of the cost.
-    """
+    """Return a part with its limit; unless a number was asked for, the nearest that its gates can keep."""
     # Rounded up, so that the number that is shown can be kept.
     least = part.smallest
     shown = f"{math.ceil(1e4 * least) / 1e4:g}"

@@ -54,10 +54,7 @@ def choose(
 
 
 def least_size(items: Iterable[tuple[int, float, int]], least: Sequence[int]) -> float:
-    """Return the least sum of sizes with which each layer has its minimum of units; infinite without one.
-
-    Items are the layer, size and number of units of each.
-    """
+    """Return the least size of (layer, size, units) items that give each layer its minimum; infinite without one."""
     best = [[0.0] + [math.inf] * max(0, need) for need in least]
     for layer, size, units in items:
         of_layer = best[layer]

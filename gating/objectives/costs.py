@@ -62,11 +62,7 @@ def gate_costs(gates: HeadGates, cost: Costs) -> Tensor:
 
 
 def _cached_values(gates: HeadGates) -> Tensor:
-    """Return the number of values that each gate's heads cache for a token.
-
-    Raises:
-        InputError: A gated block caches nothing, or a gate of it frees nothing.
-    """
+    """Return the number of values that each gate's heads cache for a token; refuse blocks that cache nothing."""
     values = [float(size.num_cached) if size.num_units else 0.0 for size in gates.gate_sizes]
     for block in gates.gated_blocks():
         if block.kind == "encoder" or not any(values[gate] for gate in block.gates):

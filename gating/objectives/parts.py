@@ -24,19 +24,10 @@ COST = "cost"
 class Part:
     """Gates that share a limit: all of them, those of a kind of attention, or those of a tower.
 
-    Attributes:
-        unit: The limited quantity: the name of a unit, or ``cost`` for the share of the cost of these gates.
-        kind: Kind of blocks, or tower, that the gates belong to; None for all gates with the unit.
-        gates: Positions of the gates among all gates.
-        sizes: Share of each gate in the limit: its units, or its share of the cost; 0 for padding.
-        limit: Number of units that stays, which is met; or share of the cost, which is not exceeded.
-        units: Number of units of each gate.
-        layers: Number of each gate's layer within the part.
-        least: Least number of units that each layer keeps.
-        share: Share of the cost of all gates that these gates have.
-        emptied: Share in the limit that each layer has without any gate; empty if none has any.
-        matrices: If all layers of a kind keep equally many, the positions within the part of their gates of one size,
-            ``[num_layers, num_gates_per_layer]`` each; empty otherwise.
+    A limit of units is met; one of ``cost`` is a share, which is not exceeded. ``sizes`` are those of the gates in the
+    limit, 0 for padding, and ``share`` is their part in the cost of all gates. ``emptied`` is the share in the limit
+    that each layer has without any gate. If all layers of a kind keep equally many, ``matrices`` has the positions
+    within the part of gates of one size, ``[num_layers, num_gates_per_layer]`` each.
     """
 
     unit: UnitName
@@ -193,9 +184,6 @@ def parts_of(
 
     The ``unit`` may be ``cost`` of all units; ``shares`` are those of each gate in the cost of all, and ``emptied``
     those that each block has without any gate.
-
-    Raises:
-        InputError: A block has fewer units than its minimum, or equal layers are asked for and differ.
     """
     groups: dict[str | None, list[GatedBlock]] = {}
     for block in gates.gated_blocks():
@@ -233,11 +221,7 @@ def _least_of(block: GatedBlock, gates: HeadGates, min_per_layer: int) -> int:
 
 
 def _matrices(blocks: Sequence[GatedBlock], units: Sequence[int]) -> Iterator[Tensor]:
-    """Yield the positions of the gates of each kind and size, ``[num_layers, num_gates_per_layer]``.
-
-    Raises:
-        InputError: Blocks of one kind have different gates.
-    """
+    """Yield the positions of the gates of each kind and size, ``[num_layers, num_gates_per_layer]``."""
     starts = accumulate((len(block.gates) for block in blocks), initial=0)
     places = {block.name: range(start, start + len(block.gates)) for block, start in zip(blocks, starts, strict=False)}
     for kind in dict.fromkeys(block.kind for block in blocks):

@@ -15,10 +15,7 @@ from gating.objectives.rankings import Ranking
 
 
 class MaskSampler(GateSampler):
-    """A sampler that returns the mask of an objective: one for open gates, zero for closed ones, ``[num_gates]``.
-
-    The ``numbers`` are those of open heads or neurons, or the shares of the cost of open gates, of each part.
-    """
+    """A sampler that returns the mask of an objective: one for open gates, zero for closed ones, ``[num_gates]``."""
 
     mask: Tensor
 

@@ -15,14 +15,7 @@ Variant = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Request:
-    """The model that inputs are made for, and their sizes.
-
-    Attributes:
-        model: The model.
-        batch_size: Number of examples.
-        length: Number of tokens, or frames of sound, of each example.
-        generator: Source of random values.
-    """
+    """The model that inputs are made for, and their sizes; the length is in tokens, or frames of sound."""
 
     model: PreTrainedModel
     batch_size: int

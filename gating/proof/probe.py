@@ -46,12 +46,8 @@ def make_probe(model: nn.Module, *, batch_size: int = 2, length: int = 12) -> di
     """Make a random input that a transformers model accepts, from its signature and configuration.
 
     Models of several kinds of input, such as texts and images, get all of them, with placeholder tokens in the text
-    where the model asks for them. Of several forms that an input may have, the first that the model runs on is taken.
-    An example has ``length`` tokens, or frames of sound.
-
-    Raises:
-        InputError: The inputs of the model are unknown, its configuration lacks their sizes, or it runs on none of the
-            batches that were made.
+    where the model asks for them. Of several forms that an input may have, the first that the model runs on is taken;
+    without any, it raises ``InputError``. An example has ``length`` tokens, or frames of sound.
     """
     batches = _candidates(model, batch_size=batch_size, length=length)
     first = next(batches, {})
@@ -63,8 +59,7 @@ def make_probe(model: nn.Module, *, batch_size: int = 2, length: int = 12) -> di
 def run_probe(model: nn.Module, probe: Mapping[str, Tensor] | None = None) -> tuple[Mapping[str, Tensor], list[Tensor]]:
     """Run a model on a batch, or on a random one that is made for it; return the batch, and its outputs.
 
-    Raises:
-        InputError: No batch can be made, or the model does not run on it, or has no weights yet.
+    A model that does not run, or has no weights yet, is an ``InputError``.
     """
     if not isinstance(probe, Mapping | None):
         raise _unusable(model, f"takes no probe of type {type(probe).__name__}")
@@ -131,9 +126,6 @@ def _candidate_batches(model: PreTrainedModel, *, batch_size: int, length: int) 
 
     The last one is that of its dummy inputs. Where text has placeholder tokens for images, videos or sound, methods of
     the model such as ``get_image_features`` are run to count them.
-
-    Raises:
-        InputError: The model needs an argument that no input can be made for.
     """
     request = Request(model, batch_size, length, torch.Generator().manual_seed(0))
     needed, missing, is_found = required_arguments(model.forward), "", False

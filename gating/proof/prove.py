@@ -29,13 +29,9 @@ Masking = Callable[[Sequence[Tensor]], AbstractContextManager[object]]
 class ExpectedOutputs:
     """Outputs of a model for one batch, which those of another model have to equal.
 
-    Attributes:
-        probe: The batch, as keyword arguments of the model.
-        outputs: The outputs.
-        tolerance: Largest relative difference that rounding explains.
-        unproven: Names of blocks that lose units, and whose features have no effect on these outputs beyond rounding:
-            the batch does not reach them, or what they compute goes nowhere.
-        has_cache: Whether a step with a cache agrees with the forward pass without one.
+    ``tolerance`` is the largest relative difference that rounding explains. Blocks are ``unproven`` whose features have
+    no effect on these outputs beyond rounding: the batch does not reach them, or what they compute goes nowhere.
+    ``has_cache`` says whether a step with a cache agrees with the forward pass without one.
     """
 
     probe: Mapping[str, Tensor]
@@ -64,9 +60,7 @@ class ExpectedOutputs:
 class MaskedOutputs:
     """Outputs of a model with masked units, which the model without these units has to give.
 
-    Attributes:
-        blocks: The blocks that lose units, before the removal.
-        passes: The outputs for a batch and, if that leaves blocks unproven, for one that is made for the model.
+    ``passes`` are for a batch and, if that leaves blocks unproven, for one that is made for the model.
     """
 
     def __init__(
@@ -80,21 +74,13 @@ class MaskedOutputs:
         largest: Callable[[float], float] = float,
         free: Callable[[nn.Module], object] | None = None,
     ) -> None:
-        """Record the outputs of a masked model.
+        """Record the outputs of a masked model, which stays as it is.
 
-        Args:
-            model: The model, which stays as it is.
-            blocks: Its blocks.
-            factors: Factor of each gate or unit of each block; 0 for those that are removed.
-            masked: Context manager that multiplies the features of each block by such factors; by default with hooks.
-            probe: The batch, as keyword arguments of the model; made from its configuration if None.
-            largest: Function that returns the largest of the numbers of all processes, which then decide alike.
-            free: Function that frees what a pass of a sharded model has gathered. Steps with a cache are not compared
-                then: a pass that fails may leave FSDP2 unusable.
-
-        Raises:
-            InputError: The model does not run on the batch, or an output or a factor is NaN.
-            OutOfMemoryError: A pass does not fit into the memory.
+        The ``factors`` are those of each gate or unit of each block; ``masked`` multiplies the features by them in a
+        ``with`` block, by default with hooks. ``largest`` returns the largest of the numbers of all processes, which
+        then decide alike. ``free`` frees what a pass of a sharded model has gathered. Steps with a cache are not
+        compared then: a pass that fails may leave FSDP2 unusable. A NaN, or a model that does not run, is an
+        ``InputError``.
         """
         self.blocks = blocks
         self._factors, self._largest, self._free = factors, largest, free
@@ -259,8 +245,7 @@ def apply_proven(model: nn.Module, edits: Sequence[Edit], masked: MaskedOutputs)
 def check_proven(model: nn.Module, masked: MaskedOutputs) -> float:
     """Return the difference between the outputs of a model after a removal and those of the masked one.
 
-    Raises:
-        LayoutError: It is larger than rounding, or the model does not run. The message says where the layout is from.
+    More than rounding, or a model that does not run, is a ``LayoutError``.
     """
     try:
         difference, problem = masked.compare(model)

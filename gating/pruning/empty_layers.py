@@ -20,10 +20,8 @@ from gating.structure.layers import LayerList, find_layer_lists
 def remove_empty_layers(model: nn.Module, masked: MaskedOutputs) -> list[Undo]:
     """Take the layers without any unit out of a model whose removal is proven, in place, where that is exact.
 
-    Such a layer passes its input on, as in models whose norms come before the blocks; the biases that it adds go to the
-    layer before it. The outputs are compared with those of the masked model again. Layers stay, empty, where the
-    outputs would differ, where no configuration describes the model without them, or where no layer would be left.
-    After an error, the model has all of its layers. The result undoes it.
+    The biases that such a layer adds go to the layer before it. A layer stays, empty, where the outputs would differ,
+    where no configuration describes the model without it, or as the last one. The result undoes it.
     """
     done: list[Undo] = []
     try:
@@ -152,11 +150,7 @@ def _added(layers: LayerList, number: int) -> Tensor | None:
 
 
 def plan_biases(layers: LayerList, kept: Sequence[int]) -> Iterator[Edit]:
-    """Plan to add the biases of layers that leave to the last block of the layer before.
-
-    Raises:
-        InputError: That block has no bias.
-    """
+    """Plan to add the biases of layers that leave to the last block of the layer before, which must have one."""
     sums: dict[int, Tensor] = {}
     for number in range(len(layers.layers)):
         bias = None if number in kept else _added(layers, number)

@@ -131,10 +131,7 @@ def finalize(
 
 
 def checked_gate_values(model: nn.Module, gates: HeadGates, objective: Objective | None, **choice: Any) -> Tensor:
-    """Check that a model can lose units, and return the final values of its gates, ``[num_gates]``; 0 for closed ones.
-
-    The arguments and errors are those of :func:`finalize`.
-    """
+    """Check that a model can lose units, and return the final values of its gates, ``[num_gates]``, 0 if closed."""
     check_has_values(model)
     check_no_adapters(model)
     values = decide_gate_values(gates, objective, **choice)
@@ -159,10 +156,7 @@ def decide_gate_values(
     num_neurons: int | None = None,
     kept: Tensor | None = None,
 ) -> Tensor:
-    """Return the final value of every gate, ``[num_gates]``: 0 to remove its units, else the factor to fold in.
-
-    The arguments and errors are those of :func:`gating.finalize`.
-    """
+    """Return the final value of every gate, ``[num_gates]``: 0 to remove its units, else the factor to fold in."""
     values = gates.values().detach()
     given = {"heads": num_heads, "neurons": num_neurons}
     # Integers of NumPy and PyTorch, too; the budget refuses what is none.

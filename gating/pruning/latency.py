@@ -34,15 +34,10 @@ _DIGITS = 4
 
 @dataclass(frozen=True)
 class LatencyComparison:
-    """Latency of a forward pass of two models, timed alternately.
+    """Latency of a forward pass of two models, timed alternately: median seconds, with the digits of tables.
 
-    Attributes:
-        before: Median seconds of the first model, with the digits that tables show.
-        after: Median seconds of the second model, likewise.
-        repeats: Number of timings of each model.
-        batch: Shape of the batch, such as ``32 x 128``.
-        error: Relative standard error of the speed-up; infinite if there were fewer than three repeats.
-        words: The batch in words, such as ``32 x 128 tokens, p95``.
+    ``error`` is the relative standard error of the speed-up, infinite below three repeats; ``words`` describe the
+    batch, such as ``32 x 128 tokens, p95``.
     """
 
     before: float
@@ -70,10 +65,7 @@ class LatencyComparison:
 class TimeBudget:
     """Time for all timings of a run or of a command, of which each stage takes a part.
 
-    Attributes:
-        seconds: All of the time; None until :meth:`fit` has estimated the run.
-        spent: Seconds that have been taken.
-        rows: Number of rows of each timed batch; None until then, too.
+    Its seconds, and the rows of each timed batch, are None until :meth:`fit` has estimated the run.
     """
 
     def __init__(self, seconds: float | None = None) -> None:
@@ -116,12 +108,7 @@ class TimeBudget:
 
     @contextmanager
     def stage(self, *, share: float = 1.0, longest: float = math.inf) -> Iterator[float]:
-        """Yield the seconds of a share of the time that is left, and spend the time of the ``with`` block.
-
-        Args:
-            share: The share.
-            longest: Largest number of seconds that it may have.
-        """
+        """Yield the seconds of a share of the time that is left, and spend the time of the ``with`` block."""
         start, total = time.perf_counter(), MAX_SECONDS if self.seconds is None else self.seconds
         try:
             yield min(longest, share * max(0.0, total - self.spent))
@@ -132,10 +119,7 @@ class TimeBudget:
 class CopyTimer:
     """Timings of compact copies of a model, which share a time that begins when the timer is made.
 
-    Attributes:
-        repeats: Least number of timings of each copy, if there is time.
-        precision: Relative standard error up to which a copy is timed, if there is time.
-        timed: The comparisons so far.
+    If there is time, each copy is timed ``repeats`` times or more, up to a relative standard error of ``precision``.
     """
 
     repeats, precision = 15, 0.007
@@ -259,12 +243,7 @@ def margin(error: float) -> str:
 
 
 def is_noise(speedup: float, error: float) -> bool:
-    """Return whether a speed-up is within two relative standard errors of 1, or rounds to 1; unknown errors hide none.
-
-    Example:
-        >>> is_noise(1.05, 0.03), is_noise(1.05, 0.01), is_noise(1.05, math.inf)
-        (True, False, False)
-    """
+    """Return whether a speed-up rounds to 1, or is within two relative standard errors of it, if known."""
     return abs(speedup - 1) < max(0.005, 2 * error if math.isfinite(error) else 0.0)
 
 

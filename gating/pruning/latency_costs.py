@@ -39,15 +39,10 @@ _CLOSE, _FAR = 0.02, 0.05
 class LatencyCosts:
     """Shares of the dense model's latency that its gated units and their blocks take, from a linear fit.
 
-    A block takes time as long as one of its units is left, whatever their number: for calls of kernels, and for what it
-    does with the hidden states.
-
-    Attributes:
-        shares: Share of all gated units, by their name.
-        fixed: Share of everything else. As all shares are fitted, their sum can differ from 1 by some percent.
-        fastest: Speedup of the model with one gate of each unit left.
-        error: Largest relative standard error of the timings; infinite if a copy was timed too few times.
-        blocks: Share of being open of all blocks with gates, by the name of their unit.
+    A block takes time as long as one of its units is left, whatever their number. So ``shares`` are those of all units
+    of a name, ``blocks`` those of being open, and ``fixed`` is everything else; their sum can differ from 1 by some
+    percent. ``fastest`` is the speedup with one gate of each unit left, and ``error`` the largest relative standard
+    error of the timings.
     """
 
     shares: Mapping[UnitName, float]
@@ -272,11 +267,10 @@ def kept_for_speedup(
 ) -> Tensor:
     """Return the choice of gates with which the compact model is measured to have a speedup.
 
-    Latency is linear in the kept units and open blocks only roughly. So copies with the gates that ``choose`` keeps for
-    a share of the cost are timed, and the share is moved until the speedup is right; a warning names the one that was
-    reached if it is further away than 5 percent. A smaller difference than that ends the search if it is no larger than
-    the error of the timing, and so does the end of the time. ``measure`` returns the speedup of a mask, its relative
-    standard error, and whether the time is over.
+    Latency is linear in the kept units only roughly. So copies with the gates that ``choose`` keeps for a share of the
+    cost are timed, and the share is moved until the difference is below 5 percent and the error of the timing, or the
+    time is over; a warning names a speedup that is further away than 5 percent. ``measure`` returns the speedup of a
+    mask, its relative standard error, and whether the time is over.
     """
     # Relative times of the nearest shares that are too fast and too slow.
     fast, slow = (0.0, 0.0), (1.0, 1.0)

@@ -35,11 +35,8 @@ _LAST = re.compile(r"num_kv_shared_layers")
 def drop_layers(model: PreTrainedModel, layers: LayerList, kept: Sequence[int]) -> list[Undo]:
     """Take all layers but the kept ones out of a list, in place, without a comparison of outputs.
 
-    The settings that describe the model without them are those with which its class builds the same modules, with
-    parameters of the same shapes and layers with the same attributes, but for their numbers. The result undoes it.
-
-    Raises:
-        InputError: No settings describe the model without the layers. It is as before.
+    The new settings are those with which the class builds the same modules, but for their numbers. Without any, it
+    raises ``InputError``, and the model is as before. The result undoes it.
     """
     config, differences = model.config, describe(model)
     before = _built(model, config, differences)

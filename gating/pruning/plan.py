@@ -67,10 +67,7 @@ def _scaled(owner: nn.Module, name: str, factors: Tensor, dim: int) -> Edit:
 
 
 def folded_values(model: nn.Module, blocks: Sequence[Block], values: Sequence[Tensor]) -> dict[str, tuple[float, ...]]:
-    """Return the gate value of each kept unit, by the name of its block in the original model.
-
-    Model and blocks are those before the removal.
-    """
+    """Return the gate value of each unit that a removal will keep, by the name of its block in the original model."""
     record, folded = layers_record(model), {}
     for block, block_values in zip(blocks, values, strict=True):
         by_unit = dict(zip(block.slot_ids, _slot_values(block, block_values).tolist(), strict=True))
@@ -119,11 +116,8 @@ def remove_recorded(
 ) -> None:
     """Remove the units and layers from a model that are not in the record of a compact model made from it, in place.
 
-    The model is the dense one, or one that had lost fewer. Factors, ``[num_kept]``, are by the names of blocks in the
-    dense model, and 1 where they are left out: then the weights that stay are not those of the compact model.
-
-    Raises:
-        InputError: The record is that of another model; nothing is removed.
+    The model is the dense one, or one that had lost fewer; another is an ``InputError``, and loses nothing. Factors,
+    ``[num_kept]``, are by the names of blocks in the dense model, and 1 where they are left out.
     """
     prefix, own, layers = base_prefix(model), layers_record(model), record.get(LAYERS_KEY, {})
     units = {dense_name(layers, name): notes for name, notes in record["units"].items()}

@@ -166,12 +166,7 @@ def _read_request(
 
 
 def read_numbers(given: Any, total: int, *, what: str, place: str) -> set[int]:
-    """Return the numbers of units, or of layers, as Python integers; integers of NumPy and PyTorch are accepted.
-
-    Raises:
-        TypeError: One is not a whole number.
-        InputError: One does not exist.
-    """
+    """Return the numbers of units, or of layers, as Python integers; integers of NumPy and PyTorch are accepted."""
     try:
         numbers = {whole_number(number) for number in given}
     except TypeError:

@@ -15,12 +15,7 @@ from gating.units import UNITS, UnitName
 
 @dataclass(frozen=True)
 class UnitCounts:
-    """Numbers of units and parameters of a model.
-
-    Attributes:
-        units: Number of heads, of neurons, and of any further unit, by its name.
-        num_parameters: Number of parameters.
-    """
+    """Numbers of units, by their names, and of parameters of a model."""
 
     units: dict[UnitName, int]
     num_parameters: int

@@ -107,10 +107,7 @@ def _without_units(model: PreTrainedModel, gates: HeadGates, values: Sequence[Te
 
 
 def _without_empty_layers(model: PreTrainedModel, masked: MaskedOutputs) -> PreTrainedModel:
-    """Return a sharded model without the layers that have no unit; they stay where the outputs would differ.
-
-    These are the layers that :func:`~gating.pruning.empty_layers.remove_empty_layers` takes out of a whole model.
-    """
+    """Return a sharded model without the layers that ``remove_empty_layers`` takes out of a whole one."""
     for name in empty_lists(model):
         layers = layer_list(model, name)
         found = passing_layers(model, layers, [expected.probe for expected in masked.passes])

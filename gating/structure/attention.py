@@ -288,10 +288,7 @@ def _count_keys(
 
 
 def iter_attention_blocks(model: nn.Module) -> Iterator[AttentionBlock]:
-    """Yield the modules of a model whose class, or an ancestor of it, has a spec, in the order of modules.
-
-    Nothing is checked: :func:`~gating.discovery.find.find_attention_blocks` refuses models that cannot lose heads.
-    """
+    """Yield the modules of a model whose class, or an ancestor of it, has a spec, in their order and unchecked."""
     prefix = base_prefix(model)
     modules = dict(model.named_modules())
     order = 0

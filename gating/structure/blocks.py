@@ -27,14 +27,9 @@ _TOWERS = {
 class Block(ABC):
     """Units of one module that are gated and removed: the interface of a block for gates, budgets and proofs.
 
-    Attributes:
-        name: Dotted name, relative to the model without its task head; unique among all blocks of a model.
-        layer_idx: Number of the layer.
-        module: The module that holds all of the weights of the block's units.
-        spec: The layout of its weights.
-        unit: Name of the unit, ``heads`` or ``neurons``.
-        stored_as: Attribute of the module with a layout that discovery has found, or that a compact folder has.
-        gates_weight: Whether the weight that meets the features may be scaled in their place.
+    Its dotted name is relative to the model without its task head, and unique in it. ``stored_as`` is the attribute of
+    the module with a layout that discovery has found, or that a compact folder has; ``gates_weight`` says whether the
+    weight that meets the features may be scaled in their place.
     """
 
     unit: ClassVar[str]

@@ -23,10 +23,7 @@ ABSENT: Final = object()
 
 
 def positions(runs: Sequence[int], width: int = 1) -> Tensor:
-    """Return the positions of inputs or outputs in runs of one width, such as those of some heads.
-
-    The result is ``[len(runs) * width]``, on the CPU even where models are built on meta.
-    """
+    """Return the positions in runs of one width, as those of heads, ``[len(runs) * width]``, on the CPU, not meta."""
     starts = torch.tensor(runs, dtype=torch.long, device="cpu").unsqueeze(1) * width
     return (starts + torch.arange(width, device="cpu")).flatten()
 
@@ -35,13 +32,8 @@ def positions(runs: Sequence[int], width: int = 1) -> Tensor:
 class Edit:
     """A planned change of one attribute. All checks of a removal come before the first of its edits is applied.
 
-    Attributes:
-        owner: The object.
-        attribute: Name of the attribute.
-        value: Its new value; with :data:`ABSENT`, it is deleted.
-        kept: Positions of the entries that stay of a parameter along one dimension, in place of a value.
-        dim: The dimension.
-        factors: Factor of each of these entries, ``[len(kept)]``; all are 1 if left out.
+    The value :data:`ABSENT` deletes it. Of a parameter, the entries ``kept`` along ``dim`` stay, in place of a value;
+    each has a factor, ``[len(kept)]``, or 1.
     """
 
     owner: Any
@@ -126,10 +118,7 @@ def plan_entries(owner: nn.Module, name: str, kept: Sequence[int], *, dim: int, 
 
 
 def apply_edits(edits: Iterable[Edit]) -> list[Undo]:
-    """Apply edits in place, in order, and return the functions for :func:`undo_edits`, which hold removed entries.
-
-    After an error, the model is as before.
-    """
+    """Apply edits in place, or none after an error, and return the functions for :func:`undo_edits`."""
     done: list[Undo] = []
     try:
         for edit in edits:

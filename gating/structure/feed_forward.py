@@ -187,13 +187,7 @@ class FeedForwardBlock(Block):
 
 @dataclass(frozen=True)
 class ExpertsBlock(FeedForwardBlock):
-    """The experts of a layer as one feed-forward block; a group is the same neurons in each of them.
-
-    Attributes:
-        name: Dotted name of the module of the experts.
-        module: The module of the experts.
-        spec: The layout of its parameters.
-    """
+    """The experts of a layer as one feed-forward block; a group is the same neurons in each of them."""
 
     spec: ExpertsSpec
 

@@ -21,12 +21,7 @@ class Handle(Protocol):
 
 @dataclass(frozen=True)
 class Hooks:
-    """Hooks that are removed together, and a function that tidies up behind them.
-
-    Attributes:
-        hooks: Handles of the hooks.
-        tidy: Function that is called once they are removed.
-    """
+    """Hooks that are removed together, and a function that tidies up behind them."""
 
     hooks: Sequence[Handle]
     tidy: Callable[[], None] | None = None

@@ -19,10 +19,7 @@ Value = TypeVar("Value")
 
 
 def iter_blocks(model: nn.Module, *units: UnitName, group_size: int | None = None) -> Iterator[Block]:
-    """Yield the blocks of a model with a known layout that have one of some units, or any; attention blocks first.
-
-    Nothing is checked; the arguments are those of ``iter_feed_forward_blocks``.
-    """
+    """Yield the blocks of a known layout that have one of some units, or any, unchecked; attention blocks first."""
     if not units or "heads" in units:
         yield from iter_attention_blocks(model)
     if not units or "neurons" in units:
@@ -36,13 +33,9 @@ def count_units(model: nn.Module, unit: UnitName) -> int:
 
 @dataclass(frozen=True)
 class LayerList:
-    """A list of layers that a model calls one after another.
+    """A list of layers that a model calls one after another, with the blocks of each.
 
-    Attributes:
-        name: Dotted name, relative to the model without its task head, as names of blocks are.
-        full_name: Dotted name in the model.
-        layers: The list.
-        blocks: Attention and feed-forward blocks of each layer.
+    The ``name`` is relative to the model without its task head, as names of blocks are; the ``full_name`` is not.
     """
 
     name: str
@@ -119,11 +112,8 @@ def original_rows(
 ) -> Iterator[tuple[str, Value]]:
     """Yield values of blocks by their names in the original model, with those of layers that left in their places.
 
-    Args:
-        record: The result of :func:`layers_record`.
-        unit: The unit of the blocks, ``heads`` or ``neurons``.
-        rows: Names and values of the present blocks.
-        removed: Function that returns the value of a block that left, from its former number of units.
+    The ``record`` is of :func:`layers_record`; ``removed`` makes the value of a block that left of its former number of
+    units.
     """
     named = [(dense_name(record, name), value) for name, value in rows]
     gone = [(name, removed(size)) for name, size in record.get(unit, {}).items()]

@@ -242,11 +242,7 @@ def _shifts_labels(module: nn.Module) -> bool:
 
 
 def _check_tokenizer(teacher: nn.Module, tokenizer: Any) -> None:
-    """Check that the tokenizer in the folder of a teacher, if there is one, has the vocabulary of the student's.
-
-    Raises:
-        InputError: The same tokens have other numbers.
-    """
+    """Check that the tokenizer in the folder of a teacher, if there is one, has the vocabulary of the student's."""
     folder = Path(str(getattr(teacher, "name_or_path", "") or "/nowhere"))
     if not isinstance(tokenizer, PreTrainedTokenizerBase) or not (folder / "tokenizer_config.json").is_file():
         return
@@ -262,11 +258,7 @@ def _check_tokenizer(teacher: nn.Module, tokenizer: Any) -> None:
 def _check_fits(
     teacher: nn.Module, student: nn.Module, batch: Mapping[str, Any], *, distillation: Distillation
 ) -> None:
-    """Check that a teacher has the same classes, and outputs of the same shapes, as a student.
-
-    Raises:
-        InputError: It has other classes or outputs, or weights of the student, or does not run on the batch.
-    """
+    """Check that a teacher has the student's classes and shapes of outputs, and none of its weights."""
     own = {id(parameter) for parameter in student.parameters()}
     if any(id(parameter) in own for parameter in teacher.parameters()):
         raise InputError(
@@ -296,11 +288,7 @@ def _check_fits(
 
 @torch.no_grad()
 def check_outputs(model: nn.Module, batch: Mapping[str, Any], *, distillation: Distillation) -> dict[str, str]:
-    """Check the outputs of a model that are compared, and return their shapes by name.
-
-    Raises:
-        InputError: It has no logits, or no hidden states.
-    """
+    """Return the shapes of the outputs that are compared, by name; refuse a model without them."""
     options = {"output_hidden_states": True} if distillation.hidden_weight else {}
     # Some models draw random numbers in evaluation, too.
     with evaluating(model), torch.random.fork_rng():
