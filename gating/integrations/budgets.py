@@ -11,7 +11,6 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from gating.errors import InputError
 from gating.gates import HeadGates
 from gating.integrations.wrappers import adapter_config, base_model, is_sentence_model, merged
 from gating.objectives import ExactBudget, Objective
@@ -22,20 +21,13 @@ from gating.pruning.latency_costs import NUM_PASSES, budget_for_speedup, kept_fo
 _SHARE_OF_CHOICE = 0.3
 
 
-def check_budget(**budgets: object) -> None:
-    """Raise ``InputError`` unless exactly one budget is given."""
-    if sum(value is not None for value in budgets.values()) != 1:
-        given = ", ".join(f"{name}={value}" for name, value in budgets.items() if value is not None) or "none"
-        raise InputError(f"Give one of {', '.join(f'{name}=' for name in budgets)}, got {given}.")
-
-
 def measured_budget(trainer: Any, speedup: float, gate_options: Mapping[str, Any]) -> Objective:
     """Return the objective of a speed-up, measured by the first process."""
     batch, measured = _model_batch(trainer), None
     if trainer.args.process_index == 0:
         model = merged(trainer.model if adapter_config(trainer.model) is None else deepcopy(trainer.model))
-        shape = describe_batch(batch)
-        print(f"Compact copies are timed on this device: {shape}, for at most {MAX_SECONDS:.0f} s ...", flush=True)
+        words = f"{describe_batch(batch)}, for at most {MAX_SECONDS:.0f} s"
+        print(f"Compact copies are timed on this device: {words} ...", flush=True)
         measured = budget_for_speedup(model, batch, speedup=speedup, **gate_options).measured
     objective = ExactBudget()
     objective.take_measured(broadcast_object_list([measured])[0])
@@ -43,31 +35,20 @@ def measured_budget(trainer: Any, speedup: float, gate_options: Mapping[str, Any
 
 
 def kept_at_speedup(trainer: Any, model: PreTrainedModel, gates: HeadGates, speedup: float) -> tuple[Tensor, float]:
-    """Return the gates that stay for a speed-up, ``[num_gates]``, and the speed-up that is measured with them.
-
-    Copies of the model, which has no adapters, are timed, and the budget of :func:`measured_budget` is moved until the
-    choice has the speed-up.
-    """
+    """Return the gates that stay for a speed-up, ``[num_gates]``, and the speed-up of a model without adapters."""
     objective: Any = gates.objective
     batch, found = _model_batch(trainer), None
     if trainer.args.process_index == 0:
         budget = TimeBudget(MAX_SECONDS)
         with gates.detached():
             batch = budget.fit(model, batch, passes=NUM_PASSES)
-            shape = describe_batch(batch)
-            print(f"Compact copies are timed until one is {speedup} times as fast: {shape} ...", flush=True)
+            print(f"Copies are timed until one is {speedup} times as fast: {describe_batch(batch)} ...", flush=True)
             with budget.stage() as seconds:
                 timer = CopyTimer(model, batch, seconds=seconds)
-
-                def measure(kept: Tensor) -> tuple[float, float, bool]:
-                    timed = timer.time_kept(gates, kept, share=_SHARE_OF_CHOICE)
-                    return timed.speedup, timed.error, timer.affordable <= 1
-
-                choose, keep = partial(objective.kept_at, gates), objective.measured["keep"]
-                kept = kept_for_speedup(choose, measure, speedup=speedup, keep=keep)
-        reached = min((one.speedup for one in timer.timed), key=lambda one: abs(one / speedup - 1))
-        print(f"The choice is {reached:.2f} times as fast ({timer.words}).", flush=True)
-        found = kept.cpu(), reached
+                choose = partial(objective.kept_at, gates)
+                measure = partial(timer.try_choice, gates, share=_SHARE_OF_CHOICE)
+                kept = kept_for_speedup(choose, measure, speedup=speedup, keep=objective.measured["keep"])
+        found = kept.cpu(), timer.print_closest(speedup)
     shared: tuple[Tensor, float] = broadcast_object_list([found])[0]
     return shared
 

@@ -41,20 +41,14 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 
 def find_checkpoint(resume: str | bool | None, output_dir: Path) -> tuple[Path | None, Path | None]:
-    """Return the folder of the recovery to resume, and the checkpoint: None for the search, and for a new phase.
-
-    ``resume`` is a path, or True for the last complete checkpoint of a training in ``output_dir``.
-    """
+    """Return the folder of the recovery to resume, and the checkpoint: None for the search, and for a new phase."""
     if not resume:
         return None, None
     folder = output_dir / _RECOVERY if resume is True else Path(resume).parent
     recovery = folder if (folder / _START).is_dir() else None
     last = _last_checkpoint(recovery or output_dir) if resume is True else Path(resume)
     if last is None and recovery is None:
-        raise FileNotFoundError(
-            f"There is no checkpoint in args.output_dir={output_dir} to resume from: call train() without "
-            "resume_from_checkpoint=True."
-        )
+        raise FileNotFoundError(f"There is no checkpoint in args.output_dir={output_dir} to resume from.")
     if last is not None and not (last / OPTIMIZER_NAME).is_file():
         raise InputError(f"{last} has no {OPTIMIZER_NAME}: it was written with save_only_model=True.")
     return recovery, last
@@ -102,13 +96,13 @@ def save_start(output_dir: Path, compact: PreTrainedModel, state: Mapping[str, A
 
 
 def load_start(folder: Path, model: nn.Module, gates: HeadGates) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Make a model with gates the one that a recovery in a folder began with, in place: its settings stay.
+    """Make a model with gates the one that a recovery began with, in place; return it without adapters, and the state.
 
-    Returns the compact model without adapters, and the state; raises ``InputError`` for the recovery of another model.
+    Its settings stay. The recovery of another model is an ``InputError``.
     """
     state, saved = read_state(folder), load_compact(folder / _START)
-    gates.remove()
     compact = merged(model)
+    gates.remove()
     remove_recorded(compact, getattr(saved.config, RECORD_KEY))
     compact.load_state_dict(saved.state_dict())
     return compact, state

@@ -26,7 +26,6 @@ from gating.integrations.wrappers import (
     own_names,
     use_model,
     with_new_adapters,
-    without_autocast,
 )
 from gating.objectives.parameter_groups import gate_groups
 from gating.objectives.search import Search
@@ -41,20 +40,14 @@ _OF_LAYER = re.compile(r"gates/\w+_\d+/")
 class GatedPhases(_Base):  # type: ignore[misc]
     """Methods of a trainer that train gates beside the weights as long as it has a search, and begin the recovery."""
 
-    # None after the removal.
-    search: Search | None = None
+    search: Search | None = None  # None after the removal.
     teacher: Teacher | None = None
     speedup: float | None = None
-    # Configuration of the adapters of PEFT; None without them.
-    _adapters: Any = None
-    # Steps of the recovery, once it has begun.
-    _recovery_steps = 0
-    # Callbacks that wait for the recovery.
-    _early_stopping: Sequence[EarlyStoppingCallback] = ()
-    # Names of the weights that are frozen in the search.
-    _frozen: frozenset[str] = frozenset()
-    # Attributes of transformers' Trainer.
-    args: Any
+    _adapters: Any = None  # Configuration of those of PEFT.
+    _recovery_steps = 0  # 0 before the recovery, too.
+    _early_stopping: Sequence[EarlyStoppingCallback] = ()  # They wait for the recovery.
+    _frozen: frozenset[str] = frozenset()  # Names of weights.
+    args: Any  # This and the next are of transformers' Trainer.
     model: Any
     optimizer: Any
     lr_scheduler: Any
@@ -75,9 +68,8 @@ class GatedPhases(_Base):  # type: ignore[misc]
         if len(groups) > 1 and "maximize" not in optimizer.defaults:
             self.optimizer = None
             raise InputError(
-                f"{type(self.search.objective).__name__} trains multipliers by gradient ascent, and "
-                f"{type(optimizer).__name__} has no option maximize: choose an optimizer of torch, such as "
-                "args.optim='adamw_torch'."
+                f"{type(self.search.objective).__name__} trains multipliers, and {type(optimizer).__name__} has no "
+                "option maximize: choose an optimizer of torch, such as args.optim='adamw_torch'."
             )
         for group in groups:
             optimizer.add_param_group(group)
@@ -85,6 +77,8 @@ class GatedPhases(_Base):  # type: ignore[misc]
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """Return the batches of a step and the number of their targets; count their examples in this process."""
+        # Trainers leave the gradients of gates, and older ones those of losses.
+        self.optimizer.zero_grad()
         batches, number = super().get_batch_samples(*args, **kwargs)
         self.examples_of_step = sum(find_batch_size(batch) or 1 for batch in batches)
         return batches, number
@@ -182,7 +176,7 @@ class GatedPhases(_Base):  # type: ignore[misc]
         """Make the model of this trainer the one that a recovery in a folder began with."""
         assert self.search is not None
         unfreeze(self.model, self._frozen)
-        compact, state = load_start(folder, without_autocast(self.model), self.search.gates)
+        compact, state = load_start(folder, self.model, self.search.gates)
         load_other_weights(self.model, self._losses, state["others"])
         self._begin_recovery(compact, state)
 
@@ -236,16 +230,6 @@ class TrainerSearchEnd(TrainerCallback):
             control.should_save = control.should_save or args.save_strategy == SaveStrategy.STEPS
 
 
-class ClearedGradients(TrainerCallback):
-    """Callback that clears all gradients before a step: trainers leave those of gates, and older ones of losses."""
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Clear them."""
-        for group in kwargs["optimizer"].param_groups:
-            for parameter in group["params"]:
-                parameter.grad = None
-
-
 class RemovedFirst(TrainerCallback):
     """Callback that evaluates the removed model before the recovery, and saves it as the best one so far."""
 
@@ -269,14 +253,12 @@ def check_trainer(trainer: Trainer, *, recovery: float, has_adapters: bool) -> N
         f"recovery={recovery} is not a share of the steps: give a number from 0 to below 1.": not 0 <= recovery < 1,
         "optimizers= has no learning rate for gates, and parameters that will be gone: give args.optim, or "
         "optimizer_cls_and_kwargs=(cls, options).": trainer.optimizer or trainer.lr_scheduler,
-        "Heads are removed from whole weights, and FSDP and DeepSpeed shard them: start the script with torchrun or "
-        "accelerate launch for data-parallel training (DDP), or train by train.py with trainer=fsdp.": (
+        "Heads are removed from whole weights, which FSDP and DeepSpeed shard: use DDP, or train.py trainer=fsdp.": (
             trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
         ),
-        f"{trainer.args.n_gpu} GPUs in one process would get copies of the model without its gates (nn.DataParallel): "
-        "start the script with torchrun, or choose one GPU with CUDA_VISIBLE_DEVICES.": trainer.args.n_gpu > 1,
-        f"{type(trainer).__name__} would take the trained model without its adapters as the reference, which loses its "
-        "heads: give ref_model=..., a copy of the model before the training.": has_adapters and not has_reference,
+        "nn.DataParallel loses the gates: use torchrun, or one GPU by CUDA_VISIBLE_DEVICES.": trainer.args.n_gpu > 1,
+        f"{type(trainer).__name__} would take the model itself as the reference, which loses its heads: give "
+        "ref_model=..., a copy of the model before the training.": has_adapters and not has_reference,
     }
     for problem, is_present in problems.items():
         if is_present:

@@ -20,7 +20,6 @@ from gating.proof.outputs import evaluating
 _LABELS = ("label", "labels", "score", "scores")
 # Examples of a step, least number of steps of a training, largest number of epochs above it, and tokens of a text.
 _BATCH_SIZE, _LEAST_STEPS, _EPOCHS, _LENGTH = 16, 200, 3, 512
-_CLASSIFIER = "ForSequenceClassification"
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -37,9 +36,8 @@ def prune(
 ) -> Model:
     """Return a compact copy of a classifier, a decoder or a ``SentenceTransformer``, trained on some texts.
 
-    A decoder learns the next tokens. Others learn from the labels in the data; without labels, a classifier learns its
-    own logits, and an embedding model its own embeddings of the texts. Heads and neurons have gates, and with
-    ``num_heads`` heads alone. For anything else, call a trainer, such as :class:`gating.integrations.GatedTrainer`.
+    A decoder learns the next tokens. Others learn from labels or, without them, from their own logits or embeddings.
+    Heads and neurons have gates, and with ``num_heads`` heads alone. For anything else, call a trainer.
 
     Args:
         model: The dense model; unchanged, but for its device.
@@ -53,8 +51,7 @@ def prune(
 
     Raises:
         TypeError: The data are neither a list of texts nor a ``datasets.Dataset``.
-        ValueError: Not one budget is given, or it cannot be reached; the model is of another kind, such as T5; or a
-            text or label is missing or none of the model.
+        ValueError: The budget, the kind of the model, a text or a label cannot be used.
     """
     budget = {"speedup": speedup, "keep": keep, "num_heads": num_heads}
     data, base, is_embedder = _as_table(data), base_model(model), is_sentence_model(model)
@@ -62,12 +59,10 @@ def prune(
     kind, decodes = base.config.model_type, getattr(base.config, "is_decoder", True)
     reads_both = base.config.is_encoder_decoder or (kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not decodes)
     is_decoder = base.can_generate() and not reads_both
-    is_classifier = any(cls.__name__.endswith(_CLASSIFIER) for cls in type(base).__mro__)
+    is_classifier = any(cls.__name__.endswith("ForSequenceClassification") for cls in type(base).__mro__)
     if not (hasattr(model, "encode") if is_embedder else is_decoder or is_classifier):
-        raise InputError(
-            f"gating.prune trains classifiers of texts, decoders and SentenceTransformers: for a {type(model).__name__}"
-            ", call a trainer of gating.integrations."
-        )
+        kinds = "classifiers of texts, decoders and SentenceTransformers"
+        raise InputError(f"gating.prune trains {kinds}: for a {type(model).__name__}, call a trainer.")
     units = "heads" if num_heads is not None else ["heads", "neurons"]
     options = {"gate_options": {"units": units}, **budget, **options}
     # It teaches the copy, or embeds the texts.
@@ -106,8 +101,7 @@ def _as_table(data: Any) -> Any:
         raise InputTypeError(f"data= takes a list of texts or a datasets.Dataset, got {shorten(repr(data))}.")
     texts = _texts_of(data)
     if not texts or not len(data) or any(None in data[name] for name in texts):
-        rows = f"{len(data)} rows with the columns {', '.join(data.column_names)}"
-        raise InputError(f"data= has rows without a text, or no column of texts: {rows}.")
+        raise InputError(f"data= has rows without a text, or no column of texts: {', '.join(data.column_names)}.")
     return data
 
 
@@ -154,10 +148,8 @@ def _with_classes(data: Any, name: str, config: Any) -> Any:
         return data
     numbers = {**config.label2id, **{number: number for number in (*range(config.num_labels), -100)}}
     if unknown := [label for label in data[name] if label not in numbers]:
-        raise InputError(
-            f"data= has the label {unknown[0]!r}, which is no class of the model ({', '.join(config.label2id)}) or its "
-            "number: correct it, or load the model with num_labels=."
-        )
+        classes = ", ".join(config.label2id)
+        raise InputError(f"data= has the label {unknown[0]!r}, which is no class of the model ({classes}).")
     return data.remove_columns(name).add_column("labels", [numbers[label] for label in data[name]])
 
 

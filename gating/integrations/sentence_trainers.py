@@ -9,8 +9,7 @@ class GatedSentenceTransformerTrainer(GatedTrainerMixin, SentenceTransformerTrai
     """sentence-transformers' trainer of embedding models with gates: search, removal of heads, and recovery.
 
     Gates are put on the transformer inside of the model; pooling and other modules stay. The compact folder loads by
-    ``SentenceTransformer(folder, trust_remote_code=True)``. Without labels, a model learns from the embeddings of a
-    dense one, in the column ``label``, by :class:`gating.embedding.losses.EmbeddingDistance`.
+    ``SentenceTransformer(folder, trust_remote_code=True)``.
     """
 
 

@@ -26,19 +26,15 @@ def teacher_for(
     *,
     is_frozen: bool,
 ) -> Teacher | None:
-    """Return the teacher that the arguments of a trainer give, whose model can learn from it; None without one.
-
-    With weights that are frozen in the search, ``is_frozen``, the model itself can be the teacher: None, too.
-    """
+    """Return the teacher that the arguments of a trainer give; None without one, or if it is the model itself."""
     if teacher is None and distillation is None:
         return None
     _check_loss(trainer)
-    if teacher is None and is_frozen:
-        return None
     if teacher is None:
+        if is_frozen:
+            return None
         raise InputError(
-            "distillation= needs a teacher: give teacher=, a dense model that was fine-tuned on this data, or its "
-            "folder. With freeze_weights=True, the model itself is the teacher."
+            "distillation= needs a teacher: give teacher=, a dense model fine-tuned on this data, or its folder."
         )
     made, student = Teacher(teacher, distillation=distillation), base_model(trainer.model)
     made.check(student, make_probe(student), tokenizer=trainer.processing_class)
@@ -47,17 +43,13 @@ def teacher_for(
 
 def _check_loss(trainer: Any) -> None:
     """Raise ``InputError`` for a trainer with another loss than that of labels, which would not be learned then."""
-    of_trl = {
-        cls.__name__
-        for cls in type(trainer).__mro__
-        if cls.__module__.startswith("trl.") and "compute_loss" in vars(cls)
-    }
+    classes = [cls for cls in type(trainer).__mro__ if cls.__module__.startswith("trl.")]
+    of_trl = {cls.__name__ for cls in classes if "compute_loss" in vars(cls)}
     is_other = of_trl - {_OF_LABELS} or (of_trl and trainer.args.loss_type != "nll")
     if is_sentence_model(trainer.model) or is_other:
         raise InputError(
-            f"{type(trainer).__name__} has another loss than that of labels, or a teacher of its own: leave out "
-            "teacher= and distillation=. Give loss= of sentence-transformers, such as MSELoss, ref_model= of TRL, or "
-            "loss_type='nll' of its SFTTrainer."
+            f"{type(trainer).__name__} has another loss than that of labels: leave out teacher= and distillation=. "
+            "Give loss= of sentence-transformers, ref_model= of TRL, or loss_type='nll' of its SFTTrainer."
         )
 
 
@@ -66,8 +58,7 @@ def taught_loss(
 ) -> tuple[Tensor, Any]:
     """Return the loss of a batch with that of the trainer's teacher, a scalar, and the outputs.
 
-    ``compute_loss`` is the method of the class that the gates were added to, and ``num_items_in_batch`` the number of
-    targets of the step, or None. Raises ``InputError`` if the loss is returned without the outputs.
+    ``compute_loss`` is the method of the class that the gates were added to.
     """
     if getattr(compute_loss, "__qualname__", "") == f"{_OF_LABELS}.compute_loss":
         # It computes the loss without logits. It is that of the model.
@@ -83,8 +74,8 @@ def taught_loss(
     has_logits = any(getattr(outputs[name], "requires_grad", False) for name in LOGITS if name in outputs)
     if teacher.distillation.weight and not has_logits:
         raise InputError(
-            f"compute_loss of {type(trainer).__name__} returns no logits with a gradient, which distillation= compares "
-            "with a teacher's: return the outputs of model(**inputs) with the loss, and leave out use_liger_kernel."
+            f"compute_loss of {type(trainer).__name__} returns no logits with a gradient, for distillation=: return "
+            "the outputs of model(**inputs) with the loss, and leave out use_liger_kernel."
         )
     with trainer.accelerator.autocast():
         mixed = teacher.loss(loss, outputs, inputs, model=trainer.model, answers=answers, factors=shares)
@@ -92,10 +83,7 @@ def taught_loss(
 
 
 def is_added_up(trainer: Any, num_items_in_batch: Any) -> bool:
-    """Return whether losses of the batches of a step are added up: those divided by its number of items.
-
-    Others are averaged.
-    """
+    """Return whether losses of the batches of a step are added up, and not averaged."""
     is_scaled = getattr(trainer, "loss_is_scaled_for_ga", None)  # Not in older versions of transformers.
     if is_scaled is not None:
         return bool(is_scaled)
@@ -106,10 +94,7 @@ def is_added_up(trainer: Any, num_items_in_batch: Any) -> bool:
 def _shares(
     trainer: Any, inputs: dict[str, Any], num_items_in_batch: Any
 ) -> tuple[Tensor | None, tuple[Tensor | float, float]]:
-    """Return the number of targets of a batch, where the trainer counts those of its step, and the batch's shares.
-
-    They are those of the targets and of the examples; 1 where the trainer averages the batches of a step.
-    """
+    """Return the number of targets of a batch, if the trainer counts them, and its shares of targets and examples."""
     is_added = is_added_up(trainer, num_items_in_batch)
     of_examples = (find_batch_size(inputs) or 1) / trainer.examples_of_step if is_added else 1.0
     labels = None if num_items_in_batch is None else trainer.teacher.labels(inputs)

@@ -14,22 +14,14 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import TrainOutput
 
 from gating.compact.save import save_compact
-from gating.errors import OperationError
+from gating.errors import InputError, OperationError
 from gating.gates import HeadGates, inject_gates
 from gating.gates.attachment import freeze, unfreeze
-from gating.integrations.budgets import check_budget, kept_at_speedup, measured_budget
+from gating.integrations.budgets import kept_at_speedup, measured_budget
 from gating.integrations.checkpoints import find_checkpoint, read_state, save_start, set_aside
-from gating.integrations.phases import ClearedGradients, GatedPhases, TrainerSearchEnd, check_trainer
+from gating.integrations.phases import GatedPhases, TrainerSearchEnd, check_trainer
 from gating.integrations.teaching import teacher_for
-from gating.integrations.wrappers import (
-    adapter_config,
-    base_model,
-    hook_passes,
-    is_sentence_model,
-    merged,
-    other_weights,
-    without_autocast,
-)
+from gating.integrations.wrappers import adapter_config, base_model, hook_passes, merged, other_weights
 from gating.objectives import ExactBudget, Objective
 from gating.objectives.distillation import Distillation
 from gating.objectives.search import Convergence, Search
@@ -45,12 +37,9 @@ class GatedTrainerMixin(GatedPhases):
     """Gates for transformers' Trainer and those made from it: ``class GatedSFT(GatedTrainerMixin, trl.SFTTrainer)``.
 
     The first ``train()`` is the search: weights and gates are trained together for ``1 - recovery`` of the steps that
-    the training arguments give. Then :meth:`finalize` removes the closed units and saves the compact model in
-    ``output_dir/recovery/start``. From here on this is an ordinary trainer of it: a second ``train()``, the recovery,
-    trains for the other steps, if there are any, in ``output_dir/recovery``. :meth:`train_and_compact` does all of it,
-    and ``resume_from_checkpoint=True`` resumes either phase.
-
-    The best model and early stopping are those of the recovery.
+    the training arguments give. Then :meth:`finalize` removes the closed units. A second ``train()``, the recovery,
+    trains the compact model for the other steps, in ``output_dir/recovery``, as an ordinary trainer: the best model
+    and early stopping are those of the recovery. :meth:`train_and_compact` does all of it.
 
     Attributes:
         speedup: Time of the dense model over that of the compact one, measured by :meth:`finalize` with ``speedup=``.
@@ -78,8 +67,7 @@ class GatedTrainerMixin(GatedPhases):
         Args:
             args: Arguments of the trainer.
             objective: Objective that closes gates; or give one of the three next budgets.
-            speedup: Time of the dense model over that of the compact one, measured on this device with the first batch.
-                Heads and neurons have gates, unless ``gate_options`` has ``units``.
+            speedup: Time of the dense model over that of the compact one, measured here; neurons have gates, too.
             keep: Share of the gated units that stays.
             num_heads: Number of heads that stay.
             recovery: Share of the steps after the removal; by default 0.25, and 0 with gates on heads alone, unless
@@ -88,8 +76,7 @@ class GatedTrainerMixin(GatedPhases):
             multiplier_lr: Constant learning rate of the objective's multipliers, if it has any.
             gate_options: Arguments of :func:`gating.inject_gates`, such as ``{"units": ["heads", "neurons"]}``.
             convergence: Criterion that ends the search early; None for a search of all its steps.
-            freeze_weights: Whether the search trains the gates alone, or gates and adapters. The recovery trains the
-                weights, or the adapters if the model has any.
+            freeze_weights: Whether the search trains the gates alone, or gates and adapters.
             distillation: Loss with which the model also learns from a teacher, by default ``Distillation()``. With
                 ``freeze_weights`` and without ``teacher``, the gates learn from the model with all of them open.
             teacher: A dense model that was fine-tuned for the same task, or its folder, or its name on the hub.
@@ -99,7 +86,8 @@ class GatedTrainerMixin(GatedPhases):
             FileNotFoundError: The folder of the teacher is missing.
             InputError: An argument, the model, the teacher or the strategy of the training cannot be used with gates.
         """
-        check_budget(objective=objective, speedup=speedup, keep=keep, num_heads=num_heads)
+        if sum(budget is not None for budget in (objective, speedup, keep, num_heads)) != 1:
+            raise InputError("Give one of objective=, speedup=, keep= and num_heads=.")
         self._rates = {"gate_lr": gate_lr, "multiplier_lr": multiplier_lr}
         self._wanted_speedup, options = speedup, dict(gate_options or {})
         if speedup is not None:
@@ -118,13 +106,11 @@ class GatedTrainerMixin(GatedPhases):
         elif objective is None:
             objective = ExactBudget(keep=keep, num_heads=num_heads)
         self.search = self._search_with(objective, convergence, is_frozen=freeze_weights, gate_options=options)
-        if is_sentence_model(self.model):
-            hook_passes(self._losses, self.model, self.gates)
+        hook_passes(self._losses, self.model, self.gates)
         if distillation is not None and self.teacher is None:
             self.teacher = Teacher(OpenTeacher(base_model(self.model), self.gates), distillation=distillation)
         self._search_end = TrainerSearchEnd(self.search, recovery=recovery)
         self.add_callback(self._search_end)
-        self.add_callback(ClearedGradients)
 
     @property
     def gates(self) -> HeadGates:
@@ -189,14 +175,12 @@ class GatedTrainerMixin(GatedPhases):
         assert search is not None
         if search.reason is None:
             done = f"{self.state.global_step} of {self._search_end.num_steps or 'its'} steps are done"
-            raise OperationError(
-                f"No heads are removed before the search is complete: {done}. Call train(), or "
-                "train(resume_from_checkpoint=True) after an interruption."
-            )
+            raise OperationError(f"No heads are removed before the search is complete: {done}. Call train().")
         chosen = search.kept() if kept is None else kept
-        model = merged(without_autocast(self.model))
+        model = merged(self.model)
         if kept is None and self._wanted_speedup is not None:
             chosen, self.speedup = kept_at_speedup(self, model, gates, self._wanted_speedup)
+            self.log({"speedup": self.speedup})
         # Weights have their names in the dense model until layers leave it.
         unfreeze(self.model, self._frozen)
         try:
@@ -206,8 +190,6 @@ class GatedTrainerMixin(GatedPhases):
             if self._frozen:
                 freeze(self.model)
             raise
-        if self.speedup is not None:
-            self.log({"speedup": self.speedup})
         if report.unproven and self.args.should_save:
             warnings.warn(f"{unproven_note(report.unproven)}.", stacklevel=2)
         steps, total = self._search_end.num_steps, self.state.max_steps
@@ -258,7 +240,7 @@ class GatedTrainerMixin(GatedPhases):
         if self._recovery_steps and step < last and not is_early:
             raise OperationError(
                 f"The recovery was stopped after {step} of {last} steps, nothing is saved: make the trainer anew and "
-                "call train_and_compact(..., resume_from_checkpoint=True), or save this model by save_compact()."
+                "resume, or call save_compact()."
             )
         return self.save_compact(output_dir, overwrite=overwrite, stock=stock, probe=probe)
 
@@ -274,7 +256,7 @@ class GatedTrainerMixin(GatedPhases):
         """Return the compact model in evaluation mode, its adapters merged; ``OperationError`` before the removal."""
         if self.search is not None:
             raise OperationError("The model still has gates: call finalize() before it is saved as a compact model.")
-        self._use_model(merged(without_autocast(self.model)))
+        self._use_model(merged(self.model))
         return self.model.eval()
 
     def _search_with(

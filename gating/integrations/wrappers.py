@@ -36,15 +36,14 @@ def adapter_config(model: nn.Module) -> Any:
     configs: dict[str, Any] = model.peft_config  # type: ignore[assignment]
     config = next(iter(configs.values()))
     if len(configs) != 1 or not hasattr(model, "merge_and_unload") or config.is_prompt_learning:
-        raise InputError(
-            f"The adapters {', '.join(configs)} cannot be merged into the weights, which the removal of heads needs: "
-            "train with one of a kind that can, such as LoRA."
-        )
+        names = ", ".join(configs)
+        raise InputError(f"The adapters {names} cannot be merged into the weights: use one that can, such as LoRA.")
     return config
 
 
 def merged(model: nn.Module) -> PreTrainedModel:
-    """Merge the adapters of a model into its weights, in place, and return the model without them."""
+    """Return a model without autocast and wrappers, its adapters merged into its weights in place."""
+    model = without_autocast(model)
     return base_model(merge_adapters(model) if hasattr(model, "get_base_model") else model)
 
 
@@ -77,10 +76,7 @@ def without_autocast(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def own_names(model: nn.Module) -> Iterator[None]:
-    """Save weights in a ``with`` block by their names in memory, by which trainers load their checkpoints.
-
-    transformers would write names of the file that the model was loaded from, such as ``LayerNorm.gamma``.
-    """
+    """Save weights in a ``with`` block by their names in memory, not by those of their file, ``LayerNorm.gamma``."""
     base: Any = base_model(model)
     conversions = vars(base).get("_weight_conversions")
     base._weight_conversions = []
@@ -105,20 +101,15 @@ def _holder_of(model: nn.Module) -> Any:
 
     found = [module for module in model.modules() if isinstance(module, Transformer)]
     if len(found) != 1:
-        raise InputError(
-            f"The {type(model).__name__} has {len(found) or 'no'} transformers, as one with a Router: gates are put "
-            "on models with one."
-        )
+        number = len(found) or "no"
+        raise InputError(f"The {type(model).__name__} has {number} transformers, as one with a Router; gates need one.")
     return found[0]
 
 
 def hook_passes(losses: Mapping[str, nn.Module], model: nn.Module, gates: HeadGates) -> None:
-    """Begin a pass of gates with each call of a loss, so that all texts of a step meet the same sample.
-
-    The package skips the hooks of the gates. With losses that cache gradients, which compute each embedding a second
-    time in the backward pass, each call of the transformer is a pass.
-    """
-    holders = list(losses.values())
+    """Begin a pass of gates with each call of a loss, for all its texts: sentence-transformers skips their hooks."""
+    holders = list(losses.values()) if is_sentence_model(model) else []
+    # Losses that cache gradients compute each embedding a second time in the backward pass.
     if any(getattr(module, "uses_gradient_cache", False) for loss in holders for module in loss.modules()):
         holders = [_holder_of(model)]
     for holder in holders:
@@ -137,10 +128,7 @@ def use_model(losses: Mapping[str, nn.Module], model: nn.Module) -> None:
 
 
 def other_weights(model: nn.Module, losses: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """Return the tensors of a training beside those of the transformer: of other modules of the model, and of losses.
-
-    The checkpoints of sentence-transformers do not have those of losses. Other models have none.
-    """
+    """Return the tensors of other modules of a sentence model than the transformer, and of losses."""
     if not is_sentence_model(model):
         return {}
     parts = nn.ModuleDict({"model": model, **{f"loss {name}": loss for name, loss in losses.items()}})

@@ -160,6 +160,17 @@ class CopyTimer:
         drop_passing_layers(compact, self._batch)
         return self.time(compact, share=share)
 
+    def try_choice(self, gates: HeadGates, kept: Tensor, *, share: float) -> tuple[float, float, bool]:
+        """Return the speedup with some gates kept, its error, and whether there is no time for another copy."""
+        found = self.time_kept(gates, kept, share=share)
+        return found.speedup, found.error, self.affordable <= 1
+
+    def print_closest(self, speedup: float) -> float:
+        """Print the speedup so far that is closest to a wanted one, and return it."""
+        reached = min((one.speedup for one in self.timed), key=lambda one: abs(one / speedup - 1))
+        print(f"The choice is {reached:.2f} times as fast ({self.words}).", flush=True)
+        return reached
+
     def time(self, compact: nn.Module, *, share: float = 1.0) -> LatencyComparison:
         """Time a copy and the model in turns, in evaluation mode and without gradients.
 

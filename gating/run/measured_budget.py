@@ -102,8 +102,7 @@ def kept_at_speedup(run: Run, objective: KeepsBudget, gates: HeadGates) -> Tenso
             reached = 0.0, 0.0, True
             if timer is not None:
                 with without_gates():
-                    found = timer.time_kept(gates, kept, share=_SHARE_OF_CHOICE)
-                reached = found.speedup, found.error, timer.affordable <= 1
+                    reached = timer.try_choice(gates, kept, share=_SHARE_OF_CHOICE)
             return broadcast(reached)
 
         with printed_warnings():
@@ -120,5 +119,4 @@ def _timer_after_search(run: Run, without_gates: Callable[[], Any], speedup: flo
         title = f"Compact copies are timed until one is {speedup} times as fast"
         with _timer(model, batch, timing, title=title, share=_SHARE_AFTER) as timer:
             yield timer
-    closest = min(timer.timed, key=lambda found: abs(found.speedup / speedup - 1))
-    print(f"The choice is {closest.speedup:.2f} times as fast ({timer.words}).", flush=True)
+    timer.print_closest(speedup)
