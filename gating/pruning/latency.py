@@ -254,7 +254,11 @@ def margin(error: float) -> str:
 
 
 def is_noise(speedup: float, error: float) -> bool:
-    """Return whether a speed-up rounds to 1, or is within two relative standard errors of it, if known."""
+    """Return whether a speed-up rounds to 1, or is within two relative standard errors of it, if known.
+
+    >>> is_noise(1.05, 0.03), is_noise(1.05, 0.01), is_noise(1.05, math.inf)
+    (True, False, False)
+    """
     return abs(speedup - 1) < max(0.005, 2 * error if math.isfinite(error) else 0.0)
 
 
