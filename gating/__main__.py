@@ -39,7 +39,8 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if (error.name or "gating").startswith("gating"):
             raise
-        sys.exit(f"error: {error.name} is missing: pip install 'head-gating[train]'")
+        extra = "embeddings" if error.name == "sentence_transformers" else "train"
+        sys.exit(f"error: {error.name} is missing: pip install 'head-gating[{extra}]'")
     except (UserError, OSError) as error:
         sys.exit(f"error: {explain(error)}")
 

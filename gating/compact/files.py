@@ -189,7 +189,7 @@ def read_record(folder: Path) -> dict[str, Any]:
 def check_manifest(folder: Path, described: Mapping[str, Any] | None = None) -> None:
     """Compare the files of a folder with the checksums beside them, and in its configuration, ``described``.
 
-    Warns if a folder that this package saved has none of the model.
+    Warns if a folder that this package saved has none of the model; recipes are compared by their own digests.
     """
     record, beside = (described or {}).get(RECORD_KEY), read_record(folder).get(CHECKSUMS)
     place, own = (RECORD_FILE, beside) if record is None else (CONFIG, record.get(CHECKSUMS))

@@ -4,6 +4,7 @@ For other versions of transformers, the record of a folder has a small batch, an
 had on it when it was saved. Floating-point inputs are stored as shapes and filled with a sine.
 """
 
+import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -21,8 +22,8 @@ from gating.compact.limits import check_finite, check_model
 from gating.compact.load import load_compact
 from gating.compact.stock import StockError, may_be_stock, stock_model
 from gating.errors import InputError, explain, shorten
-from gating.loader.modeling import CANARY, canary_outputs
-from gating.loader.saving import compact_copy, has_lost_units, write_config
+from gating.loader.modeling import CANARY, CONFIG, RECORD_KEY, canary_outputs
+from gating.loader.saving import compact_copy, has_lost_units, write_checksums, write_config
 from gating.proof.outputs import evaluating, max_relative_difference, tolerance_for
 from gating.proof.probe import make_probe
 from gating.proof.prove import ExpectedOutputs
@@ -112,10 +113,10 @@ def save_compact(
     for form in forms:
         try:
             with replacing_folder(place, overwrite=overwrite) as folder:
-                _write(model, folder, tokenizer, stock=form, verify=verify)
+                _write(model, folder, tokenizer, stock=form)
                 write_card(folder / "README.md", model, report, form, repo_id=repo_id)
-                if verify:
-                    check_saved(model, folder, probe=probe)
+                if verify and (canary := check_saved(model, folder, probe=probe)) and not form:
+                    _add_canary(folder, canary)
                 write_manifest(folder)
             break
         except InputError as error:
@@ -129,29 +130,40 @@ def save_compact(
     return place
 
 
-def _write(model: PreTrainedModel, folder: Path, tokenizer: Processor | None, *, stock: bool, verify: bool) -> None:
-    """Write the files of a model and its tokenizer, but no card; with ``verify``, a compact one gets a canary."""
+def _write(model: PreTrainedModel, folder: Path, tokenizer: Processor | None, *, stock: bool) -> None:
+    """Write the files of a model and its tokenizer, but no card."""
     compact = compact_copy(model)
     if stock:
         stock_model(model).save_pretrained(folder)
         if has_lost_units(model):
             write_config(compact, folder / RECORD_FILE)
     else:
-        if verify and (canary := _make_canary(model)):
-            compact.config.head_gating[CANARY] = canary
         compact.save_pretrained(folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
 
 
-def check_saved(model: PreTrainedModel, folder: Path, *, probe: Mapping[str, Tensor] | None = None) -> None:
+def _add_canary(folder: Path, canary: Mapping[str, Any]) -> None:
+    """Write a small batch and outputs into the record of a folder."""
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    config[RECORD_KEY][CANARY] = canary
+    (folder / CONFIG).write_text(json.dumps(config), encoding="utf-8")
+    write_checksums(folder)
+
+
+def check_saved(
+    model: PreTrainedModel, folder: Path, *, probe: Mapping[str, Tensor] | None = None
+) -> dict[str, Any] | None:
     """Load a model from the folder that it was just saved in, and compare weights and outputs.
 
     Equal weights are not enough: some families compute with buffers that are not saved, or with settings of the
     configuration. Equal outputs are not enough either: a batch may leave out a tower. Without a ``probe``, the batch is
     made from the configuration; if that is impossible for the family, weights alone are compared.
+
+    Returns the canary of the folder: those of the given model would be of its own attention and device.
     """
     loaded = _load(model, folder)
+    canary = _make_canary(loaded)
     coarsest = max((parameter.dtype for parameter in model.parameters()), key=lambda dtype: torch.finfo(dtype).eps)
     tolerance = max(SAVED_TOLERANCE, tolerance_for(coarsest))
     _check_weights(model, loaded, tolerance)
@@ -160,7 +172,7 @@ def check_saved(model: PreTrainedModel, folder: Path, *, probe: Mapping[str, Ten
     except ValueError:
         if probe is not None:
             raise
-        return
+        return canary
     with suppress(ValueError, AttributeError):
         # Skip if equal: the setter overwrites every tower.
         if loaded.config._attn_implementation != model.config._attn_implementation:
@@ -169,6 +181,7 @@ def check_saved(model: PreTrainedModel, folder: Path, *, probe: Mapping[str, Ten
         if loaded.config._experts_implementation != model.config._experts_implementation:
             loaded.set_experts_implementation(model.config._experts_implementation)
     check_outputs(model, expected, expected.difference(loaded.to(model.device)))  # type: ignore[arg-type]
+    return canary
 
 
 def check_outputs(model: PreTrainedModel, expected: ExpectedOutputs, difference: float) -> None:

@@ -43,6 +43,12 @@ class Devices(NamedTuple):
 
 def check_devices(trainer: Mapping[str, Any]) -> Devices:
     """Check the trainer's settings, and return the devices that they choose."""
+    for name in ("fast_dev_run", "overfit_batches"):
+        if trainer.get(name):
+            raise InputError(
+                f"trainer.{name}={trainer[name]} replaces the number of steps of each phase, after which heads are "
+                "removed; use debug=fast for a quick run."
+            )
     _check_strategy(trainer.get("strategy", "auto"))
     is_sharded = trainer.get("strategy") == _SHARDED
     precision = str(trainer.get("precision", "32-true"))
@@ -63,6 +69,11 @@ def check_devices(trainer: Mapping[str, Any]) -> Devices:
         raise InputError(
             f"trainer=fsdp cuts the model over several processes, and trainer.devices={trainer['devices']} starts one: "
             "give trainer.devices=2 or more, or use trainer=gpu, or trainer=default on a CPU."
+        )
+    if is_sharded and trainer["accelerator"] == "cpu" and torch.accelerator.is_available():
+        raise InputError(
+            "trainer.accelerator=cpu: transformers puts shards on this machine's GPU. Leave it out, or hide the GPU "
+            "from this command with CUDA_VISIBLE_DEVICES=-1."
         )
     return Devices(num_processes, tried.strategy.root_device, is_sharded)
 

@@ -1,6 +1,7 @@
 """The phases of a trainer with gates: the steps of its search, its checkpoints, and the change to the recovery."""
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -126,6 +127,8 @@ class GatedPhases(_Base):  # type: ignore[misc]
             if self.search is not None:
                 state |= {"search_steps": self._search_end.num_steps, "search": self.search.state_dict()}
             write_state(Path(output_dir or self.args.output_dir), state)
+        elif self.args.should_save and self.search is not None:
+            warnings.warn("The saved model still has gates: call finalize() first for a compact one.", stacklevel=2)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         base, state = base_model(self.model), read_state(Path(resume_from_checkpoint))

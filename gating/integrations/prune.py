@@ -54,6 +54,8 @@ def prune(
         ValueError: The budget, the kind of the model, a text or a label cannot be used.
     """
     budget = {"speedup": speedup, "keep": keep, "num_heads": num_heads}
+    if sum(number is not None for number in budget.values()) != 1:
+        raise InputError(f"Give one of {', '.join(f'{name}=' for name in budget)}.")
     data, base, is_embedder = _as_table(data), base_model(model), is_sentence_model(model)
     # An encoder, with a decoder or without one, would learn to copy its input.
     kind, decodes = base.config.model_type, getattr(base.config, "is_decoder", True)

@@ -102,7 +102,7 @@ def export(run: Run, *, has_room: bool) -> None:
     try:
         save(stock=True if run.objects.budget["uniform"] else None)
     except StockError as error:
-        print(error)
+        print(f"Saved as a compact folder: {error}")
         save(stock=False)
 
 

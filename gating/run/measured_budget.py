@@ -62,16 +62,17 @@ def measure_budget(
 def _measure(
     model: PreTrainedModel, gates: HeadGates, speedup: float | None, timing: RunTiming, *, num_examples: int
 ) -> dict[str, Any]:
-    """Return the settings of a budget for a run of ``num_examples`` in this process, and print how it was found."""
+    """Return the settings of a budget for a run of ``num_examples`` in this process, and print it."""
     num_passes = _PASSES_OF_STEP * num_examples / timing.settings.batch_size
     batch = timing.fitted_batch(model, passes=NUM_PASSES, run_seconds=lambda one_pass: num_passes * one_pass)
     with _timer(model, batch, timing, title="Compact copies are timed on this device", share=_SHARE_BEFORE) as timer:
         costs = measure_latency_costs(gates, timer)
     budget: dict[str, Any] = {"cost": costs.rates(gates)}
+    found = ",".join(f"{unit}:{rate}" for unit, rate in budget["cost"].items())
     if speedup:
         budget["keep"] = costs.keep_for(speedup, gates)
-        rates = ",".join(f"{unit}:{rate}" for unit, rate in budget["cost"].items())
-        print(f"{speedup} times as fast: objective.keep={budget['keep']} 'objective.cost={{{rates}}}'", flush=True)
+        print(f"{speedup} times as fast: objective.keep={budget['keep']}", end=" ")
+    print(f"'objective.cost={{{found}}}'", flush=True)
     return budget
 
 

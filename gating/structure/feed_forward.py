@@ -5,8 +5,8 @@ down projection there must be nothing but an activation, a product with the gate
 """
 
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from gating.families.layouts import ExpertsSpec, FeedForwardSpec, UpLayout, num_
 from gating.families.registry import find_feed_forward_spec, registered_feed_forward_spec, rows_of_layout
 from gating.loader.modeling import base_prefix
 from gating.loader.parts import ConfigView
-from gating.structure.blocks import Block, layer_number
+from gating.structure.blocks import Block, layer_number, whole_number
 from gating.structure.edits import Edit, plan_cut, positions
 from gating.structure.experts import GROUP_FACTOR, find_experts_spec, hook_activation
 from gating.structure.hooks import Handle
@@ -139,7 +139,9 @@ class FeedForwardBlock(Block):
         Raises:
             ValueError: The size is not positive, or neurons were removed in groups that it does not divide.
         """
-        if not isinstance(group_size, Integral) or group_size < 1:
+        with suppress(TypeError):
+            group_size = whole_number(group_size)
+        if type(group_size) is not int or group_size < 1:
             raise InputError(f"group_size={group_size!r} must be a positive whole number of neurons, such as 64.")
         if group_size == self.group_size:
             return self

@@ -15,7 +15,8 @@ _QUIET_S = 30.0
 def bar(items: Iterable[Any] | None = None, *, title: str, total: int, unit: str, initial: int = 0) -> "tqdm[Any]":
     """Return a progress bar of items, or of units that its ``update`` counts; only rank 0 shows it."""
     is_log = not sys.stdout.isatty()
-    # With maxinterval, tqdm shows the state also where no unit has ended since.
-    times = {"delay": _QUIET_S, "mininterval": _QUIET_S, "maxinterval": _QUIET_S} if is_log else {}
+    # Each state is a line of its own, written when a unit ends.
+    state = "{desc} {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]\n"
+    times: dict[str, Any] = {"delay": _QUIET_S, "mininterval": _QUIET_S, "bar_format": state} if is_log else {}
     options = {"file": sys.stdout, "leave": False, "dynamic_ncols": True, "disable": not is_rank_zero()}
     return tqdm(items, desc=title, total=total, unit=f" {unit}", initial=initial, **options, **times)

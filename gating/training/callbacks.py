@@ -68,7 +68,7 @@ class GateMonitor(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load history and seconds from a checkpoint."""
         state = dict(state_dict)
-        self._summary.earlier_seconds = state.pop("seconds")
+        self._summary.earlier_seconds = state.pop("seconds", {})
         self.history.load_state_dict(state)
 
 

@@ -4,6 +4,7 @@ import math
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import pytorch_lightning as pl
@@ -56,7 +57,7 @@ class PhaseProgressBar(ProgressBar):
         line = f"{self._phase} step {trainer.global_step}/{trainer.max_steps}: validation {metric} {value:.4f}"
         if pl_module.search is not None:
             line += f", {describe_open(pl_module.search.gates)} open"
-        with tqdm.external_write_mode(file=sys.stdout):
+        with tqdm.external_write_mode(file=sys.stdout) if sys.stdout.isatty() else nullcontext():
             print(line, flush=True)
 
     def disable(self) -> None:

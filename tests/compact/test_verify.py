@@ -178,6 +178,16 @@ def test_a_model_that_its_configuration_does_not_describe_is_not_saved(bert, tmp
     assert not any(tmp_path.iterdir())
 
 
+def test_a_canary_is_of_the_model_as_it_loads(tmp_path):
+    # In half precision, eager attention rounds otherwise than the one that loading chooses.
+    torch.manual_seed(0)
+    sizes = {**GROUPED, "num_hidden_layers": 6, "initializer_range": 0.1}
+    config = transformers.LlamaConfig(**sizes, attn_implementation="eager")
+    model = transformers.LlamaForCausalLM(config).to(torch.bfloat16)
+    gating.prune_heads(model, {0: [0, 1]})
+    assert gating.load_compact(gating.save_compact(model, tmp_path / "compact", stock=False)).check_canary() < 1e-5
+
+
 def test_a_canary_tells_a_model_that_computes_something_else(folder, tmp_path):
     model = gating.load_compact(folder)
     assert model.check_canary() < 1e-5

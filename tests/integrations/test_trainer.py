@@ -214,6 +214,12 @@ def test_an_optimizer_of_the_user_trains_both_phases(tmp_path):
     assert count_units(trainer.model, "heads") == 5
 
 
+def test_saving_a_model_with_gates_warns(tmp_path):
+    trainer = make_trainer(tmp_path)
+    with pytest.warns(UserWarning, match="still has gates"):
+        trainer.save_model(str(tmp_path / "saved"))
+
+
 def test_budgets_are_plain_arguments_and_their_units_are_printed(tmp_path, capsys):
     keep = make_trainer(tmp_path, objective=None, keep=0.5, gate_options={"units": ["heads", "neurons"]})
     assert "keep=0.5" in str(keep.search.objective)

@@ -33,8 +33,9 @@ def test_parameters_and_neurons_are_counted_before_and_after(bert):
         {1: [0], NAMES[1]: [2]},
     ],
 )
-def test_layers_and_groups_are_numbers_and_names(request_of, bert):
+def test_layers_and_groups_are_numbers_and_names(request_of, bert, tmp_path):
     assert gating.prune_neurons(bert, request_of, group_size=np.int64(16)).kept_neurons[NAMES[1]] == (1,)
+    gating.save_compact(bert, tmp_path / "compact", verify=False)
 
 
 def test_groups_keep_their_original_numbers_and_size(bert, make_model):

@@ -101,7 +101,7 @@ def test_a_resumed_run_renames_its_earlier_recipe(inputs, tmp_path, monkeypatch)
 def test_runs_without_a_recipe_say_why(source, adapters, has_room, reason, tmp_path, capsys):
     objects = SimpleNamespace(source=source, adapters=adapters)
     settings = SimpleNamespace(freezes=lambda _: True)
-    folder = SimpleNamespace(path=tmp_path, recipe=tmp_path / "recipe")
+    folder = SimpleNamespace(path=tmp_path)
     run = SimpleNamespace(objects=objects, settings=settings, recovery_steps=0, folder=folder)
     exports.write_recipe(run, has_room=has_room)
     assert f"No recipe is written beside the compact model: {reason}" in capsys.readouterr().out

@@ -164,7 +164,14 @@ def test_without_checkpoints_an_interrupted_phase_is_not_complete(inputs, tmp_pa
     assert not (tmp_path / "run" / "metrics.json").exists()
 
 
-def test_a_time_limit_of_another_form_is_refused(inputs, tmp_path, capsys):
-    assert end_of(tmp_path / "run", inputs, "trainer.max_time=abc") == 1
-    assert "DD:HH:MM:SS" in capsys.readouterr().err
+BAD = {
+    "trainer.max_time=abc": "DD:HH:MM:SS",
+    "+trainer.fast_dev_run=true": "use debug=fast",
+}
+
+
+@pytest.mark.parametrize("setting", BAD)
+def test_settings_that_change_the_steps_of_phases_are_refused(setting, inputs, tmp_path, capsys):
+    assert end_of(tmp_path / "run", inputs, setting) == 1
+    assert BAD[setting] in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
