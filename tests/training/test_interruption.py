@@ -132,7 +132,7 @@ def test_early_stopping_ends_a_dense_run(inputs, tmp_path):
 def test_early_stopping_needs_a_metric_of_the_run(inputs, tmp_path, capsys):
     assert end_of(tmp_path / "run", inputs, EARLY.replace("val/loss", "val/acc")) == 1
     err = capsys.readouterr().err
-    assert err.startswith("error: callbacks.early.monitor=val/acc ")
+    assert err.startswith("error: monitor=val/acc ")
     assert "val/loss, val/accuracy" in err
     assert not (tmp_path / "run").exists()
 
