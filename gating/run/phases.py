@@ -89,8 +89,8 @@ def search(run: Run) -> None:
 def _search(run: Run, objective: Objective) -> Search:
     state, planned = run.state, run.state.search_steps
     with warnings.catch_warnings():
-        # Printed below, as one line for each class.
-        warnings.filterwarnings("ignore", ".* get no gates, so they keep all")
+        # Printed below, as one line for each class; and the budget stands in every line of progress.
+        warnings.filterwarnings("ignore", ".* (get no gates, so they keep all|has no budget, so)")
         gates = run.objects.make_gates(state.model)
         if len(gates.units) > 1:
             set_measured_macs(gates, state.model, run.data)

@@ -18,5 +18,6 @@ def bar(items: Iterable[Any] | None = None, *, title: str, total: int, unit: str
     # Each state is a line of its own, written when a unit ends.
     state = "{desc} {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]\n"
     times: dict[str, Any] = {"delay": _QUIET_S, "mininterval": _QUIET_S, "bar_format": state} if is_log else {}
-    options = {"file": sys.stdout, "leave": False, "dynamic_ncols": True, "disable": not is_rank_zero()}
+    # Of a log, nothing that was written can be cleared.
+    options = {"file": sys.stdout, "leave": is_log, "dynamic_ncols": True, "disable": not is_rank_zero()}
     return tqdm(items, desc=title, total=total, unit=f" {unit}", initial=initial, **options, **times)
