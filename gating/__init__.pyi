@@ -33,7 +33,6 @@ from .objectives import (
     RandomOrder,
     TopK,
 )
-from .objectives.distillation import Distillation
 from .objectives.parameter_groups import parameter_groups
 from .objectives.search import Convergence, Search
 from .pruning.finalize import FinalizeReport, finalize
@@ -46,6 +45,7 @@ from .serving.formats import export_compact
 from .serving.graphs.graph_export import export_onnx
 from .structure.attention import AttentionBlock
 from .structure.feed_forward import FeedForwardBlock
+from .teachers.distillation import Distillation
 from .teachers.teacher import OpenTeacher, Teacher
 
 __version__: str

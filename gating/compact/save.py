@@ -160,7 +160,7 @@ def check_saved(
     configuration. Equal outputs are not enough either: a batch may leave out a tower. Without a ``probe``, the batch is
     made from the configuration; if that is impossible for the family, weights alone are compared.
 
-    Returns the canary of the folder: those of the given model would be of its own attention and device.
+    Returns the canary of the folder, of the loaded model: the given one may have another attention and device.
     """
     loaded = _load(model, folder)
     canary = _make_canary(loaded)

@@ -11,6 +11,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from gating.errors import InputError
 from gating.gates import HeadGates
 from gating.integrations.wrappers import adapter_config, base_model, is_sentence_model, merged
 from gating.objectives import ExactBudget, Objective
@@ -19,6 +20,12 @@ from gating.pruning.latency_costs import NUM_PASSES, budget_for_speedup, kept_fo
 
 # Share of the time that is left after a search which each timed choice of gates may take.
 _SHARE_OF_CHOICE = 0.3
+
+
+def check_budget(**budgets: object) -> None:
+    """Raise ``InputError`` unless exactly one budget is given."""
+    if sum(budget is not None for budget in budgets.values()) != 1:
+        raise InputError(f"Give one of {', '.join(f'{name}=' for name in budgets)}.")
 
 
 def measured_budget(trainer: Any, speedup: float, gate_options: Mapping[str, Any]) -> Objective:

@@ -44,11 +44,11 @@ class GatedPhases(_Base):  # type: ignore[misc]
     search: Search | None = None  # None after the removal.
     teacher: Teacher | None = None
     speedup: float | None = None
-    _adapters: Any = None  # Configuration of those of PEFT.
-    _recovery_steps = 0  # 0 before the recovery, too.
-    _early_stopping: Sequence[EarlyStoppingCallback] = ()  # They wait for the recovery.
-    _frozen: frozenset[str] = frozenset()  # Names of weights.
-    args: Any  # This and the next are of transformers' Trainer.
+    _adapters: Any = None  # Configuration of PEFT's adapters.
+    _recovery_steps = 0  # Steps of the recovery, once it has begun.
+    _early_stopping: Sequence[EarlyStoppingCallback] = ()  # Callbacks that wait for the recovery.
+    _frozen: frozenset[str] = frozenset()  # Names of the weights that the search freezes.
+    args: Any  # This and the next four are attributes of transformers' Trainer.
     model: Any
     optimizer: Any
     lr_scheduler: Any

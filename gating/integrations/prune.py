@@ -11,10 +11,11 @@ from transformers import DataCollatorForLanguageModeling, TrainingArguments
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from gating.errors import InputError, InputTypeError, shorten
+from gating.integrations.budgets import check_budget
 from gating.integrations.trainer import GatedTrainer
 from gating.integrations.wrappers import base_model, is_sentence_model
-from gating.objectives.distillation import Distillation
 from gating.proof.outputs import evaluating
+from gating.teachers.distillation import Distillation
 
 # Names of the columns of labels and scores.
 _LABELS = ("label", "labels", "score", "scores")
@@ -54,8 +55,7 @@ def prune(
         ValueError: The budget, the kind of the model, a text or a label cannot be used.
     """
     budget = {"speedup": speedup, "keep": keep, "num_heads": num_heads}
-    if sum(number is not None for number in budget.values()) != 1:
-        raise InputError(f"Give one of {', '.join(f'{name}=' for name in budget)}.")
+    check_budget(**budget)
     data, base, is_embedder = _as_table(data), base_model(model), is_sentence_model(model)
     # An encoder, with a decoder or without one, would learn to copy its input.
     kind, decodes = base.config.model_type, getattr(base.config, "is_decoder", True)

@@ -11,8 +11,8 @@ from transformers.trainer_pt_utils import find_batch_size
 
 from gating.errors import InputError
 from gating.integrations.wrappers import base_model, is_sentence_model
-from gating.objectives.distillation import IGNORED, LOGITS, Distillation
 from gating.proof.probe import make_probe
+from gating.teachers.distillation import IGNORED, LOGITS, Distillation
 from gating.teachers.teacher import Teacher
 
 # Of the trainers of TRL, only this one has the loss of its model, or one that is the same.

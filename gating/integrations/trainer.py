@@ -14,21 +14,21 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import TrainOutput
 
 from gating.compact.save import save_compact
-from gating.errors import InputError, OperationError
+from gating.errors import OperationError
 from gating.gates import HeadGates, inject_gates
 from gating.gates.attachment import freeze, unfreeze
-from gating.integrations.budgets import kept_at_speedup, measured_budget
+from gating.integrations.budgets import check_budget, kept_at_speedup, measured_budget
 from gating.integrations.checkpoints import find_checkpoint, read_state, save_start, set_aside
 from gating.integrations.phases import GatedPhases, TrainerSearchEnd, check_trainer
 from gating.integrations.teaching import teacher_for
 from gating.integrations.wrappers import adapter_config, base_model, hook_passes, merged, other_weights
 from gating.objectives import ExactBudget, Objective
-from gating.objectives.distillation import Distillation
 from gating.objectives.search import Convergence, Search
 from gating.pruning.finalize import FinalizeReport, finalize
 from gating.pruning.prune_report import unproven_note
 from gating.storage.files import check_free
 from gating.structure.layers import count_units
+from gating.teachers.distillation import Distillation
 from gating.teachers.teacher import OpenTeacher, Teacher
 from gating.units import planned_recovery
 
@@ -86,8 +86,7 @@ class GatedTrainerMixin(GatedPhases):
             FileNotFoundError: The folder of the teacher is missing.
             InputError: An argument, the model, the teacher or the strategy of the training cannot be used with gates.
         """
-        if sum(budget is not None for budget in (objective, speedup, keep, num_heads)) != 1:
-            raise InputError("Give one of objective=, speedup=, keep= and num_heads=.")
+        check_budget(objective=objective, speedup=speedup, keep=keep, num_heads=num_heads)
         self._rates = {"gate_lr": gate_lr, "multiplier_lr": multiplier_lr}
         self._wanted_speedup, options = speedup, dict(gate_options or {})
         if speedup is not None:

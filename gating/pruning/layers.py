@@ -101,7 +101,7 @@ def _former_names(model: nn.Module, layers: LayerList, kept: Sequence[int]) -> d
 def _plan(
     model: nn.Module, before: nn.Module, built: nn.Module, former: Mapping[str, tuple[str, int, int]]
 ) -> list[Edit]:
-    """Plan to give a model without layers what its class builds; ``ValueError`` if this computes something else."""
+    """Plan the attributes that its class gives a model without layers; ``ValueError`` if it would compute otherwise."""
     shapes, needed = ({n: tuple(t.shape) for n, t in one.state_dict().items()} for one in (model, built))
     if differing := sorted(n for n in shapes.keys() | needed.keys() if shapes.get(n) != needed.get(n)):
         raise ValueError(

@@ -29,7 +29,7 @@ from gating.run.timing import LatencySettings
 from gating.tasks.base import Task
 
 if TYPE_CHECKING:
-    from gating.objectives.distillation import Distillation
+    from gating.teachers.distillation import Distillation
 
 # Errors that constructors of other packages raise for invalid arguments.
 _REFUSALS = (ValueError, TypeError, ImportError, MisconfigurationException)

@@ -1,1 +1,1 @@
-"""Dense models from whose outputs a model learns: loaded, checked, and asked in each training step."""
+"""Dense models from whose outputs a model learns: loaded, checked, asked in each training step, and the loss."""

@@ -18,8 +18,8 @@ from gating.errors import InputError
 from gating.gates import HeadGates
 from gating.loader.modeling import RECORD_KEY
 from gating.loader.record import LAYERS_KEY
-from gating.objectives.distillation import HIDDEN_STATES, IGNORED, LOGITS, Distillation
 from gating.proof.outputs import evaluating
+from gating.teachers.distillation import HIDDEN_STATES, IGNORED, LOGITS, Distillation
 
 # With targets, a model would compute a loss that nobody reads.
 _TARGETS = ("labels", "shift_labels", "start_positions", "end_positions")

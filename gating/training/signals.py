@@ -34,7 +34,7 @@ class Unfinished(Stopped):
 
 @contextmanager
 def stop_on_signals() -> Iterator[None]:
-    """Raise :class:`Stopped` at a signal, in the main thread only; what is ignored stays so, as under ``nohup``."""
+    """Raise :class:`Stopped` at a signal, in the main thread only; ignored signals stay so, as under ``nohup``."""
 
     def stop(number: int, _: FrameType | None) -> None:
         raise Stopped(number)

@@ -94,7 +94,7 @@ def names_of(runs: Sequence[FinishedRun]) -> dict[str, str]:
 
 
 def conditions_of(runs: Sequence[FinishedRun]) -> dict[str, Any]:
-    """Return what scores depend on, of runs of several seeds: steps, dense model, metric, data and its counts."""
+    """Return the conditions of scores of runs with several seeds: steps, dense model, metric, data and its counts."""
     first = runs[0]
     limits = {name: first.settings["trainer"].get(name) for name in _OF_TRAINER}
     found = _effective({"trainer": limits, "data": first.settings["data"]}, "results", "examples")

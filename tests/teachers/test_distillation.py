@@ -5,8 +5,8 @@ import torch
 from torch.nn import functional
 
 from gating import Distillation
-from gating.objectives import distillation
-from gating.objectives.distillation import distillation_loss, hidden_loss, softmax_divergence
+from gating.teachers import distillation
+from gating.teachers.distillation import distillation_loss, hidden_loss, softmax_divergence
 
 STUDENT = torch.tensor([[1.0, 0.0, -1.0], [0.5, 0.5, 0.0]])
 TEACHER = torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
