@@ -23,7 +23,8 @@ TRAIN, VALIDATION = "train.tsv", "validation.tsv"
 # For the cards of the models, without commas and brackets, which are read as a list on the command line.
 ABOUT = (
     "sentences without labels: SNLI (CC BY-SA 4.0); Multi30k (non-commercial research and education); SST-2 and "
-    "TREC (no terms stated); BBC News (Greene and Cunningham 2006; the BBC's own; non-commercial research)."
+    "TREC (no terms stated); BBC News (Greene and Cunningham 2006; the BBC's own; non-commercial research). "
+    "One in ten also has a negation that rules made."
 )
 _NUM_VALIDATION = 1000
 _SNLI = "snli20k"
