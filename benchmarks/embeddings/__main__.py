@@ -5,8 +5,8 @@
     python -m benchmarks.embeddings quality FOLDER --data OUT --stsb FILE        any folder of sentence-transformers
 
 OUT is that of `python -m benchmarks.data OUT`, and WORK keeps texts and runs. FILE is the test set of STS-B, csv
-without a header: data/stsb-en-test.csv of https://github.com/PhilipMay/stsb-multi-mt. A line takes some
-40 minutes for each seed on one core; results that are in benchmarks/results/embeddings.jsonl are not measured again, and a run that was
+without a header: data/stsb-en-test.csv of https://github.com/PhilipMay/stsb-multi-mt. A run takes about half an hour
+on one core; results that are in benchmarks/results/embeddings.jsonl are not measured again, and a run that was
 interrupted is resumed.
 """
 

@@ -12,21 +12,21 @@ from gating.report.rows import quotient, show_number
 
 Row = dict[str, Any]
 
-_OURS, _OTHER = "ours-2", "first-3"
+# Ours beside the first layers that are about as fast.
+_PAIRS = (("ours-2", "first-3"), ("ours-3", "first-2"))
 _QUALITY = {"sick": "SICK", "stsb": "STS-B", "bbc_ndcg": "BBC", "snli_ndcg": "SNLI", "neighbors": "neighbors"}
 # Lines and runtimes of the table of runtimes.
 _EXPORTED = (
     *(("dense", runtime) for runtime in (PYTORCH, "ONNX Runtime", "ONNX Runtime, int8")),
-    *((_OURS, runtime) for runtime in (PYTORCH, "ONNX Runtime", "ONNX Runtime, int8")),
+    *(("ours-2", runtime) for runtime in (PYTORCH, "ONNX Runtime", "ONNX Runtime, int8")),
     ("ours-3", "ONNX Runtime, int8"),
-    ("ours-2-long", "ONNX Runtime, int8"),
 )
 _SIZES = {f"{rows}x{length}": f"{rows} x {length} tokens" for rows, length in SIZES}
 _SIZE = "32x32"
 
 
 def quality_table(rows: Sequence[Row]) -> list[str]:
-    """Show the speed-up and the quality of all lines in PyTorch, the slowest first, and the lead of ours at 2x."""
+    """Show the speed-up and the quality of all lines in PyTorch, the slowest first, and the leads of ours."""
     columns = {"line": "", f"over_pytorch_{_SIZE}": "speed-up"}
     groups = [group for (_, runtime), group in _groups(rows).items() if runtime == PYTORCH]
     groups.sort(key=lambda group: _middle(group, f"over_pytorch_{_SIZE}"))
@@ -35,7 +35,7 @@ def quality_table(rows: Sequence[Row]) -> list[str]:
         speedups = {name: f"{_middle(group, name):.2f}x" for name in columns if name != "line"}
         about = {"line": LINES[group[0]["line"]].title, "seeds": _seeds(group)}
         lines.append({**about, **speedups, **_quality(group)})
-    return [*records.machines(rows), records.markdown(lines, columns | _QUALITY | {"seeds": "seeds"}), *_lead(rows)]
+    return [*records.machines(rows), records.markdown(lines, columns | _QUALITY | {"seeds": "seeds"}), *_leads(rows)]
 
 
 def runtimes_table(rows: Sequence[Row]) -> list[str]:
@@ -70,18 +70,22 @@ def _groups(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
     return groups
 
 
-def _lead(rows: Sequence[Row]) -> list[str]:
-    """Return how far ours is ahead of the first layers at the same speed, paired by seed."""
+def _leads(rows: Sequence[Row]) -> list[str]:
+    """Return how far ours are ahead of the first layers, paired by seed."""
     groups = _groups(rows)
-    ours, others = (groups.get((name, PYTORCH), []) for name in (_OURS, _OTHER))
-    parts = []
-    for name, heading in _QUALITY.items():
-        lead = difference(*({row["seed"]: row[name] for row in group if name in row} for group in (ours, others)))
-        if lead is not None:
-            parts.append(f"{heading} {lead}")
-    seeds = len({row["seed"] for row in ours} & {row["seed"] for row in others})
-    title = f"{LINES[_OURS].title}, minus {LINES[_OTHER].title}, in points, paired over {seeds} seed(s)"
-    return ["", f"{title}: {', '.join(parts)}."] if parts else []
+    lines = []
+    for names in _PAIRS:
+        pair = [groups.get((name, PYTORCH), []) for name in names]
+        parts = []
+        for name, heading in _QUALITY.items():
+            lead = difference(*({row["seed"]: row[name] for row in group if name in row} for group in pair))
+            if lead is not None:
+                parts.append(f"{heading} {lead}")
+        seeds = len(set.intersection(*({row["seed"] for row in group} for group in pair)))
+        title = " minus ".join(LINES[name].title for name in names)
+        if parts:
+            lines += ["", f"{title}, in points, paired over {seeds} seed(s): {', '.join(parts)}."]
+    return lines
 
 
 def _quality(group: Sequence[Row]) -> Mapping[str, str]:
