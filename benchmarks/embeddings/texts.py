@@ -24,7 +24,7 @@ TRAIN, VALIDATION = "train.tsv", "validation.tsv"
 ABOUT = (
     "sentences without labels: SNLI (CC BY-SA 4.0); Multi30k (non-commercial research and education); SST-2 and "
     "TREC (no terms stated); BBC News (Greene and Cunningham 2006; the BBC's own; non-commercial research). "
-    "One in ten also has a negation that rules made."
+    "Of one pair in ten also a negation made by rules."
 )
 _NUM_VALIDATION = 1000
 _SNLI = "snli20k"
