@@ -30,6 +30,7 @@ from rich.progress import track
 from benchmarks import records
 from benchmarks.compare import ends, latency
 from benchmarks.compare.methods import (
+    DENSE,
     ENDS,
     HEADS,
     INT8,
@@ -37,7 +38,6 @@ from benchmarks.compare.methods import (
     METHODS,
     SHARE,
     SPEEDUP,
-    TEACHER,
     Data,
     Method,
     read_data,
@@ -156,8 +156,9 @@ def run(job: Job, about: dict[str, Any], *, keep: Path | None) -> dict[str, Any]
         RuntimeError: It failed, or kept another number of heads than was asked for.
     """
     settings = [*job.data.settings, *about["settings"], f"seed={job.seed}"]
-    if TEACHER in settings:
-        settings[settings.index(TEACHER)] = f"distillation.teacher={dense_run(settings) / 'compact'}"
+    if any(DENSE in setting for setting in settings):
+        dense = str(dense_run(settings) / "compact")
+        settings = [setting.replace(DENSE, dense) for setting in settings]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "run" if keep is None else keep / folder_of(about)
         if job.method.name == "none":  # which is the teacher of other methods, too

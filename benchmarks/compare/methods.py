@@ -40,9 +40,9 @@ class Method(NamedTuple):
 
 
 _BOTH, _KEPT = "gates.units=[heads,neurons]", "heads and neurons"
-# The whole model, fine-tuned densely with the same data, seed and steps, is the teacher.
-TEACHER = "distillation.teacher=THE_DENSE_MODEL"
-_TAUGHT = ("distillation=logits", TEACHER)
+# Stands for the folder of the whole model, fine-tuned densely with the same data, seed and steps.
+DENSE = "THE_DENSE_MODEL"
+_TAUGHT = ("distillation=logits", f"distillation.teacher={DENSE}")
 
 # Ends the names of methods whose models have 8-bit weights (benchmarks.compare.kept).
 INT8 = "_int8"
@@ -75,6 +75,9 @@ METHODS = {
         ),
         Method("layers", ("objective=none",), "first layers", ask=LAYERS),
         Method("both_taught", ("objective=budget", _BOTH, *_TAUGHT), f"{_KEPT}, with a teacher", ask=SPEEDUP),
+        Method(
+            "both_tuned", ("objective=budget", _BOTH, f"model.name={DENSE}"), f"{_KEPT}, fine-tuned first", ask=SPEEDUP
+        ),
         Method("layers_taught", ("objective=none", *_TAUGHT), "first layers, with the same teacher", ask=LAYERS),
         Method(f"none{INT8}", (), "dense, int8 in ONNX Runtime", ask=None),
         Method(f"both{INT8}", (), f"{_KEPT}, int8 in ONNX Runtime", ask=SPEEDUP),

@@ -14,6 +14,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 
 import gating
+from benchmarks.compare.methods import DENSE
 from benchmarks.measuring import ROOT, ask, run_python
 from gating.distributed.launch import check_devices
 from gating.run.folder import RunFolder
@@ -68,7 +69,7 @@ def dense_run(settings: Sequence[str]) -> Path:
         "convergence=",
         *_DEPTH,
     )
-    shared = [setting for setting in settings if not setting.startswith(own)]
+    shared = [setting for setting in settings if not setting.startswith(own) and DENSE not in setting]
     folder = ROOT / "outputs" / "teachers" / hashlib.sha256(json.dumps(shared).encode()).hexdigest()[:16]
     with _TEACHERS[folder]:
         if not (folder / "compact").is_dir():

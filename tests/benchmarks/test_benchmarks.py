@@ -90,7 +90,7 @@ def settings_of_runs() -> dict[str, list[str]]:
     methods = benchmark("compare.methods")
     found = {}
     for name, method in methods.METHODS.items():
-        settings = [one for one in method.settings_for(1) if one != methods.TEACHER]
+        settings = [one for one in method.settings_for(1) if methods.DENSE not in one]
         found[name] = [one for one in settings if one != "distillation=logits"]
     for name, line in benchmark("embeddings.lines").LINES.items():
         if line.settings is not None:
