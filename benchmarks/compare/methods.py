@@ -53,7 +53,8 @@ ENDS = {
     "none": ("recovery=0 convergence=null", "no recovery"),
     "through": ("recovery=0 scheduler.restart=false", "removal, and on"),
 }
-_RIVALS = {
+# Other ways to choose what closes, and their titles.
+RIVALS = {
     "lagrangian": "Lagrangian (CoFi, 2022)",
     "topk": "differentiable subset, Gumbel (Li et al. 2021)",
     "importance": "importance (Michel et al. 2019)",
@@ -71,7 +72,7 @@ METHODS = {
         Method("both", ("objective=budget", _BOTH), _KEPT, ask=SPEEDUP),
         *(
             Method(name, (f"objective={name}", _BOTH), f"{_KEPT}, {title}", ask=SPEEDUP)
-            for name, title in _RIVALS.items()
+            for name, title in RIVALS.items()
         ),
         Method("layers", ("objective=none",), "first layers", ask=LAYERS),
         Method("both_taught", ("objective=budget", _BOTH, *_TAUGHT), f"{_KEPT}, with a teacher", ask=SPEEDUP),
