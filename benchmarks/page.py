@@ -50,7 +50,6 @@ class Table(NamedTuple):
 TABLES = [
     Table(README, "compare example", "example", partial(latency.lines, has_minutes=True)),
     Table(ACCURACY, "compare", "latency", latency.lines),
-    Table(ACCURACY, "compare beyond", "beyond", latency.lines),
     Table(ACCURACY, "compare ends", "ends", ends.lines),
     Table(ACCURACY, "compare epochs", "epochs", latency.lines),
     Table(ACCURACY, "embeddings lines", "embeddings", embeddings.quality_table, "lines"),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from benchmarks import records
 from benchmarks.compare.methods import ENDS, METHODS
-from benchmarks.compare.outcome import DATA, Row, headline
+from benchmarks.compare.outcome import DATA, Row, scores_of
 from benchmarks.compare.paired import difference
 
 _UNITS = {"heads": "heads alone", "both": "heads and neurons"}
@@ -29,7 +29,8 @@ def lines(rows: Sequence[Row]) -> list[str]:
         line = {"units": f"{_UNITS[units]}, {ask.title.format(asked)}", "end": ENDS[end][1]}
         line["share"] = f"{statistics.mean(row['search_steps'] / row['steps'] for row in runs):.0%}"
         for name in data:
-            own, base = _scores(runs, name), _scores(groups[units, asked, first], name)
+            both = (runs, groups[units, asked, first])
+            own, base = (scores_of([row for row in some if row["data"] == name]) for some in both)
             if end == first and own:
                 line[name] = f"{statistics.mean(own.values()):.2f} % ({len(own)})"
             elif change := difference(own, base):
@@ -37,11 +38,6 @@ def lines(rows: Sequence[Row]) -> list[str]:
         table.append(line)
     columns = {"units": "kept", "end": "after the search", "share": "steps of the search"}
     return [*records.machines(rows), records.markdown(table, columns | {name: DATA.get(name, name) for name in data})]
-
-
-def _scores(rows: Sequence[Row], data: str) -> dict[int, float]:
-    """Return the test score in percent by seed."""
-    return {row["seed"]: 100 * headline(row) for row in rows if row["data"] == data}
 
 
 def _order(units: str, asked: float, end: str) -> tuple[bool, float, int]:

@@ -1,6 +1,6 @@
 """Speed of the models that a comparison has kept, timed one after another, and accuracy and speed with 8-bit weights.
 
-    python -m benchmarks.compare.kept KEPT --results benchmarks/results/beyond.jsonl
+    python -m benchmarks.compare.kept KEPT --results benchmarks/results/epochs.jsonl
 
 KEPT is the folder of `python -m benchmarks.compare --keep`. Runs that share a machine disturb each other's timings:
 here each model is timed alone, in turns with the dense model in PyTorch, on both batches that its run timed, and the

@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks import records
 from benchmarks.compare import figure
 from benchmarks.compare.methods import METHODS, RIVALS
-from benchmarks.compare.outcome import DATA, Row, group_rows, headline, seeds_of, sets_of
+from benchmarks.compare.outcome import DATA, Row, group_rows, scores_of, seeds_of, sets_of
 from benchmarks.compare.paired import difference
 
 OURS = "both"
@@ -37,9 +37,9 @@ class Point:
         return 1.0 if self.method == "none" else statistics.mean(row["speedup"] for row in self.rows)
 
     @property
-    def scores(self) -> dict[int, float]:
-        """Test score in percent by seed."""
-        return {row["seed"]: 100 * headline(row) for row in self.rows}
+    def scores(self) -> dict[tuple[str, int], float]:
+        """Test scores in percent by processor and seed."""
+        return scores_of(self.rows)
 
     @property
     def mean(self) -> float:

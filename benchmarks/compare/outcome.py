@@ -15,6 +15,11 @@ def headline(row: Row) -> float:
     return float(row[f"test/{row['metric']}"])
 
 
+def scores_of(rows: Sequence[Row]) -> dict[tuple[str, int], float]:
+    """Return test scores in percent by processor and seed: a seed has another result on another processor."""
+    return {(row["cpu"], row["seed"]): 100 * headline(row) for row in rows}
+
+
 def seeds_of(rows: Sequence[Row]) -> str:
     """Return the number of seeds of runs; of several data sets, the least and the largest."""
     counts = Counter((row["data"], row["steps"]) for row in rows).values()

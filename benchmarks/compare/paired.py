@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Difference(NamedTuple):
@@ -31,7 +31,7 @@ class Difference(NamedTuple):
         return f"{self.mean:+.2f}" + ("" if math.isnan(self.error) else f" ± {self.error:.2f}")
 
 
-def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Difference | None:
+def difference(first: Mapping[Any, float], second: Mapping[Any, float]) -> Difference | None:
     """Return the differences of two methods, whose values are by seed, over the seeds that both have; None without any.
 
     Example:
