@@ -13,7 +13,7 @@ from benchmarks.compare.outcome import DATA, Row, group_rows, scores_of, seeds_o
 from benchmarks.compare.paired import difference
 
 OURS = "both"
-# Another method is compared with ours, by seed, once it has as many of them.
+# With fewer pairs, the standard error of a lead says little.
 _SEEDS = 3
 
 
@@ -117,19 +117,17 @@ def _table(sets: Mapping[str, Sequence[Point]], steps: Mapping[str, int], *, has
 
 
 def _leads(rows: Sequence[Row]) -> list[str]:
-    """Return a sentence for each other method at a speed-up: how far ours is ahead of it, paired by seed."""
+    """Return a sentence for each rival and speed-up: how far ours is ahead of it, paired by seed."""
     leads: dict[str, list[str]] = {}
     for data, steps in sets_of(rows):
-        points = {(point.method, point.asked): point for point in points_of(rows, data, steps)}
-        for (method, asked), point in points.items():
-            ours = points.get((OURS, asked))
-            if (
-                method in RIVALS
-                and ours
-                and (lead := difference(ours.scores, point.scores))
-                and len(lead.values) >= _SEEDS
-            ):
-                leads.setdefault(f"{ours.title} minus {RIVALS[method]}", []).append(f"{DATA.get(data, data)} {lead}")
+        points = points_of(rows, data, steps)
+        ours = {point.asked: point for point in points if point.method == OURS}
+        for point in points:
+            if point.method in RIVALS and point.asked in ours:
+                lead = difference(ours[point.asked].scores, point.scores)
+                if lead and len(lead.values) >= _SEEDS:
+                    title = f"{ours[point.asked].title} minus {RIVALS[point.method]}"
+                    leads.setdefault(title, []).append(f"{DATA.get(data, data)} {lead}")
     return [line for title, found in leads.items() for line in ("", f"{title}, in points: {', '.join(found)}.")]
 
 
