@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from benchmarks import records
 from benchmarks.compare.methods import ENDS, METHODS
 from benchmarks.compare.outcome import DATA, Row, group_rows, scores_of, sets_of
-from benchmarks.compare.paired import difference
+from benchmarks.compare.paired import differences, show_mean
 
 _UNITS = {"heads": "heads alone", "both": "heads and neurons"}
 
@@ -30,8 +30,8 @@ def lines(rows: Sequence[Row]) -> list[str]:
             own, base = (scores_of(groups[name, asked]) for name in (method, f"{units}_{first}"))
             if end == first and own:
                 line[data] = f"{statistics.mean(own.values()):.2f} % ({len(own)})"
-            elif change := difference(own, base):
-                line[data] = f"{change} ({len(change.values)})"
+            elif changes := differences(own, base):
+                line[data] = f"{show_mean(changes)} ({len(changes)})"
         table.append(line)
     columns = {"units": "kept", "end": "after the search", "share": "steps of the search"}
     return [*records.machines(rows), records.markdown(table, columns | {data: DATA.get(data, data) for data in sets})]

@@ -1,6 +1,5 @@
 """Table and figure of accuracy against measured speed."""
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from benchmarks import records
 from benchmarks.compare import figure
 from benchmarks.compare.methods import METHODS, RIVALS
 from benchmarks.compare.outcome import DATA, Row, group_rows, scores_of, seeds_of, sets_of
-from benchmarks.compare.paired import difference
+from benchmarks.compare.paired import differences, show_mean, standard_error
 
 OURS = "both"
 # With fewer pairs, the standard error of a lead says little.
@@ -49,8 +48,7 @@ class Point:
     @property
     def error(self) -> float:
         """Standard error of the mean test score in percent; 0 with one seed."""
-        values = self.scores.values()
-        return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+        return standard_error(self.scores.values()) if len(self.scores) > 1 else 0.0
 
     @property
     def minutes(self) -> float:
@@ -102,8 +100,10 @@ def _table(sets: Mapping[str, Sequence[Point]], steps: Mapping[str, int], *, has
             if values:
                 line[name] = f"{statistics.mean(values):,.{2 if name == 'speedup_short' else 0}f}"
         for data, point in by_data.items():
-            change = difference(point.scores, dense[data].scores)
-            line[data] = f"{point.mean:.1f} %" if point is dense[data] else str(change)
+            if point is dense[data]:
+                line[data] = f"{point.mean:.1f} %"
+            elif changes := differences(point.scores, dense[data].scores):
+                line[data] = show_mean(changes)
             if has_minutes:
                 line["minutes"] = f"{point.minutes:.1f} ({point.minutes / dense[data].minutes:.2f}x)"
         lines.append(line | {"seeds": seeds_of([row for point in points for row in point.rows])})
@@ -124,10 +124,10 @@ def _leads(rows: Sequence[Row]) -> list[str]:
         ours = {point.asked: point for point in points if point.method == OURS}
         for point in points:
             if point.method in RIVALS and point.asked in ours:
-                lead = difference(ours[point.asked].scores, point.scores)
-                if lead and len(lead.values) >= _SEEDS:
+                ahead = differences(ours[point.asked].scores, point.scores)
+                if len(ahead) >= _SEEDS:
                     title = f"{ours[point.asked].title} minus {RIVALS[point.method]}"
-                    leads.setdefault(title, []).append(f"{DATA.get(data, data)} {lead}")
+                    leads.setdefault(title, []).append(f"{DATA.get(data, data)} {show_mean(ahead)}")
     return [line for title, found in leads.items() for line in ("", f"{title}, in points: {', '.join(found)}.")]
 
 

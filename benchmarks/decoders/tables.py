@@ -1,48 +1,52 @@
 """Tables of the benchmark of decoders."""
 
 from collections.abc import Mapping, Sequence
-from statistics import mean, stdev
 from typing import Any
 
 from benchmarks import records
+from benchmarks.compare.paired import differences, show_mean
 
 Rows = Sequence[Mapping[str, Any]]
 
-# Neurons in a group, and steps before and after the removal, of what pages show.
-_SHOWN = (
-    (0, 0, 0),
-    (0, 0, 140),
-    (64, 120, 140),
-    (64, 12, 140),
-    (8, 60, 140),
-    (8, 12, 140),
-    (64, 60, 200),
-    (64, 12, 248),
-)
+# Texts of the rows -> their names.
+_TEXTS = {"domain": "Shakespeare", "general": "BBC News"}
 
 
 def quality_table(rows: Rows) -> list[str]:
-    """Return a line for each method, its settings and share, with means over seeds and standard deviations."""
+    """Return a line for each method, its settings and share, with means over seeds and standard errors."""
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
-        settings = (row.get("group_size", 0), row.get("search", 0), row.get("healing", 0))
-        if settings in _SHOWN:
-            groups.setdefault((row["share"], row["method"], *settings), []).append(row)
+        about = (-row["share"], row["method"], row.get("search", 0), row.get("healing", 0))
+        groups.setdefault(about, []).append(row)
+    groups = dict(sorted(groups.items()))
     lines = []
-    for about in sorted(groups, key=lambda about: (-about[0], *about[1:])):
-        (share, method, group_size, search, healing), same = about, groups[about]
+    for (share, method, search, healing), same in groups.items():
         lines.append(
             {
                 "method": method,
-                "cost kept": f"{share:g}",
-                "neurons in a group": group_size or "-",
+                "cost kept": f"{-share:g}",
                 "steps before and after the removal": f"{search} + {healing}",
-                "perplexity, Shakespeare": _spread([row["domain"] for row in same]),
-                "perplexity, BBC News": _spread([row["general"] for row in same]),
+                **{
+                    f"perplexity, {text}": show_mean([row[name] for row in same], ".1f")
+                    for name, text in _TEXTS.items()
+                },
                 "seeds": len(same),
             }
         )
-    return [*records.machines(rows), records.markdown(lines)]
+    return [*records.machines(rows), records.markdown(lines), *_leads(groups)]
+
+
+def _leads(groups: Mapping[tuple[Any, ...], Rows]) -> list[str]:
+    """Return how far the perplexities of gates are from those of a ranking, paired by processor and seed."""
+    leads: dict[str, list[str]] = {}
+    for name, text in _TEXTS.items():
+        scores = {about: {(row["cpu"], row["seed"]): row[name] for row in rows} for about, rows in groups.items()}
+        for (share, method, *steps), found in scores.items():
+            gates = next((own for about, own in scores.items() if about[:2] == (share, "gates")), {})
+            if method == "one-shot" and (values := differences(gates, found)):
+                title = f"{text}, gates minus one-shot with {steps[0]} + {steps[1]} steps"
+                leads.setdefault(title, []).append(f"{show_mean(values, '+.1f')} at {-share:g}")
+    return [line for title, found in leads.items() for line in ("", f"{title}: {', '.join(found)}.")]
 
 
 def speed_table(rows: Rows) -> list[str]:
@@ -71,7 +75,3 @@ def _title(run: str) -> str:
     """Return the method and share of a run, whose name ends with its seed."""
     method, _, share = run.rpartition("-")[0].rpartition("-")
     return f"{method.replace('-', ' ')}, {share}" if method else run
-
-
-def _spread(values: Sequence[float]) -> str:
-    return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")

@@ -1,12 +1,11 @@
 """Tables of the results: Markdown lines."""
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks import records
-from benchmarks.compare.paired import difference
+from benchmarks.compare.paired import differences, show_mean
 from benchmarks.embeddings.lines import LINES, PYTORCH, SIZES, key, wanted
 from gating.report.rows import quotient, show_number
 
@@ -78,9 +77,9 @@ def _leads(rows: Sequence[Row]) -> list[str]:
         pair = [groups.get((name, PYTORCH), []) for name in names]
         parts = []
         for name, heading in _QUALITY.items():
-            lead = difference(*({row["seed"]: row[name] for row in group if name in row} for group in pair))
-            if lead is not None:
-                parts.append(f"{heading} {lead}")
+            ahead = differences(*({row["seed"]: row[name] for row in group if name in row} for group in pair))
+            if ahead:
+                parts.append(f"{heading} {show_mean(ahead)}")
         seeds = len(set.intersection(*({row["seed"] for row in group} for group in pair)))
         title = " minus ".join(LINES[name].title for name in names)
         if parts:
@@ -89,12 +88,9 @@ def _leads(rows: Sequence[Row]) -> list[str]:
 
 
 def _quality(group: Sequence[Row]) -> Mapping[str, str]:
-    return {name: _mean([row[name] for row in group if name in row]) for name in _QUALITY if name in group[0]}
-
-
-def _mean(values: Sequence[float]) -> str:
-    mean = f"{statistics.mean(values):.2f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values) / math.sqrt(len(values)):.2f}"
+    return {
+        name: show_mean([row[name] for row in group if name in row], ".2f") for name in _QUALITY if name in group[0]
+    }
 
 
 def _middle(group: Sequence[Row], name: str) -> float:
