@@ -17,8 +17,8 @@ def differences(first: Mapping[Any, float], second: Mapping[Any, float]) -> list
 
 
 def standard_error(values: Collection[float]) -> float:
-    """Return the standard error of the mean; NaN for one value."""
-    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    """Return the standard error of the mean of two values or more."""
+    return statistics.stdev(values) / math.sqrt(len(values))
 
 
 def show_mean(values: Collection[float], shown: str = "+.2f") -> str:

@@ -16,15 +16,16 @@ def quality_table(rows: Rows) -> list[str]:
     """Return a line for each method, its settings and share, with means over seeds and standard errors."""
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
-        about = (-row["share"], row["method"], row.get("search", 0), row.get("healing", 0))
+        about = (-row["share"], row["method"], *(row.get(name, 0) for name in ("group_size", "search", "healing")))
         groups.setdefault(about, []).append(row)
     groups = dict(sorted(groups.items()))
     lines = []
-    for (share, method, search, healing), same in groups.items():
+    for (share, method, group_size, search, healing), same in groups.items():
         lines.append(
             {
                 "method": method,
                 "cost kept": f"{-share:g}",
+                "neurons in a group": group_size or "-",
                 "steps before and after the removal": f"{search} + {healing}",
                 **{
                     f"perplexity, {text}": show_mean([row[name] for row in same], ".1f")
@@ -41,10 +42,10 @@ def _leads(groups: Mapping[tuple[Any, ...], Rows]) -> list[str]:
     leads: dict[str, list[str]] = {}
     for name, text in _TEXTS.items():
         scores = {about: {(row["cpu"], row["seed"]): row[name] for row in rows} for about, rows in groups.items()}
-        for (share, method, *steps), found in scores.items():
-            gates = next((own for about, own in scores.items() if about[:2] == (share, "gates")), {})
-            if method == "one-shot" and (values := differences(gates, found)):
-                title = f"{text}, gates minus one-shot with {steps[0]} + {steps[1]} steps"
+        gates = {(share, size): own for (share, method, size, *_), own in scores.items() if method == "gates"}
+        for (share, method, size, search, healing), found in scores.items():
+            if method == "one-shot" and (values := differences(gates.get((share, size), {}), found)):
+                title = f"{text}, gates minus one-shot with {search} + {healing} steps, groups of {size}"
                 leads.setdefault(title, []).append(f"{show_mean(values, '+.1f')} at {-share:g}")
     return [line for title, found in leads.items() for line in ("", f"{title}: {', '.join(found)}.")]
 
