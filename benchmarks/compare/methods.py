@@ -76,8 +76,14 @@ METHODS = {
         ),
         Method("layers", ("objective=none",), "first layers", ask=LAYERS),
         Method("both_taught", ("objective=budget", _BOTH, *_TAUGHT), f"{_KEPT}, with a teacher", ask=SPEEDUP),
-        Method(
-            "both_tuned", ("objective=budget", _BOTH, f"model.name={DENSE}"), f"{_KEPT}, fine-tuned first", ask=SPEEDUP
+        *(
+            Method(
+                f"both_tuned{name}",
+                ("objective=budget", _BOTH, f"model.name={DENSE}", *more),
+                f"{_KEPT}, fine-tuned first{title}",
+                ask=SPEEDUP,
+            )
+            for name, more, title in (("", (), ""), ("_taught", _TAUGHT, ", with a teacher"))
         ),
         Method("layers_taught", ("objective=none", *_TAUGHT), "first layers, with the same teacher", ask=LAYERS),
         Method(f"none{INT8}", (), "dense, int8 in ONNX Runtime", ask=None),
