@@ -43,6 +43,7 @@ _BOTH, _KEPT = "gates.units=[heads,neurons]", "heads and neurons"
 # Stands for the folder of the whole model, fine-tuned densely with the same data, seed and steps.
 DENSE = "THE_DENSE_MODEL"
 _TAUGHT = ("distillation=logits", f"distillation.teacher={DENSE}")
+_TUNED = ("objective=budget", _BOTH, f"model.name={DENSE}")
 
 # Ends the names of methods whose models have 8-bit weights (benchmarks.compare.kept).
 INT8 = "_int8"
@@ -76,15 +77,8 @@ METHODS = {
         ),
         Method("layers", ("objective=none",), "first layers", ask=LAYERS),
         Method("both_taught", ("objective=budget", _BOTH, *_TAUGHT), f"{_KEPT}, with a teacher", ask=SPEEDUP),
-        *(
-            Method(
-                f"both_tuned{name}",
-                ("objective=budget", _BOTH, f"model.name={DENSE}", *more),
-                f"{_KEPT}, fine-tuned first{title}",
-                ask=SPEEDUP,
-            )
-            for name, more, title in (("", (), ""), ("_taught", _TAUGHT, ", with a teacher"))
-        ),
+        Method("both_tuned", _TUNED, f"{_KEPT}, fine-tuned first", ask=SPEEDUP),
+        Method("both_tuned_taught", (*_TUNED, *_TAUGHT), f"{_KEPT}, fine-tuned first, with a teacher", ask=SPEEDUP),
         Method("layers_taught", ("objective=none", *_TAUGHT), "first layers, with the same teacher", ask=LAYERS),
         Method(f"none{INT8}", (), "dense, int8 in ONNX Runtime", ask=None),
         Method(f"both{INT8}", (), f"{_KEPT}, int8 in ONNX Runtime", ask=SPEEDUP),
