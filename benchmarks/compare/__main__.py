@@ -43,13 +43,12 @@ from benchmarks.compare.methods import (
     read_data,
     read_method,
 )
-from benchmarks.compare.outcome import headline, sets_of
+from benchmarks.compare.outcome import headline
 from benchmarks.compare.runs import dense_run, folder_of, read_numbers, train
 from benchmarks.measuring import RESULTS, machine
 
 # Bfloat16 is two and a half times as fast as single precision on a CPU that has instructions for it.
 COMMON = ("trainer.precision=bf16-mixed", "logger=csv", "callbacks=none")
-_ENDED = tuple(f"_{end}" for end in ENDS)
 
 
 class Job(NamedTuple):
@@ -84,15 +83,11 @@ def main() -> None:
             shown = f"{row['data']} {row['method']} {row['num_heads']:.0f} heads {row['speedup']:.2f}x"
             print(f"{shown} seed {row['seed']}: {headline(row):.4f}", flush=True)
     rows = records.read(options.results)
-    dense = sets_of([row for row in rows if row["method"] == "none"])
-    lacking = [f"{data} with {steps:,} steps" for data, steps in sets_of(rows) if (data, steps) not in dense]
-    if all(row["method"].endswith(_ENDED) for row in rows):
-        print("\n".join(ends.lines(rows)))
-    elif lacking:
-        print(f"No table, because no dense run was made of {', '.join(lacking)}: add none to --methods.")
-    else:
+    if any(row["method"] == "none" for row in rows):
         print("\n".join(latency.lines(rows)))
         latency.draw(rows, options.results.with_suffix(".png"))
+    else:
+        print("\n".join(ends.lines(rows)))
     if failures:
         raise SystemExit(f"{failures} of {len(missing)} runs failed; run this command again to repeat them.")
 
@@ -121,7 +116,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--keep", type=Path, help="a folder that keeps the folders of the runs, 60 MB each")
     parser.add_argument("--show", action="store_true", help="run nothing")
     options = parser.parse_args()
-    usual = [name for name in METHODS if not name.endswith((INT8, *_ENDED))]
+    usual = [name for name in METHODS if not name.endswith((INT8, *(f"_{end}" for end in ENDS)))]
     try:
         options.data = [read_data(text) for text in options.data]
         options.methods = [read_method(text) for text in options.methods or usual]
