@@ -1,6 +1,7 @@
 """Public names, imported by `gating/__init__.py` when they are first used."""
 
 from . import compact as compact
+from . import compensation as compensation
 from . import discovery as discovery
 from . import errors as errors
 from . import gates as gates
@@ -13,6 +14,7 @@ from . import structure as structure
 from .compact.load import load_compact
 from .compact.recipe import save_recipe
 from .compact.save import save_compact
+from .compensation.compensate import CompensationReport, compensate
 from .discovery.find import find_attention_blocks, find_feed_forward_blocks
 from .families.layouts import AttentionSpec, FeedForwardSpec
 from .families.registry import register_attention_spec, register_feed_forward_spec
@@ -55,6 +57,7 @@ __all__ = [
     "AttentionSpec",
     "BudgetSchedule",
     "CompactReport",
+    "CompensationReport",
     "Convergence",
     "DeterministicBudget",
     "Distillation",
@@ -79,6 +82,7 @@ __all__ = [
     "TopK",
     "__version__",
     "budget_for_speedup",
+    "compensate",
     "export_compact",
     "export_onnx",
     "finalize",

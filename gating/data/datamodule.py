@@ -115,6 +115,14 @@ class ExampleDataModule(pl.LightningDataModule):
         # Lightning 2.5 looks for the sampler of the batches unless it is told that nothing is shuffled.
         return self._loader(split, batch_sampler=batches, shuffle=False)
 
+    def sample_batches(self, number: int) -> list[Batch]:
+        """Return batches of some training examples, drawn with the seed, short ones first; equal on all ranks."""
+        table, lengths = self._splits["train"], self._lengths_of("train")
+        drawn = torch.randperm(len(table), generator=torch.Generator().manual_seed(self._seed)).tolist()[:number]
+        drawn.sort(key=lengths.__getitem__)
+        starts = range(0, len(drawn), self.batch_size)
+        return [self._collate([table[row] for row in drawn[start : start + self.batch_size]]) for start in starts]
+
     def timing_batch(self, length: str | int, *, size: int = 8, split: str = "validation") -> dict[str, Any]:
         """Return the model inputs, without targets, of examples of one length; equal in all processes.
 

@@ -13,7 +13,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from gating.errors import InputError, InputTypeError, shorten
 from gating.integrations.budgets import check_budget
 from gating.integrations.trainer import GatedTrainer
+from gating.integrations.untrained import prune_untrained
 from gating.integrations.wrappers import base_model, is_sentence_model
+from gating.proof.input_sizes import accepted_arguments
 from gating.proof.outputs import evaluating
 from gating.teachers.distillation import Distillation
 
@@ -31,22 +33,30 @@ def prune(
     speedup: float | None = None,
     keep: float | None = None,
     num_heads: int | None = None,
+    train: bool = True,
     tokenizer: Any = None,
     args: TrainingArguments | None = None,
     **options: Any,
 ) -> Model:
-    """Return a compact copy of a classifier, a decoder or a ``SentenceTransformer``, trained on some texts.
+    """Return a compact copy of a classifier, a decoder or a ``SentenceTransformer``, made with some texts.
 
-    A decoder learns the next tokens. Others learn from labels or, without them, from their own logits or embeddings.
-    Heads and neurons have gates, and with ``num_heads`` heads alone. For anything else, call a trainer.
+    Heads and neurons have gates, and with ``num_heads`` heads alone. With training, a decoder learns the next tokens,
+    and others from labels or, without them, from their own logits or embeddings. For anything else, call a trainer.
+
+    Without training, units are ranked once by their Fisher information, the lowest are removed, and the output
+    projections that are left are solved in closed form (:func:`gating.compensate`). At most 512 examples are ranked on,
+    with their labels or with labels drawn from the model's own predictions, and 1,024 are compensated on. The model is
+    one that is fine-tuned already; token and image classifiers will do, too.
 
     Args:
         model: The dense model; unchanged, but for its device.
         data: Texts, or a ``datasets.Dataset`` with columns of texts, and maybe ``label``: classes or their numbers.
+            Without training also images, or arguments of the model such as ``input_ids`` and ``labels``.
         speedup: Time of the dense model over that of the compact one, measured here; give one of the three budgets.
         keep: Share of the cost of all heads and neurons that stays.
         num_heads: Number of heads that stay.
-        tokenizer: Tokenizer of the model; a ``SentenceTransformer`` has its own.
+        train: Whether the model is trained; without training, it is ready in about a minute.
+        tokenizer: Tokenizer of the model, or its image processor; a ``SentenceTransformer`` has its own.
         args: Training arguments; by default 3 epochs, at least 200 steps, in a temporary folder and without reports.
         options: Keyword arguments of the trainer, such as ``recovery`` and ``gate_options``.
 
@@ -54,8 +64,17 @@ def prune(
         TypeError: The data are neither a list of texts nor a ``datasets.Dataset``.
         ValueError: The budget, the kind of the model, a text or a label cannot be used.
     """
-    budget = {"speedup": speedup, "keep": keep, "num_heads": num_heads}
+    budget: dict[str, Any] = {"speedup": speedup, "keep": keep, "num_heads": num_heads}
     check_budget(**budget)
+    units = "heads" if num_heads is not None else ["heads", "neurons"]
+    if not train:
+        if args is not None or options.keys() - {"gate_options"}:
+            given = ", ".join(["args"] * (args is not None) + [name for name in options if name != "gate_options"])
+            raise InputError(f"train=False has no steps: leave out {given}.")
+        options = {"gate_options": {"units": units}, **options}
+        rows, processor = encode_rows(model, data, tokenizer)
+        made: Model = prune_untrained(model, rows, processor=processor, **budget, **options)
+        return made
     data, base, is_embedder = _as_table(data), base_model(model), is_sentence_model(model)
     # An encoder, with a decoder or without one, would learn to copy its input.
     kind, decodes = base.config.model_type, getattr(base.config, "is_decoder", True)
@@ -65,7 +84,6 @@ def prune(
     if not (hasattr(model, "encode") if is_embedder else is_decoder or is_classifier):
         kinds = "classifiers of texts, decoders and SentenceTransformers"
         raise InputError(f"gating.prune trains {kinds}: for a {type(model).__name__}, call a trainer.")
-    units = "heads" if num_heads is not None else ["heads", "neurons"]
     options = {"gate_options": {"units": units}, **budget, **options}
     # It teaches the copy, or embeds the texts.
     with evaluating(model), tempfile.TemporaryDirectory() as folder:
@@ -113,15 +131,43 @@ def _texts_of(data: Any) -> list[str]:
     return ["text"] * ("text" in kinds) or [name for name in kinds if "string" in kinds[name] and name not in _LABELS]
 
 
-def _text_trainer(model: Any, data: Any, tokenizer: Any) -> tuple[type[Any], type[Any], dict[str, Any]]:
-    """Return a trainer of a classifier or decoder, the class of its arguments, and its keyword arguments."""
-    config: Any = model.config
-    is_decoder = model.can_generate()
+def encode_rows(model: Any, data: Any, tokenizer: Any) -> tuple[Any, Any]:
+    """Return arguments of a model as a ``datasets.Dataset``, made of texts or images, and the tokenizer that pads them.
+
+    Columns of the data that are arguments of the model stay as they are.
+    """
+    from datasets import Dataset, Image
+
+    base = base_model(model)
+    if is_sentence_model(model):
+        tokenizer = model.tokenizer
+    given = accepted_arguments(base.forward).intersection(data.column_names if isinstance(data, Dataset) else ())
+    if given & {base.main_input_name, "input_ids"}:
+        return data.select_columns(sorted(given)), tokenizer
+    images = [name for name, kind in getattr(data, "features", {}).items() if isinstance(kind, Image)]
+    if images:
+        labels = [name for name in data.column_names if name in _LABELS][:1]
+        if tokenizer is None:
+            raise InputError(f"Images for {type(base).__name__} need its image processor: give tokenizer=.")
+        encode = lambda rows: dict(tokenizer([one.convert("RGB") for one in rows[images[0]]]))  # noqa: E731
+        others = [name for name in data.column_names if name not in labels]
+        rows = data.map(encode, batched=True, remove_columns=others)
+        return (rows.rename_column(labels[0], "labels") if labels else rows), None
+    data = _as_table(data)
     if tokenizer is None:
-        raise InputError(f"Texts for {type(model).__name__} need its tokenizer: give tokenizer=.")
+        raise InputError(f"Texts for {type(base).__name__} need its tokenizer: give tokenizer=.")
+    rows = _tokenized(base, data, tokenizer, has_labels=not (base.can_generate() or is_sentence_model(model)))
+    padded = copy(tokenizer)
+    padded.pad_token = padded.pad_token or padded.eos_token
+    return rows, padded
+
+
+def _tokenized(model: Any, data: Any, tokenizer: Any, *, has_labels: bool) -> Any:
+    """Return the tokens of one or two columns of texts, and the numbers of their classes, if they have some."""
+    config: Any = model.config
     if len(texts := _texts_of(data)) > 2:
         raise InputError(f"data= has the texts {', '.join(texts)}: keep one or two with data.select_columns([...]).")
-    labels = [name for name in data.column_names if name in _LABELS and not is_decoder][:1]
+    labels = [name for name in data.column_names if name in _LABELS and has_labels][:1]
     length = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", _LENGTH), _LENGTH)
     data = data.map(
         lambda rows: tokenizer(*(rows[name] for name in texts), truncation=True, max_length=length),
@@ -130,6 +176,17 @@ def _text_trainer(model: Any, data: Any, tokenizer: Any) -> tuple[type[Any], typ
     )
     if labels and config.num_labels > 1 and config.problem_type in (None, "single_label_classification"):
         data = _with_classes(data, labels[0], config)
+    return data
+
+
+def _text_trainer(model: Any, data: Any, tokenizer: Any) -> tuple[type[Any], type[Any], dict[str, Any]]:
+    """Return a trainer of a classifier or decoder, the class of its arguments, and its keyword arguments."""
+    config: Any = model.config
+    is_decoder = model.can_generate()
+    if tokenizer is None:
+        raise InputError(f"Texts for {type(model).__name__} need its tokenizer: give tokenizer=.")
+    data = _tokenized(model, data, tokenizer, has_labels=not is_decoder)
+    labels = [name for name in data.column_names if name in _LABELS]
     options: dict[str, Any] = {"train_dataset": data, "processing_class": tokenizer}
     if is_decoder:
         padded = copy(tokenizer)

@@ -28,7 +28,7 @@ from gating.units import UNITS
 
 # Stages of a run at which the model is evaluated, which are prefixes of names in ``metrics.json``; a dense model is the
 # teacher, or that of a dense run. Exports have their own names, and a prediction without a model is "baseline".
-Stage = Literal["search", "removed", "compact", "dense"]
+Stage = Literal["search", "removed", "compensated", "compact", "dense"]
 # Prefixes of the splits in metric names, as in the logs.
 _SPLITS = {"validation": "val", "test": "test"}
 # Names in metrics.json of sizes other than numbers of units.
@@ -189,6 +189,10 @@ class Summary:
     def _notes(self) -> list[str]:
         note = unproven_note(self.removal.get("unproven", []))
         notes = [f"{note}."] if note else []
+        if "compensated" in self.metrics:
+            notes.append(
+                "After the removal, output projections were solved to follow the dense model (compensate=true)."
+            )
         if self.latency is not None:
             timings = [
                 f"{times.words}: {times.repeats} repeats, {margin(times.error)}" for times in self.latencies.values()

@@ -57,9 +57,11 @@ def train_phase(
     run.data.module.start_after(first_step * run.settings.trainer["accumulate_grad_batches"])
     if best is not None and checkpoint is None and phase == Phase.RECOVERY:
         # Few steps of recovery, on examples that the search has seen, can also make a model worse.
-        removed = run.state.summary.score_of("removed", module.score)
-        if removed is not None:
-            best.consider(module, removed, step=first_step)
+        for stage in ("compensated", "removed"):
+            before = run.state.summary.score_of(stage, module.score)
+            if before is not None:
+                best.consider(module, before, step=first_step)
+                break
     # A plain string, because checkpoints hold no classes.
     with run.state.summary.timed(phase.value):
         # from_pretrained leaves models in evaluation mode, which Lightning keeps.

@@ -11,9 +11,10 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from gating.data.examples import model_inputs
 from gating.distributed.collectives import broadcast, is_rank_zero
 from gating.loader.modeling import RECORD_KEY
 from gating.models.sources import ModelSource, load_sharded, make_meta_model
@@ -35,6 +36,9 @@ from gating.tasks.base import HasLoss
 from gating.tracking.verbosity import printed_warnings
 from gating.training.callbacks import log_kept_heads
 from gating.training.checkpoints import load_own_state, load_shards, read_checkpoint, save_shards, write_checkpoint
+
+# Number of training examples of the compensation.
+_SOLVED = 1024
 
 
 def teach(run: Run) -> None:
@@ -128,6 +132,10 @@ def remove(run: Run) -> None:
     if kept is not None:
         check_same(kept.float(), "The choice of heads")
     log_kept_heads(run.loggers, state.history, search, kept=kept, step=state.search_steps)
+    dense = None
+    if run.settings.compensate:
+        with gates.detached() as model:
+            dense = deepcopy(model)
     with state.summary.timed("finalize"), printed_warnings() as sentences:
         if run.is_sharded:
             from gating.sharding.removal import finalize_sharded
@@ -145,7 +153,22 @@ def remove(run: Run) -> None:
     state.history.folded = {name: list(values) for name, values in finalized.folded.items()}
     state.search = None
     run.evaluate("removed", "after removal")
+    if dense is not None:
+        _compensate(run, dense)
     _save_removed(run)
+
+
+def _compensate(run: Run, dense: nn.Module) -> None:
+    """Solve the output projections that have lost inputs, so that the compact model follows the dense one."""
+    from gating.compensation.compensate import compensate
+
+    batches = run.data.module.sample_batches(_SOLVED)
+    with run.state.summary.timed("compensate"), printed_warnings() as sentences:
+        report = compensate(run.state.model, dense, map(model_inputs, batches))
+    run.state.summary.warnings += sentences
+    if is_rank_zero():
+        print(report)
+    run.evaluate("compensated", "after compensation")
 
 
 def _chosen(run: Run, search: Search) -> Tensor | None:

@@ -103,6 +103,7 @@ def _check_settings(settings: Settings, devices: Devices) -> None:
         "optimizer=adafactor": "Adafactor" in str(settings.optimizer),
         # It tries removals on the whole model.
         "gates.discover=true": bool(settings.gates.get("discover")),
+        "compensate=true": settings.compensate,
     }
     for setting in (name for name, is_given in refused.items() if is_given and devices.is_sharded):
         raise InputError(
@@ -117,6 +118,8 @@ def _check_meta_model(settings: Settings, objects: RunObjects) -> PreTrainedMode
             "distillation learns from the logits of a teacher, and this task has a loss of its own on a model without "
             "logits: leave it out. Embeddings learn from a teacher with task.teacher=FOLDER_OR_HUB_NAME."
         )
+    if settings.compensate:
+        _check_compensation(settings, objects)
     meta_model = make_meta_model(objects.source, objects.task.auto_class)
     check_adapters(objects.adapters, objects.source)
     if settings.exports:
@@ -138,6 +141,16 @@ def _check_meta_model(settings: Settings, objects: RunObjects) -> PreTrainedMode
         gates = objects.gates_without_model(meta_model)
         objects.objective.check(gates)
     return meta_model
+
+
+def _check_compensation(settings: Settings, objects: RunObjects) -> None:
+    """Raise ``InputError`` for a search without a dense model at its end that the compact one could follow."""
+    objective = objects.objective
+    if objective is None or not (settings.freezes(Phase.SEARCH) or objective.is_open_until_the_end):
+        raise InputError(
+            "compensate=true follows the dense model, and this search trains weights while units close: freeze them "
+            "with optimizer.freeze=true or search, or rank once at the end with objective=once."
+        )
 
 
 def _check_no_layerdrop(meta_model: PreTrainedModel) -> None:

@@ -64,6 +64,7 @@ class Settings(BaseModel):
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     recovery: Annotated[float, Field(ge=0, lt=1)] | None
     recovery_keep: Literal["best", "last"]
+    compensate: bool
     compile: bool
     gradient_checkpointing: bool
     keep_checkpoints: bool

@@ -15,6 +15,7 @@ from transformers import AutoModel, PreTrainedModel
 
 from gating.compact.files import read_config
 from gating.compact.save import Processor
+from gating.compensation.ranking import project
 from gating.data.examples import Batch, Examples
 from gating.data.tokens import load_tokenizer, truncation_length
 from gating.embedding.losses import EmbeddingDistance
@@ -35,7 +36,7 @@ from gating.tasks.embedding_examples import (
 from gating.tasks.embedding_teacher import add_embeddings, load_sentence_model
 from gating.tasks.metrics.embeddings import METRICS, Embedded, build_embedding_metrics
 
-Loss = Literal["distance", "cosine", "multiple_negatives"]
+Loss = Literal["distance", "cosine", "multiple_negatives", "projection"]
 
 # The loss of each kind of training data.
 _USUAL: dict[Kind, Loss] = {"texts": "distance", "scores": "cosine", "positives": "multiple_negatives"}
@@ -101,7 +102,7 @@ class Embedding(MetricTask):
         splits = read_examples(examples.splits, text_column, text_pair_column, label_column, loss=self._loss)
         kind = kind_of(splits["train"])
         self._loss_name = self._loss or _USUAL[kind]
-        if self._loss_name not in ("distance", _USUAL[kind]):
+        if self._loss_name not in ("distance", "projection", _USUAL[kind]):
             raise InputError(
                 f"task.loss={self._loss_name} does not fit the training data, which are {kind}: cosine needs pairs "
                 "with a score (data.label_column=...), and multiple_negatives pairs without one."
@@ -156,6 +157,8 @@ class Embedding(MetricTask):
         """Return the loss of a batch, a scalar."""
         embedded = self._embed(outputs, batch, model=model)
         columns, labels, name = [embedded.texts, embedded.pairs], embedded.scores, self._loss_name
+        if name == "projection":
+            return project(embedded.texts) / len(embedded.texts)
         if name == "distance" and embedded.teacher is not None:
             columns, labels = [embedded.texts], embedded.teacher
         elif embedded.pairs is None:

@@ -1,0 +1,158 @@
+"""``gating.prune`` without training: units are ranked once and removed, and what is left is compensated."""
+
+import time
+from collections.abc import Mapping
+from copy import deepcopy
+from functools import partial
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    DataCollatorForTokenClassification,
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    default_data_collator,
+)
+
+from gating.compensation.compensate import CompensationReport, compensate
+from gating.compensation.ranking import GROUP_SIZE, Embed, rank_units, ranking_objective, remove_chosen
+from gating.embedding.parts import SentenceHead
+from gating.gates import HeadGates, inject_gates
+from gating.integrations.wrappers import base_model, is_sentence_model
+from gating.objectives import IterativePruning
+from gating.pruning.finalize import FinalizeReport
+from gating.pruning.latency import MAX_SECONDS, CopyTimer, describe_batch
+from gating.pruning.latency_costs import kept_for_speedup
+from gating.pruning.measure import measure_macs
+from gating.structure.layers import iter_blocks
+from gating.teachers.distillation import IGNORED
+
+# Examples for the ranking and for the compensation, and those of a batch.
+_RANKED, _SOLVED, _BATCH_SIZE = 512, 1024, 16
+# Most positions for each input of the widest output projection: for the ranking, and for the compensation.
+_RANKED_POSITIONS, _SOLVED_POSITIONS = 8, 32
+# Share of the time that is left which each timed choice of gates may take, and rows of the timed batch.
+_SHARE_OF_CHOICE, _TIMED_ROWS = 0.3, 8
+
+
+def prune_untrained(
+    model: Any,
+    rows: Any,
+    *,
+    processor: Any,
+    speedup: float | None,
+    keep: float | None,
+    num_heads: int | None,
+    gate_options: Mapping[str, Any],
+) -> Any:
+    """Return a compact copy of a fine-tuned model, without a step of training.
+
+    Args:
+        model: The dense model, which stays as it is, or a ``SentenceTransformer`` with it.
+        rows: A ``datasets.Dataset`` with arguments of the model in its columns.
+        processor: Tokenizer that pads the rows; None for rows of one shape.
+        speedup: Time of the dense model over that of the compact one; one of the three budgets is given.
+        keep: Share of the cost of all units that stays.
+        num_heads: Number of heads that stay.
+        gate_options: Arguments of :func:`gating.inject_gates`.
+    """
+    started = time.perf_counter()
+    compact = deepcopy(model)
+    dense, base = base_model(model), base_model(compact)
+    ranked, solved = make_batches(dense, rows, processor)
+    options = {"group_size": GROUP_SIZE, **gate_options}
+    gates = inject_gates(base, **options)
+    gates.set_macs(measure_macs(base, gates, gates.blocks(base), _without_labels(ranked[len(ranked) // 2])))
+    budget = {"num_heads": num_heads} if num_heads is not None else {"keep": 1 / speedup if speedup else keep}
+    objective = ranking_objective(per="token" if _is_of_tokens(dense) else "example", **budget)
+    rank_units(base, gates, objective, ranked, embed=_embed_of(model))
+    kept = objective.kept(gates)
+    if speedup is not None:
+        kept = _kept_at(base, gates, objective, _without_labels(solved[-1]), speedup)
+    removed = remove_chosen(base, gates, kept, probe=_without_labels(solved[0]))
+    report = compensate(base, dense, map(_without_labels, solved))
+    print(_line(removed, report, seconds=time.perf_counter() - started), flush=True)
+    return compact
+
+
+def _line(removed: FinalizeReport, report: CompensationReport, *, seconds: float) -> str:
+    """Return the sentence on what was done."""
+    before, after = removed.before.units, removed.after.units
+    units = " and ".join(f"{after[unit]:,} of {number:,} {unit}" for unit, number in before.items() if number)
+    first, last = report.outputs
+    return (
+        f"Kept {units} without training, in {seconds:.0f} s. The outputs miss those of the dense model by {first:.3f} "
+        f"after the removal, and by {last:.3f} after the compensation (squared error on held-out examples, relative)."
+    )
+
+
+def make_batches(
+    model: PreTrainedModel, rows: Any, processor: Any
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return batches for the ranking and for the compensation, of other rows if there are enough, short ones first."""
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
+    widest = max(sum(block.slot_widths) for block in iter_blocks(model))
+    first = order[:_RANKED]
+    chosen = [*order[len(first) :], *first][:_SOLVED]
+    both = (first, _RANKED_POSITIONS * widest), (chosen, _SOLVED_POSITIONS * widest)
+    ranked, solved = (_collate(model, rows.select(numbers), processor, most) for numbers, most in both)
+    return (list(map(_with_next_tokens, ranked)) if model.can_generate() else ranked), solved
+
+
+def _with_next_tokens(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a batch of a decoder with its tokens as labels."""
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
+    return {**batch, "labels": batch.get("labels", labels)}
+
+
+def _collate(model: PreTrainedModel, rows: Any, processor: Any, most: int) -> list[dict[str, Any]]:
+    """Return batches of rows of similar length, with at most so many tokens in all."""
+    examples = [dict(row) for row in rows]
+    lengths = [len(example["input_ids"]) if "input_ids" in example else 1 for example in examples]
+    number = next((n for n, total in enumerate(accumulate(lengths), 1) if total >= most), len(examples))
+    examples = sorted(examples[:number], key=lambda example: len(example.get("input_ids", ())))
+    device, collate = next(model.parameters()).device, _collator(processor, examples[0])
+    starts = range(0, len(examples), _BATCH_SIZE)
+    batches = [collate(examples[start : start + _BATCH_SIZE]) for start in starts]
+    return [{name: one.to(device) for name, one in batch.items()} for batch in batches]
+
+
+def _collator(processor: Any, example: Mapping[str, Any]) -> Any:
+    if processor is None or "input_ids" not in example:
+        return default_data_collator
+    if isinstance(example.get("labels"), list) and len(example["labels"]) == len(example["input_ids"]):
+        return DataCollatorForTokenClassification(processor)
+    return DataCollatorWithPadding(processor)
+
+
+def _without_labels(batch: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: one for name, one in batch.items() if name not in ("labels", "start_positions", "end_positions")}
+
+
+def _is_of_tokens(model: Any) -> bool:
+    """Return whether a model predicts something for each token, of which the derivative is then squared."""
+    return bool(model.can_generate()) or type(model).__name__.endswith("ForTokenClassification")
+
+
+def _embed_of(model: Any) -> Embed | None:
+    """Return the function that makes embeddings of the outputs of a model's transformer; None for other models."""
+    if not is_sentence_model(model):
+        return None
+    head = SentenceHead(deepcopy([*model.children()][1:]))
+    return lambda outputs, batch: head(outputs, batch["attention_mask"])
+
+
+def _kept_at(
+    model: PreTrainedModel, gates: HeadGates, objective: IterativePruning, batch: dict[str, Tensor], speedup: float
+) -> Tensor:
+    """Return the gates that stay for a speed-up, ``[num_gates]``; copies of the model are timed."""
+    batch = {name: one[-_TIMED_ROWS:] for name, one in batch.items()}
+    print(f"Copies are timed until one is {speedup} times as fast: {describe_batch(batch)} ...", flush=True)
+    with gates.detached():
+        timer = CopyTimer(model, batch, seconds=MAX_SECONDS)
+        measure = partial(timer.try_choice, gates, share=_SHARE_OF_CHOICE)
+        kept = kept_for_speedup(partial(objective.kept_at, gates), measure, speedup=speedup, keep=1 / speedup)
+    timer.print_closest(speedup)
+    return kept
