@@ -115,12 +115,31 @@ def _compare_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON instead of a table")
 
 
+def _curve_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="folder of a fine-tuned model or of a finished run, or a name on the hub")
+    parser.add_argument(
+        "settings",
+        nargs="*",
+        metavar="NAME=VALUE",
+        help="settings of data, task, trainer, latency and seed as in head-gating train, such as data=files "
+        "data.train=train.tsv; by default those of the run that made the model",
+    )
+    sizes = parser.add_mutually_exclusive_group()
+    sizes.add_argument("--keep", nargs="+", type=float, help="shares of the cost that sizes keep (0.9 to 0.3)")
+    sizes.add_argument("--speedup", nargs="+", type=float, help="speed-ups of the sizes instead")
+    parser.add_argument("--max-drop", type=float, default=1.0, help="largest accepted loss of validation score (1.0)")
+    parser.add_argument("--output", help="folder of the curve, by default NAME-curve in the current folder")
+    parser.add_argument("--overwrite", action="store_true", help="rename an earlier curve, and begin anew")
+    parser.add_argument("--json", action="store_true", help="print JSON alone")
+
+
 # Purpose of each command, as the end of a sentence, and the function that adds its arguments to a parser. Its module in
 # ``gating.commands`` has its name, a function ``run`` of the parsed arguments, and takes seconds to import.
 COMMANDS = {
     "inspect": ("show which heads and neurons a model has, and its sizes", _inspect_arguments),
     "evaluate": ("evaluate a compact or dense model on a data set", _evaluate_arguments),
     "export": ("export a compact model for another runtime, and check it there", _export_arguments),
+    "curve": ("show what smaller sizes of a fine-tuned model cost, without training", _curve_arguments),
     "compare": ("compare finished runs, and recommend the fastest that loses little", _compare_arguments),
 }
 

@@ -64,7 +64,7 @@ def measure(run: Path, dense_run: Path, row: Row) -> list[dict[str, Any]]:
     data = encode_examples(load_examples(settings, objects), settings, objects, model)
     dense = pytorch(gating.load_compact(dense_run / "compact").eval())
     facts = {"timed": machine()["date"], "timed_on": machine()["cpu"]}
-    rows = [{**row, **facts, **_speeds(dense, pytorch(model), data)}]
+    rows = [{**row, **facts, **speeds(dense, pytorch(model), data)}]
     name = f"{row['method']}{INT8}"
     if name in METHODS:
         with tempfile.TemporaryDirectory() as folder:
@@ -72,13 +72,14 @@ def measure(run: Path, dense_run: Path, row: Row) -> list[dict[str, Any]]:
             exported: Any = GraphModel(model.config, report.path)
             found = data.evaluate(exported, "test", task=objects.task, metrics=data.prepared.metrics, title=name)
             score = {f"test/{row['metric']}": found.metrics[row["metric"]], "megabytes": report.megabytes}
-            rows.append({**rows[0], "method": name, **score, **_speeds(dense, graph(report.path), data)})
+            rows.append({**rows[0], "method": name, **score, **speeds(dense, graph(report.path), data)})
     for each in rows:
         print(f"{each['data']} {each['method']} {each['speedup']:.2f}x {each['speedup_short']:.2f}x", flush=True)
     return rows
 
 
-def _speeds(dense: Callable[[Any], Any], smaller: Callable[[Any], Any], data: RunData) -> dict[str, float]:
+def speeds(dense: Callable[[Any], Any], smaller: Callable[[Any], Any], data: RunData) -> dict[str, float]:
+    """Return the speed-ups of a model, timed in turns with the dense one on the batches that a run times."""
     speeds = {}
     for name, length, size in _TIMED:
         batch = data.module.timing_batch(length, size=size, split="validation")

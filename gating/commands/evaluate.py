@@ -71,8 +71,7 @@ def evaluate_folder(folder: str, overrides: Sequence[str], *, split: str | None 
     device = check_devices(settings.trainer).root
     # Wrong settings are refused before anything is downloaded.
     objects = build_objects(settings)
-    place = place or Path(locate(folder))
-    place = place if place.is_dir() else Path(snapshot_download(str(place)))
+    place = local_model(folder, place)
     examples, split = load_split(settings, objects, split)
     objects, model, data = load_evaluation(settings, objects, place, examples, split=split)
     if run_folder is not None:
@@ -115,6 +114,12 @@ def evaluate_folder(folder: str, overrides: Sequence[str], *, split: str | None 
     names = sorted(values, key=lambda name: name != score.name)
     shown = {x: formats[x].show_measured(values[x]) if x in formats else f"{values[x]:.4f}" for x in names}
     return numbers, "\n".join([title, *_lines_of(shown, summary, score)])
+
+
+def local_model(name: str, place: Path | None) -> Path:
+    """Return the folder of a model, which is downloaded if it is not there."""
+    place = place or Path(locate(name))
+    return place if place.is_dir() else Path(snapshot_download(str(place)))
 
 
 def _lines_of(metrics: Mapping[str, str], summary: Summary, score: Score) -> list[str]:
@@ -206,9 +211,12 @@ def load_split(settings: Settings, objects: RunObjects, split: str | None) -> tu
 
 
 def load_evaluation(
-    settings: Settings, objects: RunObjects, place: Path, examples: Examples, *, split: str
+    settings: Settings, objects: RunObjects, place: Path, examples: Examples, *, split: str, has_train: bool = False
 ) -> tuple[RunObjects, PreTrainedModel, RunData]:
-    """Load a model, and encode the examples of a split for it; return them with the objects of the settings."""
+    """Load a model, and encode the examples of a split for it; return them with the objects of the settings.
+
+    Without the training examples, those of the split are in their place.
+    """
     model = load_compact(place)
     # The processor is beside the weights.
     objects = replace(objects, source=Pretrained(str(processor_folder(place))))
@@ -219,7 +227,8 @@ def load_evaluation(
     names = [str(name) for _, name in sorted((model.config.id2label or {}).items())]
     classes = () if names == [f"LABEL_{number}" for number in range(len(names))] else tuple(names)
     # Tasks read the columns of the training data; errors name the split that is checked first.
-    splits = DatasetDict({split: examples.splits[split], "train": examples.splits[split]})
+    train = examples.splits["train" if has_train else split]
+    splits = DatasetDict({split: examples.splits[split], "train": train})
     both = replace(examples, splits=splits, classes=classes)
     compared = logging.getLogger("gating.data.columns")
     try:

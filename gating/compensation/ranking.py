@@ -28,8 +28,14 @@ _TARGETS, _LOGITS = ("labels", "start_positions"), ("logits", "start_logits", "e
 Embed = Callable[[Mapping[str, Any], Mapping[str, Any]], Tensor]
 
 
-def ranking_objective(*, per: Literal["example", "token"], **budget: Any) -> IterativePruning:
-    """Return the objective that ranks units in one round, at the end; the budget is that of ``ExactBudget``."""
+def ranking_objective(model: nn.Module, **budget: Any) -> IterativePruning:
+    """Return the objective that ranks the units of a model in one round, at the end.
+
+    The budget is that of :class:`~gating.objectives.ExactBudget`. Where a model predicts something for each token, the
+    derivative of each token is squared, else that of each example.
+    """
+    is_of_tokens = getattr(model, "can_generate", bool)() or "ForTokenClassification" in type(model).__name__
+    per: Literal["example", "token"] = "token" if is_of_tokens else "example"
     schedule = BudgetSchedule(start=0.0, end=1.0)
     return IterativePruning(Fisher(per=per), share_per_round=1.0, schedule=schedule, **budget)
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from itertools import cycle, islice, pairwise
+from itertools import accumulate, cycle, islice, pairwise
 from typing import Annotated, Any
 
 import pyarrow.compute as pc
@@ -115,10 +115,16 @@ class ExampleDataModule(pl.LightningDataModule):
         # Lightning 2.5 looks for the sampler of the batches unless it is told that nothing is shuffled.
         return self._loader(split, batch_sampler=batches, shuffle=False)
 
-    def sample_batches(self, number: int) -> list[Batch]:
-        """Return batches of some training examples, drawn with the seed, short ones first; equal on all ranks."""
+    def sample_batches(self, number: int, *, skip: int = 0, most: float = math.inf) -> list[Batch]:
+        """Return batches of some training examples, drawn with the seed, short ones first; equal on all ranks.
+
+        Those that are skipped are drawn again only if no others are left. With ``most`` tokens, they may be fewer.
+        """
         table, lengths = self._splits["train"], self._lengths_of("train")
-        drawn = torch.randperm(len(table), generator=torch.Generator().manual_seed(self._seed)).tolist()[:number]
+        drawn = torch.randperm(len(table), generator=torch.Generator().manual_seed(self._seed)).tolist()
+        drawn = [*drawn[skip:], *drawn[:skip]][:number]
+        totals = accumulate(lengths[row] for row in drawn)
+        drawn = drawn[: next((n for n, total in enumerate(totals, 1) if total >= most), number)]
         drawn.sort(key=lengths.__getitem__)
         starts = range(0, len(drawn), self.batch_size)
         return [self._collate([table[row] for row in drawn[start : start + self.batch_size]]) for start in starts]

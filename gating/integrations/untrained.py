@@ -66,7 +66,7 @@ def prune_untrained(
     gates = inject_gates(base, **options)
     gates.set_macs(measure_macs(base, gates, gates.blocks(base), _without_labels(ranked[len(ranked) // 2])))
     budget = {"num_heads": num_heads} if num_heads is not None else {"keep": 1 / speedup if speedup else keep}
-    objective = ranking_objective(per="token" if _is_of_tokens(dense) else "example", **budget)
+    objective = ranking_objective(dense, **budget)
     rank_units(base, gates, objective, ranked, embed=_embed_of(model))
     kept = objective.kept(gates)
     if speedup is not None:
@@ -129,11 +129,6 @@ def _collator(processor: Any, example: Mapping[str, Any]) -> Any:
 
 def _without_labels(batch: Mapping[str, Any]) -> dict[str, Any]:
     return {name: one for name, one in batch.items() if name not in ("labels", "start_positions", "end_positions")}
-
-
-def _is_of_tokens(model: Any) -> bool:
-    """Return whether a model predicts something for each token, of which the derivative is then squared."""
-    return bool(model.can_generate()) or type(model).__name__.endswith("ForTokenClassification")
 
 
 def _embed_of(model: Any) -> Embed | None:

@@ -175,13 +175,17 @@ class Embedding(MetricTask):
         """Add the embeddings of a batch to the metrics."""
         metrics.update(self._embed(outputs, batch, model=model))
 
-    def _embed(self, outputs: Mapping[str, Any], batch: Batch, *, model: PreTrainedModel) -> Embedded:
+    def embed(self, outputs: Mapping[str, Any], batch: Batch) -> Tensor:
+        """Return the embeddings of a batch of tokens, ``[batch, width]``, from the outputs of the transformer."""
         assert self._head is not None
-        head = self._head.to(batch["input_ids"].device)
+        embeddings: Tensor = self._head.to(batch["input_ids"].device)(outputs, batch["attention_mask"])
+        return embeddings
+
+    def _embed(self, outputs: Mapping[str, Any], batch: Batch, *, model: PreTrainedModel) -> Embedded:
         pairs = {name.removeprefix("task_pair_"): value for name, value in batch.items() if "task_pair_" in name}
         return Embedded(
-            texts=head(outputs, batch["attention_mask"]),
-            pairs=head(model(**pairs), pairs["attention_mask"]) if pairs else None,
+            texts=self.embed(outputs, batch),
+            pairs=self.embed(model(**pairs), pairs) if pairs else None,
             scores=batch.get("task_scores"),
             queries=batch["task_query"],
             documents=batch.get("task_document"),
