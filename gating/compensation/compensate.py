@@ -347,6 +347,8 @@ class _Solver:
         for place in range(len(self._batches) - 1):
             if batch := self._positions.held_out_batch(place):
                 dense, compact = (forward_outputs(model, batch) for model in self._models)
+                if any(tensor.isnan().any() for tensor in (*dense, *compact)):
+                    raise InputError("The model or a batch gives NaN: no weights were changed.")
                 errors.append(torch.stack([_size(one, one - other) for one, other in zip(dense, compact, strict=True)]))
                 sizes.append(torch.stack([_size(one, one) for one in dense]))
         return float((torch.stack(errors).sum(0) / torch.stack(sizes).sum(0).clamp_min(1e-30)).mean())

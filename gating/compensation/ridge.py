@@ -54,7 +54,7 @@ class Ridge:
         device = "cpu" if self._gram.device.type == "mps" else self._gram.device
         gram, cross = self._gram.to(device, torch.float64), self._cross.to(device, torch.float64)
         if not (gram.isfinite().all() and cross.isfinite().all()):
-            raise InputError("The model or a batch gives NaN or infinite values: no weights were changed.")
+            raise InputError("The model or a batch gives infinite values: no weights were changed.")
         num_inputs = len(gram) - self._has_bias
         diagonal = gram.diagonal()[:num_inputs]
         least = torch.finfo(torch.float32).tiny

@@ -78,8 +78,8 @@ class Curve:
         change = self.score.change(point.value, self.dense.value)
         first = (
             f"Recommended: {point.keep:g} of the cost, {point.speedup:.2f}x as fast, with a validation "
-            f"{self.score.name} of {self.score.show(point.value)} ({change:+.2f}{self.score.points}): the smallest that "
-            f"loses at most {limit}."
+            f"{self.score.name} of {self.score.show(point.value)} ({change:+.2f}{self.score.points}): the smallest "
+            f"that loses at most {limit}."
         )
         return [first, *(f"{name}: {text.format(keep=f'{point.keep:g}')}" for name, text in self.commands.items())]
 
