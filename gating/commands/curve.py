@@ -141,7 +141,7 @@ class _Subject:
             settings = settings.model_copy(update={"task": {**settings.task, "teacher": str(place or name)}})
         objects = build_objects(settings)
         place = local_model(name, place)
-        examples = _fewer(load_examples(settings, objects), seed=settings.seed)
+        examples = _needed(load_examples(settings, objects), seed=settings.seed)
         loaded = partial(load_evaluation, settings, objects, place, split="validation", has_train=True)
         has_labels = not isinstance(objects.task, SequenceClassification) or _has_labels(settings, examples)
         if not has_labels:
@@ -248,13 +248,12 @@ class _Subject:
         )
 
 
-def _fewer(examples: Examples, *, seed: int) -> Examples:
-    """Return examples with as many training rows as a curve takes."""
+def _needed(examples: Examples, *, seed: int) -> Examples:
+    """Return the examples that a curve takes: some for training, and those for validation."""
     train, most = examples.splits["train"], _RANKED + _SOLVED
-    if len(train) <= most:
-        return examples
-    rows = np.sort(np.random.default_rng(seed).choice(len(train), most, replace=False))
-    return replace(examples, splits=DatasetDict({**examples.splits, "train": train.select(rows)}))
+    if len(train) > most:
+        train = train.select(np.sort(np.random.default_rng(seed).choice(len(train), most, replace=False)))
+    return replace(examples, splits=DatasetDict({"train": train, "validation": examples.splits["validation"]}))
 
 
 def _has_labels(settings: Settings, examples: Examples) -> bool:
