@@ -22,18 +22,23 @@ README = (ROOT / "README.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.S)
 
 
-def test_one_call_prunes_with_texts_alone(tmp_path, monkeypatch):
+@pytest.mark.filterwarnings("ignore:The model has a loss of", "ignore:.*positions are few")
+def test_one_call_prunes_with_texts_alone_without_training_and_with_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = make_model_folder(tmp_path / "model")
-    snippet = SNIPPETS[0].replace("speedup=2", "num_heads=5, args=args")
+    without, trained = SNIPPETS[:2]
+    saved = next(line for line in without.splitlines() if "save_compact" in line)
+    snippet = trained.replace("speedup=2", "num_heads=5, args=args") + saved.replace('"compact"', '"trained"')
     names = {
         "model": BertForSequenceClassification.from_pretrained(folder),
         "tokenizer": AutoTokenizer.from_pretrained(folder),
         "texts": ["word1 word2 word3", "word4 word5"] * 8,
         "args": TrainingArguments(tmp_path / "out", max_steps=8, report_to="none", dataloader_pin_memory=False),
     }
+    exec(without, names)
+    assert gating.load_compact("compact").num_parameters() < names["model"].num_parameters()
     exec(snippet, names)
-    assert sum(block.num_heads for block in gating.find_attention_blocks(gating.load_compact("compact"))) == 5
+    assert sum(block.num_heads for block in gating.find_attention_blocks(gating.load_compact("trained"))) == 5
 
 
 def test_a_loop_of_ones_own_runs(tmp_path, monkeypatch):
