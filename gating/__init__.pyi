@@ -14,7 +14,8 @@ from . import structure as structure
 from .compact.load import load_compact
 from .compact.recipe import save_recipe
 from .compact.save import save_compact
-from .compensation.compensate import CompensationReport, compensate
+from .compensation.compensate import compensate
+from .compensation.result import CompensationReport
 from .discovery.find import find_attention_blocks, find_feed_forward_blocks
 from .families.layouts import AttentionSpec, FeedForwardSpec
 from .families.registry import register_attention_spec, register_feed_forward_spec

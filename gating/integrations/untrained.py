@@ -16,8 +16,9 @@ from transformers import (
     default_data_collator,
 )
 
-from gating.compensation.compensate import CompensationReport, compensate
+from gating.compensation.compensate import compensate
 from gating.compensation.ranking import GROUP_SIZE, Embed, rank_units, ranking_objective, remove_chosen
+from gating.compensation.result import CompensationReport
 from gating.embedding.parts import SentenceHead
 from gating.gates import HeadGates, inject_gates
 from gating.integrations.wrappers import base_model, is_sentence_model
