@@ -4,7 +4,7 @@
     python -m benchmarks.untrained KEPT --results benchmarks/results/untrained.jsonl
     python -m benchmarks.untrained KEPT --results benchmarks/results/untrained.jsonl --time
 
-KEPT is the folder of dense runs that the first command keeps. Each model is ranked once on 512 training examples with
+KEPT is the folder of dense runs that the first command keeps. Each model is ranked on 1,024 training examples with
 labels; for each share of the cost its lowest units are removed, and 1,024 other training examples, without labels, are
 enough to solve its output projections. ``--time`` measures the models with nothing else running, and adds 8 bits.
 """
@@ -42,7 +42,7 @@ from gating.structure.layers import count_units
 from gating.tracking.verbosity import quiet_libraries
 
 SHARES = (0.7, 0.5, 0.4, 0.3)
-_RANKED, _SOLVED = 512, 1024
+_RANKED, _SOLVED = 1024, 1024
 _TITLES = {"sick": "SICK", "sst2_sentence": "SST-2", "snli20k": "SNLI", "example": "BBC News"}
 
 
@@ -92,7 +92,7 @@ def make(run: Path, shares: Sequence[float], kept: Path) -> Iterator[dict[str, A
     gates = gating.inject_gates(model, units=["heads", "neurons"], group_size=GROUP_SIZE)
     middle = data.module.timing_batch("median", split="train")
     gates.set_macs(measure_macs(model, gates, gates.blocks(model), middle))
-    objective = ranking_objective(model, keep=SHARES[0])
+    objective = ranking_objective(model, keep=min(SHARES))
     rank_units(model, gates, objective, [model_inputs(batch) for batch in data.module.sample_batches(_RANKED)])
     gates.remove()
     ranking = time.perf_counter() - started

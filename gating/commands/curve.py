@@ -55,7 +55,7 @@ from gating.tracking.verbosity import quiet_libraries
 KEEP = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 # Training examples for the ranking and for the compensation, and their most positions for an input of a projection.
 # Half of those of gating.prune are solved on: the curve is at most a little worse than what its commands make.
-_RANKED, _SOLVED, _RANKED_POSITIONS, _SOLVED_POSITIONS = 512, 512, 8, 32
+_RANKED, _SOLVED, _RANKED_POSITIONS, _SOLVED_POSITIONS = 1024, 512, 16, 32
 # Seconds of the timings of a size, and of those that look for a speed-up.
 _SECONDS, _SECONDS_OF_SEARCH = 5.0, 20.0
 # Passes of the dense model that take as long as the compensation of a size, and as the ranking.

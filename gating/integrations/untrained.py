@@ -31,9 +31,9 @@ from gating.structure.layers import iter_blocks
 from gating.teachers.distillation import IGNORED
 
 # Examples for the ranking and for the compensation, and those of a batch.
-_RANKED, _SOLVED, _BATCH_SIZE = 512, 1024, 16
+_RANKED, _SOLVED, _BATCH_SIZE = 1024, 1024, 16
 # Most positions for each input of the widest output projection: for the ranking, and for the compensation.
-_RANKED_POSITIONS, _SOLVED_POSITIONS = 8, 32
+_RANKED_POSITIONS, _SOLVED_POSITIONS = 16, 32
 # Share of the time that is left which each timed choice of gates may take, and rows of the timed batch.
 _SHARE_OF_CHOICE, _TIMED_ROWS = 0.3, 8
 

@@ -15,18 +15,27 @@ from gating.objectives.rankings import Ranking
 
 
 class MaskSampler(GateSampler):
-    """A sampler that returns the mask of an objective: one for open gates, zero for closed ones, ``[num_gates]``."""
+    """A sampler that returns one for the open gates of an objective, and zero for those that a round has closed.
 
-    mask: Tensor
+    Attributes:
+        closed_in: Number of the round that has closed each gate, ``[num_gates]``; 0 for open gates.
+    """
+
+    closed_in: Tensor
 
     def __init__(self, gates: HeadGates, numbers: Sequence[float]) -> None:
         """Start with every gate open; the ``numbers`` or shares are those of all gates."""
         super().__init__(numbers)
-        self.register_buffer("mask", torch.ones_like(gates.log_alpha, requires_grad=False))
+        self.register_buffer("closed_in", torch.zeros_like(gates.log_alpha, requires_grad=False))
 
     def values(self, log_alpha: Tensor) -> Tensor:
         """Return the mask."""
-        return self.mask
+        return (self.closed_in == 0).to(log_alpha)
+
+    def close(self, kept: Tensor) -> None:
+        """Close all gates but some, ``[num_gates]``, in a round; those that are closed keep its number."""
+        number = self.closed_in.max() + 1
+        self.closed_in.copy_(torch.where(self.closed_in > 0, self.closed_in, number).masked_fill(kept, 0.0))
 
 
 class IterativePruning(KeepsBudget):
@@ -85,9 +94,10 @@ class IterativePruning(KeepsBudget):
         sampler = self._sampler_of(gates)
         left = [self._left(part, limit) for part, limit in zip(self._parts, self._limits(progress), strict=True)]
         if self._amount(left) < self._amount(sampler.numbers):
-            sampler.mask.copy_(chosen(self._parts, self._scores(gates, self._parts), left))
+            sampler.close(chosen(self._parts, self._scores(gates, self._parts), left))
             sampler.numbers = left
-            self.ranking.start_over(gates)
+            if progress < 1:  # At the end, the statistics are those of a choice for another budget.
+                self.ranking.start_over(gates)
         elif progress <= self._schedule.earliest < self._schedule.end:
             self.ranking.start_over(gates)
 
@@ -106,11 +116,12 @@ class IterativePruning(KeepsBudget):
 
     @torch.no_grad()
     def _scores(self, gates: HeadGates, parts: Sequence[Part]) -> Tensor:
-        is_open = self._sampler_of(gates).mask > 0
+        closed_in = self._sampler_of(gates).closed_in
         scores = self.ranking.scores_of_all(gates, sizes_of(parts, like=gates.log_alpha))
-        # Closed gates rank below all open ones, but can be chosen: if gates have different numbers of heads, one may
-        # have to open again to meet the number.
-        return torch.where(is_open, scores, scores - (scores.max() - scores.min() + 1))
+        # Closed gates rank below all open ones, those of the first round last, but can be chosen: for a larger budget,
+        # or if gates have different numbers of heads and one has to open again to meet the number.
+        rounds_ago = torch.where(closed_in > 0, closed_in.max() + 1 - closed_in, 0.0)
+        return scores - rounds_ago.to(scores) * (scores.max() - scores.min() + 1)
 
     def _sampler_of(self, gates: HeadGates) -> MaskSampler:
         self.check_search(gates)

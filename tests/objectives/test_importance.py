@@ -63,7 +63,7 @@ def test_importance_is_the_mean_absolute_gradient_of_the_mask_variables(bert, ba
     gates, ranking = watched(bert, **options)
     mask = torch.ones(size)
     mask[closed] = 0
-    gates.sampler.mask.copy_(mask)
+    gates.sampler.close(mask > 0)
     loss_of(bert, batch).backward()
     collected = ranking.importance.clone()
     by_hand = gradient_of_each_example(bert, gates, batch, mask).abs().mean(dim=0) * mask
@@ -179,7 +179,7 @@ def test_neurons_of_experts_are_ranked_by_token(family):
     model = FAMILIES[family].build()
     gates, ranking = watched(model, units=("neurons",), group_size=8)
     with torch.no_grad():
-        gates.sampler.mask[1] = 0
+        gates.sampler.closed_in[1] = 1
     loss_of(model, make_probe(model)).backward()
     scores = ranking.scores(gates)
     assert scores.isfinite().all()
