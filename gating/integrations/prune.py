@@ -43,10 +43,10 @@ def prune(
     Heads and neurons have gates, and with ``num_heads`` heads alone. With training, a decoder learns the next tokens,
     and others from labels or, without them, from their own logits or embeddings. For anything else, call a trainer.
 
-    Without training, units are ranked once by their Fisher information, the lowest are removed, and the output
-    projections that are left are solved in closed form (:func:`gating.compensate`). At most 512 examples are ranked on,
-    with their labels or with labels drawn from the model's own predictions, and 1,024 are compensated on. The model is
-    one that is fine-tuned already; token and image classifiers will do, too.
+    Without training, the units with the least Fisher information close in rounds and are removed, and the output
+    projections that are left are solved in closed form (:func:`gating.compensate`). At most 1,024 examples are ranked
+    on, with their labels or with labels drawn from the model's own predictions, and 1,024 are compensated on. The model
+    is one that is fine-tuned already; token and image classifiers will do, too.
 
     Args:
         model: The dense model; unchanged, but for its device.

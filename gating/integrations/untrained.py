@@ -1,4 +1,4 @@
-"""``gating.prune`` without training: units are ranked once and removed, and what is left is compensated."""
+"""``gating.prune`` without training: units are ranked and removed, and what is left is compensated."""
 
 import time
 from collections.abc import Mapping

@@ -51,11 +51,6 @@ class Objective(OfOneSearch):
     cost: Costs = "macs"
     learns_values = False
 
-    @property
-    def is_open_until_the_end(self) -> bool:
-        """Whether all units are used in training until the search ends, as in a ranking at its end."""
-        return False
-
     def check(self, gates: HeadGates) -> None:
         """Raise :class:`~gating.errors.InputError` if the objective does not fit the gates; change nothing.
 

@@ -75,11 +75,6 @@ class IterativePruning(KeepsBudget):
         if self._schedule.end == 0:
             raise InputError("schedule.end=0 leaves no batch to rank heads by: give a number above 0.")
 
-    @property
-    def is_open_until_the_end(self) -> bool:
-        """Whether the only round is at the end of the search."""
-        return self._share_per_round == 1 and self._schedule.end == 1
-
     def attach(self, gates: HeadGates) -> None:
         """Open every gate; a mask gives their values from now on, and ``log_alpha`` is not trained."""
         super().attach(gates)

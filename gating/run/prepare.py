@@ -145,11 +145,10 @@ def _check_meta_model(settings: Settings, objects: RunObjects) -> PreTrainedMode
 
 def _check_compensation(settings: Settings, objects: RunObjects) -> None:
     """Raise ``InputError`` for a search without a dense model at its end that the compact one could follow."""
-    objective = objects.objective
-    if objective is None or not (settings.freezes(Phase.SEARCH) or objective.is_open_until_the_end):
+    if objects.objective is None or not settings.freezes(Phase.SEARCH):
         raise InputError(
             "compensate=true follows the dense model, and this search trains weights while units close: freeze them "
-            "with optimizer.freeze=true or search, or rank once at the end with objective=once."
+            "with optimizer.freeze=true or optimizer.freeze=search."
         )
 
 

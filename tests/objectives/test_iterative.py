@@ -58,6 +58,20 @@ def test_the_lowest_ranks_close_first_and_stay_closed(gates):
     objective.ranking.scores = lambda gates, sizes: -torch.arange(12.0)  # The reverse order.
     objective.update(gates, 1.0)
     assert gates.values().nonzero().flatten().tolist() == [4, 5, 6, 7]
+
+
+def test_a_larger_budget_opens_the_gates_again_that_closed_last(gates):
+    schedule = gating.BudgetSchedule(start=0.0, end=1.0)
+    objective = gating.IterativePruning(Ascending(), num_heads=3, share_per_round=0.25, schedule=schedule)
+    objective.attach(gates)
+    for progress in (0.0, 0.4, 0.7):
+        objective.update(gates, progress)
+    starts, objective.ranking.scores = objective.ranking.starts, lambda gates, sizes: -torch.arange(12.0)
+    objective.update(gates, 1.0)
+    assert gates.values().nonzero().flatten().tolist() == [6, 7, 8]
+    assert objective.ranking.starts == starts, "the statistics of the last round are those of other budgets"
+    kept = [objective.kept_at(gates, number / 12).nonzero().flatten().tolist() for number in (2, 5, 7, 10)]
+    assert kept == [[6, 7], [6, 7, 8, 9, 10], [3, 6, 7, 8, 9, 10, 11], [0, 3, 4, 5, 6, 7, 8, 9, 10, 11]]
     assert torch.equal(objective.kept(gates), gates.values() > 0)
 
 

@@ -37,4 +37,4 @@ def test_a_model_gets_smaller_without_training(tiny_inputs, tmp_path, monkeypatc
 
 def test_a_search_that_trains_weights_while_units_close_is_refused(tiny_inputs, tmp_path, capsys):
     assert end_of(tmp_path / "run", tiny_inputs, "compensate=true") == 1
-    assert "objective=once" in capsys.readouterr().err
+    assert "optimizer.freeze=search" in capsys.readouterr().err
