@@ -31,10 +31,9 @@ from benchmarks.compare.runs import read_numbers
 from benchmarks.measuring import machine
 from benchmarks.serving.encoder import graph, pytorch
 from gating.commands.evaluate import evaluation_settings
-from gating.compensation.ranking import GROUP_SIZE, rank_units, ranking_objective, remove_chosen
+from gating.compensation.ranking import rank_units, remove_chosen
 from gating.data.examples import model_inputs
 from gating.models.sources import Pretrained
-from gating.pruning.measure import measure_macs
 from gating.run.build import RunObjects, build_objects
 from gating.run.data import RunData, encode_examples, load_examples
 from gating.serving.graphs.runtime import GraphModel
@@ -89,19 +88,15 @@ def make(run: Path, shares: Sequence[float], kept: Path) -> Iterator[dict[str, A
     score = partial(data.evaluate, split="test", task=objects.task, metrics=data.prepared.metrics, title="test")
     name, _, _, seed, steps = re.fullmatch(r"(\w+)-(\w+)-(\w+)-(\d+)-(\d+)", run.name).groups()
     started = time.perf_counter()
-    gates = gating.inject_gates(model, units=["heads", "neurons"], group_size=GROUP_SIZE)
-    middle = data.module.timing_batch("median", split="train")
-    gates.set_macs(measure_macs(model, gates, gates.blocks(model), middle))
-    objective = ranking_objective(model, keep=min(SHARES))
-    rank_units(model, gates, objective, [model_inputs(batch) for batch in data.module.sample_batches(_RANKED)])
-    gates.remove()
+    ranked = [model_inputs(batch) for batch in data.module.sample_batches(_RANKED)]
+    gates = rank_units(model, ranked, keep=min(SHARES))
     ranking = time.perf_counter() - started
     solved = [model_inputs(batch) for batch in data.module.sample_batches(_SOLVED, skip=_RANKED)]
     for share in shares:
         compact = deepcopy(model)
-        own = gating.inject_gates(compact, units=["heads", "neurons"], group_size=GROUP_SIZE)
         started = time.perf_counter()
-        remove_chosen(compact, own, objective.kept_at(gates, share), probe=middle)
+        probe = data.module.timing_batch("median", split="train")
+        remove_chosen(compact, gating.ExactBudget(keep=share).kept(gates), probe=probe)
         removal = time.perf_counter() - started
         removed = score(compact).metrics["accuracy"]
         report = gating.compensate(compact, model, solved)

@@ -24,18 +24,15 @@ from transformers import PreTrainedModel
 from gating.commands.evaluate import evaluation_settings, load_evaluation, local_model
 from gating.compact.files import read_config
 from gating.compensation.compensate import compensate
-from gating.compensation.ranking import GROUP_SIZE, rank_units, ranking_objective, remove_chosen
+from gating.compensation.ranking import GROUP_SIZE, kept_at_speedup, rank_units, remove_chosen
 from gating.data.examples import TARGETS, Examples, model_inputs
 from gating.data.labels import LABEL_COLUMNS
 from gating.distributed.launch import check_devices
 from gating.errors import InputError
-from gating.gates import HeadGates, inject_gates
-from gating.objectives import IterativePruning
-from gating.objectives.search import Search
+from gating.gates import HeadGates, create_gates
+from gating.objectives import ExactBudget
 from gating.proof.outputs import evaluating
 from gating.pruning.latency import CopyTimer, LatencyComparison, describe_batch, time_pass
-from gating.pruning.latency_costs import kept_for_speedup
-from gating.pruning.measure import measure_macs
 from gating.pruning.prune_report import num_parameters
 from gating.report.curve import Curve, CurvePoint
 from gating.report.metadata import describe_data
@@ -97,7 +94,8 @@ def make_curve(arguments: argparse.Namespace) -> tuple[Curve, Path]:
     curve.points = [known[one] for one in wanted if one in known]
     print(subject.estimate(len(missing), has_ranking=(folder / _RANKING).is_file()), flush=True)
     if missing:
-        maker = _Maker.of(subject, folder / _RANKING)
+        shares = [1 / target if kind == "speedup" else target for kind, target in wanted]
+        maker = _Maker.of(subject, folder / _RANKING, smallest=min(shares))
         for number, (kind, target) in enumerate(missing, 1):
             print(f"Size {number} of {len(missing)}: {kind}={target:g} ...", flush=True)
             curve.points.append(maker.make(kind, target))
@@ -284,61 +282,46 @@ class _Maker:
 
     subject: _Subject
     gates: HeadGates
-    objective: IterativePruning
+    options: Mapping[str, Any]
     solved: Sequence[dict[str, Any]]
 
     @classmethod
-    def of(cls, subject: _Subject, stored: Path) -> "_Maker":
-        """Rank the units of the model, or take the ranking of an earlier command."""
-        model, data, task = subject.model, subject.data, subject.objects.task
+    def of(cls, subject: _Subject, stored: Path, *, smallest: float) -> "_Maker":
+        """Rank the units of the model down to a share, or take the ranking of an earlier command."""
+        model, task = subject.model, subject.objects.task
         widest = max(sum(block.slot_widths) for block in iter_blocks(model))
-        gates = cls._gates(model)
-        objective = ranking_objective(model, keep=KEEP[0])
-        middle = data.module.timing_batch("median", split="train")
-        gates.set_macs(measure_macs(model, gates, gates.blocks(model), cls._moved(model, middle)))
-        sample = data.module.sample_batches
-        try:
-            if stored.is_file():
-                Search(gates, objective)
-                objective.ranking.load_state_dict(load_file(stored))
-            else:
-                print("Ranking heads and neurons ...", flush=True)
-                batches = [cls._moved(model, one) for one in sample(_RANKED, most=_RANKED_POSITIONS * widest)]
-                embed = task.embed if isinstance(task, Embedding) else None
-                rank_units(model, gates, objective, batches, embed=embed)
-                stored.parent.mkdir(parents=True, exist_ok=True)
-                save_file(objective.ranking.state_dict(), stored)
-        finally:
-            gates.remove()
-        solved = sample(_SOLVED, skip=_RANKED, most=_SOLVED_POSITIONS * widest)
-        return cls(subject, gates, objective, [cls._moved(model, one) for one in solved])
+        units = ["heads", *["neurons"] * bool(count_units(model, "neurons"))]
+        options: dict[str, Any] = {"gate_options": {"units": units, "group_size": GROUP_SIZE}}
 
-    @staticmethod
-    def _moved(model: PreTrainedModel, batch: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: tensor.to(model.device) for name, tensor in model_inputs(batch).items()}
+        def sample(number: int, positions: int, skip: int = 0) -> list[dict[str, Any]]:
+            found = subject.data.module.sample_batches(number, skip=skip, most=positions * widest)
+            return [{name: one.to(model.device) for name, one in model_inputs(batch).items()} for batch in found]
 
-    @staticmethod
-    def _gates(model: PreTrainedModel) -> HeadGates:
-        try:
-            return inject_gates(model, units=["heads", "neurons"], group_size=GROUP_SIZE)
-        except InputError:
-            return inject_gates(model)
+        known = load_file(stored) if stored.is_file() else {}
+        if float(known.get("smallest", 1.0)) <= smallest:
+            gates = create_gates(model, **options["gate_options"])
+            gates.set_macs(known["macs"])
+            gates.log_alpha.data.copy_(known["order"])
+        else:
+            print("Ranking heads and neurons ...", flush=True)
+            embed = task.embed if isinstance(task, Embedding) else None
+            gates = rank_units(model, sample(_RANKED, _RANKED_POSITIONS), embed=embed, keep=smallest, **options)
+            stored.parent.mkdir(parents=True, exist_ok=True)
+            macs, order = gates.macs_per_gate, gates.log_alpha.detach()
+            save_file({"smallest": torch.tensor(smallest), "macs": macs, "order": order.cpu()}, stored)
+        return cls(subject, gates, options, sample(_SOLVED, _SOLVED_POSITIONS, skip=_RANKED))
 
     def make(self, kind: str, target: float) -> CurvePoint:
         """Return one size: its units removed, compensated, scored and timed."""
-        started, model = time.perf_counter(), self.subject.model
+        started, model, batch = time.perf_counter(), self.subject.model, self.subject.timed_batch
         if kind == "keep":
-            kept = self.objective.kept_at(self.gates, target)
+            kept = ExactBudget(keep=target).kept(self.gates)
         else:
-            timer = CopyTimer(model, self.subject.timed_batch, seconds=_SECONDS_OF_SEARCH)
-            choose = partial(self.objective.kept_at, self.gates)
-            measure = partial(timer.try_choice, self.gates, share=0.5)
-            kept = kept_for_speedup(choose, measure, speedup=target, keep=1 / target)
+            kept = kept_at_speedup(model, self.gates, batch, speedup=target, seconds=_SECONDS_OF_SEARCH)
         compact = deepcopy(model)
-        remove_chosen(compact, self._gates(compact), kept, probe=self.subject.timed_batch)
+        remove_chosen(compact, kept, probe=batch, **self.options)
         report = compensate(compact, model, self.solved)
-        timer = CopyTimer(model, self.subject.timed_batch, seconds=_SECONDS)
-        latency = timer.time(compact)
+        latency = CopyTimer(model, batch, seconds=_SECONDS).time(compact)
         point = self.subject.point(kind, target, compact, latency, seconds=0.0)
         macs = self.gates.macs_per_gate
         share = float(macs[kept.cpu()].sum() / macs.sum())

@@ -3,6 +3,8 @@
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -10,12 +12,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gating.compensation.tokens import IGNORED, num_rows
-from gating.gates import HeadGates
+from gating.gates import HeadGates, inject_gates
 from gating.gates.attachment import freeze, unfreeze
-from gating.objectives import BudgetSchedule, Fisher, IterativePruning
+from gating.objectives import BudgetSchedule, ExactBudget, Fisher, IterativePruning
 from gating.objectives.search import Search
 from gating.proof.outputs import evaluating
 from gating.pruning.finalize import FinalizeReport, finalize
+from gating.pruning.latency import CopyTimer, describe_batch
+from gating.pruning.latency_costs import kept_for_speedup
+from gating.pruning.measure import measure_macs
 
 # Groups of neurons: without training of weights, the smaller, the better.
 GROUP_SIZE = 8
@@ -25,6 +30,8 @@ _SHARE_PER_ROUND = 0.05
 _STRIDE = 8
 # Share of the loss of equal guesses above which a model has learned nothing.
 _GUESS = 0.9
+# Share of the time that is left which each timed choice of gates may take.
+_SHARE_OF_CHOICE = 0.3
 # Names of targets in batches, and of logits in outputs.
 _TARGETS, _LOGITS = ("labels", "start_positions"), ("logits", "start_logits", "end_logits")
 
@@ -32,82 +39,115 @@ _TARGETS, _LOGITS = ("labels", "start_positions"), ("logits", "start_logits", "e
 Embed = Callable[[Mapping[str, Any], Mapping[str, Any]], Tensor]
 
 
-def ranking_objective(model: nn.Module, **budget: Any) -> IterativePruning:
-    """Return the objective that ranks the units of a model, of which the lowest close in rounds.
+def rank_units(
+    model: nn.Module,
+    batches: Sequence[Mapping[str, Any]],
+    *,
+    embed: Embed | None = None,
+    gate_options: Mapping[str, Any] = MappingProxyType({}),
+    **budget: Any,
+) -> HeadGates:
+    """Rank the heads and neurons of a fine-tuned model by Fisher information per cost.
 
-    The budget is that of :class:`~gating.objectives.ExactBudget`: the smallest one that is chosen for later. Where a model predicts something for each token, the
-    derivative of each token is squared, else that of each example.
+    The lowest units close in rounds, each with the next batches: without them, others count for more than before.
+    Targets are labels of the batches. Without labels, they are drawn from the predictions of the dense model, which
+    gives the true Fisher information (Kunstner et al. 2019, arXiv 1905.12558). For embeddings, a random projection of
+    each stands for the loss, whose expected squares are those of the Gauss-Newton matrix. Where a model predicts
+    something for each token, the derivative of each token is squared, else that of each example. A model whose loss is
+    that of guessing is a warning.
+
+    Args:
+        model: The model, fine-tuned; in evaluation mode and without gradients of its weights meanwhile.
+        batches: Keyword arguments of the model, with labels or without, sorted by length.
+        embed: Function of outputs and batch that returns embeddings, for a model of embeddings.
+        gate_options: Arguments of :func:`gating.inject_gates`; by default heads, and neurons in groups of 8.
+        budget: The smallest budget that will be chosen, as for :class:`~gating.ExactBudget`.
+
+    Returns:
+        Gates without the model, whose ``log_alpha`` is the order: ``ExactBudget(keep=0.5).kept(gates)`` chooses.
     """
+    gates = _inject(model, gate_options)
+    names, generator = freeze(model), torch.Generator().manual_seed(0)
+    order = [batch for first in range(_STRIDE) for batch in batches[first::_STRIDE]]
+    losses: list[tuple[float, float]] = []
+    try:
+        gates.set_macs(measure_macs(model, gates, gates.blocks(model), without_targets(batches[len(batches) // 2])))
+        search = Search(gates, objective := _objective(model, budget))
+        with evaluating(model), torch.enable_grad():
+            for number, batch in enumerate(order):
+                search.update(number / len(order))
+                is_whole = bool((gates.values() == 1).all())
+                if embed is not None:
+                    loss = project(embed(model(**batch), batch), generator)
+                else:
+                    loss, guess = _loss(model, gates, batch, generator)
+                    losses += [(float(loss.detach()), guess)] * is_whole
+                    # A sum over examples, which batches of any size make the same.
+                    loss = loss * num_rows(batch)
+                loss.backward()
+        gates.log_alpha.data.copy_(objective.order(gates))
+    finally:
+        unfreeze(model, names)
+        gates.remove()
+    _warn_of_guessing(losses)
+    return gates
+
+
+def _inject(model: nn.Module, gate_options: Mapping[str, Any]) -> HeadGates:
+    return inject_gates(model, **{"units": ["heads", "neurons"], "group_size": GROUP_SIZE, **gate_options})
+
+
+def _objective(model: nn.Module, budget: Mapping[str, Any]) -> IterativePruning:
     is_of_tokens = getattr(model, "can_generate", bool)() or "ForTokenClassification" in type(model).__name__
     per: Literal["example", "token"] = "token" if is_of_tokens else "example"
     schedule = BudgetSchedule(start=0.0, end=1.0)
     return IterativePruning(Fisher(per=per), share_per_round=_SHARE_PER_ROUND, schedule=schedule, **budget)
 
 
-def remove_chosen(
-    model: nn.Module, gates: HeadGates, kept: Tensor, *, probe: Mapping[str, Any] | None = None
-) -> FinalizeReport:
-    """Remove the units of all gates but the kept ones, ``[num_gates]``, in place, with the proof of ``finalize``."""
-    # The gates have decided nothing: their values are those of the choice.
-    with gates.fixed_at(kept.float()):
-        return finalize(model, gates, kept=kept, probe=probe)
-
-
-def rank_units(
-    model: nn.Module,
-    gates: HeadGates,
-    objective: IterativePruning,
-    batches: Sequence[Mapping[str, Any]],
-    *,
-    embed: Embed | None = None,
-) -> None:
-    """Measure the Fisher information of a model's gates for an objective, which then chooses for any larger budget.
-
-    The lowest units close in rounds, each with the next batches: without them, others count for more than before.
-    Targets are labels of the batches. Without labels, they are drawn from the predictions of the dense model, which
-    gives the true Fisher information (Kunstner et al. 2019, arXiv 1905.12558). For embeddings, a random projection of
-    each stands for the loss, whose expected squares are those of the Gauss-Newton matrix. A model whose loss is that of
-    guessing is a warning.
-
-    Args:
-        model: The model with the gates, fine-tuned; in evaluation mode and without gradients of its weights meanwhile.
-        gates: Its gates.
-        objective: An objective of :func:`ranking_objective`.
-        batches: Keyword arguments of the model, with labels or without.
-        embed: Function of outputs and batch that returns embeddings, for a model of embeddings.
-    """
-    search = Search(gates, objective)
-    names, generator = freeze(model), torch.Generator().manual_seed(0)
-    problem = getattr(getattr(model, "config", None), "problem_type", None)
-    order = [batch for first in range(_STRIDE) for batch in batches[first::_STRIDE]]
-    losses: list[tuple[float, float]] = []
-    try:
-        with evaluating(model), torch.enable_grad():
-            for number, batch in enumerate(order):
-                search.update(number / len(order))
-                if embed is not None:
-                    project(embed(model(**batch), batch), generator).backward()
-                    continue
-                has_labels, dense = any(name in batch for name in _TARGETS), list[Tensor]()
-                if not has_labels:
-                    with gates.fixed_at(torch.ones_like(gates.log_alpha)), torch.no_grad():
-                        dense = _logits_of(model(**batch))
-                outputs = model(**batch)
-                logits = _logits_of(outputs)
-                loss = outputs["loss"] if has_labels else _sampled_loss(logits, dense, batch, generator, problem=problem)
-                if bool((gates.values() == 1).all()):
-                    losses.append((float(loss.detach()), _loss_of_guessing(logits, batch)))
-                # A sum over examples, which batches of any size make the same.
-                (loss * num_rows(batch)).backward()
-    finally:
-        unfreeze(model, names)
+def _warn_of_guessing(losses: Sequence[tuple[float, float]]) -> None:
+    """Warn of a model whose mean loss is about the one of guessing; pairs are those of batches with open gates."""
     own, guess = (sum(found) / max(1, len(losses)) for found in (zip(*losses, strict=True) if losses else ((), ())))
     if guess and own > _GUESS * guess:
         warnings.warn(
             f"The model has a loss of {own:.2f} on these data, and guessing one of {guess:.2f}: it is not fine-tuned "
             "for them, so the ranking means little.",
-            stacklevel=3,
+            stacklevel=4,
         )
+
+
+def remove_chosen(
+    model: nn.Module,
+    kept: Tensor,
+    *,
+    gate_options: Mapping[str, Any] = MappingProxyType({}),
+    probe: Mapping[str, Any] | None = None,
+) -> FinalizeReport:
+    """Remove the units of all gates but the kept ones, ``[num_gates]``, in place, with the proof of ``finalize``.
+
+    The options are those of :func:`rank_units`.
+    """
+    gates = _inject(model, gate_options)
+    # The gates have decided nothing: their values are those of the choice.
+    with gates.fixed_at(kept.float()):
+        return finalize(model, gates, kept=kept, probe=probe)
+
+
+def kept_at_speedup(
+    model: nn.Module, gates: HeadGates, batch: Mapping[str, Tensor], *, speedup: float, seconds: float
+) -> Tensor:
+    """Return the ranked gates of a model that stay for a speed-up, ``[num_gates]``; copies of the model are timed."""
+    print(f"Copies are timed until one is {speedup} times as fast: {describe_batch(batch)} ...", flush=True)
+    timer = CopyTimer(model, batch, seconds=seconds)
+    measure = partial(timer.try_choice, gates, share=_SHARE_OF_CHOICE)
+    choose = lambda share: ExactBudget(keep=share).kept(gates)  # noqa: E731
+    kept = kept_for_speedup(choose, measure, speedup=speedup, keep=1 / speedup)
+    timer.print_closest(speedup)
+    return kept
+
+
+def without_targets(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a model without labels."""
+    return {name: one for name, one in batch.items() if name not in (*_TARGETS, "end_positions")}
 
 
 def project(embeddings: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -116,27 +156,35 @@ def project(embeddings: Tensor, generator: torch.Generator | None = None) -> Ten
     return (functional.normalize(embeddings.float(), dim=-1) * directions).sum()
 
 
+def _loss(
+    model: nn.Module, gates: HeadGates, batch: Mapping[str, Any], generator: torch.Generator
+) -> tuple[Tensor, float]:
+    """Return the mean loss of a batch, and the one of equal guesses; 0 where there are no classes."""
+    targets = [batch[name] for name in _TARGETS if name in batch]
+    dense = list[Tensor]()
+    if not targets:
+        with gates.fixed_at(torch.ones_like(gates.log_alpha)), torch.no_grad():
+            dense = _logits_of(model(**batch))
+    outputs = model(**batch)
+    logits = _logits_of(outputs)
+    classes = logits[0].shape[-1] if logits and not any(one.is_floating_point() for one in targets) else 1
+    loss = outputs["loss"] if targets else _sampled_loss(model, logits, dense, batch, generator)
+    return loss, math.log(classes)
+
+
 def _logits_of(outputs: Any) -> list[Tensor]:
     return [outputs[name] for name in _LOGITS if outputs.get(name) is not None]
 
 
-def _loss_of_guessing(logits: Sequence[Tensor], batch: Mapping[str, Any]) -> float:
-    """Return the mean loss of equal guesses; 0 where there are no classes."""
-    targets = [batch[name] for name in _TARGETS if name in batch]
-    classes = logits[0].shape[-1] if logits and not any(one.is_floating_point() for one in targets) else 1
-    return math.log(classes)
-
-
 def _sampled_loss(
+    model: nn.Module,
     logits: Sequence[Tensor],
     dense: Sequence[Tensor],
     batch: Mapping[str, Any],
     generator: torch.Generator,
-    *,
-    problem: str | None,
 ) -> Tensor:
-    """Return the mean loss of labels that are drawn from the predictions of the dense model, ``[..., classes]`` each."""
-    losses = []
+    """Return the mean loss of labels that are drawn from the dense model's predictions, ``[..., classes]`` each."""
+    losses, problem = [], getattr(getattr(model, "config", None), "problem_type", None)
     for own, other in zip(logits, dense, strict=True):
         flat, expected = own.float().flatten(0, -2), other.float().flatten(0, -2).cpu()
         if flat.shape[-1] == 1:

@@ -3,12 +3,10 @@
 import time
 from collections.abc import Mapping
 from copy import deepcopy
-from functools import partial
 from itertools import accumulate
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import (
     DataCollatorForTokenClassification,
     DataCollatorWithPadding,
@@ -17,16 +15,13 @@ from transformers import (
 )
 
 from gating.compensation.compensate import compensate
-from gating.compensation.ranking import GROUP_SIZE, Embed, rank_units, ranking_objective, remove_chosen
+from gating.compensation.ranking import Embed, kept_at_speedup, rank_units, remove_chosen, without_targets
 from gating.compensation.result import CompensationReport
 from gating.embedding.parts import SentenceHead
-from gating.gates import HeadGates, inject_gates
 from gating.integrations.wrappers import base_model, is_sentence_model
-from gating.objectives import IterativePruning
+from gating.objectives import ExactBudget
 from gating.pruning.finalize import FinalizeReport
-from gating.pruning.latency import MAX_SECONDS, CopyTimer, describe_batch
-from gating.pruning.latency_costs import kept_for_speedup
-from gating.pruning.measure import measure_macs
+from gating.pruning.latency import MAX_SECONDS
 from gating.structure.layers import iter_blocks
 from gating.teachers.distillation import IGNORED
 
@@ -34,8 +29,8 @@ from gating.teachers.distillation import IGNORED
 _RANKED, _SOLVED, _BATCH_SIZE = 1024, 1024, 16
 # Most positions for each input of the widest output projection: for the ranking, and for the compensation.
 _RANKED_POSITIONS, _SOLVED_POSITIONS = 16, 32
-# Share of the time that is left which each timed choice of gates may take, and rows of the timed batch.
-_SHARE_OF_CHOICE, _TIMED_ROWS = 0.3, 8
+# Rows of the timed batch.
+_TIMED_ROWS = 8
 
 
 def prune_untrained(
@@ -63,17 +58,15 @@ def prune_untrained(
     compact = deepcopy(model)
     dense, base = base_model(model), base_model(compact)
     ranked, solved = make_batches(dense, rows, processor)
-    options = {"group_size": GROUP_SIZE, **gate_options}
-    gates = inject_gates(base, **options)
-    gates.set_macs(measure_macs(base, gates, gates.blocks(base), _without_labels(ranked[len(ranked) // 2])))
+    options: dict[str, Any] = {"gate_options": gate_options}
     budget = {"num_heads": num_heads} if num_heads is not None else {"keep": 1 / speedup if speedup else keep}
-    objective = ranking_objective(dense, **budget)
-    rank_units(base, gates, objective, ranked, embed=_embed_of(model))
-    kept = objective.kept(gates)
+    gates = rank_units(base, ranked, embed=_embed_of(model), **options, **budget)
+    kept = ExactBudget(**budget).kept(gates)
     if speedup is not None:
-        kept = _kept_at(base, gates, objective, _without_labels(solved[-1]), speedup)
-    removed = remove_chosen(base, gates, kept, probe=_without_labels(solved[0]))
-    report = compensate(base, dense, map(_without_labels, solved))
+        batch = {name: one[-_TIMED_ROWS:] for name, one in without_targets(solved[-1]).items()}
+        kept = kept_at_speedup(base, gates, batch, speedup=speedup, seconds=MAX_SECONDS)
+    removed = remove_chosen(base, kept, probe=without_targets(solved[0]), **options)
+    report = compensate(base, dense, map(without_targets, solved))
     print(_line(removed, report, seconds=time.perf_counter() - started), flush=True)
     return compact
 
@@ -128,27 +121,9 @@ def _collator(processor: Any, example: Mapping[str, Any]) -> Any:
     return DataCollatorWithPadding(processor)
 
 
-def _without_labels(batch: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: one for name, one in batch.items() if name not in ("labels", "start_positions", "end_positions")}
-
-
 def _embed_of(model: Any) -> Embed | None:
     """Return the function that makes embeddings of the outputs of a model's transformer; None for other models."""
     if not is_sentence_model(model):
         return None
     head = SentenceHead(deepcopy([*model.children()][1:]))
     return lambda outputs, batch: head(outputs, batch["attention_mask"])
-
-
-def _kept_at(
-    model: PreTrainedModel, gates: HeadGates, objective: IterativePruning, batch: dict[str, Tensor], speedup: float
-) -> Tensor:
-    """Return the gates that stay for a speed-up, ``[num_gates]``; copies of the model are timed."""
-    batch = {name: one[-_TIMED_ROWS:] for name, one in batch.items()}
-    print(f"Copies are timed until one is {speedup} times as fast: {describe_batch(batch)} ...", flush=True)
-    with gates.detached():
-        timer = CopyTimer(model, batch, seconds=MAX_SECONDS)
-        measure = partial(timer.try_choice, gates, share=_SHARE_OF_CHOICE)
-        kept = kept_for_speedup(partial(objective.kept_at, gates), measure, speedup=speedup, keep=1 / speedup)
-    timer.print_closest(speedup)
-    return kept

@@ -204,6 +204,10 @@ class KeepsBudget(Objective):
         parts = self._parts if self._search_number == gates.search_number else self._budget.parts(gates)
         return chosen(parts, self._scores(gates, parts))
 
+    def order(self, gates: HeadGates) -> Tensor:
+        """Return the scores by which the gates of the search are chosen, ``[num_gates]``."""
+        return self._scores(gates, self._parts)
+
     def kept_at(self, gates: HeadGates, keep: float) -> Tensor:
         """Return the gates that stay with another share of the cost, or of the units of gates on one."""
         parts = self._budget.with_keep(keep, gates).parts(gates)
