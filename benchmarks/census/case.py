@@ -121,8 +121,8 @@ def _examine_model(build_one: Callable[[], PreTrainedModel], folder: Path) -> Ro
     if row["outcome"] != "exact":
         return row
     tiny = tiny._replace(discover=by == "discovery")
-    row |= _guarded(partial(examine_units, tiny, "neurons"), prefix="neurons_")
-    row |= _guarded(partial(save, tiny, folder, neurons=row["neurons_outcome"] == "exact"), prefix="save_")
+    row |= guarded(partial(examine_units, tiny, "neurons"), prefix="neurons_")
+    row |= guarded(partial(save, tiny, folder, neurons=row["neurons_outcome"] == "exact"), prefix="save_")
     for part in ("save", "neurons"):
         if row[f"{part}_outcome"] == "wrong" or (part == "save" and row["save_outcome"] != "exact"):
             row |= {"outcome": "wrong", "reason": f"{part}: {row[f'{part}_reason']}"}
@@ -155,11 +155,11 @@ def _dense_problem(tiny: Tiny) -> str | None:
 
 def _search(tiny: Tiny) -> tuple[str, Row]:
     """Return what the registry finds; or discovery, where it finds more or knows more of the reason."""
-    by_registry = _guarded(partial(examine_units, tiny, "heads"))
+    by_registry = guarded(partial(examine_units, tiny, "heads"))
     if by_registry["outcome"] == "exact" and not by_registry["ungated"]:
         return "registry", by_registry
     # Discovery stores layouts in the modules.
-    by_discovery = _guarded(partial(examine_units, tiny._replace(model=deepcopy(tiny.model), discover=True), "heads"))
+    by_discovery = guarded(partial(examine_units, tiny._replace(model=deepcopy(tiny.model), discover=True), "heads"))
     if _rank(by_discovery) > _rank(by_registry) or by_registry["outcome"] == by_discovery["outcome"] == "refused":
         return "discovery", by_discovery
     if "ungated" in by_registry and "ungated" in by_discovery:
@@ -172,7 +172,7 @@ def _rank(found: Row) -> tuple[int, int]:
     return order.index(found["outcome"]), -sum(one["number"] for one in found.get("ungated", ()))
 
 
-def _guarded(function: Callable[[], Row], *, prefix: str = "") -> Row:
+def guarded(function: Callable[[], Row], *, prefix: str = "") -> Row:
     """Return the result of a function; an error of this package is a refusal, any other error is wrong."""
     try:
         found = function()

@@ -59,7 +59,7 @@ def examine_units(tiny: Tiny, unit: Unit) -> Row:
     if len(unproven) == len(blocks):
         return {**row, "outcome": "unproven", "reason": f"masking all {unit} of any block does not change the outputs"}
     patterns = range(3 if unit == "heads" else 2)
-    row["difference"] = max(_difference(tiny, unit, blocks, _pattern(blocks, seed)) for seed in patterns)
+    row["difference"] = max(_difference(tiny, unit, blocks, pattern(blocks, seed)) for seed in patterns)
     if row["difference"] > EXACT:
         return {**row, "outcome": "wrong", "reason": f"compact outputs differ by {row['difference']:.1e}"}
     if unit == "heads":
@@ -77,7 +77,7 @@ def save(tiny: Tiny, folder: Path, *, neurons: bool) -> Row:
     compact = tiny.model
     for unit in UNITS if neurons else UNITS[:1]:
         blocks, _ = search_blocks(compact, unit, **tiny.options(unit))
-        compact = _without(tiny._replace(model=compact), unit, blocks, _pattern(blocks, 0))
+        compact = without(tiny._replace(model=compact), unit, blocks, pattern(blocks, 0))
     folder.mkdir(parents=True)
     gating.save_compact(compact, folder / "model", probe=tiny.batch)
     torch.save({"batch": dict(tiny.batch), "outputs": forward_outputs(compact, tiny.batch)}, folder / BATCH)
@@ -126,7 +126,7 @@ def _without_effect(tiny: Tiny, blocks: Sequence[Block]) -> list[Block]:
     return found
 
 
-def _pattern(blocks: Sequence[Block], seed: int) -> dict[str, set[int]]:
+def pattern(blocks: Sequence[Block], seed: int) -> dict[str, set[int]]:
     """Return random units to keep in each block; the first block keeps none, the last one all."""
     generator = random.Random(seed)
     kept = {}
@@ -144,10 +144,10 @@ def _difference(tiny: Tiny, unit: Unit, blocks: Sequence[Block], kept: dict[str,
     """Return the difference between the outputs of the masked and of the compact model."""
     with features_scaled(blocks, factors_of(blocks, kept)):
         expected = forward_outputs(tiny.model, tiny.batch)
-    return max_relative_difference(expected, forward_outputs(_without(tiny, unit, blocks, kept), tiny.batch))
+    return max_relative_difference(expected, forward_outputs(without(tiny, unit, blocks, kept), tiny.batch))
 
 
-def _without(tiny: Tiny, unit: Unit, blocks: Sequence[Block], kept: dict[str, set[int]]) -> PreTrainedModel:
+def without(tiny: Tiny, unit: Unit, blocks: Sequence[Block], kept: dict[str, set[int]]) -> PreTrainedModel:
     compact = deepcopy(tiny.model)
     removed = {block.name: set(block.unit_ids) - kept[block.name] for block in blocks}
     prune = gating.prune_heads if unit == "heads" else gating.prune_neurons
@@ -167,11 +167,11 @@ def _generates_the_same(tiny: Tiny, blocks: Sequence[Block]) -> bool | None:
         result = one.generate(**inputs, **options)
         return result if isinstance(result, Tensor) else result["sequences"]
 
-    kept = _pattern(blocks, 1)
+    kept = pattern(blocks, 1)
     try:
         generate(tiny.model)
     except Exception:
         return None  # The dense model does not, for these inputs.
     with features_scaled(blocks, factors_of(blocks, kept)):
         expected = generate(tiny.model)
-    return torch.equal(expected, generate(_without(tiny, "heads", blocks, kept)))
+    return torch.equal(expected, generate(without(tiny, "heads", blocks, kept)))
