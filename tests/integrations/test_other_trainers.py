@@ -183,13 +183,13 @@ class InOrder(GatedTrainer):
 # Lightning's norm of the gradients has that of the multipliers, too.
 @pytest.mark.runs
 @pytest.mark.parametrize(
-    ("objective", "clip", "atol"),
-    # Straight-through gates enlarge differences of rounding.
-    [(gating.ExactBudget, 1.0, 1e-4), (gating.Lagrangian, 0.0, 1e-4), (gating.TopK, 1.0, 1e-2)],
+    ("objective", "clip"), [(gating.ExactBudget, 1.0), (gating.Lagrangian, 0.0), (gating.TopK, 1.0)]
 )
-def test_the_lightning_module_keeps_the_same_heads_on_the_same_batches(tmp_path, objective, clip, atol):
+def test_the_lightning_module_keeps_the_same_heads_on_the_same_batches(tmp_path, objective, clip):
+    # In double precision: straight-through gates enlarge differences of rounding.
     trainer = make_trainer(
         tmp_path,
+        model=make_classifier().double(),
         cls=InOrder,
         recovery=0,
         objective=objective(num_heads=5),
@@ -205,7 +205,7 @@ def test_the_lightning_module_keeps_the_same_heads_on_the_same_batches(tmp_path,
     start = trainer.gates.log_alpha.detach().clone()
     trainer.train()
 
-    model = make_classifier()
+    model = make_classifier().double()
     gates = gating.inject_gates(model)
     search = gating.Search(gates, objective(num_heads=5))
     gates.log_alpha.data.copy_(start)
@@ -229,7 +229,7 @@ def test_the_lightning_module_keeps_the_same_heads_on_the_same_batches(tmp_path,
         enable_model_summary=False,
         limit_val_batches=0,
     ).fit(module, *(DataLoader(examples(64, seed=1), batch_size=8) for _ in range(2)))
-    assert torch.allclose(gates.log_alpha, trainer.gates.log_alpha, atol=atol)
+    assert torch.allclose(gates.log_alpha, trainer.gates.log_alpha)
     kept, expected = trainer.search.kept(), search.kept()
     assert torch.equal(kept, expected)
     assert int(kept.sum()) == 5

@@ -93,8 +93,11 @@ def test_a_wrong_spec_is_refused_and_everything_restored(odd_model, spec, open_g
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_wrong_spec_is_refused_in_half_precision(odd_model, dtype):
     gating.register_attention_spec("OddSelfAttention", HALVES)
+    # Only the attention's weights differ between the halves of a head; of a new model they are nearly uniform.
     with torch.no_grad():
         for layer in odd_model.bert.encoder.layer:
+            for linear in (layer.attention.self.query, layer.attention.self.key):
+                linear.weight.mul_(32)
             layer.attention.output.dense.weight.mul_(4)
     gates = gating.inject_gates(odd_model.to(dtype))
     with torch.no_grad():
