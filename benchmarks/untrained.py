@@ -121,12 +121,15 @@ def make(run: Path, shares: Sequence[float], kept: Path) -> Iterator[dict[str, A
 
 def measure(run: Path, options: argparse.Namespace) -> None:
     """Add the speed-ups of the models of a run, and their accuracy and speed with 8-bit weights, to the results."""
-    rows = [row for row in records.read(options.results) if row["run"] == run.name and "speedup" not in row]
+    own = [row for row in records.read(options.results) if row["run"] == run.name]
+    rows = [row for row in own if "speedup" not in row]
+    if own and all(row["keep"] < 1 for row in own):
+        rows.append({**{name: own[0][name] for name in ("run", "data", "seed", "steps", "dense")}, "keep": 1.0})
     if not rows:
         return
     objects, dense, data = load(run)
     for row in rows:
-        folder = options.kept / f"untrained-{run.name}-{row['keep']:g}"
+        folder = run / "compact" if row["keep"] == 1 else options.kept / f"untrained-{run.name}-{row['keep']:g}"
         model = gating.load_compact(folder).eval()
         found = speeds(pytorch(dense), pytorch(model), data)
         with tempfile.TemporaryDirectory() as place:
@@ -135,8 +138,10 @@ def measure(run: Path, options: argparse.Namespace) -> None:
             metrics = data.prepared.metrics
             int8 = data.evaluate(exported, "test", task=objects.task, metrics=metrics, title="int8").metrics["accuracy"]
             fast = speeds(pytorch(dense), graph(report.path), data)
+        units = {name: count_units(model, name) for name in ("heads", "neurons")}
         about = {"int8": int8, **{f"int8_{name}": value for name, value in fast.items()}, "timed": machine()["date"]}
-        records.replace(options.results, {**row, **found, **about}, key=lambda one: (one["run"], one["keep"]))
+        row = {**machine(), **row, **units, **found, **about}
+        records.replace(options.results, row, key=lambda one: (one["run"], one["keep"]))
         print(row["run"], row["keep"], found, int8, flush=True)
 
 
@@ -154,13 +159,13 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
                 lines.append(
                     {
                         "cost kept": f"{share:g}",
-                        "": title,
+                        "": "dense, 8 bits" if share == 1 else title,
                         **cells,
                         "speed-up": mean(timed) if timed else None,
                         "heads": round(mean(row["heads"] for row in own)),
                         "neurons": round(mean(row["neurons"] for row in own)),
                         "seconds": round(mean(sum(row["seconds"].values()) for row in own))
-                        if kind != "removed"
+                        if kind == "compensated"
                         else None,
                     }
                 )

@@ -50,7 +50,7 @@ def examine(row: Row) -> Row:
             model = build(row["model_type"], sizes, class_name=row["model_class"], spread=_SPREAD)
             batch, outputs = run_probe(model)
             break
-        except Exception:  # noqa: S112 - the other sizes are for models that need them
+        except Exception:  # the other sizes are for models that need them
             continue
     tiny, compact = Tiny(model, batch, outputs, row["by"] == "discovery"), deepcopy(model)
     for unit in UNITS if row["neurons_outcome"] == "exact" else UNITS[:1]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks import records
+from benchmarks.census import compensation
 from benchmarks.census.removal import EXACT
 from benchmarks.measuring import ROOT
 
@@ -73,6 +74,7 @@ def coverage(rows: Sequence[Row]) -> str:
         f"transformers {first['transformers']}, torch {first['torch']}, float32 on a CPU.\n",
         *_counts(groups),
         *_further_counts([row for row in rows if row["outcome"] == "exact"]),
+        f"{compensation.counts(records.read(compensation.OUTPUT))}\n",
         _LEGEND,
         records.markdown(
             [_line(row) for row in sorted(rows, key=lambda row: str(row["model_type"]))],

@@ -148,6 +148,7 @@ def _difference(tiny: Tiny, unit: Unit, blocks: Sequence[Block], kept: dict[str,
 
 
 def without(tiny: Tiny, unit: Unit, blocks: Sequence[Block], kept: dict[str, set[int]]) -> PreTrainedModel:
+    """Return a copy of a model whose blocks have the kept units only."""
     compact = deepcopy(tiny.model)
     removed = {block.name: set(block.unit_ids) - kept[block.name] for block in blocks}
     prune = gating.prune_heads if unit == "heads" else gating.prune_neurons
