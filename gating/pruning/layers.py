@@ -24,7 +24,7 @@ _PLAIN = (bool, int, float, str, type(None))
 Settings = dict[str, Any]
 
 _COUNT = re.compile(r"(layers?|depth|num_blocks)$")
-_PER_LAYER = re.compile(r"layer|block|attn|attention|mlp|moe|rope|window|pattern|kv_heads|key_value|limits")
+_PER_LAYER = re.compile(r"layer|block|attn|attention|mlp|moe|rope|window|pattern|kv_heads|key_value|limit")
 # Numbers of layers; of those without rotary embedding, there is a mark for each layer.
 _NUMBERS = re.compile(r"((?<!no_rope_)layers|idxs|idx|indexes|indices|layer_ids)$")
 # Settings with a number of first layers, and with one of last layers.
