@@ -79,8 +79,8 @@ def compensate(
     found = [_for_model(dense, batch) for batch in batches]
     if not found:
         raise InputError("batches is empty: give some batches of texts, as keyword arguments of the model.")
-    solver = _Solver(compact, dense, found, ridge)
     with evaluating(compact), evaluating(dense), torch.no_grad():
+        solver = _Solver(compact, dense, found, ridge)
         try:
             return solver.solve_all(pairs, started)
         except BaseException:
@@ -139,6 +139,8 @@ class _Solver:
         self._positions = Positions(batches)
         # The first one is small: trials run on it.
         trial = take_rows(batches[0], torch.arange(min(_TRIAL_ROWS, self._positions.rows[0])))
+        if not _runs_on(dense, take_rows(batches[0], torch.arange(1))):
+            trial, self._positions.are_whole = dict(batches[0]), True
         self._batches = [trial, *batches]
         self._has_decoder = bool(getattr(getattr(dense, "config", None), "is_encoder_decoder", False))
         self.done: list[Undo] = []
@@ -298,6 +300,15 @@ class _Solver:
                 errors.append(torch.stack([_size(one, one - other) for one, other in zip(dense, compact, strict=True)]))
                 sizes.append(torch.stack([_size(one, one) for one in dense]))
         return float((torch.stack(errors).sum(0) / torch.stack(sizes).sum(0).clamp_min(1e-30)).mean())
+
+
+def _runs_on(model: nn.Module, batch: Batch) -> bool:
+    """Return whether a model runs on some rows of a batch: images, or codebooks, may be those of other examples."""
+    try:
+        forward_outputs(model, batch)
+    except Exception:  # Classes raise any error; the whole batch raises it again if it is the reason.
+        return False
+    return True
 
 
 def _why_left_alone(block: Block) -> str:

@@ -21,6 +21,7 @@ class Positions:
     def __init__(self, batches: Sequence[Mapping[str, Any]]) -> None:
         """Number the examples of all batches, so that the same are held out for any size of the batches."""
         self._batches = batches
+        self.are_whole = False  # whether a batch cannot be taken apart
         self.rows = [num_rows(batch) for batch in batches]
         self.num_examples = sum(self.rows)
         if self.num_examples < 2:
@@ -45,8 +46,10 @@ class Positions:
         return counts & ~held_out, counts & held_out
 
     def held_out_batch(self, number: int) -> Mapping[str, Any]:
-        """Return the held-out examples of a batch; the whole batch if its tensors have other rows than examples."""
+        """Return the held-out examples of a batch; the whole batch if it cannot be taken apart."""
         batch, chosen = self._batches[number], self._is_held_out(torch.arange(self.rows[number]) + self._first[number])
+        if self.are_whole:
+            return batch
         return take_rows(batch, chosen.nonzero().flatten()) if chosen.any() else {}
 
     def _is_held_out(self, examples: Tensor) -> Tensor:

@@ -102,6 +102,17 @@ def test_the_same_for_any_size_of_the_batches_and_for_any_padding(pair):
             torch.testing.assert_close(one, found[0][name], rtol=1e-3, atol=1e-4, msg=name)
 
 
+def test_batches_that_cannot_be_taken_apart_are_compared_whole(pair):
+    def only_pairs(module, args, inputs):
+        assert len(inputs["input_ids"]) % 2 == 0, "codebooks come in pairs"
+
+    for model in pair:
+        model.register_forward_pre_hook(only_pairs, with_kwargs=True)
+    report = gating.compensate(*pair, texts())
+    assert report.outputs[1] < report.outputs[0]
+    assert all(block.after < block.before for block in report.blocks)
+
+
 @pytest.mark.parametrize("name", ["bert", "llama"])
 def test_whole_passes_give_the_same_as_layer_by_layer(name, monkeypatch):
     dense = build("bert") if name == "bert" else LlamaForCausalLM(LlamaConfig(**SIZES, num_key_value_heads=2)).eval()
