@@ -198,7 +198,12 @@ def quantize(exported: Any, batch: Mapping[str, Any], format: GraphFormat) -> No
         component.program.set_rt_info(_ACTIVATIONS, ["runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE"])
         return
     exporters: Any = importlib.import_module("transformers.exporters")
-    options = {"op_types_to_quantize": ["MatMul", "Gemm"], "extra_options": {"MatMulConstBOnly": True}}
+    # One scale for a whole matrix would be that of its largest weight, and a compensation makes some weights large.
+    options = {
+        "op_types_to_quantize": ["MatMul", "Gemm"],
+        "per_channel": True,
+        "extra_options": {"MatMulConstBOnly": True},
+    }
     # ONNX Runtime would ask for the optimizations that the exporter has applied.
     component.program.metadata_props["onnx.quant.pre_process"] = "onnxruntime.quant"
     quantizer = exporters.OnnxRuntimeQuantizer(exporters.OnnxRuntimeDynamicConfig(**options))
