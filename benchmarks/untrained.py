@@ -3,10 +3,13 @@
     python -m benchmarks.compare --results DENSE.jsonl --keep KEPT --methods none --data OUT/sick OUT/sst2_sentence
     python -m benchmarks.untrained KEPT --results benchmarks/results/untrained.jsonl
     python -m benchmarks.untrained KEPT --results benchmarks/results/untrained.jsonl --time
+    python -m benchmarks.untrained KEPT --results benchmarks/results/untrained.jsonl --heal 140 --data OUT/sick
 
 KEPT is the folder of dense runs that the first command keeps. Each model is ranked on 1,024 training examples with
 labels; for each share of the cost its lowest units are removed, and 1,024 other training examples, without labels, are
 enough to solve its output projections. ``--time`` measures the models with nothing else running, and adds 8 bits.
+``--heal`` trains models of the same size by that many steps from the removal, and from the compensation, with labels
+and the dense model as the teacher: runs of train.py, for the data sets that are named as in benchmarks.compare.
 """
 
 import argparse
@@ -26,8 +29,10 @@ from transformers import PreTrainedModel
 
 import gating
 from benchmarks import records
+from benchmarks.compare.__main__ import COMMON
 from benchmarks.compare.kept import speeds
-from benchmarks.compare.runs import read_numbers
+from benchmarks.compare.methods import Data, read_data
+from benchmarks.compare.runs import read_numbers, train
 from benchmarks.measuring import machine
 from benchmarks.serving.encoder import graph, pytorch
 from gating.commands.evaluate import evaluation_settings
@@ -41,7 +46,14 @@ from gating.structure.layers import count_units
 from gating.tracking.verbosity import quiet_libraries
 
 SHARES = (0.7, 0.5, 0.4, 0.3)
-_RANKED, _SOLVED = 1024, 1024
+_RANKED, _SOLVED, _BATCH = 1024, 1024, 16
+_KINDS = {
+    "removed": "removed alone",
+    "from_removed": "removed, and healed",
+    "compensated": "compensated",
+    "int8": "and 8 bits",
+    "from_compensated": "compensated, and healed",
+}
 _TITLES = {"sick": "SICK", "sst2_sentence": "SST-2", "snli20k": "SNLI", "example": "BBC News"}
 
 
@@ -57,9 +69,15 @@ def main() -> None:
     parser.add_argument("--runs", default="*-none-None-*", help="pattern of the names of the runs")
     parser.add_argument("--shares", nargs="+", type=float, default=SHARES)
     parser.add_argument("--time", action="store_true", help="time the models that were made, and add 8 bits")
+    parser.add_argument("--heal", type=int, help="steps of a training that follows")
+    parser.add_argument("--data", nargs="+", default=[], help="of --heal: folders, or 'NAME:SETTINGS'")
     options = parser.parse_args()
     torch.set_num_threads(1)
     quiet_libraries()
+    if options.heal is not None:
+        for data in map(read_data, options.data):
+            heal(data, options)
+        return
     for folder in sorted(options.kept.glob(options.runs)):
         if options.time:
             measure(folder, options)
@@ -145,12 +163,43 @@ def measure(run: Path, options: argparse.Namespace) -> None:
         print(row["run"], row["keep"], found, int8, flush=True)
 
 
+def heal(data: Data, options: argparse.Namespace) -> None:
+    """Add the test accuracies after a training that follows the removal, and the compensation, to the results."""
+    for row in records.read(options.results):
+        run = options.kept / row["run"]
+        if row["data"] != data.name or row["keep"] not in options.shares or "healed" in row or not run.is_dir():
+            continue
+        dense, steps = run / "compact", _RANKED // _BATCH
+        settings = [
+            *data.settings,
+            *COMMON,
+            "experiment=untrained",
+            f"model.name={dense}",
+            f"objective.keep={row['keep']}",
+            "optimizer.freeze=search",
+            "optimizer.lr=5e-5",
+            "distillation=logits",
+            f"distillation.teacher={dense}",
+            f"trainer.max_steps={steps + options.heal}",
+            f"recovery={options.heal / (steps + options.heal)}",
+            f"seed={row['seed']}",
+        ]
+        found = {}
+        for start, compensates in (("from_removed", "false"), ("from_compensated", "true")):
+            with tempfile.TemporaryDirectory() as place:
+                numbers = train([*settings, f"compensate={compensates}"], Path(place) / "run", threads=1)
+            found[start] = numbers["test/accuracy"]
+        row = {**row, **found, "healed": options.heal}
+        records.replace(options.results, row, key=lambda one: (one["run"], one["keep"]))
+        print(row["run"], row["keep"], found, flush=True)
+
+
 def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the machines, and a line for each share: the change of accuracy by data set, removed and compensated."""
     names = [name for name in _TITLES if any(row["data"] == name for row in rows)]
     lines = []
     for share in sorted({row["keep"] for row in rows}, reverse=True):
-        for kind, title in (("removed", "removed alone"), ("compensated", "compensated"), ("int8", "and 8 bits")):
+        for kind, title in _KINDS.items():
             own = [row for row in rows if row["keep"] == share and kind in row]
             speed = {"compensated": "speedup", "int8": "int8_speedup"}.get(kind)
             timed = [row[speed] for row in own if speed in row]
