@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import faults, frozen, memory, records, rivals, sharding, tasks, untrained
+from benchmarks import faults, frozen, memory, records, rivals, sharding, tasks, unlabeled, untrained
 from benchmarks.census.page import PAGE as COVERAGE
 from benchmarks.census.page import coverage
 from benchmarks.compare import ends, latency
@@ -50,6 +50,7 @@ class Table(NamedTuple):
 TABLES = [
     Table(README, "compare example", "example", partial(latency.lines, has_minutes=True)),
     Table(ACCURACY, "untrained", "untrained", untrained.table),
+    Table(ACCURACY, "unlabeled", "unlabeled", unlabeled.table),
     Table(ACCURACY, "compare", "latency", latency.lines),
     Table(ACCURACY, "compare ends", "ends", ends.lines),
     Table(ACCURACY, "compare epochs", "epochs", latency.lines),

@@ -160,21 +160,28 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     decoder = sorted((row for row in rows if row["model"] == "decoder"), key=lambda row: (-row["keep"], row["tokens"]))
     columns = {"keep": "cost kept", "text": "learned from", "tokens": "tokens"}
     names = ("Shakespeare", "BBC News")
-    columns |= {name: f"perplexity, {name}" for name in names} | {
-        f"{name}, removed": f"{name}, removed alone" for name in names
-    }
+    columns |= {name: f"perplexity, {name}" for name in names}
+    columns |= {f"{name}, removed": f"{name}, removed alone" for name in names} | {"seconds": "seconds"}
     if decoder:
-        lines += ["", records.markdown(decoder, columns)]
+        seconds = [sum(row["seconds"].values()) if "seconds" in row else None for row in decoder]
+        lines.append(
+            records.markdown(
+                [
+                    {
+                        **row,
+                        "text": row["text"] or "dense",
+                        "tokens": row["tokens"] or None,
+                        "seconds": total and round(total),
+                    }
+                    for row, total in zip(decoder, seconds, strict=True)
+                ],
+                columns,
+            )
+        )
     embeddings = sorted((row for row in rows if row["model"] == "embeddings"), key=lambda row: -row["keep"])
     if embeddings:
-        columns = {
-            "keep": "cost kept",
-            "stsb": "STS-B",
-            "sick": "SICK",
-            "neighbors": "same neighbors",
-            "seconds": "seconds",
-        }
-        lines += ["", records.markdown(embeddings, columns)]
+        columns = {"keep": "cost kept", "stsb": "STS-B", "sick": "SICK", "neighbors": "same neighbors"}
+        lines += ["", records.markdown(embeddings, {**columns, "seconds": "seconds"})]
     return lines
 
 
