@@ -5,11 +5,13 @@
 
 OUT is that of `python -m benchmarks.data OUT`, and FILE the test set of STS-B (see benchmarks.embeddings). SmolLM2 is
 compensated on 12k to 192k tokens of Shakespeare, of BBC News, or half of each, and has perplexities on other parts of
-both. all-MiniLM-L6-v2 gets the sentences of BBC News. Results that are there are not measured again.
+both. all-MiniLM-L6-v2 gets the sentences of BBC News, or the training texts of benchmarks.embeddings. Results that are
+there are not measured again.
 """
 
 import argparse
 import math
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -24,7 +26,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 import gating
 from benchmarks import records
 from benchmarks.embeddings.measure import DENSE, measure_quality, nearest, open_model
-from benchmarks.embeddings.texts import read_sets
+from benchmarks.embeddings.texts import TRAIN, Sets, read_columns, read_sets, write_texts
 from benchmarks.measuring import RESULTS, machine
 from gating.compensation.ranking import rank_units, remove_chosen
 from gating.data.sentences import split_sentences
@@ -139,49 +141,54 @@ def _perplexity(model: PreTrainedModel, blocks: Tensor) -> float:
 
 
 def _embeddings(options: argparse.Namespace) -> Iterator[Row]:
-    done, sets = {row["keep"] for row in _done(options)}, read_sets(options.data, options.stsb)
+    done, sets = {(row["text"], row["keep"]) for row in _done(options)}, read_sets(options.data, options.stsb)
     dense = open_model(DENSE, "PyTorch")
     neighbors = nearest(dense, sets.sentences)
     if not done:
-        yield {"keep": 1.0, **measure_quality(dense, sets, neighbors)}
+        yield {"text": "", "keep": 1.0, **measure_quality(dense, sets, neighbors)}
+    for text, sentences in _sentences(options.data, sets).items():
+        for keep in options.keep or [0.7, 0.5]:
+            if (text, keep) not in done:
+                started = time.perf_counter()
+                compact = gating.prune(dense, Dataset.from_dict({"text": sentences}), keep=keep, train=False)
+                seconds = {"prune": time.perf_counter() - started}
+                yield {"text": text, "keep": keep, **measure_quality(compact, sets, neighbors), "seconds": seconds}
+
+
+def _sentences(data: Path, sets: Sets) -> dict[str, list[str]]:
+    """Return the sentences of news, and those that benchmarks.embeddings trains with; none is of an evaluation set."""
     articles = load_bbc_news(held_out=0.2).splits["train"]["text"]
-    sentences = [one for article in articles for one in split_sentences(article)]
-    for keep in options.keep or [0.7, 0.5]:
-        if keep not in done:
-            started = time.perf_counter()
-            compact = gating.prune(dense, Dataset.from_dict({"text": sentences}), keep=keep, train=False)
-            seconds = time.perf_counter() - started
-            yield {"keep": keep, **measure_quality(compact, sets, neighbors), "seconds": seconds}
+    with tempfile.TemporaryDirectory() as place:
+        write_texts(data, Path(place), sets)
+        first, second = read_columns(Path(place) / TRAIN, ("text_a", "text_b"))
+    return {
+        "BBC News": [one for article in articles for one in split_sentences(article)],
+        "captions, news, reviews, questions": [*first, *second],
+    }
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the machines, and a table for each of the two models."""
-    lines = records.machines(rows)
-    decoder = sorted((row for row in rows if row["model"] == "decoder"), key=lambda row: (-row["keep"], row["tokens"]))
-    columns = {"keep": "cost kept", "text": "learned from", "tokens": "tokens"}
-    names = ("Shakespeare", "BBC News")
-    columns |= {name: f"perplexity, {name}" for name in names}
-    columns |= {f"{name}, removed": f"{name}, removed alone" for name in names} | {"seconds": "seconds"}
-    if decoder:
-        seconds = [sum(row["seconds"].values()) if "seconds" in row else None for row in decoder]
-        lines.append(
-            records.markdown(
-                [
-                    {
-                        **row,
-                        "text": row["text"] or "dense",
-                        "tokens": row["tokens"] or None,
-                        "seconds": total and round(total),
-                    }
-                    for row, total in zip(decoder, seconds, strict=True)
-                ],
-                columns,
-            )
-        )
-    embeddings = sorted((row for row in rows if row["model"] == "embeddings"), key=lambda row: -row["keep"])
-    if embeddings:
-        columns = {"keep": "cost kept", "stsb": "STS-B", "sick": "SICK", "neighbors": "same neighbors"}
-        lines += ["", records.markdown(embeddings, {**columns, "seconds": "seconds"})]
+    lines = records.machines(rows)[:-1]
+    removed = {f"{name}, removed": f"{name}, removed alone" for name in ("Shakespeare", "BBC News")}
+    tables = {
+        "decoder": {"tokens": "tokens", "Shakespeare": "Shakespeare", "BBC News": "BBC News", **removed},
+        "embeddings": {
+            "stsb": "STS-B",
+            "sick": "SICK",
+            "bbc_ndcg": "BBC",
+            "snli_ndcg": "SNLI",
+            "neighbors": "neighbors",
+        },
+    }
+    for model, columns in tables.items():
+        own = sorted((row for row in rows if row["model"] == model), key=lambda row: -row["keep"])
+        shown = [{**row, "text": row["text"] or "dense", "tokens": row.get("tokens") or None} for row in own]
+        for row in shown:
+            row["seconds"] = round(sum(row["seconds"].values())) if "seconds" in row else None
+        if own:
+            heading = {"keep": "cost kept", "text": "learned from", **columns, "seconds": "seconds"}
+            lines += ["", records.markdown(shown, heading)]
     return lines
 
 
