@@ -174,7 +174,7 @@ class _Subject:
         return found.metrics[(prepared.final_score or prepared.score).name]
 
     def identity(self) -> dict[str, Any]:
-        """Return what the sizes depend on: the files of the model and the data, by their content, and the settings."""
+        """Return the identity of the sizes: hashes of the files of the model and of the data, and the settings."""
         splits = self.data.prepared.splits
         return {
             "model": folder_digests(self.place),

@@ -1,1 +1,1 @@
-"""Models made smaller without training: units ranked in rounds, and what is left solved in closed form."""
+"""Models made smaller without training: units ranked in rounds, and output projections solved in closed form."""

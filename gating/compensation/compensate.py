@@ -116,7 +116,7 @@ def _pair_blocks(compact: nn.Module, dense: nn.Module) -> list[tuple[Block, Bloc
 
 
 def _fit(block: Block, other: Block) -> bool:
-    """Return whether a block may be what is left of another one."""
+    """Return whether a block may be another one after a removal."""
     if type(block) is not type(other) or block.size_before != other.size_before or block.size > other.size:
         return False
     if isinstance(block, ExpertsBlock):

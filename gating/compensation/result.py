@@ -22,7 +22,7 @@ class Compensated:
 
 @dataclass(frozen=True)
 class CompensationReport:
-    """What a compensation has changed.
+    """The errors of a compensation, by block and for the outputs.
 
     Attributes:
         blocks: The blocks that have lost units, in the order of the forward pass.

@@ -1,4 +1,4 @@
-"""The ridge solution of one output projection, from statistics of its inputs and of what its output lacks."""
+"""Solve one output projection by ridge regression, from statistics of its inputs and of its missing outputs."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""``gating.prune`` without training: units are ranked and removed, and what is left is compensated."""
+"""Make ``gating.prune`` work without training: rank units, remove the lowest, compensate the others."""
 
 import time
 from collections.abc import Mapping
@@ -72,7 +72,7 @@ def prune_untrained(
 
 
 def _line(removed: FinalizeReport, report: CompensationReport, *, seconds: float) -> str:
-    """Return the sentence on what was done."""
+    """Return a sentence with the units kept, the seconds and the errors."""
     before, after = removed.before.units, removed.after.units
     units = " and ".join(f"{after[unit]:,} of {number:,} {unit}" for unit, number in before.items() if number)
     first, last = report.outputs

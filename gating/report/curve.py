@@ -151,7 +151,7 @@ class Curve:
         return {**named, "points": points, "max_drop": self.max_drop, "recommended": recommended}
 
     def write(self, folder: Path, *, about: Mapping[str, Any]) -> None:
-        """Write ``curve.json``, with what identifies the curve, ``curve.png`` and ``index.html``."""
+        """Write ``curve.json``, with the identity of the curve, ``curve.png`` and ``index.html``."""
         write_atomically(folder / "curve.json", json.dumps({"about": about, **self.as_json()}, indent=1) + "\n")
         figure = self.draw()
         with replacing_file(folder / "curve.png") as new:
