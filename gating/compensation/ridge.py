@@ -1,4 +1,4 @@
-"""Solve one output projection by ridge regression, from statistics of its inputs and of its missing outputs."""
+"""Solve one output projection by ridge regression, from statistics of its inputs and of the error of its output."""
 
 import torch
 from torch import Tensor
