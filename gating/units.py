@@ -22,7 +22,8 @@ class Unit:
         is_weighed: Whether a search weighs each gate by its number of units over the mean, as for small units of which
             single ones do not matter; else it counts units.
         gate_lr: Learning rate of gates that no setting gives; the largest one of all gated units counts.
-        recovery: Share of the steps of a training after the removal that no setting gives, likewise.
+        fine_tuning: Share of the steps of a training of the dense model that no setting gives, likewise.
+        recovery: Share of those after the removal of a search, likewise.
     """
 
     label: str
@@ -32,6 +33,7 @@ class Unit:
     block: str
     is_weighed: bool = False
     gate_lr: float = 0.1
+    fine_tuning: float = 0.0
     recovery: float = 0.0
 
 

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch.nn import functional
 from gating.compensation.tokens import IGNORED, num_rows
 from gating.gates import HeadGates, inject_gates
 from gating.gates.attachment import freeze, unfreeze
-from gating.objectives import BudgetSchedule, ExactBudget, Fisher, IterativePruning
+from gating.objectives import BudgetSchedule, ExactBudget, Fisher, IterativePruning, KeepsBudget
 from gating.objectives.search import Search
 from gating.proof.outputs import evaluating
 from gating.pruning.finalize import FinalizeReport, finalize
@@ -66,42 +66,73 @@ def rank_units(
     Returns:
         Gates without the model, whose ``log_alpha`` is the order: ``ExactBudget(keep=0.5).kept(gates)`` chooses.
     """
-    gates = _inject(model, gate_options)
-    names, generator = freeze(model), torch.Generator().manual_seed(0)
-    order = [batch for first in range(_STRIDE) for batch in batches[first::_STRIDE]]
+    gates, generator = _inject(model, gate_options), torch.Generator().manual_seed(0)
     losses: list[tuple[float, float]] = []
+
+    def loss_of(batch: Mapping[str, Any]) -> Tensor:
+        is_whole = bool((gates.values() == 1).all())
+        if embed is not None:
+            return project(embed(model(**batch), batch), generator)
+        loss, guess = _loss(model, gates, batch, generator)
+        losses.extend([(float(loss.detach()), guess)] * is_whole)
+        return loss * num_rows(batch)
+
     try:
         gates.set_macs(measure_macs(model, gates, gates.blocks(model), without_targets(batches[len(batches) // 2])))
-        search = Search(gates, objective := _objective(model, budget))
-        with evaluating(model), torch.enable_grad():
-            for number, batch in enumerate(order):
-                search.update(number / len(order))
-                is_whole = bool((gates.values() == 1).all())
-                if embed is not None:
-                    loss = project(embed(model(**batch), batch), generator)
-                else:
-                    loss, guess = _loss(model, gates, batch, generator)
-                    losses += [(float(loss.detach()), guess)] * is_whole
-                    # A sum over examples, which batches of any size make the same.
-                    loss = loss * num_rows(batch)
-                loss.backward()
-        gates.log_alpha.data.copy_(objective.order(gates))
+        order_gates(model, gates, batches, ExactBudget(**budget), loss_of=loss_of)
     finally:
-        unfreeze(model, names)
         gates.remove()
     _warn_of_guessing(losses)
     return gates
+
+
+def order_gates(
+    model: nn.Module,
+    gates: HeadGates,
+    batches: Sequence[Mapping[str, Any]],
+    objective: KeepsBudget,
+    *,
+    loss_of: Callable[[Mapping[str, Any]], Tensor],
+) -> Search:
+    """Order the gates of a fine-tuned model, in ``log_alpha``, by rounds that close the lowest ones.
+
+    Args:
+        model: The model, with the gates on it; in evaluation mode and without gradients of its weights meanwhile.
+        gates: The gates, with the multiply-accumulates of their units.
+        batches: Batches sorted by length; each round takes the next ones, of all lengths.
+        objective: The smallest budget that will be chosen, and a ranking, if it has one; else Fisher information.
+        loss_of: Function of a batch that returns the sum of the losses of its examples, a scalar.
+
+    Returns:
+        A search whose objective chooses gates by their order.
+    """
+    ranking = getattr(objective, "ranking", None) or _fisher_of(model)
+    rounds = IterativePruning(ranking, share_per_round=_SHARE_PER_ROUND, schedule=BudgetSchedule(start=0.0, end=1.0))
+    chooser = ExactBudget()
+    for one in (rounds, chooser):
+        one.share_budget(objective)
+    order = [batch for first in range(_STRIDE) for batch in batches[first::_STRIDE]]
+    names, search = freeze(model), Search(gates, rounds)
+    try:
+        with evaluating(model), torch.enable_grad():
+            for number, batch in enumerate(order):
+                search.update(number / len(order))
+                loss_of(batch).backward()
+        found = rounds.order(gates)
+    finally:
+        unfreeze(model, names)
+    search = Search(gates, chooser)
+    gates.log_alpha.data.copy_(found)
+    return search
 
 
 def _inject(model: nn.Module, gate_options: Mapping[str, Any]) -> HeadGates:
     return inject_gates(model, **{"units": ["heads", "neurons"], "group_size": GROUP_SIZE, **gate_options})
 
 
-def _objective(model: nn.Module, budget: Mapping[str, Any]) -> IterativePruning:
+def _fisher_of(model: nn.Module) -> Fisher:
     is_of_tokens = getattr(model, "can_generate", bool)() or "ForTokenClassification" in type(model).__name__
-    per: Literal["example", "token"] = "token" if is_of_tokens else "example"
-    schedule = BudgetSchedule(start=0.0, end=1.0)
-    return IterativePruning(Fisher(per=per), share_per_round=_SHARE_PER_ROUND, schedule=schedule, **budget)
+    return Fisher(per="token" if is_of_tokens else "example")
 
 
 def _warn_of_guessing(losses: Sequence[tuple[float, float]]) -> None:

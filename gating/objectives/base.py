@@ -176,6 +176,10 @@ class KeepsBudget(Objective):
         self.measured = dict(measured)
         self._budget = replace(self._budget, **measured)
 
+    def share_budget(self, other: "KeepsBudget") -> None:
+        """Take the budget of another objective, for a search that begins later."""
+        self._budget, self.measured = other._budget, other.measured
+
     def extra_repr(self) -> str:
         """Return the budget."""
         return str(self._budget)

@@ -98,7 +98,7 @@ def course_figures(results: RunResults) -> dict[str, Figure]:
     """Draw the score, the open units of a search, and the losses if any were logged, over the steps, by their names."""
     score, total = results.score, results.total_steps
     observations = results.history.observations
-    removal = [(results.search_steps, at) for at in (results.validation_at("search"), results.validation_at("removed"))]
+    removal = [(results.removed_at, results.validation_at(stage)) for stage in ("search", "removed", "compensated")]
     series: dict[str, Points] = {
         f"validation {score.name}": sorted([*((one.step, one.metric) for one in observations), *removal], key=_STEP),
         "final model": [(total, results.validation_at("compact"))],
@@ -144,8 +144,8 @@ def _chart(
         if finite := [(step, scale * value) for step, value in points if math.isfinite(value)]:
             axes.plot(*zip(*finite, strict=True), format, color=color, label=label, markersize=4, clip_on=False)
             drawn += [value for _, value in finite]
-    if results.search_steps:
-        axes.axvline(results.search_steps, color="black", linewidth=0.8, linestyle=":", label="removal")
+    if results.removed_at:
+        axes.axvline(results.removed_at, color="black", linewidth=0.8, linestyle=":", label="removal")
     if drawn:
         axes.set_ylim((min(0, *drawn), 1.04 * max(0, *drawn) or 1) if score is None else score_limits(drawn, score))
         # The best place among the curves would take seconds to find.

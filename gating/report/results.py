@@ -70,8 +70,9 @@ class Runtime(NamedTuple):
 class RunResults:
     """The results of a run, and the ways to use its model.
 
-    Tables and headline have the ``final_score``, observations the ``score``. Units were removed at ``search_steps``,
-    which is 0 in a dense run. The log has the step of each row by ``step``; the config is YAML without secrets.
+    Tables and headline have the ``final_score``, observations the ``score``. Units were removed at the step
+    ``removed_at``, which is 0 in a dense run. The log has the step of each row by ``step``; the config is YAML without
+    secrets.
     """
 
     title: str
@@ -81,7 +82,7 @@ class RunResults:
     summary: Summary = field(default_factory=Summary)
     kept: Sequence[KeptHeads] = ()
     neurons: Sequence[KeptNeurons] = ()
-    search_steps: int = 0
+    removed_at: int = 0
     total_steps: int = 0
     log: Sequence[Mapping[str, float]] = ()
     config: str = ""
@@ -94,7 +95,7 @@ class RunResults:
     @property
     def is_dense(self) -> bool:
         """Whether no units were searched for."""
-        return not self.search_steps
+        return not self.removed_at
 
     @property
     def final(self) -> Mapping[str, float]:

@@ -24,7 +24,7 @@ from gating.models.sources import ModelSource, Pretrained
 from gating.objectives import Objective
 from gating.objectives.search import Convergence
 from gating.run.folder import Phase
-from gating.run.settings import Settings, is_dense
+from gating.run.settings import OWN, Settings, is_dense
 from gating.run.timing import LatencySettings
 from gating.tasks.base import Task
 
@@ -52,7 +52,7 @@ class RunObjects:
     """Objects that a run asks from its first check to its export; the objective is None in a dense run.
 
     ``budget`` has the ``speedup``, ``keep``, ``cost`` and ``uniform`` of the objective, None for those it lacks. The
-    teacher is None where the run trains it. ``make_loggers`` takes the run's folder and configuration.
+    teacher is None where it is the dense state of the run. ``make_loggers`` takes the run's folder and configuration.
     """
 
     task: Task
@@ -86,8 +86,7 @@ class RunObjects:
 
 def build_objects(settings: Settings) -> RunObjects:
     """Return the objects of a run; ``InputError`` names a setting that cannot be used."""
-    # distillation=none has no class, whatever an experiment says of a teacher.
-    distillation = dict(settings.distillation) if settings.distillation.get("_target_") else {}
+    distillation = _distillation_of(settings)
     teacher = distillation.pop("teacher", None)
     task, source = build("task", _with_partial_metrics(settings.task)), build("model", settings.model)
     make_loggers = build("logger", settings.logger, partial=True)
@@ -107,6 +106,18 @@ def build_objects(settings: Settings) -> RunObjects:
         make_gates=build("gates", settings.gates, partial=True),
         make_loggers=make_loggers,
     )
+
+
+def _distillation_of(settings: Settings) -> dict[str, Any]:
+    """Return the settings of the distillation; none where the run has no dense state, and no other teacher is named."""
+    # distillation=none has no class, whatever an experiment says of a teacher.
+    found = dict(settings.distillation) if settings.distillation.get("_target_") else {}
+    is_named = found.get("teacher") not in (None, OWN)
+    if is_named or not found:
+        return found
+    has_own = not is_dense(settings.model_dump()) and bool(settings.plan.fine_tuning)
+    is_frozen = settings.learns_from_itself and settings.freezes(Phase.SEARCH)
+    return {**found, "teacher": None} if has_own or is_frozen else {}
 
 
 def build_callbacks(settings: Settings) -> list[Callback]:
@@ -248,4 +259,4 @@ def trains_weights(settings: Settings, objects: RunObjects, phase: Phase) -> boo
 def teaches_itself(settings: Settings, objects: RunObjects) -> bool:
     """Return whether the gates learn from the model with all of them open: its weights are frozen in the search."""
     is_alone = objects.distillation is not None and objects.teacher is None
-    return is_alone and objects.objective is not None and settings.freezes(Phase.SEARCH)
+    return is_alone and objects.objective is not None and settings.freezes(Phase.SEARCH) and not settings.plan.ranks

@@ -23,7 +23,7 @@ from gating.report.page import write_page
 from gating.report.results import RunResults
 from gating.report.rows import CompactReport, heads_per_layer, neurons_per_layer, print_report
 from gating.run.folder import CONFIG, METRICS, Phase, RunFolder
-from gating.run.phases import recover, remove, search, teach
+from gating.run.phases import fine_tune, recover, remove, search
 from gating.run.prepare import prepare
 from gating.run.run import Run
 from gating.run.settings import Settings
@@ -45,7 +45,7 @@ def execute(settings: Settings, folder: RunFolder) -> None:
     if is_rank_zero():
         title, heads = run.objects.source.title, count_units(run.state.model, "heads")
         print(f"{title}: {heads} heads, {run.total_steps} steps in {folder.path}")
-    for step in (teach, search, remove, recover, finish):
+    for step in (fine_tune, search, remove, recover, finish):
         step(run)
 
 
@@ -170,8 +170,8 @@ def _results_of(run: Run, samples: list[Sample]) -> RunResults:
         final_score=run.data.prepared.final_score or score,
         kept=heads_per_layer(state.model),
         neurons=neurons_per_layer(state.model),
-        search_steps=state.search_steps,
-        total_steps=state.search_steps + run.recovery_steps,
+        removed_at=run.removed_at,
+        total_steps=run.removed_at + run.recovery_steps,
         config=(run.folder.path / CONFIG).read_text(encoding="utf-8"),
         compact=compact,
         usage=usage_code(state.model, compact, place=str(compact), stock=is_stock),

@@ -34,7 +34,6 @@ from gating.storage.files import (
 class Phase(str, Enum):
     """Phases of a run, in their order; the values are the names of checkpoint folders."""
 
-    TEACHER = "teacher"
     DENSE = "dense"
     SEARCH = "search"
     # This is the model between removal and recovery.
@@ -52,8 +51,6 @@ _MOVES_OPEN_FILES = os.name != "nt"
 _FORMAT = 1
 # Its data, model and teacher by their content, and its measured budget.
 INPUTS = "inputs.json"
-# The dense model that it trains to distill from.
-TEACHER = "teacher"
 CHECKPOINTS = "checkpoints"
 # Environment variables with the rank of a process, as Lightning reads them.
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
@@ -143,6 +140,11 @@ class RunFolder:
         return self.path / "compact"
 
     @property
+    def dense(self) -> Path:
+        """Folder of the dense model that units are removed from, where the run has fine-tuned it first."""
+        return self.path / "dense"
+
+    @property
     def report(self) -> Path:
         """Folder of the page, the pictures and the samples."""
         return self.path / "report"
@@ -179,7 +181,7 @@ class RunFolder:
         """Return the line that says how to resume the run; an empty text if there is nothing to resume."""
         if not is_run(self.path) or is_finished(self.path):
             return ""
-        if (self.path / TEACHER).is_dir() or self.saved:
+        if self.saved:
             return f"Resume the run: python train.py resume={shlex.quote(str(self.path))}"
         return ""
 

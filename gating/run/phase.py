@@ -7,11 +7,9 @@ from typing import Any
 import pytorch_lightning as pl
 import torch.distributed
 from pytorch_lightning.callbacks import Callback, Checkpoint, EarlyStopping
-from transformers import PreTrainedModel
 
 from gating.distributed.collectives import is_rank_zero
 from gating.objectives.search import Search
-from gating.report.results import History
 from gating.run.build import build, build_callbacks
 from gating.run.folder import Phase
 from gating.run.run import Run
@@ -36,9 +34,8 @@ def train_phase(
     steps: int,
     first_step: int = 0,
     search: Search | None = None,
-    model: PreTrainedModel | None = None,
 ) -> int:
-    """Train a model, by default the run's, for one phase, which begins after ``first_step`` steps of the run.
+    """Train the model of a run for one phase, which begins after ``first_step`` steps of the run.
 
     Returns:
         The number of optimizer steps of the phase, including those before an interruption.
@@ -46,7 +43,7 @@ def train_phase(
     Raises:
         Unfinished: Training ended before the last step.
     """
-    module = _build_module(run, first_step=first_step, search=search, model=model or run.state.model)
+    module = _build_module(run, phase, steps=steps, first_step=first_step, search=search)
     # A search ends with its last gates, which have reached the budget.
     best = BestWeights() if run.settings.recovery_keep == "best" and phase != Phase.SEARCH else None
     trainer = _build_trainer(run, phase, steps=steps, own=[best] if best else [])
@@ -80,7 +77,7 @@ def _report_end(run: Run, phase: Phase, trainer: pl.Trainer, module: FineTuning,
     """Print why a phase has ended early and which weights it keeps, and add both to the summary."""
     last, reason = module.step_in_run, end_reason(trainer)
     kept = last if best is None or best.step is None else best.step
-    if phase != Phase.TEACHER:
+    if phase == run.last_phase:
         run.state.summary.training = {"kept_step": kept, **({"stopped_early": reason} if reason else {})}
     if not is_rank_zero():
         return
@@ -92,15 +89,17 @@ def _report_end(run: Run, phase: Phase, trainer: pl.Trainer, module: FineTuning,
         )
 
 
-def _build_module(run: Run, *, first_step: int, search: Search | None, model: PreTrainedModel) -> FineTuning:
+def _build_module(run: Run, phase: Phase, *, steps: int, first_step: int, search: Search | None) -> FineTuning:
+    # The dense model has a schedule of its own, also where others come after it.
+    begun, ended = (0, steps) if phase == Phase.DENSE else (run.state.dense_steps, run.total_steps)
     return FineTuning(
-        model,
+        run.state.model,
         task=run.objects.task,
         metrics=run.data.prepared.metrics,
         score=run.data.prepared.score,
         optimizer=build("optimizer", run.settings.optimizer),
         scheduler=_scheduler_of(run.settings),
-        total_steps=run.total_steps,
+        scheduled=(begun, ended),
         first_step=first_step,
         search=search,
         teacher=run.state.teacher,
@@ -112,23 +111,22 @@ def _build_module(run: Run, *, first_step: int, search: Search | None, model: Pr
 def _scheduler_of(settings: Settings) -> Any:
     """Return the schedule of a phase: without a planned recovery the training of weights goes on after the search."""
     scheduler = build("scheduler", settings.scheduler)
-    if settings.planned_recovery or settings.freezes(Phase.SEARCH) or not isinstance(scheduler, WarmupSchedule):
+    if settings.plan.recovery or settings.freezes(Phase.SEARCH) or not isinstance(scheduler, WarmupSchedule):
         return scheduler
     return replace(scheduler, restart=False)
 
 
 def _build_trainer(run: Run, phase: Phase, *, steps: int, own: Sequence[Callback]) -> pl.Trainer:
-    is_teacher, chosen = phase == Phase.TEACHER, build_callbacks(run.settings)
+    chosen = build_callbacks(run.settings)
     has_checkpoints = any(isinstance(callback, Checkpoint) for callback in chosen)
     make_trainer = build("trainer", run.settings.trainer, partial=True)
     trainer: pl.Trainer = make_trainer(
         max_epochs=-1,
         max_steps=steps,
-        # Logs count the steps of the run, without a teacher's.
-        logger=False if is_teacher else run.loggers,
+        logger=run.loggers,
         callbacks=_callbacks_of_phase(run, phase, [*own, *chosen]),
         max_time=None,
-        enable_checkpointing=has_checkpoints and not is_teacher,
+        enable_checkpointing=has_checkpoints,
         default_root_dir=run.folder.of_phase(phase),
         val_check_interval=validation_interval(run.settings.trainer, num_batches=run.data.module.num_batches()),
         use_distributed_sampler=False,
@@ -148,10 +146,8 @@ def _callbacks_of_phase(run: Run, phase: Phase, chosen: Sequence[Callback]) -> l
     checkpoints = [callback for kind in own for callback in chosen if isinstance(callback, kind)]
     others = [callback for callback in chosen if not isinstance(callback, own)]
     bar = [PhaseProgressBar(phase)] if trainer.get("enable_progress_bar", True) else []
-    # A teacher is not part of the run's history.
-    history = History() if phase == Phase.TEACHER else run.state.history
-    monitor = GateMonitor(history, run.state.summary)
+    monitor = GateMonitor(run.state.history, run.state.summary)
     always = [*checkpoints, *bar, monitor, DivergenceStop(run.folder.of_phase(phase))]
     # Last, because it acts on stops that other callbacks request.
     end = InterruptOnStop(phase, max_time=trainer.get("max_time"), started=run.started)
-    return [*always, *([] if phase == Phase.TEACHER else others), end]
+    return [*always, *others, end]

@@ -1,12 +1,13 @@
-"""The phases of a run: the teacher, the search, the removal, the recovery.
+"""The phases of a run: the fine-tuning, the search, the removal, the recovery.
 
 Each is a function of the run. It begins from the state of the one before, goes on from its own last checkpoint, and
 ends with a saved state; one that has ended is loaded. So resuming a run is to call all four again. A dense run is a
-search without gates.
+fine-tuning alone.
 """
 
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from gating.data.examples import model_inputs
+from gating.data.examples import model_inputs, num_rows
 from gating.distributed.collectives import broadcast, is_rank_zero
+from gating.gates import HeadGates
 from gating.loader.modeling import RECORD_KEY
 from gating.models.sources import ModelSource, load_sharded, make_meta_model
 from gating.objectives import KeepsBudget, Objective
@@ -23,9 +25,9 @@ from gating.objectives.search import Search
 from gating.pruning.finalize import finalize
 from gating.pruning.plan import remove_recorded
 from gating.pruning.prune_report import unproven_note
-from gating.run.build import teacher_in, teaches_itself
+from gating.run.build import teaches_itself
 from gating.run.data import set_measured_macs
-from gating.run.folder import TEACHER, Phase
+from gating.run.folder import Phase
 from gating.run.phase import train_phase
 from gating.run.run import Run
 from gating.sharding.copies import copy_sharded, gather_model, meta_copy, shard_copy, tensors_of
@@ -37,35 +39,46 @@ from gating.tracking.verbosity import printed_warnings
 from gating.training.callbacks import log_kept_heads
 from gating.training.checkpoints import load_own_state, load_shards, read_checkpoint, save_shards, write_checkpoint
 
-# Number of training examples of the compensation.
-_SOLVED = 1024
+# Numbers of training examples of a ranking, and of the compensation.
+_RANKED, _SOLVED = 1024, 1024
+# Most positions of a ranking for each input of the widest output projection.
+_RANKED_POSITIONS = 16
 
 
-def teach(run: Run) -> None:
-    """Train a dense copy of the model as long as the run, if no teacher is named; it is saved for other runs."""
-    state, folder = run.state, run.folder.path / TEACHER
-    if run.objects.distillation is None or teaches_itself(run.settings, run.objects):
+def fine_tune(run: Run) -> None:
+    """Train the dense model for its steps; unless the run is dense, it is saved, and others may learn from it."""
+    state, is_last = run.state, run.objects.objective is None
+    steps = run.total_steps if is_last else state.dense_steps
+    if not steps:
         return
-    from gating.teachers.teacher import Teacher
+    with run.adapted(state.model, Phase.DENSE):
+        trained = train_phase(run, Phase.DENSE, steps=steps)
+    if is_last:
+        return
+    state.dense_steps = trained
+    run.evaluate("dense", "dense, before the removal", splits=run.data.module.splits[1:])
+    if not run.is_sharded:
+        state.summary.dense_samples = run.write_samples()
+    _save_dense(run)
+    distillation = run.objects.distillation
+    if distillation is not None and state.teacher is None:
+        from gating.teachers.teacher import Teacher
 
-    if state.teacher is None:
-        if run.folder.resumes and broadcast(folder.is_dir()):
-            teacher = load_teacher(
-                teacher_in(str(folder), run.objects.source), run.objects.task.auto_class, is_sharded=run.is_sharded
-            )
-        else:
-            teacher = copy_sharded(state.model) if run.is_sharded else deepcopy(state.model)
-            with run.adapted(teacher, Phase.TEACHER):
-                train_phase(run, Phase.TEACHER, steps=run.total_steps, model=teacher)
-            teacher.zero_grad()
-            whole = gather_model(teacher) if run.is_sharded else teacher
-            if whole is not None and is_rank_zero():
-                with replacing_folder(folder, overwrite=False) as new:
-                    whole.save_pretrained(new)
-                    run.data.processor.save_pretrained(new)
-        teacher.to(state.model.device)  # type: ignore[arg-type]
-        run.evaluate("dense", "dense teacher", splits=run.data.module.splits[1:], model=teacher)
-        state.teacher = Teacher(teacher, distillation=run.objects.distillation)
+        copied = copy_sharded(state.model) if run.is_sharded else deepcopy(state.model)
+        copied.zero_grad()
+        state.teacher = Teacher(copied, distillation=distillation)
+
+
+def _save_dense(run: Run) -> None:
+    """Save the dense model beside the compact one, unless a run that is resumed has."""
+    folder = run.folder.dense
+    if broadcast(folder.is_dir()):
+        return
+    whole = gather_model(run.state.model) if run.is_sharded else run.state.model
+    if whole is not None and is_rank_zero():
+        with replacing_folder(folder, overwrite=False) as new:
+            whole.save_pretrained(new)
+            run.data.processor.save_pretrained(new)
 
 
 def load_teacher(source: ModelSource, auto_class: type, *, is_sharded: bool) -> PreTrainedModel:
@@ -76,47 +89,96 @@ def load_teacher(source: ModelSource, auto_class: type, *, is_sharded: bool) -> 
 
 
 def search(run: Run) -> None:
-    """Train weights and gates together while the objective closes gates; a dense run trains its weights."""
+    """Train weights and gates together while the objective closes gates; without steps, rank the units instead."""
     state, objective = run.state, run.objects.objective
-    if objective is None:
-        with run.adapted(state.model, Phase.DENSE):
-            train_phase(run, Phase.DENSE, steps=run.total_steps)
-    elif not _load_removed(run):
-        if isinstance(run.objects.task, HasLoss) or run.settings.freezes(Phase.SEARCH):
-            run.evaluate("dense", "dense", splits=run.data.module.splits[1:])
-            if not run.is_sharded:
-                state.summary.dense_samples = run.write_samples()
-        with run.adapted(state.model, Phase.SEARCH):
-            state.search = _search(run, objective)
+    if objective is None or _load_removed(run):
+        return
+    if not state.dense_steps and (isinstance(run.objects.task, HasLoss) or run.settings.freezes(Phase.SEARCH)):
+        run.evaluate("dense", "dense", splits=run.data.module.splits[1:])
+        if not run.is_sharded:
+            state.summary.dense_samples = run.write_samples()
+    if run.settings.plan.ranks:
+        state.search = _rank(run, objective)
+        return
+    with run.adapted(state.model, Phase.SEARCH):
+        state.search = _search(run, objective)
 
 
-def _search(run: Run, objective: Objective) -> Search:
-    state, planned = run.state, run.state.search_steps
+def _rank(run: Run, objective: Objective) -> Search:
+    """Rank the units of the dense model in rounds, by the objective's ranking or by Fisher information."""
+    from gating.compensation.ranking import order_gates
+
+    assert isinstance(objective, KeepsBudget)
+    state, task = run.state, run.objects.task
+    gates = _make_gates(run)
+    widest = max(sum(block.slot_widths) for block in gates.blocks())
+    number = _at_most(run, _RANKED)
+    batches = run.data.module.sample_batches(number, most=_RANKED_POSITIONS * widest)
+    device = state.model.device
+
+    def loss_of(batch: Mapping[str, Any]) -> Tensor:
+        batch = {name: one.to(device) if isinstance(one, Tensor) else one for name, one in batch.items()}
+        outputs = state.model(**model_inputs(batch))
+        loss: Tensor = task.loss(outputs, batch, model=state.model) if isinstance(task, HasLoss) else outputs.loss
+        return loss * num_rows(batch)
+
+    with state.summary.timed("search"):
+        search = order_gates(state.model, gates, batches, objective, loss_of=loss_of)
+    number = sum(map(num_rows, batches))
+    _end_search(run, f"the units were ranked on {number:,} training examples")
+    if is_rank_zero():
+        print(f"After {state.dense_steps} steps of the dense model, its units are ranked on {number:,} examples.")
+    return search
+
+
+def _at_most(run: Run, number: int) -> int:
+    """Return a number of examples, but no more than the run trains on."""
+    return min(number, run.total_steps * run.data.module.batch_size)
+
+
+def _end_search(run: Run, reason: str) -> None:
+    """Note the steps before the removal, and the reason for the choice."""
+    state = run.state
+    steps = {"fine_tuning_steps": state.dense_steps} if state.dense_steps else {}
+    state.summary.search = {**steps, "search_steps": state.search_steps, "search_ended": reason}
+
+
+def _make_gates(run: Run) -> HeadGates:
+    """Put gates on the model, and print which blocks have none."""
+    state = run.state
     with warnings.catch_warnings():
-        # Printed below, as one line for each class; and the budget stands in every line of progress.
-        warnings.filterwarnings("ignore", ".* (get no gates, so they keep all|has no budget, so)")
+        # Printed below, as one line for each class.
+        warnings.filterwarnings("ignore", ".* get no gates, so they keep all")
         gates = run.objects.make_gates(state.model)
         if len(gates.units) > 1:
             set_measured_macs(gates, state.model, run.data)
-        search = Search(gates, objective, convergence=run.objects.convergence)
     num_others = count_units(state.model, "heads") - gates.num_heads if gates.num_heads else 0
     if num_others and is_rank_zero():
         print(f"{gates.num_heads} heads have a gate; {num_others} in excluded blocks stay besides those that are kept.")
     for one in gates.ungated if is_rank_zero() else ():
         print(f"No gates on {one}. If that is meant: gates.exclude, gates.towers.")
+    return gates
+
+
+def _search(run: Run, objective: Objective) -> Search:
+    state, planned = run.state, run.state.search_steps
+    gates, teacher = _make_gates(run), run.state.teacher
+    with warnings.catch_warnings():
+        # The budget stands in every line of progress.
+        warnings.filterwarnings("ignore", ".* has no budget, so")
+        search = Search(gates, objective, convergence=run.objects.convergence)
     if teaches_itself(run.settings, run.objects):
         from gating.teachers.teacher import OpenTeacher, Teacher
 
         state.teacher = Teacher(OpenTeacher(state.model, gates), distillation=run.objects.distillation)
-    state.search_steps = train_phase(run, Phase.SEARCH, steps=planned, search=search)
-    if teaches_itself(run.settings, run.objects):
-        state.teacher = None  # The compact model is another one.
+    state.search_steps = train_phase(run, Phase.SEARCH, steps=planned, first_step=state.dense_steps, search=search)
+    state.teacher = teacher  # The compact model is no teacher.
     reason = str(search.reason)
-    state.summary.search = {"search_steps": state.search_steps, "search_ended": reason}
+    _end_search(run, reason)
     if is_rank_zero():
         print(f"The search ended after {state.search_steps} of {planned} steps: {reason}.")
     search.update(1.0)
-    state.history.gate_values = {name: values.tolist() for name, values in gates.by_block().items()}
+    state.history.gate_values = _values_of(gates)
     run.evaluate("search", "gates, end of search")
     return search
 
@@ -131,20 +193,22 @@ def remove(run: Run) -> None:
     kept = _chosen(run, search)
     if kept is not None:
         check_same(kept.float(), "The choice of heads")
-    log_kept_heads(run.loggers, state.history, search, kept=kept, step=state.search_steps)
-    dense = None
-    if run.settings.compensate:
-        with gates.detached() as model:
-            dense = deepcopy(model)
-    with state.summary.timed("finalize"), printed_warnings() as sentences:
-        if run.is_sharded:
-            from gating.sharding.removal import finalize_sharded
+    log_kept_heads(run.loggers, state.history, search, kept=kept, step=run.removed_at)
+    dense = _dense_of(run, gates) if run.settings.compensates else None
+    ranks = run.settings.plan.ranks and kept is not None
+    # A ranking has learned no values of gates: those of the choice are 0 and 1.
+    with gates.fixed_at(kept.float()) if ranks else nullcontext():  # type: ignore[union-attr]
+        if ranks:
+            state.history.gate_values = _values_of(gates)
+        with state.summary.timed("finalize"), printed_warnings() as sentences:
+            if run.is_sharded:
+                from gating.sharding.removal import finalize_sharded
 
-            # The old and the new shards are in memory together; gradients need not be.
-            state.model.zero_grad()
-            state.model, finalized = finalize_sharded(state.model, gates, kept=kept, probe=run.probe_batch())
-        else:
-            finalized = finalize(state.model, gates, kept=kept, probe=run.probe_batch())
+                # The old and the new shards are in memory together; gradients need not be.
+                state.model.zero_grad()
+                state.model, finalized = finalize_sharded(state.model, gates, kept=kept, probe=run.probe_batch())
+            else:
+                finalized = finalize(state.model, gates, kept=kept, probe=run.probe_batch())
     if finalized.unproven:
         state.summary.removal = {"unproven": list(finalized.unproven)}
         if is_rank_zero():
@@ -158,11 +222,26 @@ def remove(run: Run) -> None:
     _save_removed(run)
 
 
+def _values_of(gates: HeadGates) -> dict[str, list[float]]:
+    """Return the present values of the gates by block."""
+    return {name: values.tolist() for name, values in gates.by_block().items()}
+
+
+def _dense_of(run: Run, gates: HeadGates) -> nn.Module:
+    """Return the dense model that a compact one is to follow: the teacher if it is that one, else a copy."""
+    teacher = run.state.teacher
+    if teacher is not None and run.objects.teacher is None:
+        dense: nn.Module = teacher.model
+        return dense
+    with gates.detached() as model:
+        return deepcopy(model)
+
+
 def _compensate(run: Run, dense: nn.Module) -> None:
     """Solve the output projections that have lost inputs, so that the compact model follows the dense one."""
     from gating.compensation.compensate import compensate
 
-    batches = run.data.module.sample_batches(_SOLVED)
+    batches = run.data.module.sample_batches(_at_most(run, _SOLVED), skip=_at_most(run, _RANKED))
     with run.state.summary.timed("compensate"), printed_warnings() as sentences:
         report = compensate(run.state.model, dense, map(model_inputs, batches))
     run.state.summary.warnings += sentences
@@ -185,7 +264,7 @@ def recover(run: Run) -> None:
     """Train the compact model for the remaining steps, with a new optimizer."""
     if run.objects.objective is not None and run.recovery_steps:
         with run.adapted(run.state.model, Phase.RECOVERY):
-            train_phase(run, Phase.RECOVERY, steps=run.recovery_steps, first_step=run.state.search_steps)
+            train_phase(run, Phase.RECOVERY, steps=run.recovery_steps, first_step=run.removed_at)
 
 
 def _save_removed(run: Run) -> None:
@@ -193,7 +272,7 @@ def _save_removed(run: Run) -> None:
     state = run.state
     if not (is_rank_zero() or run.is_sharded):
         return
-    path = checkpoint_path(run.folder.of_phase(Phase.REMOVED), state.search_steps)
+    path = checkpoint_path(run.folder.of_phase(Phase.REMOVED), run.removed_at)
     checkpoint = {
         "phase": path.parent.name,
         "record": getattr(state.model.config, RECORD_KEY),

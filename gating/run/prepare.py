@@ -11,6 +11,7 @@ from gating.distributed.launch import Devices, check_devices, start_processes
 from gating.errors import InputError, loading
 from gating.models.adapters import NoAdapters, check_adapters
 from gating.models.sources import enable_gradient_checkpointing, load_sharded, make_meta_model
+from gating.objectives import ExactBudget, IterativePruning
 from gating.run.build import RunObjects, build, build_callbacks, build_objects, trains_weights
 from gating.run.data import RunData, encode_examples, load_examples
 from gating.run.folder import Phase, RunFolder
@@ -63,7 +64,7 @@ def prepare(settings: Settings, folder: RunFolder) -> Run:
 
         check_outputs(state.model, data.module.timing_batch("max"), distillation=objects.distillation)
         reshard(state.model)
-    state.search_steps = planned_search_steps(settings, objects, total_steps=steps)
+    state.dense_steps, state.search_steps = planned_steps(settings, objects, total_steps=steps)
     started = time.monotonic()
     budget = before["budget"] if before else None
     if objects.budget["speedup"] or objects.budget["cost"] == "latency":
@@ -103,7 +104,7 @@ def _check_settings(settings: Settings, devices: Devices) -> None:
         "optimizer=adafactor": "Adafactor" in str(settings.optimizer),
         # It tries removals on the whole model.
         "gates.discover=true": bool(settings.gates.get("discover")),
-        "compensate=true": settings.compensate,
+        "compensate=true": bool(settings.compensate),
     }
     for setting in (name for name, is_given in refused.items() if is_given and devices.is_sharded):
         raise InputError(
@@ -118,8 +119,8 @@ def _check_meta_model(settings: Settings, objects: RunObjects) -> PreTrainedMode
             "distillation learns from the logits of a teacher, and this task has a loss of its own on a model without "
             "logits: leave it out. Embeddings learn from a teacher with task.teacher=FOLDER_OR_HUB_NAME."
         )
-    if settings.compensate:
-        _check_compensation(settings, objects)
+    if objects.objective is not None:
+        _check_plan(settings, objects)
     meta_model = make_meta_model(objects.source, objects.task.auto_class)
     check_adapters(objects.adapters, objects.source)
     if settings.exports:
@@ -143,12 +144,23 @@ def _check_meta_model(settings: Settings, objects: RunObjects) -> PreTrainedMode
     return meta_model
 
 
-def _check_compensation(settings: Settings, objects: RunObjects) -> None:
-    """Raise ``InputError`` for a search without a dense model at its end that the compact one could follow."""
-    if objects.objective is None or not settings.freezes(Phase.SEARCH):
+def _check_plan(settings: Settings, objects: RunObjects) -> None:
+    """Raise ``InputError`` for a plan that trains nothing, or lacks a step or a dense model that is needed."""
+    plan = settings.plan
+    if plan.fine_tuning and not trains_weights(settings, objects, Phase.DENSE):
         raise InputError(
-            "compensate=true follows the dense model, and this search trains weights while units close: freeze them "
-            "with optimizer.freeze=true or optimizer.freeze=search."
+            f"fine_tuning={plan.fine_tuning} trains weights that optimizer.freeze=true freezes: give "
+            "optimizer.freeze=search, which freezes them until the removal, or leave it out."
+        )
+    if plan.ranks and type(objects.objective) not in (ExactBudget, IterativePruning):
+        raise InputError(
+            f"fine_tuning={plan.fine_tuning} and recovery={plan.recovery} leave no step in which "
+            f"{type(objects.objective).__name__} learns gates: lower one, or leave out the objective."
+        )
+    if settings.compensate and not (plan.ranks or settings.freezes(Phase.SEARCH)):
+        raise InputError(
+            "compensate=true follows the dense model, and this search trains weights while units close: leave it out, "
+            "freeze them with optimizer.freeze=search, or give fine_tuning=0.67, which ranks units without a search."
         )
 
 
@@ -205,7 +217,7 @@ def check_dtype(settings: Settings, objects: RunObjects) -> None:
     """Raise ``InputError`` for trained weights in half precision, which would lose small steps in silence."""
     dtype, has_adapters = getattr(objects.source, "dtype", "float32"), not isinstance(objects.adapters, NoAdapters)
     first = Phase.DENSE if objects.objective is None else Phase.SEARCH
-    phases = [first, *([Phase.RECOVERY] * bool(settings.planned_recovery))]
+    phases = [first, *([Phase.RECOVERY] * bool(settings.plan.recovery))]
     if dtype != "float32" and not has_adapters and not all(map(settings.freezes, phases)):
         raise InputError(
             f"model.dtype={dtype} loses the small steps of a training. Freeze the weights with optimizer.freeze=true, "
@@ -213,15 +225,18 @@ def check_dtype(settings: Settings, objects: RunObjects) -> None:
         )
 
 
-def planned_search_steps(settings: Settings, objects: RunObjects, *, total_steps: int) -> int:
-    """Return the number of optimizer steps before the removal; all where the recovery has nothing to train."""
+def planned_steps(settings: Settings, objects: RunObjects, *, total_steps: int) -> tuple[int, int]:
+    """Return the numbers of optimizer steps of the dense model and of the search.
+
+    All are those of the search where the recovery has nothing to train.
+    """
     if objects.objective is None:
-        return 0
+        return 0, 0
     if trains_weights(settings, objects, Phase.RECOVERY):
-        return max(1, round((1 - settings.planned_recovery) * total_steps))
+        return settings.plan.steps(total_steps)
     if settings.recovery and is_rank_zero():
         print(
             f"optimizer.freeze=true leaves nothing to train after the removal, so all {total_steps} steps are the "
             "search. optimizer.freeze=search trains the weights in a recovery, adapters=lora adapters."
         )
-    return total_steps
+    return 0, total_steps

@@ -36,11 +36,13 @@ if TYPE_CHECKING:
 class RunState:
     """The part of a run that changes; the stages of a run write it.
 
-    ``search_steps`` is as planned until the search has ended, and 0 in a dense run. The teacher is None until the run
-    has trained it, and ``search`` unless it has ended and its closed gates are not removed yet.
+    ``dense_steps`` are those of the dense model, before the search; they and ``search_steps`` are as planned until the
+    phase has ended, and 0 in a dense run. The teacher is None until the run has one, and ``search`` unless it has ended
+    and its closed gates are not removed yet.
     """
 
     model: PreTrainedModel
+    dense_steps: int = 0
     search_steps: int = 0
     teacher: "Teacher | None" = None
     history: History = field(default_factory=History)
@@ -52,7 +54,7 @@ class RunState:
 class Run:
     """A prepared run, with the configuration of the dense model and the loggers of all phases but the teacher's.
 
-    ``total_steps`` are those of search and recovery together; ``started`` is in seconds of ``time.monotonic``.
+    ``total_steps`` are those of all phases together; ``started`` is in seconds of ``time.monotonic``.
     """
 
     settings: Settings
@@ -67,10 +69,20 @@ class Run:
     state: RunState
 
     @property
+    def removed_at(self) -> int:
+        """Optimizer steps before the removal; 0 in a dense run."""
+        return self.state.dense_steps + self.state.search_steps
+
+    @property
     def recovery_steps(self) -> int:
         """Optimizer steps after the removal; none where nothing is left to train."""
         has_weights = trains_weights(self.settings, self.objects, Phase.RECOVERY)
-        return self.total_steps - self.state.search_steps if has_weights else 0
+        return self.total_steps - self.removed_at if has_weights else 0
+
+    @property
+    def last_phase(self) -> Phase:
+        """The phase whose weights are those of the result."""
+        return Phase.DENSE if self.objects.objective is None else Phase.RECOVERY
 
     @property
     def is_sharded(self) -> bool:

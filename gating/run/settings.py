@@ -17,10 +17,10 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from gating.errors import InputError, explain, shorten
+from gating.plan import Plan, make_plan
 from gating.run.folder import CONFIG, Phase, is_finished, is_run, relocated, stored_settings
 from gating.storage.identity import leaves
 from gating.tracking.redaction import HIDDEN, redact_settings
-from gating.units import planned_recovery
 
 Group = dict[str, Any]
 
@@ -37,7 +37,10 @@ _WITHOUT_EFFECT = {
         *(*_OF_COMMAND, "paths", "logger", "callbacks", "keep_checkpoints", "exports", "model.base_model"),
         *("data.num_workers", "data.allow_changed", "data.about", "latency.max_seconds", "trainer.max_time"),
     ),
-    "dense run": ("objective", "gates", "convergence", "recovery", "optimizer.gate_lr", "optimizer.multiplier_lr"),
+    "dense run": (
+        *("objective", "gates", "convergence", "fine_tuning", "recovery", "compensate"),
+        *("optimizer.gate_lr", "optimizer.multiplier_lr"),
+    ),
     # Where these change what is evaluated, as under a limit of batches or in blocks of a text, its counts differ.
     "examples": ("data.batch_size", "data.eval_batch_size", "data.num_workers", "data.max_length", "data.stride"),
 }
@@ -48,6 +51,10 @@ _NUMBERS_OR_SHARES = (
 )
 # Callbacks of Lightning that change what is trained, or when it ends.
 _DECIDING = re.compile(r"EarlyStopping|WeightAveraging|GradientAccumulationScheduler")
+# The teacher that is the dense state of the run, where it has one.
+OWN = "own"
+# Objectives that need no search: they rank, or have a budget alone.
+_RANKABLE = ("gating.ExactBudget", "gating.IterativePruning")
 # Code that a folder from somebody else may name; all other code is named by the command.
 _TRUSTED = ("gating.", "torch.optim.", "pytorch_lightning.")
 _CODE = re.compile(r".*\b(_target_|trust_remote_code|auto_map|code_revision|use_safetensors)(\..*)?")
@@ -62,9 +69,10 @@ class Settings(BaseModel):
     overwrite: bool
     resume: str | None
     seed: Annotated[int, Field(ge=0, lt=2**32)]
+    fine_tuning: Annotated[float, Field(ge=0, lt=1)] | None
     recovery: Annotated[float, Field(ge=0, lt=1)] | None
     recovery_keep: Literal["best", "last"]
-    compensate: bool
+    compensate: bool | None
     compile: bool
     gradient_checkpointing: bool
     keep_checkpoints: bool
@@ -89,18 +97,37 @@ class Settings(BaseModel):
     sweep: dict[Literal["max_drop"], Annotated[float, Field(ge=0, allow_inf_nan=False)]] = {"max_drop": 1.0}
 
     @property
-    def planned_recovery(self) -> float:
-        """Share of the steps after the removal, by default that of the units with gates."""
-        if self.recovery is not None:
-            return self.recovery
+    def plan(self) -> Plan:
+        """Shares of the steps, by default those of the objective and of the units with gates."""
         stops = any("EarlyStopping" in str(callback) for callback in self.callbacks.values())
-        is_needed = self.freezes(Phase.SEARCH) or self.recovery_keep == "best" or stops
-        return planned_recovery(self.gates.get("units") or "heads", is_needed=is_needed)
+        is_frozen, target = self.freezes(Phase.SEARCH), self.objective.get("_target_")
+        return make_plan(
+            self.gates.get("units") or "heads",
+            fine_tuning=self.fine_tuning,
+            recovery=self.recovery,
+            can_rank=target in _RANKABLE,
+            is_default=target == _RANKABLE[0],
+            is_frozen=is_frozen,
+            learns_from_itself=self.learns_from_itself,
+            is_needed=is_frozen or self.recovery_keep == "best" or stops,
+        )
+
+    @property
+    def compensates(self) -> bool:
+        """Whether output projections are solved after the removal: by default those of a ranking, in a whole model."""
+        default = self.plan.ranks and self.trainer.get("strategy") != "fsdp"
+        return default if self.compensate is None else self.compensate
+
+    @property
+    def learns_from_itself(self) -> bool:
+        """Whether a teacher is asked for, and none is named: it is the dense state of the run."""
+        distillation = self.distillation
+        return bool(distillation.get("_target_")) and distillation.get("teacher") is None
 
     def freezes(self, phase: Phase) -> bool:
-        """Return whether the weights stay as they are in a phase; a teacher's are trained."""
+        """Return whether the weights stay as they are in a phase."""
         freeze = self.optimizer.get("freeze", False)
-        return phase == Phase.SEARCH if freeze == "search" else bool(freeze) and phase != Phase.TEACHER
+        return phase == Phase.SEARCH if freeze == "search" else bool(freeze)
 
     def in_folder(self, folder: Path) -> "Settings":
         """Return the same settings with another folder of the run."""

@@ -34,15 +34,16 @@ class FineTuning(pl.LightningModule):
         score: Score,
         optimizer: OptimizerSettings,
         scheduler: WarmupSchedule,
-        total_steps: int,
+        scheduled: tuple[int, int],
         first_step: int = 0,
         search: Search | None = None,
         teacher: "Teacher | None" = None,
         seed: int = 0,
         compiler: str | None = None,
     ) -> None:
-        """Set up the training of one phase, which begins after ``first_step`` of ``total_steps`` steps of the run.
+        """Set up the training of one phase, which begins after ``first_step`` steps of the run.
 
+        ``scheduled`` are the numbers of steps of the run at which the schedule of the learning rate begins and ends.
         ``compiler`` is a backend of ``torch.compile`` for training steps, such as ``inductor``; None for eager mode.
         """
         super().__init__()
@@ -53,7 +54,7 @@ class FineTuning(pl.LightningModule):
         # Registered, so that its multipliers and buffers are on the device and in checkpoints; gates are in the model.
         self.objective = None if search is None else search.objective
         self._teacher, self._optimizer, self._scheduler = teacher, optimizer, scheduler
-        self._total_steps, self._first_step, self._seed = total_steps, first_step, seed
+        self._scheduled, self._first_step, self._seed = scheduled, first_step, seed
         self._compiled: Callable[..., Any] | None = None
         if compiler:
             # Graphs of the previous phase, whose model has another shape, would count against the cache limit.
@@ -70,7 +71,8 @@ class FineTuning(pl.LightningModule):
         """Return one optimizer over weights, gates and multipliers, and its scheduler."""
         gates = None if self.search is None else self.search.gates
         optimizer = self._optimizer.build(self.model, gates=gates, objective=self.objective)
-        scheduler = self._scheduler.build(optimizer, first_step=self._first_step, total_steps=self._total_steps)
+        begun, ended = self._scheduled
+        scheduler = self._scheduler.build(optimizer, first_step=self._first_step - begun, total_steps=ended - begun)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_model(self) -> None:

@@ -28,7 +28,7 @@ def results(history=HISTORY, **changes):
     summary = Summary(sizes={"heads": (12, 4), "neurons": (228, 64)})
     for stage, value in (("search", 0.85), ("removed", 0.7), ("compact", 0.9)):
         summary.add_metrics(stage, stage, "validation", {"accuracy": value})
-    contents = {"summary": summary, "log": LOG, "search_steps": 20, "total_steps": 30} | changes
+    contents = {"summary": summary, "log": LOG, "removed_at": 20, "total_steps": 30} | changes
     return RunResults(title="a run", history=history, score=ACCURACY, final_score=ACCURACY, **contents)
 
 

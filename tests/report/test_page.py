@@ -77,7 +77,7 @@ def run_page(*, quantity="cost", metric=0.9, **changes):
         final_score=ACCURACY,
         kept=[(HEADS[0], [0, 3], 4), (HEADS[1], [], 4), (HEADS[2], [0, 1, 3], 4)],
         neurons=[(name, 32, 64) for name in NEURONS],
-        search_steps=20,
+        removed_at=20,
         total_steps=30,
         config="model:\n  token: '***'\n",
         compact=Path("/runs/a/compact"),
@@ -163,7 +163,7 @@ def test_metrics_that_are_nan_are_dashes(written):
 
 
 def test_a_dense_run_has_no_gates_to_show(written):
-    contents = run_page(quantity="heads", search_steps=0, summary=summary(has_search=False))
+    contents = run_page(quantity="heads", removed_at=0, summary=summary(has_search=False))
     shown = written(replace(contents, history=History(contents.history.observations)))
     assert "A dense run of 30 steps" in shown.text
     assert "speed-up" not in shown.text

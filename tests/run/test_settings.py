@@ -36,19 +36,33 @@ def test_given_settings_are_on_top_of_those_of_the_folder(moved):
 
 
 PLANNED = {
-    "gates.units=heads": 0.0,
-    "gates.units=[heads,neurons]": 0.25,
-    "optimizer.freeze=search": 0.25,
-    "recovery_keep=best": 0.25,
-    "callbacks=early_stopping": 0.25,
-    "recovery=0.5": 0.5,
+    "gates.units=heads": (0.0, 0.0),
+    "gates.units=[heads,neurons]": (0.0, 0.25),
+    "optimizer.freeze=search": (0.0, 0.25),
+    "recovery_keep=best": (0.0, 0.25),
+    "callbacks=early_stopping": (0.0, 0.25),
+    "recovery=0.5": (0.0, 0.5),
+    # Units are ranked, or a search has the rest.
+    "fine_tuning=0.67": (0.67, 0.33),
+    "fine_tuning=0.5 objective=importance": (0.5, 0.5),
+    "fine_tuning=0.5 objective=topk": (0.5, 0.0),
+    "fine_tuning=0.5 recovery=0.25": (0.5, 0.25),
+    "distillation=hidden": (0.5, 0.5),
+    "distillation=hidden recovery=0.6": (0.4, 0.6),
+    "distillation=hidden distillation.teacher=dense": (0.0, 0.0),
+    "distillation=hidden optimizer.freeze=search": (0.0, 0.25),
 }
 
 
 @pytest.mark.parametrize("given", PLANNED)
-def test_heads_alone_have_a_recovery_only_where_something_needs_it(given):
-    settings = read_settings(compose_settings(["output_dir=x", given]))
-    assert settings.planned_recovery == PLANNED[given]
+def test_the_plan_has_the_steps_that_its_settings_need(given):
+    plan = read_settings(compose_settings(["output_dir=x", *given.split()])).plan
+    assert (plan.fine_tuning, plan.recovery) == PLANNED[given]
+
+
+@pytest.mark.parametrize(("total", "given", "steps"), [(10, "fine_tuning=0.67", (7, 0)), (3, "recovery=0.5", (0, 2))])
+def test_steps_are_whole(total, given, steps):
+    assert read_settings(compose_settings(["output_dir=x", given])).plan.steps(total) == steps
 
 
 DIFFERENT = {
