@@ -14,7 +14,7 @@ _ROUNDING = 1e-6
 
 @dataclass(frozen=True)
 class Plan:
-    """Shares of the steps of a training.
+    """Shares of the steps of a training; the rest is the search.
 
     Attributes:
         fine_tuning: Share that trains the dense model, before anything closes.
@@ -29,9 +29,10 @@ class Plan:
 
     def __post_init__(self) -> None:
         for name in ("fine_tuning", "recovery"):
-            if not 0 <= getattr(self, name) < 1:
-                given = getattr(self, name)
-                raise InputError(f"{name}={given} is not a share of the steps: give a number from 0 to below 1.")
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(
+                    f"{name}={getattr(self, name)} is not a share of the steps: give a number from 0 to 1."
+                )
         if self.fine_tuning + self.recovery > 1 + _ROUNDING:
             raise InputError(
                 f"fine_tuning={self.fine_tuning} and recovery={self.recovery} are more than all steps: give shares "
@@ -47,7 +48,7 @@ class Plan:
         """Return the numbers of steps of the dense model and of the search, of ``total`` steps."""
         dense = max(1, round(self.fine_tuning * total)) if self.fine_tuning else 0
         if self.ranks:
-            return dense, 0
+            return min(dense, total), 0
         return dense, max(1, round((1 - self.recovery) * total) - dense)
 
 

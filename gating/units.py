@@ -55,6 +55,8 @@ UNITS: dict[UnitName, Unit] = {
         is_weighed=True,
         # With neurons, it was better in a run at twice the speed on each of three data sets.
         gate_lr=0.2,
+        # Most weights go: a ranking of the fine-tuned model, solved and trained on, beats a search (docs/accuracy.md).
+        fine_tuning=0.67,
         # Heads alone are few of the weights: a longer descent is worth more (docs/accuracy.md, After the search).
         recovery=0.25,
     ),

@@ -95,7 +95,7 @@ class RunResults:
     @property
     def is_dense(self) -> bool:
         """Whether no units were searched for."""
-        return not self.removed_at
+        return not self.summary.search
 
     @property
     def final(self) -> Mapping[str, float]:

@@ -26,13 +26,15 @@ from gating.objectives.search import Convergence
 from gating.run.folder import Phase
 from gating.run.settings import OWN, Settings, is_dense
 from gating.run.timing import LatencySettings
-from gating.tasks.base import Task
+from gating.tasks.base import HasLoss, Task
 
 if TYPE_CHECKING:
     from gating.teachers.distillation import Distillation
 
 # Errors that constructors of other packages raise for invalid arguments.
 _REFUSALS = (ValueError, TypeError, ImportError, MisconfigurationException)
+# Neurons of a group where units are ranked: the smaller, the better, and without noise they may be small.
+_RANKED_GROUP = 8
 _KINDS = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
 
 
@@ -86,9 +88,9 @@ class RunObjects:
 
 def build_objects(settings: Settings) -> RunObjects:
     """Return the objects of a run; ``InputError`` names a setting that cannot be used."""
-    distillation = _distillation_of(settings)
-    teacher = distillation.pop("teacher", None)
     task, source = build("task", _with_partial_metrics(settings.task)), build("model", settings.model)
+    distillation = _distillation_of(settings, task)
+    teacher = distillation.pop("teacher", None)
     make_loggers = build("logger", settings.logger, partial=True)
     # The budget of an experiment is not meant for its dense run.
     objective = {} if is_dense(settings.model_dump()) else settings.objective
@@ -103,19 +105,30 @@ def build_objects(settings: Settings) -> RunObjects:
         convergence=build("convergence", settings.convergence) if settings.convergence else None,
         latency=build("latency", settings.latency),
         data=_split_data(settings.data, task),
-        make_gates=build("gates", settings.gates, partial=True),
+        make_gates=build("gates", _gates_of(settings), partial=True),
         make_loggers=make_loggers,
     )
 
 
-def _distillation_of(settings: Settings) -> dict[str, Any]:
+def _gates_of(settings: Settings) -> dict[str, Any]:
+    """Return the settings of the gates, with smaller groups of neurons where units are ranked."""
+    found = dict(settings.gates)
+    if "group_size" in found and found["group_size"] is None:
+        sizes = {"group_size": _RANKED_GROUP} if settings.plan.ranks else {}
+        found = {**{name: value for name, value in found.items() if name != "group_size"}, **sizes}
+    return found
+
+
+def _distillation_of(settings: Settings, task: Task) -> dict[str, Any]:
     """Return the settings of the distillation; none where the run has no dense state, and no other teacher is named."""
     # distillation=none has no class, whatever an experiment says of a teacher.
     found = dict(settings.distillation) if settings.distillation.get("_target_") else {}
     is_named = found.get("teacher") not in (None, OWN)
     if is_named or not found:
         return found
-    has_own = not is_dense(settings.model_dump()) and bool(settings.plan.fine_tuning)
+    if is_dense(settings.model_dump()) or (settings.may_learn_from_itself and isinstance(task, HasLoss)):
+        return {}
+    has_own = bool(settings.plan.fine_tuning) or settings.plan.ranks
     is_frozen = settings.learns_from_itself and settings.freezes(Phase.SEARCH)
     return {**found, "teacher": None} if has_own or is_frozen else {}
 

@@ -49,19 +49,16 @@ def fine_tune(run: Run) -> None:
     """Train the dense model for its steps; unless the run is dense, it is saved, and others may learn from it."""
     state, is_last = run.state, run.objects.objective is None
     steps = run.total_steps if is_last else state.dense_steps
-    if not steps:
-        return
-    with run.adapted(state.model, Phase.DENSE):
-        trained = train_phase(run, Phase.DENSE, steps=steps)
+    if steps:
+        with run.adapted(state.model, Phase.DENSE):
+            trained = train_phase(run, Phase.DENSE, steps=steps)
     if is_last:
         return
-    state.dense_steps = trained
-    run.evaluate("dense", "dense, before the removal", splits=run.data.module.splits[1:])
-    if not run.is_sharded:
-        state.summary.dense_samples = run.write_samples()
-    _save_dense(run)
+    if steps:
+        state.dense_steps = trained
+        _save_dense(run)
     distillation = run.objects.distillation
-    if distillation is not None and state.teacher is None:
+    if distillation is not None and state.teacher is None and not teaches_itself(run.settings, run.objects):
         from gating.teachers.teacher import Teacher
 
         copied = copy_sharded(state.model) if run.is_sharded else deepcopy(state.model)
@@ -93,11 +90,12 @@ def search(run: Run) -> None:
     state, objective = run.state, run.objects.objective
     if objective is None or _load_removed(run):
         return
-    if not state.dense_steps and (isinstance(run.objects.task, HasLoss) or run.settings.freezes(Phase.SEARCH)):
-        run.evaluate("dense", "dense", splits=run.data.module.splits[1:])
+    ranks, is_frozen = run.settings.plan.ranks, run.settings.freezes(Phase.SEARCH)
+    if state.dense_steps or ranks or is_frozen or isinstance(run.objects.task, HasLoss):
+        run.evaluate("dense", "dense, before the removal", splits=run.data.module.splits[1:])
         if not run.is_sharded:
             state.summary.dense_samples = run.write_samples()
-    if run.settings.plan.ranks:
+    if ranks:
         state.search = _rank(run, objective)
         return
     with run.adapted(state.model, Phase.SEARCH):

@@ -1,6 +1,9 @@
 """Preparation of a run: checks and loading first, then other processes, then the files of the run's folder."""
 
 import time
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytorch_lightning as pl
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -27,6 +30,9 @@ from gating.tasks.base import HasLoss
 from gating.tracking.loggers import resolve_mode
 from gating.training.evaluation import count_steps
 from gating.training.progress import check_monitors
+
+if TYPE_CHECKING:
+    from gating.teachers.distillation import Distillation
 
 
 def prepare(settings: Settings, folder: RunFolder) -> Run:
@@ -60,9 +66,7 @@ def prepare(settings: Settings, folder: RunFolder) -> Run:
         print(f"Loading {objects.source.title} ...", flush=True)
     state = _load_models(settings, objects, data, meta_model, devices=devices)
     if objects.distillation is not None and state.teacher is None:
-        from gating.teachers.teacher import check_outputs
-
-        check_outputs(state.model, data.module.timing_batch("max"), distillation=objects.distillation)
+        objects = replace(objects, distillation=_checked(settings, objects.distillation, state.model, data))
         reshard(state.model)
     state.dense_steps, state.search_steps = planned_steps(settings, objects, total_steps=steps)
     started = time.monotonic()
@@ -114,7 +118,7 @@ def _check_settings(settings: Settings, devices: Devices) -> None:
 
 def _check_meta_model(settings: Settings, objects: RunObjects) -> PreTrainedModel:
     """Check adapters, exports, gates and budget against the model without weights, and return that model."""
-    if objects.distillation is not None and isinstance(objects.task, HasLoss):
+    if objects.distillation is not None and isinstance(objects.task, HasLoss) and not settings.may_learn_from_itself:
         raise InputError(
             "distillation learns from the logits of a teacher, and this task has a loss of its own on a model without "
             "logits: leave it out. Embeddings learn from a teacher with task.teacher=FOLDER_OR_HUB_NAME."
@@ -162,6 +166,24 @@ def _check_plan(settings: Settings, objects: RunObjects) -> None:
             "compensate=true follows the dense model, and this search trains weights while units close: leave it out, "
             "freeze them with optimizer.freeze=search, or give fine_tuning=0.67, which ranks units without a search."
         )
+
+
+def _checked(
+    settings: Settings, distillation: "Distillation", model: PreTrainedModel, data: RunData
+) -> "Distillation | None":
+    """Return a distillation of outputs that a model has; by default from those that it has, or None."""
+    from gating.teachers.teacher import check_outputs
+
+    batch, wanted = data.module.timing_batch("max"), distillation
+    for weight in (distillation.hidden_weight, 0.0) if settings.may_learn_from_itself else ():
+        wanted = replace(distillation, hidden_weight=weight)
+        with suppress(InputError):
+            check_outputs(model, batch, distillation=wanted)
+            return wanted
+    if settings.may_learn_from_itself:
+        return None
+    check_outputs(model, batch, distillation=wanted)
+    return wanted
 
 
 def _check_no_layerdrop(meta_model: PreTrainedModel) -> None:

@@ -69,8 +69,8 @@ class Settings(BaseModel):
     overwrite: bool
     resume: str | None
     seed: Annotated[int, Field(ge=0, lt=2**32)]
-    fine_tuning: Annotated[float, Field(ge=0, lt=1)] | None
-    recovery: Annotated[float, Field(ge=0, lt=1)] | None
+    fine_tuning: float | None
+    recovery: float | None
     recovery_keep: Literal["best", "last"]
     compensate: bool | None
     compile: bool
@@ -106,7 +106,8 @@ class Settings(BaseModel):
             fine_tuning=self.fine_tuning,
             recovery=self.recovery,
             can_rank=target in _RANKABLE,
-            is_default=target == _RANKABLE[0],
+            # Embeddings learn from the model that they begin with.
+            is_default=target == _RANKABLE[0] and not str(self.task.get("_target_")).endswith(".Embedding"),
             is_frozen=is_frozen,
             learns_from_itself=self.learns_from_itself,
             is_needed=is_frozen or self.recovery_keep == "best" or stops,
@@ -117,6 +118,11 @@ class Settings(BaseModel):
         """Whether output projections are solved after the removal: by default those of a ranking, in a whole model."""
         default = self.plan.ranks and self.trainer.get("strategy") != "fsdp"
         return default if self.compensate is None else self.compensate
+
+    @property
+    def may_learn_from_itself(self) -> bool:
+        """Whether the dense state of the run is the teacher, where the run has one and the model fits: the default."""
+        return bool(self.distillation.get("_target_")) and self.distillation.get("teacher") == OWN
 
     @property
     def learns_from_itself(self) -> bool:

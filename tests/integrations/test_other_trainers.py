@@ -216,7 +216,7 @@ def test_the_lightning_module_keeps_the_same_heads_on_the_same_batches(tmp_path,
         score=Score("accuracy"),
         optimizer=AdamW(lr=1e-3, weight_decay=0.0),
         scheduler=WarmupSchedule(warmup=0, shape="constant_with_warmup"),
-        total_steps=24,
+        scheduled=(0, 24),
         search=search,
     )
     pl.Trainer(

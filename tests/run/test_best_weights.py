@@ -97,13 +97,13 @@ def test_the_last_weights_are_kept_by_default(inputs, tmp_path):
     assert_kept(tmp_path / "run", 12)
 
 
-def test_dense_runs_and_teachers_keep_the_best_too(inputs, tmp_path):
+def test_dense_models_keep_the_best_too(inputs, tmp_path):
     dense = [line for line in inputs if not line.startswith(("objective", "recovery=", "convergence"))]
     with scored({6: 0.5}):
         run_in(tmp_path / "run", dense, "objective=none")
-        run_in(tmp_path / "taught", inputs, "distillation=logits")
+        run_in(tmp_path / "taught", inputs, "distillation=logits", "trainer.max_steps=24")
     assert_kept(tmp_path / "run", 6, phase="dense")
-    teacher, expected = weights_of(tmp_path / "taught" / "teacher"), kept_weights(tmp_path / "run")
+    teacher, expected = weights_of(tmp_path / "taught" / "dense"), kept_weights(tmp_path / "run")
     assert all(torch.equal(weight, expected[name]) for name, weight in teacher.items())
 
 

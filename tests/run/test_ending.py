@@ -21,13 +21,13 @@ def fail() -> None:
     raise OSError(5, "Input/output error", "disk")
 
 
-# Batches are counted over all phases: 4 of the teacher, if there is one, 3 of the search, 1 of the recovery.
+# Batches are counted over all phases: with a teacher 2 of the dense model, 1 of the search, 1 of the recovery.
 SAID = {
     "in the first step": ([], 1, False),
     "in the second step": ([], 2, True),
     "in recovery, without checkpoints": (["callbacks.checkpoint=null"], 4, True),  # The removal is kept.
-    "in the second step of a teacher": (["distillation=logits"], 2, True),
-    "in the first step after a teacher": (["distillation=logits", "callbacks.checkpoint=null"], 5, True),
+    "in the second step of the dense model": (["distillation=logits"], 2, True),
+    "in the first step after the dense model": (["distillation=logits"], 3, True),
     "with checkpoints elsewhere": (["paths.checkpoints=PLACE/far"], 2, True),
 }
 

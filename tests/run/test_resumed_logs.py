@@ -82,14 +82,14 @@ def test_a_resumed_run_has_one_wandb_run_and_the_whole_curve(inputs, tmp_path, c
 def test_the_seconds_of_a_run_are_those_of_all_its_processes(inputs, tmp_path, monkeypatch):
     clock = Clock(monkeypatch)
     settings = ["logger=csv", "callbacks.checkpoint.every_n_steps=1", "distillation=logits"]
-    # The teacher takes 12 steps, then the search 9 and the recovery 3.
-    for number in (5, 11, 5, 6):
+    # The dense model takes 6 steps, then the search and the recovery 3 each.
+    for number in (3, 7, 4):
         with at_batch(number, interrupt), pytest.raises(Interrupted), slow_step(clock, number - 2):
             run(tmp_path / "run", inputs, *settings)
     run(tmp_path / "run", inputs, *settings)
     numbers = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    hundreds = {name: round(numbers[f"seconds/{name}"] / 100) for name in ("teacher", "search", "recovery")}
-    assert hundreds == {"teacher": 1, "search": 2, "recovery": 1}
+    hundreds = {name: round(numbers[f"seconds/{name}"] / 100) for name in ("dense", "search", "recovery")}
+    assert hundreds == {"dense": 1, "search": 1, "recovery": 1}
     page = (tmp_path / "run" / "report" / "index.html").read_text()
     assert f"{numbers['seconds/search']:,.1f}" in page
 

@@ -37,7 +37,7 @@ def test_given_settings_are_on_top_of_those_of_the_folder(moved):
 
 PLANNED = {
     "gates.units=heads": (0.0, 0.0),
-    "gates.units=[heads,neurons]": (0.0, 0.25),
+    "gates.units=[heads,neurons]": (0.67, 0.33),
     "optimizer.freeze=search": (0.0, 0.25),
     "recovery_keep=best": (0.0, 0.25),
     "callbacks=early_stopping": (0.0, 0.25),

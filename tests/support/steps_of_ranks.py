@@ -66,7 +66,7 @@ def train_some_steps(folder: Path, *, num_processes: int, batch_size: int) -> di
         score=Score("accuracy"),
         optimizer=AdamW(lr=1e-3),
         scheduler=WarmupSchedule(),
-        total_steps=NUM_STEPS,
+        scheduled=(0, NUM_STEPS),
         search=gating.Search(gates, gating.ExactBudget(num_heads=6, schedule=FIXED)),
     )
     data = make_data(folder, batch_size)

@@ -74,12 +74,12 @@ def test_the_time_limit_interrupts_each_phase_and_the_run_resumes_to_its_end(inp
     assert_same_weights(folder, whole)
 
 
-PHASES = {"dense": ["objective=none"], "teacher": ["distillation=logits"]}
+PHASES = {"dense run": ["objective=none"], "fine-tuning": ["distillation=logits"]}
 
 
 @pytest.mark.parametrize("phase", PHASES)
 def test_other_phases_can_be_interrupted_too(phase, inputs, tmp_path, capsys, monkeypatch):
-    inputs = [line for line in inputs if phase != "dense" or not line.startswith("objective")]
+    inputs = [line for line in inputs if phase != "dense run" or not line.startswith("objective")]
     settings, train_step = PHASES[phase], FineTuning.training_step
 
     def step(self, batch, batch_idx):
@@ -91,7 +91,7 @@ def test_other_phases_can_be_interrupted_too(phase, inputs, tmp_path, capsys, mo
     with monkeypatch.context() as patch:
         patch.setattr(FineTuning, "training_step", step)
         assert end_of(folder, inputs, *settings) == 143
-    assert f"The {phase} phase was interrupted after 2 of " in capsys.readouterr().err
+    assert "The dense phase was interrupted after 2 of " in capsys.readouterr().err
     assert not (folder / "metrics.json").exists()
     run_in(folder, inputs, *settings, "resume=auto")
     run_in(tmp_path / "whole", inputs, *settings)

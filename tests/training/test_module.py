@@ -43,7 +43,7 @@ def assemble(model, objective=None, **options) -> FineTuning:
         score=Score("accuracy"),
         optimizer=AdamW(lr=1e-3),
         scheduler=WarmupSchedule(),
-        total_steps=8,
+        scheduled=(0, 8),
         search=search,
         **options,
     )
