@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from benchmarks import faults, frozen, memory, records, rivals, sharding, tasks, unlabeled, untrained
 from benchmarks.census.page import PAGE as COVERAGE
 from benchmarks.census.page import coverage
-from benchmarks.compare import ends, latency
+from benchmarks.compare import latency, plans
 from benchmarks.damage import __main__ as damage
 from benchmarks.decoders import tables as decoders
 from benchmarks.embeddings import tables as embeddings
@@ -52,7 +52,7 @@ TABLES = [
     Table(ACCURACY, "untrained", "untrained", untrained.table),
     Table(ACCURACY, "unlabeled", "unlabeled", unlabeled.table),
     Table(ACCURACY, "compare", "latency", latency.lines),
-    Table(ACCURACY, "compare ends", "ends", ends.lines),
+    Table(ACCURACY, "compare plans", "plans", plans.lines),
     Table(ACCURACY, "compare epochs", "epochs", latency.lines),
     Table(ACCURACY, "embeddings lines", "embeddings", embeddings.quality_table, "lines"),
     Table(ACCURACY, "decoders", "decoders", decoders.quality_table, "quality"),

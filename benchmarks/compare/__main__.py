@@ -28,14 +28,14 @@ from typing import Any, NamedTuple
 from rich.progress import track
 
 from benchmarks import records
-from benchmarks.compare import ends, latency
+from benchmarks.compare import latency, plans
 from benchmarks.compare.methods import (
     DENSE,
-    ENDS,
     HEADS,
     INT8,
     LAYERS,
     METHODS,
+    PLANS,
     SHARE,
     SPEEDUP,
     Data,
@@ -83,11 +83,11 @@ def main() -> None:
             shown = f"{row['data']} {row['method']} {row['num_heads']:.0f} heads {row['speedup']:.2f}x"
             print(f"{shown} seed {row['seed']}: {headline(row):.4f}", flush=True)
     rows = records.read(options.results)
-    if any(row["method"] == "none" for row in rows):
+    if any(row["method"].endswith(tuple(f"_{plan}" for plan in PLANS)) for row in rows):
+        print("\n".join(plans.lines(rows)))
+    else:
         print("\n".join(latency.lines(rows)))
         latency.draw(rows, options.results.with_suffix(".png"))
-    else:
-        print("\n".join(ends.lines(rows)))
     if failures:
         raise SystemExit(f"{failures} of {len(missing)} runs failed; run this command again to repeat them.")
 
@@ -116,7 +116,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--keep", type=Path, help="a folder that keeps the folders of the runs, 60 MB each")
     parser.add_argument("--show", action="store_true", help="run nothing")
     options = parser.parse_args()
-    usual = [name for name in METHODS if not name.endswith((INT8, *(f"_{end}" for end in ENDS)))]
+    usual = [name for name in METHODS if not name.endswith((INT8, *(f"_{end}" for end in PLANS)))]
     try:
         options.data = [read_data(text) for text in options.data]
         options.methods = [read_method(text) for text in options.methods or usual]

@@ -48,11 +48,36 @@ _TUNED = ("objective=budget", _BOTH, f"model.name={DENSE}")
 # Ends the names of methods whose models have 8-bit weights (benchmarks.compare.kept).
 INT8 = "_int8"
 
-# What follows a search, a name that ends those of methods -> the settings, and the title.
-ENDS = {
-    "restart": ("recovery=0.25 scheduler.restart=true", "recovery with a new schedule"),
-    "none": ("recovery=0 convergence=null", "no recovery"),
-    "through": ("recovery=0 scheduler.restart=false", "removal, and on"),
+_JOINT = "fine_tuning=0 distillation=none"
+_RANKED = "fine_tuning=0.67 recovery=0.33"
+_HIDDEN = "distillation=hidden"
+# What a run does with its steps, a name that ends those of methods -> the settings, and the title.
+PLANS = {
+    "restart": (f"{_JOINT} recovery=0.25", "a search from the start, and a recovery with a new schedule"),
+    "none": (f"{_JOINT} recovery=0 convergence=null", "a search from the start, no recovery"),
+    "through": (f"{_JOINT} recovery=0 scheduler.restart=false", "a search from the start, removal, and on"),
+    "itself": (
+        "fine_tuning=0.5 recovery=0.125 distillation=hidden",
+        "1/2 dense, a search that learns from it, and a recovery",
+    ),
+    "learned": (
+        "fine_tuning=0.5 recovery=0.25 distillation=hidden gates.group_size=8",
+        "1/2 dense, a short search, and a recovery",
+    ),
+    "frozen": (
+        "fine_tuning=0.5 recovery=0.25 distillation=hidden gates.group_size=8 objective=deterministic "
+        "optimizer.freeze=search compensate=true",
+        "1/2 dense, gates on frozen weights, solved, and a recovery",
+    ),
+    "ranked": (f"{_RANKED} {_HIDDEN} compensate=false", "2/3 dense, ranked, and a recovery"),
+    "solved50": ("fine_tuning=0.5 recovery=0.5 distillation=hidden", "1/2 dense, ranked, solved, and a recovery"),
+    "solved67": (f"{_RANKED} {_HIDDEN}", "2/3 dense, ranked, solved, and a recovery"),
+    "solved80": ("fine_tuning=0.8 recovery=0.2 distillation=hidden", "4/5 dense, ranked, solved, and a recovery"),
+    "logits": (f"{_RANKED} distillation=logits", "2/3 dense, without hidden states"),
+    "labels": (f"{_RANKED} distillation=none", "2/3 dense, without a teacher"),
+    "answers": (f"{_RANKED} {_HIDDEN} distillation.weight=1.0", "2/3 dense, without labels"),
+    "tokens": (f"{_RANKED} {_HIDDEN} objective=fisher objective.ranking.per=token", "2/3 dense, ranked per token"),
+    "groups": (f"{_RANKED} {_HIDDEN} gates.group_size=64", "2/3 dense, groups of 64 neurons"),
 }
 # Other ways to choose what closes, and their titles.
 RIVALS = {
@@ -85,7 +110,7 @@ METHODS = {
         *(
             Method(
                 f"{units}_{name}",
-                ("objective=budget", gates, *settings.split()),
+                (gates, *settings.split()),
                 # What heads alone have by default.
                 kept if (units, name) == ("heads", "through") else f"{kept} ({title})",
                 ask=ask,
@@ -94,7 +119,7 @@ METHODS = {
                 ("heads", "heads alone", "gates.units=heads", HEADS),
                 ("both", _KEPT, _BOTH, SHARE),
             )
-            for name, (settings, title) in ENDS.items()
+            for name, (settings, title) in PLANS.items()
         ),
     )
 }
