@@ -64,10 +64,14 @@ VARIANTS = {
         7,
     ),
     "teacher, half precision": (
-        ["distillation=logits", "trainer.precision=bf16-mixed", "trainer.max_steps=6", EACH_STEP],
+        ["distillation=logits", "trainer.precision=bf16-mixed", "trainer.max_steps=8", EACH_STEP],
         4,
     ),
-    "hidden states of a teacher": (["distillation=hidden", "trainer.max_steps=6", EACH_STEP], 4),
+    "hidden states of a teacher": (["distillation=hidden", "trainer.max_steps=8", EACH_STEP], 4),
+    "ranked, and hidden states of the dense model": (
+        ["fine_tuning=0.5", "recovery=0.5", "distillation=hidden", "trainer.max_steps=8", EACH_STEP],
+        4,
+    ),
     "adapters": (["adapters=lora", "adapters.dropout=0.1", "optimizer.lr=0.01", "trainer.max_steps=8", EACH_STEP], 4),
     "frozen weights, values of gates, the model as its teacher": (
         ["optimizer.freeze=true", "objective=deterministic", "distillation=logits", "trainer.max_steps=8", EACH_STEP],
