@@ -57,7 +57,7 @@ UNITS: dict[UnitName, Unit] = {
         gate_lr=0.2,
         # Most weights go: a ranking of the fine-tuned model, solved and trained on, beats a search (docs/accuracy.md).
         fine_tuning=0.67,
-        # Heads alone are few of the weights: a longer descent is worth more (docs/accuracy.md, After the search).
+        # Heads alone are few of the weights: a longer descent is worth more (docs/accuracy.md, Plans).
         recovery=0.25,
     ),
 }
