@@ -81,7 +81,7 @@ def make_plan(
             of_units = max(UNITS[unit].fine_tuning for unit in check_units(units)) if is_default else 0.0
             fine_tuning = of_units or _TEACHING * learns_from_itself
         if recovery is not None:
-            fine_tuning = min(fine_tuning, 1 - recovery)
+            fine_tuning = max(0.0, min(fine_tuning, 1 - recovery))
     if recovery is None:
         ranks = bool(fine_tuning) and can_rank and not is_frozen
         # Of decimal shares, the rest is one, too.
