@@ -27,7 +27,9 @@ UNITS = ["gates.units=[heads,neurons]", "gates.group_size=16", "objective.num_he
 # Settings, number of processes, and tolerance of the weights.
 BERT = {
     "straight-through": ([*EXACT, "objective.num_heads=4"], 3, 1e-5),
-    "heads and neurons": ([*EXACT, *UNITS], 2, 1e-5),
+    # A model that is cut is not compensated.
+    "heads and neurons": ([*EXACT, *UNITS, "compensate=false"], 2, 1e-5),
+    "heads and neurons, a search": ([*EXACT, *UNITS, "fine_tuning=0"], 2, 1e-5),
     "importance": (["objective=importance", "objective.num_heads=4"], 2, 1e-5),
     "magnitude, accumulated, checkpointed": (
         [
