@@ -59,6 +59,7 @@ def make_plan(
     recovery: float | None,
     can_rank: bool,
     is_default: bool,
+    has_sizes: bool = False,
     is_frozen: bool,
     learns_from_itself: bool,
     is_needed: bool,
@@ -71,6 +72,7 @@ def make_plan(
         recovery: Share of the steps after the removal; None for the default.
         can_rank: Whether the objective can choose units without a search: by its ranking, or for its budget.
         is_default: Whether the objective is the default one, whose plan depends on the units.
+        has_sizes: Whether several sizes share the dense model, which needs one.
         is_frozen: Whether the search freezes the weights.
         learns_from_itself: Whether the model learns from its own dense state.
         is_needed: Whether something acts in a recovery alone, as early stopping does.
@@ -78,7 +80,8 @@ def make_plan(
     if fine_tuning is None:
         fine_tuning = 0.0
         if not is_frozen:
-            of_units = max(UNITS[unit].fine_tuning for unit in check_units(units)) if is_default else 0.0
+            plans = [UNITS[unit].fine_tuning for unit in (UNITS if has_sizes else check_units(units))]
+            of_units = max(plans) if is_default or has_sizes else 0.0
             fine_tuning = of_units or _TEACHING * learns_from_itself
         if recovery is not None:
             fine_tuning = max(0.0, min(fine_tuning, 1 - recovery))

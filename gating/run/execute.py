@@ -22,7 +22,7 @@ from gating.report.metadata import describe_data
 from gating.report.page import write_page
 from gating.report.results import RunResults
 from gating.report.rows import CompactReport, heads_per_layer, neurons_per_layer, print_report
-from gating.run.folder import CONFIG, METRICS, Phase, RunFolder
+from gating.run.folder import CONFIG, Phase, RunFolder
 from gating.run.phases import fine_tune, recover, remove, search
 from gating.run.prepare import prepare
 from gating.run.run import Run
@@ -45,7 +45,18 @@ def execute(settings: Settings, folder: RunFolder) -> None:
     if is_rank_zero():
         title, heads = run.objects.source.title, count_units(run.state.model, "heads")
         print(f"{title}: {heads} heads, {run.total_steps} steps in {folder.path}")
-    for step in (fine_tune, search, remove, recover, finish):
+    fine_tune(run)
+    if settings.sizes:
+        from gating.run.sizes import make_sizes
+
+        make_sizes(run)
+        return
+    make_size(run)
+
+
+def make_size(run: Run) -> None:
+    """Make a smaller model of the present one, by the phases after the fine-tuning, and write its results."""
+    for step in (search, remove, recover, finish):
         step(run)
 
 
@@ -145,7 +156,7 @@ def report(run: Run) -> None:
         print("This run has no dense one beside it; for one: python train.py <the same settings> objective=none")
     _show_samples(run, samples)
     write_page(place.report / "index.html", results, gates_file=place.report / "gates.png")
-    state.summary.write(place.path / METRICS, score=results.final_score, seed=run.settings.seed)
+    state.summary.write(place.metrics, score=results.final_score, seed=run.settings.seed)
     runtimes = [runtime.name for runtime in results.runtimes if not runtime.reason]
     print(f"The model runs in transformers, {', '.join(runtimes)}; the commands are in the report.")
     print(

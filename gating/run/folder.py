@@ -90,6 +90,7 @@ class RunFolder:
         self.resumes = resumes and is_run(path)
         self._overwrite = overwrite
         self._locks: list[BaseFileLock] = []
+        self._suffix = ""  # Of the names of one of several sizes.
 
     def __enter__(self) -> Self:
         """Take the locks before anything is loaded; ``FileExistsError`` if a new run must not overwrite a folder."""
@@ -105,6 +106,12 @@ class RunFolder:
                 check_free(place, overwrite=self._overwrite, setting=setting)
         self._lock()
         return self
+
+    def of_size(self, name: str) -> "RunFolder":
+        """Return the places of one of several sizes in this folder, which keeps the lock."""
+        own = RunFolder(self.path, checkpoints=self.checkpoints / name, resumes=self.resumes)
+        own._suffix = f"-{name}"
+        return own
 
     def follow(self, place: tuple[Path, Path, bool]) -> None:
         """Take over folder, checkpoints and whether the run resumes from rank 0."""
@@ -137,7 +144,7 @@ class RunFolder:
     @property
     def compact(self) -> Path:
         """Folder of the compact model."""
-        return self.path / "compact"
+        return self.path / f"compact{self._suffix}"
 
     @property
     def dense(self) -> Path:
@@ -147,11 +154,16 @@ class RunFolder:
     @property
     def report(self) -> Path:
         """Folder of the page, the pictures and the samples."""
-        return self.path / "report"
+        return self.path / f"report{self._suffix}"
+
+    @property
+    def metrics(self) -> Path:
+        """File of the results, which is written last."""
+        return (self.path / METRICS).with_stem(f"metrics{self._suffix}")
 
     def export(self, name: str) -> Path:
         """Return the place of an export of the compact model, such as ``compact-onnx``."""
-        place = self.path / f"compact-{name}"
+        place = self.path / f"compact{self._suffix}-{name}"
         return place / "compact.gguf" if name.startswith("gguf") else place
 
     def of_phase(self, phase: Phase) -> Path:

@@ -51,6 +51,8 @@ _NUMBERS_OR_SHARES = (
 )
 # Callbacks of Lightning that change what is trained, or when it ends.
 _DECIDING = re.compile(r"EarlyStopping|WeightAveraging|GradientAccumulationScheduler")
+# Settings of the objective that may have a list, for as many sizes.
+_BUDGETS = ("num_heads", "keep", "speedup")
 # The teacher that is the dense state of the run, where it has one.
 OWN = "own"
 # Objectives that need no search: they rank, or have a budget alone.
@@ -107,11 +109,34 @@ class Settings(BaseModel):
             recovery=self.recovery,
             can_rank=target in _RANKABLE,
             # Embeddings learn from the model that they begin with.
+            has_sizes=bool(self.sizes),
             is_default=target == _RANKABLE[0] and not str(self.task.get("_target_")).endswith(".Embedding"),
             is_frozen=is_frozen,
             learns_from_itself=self.learns_from_itself,
             is_needed=is_frozen or self.recovery_keep == "best" or stops,
         )
+
+    @property
+    def sizes(self) -> list[tuple[str, Any]]:
+        """Name and value of each budget of a list, the largest model first; empty for one budget.
+
+        ``InputError`` for two lists, for one number, or for a number twice.
+        """
+        lists = {name: self.objective[name] for name in _BUDGETS if isinstance(self.objective.get(name), list)}
+        for name, values in lists.items():
+            are_numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
+            if len(lists) > 1 or not are_numbers or len(set(values)) < max(2, len(values)):
+                shown = f"objective.{name}={values}"
+                raise InputError(f"{shown} is no list of sizes: give two numbers or more, each once, of one budget.")
+        return [
+            (name, value)
+            for name, values in lists.items()
+            for value in sorted(values, reverse=name != "speedup")
+        ]
+
+    def of_size(self, name: str, value: Any) -> "Settings":
+        """Return the settings of a run of one size."""
+        return self.model_copy(update={"objective": {**self.objective, name: value}})
 
     @property
     def compensates(self) -> bool:
