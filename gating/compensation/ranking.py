@@ -79,7 +79,7 @@ def rank_units(
 
     try:
         gates.set_macs(measure_macs(model, gates, gates.blocks(model), without_targets(batches[len(batches) // 2])))
-        order_gates(model, gates, batches, ExactBudget(**budget), loss_of=loss_of)
+        gates.log_alpha.data.copy_(order_gates(model, gates, batches, ExactBudget(**budget), loss_of=loss_of))
     finally:
         gates.remove()
     _warn_of_guessing(losses)
@@ -93,8 +93,8 @@ def order_gates(
     objective: KeepsBudget,
     *,
     loss_of: Callable[[Mapping[str, Any]], Tensor],
-) -> Search:
-    """Order the gates of a fine-tuned model, in ``log_alpha``, by rounds that close the lowest ones.
+) -> Tensor:
+    """Return the order of the gates of a fine-tuned model, ``[num_gates]``, by rounds that close the lowest ones.
 
     Args:
         model: The model, with the gates on it; in evaluation mode and without gradients of its weights meanwhile.
@@ -102,15 +102,10 @@ def order_gates(
         batches: Batches sorted by length; each round takes the next ones, of all lengths.
         objective: The smallest budget that will be chosen, and a ranking, if it has one; else Fisher information.
         loss_of: Function of a batch that returns the sum of the losses of its examples, a scalar.
-
-    Returns:
-        A search whose objective chooses gates by their order.
     """
     ranking = getattr(objective, "ranking", None) or _fisher_of(model)
     rounds = IterativePruning(ranking, share_per_round=_SHARE_PER_ROUND, schedule=BudgetSchedule(start=0.0, end=1.0))
-    chooser = ExactBudget()
-    for one in (rounds, chooser):
-        one.share_budget(objective)
+    rounds.share_budget(objective)
     order = [batch for first in range(_STRIDE) for batch in batches[first::_STRIDE]]
     names, search = freeze(model), Search(gates, rounds)
     try:
@@ -118,11 +113,17 @@ def order_gates(
             for number, batch in enumerate(order):
                 search.update(number / len(order))
                 loss_of(batch).backward()
-        found = rounds.order(gates)
+        return rounds.order(gates)
     finally:
         unfreeze(model, names)
+
+
+def search_in_order(gates: HeadGates, objective: KeepsBudget, order: Tensor) -> Search:
+    """Return a search that has ended: it chooses by the order of the gates, ``[num_gates]``, for a budget."""
+    chooser = ExactBudget()
+    chooser.share_budget(objective)
     search = Search(gates, chooser)
-    gates.log_alpha.data.copy_(found)
+    gates.log_alpha.data.copy_(order)
     return search
 
 

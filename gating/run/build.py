@@ -72,7 +72,7 @@ class RunObjects:
 
     def with_budget(self, objective: Mapping[str, Any]) -> "RunObjects":
         """Return the same objects with an objective whose budget was measured, by its settings."""
-        measured = _build_objective({**objective, "speedup": None})
+        measured = build_objective({**objective, "speedup": None})
         return replace(self, objective=measured, budget=_budget_of(objective))
 
     def gates_without_model(self, model: PreTrainedModel, **keywords: Any) -> HeadGates:
@@ -96,7 +96,7 @@ def build_objects(settings: Settings) -> RunObjects:
     objective = {} if is_dense(settings.model_dump()) else settings.objective
     return RunObjects(
         task=task,
-        objective=_build_objective(objective) if objective else None,
+        objective=build_objective(objective) if objective else None,
         budget=_budget_of(objective),
         source=source,
         adapters=build("adapters", settings.adapters),
@@ -216,7 +216,7 @@ def _check_type(name: str, value: object, expected: Any) -> None:
         raise InputError(f"{name}={value} cannot be used: input should be {_KINDS[type(read)]}.")
 
 
-def _build_objective(values: Mapping[str, Any]) -> Any:
+def build_objective(values: Mapping[str, Any]) -> Any:
     """Return the objective without its speedup, which a measured budget replaces (gating/run/measured_budget.py)."""
     if values.get("speedup") is not None:
         from gating.pruning.latency_costs import check_speedup

@@ -1,7 +1,7 @@
 """Budgets that are measured on the device: speedups, and the latency of units and blocks."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -11,10 +11,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from gating.distributed.collectives import broadcast, is_rank_zero
+from gating.errors import InputError
 from gating.gates import HeadGates
 from gating.objectives import KeepsBudget
 from gating.pruning.latency import CopyTimer, describe_batch
-from gating.pruning.latency_costs import NUM_PASSES, kept_for_speedup, measure_latency_costs
+from gating.pruning.latency_costs import NUM_PASSES, LatencyCosts, kept_for_speedup, measure_latency_costs
 from gating.run.build import RunObjects
 from gating.run.data import RunData, set_measured_macs
 from gating.run.run import Run, RunState
@@ -35,16 +36,18 @@ def measure_budget(
     objects: RunObjects,
     state: RunState,
     data: RunData,
+    speedups: Sequence[float],
     *,
     timing: RunTiming,
     device: torch.device,
     known: dict[str, Any] | None,
     batches: int,
 ) -> dict[str, Any]:
-    """Return the settings of the objective that reach a speedup on this device; a resumed run keeps those it has.
+    """Return the settings of the objective that reach speedups on this device; a resumed run keeps those it has.
 
     A speedup becomes a share of the latency of all gated units and their blocks, and ``objective.cost=latency`` the
-    measured costs. The run takes ``batches`` for training, in this process.
+    measured costs. With several speedups ``sizes`` has the share of each, or the reason why it cannot be reached. The
+    run takes ``batches`` for training, in this process.
     """
     budget = known or {}
     if known is None and is_rank_zero():
@@ -55,12 +58,12 @@ def measure_budget(
         # These are the examples of all steps, in one process.
         num_examples = batches * data.module.batch_size
         with state.summary.timed("latency"):
-            budget = _measure(model, gates, objects.budget["speedup"], timing, num_examples=num_examples)
+            budget = _measure(model, gates, speedups, timing, num_examples=num_examples)
     return broadcast(budget)
 
 
 def _measure(
-    model: PreTrainedModel, gates: HeadGates, speedup: float | None, timing: RunTiming, *, num_examples: int
+    model: PreTrainedModel, gates: HeadGates, speedups: Sequence[float], timing: RunTiming, *, num_examples: int
 ) -> dict[str, Any]:
     """Return the settings of a budget for a run of ``num_examples`` in this process, and print it."""
     num_passes = _PASSES_OF_STEP * num_examples / timing.settings.batch_size
@@ -69,11 +72,40 @@ def _measure(
         costs = measure_latency_costs(gates, timer)
     budget: dict[str, Any] = {"cost": costs.rates(gates)}
     found = ",".join(f"{unit}:{rate}" for unit, rate in budget["cost"].items())
-    if speedup:
+    if len(speedups) > 1:
+        budget["sizes"] = {str(speedup): _share_for(speedup, costs, gates) for speedup in speedups}
+        smallest_of(budget)
+    for speedup in speedups if "sizes" not in budget else ():
         budget["keep"] = costs.keep_for(speedup, gates)
         print(f"{speedup} times as fast: objective.keep={budget['keep']}", end=" ")
     print(f"'objective.cost={{{found}}}'", flush=True)
     return budget
+
+
+def _share_for(speedup: float, costs: LatencyCosts, gates: HeadGates) -> float | str:
+    """Return the share of the cost for a speedup, or the reason why it cannot be reached."""
+    try:
+        return costs.keep_for(speedup, gates)
+    except InputError as error:
+        return str(error)
+
+
+def measured_for(budget: Mapping[str, Any], speedup: object) -> dict[str, Any]:
+    """Return the measured settings of the objective for one of several sizes; ``InputError`` if it has none."""
+    found = {name: value for name, value in budget.items() if name != "sizes"}
+    share = budget.get("sizes", {}).get(str(speedup))
+    if isinstance(share, str):
+        raise InputError(share)
+    return found if share is None else {**found, "keep": share}
+
+
+def smallest_of(budget: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the measured settings of the objective for the smallest size that can be reached."""
+    shares = {speedup: share for speedup, share in budget.get("sizes", {}).items() if not isinstance(share, str)}
+    if budget.get("sizes") and not shares:
+        raise InputError(next(iter(budget["sizes"].values())))
+    smallest = min(shares, key=shares.__getitem__, default="")
+    return measured_for(budget, smallest)
 
 
 @contextmanager

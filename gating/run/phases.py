@@ -90,25 +90,31 @@ def search(run: Run) -> None:
     state, objective = run.state, run.objects.objective
     if objective is None or _load_removed(run):
         return
-    ranks, is_frozen = run.settings.plan.ranks, run.settings.freezes(Phase.SEARCH)
-    if state.dense_steps or ranks or is_frozen or isinstance(run.objects.task, HasLoss):
-        run.evaluate("dense", "dense, before the removal", splits=run.data.module.splits[1:])
-        if not run.is_sharded:
-            state.summary.dense_samples = run.write_samples()
-    if ranks:
+    evaluate_dense(run)
+    if run.settings.plan.ranks:
         state.search = _rank(run, objective)
         return
     with run.adapted(state.model, Phase.SEARCH):
         state.search = _search(run, objective)
 
 
+def evaluate_dense(run: Run) -> None:
+    """Evaluate the dense model that units are removed from, if the run has one, once."""
+    state, is_frozen = run.state, run.settings.freezes(Phase.SEARCH)
+    has_dense = state.dense_steps or run.settings.plan.ranks or is_frozen or isinstance(run.objects.task, HasLoss)
+    if not has_dense or "dense" in state.summary.metrics:
+        return
+    run.evaluate("dense", "dense, before the removal", splits=run.data.module.splits[1:])
+    if not run.is_sharded:
+        state.summary.dense_samples = run.write_samples()
+
+
 def _rank(run: Run, objective: Objective) -> Search:
     """Rank the units of the dense model in rounds, by the objective's ranking or by Fisher information."""
-    from gating.compensation.ranking import order_gates
+    from gating.compensation.ranking import order_gates, search_in_order
 
     assert isinstance(objective, KeepsBudget)
-    state, task = run.state, run.objects.task
-    gates = _make_gates(run)
+    state, task, gates = run.state, run.objects.task, _make_gates(run)
     widest = max(sum(block.slot_widths) for block in gates.blocks())
     number = _at_most(run, _RANKED)
     batches = run.data.module.sample_batches(number, most=_RANKED_POSITIONS * widest)
@@ -120,13 +126,15 @@ def _rank(run: Run, objective: Objective) -> Search:
         loss: Tensor = task.loss(outputs, batch, model=state.model) if isinstance(task, HasLoss) else outputs.loss
         return loss * num_rows(batch)
 
-    with state.summary.timed("search"):
-        search = order_gates(state.model, gates, batches, objective, loss_of=loss_of)
     number = sum(map(num_rows, batches))
+    if not state.order:
+        if is_rank_zero():
+            print(f"After {state.dense_steps} steps of the dense model, its units are ranked on {number:,} examples.")
+        with state.summary.timed("search"):
+            smallest = state.smallest or objective
+            state.order.append(order_gates(state.model, gates, batches, smallest, loss_of=loss_of))
     _end_search(run, f"the units were ranked on {number:,} training examples")
-    if is_rank_zero():
-        print(f"After {state.dense_steps} steps of the dense model, its units are ranked on {number:,} examples.")
-    return search
+    return search_in_order(gates, objective, state.order[0])
 
 
 def _at_most(run: Run, number: int) -> int:

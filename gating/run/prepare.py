@@ -15,7 +15,7 @@ from gating.errors import InputError, loading
 from gating.models.adapters import NoAdapters, check_adapters
 from gating.models.sources import enable_gradient_checkpointing, load_sharded, make_meta_model
 from gating.objectives import ExactBudget, IterativePruning
-from gating.run.build import RunObjects, build, build_callbacks, build_objects, trains_weights
+from gating.run.build import RunObjects, build, build_callbacks, build_objective, build_objects, trains_weights
 from gating.run.data import RunData, encode_examples, load_examples
 from gating.run.folder import Phase, RunFolder
 from gating.run.inputs import check_inputs, describe_inputs, read_inputs
@@ -39,7 +39,8 @@ def prepare(settings: Settings, folder: RunFolder) -> Run:
     """Check and load everything, and return the run; no file of the run is written before the end."""
     devices = check_devices(settings.trainer)
     _check_settings(settings, devices)
-    objects = build_objects(settings)
+    # That of the smallest size; all of them share everything but the budget.
+    objects = build_objects(settings.each_size[-1])
     check_dtype(settings, objects)
     callbacks = build_callbacks(settings)
     # Each phase builds its own: these are checks.
@@ -72,11 +73,16 @@ def prepare(settings: Settings, folder: RunFolder) -> Run:
     started = time.monotonic()
     budget = before["budget"] if before else None
     if objects.budget["speedup"] or objects.budget["cost"] == "latency":
-        from gating.run.measured_budget import measure_budget
+        from gating.run.measured_budget import measure_budget, smallest_of
 
         batches = steps * settings.trainer["accumulate_grad_batches"]
-        budget = measure_budget(objects, state, data, timing=timing, device=devices.root, known=budget, batches=batches)
-        objects = objects.with_budget({**settings.objective, **budget})
+        speedups = [one.objective["speedup"] for one in settings.each_size if one.objective.get("speedup")]
+        budget = measure_budget(
+            objects, state, data, speedups, timing=timing, device=devices.root, known=budget, batches=batches
+        )
+        objects = objects.with_budget({**settings.each_size[-1].objective, **smallest_of(budget)})
+    if settings.sizes:
+        state.smallest = objects.objective  # type: ignore[assignment]
     data.module.shard(devices.num_processes, index=rank())
     # By default the folder is named after the time, which differs between ranks.
     folder.follow(broadcast((folder.path, folder.checkpoints, folder.resumes)))
@@ -94,6 +100,7 @@ def prepare(settings: Settings, folder: RunFolder) -> Run:
         started=started,
         timing=timing,
         state=state,
+        measured=budget or {},
     )
 
 
@@ -144,7 +151,8 @@ def _check_meta_model(settings: Settings, objects: RunObjects) -> PreTrainedMode
         search_blocks(meta_model, "heads")
     else:
         gates = objects.gates_without_model(meta_model)
-        objects.objective.check(gates)
+        for one in settings.each_size:
+            build_objective(one.objective).check(gates)
     return meta_model
 
 
@@ -160,6 +168,12 @@ def _check_plan(settings: Settings, objects: RunObjects) -> None:
         raise InputError(
             f"fine_tuning={plan.fine_tuning} and recovery={plan.recovery} leave no step in which "
             f"{type(objects.objective).__name__} learns gates: lower one, or leave out the objective."
+        )
+    if settings.sizes and not plan.ranks:
+        name, _ = settings.sizes[0]
+        raise InputError(
+            f"objective.{name}={settings.objective[name]} makes all sizes of one dense model, and this plan has a "
+            "search for each: give fine_tuning=0.67 recovery=0.33, or a sweep (-m)."
         )
     if settings.compensate and not (plan.ranks or settings.freezes(Phase.SEARCH)):
         raise InputError(

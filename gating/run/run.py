@@ -1,7 +1,7 @@
 """A prepared run: settings, objects and data, and the state that its stages change."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import Logger
+from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from gating.distributed.collectives import broadcast, is_rank_zero
 from gating.gates.attachment import freeze, unfreeze
+from gating.objectives import KeepsBudget
 from gating.objectives.search import Search
 from gating.proof.outputs import evaluating
 from gating.report.results import History
@@ -38,7 +40,8 @@ class RunState:
 
     ``dense_steps`` are those of the dense model, before the search; they and ``search_steps`` are as planned until the
     phase has ended, and 0 in a dense run. The teacher is None until the run has one, and ``search`` unless it has ended
-    and its closed gates are not removed yet.
+    and its closed gates are not removed yet. Several sizes share the ``order`` of the gates, which is there once units
+    are ranked, down to the ``smallest`` of their budgets.
     """
 
     model: PreTrainedModel
@@ -48,12 +51,15 @@ class RunState:
     history: History = field(default_factory=History)
     summary: Summary = field(default_factory=Summary)
     search: Search | None = None
+    order: list[Tensor] = field(default_factory=list)
+    smallest: KeepsBudget | None = None
 
 
 @dataclass(frozen=True)
 class Run:
     """A prepared run, with the configuration of the dense model and the loggers of all phases but the teacher's.
 
+    ``measured`` has the settings of the objective that were timed, and for several ``sizes`` those by their speed-ups.
     ``total_steps`` are those of all phases together; ``started`` is in seconds of ``time.monotonic``.
     """
 
@@ -67,6 +73,7 @@ class Run:
     started: float
     timing: RunTiming
     state: RunState
+    measured: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def removed_at(self) -> int:

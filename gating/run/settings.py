@@ -122,21 +122,25 @@ class Settings(BaseModel):
 
         ``InputError`` for two lists, for one number, or for a number twice.
         """
+        if is_dense({"objective": self.objective}):
+            return []
         lists = {name: self.objective[name] for name in _BUDGETS if isinstance(self.objective.get(name), list)}
         for name, values in lists.items():
             are_numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
             if len(lists) > 1 or not are_numbers or len(set(values)) < max(2, len(values)):
                 shown = f"objective.{name}={values}"
                 raise InputError(f"{shown} is no list of sizes: give two numbers or more, each once, of one budget.")
-        return [
-            (name, value)
-            for name, values in lists.items()
-            for value in sorted(values, reverse=name != "speedup")
-        ]
+        return [(name, value) for name, values in lists.items() for value in sorted(values, reverse=name != "speedup")]
 
     def of_size(self, name: str, value: Any) -> "Settings":
-        """Return the settings of a run of one size."""
-        return self.model_copy(update={"objective": {**self.objective, name: value}})
+        """Return the settings of a run of one size, with the plan of all."""
+        shares = {"fine_tuning": self.plan.fine_tuning, "recovery": self.plan.recovery}
+        return self.model_copy(update={"objective": {**self.objective, name: value}, **shares})
+
+    @property
+    def each_size(self) -> "list[Settings]":
+        """The settings of each size, the largest model first; these alone without a list."""
+        return [self.of_size(*size) for size in self.sizes] or [self]
 
     @property
     def compensates(self) -> bool:

@@ -13,11 +13,12 @@ from gating.report.curve import Curve, CurvePoint
 from gating.report.metadata import describe_data
 from gating.run.execute import make_size
 from gating.run.folder import METRICS
+from gating.run.measured_budget import measured_for
 from gating.run.phases import evaluate_dense
 from gating.run.run import Run, RunState
 from gating.run.timing import RunTiming
 from gating.storage.files import read_table, write_atomically
-from gating.tracking.loggers import log_outcome
+from gating.tracking.loggers import SizeLogger, log_outcome
 
 
 def make_sizes(run: Run) -> None:
@@ -51,16 +52,13 @@ def _title(name: str, value: Any) -> str:
 def _run_of(run: Run, name: str, value: Any) -> Run:
     """Return the run of one size, which begins with the dense model."""
     settings, state = run.settings.of_size(name, value), run.state
-    measured = run.budgets.get(str(value), {})
-    if "failure" in measured:
-        raise UserError(measured["failure"])
+    measured = measured_for(run.measured, value)
     return replace(
         run,
         settings=settings,
         objects=run.objects.with_budget({**settings.objective, **measured}),
         folder=run.folder.of_size(_title(name, value)),
-        # The logs of a run have one training; each size has its own seconds.
-        loggers=[],
+        loggers=[SizeLogger(logger, _title(name, value)) for logger in run.loggers],
         timing=RunTiming(run.timing.settings, run.timing.module, run.timing.split),
         state=RunState(
             model=deepcopy(state.model),
@@ -69,6 +67,7 @@ def _run_of(run: Run, name: str, value: Any) -> Run:
             history=deepcopy(state.history),
             summary=deepcopy(state.summary),
             order=state.order,
+            smallest=state.smallest,
         ),
     )
 
@@ -106,15 +105,24 @@ def _finish(run: Run, failures: dict[str, str]) -> None:
         notes=notes,
     )
     curve.write(folder.report, about={})
-    chosen = next((key for key, point in zip(found, points, strict=True) if point is curve.chosen), list(found)[0])
-    log_outcome(run.loggers, {f"{_title(*key)}/{name}": value for key, numbers in found.items() for name, value in numbers.items() if isinstance(value, float)})
+    chosen = next((key for key, point in zip(found, points, strict=True) if point is curve.chosen), next(iter(found)))
+    log_outcome(
+        run.loggers,
+        {
+            f"{_title(*key)}/{name}": value
+            for key, numbers in found.items()
+            for name, value in numbers.items()
+            if isinstance(value, float)
+        },
+    )
     sizes = {_title(*key): str(folder.of_size(_title(*key)).compact.name) for key in found}
     numbers = {**found[chosen], "sizes": sizes, "recommended_size": _title(*chosen), "failed_sizes": failures}
     console = Console()
     console.print(curve.table())
     for line in [*curve.conclusion(), *notes]:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-    print(f"Everything is in {folder.path}; the report is {folder.report / 'index.html'}, the models are {', '.join(sizes.values())}")
+    models = ", ".join(sizes.values())
+    print(f"Everything is in {folder.path}; the report is {folder.report / 'index.html'}, the models are {models}")
     write_atomically(folder.path / METRICS, json.dumps(numbers, indent=2) + "\n")
     if line := folder.end(keep_checkpoints=run.settings.keep_checkpoints):
         print(line)

@@ -132,6 +132,37 @@ def _tolerant(logger: Logger, method: Callable[..., None]) -> Callable[..., None
     return call
 
 
+class SizeLogger(Logger):
+    """A logger of one of several sizes: its metrics are in the log of the run, with the size before their names."""
+
+    def __init__(self, logger: Logger, size: str) -> None:
+        """Args: ``logger`` is that of the run, ``size`` the name of the size."""
+        super().__init__()
+        self._logger, self._size = logger, size
+
+    @property
+    def name(self) -> str | None:
+        """Name of the logger."""
+        return self._logger.name
+
+    @property
+    def version(self) -> int | str | None:
+        """Version of the logger."""
+        return self._logger.version
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Leave the settings to the run."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log metrics of the size."""
+        named = {name if name == "step" else f"{self._size}/{name}": value for name, value in metrics.items()}
+        self._logger.log_metrics(named, step)
+
+    def save(self) -> None:
+        """Save what was logged."""
+        self._logger.save()
+
+
 def log_outcome(loggers: list[Logger], numbers: dict[str, float]) -> None:
     """Log the outcome of a run: in the summary of W&B, in TensorBoard beside the run's settings."""
     sizes = ("num_heads", "num_neurons", "num_parameters", "macs")
