@@ -1,4 +1,4 @@
-"""The curve of sizes of a model without training: its points, the recommended one, the table, the picture, the page."""
+"""The curve of sizes of a model, trained or not: its points, the recommended one, the table, the picture, the page."""
 
 import json
 import math
@@ -40,7 +40,7 @@ class CurvePoint:
 
 @dataclass
 class Curve:
-    """Sizes of a model, made by a removal and a compensation without training.
+    """Sizes of a model, made by a removal and a compensation, without training or with a recovery.
 
     Attributes:
         title: Name of the model and of the data.
@@ -50,6 +50,7 @@ class Curve:
         max_drop: Largest accepted loss of the score, in the unit that is shown.
         commands: Commands that make the recommended size, by what they do; ``{keep}`` is its share.
         notes: Sentences on what was measured.
+        is_trained: Whether each size was trained after its removal.
     """
 
     title: str
@@ -59,6 +60,12 @@ class Curve:
     max_drop: float = 1.0
     commands: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    is_trained: bool = False
+
+    @property
+    def how(self) -> str:
+        """Words for the making of the sizes."""
+        return "after a recovery of each" if self.is_trained else "without training"
 
     def drop(self, point: CurvePoint) -> float:
         """Return the loss of score against the dense model, in the shown unit."""
@@ -74,7 +81,7 @@ class Curve:
         """Return the recommendation and its commands as lines."""
         point, limit = self.chosen, f"{self.max_drop:g}{self.score.points}"
         if point is None:
-            return [f"No size loses at most {limit} of {self.score.name} without training: try larger ones, or train."]
+            return [f"No size loses at most {limit} of {self.score.name} {self.how}: try larger ones, or train."]
         change = self.score.change(point.value, self.dense.value)
         first = (
             f"Recommended: {point.keep:g} of the cost, {point.speedup:.2f}x as fast, with a validation "
@@ -102,7 +109,7 @@ class Curve:
 
     def table(self) -> Table:
         """Return the table for a terminal."""
-        table = Table(title=f"{self.title}: {self.score.name} by size, without training", title_justify="left")
+        table = Table(title=f"{self.title}: {self.score.name} by size, {self.how}", title_justify="left")
         for name in self.columns():
             table.add_column(name, overflow="fold")
         for row in self.rows():

@@ -49,7 +49,7 @@ def execute(settings: Settings, folder: RunFolder) -> None:
     if settings.sizes:
         from gating.run.sizes import make_sizes
 
-        make_sizes(run)
+        make_sizes(run, make_size)
         return
     make_size(run)
 
@@ -166,7 +166,7 @@ def report(run: Run) -> None:
         print(line)
     # Last: if it fails, the run is finished nonetheless.
     if (name := run.settings.push_to_hub) is not None:
-        print(f"Uploaded to {upload(run.folder.compact, name, private=True)}")
+        print(f"Uploaded to {upload(run.folder.compact, f'{name}{run.folder.suffix}', private=True)}")
 
 
 def _results_of(run: Run, samples: list[Sample]) -> RunResults:

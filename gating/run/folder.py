@@ -90,7 +90,8 @@ class RunFolder:
         self.resumes = resumes and is_run(path)
         self._overwrite = overwrite
         self._locks: list[BaseFileLock] = []
-        self._suffix = ""  # Of the names of one of several sizes.
+        # Of the names of one of several sizes.
+        self.suffix = ""
 
     def __enter__(self) -> Self:
         """Take the locks before anything is loaded; ``FileExistsError`` if a new run must not overwrite a folder."""
@@ -110,7 +111,7 @@ class RunFolder:
     def of_size(self, name: str) -> "RunFolder":
         """Return the places of one of several sizes in this folder, which keeps the lock."""
         own = RunFolder(self.path, checkpoints=self.checkpoints / name, resumes=self.resumes)
-        own._suffix = f"-{name}"
+        own.suffix = f"-{name}"
         return own
 
     def follow(self, place: tuple[Path, Path, bool]) -> None:
@@ -144,7 +145,7 @@ class RunFolder:
     @property
     def compact(self) -> Path:
         """Folder of the compact model."""
-        return self.path / f"compact{self._suffix}"
+        return self.path / f"compact{self.suffix}"
 
     @property
     def dense(self) -> Path:
@@ -154,16 +155,16 @@ class RunFolder:
     @property
     def report(self) -> Path:
         """Folder of the page, the pictures and the samples."""
-        return self.path / f"report{self._suffix}"
+        return self.path / f"report{self.suffix}"
 
     @property
     def metrics(self) -> Path:
         """File of the results, which is written last."""
-        return (self.path / METRICS).with_stem(f"metrics{self._suffix}")
+        return (self.path / METRICS).with_stem(f"metrics{self.suffix}")
 
     def export(self, name: str) -> Path:
         """Return the place of an export of the compact model, such as ``compact-onnx``."""
-        place = self.path / f"compact{self._suffix}-{name}"
+        place = self.path / f"compact{self.suffix}-{name}"
         return place / "compact.gguf" if name.startswith("gguf") else place
 
     def of_phase(self, phase: Phase) -> Path:

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from gating.data.examples import model_inputs, num_rows
 from gating.distributed.collectives import broadcast, is_rank_zero
 from gating.gates import HeadGates
 from gating.loader.modeling import RECORD_KEY
+from gating.loader.saving import has_lost_units
 from gating.models.sources import ModelSource, load_sharded, make_meta_model
 from gating.objectives import KeepsBudget, Objective
+from gating.objectives.gate_metrics import quantity_of
 from gating.objectives.search import Search
 from gating.pruning.finalize import finalize
 from gating.pruning.plan import remove_recorded
@@ -134,7 +137,16 @@ def _rank(run: Run, objective: Objective) -> Search:
             smallest = state.smallest or objective
             state.order.append(order_gates(state.model, gates, batches, smallest, loss_of=loss_of))
     _end_search(run, f"the units were ranked on {number:,} training examples")
+    _count_again(run, gates, objective)
     return search_in_order(gates, objective, state.order[0])
+
+
+def _count_again(run: Run, gates: HeadGates, objective: Objective) -> None:
+    """Give the observations of the dense model the quantity of the budget, of which it has all."""
+    history = run.state.history
+    history.quantity = quantity_of(gates, objective)
+    whole = 1.0 if history.quantity == "cost" else float(count_units(run.state.model, history.quantity))
+    history.observations = [replace(one, expected_open=whole, open=whole, target=whole) for one in history.observations]
 
 
 def _at_most(run: Run, number: int) -> int:
@@ -173,6 +185,7 @@ def _search(run: Run, objective: Objective) -> Search:
         # The budget stands in every line of progress.
         warnings.filterwarnings("ignore", ".* has no budget, so")
         search = Search(gates, objective, convergence=run.objects.convergence)
+    _count_again(run, gates, objective)
     if teaches_itself(run.settings, run.objects):
         from gating.teachers.teacher import OpenTeacher, Teacher
 
@@ -223,7 +236,7 @@ def remove(run: Run) -> None:
     state.history.folded = {name: list(values) for name, values in finalized.folded.items()}
     state.search = None
     run.evaluate("removed", "after removal")
-    if dense is not None:
+    if dense is not None and has_lost_units(state.model):
         _compensate(run, dense)
     _save_removed(run)
 

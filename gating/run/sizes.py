@@ -1,6 +1,7 @@
 """Several sizes of one fine-tuned model: each chosen, removed, trained on and saved, and the curve of all of them."""
 
 import json
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,6 @@ from gating.distributed.collectives import is_rank_zero
 from gating.errors import UserError, explain
 from gating.report.curve import Curve, CurvePoint
 from gating.report.metadata import describe_data
-from gating.run.execute import make_size
 from gating.run.folder import METRICS
 from gating.run.measured_budget import measured_for
 from gating.run.phases import evaluate_dense
@@ -21,8 +21,11 @@ from gating.storage.files import read_table, write_atomically
 from gating.tracking.loggers import SizeLogger, log_outcome
 
 
-def make_sizes(run: Run) -> None:
-    """Make each size of a run of its dense model, which is trained and ranked once; one that fails ends no other."""
+def make_sizes(run: Run, make: Callable[[Run], None]) -> None:
+    """Make each size of a run of its dense model, which is trained and ranked once; one that fails ends no other.
+
+    ``make`` makes the model of a run of one size, and writes its results.
+    """
     sizes, failures = run.settings.sizes, dict[str, str]()
     for number, (name, value) in enumerate(sizes, 1):
         title = _title(name, value)
@@ -33,7 +36,7 @@ def make_sizes(run: Run) -> None:
             print(f"Size {number} of {len(sizes)}: objective.{name}={value}", flush=True)
         evaluate_dense(run)
         try:
-            make_size(_run_of(run, name, value))
+            make(_run_of(run, name, value))
         except UserError as error:
             failures[title] = explain(error)
             if is_rank_zero():
@@ -103,6 +106,7 @@ def _finish(run: Run, failures: dict[str, str]) -> None:
         points=points,
         max_drop=run.settings.sweep["max_drop"],
         notes=notes,
+        is_trained=True,
     )
     curve.write(folder.report, about={})
     chosen = next((key for key, point in zip(found, points, strict=True) if point is curve.chosen), next(iter(found)))

@@ -25,7 +25,7 @@ HISTORY = History([Observation(10, 0.8, 8.0, 8, 8.0), Observation(30, 0.9, 4.0, 
 
 
 def results(history=HISTORY, **changes):
-    summary = Summary(sizes={"heads": (12, 4), "neurons": (228, 64)})
+    summary = Summary(sizes={"heads": (12, 4), "neurons": (228, 64)}, search={"search_steps": 20})
     for stage, value in (("search", 0.85), ("removed", 0.7), ("compact", 0.9)):
         summary.add_metrics(stage, stage, "validation", {"accuracy": value})
     contents = {"summary": summary, "log": LOG, "removed_at": 20, "total_steps": 30} | changes
@@ -84,7 +84,8 @@ def test_curves_have_all_that_was_logged_and_the_scores_around_the_removal():
 @pytest.mark.parametrize("count", [0, 1])
 def test_runs_with_few_or_no_finite_values_are_drawn(count):
     seen = [Observation(5, math.nan, 1.0, 1, math.nan), Observation(9, math.inf, 1.0, 1, math.nan)][:count]
-    figures = course_figures(results(History(seen, quantity="cost"), log=[], summary=Summary()))
+    summary = Summary(search={"search_steps": 20})
+    figures = course_figures(results(History(seen, quantity="cost"), log=[], summary=summary))
     assert list(figures) == ["Accuracy", "Share of the cost"]
     assert "validation accuracy" not in lines_of(figures["Accuracy"])
 
