@@ -15,7 +15,7 @@ def lines(rows: Sequence[Row]) -> list[str]:
     """Return the machines of runs, and a table with a line for each size and plan.
 
     The dense line has the mean test scores; the others have the change from it in points, paired by seed, with its
-    standard error, and the number of seeds in brackets. Times are those of whole runs over those of dense ones of a day.
+    standard error, and the number of seeds in brackets. Times are those of whole runs over dense ones of the day.
     """
     sets = {data: group_rows(rows, data, steps) for data, steps in sets_of(rows)}
     dense = {data: groups["none", None] for data, groups in sets.items()}
@@ -33,8 +33,8 @@ def lines(rows: Sequence[Row]) -> list[str]:
             changes = differences(scores_of(own), scores_of(dense[data]))
             line[data] = f"{show_mean(changes)} ({len(changes)})" if changes else None
             # Another day, other things ran beside them.
-            whole = {(row["seed"], row["date"]): _seconds(row) for row in dense[data]}
-            ratios += [_seconds(row) / whole[at] for row in own if (at := (row["seed"], row["date"])) in whole]
+            whole = {(row["seed"], row["date"][:10]): _seconds(row) for row in dense[data]}
+            ratios += [_seconds(row) / whole[at] for row in own if (at := (row["seed"], row["date"][:10])) in whole]
         line["time"] = f"{statistics.mean(ratios):.2f}x" if ratios else None
         table.append(line)
     columns = {"units": "kept", "plan": "plan"} | {data: DATA.get(data, data) for data in sets} | {"time": "time"}
