@@ -204,6 +204,11 @@ def _loss(
     return loss, math.log(classes)
 
 
+def sampled_loss(model: nn.Module, gates: HeadGates, batch: Mapping[str, Any], generator: torch.Generator) -> Tensor:
+    """Return the mean loss of a batch without labels, of labels that are drawn from the dense model's predictions."""
+    return _loss(model, gates, batch, generator)[0]
+
+
 def _logits_of(outputs: Any) -> list[Tensor]:
     return [outputs[name] for name in _LOGITS if outputs.get(name) is not None]
 

@@ -1,6 +1,8 @@
 """Positions of a batch that count: no padding, and a tenth of the examples held out."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -73,6 +75,21 @@ def take_rows(batch: Mapping[str, Any], rows: Tensor) -> dict[str, Any]:
     if len({len(one) if one.dim() else 0 for one in tensors.values()}) > 1:
         return dict(batch)
     return {**batch, **{name: one[rows.to(one.device)] for name, one in tensors.items()}}
+
+
+def draw_rows(
+    total: int, length_of: Callable[[int], int], number: int, *, seed: int, skip: int = 0, most: float = math.inf
+) -> list[int]:
+    """Return the numbers of some of all examples, drawn with a seed, in the order of their lengths.
+
+    Those that are skipped are drawn again only if no others are left. With ``most`` tokens, they may be fewer.
+    """
+    drawn = torch.randperm(total, generator=torch.Generator().manual_seed(seed)).tolist()
+    drawn = [*drawn[skip:], *drawn[:skip]][:number]
+    lengths = {row: length_of(row) for row in drawn}
+    totals = accumulate(lengths.values())
+    drawn = drawn[: next((n for n, tokens in enumerate(totals, 1) if tokens >= most), number)]
+    return sorted(drawn, key=lengths.__getitem__)
 
 
 def _mask(batch: Mapping[str, Any], shape: Sequence[int], *, is_decoder: bool) -> Tensor | None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from itertools import accumulate, cycle, islice, pairwise
+from itertools import cycle, islice, pairwise
 from typing import Annotated, Any
 
 import pyarrow.compute as pc
@@ -13,6 +13,7 @@ from pydantic import Field
 from torch.utils.data import DataLoader
 from transformers.trainer_pt_utils import DistributedLengthGroupedSampler
 
+from gating.compensation.tokens import draw_rows
 from gating.data.examples import TARGETS, Batch, model_inputs
 from gating.errors import InputError
 
@@ -121,11 +122,7 @@ class ExampleDataModule(pl.LightningDataModule):
         Those that are skipped are drawn again only if no others are left. With ``most`` tokens, they may be fewer.
         """
         table, lengths = self._splits["train"], self._lengths_of("train")
-        drawn = torch.randperm(len(table), generator=torch.Generator().manual_seed(self._seed)).tolist()
-        drawn = [*drawn[skip:], *drawn[:skip]][:number]
-        totals = accumulate(lengths[row] for row in drawn)
-        drawn = drawn[: next((n for n, total in enumerate(totals, 1) if total >= most), number)]
-        drawn.sort(key=lengths.__getitem__)
+        drawn = draw_rows(len(table), lengths.__getitem__, number, seed=self._seed, skip=skip, most=most)
         starts = range(0, len(drawn), self.batch_size)
         return [self._collate([table[row] for row in drawn[start : start + self.batch_size]]) for start in starts]
 

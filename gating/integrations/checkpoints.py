@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_model, save_model
 from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, TRAINER_STATE_NAME
@@ -23,6 +24,8 @@ from gating.storage.files import move_aside, replacing_file
 
 # Folder of the recovery in that of the search, and in it the compact model that it begins with.
 _RECOVERY, _START = "recovery", "start"
+# The dense model from which the recovery learns, in its folder.
+_DENSE = "dense.safetensors"
 # State of the gates, and of losses, in a checkpoint; in the folder of the recovery, what the compact model lacks.
 _STATE = "gates.pt"
 _log = logging.getLogger(__name__)
@@ -89,10 +92,30 @@ def recovery_args(args: TrainingArguments, *, steps: int, total: int) -> Trainin
     return args
 
 
-def save_start(output_dir: Path, compact: PreTrainedModel, state: Mapping[str, Any], *, tokenizer: Any) -> None:
-    """Save the model that a recovery begins with, without adapters, as a compact folder, and the state beside it."""
+def save_start(
+    output_dir: Path,
+    compact: PreTrainedModel,
+    state: Mapping[str, Any],
+    *,
+    tokenizer: Any,
+    dense: nn.Module | None = None,
+) -> None:
+    """Save the model that a recovery begins with, without adapters, as a compact folder, and the state beside it.
+
+    A dense model from which the recovery learns is saved, too.
+    """
+    if dense is not None:
+        with replacing_file(output_dir / _RECOVERY / _DENSE) as new:
+            save_model(dense, str(new))
     write_state(output_dir / _RECOVERY, state)
     save_compact(compact, output_dir / _RECOVERY / _START, tokenizer=tokenizer, stock=False, overwrite=True)
+
+
+def load_dense(folder: Path, model: nn.Module) -> nn.Module:
+    """Load the dense model from which a recovery learns, in place of the weights of one, and return it."""
+    dense = merged(model)
+    load_model(dense, folder / _DENSE)
+    return dense
 
 
 def load_start(folder: Path, model: nn.Module, gates: HeadGates) -> tuple[PreTrainedModel, dict[str, Any]]:

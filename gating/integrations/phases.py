@@ -4,6 +4,7 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, 
 from gating.embedding.parts import SentenceProcessor
 from gating.errors import InputError
 from gating.gates.attachment import unfreeze
-from gating.integrations.checkpoints import load_start, read_state, recovery_args, write_state
+from gating.integrations.checkpoints import load_dense, load_start, read_state, recovery_args, write_state
 from gating.integrations.teaching import is_added_up, taught_loss
 from gating.integrations.wrappers import (
     base_model,
@@ -30,6 +31,8 @@ from gating.integrations.wrappers import (
 )
 from gating.objectives.parameter_groups import gate_groups
 from gating.objectives.search import Search
+from gating.plan import Plan
+from gating.teachers.distillation import Distillation
 from gating.teachers.teacher import Teacher
 
 # The class may be any that is made from transformers' Trainer.
@@ -42,6 +45,10 @@ class GatedPhases(_Base):  # type: ignore[misc]
     """Methods of a trainer that train gates beside the weights as long as it has a search, and begin the recovery."""
 
     search: Search | None = None  # None after the removal.
+    _plan: Plan
+    _whole_args: Any  # Arguments of all phases together.
+    _own_distillation: Distillation | None = None  # Loss with which the recovery learns from the dense state.
+    _total = 0  # Steps of all phases, where units are ranked.
     teacher: Teacher | None = None
     speedup: float | None = None
     _adapters: Any = None  # Configuration of PEFT's adapters.
@@ -64,7 +71,9 @@ class GatedPhases(_Base):  # type: ignore[misc]
         try:
             optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
         finally:
-            gates.requires_grad_(True)
+            gates.requires_grad_(not self._plan.ranks)
+        if self._plan.ranks:
+            return optimizer
         groups = gate_groups(gates, self.search.objective, **self._rates)
         if len(groups) > 1 and "maximize" not in optimizer.defaults:
             self.optimizer = None
@@ -156,19 +165,23 @@ class GatedPhases(_Base):  # type: ignore[misc]
         if self.search is None:
             super()._load_best_model()
 
-    def _begin_recovery(self, compact: PreTrainedModel, state: Mapping[str, Any]) -> None:
+    def _begin_recovery(
+        self, compact: PreTrainedModel, state: Mapping[str, Any], *, dense: nn.Module | None = None
+    ) -> None:
         """Make this an ordinary trainer of a compact model, in a folder of its own and for the steps that are left."""
         self.search = self.optimizer = self.lr_scheduler = None
         self.speedup, self._recovery_steps = state["speedup"], state["total"] - state["search_steps"]
         if self.teacher is not None and self.teacher.is_student:
             self.teacher = None  # The compact model is another one.
+        if dense is not None and self._own_distillation is not None:
+            self.teacher = Teacher(dense, distillation=self._own_distillation)
         self.remove_callback(self._search_end)
         for callback in self._early_stopping:
             self.add_callback(callback)
         self._use_model(compact)
         if not self._recovery_steps:
             return
-        self.args = recovery_args(self.args, steps=self._recovery_steps, total=state["total"])
+        self.args = recovery_args(self._whole_args, steps=self._recovery_steps, total=state["total"])
         if self.args.load_best_model_at_end:
             self.add_callback(RemovedFirst(self))
         if self._adapters is not None:
@@ -179,9 +192,13 @@ class GatedPhases(_Base):  # type: ignore[misc]
         """Make the model of this trainer the one that a recovery in a folder began with."""
         assert self.search is not None
         unfreeze(self.model, self._frozen)
+        dense = None
+        if self._own_distillation is not None:
+            with self.search.gates.detached():
+                dense = load_dense(folder, deepcopy(self.model))
         compact, state = load_start(folder, self.model, self.search.gates)
         load_other_weights(self.model, self._losses, state["others"])
-        self._begin_recovery(compact, state)
+        self._begin_recovery(compact, state, dense=dense)
 
     @property
     def _losses(self) -> dict[str, nn.Module]:
@@ -248,12 +265,11 @@ class RemovedFirst(TrainerCallback):
             self._trainer._save_checkpoint(self._trainer.model, trial=None)
 
 
-def check_trainer(trainer: Trainer, *, recovery: float, has_adapters: bool) -> None:
+def check_trainer(trainer: Trainer, *, has_adapters: bool) -> None:
     """Raise ``InputError`` for a trainer whose search and recovery would train another model than it is asked for."""
     # TRL makes no reference of its own for a model with adapters. This one would have gates, and lose its heads.
     has_reference = getattr(trainer, "ref_model", trainer) is not None or getattr(trainer, "beta", None) == 0
     problems: dict[str, Any] = {
-        f"recovery={recovery} is not a share of the steps: give a number from 0 to below 1.": not 0 <= recovery < 1,
         "optimizers= has no learning rate for gates, and parameters that will be gone: give args.optim, or "
         "optimizer_cls_and_kwargs=(cls, options).": trainer.optimizer or trainer.lr_scheduler,
         "Heads are removed from whole weights, which FSDP and DeepSpeed shard: use DDP, or train.py trainer=fsdp.": (

@@ -85,6 +85,9 @@ def prune(
         kinds = "classifiers of texts, decoders and SentenceTransformers"
         raise InputError(f"gating.prune trains {kinds}: for a {type(model).__name__}, call a trainer.")
     options = {"gate_options": {"units": units}, **budget, **options}
+    if num_heads is None and not is_embedder and not options.keys() & {"fine_tuning", "recovery", "freeze_weights"}:
+        # The model is fine-tuned already: it is ranked as it is, and all steps recover from it.
+        options |= {"fine_tuning": 0.0, "recovery": 1.0}
     # It teaches the copy, or embeds the texts.
     with evaluating(model), tempfile.TemporaryDirectory() as folder:
         if is_embedder:

@@ -25,13 +25,14 @@ def teacher_for(
     distillation: Distillation | None,
     *,
     is_frozen: bool,
+    learns_from_itself: bool = False,
 ) -> Teacher | None:
     """Return the teacher that the arguments of a trainer give; None without one, or if it is the model itself."""
     if teacher is None and distillation is None:
         return None
-    _check_loss(trainer)
+    check_loss(trainer)
     if teacher is None:
-        if is_frozen:
+        if is_frozen or learns_from_itself:
             return None
         raise InputError(
             "distillation= needs a teacher: give teacher=, a dense model fine-tuned on this data, or its folder."
@@ -41,7 +42,7 @@ def teacher_for(
     return made
 
 
-def _check_loss(trainer: Any) -> None:
+def check_loss(trainer: Any) -> None:
     """Raise ``InputError`` for a trainer with another loss than that of labels, which would not be learned then."""
     classes = [cls for cls in type(trainer).__mro__ if cls.__module__.startswith("trl.")]
     of_trl = {cls.__name__ for cls in classes if "compute_loss" in vars(cls)}

@@ -3,6 +3,8 @@
 import os
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,26 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import TrainOutput
 
 from gating.compact.save import save_compact
+from gating.compensation.compensate import compensate
 from gating.errors import OperationError
 from gating.gates import HeadGates, inject_gates
 from gating.gates.attachment import freeze, unfreeze
 from gating.integrations.budgets import check_budget, kept_at_speedup, measured_budget
 from gating.integrations.checkpoints import find_checkpoint, read_state, save_start, set_aside
 from gating.integrations.phases import GatedPhases, TrainerSearchEnd, check_trainer
+from gating.integrations.ranked import (
+    GROUP_SIZE,
+    dense_args,
+    own_distillation,
+    plan_of,
+    ranked_search,
+    solved_batches,
+    total_steps,
+)
 from gating.integrations.teaching import teacher_for
 from gating.integrations.wrappers import adapter_config, base_model, hook_passes, merged, other_weights
-from gating.objectives import ExactBudget, Objective
+from gating.loader.saving import has_lost_units
+from gating.objectives import ExactBudget, IterativePruning, KeepsBudget, Magnitude, Objective
 from gating.objectives.search import Convergence, Search
 from gating.pruning.finalize import FinalizeReport, finalize
 from gating.pruning.prune_report import unproven_note
@@ -30,7 +43,6 @@ from gating.storage.files import check_free
 from gating.structure.layers import count_units
 from gating.teachers.distillation import Distillation
 from gating.teachers.teacher import OpenTeacher, Teacher
-from gating.units import planned_recovery
 
 
 class GatedTrainerMixin(GatedPhases):
@@ -52,6 +64,7 @@ class GatedTrainerMixin(GatedPhases):
         speedup: float | None = None,
         keep: float | None = None,
         num_heads: int | None = None,
+        fine_tuning: float | None = None,
         recovery: float | None = None,
         gate_lr: float | None = None,
         multiplier_lr: float = 0.1,
@@ -70,15 +83,20 @@ class GatedTrainerMixin(GatedPhases):
             speedup: Time of the dense model over that of the compact one, measured here; neurons have gates, too.
             keep: Share of the gated units that stays.
             num_heads: Number of heads that stay.
-            recovery: Share of the steps after the removal; by default 0.25, and 0 with gates on heads alone, unless
-                the search freezes the weights, or the best model or early stopping is asked for.
+            fine_tuning: Share of the steps that train the dense model, whose units are then ranked instead of searched
+                for; by default 0.67 with gates on heads and neurons, and 0 with another objective, loss or trainer for
+                which a ranking cannot stand, or with frozen weights.
+            recovery: Share of the steps after the removal; by default the rest after the fine-tuning, else 0.25, and 0
+                with gates on heads alone, unless the search freezes the weights, or the best model or early stopping is
+                asked for.
             gate_lr: Constant learning rate of the gates; by default 0.1, and 0.2 with gates on neurons.
             multiplier_lr: Constant learning rate of the objective's multipliers, if it has any.
             gate_options: Arguments of :func:`gating.inject_gates`, such as ``{"units": ["heads", "neurons"]}``.
             convergence: Criterion that ends the search early; None for a search of all its steps.
             freeze_weights: Whether the search trains the gates alone, or gates and adapters.
-            distillation: Loss with which the model also learns from a teacher, by default ``Distillation()``. With
-                ``freeze_weights`` and without ``teacher``, the gates learn from the model with all of them open.
+            distillation: Loss with which the model also learns from a teacher, by default ``Distillation()``. Without
+                ``teacher`` it is the dense state of the model, in the recovery; with ``freeze_weights`` the model with
+                all gates open, in the search.
             teacher: A dense model that was fine-tuned for the same task, or its folder, or its name on the hub.
             kwargs: Keyword arguments of the trainer.
 
@@ -94,21 +112,39 @@ class GatedTrainerMixin(GatedPhases):
         super().__init__(*args, **kwargs)
         self.model_init = None  # Only the model that it has made has gates.
         self._adapters = adapter_config(self.model)
-        if recovery is None:
-            stops = any(isinstance(callback, EarlyStoppingCallback) for callback in self.callback_handler.callbacks)
-            is_needed = freeze_weights or self.args.load_best_model_at_end or stops
-            recovery = planned_recovery(options.get("units", "heads"), is_needed=is_needed)
-        check_trainer(self, recovery=recovery, has_adapters=self._adapters is not None)
-        self.teacher = teacher_for(self, teacher, distillation, is_frozen=freeze_weights)
+        stops = any(isinstance(callback, EarlyStoppingCallback) for callback in self.callback_handler.callbacks)
+        check_trainer(self, has_adapters=self._adapters is not None)
+        is_alone = distillation is not None and teacher is None and not freeze_weights
+        self._plan = plan_of(
+            self,
+            objective,
+            units=options.get("units", "heads"),
+            fine_tuning=fine_tuning,
+            recovery=recovery,
+            learns_from_itself=is_alone,
+            is_frozen=freeze_weights,
+            is_needed=freeze_weights or self.args.load_best_model_at_end or stops,
+        )
+        self.teacher = teacher_for(
+            self, teacher, distillation, is_frozen=freeze_weights, learns_from_itself=self._plan.ranks
+        )
+        if self._plan.ranks:
+            options = {"group_size": GROUP_SIZE, **options}
+            self._own_distillation = None if teacher is not None else distillation or own_distillation(self.model)
         if speedup is not None:
             objective = measured_budget(self, speedup, options)
         elif objective is None:
             objective = ExactBudget(keep=keep, num_heads=num_heads)
+        self._objective = objective
         self.search = self._search_with(objective, convergence, is_frozen=freeze_weights, gate_options=options)
         hook_passes(self._losses, self.model, self.gates)
-        if distillation is not None and self.teacher is None:
+        if distillation is not None and self.teacher is None and freeze_weights:
             self.teacher = Teacher(OpenTeacher(base_model(self.model), self.gates), distillation=distillation)
-        self._search_end = TrainerSearchEnd(self.search, recovery=recovery)
+        self._whole_args = self.args
+        if self._plan.ranks:
+            self._total = total_steps(self)
+            self.args = dense_args(self.args, steps=self._plan.steps(self._total)[0], total=self._total)
+        self._search_end = TrainerSearchEnd(self.search, recovery=0.0 if self._plan.ranks else self._plan.recovery)
         self.add_callback(self._search_end)
 
     @property
@@ -147,6 +183,9 @@ class GatedTrainerMixin(GatedPhases):
         if checkpoint is not None:
             if read_state(checkpoint)["search"]["reason"] is not None:
                 return self._load_complete(checkpoint)
+        elif not self._plan.fine_tuning and self._plan.ranks:
+            self.search.reason = "the model is ranked as it is"
+            return TrainOutput(0, 0.0, {})
         elif self.search.reason:
             raise OperationError("The search is complete: call finalize(), then train() for the recovery.")
         else:
@@ -175,6 +214,8 @@ class GatedTrainerMixin(GatedPhases):
         if search.reason is None:
             done = f"{self.state.global_step} of {self._search_end.num_steps or 'its'} steps are done"
             raise OperationError(f"No heads are removed before the search is complete: {done}. Call train().")
+        if self._plan.ranks:
+            self.search = search = self._rank()
         chosen = search.kept() if kept is None else kept
         model = merged(self.model)
         if kept is None and self._wanted_speedup is not None:
@@ -184,21 +225,25 @@ class GatedTrainerMixin(GatedPhases):
         unfreeze(self.model, self._frozen)
         try:
             (chosen,) = broadcast_object_list([None if chosen is None else chosen.cpu()])
-            report = finalize(model, gates, kept=chosen, probe=probe)
+            dense = self._dense(model, gates)
+            with gates.fixed_at(chosen.float()) if dense is not None and chosen is not None else nullcontext():
+                report = finalize(model, gates, kept=chosen, probe=probe)
         except BaseException:
             if self._frozen:
                 freeze(self.model)
             raise
         if report.unproven and self.args.should_save:
             warnings.warn(f"{unproven_note(report.unproven)}.", stacklevel=2)
-        steps, total = self._search_end.num_steps, self.state.max_steps
+        steps, total = self._search_end.num_steps, self._total or self.state.max_steps
+        if dense is not None and has_lost_units(model):
+            print(compensate(model, dense, solved_batches(self)))
         state: dict[str, Any] = {"search_steps": steps, "total": total, "speedup": self.speedup}
         if steps < total and self.args.save_strategy != "no":
             if self.args.should_save:
                 state["others"] = other_weights(self.model, self._losses)
-                save_start(Path(self.args.output_dir), model, state, tokenizer=self._saved_beside)
+                save_start(Path(self.args.output_dir), model, state, tokenizer=self._saved_beside, dense=dense)
             self.accelerator.wait_for_everyone()
-        self._begin_recovery(model, state)
+        self._begin_recovery(model, state, dense=dense)
         return report
 
     def train_and_compact(
@@ -267,12 +312,30 @@ class GatedTrainerMixin(GatedPhases):
         gates = None
         try:
             gates = inject_gates(base_model(self.model), **gate_options)
+            if self._plan.ranks:
+                # All of them are open, without noise, until they are ranked.
+                objective.check(gates)
+                return Search(gates, IterativePruning(Magnitude(), keep=1.0))
             return Search(gates, objective, convergence=convergence)
         except BaseException:
             if gates is not None:
                 gates.remove()
             unfreeze(self.model, self._frozen)
             raise
+
+    def _rank(self) -> Search:
+        """Return the search that chooses by a ranking of the fine-tuned model."""
+        assert isinstance(self._objective, KeepsBudget)
+        has_labels = self.teacher is None or self.teacher.distillation.weight < 1
+        return ranked_search(self, self.gates, self._objective, has_labels=has_labels)
+
+    def _dense(self, model: nn.Module, gates: HeadGates) -> nn.Module | None:
+        """Return a copy of the fine-tuned model without gates, which the compact one follows; None after a search."""
+        if not self._plan.ranks:
+            return None
+        gates.attach_again()
+        with gates.detached() as plain:
+            return deepcopy(plain)
 
     def _recover(self, checkpoint: Path | None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train the compact model as any other trainer does."""

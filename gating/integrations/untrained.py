@@ -3,10 +3,8 @@
 import time
 from collections.abc import Mapping
 from copy import deepcopy
-from itertools import accumulate
 from typing import Any
 
-import torch
 from transformers import (
     DataCollatorForTokenClassification,
     DataCollatorWithPadding,
@@ -17,6 +15,7 @@ from transformers import (
 from gating.compensation.compensate import compensate
 from gating.compensation.ranking import Embed, kept_at_speedup, rank_units, remove_chosen, without_targets
 from gating.compensation.result import CompensationReport
+from gating.compensation.tokens import draw_rows
 from gating.embedding.parts import SentenceHead
 from gating.integrations.wrappers import base_model, is_sentence_model
 from gating.objectives import ExactBudget
@@ -86,12 +85,14 @@ def make_batches(
     model: PreTrainedModel, rows: Any, processor: Any
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return batches for the ranking and for the compensation, of other rows if there are enough, short ones first."""
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
     widest = max(sum(block.slot_widths) for block in iter_blocks(model))
-    first = order[:_RANKED]
-    chosen = [*order[len(first) :], *first][:_SOLVED]
-    both = (first, _RANKED_POSITIONS * widest), (chosen, _SOLVED_POSITIONS * widest)
-    ranked, solved = (_collate(model, rows.select(numbers), processor, most) for numbers, most in both)
+
+    def draw(number: int, positions: int, skip: int) -> list[int]:
+        length_of = lambda row: len(rows[row].get("input_ids", "x"))  # noqa: E731
+        return draw_rows(len(rows), length_of, number, seed=0, skip=skip, most=positions * widest)
+
+    both = draw(_RANKED, _RANKED_POSITIONS, 0), draw(_SOLVED, _SOLVED_POSITIONS, _RANKED)
+    ranked, solved = (_collate(model, rows.select(numbers), processor) for numbers in both)
     return (list(map(_with_next_tokens, ranked)) if model.can_generate() else ranked), solved
 
 
@@ -101,12 +102,9 @@ def _with_next_tokens(batch: Mapping[str, Any]) -> dict[str, Any]:
     return {**batch, "labels": batch.get("labels", labels)}
 
 
-def _collate(model: PreTrainedModel, rows: Any, processor: Any, most: int) -> list[dict[str, Any]]:
-    """Return batches of rows of similar length, with at most so many tokens in all."""
+def _collate(model: PreTrainedModel, rows: Any, processor: Any) -> list[dict[str, Any]]:
+    """Return batches of rows in their order."""
     examples = [dict(row) for row in rows]
-    lengths = [len(example["input_ids"]) if "input_ids" in example else 1 for example in examples]
-    number = next((n for n, total in enumerate(accumulate(lengths), 1) if total >= most), len(examples))
-    examples = sorted(examples[:number], key=lambda example: len(example.get("input_ids", ())))
     device, collate = next(model.parameters()).device, _collator(processor, examples[0])
     starts = range(0, len(examples), _BATCH_SIZE)
     batches = [collate(examples[start : start + _BATCH_SIZE]) for start in starts]
