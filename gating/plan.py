@@ -1,6 +1,6 @@
 """The plan of a training: the shares of its steps that train the dense model, search for units, and recover."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from gating.errors import InputError
@@ -50,6 +50,13 @@ class Plan:
         if self.ranks:
             return min(dense, total), 0
         return dense, max(1, round((1 - self.recovery) * total) - dense)
+
+
+def check_sizes(name: str, values: Sequence[object]) -> None:
+    """Raise ``InputError`` for a list of budgets that are not numbers, or of which one stands twice."""
+    are_numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
+    if not are_numbers or len(set(values)) < max(2, len(values)):
+        raise InputError(f"{name}={list(values)} is no list of sizes: give two numbers or more, each once.")
 
 
 def make_plan(

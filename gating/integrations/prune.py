@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Sequence
 from copy import copy, deepcopy
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from gating.integrations.budgets import check_budget
 from gating.integrations.trainer import GatedTrainer
 from gating.integrations.untrained import prune_untrained
 from gating.integrations.wrappers import base_model, is_sentence_model
+from gating.plan import check_sizes
 from gating.proof.input_sizes import accepted_arguments
 from gating.proof.outputs import evaluating
 from gating.teachers.distillation import Distillation
@@ -26,6 +27,7 @@ _BATCH_SIZE, _LEAST_STEPS, _EPOCHS, _LENGTH = 16, 200, 3, 512
 Model = TypeVar("Model", bound=nn.Module)
 
 
+@overload
 def prune(
     model: Model,
     data: Any,
@@ -33,12 +35,37 @@ def prune(
     speedup: float | None = None,
     keep: float | None = None,
     num_heads: int | None = None,
+    **options: Any,
+) -> Model: ...
+
+
+@overload
+def prune(
+    model: Model,
+    data: Any,
+    *,
+    speedup: Sequence[float] | None = None,
+    keep: Sequence[float] | None = None,
+    num_heads: Sequence[int] | None = None,
+    **options: Any,
+) -> list[Model]: ...
+
+
+def prune(
+    model: Model,
+    data: Any,
+    *,
+    speedup: float | Sequence[float] | None = None,
+    keep: float | Sequence[float] | None = None,
+    num_heads: int | Sequence[int] | None = None,
     train: bool = True,
     tokenizer: Any = None,
     args: TrainingArguments | None = None,
     **options: Any,
-) -> Model:
+) -> Model | list[Model]:
     """Return a compact copy of a classifier, a decoder or a ``SentenceTransformer``, made with some texts.
+
+    A list of budgets, such as ``keep=[0.6, 0.4]``, gives a list of models.
 
     Heads and neurons have gates, and with ``num_heads`` heads alone. With training, a decoder learns the next tokens,
     and others from labels or, without them, from their own logits or embeddings. For anything else, call a trainer.
@@ -66,6 +93,11 @@ def prune(
     """
     budget: dict[str, Any] = {"speedup": speedup, "keep": keep, "num_heads": num_heads}
     check_budget(**budget)
+    name, sizes = next((name, one) for name, one in budget.items() if one is not None)
+    if isinstance(sizes, Sequence):
+        check_sizes(name, sizes)
+        others: dict[str, Any] = {"train": train, "tokenizer": tokenizer, "args": args, **options}
+        return [prune(model, data, **{name: one}, **others) for one in sizes]
     units = "heads" if num_heads is not None else ["heads", "neurons"]
     if not train:
         if args is not None or options.keys() - {"gate_options"}:
@@ -85,7 +117,8 @@ def prune(
         kinds = "classifiers of texts, decoders and SentenceTransformers"
         raise InputError(f"gating.prune trains {kinds}: for a {type(model).__name__}, call a trainer.")
     options = {"gate_options": {"units": units}, **budget, **options}
-    if num_heads is None and not is_embedder and not options.keys() & {"fine_tuning", "recovery", "freeze_weights"}:
+    has_plan = options.keys() & {"fine_tuning", "recovery", "freeze_weights", "objective"}
+    if num_heads is None and not is_embedder and not has_plan:
         # The model is fine-tuned already: it is ranked as it is, and all steps recover from it.
         options |= {"fine_tuning": 0.0, "recovery": 1.0}
     # It teaches the copy, or embeds the texts.

@@ -1,7 +1,7 @@
 """The plan of a trainer that ranks the units of its fine-tuned model: its steps, its examples and its order."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from copy import copy
 from typing import Any
@@ -26,7 +26,9 @@ from gating.teachers.distillation import Distillation
 from gating.teachers.teacher import check_outputs
 
 # Examples for the ranking and for the compensation, and most positions for each input of the widest projection.
-RANKED, SOLVED, _RANKED_POSITIONS, _SOLVED_POSITIONS = 1024, 1024, 16, 32
+_RANKED, _SOLVED, _RANKED_POSITIONS, _SOLVED_POSITIONS = 1024, 1024, 16, 32
+# Examples whose multiply-accumulates are measured.
+_MEASURED = 8
 # Neurons of a group: without noise, the smaller, the better.
 GROUP_SIZE = 8
 
@@ -98,14 +100,20 @@ def dense_args(args: TrainingArguments, *, steps: int, total: int) -> TrainingAr
     return made
 
 
-def draw_batches(trainer: Any, number: int, *, positions: int, skip: int = 0) -> list[dict[str, Any]]:
-    """Return batches of training examples, drawn with the seed, short ones first, on the device of the model."""
-    table, size = trainer.train_dataset, trainer.args.per_device_train_batch_size
-    widest = max(sum(block.slot_widths) for block in iter_blocks(base_model(trainer.model)))
+def _draw(trainer: Any, number: int, *, positions: int, skip: int = 0) -> list[int]:
+    """Return the numbers of training examples that are drawn with the seed, short ones first."""
+    table, widest = (
+        trainer.train_dataset,
+        max(sum(block.slot_widths) for block in iter_blocks(base_model(trainer.model))),
+    )
     options: dict[str, Any] = {"seed": trainer.args.seed, "skip": skip, "most": positions * widest}
-    drawn = draw_rows(len(table), lambda row: _length(table[row]), number, **options)
-    collate = trainer.get_train_dataloader().collate_fn
-    batches = [collate([table[row] for row in drawn[start : start + size]]) for start in range(0, len(drawn), size)]
+    return draw_rows(len(table), lambda row: _length(table[row]), number, **options)
+
+
+def _batches(trainer: Any, rows: Sequence[int], *, size: int) -> list[dict[str, Any]]:
+    """Return training examples in batches, on the device of the model."""
+    table, collate = trainer.train_dataset, trainer.get_train_dataloader().collate_fn
+    batches = (collate([table[row] for row in rows[start : start + size]]) for start in range(0, len(rows), size))
     return [trainer._prepare_inputs(batch) for batch in batches]
 
 
@@ -117,7 +125,8 @@ def _length(row: Any) -> int:
 def ranked_search(trainer: Any, gates: HeadGates, objective: KeepsBudget, *, has_labels: bool) -> Search:
     """Rank the units of a trainer's model, and return the search that chooses by their order."""
     model, generator = base_model(trainer.model), torch.Generator().manual_seed(0)
-    batches = draw_batches(trainer, RANKED, positions=_RANKED_POSITIONS)
+    rows = _draw(trainer, _RANKED, positions=_RANKED_POSITIONS)
+    batches = _batches(trainer, rows, size=trainer.args.per_device_train_batch_size)
 
     def loss_of(batch: Mapping[str, Any]) -> Tensor:
         if not has_labels:
@@ -126,14 +135,16 @@ def ranked_search(trainer: Any, gates: HeadGates, objective: KeepsBudget, *, has
         return loss * num_rows(batch)
 
     if len(gates.units) > 1:
-        gates.set_macs(measure_macs(model, gates, gates.blocks(model), without_targets(batches[len(batches) // 2])))
+        # As in a run of train.py, the costs are those of texts of median length.
+        (median,) = _batches(trainer, rows[: (len(rows) + 1) // 2][-_MEASURED:], size=_MEASURED)
+        gates.set_macs(measure_macs(model, gates, gates.blocks(model), without_targets(median)))
     return search_in_order(gates, objective, order_gates(model, gates, batches, objective, loss_of=loss_of))
 
 
 def solved_batches(trainer: Any) -> list[dict[str, Any]]:
     """Return batches without labels for the compensation, of other examples than the ranking if there are enough."""
-    drawn = draw_batches(trainer, SOLVED, positions=_SOLVED_POSITIONS, skip=RANKED)
-    return [without_targets(batch) for batch in drawn]
+    rows = _draw(trainer, _SOLVED, positions=_SOLVED_POSITIONS, skip=_RANKED)
+    return [without_targets(batch) for batch in _batches(trainer, rows, size=trainer.args.per_device_train_batch_size)]
 
 
 def own_distillation(model: nn.Module) -> Distillation | None:

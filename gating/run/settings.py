@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from gating.errors import InputError, explain, shorten
-from gating.plan import Plan, make_plan
+from gating.plan import Plan, check_sizes, make_plan
 from gating.run.folder import CONFIG, Phase, is_finished, is_run, relocated, stored_settings
 from gating.storage.identity import leaves
 from gating.tracking.redaction import HIDDEN, redact_settings
@@ -126,10 +126,9 @@ class Settings(BaseModel):
             return []
         lists = {name: self.objective[name] for name in _BUDGETS if isinstance(self.objective.get(name), list)}
         for name, values in lists.items():
-            are_numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
-            if len(lists) > 1 or not are_numbers or len(set(values)) < max(2, len(values)):
-                shown = f"objective.{name}={values}"
-                raise InputError(f"{shown} is no list of sizes: give two numbers or more, each once, of one budget.")
+            check_sizes(f"objective.{name}", values)
+        if len(lists) > 1:
+            raise InputError(f"objective.{' and objective.'.join(lists)} are lists of sizes: give one of them.")
         return [(name, value) for name, values in lists.items() for value in sorted(values, reverse=name != "speedup")]
 
     def of_size(self, name: str, value: Any) -> "Settings":

@@ -123,7 +123,7 @@ REFUSED = {
     "objective.keep=[0.4,1.5]": "keep=1.5",
     "objective.num_heads=[2,40]": "40",
     "objective.speedup=[0.5,2]": "speedup=0.5",
-    "objective.keep=[0.4,0.6] objective.num_heads=[2,3]": "is no list of sizes",
+    "objective.keep=[0.4,0.6] objective.num_heads=[2,3]": "objective.num_heads and objective.keep are lists",
     "objective.keep=[0.4,0.6] fine_tuning=0": "makes all sizes of one dense model",
     "objective.keep=[0.4,0.6] objective=topk": "makes all sizes of one dense model",
 }
