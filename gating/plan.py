@@ -90,8 +90,9 @@ def make_plan(
             plans = [UNITS[unit].fine_tuning for unit in (UNITS if has_sizes else check_units(units))]
             of_units = max(plans) if is_default or has_sizes else 0.0
             fine_tuning = of_units or _TEACHING * learns_from_itself
-        if recovery is not None:
-            fine_tuning = max(0.0, min(fine_tuning, 1 - recovery))
+            if recovery is not None and 0 <= recovery <= 1 and fine_tuning:
+                # A default that ranks leaves nothing to a search, and others no more than there is.
+                fine_tuning = round(1 - recovery, 6) if of_units and can_rank else min(fine_tuning, 1 - recovery)
     if recovery is None:
         ranks = bool(fine_tuning) and can_rank and not is_frozen
         # Of decimal shares, the rest is one, too.

@@ -46,6 +46,7 @@ class GatedPhases(_Base):  # type: ignore[misc]
 
     search: Search | None = None  # None after the removal.
     _plan: Plan
+    _objective: Any  # What is asked for; until units are ranked, the objective of the search keeps all.
     _whole_args: Any  # Arguments of all phases together.
     _own_distillation: Distillation | None = None  # Loss with which the recovery learns from the dense state.
     _total = 0  # Steps of all phases, where units are ranked.
@@ -134,7 +135,9 @@ class GatedPhases(_Base):  # type: ignore[misc]
         if self.args.should_save and _internal_call:
             state: dict[str, Any] = {"others": other_weights(self.model, self._losses)}
             if self.search is not None:
+                measured = getattr(self._objective, "measured", None)
                 state |= {"search_steps": self._search_end.num_steps, "search": self.search.state_dict()}
+                state["measured"] = measured
             write_state(Path(output_dir or self.args.output_dir), state)
         elif self.args.should_save and self.search is not None:
             warnings.warn("The saved model still has gates: call finalize() first for a compact one.", stacklevel=2)
@@ -149,6 +152,8 @@ class GatedPhases(_Base):  # type: ignore[misc]
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.search is not None:
             self.search.load_state_dict(state["search"])
+            if self._plan.ranks and state["measured"]:
+                self._objective.take_measured(state["measured"])
             self._search_end.num_steps = state["search_steps"]
 
     def _load_complete(self, checkpoint: Path) -> TrainOutput:

@@ -13,8 +13,8 @@ from tests.integrations.conftest import make_classifier, make_trainer
 
 
 def test_what_cannot_work_is_said_before_anything_changes(tmp_path):
-    with pytest.raises(InputError, match=r"recovery=1.0 is not a share"):
-        make_trainer(tmp_path, recovery=1.0)
+    with pytest.raises(InputError, match=r"recovery=1.5 is not a share"):
+        make_trainer(tmp_path, recovery=1.5)
     model = make_classifier()
     optimizer = torch.optim.AdamW(model.parameters())
     with pytest.raises(InputError, match=r"give args\.optim"):
@@ -79,7 +79,7 @@ def test_models_that_are_not_whole_and_adapters_without_a_reference_are_refused(
     usual = {"is_fsdp_enabled": False, "is_deepspeed_enabled": False, "lr_scheduler": None, "optimizer": None}
     trainer = SimpleNamespace(**{**usual, "args": SimpleNamespace(n_gpu=1), **setting})
     with pytest.raises(InputError, match=problem):
-        check_trainer(trainer, recovery=0.25, has_adapters=True)
+        check_trainer(trainer, has_adapters=True)
 
 
 def test_one_budget_is_needed(tmp_path):

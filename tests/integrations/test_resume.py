@@ -173,6 +173,7 @@ def test_a_recovery_without_a_layer_resumes(tmp_path, assert_same):
             "model": LlamaForSequenceClassification(LlamaConfig(num_hidden_layers=3, pad_token_id=0, **sizes)),
             "gate_options": {"units": ["heads", "neurons"], "group_size": 16},
             "objective": gating.ExactBudget(num_heads=8, num_neurons=128),
+            "fine_tuning": 0,
             "args": {"save_steps": 2},
         }
 

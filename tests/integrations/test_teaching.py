@@ -163,7 +163,7 @@ def test_adapters_learn_from_a_larger_teacher(tmp_path):
 
 def test_what_cannot_learn_is_said_before_anything_changes(tmp_path):
     model = make_classifier()
-    with pytest.raises(InputError, match="distillation= needs a teacher: give teacher="):
+    with pytest.raises(InputError, match="leave steps for a search, which a trainer"):
         make_trainer(tmp_path, model=model, distillation=HIDDEN)
     with pytest.raises(InputError, match="give a copy of the model"):
         make_trainer(tmp_path, model=model, teacher=model)

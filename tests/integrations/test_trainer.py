@@ -221,7 +221,8 @@ def test_saving_a_model_with_gates_warns(tmp_path):
 
 
 def test_budgets_are_plain_arguments_and_their_units_are_printed(tmp_path, capsys):
-    keep = make_trainer(tmp_path, objective=None, keep=0.5, gate_options={"units": ["heads", "neurons"]})
+    both = {"gate_options": {"units": ["heads", "neurons"]}, "fine_tuning": 0}
+    keep = make_trainer(tmp_path, objective=None, keep=0.5, **both)
     assert "keep=0.5" in str(keep.search.objective)
     keep.print_trainable_units()
     assert "gated heads: 12 || all heads: 12 || gated%: 100" in capsys.readouterr().out
