@@ -123,6 +123,7 @@ def search_in_order(gates: HeadGates, objective: KeepsBudget, order: Tensor) -> 
     chooser = ExactBudget()
     chooser.share_budget(objective)
     search = Search(gates, chooser)
+    search.update(1.0)
     gates.log_alpha.data.copy_(order)
     return search
 

@@ -7,6 +7,7 @@ from copy import copy
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from transformers import TrainingArguments
 
@@ -114,7 +115,7 @@ def _batches(trainer: Any, rows: Sequence[int], *, size: int) -> list[dict[str, 
     """Return training examples in batches, on the device of the model."""
     table, collate = trainer.train_dataset, trainer.get_train_dataloader().collate_fn
     batches = (collate([table[row] for row in rows[start : start + size]]) for start in range(0, len(rows), size))
-    return [trainer._prepare_inputs(batch) for batch in batches]
+    return [send_to_device(batch, trainer.args.device) for batch in batches]
 
 
 def _length(row: Any) -> int:
