@@ -127,6 +127,7 @@ def _curve_arguments(parser: argparse.ArgumentParser) -> None:
     sizes = parser.add_mutually_exclusive_group()
     sizes.add_argument("--keep", nargs="+", type=float, help="shares of the cost that sizes keep (0.9 to 0.3)")
     sizes.add_argument("--speedup", nargs="+", type=float, help="speed-ups of the sizes instead")
+    parser.add_argument("--int8", action="store_true", help="score and time 8-bit weights in ONNX Runtime, too")
     parser.add_argument("--max-drop", type=float, default=1.0, help="largest accepted loss of validation score (1.0)")
     parser.add_argument("--output", help="folder of the curve, by default NAME-curve in the current folder")
     parser.add_argument("--overwrite", action="store_true", help="rename an earlier curve, and begin anew")

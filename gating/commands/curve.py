@@ -11,6 +11,7 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -18,13 +19,14 @@ import torch
 from datasets import DatasetDict
 from rich.console import Console
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from gating.commands.evaluate import evaluation_settings, load_evaluation, local_model
 from gating.compact.files import read_config
 from gating.compensation.compensate import compensate
 from gating.compensation.ranking import GROUP_SIZE, kept_at_speedup, rank_units, remove_chosen
+from gating.compensation.tokens import RANKED, RANKED_POSITIONS, SOLVED_POSITIONS
 from gating.data.examples import TARGETS, Examples, model_inputs
 from gating.data.labels import LABEL_COLUMNS
 from gating.distributed.launch import check_devices
@@ -42,6 +44,9 @@ from gating.run.build import RunObjects, build_objects
 from gating.run.data import RunData, load_examples
 from gating.run.folder import find_model
 from gating.run.settings import Settings
+from gating.serving.formats import check_packages
+from gating.serving.graphs.graph_export import export_onnx
+from gating.serving.graphs.runtime import GraphModel
 from gating.storage.files import check_free, move_aside, read_table
 from gating.storage.identity import folder_digests, table_digests
 from gating.structure.layers import count_units, iter_blocks
@@ -50,9 +55,8 @@ from gating.tracking.verbosity import quiet_libraries
 
 # Sizes that are made if none are asked for.
 KEEP = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
-# Training examples for the ranking and for the compensation, and their most positions for an input of a projection.
-# Half of those of gating.prune are solved on: the curve is at most a little worse than what its commands make.
-_RANKED, _SOLVED, _RANKED_POSITIONS, _SOLVED_POSITIONS = 1024, 512, 16, 32
+# Half of the examples of gating.prune are solved on: the curve is at most a little worse than what its commands make.
+_SOLVED = 512
 # Seconds of the timings of a size, and of those that look for a speed-up.
 _SECONDS, _SECONDS_OF_SEARCH = 5.0, 20.0
 # Passes of the dense model that take as long as the compensation of a size, and as the ranking.
@@ -75,7 +79,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def make_curve(arguments: argparse.Namespace) -> tuple[Curve, Path]:
     """Return the curve of a command, and its folder, which has those of its sizes that an earlier command has made."""
-    subject = _Subject.load(arguments.model, arguments.settings)
+    subject = _Subject.load(arguments.model, arguments.settings, has_int8=arguments.int8)
     folder = Path(arguments.output or f"{Path(arguments.model).name}-curve")
     about = subject.identity()
     stored = read_table(folder / "curve.json") if (folder / "curve.json").is_file() else None
@@ -127,10 +131,13 @@ class _Subject:
     data: RunData
     place: Path
     has_labels: bool
+    has_int8: bool
 
     @classmethod
-    def load(cls, name: str, overrides: Sequence[str]) -> "_Subject":
+    def load(cls, name: str, overrides: Sequence[str], *, has_int8: bool = False) -> "_Subject":
         """Load model and data by the settings of the run that made the model, and those of the command."""
+        if has_int8:
+            check_packages("onnx")
         place, run_folder = find_model(name)
         settings = evaluation_settings(str(place or name), overrides, run_folder=run_folder, split="train")
         device = check_devices(settings.trainer).root
@@ -156,7 +163,7 @@ class _Subject:
             examples = _with_labels(examples, found)
         objects, model, data = loaded(examples)
         model.to(device)  # type: ignore[arg-type]
-        return cls(name, overrides, settings, objects, model.eval(), data, place, has_labels)
+        return cls(name, overrides, settings, objects, model.eval(), data, place, has_labels, has_int8)
 
     @property
     def score(self) -> Score:
@@ -165,11 +172,12 @@ class _Subject:
         score = prepared.final_score or prepared.score
         return score if self.has_labels else replace(score, name="agreement")
 
-    def evaluate(self, model: PreTrainedModel) -> float:
-        """Return the validation score of a model."""
+    def evaluate(self, model: nn.Module) -> float:
+        """Return the validation score of a model or of a graph, which generates no texts."""
         prepared = self.data.prepared
+        metrics = prepared.all_metrics if isinstance(model, PreTrainedModel) else prepared.metrics
         found = self.data.evaluate(
-            model, "validation", task=self.objects.task, metrics=prepared.all_metrics, title="scoring: validation"
+            model, "validation", task=self.objects.task, metrics=metrics, title="scoring: validation"
         )
         return found.metrics[(prepared.final_score or prepared.score).name]
 
@@ -182,6 +190,7 @@ class _Subject:
             "trainer": self.settings.trainer,
             "latency": self.settings.model_dump()["latency"],
             "threads": torch.get_num_threads(),
+            **({"int8": True} if self.has_int8 else {}),
         }
 
     @cached_property
@@ -198,7 +207,7 @@ class _Subject:
             seconds = min(time_pass(self.model, self.timed_batch) for _ in range(2)) / self.objects.latency.batch_size
         train = min(_SOLVED, len(self.data.prepared.splits["train"]))
         one = seconds * (_PASSES * train + batches) + _SECONDS
-        first = 0 if has_ranking else seconds * (_PASSES_OF_RANKING * min(_RANKED, train) + batches)
+        first = 0 if has_ranking else seconds * (_PASSES_OF_RANKING * min(RANKED, train) + batches)
         minutes = (number * one + first) / 60
         return (
             f"{self.name}: {number} size(s) to make, about {max(1, round(minutes))} minute(s). An interrupted command "
@@ -243,12 +252,33 @@ class _Subject:
             speedup=1.0 if latency is None else latency.speedup,
             error=0.0 if latency is None else latency.error,
             seconds=seconds,
+            **self._measure_int8(model),
         )
+
+    def _measure_int8(self, model: PreTrainedModel) -> dict[str, float]:
+        """Return the score of a model with 8-bit weights in ONNX Runtime, and its speed-up over the dense one there."""
+        if not self.has_int8:
+            return {}
+        if model is self.model:
+            return {"int8": self.evaluate(self._dense_graph), "int8_speedup": 1.0}
+        graph, batch = self._graph(model), {name: tensor.cpu() for name, tensor in self.timed_batch.items()}
+        speedup = CopyTimer(self._dense_graph, batch, seconds=_SECONDS).time(graph).speedup
+        return {"int8": self.evaluate(graph), "int8_speedup": speedup}
+
+    def _graph(self, model: PreTrainedModel) -> GraphModel:
+        with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            place = Path(folder) / "int8"
+            export_onnx(model, place, tokenizer=self.data.processor, int8=True)
+            return GraphModel(model.config, place, num_threads=torch.get_num_threads())
+
+    @cached_property
+    def _dense_graph(self) -> GraphModel:
+        return self._graph(self.model)
 
 
 def _needed(examples: Examples, *, seed: int) -> Examples:
     """Return the examples that a curve takes: some for training, and those for validation."""
-    train, most = examples.splits["train"], _RANKED + _SOLVED
+    train, most = examples.splits["train"], RANKED + _SOLVED
     if len(train) > most:
         train = train.select(np.sort(np.random.default_rng(seed).choice(len(train), most, replace=False)))
     return replace(examples, splits=DatasetDict({"train": train, "validation": examples.splits["validation"]}))
@@ -305,11 +335,11 @@ class _Maker:
         else:
             print("Ranking heads and neurons ...", flush=True)
             embed = task.embed if isinstance(task, Embedding) else None
-            gates = rank_units(model, sample(_RANKED, _RANKED_POSITIONS), embed=embed, keep=smallest, **options)
+            gates = rank_units(model, sample(RANKED, RANKED_POSITIONS), embed=embed, keep=smallest, **options)
             stored.parent.mkdir(parents=True, exist_ok=True)
             macs, order = gates.macs_per_gate, gates.log_alpha.detach()
             save_file({"smallest": torch.tensor(smallest), "macs": macs, "order": order.cpu()}, stored)
-        return cls(subject, gates, options, sample(_SOLVED, _SOLVED_POSITIONS, skip=_RANKED))
+        return cls(subject, gates, options, sample(_SOLVED, SOLVED_POSITIONS, skip=RANKED))
 
     def make(self, kind: str, target: float) -> CurvePoint:
         """Return one size: its units removed, compensated, scored and timed."""

@@ -21,22 +21,23 @@ def run(arguments: argparse.Namespace) -> None:
     given = {option: getattr(arguments, option) for option in options}
     report = export_compact(source, arguments.output or f"{name}{ending}", format=arguments.format, **given)
     print("\n".join((f"{report.path}: {report.megabytes:,.1f} MB", *report.sentences)))
-    if arguments.int8:
+    kind = "int8" if arguments.int8 else arguments.dtype
+    if kind in ("int8", "q8_0"):
         try:  # The export is written.
-            print(compare_accuracy(arguments.folder, report.path))
+            print(compare_accuracy(arguments.folder, report.path, kind=kind))
         except (UserError, OSError, ImportError) as error:
             print(f"The accuracy with 8-bit weights was not measured: measure it before use. {explain(error)}")
 
 
-def compare_accuracy(folder: str, exported: Path) -> str:
-    """Return a sentence with the validation metric of a model of a run, and that of its 8-bit export."""
+def compare_accuracy(folder: str, exported: Path, *, kind: str = "int8") -> str:
+    """Return the validation metric of a model of a run and that of its 8-bit export, and a warning of a loss."""
     place, run_folder = find_model(folder)
     if place is None or run_folder is None:
         raise InputError(f"{folder} is not in the folder of a run, which has data: export the run's own folder.")
     # Other exports need neither Hydra nor Lightning.
     from gating.commands.evaluate import evaluation_settings, load_evaluation, load_split
     from gating.run.build import build_objects
-    from gating.serving.graphs.runtime import GraphModel
+    from gating.run.exports import describe_loss, read_export
     from gating.tracking.verbosity import quiet_libraries
 
     quiet_libraries()
@@ -50,10 +51,12 @@ def compare_accuracy(folder: str, exported: Path) -> str:
         data.evaluate(
             module, split, task=objects.task, metrics=data.prepared.metrics, title=f"{split}, {weights} weights"
         )
-        for weights, module in (("float", model), ("8-bit", GraphModel(model.config, exported)))
+        for weights, module in (("float", model), ("8-bit", read_export(model, exported, kind=kind)))
     )
     before, after = floats.metrics[score.name], integers.metrics[score.name]
-    return (
+    warning = describe_loss(score, before, after, name=exported.name)
+    sentence = (
         f"{split} {score.name}: {score.show(before)} with float weights, {score.show(after)} with 8-bit weights "
         f"({score.change(after, before):+.2f}{score.points}) on {integers.count()[0]:,} examples"
     )
+    return sentence if warning is None else f"{sentence}\nwarning: {warning}"

@@ -10,6 +10,10 @@ from torch import Tensor
 
 from gating.errors import InputError
 
+# Training examples for a ranking, for a compensation, and for one that a recovery follows, which needs fewer.
+RANKED, SOLVED, SOLVED_FIRST = 1024, 1024, 512
+# Most positions for each input of the widest output projection: for the ranking, and for the compensation.
+RANKED_POSITIONS, SOLVED_POSITIONS = 16, 32
 # One of so many examples is held out.
 _EVERY = 10
 IGNORED = -100  # label of ignored positions in transformers

@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from transformers import TrainingArguments
 
 from gating.compensation.ranking import order_gates, sampled_loss, search_in_order, without_targets
-from gating.compensation.tokens import draw_rows, num_rows
+from gating.compensation.tokens import (
+    RANKED,
+    RANKED_POSITIONS,
+    SOLVED,
+    SOLVED_FIRST,
+    SOLVED_POSITIONS,
+    draw_rows,
+    num_rows,
+)
 from gating.errors import InputError
 from gating.gates import HeadGates
 from gating.integrations.teaching import check_loss
@@ -26,8 +34,6 @@ from gating.structure.layers import iter_blocks
 from gating.teachers.distillation import Distillation
 from gating.teachers.teacher import check_outputs
 
-# Examples for the ranking and for the compensation, and most positions for each input of the widest projection.
-_RANKED, _SOLVED, _RANKED_POSITIONS, _SOLVED_POSITIONS = 1024, 1024, 16, 32
 # Examples whose multiply-accumulates are measured.
 _MEASURED = 8
 # Neurons of a group: without noise, the smaller, the better.
@@ -126,7 +132,7 @@ def _length(row: Any) -> int:
 def ranked_search(trainer: Any, gates: HeadGates, objective: KeepsBudget, *, has_labels: bool) -> Search:
     """Rank the units of a trainer's model, and return the search that chooses by their order."""
     model, generator = base_model(trainer.model), torch.Generator().manual_seed(0)
-    rows = _draw(trainer, _RANKED, positions=_RANKED_POSITIONS)
+    rows = _draw(trainer, RANKED, positions=RANKED_POSITIONS)
     batches = _batches(trainer, rows, size=trainer.args.per_device_train_batch_size)
 
     def loss_of(batch: Mapping[str, Any]) -> Tensor:
@@ -142,9 +148,9 @@ def ranked_search(trainer: Any, gates: HeadGates, objective: KeepsBudget, *, has
     return search_in_order(gates, objective, order_gates(model, gates, batches, objective, loss_of=loss_of))
 
 
-def solved_batches(trainer: Any) -> list[dict[str, Any]]:
+def solved_batches(trainer: Any, *, has_recovery: bool) -> list[dict[str, Any]]:
     """Return batches without labels for the compensation, of other examples than the ranking if there are enough."""
-    rows = _draw(trainer, _SOLVED, positions=_SOLVED_POSITIONS, skip=_RANKED)
+    rows = _draw(trainer, SOLVED_FIRST if has_recovery else SOLVED, positions=SOLVED_POSITIONS, skip=RANKED)
     return [without_targets(batch) for batch in _batches(trainer, rows, size=trainer.args.per_device_train_batch_size)]
 
 

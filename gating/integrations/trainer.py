@@ -236,7 +236,7 @@ class GatedTrainerMixin(GatedPhases):
             warnings.warn(f"{unproven_note(report.unproven)}.", stacklevel=2)
         steps, total = self._search_end.num_steps, self._total or self.state.max_steps
         if dense is not None and has_lost_units(model):
-            print(compensate(model, dense, solved_batches(self)))
+            print(compensate(model, dense, solved_batches(self, has_recovery=steps < total)))
         state: dict[str, Any] = {"search_steps": steps, "total": total, "speedup": self.speedup}
         if steps < total and self.args.save_strategy != "no":
             if self.args.should_save:

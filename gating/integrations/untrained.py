@@ -15,7 +15,7 @@ from transformers import (
 from gating.compensation.compensate import compensate
 from gating.compensation.ranking import Embed, kept_at_speedup, rank_units, remove_chosen, without_targets
 from gating.compensation.result import CompensationReport
-from gating.compensation.tokens import draw_rows
+from gating.compensation.tokens import RANKED, RANKED_POSITIONS, SOLVED, SOLVED_POSITIONS, draw_rows
 from gating.embedding.parts import SentenceHead
 from gating.integrations.wrappers import base_model, is_sentence_model
 from gating.objectives import ExactBudget
@@ -24,12 +24,8 @@ from gating.pruning.latency import MAX_SECONDS
 from gating.structure.layers import iter_blocks
 from gating.teachers.distillation import IGNORED
 
-# Examples for the ranking and for the compensation, and those of a batch.
-_RANKED, _SOLVED, _BATCH_SIZE = 1024, 1024, 16
-# Most positions for each input of the widest output projection: for the ranking, and for the compensation.
-_RANKED_POSITIONS, _SOLVED_POSITIONS = 16, 32
-# Rows of the timed batch.
-_TIMED_ROWS = 8
+# Examples of a batch, and rows of the timed one.
+_BATCH_SIZE, _TIMED_ROWS = 16, 8
 
 
 def prune_untrained(
@@ -91,7 +87,7 @@ def make_batches(
         length_of = lambda row: len(rows[row].get("input_ids", "x"))  # noqa: E731
         return draw_rows(len(rows), length_of, number, seed=0, skip=skip, most=positions * widest)
 
-    both = draw(_RANKED, _RANKED_POSITIONS, 0), draw(_SOLVED, _SOLVED_POSITIONS, _RANKED)
+    both = draw(RANKED, RANKED_POSITIONS, 0), draw(SOLVED, SOLVED_POSITIONS, RANKED)
     ranked, solved = (_collate(model, rows.select(numbers), processor) for numbers in both)
     return (list(map(_with_next_tokens, ranked)) if model.can_generate() else ranked), solved
 

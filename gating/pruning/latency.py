@@ -228,12 +228,14 @@ class CopyTimer:
 def time_pass(model: nn.Module, batch: Mapping[str, Tensor]) -> float:
     """Return the seconds of a forward pass, which the model computes in the mode that it is in.
 
-    With one thread on the CPU they are the thread's own: a pass that waits for a busy processor is none the slower.
+    With one thread on the CPU they are the thread's own: a pass that waits for a busy processor is none the slower. A
+    module without parameters is a graph, whose runtime may have threads of its own.
     """
-    device = next(model.parameters()).device
-    is_cpu = device.type == "cpu"
+    first = next(model.parameters(), None)
+    device = torch.device("cpu") if first is None else first.device
+    is_cpu, is_own = device.type == "cpu", first is not None and torch.get_num_threads() == 1
     wait = (lambda _: None) if is_cpu else torch.accelerator.synchronize
-    clock = time.thread_time if is_cpu and _HAS_THREAD_CLOCK and torch.get_num_threads() == 1 else time.perf_counter
+    clock = time.thread_time if is_cpu and is_own and _HAS_THREAD_CLOCK else time.perf_counter
     wait(device)
     start = clock()
     model(**batch)

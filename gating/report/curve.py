@@ -24,6 +24,8 @@ class CurvePoint:
 
     It was asked for as a share to ``keep`` or as a ``speedup``, the target. ``speedup`` is the time of the dense model
     over that of this one, and ``error`` its relative standard error. ``seconds`` are those of making and measuring it.
+    ``int8`` is the score with 8-bit weights, and ``int8_speedup`` the time of the dense model with 8-bit weights over
+    that of this one; None if they were not measured.
     """
 
     asked: str
@@ -36,6 +38,8 @@ class CurvePoint:
     speedup: float
     error: float
     seconds: float
+    int8: float | None = None
+    int8_speedup: float | None = None
 
 
 @dataclass
@@ -103,9 +107,20 @@ class Curve:
                 "" if point is self.dense else f"{self.score.change(point.value, self.dense.value):+.2f}",
                 "" if point is self.dense else f"{point.speedup:.2f}x",
                 "" if point is self.dense else f"{point.seconds:.0f} s",
+                *self._cells_of_int8(point),
             ]
             for point in (self.dense, *self.points)
         ]
+
+    @property
+    def _has_int8(self) -> bool:
+        return any(point.int8 is not None for point in self.points)
+
+    def _cells_of_int8(self, point: CurvePoint) -> list[str]:
+        """Return score and speed-up with 8-bit weights, if the curve has them."""
+        score = "" if point.int8 is None else self.score.show(point.int8)
+        speedup = "" if point.int8_speedup is None or point is self.dense else f"{point.int8_speedup:.2f}x"
+        return [score, speedup] if self._has_int8 else []
 
     def table(self) -> Table:
         """Return the table for a terminal."""
@@ -118,7 +133,8 @@ class Curve:
 
     def columns(self) -> list[str]:
         """Return the names of the columns."""
-        return ["", "cost kept", "heads", "neurons", "parameters", self.score.name, "change", "speed-up", "made in"]
+        names = ["", "cost kept", "heads", "neurons", "parameters", self.score.name, "change", "speed-up", "made in"]
+        return [*names, f"{self.score.name}, int8", "speed-up, both int8"] if self._has_int8 else names
 
     def draw(self) -> Figure:
         """Draw the score over the speed-up, with the dense score and the accepted loss."""

@@ -65,6 +65,7 @@ class Summary:
         counts: Numbers of evaluated examples and of their targets, such as tokens, by ``num_examples/val`` and so on.
         parts: Sentences on splits of which a limit left out examples.
         dense_samples: Texts that the dense model wrote before the search, if its weights are frozen there.
+        exports: Latencies of the dense and the compact model as exports, by their names, such as ``onnx-int8``.
     """
 
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -73,6 +74,7 @@ class Summary:
     earlier_seconds: dict[str, float] = field(default_factory=dict)
     latency: LatencyComparison | None = None
     short_latency: LatencyComparison | None = None
+    exports: dict[str, LatencyComparison] = field(default_factory=dict)
     sizes: dict[str, tuple[float, float]] = field(default_factory=dict)
     kinds: dict[str, tuple[int, int]] = field(default_factory=dict)
     search: dict[str, int | str] = field(default_factory=dict)
@@ -87,8 +89,13 @@ class Summary:
 
     @property
     def latencies(self) -> dict[str, LatencyComparison]:
-        """The latencies that were measured: of the batch of the settings, and of one short text under ``_short``."""
+        """The latencies that were measured.
+
+        They are of the batch of the settings, of one short text under ``_short``, and of exports under ``_`` and their
+        names.
+        """
         found = {"": self.latency, "_short": self.short_latency}
+        found |= {f"_{name}": times for name, times in self.exports.items()}
         return {batch: times for batch, times in found.items() if times is not None}
 
     def state_dict(self) -> dict[str, Any]:
@@ -122,8 +129,8 @@ class Summary:
         named = {f"{_SPLITS[split]}/{metric}": value for metric, value in values.items()}
         self.metrics.setdefault(stage, {}).update(named)
 
-    def score_of(self, stage: Stage, score: Score) -> float | None:
-        """Return the validation score of a stage; None without one."""
+    def score_of(self, stage: str, score: Score) -> float | None:
+        """Return the validation score of a stage or an export; None without one."""
         return self.metrics.get(stage, {}).get(f"{_SPLITS['validation']}/{score.name}")
 
     def add_counts(self, split: str, num_examples: int, num_targets: int, *, is_part: bool) -> None:

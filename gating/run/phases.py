@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from gating.compensation.tokens import RANKED, RANKED_POSITIONS, SOLVED, SOLVED_FIRST
 from gating.data.examples import model_inputs, num_rows
 from gating.distributed.collectives import broadcast, is_rank_zero
 from gating.gates import HeadGates
@@ -41,11 +42,6 @@ from gating.tasks.base import HasLoss
 from gating.tracking.verbosity import printed_warnings
 from gating.training.callbacks import log_kept_heads
 from gating.training.checkpoints import load_own_state, load_shards, read_checkpoint, save_shards, write_checkpoint
-
-# Numbers of training examples of a ranking, and of the compensation.
-_RANKED, _SOLVED = 1024, 1024
-# Most positions of a ranking for each input of the widest output projection.
-_RANKED_POSITIONS = 16
 
 
 def fine_tune(run: Run) -> None:
@@ -119,8 +115,8 @@ def _rank(run: Run, objective: Objective) -> Search:
     assert isinstance(objective, KeepsBudget)
     state, task, gates = run.state, run.objects.task, _make_gates(run)
     widest = max(sum(block.slot_widths) for block in gates.blocks())
-    number = _at_most(run, _RANKED)
-    batches = run.data.module.sample_batches(number, most=_RANKED_POSITIONS * widest)
+    number = _at_most(run, RANKED)
+    batches = run.data.module.sample_batches(number, most=RANKED_POSITIONS * widest)
     device = state.model.device
 
     def loss_of(batch: Mapping[str, Any]) -> Tensor:
@@ -260,7 +256,8 @@ def _compensate(run: Run, dense: nn.Module) -> None:
     """Solve the output projections that have lost inputs, so that the compact model follows the dense one."""
     from gating.compensation.compensate import compensate
 
-    batches = run.data.module.sample_batches(_at_most(run, _SOLVED), skip=_at_most(run, _RANKED))
+    number = SOLVED_FIRST if run.recovery_steps else SOLVED
+    batches = run.data.module.sample_batches(_at_most(run, number), skip=_at_most(run, RANKED))
     with run.state.summary.timed("compensate"), printed_warnings() as sentences:
         report = compensate(run.state.model, dense, map(model_inputs, batches))
     run.state.summary.warnings += sentences

@@ -53,6 +53,7 @@ class RunState:
     search: Search | None = None
     order: list[Tensor] = field(default_factory=list)
     smallest: KeepsBudget | None = None
+    dense_exports: dict[str, tuple[Any, dict[str, float]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

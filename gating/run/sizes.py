@@ -71,6 +71,7 @@ def _run_of(run: Run, name: str, value: Any) -> Run:
             summary=deepcopy(state.summary),
             order=state.order,
             smallest=state.smallest,
+            dense_exports=state.dense_exports,
         ),
     )
 
@@ -83,7 +84,8 @@ def _finish(run: Run, failures: dict[str, str]) -> None:
         place = folder.of_size(_title(name, value))
         if place.metrics.is_file():
             found[name, value] = read_table(place.metrics)
-    points = [_point(numbers, name, value, score.name) for (name, value), numbers in found.items()]
+    int8 = next((name for name in run.settings.exports if name.endswith("-int8")), "")
+    points = [_point(numbers, name, value, score.name, int8=int8) for (name, value), numbers in found.items()]
     first = next(iter(found.values()))
     dense = replace(
         points[0],
@@ -97,6 +99,7 @@ def _finish(run: Run, failures: dict[str, str]) -> None:
         speedup=1.0,
         error=0.0,
         seconds=first["seconds/dense"],
+        int8=first.get(f"dense-{int8}/val/{score.name}"),
     )
     notes = [f"{title} failed: {reason}" for title, reason in failures.items()]
     curve = Curve(
@@ -132,8 +135,8 @@ def _finish(run: Run, failures: dict[str, str]) -> None:
         print(line)
 
 
-def _point(numbers: dict[str, Any], name: str, value: Any, score: str) -> CurvePoint:
-    """Return the measurements of a size from its ``metrics.json``."""
+def _point(numbers: dict[str, Any], name: str, value: Any, score: str, *, int8: str) -> CurvePoint:
+    """Return the measurements of a size from its ``metrics.json``; ``int8`` is the name of an export, if any."""
     return CurvePoint(
         asked=name,
         target=value,
@@ -145,4 +148,6 @@ def _point(numbers: dict[str, Any], name: str, value: Any, score: str) -> CurveP
         speedup=numbers.get("speedup", 1.0),
         error=numbers.get("speedup_error", 0.0),
         seconds=sum(numbers.get(f"seconds/{phase}", 0.0) for phase in ("finalize", "compensate", "recovery")),
+        int8=numbers.get(f"{int8}/val/{score}"),
+        int8_speedup=numbers.get(f"speedup_{int8}"),
     )

@@ -71,3 +71,12 @@ def test_a_curve_of_other_data_and_a_size_that_is_none_are_refused(dense, tmp_pa
         run(monkeypatch, "curve", dense, "--output", tmp_path / "curve")
     with pytest.raises(SystemExit, match=r"keep 1\.5"):
         run(monkeypatch, "curve", dense, "--output", tmp_path / "other", "--keep", "1.5")
+
+
+def test_8_bit_weights_are_scored_and_timed_beside_those_of_the_dense_model(dense, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("onnxruntime", reason="the packages of the export are not installed")
+    run(monkeypatch, "curve", dense, "--output", tmp_path / "curve", "--keep", "0.5", "--int8", "--json")
+    found = json.loads(capsys.readouterr().out)
+    assert 0 <= found["dense"]["int8"] <= 1
+    assert found["dense"]["int8_speedup"] == 1
+    assert found["points"][0]["int8_speedup"] > 0

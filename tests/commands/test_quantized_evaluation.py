@@ -8,6 +8,8 @@ from transformers import AutoTokenizer
 
 import gating
 from gating.commands.export import compare_accuracy
+from gating.report.score import Score
+from gating.run.exports import describe_loss
 from gating.serving.graphs.runtime import GraphModel
 from tests.support.interruptions import run_in
 from tests.support.tiny_run import make_inputs
@@ -48,3 +50,10 @@ def test_both_accuracies_are_those_of_the_models_on_the_validation_data(exported
         f"({integers - floats:+.2f} points) on {len(rows)} examples"
     )
     assert compare_accuracy(str(run / "compact"), exported) == sentence
+
+
+def test_a_loss_beyond_half_a_point_is_a_warning():
+    score = Score("accuracy")
+    assert describe_loss(score, 0.8777, 0.8735, name="onnx-int8") is None
+    assert "accuracy of 86.02 %, those in floats 87.77 %" in describe_loss(score, 0.8777, 0.8602, name="onnx-int8")
+    assert describe_loss(Score("perplexity", 1, "", False), 9.0, 8.0, name="gguf-q8_0") is None

@@ -52,6 +52,22 @@ def test_one_training_makes_each_size(inputs, tmp_path, capsys):
 
 
 @pytest.mark.runs
+def test_sizes_with_8_bit_weights_stand_beside_the_dense_model_with_them(inputs, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("onnxruntime", reason="the packages of the export are not installed")
+    monkeypatch.setattr("gating.run.exports._LOSS", -1000)
+    run_in(tmp_path / "run", inputs, *HEADS, "exports=[onnx-int8]")
+    numbers = [json.loads((tmp_path / "run" / f"metrics-{kept}-heads.json").read_text()) for kept in (8, 3)]
+    assert all(one["speedup_onnx-int8"] > 0 and "onnx-int8/val/accuracy" in one for one in numbers)
+    assert len({one["dense-onnx-int8/val/accuracy"] for one in numbers}) == 1
+    said = capsys.readouterr().out
+    assert said.count("Exporting the dense model to onnx-int8") == 1
+    curve = json.loads((tmp_path / "run" / "report" / "curve.json").read_text())
+    assert [point["int8_speedup"] for point in curve["points"]] == [one["speedup_onnx-int8"] for one in numbers]
+    assert curve["dense"]["int8"] == numbers[0]["dense-onnx-int8/val/accuracy"]
+    assert "The 8-bit weights of onnx-int8 have a validation accuracy of" in numbers[0]["warnings"][-1]
+
+
+@pytest.mark.runs
 @pytest.mark.parametrize("at", [9, 14])
 def test_sizes_resume_at_any_point_to_the_bit(at, inputs, tmp_path):
     run_in(tmp_path / "whole", inputs, *HEADS)

@@ -262,7 +262,7 @@ def test_no_numbers_end_a_choice_and_only_finite_ones_are_chosen(runs, max_drop)
 def test_no_qualifying_run_is_faster_than_the_chosen_one_and_each_run_is_reached_by_the_front(pairs, max_drop):
     runs = [run("dense", 1.0, 0.8), *(run(str(number), *pair) for number, pair in enumerate(pairs))]
     choice = choose(runs, max_drop)
-    within = [speed for speed, score in pairs if 100 * (0.8 - score) <= max_drop and speed > 1]
+    within = [speed for speed, score in pairs if 100 * (0.8 - score) <= max_drop and speed >= 1.005]  # Less is noise.
     assert (choice.chosen is None) <= (not within)
     if choice.chosen is not None:
         assert choice.drop(choice.chosen) <= max_drop + 1e-8

@@ -3,7 +3,7 @@
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -151,11 +151,18 @@ def _means(runs: Sequence[FinishedRun], score: Score) -> tuple[float, dict[str, 
         stored = f"{split}/{score.name}"
         found |= {name: mean(values(stored)), f"{name}_std": spread(stored)}
         found[f"baseline{end}"] = mean(values(f"baseline/{stored}"))
+    for name in _int8_exports(runs):
+        found |= {name: mean(values(f"{name}/val/{score.name}")), f"speedup_{name}": mean(values(f"speedup_{name}"))}
     value, baseline, targets = found["validation"], found["baseline"], min(values("num_targets/val"))
     of_labels = score.chance(value, baseline, num_targets=1 if math.isnan(targets) else int(targets))
     of_seeds = 0 if math.isnan(found["validation_std"]) else 2 * found["validation_std"] / math.sqrt(len(seeds))
     has_learned = math.isnan(baseline) or score.gain(value, baseline) > math.hypot(of_labels, of_seeds)
     return _loss(score, value), found, has_learned
+
+
+def _int8_exports(runs: Iterable[FinishedRun]) -> list[str]:
+    """Return the names of the exports with 8-bit weights that runs have made."""
+    return sorted({name for run in runs for name in run.settings.get("exports", ()) if str(name).endswith("-int8")})
 
 
 def explain_choice(choice: Choice) -> list[str]:
@@ -166,6 +173,10 @@ def explain_choice(choice: Choice) -> list[str]:
             lines.append(f"{candidate.name} cannot be compared: {difference}.")
     if choice.front:
         lines.append(f"*: on the Pareto front of validation {choice.score.name} and {_AXES[choice.axis]}.")
+    if any(name.endswith("-int8") for one in choice.candidates for name in one.numbers):
+        lines.append(
+            "Exports with 8-bit weights: validation scores, and speed-ups over the same export of the dense model."
+        )
     if choice.axis == "work":
         lines.append("Latencies are missing, or of several machines or lengths, so runs are compared by their work.")
     # Whole warnings are in the log and in the report of each run.
@@ -227,7 +238,8 @@ def print_choice(choice: Choice) -> None:
     """Print the candidates, with a star at the front and an exclamation mark at warnings, and the recommendation."""
     console = Console() if sys.stdout.isatty() else Console(width=_WIDTH)
     table = Table(title=Text(f"{choice.score.name.capitalize()} by speed"), title_justify="left")
-    for column in ("", "budget", "heads", "neurons", _AXES[choice.axis], "validation", "test", "folder"):
+    exports = _int8_exports(run for one in choice.candidates for run in one.runs)
+    for column in ("", "budget", "heads", "neurons", _AXES[choice.axis], "validation", "test", *exports, "folder"):
         table.add_column(column, overflow="fold")
     for one in choice.candidates:
         has_warnings = any(run.numbers.get("warnings") for run in one.runs)
@@ -239,17 +251,33 @@ def print_choice(choice: Choice) -> None:
         for name in ("validation", "test"):
             spread = choice.score.scale * one.numbers[f"{name}_std"]
             shown.append(choice.score.show(one.numbers[name]) + ("" if math.isnan(spread) else f" ± {spread:.2f}"))
+        shown += [_show_int8(one, name, choice.score) for name in exports]
         others = f" (+{len(one.runs) - 1})" if len(one.runs) > 1 else ""
         row = ["".join(sign for sign, is_set in signs.items() if is_set), one.name, *shown, one.runs[0].folder + others]
         table.add_row(*map(Text, row), style="bold" if one is choice.chosen else None)
     first = choice.candidates[0]
     if not math.isnan(first.numbers["baseline"]):
         scores = [choice.score.show(first.numbers[name]) for name in ("baseline", "baseline_test")]
-        row = ["", str(first.runs[0].numbers.get("baseline")), "-", "-", "-", *scores, "no model"]
+        row = [
+            "",
+            str(first.runs[0].numbers.get("baseline")),
+            "-",
+            "-",
+            "-",
+            *scores,
+            *["-"] * len(exports),
+            "no model",
+        ]
         table.add_row(*map(Text, row), style="dim")
     console.print(table)
     for sentence in explain_choice(choice):
         console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+
+
+def _show_int8(candidate: Candidate, name: str, score: Score) -> str:
+    """Return the validation score of an export with 8-bit weights, and its speed-up over that of the dense model."""
+    value, speedup = (candidate.numbers.get(key, math.nan) for key in (name, f"speedup_{name}"))
+    return score.show(value) + ("" if math.isnan(speedup) else f" ({speedup:.2f}x)")
 
 
 def write_picture(choice: Choice, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, cast
 
@@ -111,6 +112,17 @@ def _write_tensors(writer: gguf.GGUFWriter, tensors: Callable[[], Iterator[tuple
         if kind == Type.F16 and np.abs(values).max(initial=0.0) > np.finfo(np.float16).max:
             raise InputError(f"{name} has values beyond the range of f16: give bf16 or f32 as dtype.")
         writer.write_tensor_data(gguf.quants.quantize(values, kind))
+
+
+def round_weights(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a copy of a model with the values that 8-bit weights of a file stand for; llama.cpp rounds inputs, too."""
+    copied: PreTrainedModel = deepcopy(model).float()
+    with torch.no_grad():
+        for weights in copied.parameters():
+            if (kind := _type_of(weights, Type.Q8_0)) == Type.Q8_0:
+                blocks = gguf.quants.quantize(weights.detach().cpu().numpy(), kind)
+                weights.copy_(torch.from_numpy(gguf.quants.dequantize(blocks, kind)))
+    return copied
 
 
 def _type_of(tensor: Tensor, dtype: Type) -> Type:
